@@ -1,0 +1,212 @@
+"""What an algorithm is: pure functions of tensors with any number of rows, run unchanged by a daemon (one row) and the simulator (N rows).
+
+One round of a runtime:
+
+    trained = K local steps from state["x"], each with correct(state, gradient taken at estimate(state))
+    state = adapt(state, trained)
+    for phase in range(phases):  state = merge(state, phase, inbox with everybody's outgoing(state, phase))
+
+Shapes: N rows, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from p2pfl.params import Layout
+
+State = dict[str, Tensor]
+"""What an algorithm carries from round to round; each tensor's first axis is N. "x" is the vector that the optimiser moves."""
+
+Requirement = Literal["symmetric", "doubly stochastic", "static", "reliable", "single messages", "complete"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channel:
+    """One kind of message that an algorithm sends in a round."""
+
+    missing: Literal["own", "zero"] = "own"
+    """What stands in for a neighbour's message that did not come: "own", its weight stays at home; "zero", nothing (channels of differences)."""
+
+    model: bool = False
+    """Whether it carries the model itself, so that differences between neighbours measure disagreement."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a pure step may know about where and when it runs."""
+
+    round: int
+    """Counted from 0."""
+
+    local_steps: int
+    """K, the steps of this round; 0 in the rounds that only mix."""
+
+    lr: float
+    """Learning rate of this round."""
+
+    seed: int
+    """The experiment's; with nodes_N and round the key of every draw."""
+
+    nodes_N: Tensor
+    """int64, the rows' numbers in the roster."""
+
+    layout: Layout
+    """Of the flat parameter vector."""
+
+
+class Inbox(Protocol):
+    """What the neighbours sent in one phase, as an algorithm sees it. Sums run in sorted node order."""
+
+    def own(self, channel: str) -> Tensor:
+        """What this row itself sent, (N, ...)."""
+        ...
+
+    def mix(self, channel: str) -> Tensor:
+        """sum_j W_ij m_j with the own row, (N, ...)."""
+        ...
+
+    def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Single messages (N, K, ...), their weights (N, K) and which are there (N, K) bool."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A rule for decentralised learning. Implementations are immutable objects; every method is pure."""
+
+    phases: ClassVar[int]
+    """Exchanges in one round."""
+
+    channels: ClassVar[Mapping[str, Channel]]
+    """The messages of each exchange, by name."""
+
+    requires: ClassVar[frozenset[Requirement]]
+    """What must hold of graph and links; checked before the start."""
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """The state before the first round."""
+        ...
+
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
+        """What the optimiser is given at one local step."""
+        ...
+
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
+        """What the K local steps made of x."""
+        ...
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """What each row sends to all its neighbours, by channel, (N, ...)."""
+        ...
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """The state after an exchange."""
+        ...
+
+    def estimate(self, state: State) -> Tensor:
+        """The parameters to evaluate and to take gradients at, (N, P)."""
+        ...
+
+
+def flow(weight: Tensor | float, theirs: Tensor, own: Tensor) -> Tensor:
+    """What a merge over one edge adds to the own row: w_ij (m_j - m_i).
+
+    The other side computes exactly the negative, bit for bit, so that what one row gains another loses and the mean stands still.
+    """
+    return weight * (theirs - own)
+
+
+@dataclass(kw_only=True)
+class SlotInbox:
+    """An inbox over neighbour slots in sorted node order; subclassed by nobody: a runtime hands it a function that finds a slot's messages.
+
+    The same arithmetic in the same order serves one row and N rows, which is what makes a daemon's weights equal a simulator's.
+    """
+
+    channels: Mapping[str, Channel]
+    sent: Mapping[str, Tensor]
+    """The own rows' messages, (N, ...)."""
+
+    weights_NK: Tensor
+    """Of the messages' dtype; column k belongs to each row's k-th neighbour in sorted order; 0 in padding."""
+
+    present_NK: Tensor
+    """bool: whose message came. Padding is False."""
+
+    slot: SlotMessages
+    """Finds the k-th neighbours' messages."""
+
+    returns: Mapping[str, Tensor]
+    """What earlier flows have to be taken back, (N, ...), by channel; empty for most rounds."""
+
+    def own(self, channel: str) -> Tensor:
+        """What this row itself sent, (N, ...)."""
+        return self.sent[channel]
+
+    def mix(self, channel: str) -> Tensor:
+        """sum_j W_ij m_j with the own row; a missing neighbour's weight stays at home or counts as nothing, as the channel says."""
+        own = self.sent[channel]
+        keeps_mean = self.channels[channel].missing == "own"
+        if keeps_mean:
+            total = own.clone()
+        else:
+            total = _column(1 - self.weights_NK.sum(dim=-1), own) * own
+        for k in range(self.weights_NK.shape[1]):
+            rows = self._rows(k)
+            if rows is None:
+                theirs, weight, mine = self.slot(channel, k, None), _column(self.weights_NK[:, k], own), own
+                total += flow(weight, theirs, mine) if keeps_mean else weight * theirs
+            elif len(rows):
+                theirs, weight = self.slot(channel, k, rows), _column(self.weights_NK[rows, k], own)
+                total[rows] += flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs
+        if channel in self.returns:
+            total += self.returns[channel]
+        return total
+
+    def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Single messages (N, K, ...), zeros where none came, with weights and presence."""
+        own = self.sent[channel]
+        num_slots = self.weights_NK.shape[1]
+        stacked = own.new_zeros((own.shape[0], num_slots, *own.shape[1:]))
+        for k in range(num_slots):
+            rows = self._rows(k)
+            if rows is None:
+                stacked[:, k] = self.slot(channel, k, None)
+            elif len(rows):
+                stacked[rows, k] = self.slot(channel, k, rows)
+        return stacked, self.weights_NK, self.present_NK
+
+    def squared_distances(self, channel: str) -> Tensor:
+        """sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64."""
+        own = self.sent[channel]
+        total_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
+        for k in range(self.weights_NK.shape[1]):
+            rows = self._rows(k)
+            if rows is None:
+                total_N += (self.slot(channel, k, None) - own).flatten(1).double().square().sum(dim=-1)
+            elif len(rows):
+                total_N[rows] += (self.slot(channel, k, rows) - own[rows]).flatten(1).double().square().sum(dim=-1)
+        return total_N
+
+    def _rows(self, k: int) -> Tensor | None:
+        """The rows whose k-th neighbour's message is there; None for all of them."""
+        present_N = self.present_NK[:, k]
+        return None if bool(present_N.all()) else present_N.nonzero().squeeze(-1)
+
+
+class SlotMessages(Protocol):
+    """How a runtime finds messages."""
+
+    def __call__(self, channel: str, k: int, rows: Tensor | None) -> Tensor:
+        """The k-th neighbours' messages of the given rows (None: of all), (len(rows), ...)."""
+        ...
+
+
+def _column(values_N: Tensor, like: Tensor) -> Tensor:
+    """(N,) shaped so that it multiplies (N, ...) row by row."""
+    return values_N.reshape(-1, *[1] * (like.dim() - 1))

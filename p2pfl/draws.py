@@ -1,0 +1,115 @@
+"""Randomness as a pure function of (seed, node, round, step, purpose).
+
+No generator here has a history: a crash resumes exactly, and any row's draw can be made anywhere, with the same bits on every device.
+
+Shapes: N nodes, E epochs of a node's data stream, M rows at the largest site.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_NUM_ROUNDS = 10
+
+
+class Purpose(IntEnum):
+    """What a draw is for; two purposes never share bits. The numbers are part of a run's identity: never reuse or renumber."""
+
+    START = 1
+    BATCH = 2
+    MODEL = 3
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32 with ten rounds: four words of 32 random bits for each counter.
+
+    Args:
+        counter: four int64 tensors that broadcast together, each value in [0, 2**32).
+        key: two integers in [0, 2**32).
+
+    Returns:
+        Four int64 tensors of the broadcast shape, each value in [0, 2**32).
+
+    Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    word_0, word_1, word_2, word_3 = torch.broadcast_tensors(*counter)
+    key_0, key_1 = key
+    for _ in range(_NUM_ROUNDS):
+        # int64 products wrap modulo 2**64, which keeps exactly the bits that an unsigned product has
+        product_0 = word_0 * _MULTIPLIERS[0]
+        product_1 = word_2 * _MULTIPLIERS[1]
+        word_0, word_1, word_2, word_3 = (
+            ((product_1 >> 32) & _MASK) ^ word_1 ^ key_0,
+            product_1 & _MASK,
+            ((product_0 >> 32) & _MASK) ^ word_3 ^ key_1,
+            product_0 & _MASK,
+        )
+        key_0 = (key_0 + _WEYL[0]) & _MASK
+        key_1 = (key_1 + _WEYL[1]) & _MASK
+    return word_0, word_1, word_2, word_3
+
+
+def sort_keys(seed: int, purpose: Purpose, *, node: Tensor, round: Tensor, step: Tensor, index: Tensor) -> Tensor:  # noqa: A002
+    """Uniform integers in [0, 2**63), int64, of the shape that node, round, step and index broadcast to."""
+    word_0, word_1, _, _ = philox((index, step, round, node), (seed & _MASK, int(purpose)))
+    return (word_0 << 31) | (word_1 >> 1)
+
+
+def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, step: int = 0) -> int:  # noqa: A002
+    """A seed for torch.manual_seed, for code that can only draw from torch's own generator."""
+    scalars = {"node": torch.tensor(node), "round": torch.tensor(round), "step": torch.tensor(step)}
+    return int(sort_keys(seed, purpose, index=torch.tensor(0), **scalars).item())
+
+
+def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor) -> Tensor:
+    """Keyed permutations of each node's rows, one for each epoch.
+
+    Args:
+        seed: of the experiment.
+        nodes_N: int64, the nodes' numbers in the roster.
+        sizes_N: int64, how many training rows each node has, at least 1.
+        epochs_NE: int64, which epochs of each node's stream.
+
+    Returns:
+        (N, E, M) int64, M the largest size; the first sizes_N[i] entries along the last axis are a permutation of range(sizes_N[i]), what
+        follows is padding and never to be read.
+    """
+    index_M = torch.arange(int(sizes_N.max()), device=nodes_N.device)
+    keys_NEM = sort_keys(
+        seed,
+        Purpose.BATCH,
+        node=nodes_N[:, None, None],
+        round=epochs_NE[:, :, None],
+        step=torch.zeros_like(epochs_NE)[:, :, None],
+        index=index_M,
+    )
+    padding_NM = index_M >= sizes_N[:, None]
+    keys_NEM = keys_NEM.masked_fill(padding_NM[:, None, :], torch.iinfo(torch.int64).max)
+    return keys_NEM.argsort(dim=-1, stable=True)
+
+
+def batch_positions(seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int) -> Tensor:
+    """Which rows each node trains on in steps [first_step, first_step + num_steps).
+
+    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B), so that every batch
+    has exactly B rows, also at a site with fewer than B.
+
+    Returns:
+        (N, num_steps, B) int64 indices into each node's rows.
+    """
+    first = first_step * batch_size
+    stream_T = torch.arange(first, first + num_steps * batch_size, device=nodes_N.device)
+    epoch_NT = stream_T // sizes_N[:, None]
+    within_NT = stream_T % sizes_N[:, None]
+    first_epoch_N1 = epoch_NT[:, :1]
+    num_epochs = int((epoch_NT[:, -1:] - first_epoch_N1).max()) + 1
+    epochs_NE = first_epoch_N1 + torch.arange(num_epochs, device=nodes_N.device)
+    orders_NEM = epoch_orders(seed, nodes_N, sizes_N, epochs_NE)
+    flat = (epoch_NT - first_epoch_N1) * orders_NEM.shape[-1] + within_NT
+    return orders_NEM.flatten(1).gather(1, flat).reshape(len(nodes_N), num_steps, batch_size)

@@ -1,0 +1,82 @@
+"""Everything that can go wrong, sorted by who is at fault and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class P2PFLError(Exception):
+    """The root of the tree: what this package raises on purpose.
+
+    A caller's wrong argument is a plain ValueError and not part of it.
+    """
+
+
+class ConfigError(P2PFLError):
+    """The user wrote something that cannot be: fix the named keys.
+
+    Args:
+        findings: one sentence a fault, each with the key, the value given and what is allowed.
+        place: the file (or command-line option) that holds them.
+    """
+
+    def __init__(self, findings: str | Sequence[str], place: str | None = None) -> None:
+        self.findings = (findings,) if isinstance(findings, str) else tuple(findings)
+        self.place = place
+        lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
+        if not place or len(self.findings) > 1:
+            indent = "  " if place else ""
+            lines += [indent + finding for finding in self.findings]
+        super().__init__("\n".join(lines))
+
+
+class TopologyError(ConfigError):
+    """The graph is not one that gossip can run on."""
+
+
+class DataError(ConfigError):
+    """A site's data are missing or not as the task needs them."""
+
+
+class MissingExtraError(ConfigError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class TransportError(P2PFLError):
+    """The network failed: retry."""
+
+
+class StoreError(P2PFLError):
+    """The disk failed or holds something unreadable: stop before more is lost."""
+
+
+class PeerError(P2PFLError):
+    """A neighbour broke the protocol: drop the neighbour's message, never the node.
+
+    Args:
+        reason: the name under which the refusal is counted, such as "wrong_study".
+        detail: what came and what was expected; never a weight.
+    """
+
+    reason = "bad_message"
+
+    def __init__(self, detail: str, reason: str | None = None) -> None:
+        if reason is not None:
+            self.reason = reason
+        super().__init__(f"{self.reason}: {detail}")
+
+
+class BadMessage(PeerError):
+    """What came is not a message of this protocol, or not one that may count."""
+
+
+class StaleRound(PeerError):
+    """A message of a round that is over, or so far ahead that it cannot be used yet."""
+
+    reason = "stale_round"
+
+
+class Unauthorized(PeerError):
+    """The sender may not say this here: not in the roster, another study, another model."""
+
+    reason = "unauthorized"
