@@ -12,7 +12,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -141,8 +141,10 @@ class SlotInbox:
     slot: SlotMessages
     """Finds the k-th neighbours' messages."""
 
-    returns: Mapping[str, Tensor]
+    returns: Mapping[str, Tensor] = field(default_factory=dict)
     """What earlier flows have to be taken back, (N, ...), by channel; empty for most rounds."""
+
+    _squared: dict[str, Tensor] = field(default_factory=dict)
 
     def own(self, channel: str) -> Tensor:
         """What this row itself sent, (N, ...)."""
@@ -156,14 +158,18 @@ class SlotInbox:
             total = own.clone()
         else:
             total = _column(1 - self.weights_NK.sum(dim=-1), own) * own
+        squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
         for k in range(self.weights_NK.shape[1]):
             rows = self._rows(k)
             if rows is None:
-                theirs, weight, mine = self.slot(channel, k, None), _column(self.weights_NK[:, k], own), own
-                total += flow(weight, theirs, mine) if keeps_mean else weight * theirs
+                theirs, weight = self.slot(channel, k, None), _column(self.weights_NK[:, k], own)
+                total += flow(weight, theirs, own) if keeps_mean else weight * theirs
+                squared_N += _squared_norms(theirs - own)
             elif len(rows):
                 theirs, weight = self.slot(channel, k, rows), _column(self.weights_NK[rows, k], own)
                 total[rows] += flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs
+                squared_N[rows] += _squared_norms(theirs - own[rows])
+        self._squared[channel] = squared_N
         if channel in self.returns:
             total += self.returns[channel]
         return total
@@ -182,16 +188,10 @@ class SlotInbox:
         return stacked, self.weights_NK, self.present_NK
 
     def squared_distances(self, channel: str) -> Tensor:
-        """sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64."""
-        own = self.sent[channel]
-        total_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
-        for k in range(self.weights_NK.shape[1]):
-            rows = self._rows(k)
-            if rows is None:
-                total_N += (self.slot(channel, k, None) - own).flatten(1).double().square().sum(dim=-1)
-            elif len(rows):
-                total_N[rows] += (self.slot(channel, k, rows) - own[rows]).flatten(1).double().square().sum(dim=-1)
-        return total_N
+        """sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64; a by-product of `mix`."""
+        if channel not in self._squared:
+            self.mix(channel)
+        return self._squared[channel]
 
     def _rows(self, k: int) -> Tensor | None:
         """The rows whose k-th neighbour's message is there; None for all of them."""
@@ -205,6 +205,10 @@ class SlotMessages(Protocol):
     def __call__(self, channel: str, k: int, rows: Tensor | None) -> Tensor:
         """The k-th neighbours' messages of the given rows (None: of all), (len(rows), ...)."""
         ...
+
+
+def _squared_norms(difference: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(difference.flatten(1), dim=-1).double().square()
 
 
 def _column(values_N: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,18 @@
+"""K local steps for N rows, evaluation and baselines: used by the daemon with one row and by the simulator with all of them."""
+
+from __future__ import annotations
+
+from p2pfl.training.baselines import local_baseline, pooled_baseline
+from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
+from p2pfl.training.population import Population, Recipe, build_model
+
+__all__ = [
+    "OptimizerSpec",
+    "Population",
+    "Recipe",
+    "StackedOptimizer",
+    "build_model",
+    "clipped",
+    "local_baseline",
+    "pooled_baseline",
+]

@@ -1,0 +1,36 @@
+"""What a network is measured against: each site alone, and all data in one place, with the same number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from p2pfl.tasks import Site, Task
+from p2pfl.training.population import Population, Recipe
+
+_POOLED_NODE = 2**32 - 1
+"""The pooled data stream's key: a number that no node has."""
+
+Metrics = dict[str, float]
+
+
+def local_baseline(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> list[Metrics]:
+    """Each site trained alone on its own rows, evaluated on its own test rows."""
+    population = Population(task, sites, nodes, model, recipe)
+    for round_number in range(recipe.rounds):
+        population.train(round_number)
+    return population.evaluate()
+
+
+def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe: Recipe) -> list[Metrics]:
+    """One model trained on all sites' rows together, evaluated on each site's test rows. Needs all data in one place."""
+    trains = [site.train for site in sites if site.train is not None]
+    pooled = None if not trains else (torch.cat([inputs for inputs, _ in trains]), torch.cat([targets for _, targets in trains]))
+    everything = replace(sites[0], name="pooled", train=pooled, test=None, groups={}, start=None)
+    population = Population(task, [everything], [_POOLED_NODE], model, recipe)
+    for round_number in range(recipe.rounds):
+        population.train(round_number)
+    return [population.metrics(population.estimate()[0], site) for site in sites]

@@ -1,0 +1,110 @@
+"""torch.optim's element-wise optimisers on stacked rows, with their state in plain tensors.
+
+Shapes: N rows, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+OptimizerState = dict[str, Tensor]
+"""torch.optim's own names ("momentum_buffer", "exp_avg", ...) to tensors (N, P); no step counts, these follow from the round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """What a node does with a gradient."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For sgd and rmsprop."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest 2-norm of a node's gradient."""
+
+    def lr_at(self, round: int, rounds: int) -> float:  # noqa: A002
+        """The learning rate of a round: a linear warm-up, then the schedule, which would reach 0 just after the last round."""
+        if round < self.warmup_rounds:
+            return self.lr * (round + 1) / self.warmup_rounds
+        share = (round - self.warmup_rounds) / max(rounds - self.warmup_rounds, 1)
+        if self.schedule == "linear":
+            return self.lr * (1 - share)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * share)) / 2
+        return self.lr
+
+    def state_names(self) -> tuple[str, ...]:
+        """The tensors that this optimiser carries from step to step."""
+        momentum = ("momentum_buffer",) if self.momentum else ()
+        return {
+            "sgd": momentum,
+            "adam": ("exp_avg", "exp_avg_sq"),
+            "adamw": ("exp_avg", "exp_avg_sq"),
+            "rmsprop": ("square_avg", *momentum),
+            "adagrad": ("sum",),
+        }[self.name]
+
+    def init(self, x_NP: Tensor) -> OptimizerState:
+        """The state before the first step: zeros, which is what torch.optim starts from."""
+        return {name: torch.zeros_like(x_NP) for name in self.state_names()}
+
+
+class StackedOptimizer:
+    """One round's optimiser over all rows.
+
+    Args:
+        spec: which optimiser.
+        x_NP: where the rows start; not changed.
+        state: as `OptimizerSpec.init` or the last round's `state` gave it; not changed.
+        lr: of this round.
+        first_step: round * K, the steps counted before this round.
+    """
+
+    def __init__(self, spec: OptimizerSpec, x_NP: Tensor, state: OptimizerState, *, lr: float, first_step: int) -> None:
+        self._x = nn.Parameter(x_NP.detach().clone())
+        # a one-row population must go the same way as N rows: no fused and no multi-tensor kernels
+        common: dict[str, Any] = {"lr": lr, "weight_decay": spec.weight_decay, "foreach": False}
+        if spec.name == "sgd":
+            self._optimizer: torch.optim.Optimizer = torch.optim.SGD([self._x], momentum=spec.momentum, **common)
+        elif spec.name == "rmsprop":
+            self._optimizer = torch.optim.RMSprop([self._x], momentum=spec.momentum, **common)
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[spec.name]
+            self._optimizer = kind([self._x], **common)
+        slot = self._optimizer.state[self._x]
+        slot.update({name: tensor.clone() for name, tensor in state.items()})
+        if spec.name != "sgd":
+            slot["step"] = torch.tensor(float(first_step))
+
+    @property
+    def x(self) -> Tensor:
+        """Where the rows are, (N, P)."""
+        return self._x.detach()
+
+    @property
+    def state(self) -> OptimizerState:
+        """What the next round starts from."""
+        slot = self._optimizer.state[self._x]
+        return {name: tensor for name, tensor in slot.items() if name != "step"}
+
+    def step(self, gradient_NP: Tensor) -> None:
+        """Move every row by one step."""
+        self._x.grad = gradient_NP
+        self._optimizer.step()
+
+
+def clipped(gradient_NP: Tensor, norm: float) -> Tensor:
+    """Each row scaled down to at most the given 2-norm."""
+    norms_N = torch.linalg.vector_norm(gradient_NP, dim=-1)
+    return gradient_NP * (norm / norms_N.clamp(min=norm)).unsqueeze(-1)

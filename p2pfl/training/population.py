@@ -1,0 +1,229 @@
+"""N nodes as one tensor: their training, what they send and take in, their evaluation. The daemon's population has one row.
+
+Shapes: N rows, B examples in a batch, K local steps, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from p2pfl.algorithms import Algorithm, Context, Inbox, State
+from p2pfl.draws import Purpose, batch_positions, torch_seed
+from p2pfl.params import Layout, parameters_of
+from p2pfl.tasks import Site, Task
+from p2pfl.training.gradients import Gradients, outputs_of
+from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a population learns: what the experiment says, without when it ends."""
+
+    algorithm: Algorithm
+    optimizer: OptimizerSpec
+    batch_size: int
+    rounds: int
+    """Training rounds, for the learning rate's schedule."""
+    local_steps: int
+    seed: int
+
+
+def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
+    """The task's model with the start that every node shares: made under the experiment's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Purpose.START))
+        return task.model().to(dtype)
+
+
+class Population:
+    """The rows that live in this process.
+
+    Args:
+        task: model, loss and metrics.
+        sites: one for each row.
+        nodes: each row's number in the roster.
+        model: architecture and common start, of the population's dtype.
+        recipe: how they learn.
+        loss_scale: factor on each row's loss, for `weighting: samples`.
+        device: where everything is computed.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        sites: Sequence[Site],
+        nodes: Sequence[int],
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        loss_scale: Sequence[float] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.task, self.sites, self.recipe = task, tuple(sites), recipe
+        self.layout = Layout.of(model)
+        self.device = torch.device(device)
+        self._model = model.to(self.device)
+        self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
+        start_P = parameters_of(self._model)
+        starts = [start_P if site.start is None else site.start.to(start_P) for site in sites]
+        for site, start in zip(sites, starts, strict=True):
+            if start.shape != start_P.shape:
+                raise ValueError(f"site {site.name}: start has shape {tuple(start.shape)}, the model has {self.layout.size} parameters")
+        self._scale_N = torch.tensor(list(loss_scale or [1.0] * len(sites)), dtype=start_P.dtype, device=self.device)
+        self._load_data()
+        x_NP = torch.stack(starts)
+        self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
+        self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
+
+    @property
+    def row_by_row(self) -> str | None:
+        """Why rows are computed one by one; None where they go together."""
+        return self._gradients.row_by_row if self._gradients else None
+
+    @property
+    def trains(self) -> bool:
+        """Whether any row has something to train on."""
+        return self._gradients is not None
+
+    def context(self, round: int, *, local_steps: int) -> Context:  # noqa: A002
+        """What the algorithm may know in this round."""
+        return Context(
+            round=round,
+            local_steps=local_steps,
+            lr=self.recipe.optimizer.lr_at(round, self.recipe.rounds),
+            seed=self.recipe.seed,
+            nodes_N=self._nodes_N,
+            layout=self.layout,
+        )
+
+    def train(self, round: int, active_N: Tensor | None = None) -> Tensor:  # noqa: A002
+        """K local steps of every row that has data and is active; the others are not touched.
+
+        Args:
+            round: of training.
+            active_N: bool, which rows take part; None: all.
+
+        Returns:
+            (N,) mean loss over the steps, NaN for rows that did not train.
+        """
+        recipe, num_rows = self.recipe, len(self.sites)
+        nan_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
+        rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
+        if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
+            return nan_N
+        everybody = len(rows) == num_rows
+        ctx = self.context(round, local_steps=recipe.local_steps)
+        first_step = round * recipe.local_steps
+        positions_NKB = batch_positions(recipe.seed, self._nodes_N[rows], self._sizes_N[rows], first_step, recipe.local_steps, recipe.batch_size)
+        positions_NKB += self._offsets_N[rows, None, None]
+        state = self.state if everybody else {name: tensor[rows] for name, tensor in self.state.items()}
+        momenta = self.optimizer_state if everybody else {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
+        optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
+        total_N = torch.zeros(len(rows), dtype=self.layout.dtype, device=self.device)
+        for k in range(recipe.local_steps):
+            moving = {**state, "x": optimizer.x}
+            gradient_NP, loss_N = self._gradients(
+                recipe.algorithm.estimate(moving),
+                self._inputs[positions_NKB[:, k]],
+                self._targets[positions_NKB[:, k]],
+                seed=recipe.seed,
+                nodes_N=self._nodes_N[rows],
+                rows_N=rows,
+                round=round,
+                step=k,
+            )
+            gradient_NP = gradient_NP * self._scale_N[rows, None]
+            if recipe.optimizer.clip_norm is not None:
+                gradient_NP = clipped(gradient_NP, recipe.optimizer.clip_norm)
+            optimizer.step(recipe.algorithm.correct(moving, gradient_NP, ctx))
+            total_N += loss_N
+        adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
+        self.state = adapted if everybody else _put_rows(self.state, rows, adapted)
+        self.optimizer_state = optimizer.state if everybody else _put_rows(self.optimizer_state, rows, optimizer.state)
+        nan_N[rows.cpu()] = (total_N / recipe.local_steps).cpu()
+        return nan_N
+
+    def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:  # noqa: A002
+        """What each row sends in an exchange, by channel, (N, ...)."""
+        return self.recipe.algorithm.outgoing(self.state, phase, self.context(round, local_steps=local_steps))
+
+    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:  # noqa: A002
+        """Take in what came; rows that are not active stay as they are."""
+        merged = self.recipe.algorithm.merge(self.state, phase, inbox, self.context(round, local_steps=local_steps))
+        if active_N is not None:
+            merged = {name: torch.where(_column(active_N.to(self.device), new), new, self.state[name]) for name, new in merged.items()}
+        self.state = merged
+
+    def estimate(self) -> Tensor:
+        """The parameters to evaluate, (N, P)."""
+        return self.recipe.algorithm.estimate(self.state)
+
+    def evaluate(self) -> list[dict[str, float]]:
+        """Each row's model on its own site's test rows, by metric; empty for a site without."""
+        return [self.metrics(x_P, site, row) for row, (x_P, site) in enumerate(zip(self.estimate(), self.sites, strict=True))]
+
+    def metrics(self, x_P: Tensor, site: Site, row: int = 0) -> dict[str, float]:
+        """One parameter vector, with one row's buffers, on one site's test rows."""
+        if site.test is None:
+            return {}
+        outputs, targets = self.outputs(x_P, site.test[0], row), site.test[1]
+        return {name: float(metric(outputs, targets)) for name, metric in self.task.metrics.items()}
+
+    def outputs(self, x_P: Tensor, inputs: Tensor, row: int = 0) -> Tensor:
+        """What a model says in evaluation mode, on the CPU."""
+        buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
+        return outputs_of(self._model, x_P, buffers, _of_dtype(inputs, self.layout.dtype).to(self.device))
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Each row's buffers, (N, ...); they never travel."""
+        return self._gradients.buffers if self._gradients else {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint must hold, by name."""
+        groups = {"state": self.state, "optimizer": self.optimizer_state, "buffers": self.buffers}
+        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        group = {prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS}
+        self.state, self.optimizer_state = group["state/"], group["optimizer/"]
+        for name, buffer in group["buffers/"].items():
+            self.buffers[name].copy_(buffer)
+
+    def _load_data(self) -> None:
+        """All rows' data once, one after the other; batches are drawn by index."""
+        with_data = [(row, site.train) for row, site in enumerate(self.sites) if site.train is not None and self.task.loss is not None]
+        self._training_rows = torch.tensor([row for row, _ in with_data], dtype=torch.int64, device=self.device)
+        self._sizes_N = torch.zeros(len(self.sites), dtype=torch.int64, device=self.device)
+        self._offsets_N = torch.zeros(len(self.sites), dtype=torch.int64, device=self.device)
+        self._gradients: Gradients | None = None
+        if not with_data or self.task.loss is None:
+            return
+        sizes = torch.tensor([len(train[0]) for _, train in with_data], device=self.device)
+        self._sizes_N[self._training_rows] = sizes
+        self._offsets_N[self._training_rows] = sizes.cumsum(0) - sizes
+        self._inputs = torch.cat([_of_dtype(train[0], self.layout.dtype) for _, train in with_data]).to(self.device)
+        self._targets = torch.cat([_of_dtype(train[1], self.layout.dtype) for _, train in with_data]).to(self.device)
+        sample = min(self.recipe.batch_size, len(self._inputs))
+        self._gradients = Gradients(self._model, self.task.loss, (self._inputs[:sample], self._targets[:sample]), len(self.sites))
+
+
+_GROUPS = ("state/", "optimizer/", "buffers/")
+
+
+def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Real numbers in the population's dtype; class numbers as they are."""
+    return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
+
+
+def _put_rows(whole: Mapping[str, Tensor], rows: Tensor, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.index_copy(0, rows, part[name]) for name, tensor in whole.items()}
+
+
+def _column(values_N: Tensor, like: Tensor) -> Tensor:
+    return values_N.reshape(-1, *[1] * (like.dim() - 1))
