@@ -1,0 +1,339 @@
+"""Links over ZeroMQ: one TCP connection an edge, always encrypted and authenticated by CURVE.
+
+A member listens on one ROUTER, if any neighbour dials it, and has one DEALER for each neighbour that it dials. Who sent a frame is
+decided by the key that opened the connection: at the ROUTER libzmq stamps it on every frame (User-Id), at a DEALER only the holder of the
+expected key can be at the other end. A dialler's first message on a connection is one empty frame (PROBE_ROUTER), by which the listener
+learns the way back.
+
+What this cannot refuse: libzmq's queues count whole messages, so a neighbour (nobody else gets that far) could grow one message without
+end, frame by frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import zmq
+import zmq.asyncio
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from p2pfl.errors import ConfigError, TransportError
+from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_FRAMES, MAX_QUEUED, Endpoint, Received, check_frames, dials
+
+log = logging.getLogger(__name__)
+
+CURVE_OVERHEAD_BYTES = 33  # command name, nonce, authenticator, flags: MAXMSGSIZE is compared with the encrypted frame
+HANDSHAKE_S = 10.0
+RECONNECT_S = 0.1
+RECONNECT_MAX_S = 2.0
+MISSED_HEARTBEATS = 4  # a heartbeat waits behind the data in flight: on a slow line a short patience would cut a link that works
+ROUTES_KEPT = 4
+RETRY_S = 0.001
+RETRY_MAX_S = 0.02
+
+EVENTS: dict[int, str] = {
+    zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
+    zmq.Event.DISCONNECTED: "disconnected",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "handshake_failed",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "handshake_failed",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "handshake_failed",
+}
+
+
+class ZeroMQTransport:
+    """A member's links to its neighbours.
+
+    Counters: "connected" (encrypted link up), "disconnected" (any connection that ended, refused ones included), "handshake_failed",
+    "unauthorized" (a key that is no neighbour's), "frame_count" (messages of too many frames). A frame above the limit ends its connection
+    inside libzmq before it is allocated, and shows as "disconnected"; the dialler dials again.
+
+    Args:
+        me: this member, as the neighbours know it.
+        secret_key: CURVE, z85, belonging to me.public_key.
+        neighbours: the members that may talk to this one, in either direction; nobody else gets through the handshake.
+        listen: where to bind, such as tcp://0.0.0.0:7700; me.address if not given. Port 0: see bound_address.
+        max_frame_bytes: largest frame, in either direction.
+        max_queued: messages in each direction of each link; a sender waits when they are used up.
+        heartbeat_s: how often a silent link is tried; it counts as lost after four times that. At least 0.1.
+        linger_s: how long closing waits for messages that are still on their way out.
+
+    Raises:
+        ConfigError: two neighbours of which none has an address.
+        ValueError: a key is not a CURVE key, two members share one, or the two keys of *me* do not belong together.
+    """
+
+    def __init__(
+        self,
+        me: Endpoint,
+        secret_key: bytes,
+        neighbours: Iterable[Endpoint],
+        *,
+        listen: str | None = None,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+        max_queued: int = MAX_QUEUED,
+        heartbeat_s: float = 5.0,
+        linger_s: float = 2.0,
+    ) -> None:
+        self.me = me
+        self.neighbours = {peer.name: peer for peer in neighbours}
+        for member in (me, *self.neighbours.values()):
+            if len(member.public_key) != 40 or len(z85.decode(member.public_key)) != 32:  # noqa: PLR2004 - CURVE's
+                raise ValueError(f"public key of {member.name} = {member.public_key!r}: 40 bytes of z85")
+        if zmq.curve_public(secret_key) != me.public_key:
+            raise ValueError(f"secret key of {me.name}: does not belong to the public key {me.public_key!r}")
+        self._dialled = sorted(peer.name for peer in self.neighbours.values() if dials(me.name, me.address, peer.name, peer.address))
+        self._names = {peer.public_key: peer.name for peer in self.neighbours.values()}
+        if len({me.public_key, *self._names}) <= len(self.neighbours):
+            raise ValueError(f"public keys of {me.name} and its neighbours: two members have the same")
+        self._secret_key = secret_key
+        self._listen = listen or me.address
+        self._max_frame_bytes = max_frame_bytes
+        self._max_queued = max_queued
+        self._heartbeat_s = heartbeat_s
+        self._linger_s = linger_s
+        self.counters: Counter[str] = Counter()
+        self.bound_address: str | None = None
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        self._context = zmq.asyncio.Context()
+        self._inbox: asyncio.Queue[Received] = asyncio.Queue(self._max_queued)
+        self._sockets: list[zmq.asyncio.Socket] = []  # the links', in the order in which they were opened
+        self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP and monitors
+        self._dealers: dict[str, zmq.asyncio.Socket] = {}
+        self._up: set[str] = set()  # dialled neighbours with a link
+        self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._readers: list[asyncio.Task[None]] = []
+        self._monitors: list[asyncio.Task[None]] = []
+        try:
+            if len(self._dialled) < len(self.neighbours):
+                self._start_listening()
+            for name in self._dialled:
+                self._start_dialling(self.neighbours[name])
+        except BaseException:
+            await self._close(linger_s=0)
+            await self._group.__aexit__(None, None, None)
+            raise
+        self._open = True
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._open = False
+        try:
+            await self._close(self._linger_s)
+        finally:
+            # a cancellation is the group's business; any other exception of the body stays what it is instead of becoming a group of one
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
+
+    async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
+        """See Transport.send."""
+        if peer not in self.neighbours:
+            raise ValueError(f"{peer!r} is no neighbour of {self.me.name!r}")
+        check_frames(frames, self._max_frame_bytes)
+        self._check_open()
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        pause_s = RETRY_S
+        # tried again instead of awaited: a ROUTER always says that it can be written to, and would be asked in a busy loop
+        while not await (self._send_dialled(peer, frames) if peer in self._dealers else self._send_back(peer, frames)):
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                raise TransportError(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
+            await asyncio.sleep(min(pause_s, left_s))
+            self._check_open()
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    async def receive(self) -> Received:
+        """See Transport.receive."""
+        self._check_open()
+        return await self._inbox.get()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise TransportError(f"{self.me.name} is closed")
+
+    async def _send_dialled(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
+        """Whether the queue took it; no link raises."""
+        try:
+            await self._dealers[peer].send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            if peer not in self._up:
+                raise TransportError(f"no link from {self.me.name} to {peer}") from None
+            return False
+        return True
+
+    async def _send_back(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
+        """The same for a neighbour that dials us: over its newest connection that still exists."""
+        routes = self._routes[peer]
+        while routes:
+            try:
+                await self._router.send_multipart([routes[-1], *frames], flags=zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return False
+            except zmq.ZMQError as error:
+                if error.errno != errno.EHOSTUNREACH:
+                    raise
+                routes.pop()
+            else:
+                return True
+        raise TransportError(f"no link from {self.me.name} to {peer}")
+
+    def _start_listening(self) -> None:
+        # before the ROUTER binds: without a ZAP handler libzmq would let every key in, and ZAP_ENFORCE_DOMAIN is there for the same reason
+        zap = self._context.socket(zmq.REP)
+        self._own_sockets.append(zap)
+        zap.bind("inproc://zeromq.zap.01")
+        self._readers.append(self._group.create_task(self._authorize(zap), name=f"{self.me.name} authorizes"))
+        self._router = self._link_socket(zmq.ROUTER, f"{self.me.name} listens", None)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.CURVE_SERVER, 1)
+        self._router.setsockopt(zmq.ZAP_DOMAIN, b"p2pfl")
+        self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        address = cast(str, self._listen)  # dials() has seen to it unless nobody dials us
+        self._router.setsockopt(zmq.IPV6, int("[" in address))
+        try:
+            self._router.bind(address)
+        except zmq.ZMQError as error:
+            raise _refused(f"listen = {address!r}", error) from error
+        self.bound_address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._readers.append(self._group.create_task(self._read_listener(), name=f"{self.me.name} reads"))
+
+    def _start_dialling(self, peer: Endpoint) -> None:
+        dealer = self._link_socket(zmq.DEALER, f"{self.me.name} dials {peer.name}", peer.name)
+        dealer.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a link that is not up
+        dealer.setsockopt(zmq.PROBE_ROUTER, 1)
+        address = cast(str, peer.address)  # dials() has seen to it
+        dealer.setsockopt(zmq.IPV6, int("[" in address))  # a name with both kinds of address would be tried at the first only
+        try:
+            dealer.connect(address)
+        except zmq.ZMQError as error:
+            raise _refused(f"address of {peer.name} = {address!r}", error) from error
+        self._dealers[peer.name] = dealer
+        self._readers.append(self._group.create_task(self._read_dialled(dealer, peer.name), name=f"{self.me.name} reads {peer.name}"))
+
+    def _link_socket(self, kind: int, task_name: str, dialled: str | None) -> zmq.asyncio.Socket:
+        """A socket that has all that must be set before it binds or connects, and is watched."""
+        link = self._context.socket(kind)
+        self._sockets.append(link)
+        link.setsockopt(zmq.CURVE_PUBLICKEY, self.me.public_key)
+        link.setsockopt(zmq.CURVE_SECRETKEY, self._secret_key)
+        heartbeat_ms = round(1000 * self._heartbeat_s)
+        options = {
+            zmq.MAXMSGSIZE: self._max_frame_bytes + CURVE_OVERHEAD_BYTES,
+            zmq.SNDHWM: self._max_queued,
+            zmq.RCVHWM: self._max_queued,
+            zmq.HEARTBEAT_IVL: heartbeat_ms,
+            zmq.HEARTBEAT_TIMEOUT: MISSED_HEARTBEATS * heartbeat_ms,
+            zmq.HEARTBEAT_TTL: MISSED_HEARTBEATS * heartbeat_ms,
+            zmq.HANDSHAKE_IVL: round(1000 * HANDSHAKE_S),
+            zmq.CONNECT_TIMEOUT: round(1000 * HANDSHAKE_S),
+            zmq.RECONNECT_IVL: round(1000 * RECONNECT_S),
+            zmq.RECONNECT_IVL_MAX: round(1000 * RECONNECT_MAX_S),
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.LINGER: 0,  # until closing says otherwise
+        }
+        for option, number in options.items():
+            link.setsockopt(option, number)
+        events = self._context.socket(zmq.PAIR)
+        self._own_sockets.append(events)
+        # unbounded: libzmq's I/O thread would block on a full queue of events, and closing would wait for that thread for ever
+        events.setsockopt(zmq.RCVHWM, 0)
+        address = f"inproc://events-{len(self._own_sockets)}"
+        link.monitor(address, sum(EVENTS) | zmq.EVENT_MONITOR_STOPPED)
+        events.connect(address)
+        self._monitors.append(self._group.create_task(self._watch(events, dialled), name=f"{task_name}: events"))
+        return link
+
+    async def _watch(self, events: zmq.asyncio.Socket, dialled: str | None) -> None:
+        """Count what libzmq reports of a socket, until the socket is gone."""
+        while (event := parse_monitor_message(await _next(events))["event"]) != zmq.EVENT_MONITOR_STOPPED:
+            self.counters[EVENTS[event]] += 1
+            if dialled is not None and event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up.add(dialled)
+            elif dialled is not None and event == zmq.EVENT_DISCONNECTED:
+                self._up.discard(dialled)
+
+    async def _authorize(self, zap: zmq.asyncio.Socket) -> None:
+        """Answer libzmq's question, for each handshake at the ROUTER, whether a key may connect (RFC 27)."""
+        while True:
+            version, request_id, _domain, address, _identity, mechanism, *credentials = await _next(zap)
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
+            if key in self._names:
+                reply = [b"200", b"", key, b""]
+            else:
+                reply = [b"400", b"not a neighbour", b"", b""]
+                self._refuse("unauthorized", f"key {key!r} from {address!r} is no neighbour's")
+            await zap.send_multipart([version, request_id, *reply])
+
+    async def _read_listener(self) -> None:
+        while True:
+            route, *frames = await _next(self._router, copy=False)
+            peer = self._sender(frames[0])
+            if peer is None:
+                self._refuse("unauthorized", "frames over a connection that nobody authenticated")
+                continue
+            # a late message of an old connection must not change the way back: only a route not yet known is the newest
+            if route.bytes not in self._routes[peer]:
+                self._routes[peer].append(route.bytes)
+            await self._deliver(peer, frames)
+
+    def _sender(self, frame: zmq.Frame) -> str | None:
+        """The neighbour whose key authenticated the connection that the frame came over."""
+        try:
+            return self._names.get(cast(str, frame.get("User-Id")).encode())
+        except zmq.ZMQError:  # libzmq has no such property: the frame came over no authenticated connection
+            return None
+
+    async def _read_dialled(self, dealer: zmq.asyncio.Socket, peer: str) -> None:
+        while True:
+            await self._deliver(peer, await _next(dealer, copy=False))
+
+    async def _deliver(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
+        if len(frames) > MAX_FRAMES:
+            self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
+        elif len(frames) > 1 or len(frames[0]) > 0:  # a single empty frame only shows the way back
+            await self._inbox.put(Received(peer, tuple(frame.buffer.toreadonly() for frame in frames)))
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self.counters[reason] += 1
+        times = self.counters[reason]
+        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, ...: who keeps trying does not fill the disk
+            log.warning("%s: refused (%s, %d so far): %s", self.me.name, reason, times, detail)
+
+    async def _close(self, linger_s: float) -> None:
+        try:
+            for reader in self._readers:
+                reader.cancel()
+            for link in self._sockets:
+                link.close(linger=round(1000 * linger_s))
+            # a socket's last event comes when nothing of it is left to send: waiting for it keeps term(), which would stop the loop, short
+            if self._monitors:
+                await asyncio.wait(self._monitors, timeout=linger_s + 1)
+        finally:
+            for monitor in self._monitors:
+                monitor.cancel()
+            for own in self._own_sockets:
+                own.close(linger=0)
+            self._context.term()
+
+
+async def _next(source: zmq.asyncio.Socket, *, copy: bool = True) -> list[Any]:
+    # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
+    await asyncio.sleep(0)
+    return await source.recv_multipart(copy=copy)
+
+
+def _refused(what: str, error: zmq.ZMQError) -> ConfigError | TransportError:
+    """The error for an address that cannot be used: written wrongly, or not to be had now."""
+    if error.errno in (errno.EINVAL, zmq.EPROTONOSUPPORT, zmq.ENOCOMPATPROTO):
+        return ConfigError(f"{what}: not an address such as tcp://0.0.0.0:7700 ({error.strerror})")
+    return TransportError(f"{what}: {error.strerror}")
