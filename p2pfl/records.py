@@ -1,0 +1,320 @@
+"""A run's numbers on disk: one folder, JSON lines while it runs, a summary at its end.
+
+    experiment.yaml    resolved, every default written out
+    environment.json   versions, platform, when it started
+    topology.json      the graph, its weights and its spectrum
+    rounds.jsonl       one row a round
+    nodes.jsonl        one row a node and round
+    events.jsonl       one row for everything out of the ordinary
+    summary.json       written once, at the end
+
+A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.yaml_files import dump_yaml, load_yaml
+
+Row = dict[str, Any]
+
+MAX_PER_NODE = 1000
+"""Above this many nodes a summary holds quantiles instead of one figure a node."""
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
+
+_REQUIRED = {"rounds.jsonl": {"round", "kind"}, "nodes.jsonl": {"round", "node", "kind"}, "events.jsonl": {"round", "node", "event"}}
+_KNOWN = {
+    "rounds.jsonl": _REQUIRED["rounds.jsonl"]
+    | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"},
+    "nodes.jsonl": _REQUIRED["nodes.jsonl"]
+    | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"},
+    "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecords:
+    """What a run folder held at the moment of reading."""
+
+    experiment: Row
+    environment: Row
+    topology: Row | None
+    rounds: list[Row]
+    nodes: list[Row]
+    events: list[Row]
+    summary: Row | None
+    """None while the run is in progress, or where it did not come to an end."""
+
+
+class RunFolder:
+    """The writing side of a run folder; one writer at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls, path: Path | str, experiment: Mapping[str, Any], *, topology: Mapping[str, Any] | None = None, engine: str | None = None
+    ) -> RunFolder:
+        """A new folder with experiment.yaml, environment.json and, where given, topology.json.
+
+        Args:
+            path: must not exist; its parents are made.
+            experiment: resolved, as `Experiment.as_dict` gives it.
+            topology: {"nodes": names, "edges": [[i, j, weight], ...], "lambda_2", "lambda_min", "laplacian_lambda_2",
+                "laplacian_lambda_max", "diameter"}.
+            engine: "simulator", "daemons" or "sharded".
+
+        Raises:
+            ConfigError: the folder exists.
+            StoreError: it cannot be written.
+        """
+        folder = cls(Path(path))
+        try:
+            folder.path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError("exists already: choose another --out, or continue that run with --resume", str(path)) from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be made: {error.strerror}") from error
+        replace_file(folder.path / "experiment.yaml", dump_yaml(_plain(experiment)))
+        replace_file(folder.path / "environment.json", _document(_environment(engine)))
+        if topology is not None:
+            replace_file(folder.path / "topology.json", _document(topology))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing folder, to be written further; what a crash left of a last row is cut off.
+
+        Raises:
+            ConfigError: there is no run there.
+        """
+        folder = cls(_existing(path))
+        for name in _KNOWN:
+            folder._cut_torn_line(name)
+        return folder
+
+    def append_round(self, row: Mapping[str, Any]) -> None:
+        """One row of rounds.jsonl; it is with the operating system when this returns."""
+        self._append("rounds.jsonl", [row])
+
+    def append_node(self, *rows: Mapping[str, Any]) -> None:
+        """Rows of nodes.jsonl, any number at once."""
+        self._append("nodes.jsonl", rows)
+
+    def append_event(self, row: Mapping[str, Any]) -> None:
+        """One row of events.jsonl, with the time now where it has none."""
+        self._append("events.jsonl", [{"time": utc_now(), **row}])
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: there whole or not at all."""
+        replace_file(self.path / "summary.json", _document(summary))
+
+    def truncate(self, from_round: int) -> None:
+        """Forget rounds and nodes rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
+
+        Events stay: they happened.
+        """
+        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("rounds.jsonl", "nodes.jsonl"):
+            rows = _read_lines(self.path / name)
+            kept = [row for row in rows if row["round"] < from_round]
+            if len(kept) < len(rows):
+                replace_file(self.path / name, "".join(map(_line, kept)))
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = []
+        for row in rows:
+            missing, unknown = _REQUIRED[name] - row.keys(), row.keys() - _KNOWN[name]
+            if missing or unknown:
+                raise ValueError(
+                    f"a row of {name} with unknown keys {sorted(unknown)}, without {sorted(missing)}: known {sorted(_KNOWN[name])}"
+                )
+            lines.append(_line(row))
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+        except OSError as error:
+            raise StoreError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+
+    def _cut_torn_line(self, name: str) -> None:
+        path = self.path / name
+        if not path.exists():
+            return
+        with path.open("r+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+
+
+def read_run(path: Path | str) -> RunRecords:
+    """All that a run folder holds, also while the run is in progress.
+
+    Raises:
+        ConfigError: there is no run there.
+        StoreError: a file is damaged; the message names it, and the line.
+    """
+    folder = _existing(path)
+    environment, topology, summary = (_read_document(folder / f"{name}.json") for name in ("environment", "topology", "summary"))
+    return RunRecords(
+        experiment=load_yaml(folder / "experiment.yaml"),
+        environment=environment or {},
+        topology=topology,
+        rounds=_read_lines(folder / "rounds.jsonl"),
+        nodes=_read_lines(folder / "nodes.jsonl"),
+        events=_read_lines(folder / "events.jsonl"),
+        summary=summary,
+    )
+
+
+def statistics(values_by_node: Mapping[str, float | None]) -> Row:
+    """One figure of every node in short: {"mean", "min", "max", "n_defined", "per_node"}.
+
+    Undefined figures (None, NaN, infinite) are null in per_node, left out of mean, min and max and of n_defined. Above MAX_PER_NODE nodes
+    "quantiles" {"0.05": ..., ...} stand in the place of "per_node". Keys run in sorted node order.
+    """
+    per_node = {node: _plain(values_by_node[node]) for node in sorted(values_by_node)}
+    defined = sorted(value for value in per_node.values() if value is not None)
+    short: Row = {
+        "mean": math.fsum(defined) / len(defined) if defined else None,
+        "min": defined[0] if defined else None,
+        "max": defined[-1] if defined else None,
+        "n_defined": len(defined),
+    }
+    if len(per_node) <= MAX_PER_NODE:
+        return {**short, "per_node": per_node}
+    return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old one or the new one and nothing between.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name itself must survive a power cut
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def utc_now() -> str:
+    """This moment, ISO 8601 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _existing(path: Path | str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError("no such folder: give the folder of a run, as --out named it (runs/NAME by default)", str(path))
+    if not (folder / "experiment.yaml").is_file():
+        raise ConfigError(
+            "holds no experiment.yaml and so is not a run: give the folder that `p2pfl up` or `p2pfl simulate` made", str(path)
+        )
+    return folder
+
+
+def _environment(engine: str | None) -> Row:
+    """Where a run was made, without naming the machine or its user."""
+    return {
+        "engine": engine,
+        "started": utc_now(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "versions": {name: _version(name) for name in _DISTRIBUTIONS},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_lines(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise StoreError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise StoreError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _read_document(path: Path) -> Row | None:
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StoreError(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{path}: expected an object, got {type(document).__name__}")
+    return document
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _document(value: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers of any library as Python's own, what is not finite as None."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "tolist"):  # arrays, and scalars that are not registered as numbers
+        return _plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be recorded: expected numbers, texts, lists and mappings of them")
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """Between the two nearest values, linearly."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
