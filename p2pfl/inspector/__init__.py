@@ -1,0 +1,1 @@
+"""How a run went, from its records alone: never runs a model."""

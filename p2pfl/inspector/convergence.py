@@ -1,0 +1,202 @@
+"""Whether a network agrees, how fast it came there, and where it is stuck: from the records alone."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from p2pfl.records import Row, RunRecords
+
+MIN_FIT_POINTS = 3
+
+_FLOOR = 100
+"""A distance below this many units of rounding is noise and tells nothing about a rate."""
+
+_MAX_SLOWEST = 10
+
+Basis = Literal["exact", "upper bound", "local"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlowNode:
+    """How far one node still was from its neighbours in the last round."""
+
+    node: str
+    share: float
+    """Of the network's remaining disagreement, 0 to 1."""
+    relative: float | None
+    """What its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
+    agreed_for: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip:
+    """A neighbour that did not come in time."""
+
+    node: str
+    by: str
+    rounds: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convergence:
+    """The course of a run. Lists run along `rounds`; distances are of the models exchanged in that round, before mixing."""
+
+    rounds: list[int]
+    distance: list[float | None]
+    """sqrt(1/n sum ||x_i - mean||**2), or what stands for it: see basis."""
+    low: list[float | None]
+    high: list[float | None]
+    """Bounds that the nodes' own records give: sqrt(S / (n lambda_max(L))) and sqrt(S / (n lambda_2(L)))."""
+    basis: Basis
+    """What `distance` is: the "exact" figure, the "upper bound", or what one "local" node saw of its neighbours, sqrt(S)."""
+    bound: list[float | None]
+    """The spectral bound: the distance of the first round that only mixes, times |lambda| to the power of the rounds since."""
+    first_mixing_round: int | None
+    predicted_rate: float | None
+    """max(|lambda_2|, |lambda_min|) of the mixing matrix: no start contracts more slowly in the long run."""
+    fitted_rate: float | None
+    """Least squares on the logarithm of distance over the rounds that only mix."""
+    fitted_points: int
+    fit_missing: str | None
+    """Why there is no fitted rate."""
+    relative: float | None
+    """The last distance over the models' root mean square norm."""
+    tolerance: float | None
+    rounds_to_go: int | None
+    """About how many more rounds of mixing reach the tolerance; None where that is not foreseeable or not needed."""
+    slowest: list[SlowNode]
+    """The nodes with the largest disagreement in the last round, the largest first."""
+    skipped: list[Skip]
+    """The most frequent first."""
+
+
+def convergence(run: RunRecords) -> Convergence:
+    """The course of a run so far."""
+    rows, graph = run.rounds, run.topology or {}
+    basis, distance = _distances(rows)
+    mixing = _only_mixing(rows)
+    first = next((t for t, mixes in enumerate(mixing) if mixes and distance[t]), None)
+    predicted = _predicted_rate(graph)
+    scales = _resolutions(run)
+    points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
+    fitted, missing = fit_rate(points, any(mixing))
+    relative = _relative(rows, distance)
+    tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
+    return Convergence(
+        rounds=[row["round"] for row in rows],
+        distance=distance,
+        low=[row.get("bound_low") for row in rows],
+        high=[row.get("bound_high") for row in rows],
+        basis=basis,
+        bound=_spectral_bound(rows, distance, first, predicted),
+        first_mixing_round=rows[first]["round"] if first is not None else None,
+        predicted_rate=predicted,
+        fitted_rate=fitted,
+        fitted_points=len(points),
+        fit_missing=missing,
+        relative=relative,
+        tolerance=tolerance,
+        rounds_to_go=_rounds_to_go(relative, tolerance, fitted or predicted) if mixing and mixing[-1] and run.summary is None else None,
+        slowest=_slowest(run.nodes, graph.get("laplacian_lambda_2")),
+        skipped=_skips(run.nodes),
+    )
+
+
+def fit_rate(points: Sequence[tuple[int, float]], mixes: bool = True) -> tuple[float | None, str | None]:
+    """The factor by which a distance shrinks in a round, or the reason why none can be told.
+
+    Args:
+        points: (round, distance), distances above zero and above the floor of rounding.
+        mixes: whether there was a round that only mixed at all.
+    """
+    if not mixes:
+        return None, "no round has mixed without training yet"
+    if len(points) < MIN_FIT_POINTS:
+        return None, f"{len(points)} of at least {MIN_FIT_POINTS} mixing rounds lie above the floor of rounding"
+    rounds, distances = np.array(points, dtype=np.float64).T
+    slope = np.polyfit(rounds - rounds.mean(), np.log(distances), 1)[0]
+    return float(np.exp(slope)), None
+
+
+def _distances(rows: Sequence[Row]) -> tuple[Basis, list[float | None]]:
+    """One kind of figure for the whole run: two kinds in one curve would show a jump that never was."""
+    choices: tuple[tuple[Basis, str], ...] = (("exact", "consensus_distance"), ("upper bound", "bound_high"))
+    for basis, key in choices:
+        if rows and all(row.get(key) is not None for row in rows):
+            return basis, [row[key] for row in rows]
+    if any(row.get("bound_high") is not None for row in rows):
+        return "upper bound", [row.get("bound_high") for row in rows]
+    return "local", [math.sqrt(s) if (s := row.get("disagreement")) is not None else None for row in rows]
+
+
+def _only_mixing(rows: Sequence[Row]) -> list[bool]:
+    """Which rounds had no local steps: those that settle, and all of a task that has nothing to train."""
+    trains = any(row.get("loss") is not None for row in rows)
+    return [row["kind"] == "settle" or not trains for row in rows]
+
+
+def _predicted_rate(graph: Mapping[str, Any]) -> float | None:
+    eigenvalues = [graph.get("lambda_2"), graph.get("lambda_min")]
+    return max((abs(value) for value in eigenvalues if value is not None), default=None)
+
+
+def _resolutions(run: RunRecords) -> list[float]:
+    """Below which distance each round's figure is rounding."""
+    trains = any(row.get("loss") is not None for row in run.rounds)
+    # a task without training is plain averaging, whose own default is float64
+    dtype = run.experiment.get("dtype") or ("float32" if trains else "float64")
+    unit = float(np.finfo(np.dtype(dtype)).eps)
+    return [_FLOOR * unit * (row.get("rms_norm") or 0.0) for row in run.rounds]
+
+
+def _spectral_bound(rows: Sequence[Row], distance: Sequence[float | None], first: int | None, rate: float | None) -> list[float | None]:
+    start = distance[first] if first is not None else None
+    if first is None or start is None or rate is None:
+        return [None] * len(rows)
+    begin = rows[first]["round"]
+    return [start * rate ** (row["round"] - begin) if row["round"] >= begin else None for row in rows]
+
+
+def _relative(rows: Sequence[Row], distance: Sequence[float | None]) -> float | None:
+    if not rows or distance[-1] is None or not rows[-1].get("rms_norm"):
+        return None
+    return float(distance[-1] / rows[-1]["rms_norm"])
+
+
+def _rounds_to_go(relative: float | None, tolerance: float | None, rate: float | None) -> int | None:
+    if not relative or not tolerance or not rate or rate >= 1 or relative <= tolerance:
+        return None
+    return math.ceil(math.log(tolerance / relative) / math.log(rate))
+
+
+def _slowest(rows: Sequence[Row], lambda_2: float | None) -> list[SlowNode]:
+    last = max((row["round"] for row in rows), default=None)
+    latest = [row for row in rows if row["round"] == last and row.get("disagreement") is not None]
+    total = math.fsum(row["disagreement"] for row in latest)
+    if not total:
+        return []
+    ordered = sorted(latest, key=lambda row: (-row["disagreement"], row["node"]))
+    return [
+        SlowNode(
+            node=row["node"],
+            share=row["disagreement"] / total,
+            relative=math.sqrt(row["disagreement"] / lambda_2) / row["norm"] if lambda_2 and row.get("norm") else None,
+            agreed_for=row.get("agreed_for"),
+        )
+        for row in ordered[:_MAX_SLOWEST]
+    ]
+
+
+def _skips(rows: Sequence[Row]) -> list[Skip]:
+    rounds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in rows:
+        for node in row.get("skipped") or ():
+            rounds[node, row["node"]].append(row["round"])
+    found = [Skip(node=node, by=by, rounds=sorted(when)) for (node, by), when in rounds.items()]
+    return sorted(found, key=lambda skip: (-len(skip.rounds), skip.node, skip.by))
