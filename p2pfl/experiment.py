@@ -175,6 +175,15 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
     return experiment
 
 
+def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """An Experiment from whatever names one: itself, a mapping as a file would hold, or a file's path."""
+    if isinstance(experiment, Experiment):
+        return experiment_from(experiment.as_dict(), "experiment", overrides) if overrides else experiment
+    if isinstance(experiment, Mapping):
+        return experiment_from(experiment, "experiment", overrides)
+    return load_experiment(experiment, overrides)
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """("algorithm.local_steps", 10) from "algorithm.local_steps=10"; the value is read as YAML.
 

@@ -1,0 +1,152 @@
+"""What a run left behind, as Python objects: its summary, its records, its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.experiment import Experiment, experiment_from
+from p2pfl.params import Layout, load_parameters
+from p2pfl.plan import load_sites
+from p2pfl.records import RunRecords, read_run
+from p2pfl.tasks import Task
+from p2pfl.training import build_model
+
+STACKED_ABOVE = 1000
+"""With more nodes than this, their models lie in one file and their records are sampled."""
+
+_STACKED = "models.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @cached_property
+    def _read(self) -> RunRecords:
+        return read_run(self.path)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds.
+
+        Raises:
+            ConfigError: the run has not ended.
+        """
+        if self._read.summary is None:
+            raise ConfigError("the run has no summary.json: it is still running or was interrupted; continue it with --resume", str(self.path))
+        return self._read.summary
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a round of the whole network; `pandas.DataFrame(run.records)` takes it."""
+        return self._read.rounds
+
+    @property
+    def node_records(self) -> list[dict[str, Any]]:
+        """One dict a node and round."""
+        return self._read.nodes
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened beside the numbers."""
+        return self._read.events
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """As it was resolved when the run began."""
+        return experiment_from(self._read.experiment, str(self.path / "experiment.yaml"))
+
+    @property
+    def models(self) -> Mapping[str, Tensor]:
+        """Each node's final parameters as a flat vector (P,)."""
+        return read_models(self.path)
+
+    def models_after(self, round: int) -> Mapping[str, Tensor]:  # noqa: A002
+        """Each node's parameters after a round, where `save_models_every` kept them."""
+        return read_models(self.path, round)
+
+
+def load(run: Run | Path | str, node: str) -> nn.Module:
+    """A node's final model, ready to use.
+
+    Raises:
+        ConfigError: there is no such run or node; the message lists the nodes.
+    """
+    run = run if isinstance(run, Run) else Run(Path(run))
+    models = run.models
+    if node not in models:
+        raise ConfigError(f"node {node!r}: one of {', '.join(models)}", str(run.path))
+    return build_loaded(load_sites(run.experiment), run.experiment, models[node])
+
+
+def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor) -> nn.Module:
+    """The task's model with given parameters, in evaluation mode."""
+    model = build_model(task, flat_P.dtype, experiment.seed)
+    load_parameters(model, flat_P)
+    return model.eval()
+
+
+def write_models(folder: Path, names: tuple[str, ...], x_NP: Tensor, layout: Layout, buffers: Mapping[str, Tensor], round: int | None = None) -> None:  # noqa: A002
+    """Each node's model in a safetensors file under its parameters' own names; above 1,000 nodes all in one file, stacked.
+
+    Args:
+        folder: of the run.
+        names: of the rows.
+        x_NP: parameters.
+        layout: of them.
+        buffers: each row's own, (N, ...).
+        round: after which round; None: the final models.
+    """
+    place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"
+    x_NP = x_NP.detach().cpu()
+    if len(names) > STACKED_ABOVE:
+        target = folder / _STACKED if round is None else place.with_suffix(".safetensors")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": x_NP.contiguous()}, target, {"nodes": "\n".join(names)})
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    for row, name in enumerate(names):
+        tensors = {key: view.contiguous() for key, view in layout.views(x_NP[row]).items()}
+        tensors |= {key: stacked[row].cpu().contiguous() for key, stacked in buffers.items()}
+        save_file(tensors, place / f"{name}.safetensors", {"parameters": "\n".join(spec.name for spec in layout.tensors)})
+
+
+def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:  # noqa: A002
+    """Each node's parameters as a flat vector (P,), from what `write_models` wrote.
+
+    Raises:
+        ConfigError: there are none.
+        StoreError: a file cannot be read.
+    """
+    place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"
+    stacked = folder / _STACKED if round is None else place.with_suffix(".safetensors")
+    try:
+        if stacked.exists():
+            with safe_open(stacked, framework="pt") as file:
+                return dict(zip(file.metadata()["nodes"].split("\n"), file.get_tensor("x"), strict=True))
+        found = {path.stem: _flat_model(path) for path in sorted(place.glob("*.safetensors"))}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{place}: not readable as models: {error}") from error
+    if not found:
+        which = "final models: the run has not ended" if round is None else f"models of round {round}: save_models_every decides which are kept"
+        raise ConfigError(f"no {which}", str(folder))
+    return found
+
+
+def _flat_model(path: Path) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return torch.cat([file.get_tensor(name).reshape(-1) for name in file.metadata()["parameters"].split("\n")])
+
+

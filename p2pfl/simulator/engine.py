@@ -1,0 +1,355 @@
+"""The whole network in one process: N rows of one population, mixed in place of messages.
+
+Shapes: N nodes, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p2pfl.algorithms import SlotInbox
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.experiment import Experiment, experiment_from, resolve
+from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.records import RunFolder
+from p2pfl.results import STACKED_ABOVE, Run, write_models
+from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.faults import Faults
+from p2pfl.stopping import NEVER
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary
+from p2pfl.training import Population
+from p2pfl.wire import update_bytes
+from p2pfl.yaml_files import load_yaml
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+"""Called after each round with the round, the last possible round and the round's record."""
+
+
+@dataclass
+class _Clock:
+    """Seconds spent, by what on."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> float:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
+        return seconds
+
+
+class Simulation:
+    """A network that runs in this process.
+
+    Args:
+        plan: what to run; all sites' data are here.
+        folder: where it writes.
+        device: where it computes.
+        faults: what goes wrong by script.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, *, device: torch.device | str = "cpu", faults: Faults | None = None) -> None:
+        self._clock = _Clock()
+        self.plan, self.folder = plan, folder
+        self.population = plan.population(plan.names, device)
+        self._exchange = Exchange(
+            plan.topology, plan.recipe.algorithm.channels, dtype=plan.layout.dtype, device=self.population.device, faults=faults
+        )
+        num_nodes = len(plan.names)
+        self.round = 0
+        self.agreed_for_N = np.zeros(num_nodes, dtype=np.int64)
+        self.stop_round_N = np.full(num_nodes, NEVER, dtype=np.int64)
+        self.bytes_sent = 0
+        self._faults = faults
+        self._index_NK = self._exchange.index_NK.cpu().numpy()
+        self._recorded = _spread(num_nodes)
+        self._setup_s = self._clock.lap("setup")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every node has stopped."""
+        return self.round >= self.plan.experiment.last_possible_round or bool((self.stop_round_N < self.round).all())
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Round after round until every node has stopped, then what is to be said of it."""
+        experiment = self.plan.experiment
+        while not self.is_over:
+            row = self.step()
+            if progress is not None:
+                progress(self.round, experiment.last_possible_round, row)
+            if self.round % experiment.checkpoint_every == 0:
+                self.save()
+        self.finish()
+
+    def step(self) -> dict[str, Any]:
+        """One round of every node; returns the network's record of it."""
+        experiment, number = self.plan.experiment, self.round
+        local_steps = experiment.local_steps_at(number)
+        active_N = self._exchange.active(number)
+        running_N = self.stop_round_N >= number
+        if not running_N.all():
+            running = torch.from_numpy(running_N)
+            active_N = running if active_N is None else active_N & running
+        losses_N = self.population.train(number, active_N) if local_steps else None
+        train_s = self._clock.lap("train")
+        phases = self.plan.recipe.algorithm.phases
+        inboxes = []
+        for phase in range(phases):
+            sent = self.population.outgoing(number, phase, local_steps=local_steps)
+            inbox = self._exchange.inbox(number * phases + phase, number, sent)
+            self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
+            inboxes.append(inbox)
+            self.bytes_sent += self._bytes(sent, inbox, number * phases + phase)
+        squared_N, norms_N, exact = self._disagreement(inboxes)
+        skipped_NK = (self._exchange.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
+        self._agree(number, squared_N, norms_N, ~skipped_NK & self._exchange.linked_NK.cpu().numpy(), skipped_NK.any(axis=1))
+        mix_s = self._clock.lap("mix")
+        self.round = number + 1
+        last = self.is_over
+        metrics = None
+        if experiment.evaluate_every and (self.round % experiment.evaluate_every == 0 or last):
+            metrics = self.population.evaluate()
+        if experiment.save_models_every and self.round % experiment.save_models_every == 0:
+            write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
+        seconds = {"train": train_s, "mix": mix_s, "evaluate": self._clock.lap("evaluate")}
+        return self._record(number, losses_N, squared_N, norms_N, exact, skipped_NK, metrics, seconds)
+
+    def save(self) -> None:
+        """A checkpoint from which `restore` continues exactly."""
+        story = {
+            "round": self.round,
+            "agreed_for": self.agreed_for_N.tolist(),
+            "stop_round": self.stop_round_N.tolist(),
+            "bytes_sent": self.bytes_sent,
+            "seconds": self._clock.spent,
+        }
+        if self._faults is None:  # a scripted fault's open flows are not kept: such runs are for study and short
+            write_checkpoint(self.folder.path / _CHECKPOINT, self.population.tensors(), story)
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint; from the start where it has none."""
+        found = read_checkpoint(self.folder.path / _CHECKPOINT)
+        if found is not None:
+            tensors, story = found
+            self.population.restore(tensors)
+            self.round, self.bytes_sent = story["round"], story["bytes_sent"]
+            self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
+            self._clock.spent = dict(story["seconds"])
+        self.folder.truncate(self.round)
+
+    def finish(self) -> None:
+        """Settle, evaluate, compare with the baselines, write models and summary."""
+        plan, population = self.plan, self.population
+        returns = self._exchange.settle()
+        if returns:
+            nobody = torch.zeros_like(self._exchange.linked_NK)
+            sent = population.outgoing(self.round, 0, local_steps=0)
+            closing = SlotInbox(
+                channels=plan.recipe.algorithm.channels,
+                sent=sent,
+                weights_NK=torch.zeros(nobody.shape, dtype=plan.layout.dtype, device=population.device),
+                present_NK=nobody,
+                slot=_no_message,
+                returns=returns,
+            )
+            population.merge(self.round, 0, closing, local_steps=0)
+        x_NP = population.estimate()
+        write_models(self.folder.path, plan.names, x_NP, plan.layout, population.buffers)
+        per_node = dict(zip(plan.names, population.evaluate(), strict=True))
+        mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
+        self._clock.lap("evaluate")
+        baselines = baselines_summary(plan)
+        self._clock.lap("baselines")
+        converged = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
+        self.folder.write_summary(
+            finish_summary(
+                plan,
+                engine="simulator",
+                rounds=self.round,
+                stop_reason="converged" if converged else "rounds",
+                x_NP=x_NP,
+                metrics=per_node,
+                mean_model=mean_model,
+                baselines=baselines,
+                bytes_sent=self.bytes_sent,
+                seconds=self._clock.spent,
+                row_by_row=population.row_by_row,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+        )
+
+    def _disagreement(self, inboxes: list[SlotInbox]) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
+        """Of the models exchanged: sum_j ||x_i - x_j||**2 and ||x_i||**2 of each node, and the exact consensus distance."""
+        channel = next((name for name, c in self.plan.recipe.algorithm.channels.items() if c.model), None)
+        if channel is None:
+            nothing = np.zeros(len(self.plan.names))
+            return nothing, nothing, None
+        squared_N = inboxes[0].squared_distances(channel).cpu().numpy()
+        sent_NP = inboxes[0].own(channel)
+        norms_N = torch.linalg.vector_norm(sent_NP, dim=-1).double().square().cpu().numpy()
+        return squared_N, norms_N, consensus_distance(sent_NP)
+
+    def _agree(
+        self, number: int, squared_N: NDArray[np.float64], norms_N: NDArray[np.float64], heard_NK: NDArray[np.bool_], skipped_N: NDArray[np.bool_]
+    ) -> None:
+        rule = self.plan.stop_rule
+        if rule is None or number < self.plan.experiment.rounds:
+            return
+        running_N = self.stop_round_N >= number
+        passed_N = rule.passes(squared_N, norms_N) & ~skipped_N
+        agreed_NK = np.where(heard_NK, self.agreed_for_N[self._index_NK], NEVER)
+        stops_NK = np.where(heard_NK, self.stop_round_N[self._index_NK], NEVER)
+        agreed_N = rule.agreed_for(passed_N, self.agreed_for_N, agreed_NK)
+        stop_N = rule.stop_round(number, agreed_N, self.stop_round_N, stops_NK)
+        self.agreed_for_N = np.where(running_N, agreed_N, self.agreed_for_N)
+        self.stop_round_N = np.where(running_N, stop_N, self.stop_round_N)
+
+    def _bytes(self, sent: Mapping[str, Tensor], inbox: SlotInbox, exchange: int) -> int:
+        """What daemons would send for this exchange."""
+        num_messages = int(self._exchange.linked_NK.sum())
+        sizes = {name: (str(m.dtype).removeprefix("torch."), math.prod(m.shape[1:])) for name, m in sent.items()}
+        return num_messages * update_bytes(sizes, exchange)
+
+    def _record(
+        self,
+        number: int,
+        losses_N: Tensor | None,
+        squared_N: NDArray[np.float64],
+        norms_N: NDArray[np.float64],
+        exact: float | None,
+        skipped_NK: NDArray[np.bool_],
+        metrics: list[dict[str, float]] | None,
+        seconds: dict[str, float],
+    ) -> dict[str, Any]:
+        plan = self.plan
+        kind = "train" if number < plan.experiment.rounds else "settle"
+        num_messages = int(self._exchange.linked_NK.sum())
+        bytes_each = self.bytes_sent // max(num_messages * self.round, 1)
+        losses = losses_N.tolist() if losses_N is not None else [None] * len(plan.names)
+        for i in self._recorded:
+            skipped = [plan.names[self._index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
+            row = {
+                "round": number,
+                "node": plan.names[i],
+                "kind": kind,
+                "loss": losses[i],
+                "disagreement": float(squared_N[i] / 2),
+                "norm": math.sqrt(norms_N[i]),
+                "skipped": skipped,
+                "agreed_for": int(self.agreed_for_N[i]),
+                "stop_round": None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
+                "bytes_sent": bytes_each * int(self._exchange.linked_NK[i].sum()),
+                "seconds": seconds,
+            }
+            if metrics is not None:
+                row["metrics"] = metrics[i]
+            self.folder.append_node(row)
+        row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
+        row |= {"nodes": len(plan.names), "bytes_sent": bytes_each * num_messages, "skipped": int(skipped_NK.sum()), "seconds": seconds}
+        self.folder.append_round(row)
+        return row
+
+
+def simulate(
+    experiment: Experiment | Mapping[str, Any] | Path | str,
+    *,
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    faults: Faults | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Run:
+    """Run an experiment in this process.
+
+    Args:
+        experiment: its file, a mapping as the file would hold, or an Experiment.
+        out: the run's folder, which must not exist; None: runs/NAME.
+        resume: the folder of an interrupted run to continue exactly; the experiment is then read from there.
+        device: where to compute.
+        faults: what goes wrong, by script.
+        progress: called after each round.
+        overrides: top-level keys to replace, such as rounds=10.
+
+    Raises:
+        ConfigError: what is asked is wrong, with all findings.
+        StoreError: the disk failed.
+    """
+    if resume is not None:
+        place = Path(resume)
+        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        if (place / "summary.json").exists():
+            return Run(place)
+    else:
+        resolved = resolve(experiment, overrides)
+        place = Path(out) if out is not None else Path("runs") / resolved.name
+    check_device(device)
+    plan = make_plan(resolved, load_sites(resolved))
+    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record())
+    simulation = Simulation(plan, folder, device=device, faults=faults)
+    if resume is not None:
+        simulation.restore()
+    simulation.run(progress)
+    return Run(place)
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: torch does not know it or cannot use it here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device = {str(device)!r}: cannot be used here ({str(error).splitlines()[0]}); use cpu", "--device") from error
+
+
+def consensus_distance(x_NP: Tensor) -> float:
+    """sqrt(mean_i ||x_i - mean||**2) of rows."""
+    distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
+    return float(distances_N.square().mean().sqrt())
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:
+    """The mean model on all sites' test rows pooled."""
+    tests = [site.test for site in plan.sites.values() if site.test is not None]
+    if not tests:
+        return {}
+    outputs = population.outputs(mean_P, torch.cat([inputs for inputs, _ in tests]))
+    targets = torch.cat([targets for _, targets in tests])
+    return {name: float(metric(outputs, targets)) for name, metric in plan.task.metrics.items()}
+
+
+def _spread(num_nodes: int) -> list[int]:
+    """Which nodes' records are kept: all, or 100 evenly spread where there are very many."""
+    if num_nodes <= STACKED_ABOVE:
+        return list(range(num_nodes))
+    return np.linspace(0, num_nodes - 1, 100).astype(int).tolist()
+
+
+def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
+    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")

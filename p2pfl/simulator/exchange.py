@@ -1,0 +1,126 @@
+"""How rows of one process exchange their messages: a gather over neighbour slots, with the ledger of every edge where messages are lost.
+
+Shapes: N nodes, K neighbour slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms import Channel, SlotInbox, flow
+from p2pfl.simulator.faults import Faults
+from p2pfl.topology import Topology
+from p2pfl.wire import EdgeLedger
+
+Messages = Mapping[str, Tensor]
+
+
+@dataclass
+class _Open:
+    """A flow that the receiver took in and the sender has not yet said it matched."""
+
+    own: dict[str, Tensor]
+    theirs: dict[str, Tensor]
+
+
+class Exchange:
+    """All rows' exchanges.
+
+    Args:
+        topology: weighted.
+        channels: of the algorithm.
+        dtype: of the messages.
+        device: where they are.
+        faults: what is lost; None: nothing ever, and no ledger is kept.
+    """
+
+    def __init__(
+        self, topology: Topology, channels: Mapping[str, Channel], *, dtype: torch.dtype, device: torch.device, faults: Faults | None
+    ) -> None:
+        index_NK, weights_NK, present_NK = topology.padded()
+        self.index_NK = torch.from_numpy(index_NK).to(device)
+        self.linked_NK = torch.from_numpy(present_NK).to(device)
+        self._weights_NK = torch.from_numpy(weights_NK).to(device, dtype)
+        self._channels, self._faults = channels, faults
+        assert topology.names is not None
+        self._names = topology.names
+        self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
+        self._open: dict[tuple[int, int, int], _Open] = {}
+        if faults is not None:
+            self._ledgers = {(i, j): EdgeLedger() for i, _, j in self._edges()}
+
+    def inbox(self, exchange: int, round: int, sent: Messages) -> SlotInbox:  # noqa: A002
+        """What every row hears in one exchange."""
+        present_NK, returns = self.linked_NK, {}
+        if self._faults is not None:
+            present_NK, returns = self._faulty(exchange, round, sent)
+
+        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
+            index = self.index_NK[:, k] if rows is None else self.index_NK[rows, k]
+            return sent[channel][index]
+
+        return SlotInbox(
+            channels=self._channels, sent=sent, weights_NK=self._weights_NK, present_NK=present_NK, slot=slot, returns=returns
+        )
+
+    def settle(self) -> dict[str, Tensor]:
+        """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
+        returns: dict[str, Tensor] = {}
+        reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
+        for (i, j), ledger in self._ledgers.items():
+            for exchange in ledger.hear(reports[j, i]):
+                self._take_back(i, j, exchange, returns)
+        return returns
+
+    def active(self, round: int) -> Tensor | None:  # noqa: A002
+        """Which rows take part in a round, bool (N,); None: all."""
+        if self._faults is None:
+            return None
+        return torch.tensor([not self._faults.is_paused(name, round) for name in self._names])
+
+    def _edges(self) -> Iterator[tuple[int, int, int]]:
+        for i, k in self.linked_NK.nonzero().tolist():
+            yield i, k, int(self.index_NK[i, k])
+
+    def _faulty(self, exchange: int, round: int, sent: Messages) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: A002
+        assert self._faults is not None
+        present_NK = self.linked_NK.clone()
+        returns: dict[str, Tensor] = {}
+        reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
+        for i, k, j in self._edges():
+            arrives = self._faults.delivers(self._names[j], self._names[i], round)
+            present_NK[i, k] = arrives
+            taken_back: Sequence[int] = self._ledgers[i, j].hear(reports[j, i]) if arrives else ()
+            for late in taken_back:
+                self._take_back(i, j, late, returns)
+        for i, k, j in self._edges():
+            merged = bool(present_NK[i, k])
+            if self._faults.is_paused(self._names[i], round):
+                continue
+            if merged:
+                self._open[i, j, exchange] = _Open(
+                    own={c: m[i].clone() for c, m in sent.items()}, theirs={c: m[j].clone() for c, m in sent.items()}
+                )
+            ledger = self._ledgers[i, j]
+            for late in ledger.close(exchange, merged=merged):
+                self._take_back(i, j, late, returns)
+            ledger.checkpointed()
+            still_open = set(ledger.open)
+            for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] not in still_open]:
+                del self._open[edge]
+        return present_NK, returns
+
+    def _take_back(self, i: int, j: int, exchange: int, returns: dict[str, Tensor]) -> None:
+        """Add the negative of a flow to what row i has to take back."""
+        held = self._open.pop((i, j, exchange))
+        slot = int((self.index_NK[i] == j).nonzero()[0])
+        weight = self._weights_NK[i, slot]
+        for name, channel in self._channels.items():
+            if channel.missing == "own":
+                if name not in returns:
+                    returns[name] = torch.zeros((len(self._names), *held.own[name].shape), dtype=held.own[name].dtype, device=held.own[name].device)
+                returns[name][i] -= flow(weight, held.theirs[name], held.own[name])

@@ -1,0 +1,129 @@
+"""What a run's records and its summary.json hold, computed the same way for every runtime.
+
+Shapes: N nodes, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.plan import Plan
+from p2pfl.records import statistics
+from p2pfl.topology import Topology, laplacian_extremes
+from p2pfl.training import local_baseline, pooled_baseline
+
+Metrics = Mapping[str, float]
+
+
+def disagreement_row(
+    plan: Plan, number: int, kind: str, losses: Sequence[float | None], disagreement: float, mean_squared_norm: float, exact: float | None
+) -> dict[str, Any]:
+    """The part of a round's record that says how far the nodes are apart.
+
+    Args:
+        plan: of the run.
+        number: the round.
+        kind: "train" or "settle".
+        losses: each node's mean training loss; None or NaN where it did not train.
+        disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged.
+        mean_squared_norm: of these models.
+        exact: their consensus distance, where somebody sees them all.
+
+    Returns:
+        S with the bounds on the consensus distance that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
+    """
+    lambda_2, lambda_max = _extremes(plan.topology)
+    defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
+    return {
+        "round": number,
+        "kind": kind,
+        "loss": math.fsum(defined) / len(defined) if defined else None,
+        "disagreement": disagreement,
+        "bound_low": math.sqrt(disagreement / (len(plan.names) * lambda_max)),
+        "bound_high": math.sqrt(disagreement / (len(plan.names) * lambda_2)),
+        "rms_norm": math.sqrt(mean_squared_norm),
+        "consensus_distance": exact,
+    }
+
+
+def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) -> dict[str, Any]:
+    """What the network is measured against, as the experiment's `baselines` ask for.
+
+    Args:
+        plan: of the run.
+        local: what each node has computed of itself; None: compute it here.
+
+    Returns:
+        null for "pooled" where not all data are here.
+    """
+    asked = plan.experiment.baselines if plan.task.loss is not None and plan.experiment.rounds else ()
+    everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
+    result: dict[str, Any] = {}
+    if "local" in asked:
+        if local is None and everybody is not None:
+            alone = local_baseline(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+            local = dict(zip(plan.names, alone, strict=True))
+        result["local"] = by_metric(plan, local) if local is not None else None
+    if "pooled" in asked:
+        together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe) if everybody is not None else None
+        result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
+    return result
+
+
+def finish_summary(
+    plan: Plan,
+    *,
+    engine: str,
+    rounds: int,
+    stop_reason: str,
+    x_NP: Tensor | None,
+    metrics: Mapping[str, Metrics],
+    mean_model: Metrics | None,
+    baselines: Mapping[str, Any],
+    bytes_sent: int,
+    seconds: Mapping[str, float],
+    row_by_row: str | None,
+    peak_rss_bytes: int,
+) -> dict[str, Any]:
+    """summary.json of any runtime."""
+    distance = norm = None
+    if x_NP is not None:
+        mean_P = x_NP.mean(dim=0)
+        distance = float(torch.linalg.vector_norm(x_NP - mean_P, dim=-1).double().square().mean().sqrt())
+        norm = float(torch.linalg.vector_norm(mean_P))
+    training = seconds.get("train", 0.0) + seconds.get("mix", 0.0)
+    named = ("setup", "train", "mix", "evaluate")
+    return {
+        "experiment": plan.experiment.name,
+        "engine": engine,
+        "nodes": len(plan.names),
+        "rounds": rounds,
+        "stop_reason": stop_reason,
+        "consensus_distance": distance,
+        "relative_consensus": distance / norm if distance is not None and norm else None,
+        "metrics": by_metric(plan, metrics),
+        "mean_model": dict(mean_model) if mean_model is not None else None,
+        "baselines": dict(baselines),
+        "bytes_sent": bytes_sent,
+        "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
+        "node_rounds_per_second": len(plan.names) * rounds / training if training > 0 else None,
+        "peak_rss_bytes": peak_rss_bytes,
+        "row_by_row": row_by_row,
+    }
+
+
+def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:
+    """Each metric's mean, least and largest over the nodes, and every node's."""
+    return {name: statistics({node: values.get(name) for node, values in per_node.items()}) for name in plan.task.metrics}
+
+
+@lru_cache(maxsize=4)
+def _extremes(topology: Topology) -> tuple[float, float]:
+    lambda_2, lambda_max = laplacian_extremes(topology)
+    return float(lambda_2), float(lambda_max)
