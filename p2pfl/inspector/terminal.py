@@ -1,0 +1,304 @@
+"""A run as one page of text, for a terminal of 80 columns or a pipe.
+
+Names and details come from other machines: they are printed as they are and never read as markup or as control sequences.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from p2pfl.inspector.chart import log_chart
+from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, primary_metric, scores, verdict
+from p2pfl.records import Row, RunRecords
+
+_MAX_WIDTH = 100
+_MAX_NODES = 40
+_MAX_ROWS = 12
+_METRICS_BESIDE = 2  # what 80 columns hold
+_HEADING = 9
+_EVERYDAY = frozenset({"started", "greeted", "skipped"})  # skips have their own table
+_BASES = {
+    "exact": "consensus distance",
+    "upper bound": "consensus distance (upper bound)",
+    "local": "distance to the neighbours",
+}
+
+
+def print_page(run: RunRecords, console: Console) -> None:
+    """Print the page; colours only where the console has them, ASCII only where it has nothing else."""
+    console.print(page(run, width=min(console.width, _MAX_WIDTH), ascii_only=console.options.ascii_only))
+
+
+def page(run: RunRecords, *, width: int = 80, ascii_only: bool = False) -> RenderableType:
+    """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to."""
+    course = convergence(run)
+    parts: list[RenderableType] = [
+        *_header(run),
+        *_section("Agreement", _agreement(course, width, ascii_only)),
+        *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
+        *_section("Furthest from their neighbours", _slowest(run, course)),
+        *_section("Skipped neighbours", _skipped(course)),
+        *_section("Events", _events(run.events)),
+        *_section("Cost of a round", _cost(run)),
+        *_section("In short", [Text(_printable(sentence)) for sentence in verdict(run, course)]),
+    ]
+    return Group(*parts)
+
+
+def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Every node's metrics: alone, in the network, with all data pooled, and what the network gained; the primary metric first.
+
+    A baseline that was not computed has no column. "mean model" is the mean of all models, on all test rows together. Above 40 nodes those
+    with the largest and the smallest gain are shown, above 1,000 the mean alone.
+
+    Raises:
+        ValueError: the summary has no metrics.
+    """
+    if not summary["metrics"]:
+        raise ValueError("a summary without metrics has no table")
+    first = primary_metric(summary["metrics"])
+    ordered = sorted(summary["metrics"], key=lambda name: name != first)
+    pairs = [ordered[start : start + _METRICS_BESIDE] for start in range(0, len(ordered), _METRICS_BESIDE)]
+    tables = [_metric_table(summary, metrics) for metrics in pairs]
+    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)))
+
+
+def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+    table = _table("node")
+    figures = {metric: scores(summary, metric) for metric in metrics}
+    means = {metric: mean_scores(summary, metric) for metric in metrics}
+    columns = {metric: _columns([*figures[metric].values(), means[metric]]) for metric in metrics}
+    for metric in metrics:
+        for number, column in enumerate(columns[metric]):
+            heading = [*_heading(metric), column] if number == 0 else [column]
+            table.add_column(Text("\n".join(heading)), justify="right", vertical="bottom", no_wrap=True)
+    nodes, hidden = _shown_nodes(figures[metrics[0]])
+    for node in nodes:
+        table.add_row(_name(node), *(cell for m in metrics for cell in _score_cells(figures[m][node], columns[m], m)))
+    if hidden:
+        table.add_row(Text(f"({hidden} more)", style="dim"))
+    table.add_section()
+    table.add_row(Text("mean"), *(cell for m in metrics for cell in _score_cells(means[m], columns[m], m)))
+    of_mean_model = summary.get("mean_model") or {}
+    if any(of_mean_model.get(metric) is not None for metric in metrics):
+        model_cells = (Text(_number(of_mean_model.get(m)) if column == "network" else "") for m in metrics for column in columns[m])
+        table.add_row(Text("mean model"), *model_cells)
+    return table
+
+
+def _heading(metric: str) -> list[str]:
+    """A metric's name on lines narrow enough for the column that it stands above."""
+    return [piece[start : start + _HEADING] for piece in _printable(metric).split("_") for start in range(0, len(piece), _HEADING)]
+
+
+def _columns(figures: Sequence[Scores]) -> list[str]:
+    """Which columns hold anything."""
+    alone = ["alone"] if any(figure.alone is not None for figure in figures) else []
+    pooled = ["pooled"] if any(figure.pooled is not None for figure in figures) else []
+    return [*alone, "network", *pooled, *(["gain"] if alone else [])]
+
+
+def _score_cells(figure: Scores, columns: Sequence[str], metric: str) -> list[Text]:
+    cells = []
+    for column in columns:
+        if column != "gain":
+            cells.append(Text(_number(getattr(figure, column)), style="bold" if column == "network" else ""))
+        elif figure.gain is None:
+            cells.append(Text("-"))
+        else:
+            good = -figure.gain if lower_is_better(metric) else figure.gain
+            style = "green" if good >= SAME else "red" if good <= -SAME else "dim"
+            cells.append(Text(f"{figure.gain:+.3f}" if style != "dim" else "0.000", style=style))
+    return cells
+
+
+def _shown_nodes(figures: Mapping[str, Scores]) -> tuple[list[str], int]:
+    """All nodes, or the two ends of the list by what they gained, in the order of their names."""
+    if len(figures) <= _MAX_NODES:
+        return list(figures), 0
+    ranked = sorted(figures, key=lambda node: figures[node].gain or 0.0)
+    half = _MAX_NODES // 4
+    return sorted(ranked[:half] + ranked[-half:]), len(figures) - 2 * half
+
+
+def _header(run: RunRecords) -> list[RenderableType]:
+    summary = run.summary or {}
+    name = str(run.experiment.get("name", "run"))
+    engine = summary.get("engine") or run.environment.get("engine") or "unknown engine"
+    ending = summary.get("stop_reason") if run.summary else "still running, or interrupted"
+    colour = {"converged": "green", "rounds": "yellow"}.get(str(ending), "cyan" if run.summary is None else "red")
+    settled = sum(row["kind"] == "settle" for row in run.rounds)
+    topology = (run.experiment.get("topology") or {}).get("name")
+    nodes = summary.get("nodes") or len((run.topology or {}).get("nodes") or ()) or (run.rounds[-1].get("nodes") if run.rounds else None)
+    facts = [
+        str(engine),
+        f"{_count(nodes, 'node')}{f', {topology}' if topology else ''}" if nodes else "",
+        f"{_count(len(run.rounds), 'round')}{f', {settled} of them settling' if settled else ''}",
+        _seconds(total) if (total := (summary.get("seconds") or {}).get("total")) is not None else "",
+    ]
+    return [
+        Text.assemble(
+            (_printable(name), "bold"),
+            ": ",
+            ("ended at its last round" if ending == "rounds" else _printable(str(ending)), f"bold {colour}"),
+        ),
+        Text(_printable("; ".join(fact for fact in facts if fact)), style="dim"),
+    ]
+
+
+def _agreement(course: Convergence, width: int, ascii_only: bool) -> list[RenderableType]:
+    if not course.rounds:
+        return []
+    lines: list[RenderableType] = []
+    chart = log_chart(course.rounds, course.distance, course.bound, width=width - 2, ascii_only=ascii_only)
+    if chart:
+        bounded = any(value is not None for value in course.bound)
+        sign, dot = ("*", ".") if ascii_only else ("⣀⡠", "·")
+        lines += [
+            Text("\n".join(chart), no_wrap=True),
+            Text(f"{sign} {_BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
+        ]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("last distance", _distance(course))
+    if course.relative is not None:
+        wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
+        table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
+    table.add_row("rate a round, fitted", f"{course.fitted_rate:.6f}" if course.fitted_rate is not None else f"none: {course.fit_missing}")
+    table.add_row(
+        "rate a round, predicted", f"{course.predicted_rate:.6f}" if course.predicted_rate is not None else "none: no topology.json"
+    )
+    return [*lines, table]
+
+
+def _distance(course: Convergence) -> str:
+    last, low, high = course.distance[-1], course.low[-1], course.high[-1]
+    between = f" (bounds {low:.2e} to {high:.2e})" if low is not None and high is not None else ""
+    return f"{last:.3e}{between}" if last is not None else f"unknown{between}"
+
+
+def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
+    """The nodes furthest from their neighbours, where the network has not agreed."""
+    if (run.summary or {}).get("stop_reason") == "converged" or len(course.slowest) < 2:  # noqa: PLR2004  # one node holds all of it
+        return []
+    table = _table("node", "share of disagreement", "own test", "rounds agreed")
+    for slow in course.slowest[:5]:
+        own = f"{slow.relative:.1e}" if slow.relative is not None else "-"
+        table.add_row(_name(slow.node), f"{slow.share:.0%}", own, str(slow.agreed_for) if slow.agreed_for is not None else "-")
+    return [table]
+
+
+def _skipped(course: Convergence) -> list[RenderableType]:
+    if not course.skipped:
+        return []
+    table = _table("node", "skipped by", "times", "rounds")
+    for skip in course.skipped[:_MAX_ROWS]:
+        table.add_row(_name(skip.node), _name(skip.by), str(len(skip.rounds)), Text(_ranges(skip.rounds)))
+    return [table, *_more(len(course.skipped) - _MAX_ROWS, "pairs in nodes.jsonl")]
+
+
+def _events(events: Sequence[Row]) -> list[RenderableType]:
+    """What was out of the ordinary; what several nodes report of the same round stands on one line."""
+    groups: defaultdict[tuple[Any, str, str], list[str]] = defaultdict(list)
+    for event in events:
+        if event["event"] not in _EVERYDAY:
+            groups[event["round"], event["event"], event.get("detail") or ""].append(str(event["node"]))
+    if not groups:
+        return []
+    table = _table("round", "event", "nodes", "detail")
+    for (number, kind, detail), nodes in list(groups.items())[-_MAX_ROWS:]:
+        who = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")  # noqa: PLR2004  # three names say enough
+        table.add_row("-" if number is None else str(number), _name(kind), _name(who), _name(detail))
+    return [table, *_more(len(groups) - _MAX_ROWS, "earlier ones in events.jsonl")]
+
+
+def _cost(run: RunRecords) -> list[RenderableType]:
+    if not run.rounds:
+        return []
+    table = _table("rounds", "number", "bytes", "train", "wait", "mix", "evaluate")
+    for kind, label in (("train", "training"), ("settle", "settling")):
+        rows = [row for row in run.rounds if row["kind"] == kind]
+        if rows:
+            seconds = [
+                _seconds(_mean((row.get("seconds") or {}).get(part) for row in rows)) for part in ("train", "wait", "mix", "evaluate")
+            ]
+            table.add_row(label, str(len(rows)), _bytes(_mean(row.get("bytes_sent") for row in rows)), *seconds)
+    sent = (run.summary or {}).get("bytes_sent")
+    total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)
+    return [table, Text(f"{_bytes(total)} sent in all", style="dim")]
+
+
+def _section(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:
+    """A title and its parts, indented; nothing where there are none."""
+    return [Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts)] if parts else []
+
+
+def _table(first: str, *others: str) -> Table:
+    """Two blanks between columns, a line under the heading; long words fold instead of being cut."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
+    for column in (first, *others):
+        table.add_column(column, overflow="fold", vertical="bottom" if column == first else "top")
+    return table
+
+
+def _more(hidden: int, what: str) -> list[RenderableType]:
+    return [Text(f"({hidden} more {what})", style="dim")] if hidden > 0 else []
+
+
+def _name(text: str) -> Text:
+    return Text(_printable(text), overflow="fold")
+
+
+def _printable(text: str) -> str:
+    """Without control sequences: a name or a detail may come from a stranger."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _ranges(rounds: Sequence[int]) -> str:
+    """4, 5, 6, 9 as "4-6, 9"."""
+    runs: list[list[int]] = []
+    for number in rounds:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value == 0 or SAME <= abs(value) < 1000 else f"{value:.1e}"  # noqa: PLR2004  # what six signs can show
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:  # noqa: PLR2004
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,147 @@
+"""What a run comes to, in plain words: has it converged, where is it stuck, was it worth it and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from p2pfl.inspector.convergence import Convergence
+from p2pfl.records import Row, RunRecords
+
+SAME = 0.0005
+"""Figures are shown with three digits: a smaller difference is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """One metric at one node, or on average over the nodes."""
+
+    alone: float | None
+    network: float | None
+    pooled: float | None
+
+    @property
+    def gain(self) -> float | None:
+        """Network minus alone."""
+        return self.network - self.alone if self.network is not None and self.alone is not None else None
+
+
+def primary_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that decides: AUROC where there is one, else accuracy, else the first."""
+    names = list(metrics)
+    return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric measures what is wrong; its name has to say so, as no record does."""
+    return any(word in metric.lower() for word in ("loss", "error", "distance", "brier"))
+
+
+def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:
+    """A metric at each node, by name; empty above the number of nodes for which a summary holds single figures."""
+    per_node = summary["metrics"][metric].get("per_node") or {}
+    local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
+    return {node: Scores(alone=_at(local, node), network=value, pooled=_at(pooled, node)) for node, value in per_node.items()}
+
+
+def mean_scores(summary: Mapping[str, Any], metric: str) -> Scores:
+    """A metric on average over the nodes at which it is defined."""
+    local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
+    return Scores(alone=local.get("mean"), network=summary["metrics"][metric].get("mean"), pooled=pooled.get("mean"))
+
+
+def verdict(run: RunRecords, course: Convergence) -> list[str]:
+    """Sentences for somebody who has to decide what to do next."""
+    found = [_agreement(run, course)]
+    if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
+        found += _where_stuck(course)
+    if run.summary is not None and run.summary.get("metrics"):
+        found += _worth(run.summary)
+    return found
+
+
+def _agreement(run: RunRecords, course: Convergence) -> str:
+    if not run.rounds:
+        return "No round is recorded yet."
+    summary = run.summary
+    if summary is None:
+        if not course.relative:
+            return f"No summary yet: round {course.rounds[-1]} is the last one recorded."
+        wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
+        left = f" About {course.rounds_to_go} more rounds of mixing will do at this rate." if course.rounds_to_go else ""
+        return f"Not done: in round {course.rounds[-1]} the models differ by {course.relative:.1e} of their size{wanted}.{left}"
+    relative = summary.get("relative_consensus", course.relative)
+    differ = f"their models differ by {relative:.1e} of their size" if relative is not None else "how far their models differ is not known"
+    if summary.get("stop_reason") == "converged":
+        return f"It has converged: the nodes agreed to stop after {summary['rounds']} rounds, and {differ}."
+    if (run.experiment.get("stop", "") is None) and summary.get("stop_reason") == "rounds":
+        return f"It ran the {summary['rounds']} rounds that were asked for, without a test for agreement; {differ}."
+    within = relative is not None and course.tolerance is not None and relative <= course.tolerance
+    though = ", which is within the tolerance, but not every node could certify it" if within else ""
+    return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
+
+
+def _where_stuck(course: Convergence) -> list[str]:
+    found = []
+    if course.slowest and len(course.slowest) > 1:
+        worst = course.slowest[0]
+        found.append(f"{worst.node} is furthest from its neighbours, with {worst.share:.0%} of what disagreement is left.")
+    if course.skipped:
+        skip = course.skipped[0]
+        found.append(f"{skip.node} was most often too late: {skip.by} went on without it in {_times(len(skip.rounds), 'round')}.")
+    fitted, predicted = course.fitted_rate, course.predicted_rate
+    if fitted is not None and fitted >= 1:
+        found.append("Mixing does not bring the models together at all: look at the links first.")
+    elif fitted is not None and predicted and fitted > predicted * (1 + 1e-3) and course.skipped:
+        found.append(f"It mixes more slowly ({fitted:.4f} a round) than the graph allows ({predicted:.4f}): lost messages cost that.")
+    return found
+
+
+def _worth(summary: Row) -> list[str]:
+    metric = primary_metric(summary["metrics"])
+    assert metric is not None
+    sign = -1 if lower_is_better(metric) else 1
+    nodes = scores(summary, metric)
+    gains = {node: sign * figure.gain for node, figure in nodes.items() if figure.gain is not None}
+    found = []
+    if gains:
+        better = [node for node in gains if gains[node] >= SAME]
+        worse = sorted((node for node in gains if gains[node] <= -SAME), key=gains.__getitem__)
+        best = max(gains, key=gains.__getitem__)
+        most = f" (most of all {best}, {sign * gains[best]:+.3f})" if better else ""
+        sentence = (
+            f"By {metric}, {len(better)} of {_times(len(gains), 'node')} {'is' if len(better) == 1 else 'are'} better off than alone{most}"
+        )
+        if worse:
+            sentence += (
+                f"; {len(worse)} {'is' if len(worse) == 1 else 'are'} worse off: {_listed([f'{n} {sign * gains[n]:+.3f}' for n in worse])}"
+            )
+        found.append(sentence + ("." if worse else "; none is worse off."))
+    mean = mean_scores(summary, metric)
+    if mean.network is not None and mean.pooled is not None:
+        behind = sign * (mean.pooled - mean.network)
+        words = "as well as" if abs(behind) < SAME else f"{abs(behind):.3f} {'worse' if behind > 0 else 'better'} than"
+        found.append(f"On average the network does {words} one model trained on all data pooled.")
+    return found
+
+
+def _figures(summary: Mapping[str, Any], kind: str, metric: str) -> Row:
+    """A baseline's statistics; empty where it was not computed."""
+    baselines = summary.get("baselines") or {}
+    figures: Row = (baselines.get(kind) or {}).get(metric) or {}
+    return figures
+
+
+def _at(figures: Row, node: str) -> float | None:
+    value: float | None = (figures.get("per_node") or {}).get(node)
+    return value
+
+
+def _times(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _listed(parts: list[str], most: int = 3) -> str:
+    shown = ", ".join(parts[:most])
+    return shown if len(parts) <= most else f"{shown} and {len(parts) - most} more"
