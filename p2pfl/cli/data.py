@@ -1,0 +1,57 @@
+"""``p2pfl data``: public data sets that do not ship with a library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Download and check public data sets.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in `p2pfl data list`.")],
+    *,
+    folder: Annotated[Path | None, typer.Option(help="Where to put the files; without it, a folder of p2pfl's in the cache.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download a data set and check that its files are the original ones.
+
+    Example: p2pfl data fetch heart-disease
+    """
+    from p2pfl.errors import ConfigError
+    from p2pfl.tasks import sources
+
+    if name not in sources.SOURCES:
+        raise ConfigError(f"NAME = {name!r}: one of {', '.join(sources.SOURCES)}")
+    source = sources.SOURCES[name]
+    paths = sources.fetch(source, folder)
+    if as_json:
+        typer.echo(
+            json.dumps({"name": name, "files": [str(path) for path in paths], "licence": source.licence, "citation": source.citation})
+        )
+        return
+    typer.echo(
+        f"{source.title}\nLicence: {source.licence}. Please cite: {source.citation}\n{len(paths)} files, checked, in {paths[0].parent}"
+    )
+
+
+@app.command("list")
+def list_(*, as_json: AsJson = False) -> None:
+    """The data sets that can be fetched, with licence and citation.
+
+    Example: p2pfl data list
+    """
+    from p2pfl.tasks import sources
+
+    if as_json:
+        keys = ("name", "title", "url", "licence", "citation")
+        typer.echo(json.dumps([{key: getattr(source, key) for key in keys} for source in sources.SOURCES.values()]))
+        return
+    for source in sources.SOURCES.values():
+        typer.echo(f"{source.name}: {source.title}\n    Licence: {source.licence}. Citation: {source.citation}\n    {source.url}")

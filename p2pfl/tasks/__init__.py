@@ -1,0 +1,25 @@
+"""What is learnt and where its rows are: tasks, sites, and ways to share rows out."""
+
+from __future__ import annotations
+
+from p2pfl.tasks.base import Metric, Rows, Site, Task
+from p2pfl.tasks.loading import TASKS, find_task, load_task
+from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
+from p2pfl.tasks.partition import PARTITIONS, hold_out, partition
+
+__all__ = [
+    "PARTITIONS",
+    "TASKS",
+    "Metric",
+    "Rows",
+    "Site",
+    "Task",
+    "accuracy",
+    "auroc",
+    "balanced_accuracy",
+    "find_task",
+    "hold_out",
+    "load_task",
+    "log_loss",
+    "partition",
+]

@@ -1,0 +1,174 @@
+"""What is learnt (a task) and where its rows are (its sites).
+
+Shapes: M rows, F features, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from p2pfl.errors import DataError
+
+Metric = Callable[[Tensor, Tensor], float]
+"""(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""
+
+Rows = tuple[Tensor, Tensor]
+"""Inputs (M, ...) and targets (M, ...)."""
+
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Site:
+    """One institution's rows: a node of the network.
+
+    Raises:
+        DataError: lengths differ, a table is empty, a number is not finite; the message names the site and the place.
+    """
+
+    name: str
+    """As in the roster; nodes are ordered by it."""
+
+    train: Rows | None
+    """None where there is nothing to train on, as in pure averaging."""
+
+    test: Rows | None
+    """None where there is nothing to measure on."""
+
+    groups: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Attributes of the test rows, one value a row, for reports on subgroups."""
+
+    start: Tensor | None = None
+    """(P,) where this node starts instead of at the model's own parameters."""
+
+    prepare: Callable[[np.ndarray], Tensor] | None = None
+    """Raw features (M, F), columns as in ``Task.features``, to model inputs, with this site's own statistics."""
+
+    def __post_init__(self) -> None:
+        findings = [*_faults_of_rows("train", self.train), *_faults_of_rows("test", self.test)]
+        num_test = 0 if self.test is None else len(self.test[0])
+        findings += [
+            f"groups[{name!r}] has {len(values)} values: expected one for each of the {num_test} test rows"
+            for name, values in self.groups.items()
+            if len(values) != num_test
+        ]
+        if self.start is not None and (self.start.dim() != 1 or not self.start.is_floating_point()):
+            findings.append(f"start is {_describe(self.start)}: expected one floating vector (P,)")
+        elif self.start is not None and not bool(self.start.isfinite().all()):
+            findings.append("start has values that are not finite")
+        if not self.name:
+            findings.append("name = '': expected the member's name in the roster")
+        if findings:
+            raise DataError(findings, place=f"site {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What a network learns: a model, a loss, metrics and the sites whose rows are on this machine.
+
+    Raises:
+        DataError: two sites have one name, rows of two sites differ in shape or dtype, a site has no rows to train on; all faults at once.
+    """
+
+    name: str
+
+    model: Callable[[], nn.Module]
+    """Called once under the experiment's seed, so that every node starts from the same parameters."""
+
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    """(outputs, targets) -> the mean over the batch, a scalar; None where there is nothing to train."""
+
+    metrics: Mapping[str, Metric]
+
+    sites: Sequence[Site]
+
+    features: tuple[str, ...] | None = None
+    """The columns that ``Site.prepare`` takes, in order."""
+
+    probabilities: Callable[[Tensor], Tensor] | None = None
+    """Outputs to probabilities, of the same shape."""
+
+    dtype: str = "float32"
+    """Of parameters and inputs, where the experiment names none."""
+
+    losses: frozenset[str] = frozenset()
+    """The metrics of which less is better."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures has to know about the rows, one sentence each."""
+
+    def __post_init__(self) -> None:
+        findings = []
+        if not self.sites:
+            findings.append("sites is empty: expected at least one")
+        names = [site.name for site in self.sites]
+        findings += [
+            f"{names.count(name)} sites are called {name!r}: expected names that differ"
+            for name in sorted(set(names))
+            if names.count(name) > 1
+        ]
+        if self.loss is not None:
+            findings += [
+                f"site {site.name!r} has train = None: a task with a loss needs rows to train on" for site in self.sites if not site.train
+            ]
+        for part in ("train", "test"):
+            findings += _faults_between_sites(part, self.sites)
+        findings += [
+            f"losses names {name!r}: expected one of {', '.join(self.metrics)}" for name in sorted(self.losses - set(self.metrics))
+        ]
+        if self.dtype not in DTYPES:
+            findings.append(f"dtype = {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        if findings:
+            raise DataError(findings, place=f"task {self.name!r}")
+
+
+def _faults_of_rows(part: str, rows: Rows | None) -> list[str]:
+    if rows is None:
+        return []
+    if not isinstance(rows, tuple) or len(rows) != 2 or not all(isinstance(tensor, Tensor) for tensor in rows):  # noqa: PLR2004
+        return [f"{part} is {type(rows).__name__}: expected a pair of tensors (inputs, targets)"]
+    for name, tensor in zip(("inputs", "targets"), rows, strict=True):
+        if tensor.dim() == 0:
+            return [f"{part} {name} are one number: expected rows along the first axis"]
+    inputs, targets = rows
+    if len(inputs) != len(targets):
+        return [f"{part} has {len(inputs)} rows of inputs and {len(targets)} of targets: expected as many"]
+    if not len(inputs):
+        return [f"{part} has no rows: expected at least one, or None"]
+    return [
+        f"{part} {name}: row {int(bad[0, 0])} has a value that is not finite"
+        for name, tensor in (("inputs", inputs), ("targets", targets))
+        if len(bad := (~tensor.isfinite()).nonzero())
+    ]
+
+
+def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
+    """Rows that do not fit together with the first site's."""
+    findings: list[str] = []
+    first: Site | None = None
+    for site in sites:
+        rows: Rows | None = getattr(site, part)
+        if rows is None:
+            continue
+        if first is None:
+            first, (first_inputs, first_targets) = site, rows
+            continue
+        for kind, mine, theirs in (("inputs", rows[0], first_inputs), ("targets", rows[1], first_targets)):
+            if mine.shape[1:] != theirs.shape[1:] or mine.dtype != theirs.dtype:
+                findings.append(f"{part} {kind} of site {site.name!r} are {_describe(mine)}, of site {first.name!r} {_describe(theirs)}")
+    return findings
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def floating(array: np.ndarray) -> Tensor:
+    """A float32 tensor of an array's values."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,0 +1,176 @@
+"""Tables of patients that anybody may use.
+
+Shapes: M rows, F raw columns, D model inputs a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.tasks.base import Site, Task
+from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
+from p2pfl.tasks.partition import missing_classes
+from p2pfl.tasks.sources import SOURCES, read
+from p2pfl.tasks.tables import Preparation, Table, column_targets, partitioned_sites, site_of
+
+DIRICHLET: Mapping[str, Any] = MappingProxyType({"name": "dirichlet", "alpha": 0.5})
+"""What a table is shared out by unless the experiment says otherwise."""
+
+# the file's name, the site's name; the order is the network's ring
+_HOSPITALS = MappingProxyType({"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "va": "va"})
+_HEART_COLUMNS = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak")
+_HEART_LABEL = 13
+_HEART_LEVELS = MappingProxyType({"cp": (1, 2, 3, 4), "restecg": (0, 1, 2)})
+_HEART_WIDTH = 13
+
+
+def breast_cancer(nodes: int | None = None, partition: Mapping[str, Any] | None = None, seed: int = 0, test_share: float = 0.3) -> Task:
+    """Malignant (0) or benign (1), by logistic regression, from 30 figures of a biopsy's image: 569 patients of Wisconsin.
+
+    Args:
+        nodes: hospitals to share the patients out among; None: 5.
+        partition: the rule; None: Dirichlet with alpha 0.5.
+        seed: of the experiment.
+        test_share: of each hospital's rows.
+
+    Features are standardised by each hospital's own training rows.
+
+    Source: Street, Wolberg & Mangasarian 1993, as it ships inside scikit-learn.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    columns = tuple(map(str, bunch.feature_names))
+    sites = partitioned_sites(
+        Table(raw=bunch.data, classes=bunch.target),
+        5 if nodes is None else nodes,
+        DIRICHLET if partition is None else partition,
+        seed,
+        test_share=test_share,
+        prefix="hospital",
+        fit=partial(Preparation.fitted, columns=columns),
+        targets_of=column_targets,
+    )
+    return logistic_regression("breast-cancer", sites, columns, num_inputs=len(columns))
+
+
+def heart_disease(
+    data: str | None = None,
+    standardise: str = "site",
+    hospitals: Sequence[str] | None = None,
+    nodes: int | None = None,
+    partition: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Task:
+    """Heart disease or not, by logistic regression, from ten figures of a patient: 740 patients of four hospitals.
+
+    The protocol is FLamby's Fed-Heart-Disease, so that figures stand beside the published ones. The split into training and test rows is
+    part of it and does not follow the seed.
+
+    Args:
+        data: folder with the four original files; None: P2PFL_DATA, else what `p2pfl data fetch heart-disease` downloaded.
+        standardise: "site", by each hospital's own training rows; "pooled", by those of all four (their sums could be gossiped).
+        hospitals: those whose files are on this machine; None: all four.
+        nodes: None: the hospitals themselves; a number: all patients pooled and shared out among so many.
+        partition: the rule for `nodes`; None: Dirichlet with alpha 0.5.
+        seed: of the experiment, for `nodes`.
+
+    Source: Ogier du Terrail et al., NeurIPS 2022 (arXiv:2210.04620); data of Janosi, Steinbrunn, Pfisterer & Detrano 1989.
+    """
+    chosen = list(_HOSPITALS) if hospitals is None else list(hospitals)
+    findings = [f"task.hospitals has {name!r}: expected some of {', '.join(_HOSPITALS)}" for name in chosen if name not in _HOSPITALS]
+    if standardise not in ("site", "pooled"):
+        findings.append(f"task.standardise = {standardise!r}: one of site, pooled")
+    elif standardise == "pooled" and (nodes is not None or set(chosen) != set(_HOSPITALS)):
+        findings.append("task.standardise = 'pooled': needs all four hospitals as they are; one of site")
+    if findings or not chosen:
+        raise ConfigError(findings or "task.hospitals is empty: expected at least one")
+    files = {name: f"processed.{_HOSPITALS[name]}.data" for name in chosen}
+    contents = read(SOURCES["heart-disease"], files.values(), data)
+    tables = {name: _heart_table(contents[file]) for name, file in files.items()}
+    fit = partial(Preparation.fitted, columns=_HEART_COLUMNS, encode=_heart_inputs)
+    if nodes is None:
+        parts = {name: _flamby_split(table.classes) for name, table in tables.items()}
+        pooled = fit(np.concatenate([table.raw[parts[name][0]] for name, table in tables.items()]))
+        sites = [
+            site_of(name, table, *parts[name], pooled if standardise == "pooled" else fit(table.raw[parts[name][0]]), column_targets)
+            for name, table in tables.items()
+        ]
+    else:
+        table = Table(
+            raw=np.concatenate([table.raw for table in tables.values()]),
+            classes=np.concatenate([table.classes for table in tables.values()]),
+            groups={key: np.concatenate([table.groups[key] for table in tables.values()]) for key in ("sex", "age")},
+        )
+        rule = DIRICHLET if partition is None else partition
+        sites = partitioned_sites(table, nodes, rule, seed, test_share=0.34, prefix="hospital", fit=fit, targets_of=column_targets)
+    return logistic_regression("heart-disease", sites, _HEART_COLUMNS, num_inputs=_HEART_WIDTH)
+
+
+def logistic_regression(name: str, sites: Sequence[Site], columns: tuple[str, ...], num_inputs: int) -> Task:
+    """A task of two classes with a linear model, one logit a row."""
+    return Task(
+        name=name,
+        model=partial(nn.Linear, num_inputs, 1),
+        loss=F.binary_cross_entropy_with_logits,
+        metrics=CLASSIFICATION,
+        losses=LOSSES,
+        sites=sites,
+        features=columns,
+        probabilities=torch.sigmoid,
+        notes=missing_classes(sites),
+    )
+
+
+def _heart_table(content: bytes) -> Table:
+    """Rows without a missing value, in the file's order. Cholesterol 0 means missing, too, but the protocol keeps it."""
+    kept = [*range(len(_HEART_COLUMNS)), _HEART_LABEL]
+    lines = [[line[column] for column in kept] for line in csv.reader(io.StringIO(content.decode("ascii"))) if line]
+    values = np.array([line for line in lines if "?" not in line], dtype=np.float64)
+    raw_MF = values[:, :-1]
+    ages_M = raw_MF[:, 0]
+    bands = np.array(["under 45", "45 to 54", "55 to 64", "65 and over"])
+    return Table(
+        raw=raw_MF,
+        classes=(values[:, -1] > 0).astype(np.int64),
+        groups={"sex": np.where(raw_MF[:, 1] == 1, "male", "female"), "age": bands[np.digitize(ages_M, [45, 55, 65])]},
+    )
+
+
+def _heart_inputs(raw_MF: np.ndarray) -> np.ndarray:
+    """The columns that are numbers, then one column for each level but the first of those that are not: (M, 10) to (M, 13)."""
+    parts = [raw_MF[:, [i for i, column in enumerate(_HEART_COLUMNS) if column not in _HEART_LEVELS]]]
+    for column, levels in _HEART_LEVELS.items():
+        values = raw_MF[:, _HEART_COLUMNS.index(column)]
+        strange = np.flatnonzero(~np.isin(values, levels))
+        if len(strange):
+            raise DataError(f"row {strange[0]}, {column} = {values[strange[0]]:g}: one of {', '.join(map(str, levels))}")
+        parts.append((values[:, None] == np.array(levels[1:])).astype(np.float64))
+    return np.concatenate(parts, axis=1)
+
+
+def _flamby_split(classes_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The protocol's training and test rows, each in the file's order."""
+    from sklearn.model_selection import train_test_split
+
+    counts = np.unique(classes_M, return_counts=True)[1]
+    train, test = train_test_split(
+        np.arange(len(classes_M)),
+        test_size=1 - 0.66,
+        train_size=0.66,
+        random_state=43,
+        shuffle=True,
+        stratify=classes_M if len(counts) > 1 and counts.min() > 2 else None,  # noqa: PLR2004
+    )
+    return np.sort(train), np.sort(test)

@@ -1,0 +1,106 @@
+"""How good outputs are: scikit-learn's figures on logits.
+
+Each takes (outputs, targets), detached CPU tensors of one site's test rows: two classes as one logit a row, (M, 1) or (M,), with targets 0
+and 1; more as one logit a class, (M, C), with targets in range(C). Each is NaN where it is undefined: no rows, outputs that are not finite,
+and for balanced accuracy and AUROC rows of one class only.
+
+Shapes: M rows, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+import numpy as np
+from torch import Tensor
+
+from p2pfl.tasks.base import Metric
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of rows whose class is right; of two classes, the second is chosen above probability 0.5."""
+    rows = _logits_and_classes(outputs, targets)
+    if rows is None:
+        return math.nan
+    from sklearn.metrics import accuracy_score
+
+    logits, classes = rows
+    return float(accuracy_score(classes, _chosen(logits)))
+
+
+def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Mean, over the classes that the rows have, of the share that is right."""
+    rows = _logits_and_classes(outputs, targets)
+    if rows is None:
+        return math.nan
+    from sklearn.metrics import recall_score
+
+    logits, classes = rows
+    present = np.unique(classes)
+    if len(present) < 2:  # noqa: PLR2004
+        return math.nan
+    # balanced_accuracy_score is this, and warns of predicted classes that the rows do not have
+    return float(recall_score(classes, _chosen(logits), labels=present, average="macro", zero_division=0.0))
+
+
+def auroc(outputs: Tensor, targets: Tensor) -> float:
+    """Area under the ROC curve; of more than two classes the mean, over those that the rows have, of one against the rest."""
+    rows = _logits_and_classes(outputs, targets)
+    if rows is None:
+        return math.nan
+    from sklearn.metrics import roc_auc_score
+
+    logits, classes = rows
+    present = np.unique(classes)
+    if len(present) < 2:  # noqa: PLR2004
+        return math.nan
+    if logits.shape[1] == 1:
+        return float(roc_auc_score(classes, logits[:, 0]))
+    probabilities = _probabilities(logits)
+    return float(np.mean([roc_auc_score(classes == label, probabilities[:, label]) for label in present]))
+
+
+def log_loss(outputs: Tensor, targets: Tensor) -> float:
+    """Mean negative log-likelihood of the right class, in nats."""
+    rows = _logits_and_classes(outputs, targets)
+    if rows is None:
+        return math.nan
+    from sklearn.metrics import log_loss as sklearn_log_loss
+
+    logits, classes = rows
+    probabilities = _probabilities(logits)
+    return float(sklearn_log_loss(classes, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+CLASSIFICATION: MappingProxyType[str, Metric] = MappingProxyType(
+    {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc, "log_loss": log_loss}
+)
+"""What the classification tasks report."""
+
+LOSSES = frozenset({"log_loss"})
+"""Those of which less is better."""
+
+
+def _logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits (M, 1 or C) in float64 and classes (M,) int64; None where there are no rows or a logit is not finite."""
+    logits = outputs.double().numpy()
+    logits = logits.reshape(len(logits), -1)
+    classes = targets.numpy().reshape(-1).astype(np.int64)
+    if len(logits) != len(classes):
+        raise ValueError(f"{len(logits)} rows of outputs, {len(classes)} targets: expected as many")
+    if not len(logits) or not np.isfinite(logits).all():
+        return None
+    return logits, classes
+
+
+def _chosen(logits: np.ndarray) -> np.ndarray:
+    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """(M, C), also for two classes; rows sum to 1."""
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))

@@ -1,0 +1,262 @@
+"""Sharing the rows of a task out among nodes, and a site's own rows between training and choices.
+
+Every draw is a function of the seed (and of the node's number or the site's name): the same call gives the same rows.
+
+Shapes: M rows, N nodes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.tasks.base import Site, Task
+
+log = logging.getLogger(__name__)
+
+MIN_ROWS = 10
+"""What a rule leaves to every node at least, where there are as many; otherwise an equal share."""
+
+MIN_OF_CLASS = 5
+DRAWS = 100
+
+_OWNERS, _SPLIT, _HOLD_OUT = 1, 2, 3
+_MAX_CLASSES = 100
+
+
+def iid(classes_M: np.ndarray, num_nodes: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows shuffled and dealt out; sizes differ by one at most."""
+    return rng.permutation(np.arange(len(classes_M)) % num_nodes)
+
+
+def dirichlet(classes_M: np.ndarray, num_nodes: int, rng: np.random.Generator, *, alpha: float = 0.5) -> np.ndarray:
+    """Each class shared out in proportions drawn from a symmetric Dirichlet distribution: the smaller alpha, the less alike the nodes.
+
+    Drawn again until every node has MIN_ROWS rows and MIN_OF_CLASS of each class, so that its test rows can show every class. Where none of
+    DRAWS does, as with many classes or a very small alpha, it is the first one, and nodes below MIN_ROWS get rows from the largest.
+
+    Source: Hsu, Qi & Brown 2019 (arXiv:1909.06335); by class as in Yurochkin et al. 2019.
+    """
+    _above_zero("alpha", alpha)
+    floor = _floor(classes_M, num_nodes)
+    first_M: np.ndarray | None = None
+    for _ in range(DRAWS):
+        owners_M = np.empty(len(classes_M), dtype=np.int64)
+        enough = True
+        for label in np.unique(classes_M):
+            rows = rng.permutation(np.flatnonzero(classes_M == label))
+            cuts = np.round(rng.dirichlet(np.full(num_nodes, alpha)).cumsum() * len(rows)).astype(np.int64)
+            owners_M[rows] = np.searchsorted(cuts[:-1], np.arange(len(rows)), side="right")
+            enough = enough and np.diff(cuts, prepend=0).min() >= MIN_OF_CLASS
+        if enough and np.bincount(owners_M, minlength=num_nodes).min() >= floor:
+            return owners_M
+        if first_M is None:
+            first_M = owners_M
+    assert first_M is not None
+    sizes_N = np.bincount(first_M, minlength=num_nodes)
+    while sizes_N.min() < floor:
+        giver, taker = sizes_N.argmax(), sizes_N.argmin()
+        first_M[rng.choice(np.flatnonzero(first_M == giver))] = taker
+        sizes_N[giver] -= 1
+        sizes_N[taker] += 1
+    return first_M
+
+
+def unequal(
+    classes_M: np.ndarray,
+    num_nodes: int,
+    rng: np.random.Generator,
+    *,
+    sizes: str | Sequence[float] = "geometric",
+    ratio: float = 0.5,
+) -> np.ndarray:
+    """Rows shuffled and dealt out in unequal numbers, the first node the largest.
+
+    Every node gets MIN_ROWS first; `sizes` is followed in what is left: "geometric" (node i as ratio**i), "linear" (as N - i), or a list of
+    N numbers.
+    """
+    _above_zero("ratio", ratio)
+    numbers = np.arange(num_nodes)
+    if isinstance(sizes, str):
+        shapes = {"geometric": ratio**numbers, "linear": num_nodes - numbers}
+        if sizes not in shapes:
+            raise ConfigError(f"partition.sizes = {sizes!r}: one of {', '.join(shapes)}, or a list of {num_nodes} numbers")
+        share_N = np.asarray(shapes[sizes], dtype=np.float64)
+    else:
+        share_N = np.asarray(sizes, dtype=np.float64)
+        if share_N.shape != (num_nodes,) or not (share_N > 0).all():
+            raise ConfigError(f"partition.sizes = {list(sizes)}: expected {num_nodes} numbers above 0")
+    floor = _floor(classes_M, num_nodes)
+    cuts_N = np.round(share_N.cumsum() / share_N.sum() * (len(classes_M) - floor * num_nodes)).astype(np.int64)
+    sizes_N = floor + np.diff(cuts_N, prepend=0)
+    return rng.permutation(np.repeat(numbers, sizes_N))
+
+
+PARTITIONS: dict[str, Callable[..., np.ndarray]] = {"iid": iid, "dirichlet": dirichlet, "unequal": unequal}
+"""Each takes (classes_M, num_nodes, rng, **options) and returns the owner of every row, (M,) in range(num_nodes)."""
+
+
+def shares(
+    classes_M: np.ndarray, num_nodes: int, rule: Mapping[str, Any], seed: int, *, test_share: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each node's (training rows, test rows) as sorted row numbers; every row is used once.
+
+    Args:
+        classes_M: int64; what "dirichlet" looks at, and what each node's test rows are stratified by.
+        num_nodes: at least 1.
+        rule: {"name": one of PARTITIONS, and its options}.
+        seed: of the experiment.
+        test_share: of each node's rows; 0 for none. A class of which a node has two rows or more is in both its parts.
+
+    Raises:
+        ConfigError: an unknown rule or option, or fewer than two rows a node.
+    """
+    options = dict(rule)
+    name = options.pop("name", None)
+    if name not in PARTITIONS:
+        raise ConfigError(f"partition.name = {name!r}: one of {', '.join(PARTITIONS)}")
+    allowed = [key for key, p in inspect.signature(PARTITIONS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = [
+        f"partition.{key} = {options[key]!r}: {name} takes {', '.join(allowed) or 'no options'}" for key in options if key not in allowed
+    ]
+    if unknown:
+        raise ConfigError(unknown)
+    if not 1 <= num_nodes <= len(classes_M) // 2:
+        raise ConfigError(f"nodes = {num_nodes}: expected 1 to {len(classes_M) // 2}, two of the {len(classes_M)} rows for each")
+    owners_M = PARTITIONS[name](classes_M, num_nodes, _generator(seed, _OWNERS), **options)
+    by_node = np.split(np.argsort(owners_M, kind="stable"), np.cumsum(np.bincount(owners_M, minlength=num_nodes))[:-1])
+    parts = []
+    for node, rows in enumerate(by_node):
+        is_test = _stratified(classes_M[rows], test_share, _generator(seed, _SPLIT, node))
+        parts.append((rows[~is_test], rows[is_test]))
+    return parts
+
+
+def node_names(prefix: str, num_nodes: int) -> list[str]:
+    """prefix-0, prefix-1, … padded with zeros, so that sorting keeps the order."""
+    return [f"{prefix}-{node:0{len(str(num_nodes - 1))}}" for node in range(num_nodes)]
+
+
+def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *, prefix: str = "hospital") -> Task:
+    """The task with all its rows, training and test, pooled and shared out afresh.
+
+    Each node's test rows are as large a share as they are of the whole task. Where every site's `prepare` is the same object it is kept;
+    `groups` belong to the old test rows and go.
+
+    Raises:
+        ConfigError: the task has no rows to share out, too few, or no classes where the rule needs them.
+    """
+    trains, tests = ([rows for site in task.sites if (rows := getattr(site, part)) is not None] for part in ("train", "test"))
+    if not trains or any(site.start is not None for site in task.sites):
+        raise ConfigError(
+            f"nodes = {num_nodes}: task {task.name!r} has no rows that could be shared out; set the number in the task itself"
+        )
+    inputs_M, targets_M = (torch.cat([rows[axis] for rows in [*trains, *tests]]) for axis in (0, 1))
+    classes_M = classes_of(targets_M)
+    if classes_M is None:
+        if rule.get("name") == "dirichlet":
+            raise ConfigError(f"partition.name = 'dirichlet': the targets of task {task.name!r} are not classes; one of iid, unequal")
+        classes_M = np.zeros(len(targets_M), dtype=np.int64)
+    test_share = sum(len(rows[0]) for rows in tests) / len(targets_M)
+    prepare = task.sites[0].prepare
+    sites = [
+        Site(
+            name=name,
+            train=(inputs_M[train], targets_M[train]),
+            test=(inputs_M[test], targets_M[test]) if len(test) else None,
+            prepare=prepare if all(site.prepare is prepare for site in task.sites) else None,
+        )
+        for name, (train, test) in zip(
+            node_names(prefix, num_nodes), shares(classes_M, num_nodes, rule, seed, test_share=test_share), strict=True
+        )
+    ]
+    return replace(task, sites=sites, notes=missing_classes(sites))
+
+
+def missing_classes(sites: Sequence[Site]) -> tuple[str, ...]:
+    """One sentence for each site whose test rows lack a class that the task has; they are logged as a warning, too."""
+    classes = {site.name: found for site in sites if site.test and (found := classes_of(site.test[1])) is not None}
+    trained = [found for site in sites if site.train and (found := classes_of(site.train[1])) is not None]
+    if not classes:
+        return ()
+    everywhere = np.unique(np.concatenate([*classes.values(), *trained]))
+    notes = tuple(
+        f"site {name!r} has no test row of class {', '.join(map(str, missing))}: AUROC and balanced accuracy there "
+        + ("are undefined" if len(np.unique(found)) == 1 else "are means over the other classes")
+        for name, found in classes.items()
+        if len(missing := np.setdiff1d(everywhere, found))
+    )
+    if notes:
+        shown = 5
+        more = f" (and {len(notes) - shown} more sites)" if len(notes) > shown else ""
+        log.warning("%s%s", "; ".join(notes[:shown]), more)
+    return notes
+
+
+def hold_out(site: Site, share: float, seed: int) -> Site:
+    """The site with a share of its training rows, stratified by class, in the place of its test rows.
+
+    For choices such as hyper-parameters, which must never see the test rows. A site without training rows comes back as it is; inputs stay
+    as they were prepared, with the statistics of all the site's training rows.
+
+    Raises:
+        ConfigError: the share is not between 0 and 1.
+        DataError: the site has one training row only.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"validation = {share}: expected a number above 0 and below 1")
+    if site.train is None:
+        return site
+    inputs, targets = site.train
+    if len(targets) < 2:  # noqa: PLR2004
+        raise DataError(f"one training row: validation = {share} needs at least two", place=f"site {site.name!r}")
+    classes = classes_of(targets)
+    rng = _generator(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
+    chosen = torch.from_numpy(_stratified(np.zeros(len(targets)) if classes is None else classes, share, rng))
+    return replace(site, train=(inputs[~chosen], targets[~chosen]), test=(inputs[chosen], targets[chosen]), groups={})
+
+
+def classes_of(targets: Tensor) -> np.ndarray | None:
+    """Targets as classes (M,) int64; None where they are not: several columns, values between the integers, or very many different ones."""
+    if targets.numel() != len(targets):
+        return None
+    values = targets.reshape(-1)
+    if not bool((values == values.round()).all()) or len(np.unique(values.numpy())) > _MAX_CLASSES:
+        return None
+    return np.asarray(values.long().numpy())
+
+
+def _stratified(classes_M: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which rows are chosen, (M,) bool: of each class the rounded share, of a class with two rows or more at least one and never all."""
+    chosen_M = np.zeros(len(classes_M), dtype=bool)
+    if share == 0:
+        return chosen_M
+    for label in np.unique(classes_M):
+        rows = rng.permutation(np.flatnonzero(classes_M == label))
+        if len(rows) > 1:
+            chosen_M[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
+    if not chosen_M.any():
+        chosen_M[rng.integers(len(classes_M))] = True
+    return chosen_M
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng([seed % 2**64, *key])
+
+
+def _floor(classes_M: np.ndarray, num_nodes: int) -> int:
+    return min(MIN_ROWS, len(classes_M) // num_nodes)
+
+
+def _above_zero(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"partition.{key} = {value!r}: expected a number above 0")

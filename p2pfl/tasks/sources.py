@@ -1,0 +1,171 @@
+"""Public data sets that do not ship with a library: where they come from, how their files are known, where they lie on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+
+from p2pfl.errors import DataError, StoreError, TransportError
+
+_SIZE_LIMIT_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One data set, published as a zip archive."""
+
+    name: str
+    title: str
+    url: str
+
+    folder: str
+    """What its folder is called inside P2PFL_DATA and inside the cache."""
+
+    md5: Mapping[str, str]
+    """File name in the archive to the MD5 of its bytes, 32 hexadecimal digits."""
+
+    licence: str
+    citation: str
+
+
+SOURCES: dict[str, Source] = {
+    "heart-disease": Source(
+        name="heart-disease",
+        title="UCI Heart Disease: 920 patients of four hospitals (Cleveland, Hungary, Switzerland, VA Long Beach)",
+        url="https://archive.ics.uci.edu/static/public/45/heart+disease.zip",
+        folder="heart_disease",
+        md5=MappingProxyType(
+            {
+                "processed.cleveland.data": "2d91a8ff69cfd9616aa47b59d6f843db",
+                "processed.hungarian.data": "22e96bee155b5973568101c93b3705f6",
+                "processed.switzerland.data": "9a87f7577310b3917730d06ba9349e20",
+                "processed.va.data": "4249d03ca7711e84f4444768c9426170",
+            }
+        ),
+        licence="CC BY 4.0",
+        citation="Janosi, Steinbrunn, Pfisterer & Detrano (1989). Heart Disease. UCI Machine Learning Repository. doi:10.24432/C52P4X",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: p2pfl/ in XDG_CACHE_HOME, or in ~/.cache where that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pfl"
+
+
+def read(source: Source, names: Iterable[str], folder: str | Path | None = None) -> dict[str, bytes]:
+    """The bytes of some of a data set's files, checked.
+
+    Args:
+        source: of SOURCES.
+        names: which files.
+        folder: that holds them; None: the source's folder inside P2PFL_DATA, else inside the cache.
+
+    Raises:
+        DataError: a file is nowhere, or is not the original; the message names the remedy.
+    """
+    if folder is not None:
+        places = [Path(folder)]
+    else:
+        places = [Path(root) / source.folder for root in (os.environ.get("P2PFL_DATA"), cache_folder()) if root]
+    found = {}
+    for name in names:
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        if path is None:
+            looked_in = " nor in ".join(map(str, places))
+            raise DataError(
+                f"{name} is not in {looked_in}: run `p2pfl data fetch {source.name}`, or set P2PFL_DATA to a folder with {source.folder}/"
+            )
+        content = path.read_bytes()
+        _check(name, content, source, place=str(path), remedy=f"delete it and run `p2pfl data fetch {source.name}`")
+        found[name] = content
+    return found
+
+
+def fetch(source: Source, folder: Path | None = None, *, timeout_s: float = 60.0) -> list[Path]:
+    """Download a data set and put its files in place.
+
+    Nothing is written before every file's MD5 has been checked, and each file then goes to a temporary name first: what bears its final
+    name is whole and original. Files that are there and right are not downloaded again.
+
+    Args:
+        source: what to download.
+        folder: where to put the files; None: the source's folder inside the cache.
+        timeout_s: without a byte from the server.
+
+    Raises:
+        TransportError: the server cannot be reached or broke off.
+        DataError: what came is not the archive, or not its original bytes.
+        StoreError: the folder cannot be written.
+    """
+    folder = folder or cache_folder() / source.folder
+    paths = [folder / name for name in source.md5]
+    if all(path.is_file() and _md5(path.read_bytes()) == source.md5[path.name] for path in paths):
+        return paths
+    contents = _unpack(_download(source.url, timeout_s), source)
+    for name, content in contents.items():
+        _check(name, content, source, place=source.url, remedy="the publisher has changed it, or something on the way has: do not use it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(contents[path.name])
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return paths
+
+
+def _download(url: str, timeout_s: float) -> bytes:
+    import http.client
+    import urllib.request
+
+    try:
+        # the address is a constant of ours
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:  # noqa: S310
+            content: bytes = response.read(_SIZE_LIMIT_BYTES + 1)
+            announced_bytes = response.headers.get("Content-Length")
+    except (OSError, http.client.HTTPException) as error:
+        raise TransportError(f"cannot download {url}: {error}; try again, or copy the files from another machine") from error
+    if len(content) > _SIZE_LIMIT_BYTES:
+        raise DataError(f"{url} is larger than {_SIZE_LIMIT_BYTES} bytes: it is not the archive that was published")
+    if announced_bytes is not None and len(content) < int(announced_bytes):
+        raise TransportError(f"{url} broke off after {len(content)} of {announced_bytes} bytes: try again")
+    return content
+
+
+def _unpack(archive: bytes, source: Source) -> dict[str, bytes]:
+    """The wanted files' bytes by name, wherever in the archive they lie."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as files:
+            members = {PurePosixPath(member.filename).name: member for member in files.infolist()}
+            contents = {}
+            for name in source.md5:
+                if name not in members:
+                    raise DataError(f"{name} is not in the archive at {source.url}")
+                with files.open(members[name]) as file:
+                    contents[name] = file.read(_SIZE_LIMIT_BYTES)
+            return contents
+    except zipfile.BadZipFile as error:
+        raise DataError(f"what {source.url} sent is not a zip archive: {error}") from error
+
+
+def _check(name: str, content: bytes, source: Source, *, place: str, remedy: str) -> None:
+    if (found := _md5(content)) != source.md5[name]:
+        raise DataError(f"{name} has MD5 {found}, the original {source.md5[name]}: {remedy}", place=place)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

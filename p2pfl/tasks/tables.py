@@ -1,0 +1,115 @@
+"""Tables of patients: raw columns, and each site's own way from them to model inputs.
+
+Shapes: M rows, F raw columns, D model inputs a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.tasks.base import Site, floating
+from p2pfl.tasks.partition import node_names, shares
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Rows with their classes, before any preparation."""
+
+    raw: np.ndarray
+    """(M, F) float64."""
+
+    classes: np.ndarray
+    """(M,) int64."""
+
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Attributes of the rows, (M,) each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preparation:
+    """Raw columns to model inputs: encoded, then (value - centre) / scale."""
+
+    columns: Sequence[str]
+    """The raw columns' names, for messages."""
+
+    centre: np.ndarray
+    """(D,)."""
+
+    scale: np.ndarray
+    """(D,), above 0."""
+
+    encode: Callable[[np.ndarray], np.ndarray] = np.asarray
+    """(M, F) to (M, D); raises DataError where a value cannot be."""
+
+    @classmethod
+    def fitted(cls, raw_MF: np.ndarray, columns: Sequence[str], encode: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Preparation:
+        """Standardises by the mean and standard deviation (ddof 1) of these rows; a column that is constant in them is only centred."""
+        encoded_MD = encode(raw_MF)
+        deviation_D = encoded_MD.std(axis=0, ddof=1) if len(encoded_MD) > 1 else np.zeros(encoded_MD.shape[1])
+        return cls(columns=columns, centre=encoded_MD.mean(axis=0), scale=np.where(deviation_D > 0, deviation_D, 1.0), encode=encode)
+
+    def __call__(self, raw_MF: np.ndarray) -> Tensor:
+        """Model inputs, (M, D) float32.
+
+        Raises:
+            DataError: another number of columns, or a value that is not a finite number; the message names row and column.
+        """
+        raw_MF = np.asarray(raw_MF, dtype=np.float64)
+        if raw_MF.ndim != 2 or raw_MF.shape[1] != len(self.columns):  # noqa: PLR2004
+            raise DataError(f"features of shape {list(raw_MF.shape)}: expected rows of {len(self.columns)}, {', '.join(self.columns)}")
+        bad = np.argwhere(~np.isfinite(raw_MF))
+        if len(bad):
+            row, column = bad[0]
+            raise DataError(f"row {row}, {self.columns[column]} = {raw_MF[row, column]}: expected a finite number")
+        return floating((self.encode(raw_MF) - self.centre) / self.scale)
+
+
+def site_of(
+    name: str, table: Table, train: np.ndarray, test: np.ndarray, prepare: Preparation, targets_of: Callable[[np.ndarray], Tensor]
+) -> Site:
+    """A site from row numbers of a table."""
+    return Site(
+        name=name,
+        train=(prepare(table.raw[train]), targets_of(table.classes[train])),
+        test=(prepare(table.raw[test]), targets_of(table.classes[test])),
+        groups={key: values[test].tolist() for key, values in table.groups.items()},
+        prepare=prepare,
+    )
+
+
+def partitioned_sites(
+    table: Table,
+    num_nodes: int,
+    rule: Mapping[str, Any],
+    seed: int,
+    *,
+    test_share: float,
+    prefix: str,
+    fit: Callable[[np.ndarray], Preparation],
+    targets_of: Callable[[np.ndarray], Tensor],
+) -> list[Site]:
+    """A table shared out among nodes, each with the preparation that *fit* makes of its raw training rows."""
+    if not 0 < test_share < 1:
+        raise ConfigError(f"task.test_share = {test_share}: expected a number above 0 and below 1")
+    parts = shares(table.classes, num_nodes, rule, seed, test_share=test_share)
+    return [
+        site_of(name, table, train, test, fit(table.raw[train]), targets_of)
+        for name, (train, test) in zip(node_names(prefix, num_nodes), parts, strict=True)
+    ]
+
+
+def column_targets(classes_M: np.ndarray) -> Tensor:
+    """Two classes as (M, 1) float32, to stand beside one logit a row."""
+    return floating(classes_M[:, None])
+
+
+def class_targets(classes_M: np.ndarray) -> Tensor:
+    """Classes as (M,) int64."""
+    return torch.from_numpy(np.ascontiguousarray(classes_M, dtype=np.int64))
