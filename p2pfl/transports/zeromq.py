@@ -34,6 +34,7 @@ HANDSHAKE_S = 10.0
 RECONNECT_S = 0.1
 RECONNECT_MAX_S = 2.0
 MISSED_HEARTBEATS = 4  # a heartbeat waits behind the data in flight: on a slow line a short patience would cut a link that works
+ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
 ROUTES_KEPT = 4
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
@@ -51,8 +52,9 @@ class ZeroMQTransport:
     """A member's links to its neighbours.
 
     Counters: "connected" (encrypted link up), "disconnected" (any connection that ended, refused ones included), "handshake_failed",
-    "unauthorized" (a key that is no neighbour's), "frame_count" (messages of too many frames). A frame above the limit ends its connection
-    inside libzmq before it is allocated, and shows as "disconnected"; the dialler dials again.
+    "unauthorized" (a key that is no neighbour's), "frame_count" (messages of too many frames), "routing_id" (messages over a connection
+    with an id that its dialler chose). A frame above the limit ends its connection inside libzmq before it is allocated, and shows as
+    "disconnected"; the dialler dials again.
 
     Args:
         me: this member, as the neighbours know it.
@@ -280,6 +282,10 @@ class ZeroMQTransport:
             peer = self._sender(frames[0])
             if peer is None:
                 self._refuse("unauthorized", "frames over a connection that nobody authenticated")
+                continue
+            if len(route) != ROUTE_BYTES or route.bytes[0] != 0:
+                # the dialler chose it; taking the one that another member had before would bring it that member's messages
+                self._refuse("routing_id", f"{peer} set {route.bytes!r}")
                 continue
             # a late message of an old connection must not change the way back: only a route not yet known is the newest
             if route.bytes not in self._routes[peer]:

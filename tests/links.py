@@ -1,0 +1,88 @@
+"""What the tests of transports share: members with keys and ports, and waits that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import zmq
+
+from p2pfl.errors import TransportError
+from p2pfl.transports import Endpoint, MemoryNetwork, Received, ReservedPort, Transport, ZeroMQTransport, reserve_port
+
+DEADLINE_S = 20.0
+
+
+def finish(test: Coroutine[Any, Any, None], deadline_s: float = DEADLINE_S) -> None:
+    asyncio.run(asyncio.wait_for(test, deadline_s))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; the deadline is that of the whole test."""
+    while not condition():  # noqa: ASYNC110 - counters of another task, not an event
+        await asyncio.sleep(0.005)
+
+
+async def send_when_up(sender: Transport, peer: str, frames: Sequence[bytes]) -> None:
+    """Send as soon as there is a link."""
+    while True:
+        try:
+            return await sender.send(peer, frames, 1.0)
+        except TransportError:
+            await asyncio.sleep(0.005)
+
+
+async def send_until_refused(sender: Transport, peer: str, payload: bytes, timeout_s: float = 1.0) -> tuple[int, str]:
+    """Send numbered messages; how many were taken and why the next one was not."""
+    for number in count():
+        try:
+            await sender.send(peer, [b"%d" % number, payload], timeout_s)
+        except TransportError as error:
+            return number, str(error)
+    raise AssertionError("numbers end")
+
+
+async def receive(receiver: Transport, num_messages: int) -> list[tuple[str, list[bytes]]]:
+    """The next messages as (peer, frames)."""
+    messages: list[Received] = [await receiver.receive() for _ in range(num_messages)]
+    return [(message.peer, [bytes(frame) for frame in message.frames]) for message in messages]
+
+
+class MemoryLinks:
+    """Members of a memory network."""
+
+    def __init__(self, max_queued: int) -> None:
+        self.network = MemoryNetwork(max_queued=max_queued)
+
+    def member(self, name: str, neighbours: Iterable[str]) -> Transport:
+        return self.network.transport(name, neighbours)
+
+    def close(self) -> None:
+        pass
+
+
+class ZeroMQLinks:
+    """Members with keys, and ports that stay theirs over a restart. Names in *hidden* have no address."""
+
+    def __init__(self, max_queued: int = 32, hidden: Iterable[str] = ()) -> None:
+        self.max_queued = max_queued
+        self.hidden = frozenset(hidden)
+        self.keys: dict[str, tuple[bytes, bytes]] = {}
+        self.ports: dict[str, ReservedPort] = {}
+
+    def endpoint(self, name: str) -> Endpoint:
+        if name not in self.keys:
+            self.keys[name] = zmq.curve_keypair()
+            self.ports[name] = reserve_port()
+        return Endpoint(name, None if name in self.hidden else self.ports[name].address, self.keys[name][0])
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> ZeroMQTransport:
+        peers = [self.endpoint(peer) for peer in neighbours]
+        options = {"max_queued": self.max_queued, "heartbeat_s": 0.5, **options}
+        return ZeroMQTransport(self.endpoint(name), self.keys[name][1], peers, **options)
+
+    def close(self) -> None:
+        for port in self.ports.values():
+            port.close()
