@@ -1,0 +1,61 @@
+"""Waiting for the neighbours' updates of one exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pfl.errors import StaleRound
+from p2pfl.wire.update import Arrived
+
+
+@dataclass(slots=True, kw_only=True)
+class ExchangeBarrier:
+    """Which neighbours' updates of one exchange are here, and which of the next one came early."""
+
+    exchange: int
+    expected: frozenset[str]
+    """Those waited for. Others may come and count too: a neighbour that returns is welcome."""
+
+    deadline_s: float
+    """On the caller's clock."""
+
+    arrived: dict[str, Arrived] = field(default_factory=dict)
+    early: dict[str, Arrived] = field(default_factory=dict)
+    """Of exchange + 1."""
+
+    def receive(self, peer: str, arrived: Arrived) -> None:
+        """A complete update came.
+
+        Raises:
+            StaleRound: it is of neither this exchange nor the next.
+        """
+        if arrived.exchange == self.exchange:
+            self.arrived.setdefault(peer, arrived)
+        elif arrived.exchange == self.exchange + 1:
+            self.early.setdefault(peer, arrived)
+        else:
+            reason = "stale_round" if arrived.exchange < self.exchange else "far_round"
+            raise StaleRound(f"an update of exchange {arrived.exchange}: expected {self.exchange} or the next", reason=reason)
+
+    def give_up(self, peer: str) -> None:
+        """Wait no longer for a neighbour that is known not to come."""
+        self.expected -= {peer}
+
+    def missing(self) -> frozenset[str]:
+        """Who is waited for and not here."""
+        return self.expected - self.arrived.keys()
+
+    def is_complete(self) -> bool:
+        """Whether all who are waited for are here."""
+        return not self.missing()
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether waiting is over, because all are here or it is time."""
+        return self.is_complete() or now_s >= self.deadline_s
+
+    def next(self, *, exchange: int, expected: frozenset[str], deadline_s: float) -> ExchangeBarrier:
+        """The barrier of a later exchange, with what came early for it."""
+        if exchange <= self.exchange:
+            raise ValueError(f"exchange {exchange} after {self.exchange}: expected a later one")
+        arrived = self.early if exchange == self.exchange + 1 else {}
+        return ExchangeBarrier(exchange=exchange, expected=expected, deadline_s=deadline_s, arrived=dict(arrived))

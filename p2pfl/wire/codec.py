@@ -1,0 +1,107 @@
+"""Messages as frames: one msgpack header, and a raw payload behind Update and Chunk.
+
+A header is a map of "v" (schema version), "t" (type code) and the message's fields by name. Whatever bytes come in, `decode` returns a
+valid message or raises BadMessage, and never allocates more than a small multiple of the header's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import msgpack
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.messages import MESSAGES, SCHEMA, Chunk, Message, Update
+
+Frame = bytes | memoryview
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
+"""Of payload in one message; only the last chunk of an update is shorter."""
+
+_MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
+_ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(kind)) for code, kind in MESSAGES.items()}
+
+
+def encode(message: Message, payload: memoryview | None = None) -> list[Frame]:
+    """The one or two frames of a message; the payload is not copied.
+
+    Raises:
+        ValueError: a payload where none belongs, none where one belongs, or one that is too long.
+    """
+    header = msgpack.packb({"v": SCHEMA, "t": message.code, **asdict(message)})
+    if not isinstance(message, Update | Chunk):
+        if payload is not None:
+            raise ValueError(f"{type(message).__name__} has no payload")
+        return [header]
+    if payload is None or not 1 <= payload.nbytes <= CHUNK_BYTES:
+        raise ValueError(f"{type(message).__name__} needs a payload of 1 to {CHUNK_BYTES} bytes")
+    return [header, payload]
+
+
+def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
+    """The message in the frames, checked by type, range and length, and its payload (empty where there is none), not copied.
+
+    Raises:
+        BadMessage: it is not a message of this schema; reason "wrong_schema" where only the version is another, else "bad_message".
+    """
+    if not 1 <= len(frames) <= 2:  # noqa: PLR2004
+        raise BadMessage(f"{len(frames)} frames: expected 1 or 2")
+    fields = _unpack(frames[0])
+    version, code = fields.pop("v", None), fields.pop("t", None)
+    if type(version) is not int:
+        raise BadMessage("a header without a schema version")
+    if version != SCHEMA:
+        raise BadMessage(f"schema version {version}: expected {SCHEMA}", reason="wrong_schema")
+    if type(code) is not int or code not in _ADAPTERS:  # not isinstance: True is not a code
+        raise BadMessage(f"an unknown type code: expected one of {sorted(_ADAPTERS)}")
+    kind = MESSAGES[code].__name__
+    try:
+        message = _ADAPTERS[code].validate_python(fields)
+    except ValidationError as error:
+        raise BadMessage(f"{kind}: {_first_fault(error)}") from None  # the cause would carry what the peer sent into our logs
+    payload = memoryview(frames[1]) if len(frames) > 1 else memoryview(b"")
+    wanted = (1, CHUNK_BYTES) if isinstance(message, Update | Chunk) else (0, 0)
+    if not wanted[0] <= payload.nbytes <= wanted[1] or (len(frames) > 1) != (wanted[1] > 0):
+        raise BadMessage(f"{kind} with {payload.nbytes} bytes of payload in {len(frames)} frames: expected {wanted[0]} to {wanted[1]}")
+    return message, payload
+
+
+def _unpack(header: Frame) -> dict[str, Any]:
+    size_bytes = memoryview(header).nbytes
+    if size_bytes > MAX_HEADER_BYTES:
+        raise BadMessage(f"a header of {size_bytes} bytes: expected at most {MAX_HEADER_BYTES}")
+    try:
+        fields = msgpack.unpackb(
+            header,
+            use_list=False,
+            object_pairs_hook=_unique,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException) as error:  # the library's own errors are of both kinds
+        raise BadMessage(f"a header that is not msgpack: {type(error).__name__}") from None
+    if not isinstance(fields, dict):
+        raise BadMessage(f"a header that is a {type(fields).__name__}: expected a map")
+    return fields
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A map's pairs as a dict; the same key twice could mean one thing here and another there."""
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields or not isinstance(key, str):
+            raise ValueError("a key twice, or not text")
+        fields[key] = value
+    return fields
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first thing wrong, without what the peer sent: that may be long, or made to be seen in a log."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    return f"{place[:64]!r}: {fault['msg'][:200]}"

@@ -1,0 +1,164 @@
+"""The edge ledger: why the network's mean does not drift when messages are lost, nodes are late, or a process is killed.
+
+A merge over the edge to a neighbour j is a flow w_ij (x_j - x_i) into i that must be matched by its negative into j. Whether j merged too
+is not known when i merges; j's next report says so. If j did not, i takes its flow back, late but exactly. At most one flow an edge is ever
+open, because an update of exchange t is merged only together with a report that has closed t - 1.
+
+What a report says are durable facts about closed exchanges, so hearing one twice, late, or from before a restart changes nothing. That is
+also why it must come from the last checkpoint and never from memory: a node that is killed wakes up without what it had not written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from p2pfl.wire.messages import MAX_MERGED, NOTHING_CLOSED, Report
+
+
+class SavedLedger(TypedDict):
+    """A ledger as a checkpoint holds it; plain JSON."""
+
+    closed_through: int
+    open_flow: int | None
+    merged: list[int]
+    confirmed: int
+    settled: int
+
+
+@dataclass(slots=True)
+class EdgeLedger:
+    """One node's side of one edge, integers only: the caller keeps the tensors, the ledger says which exchange's flow to take back.
+
+    A flow that is to be taken back leaves the ledger when its exchange is returned; from then on it is the caller's, whose next checkpoint
+    must hold either the amount still to be taken back or its effect, together with this ledger.
+    """
+
+    closed_through: int = -1
+    """The last exchange that is over here."""
+
+    open_flow: int | None = None
+    """The exchange that we merged and of which we do not know yet whether the neighbour did."""
+
+    merged: tuple[int, ...] = ()
+    """Exchanges that we merged and the neighbour may not know of yet, rising."""
+
+    confirmed: int = -1
+    """The neighbour has settled our reports through this exchange."""
+
+    settled: int = -1
+    """We have settled the neighbour's reports through this exchange."""
+
+    heard: Report | None = None
+    """The neighbour's latest report."""
+
+    counters: Counter[str] = field(default_factory=Counter)
+    """ "lost_history": the neighbour was told more than we remember."""
+
+    _durable: Report = NOTHING_CLOSED
+
+    def admits(self, exchange: int) -> bool:
+        """Whether an update of this exchange may be merged: everything before it is known, and there is room to report it."""
+        return self.heard is not None and self.heard.closed_through >= exchange - 1 and len(self.merged) < MAX_MERGED
+
+    def close(self, exchange: int, *, merged: bool) -> int | None:
+        """This exchange is over here; any before it that were jumped over are closed too, not merged.
+
+        Returns:
+            The exchange whose flow is to be taken back, None where there is none. It may be this very one, when the neighbour's report on
+            it came first.
+
+        Raises:
+            ValueError: it is closed already, or merged without being admitted.
+        """
+        if exchange <= self.closed_through:
+            raise ValueError(f"exchange {exchange} is over: closed through {self.closed_through}")
+        if merged and not self.admits(exchange):
+            raise ValueError(f"exchange {exchange} merged without a report that closes the one before it: heard {self.heard}")
+        self.closed_through = exchange
+        if merged:
+            assert self.open_flow is None  # the admitting report has settled what came before
+            self.open_flow = exchange
+            self.merged = (*self.merged, exchange)
+        return self._settle()
+
+    def hear(self, report: Report) -> int | None:
+        """Learn what the neighbour has done; returns as `close`."""
+        if self.heard is None or _age(report) > _age(self.heard):
+            self.heard = report
+        return self._settle()
+
+    def report(self) -> Report:
+        """What may be said to the neighbour: the state of the last checkpoint."""
+        return self._durable
+
+    def to_dict(self) -> SavedLedger:
+        """For a checkpoint; hand the same dict to `checkpointed` when the checkpoint is on the disk."""
+        return {
+            "closed_through": self.closed_through,
+            "open_flow": self.open_flow,
+            "merged": list(self.merged),
+            "confirmed": self.confirmed,
+            "settled": self.settled,
+        }
+
+    def checkpointed(self, saved: SavedLedger) -> None:
+        """This state is durable: from now on it is what we report, even if more has happened since it was taken."""
+        self._durable = Report(
+            closed_through=saved["closed_through"],
+            merged=tuple(saved["merged"]),
+            confirmed=saved["confirmed"],
+            settled=saved["settled"],
+        )
+
+    @classmethod
+    def from_dict(cls, saved: SavedLedger) -> EdgeLedger:
+        """The ledger of a checkpoint that has been read back."""
+        ledger = cls(
+            closed_through=saved["closed_through"],
+            open_flow=saved["open_flow"],
+            merged=tuple(saved["merged"]),
+            confirmed=saved["confirmed"],
+            settled=saved["settled"],
+        )
+        ledger.checkpointed(saved)
+        return ledger
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is open on our side and the neighbour has settled all that we ever merged, durably."""
+        return self.open_flow is None and self._durable.closed_through == self.closed_through and not self._durable.merged
+
+    @property
+    def neighbour_is_settled(self) -> bool:
+        """Whether the neighbour has said the same, for every exchange that we have closed: it needs us no longer."""
+        return self.heard is not None and self.heard.closed_through >= self.closed_through and not self.heard.merged
+
+    def _settle(self) -> int | None:
+        """Draw every conclusion from the latest report that what is closed here allows."""
+        report = self.heard
+        if report is None:
+            return None
+        take_back = None
+        if self.open_flow is not None and self.open_flow <= report.closed_through:
+            if self.open_flow <= report.confirmed:
+                # we told it that we had settled this, and no longer know: our disk was lost. What it did with it is lost as well
+                self.counters["lost_history"] += 1
+            elif self.open_flow not in report.merged:
+                take_back = self.open_flow
+            self.open_flow = None
+        self.settled = max(self.settled, min(self.closed_through, report.closed_through))
+        self.confirmed = max(self.confirmed, min(self.closed_through, report.settled))
+        self.merged = tuple(e for e in self.merged if e > self.confirmed and not _denies(report, e))
+        return take_back
+
+
+def _age(report: Report) -> tuple[int, int, int]:
+    """Orders one node's reports: each of the three only grows."""
+    return report.closed_through, report.settled, report.confirmed
+
+
+def _denies(report: Report, exchange: int) -> bool:
+    """Whether the report says that this exchange was not merged; then no flow waits there for our side of it."""
+    return report.confirmed < exchange <= report.closed_through and exchange not in report.merged

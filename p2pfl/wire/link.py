@@ -1,0 +1,261 @@
+"""One neighbour as seen from here: greeting it, and hearing what it says in the right order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from p2pfl.errors import BadMessage, PeerError, Unauthorized
+from p2pfl.wire.codec import Frame, decode
+from p2pfl.wire.messages import Alive, Chunk, Closing, Goodbye, Hello, Message, Report, StopNews, Update, Want
+from p2pfl.wire.update import Arrays, Arrived, Assembly, UpdateFormat
+
+
+class LinkState(Enum):
+    """How far two neighbours know each other."""
+
+    STRANGE = auto()
+    """No valid Hello yet, or the neighbour has left."""
+
+    GREETED = auto()
+    """A valid Hello, but not yet one that shows it has heard ours."""
+
+    OPEN = auto()
+    """It has heard our Hello and we have heard its own."""
+
+
+class Event(Enum):
+    """What came, as far as the state of a link cares."""
+
+    ECHO = auto()
+    """A Hello that bears our incarnation."""
+
+    HELLO = auto()
+    """A Hello that does not, from an incarnation that we do not know."""
+
+    HELLO_AGAIN = auto()
+    """A Hello that does not, from the incarnation that we know: sent before ours got there."""
+
+    REFUSED = auto()
+    """A Hello of another study, layout, start or name."""
+
+    GOODBYE = auto()
+    MESSAGE = auto()
+    """Anything else."""
+
+
+TRANSITIONS: Final[dict[tuple[LinkState, Event], LinkState]] = {
+    (LinkState.STRANGE, Event.HELLO): LinkState.GREETED,
+    (LinkState.STRANGE, Event.ECHO): LinkState.OPEN,
+    (LinkState.STRANGE, Event.REFUSED): LinkState.STRANGE,
+    (LinkState.STRANGE, Event.GOODBYE): LinkState.STRANGE,
+    (LinkState.GREETED, Event.HELLO): LinkState.GREETED,
+    (LinkState.GREETED, Event.HELLO_AGAIN): LinkState.GREETED,
+    (LinkState.GREETED, Event.ECHO): LinkState.OPEN,
+    (LinkState.GREETED, Event.REFUSED): LinkState.STRANGE,
+    (LinkState.GREETED, Event.GOODBYE): LinkState.STRANGE,
+    (LinkState.OPEN, Event.HELLO): LinkState.GREETED,
+    (LinkState.OPEN, Event.HELLO_AGAIN): LinkState.OPEN,
+    (LinkState.OPEN, Event.ECHO): LinkState.OPEN,
+    (LinkState.OPEN, Event.REFUSED): LinkState.STRANGE,
+    (LinkState.OPEN, Event.GOODBYE): LinkState.STRANGE,
+    (LinkState.OPEN, Event.MESSAGE): LinkState.OPEN,
+}
+"""Every legal step; what is not here is refused as "not_greeted"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What two neighbours must have in common, each 64 hexadecimal digits of a SHA-256."""
+
+    study: str
+    layout: str
+    start: str
+
+    def __post_init__(self) -> None:
+        for name in ("study", "layout", "start"):
+            if len(bytes.fromhex(getattr(self, name))) != 32:  # noqa: PLR2004
+                raise ValueError(f"{name} digest {getattr(self, name)!r}: expected 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """What one message from a neighbour means."""
+
+    message: Message
+    """Its exchange, report and stop news count even where the update that they came with was dropped."""
+
+    arrived: Arrived | None = None
+    """The update that this message made complete."""
+
+    dropped: str | None = None
+    """Why an update or chunk was not taken: "stale_round", "far_round", "duplicate", "contradiction", "stray_chunk"."""
+
+    greet: bool = False
+    """Answer with `LinkSession.hello`."""
+
+
+class LinkSession:
+    """The conversation with one neighbour; bytes in, meanings out, no clock and no socket.
+
+    Args:
+        peer: the name that belongs to the key which authenticated the link.
+        member: our own.
+        terms: what we must have in common.
+        incarnation: drawn at random in [1, 2**63) when this process started.
+        update_format: of the updates of our study.
+    """
+
+    def __init__(self, *, peer: str, member: str, terms: Terms, incarnation: int, update_format: UpdateFormat) -> None:
+        self.peer = peer
+        self.state = LinkState.STRANGE
+        self.counters: Counter[str] = Counter()
+        """What was refused or dropped, by reason."""
+        self._member = member
+        self._terms = terms
+        self._incarnation = incarnation
+        self._peer_incarnation = 0
+        self._assembly = Assembly(update_format)
+        self._complete: dict[int, bytes] = {}  # digests of the updates handed out, of the current exchange and the next
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything but a Hello may be said."""
+        return self.state is LinkState.OPEN
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Exchange and bytes so far of the update that is coming in; None between updates. While it grows there is nothing to ask for."""
+        update = self._assembly.update
+        return None if update is None else (update.exchange, self._assembly.received_bytes)
+
+    def hello(self, *, exchange: int, report: Report, stop: StopNews) -> Hello:
+        """What to send now and then until the link is open, and whenever `Heard.greet` asks for it."""
+        return Hello(
+            member=self._member,
+            study=bytes.fromhex(self._terms.study),
+            layout=bytes.fromhex(self._terms.layout),
+            start=bytes.fromhex(self._terms.start),
+            incarnation=self._incarnation,
+            echo=self._peer_incarnation,
+            is_open=self.is_open,
+            exchange=exchange,
+            report=report,
+            stop=stop,
+        )
+
+    def receive(self, frames: Sequence[Frame], *, exchange: int) -> Heard:
+        """Take one message.
+
+        Args:
+            frames: as they came.
+            exchange: the one that this node is at.
+
+        Raises:
+            Unauthorized: "wrong_name", "wrong_study", "wrong_layout" or "wrong_start": answer Goodbye(reason=error.reason), that somebody
+                at the other end may read why; "not_greeted": it speaks before it has greeted us, our next Hello tells it to.
+            BadMessage: anything else that cannot be taken, under its reason. The node and the link go on.
+        """
+        try:
+            heard = self._receive(frames, exchange)
+        except PeerError as error:
+            self.counters[error.reason] += 1
+            raise
+        if heard.dropped is not None:
+            self.counters[heard.dropped] += 1
+        return heard
+
+    def _receive(self, frames: Sequence[Frame], exchange: int) -> Heard:
+        message, payload = decode(frames)
+        match message:
+            case Hello():
+                return self._greeted(message)
+            case Goodbye():
+                self._step(Event.GOODBYE)
+                self._forget_peer()
+                return Heard(message=message)
+            case _:
+                self._step(Event.MESSAGE)
+        match message:
+            case Update():
+                return self._updated(message, payload, exchange)
+            case Chunk():
+                return self._continued(message, payload, exchange)
+            case Want() | Alive() | Closing():
+                return Heard(message=message)
+
+    def _step(self, event: Event) -> None:
+        following = TRANSITIONS.get((self.state, event))
+        if following is None:
+            raise Unauthorized(f"{self.peer} says something before it has greeted us", reason="not_greeted")
+        self.state = following
+
+    def _greeted(self, hello: Hello) -> Heard:
+        try:
+            self._verify(hello)
+        except Unauthorized:
+            self._step(Event.REFUSED)
+            self._forget_peer()
+            raise
+        is_new, echoes = hello.incarnation != self._peer_incarnation, hello.echo == self._incarnation
+        self._step(Event.ECHO if echoes else Event.HELLO if is_new else Event.HELLO_AGAIN)
+        if is_new:  # the neighbour's process has been restarted: the rest of what it was sending will not come
+            self._assembly.drop()
+            self._peer_incarnation = hello.incarnation
+        return Heard(message=hello, greet=not (echoes and hello.is_open))
+
+    def _verify(self, hello: Hello) -> None:
+        if hello.member != self.peer:
+            raise Unauthorized(f"the key of {self.peer} greets as {hello.member!r}", reason="wrong_name")
+        for name in ("study", "layout", "start"):
+            ours, theirs = getattr(self._terms, name), getattr(hello, name).hex()
+            if ours.lower() != theirs:
+                raise Unauthorized(f"{self.peer} has {name} digest {theirs}: expected {ours}", reason=f"wrong_{name}")
+
+    def _forget_peer(self) -> None:
+        self._assembly.drop()
+        self._peer_incarnation = 0
+
+    def _updated(self, update: Update, payload: memoryview, exchange: int) -> Heard:
+        self._assembly.check(update)
+        if update.report.closed_through < update.exchange - 1:
+            raise BadMessage(
+                f"an update of exchange {update.exchange} from a node that has closed {update.report.closed_through}",
+                reason="wrong_report",
+            )
+        dropped = self._unusable(update.exchange, exchange)
+        if dropped == "duplicate" and self._complete[update.exchange] != update.digest:
+            dropped = "contradiction"  # the first one stands: it may have been merged
+        if dropped is not None:
+            return Heard(message=update, dropped=dropped)
+        return self._taken(update, update, self._assembly.begin(update, payload))
+
+    def _continued(self, chunk: Chunk, payload: memoryview, exchange: int) -> Heard:
+        dropped = self._unusable(chunk.exchange, exchange)
+        if dropped is not None:
+            return Heard(message=chunk, dropped=dropped)
+        update = self._assembly.update
+        if update is None or update.exchange != chunk.exchange:  # its beginning was lost with a connection
+            return Heard(message=chunk, dropped="stray_chunk")
+        return self._taken(chunk, update, self._assembly.extend(chunk, payload))
+
+    def _unusable(self, came: int, exchange: int) -> str | None:
+        """Why an update of that exchange is of no use now; forgets on the way what has become so."""
+        self._complete = {of: digest for of, digest in self._complete.items() if of >= exchange}
+        if self._assembly.update is not None and self._assembly.update.exchange < exchange:
+            self._assembly.drop()
+        if came < exchange:
+            return "stale_round"
+        if came > exchange + 1:
+            return "far_round"
+        return "duplicate" if came in self._complete else None
+
+    def _taken(self, message: Update | Chunk, update: Update, arrays: Arrays | None) -> Heard:
+        if arrays is None:
+            return Heard(message=message)
+        self._complete[update.exchange] = update.digest
+        arrived = Arrived(exchange=update.exchange, arrays=arrays, report=update.report, stop=update.stop)
+        return Heard(message=message, arrived=arrived)

@@ -1,0 +1,195 @@
+"""What neighbours say to each other: seven messages and the two pieces of news that ride in most of them.
+
+The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
+against exactly these types and ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field, Strict
+
+SCHEMA: Final = 1
+"""Version of this schema; in every header. Another number is refused as "wrong_schema"."""
+
+MAX_MERGED: Final = 16
+"""Entries in a report. Nodes that keep the rules never have more than three."""
+
+MAX_CHANNELS: Final = 16
+
+_LARGEST = 2**53 - 1  # exact in a float64 too, and far from overflowing an int64 when rounds are added
+_LARGEST_63 = 2**63 - 1
+
+Exchange = Annotated[int, Strict(), Field(ge=0, le=_LARGEST)]
+LastExchange = Annotated[int, Strict(), Field(ge=-1, le=_LARGEST)]
+"""An exchange, or -1 for "none yet"."""
+
+Size = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
+Flag = Annotated[bool, Strict()]
+Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
+Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
+Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
+"""Lower case words joined by underscores: safe to print and to count by."""
+
+ChannelEntry = tuple[Name, Name, Size]
+"""A channel's name, its dtype, how many numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a node has durably done on one edge; facts that never change again, so that a repeated or late one does no harm."""
+
+    closed_through: LastExchange
+    """The last exchange that is over for me, merged or not."""
+
+    merged: Annotated[tuple[Exchange, ...], Strict(), Field(max_length=MAX_MERGED)]
+    """Of the exchanges in (confirmed, closed_through]: those whose message of yours I merged, rising. One that you have told me you did not
+    merge may be left out."""
+
+    confirmed: LastExchange
+    """You have told me that you have settled my reports through this exchange."""
+
+    settled: LastExchange
+    """I have settled your reports through this exchange: I need to hear nothing more about it."""
+
+    def __post_init__(self) -> None:
+        bounds = (self.confirmed, *self.merged, self.closed_through + 1)
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError(f"merged {self.merged}: expected rising exchanges in ({self.confirmed}, {self.closed_through}]")
+        if self.settled > self.closed_through:
+            raise ValueError(f"settled {self.settled}: expected at most closed_through {self.closed_through}")
+
+
+NOTHING_CLOSED: Final = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+"""Before the first exchange."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopNews:
+    """What agreeing to stop needs to hear from a neighbour."""
+
+    agreed_for: Exchange
+    """h of the round before the one that the message belongs to."""
+
+    stop_round: Exchange | None
+    """The smallest stop round announced so far, None where there is none."""
+
+
+NO_STOP: Final = StopNews(agreed_for=0, stop_round=None)
+"""Before the first round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """The greeting: who I am and what we must have in common."""
+
+    code: ClassVar[int] = 1
+
+    member: Name
+    """Must be the member whose key authenticated the link."""
+
+    study: Digest
+    layout: Digest
+    start: Digest
+    """SHA-256 of the study, of the parameter layout, of the initial parameters."""
+
+    incarnation: Incarnation
+    """Drawn at random when a process starts, so that a restart is seen."""
+
+    echo: Echo
+    """The receiver's incarnation as far as I have heard, 0 if I have not."""
+
+    is_open: Flag
+    """I have heard a Hello that bears my incarnation. Until then I need an answer, and my last one may have been lost."""
+
+    exchange: Exchange
+    """Where I am."""
+
+    report: Report
+    stop: StopNews
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """A node's outgoing channels of one exchange; its first chunk of payload follows in the second frame."""
+
+    code: ClassVar[int] = 2
+
+    exchange: Exchange
+    channels: Annotated[tuple[ChannelEntry, ...], Strict(), Field(min_length=1, max_length=MAX_CHANNELS)]
+    size_bytes: Size
+    """Of the whole payload. A receiver compares it with its own format and allocates from that alone."""
+
+    digest: Digest
+    """SHA-256 of the whole payload."""
+
+    report: Report
+    stop: StopNews
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A further piece of the payload of the last Update."""
+
+    code: ClassVar[int] = 3
+
+    exchange: Exchange
+    offset: Offset
+    """In bytes from the start of the payload."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Want:
+    """Please send your Update of this exchange once more."""
+
+    code: ClassVar[int] = 4
+
+    exchange: Exchange
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alive:
+    """Where I am and what I know, said now and then while there is nothing else to say."""
+
+    code: ClassVar[int] = 5
+
+    exchange: Exchange
+    report: Report
+    stop: StopNews
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Closing:
+    """I have stopped and stay only to settle what is open between us."""
+
+    code: ClassVar[int] = 6
+
+    exchange: Exchange
+    report: Report
+    stop: StopNews
+    reason: Reason
+    """Why I stopped: "converged", "rounds"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goodbye:
+    """I leave, or I do not talk to you."""
+
+    code: ClassVar[int] = 7
+
+    reason: Reason
+    """ "pausing", "finished", or what a Hello was refused for: "wrong_name", "wrong_study", "wrong_layout", "wrong_start"."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye
+News = Hello | Update | Alive | Closing
+"""Messages that carry `exchange`, `report` and `stop`."""
+
+MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye)}
+"""By type code. A code is never used for anything else again."""

@@ -1,0 +1,39 @@
+"""How long to wait for neighbours, learnt from how long they took."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+
+class RoundPace:
+    """A deadline for the next round: a multiple of what nearly all recent rounds needed, with a floor.
+
+    Args:
+        factor: at least 1; what a round may take beyond the 95th percentile.
+        floor_s: never less than this, and exactly this before the first round.
+        window: how many recent durations count.
+    """
+
+    def __init__(self, *, factor: float, floor_s: float, window: int) -> None:
+        if factor < 1 or floor_s <= 0 or window < 1:
+            raise ValueError(f"factor {factor}, floor {floor_s} s, window {window}: expected at least 1, above 0, at least 1")
+        self._factor = factor
+        self._floor_s = floor_s
+        self._durations_s: deque[float] = deque(maxlen=window)
+
+    def record(self, duration_s: float) -> None:
+        """A round in which everybody came took so long.
+
+        Record a straggler as well, when its update comes after the deadline, with the time it would have taken to wait for it: else a pace
+        that is too fast for a neighbour would never find out.
+        """
+        self._durations_s.append(duration_s)
+
+    def allowance_s(self) -> float:
+        """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank."""
+        if not self._durations_s:
+            return self._floor_s
+        ordered = sorted(self._durations_s)
+        q95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        return max(self._floor_s, self._factor * q95)

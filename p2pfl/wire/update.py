@@ -1,0 +1,235 @@
+"""A node's outgoing channels as one payload, cut into chunks on one side and put together, checked, on the other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
+from p2pfl.wire.messages import MAX_CHANNELS, ChannelEntry, Chunk, Report, StopNews, Update
+
+Arrays = Mapping[str, NDArray[Any]]
+
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
+"""What may travel, always little-endian; another name is no dtype of this protocol."""
+
+_CHECKED_AT_ONCE = 2**18  # numbers looked at together for finiteness, so that a large model needs no large mask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelFormat:
+    """One channel of an update as our own layout has it."""
+
+    name: str
+    dtype: str
+    """One of DTYPES."""
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"channel {self.name} of dtype {self.dtype}: one of {', '.join(DTYPES)}")
+        if self.size < 1:
+            raise ValueError(f"channel {self.name} of shape {self.shape}: expected at least one number")
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes."""
+        return self.size * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class UpdateFormat:
+    """What an update of our study looks like: the same at every node, and the only thing that buffers are sized by."""
+
+    channels: tuple[ChannelFormat, ...]
+    """In the order in which they lie in the payload, without gaps."""
+
+    def __post_init__(self) -> None:
+        names = [channel.name for channel in self.channels]
+        if not 1 <= len(set(names)) == len(names) <= MAX_CHANNELS:
+            raise ValueError(f"channels {names}: expected 1 to {MAX_CHANNELS} different names")
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Of a payload."""
+        return sum(channel.size_bytes for channel in self.channels)
+
+    @cached_property
+    def entries(self) -> tuple[ChannelEntry, ...]:
+        """The channels as an Update announces them."""
+        return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
+
+    def pack(self, exchange: int, arrays: Arrays) -> Parcel:
+        """What to send in one exchange.
+
+        A single contiguous channel is not copied: its array must not change as long as the parcel may be sent.
+
+        Raises:
+            ValueError: an array is missing, unknown, or of another dtype or shape.
+        """
+        if arrays.keys() != {channel.name for channel in self.channels}:
+            raise ValueError(f"channels {sorted(arrays)}: expected {[channel.name for channel in self.channels]}")
+        for channel in self.channels:
+            array = arrays[channel.name]
+            if array.dtype != DTYPES[channel.dtype] or array.shape != channel.shape:
+                raise ValueError(f"channel {channel.name} is {array.dtype}{array.shape}: expected {channel.dtype}{channel.shape}")
+        parts = [np.ascontiguousarray(arrays[channel.name]).reshape(-1).view(np.uint8) for channel in self.channels]
+        payload = (parts[0] if len(parts) == 1 else np.concatenate(parts)).data.toreadonly()
+        return Parcel(exchange=exchange, channels=self.entries, payload=payload, digest=hashlib.sha256(payload).digest())
+
+    def unpack(self, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Read-only views into a payload of the right size, by channel.
+
+        Raises:
+            BadMessage: "not_finite", a channel holds NaN or an infinity.
+        """
+        arrays, start = {}, 0
+        for channel in self.channels:
+            flat = payload[start : start + channel.size_bytes].view(DTYPES[channel.dtype])
+            for first in range(0, flat.size, _CHECKED_AT_ONCE):
+                if not np.isfinite(flat[first : first + _CHECKED_AT_ONCE]).all():
+                    raise BadMessage(f"channel {channel.name} holds NaN or an infinity", reason="not_finite")
+            array = np.require(flat, requirements=["ALIGNED"]).reshape(channel.shape)  # copied only where an odd channel lies before it
+            array.flags.writeable = False
+            arrays[channel.name] = array
+            start += channel.size_bytes
+        return arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parcel:
+    """An update ready to be sent, to any neighbour and as often as wanted; only the news beside it differ.
+
+    On one link a parcel is sent to its end before another one, or the same one again, is begun.
+    """
+
+    exchange: int
+    channels: tuple[ChannelEntry, ...]
+    payload: memoryview
+    digest: bytes
+
+    def messages(self, report: Report, stop: StopNews) -> Iterator[list[Frame]]:
+        """The frames of each message in turn: the Update with the first chunk, then the others. The payload is not copied.
+
+        Args:
+            report: of the edge to the neighbour it goes to, as durable now; it must have closed the exchange before this one.
+            stop: with the agreed_for of the round before this exchange's, also when it is sent again later.
+        """
+        update = Update(
+            exchange=self.exchange,
+            channels=self.channels,
+            size_bytes=self.payload.nbytes,
+            digest=self.digest,
+            report=report,
+            stop=stop,
+        )
+        yield encode(update, self.payload[:CHUNK_BYTES])
+        for offset in range(CHUNK_BYTES, self.payload.nbytes, CHUNK_BYTES):
+            yield encode(Chunk(exchange=self.exchange, offset=offset), self.payload[offset : offset + CHUNK_BYTES])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrived:
+    """A neighbour's update, complete and checked."""
+
+    exchange: int
+    arrays: Arrays
+    """By channel, read-only."""
+
+    report: Report
+    stop: StopNews
+    """As they came with it."""
+
+
+class Assembly:
+    """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.
+
+    An update counts when all of it is there and its digest and every number have been checked. Until then nothing leaves this object.
+    """
+
+    __slots__ = ("_buffer", "_format", "_hash", "received_bytes", "update")
+
+    def __init__(self, update_format: UpdateFormat) -> None:
+        self._format = update_format
+        self._buffer: NDArray[np.uint8] | None = None
+        self._hash = hashlib.sha256()
+        self.update: Update | None = None
+        self.received_bytes = 0
+
+    def check(self, update: Update) -> None:
+        """Refuse an announcement that is not of our format.
+
+        Raises:
+            BadMessage: "wrong_size" or "wrong_format".
+        """
+        if update.size_bytes != self._format.size_bytes:
+            raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
+        if update.channels != self._format.entries:
+            raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
+
+    def begin(self, update: Update, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+        """Take an announcement and its first chunk, giving up what was there before.
+
+        Returns:
+            Read-only arrays by channel if the update is complete, else None.
+
+        Raises:
+            BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
+        """
+        self.drop()
+        self.check(update)
+        if self._buffer is None:
+            self._buffer = np.empty(self._format.size_bytes, dtype=np.uint8)
+        self.update = update
+        return self._take(payload)
+
+    def extend(self, chunk: Chunk, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+        """Take the next chunk; as `begin`, and "out_of_order" for a chunk that is not the next one of the update that is coming in."""
+        if self.update is None or (chunk.exchange, chunk.offset) != (self.update.exchange, self.received_bytes):
+            self.drop()
+            raise BadMessage(f"a chunk at {chunk.offset} of exchange {chunk.exchange} that continues nothing", reason="out_of_order")
+        return self._take(payload)
+
+    def drop(self) -> None:
+        """Give up the update that is coming in; the buffer stays for the next one."""
+        self.update = None
+        self.received_bytes = 0
+        self._hash = hashlib.sha256()
+
+    def _take(self, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+        assert self.update is not None
+        assert self._buffer is not None
+        start, expected_bytes = self.received_bytes, min(CHUNK_BYTES, self._format.size_bytes - self.received_bytes)
+        if payload.nbytes != expected_bytes:
+            self.drop()
+            raise BadMessage(f"{payload.nbytes} bytes of payload at {start}: expected {expected_bytes}")
+        self._buffer[start : start + expected_bytes] = payload
+        self._hash.update(payload)
+        self.received_bytes += expected_bytes
+        if self.received_bytes < self._format.size_bytes:
+            return None
+        is_intact = self._hash.digest() == self.update.digest
+        self.drop()
+        if not is_intact:
+            raise BadMessage("a payload that is not what its header announced", reason="wrong_digest")
+        # given away: the views that leave must not be written over by the next update
+        buffer, self._buffer = self._buffer, None
+        return self._format.unpack(buffer)
