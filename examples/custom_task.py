@@ -4,8 +4,8 @@ Name it in an experiment file as
 
     task: {name: "custom_task:stroke", data: tables}
 
-run from the folder that holds this file. `tables` is a folder with one CSV file for each hospital (charite.csv, ucl.csv, …), the columns below
-in any order. Without `data`, three hospitals with INVENTED patients stand in, so that you can try it at once.
+run from the folder that holds this file. `tables` is a folder with one CSV file for each hospital (charite.csv, ucl.csv, …), with the
+columns below in any order. Without `data`, three hospitals with INVENTED patients stand in, so that you can try it at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ LABEL = "stroke"  # 0 or 1
 
 def stroke(data: str | None = None) -> Task:
     """One site for each hospital whose table is on this machine: all of them when you simulate, exactly one at an institution."""
-    tables = {path.stem: list(csv.DictReader(path.open())) for path in sorted(Path(data).glob("*.csv"))} if data else invented()
+    tables = (
+        {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in sorted(Path(data).glob("*.csv"))}
+        if data
+        else invented()
+    )
     return Task(
         name="stroke",
         model=partial(nn.Linear, len(FEATURES), 1),  # any torch model; all hospitals start from the same parameters
@@ -41,7 +45,7 @@ def hospital(name: str, rows: list[dict[str, str]]) -> Site:
     """Every fourth patient is for testing. What is standardised here never leaves the hospital: only model parameters travel."""
     inputs = torch.tensor([[float(row[feature]) for feature in FEATURES] for row in rows])
     targets = torch.tensor([[float(row[LABEL])] for row in rows])
-    is_test = torch.arange(len(rows)) % 4 == 3
+    is_test = torch.arange(len(rows)) % 4 == 0
     mean, deviation = inputs[~is_test].mean(0), inputs[~is_test].std(0).clamp_min(1e-6)
     inputs = (inputs - mean) / deviation
     decades = [10 * (int(float(row["age"])) // 10) for row, chosen in zip(rows, is_test, strict=True) if chosen]

@@ -85,7 +85,7 @@ LOSSES = frozenset({"log_loss"})
 def _logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """Logits (M, 1 or C) in float64 and classes (M,) int64; None where there are no rows or a logit is not finite."""
     logits = outputs.double().numpy()
-    logits = logits.reshape(len(logits), -1)
+    logits = logits[:, None] if logits.ndim == 1 else logits
     classes = targets.numpy().reshape(-1).astype(np.int64)
     if len(logits) != len(classes):
         raise ValueError(f"{len(logits)} rows of outputs, {len(classes)} targets: expected as many")

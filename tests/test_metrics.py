@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from p2pfl.tasks import accuracy, auroc, balanced_accuracy, log_loss
+from p2pfl.tasks.metrics import CLASSIFICATION
+
+# probabilities above 0.5 for rows 1, 2, 4; right are rows 0, 1, 4
+LOGITS = torch.tensor([-2.0, 1.0, 0.5, -1.0, 3.0])
+TARGETS = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_two_classes_of_one_logit_a_row(shape):
+    outputs, targets = LOGITS.reshape(shape), TARGETS.reshape(shape)
+
+    assert accuracy(outputs, targets) == 3 / 5
+    assert balanced_accuracy(outputs, targets) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert auroc(outputs, targets) == pytest.approx(5 / 6, rel=1e-14)
+    assert log_loss(outputs, targets) == pytest.approx(
+        F.binary_cross_entropy_with_logits(LOGITS.double(), TARGETS.double()).item(), rel=1e-14
+    )
+
+
+def test_a_probability_of_exactly_one_half_is_the_first_class():
+    assert accuracy(torch.zeros(1, 1), torch.zeros(1, 1)) == 1.0
+
+
+def test_several_classes_of_one_logit_each():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.0]])
+    targets = torch.tensor([0, 1, 2, 2])
+
+    assert accuracy(logits, targets) == 1 / 2
+    assert balanced_accuracy(logits, targets) == pytest.approx(2 / 3)
+    # the definition: the share of (inside, outside) pairs that are in order, ties counting half
+    scores = logits.double().softmax(-1)
+    pairs = [
+        sum(float(scores[i, c] > scores[j, c]) + 0.5 * float(scores[i, c] == scores[j, c]) for i in inside for j in outside)
+        / (len(inside) * len(outside))
+        for c in range(3)
+        for inside, outside in [([i for i in range(4) if targets[i] == c], [j for j in range(4) if targets[j] != c])]
+    ]
+    assert auroc(logits, targets) == pytest.approx(sum(pairs) / 3)
+    assert log_loss(logits, targets) == pytest.approx(F.cross_entropy(logits.double(), targets).item(), rel=1e-14)
+
+
+def test_classes_that_the_rows_lack_are_left_out_of_the_means():
+    logits = torch.tensor([[2.0, 0.0, 5.0], [2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    targets = torch.tensor([0, 0, 1])
+
+    assert balanced_accuracy(logits, targets) == (1 / 2 + 1) / 2
+    assert auroc(logits, targets) == (1 / 2 + 1) / 2
+    assert accuracy(logits, targets) == pytest.approx(2 / 3)
+
+
+def test_one_class_leaves_ranking_and_balance_undefined():
+    outputs, targets = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+
+    assert math.isnan(auroc(outputs, targets))
+    assert math.isnan(balanced_accuracy(outputs, targets))
+    assert accuracy(outputs, targets) == 0.5
+    assert log_loss(outputs, targets) == pytest.approx(F.binary_cross_entropy_with_logits(outputs, targets).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", CLASSIFICATION.values())
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_have_no_figure(metric, value):
+    assert math.isnan(metric(torch.tensor([[0.0], [value]]), torch.tensor([[0.0], [1.0]])))
+
+
+@pytest.mark.parametrize("metric", CLASSIFICATION.values())
+def test_no_rows_have_no_figure(metric):
+    assert math.isnan(metric(torch.zeros(0, 1), torch.zeros(0, 1)))
+
+
+@pytest.mark.parametrize("metric", CLASSIFICATION.values())
+def test_figures_are_plain_floats_also_for_saturated_outputs(metric):
+    assert type(metric(torch.tensor([[1e30], [-1e30]]), torch.tensor([[1.0], [0.0]]))) is float
+    assert type(metric(torch.tensor([[1e30], [-1e30]]), torch.tensor([[0.0], [1.0]]))) is float
+
+
+def test_outputs_and_targets_of_different_lengths_are_a_callers_fault():
+    with pytest.raises(ValueError, match="2 rows of outputs, 1 targets"):
+        accuracy(torch.zeros(2, 1), torch.zeros(1, 1))
