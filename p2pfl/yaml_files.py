@@ -35,6 +35,8 @@ _TYPE_WORDS = {
     "finite_number": "a finite number",
 }
 
+_NUMBER = re.compile(r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that takes 1e-3 for a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
@@ -55,9 +57,16 @@ _Loader.yaml_implicit_resolvers = {  # noqa: RUF012  # pyyaml's own way
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    _NUMBER,
     list("-+0123456789."),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts a text in quotes where _Loader, too, would take it for something else: '1e5' is a name here."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -99,7 +108,7 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """A mapping as YAML text, keys in the order given."""
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def check(kind: type[T], value: Mapping[str, Any], place: str) -> T:

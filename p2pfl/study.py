@@ -1,0 +1,223 @@
+"""What institutions agree on before they start: an experiment, the public card of every member and the graph between them.
+
+Everything here is public. The digest of a study is what people compare over the telephone; it covers the meaning of the file and not its
+bytes, so that re-formatting the YAML does not change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from p2pfl.card import Card, canonical, is_loopback, plain_digest
+from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.topology import Topology, check_connected
+from p2pfl.yaml_files import check, dump_yaml, load_yaml
+
+_STUDY_DOMAIN = b"p2pfl study v1\0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """Who exchanges with whom, and with what weight."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: str
+    """Of the topology it came from."""
+
+    edges: tuple[tuple[str, str, Annotated[float, Field(allow_inf_nan=False)]], ...]
+    """Two members and w_ij = w_ji, each edge once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """An experiment, its members' cards and the graph between them. Made by create and load only, which check it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    schema: Literal[1] = 1
+    """Of this file's format."""
+
+    experiment: dict[str, Any]
+    """The resolved experiment."""
+
+    members: tuple[Card, ...]
+    """Sorted by name."""
+
+    graph: Graph
+    """Edges sorted, the smaller name first."""
+
+    @classmethod
+    def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
+        """A study of these members on an undirected, weighted topology whose names are theirs.
+
+        Raises:
+            ConfigError: with everything that cannot be.
+        """
+        if topology.directed:
+            raise ConfigError(f"topology = {topology.name!r}: directed, but daemons exchange over links that go both ways")
+        if topology.weights is None or topology.names is None:
+            raise ValueError("the topology of a study has weights and names")
+        names = topology.names
+        on_graph, with_card = set(names), {card.name for card in cards}
+        faults = [f"topology {topology.name!r}: its node {name!r} has no card" for name in sorted(on_graph - with_card)]
+        faults += [f"topology {topology.name!r}: has no node {name!r}, but there is a card" for name in sorted(with_card - on_graph)]
+        weights = {
+            (names[i], names[j]): weight
+            for i, j, weight in zip(topology.receivers.tolist(), topology.senders.tolist(), topology.weights.tolist(), strict=True)
+        }
+        faults += [
+            f"topology {topology.name!r}: weighs {a} - {b} with {weight!r} one way and {weights[b, a]!r} the other"
+            for (a, b), weight in weights.items()
+            if a < b and weight != weights[b, a]
+        ]
+        if faults:
+            raise ConfigError(faults)
+        edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b]
+        members = [card.as_dict() for card in cards]
+        return cls.from_mapping(
+            {"experiment": dict(experiment), "members": members, "graph": {"name": topology.name, "edges": edges}}, "the new study"
+        )
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any], place: str) -> Study:
+        """A study that has been checked, the signature of every card included; ConfigError with all faults otherwise."""
+        read = check(cls, content, place)
+        edges = sorted((min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
+        study = cls(
+            experiment=read.experiment,
+            members=tuple(sorted(read.members, key=lambda card: card.name)),
+            graph=Graph(name=read.graph.name, edges=tuple(edges)),
+        )
+        if faults := list(study._faults()):
+            raise ConfigError(faults, place)
+        return study
+
+    @classmethod
+    def load(cls, path: Path | str) -> Study:
+        """A study from its file, checked; ConfigError naming the file otherwise."""
+        return cls.from_mapping(load_yaml(path), str(path))
+
+    def save(self, path: Path) -> None:
+        """Writes a new file; FileExistsError if there is one."""
+        with path.open("x", encoding="utf-8") as file:
+            file.write("# Public: the same file at every member. Its digest (p2pfl study show) is what the members compare.\n")
+            file.write(dump_yaml(self.as_dict()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "schema": self.schema,
+            "experiment": self.experiment,
+            "members": [card.as_dict() for card in self.members],
+            "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]},
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, 64 hex digits; `grouped` makes it readable, `confirms` compares."""
+        return sha256(_STUDY_DOMAIN + canonical(self.as_dict())).hexdigest()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members', sorted."""
+        return tuple(card.name for card in self.members)
+
+    def member(self, name: str) -> Card:
+        """The card of a member; ConfigError if there is no such member."""
+        for card in self.members:
+            if card.name == name:
+                return card
+        raise ConfigError(f"member = {name!r}: not in this study; one of {', '.join(self.names)}")
+
+    def neighbours(self, name: str) -> tuple[str, ...]:
+        """Those that a member exchanges with, sorted; ConfigError if there is no such member."""
+        self.member(name)
+        return tuple(sorted(b if a == name else a for a, b, _ in self.graph.edges if name in (a, b)))
+
+    def topology(self) -> Topology:
+        """The graph with its weights, bit for bit; row i is the i-th member."""
+        row = {name: i for i, name in enumerate(self.names)}
+        one_end = [row[a] for a, _, _ in self.graph.edges]
+        other_end = [row[b] for _, b, _ in self.graph.edges]
+        weights = [weight for _, _, weight in self.graph.edges]
+        return Topology.from_edges(self.graph.name, len(self.members), one_end, other_end, names=self.names, weights=weights)
+
+    def _faults(self) -> Iterator[str]:
+        """A sentence for everything that cannot be."""
+        if not self.members:
+            yield "members = []: a study has members"
+        yield from (f"members: {fault}" for card in self.members if (fault := card.fault()))
+        for field in ("name", "address", "identity", "curve"):
+            counts = Counter(value for card in self.members if (value := getattr(card, field)) is not None)
+            for value, count in counts.items():
+                if count > 1:
+                    bearers = ", ".join(card.name for card in self.members if getattr(card, field) == value)
+                    yield f"members: {field} = {value!r} stands in {count} cards ({bearers}); expected one"
+        yield from self._graph_faults()
+        yield from _unencodable(self.experiment, "experiment")
+        if self.experiment.get("nodes") is not None:
+            afar = [card.name for card in self.members if card.address is not None and not is_loopback(card.address)]
+            if afar:
+                yield (
+                    f"experiment.nodes = {self.experiment['nodes']!r}: partitions data that lie on one machine, but {', '.join(afar)} "
+                    "have addresses elsewhere; expected null"
+                )
+        if self.experiment.get("weighting") == "samples":
+            silent = [card.name for card in self.members if card.samples is None]
+            if silent:
+                yield f"experiment.weighting = 'samples': needs `samples` in every card; missing in {', '.join(silent)}"
+
+    def _graph_faults(self) -> list[str]:
+        addresses = {card.name: card.address for card in self.members}
+        found = [
+            f"graph.edges: {name!r} has no card"
+            for name in sorted({name for a, b, _ in self.graph.edges for name in (a, b)} - set(addresses))
+        ]
+        for (a, b), count in Counter((a, b) for a, b, _ in self.graph.edges).items():
+            if a == b:
+                found.append(f"graph.edges: {a} is joined to itself")
+            elif addresses.get(a, "") is None and addresses.get(b, "") is None:
+                found.append(f"graph.edges: {a} - {b}: neither has an address, so that neither can dial the other; one of them needs one")
+            if count > 1:
+                found.append(f"graph.edges: {a} - {b} is given {count} times; expected once")
+        if self.members and len(addresses) == len(self.members) and not found:
+            try:
+                check_connected(self.topology())
+            except TopologyError as error:
+                found += [f"graph.edges: {finding}" for finding in error.findings]
+        return found
+
+
+def confirms(study: Study, text: str) -> bool:
+    """Whether a digest that somebody typed is the study's; spaces, dashes and case do not matter."""
+    try:
+        return plain_digest(text) == study.digest
+    except ValueError:
+        return False
+
+
+def _unencodable(value: object, key: str) -> Iterator[str]:
+    """Sentences for what has no one encoding: neither null, true, false, finite number, text, list nor mapping with text keys."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(name, str):
+                yield from _unencodable(inner, f"{key}.{name}")
+            else:
+                yield f"{key}: the key {name!r} is not a text"
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _unencodable(inner, f"{key}.{index}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{key} = {value!r}: expected a finite number"
+    elif value is not None and not isinstance(value, (bool, int, str)):
+        yield f"{key} = {value!r}: expected a number, a text, true, false, null, a list or a mapping"
