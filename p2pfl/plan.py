@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import StopRule
-from p2pfl.tasks import Site, Task, find_task, hold_out, partition
+from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Topology, describe
 from p2pfl.topology import diameter as diameter_of
 from p2pfl.topology import laplacian_extremes
@@ -84,24 +84,18 @@ def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = Non
     Raises:
         ConfigError: the task is unknown or refuses its arguments.
     """
-    function = find_task(experiment.task.name)
     arguments = {**experiment.task.options, **(overrides or {})}
-    accepted = inspect.signature(function).parameters
+    accepted = inspect.signature(find_task(experiment.task.name)).parameters
     split = {"name": experiment.partition.name, **experiment.partition.options}
     from_experiment: dict[str, Any] = {"seed": experiment.seed, "nodes": experiment.nodes, "partition": split}
     for key, value in from_experiment.items():
         if key in accepted and key not in arguments and value is not None:
             arguments[key] = value
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        named = ", ".join(name for name in accepted if name not in from_experiment) or "none"
-        raise ConfigError(f"task {experiment.task.name}: {error}; its arguments: {named}", "task") from error
-    task = function(**arguments)
+    task = load_task(experiment.task.name, **arguments)
     if experiment.nodes is not None and "nodes" not in accepted:
         task = partition(task, experiment.nodes, split, experiment.seed)
     sites = [hold_out(site, experiment.validation, experiment.seed) if experiment.validation else site for site in task.sites]
-    return task.with_sites(sorted(sites, key=lambda site: site.name))
+    return replace(task, sites=sorted(sites, key=lambda site: site.name))
 
 
 def make_plan(

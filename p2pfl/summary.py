@@ -6,6 +6,8 @@ Shapes: N nodes, P parameters.
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -121,6 +123,12 @@ def finish_summary(
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:
     """Each metric's mean, least and largest over the nodes, and every node's."""
     return {name: statistics({node: values.get(name) for node, values in per_node.items()}) for name in plan.task.metrics}
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @lru_cache(maxsize=4)

@@ -6,8 +6,6 @@ Shapes: N nodes, K neighbour slots, P parameters.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +27,8 @@ from p2pfl.results import STACKED_ABOVE, Run, write_models
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
 from p2pfl.stopping import NEVER
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, peak_rss_bytes
 from p2pfl.training import Population
-from p2pfl.wire import update_bytes
 from p2pfl.yaml_files import load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -116,7 +113,7 @@ class Simulation:
             inbox = self._exchange.inbox(number * phases + phase, number, sent)
             self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
             inboxes.append(inbox)
-            self.bytes_sent += self._bytes(sent, inbox, number * phases + phase)
+            self.bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
         squared_N, norms_N, exact = self._disagreement(inboxes)
         skipped_NK = (self._exchange.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
         self._agree(number, squared_N, norms_N, ~skipped_NK & self._exchange.linked_NK.cpu().numpy(), skipped_NK.any(axis=1))
@@ -221,12 +218,6 @@ class Simulation:
         self.agreed_for_N = np.where(running_N, agreed_N, self.agreed_for_N)
         self.stop_round_N = np.where(running_N, stop_N, self.stop_round_N)
 
-    def _bytes(self, sent: Mapping[str, Tensor], inbox: SlotInbox, exchange: int) -> int:
-        """What daemons would send for this exchange."""
-        num_messages = int(self._exchange.linked_NK.sum())
-        sizes = {name: (str(m.dtype).removeprefix("torch."), math.prod(m.shape[1:])) for name, m in sent.items()}
-        return num_messages * update_bytes(sizes, exchange)
-
     def _record(
         self,
         number: int,
@@ -302,7 +293,7 @@ def simulate(
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
     plan = make_plan(resolved, load_sites(resolved))
-    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record())
+    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
     simulation = Simulation(plan, folder, device=device, faults=faults)
     if resume is not None:
         simulation.restore()
@@ -326,12 +317,6 @@ def consensus_distance(x_NP: Tensor) -> float:
     """sqrt(mean_i ||x_i - mean||**2) of rows."""
     distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
     return float(distances_N.square().mean().sqrt())
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:

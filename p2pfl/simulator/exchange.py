@@ -5,7 +5,7 @@ Shapes: N nodes, K neighbour slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 from p2pfl.algorithms import Channel, SlotInbox, flow
 from p2pfl.simulator.faults import Faults
 from p2pfl.topology import Topology
-from p2pfl.wire import EdgeLedger
+from p2pfl.wire.codec import CHUNK_BYTES, encode
+from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.wire.messages import Chunk, Report, StopNews, Update
+from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
 Messages = Mapping[str, Tensor]
 
@@ -67,13 +70,28 @@ class Exchange:
             channels=self._channels, sent=sent, weights_NK=self._weights_NK, present_NK=present_NK, slot=slot, returns=returns
         )
 
+    def bytes_sent(self, exchange: int, sent: Messages) -> int:
+        """What daemons would send for this exchange where nothing is late: every update once over every edge, in each direction."""
+        channels = tuple(
+            ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:])) for name, m in sorted(sent.items())
+        )
+        update_format = UpdateFormat(channels=channels)
+        recent = tuple(range(max(exchange - 2, 0), exchange))
+        report = Report(closed_through=exchange - 1, merged=recent, confirmed=max(exchange - 3, -1), settled=exchange - 1)
+        size_bytes = update_format.size_bytes
+        update = Update(
+            exchange=exchange, channels=update_format.entries, size_bytes=size_bytes, digest=bytes(32), report=report, stop=StopNews(agreed_for=0, stop_round=None)
+        )
+        first = len(encode(update, memoryview(b"\0"))[0])
+        chunks = sum(len(encode(Chunk(exchange=exchange, offset=o), memoryview(b"\0"))[0]) for o in range(CHUNK_BYTES, size_bytes, CHUNK_BYTES))
+        return int(self.linked_NK.sum()) * (first + chunks + size_bytes)
+
     def settle(self) -> dict[str, Tensor]:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
         returns: dict[str, Tensor] = {}
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
         for (i, j), ledger in self._ledgers.items():
-            for exchange in ledger.hear(reports[j, i]):
-                self._take_back(i, j, exchange, returns)
+            self._take_back(i, j, ledger.hear(reports[j, i]), returns)
         return returns
 
     def active(self, round: int) -> Tensor | None:  # noqa: A002
@@ -94,28 +112,25 @@ class Exchange:
         for i, k, j in self._edges():
             arrives = self._faults.delivers(self._names[j], self._names[i], round)
             present_NK[i, k] = arrives
-            taken_back: Sequence[int] = self._ledgers[i, j].hear(reports[j, i]) if arrives else ()
-            for late in taken_back:
-                self._take_back(i, j, late, returns)
+            if arrives:
+                self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]), returns)
         for i, k, j in self._edges():
             merged = bool(present_NK[i, k])
-            if self._faults.is_paused(self._names[i], round):
-                continue
             if merged:
                 self._open[i, j, exchange] = _Open(
                     own={c: m[i].clone() for c, m in sent.items()}, theirs={c: m[j].clone() for c, m in sent.items()}
                 )
             ledger = self._ledgers[i, j]
-            for late in ledger.close(exchange, merged=merged):
-                self._take_back(i, j, late, returns)
-            ledger.checkpointed()
-            still_open = set(ledger.open)
-            for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] not in still_open]:
+            self._take_back(i, j, ledger.close(exchange, merged=merged), returns)
+            ledger.checkpointed(ledger.to_dict())
+            for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
                 del self._open[edge]
         return present_NK, returns
 
-    def _take_back(self, i: int, j: int, exchange: int, returns: dict[str, Tensor]) -> None:
+    def _take_back(self, i: int, j: int, exchange: int | None, returns: dict[str, Tensor]) -> None:
         """Add the negative of a flow to what row i has to take back."""
+        if exchange is None:
+            return
         held = self._open.pop((i, j, exchange))
         slot = int((self.index_NK[i] == j).nonzero()[0])
         weight = self._weights_NK[i, slot]

@@ -5,6 +5,7 @@ Shapes: N rows, B examples in a batch, K local steps, P parameters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class Population:
         self.task, self.sites, self.recipe = task, tuple(sites), recipe
         self.layout = Layout.of(model)
         self.device = torch.device(device)
-        self._model = model.to(self.device)
+        self._model = copy.deepcopy(model).to(self.device)  # functional_call borrows the module: two threads must not share one
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
         start_P = parameters_of(self._model)
         starts = [start_P if site.start is None else site.start.to(start_P) for site in sites]

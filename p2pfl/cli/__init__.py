@@ -1,0 +1,55 @@
+"""The command line. Exit codes: 0 done, 1 it ran and failed, 2 what was asked is wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import NoReturn
+
+import typer
+
+from p2pfl.cli import data, keys, node, study, topology
+from p2pfl.cli.inspect import inspect
+from p2pfl.cli.run import predict, simulate, up
+from p2pfl.errors import ConfigError, P2PFLError
+
+app = typer.Typer(
+    name="p2pfl",
+    help="Peer-to-peer learning for institutions that cannot pool their data: encrypted gossip between neighbours, no server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(up)
+app.command()(simulate)
+app.command()(inspect)
+app.command()(predict)
+app.add_typer(topology.app, name="topology", help="Graphs: list, show, compare.")
+app.add_typer(keys.app, name="keys", help="A site's keys and its public card.")
+app.add_typer(study.app, name="study", help="What institutions agree on before they start.")
+app.add_typer(node.app, name="node", help="The daemon of one institution.")
+app.add_typer(data.app, name="data", help="Public data sets that need a download.")
+
+
+@app.callback()
+def _root(*, verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error.")) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(error, 2)
+    except P2PFLError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: P2PFLError, code: int) -> NoReturn:
+    sys.stderr.write(f"p2pfl: {error}\n")
+    sys.exit(code)

@@ -1,0 +1,212 @@
+"""`p2pfl up`, `p2pfl simulate` and `p2pfl predict`: an experiment from its file to its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.results import Run
+
+ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
+Nodes = Annotated[int | None, typer.Option("--nodes", help="Partition the task's rows into so many nodes.", show_default=False)]
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Training rounds.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as algorithm.local_steps=10.", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
+
+
+def up(
+    experiment: ExperimentFile = None,
+    nodes: Nodes = None,
+    rounds: Rounds = None,
+    assignments: Set = None,
+    out: Out = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment with real node daemons on this machine: keys, cards, study, N processes, encrypted sockets.
+
+    Example: p2pfl up examples/breast_cancer.yaml
+    """
+    overrides = _overrides(nodes, rounds, assignments)
+    if dry_run:
+        _say_plan(_given(experiment, resume), overrides, as_json=as_json)
+        return
+    from p2pfl.node import up as run_up
+
+    with _Progress(enabled=not as_json) as progress:
+        run = run_up(_given(experiment, resume), overrides=overrides, out=out, resume=resume, progress=progress)
+    _say_result(run, as_json=as_json)
+
+
+def simulate(
+    experiment: ExperimentFile = None,
+    nodes: Nodes = None,
+    rounds: Rounds = None,
+    assignments: Set = None,
+    out: Out = None,
+    resume: Resume = None,
+    device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment in one process, with the weights that daemons would get.
+
+    Example: p2pfl simulate examples/breast_cancer.yaml --set topology.name=complete
+    """
+    overrides = _overrides(nodes, rounds, assignments)
+    if dry_run:
+        _say_plan(_given(experiment, resume), overrides, as_json=as_json)
+        return
+    from p2pfl.experiment import resolve
+    from p2pfl.simulator import simulate as run_simulation
+
+    given = resolve(_given(experiment, resume), overrides)
+    with _Progress(enabled=not as_json) as progress:
+        run = run_simulation(given, out=out, resume=resume, device=device, progress=progress)
+    _say_result(run, as_json=as_json)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; columns as the task names them.")],
+    node: Annotated[str, typer.Option("--node", help="Whose model, and whose standardisation.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
+) -> None:
+    """What a node's final model says of new rows, one line of probabilities for each.
+
+    Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
+    """
+    from p2pfl.prediction import predict_file
+
+    rows = predict_file(run, node, file)
+    if as_json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+    else:
+        for row in rows:
+            sys.stdout.write(",".join(f"{value:.6g}" for value in row) + "\n")
+
+
+def _given(experiment: Path | None, resume: Path | None) -> Path:
+    if (experiment is None) == (resume is None):
+        raise ConfigError("give an EXPERIMENT to start, or --resume RUN to continue one; not both")
+    return experiment if experiment is not None else Path(str(resume)) / "experiment.yaml"
+
+
+def _overrides(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
+    from p2pfl.experiment import parse_assignment
+
+    overrides = dict(parse_assignment(text) for text in assignments or [])
+    if nodes is not None:
+        overrides["nodes"] = nodes
+    if rounds is not None:
+        overrides["rounds"] = rounds
+    return overrides
+
+
+def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) -> None:
+    from p2pfl.experiment import resolve
+    from p2pfl.plan import load_sites, make_plan
+    from p2pfl.topology import describe
+    from p2pfl.yaml_files import dump_yaml
+
+    resolved = resolve(experiment, overrides)
+    plan = make_plan(resolved, load_sites(resolved))
+    graph = describe(plan.topology)
+    population_bytes = len(plan.names) * plan.layout.size_bytes
+    facts = {
+        "nodes": list(plan.names),
+        "parameters": plan.layout.size,
+        "bytes_per_model": plan.layout.size_bytes,
+        "bytes_per_round": plan.layout.size_bytes * len(plan.topology.senders),
+        "population_bytes": population_bytes,
+        "topology": graph,
+        "most_rounds": resolved.last_possible_round,
+    }
+    if as_json:
+        sys.stdout.write(json.dumps({"experiment": resolved.as_dict(), **facts}) + "\n")
+        return
+    sys.stdout.write(dump_yaml(resolved.as_dict()) + "\n")
+    sys.stdout.write(
+        f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}\n"  # noqa: PLR2004
+        f"{plan.layout.size:,} parameters, {plan.layout.size_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
+        f"spectral gap {graph['spectral_gap']:.6f}, about {graph['rounds_to_1e-6']} rounds to 1e-6, diameter {graph['diameter']}\n"
+        f"at most {resolved.last_possible_round} rounds\n"
+    )
+
+
+def _say_result(run: Run, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(run.summary, indent=2) + "\n")
+        return
+    from rich.console import Console
+
+    from p2pfl.inspector.terminal import hospital_table
+
+    console = Console()
+    summary = run.summary
+    if summary["metrics"]:
+        console.print(hospital_table(summary))
+    reason = {"converged": "converged", "rounds": "at its cap of rounds"}.get(summary["stop_reason"], summary["stop_reason"])
+    distance = summary["relative_consensus"]
+    apart = f", relative disagreement {distance:.2g}" if distance is not None else ""
+    console.print(f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent")
+    console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
+
+
+class _Progress:
+    """A bar on a terminal, a line every tenth of the way otherwise; nothing where the output is for a machine."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = -1
+
+    def __enter__(self) -> _Progress:
+        if self._enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("round {task.completed}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:  # noqa: A002
+        if not self._enabled:
+            return
+        loss, bound = row.get("loss"), row.get("consensus_distance") or row.get("bound_high")
+        parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
+        if bound is not None:
+            parts.append(f"disagreement {bound:.2e}")
+        note = ", ".join(part for part in parts if part)
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=most, note=note)
+            self._bar.update(self._task, completed=round, note=note)
+        elif round * 10 // max(most, 1) > self._said:
+            self._said = round * 10 // max(most, 1)
+            sys.stderr.write(f"round {round}: {note}\n")

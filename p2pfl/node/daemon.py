@@ -1,0 +1,612 @@
+"""A node at work: rounds of training and exchange over real links, until the network agrees to stop or the cap is reached.
+
+Shapes: one row, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms import SlotInbox, flow
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.errors import StoreError, TransportError
+from p2pfl.node.neighbour import Neighbour, SendUpdate
+from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.node.status import serve_status
+from p2pfl.plan import Plan
+from p2pfl.records import RunFolder
+from p2pfl.results import write_models
+from p2pfl.stopping import NEVER
+from p2pfl.summary import baselines_summary, by_metric, finish_summary, peak_rss_bytes
+from p2pfl.training import local_baseline
+from p2pfl.transports import Transport
+from p2pfl.wire.codec import encode
+from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.wire.link import LinkSession, Terms
+from p2pfl.wire.messages import Goodbye
+from p2pfl.wire.pace import RoundPace
+from p2pfl.wire.update import ChannelFormat, UpdateFormat
+
+log = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 10.0
+TICK_S = 0.1
+FLUSH_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How patient a node is."""
+
+    greet_timeout_s: float = 86_400.0
+    """How long the first round waits for every neighbour to greet."""
+    deadline_floor_s: float = 30.0
+    """The least time that a neighbour has for a round, counted from when this node has sent its own model."""
+    deadline_factor: float = 5.0
+    """Or so many times what recent rounds took, where that is more."""
+    linger_s: float = 30.0
+    """How long a stopped node stays for neighbours that have not settled with it."""
+
+
+class Daemon:
+    """One institution's node.
+
+    Args:
+        plan: of the study; this node's site is in it.
+        me: the member that this node is.
+        transport: not yet entered; the daemon opens and closes it.
+        study_digest: 64 hexadecimal digits.
+        state: the folder for checkpoint, records and result.
+        limits: its patience.
+        incarnation: a random number in [1, 2**63), another one at each start.
+        status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        me: str,
+        transport: Transport,
+        *,
+        study_digest: str,
+        state: Path,
+        limits: Limits,
+        incarnation: int,
+        status_port: int | None = 0,
+    ) -> None:
+        self.plan, self.me, self.state = plan, me, state
+        self._transport, self._limits, self._status_port = transport, limits, status_port
+        self._row = plan.names.index(me)
+        self._population = plan.population([me])
+        algorithm = plan.recipe.algorithm
+        self._phases = algorithm.phases
+        sent = self._population.outgoing(0, 0, local_steps=0)
+        self._format = UpdateFormat(
+            channels=tuple(
+                ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:])) for name, m in sorted(sent.items())
+            )
+        )
+        terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
+        index_NK, weights_NK, present_NK = plan.topology.padded()
+        neighbours = {}
+        for index, weight, present in zip(index_NK[self._row], weights_NK[self._row], present_NK[self._row], strict=True):
+            if present:
+                name = plan.names[index]
+                session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, update_format=self._format)
+                neighbours[name] = Neighbour(name=name, index=int(index), weight=float(weight), session=session)
+        self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
+        self.protocol = Protocol(
+            me=me,
+            neighbours=neighbours,
+            num_exchanges=plan.experiment.last_possible_round * self._phases,
+            pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=20),
+            event=self._event,
+        )
+        self._wake = asyncio.Event()
+        self._outgoing = {name: asyncio.Event() for name in neighbours}
+        self._round = 0
+        self._stopping = False
+        self._bytes_sent = 0
+        self._seconds: dict[str, float] = {}
+        self._last_row: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._folder: RunFolder | None = None
+        self._finished = False
+        self._joined = False
+        """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
+        self._metrics_now: dict[str, float] | None = None
+
+    # ---- running
+
+    async def run(self) -> str:
+        """Take part until the network stops. Returns the stop reason: "converged", "rounds", or "paused" where it was asked to leave.
+
+        Raises:
+            StoreError: the disk failed, or the checkpoint cannot be read.
+        """
+        self._open_folder()
+        async with self._transport:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
+                background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
+                if self._status_port is not None:
+                    background.append(group.create_task(serve_status(self.status, self._status_port, self.state), name="status"))
+                reason = await self._take_part()
+                for task in background:
+                    task.cancel()
+        return reason
+
+    def stop(self) -> None:
+        """Leave after what is in hand; the state is on disk and a later start goes on from it."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _take_part(self) -> str:
+        if self.protocol.closing is None:
+            if self._round == 0 and self.protocol.exchange == 0:
+                await self._greet()
+            reason = await self._rounds()
+        else:
+            reason = self.protocol.closing
+        if reason == "paused":
+            await self._say_goodbye("pausing")
+            return reason
+        if not self._finished:
+            await self._close(reason)
+        await self._say_goodbye("finished")
+        return reason
+
+    async def _greet(self) -> None:
+        """Wait until every neighbour has greeted."""
+        deadline_s = self._now() + self._limits.greet_timeout_s
+        links = self.protocol.neighbours.values()
+        while not all(n.session.is_open for n in links) and self._now() < deadline_s and not self._stopping:
+            await self._wait(deadline_s)
+        for neighbour in links:
+            neighbour.missed = not neighbour.session.is_open
+
+    async def _rounds(self) -> str:
+        experiment, protocol = self.plan.experiment, self.protocol
+        while self._round < experiment.last_possible_round:
+            if self._stopping:
+                return "paused"
+            stop_round = protocol.stop_round
+            if stop_round is not None and self._round > stop_round:
+                break
+            protocol.begin(self._round * self._phases, self._now())
+            if self._joined:
+                await self._keep()  # what is sent now must be what a restart would send again
+            local_steps = 0 if self._joined else experiment.local_steps_at(self._round)
+            self._joined = not await self._one_round(local_steps)
+            if self._stopping and protocol.exchange == self._round * self._phases:
+                return "paused"
+        stop_round = protocol.stop_round
+        if stop_round is not None and self._round > stop_round:
+            if self._round > stop_round + 1:
+                self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
+            return "converged"
+        return "rounds"
+
+    async def _one_round(self, local_steps: int) -> bool:
+        """Train, exchange, merge, agree, record, keep. False: the neighbours were too far ahead, and this node has jumped to them."""
+        protocol, number, started_s = self.protocol, self._round, self._now()
+        seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
+        loss = None
+        if local_steps and self._population.trains:
+            loss = float((await asyncio.to_thread(self._population.train, number))[0])
+            seconds["train"] = self._now() - started_s
+        skipped: set[str] = set()
+        squared = norm = 0.0
+        heard: list[tuple[int, int]] = []
+        for phase in range(self._phases):
+            if phase:
+                protocol.begin(number * self._phases + phase, self._now())
+            if protocol.is_behind():
+                return self._jump()
+            began_s = self._now()
+            outgoing = await asyncio.to_thread(self._population.outgoing, number, phase, local_steps=local_steps)
+            update = await asyncio.to_thread(self._format.pack, protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()})
+            protocol.post(update, self._now())
+            self._wake_senders()
+            while not protocol.is_over(self._now()):
+                if protocol.is_behind():
+                    return self._jump()
+                if self._stopping:
+                    return True
+                assert protocol.barrier is not None
+                await self._wait(protocol.barrier.deadline_s)
+            seconds["wait"] += self._now() - began_s
+            began_s = self._now()
+            inbox, merged = self._inbox(outgoing)
+            heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
+            await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
+            if phase == 0 and self._model_channel is not None:
+                squared = float(inbox.squared_distances(self._model_channel)[0])
+                norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
+            missing = protocol.close(merged, self._now())
+            skipped.update(missing)
+            seconds["mix"] += self._now() - began_s
+        self._agree(squared, norm, heard, skipped=bool(skipped))
+        self._round = number + 1
+        await self._evaluate(number, seconds)
+        row = self._row_of(number, loss, squared, norm, skipped, seconds)
+        await self._keep()
+        self._record(row)
+        return True
+
+    def _jump(self) -> bool:
+        """Take the round number from what was heard; the missed rounds are not trained."""
+        protocol = self.protocol
+        target = -(-protocol.furthest() // self._phases)
+        target = min(target, self.plan.experiment.last_possible_round)
+        protocol.jump(target * self._phases, self._now())
+        protocol.agreed_for = 0
+        self._round = target
+        return False
+
+    def _inbox(self, outgoing: Mapping[str, Tensor]) -> tuple[SlotInbox, dict[str, Flow]]:
+        """What came to this exchange, in the roster's order, and what of it becomes a flow."""
+        protocol = self.protocol
+        arrivals = protocol.arrivals()
+        slots = list(protocol.neighbours)
+        messages = {
+            name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()} for name, arrived in arrivals.items()
+        }
+        dtype = self.plan.layout.dtype
+
+        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
+            return messages[slots[k]][channel].unsqueeze(0)
+
+        inbox = SlotInbox(
+            channels=self.plan.recipe.algorithm.channels,
+            sent=dict(outgoing),
+            weights_NK=torch.tensor([[protocol.neighbours[name].weight for name in slots]], dtype=torch.float64).to(dtype),
+            present_NK=torch.tensor([[name in messages for name in slots]]),
+            slot=slot,
+            returns=self._returns(outgoing),
+        )
+        own = {channel: m[0] for channel, m in outgoing.items()}
+        return inbox, {name: Flow(exchange=protocol.exchange, own=own, theirs=theirs) for name, theirs in messages.items()}
+
+    def _returns(self, outgoing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The negatives of the flows that were not matched, once."""
+        taken, self.protocol.taken_back = self.protocol.taken_back, []
+        returns: dict[str, Tensor] = {}
+        for neighbour, unmatched in taken:
+            weight = torch.tensor(neighbour.weight, dtype=torch.float64).to(self.plan.layout.dtype)
+            for name, channel in self.plan.recipe.algorithm.channels.items():
+                if channel.missing == "own":
+                    back = -flow(weight, unmatched.theirs[name], unmatched.own[name]).unsqueeze(0)
+                    returns[name] = returns[name] + back if name in returns else back.to(outgoing[name].dtype)
+        return returns
+
+    def _agree(self, squared: float, norm: float, heard: list[tuple[int, int]], *, skipped: bool) -> None:
+        rule, protocol = self.plan.stop_rule, self.protocol
+        if rule is None or self._round < self.plan.experiment.rounds:
+            return
+        passed_N = rule.passes(np.array([squared]), np.array([norm**2])) & (not skipped)
+        agreed_NK = np.array([[agreed for agreed, _ in heard]], dtype=np.int64).reshape(1, -1)
+        stops_NK = np.array([[stop for _, stop in heard]], dtype=np.int64).reshape(1, -1)
+        agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)
+        own = NEVER if protocol.stop_round is None else protocol.stop_round
+        stop = int(rule.stop_round(self._round, agreed_N, np.array([own]), stops_NK)[0])
+        protocol.agreed_for = int(agreed_N[0])
+        if stop != NEVER and stop != protocol.stop_round:
+            self._event("agreed", f"to stop after round {stop}")
+            protocol.stop_round = stop
+
+    # ---- closing
+
+    async def _close(self, reason: str) -> None:
+        """Settle what is open with the neighbours, then say how it went."""
+        protocol = self.protocol
+        protocol.closing = reason
+        protocol.exchange = self._round * self._phases
+        await self._keep()
+        baseline = asyncio.to_thread(self._alone)
+        deadline_s = self._now() + self._limits.linger_s
+        alone = await baseline
+        while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
+            unsaid = {name: n.ledger.report() for name, n in protocol.neighbours.items()}
+            await self._keep()
+            for name, neighbour in protocol.neighbours.items():
+                if neighbour.ledger.report() != unsaid[name]:
+                    neighbour.queue(protocol.closing_message(neighbour))
+            self._wake_senders()
+            await self._wait(deadline_s)
+        if protocol.taken_back:
+            sent = self._population.outgoing(self._round, 0, local_steps=0)
+            inbox = SlotInbox(
+                channels=self.plan.recipe.algorithm.channels,
+                sent=sent,
+                weights_NK=torch.zeros(1, 0, dtype=self.plan.layout.dtype),
+                present_NK=torch.zeros(1, 0, dtype=torch.bool),
+                slot=_no_message,
+                returns=self._returns(sent),
+            )
+            self._population.merge(self._round, 0, inbox, local_steps=0)
+        await self._keep()
+        if not protocol.is_settled():
+            open_with = [name for name, n in protocol.neighbours.items() if not n.left]
+            self._event("unsettled", f"left with edges open after {self._limits.linger_s} s: {', '.join(open_with)}")
+        await asyncio.to_thread(self._finish, reason, alone)
+        self._finished = True
+
+    def _alone(self) -> dict[str, float] | None:
+        """What this site would get without the network."""
+        plan = self.plan
+        if "local" not in plan.experiment.baselines or not self._population.trains or not plan.experiment.rounds:
+            return None
+        return local_baseline(plan.task, [plan.sites[self.me]], [self._row], plan.model, plan.recipe)[0]
+
+    def _finish(self, reason: str, alone: Mapping[str, float] | None) -> None:
+        assert self._folder is not None
+        population, plan = self._population, self.plan
+        write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers)
+        here = {self.me: alone} if alone is not None else {}
+        baselines: dict[str, Any] = baselines_summary(plan, here) if set(plan.sites) != set(plan.names) else {}
+        if alone is not None:
+            baselines["local"] = by_metric(plan, here)
+        self._folder.write_summary(
+            finish_summary(
+                plan,
+                engine="daemons",
+                rounds=self._round,
+                stop_reason=reason,
+                x_NP=None,
+                metrics={self.me: population.evaluate()[0]},
+                mean_model=None,
+                baselines=baselines,
+                bytes_sent=self._bytes_sent,
+                seconds=self._seconds,
+                row_by_row=population.row_by_row,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+        )
+
+    async def _say_goodbye(self, reason: str) -> None:
+        for neighbour in self.protocol.neighbours.values():
+            if neighbour.session.is_open and not neighbour.left:
+                neighbour.queue(Goodbye(reason=reason))
+        self._wake_senders()
+        deadline_s = self._now() + FLUSH_S
+        while any(n.outbox for n in self.protocol.neighbours.values()) and self._now() < deadline_s:
+            await self._wait(deadline_s)
+
+    # ---- loops
+
+    async def _receive(self) -> None:
+        while True:
+            received = await self._transport.receive()
+            self.protocol.hear(received.peer, received.frames, self._now())
+            self._wake_senders()
+            self._wake.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self.protocol.tick(self._now())
+            self._wake_senders()
+            await asyncio.sleep(TICK_S)
+
+    async def _send_to(self, neighbour: Neighbour) -> None:
+        """Send what lies in one neighbour's outbox. What cannot be sent is dropped: whoever misses it asks for it."""
+        while True:
+            while neighbour.outbox:
+                item = neighbour.outbox.popleft()
+                try:
+                    if isinstance(item, SendUpdate):
+                        for frames in self.protocol.frames_of(neighbour, item):
+                            await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
+                            if not item.again:
+                                self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+                    else:
+                        await self._transport.send(neighbour.name, encode(item), SEND_TIMEOUT_S)
+                except TransportError as error:
+                    log.debug("to %s: %s", neighbour.name, error)
+            self._wake.set()
+            self._outgoing[neighbour.name].clear()
+            if not neighbour.outbox:
+                await self._outgoing[neighbour.name].wait()
+
+    async def _wait(self, deadline_s: float) -> None:
+        """Until something was heard or sent, at most until the deadline and never long."""
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(max(0.0, min(deadline_s - self._now(), 1.0))):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _wake_senders(self) -> None:
+        for name, neighbour in self.protocol.neighbours.items():
+            if neighbour.outbox:
+                self._outgoing[name].set()
+
+    # ---- records and checkpoints
+
+    async def _evaluate(self, number: int, seconds: dict[str, float]) -> None:
+        experiment = self.plan.experiment
+        began_s = self._now()
+        last = self._round >= experiment.last_possible_round or self.protocol.stop_round == number
+        self._metrics_now = None
+        if (number + 1) % experiment.evaluate_every == 0 or last:
+            self._metrics_now = self._metrics = (await asyncio.to_thread(self._population.evaluate))[0]
+        if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
+            assert self._folder is not None
+            await asyncio.to_thread(
+                write_models, self._folder.path, (self.me,), self._population.estimate(), self.plan.layout, self._population.buffers, number
+            )
+        seconds["evaluate"] = self._now() - began_s
+
+    def _row_of(self, number: int, loss: float | None, squared: float, norm: float, skipped: set[str], seconds: dict[str, float]) -> dict[str, Any]:
+        for name, spent in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+        row = {
+            "round": number,
+            "node": self.me,
+            "kind": "train" if number < self.plan.experiment.rounds else "settle",
+            "loss": loss,
+            "disagreement": squared / 2,
+            "norm": norm,
+            "skipped": sorted(skipped),
+            "agreed_for": self.protocol.agreed_for,
+            "stop_round": self.protocol.stop_round,
+            "bytes_sent": self._bytes_sent,
+            "seconds": seconds,
+        }
+        if self._metrics_now is not None:
+            row["metrics"] = self._metrics_now
+        return row
+
+    def _record(self, row: dict[str, Any]) -> None:
+        assert self._folder is not None
+        before = self._last_row.get("total_bytes", 0)
+        self._last_row = {**row, "total_bytes": row["bytes_sent"]}
+        self._folder.append_node({**row, "bytes_sent": row["bytes_sent"] - before})
+        log.info(
+            "round %d: loss %s, disagreement %.3g, skipped %s",
+            row["round"],
+            "-" if row["loss"] is None or math.isnan(row["loss"]) else f"{row['loss']:.4f}",
+            row["disagreement"],
+            ", ".join(row["skipped"]) or "nobody",
+        )
+
+    async def _keep(self) -> None:
+        """Write a checkpoint; only then may it be told what it contains."""
+        ledgers = self.protocol.ledgers()
+        if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
+            tensors = dict(self._population.tensors())
+            flows = {f"flow/{name}": held for (name, _), held in self.protocol.flows.items()}
+            flows |= {f"back/{i}/{neighbour.name}": held for i, (neighbour, held) in enumerate(self.protocol.taken_back)}
+            for place, held in flows.items():
+                tensors |= {f"{place}/{held.exchange}/{c}": t for c, t in held.theirs.items()}
+                tensors |= {f"own/{held.exchange}/{c}": t for c, t in held.own.items()}
+            for exchange, (parcel, _) in self.protocol.sent.items():
+                tensors[f"sent/{exchange}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+            story = {
+                "round": self._round,
+                "finished": self._finished,
+                "joined": self._joined,
+                "bytes_sent": self._bytes_sent,
+                "seconds": self._seconds,
+                "protocol": self.protocol.story(),
+                "written": time.time(),
+            }
+            await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
+        self.protocol.checkpointed(ledgers)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.state / "checkpoint.safetensors"
+
+    def _open_folder(self) -> None:
+        """The node's own run folder, and where it was when it last wrote a checkpoint."""
+        place = self.state / "run"
+        found = read_checkpoint(self._checkpoint)
+        if place.exists():
+            self._folder = RunFolder.open(place)
+        else:
+            self._folder = RunFolder.create(place, self.plan.experiment.as_dict(), topology=self.plan.graph_record(), engine="daemons")
+        self._folder.truncate(found[1]["round"] if found is not None else 0)
+        if found is None:
+            self._event("started", "")
+            return
+        tensors, story = found
+        self._population.restore(tensors)
+        self._finished, self._joined = story["finished"], story["joined"]
+        self._round, self._bytes_sent, self._seconds = story["round"], story["bytes_sent"], dict(story["seconds"])
+        self._last_row = {"total_bytes": self._bytes_sent}
+        self._restore_protocol(tensors, story["protocol"])
+        self._event("resumed", f"from the checkpoint before round {self._round}")
+
+    def _restore_protocol(self, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+        protocol = self.protocol
+        if set(story["ledgers"]) != set(protocol.neighbours):
+            raise StoreError(f"{self._checkpoint}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
+        protocol.exchange, protocol.agreed_for = self._round * self._phases, story["agreed_for"]
+        protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
+        for name, ledger in story["ledgers"].items():
+            protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
+        held = _tree(tensors)
+        for name, exchanges in held.get("flow", {}).items():
+            for exchange, theirs in exchanges.items():
+                protocol.flows[name, int(exchange)] = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
+        for back in held.get("back", {}).values():
+            for name, exchanges in back.items():
+                for exchange, theirs in exchanges.items():
+                    unmatched = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
+                    protocol.taken_back.append((protocol.neighbours[name], unmatched))
+        for exchange, agreed_for in story["sent"].items():
+            arrays = self._format.unpack(_array(held["sent"][exchange]).copy())
+            protocol.sent[int(exchange)] = (self._format.pack(int(exchange), arrays), agreed_for)
+
+    def _event(self, kind: str, detail: str) -> None:
+        log.info("%s %s", kind, detail)
+        if self._folder is not None:
+            self._folder.append_event({"round": self._round, "node": self.me, "event": kind, "detail": detail})
+
+    # ---- status
+
+    def status(self) -> dict[str, Any]:
+        """What the status endpoint says."""
+        protocol, now_s = self.protocol, self._now()
+        return {
+            "member": self.me,
+            "round": self._round,
+            "rounds": self.plan.experiment.rounds,
+            "exchange": protocol.exchange,
+            "stop_round": protocol.stop_round,
+            "agreed_for": protocol.agreed_for,
+            "closing": protocol.closing,
+            "disagreement": self._last_row.get("disagreement"),
+            "loss": self._last_row.get("loss"),
+            "metrics": self._metrics,
+            "bytes_sent": self._bytes_sent,
+            "refused": dict(protocol.refused),
+            "links": dict(self._transport.counters),
+            "neighbours": {
+                name: {
+                    "greeted": n.session.is_open,
+                    "last_seen_s_ago": None if n.last_seen_s is None else round(now_s - n.last_seen_s, 3),
+                    "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
+                    "skipped": n.missed,
+                    "left": n.left,
+                    "refused": dict(n.session.counters),
+                }
+                for name, n in protocol.neighbours.items()
+            },
+        }
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _tree(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Names with slashes as nested mappings."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *path, leaf = name.split("/")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = tensor
+    return tree
+
+
+def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
+    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")

@@ -1,0 +1,81 @@
+"""What a node knows of one neighbour: its link, its ledger, where it is, and what still has to be sent to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.wire.link import LinkSession
+from p2pfl.wire.messages import Message
+
+WANT_AFTER_S = 0.5
+"""How long a node waits for a message before it asks for it once more; doubled with each asking."""
+
+WANT_AT_MOST_S = 5.0
+
+RESEND_AFTER_S = 0.25
+"""A neighbour that asks more often than this gets one answer."""
+
+OUTBOX_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SendUpdate:
+    """The Update of an exchange, packed when its turn comes, so that it carries the newest report."""
+
+    exchange: int
+    again: bool
+
+
+@dataclass(slots=True)
+class Neighbour:
+    """One end of an edge. Owned by the node's protocol."""
+
+    name: str
+    index: int
+    """Its number in the roster: sums run in this order."""
+    weight: float
+    """w_ij."""
+    session: LinkSession
+    ledger: EdgeLedger = field(default_factory=EdgeLedger)
+    outbox: deque[Message | SendUpdate] = field(default_factory=deque)
+    heard_exchange: int = -1
+    """The furthest exchange that it has spoken of."""
+    last_seen_s: float | None = None
+    missed: bool = False
+    """It did not come in time, so nobody waits for it until it is heard again."""
+    left: bool = False
+    """It said goodbye: paused, or finished for good."""
+    next_want_s: float = 0.0
+    want_pause_s: float = WANT_AFTER_S
+    last_resent_s: float = float("-inf")
+    incarnation: int = 0
+    """Of the process that it last greeted from."""
+    sent_once: set[int] = field(default_factory=set)
+    """Exchanges whose update has been sent: again is a repetition."""
+
+    def queue(self, item: Message | SendUpdate) -> None:
+        """Put something into the outbox, once: what is lost there is asked for again."""
+        if isinstance(item, SendUpdate):
+            if any(isinstance(waiting, SendUpdate) and waiting.exchange == item.exchange for waiting in self.outbox):
+                return
+        else:
+            # only the newest of a kind says anything
+            for waiting in [waiting for waiting in self.outbox if type(waiting) is type(item)]:
+                self.outbox.remove(waiting)
+        if len(self.outbox) < OUTBOX_LIMIT:
+            self.outbox.append(item)
+
+    def begin_waiting(self, now_s: float) -> None:
+        """A new exchange: be patient again before asking."""
+        self.want_pause_s = WANT_AFTER_S
+        self.next_want_s = now_s + WANT_AFTER_S
+
+    def wants(self, now_s: float) -> bool:
+        """Whether it is time to ask once more; asks more and more rarely."""
+        if now_s < self.next_want_s:
+            return False
+        self.want_pause_s = min(2 * self.want_pause_s, WANT_AT_MOST_S)
+        self.next_want_s = now_s + self.want_pause_s
+        return True

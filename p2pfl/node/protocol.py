@@ -1,0 +1,327 @@
+"""Everything that a node decides about its edges, without input or output: what to believe, to send, to wait for, to take back.
+
+The loops around it (the daemon) hand in frames and the time, and send what lies in the neighbours' outboxes. It is owned by one event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.errors import PeerError
+from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
+from p2pfl.wire.barrier import ExchangeBarrier
+from p2pfl.wire.codec import Frame
+from p2pfl.wire.ledger import SavedLedger
+from p2pfl.wire.link import Arrived, Heard
+from p2pfl.wire.messages import Alive, Closing, Goodbye, Hello, News, StopNews, Update, Want
+from p2pfl.wire.pace import RoundPace
+from p2pfl.wire.update import Parcel
+
+log = logging.getLogger(__name__)
+
+HELLO_EVERY_S = 0.5
+CLOSING_EVERY_S = 0.5
+PLAUSIBLE_SPEED = 8.0
+"""A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
+
+Event = Callable[[str, str], None]
+"""Takes the kind of an event and a sentence about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a merge over one edge took in, kept until it is known whether the neighbour matched it."""
+
+    exchange: int
+    own: Mapping[str, Any]
+    """What this node sent, by channel."""
+    theirs: Mapping[str, Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class Protocol:
+    """One node's side of all its edges."""
+
+    me: str
+    neighbours: dict[str, Neighbour]
+    """By name, in the roster's order."""
+
+    num_exchanges: int
+    """As many as the run can have at most: nobody can be further."""
+
+    pace: RoundPace
+    event: Event
+    exchange: int = 0
+    """Where this node is."""
+
+    stop_round: int | None = None
+    agreed_for: int = 0
+    """h of the last round that is over."""
+
+    closing: str | None = None
+    """Why this node has stopped; None while it runs."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    flows: dict[tuple[str, int], Flow] = field(default_factory=dict)
+    """Merged, and not yet known to be matched."""
+
+    taken_back: list[tuple[Neighbour, Flow]] = field(default_factory=list)
+    """Not matched: their negatives go into the next merge."""
+
+    sent: dict[int, tuple[Parcel, int]] = field(default_factory=dict)
+    """This exchange's update and the last one's, with the h that went with them, for neighbours that ask again."""
+
+    barrier: ExchangeBarrier | None = None
+    _next_hello_s: float = float("-inf")
+    _closed_s: float = 0.0
+    _began_s: float = 0.0
+    _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+
+    # ---- what comes in
+
+    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> None:
+        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised."""
+        neighbour = self.neighbours[peer]
+        try:
+            heard = neighbour.session.receive(frames, exchange=self.exchange)
+            self._check(heard.message, now_s)
+        except PeerError as error:
+            self._refuse(neighbour, error)
+            return
+        neighbour.last_seen_s = now_s
+        message = heard.message
+        if heard.dropped is not None:
+            self.refused[heard.dropped] += 1
+            if isinstance(message, Update) and message.exchange == self.exchange - 1 and neighbour.missed:
+                self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
+        if isinstance(message, News):
+            self._news(neighbour, message)
+        if isinstance(message, Hello):
+            self._greeted(neighbour, message, heard)
+        elif isinstance(message, Want):
+            self._answer(neighbour, message.exchange, now_s)
+        elif isinstance(message, Goodbye):
+            self._goodbye(neighbour, message)
+        elif self.closing is not None and not isinstance(message, Closing):
+            neighbour.queue(self.closing_message(neighbour))
+        if heard.arrived is not None:
+            self._arrived(neighbour, heard.arrived)
+
+    def _check(self, message: object, now_s: float) -> None:
+        """A neighbour that lies about how far it is must not drag this node along."""
+        if not isinstance(message, News):
+            return
+        ahead = message.exchange - self.exchange
+        fastest_s = min(self._recent_s, default=0.0)
+        too_fast = (ahead - 2) * fastest_s > PLAUSIBLE_SPEED * (now_s - self._closed_s + fastest_s)
+        if message.exchange > self.num_exchanges or too_fast:
+            raise PeerError(f"exchange {message.exchange} while this node is at {self.exchange}", reason="implausible_exchange")
+
+    def _news(self, neighbour: Neighbour, message: News) -> None:
+        neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
+        self._take_back(neighbour, neighbour.ledger.hear(message.report))
+        heard_stop = message.stop.stop_round
+        if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
+            self.stop_round = heard_stop
+        if neighbour.missed and message.exchange >= self.exchange - 1:
+            neighbour.missed = False
+            self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
+
+    def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard) -> None:
+        if heard.greet:
+            neighbour.queue(self.hello(neighbour))
+        neighbour.left = False
+        if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
+            neighbour.incarnation = message.incarnation
+            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
+            for exchange in sorted(self.sent):
+                if exchange >= message.exchange:
+                    neighbour.queue(SendUpdate(exchange=exchange, again=exchange in neighbour.sent_once))
+
+    def _answer(self, neighbour: Neighbour, wanted: int, now_s: float) -> None:
+        if wanted in self.sent:
+            if now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
+                neighbour.last_resent_s = now_s
+                neighbour.queue(SendUpdate(exchange=wanted, again=True))
+        elif self.closing is not None:
+            neighbour.queue(self.closing_message(neighbour))
+        else:
+            neighbour.queue(Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news()))
+
+    def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
+        if message.reason in ("pausing", "finished"):
+            neighbour.missed = neighbour.left = True
+            self.event("left", f"{neighbour.name} says {message.reason}")
+        else:
+            self.refused[f"refused_by_neighbour_{message.reason}"] += 1
+            self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}")
+
+    def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
+        if self.barrier is not None:
+            self.barrier.receive(neighbour.name, arrived)
+
+    def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
+        first = error.reason not in self.refused
+        self.refused[error.reason] += 1
+        log.log(logging.WARNING if first else logging.DEBUG, "refused from %s: %s", neighbour.name, error)
+        if first:
+            self.event("refused", f"{neighbour.name}: {error}")
+        if error.reason in ("wrong_name", "wrong_study", "wrong_layout", "wrong_start"):
+            neighbour.queue(Goodbye(reason=error.reason))
+
+    # ---- rounds
+
+    def begin(self, exchange: int, now_s: float) -> None:
+        """Be at an exchange from now on, with what has come early for it."""
+        self.exchange, self._began_s = exchange, now_s
+        everybody, never_s = frozenset(self.neighbours), float("inf")
+        if self.barrier is not None and self.barrier.exchange < exchange:
+            self.barrier = self.barrier.next(exchange=exchange, expected=everybody, deadline_s=never_s)
+        elif self.barrier is None or self.barrier.exchange != exchange:
+            self.barrier = ExchangeBarrier(exchange=exchange, expected=everybody, deadline_s=never_s)
+        self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - 1}
+        for neighbour in self.neighbours.values():
+            neighbour.begin_waiting(now_s)
+
+    def post(self, update: Parcel, now_s: float) -> None:
+        """Send this exchange's update to every neighbour and wait for theirs until the deadline."""
+        assert self.barrier is not None
+        self.sent[self.exchange] = (update, self.agreed_for)
+        self.barrier.deadline_s = now_s + self.pace.allowance_s()
+        for neighbour in self.neighbours.values():
+            neighbour.begin_waiting(now_s)
+            if neighbour.session.is_open:
+                neighbour.queue(SendUpdate(exchange=self.exchange, again=False))
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether everybody who is waited for has come, or the time is up.
+
+        Where nobody is waited for, because all were late before, the time has to pass all the same: a node that is alone must not run ahead.
+        """
+        assert self.barrier is not None
+        if now_s >= self.barrier.deadline_s:
+            return True
+        waited_for = {name for name, neighbour in self.neighbours.items() if not neighbour.missed}
+        came = set(self.barrier.arrived)
+        return bool(came) and waited_for <= came
+
+    def is_behind(self) -> bool:
+        """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
+        return any(neighbour.heard_exchange >= self.exchange + 2 for neighbour in self.neighbours.values())
+
+    def furthest(self) -> int:
+        """The furthest exchange that a neighbour has spoken of."""
+        return max(neighbour.heard_exchange for neighbour in self.neighbours.values())
+
+    def arrivals(self) -> dict[str, Arrived]:
+        """What this exchange may merge, in the roster's order."""
+        assert self.barrier is not None
+        return {
+            name: self.barrier.arrived[name]
+            for name, neighbour in self.neighbours.items()
+            if name in self.barrier.arrived and neighbour.ledger.admits(self.exchange)
+        }
+
+    def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
+        """This exchange is over; the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
+        skipped = []
+        for name, neighbour in self.neighbours.items():
+            if name in merged:
+                self.flows[name, self.exchange] = merged[name]
+            else:
+                skipped.append(name)
+                if not neighbour.missed:
+                    self.event("skipped", f"{name} did not come to exchange {self.exchange}")
+                neighbour.missed = True
+            self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=name in merged))
+        if not skipped:
+            self.pace.record(now_s - self._began_s)
+            self._recent_s.append(now_s - self._began_s)
+        self._closed_s = now_s
+        return skipped
+
+    def jump(self, exchange: int, now_s: float) -> None:
+        """Leave out the exchanges before this one: they took place without this node."""
+        for neighbour in self.neighbours.values():
+            self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
+        self.event("jumped", f"from exchange {self.exchange} to {exchange}")
+        self._closed_s = now_s
+
+    def ledgers(self) -> dict[str, SavedLedger]:
+        """Every edge's ledger, for a checkpoint."""
+        return {name: neighbour.ledger.to_dict() for name, neighbour in self.neighbours.items()}
+
+    def checkpointed(self, ledgers: Mapping[str, SavedLedger]) -> None:
+        """These are on disk: from now on they may be told."""
+        for name, saved in ledgers.items():
+            self.neighbours[name].ledger.checkpointed(saved)
+
+    # ---- closing
+
+    def is_settled(self) -> bool:
+        """Whether nothing is open with any neighbour that is still there."""
+        return all(
+            neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled) for neighbour in self.neighbours.values()
+        )
+
+    def closing_message(self, neighbour: Neighbour) -> Closing:
+        """What a stopped node has to say."""
+        assert self.closing is not None
+        return Closing(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news(), reason=self.closing)
+
+    # ---- what goes out
+
+    def tick(self, now_s: float) -> None:
+        """Put into the outboxes what is due: greetings, questions, closing words."""
+        if now_s >= self._next_hello_s:
+            self._next_hello_s = now_s + HELLO_EVERY_S
+            for neighbour in self.neighbours.values():
+                if not neighbour.session.is_open:
+                    neighbour.queue(self.hello(neighbour))
+                elif self.closing is not None:
+                    neighbour.queue(self.closing_message(neighbour))
+        if self.closing is None and self.barrier is not None and self.exchange in self.sent:
+            for name, neighbour in self.neighbours.items():
+                if neighbour.session.is_open and name not in self.barrier.arrived and neighbour.wants(now_s):
+                    neighbour.queue(Want(exchange=self.exchange))
+
+    def hello(self, neighbour: Neighbour) -> Hello:
+        """The greeting."""
+        return neighbour.session.hello(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
+
+    def stop_news(self, agreed_for: int | None = None) -> StopNews:
+        """What a neighbour hears about stopping."""
+        return StopNews(agreed_for=self.agreed_for if agreed_for is None else agreed_for, stop_round=self.stop_round)
+
+    def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
+        """An update as messages for one neighbour, with the newest report; nothing where the exchange is past."""
+        if item.exchange not in self.sent:
+            return ()
+        update, agreed_for = self.sent[item.exchange]
+        neighbour.sent_once = {exchange for exchange in neighbour.sent_once if exchange in self.sent} | {item.exchange}
+        return update.messages(neighbour.ledger.report(), self.stop_news(agreed_for))
+
+    # ---- checkpoints
+
+    def story(self) -> dict[str, Any]:
+        """What a checkpoint says of the edges; the open flows' tensors are stored beside it."""
+        return {
+            "exchange": self.exchange,
+            "agreed_for": self.agreed_for,
+            "stop_round": self.stop_round,
+            "closing": self.closing,
+            "ledgers": self.ledgers(),
+            "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()},
+        }
+
+    def _take_back(self, neighbour: Neighbour, exchange: int | None) -> None:
+        flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
+        if flow is not None:
+            self.taken_back.append((neighbour, flow))
+            self.event("took_back", f"{neighbour.name} did not match exchange {exchange}")
+        for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
+            del self.flows[key]

@@ -1,0 +1,93 @@
+"""A node's status as JSON over HTTP on 127.0.0.1, for the administrator of this machine and nobody else.
+
+Asking changes nothing, and the answer holds counts and aggregates, never a weight, a key or a row of data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, TransportError
+from p2pfl.records import replace_file
+
+_REQUEST_S = 5.0
+_MAX_REQUEST_BYTES = 8192
+_ENDPOINT = "status.url"
+
+
+async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state: Path) -> None:
+    """Answer GET requests until cancelled; the URL stands in the state folder's status.url."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_S):
+                request = await reader.readuntil(b"\r\n\r\n")
+                code, body = _respond(request, status)
+                head = f"HTTP/1.1 {code}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                writer.write(head.encode() + body)
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever asked has gone, or did not ask in HTTP
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", port, limit=_MAX_REQUEST_BYTES)
+    place = state / _ENDPOINT
+    real_port = server.sockets[0].getsockname()[1]
+    replace_file(place, f"http://127.0.0.1:{real_port}/\n")
+    try:
+        async with server:
+            await server.serve_forever()
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def read_status(state: Path) -> dict[str, Any]:
+    """What the node with this state folder says of itself now.
+
+    Raises:
+        ConfigError: no node runs there.
+        TransportError: it does not answer.
+    """
+    place = state / _ENDPOINT
+    if not place.exists():
+        raise ConfigError("no node is running here: start it with p2pfl node start", str(state))
+    url = place.read_text(encoding="utf-8").strip()
+    if not url.startswith("http://127.0.0.1:"):
+        raise ConfigError(f"{url!r}: expected an address on 127.0.0.1", str(place))
+    try:
+        with urllib.request.urlopen(url, timeout=_REQUEST_S) as response:  # noqa: S310  # checked above
+            found = json.load(response)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise TransportError(f"{url}: the node does not answer ({error}); it may have been killed: start it again") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def _respond(request: bytes, status: Callable[[], Mapping[str, Any]]) -> tuple[str, bytes]:
+    lines = request.decode("latin-1").split("\r\n")
+    method, _, rest = lines[0].partition(" ")
+    headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+    if host not in ("127.0.0.1", "localhost"):  # a page in a browser on this machine must not read it under another name
+        return "403 Forbidden", b'{"error": "ask as 127.0.0.1 or localhost"}\n'
+    if method != "GET":
+        return "405 Method Not Allowed", b'{"error": "only GET"}\n'
+    if rest.split(" ")[0].split("?")[0] not in ("/", "/status"):
+        return "404 Not Found", b'{"error": "only / and /status"}\n'
+    return "200 OK", json.dumps(_plain(status())).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, float) and value != value:  # noqa: PLR0124  # NaN
+        return None
+    return value
