@@ -18,7 +18,7 @@ from torch import Tensor
 from p2pfl.plan import Plan
 from p2pfl.records import statistics
 from p2pfl.topology import Topology, laplacian_extremes
-from p2pfl.training import local_baseline, pooled_baseline
+from p2pfl.training import Population, local_baseline, pooled_baseline
 
 Metrics = Mapping[str, float]
 
@@ -129,6 +129,16 @@ def peak_rss_bytes() -> int:
     """The most memory this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:
+    """The mean model on all sites' test rows pooled."""
+    tests = [site.test for site in plan.sites.values() if site.test is not None]
+    if not tests:
+        return {}
+    outputs = population.outputs(mean_P, torch.cat([inputs for inputs, _ in tests]))
+    targets = torch.cat([targets for _, targets in tests])
+    return {name: float(metric(outputs, targets)) for name, metric in plan.task.metrics.items()}
 
 
 @lru_cache(maxsize=4)

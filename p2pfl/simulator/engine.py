@@ -27,8 +27,7 @@ from p2pfl.results import STACKED_ABOVE, Run, write_models
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
 from p2pfl.stopping import NEVER
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, peak_rss_bytes
-from p2pfl.training import Population
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, peak_rss_bytes
 from p2pfl.yaml_files import load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -317,16 +316,6 @@ def consensus_distance(x_NP: Tensor) -> float:
     """sqrt(mean_i ||x_i - mean||**2) of rows."""
     distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
     return float(distances_N.square().mean().sqrt())
-
-
-def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:
-    """The mean model on all sites' test rows pooled."""
-    tests = [site.test for site in plan.sites.values() if site.test is not None]
-    if not tests:
-        return {}
-    outputs = population.outputs(mean_P, torch.cat([inputs for inputs, _ in tests]))
-    targets = torch.cat([targets for _, targets in tests])
-    return {name: float(metric(outputs, targets)) for name, metric in plan.task.metrics.items()}
 
 
 def _spread(num_nodes: int) -> list[int]:

@@ -1,0 +1,62 @@
+"""`p2pfl node`: the daemon of one institution."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml.")]
+
+
+@app.command()
+def start(
+    site: SitePath,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as you confirmed it.", show_default=False)
+    ] = None,
+    until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
+) -> None:
+    """Run this institution's node until its network has finished. SIGTERM stops it; a later start goes on where it was.
+
+    Example: p2pfl node start site.yaml --confirm "3f1c 88a0 ..."
+    """
+    from p2pfl.node.start import start as run
+
+    logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
+    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes)
+    sys.stdout.write(f"stopped: {reason}\n")
+
+
+@app.command()
+def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
+    """What this institution's running node says of itself.
+
+    Example: p2pfl node status site.yaml
+    """
+    from p2pfl.node.site import SiteFile
+    from p2pfl.node.status import read_status
+
+    found = read_status(SiteFile.load(site).state)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
+    if found["disagreement"] is not None:
+        console.print(f"disagreement with neighbours {found['disagreement']:.3g}, agreed for {found['agreed_for']} rounds")
+    table = Table("neighbour", "greeted", "exchange", "last seen", "skipped", "refused")
+    for name, seen in found["neighbours"].items():
+        ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
+        refused = ", ".join(f"{reason} {count}" for reason, count in seen["refused"].items()) or "-"
+        table.add_row(name, "yes" if seen["greeted"] else "no", str(seen["exchange"]), ago, "yes" if seen["skipped"] else "no", refused)
+    console.print(table)

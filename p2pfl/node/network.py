@@ -1,0 +1,309 @@
+"""A whole network of real node daemons on this machine, by exactly the path that institutions take.
+
+The run folder holds, for each site, what that institution would have on its own machine (sites/NAME: keys, site.yaml, state), the public
+files (cards/, study.yaml), and what is gathered from all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from p2pfl.card import Card
+from p2pfl.errors import ConfigError, P2PFLError, StoreError
+from p2pfl.experiment import Experiment, experiment_from, resolve
+from p2pfl.node.identity import Identity
+from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.records import RunFolder, read_run
+from p2pfl.results import Run, read_models
+from p2pfl.study import Study
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics
+from p2pfl.transports import reserve_port
+from p2pfl.yaml_files import dump_yaml, load_yaml
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+STOP_S = 15.0
+RESTARTS = 5
+"""How often a daemon that died is started again, as a service manager would."""
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+
+
+@dataclass
+class _Site:
+    """One daemon and what has been read of it."""
+
+    name: str
+    folder: Path
+    process: asyncio.subprocess.Process | None = None
+    starts: int = 0
+    offset: int = 0
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "state" / "run"
+
+    @property
+    def rounds_seen(self) -> int:
+        """The last round on record, -1 for none."""
+        return max(self.rows, default=-1)
+
+    def read_new_rows(self) -> None:
+        """Take up what the node has recorded since the last look."""
+        path = self.run_folder / "nodes.jsonl"
+        if not path.exists():
+            return
+        if path.stat().st_size < self.offset:  # a restarted node has taken rows back
+            self.offset = 0
+        with path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for line in complete.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # rewritten under our eyes; it is read whole at the end
+            self.rows[row["round"]] = row
+
+
+def up(
+    experiment: Experiment | Mapping[str, Any] | Path | str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    site: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **more: Any,
+) -> Run:
+    """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
+
+    Args:
+        experiment: its file, a mapping as the file would hold, or an Experiment.
+        overrides: dotted keys to values.
+        out: the run's folder, which must not exist; None: runs/NAME.
+        resume: the folder of an interrupted run; its daemons go on from their checkpoints.
+        site: settings for every site.yaml, such as deadline_floor_s.
+        progress: called after each round with the round, the last possible one and the network's record.
+        more: top-level keys to replace, such as rounds=10.
+
+    Raises:
+        ConfigError: what is asked is wrong.
+        P2PFLError: daemons died and could not be started again.
+    """
+    if resume is not None:
+        place = Path(resume)
+        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        if (place / "summary.json").exists():
+            return Run(place)
+    else:
+        resolved = resolve(experiment, {**(overrides or {}), **more})
+        place = Path(out) if out is not None else Path("runs") / resolved.name
+    plan = make_plan(resolved, load_sites(resolved))
+    if plan.topology.directed:
+        raise ConfigError(f"topology.name = {resolved.topology.name!r}: a directed graph; daemons exchange in both directions over each link")
+    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="daemons")
+    with ExitStack() as stack:
+        if resume is None:
+            _found(plan, place, stack, site or {})
+        network = _Network(plan, place, folder, progress)
+        asyncio.run(network.run())
+        network.gather()
+    return Run(place)
+
+
+def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any]) -> None:
+    """What the institutions would do one after the other: keys, cards, a study, a site file each."""
+    cards = []
+    (place / "cards").mkdir()
+    for name in plan.names:
+        port = stack.enter_context(reserve_port())
+        train = plan.sites[name].train
+        home = place / "sites" / name
+        identity = Identity.new()
+        identity.save(home / "keys")
+        card = identity.card(name=name, address=port.address, samples=len(train[0]) if train else None)
+        card.save(place / "cards" / f"{name}.yaml")
+        cards.append(card)
+    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    study.save(place / "study.yaml")
+    for card in cards:
+        _write_site(place / "sites" / card.name, card, study, settings)
+
+
+def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
+    content = {
+        "member": card.name,
+        "study": "../../study.yaml",
+        "keys": "keys",
+        "confirmed": study.digest,
+        "listen": card.address,
+        "state": "state",
+        "greet_timeout_s": 120.0,
+        **settings,
+    }
+    (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")
+
+
+class _Network:
+    """The daemons of one run, from their start to what is gathered of them."""
+
+    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None) -> None:
+        self._plan, self._place, self._folder, self._progress = plan, place, folder, progress
+        self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
+        self._shown = 0
+
+    async def run(self) -> None:
+        """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
+        try:
+            for site in self._sites:
+                await self._start(site)
+            while any(site.process is not None for site in self._sites):
+                await asyncio.sleep(POLL_S)
+                for site in self._sites:
+                    await self._look_after(site)
+                self._show()
+        finally:
+            await self._stop_all()
+        missing = [site.name for site in self._sites if not (site.run_folder / "summary.json").exists()]
+        if missing:
+            logs = ", ".join(str(self._place / "sites" / name / "node.log") for name in missing)
+            raise P2PFLError(f"{', '.join(missing)} did not finish; the reason is in {logs}; go on with --resume {self._place}")
+
+    async def _start(self, site: _Site) -> None:
+        command = [sys.executable, "-m", "p2pfl", "--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+        site.starts += 1
+        with (site.folder / "node.log").open("ab") as output:
+            # a session of its own, so that Ctrl-C reaches us alone; the open pipe tells it when we are gone
+            site.process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+
+    async def _look_after(self, site: _Site) -> None:
+        site.read_new_rows()
+        if site.process is None or site.process.returncode is None:
+            return
+        code = site.process.returncode
+        site.process = None
+        if (site.run_folder / "summary.json").exists():
+            return
+        self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": f"exit code {code}"})
+        if code == 2:  # noqa: PLR2004  # it was told something wrong: starting again would not help
+            return
+        if site.starts <= RESTARTS:
+            log.warning("%s died with exit code %d; starting it again", site.name, code)
+            await self._start(site)
+
+    async def _stop_all(self) -> None:
+        running = [site for site in self._sites if site.process is not None and site.process.returncode is None]
+        for site in running:
+            assert site.process is not None
+            site.process.terminate()
+        for site in running:
+            assert site.process is not None
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await site.process.wait()
+            except TimeoutError:
+                site.process.kill()
+                await site.process.wait()
+
+    def _show(self) -> None:
+        """Say how far the network is: the last round that every running node has recorded."""
+        if self._progress is None:
+            return
+        done = min(site.rounds_seen for site in self._sites) + 1
+        if done > self._shown:
+            self._shown = done
+            self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
+
+    def _network_row(self, number: int) -> dict[str, Any]:
+        rows = [site.rows[number] for site in self._sites if number in site.rows]
+        skipped = sum(len(row["skipped"]) for row in rows)
+        disagreement, squared_norms = sum(row["disagreement"] for row in rows), sum(row["norm"] ** 2 for row in rows)
+        kind = "train" if number < self._plan.experiment.rounds else "settle"
+        row = disagreement_row(
+            self._plan, number, kind, [r["loss"] for r in rows], disagreement, squared_norms / max(len(rows), 1), exact=None
+        )
+        if skipped or len(rows) < len(self._sites):  # edges are missing from the sum: it bounds nothing
+            row |= {"bound_low": None, "bound_high": None}
+        parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in ("train", "wait", "mix", "evaluate")}
+        return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
+
+    def gather(self) -> None:
+        """Put the nodes' records, models and results together."""
+        plan = self._plan
+        runs = {site.name: read_run(site.run_folder) for site in self._sites}
+        summaries = {}
+        for name, records in runs.items():
+            if records.summary is None:
+                raise StoreError(f"{name}: its summary.json is gone")
+            summaries[name] = records.summary
+        self._folder.truncate(0)
+        for site in self._sites:
+            site.rows = {row["round"]: row for row in runs[site.name].nodes}
+        rounds = max(summary["rounds"] for summary in summaries.values())
+        for number in range(rounds):
+            self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
+            self._folder.append_round(self._network_row(number))
+        for event in sorted((event for records in runs.values() for event in records.events), key=lambda event: str(event["time"])):
+            self._folder.append_event(event)
+        models = {name: read_models(site_folder)[name] for name, site_folder in ((s.name, s.run_folder) for s in self._sites)}
+        x_NP = torch.stack([models[name] for name in plan.names])
+        _copy_models(self._sites, self._place)
+        local = {
+            name: {metric: values["per_node"][name] for metric, values in summary["baselines"]["local"].items()}
+            for name, summary in summaries.items()
+            if summary["baselines"].get("local")
+        }
+        population = plan.population(plan.names)
+        reasons = {summary["stop_reason"] for summary in summaries.values()}
+        seconds: dict[str, float] = {}
+        for summary in summaries.values():
+            seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
+        self._folder.write_summary(
+            finish_summary(
+                plan,
+                engine="daemons",
+                rounds=rounds,
+                stop_reason="converged" if reasons == {"converged"} else "rounds",
+                x_NP=x_NP,
+                metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
+                mean_model=mean_model_metrics(plan, x_NP.mean(dim=0), population),
+                baselines=baselines_summary(plan, local or None),
+                bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
+                seconds=seconds,
+                row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
+                peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
+            )
+        )
+
+
+def _copy_models(sites: list[_Site], place: Path) -> None:
+    """Every node's models into the run's own folder, as the simulator leaves them."""
+    for site in sites:
+        source = site.run_folder / "models"
+        for path in source.rglob("*.safetensors"):
+            target = place / "models" / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,135 @@
+"""From a site's file to its node at work."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from p2pfl.errors import ConfigError
+from p2pfl.experiment import experiment_from
+from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.identity import Identity
+from p2pfl.node.site import SiteFile
+from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.study import Study, confirms
+from p2pfl.transports import Endpoint, ZeroMQTransport
+
+log = logging.getLogger(__name__)
+
+
+def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: bool = False) -> str:
+    """Run the node of a site until its network stops or somebody stops it.
+
+    Args:
+        site_path: site.yaml.
+        confirmed: the study's digest as the administrator confirmed it; None: the one in the file.
+        until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.
+
+    Returns:
+        The stop reason.
+
+    Raises:
+        ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data are not there.
+        StoreError: the disk failed.
+    """
+    site = SiteFile.load(site_path)
+    study = Study.load(site.study)
+    _check_confirmed(site, study, confirmed, site_path)
+    identity = Identity.load(site.keys, site.passphrase_file)
+    card = study.member(site.member)
+    if not identity.owns(card):
+        raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
+    torch.set_num_threads(site.threads)
+    plan = _plan(site, study, site_path)
+    with _only_one(site.state):
+        transport = ZeroMQTransport(
+            Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
+            identity.curve_secret,
+            [Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode()) for n in study.neighbours(card.name)],
+            listen=site.listens_at(card),
+            heartbeat_s=site.heartbeat_s,
+        )
+        daemon = Daemon(
+            plan,
+            card.name,
+            transport,
+            study_digest=study.digest,
+            state=site.state,
+            limits=Limits(
+                greet_timeout_s=site.greet_timeout_s,
+                deadline_floor_s=site.deadline_floor_s,
+                deadline_factor=site.deadline_factor,
+                linger_s=site.linger_s,
+            ),
+            incarnation=secrets.randbelow(2**63 - 1) + 1,
+            status_port=site.status_port,
+        )
+        return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
+
+
+async def _run(daemon: Daemon, *, until_stdin_closes: bool) -> str:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    if until_stdin_closes:
+
+        def read() -> None:
+            if not os.read(sys.stdin.fileno(), 4096):
+                loop.remove_reader(sys.stdin.fileno())
+                daemon.stop()
+
+        loop.add_reader(sys.stdin.fileno(), read)
+    return await daemon.run()
+
+
+def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
+    given = confirmed if confirmed is not None else site.confirmed
+    if given is None:
+        raise ConfigError(
+            "confirmed: required, but missing: compare the digest that p2pfl study show prints with the other members, by telephone, "
+            "then write it here or start with --confirm DIGEST",
+            str(place),
+        )
+    if not confirms(study, given):
+        raise ConfigError(f"confirmed = {given!r}: the study in {site.study} has another digest, {study.digest}; do not start", str(place))
+
+
+def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
+    experiment = experiment_from(study.experiment, str(site.study))
+    task = load_sites(experiment, site.task)
+    mine = [s for s in task.sites if s.name == site.member]
+    if not mine:
+        names = ", ".join(s.name for s in task.sites)
+        raise ConfigError(f"member = {site.member!r}: the task {task.name} has no site of that name here, only {names}", str(place))
+    samples = None
+    if experiment.weighting == "samples":
+        samples = {card.name: card.samples or 0 for card in study.members}
+        rows = len(mine[0].train[0]) if mine[0].train else 0
+        if rows != samples[site.member]:
+            raise ConfigError(
+                f"samples: the card of {site.member} says {samples[site.member]}, its data have {rows} training rows; make a new card", str(place)
+            )
+    return make_plan(experiment, replace(task, sites=mine), names=study.names, topology=study.topology(), samples=samples)
+
+
+@contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    """Two processes on one state folder would overwrite each other's checkpoints."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError("another node is running on this state folder: stop it first", str(state)) from error
+        yield
