@@ -1,0 +1,90 @@
+"""`p2pfl keys`: a site's private keys and the public card that goes with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.card import Card
+
+app = typer.Typer(no_args_is_help=True, help="A site's keys and its public card.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Option("--name", help="What the other members will call this site.")],
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="tcp://host:port where the others reach it; none: it only dials out.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Training rows here, if the others may know.", show_default=False)
+    ] = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt the private keys; asks, unless P2PFL_PASSPHRASE is set.")
+    ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", help="Encrypt them with what this file (mode 0600) holds.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("keys"),
+    as_json: Json = False,
+) -> None:
+    """Make this site's keys: private.pem, which never leaves it, and card.yaml for the other members.
+
+    Example: p2pfl keys new --name cleveland --address tcp://node.cleveland.example:7700
+    """
+    from p2pfl.node.identity import CARD_FILE, Identity, find_passphrase
+
+    identity = Identity.new()
+    card = identity.card(name, address, samples)
+    path = out / CARD_FILE
+    if path.exists():
+        raise ConfigError("is there already and is never overwritten; choose another --out", str(path))
+    secret = find_passphrase(passphrase_file, new=True) if passphrase or passphrase_file else None
+    private = identity.save(out, secret)
+    card.save(path)
+    if as_json:
+        typer.echo(json.dumps({"private": str(private), "card": str(path), **_shown(card)}))
+        return
+    typer.echo(f"{private}   private: stays here, readable by you alone{', encrypted' if secret else ''}")
+    typer.echo(f"{path}   public: send it to the other members")
+    _say(card)
+
+
+@app.command()
+def show(
+    card: Annotated[Path, typer.Argument(metavar="CARD|DIR", help="A card, or the folder that holds card.yaml.")], as_json: Json = False
+) -> None:
+    """Check a card's signature and print its fingerprint, to be compared over the telephone.
+
+    Example: p2pfl keys show keys
+    """
+    from p2pfl.card import Card
+
+    found = Card.load(card / "card.yaml" if card.is_dir() else card)
+    if as_json:
+        typer.echo(json.dumps(_shown(found)))
+        return
+    _say(found)
+
+
+def _shown(card: Card) -> dict[str, str | int | None]:
+    return {"name": card.name, "address": card.address, "samples": card.samples, "fingerprint": card.fingerprint}
+
+
+def _say(card: Card) -> None:
+    from p2pfl.card import grouped
+
+    typer.echo(f"name         {card.name}")
+    typer.echo(f"address      {card.address or 'none: this site only dials out'}")
+    if card.samples is not None:
+        typer.echo(f"samples      {card.samples}")
+    typer.echo(f"fingerprint  {grouped(card.fingerprint)}")

@@ -1,0 +1,179 @@
+"""`p2pfl study`: what institutions agree on before they start."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.study import Study
+
+app = typer.Typer(no_args_is_help=True, help="What institutions agree on before they start.")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="As `p2pfl study new` wrote it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+_SITE = """\
+# Private to this site. Paths are relative to this file's folder.
+member: {member}
+study: {study}
+keys: {keys}
+# The study's digest as you compared it with the other members.
+confirmed: {confirmed}
+
+# Where this site's own data are; these replace arguments of the experiment's task:
+# task: {{data: ./data}}
+
+# The rest may stay out; these are the defaults.
+# listen: null              # tcp://address:port to bind; null: the card's port on all interfaces
+# state: state              # checkpoints and records
+# passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
+# threads: 1
+# status_port: 0            # on 127.0.0.1; 0: one that is free
+# linger_s: 30              # how long a stopped node answers the others
+# greet_timeout_s: 86400    # how long the first round waits for the neighbours
+# deadline_floor_s: 30      # a round waits at least so long for a neighbour,
+# deadline_factor: 5        # or so many times as long as recent rounds took
+# heartbeat_s: 2
+"""
+
+
+@app.command()
+def new(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
+    card: Annotated[list[Path], typer.Option("--card", metavar="CARD", help="A member's card.yaml; once for each member.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("study.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Make a study from an experiment and the members' cards. The topology's nodes are the members in the order of their names.
+
+    Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
+    """
+    from p2pfl.card import Card
+    from p2pfl.experiment import load_experiment
+    from p2pfl.study import Study
+
+    faults: list[str] = []
+    cards: list[Card] = []
+    for path in card:
+        try:
+            cards.append(Card.load(path))
+        except ConfigError as error:
+            faults += [f"{error.place}: {finding}" for finding in error.findings]
+    if faults:
+        raise ConfigError(faults)
+    resolved = load_experiment(experiment)
+    topology = resolved.build_topology(sorted({member.name for member in cards}))
+    content = resolved.as_dict()
+    if "file" in content["topology"]:  # the study carries the graph itself; a folder on this machine is nobody else's business
+        content["topology"] = {**content["topology"], "file": Path(content["topology"]["file"]).name}
+    study = Study.create(content, cards, topology)
+    try:
+        study.save(out)
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", str(out)) from error
+    if as_json:
+        typer.echo(json.dumps({"study": str(out), **_shown(study)}))
+        return
+    typer.echo(f"{out}   public: send it to every member")
+    _say_digest(study)
+
+
+@app.command()
+def show(study: StudyFile, as_json: Json = False) -> None:
+    """Check a study and every signature in it; print its members, its graph and its digest.
+
+    Example: p2pfl study show study.yaml
+    """
+    from p2pfl.study import Study
+
+    found = Study.load(study)
+    if as_json:
+        typer.echo(json.dumps({"study": str(study), **_shown(found)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("member", "address", "samples", "exchanges with (weight)", title=f"{found.experiment.get('name')}: {found.graph.name}")
+    for member in _shown(found)["members"]:
+        neighbours = ", ".join(f"{name} ({weight:.4g})" for name, weight in member["neighbours"].items())
+        samples = "" if member["samples"] is None else str(member["samples"])
+        table.add_row(member["name"], member["address"] or "dials out", samples, neighbours)
+    Console(markup=False, highlight=False).print(table)
+    _say_digest(found)
+
+
+@app.command()
+def join(
+    study: StudyFile,
+    keys: Annotated[Path, typer.Option("--keys", help="The folder that `p2pfl keys new` made.")],
+    confirm: Annotated[str, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as the other members read it out.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("site.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Write site.yaml for the member whose keys these are.
+
+    Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
+    """
+    from p2pfl.card import Card, grouped
+    from p2pfl.study import Study, confirms
+    from p2pfl.yaml_files import dump_yaml
+
+    found = Study.load(study)
+    if not confirms(found, confirm):
+        raise ConfigError(
+            f"--confirm = {confirm!r}: not the digest of this file; find out who holds another study before anybody starts", str(study)
+        )
+    mine = Card.load(keys / "card.yaml")
+    member = next((card for card in found.members if (card.identity, card.curve) == (mine.identity, mine.curve)), None)
+    if member is None:
+        raise ConfigError(f"--keys = {str(keys)!r}: these are no member's keys; the members are {', '.join(found.names)}", str(study))
+    folder = out.absolute().parent
+    said = {"member": member.name, "study": os.path.relpath(study, folder), "keys": os.path.relpath(keys, folder)}
+    values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(_SITE.format(**values, confirmed=grouped(found.digest)))
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", str(out)) from error
+    if as_json:
+        typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest}))
+        return
+    typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
+
+
+def _shown(study: Study) -> dict[str, Any]:
+    from p2pfl.card import grouped
+
+    weights = {(a, b): weight for one, other, weight in study.graph.edges for a, b in ((one, other), (other, one))}
+    members = [
+        {
+            "name": card.name,
+            "address": card.address,
+            "samples": card.samples,
+            "fingerprint": card.fingerprint,
+            "neighbours": {name: weights[card.name, name] for name in study.neighbours(card.name)},
+        }
+        for card in study.members
+    ]
+    return {
+        "experiment": study.experiment.get("name"),
+        "topology": study.graph.name,
+        "members": members,
+        "digest": study.digest,
+        "digest_groups": grouped(study.digest),
+    }
+
+
+def _say_digest(study: Study) -> None:
+    from p2pfl.card import grouped
+
+    groups = grouped(study.digest)
+    half = len(groups) // 2
+    typer.echo(f"digest   {groups[:half]}\n         {groups[half + 1 :]}\nRead it out to every member over the telephone.")

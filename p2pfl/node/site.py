@@ -1,0 +1,111 @@
+"""A site's own settings: which member it is, where its keys and data are, how long it waits. Private to the site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from p2pfl.card import Card, Name, plain_digest, split_address
+from p2pfl.errors import ConfigError
+from p2pfl.yaml_files import check, load_yaml
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _checked_listen(text: str) -> str:
+    if not text.startswith("tcp://"):
+        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    split_address(f"tcp://listens.here:{port}")  # the port; a host may be a wildcard here
+    if not host:
+        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFile:
+    """What site.yaml says. Relative paths in it are relative to its folder; `load` makes them absolute."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    member: Name
+    """Which card of the study is this site's."""
+
+    study: Path
+    """The study's file."""
+
+    keys: Path = Path("keys")
+    """The folder with private.pem."""
+
+    confirmed: Annotated[str, AfterValidator(plain_digest)] | None = None
+    """The study's digest as the administrator compared it with the other members, in groups or not; a node does not start without it."""
+
+    listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
+    """tcp://address:port to bind; None: the card's port on all interfaces, or nothing if the card has no address."""
+
+    state: Path = Path("state")
+    """The folder of checkpoints and records."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the task that are this site's own, such as where its data are. A text that starts with ./ ../ or ~/ is a path."""
+
+    passphrase_file: Path | None = None
+    """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    """To compute with."""
+
+    status_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Of the status page on 127.0.0.1; 0: one that is free."""
+
+    linger_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    """How long a node that has stopped still answers neighbours that have not."""
+
+    greet_timeout_s: Seconds = 86400.0
+    """How long the first round waits for the neighbours."""
+
+    deadline_floor_s: Seconds = 30.0
+    """A round waits at least so long for a neighbour."""
+
+    deadline_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    """A round waits so many times as long as recent rounds took."""
+
+    heartbeat_s: Seconds = 2.0
+    """Between two signs of life on an idle link."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> SiteFile:
+        """The settings in a file; ConfigError with all faults otherwise."""
+        folder = Path(path).absolute().parent
+        site = check(cls, load_yaml(path), str(path))
+        return replace(
+            site,
+            study=_beside(folder, site.study),
+            keys=_beside(folder, site.keys),
+            state=_beside(folder, site.state),
+            passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
+            task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
+        )
+
+    def listens_at(self, card: Card) -> str | None:
+        """What to bind for this site's card: tcp://address:port, or None for a site that only dials out.
+
+        Raises:
+            ConfigError: site.yaml says to listen, but nobody knows where: the card has no address.
+        """
+        if card.address is None:
+            if self.listen is not None:
+                raise ConfigError(f"listen = {self.listen!r}: the card of {card.name} has no address, so nobody would dial; expected null")
+            return None
+        return self.listen or f"tcp://*:{split_address(card.address)[1]}"
+
+
+def _beside(folder: Path, path: Path) -> Path:
+    return folder / path.expanduser()
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("./", "../", "~/"))
