@@ -28,6 +28,7 @@ __all__ = [
     "laplacian_extremes",
     "load",
     "make",
+    "options_of",
     "rounds_to",
     "spectral_gap",
     "weighted",
@@ -55,17 +56,21 @@ def make(name: str, num_nodes: int | None = None, seed: int = 0, **options: Any)
         near = difflib.get_close_matches(name, TOPOLOGIES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise TopologyError(f"topology = {name!r}: {hint}one of {', '.join(TOPOLOGIES)}")
-    generator = TOPOLOGIES[name]
     if num_nodes is None and name not in SMALL_GRAPHS:
         raise TopologyError(f"topology {name}: needs a number of nodes")
     if num_nodes is not None and num_nodes < 2:  # noqa: PLR2004
         raise TopologyError(f"topology {name} of {num_nodes} nodes: a network needs at least 2")
-    parameters = inspect.signature(generator).parameters
-    allowed = {key: kind for key, kind in parameters.items() if key not in ("graph_name", "num_nodes", "seed")}
+    allowed = options_of(name)
     faults = [_wrong(name, key, value, allowed) for key, value in options.items()]
     if any(faults):
         raise TopologyError([fault for fault in faults if fault])
-    return generator(num_nodes, seed, **options)
+    return TOPOLOGIES[name](num_nodes, seed, **options)
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """The options that a generator takes besides number of nodes and seed."""
+    parameters = inspect.signature(TOPOLOGIES[name]).parameters
+    return {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _wrong(name: str, key: str, value: object, allowed: dict[str, inspect.Parameter]) -> str | None:

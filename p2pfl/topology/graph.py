@@ -93,14 +93,15 @@ class Topology:
             rank[order] = np.arange(num_nodes)
             ends = rank[ends[0]], rank[ends[1]]
             names = [names[i] for i in order]
-        sender, receiver = ends if directed else (np.concatenate(ends), np.concatenate(ends[::-1]))
+        # both directions of an edge next to each other, so that the first of repeated edges is the same one in both
+        sender, receiver = ends if directed else (np.stack(ends, axis=1).ravel(), np.stack(ends[::-1], axis=1).ravel())
         codes = receiver * num_nodes + sender
         there = {key: np.asarray(value, dtype=np.float64) for key, value in values.items() if value is not None}
         per_edge = {}
         if there:
             codes, first = np.unique(codes, return_index=True)
             loop = codes // num_nodes == codes % num_nodes
-            per_edge = {key: value[first[~loop] % len(ends[0])] for key, value in there.items()}
+            per_edge = {key: value[first[~loop] // (1 if directed else 2)] for key, value in there.items()}
         else:
             codes = np.unique(codes)
             loop = codes // num_nodes == codes % num_nodes

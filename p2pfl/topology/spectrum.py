@@ -22,6 +22,7 @@ _MAX_DENSE_DIRECTED = 2000
 _ZERO = 1e-12
 _NUM_SINGLE_SEARCHES = 64
 _BATCH_WORDS = 16
+_MAX_SEARCHED = 20_000
 
 
 def lambda_2(topology: Topology) -> float:
@@ -74,14 +75,19 @@ def diameter_bounds(topology: Topology) -> tuple[int, int]:
 
 
 def describe(topology: Topology) -> dict[str, Any]:
-    """The figures of ``p2pfl topology show --json``; rounds_to_1e-6 is None where gossip never agrees."""
+    """The figures of ``p2pfl topology show --json``.
+
+    rounds_to_1e-6 is None where gossip never agrees; diameter is None above 20,000 nodes where a few searches do not settle it.
+    """
     slow, fast = (1 - value for value in _one_minus_w(topology))
     gap = spectral_gap(topology)
+    low, high = diameter_bounds(topology)
+    settled = low == high
     return {
         "nodes": topology.num_nodes,
         "edges": topology.num_edges,
         "degree": {"min": int(topology.degrees.min()), "mean": float(topology.degrees.mean()), "max": int(topology.degrees.max())},
-        "diameter": diameter(topology),
+        "diameter": diameter(topology) if settled or topology.num_nodes <= _MAX_SEARCHED else None,
         "lambda_2": slow,
         "lambda_min": fast,
         "spectral_gap": gap,

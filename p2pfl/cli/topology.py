@@ -1,0 +1,253 @@
+"""``p2pfl topology``: which graph mixes how fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.topology import Topology
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+_DEFAULT_NODES = 16
+_SLOW = 0.01
+
+Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"How many nodes a generated graph gets.  [default: {_DEFAULT_NODES}]")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="metropolis, max-degree, lazy, best-constant or given.  [default: metropolis; given if directed]"),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a picture (.png, .svg, .pdf).")]
+
+_SOURCE_HELP = (
+    "A name that `list` shows, with options after a colon (random-regular:degree=6), or a file (YAML, GraphML, GML, edge list, JSON)."
+)
+
+
+@app.command("list")
+def list_(*, as_json: Json = False) -> None:
+    """Graphs and weights by name, and the files in ./topologies.
+
+    Example: p2pfl topology list
+    """
+    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, WEIGHTS, options_of
+
+    generated = {}
+    for name in (name for name in TOPOLOGIES if name not in SMALL_GRAPHS):
+        described, options = _first_line(TOPOLOGIES[name].__doc__), options_of(name)
+        generated[name] = f"{described} Options: {', '.join(options)}." if options else described
+    rules = {name: _first_line(rule.__doc__) for name, rule in WEIGHTS.items()}
+    files = {
+        str(path): path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in sorted(Path("topologies").glob("*.yaml"))
+    }
+    if as_json:
+        typer.echo(json.dumps({"generated": generated, "small": list(SMALL_GRAPHS), "weights": rules, "files": files}, indent=2))
+        return
+    _print_pairs("Generated, for any number of nodes that fits", generated)
+    _print_pairs("Small graphs with their own number of nodes", {"networkx": ", ".join(SMALL_GRAPHS)})
+    _print_pairs("Weights", rules)
+    if files:
+        _print_pairs("Files here", files)
+
+
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="NAME|FILE", help=_SOURCE_HELP)],
+    *,
+    nodes: Nodes = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """One graph: its size, its spectrum, and how many rounds of gossip it takes to agree.
+
+    Example: p2pfl topology show torus --nodes 64 --plot torus.png
+    """
+    from p2pfl.topology import describe
+
+    graph, rule = _weighted(_graph(source, nodes, seed, strict=True), weights)
+    figures = describe(graph)
+    if plot is not None:
+        from p2pfl.topology.drawing import draw_graph
+
+        draw_graph(graph, plot)
+    if as_json:
+        typer.echo(json.dumps({"name": graph.name, "weights": rule, **figures}, indent=2))
+        return
+    _print_pairs(
+        f"{source}, {rule} weights",
+        {
+            "nodes": f"{figures['nodes']:,}",
+            "edges": f"{figures['edges']:,}{' (directed)' if graph.directed else ''}",
+            "degree": _degree(figures),
+            "diameter": _diameter(figures, graph),
+            "lambda_2": f"{figures['lambda_2']:.6f}",
+            "lambda_min": f"{figures['lambda_min']:.6f}",
+            "spectral gap": _gap(figures),
+            "rounds to 1e-6": _rounds(figures),
+        },
+    )
+    if figures["spectral_gap"] < _SLOW:
+        typer.echo(f"Slow: a gap below {_SLOW}. A few links across the graph help most; `p2pfl topology compare` shows by how much.")
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="NAME|FILE...", help=_SOURCE_HELP)],
+    *,
+    nodes: Nodes = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Several graphs side by side, the one that agrees in the fewest rounds first; files and small graphs keep their own number of nodes.
+
+    Example: p2pfl topology compare ring torus hypercube star --nodes 64
+    """
+    from p2pfl.topology import describe
+
+    findings: list[str] = []
+    graphs = {}
+    for source in sources:
+        try:
+            graphs[source] = _weighted(_graph(source, nodes, seed, strict=False), weights)
+        except ConfigError as error:
+            findings += [f"{source}: {finding}" for finding in error.findings]
+    if findings:
+        raise ConfigError(findings)
+    figures = {source: describe(graph) for source, (graph, _) in graphs.items()}
+    best_first = sorted(figures, key=lambda source: (-figures[source]["spectral_gap"], sum(figures[source]["degree"].values()), source))
+    if plot is not None:
+        from p2pfl.topology.drawing import draw_comparison
+
+        draw_comparison({_short(source): graphs[source][0] for source in best_first}, plot)
+    if as_json:
+        rows = [
+            {"name": graphs[source][0].name, "source": source, "weights": graphs[source][1], **figures[source]} for source in best_first
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _print_comparison(best_first, figures, {source: graph for source, (graph, _) in graphs.items()})
+
+
+def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology:
+    """The graph that an argument means, without its weights.
+
+    Args:
+        source: a name, with options perhaps, or a file.
+        nodes: as the user said, if they did.
+        seed: of random graphs.
+        strict: whether a graph with its own number of nodes minds another one.
+    """
+    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, load, make
+    from p2pfl.yaml_files import parse_yaml
+
+    name, _, assignments = source.partition(":")
+    if name not in TOPOLOGIES and (Path(source).suffix or "/" in source):
+        graph = load(source)
+        if strict and nodes not in (None, graph.num_nodes):
+            raise ConfigError(f"--nodes = {nodes}: {source} has its own {graph.num_nodes} nodes; leave the option out")
+        return graph
+    options = {}
+    for assignment in filter(None, assignments.split(",")):
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"{source}: {assignment!r} is not an option; write them as {name}:degree=6,p=0.1")
+        options[key.strip()] = parse_yaml(value, source)
+    reserved = sorted(options.keys() & {"name", "num_nodes", "seed"})
+    if reserved:
+        raise ConfigError(f"{source}: {', '.join(reserved)} cannot stand after the colon; use --nodes and --seed")
+    own_number = name in SMALL_GRAPHS and (nodes is None or not strict)
+    return make(name, None if own_number else nodes if nodes is not None else _DEFAULT_NODES, seed, **options)
+
+
+def _weighted(graph: Topology, rule: str | None) -> tuple[Topology, str]:
+    """With the weights asked for, and what they are called."""
+    from p2pfl.topology import weighted
+
+    chosen = rule or ("given" if graph.directed else "metropolis")
+    return weighted(graph, chosen), chosen
+
+
+def _print_pairs(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(escape(key), escape(value))
+    console = Console()
+    console.print(escape(title), style="bold", highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]], graphs: dict[str, Topology]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("graph", style="cyan", overflow="fold")
+    for heading in ("nodes", "edges", "degree", "diameter", "gap", "rounds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for source in sources:
+        row = figures[source]
+        table.add_row(
+            escape(_short(source)),
+            f"{row['nodes']:,}",
+            f"{row['edges']:,}",
+            _degree(row),
+            _diameter(row, graphs[source]),
+            _gap(row),
+            _rounds(row),
+        )
+    console = Console()
+    console.print(table)
+    console.print("rounds: of gossip, until a millionth of the disagreement is left", style="dim", highlight=False)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
+
+
+def _short(source: str) -> str:
+    """A file without its folder."""
+    return Path(source).name if Path(source).suffix in (".yaml", ".yml") or "/" in source else source
+
+
+def _degree(figures: dict[str, Any]) -> str:
+    low, high = figures["degree"]["min"], figures["degree"]["max"]
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _diameter(figures: dict[str, Any], graph: Topology) -> str:
+    from p2pfl.topology import diameter_bounds
+
+    if figures["diameter"] is not None:
+        return f"{figures['diameter']:,}"
+    low, high = diameter_bounds(graph)
+    return f"{low}-{high}"
+
+
+def _gap(figures: dict[str, Any]) -> str:
+    gap = figures["spectral_gap"]
+    return f"{gap:.6f}" if abs(gap) >= 1e-4 else f"{gap:.3e}"  # noqa: PLR2004  # where six places would show less than three digits
+
+
+def _rounds(figures: dict[str, Any]) -> str:
+    rounds = figures["rounds_to_1e-6"]
+    return "never" if rounds is None else f"{rounds:,}"
