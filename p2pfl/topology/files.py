@@ -78,7 +78,7 @@ def _build(name: str, sketch: _Sketch) -> Topology:
     seen: dict[tuple[int, int], str] = {}
     for place, *pair, _ in sketch.edges:
         unknown = [end for end in pair if str(end) not in number]
-        faults += [f"{place}: {end!r} is not a node; the nodes are {_some(labels)}" for end in unknown]
+        faults += [f"{place}: {end!r} is not a node; the nodes are {_some(list(number))}" for end in unknown]
         if unknown:
             continue
         one, other = (number[str(end)] for end in pair)
@@ -152,7 +152,7 @@ def _read_yaml(path: Path) -> _Sketch:
         if key not in ("nodes", "edges", "directed")
     ]
     nodes, edges, directed = content.get("nodes"), content.get("edges"), content.get("directed", False)
-    if isinstance(nodes, int) and not isinstance(nodes, bool):
+    if isinstance(nodes, int) and not isinstance(nodes, bool) and nodes >= 0:
         nodes = list(range(nodes))
     if not isinstance(nodes, list):
         faults.append(f"nodes = {nodes!r}: expected a list of names or how many there are")

@@ -97,15 +97,12 @@ class Topology:
         sender, receiver = ends if directed else (np.stack(ends, axis=1).ravel(), np.stack(ends[::-1], axis=1).ravel())
         codes = receiver * num_nodes + sender
         there = {key: np.asarray(value, dtype=np.float64) for key, value in values.items() if value is not None}
-        per_edge = {}
-        if there:
-            codes, first = np.unique(codes, return_index=True)
-            loop = codes // num_nodes == codes % num_nodes
-            per_edge = {key: value[first[~loop] // (1 if directed else 2)] for key, value in there.items()}
-        else:
-            codes = np.unique(codes)
-            loop = codes // num_nodes == codes % num_nodes
-        codes = codes[~loop]
+        # the index costs as much as the sorting: only where there is something to carry along
+        codes, first = np.unique(codes, return_index=True) if there else (np.unique(codes), None)
+        apart = codes // num_nodes != codes % num_nodes
+        origin = first[apart] // (1 if directed else 2) if first is not None else None
+        per_edge = {key: value[origin] for key, value in there.items()}
+        codes = codes[apart]
         return cls(
             name=name,
             num_nodes=num_nodes,

@@ -1,0 +1,202 @@
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from p2pfl.cli.topology import app
+from p2pfl.errors import ConfigError, MissingExtraError, TopologyError
+from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, WEIGHTS
+
+WIDTH = 80
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The output of a command; its errors as main() would see them."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False).stdout
+
+    return run
+
+
+@pytest.fixture
+def hospitals(tmp_path):
+    path = tmp_path / "hospitals.yaml"
+    path.write_text("# Three hospitals in a row.\nnodes: [bern, lyon, rome]\nedges: [[bern, lyon], [lyon, rome]]\n", encoding="utf-8")
+    return path
+
+
+def test_show_json_is_what_the_design_says(run):
+    shown = json.loads(run("show", "ring", "--nodes", 8, "--json"))
+
+    assert shown == {
+        "name": "ring",
+        "weights": "metropolis",
+        "nodes": 8,
+        "edges": 8,
+        "degree": {"min": 2, "mean": 2.0, "max": 2},
+        "diameter": 4,
+        "lambda_2": pytest.approx(0.804737854, abs=1e-9),
+        "lambda_min": pytest.approx(-1 / 3, abs=1e-12),
+        "spectral_gap": pytest.approx(0.195262146, abs=1e-9),
+        "rounds_to_1e-6": 64,
+    }
+
+
+def test_show_prints_a_table_that_fits(run):
+    out = run("show", "torus", "-n", 64, "--weights", "lazy")
+
+    assert "torus, lazy weights" in out
+    assert "0.058579" in out
+    assert max(map(len, out.splitlines())) <= WIDTH
+
+
+def test_show_of_a_slow_graph_says_so(run):
+    assert "Slow: a gap below 0.01" in run("show", "ring", "--nodes", 64)
+    assert "Slow" not in run("show", "ring", "--nodes", 8)
+
+
+def test_show_of_a_file(run, hospitals):
+    shown = json.loads(run("show", hospitals, "--json"))
+
+    assert shown["name"] == "hospitals"
+    assert shown["nodes"] == 3
+
+
+def test_a_directed_graph_keeps_its_weights_unless_told(run):
+    assert json.loads(run("show", "exponential", "--json"))["weights"] == "given"
+    with pytest.raises(TopologyError, match="weights = 'metropolis': topology exponential is directed"):
+        run("show", "exponential", "--weights", "metropolis")
+
+
+def test_options_stand_after_a_colon(run):
+    shown = json.loads(run("show", "random-regular:degree=6", "--nodes", 32, "--json"))
+
+    assert shown["degree"] == {"min": 6, "mean": 6.0, "max": 6}
+    assert shown["spectral_gap"] == pytest.approx(0.353054, abs=5e-7)
+
+
+def test_seed_chooses_among_random_graphs(run):
+    gaps = [json.loads(run("show", "erdos-renyi", "--seed", seed, "--json"))["spectral_gap"] for seed in (0, 0, 1)]
+
+    assert gaps[0] == gaps[1]
+    assert gaps[0] != gaps[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "rign"], "did you mean ring"),
+        (["show", "hypercube", "--nodes", "6"], "hypercube of 6 nodes: expected a power of two"),
+        (["show", "petersen", "--nodes", "12"], "petersen has 10 nodes, not 12"),
+        (["show", "ring", "--weights", "fast"], "weights = 'fast': expected one of metropolis"),
+        (["show", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["show", "random-regular:6"], "'6' is not an option; write them as random-regular:degree=6,p=0.1"),
+        (["show", "ring:seed=3"], "seed cannot stand after the colon; use --nodes and --seed"),
+    ],
+)
+def test_what_was_asked_wrongly(run, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        run(*arguments)
+
+
+def test_a_file_keeps_its_nodes(run, hospitals):
+    with pytest.raises(ConfigError, match=r"--nodes = 5: .*hospitals.yaml has its own 3 nodes"):
+        run("show", hospitals, "--nodes", 5)
+    assert json.loads(run("show", hospitals, "--nodes", 3, "--json"))["nodes"] == 3
+
+
+def test_compare_puts_the_best_first(run, hospitals):
+    rows = json.loads(run("compare", "star", "ring", "petersen", "complete", hospitals, "torus", "--nodes", 16, "--json"))
+
+    assert [(row["source"], row["nodes"]) for row in rows] == [
+        ("complete", 16),
+        ("petersen", 10),
+        ("torus", 16),
+        (str(hospitals), 3),
+        ("star", 16),
+        ("ring", 16),
+    ]
+    assert [row["rounds_to_1e-6"] for row in rows] == sorted(row["rounds_to_1e-6"] for row in rows)
+
+
+def test_compare_prints_a_table_that_fits(run, hospitals):
+    lines = run("compare", "ring", "small-world:degree=4,p=0.2", hospitals, "--nodes", 1000).splitlines()
+
+    assert lines[0].split() == ["graph", "nodes", "edges", "degree", "diameter", "gap", "rounds"]
+    assert lines[1].split()[0] == "hospitals.yaml"
+    assert lines[3].split() == ["ring", "1,000", "1,000", "2", "500", "1.316e-05", "1,049,850"]
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_compare_finds_all_faults_at_once(run):
+    with pytest.raises(ConfigError) as caught:
+        run("compare", "ring", "torrus", "hypercube", "--nodes", 6)
+
+    assert [finding.split(":")[0] for finding in caught.value.findings] == ["torrus", "hypercube"]
+
+
+def test_list_names_everything(run, hospitals, monkeypatch):
+    (hospitals.parent / "topologies").mkdir()
+    hospitals.rename(hospitals.parent / "topologies" / "hospitals.yaml")
+    monkeypatch.chdir(hospitals.parent)
+    listed = json.loads(run("list", "--json"))
+    table = run("list")
+
+    assert {*listed["generated"], *listed["small"]} == set(TOPOLOGIES)
+    assert listed["small"] == list(SMALL_GRAPHS)
+    assert list(listed["weights"]) == list(WEIGHTS)
+    assert listed["generated"]["random-regular"].endswith("Options: degree.")
+    assert listed["files"] == {"topologies/hospitals.yaml": "Three hospitals in a row."}
+    assert all(name in table for name in (*listed["generated"], *WEIGHTS, "karate-club", "topologies/hospitals.yaml"))
+    assert max(map(len, table.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("command", ["list", "show", "compare"])
+def test_help_has_an_example(run, command):
+    assert f"Example: p2pfl topology {command}" in run(command, "--help")
+
+
+@pytest.mark.parametrize("source", ["star", "exponential", "karate-club", "grid", "hospitals"])
+def test_show_draws_a_picture(run, tmp_path, hospitals, source):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    run("show", hospitals if source == "hospitals" else source, "--plot", picture)
+
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_large_graph_is_drawn_without_its_nodes(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("show", "ring", "--nodes", 2000, "--plot", tmp_path / "ring.svg")
+
+    assert (tmp_path / "ring.svg").stat().st_size < 100_000
+
+
+def test_compare_draws_a_picture(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("compare", "ring", "complete", "star", "--plot", tmp_path / "decay.svg")
+
+    assert "<svg" in (tmp_path / "decay.svg").read_text(encoding="utf-8")
+
+
+def test_a_picture_of_an_unknown_kind(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ConfigError, match=r"--plot .*picture.doc: Format 'doc' is not supported"):
+        run("show", "ring", "--plot", tmp_path / "picture.doc")
+
+
+def test_a_picture_in_a_folder_that_is_not_there(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
+        run("show", "ring", "--plot", tmp_path / "none" / "picture.png")
+
+
+def test_without_matplotlib_the_extra_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'p2pfl-mesh\[plot\]'"):
+        run("show", "ring", "--plot", tmp_path / "ring.png")
