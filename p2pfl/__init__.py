@@ -19,7 +19,7 @@ _HOME = {
     "Layout": "p2pfl.params",
 }
 
-__all__ = ["Layout", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "up"]  # noqa: F822
+__all__ = ["Layout", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "up"]
 
 
 def __getattr__(name: str) -> Any:

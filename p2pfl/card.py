@@ -37,7 +37,7 @@ def z85_encode(raw: bytes) -> str:
 
 def z85_decode(text: str) -> bytes:
     """The bytes of a key in ZeroMQ's text form; ValueError for a text that is none."""
-    letters = text.encode("ascii", "replace")
+    letters = text.encode("ascii")  # raises UnicodeEncodeError, which is a ValueError
     if set(letters) - set(_Z85) or len(letters) % 5:
         raise ValueError("not Z85")
     return base64.b85decode(letters.translate(bytes.maketrans(_Z85, _B85)))

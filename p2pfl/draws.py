@@ -38,7 +38,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    word_0, word_1, word_2, word_3 = torch.broadcast_tensors(*counter)
+    shape = torch.broadcast_shapes(*(word.shape for word in counter))
+    word_0, word_1, word_2, word_3 = (word.expand(shape) for word in counter)
     key_0, key_1 = key
     for _ in range(_NUM_ROUNDS):
         # int64 products wrap modulo 2**64, which keeps exactly the bits that an unsigned product has
@@ -55,13 +56,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return word_0, word_1, word_2, word_3
 
 
-def sort_keys(seed: int, purpose: Purpose, *, node: Tensor, round: Tensor, step: Tensor, index: Tensor) -> Tensor:  # noqa: A002
+def sort_keys(seed: int, purpose: Purpose, *, node: Tensor, round: Tensor, step: Tensor, index: Tensor) -> Tensor:
     """Uniform integers in [0, 2**63), int64, of the shape that node, round, step and index broadcast to."""
     word_0, word_1, _, _ = philox((index, step, round, node), (seed & _MASK, int(purpose)))
     return (word_0 << 31) | (word_1 >> 1)
 
 
-def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, step: int = 0) -> int:  # noqa: A002
+def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, step: int = 0) -> int:
     """A seed for torch.manual_seed, for code that can only draw from torch's own generator."""
     scalars = {"node": torch.tensor(node), "round": torch.tensor(round), "step": torch.tensor(step)}
     return int(sort_keys(seed, purpose, index=torch.tensor(0), **scalars).item())

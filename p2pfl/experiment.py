@@ -101,14 +101,17 @@ class Experiment:
         """The run's cap: one past the last round it can have."""
         return self.rounds + (self.stop.settle if self.stop else 0)
 
-    def local_steps_at(self, round: int) -> int:  # noqa: A002
+    def local_steps_at(self, round: int) -> int:
         """K in the training rounds, 0 in those that follow."""
         return self.algorithm.local_steps if round < self.rounds else 0
 
     def as_dict(self) -> dict[str, Any]:
         """As its file would say it, every default written out; `experiment_from` takes it back."""
         plain = asdict(self)
-        return {key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        return {
+            key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+            for key, value in plain.items()
+        }
 
     def build_topology(self, names: Sequence[str]) -> Topology:
         """The weighted graph over the nodes, which are the rows in the order of their sorted names.
@@ -126,7 +129,9 @@ class Experiment:
         else:
             graph = make(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options})
             if graph.num_nodes != len(names):
-                raise ConfigError(f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes: the run has {len(names)}; set nodes: {graph.num_nodes}")
+                raise ConfigError(
+                    f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes: {graph.num_nodes}"
+                )
         return weighted(graph, self.weights).renamed(tuple(names))
 
     def stop_rule(self, topology: Topology) -> StopRule | None:
@@ -260,7 +265,9 @@ def _contradictions(experiment: Experiment) -> list[str]:
     if experiment.rounds == 0 and experiment.stop is None:
         found.append("rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop")
     if experiment.optimizer.momentum and experiment.optimizer.name not in ("sgd", "rmsprop"):
-        found.append(f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it")
+        found.append(
+            f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it"
+        )
     return found
 
 

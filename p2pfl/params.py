@@ -59,7 +59,9 @@ class Layout:
             if not p.dtype.is_floating_point:
                 raise ValueError(f"parameter {name} has dtype {spec.dtype}: expected a floating dtype")
             if spec.dtype != specs[0].dtype:
-                raise ValueError(f"parameter {name} has dtype {spec.dtype}, {specs[0].name} has {specs[0].dtype}: expected one dtype for all")
+                raise ValueError(
+                    f"parameter {name} has dtype {spec.dtype}, {specs[0].name} has {specs[0].dtype}: expected one dtype for all"
+                )
         return cls(tensors=specs)
 
     @cached_property
@@ -97,7 +99,8 @@ class Layout:
         if flat.shape[-1] != self.size:
             raise ValueError(f"a vector of {flat.shape[-1]} parameters: this layout has {self.size}")
         return {
-            spec.name: flat[..., place].unflatten(-1, spec.shape) if spec.shape else flat[..., place.start] for spec, place in self.slices()
+            spec.name: flat[..., place].view(*flat.shape[:-1], *spec.shape) if spec.shape else flat[..., place.start]
+            for spec, place in self.slices()
         }
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:

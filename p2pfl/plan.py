@@ -15,9 +15,8 @@ from p2pfl.experiment import Experiment
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
-from p2pfl.topology import Topology, describe
+from p2pfl.topology import Topology, describe, laplacian_extremes
 from p2pfl.topology import diameter as diameter_of
-from p2pfl.topology import laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model
 
 

@@ -45,7 +45,9 @@ class Run:
             ConfigError: the run has not ended.
         """
         if self._read.summary is None:
-            raise ConfigError("the run has no summary.json: it is still running or was interrupted; continue it with --resume", str(self.path))
+            raise ConfigError(
+                "the run has no summary.json: it is still running or was interrupted; continue it with --resume", str(self.path)
+            )
         return self._read.summary
 
     @property
@@ -73,7 +75,7 @@ class Run:
         """Each node's final parameters as a flat vector (P,)."""
         return read_models(self.path)
 
-    def models_after(self, round: int) -> Mapping[str, Tensor]:  # noqa: A002
+    def models_after(self, round: int) -> Mapping[str, Tensor]:
         """Each node's parameters after a round, where `save_models_every` kept them."""
         return read_models(self.path, round)
 
@@ -98,7 +100,9 @@ def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor) -> nn.Modul
     return model.eval()
 
 
-def write_models(folder: Path, names: tuple[str, ...], x_NP: Tensor, layout: Layout, buffers: Mapping[str, Tensor], round: int | None = None) -> None:  # noqa: A002
+def write_models(
+    folder: Path, names: tuple[str, ...], x_NP: Tensor, layout: Layout, buffers: Mapping[str, Tensor], round: int | None = None
+) -> None:
     """Each node's model in a safetensors file under its parameters' own names; above 1,000 nodes all in one file, stacked.
 
     Args:
@@ -123,7 +127,7 @@ def write_models(folder: Path, names: tuple[str, ...], x_NP: Tensor, layout: Lay
         save_file(tensors, place / f"{name}.safetensors", {"parameters": "\n".join(spec.name for spec in layout.tensors)})
 
 
-def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:  # noqa: A002
+def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
     """Each node's parameters as a flat vector (P,), from what `write_models` wrote.
 
     Raises:
@@ -140,7 +144,9 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:  #
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StoreError(f"{place}: not readable as models: {error}") from error
     if not found:
-        which = "final models: the run has not ended" if round is None else f"models of round {round}: save_models_every decides which are kept"
+        which = (
+            "final models: the run has not ended" if round is None else f"models of round {round}: save_models_every decides which are kept"
+        )
         raise ConfigError(f"no {which}", str(folder))
     return found
 
@@ -148,5 +154,3 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:  #
 def _flat_model(path: Path) -> Tensor:
     with safe_open(path, framework="pt") as file:
         return torch.cat([file.get_tensor(name).reshape(-1) for name in file.metadata()["parameters"].split("\n")])
-
-

@@ -56,7 +56,11 @@ class StopRule:
         return np.where(passed_N, least_N + 1, 0)
 
     def stop_round(
-        self, round: int, agreed_for_N: NDArray[np.int64], own_N: NDArray[np.int64], heard_NK: NDArray[np.int64]  # noqa: A002
+        self,
+        round: int,
+        agreed_for_N: NDArray[np.int64],
+        own_N: NDArray[np.int64],
+        heard_NK: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """The smallest stop round that a node knows of after this round, NEVER where it knows of none.
 
@@ -64,4 +68,4 @@ class StopRule:
         the news has time to cross the graph and be met by an earlier announcement.
         """
         announced_N = np.where(agreed_for_N >= self.patience + self.diameter, round + 2 * self.diameter, NEVER)
-        return np.minimum(np.minimum(own_N, announced_N), heard_NK.min(axis=1, initial=NEVER))
+        return np.asarray(np.minimum(np.minimum(own_N, announced_N), heard_NK.min(axis=1, initial=NEVER)), dtype=np.int64)

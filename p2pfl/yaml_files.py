@@ -26,6 +26,7 @@ _TYPE_WORDS = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "a text",
+    "path_type": "a path",
     "dict_type": "a mapping (key: value)",
     "mapping_type": "a mapping (key: value)",
     "dataclass_type": "a mapping (key: value)",
@@ -35,7 +36,9 @@ _TYPE_WORDS = {
     "finite_number": "a finite number",
 }
 
-_NUMBER = re.compile(r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
+_NUMBER = re.compile(
+    r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {  # noqa: RUF012  # pyyaml's own way
+_Loader.yaml_implicit_resolvers = {  # pyyaml's own way
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -149,7 +152,9 @@ def _sentence(kind: type[Any], location: list[str | int], fault: Any) -> str:
         return f"{key}: required, but missing"
     context = fault.get("ctx", {})
     if code in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        sign = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}[code]
+        sign = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}[
+            code
+        ]
         expected = f"must be {sign[0]} {context[sign[1]]}"
     elif code == "literal_error":
         expected = f"one of {context['expected']}"

@@ -4,7 +4,7 @@ One round of a runtime:
 
     trained = K local steps from state["x"], each with correct(state, gradient taken at estimate(state))
     state = adapt(state, trained)
-    for phase in range(phases):  state = merge(state, phase, inbox with everybody's outgoing(state, phase))
+    for phase in range(phases): state = merge(state, phase, inbox with everybody's outgoing(state, phase))
 
 Shapes: N rows, K neighbour slots, P parameters.
 """
@@ -31,7 +31,7 @@ class Channel:
     """One kind of message that an algorithm sends in a round."""
 
     missing: Literal["own", "zero"] = "own"
-    """What stands in for a neighbour's message that did not come: "own", its weight stays at home; "zero", nothing (channels of differences)."""
+    """What stands in for a neighbour's message that did not come: "own": its weight stays at home; "zero": nothing, for differences."""
 
     model: bool = False
     """Whether it carries the model itself, so that differences between neighbours measure disagreement."""
@@ -154,10 +154,7 @@ class SlotInbox:
         """sum_j W_ij m_j with the own row; a missing neighbour's weight stays at home or counts as nothing, as the channel says."""
         own = self.sent[channel]
         keeps_mean = self.channels[channel].missing == "own"
-        if keeps_mean:
-            total = own.clone()
-        else:
-            total = _column(1 - self.weights_NK.sum(dim=-1), own) * own
+        total = own.clone() if keeps_mean else _column(1 - self.weights_NK.sum(dim=-1), own) * own
         squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
         for k in range(self.weights_NK.shape[1]):
             rows = self._rows(k)
@@ -188,7 +185,7 @@ class SlotInbox:
         return stacked, self.weights_NK, self.present_NK
 
     def squared_distances(self, channel: str) -> Tensor:
-        """sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64; a by-product of `mix`."""
+        """Sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64; a by-product of `mix`."""
         if channel not in self._squared:
             self.mix(channel)
         return self._squared[channel]
@@ -208,7 +205,8 @@ class SlotMessages(Protocol):
 
 
 def _squared_norms(difference: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(difference.flatten(1), dim=-1).double().square()
+    norms_N: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=-1)
+    return norms_N.double().square()
 
 
 def _column(values_N: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from p2pfl.cli import data, node, topology
+from p2pfl.cli import data, keys, node, study, topology
 from p2pfl.cli.inspect import inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.errors import ConfigError, P2PFLError
@@ -26,6 +26,8 @@ app.command()(simulate)
 app.command()(inspect)
 app.command()(predict)
 app.add_typer(topology.app, name="topology", help="Graphs: list, show, compare.")
+app.add_typer(keys.app, name="keys", help="A site's keys and its public card.")
+app.add_typer(study.app, name="study", help="What institutions agree on before they start.")
 app.add_typer(node.app, name="node", help="The daemon of one institution.")
 app.add_typer(data.app, name="data", help="Public data sets that need a download.")
 

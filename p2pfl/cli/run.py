@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -19,7 +19,8 @@ ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", hel
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Partition the task's rows into so many nodes.", show_default=False)]
 Rounds = Annotated[int | None, typer.Option("--rounds", help="Training rounds.", show_default=False)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as algorithm.local_steps=10.", show_default=False)
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as algorithm.local_steps=10.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
@@ -176,7 +177,7 @@ class _Progress:
         self._task: Any = None
         self._said = -1
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         if self._enabled and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -195,7 +196,7 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:  # noqa: A002
+    def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
         if not self._enabled:
             return
         loss, bound = row.get("loss"), row.get("consensus_distance") or row.get("bound_high")

@@ -94,7 +94,8 @@ class Daemon:
         sent = self._population.outgoing(0, 0, local_steps=0)
         self._format = UpdateFormat(
             channels=tuple(
-                ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:])) for name, m in sorted(sent.items())
+                ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:]))
+                for name, m in sorted(sent.items())
             )
         )
         terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
@@ -136,15 +137,16 @@ class Daemon:
             StoreError: the disk failed, or the checkpoint cannot be read.
         """
         self._open_folder()
-        async with self._transport:
-            async with asyncio.TaskGroup() as group:
-                background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
-                background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
-                if self._status_port is not None:
-                    background.append(group.create_task(serve_status(self.status, self._status_port, self.state), name="status"))
-                reason = await self._take_part()
-                for task in background:
-                    task.cancel()
+        if self.protocol.closing is None:
+            self.protocol.begin(self._round * self._phases, self._now())  # what comes while the links are made must find its place
+        async with self._transport, asyncio.TaskGroup() as group:
+            background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
+            background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
+            if self._status_port is not None:
+                background.append(group.create_task(serve_status(self.status, self._status_port, self.state), name="status"))
+            reason = await self._take_part()
+            for task in background:
+                task.cancel()
         return reason
 
     def stop(self) -> None:
@@ -178,9 +180,7 @@ class Daemon:
 
     async def _rounds(self) -> str:
         experiment, protocol = self.plan.experiment, self.protocol
-        while self._round < experiment.last_possible_round:
-            if self._stopping:
-                return "paused"
+        while self._round < experiment.last_possible_round and not self._stopping:
             stop_round = protocol.stop_round
             if stop_round is not None and self._round > stop_round:
                 break
@@ -189,14 +189,12 @@ class Daemon:
                 await self._keep()  # what is sent now must be what a restart would send again
             local_steps = 0 if self._joined else experiment.local_steps_at(self._round)
             self._joined = not await self._one_round(local_steps)
-            if self._stopping and protocol.exchange == self._round * self._phases:
-                return "paused"
         stop_round = protocol.stop_round
         if stop_round is not None and self._round > stop_round:
             if self._round > stop_round + 1:
                 self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
             return "converged"
-        return "rounds"
+        return "paused" if self._round < experiment.last_possible_round else "rounds"
 
     async def _one_round(self, local_steps: int) -> bool:
         """Train, exchange, merge, agree, record, keep. False: the neighbours were too far ahead, and this node has jumped to them."""
@@ -261,7 +259,8 @@ class Daemon:
         arrivals = protocol.arrivals()
         slots = list(protocol.neighbours)
         messages = {
-            name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()} for name, arrived in arrivals.items()
+            name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
+            for name, arrived in arrivals.items()
         }
         dtype = self.plan.layout.dtype
 
@@ -302,7 +301,7 @@ class Daemon:
         own = NEVER if protocol.stop_round is None else protocol.stop_round
         stop = int(rule.stop_round(self._round, agreed_N, np.array([own]), stops_NK)[0])
         protocol.agreed_for = int(agreed_N[0])
-        if stop != NEVER and stop != protocol.stop_round:
+        if stop not in (NEVER, protocol.stop_round):
             self._event("agreed", f"to stop after round {stop}")
             protocol.stop_round = stop
 
@@ -449,7 +448,9 @@ class Daemon:
             )
         seconds["evaluate"] = self._now() - began_s
 
-    def _row_of(self, number: int, loss: float | None, squared: float, norm: float, skipped: set[str], seconds: dict[str, float]) -> dict[str, Any]:
+    def _row_of(
+        self, number: int, loss: float | None, squared: float, norm: float, skipped: set[str], seconds: dict[str, float]
+    ) -> dict[str, Any]:
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
         row = {

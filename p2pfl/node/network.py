@@ -116,8 +116,14 @@ def up(
         place = Path(out) if out is not None else Path("runs") / resolved.name
     plan = make_plan(resolved, load_sites(resolved))
     if plan.topology.directed:
-        raise ConfigError(f"topology.name = {resolved.topology.name!r}: a directed graph; daemons exchange in both directions over each link")
-    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="daemons")
+        raise ConfigError(
+            f"topology.name = {resolved.topology.name!r}: a directed graph; daemons exchange in both directions over each link"
+        )
+    folder = (
+        RunFolder.open(place)
+        if resume is not None
+        else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="daemons")
+    )
     with ExitStack() as stack:
         if resume is None:
             _found(plan, place, stack, site or {})

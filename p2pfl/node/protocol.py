@@ -16,10 +16,10 @@ from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.ledger import SavedLedger
-from p2pfl.wire.link import Arrived, Heard
+from p2pfl.wire.link import Heard
 from p2pfl.wire.messages import Alive, Closing, Goodbye, Hello, News, StopNews, Update, Want
 from p2pfl.wire.pace import RoundPace
-from p2pfl.wire.update import Parcel
+from p2pfl.wire.update import Arrived, Parcel
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Protocol:
     def is_over(self, now_s: float) -> bool:
         """Whether everybody who is waited for has come, or the time is up.
 
-        Where nobody is waited for, because all were late before, the time has to pass all the same: a node that is alone must not run ahead.
+        Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
         """
         assert self.barrier is not None
         if now_s >= self.barrier.deadline_s:
@@ -265,7 +265,8 @@ class Protocol:
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""
         return all(
-            neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled) for neighbour in self.neighbours.values()
+            neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
+            for neighbour in self.neighbours.values()
         )
 
     def closing_message(self, neighbour: Neighbour) -> Closing:

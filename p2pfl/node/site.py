@@ -73,8 +73,8 @@ class SiteFile:
     deadline_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """A round waits so many times as long as recent rounds took."""
 
-    heartbeat_s: Seconds = 2.0
-    """Between two signs of life on an idle link."""
+    heartbeat_s: Annotated[int, Field(ge=1)] = 2
+    """Whole seconds between two signs of life on an idle link."""
 
     @classmethod
     def load(cls, path: Path | str) -> SiteFile:

@@ -56,7 +56,10 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
         transport = ZeroMQTransport(
             Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
             identity.curve_secret,
-            [Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode()) for n in study.neighbours(card.name)],
+            [
+                Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode())
+                for n in study.neighbours(card.name)
+            ],
             listen=site.listens_at(card),
             heartbeat_s=site.heartbeat_s,
         )
@@ -118,7 +121,8 @@ def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
         rows = len(mine[0].train[0]) if mine[0].train else 0
         if rows != samples[site.member]:
             raise ConfigError(
-                f"samples: the card of {site.member} says {samples[site.member]}, its data have {rows} training rows; make a new card", str(place)
+                f"samples: the card of {site.member} says {samples[site.member]}, its data have {rows} training rows; make a new card",
+                str(place),
             )
     return make_plan(experiment, replace(task, sites=mine), names=study.names, topology=study.topology(), samples=samples)
 

@@ -115,7 +115,7 @@ class Simulation:
             self.bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
         squared_N, norms_N, exact = self._disagreement(inboxes)
         skipped_NK = (self._exchange.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
-        self._agree(number, squared_N, norms_N, ~skipped_NK & self._exchange.linked_NK.cpu().numpy(), skipped_NK.any(axis=1))
+        self._agree(number, squared_N, norms_N, ~skipped_NK & self._exchange.linked_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._clock.lap("mix")
         self.round = number + 1
         last = self.is_over
@@ -203,13 +203,18 @@ class Simulation:
         return squared_N, norms_N, consensus_distance(sent_NP)
 
     def _agree(
-        self, number: int, squared_N: NDArray[np.float64], norms_N: NDArray[np.float64], heard_NK: NDArray[np.bool_], skipped_N: NDArray[np.bool_]
+        self,
+        number: int,
+        squared_N: NDArray[np.float64],
+        norms_N: NDArray[np.float64],
+        heard_NK: NDArray[np.bool_],
+        skipped_N: NDArray[np.bool_],
     ) -> None:
         rule = self.plan.stop_rule
         if rule is None or number < self.plan.experiment.rounds:
             return
         running_N = self.stop_round_N >= number
-        passed_N = rule.passes(squared_N, norms_N) & ~skipped_N
+        passed_N = np.logical_and(rule.passes(squared_N, norms_N), ~skipped_N)
         agreed_NK = np.where(heard_NK, self.agreed_for_N[self._index_NK], NEVER)
         stops_NK = np.where(heard_NK, self.stop_round_N[self._index_NK], NEVER)
         agreed_N = rule.agreed_for(passed_N, self.agreed_for_N, agreed_NK)
@@ -292,7 +297,11 @@ def simulate(
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
     plan = make_plan(resolved, load_sites(resolved))
-    folder = RunFolder.open(place) if resume is not None else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
+    folder = (
+        RunFolder.open(place)
+        if resume is not None
+        else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
+    )
     simulation = Simulation(plan, folder, device=device, faults=faults)
     if resume is not None:
         simulation.restore()
@@ -322,7 +331,7 @@ def _spread(num_nodes: int) -> list[int]:
     """Which nodes' records are kept: all, or 100 evenly spread where there are very many."""
     if num_nodes <= STACKED_ABOVE:
         return list(range(num_nodes))
-    return np.linspace(0, num_nodes - 1, 100).astype(int).tolist()
+    return [int(i) for i in np.linspace(0, num_nodes - 1, 100)]
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

@@ -56,9 +56,10 @@ class Exchange:
         if faults is not None:
             self._ledgers = {(i, j): EdgeLedger() for i, _, j in self._edges()}
 
-    def inbox(self, exchange: int, round: int, sent: Messages) -> SlotInbox:  # noqa: A002
+    def inbox(self, exchange: int, round: int, sent: Messages) -> SlotInbox:
         """What every row hears in one exchange."""
-        present_NK, returns = self.linked_NK, {}
+        present_NK = self.linked_NK
+        returns: dict[str, Tensor] = {}
         if self._faults is not None:
             present_NK, returns = self._faulty(exchange, round, sent)
 
@@ -66,24 +67,30 @@ class Exchange:
             index = self.index_NK[:, k] if rows is None else self.index_NK[rows, k]
             return sent[channel][index]
 
-        return SlotInbox(
-            channels=self._channels, sent=sent, weights_NK=self._weights_NK, present_NK=present_NK, slot=slot, returns=returns
-        )
+        return SlotInbox(channels=self._channels, sent=sent, weights_NK=self._weights_NK, present_NK=present_NK, slot=slot, returns=returns)
 
     def bytes_sent(self, exchange: int, sent: Messages) -> int:
         """What daemons would send for this exchange where nothing is late: every update once over every edge, in each direction."""
         channels = tuple(
-            ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:])) for name, m in sorted(sent.items())
+            ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:]))
+            for name, m in sorted(sent.items())
         )
         update_format = UpdateFormat(channels=channels)
         recent = tuple(range(max(exchange - 2, 0), exchange))
         report = Report(closed_through=exchange - 1, merged=recent, confirmed=max(exchange - 3, -1), settled=exchange - 1)
         size_bytes = update_format.size_bytes
         update = Update(
-            exchange=exchange, channels=update_format.entries, size_bytes=size_bytes, digest=bytes(32), report=report, stop=StopNews(agreed_for=0, stop_round=None)
+            exchange=exchange,
+            channels=update_format.entries,
+            size_bytes=size_bytes,
+            digest=bytes(32),
+            report=report,
+            stop=StopNews(agreed_for=0, stop_round=None),
         )
         first = len(encode(update, memoryview(b"\0"))[0])
-        chunks = sum(len(encode(Chunk(exchange=exchange, offset=o), memoryview(b"\0"))[0]) for o in range(CHUNK_BYTES, size_bytes, CHUNK_BYTES))
+        chunks = sum(
+            len(encode(Chunk(exchange=exchange, offset=o), memoryview(b"\0"))[0]) for o in range(CHUNK_BYTES, size_bytes, CHUNK_BYTES)
+        )
         return int(self.linked_NK.sum()) * (first + chunks + size_bytes)
 
     def settle(self) -> dict[str, Tensor]:
@@ -94,7 +101,7 @@ class Exchange:
             self._take_back(i, j, ledger.hear(reports[j, i]), returns)
         return returns
 
-    def active(self, round: int) -> Tensor | None:  # noqa: A002
+    def active(self, round: int) -> Tensor | None:
         """Which rows take part in a round, bool (N,); None: all."""
         if self._faults is None:
             return None
@@ -104,7 +111,7 @@ class Exchange:
         for i, k in self.linked_NK.nonzero().tolist():
             yield i, k, int(self.index_NK[i, k])
 
-    def _faulty(self, exchange: int, round: int, sent: Messages) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: A002
+    def _faulty(self, exchange: int, round: int, sent: Messages) -> tuple[Tensor, dict[str, Tensor]]:
         assert self._faults is not None
         present_NK = self.linked_NK.clone()
         returns: dict[str, Tensor] = {}
@@ -137,5 +144,7 @@ class Exchange:
         for name, channel in self._channels.items():
             if channel.missing == "own":
                 if name not in returns:
-                    returns[name] = torch.zeros((len(self._names), *held.own[name].shape), dtype=held.own[name].dtype, device=held.own[name].device)
+                    returns[name] = torch.zeros(
+                        (len(self._names), *held.own[name].shape), dtype=held.own[name].dtype, device=held.own[name].device
+                    )
                 returns[name][i] -= flow(weight, held.theirs[name], held.own[name])

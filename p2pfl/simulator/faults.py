@@ -19,11 +19,11 @@ class Faults:
     lost: Mapping[tuple[str, str], frozenset[int]] = field(default_factory=dict)
     """Rounds in which what the first sends does not reach the second; the other way still works."""
 
-    def is_paused(self, node: str, round: int) -> bool:  # noqa: A002
+    def is_paused(self, node: str, round: int) -> bool:
         """Whether a node stands still."""
         return round in self.paused.get(node, frozenset())
 
-    def delivers(self, sender: str, receiver: str, round: int) -> bool:  # noqa: A002
+    def delivers(self, sender: str, receiver: str, round: int) -> bool:
         """Whether a message of this round reaches its receiver."""
         if self.is_paused(sender, round) or self.is_paused(receiver, round):
             return False

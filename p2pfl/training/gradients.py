@@ -51,7 +51,7 @@ class Gradients:
         seed: int,
         nodes_N: Tensor,
         rows_N: Tensor,
-        round: int,  # noqa: A002
+        round: int,
         step: int,
     ) -> tuple[Tensor, Tensor]:
         """Gradients (N, P) and losses (N,) of each row on its own batch.
@@ -99,7 +99,9 @@ class Gradients:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
         x_2P = self._layout.flatten({name: p.detach() for name, p in self._model.named_parameters()}).expand(2, -1)
         try:
-            vmap(grad_and_value(self._row_loss), randomness="error")(x_2P, inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape))
+            vmap(grad_and_value(self._row_loss), randomness="error")(
+                x_2P, inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape)
+            )
         except RuntimeError as error:
             if "random" in str(error):
                 return "the model draws random numbers while it trains"

@@ -33,7 +33,7 @@ class OptimizerSpec:
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest 2-norm of a node's gradient."""
 
-    def lr_at(self, round: int, rounds: int) -> float:  # noqa: A002
+    def lr_at(self, round: int, rounds: int) -> float:
         """The learning rate of a round: a linear warm-up, then the schedule, which would reach 0 just after the last round."""
         if round < self.warmup_rounds:
             return self.lr * (round + 1) / self.warmup_rounds
@@ -107,4 +107,5 @@ class StackedOptimizer:
 def clipped(gradient_NP: Tensor, norm: float) -> Tensor:
     """Each row scaled down to at most the given 2-norm."""
     norms_N = torch.linalg.vector_norm(gradient_NP, dim=-1)
-    return gradient_NP * (norm / norms_N.clamp(min=norm)).unsqueeze(-1)
+    factors_N: Tensor = norm / norms_N.clamp(min=norm)
+    return gradient_NP * factors_N.unsqueeze(-1)

@@ -90,7 +90,7 @@ class Population:
         """Whether any row has something to train on."""
         return self._gradients is not None
 
-    def context(self, round: int, *, local_steps: int) -> Context:  # noqa: A002
+    def context(self, round: int, *, local_steps: int) -> Context:
         """What the algorithm may know in this round."""
         return Context(
             round=round,
@@ -101,7 +101,7 @@ class Population:
             layout=self.layout,
         )
 
-    def train(self, round: int, active_N: Tensor | None = None) -> Tensor:  # noqa: A002
+    def train(self, round: int, active_N: Tensor | None = None) -> Tensor:
         """K local steps of every row that has data and is active; the others are not touched.
 
         Args:
@@ -119,7 +119,9 @@ class Population:
         everybody = len(rows) == num_rows
         ctx = self.context(round, local_steps=recipe.local_steps)
         first_step = round * recipe.local_steps
-        positions_NKB = batch_positions(recipe.seed, self._nodes_N[rows], self._sizes_N[rows], first_step, recipe.local_steps, recipe.batch_size)
+        positions_NKB = batch_positions(
+            recipe.seed, self._nodes_N[rows], self._sizes_N[rows], first_step, recipe.local_steps, recipe.batch_size
+        )
         positions_NKB += self._offsets_N[rows, None, None]
         state = self.state if everybody else {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = self.optimizer_state if everybody else {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
@@ -148,11 +150,11 @@ class Population:
         nan_N[rows.cpu()] = (total_N / recipe.local_steps).cpu()
         return nan_N
 
-    def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:  # noqa: A002
+    def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """What each row sends in an exchange, by channel, (N, ...)."""
         return self.recipe.algorithm.outgoing(self.state, phase, self.context(round, local_steps=local_steps))
 
-    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:  # noqa: A002
+    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:
         """Take in what came; rows that are not active stay as they are."""
         merged = self.recipe.algorithm.merge(self.state, phase, inbox, self.context(round, local_steps=local_steps))
         if active_N is not None:
@@ -191,7 +193,9 @@ class Population:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
-        group = {prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS}
+        group = {
+            prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS
+        }
         self.state, self.optimizer_state = group["state/"], group["optimizer/"]
         for name, buffer in group["buffers/"].items():
             self.buffers[name].copy_(buffer)

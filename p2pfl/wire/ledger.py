@@ -150,15 +150,11 @@ class EdgeLedger:
             self.open_flow = None
         self.settled = max(self.settled, min(self.closed_through, report.closed_through))
         self.confirmed = max(self.confirmed, min(self.closed_through, report.settled))
-        self.merged = tuple(e for e in self.merged if e > self.confirmed and not _denies(report, e))
+        # what the neighbour says it did not merge needs no report from us: it has no flow there that could wait for one
+        self.merged = tuple(e for e in self.merged if e > self.confirmed and (e > report.closed_through or e in report.merged))
         return take_back
 
 
 def _age(report: Report) -> tuple[int, int, int]:
     """Orders one node's reports: each of the three only grows."""
     return report.closed_through, report.settled, report.confirmed
-
-
-def _denies(report: Report, exchange: int) -> bool:
-    """Whether the report says that this exchange was not merged; then no flow waits there for our side of it."""
-    return report.confirmed < exchange <= report.closed_through and exchange not in report.merged

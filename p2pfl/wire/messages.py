@@ -62,8 +62,8 @@ class Report:
         bounds = (self.confirmed, *self.merged, self.closed_through + 1)
         if any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(f"merged {self.merged}: expected rising exchanges in ({self.confirmed}, {self.closed_through}]")
-        if self.settled > self.closed_through:
-            raise ValueError(f"settled {self.settled}: expected at most closed_through {self.closed_through}")
+        if not self.confirmed <= self.settled <= self.closed_through:
+            raise ValueError(f"settled {self.settled}: expected confirmed {self.confirmed} to closed_through {self.closed_through}")
 
 
 NOTHING_CLOSED: Final = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
