@@ -80,7 +80,7 @@ class ZeroMQLinks:
 
     def member(self, name: str, neighbours: Iterable[str], **options: Any) -> ZeroMQTransport:
         peers = [self.endpoint(peer) for peer in neighbours]
-        options = {"max_queued": self.max_queued, "heartbeat_s": 0.5, **options}
+        options = {"max_queued": self.max_queued, **options}
         return ZeroMQTransport(self.endpoint(name), self.keys[name][1], peers, **options)
 
     def close(self) -> None:

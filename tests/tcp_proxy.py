@@ -1,4 +1,4 @@
-"""A cable between two daemons that can be cut, stalled and healed."""
+"""A cable between two daemons that can be cut, stalled, healed and bent."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class TcpProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._ends: set[asyncio.StreamWriter] = set()
+        self._flip = False
         self.accepted = 0
 
     async def __aenter__(self) -> Self:
@@ -54,6 +55,10 @@ class TcpProxy:
         self._whole = True
         self._flowing.set()
 
+    def flip(self) -> None:
+        """Change the last bit of the next chunk that comes along, in either direction."""
+        self._flip = True
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._whole:
             writer.transport.abort()
@@ -86,6 +91,9 @@ class TcpProxy:
         with suppress(ConnectionError):
             while chunk := await reader.read(65536):
                 await self._flowing.wait()
+                if self._flip:
+                    chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])
+                    self._flip = False
                 writer.write(chunk)
                 await writer.drain()
         await self._flowing.wait()
