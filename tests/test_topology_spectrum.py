@@ -210,6 +210,35 @@ def test_diameter_of_random_graphs_where_single_searches_do_not_settle_it(name, 
     assert low <= expected <= high
 
 
+def test_the_longest_way_may_start_in_any_batch_of_searches(monkeypatch):
+    monkeypatch.setattr(spectrum, "_NUM_SINGLE_SEARCHES", 1)
+    monkeypatch.setattr(spectrum, "_BATCH_WORDS", 1)
+    two_tails = [(0, 1), *((i, i + 1) for i in range(1, 10)), (0, 11), *((i, i + 1) for i in range(11, 20))]
+    leaves = [(0, leaf) for leaf in range(21, 200)]
+    graph = Topology.from_edges("hub", 200, *zip(*two_tails, *leaves, strict=True))
+
+    assert diameter(graph) == 20
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 7, 8])
+def test_a_directed_cycle_turns_its_eigenvalues(n):
+    """W = (I + shift) / 2 has the eigenvalues (1 + exp(2 pi i k / n)) / 2, of modulus |cos(pi k / n)|."""
+    graph = Topology.from_edges("cycle", n, np.arange(n), (np.arange(n) + 1) % n, directed=True).with_weights(0.5)
+
+    assert lambda_2(graph) == pytest.approx(math.cos(math.pi / n), abs=1e-12)
+    assert lambda_min(graph) == pytest.approx((1 + math.cos(2 * math.pi * (n // 2) / n)) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_eigenvalues_do_not_depend_on_the_numbering(seed):
+    graph = make("exponential", 11)
+    shuffled = graph.renamed([f"{i:02}" for i in np.random.default_rng(seed).permutation(11)])
+
+    assert lambda_2(shuffled) == pytest.approx(lambda_2(graph), abs=1e-12)
+    assert lambda_min(shuffled) == pytest.approx(lambda_min(graph), abs=1e-12)
+    assert laplacian_extremes(shuffled) == pytest.approx(laplacian_extremes(graph), abs=1e-12)
+
+
 def test_diameter_of_a_directed_graph():
     cycle_with_shortcut = Topology.from_edges("cycle", 6, [0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 0, 3], directed=True)
 
