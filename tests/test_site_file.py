@@ -1,0 +1,135 @@
+"""A site's own settings, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from p2pfl.errors import ConfigError
+from p2pfl.node.identity import Identity
+from p2pfl.node.site import SiteFile
+
+DIGEST = "0123456789abcdef" * 4
+LEAST = "member: hungary\nstudy: study.yaml\n"
+IDENTITY = Identity.new()
+
+
+@pytest.fixture
+def site(tmp_path):
+    def load(text):
+        (tmp_path / "site.yaml").write_text(text)
+        return SiteFile.load(tmp_path / "site.yaml")
+
+    return load
+
+
+def test_defaults(site, tmp_path):
+    assert site(LEAST) == SiteFile(
+        member="hungary",
+        study=tmp_path / "study.yaml",
+        keys=tmp_path / "keys",
+        confirmed=None,
+        listen=None,
+        state=tmp_path / "state",
+        task={},
+        passphrase_file=None,
+        threads=1,
+        status_port=0,
+        linger_s=30.0,
+        greet_timeout_s=86400.0,
+        deadline_floor_s=30.0,
+        deadline_factor=5.0,
+        heartbeat_s=2,
+    )
+
+
+def test_paths_are_beside_the_file_wherever_one_stands(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/admin")
+    site(LEAST)
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "site.yaml").write_text(
+        "member: hungary\nstudy: ../shared/study.yaml\nkeys: /etc/p2pfl/keys\nstate: ~/state\npassphrase_file: secret\n"
+        "task: {data: ./data, other: ~/x, up: ../y, name: plain, share: 0.5, url: data/z}\n"
+    )
+    found = SiteFile.load(Path(tmp_path.name) / "site.yaml")
+
+    assert found.study == tmp_path / "../shared/study.yaml"
+    assert found.keys == Path("/etc/p2pfl/keys")
+    assert found.state == Path("/home/admin/state")
+    assert found.passphrase_file == tmp_path / "secret"
+    assert found.task == {
+        "data": str(tmp_path / "data"),
+        "other": "/home/admin/x",
+        "up": str(tmp_path / "../y"),
+        "name": "plain",
+        "share": 0.5,
+        "url": "data/z",
+    }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [DIGEST, DIGEST.upper(), " ".join(DIGEST[i : i + 4] for i in range(0, 64, 4)), "-".join(DIGEST[i : i + 4] for i in range(0, 64, 4))],
+)
+def test_a_confirmed_digest_in_groups_or_not(site, written):
+    assert site(LEAST + f"confirmed: {written}\n").confirmed == DIGEST
+
+
+def test_a_confirmed_digest_over_two_lines(site):
+    groups = " ".join(DIGEST[i : i + 4] for i in range(0, 64, 4))
+
+    assert site(LEAST + f"confirmed: >\n  {groups[:39]}\n  {groups[40:]}\n").confirmed == DIGEST
+
+
+def test_all_faults_at_once_with_key_value_and_what_is_allowed(site, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        site(
+            "member: a b\nconfirmed: yes, it is right\nlisten: 7700\nlinger: 3\nthreads: 0\nstatus_port: 70000\ndeadline_factor: 0.5\n"
+            "heartbeat_s: -1\nkeys: 3\n"
+        )
+
+    assert caught.value.place == str(tmp_path / "site.yaml")
+    assert sorted(caught.value.findings) == [
+        "confirmed = 'yes, it is right': expected 64 hex digits, in groups or not",
+        "deadline_factor = 0.5: must be >= 1.0",
+        "heartbeat_s = -1: must be >= 1",
+        "keys = 3: expected a path",
+        f"linger = 3: unknown key, did you mean linger_s? one of {', '.join(field.name for field in fields(SiteFile))}",
+        "listen = 7700: expected a text",
+        "member = 'a b': expected 1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'",
+        "status_port = 70000: must be <= 65535",
+        "study: required, but missing",
+        "threads = 0: must be >= 1",
+    ]
+
+
+def test_waiting_times_are_finite(site):
+    for key in ("linger_s", "greet_timeout_s", "deadline_floor_s", "deadline_factor", "heartbeat_s"):
+        for value in (".inf", ".nan", "soon"):
+            with pytest.raises(ConfigError, match=f"{key} = "):
+                site(LEAST + f"{key}: {value}\n")
+
+
+@pytest.mark.parametrize("listen", ["tcp://0.0.0.0:7700", "tcp://*:1", "tcp://[::]:65535", "tcp://eth0:7700"])
+def test_where_one_may_listen(site, listen):
+    assert site(LEAST + f"listen: '{listen}'\n").listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen", ["tcp://0.0.0.0", "tcp://:7700", "tcp://a:0", "tcp://a:65536", "ipc:///tmp/a", "0.0.0.0:7700", "tcp://a:x"]
+)
+def test_where_one_may_not_listen(site, listen):
+    with pytest.raises(ConfigError, match=r"listen = .*: expected tcp://"):
+        site(LEAST + f"listen: '{listen}'\n")
+
+
+def test_a_site_listens_at_its_cards_port_unless_told_otherwise(site):
+    reachable, dialling = IDENTITY.card("hungary", "tcp://node.hungary.example:7700"), IDENTITY.card("hungary")
+
+    assert site(LEAST).listens_at(reachable) == "tcp://*:7700"
+    assert site(LEAST + "listen: tcp://10.1.2.3:9\n").listens_at(reachable) == "tcp://10.1.2.3:9"
+    assert site(LEAST).listens_at(dialling) is None
+    with pytest.raises(ConfigError, match="the card of hungary has no address"):
+        site(LEAST + "listen: tcp://10.1.2.3:9\n").listens_at(dialling)
