@@ -38,8 +38,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    shape = torch.broadcast_shapes(*(word.shape for word in counter))
-    word_0, word_1, word_2, word_3 = (word.expand(shape) for word in counter)
+    nought = counter[0] * 0 + counter[1] * 0 + counter[2] * 0 + counter[3] * 0
+    word_0, word_1, word_2, word_3 = (word + nought for word in counter)
     key_0, key_1 = key
     for _ in range(_NUM_ROUNDS):
         # int64 products wrap modulo 2**64, which keeps exactly the bits that an unsigned product has
@@ -98,7 +98,7 @@ def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor)
 def batch_positions(seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int) -> Tensor:
     """Which rows each node trains on in steps [first_step, first_step + num_steps).
 
-    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B), so that every batch
+    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B), so every batch
     has exactly B rows, also at a site with fewer than B.
 
     Returns:

@@ -130,7 +130,7 @@ class Experiment:
             graph = make(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options})
             if graph.num_nodes != len(names):
                 raise ConfigError(
-                    f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes: {graph.num_nodes}"
+                    f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that"
                 )
         return weighted(graph, self.weights).renamed(tuple(names))
 

@@ -35,7 +35,13 @@ _HEART_LEVELS = MappingProxyType({"cp": (1, 2, 3, 4), "restecg": (0, 1, 2)})
 _HEART_WIDTH = 13
 
 
-def breast_cancer(nodes: int | None = None, partition: Mapping[str, Any] | None = None, seed: int = 0, test_share: float = 0.3) -> Task:
+def breast_cancer(
+    nodes: int | None = None,
+    partition: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    test_share: float = 0.3,
+    standardise: str = "reference",
+) -> Task:
     """Malignant (0) or benign (1), by logistic regression, from 30 figures of a biopsy's image: 569 patients of Wisconsin.
 
     Args:
@@ -43,15 +49,19 @@ def breast_cancer(nodes: int | None = None, partition: Mapping[str, Any] | None 
         partition: the rule; None: Dirichlet with alpha 0.5.
         seed: of the experiment.
         test_share: of each hospital's rows.
-
-    Features are standardised by each hospital's own training rows.
+        standardise: "reference", by the means and deviations of the published 569 patients, the same at every hospital, as a laboratory's
+            reference ranges are (features only, never a label); "site", by each hospital's own training rows, which pulls hospitals apart
+            that see different shares of malignant tumours.
 
     Source: Street, Wolberg & Mangasarian 1993, as it ships inside scikit-learn.
     """
     from sklearn.datasets import load_breast_cancer
 
+    if standardise not in ("reference", "site"):
+        raise ConfigError(f"task.standardise = {standardise!r}: one of reference, site")
     bunch = load_breast_cancer()
     columns = tuple(map(str, bunch.feature_names))
+    reference = Preparation.fitted(bunch.data, columns=columns)
     sites = partitioned_sites(
         Table(raw=bunch.data, classes=bunch.target),
         5 if nodes is None else nodes,
@@ -59,7 +69,7 @@ def breast_cancer(nodes: int | None = None, partition: Mapping[str, Any] | None 
         seed,
         test_share=test_share,
         prefix="hospital",
-        fit=partial(Preparation.fitted, columns=columns),
+        fit=partial(Preparation.fitted, columns=columns) if standardise == "site" else lambda _: reference,
         targets_of=column_targets,
     )
     return logistic_regression("breast-cancer", sites, columns, num_inputs=len(columns))
