@@ -139,6 +139,14 @@ def test_gossip_that_never_agrees_has_no_predicted_rounds():
     assert describe(swapping)["rounds_to_1e-6"] is None
 
 
+def test_gossip_that_drives_nodes_apart_has_a_negative_gap():
+    repelling = make("path", 2).with_weights(-0.1)
+
+    assert lambda_2(repelling) == pytest.approx(1.2, abs=1e-15)
+    assert spectral_gap(repelling) == pytest.approx(-0.2, abs=1e-15)
+    assert rounds_to(repelling) is None
+
+
 @pytest.mark.parametrize(("name", "n"), [("ring", 7), ("torus", 12), ("torus", 8), ("hypercube", 16), ("complete", 6), ("exponential", 11)])
 def test_the_fourier_transform_of_a_lattice_equals_dense_eigenvalues(name, n):
     graph = weighted(make(name, n), "given" if name == "exponential" else "metropolis")

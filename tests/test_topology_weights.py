@@ -88,6 +88,7 @@ def test_given_weights_may_be_negative_where_gossip_still_agrees():
         (make("ring", 4), "topology ring comes without; write a weight on each edge or take metropolis"),
         (triangle([0.75, 0.5, 0.25]), "oslo gives its neighbours 1.25 in all, expected at most 1"),
         (make("ring", 4).with_weights(0.5), "gossip on ring would never agree"),
+        (make("path", 2).with_weights(-0.1), r"gossip on path would never agree \(spectral gap -0.2\)"),
         (make("path", 3).with_weights([0.1, 0.2, 0.3, 0.3]), "0 - 1 weighs 0.2 one way and 0.1 the other, expected the same"),
         (triangle([0.5, 0.5, 0.25], directed=True), "lyon's message counts 1.25 in all, expected 1: the mean would drift"),
     ],
