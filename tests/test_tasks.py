@@ -95,8 +95,17 @@ def test_breast_cancer_has_both_classes_in_every_test_set(seed):
     assert all(set(site.test[1].flatten().tolist()) == {0.0, 1.0} for site in task.sites)
 
 
-def test_features_are_standardised_by_the_sites_own_training_rows():
-    for site in load_task("breast-cancer").sites:
+def test_features_are_standardised_alike_at_every_hospital_by_the_reference():
+    sites = load_task("breast-cancer").sites
+    inputs = torch.cat([part[0] for site in sites for part in (site.train, site.test)]).double()
+
+    assert len(inputs) == 569
+    torch.testing.assert_close(inputs.mean(0), torch.zeros(30, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(inputs.std(0), torch.ones(30, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_features_are_standardised_by_the_sites_own_training_rows_where_asked():
+    for site in load_task("breast-cancer", standardise="site").sites:
         inputs = site.train[0].double()
 
         torch.testing.assert_close(inputs.mean(0), torch.zeros(30, dtype=torch.float64), atol=1e-6, rtol=0)
