@@ -74,9 +74,9 @@ def given(topology: Topology) -> Topology:
         f"weights = 'given': {topology.label(i)} gives its neighbours {1 - topology.self_weights[i]:.6g} in all, expected at most 1"
         for i in np.flatnonzero(topology.self_weights < -_TOLERANCE).tolist()
     ]
-    if not faults and spectral_gap(topology) < _TOLERANCE:
+    if not faults and (gap := spectral_gap(topology)) < _MIN_GAP:
         faults.append(
-            f"weights = 'given': gossip on {topology.name} would never agree (spectral gap 0); make them smaller or take metropolis"
+            f"weights = 'given': gossip on {topology.name} would never agree (spectral gap {gap:.3g}); change them or take metropolis"
         )
     if faults:
         more = [f"... and {len(faults) - 5} more"] if len(faults) > 5 else []  # noqa: PLR2004
