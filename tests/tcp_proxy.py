@@ -43,8 +43,7 @@ class TcpProxy:
     def cut(self) -> None:
         """Reset every connection, and every new one, until healed."""
         self._whole = False
-        for end in self._ends:
-            end.transport.abort()
+        _abort(self._ends)
 
     def stall(self) -> None:
         """Forward nothing and close nothing until healed, as when packets are lost."""
@@ -84,8 +83,7 @@ class TcpProxy:
             pass
         finally:
             self._ends -= ends
-            for end in ends:
-                end.transport.abort()
+            _abort(ends)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter]) -> None:
         with suppress(ConnectionError):
@@ -99,3 +97,9 @@ class TcpProxy:
         await self._flowing.wait()
         for end in ends:  # one direction ended: so does the connection
             end.close()
+
+
+def _abort(ends: set[asyncio.StreamWriter]) -> None:
+    for end in ends:
+        if not end.transport.is_closing():
+            end.transport.abort()
