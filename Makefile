@@ -1,0 +1,54 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON=python3.12 make test chooses another Python for it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# one thread a process: the tests and the daemons are themselves several processes
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test slow lint examples clean
+
+help: ## What can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+
+install: $(INSTALLED) ## Make .venv with p2pfl in it, editable, and all that the tests need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "p2pfl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv; torch is the largest part and takes a few minutes on a slow line."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+demo: $(INSTALLED) ## Five hospital daemons learn one model; prints each alone, in the network, with all data pooled
+	@out=runs/demo-$$(date +%Y%m%d-%H%M%S)-$$$$; \
+	echo "$(BIN)/p2pfl up examples/breast_cancer.yaml --out $$out"; \
+	$(BIN)/p2pfl up examples/breast_cancer.yaml --out "$$out"
+
+test: $(INSTALLED) ## The tests but the slow ones, with the coverage of p2pfl/, daemons in processes of their own included
+	@$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+slow: $(INSTALLED) ## The slow tests alone
+	@$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(INSTALLED) ## Format, style, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+examples: $(INSTALLED) ## Run every file of examples/ as it is, in the simulator
+	@set -e; cd examples; for file in *.yaml; do \
+		echo "examples/$$file"; \
+		if [ -z "$$P2PFL_DATA" ] && ! said=$$(../$(BIN)/p2pfl simulate "$$file" --dry-run 2>&1 >/dev/null); then \
+			case "$$said" in *"data fetch"*) echo "left out: $$said"; continue;; esac; \
+		fi; \
+		../$(BIN)/p2pfl simulate "$$file" --out "../runs/example-$${file%.yaml}-$$$$"; \
+	done
+
+clean: ## Remove .venv, runs and what tools left behind
+	rm -rf .venv runs build dist htmlcov *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
