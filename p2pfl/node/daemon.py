@@ -313,9 +313,7 @@ class Daemon:
         protocol.closing = reason
         protocol.exchange = self._round * self._phases
         await self._keep()
-        baseline = asyncio.to_thread(self._alone)
         deadline_s = self._now() + self._limits.linger_s
-        alone = await baseline
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
             unsaid = {name: n.ledger.report() for name, n in protocol.neighbours.items()}
             await self._keep()
@@ -339,7 +337,7 @@ class Daemon:
         if not protocol.is_settled():
             open_with = [name for name, n in protocol.neighbours.items() if not n.left]
             self._event("unsettled", f"left with edges open after {self._limits.linger_s} s: {', '.join(open_with)}")
-        await asyncio.to_thread(self._finish, reason, alone)
+        await asyncio.to_thread(self._finish, reason)
         self._finished = True
 
     def _alone(self) -> dict[str, float] | None:
@@ -349,8 +347,9 @@ class Daemon:
             return None
         return local_baseline(plan.task, [plan.sites[self.me]], [self._row], plan.model, plan.recipe)[0]
 
-    def _finish(self, reason: str, alone: Mapping[str, float] | None) -> None:
+    def _finish(self, reason: str) -> None:
         assert self._folder is not None
+        alone = self._alone()
         population, plan = self._population, self.plan
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers)
         here = {self.me: alone} if alone is not None else {}
