@@ -101,7 +101,7 @@ class Topology:
             codes, first = np.unique(codes, return_index=True)
         else:
             first = None
-            codes = np.sort(codes)  # np.unique without an index hashes, ten times slower on 10**7 edges
+            codes = np.sort(codes)  # np.unique without an index hashes, several times slower on 10**7 edges
             codes = codes[np.diff(codes, prepend=-1) != 0]
         apart = codes // num_nodes != codes % num_nodes
         origin = first[apart] // (1 if directed else 2) if first is not None else None
