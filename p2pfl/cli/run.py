@@ -43,13 +43,14 @@ def up(
     Example: p2pfl up examples/breast_cancer.yaml
     """
     overrides = _overrides(nodes, rounds, assignments)
+    given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(_given(experiment, resume), overrides, as_json=as_json)
+        _say_plan(given, overrides, as_json=as_json)
         return
     from p2pfl.node import up as run_up
 
     with _Progress(enabled=not as_json) as progress:
-        run = run_up(_given(experiment, resume), overrides=overrides, out=out, resume=resume, progress=progress)
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress)
     _say_result(run, as_json=as_json)
 
 
@@ -69,15 +70,16 @@ def simulate(
     Example: p2pfl simulate examples/breast_cancer.yaml --set topology.name=complete
     """
     overrides = _overrides(nodes, rounds, assignments)
+    given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(_given(experiment, resume), overrides, as_json=as_json)
+        _say_plan(given, overrides, as_json=as_json)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
 
-    given = resolve(_given(experiment, resume), overrides)
+    resolved = resolve(given, overrides)
     with _Progress(enabled=not as_json) as progress:
-        run = run_simulation(given, out=out, resume=resume, device=device, progress=progress)
+        run = run_simulation(resolved, out=out, resume=resume, device=device, progress=progress)
     _say_result(run, as_json=as_json)
 
 
@@ -101,9 +103,11 @@ def predict(
             sys.stdout.write(",".join(f"{value:.6g}" for value in row) + "\n")
 
 
-def _given(experiment: Path | None, resume: Path | None) -> Path:
+def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Path:
     if (experiment is None) == (resume is None):
         raise ConfigError("give an EXPERIMENT to start, or --resume RUN to continue one; not both")
+    if resume is not None and changed:
+        raise ConfigError("--resume continues a run as it was begun, in its own folder: leave out --out, --nodes, --rounds and --set")
     return experiment if experiment is not None else Path(str(resume)) / "experiment.yaml"
 
 
