@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -29,7 +30,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # clones: a rule may hold one tensor under two names, which safetensors refuses
+        whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         content = save(whole, {_KEY: json.dumps(story)})
         with temporary.open("wb") as file:
             file.write(content)
