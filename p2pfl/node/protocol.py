@@ -77,7 +77,8 @@ class Protocol:
 
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
-    _closed_s: float = 0.0
+    _in_step: tuple[int, float] = (0, 0.0)
+    """The exchange, and when, at which this node last began in company."""
     _began_s: float = 0.0
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -115,9 +116,10 @@ class Protocol:
         """A neighbour that lies about how far it is must not drag this node along."""
         if not isinstance(message, News):
             return
-        ahead = message.exchange - self.exchange
+        # counted from when this node was last in step: one that is cut off goes on alone, slowly, and must not measure the others by that
+        in_step_exchange, in_step_s = self._in_step
         fastest_s = min(self._recent_s, default=0.0)
-        too_fast = (ahead - 2) * fastest_s > PLAUSIBLE_SPEED * (now_s - self._closed_s + fastest_s)
+        too_fast = (message.exchange - in_step_exchange - 2) * fastest_s > PLAUSIBLE_SPEED * (now_s - in_step_s + fastest_s)
         if message.exchange > self.num_exchanges or too_fast:
             raise PeerError(f"exchange {message.exchange} while this node is at {self.exchange}", reason="implausible_exchange")
 
@@ -161,7 +163,7 @@ class Protocol:
             self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}")
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
-        if self.barrier is not None:
+        if self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
             self.barrier.receive(neighbour.name, arrived)
 
     def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
@@ -241,15 +243,18 @@ class Protocol:
         if not skipped:
             self.pace.record(now_s - self._began_s)
             self._recent_s.append(now_s - self._began_s)
-        self._closed_s = now_s
+        if merged:
+            self._in_step = (self.exchange + 1, now_s)
         return skipped
 
     def jump(self, exchange: int, now_s: float) -> None:
         """Leave out the exchanges before this one: they took place without this node."""
         for neighbour in self.neighbours.values():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
+            if neighbour.session.is_open and neighbour.heard_exchange >= exchange:
+                neighbour.queue(Want(exchange=exchange))  # it came too early to be kept, and nobody waits long for one who is late
         self.event("jumped", f"from exchange {self.exchange} to {exchange}")
-        self._closed_s = now_s
+        self._in_step = (exchange, now_s)
 
     def ledgers(self) -> dict[str, SavedLedger]:
         """Every edge's ledger, for a checkpoint."""

@@ -1,0 +1,520 @@
+"""One node's side of its edges, without sockets: messages are carried by hand and time is an argument."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from p2pfl.node.neighbour import OUTBOX_LIMIT, Neighbour, SendUpdate
+from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.wire.codec import decode, encode
+from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.wire.link import LinkSession, Terms
+from p2pfl.wire.messages import NO_STOP, Alive, Closing, Goodbye, Hello, Report, StopNews, Want
+from p2pfl.wire.pace import RoundPace
+from p2pfl.wire.update import ChannelFormat, UpdateFormat
+
+FORMAT = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(2,)),))
+TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
+NUM_EXCHANGES = 100_000
+FLOOR_S = 10.0
+
+
+class Node:
+    """A protocol, what it said happened, and a clock that the test moves."""
+
+    def __init__(self, me: str, *peers: str, terms: Terms = TERMS, incarnation: int = 1) -> None:
+        self.me, self.now_s = me, 0.0
+        self.events: list[tuple[str, str]] = []
+        neighbours = {}
+        for index, peer in enumerate(sorted(peers)):
+            session = LinkSession(peer=peer, member=me, terms=terms, incarnation=incarnation, update_format=FORMAT)
+            neighbours[peer] = Neighbour(name=peer, index=index, weight=0.25, session=session)
+        self.protocol = Protocol(
+            me=me,
+            neighbours=neighbours,
+            num_exchanges=NUM_EXCHANGES,
+            pace=RoundPace(factor=5.0, floor_s=FLOOR_S, window=20),
+            event=lambda kind, detail: self.events.append((kind, detail)),
+        )
+        self.protocol.begin(0, 0.0)
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+    def frames_for(self, peer: str) -> list[tuple]:
+        """Empty the outbox, as the daemon's sender does."""
+        neighbour = self.protocol.neighbours[peer]
+        messages = []
+        while neighbour.outbox:
+            item = neighbour.outbox.popleft()
+            messages += list(self.protocol.frames_of(neighbour, item)) if isinstance(item, SendUpdate) else [encode(item)]
+        return messages
+
+    def said_to(self, peer: str) -> list:
+        return [decode(frames)[0] for frames in self.frames_for(peer)]
+
+    def hear(self, peer: str, *messages) -> None:
+        for message in messages:
+            self.protocol.hear(peer, tuple(map(memoryview, encode(message))), self.now_s)
+
+    def hear_update(self, peer: str, exchange: int, *, report: Report | None = None, stop: StopNews = NO_STOP, value: float = 1.0) -> None:
+        report = report or Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1)
+        for frames in FORMAT.pack(exchange, {"x": np.full(2, value)}).messages(report, stop):
+            self.protocol.hear(peer, tuple(map(memoryview, frames)), self.now_s)
+
+    def post(self) -> None:
+        self.protocol.post(FORMAT.pack(self.protocol.exchange, {"x": np.zeros(2)}), self.now_s)
+
+    def close(self, *, keep: bool = True) -> list[str]:
+        """Merge what is there, write it down, and be at the next exchange."""
+        protocol = self.protocol
+        merged = {name: Flow(exchange=protocol.exchange, own={}, theirs=a.arrays) for name, a in protocol.arrivals().items()}
+        skipped = protocol.close(merged, self.now_s)
+        if keep:
+            protocol.checkpointed(protocol.ledgers())
+        protocol.begin(protocol.exchange + 1, self.now_s)
+        return skipped
+
+    def alone_until_the_deadline(self) -> None:
+        self.post()
+        assert self.protocol.barrier is not None
+        self.now_s = max(self.now_s, self.protocol.barrier.deadline_s)
+        assert self.protocol.is_over(self.now_s)
+        self.close()
+
+
+def carry(one: Node, other: Node) -> None:
+    """Everything that two nodes have to say to each other."""
+    while one.protocol.neighbours[other.me].outbox or other.protocol.neighbours[one.me].outbox:
+        for sender, receiver in ((one, other), (other, one)):
+            for frames in sender.frames_for(receiver.me):
+                receiver.protocol.hear(sender.me, tuple(map(memoryview, frames)), receiver.now_s)
+
+
+def greeted(*nodes: Node) -> None:
+    for node in nodes:
+        node.protocol.tick(node.now_s)
+    for i, one in enumerate(nodes):
+        for other in nodes[i + 1 :]:
+            carry(one, other)
+
+
+def pair() -> tuple[Node, Node]:
+    a, b = Node("a", "b"), Node("b", "a", incarnation=2)
+    greeted(a, b)
+    return a, b
+
+
+def hello(*, exchange: int = 0, member: str = "b", terms: Terms = TERMS, report: Report | None = None, echo: int = 1) -> Hello:
+    return Hello(
+        member=member,
+        study=bytes.fromhex(terms.study),
+        layout=bytes.fromhex(terms.layout),
+        start=bytes.fromhex(terms.start),
+        incarnation=77,
+        echo=echo,
+        is_open=True,
+        exchange=exchange,
+        report=report or Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1),
+        stop=NO_STOP,
+    )
+
+
+def alive(exchange: int, **report: int) -> Alive:
+    said = {"closed_through": exchange - 1, "merged": (), "confirmed": -1, "settled": -1, **report}
+    return Alive(exchange=exchange, report=Report(**said), stop=NO_STOP)
+
+
+# ---- greeting and waiting
+
+
+def test_two_nodes_greet_each_other_and_exchange():
+    a, b = pair()
+
+    assert [(kind, detail) for kind, detail in a.events] == [("greeted", "b at exchange 0")]
+    for node in (a, b):
+        node.post()
+    carry(a, b)
+    assert a.protocol.is_over(0.0)
+    assert b.protocol.is_over(0.0)
+    assert (a.close(), b.close()) == ([], [])
+    assert a.protocol.exchange == 1
+
+
+def test_a_node_that_is_not_greeted_gets_nothing_but_greetings():
+    a = Node("a", "b")
+    a.post()
+    a.protocol.tick(0.0)
+
+    assert [type(message) for message in a.said_to("b")] == [Hello]
+
+
+def test_waiting_ends_with_the_deadline_and_who_was_late_is_not_waited_for_again():
+    a, b = Node("a", "b", "c"), Node("b", "a", incarnation=2)
+    greeted(a, b)
+    a.post()
+    b.post()
+    carry(a, b)
+
+    assert not a.protocol.is_over(FLOOR_S - 0.001)
+    assert a.protocol.is_over(FLOOR_S)
+    a.now_s = FLOOR_S
+    assert a.close() == ["c"]
+    assert a.events[-1] == ("skipped", "c did not come to exchange 0")
+    a.post()
+    a.hear_update("b", 1, report=Report(closed_through=0, merged=(0,), confirmed=-1, settled=-1))
+    assert a.protocol.is_over(a.now_s)
+
+
+def test_a_node_that_is_alone_does_not_run_ahead():
+    a, _ = pair()
+    a.alone_until_the_deadline()
+    a.post()
+
+    assert a.protocol.neighbours["b"].missed
+    assert not a.protocol.is_over(a.now_s + FLOOR_S - 0.001)
+    assert a.protocol.is_over(a.now_s + FLOOR_S)
+
+
+def test_a_neighbour_that_returns_is_waited_for():
+    a, _ = pair()
+    a.alone_until_the_deadline()
+    a.hear("b", alive(1))
+
+    assert a.events[-1] == ("returned", "b is back at exchange 1")
+    assert not a.protocol.neighbours["b"].missed
+
+
+def test_what_does_not_come_is_asked_for_more_and_more_rarely():
+    a, _ = pair()
+    a.post()
+    a.frames_for("b")
+    asked = []
+    for tick in range(200):
+        a.protocol.tick(tick / 10)
+        asked += [tick / 10 for message in a.said_to("b") if message == Want(exchange=0)]
+
+    assert asked == [0.5, 1.5, 3.5, 7.5, 12.5, 17.5]
+
+
+def test_a_repeated_question_gets_one_answer_at_a_time():
+    a, _ = pair()
+    a.post()
+    a.frames_for("b")
+    a.now_s = 1.0
+    a.hear("b", Want(exchange=0))
+    a.hear("b", Want(exchange=0))
+    a.now_s = 1.2
+    a.hear("b", Want(exchange=0))
+
+    assert len(a.frames_for("b")) == 1
+    a.now_s = 1.25
+    a.hear("b", Want(exchange=0))
+    assert len(a.frames_for("b")) == 1
+
+
+def test_a_question_for_what_is_not_there_is_answered_with_where_this_node_is():
+    a, _ = pair()
+    a.frames_for("b")
+    a.hear("b", Want(exchange=7))
+
+    assert [(type(message), message.exchange) for message in a.said_to("b")] == [(Alive, 0)]
+
+
+def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
+    a, _ = pair()
+    neighbour = a.protocol.neighbours["b"]
+    for exchange in range(2 * OUTBOX_LIMIT):
+        neighbour.queue(Want(exchange=exchange))
+        neighbour.queue(SendUpdate(exchange=exchange, again=True))
+        neighbour.queue(SendUpdate(exchange=exchange, again=True))
+
+    assert len(neighbour.outbox) == OUTBOX_LIMIT
+    assert [item for item in neighbour.outbox if isinstance(item, Want)] == [Want(exchange=2 * OUTBOX_LIMIT - 1)]
+
+
+# ---- falling behind
+
+
+def test_a_node_that_fell_behind_jumps_and_says_that_it_merged_nothing():
+    a, _ = pair()
+    a.hear("b", alive(5))
+    assert a.protocol.is_behind()
+    assert a.protocol.furthest() == 5
+    a.protocol.jump(5, a.now_s)
+    a.protocol.begin(5, a.now_s)
+    a.protocol.checkpointed(a.protocol.ledgers())
+
+    assert a.protocol.neighbours["b"].ledger.report() == Report(closed_through=4, merged=(), confirmed=-1, settled=4)
+    assert a.kinds()[-1] == "jumped"
+
+
+def test_a_node_that_jumped_asks_at_once_for_what_it_could_not_keep():
+    a, _ = pair()
+    a.frames_for("b")
+    a.hear_update("b", 5)
+    assert a.protocol.refused["far_round"] == 1
+    a.protocol.jump(5, a.now_s)
+
+    assert a.said_to("b") == [Want(exchange=5)]
+
+
+def test_one_exchange_behind_is_made_up_for():
+    a, _ = pair()
+    a.hear("b", alive(1))
+
+    assert not a.protocol.is_behind()
+
+
+def test_what_came_early_counts_in_the_next_exchange():
+    a, _ = pair()
+    a.hear_update("b", 0)
+    a.hear_update("b", 1, report=Report(closed_through=0, merged=(0,), confirmed=-1, settled=-1))
+    a.post()
+    a.close()
+    a.post()
+
+    assert a.protocol.is_over(a.now_s)
+    assert list(a.protocol.arrivals()) == ["b"]
+
+
+def in_step(a: Node, num_exchanges: int, duration_s: float) -> None:
+    """Rounds of a node with one neighbour that does as it does."""
+    for _ in range(num_exchanges):
+        exchange = a.protocol.exchange
+        a.post()
+        a.now_s += duration_s
+        before = max(exchange - 2, -1)
+        merged = (exchange - 1,) if exchange else ()
+        a.hear_update("b", exchange, report=Report(closed_through=exchange - 1, merged=merged, confirmed=before, settled=before))
+        assert a.close() == []
+
+
+def test_a_neighbour_cannot_be_far_ahead_in_no_time():
+    a, _ = pair()
+    in_step(a, 10, 1.0)
+    a.hear("b", alive(10 + 8 + 3))
+    assert a.protocol.refused == {"implausible_exchange": 1}
+    assert not a.protocol.is_behind()
+
+    a.hear("b", alive(10 + 8 + 2))
+    assert a.protocol.is_behind()
+
+
+@pytest.mark.parametrize("exchange", [NUM_EXCHANGES + 1, 2**50])
+def test_nobody_is_further_than_the_run_can_be(exchange):
+    a, _ = pair()
+    a.hear("b", alive(exchange))
+
+    assert a.protocol.refused == {"implausible_exchange": 1}
+    assert a.protocol.neighbours["b"].heard_exchange == 0
+
+
+def test_a_node_that_was_cut_off_for_an_hour_believes_how_far_the_others_are():
+    a, _ = pair()
+    in_step(a, 10, 1.0)
+    while a.now_s < 3600:  # nobody comes, so every round lasts until its deadline
+        a.alone_until_the_deadline()
+    a.hear("b", alive(3600))  # a second a round, as before
+
+    assert not a.protocol.refused
+    assert a.protocol.is_behind()
+
+
+def test_a_node_that_stood_still_for_an_hour_believes_how_far_the_others_are():
+    a, _ = pair()
+    in_step(a, 10, 1.0)
+    a.now_s += 3600
+    a.hear("b", alive(3600))
+
+    assert a.protocol.is_behind()
+
+
+# ---- settling
+
+
+def test_a_flow_that_the_neighbour_did_not_match_is_taken_back_once():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    a.close()
+    a.hear("b", alive(1))
+    a.hear("b", alive(1))
+
+    assert [(neighbour.name, flow.exchange) for neighbour, flow in a.protocol.taken_back] == [("b", 0)]
+    assert a.protocol.flows == {}
+    assert a.kinds()[-1] == "took_back"
+
+
+def test_a_flow_that_the_neighbour_matched_is_forgotten():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    a.close()
+    assert list(a.protocol.flows) == [("b", 0)]
+    a.hear("b", alive(1, merged=(0,)))
+
+    assert (a.protocol.taken_back, a.protocol.flows) == ([], {})
+
+
+def test_an_update_without_a_report_on_the_exchange_before_is_not_merged():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    a.close()
+    unheard = a.protocol.neighbours["b"].ledger
+    a.hear_update("b", 1, report=Report(closed_through=-1, merged=(), confirmed=-1, settled=-1))
+
+    assert a.protocol.refused == {"wrong_report": 1}
+    assert not unheard.admits(1)
+    assert a.protocol.arrivals() == {}
+
+
+def test_nothing_is_told_before_it_is_on_disk():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    a.close(keep=False)
+    a.post()
+    assert a.protocol.neighbours["b"].ledger.report() == Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+    a.protocol.checkpointed(a.protocol.ledgers())
+
+    assert a.protocol.neighbours["b"].ledger.report() == Report(closed_through=0, merged=(0,), confirmed=-1, settled=-1)
+
+
+def test_a_restarted_neighbour_is_sent_again_what_it_may_have_lost():
+    a, _ = pair()
+    a.post()
+    a.frames_for("b")
+    a.hear("b", hello(exchange=0))
+
+    assert [type(message).__name__ for message in a.said_to("b")] == ["Update"]
+    assert a.kinds()[-1] == "greeted"
+
+
+# ---- the end
+
+
+def stopped(a: Node, reason: str = "converged") -> None:
+    """As the daemon does when it has left its last round."""
+    a.protocol.closing = reason
+    a.protocol.checkpointed(a.protocol.ledgers())
+
+
+def test_a_stopped_node_answers_whoever_is_still_running():
+    a, _ = pair()
+    in_step(a, 3, 1.0)
+    stopped(a)
+    a.frames_for("b")
+    a.hear("b", alive(3, merged=(2,), confirmed=1, settled=1))
+
+    assert [(type(message), message.exchange, message.reason) for message in a.said_to("b")] == [(Closing, 3, "converged")]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 3])
+def test_a_stopped_node_survives_updates_of_later_exchanges(ahead):
+    a, _ = pair()
+    in_step(a, 3, 1.0)
+    a.protocol.exchange = 5  # the daemon leaves its last barrier behind
+    stopped(a)
+    a.hear_update("b", 5 + ahead)
+
+    assert a.protocol.closing == "converged"
+    assert a.protocol.neighbours["b"].heard_exchange == 5 + ahead
+
+
+def test_settled_means_that_both_sides_know_of_each_other():
+    a, b = pair()
+    for node in (a, b):
+        node.post()
+    carry(a, b)
+    a.close()
+    b.close()
+    for node in (a, b):
+        stopped(node)
+    assert not a.protocol.is_settled()
+    for _ in range(3):
+        for node in (a, b):
+            node.protocol.checkpointed(node.protocol.ledgers())
+            (neighbour,) = node.protocol.neighbours.values()
+            neighbour.queue(node.protocol.closing_message(neighbour))
+        carry(a, b)
+    for node in (a, b):
+        node.protocol.checkpointed(node.protocol.ledgers())
+
+    assert a.protocol.is_settled()
+    assert b.protocol.is_settled()
+
+
+def test_a_neighbour_that_left_is_not_waited_for_and_is_welcome_back():
+    a, _ = pair()
+    a.hear("b", Goodbye(reason="pausing"))
+    assert a.protocol.is_settled()
+    assert a.protocol.neighbours["b"].missed
+    a.hear("b", hello(exchange=0))
+
+    assert not a.protocol.neighbours["b"].left
+    assert not a.protocol.neighbours["b"].missed
+
+
+def test_the_smallest_stop_round_heard_is_taken():
+    a, _ = pair()
+    report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+    for stop_round in (20, 12, 15):
+        a.hear("b", Alive(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=stop_round)))
+
+    assert a.protocol.stop_round == 12
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"member": "c"}, "wrong_name"),
+        ({"terms": Terms(study="dd" * 32, layout=TERMS.layout, start=TERMS.start)}, "wrong_study"),
+        ({"terms": Terms(study=TERMS.study, layout="dd" * 32, start=TERMS.start)}, "wrong_layout"),
+        ({"terms": Terms(study=TERMS.study, layout=TERMS.layout, start="dd" * 32)}, "wrong_start"),
+    ],
+)
+def test_who_has_something_else_in_mind_is_told_by_name(wrong, reason):
+    a = Node("a", "b")
+    a.hear("b", hello(**wrong))
+
+    assert a.protocol.refused == {reason: 1}
+    assert a.said_to("b") == [Goodbye(reason=reason)]
+    assert a.kinds() == ["refused"]
+    assert not a.protocol.neighbours["b"].session.is_open
+    assert a.protocol.neighbours["b"].last_seen_s is None
+
+
+def test_being_refused_is_an_event():
+    a, _ = pair()
+    a.hear("b", Goodbye(reason="wrong_study"))
+
+    assert a.protocol.refused == {"refused_by_neighbour_wrong_study": 1}
+    assert a.events[-1] == ("refused", "b does not talk to this node: wrong_study")
+
+
+def test_a_refusal_is_an_event_the_first_time_only():
+    a, _ = pair()
+    for _ in range(5):
+        a.protocol.hear("b", (memoryview(b"\xc1"),), 0.0)
+
+    assert a.protocol.refused == {"bad_message": 5}
+    assert a.kinds().count("refused") == 1
+
+
+# ---- checkpoints
+
+
+def test_the_ledgers_of_a_story_are_those_that_come_back():
+    a, _ = pair()
+    in_step(a, 4, 1.0)
+    story = a.protocol.story()
+
+    assert (story["exchange"], story["closing"], story["stop_round"]) == (4, None, None)
+    assert list(story["sent"]) == ["3"]
+    assert EdgeLedger.from_dict(story["ledgers"]["b"]).report() == a.protocol.neighbours["b"].ledger.report()
