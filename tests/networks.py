@@ -1,0 +1,190 @@
+"""What the tests of nodes share: whole networks of daemons in one process, with faults that happen when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from links import MemoryLinks, ZeroMQLinks
+from torch import Tensor
+
+from p2pfl.errors import TransportError
+from p2pfl.experiment import experiment_from
+from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.records import read_run
+from p2pfl.results import read_models
+from p2pfl.transports import Received, Transport
+
+DEADLINE_S = 60.0
+STUDY = "ab" * 32
+PATIENT = Limits(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+"""Nobody is ever given up."""
+HASTY = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
+"""Who is late is skipped at once."""
+
+
+def finish(test: Coroutine[Any, Any, Any], deadline_s: float = DEADLINE_S) -> Any:
+    return asyncio.run(asyncio.wait_for(test, deadline_s))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; the deadline is that of the whole test."""
+    while not condition():  # noqa: ASYNC110 - counters of another task, not an event
+        await asyncio.sleep(0.002)
+
+
+def averaging(topology: dict[str, Any], nodes: int, *, seed: int = 0, tolerance: float = 1e-6, dimension: int = 5) -> Plan:
+    """Nothing to learn in float64, until everybody agrees."""
+    return plan_of(
+        task={"name": "averaging", "dimension": dimension},
+        nodes=nodes,
+        topology=topology,
+        rounds=0,
+        stop={"relative_consensus": tolerance, "settle": 2000},
+        seed=seed,
+    )
+
+
+def plan_of(**experiment: Any) -> Plan:
+    resolved = experiment_from({"baselines": [], **experiment})
+    return make_plan(resolved, load_sites(resolved))
+
+
+def starts(plan: Plan) -> Tensor:
+    """Every node's vector before the first round, (N, P)."""
+    return plan.population(plan.names).estimate()
+
+
+class Line:
+    """One process's end of its links, which ends with the process and stands still with it."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self.counters = inner.counters
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self.dead = False
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._inner.__aexit__(*error)
+
+    async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
+        await self.flowing.wait()
+        if self.dead:
+            raise TransportError("killed")
+        await self._inner.send(peer, frames, timeout_s)
+
+    async def receive(self) -> Received:
+        received = await self._inner.receive()
+        await self.flowing.wait()
+        if self.dead:
+            await asyncio.Event().wait()  # the process that would have read this is gone
+        return received
+
+
+class Running:
+    """A daemon that was started."""
+
+    def __init__(self, daemon: Daemon, line: Line, task: asyncio.Task[str]) -> None:
+        self.daemon, self.line, self.task = daemon, line, task
+
+
+class Network:
+    """The daemons of one plan in this process. Used inside `async with`, which ends what still runs."""
+
+    def __init__(
+        self, plan: Plan, place: Path, *, limits: Limits = PATIENT, links: MemoryLinks | ZeroMQLinks | None = None, **options: Any
+    ) -> None:
+        self.plan, self.place, self.limits = plan, place, limits
+        self.links = links if links is not None else MemoryLinks(max_queued=32)
+        self.options = {"study_digest": STUDY, "status_port": None, **options}
+        self.nodes: dict[str, Running] = {}
+        self.states = {name: place / name / "0" for name in plan.names}
+        self.cut: set[tuple[str, str]] = set()
+        """(sender, receiver) whose messages are lost; over memory only."""
+        self._starts = count(1)
+        if isinstance(self.links, MemoryLinks):
+            self.links.network.lost = lambda sender, receiver, frames: (sender, receiver) in self.cut
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for node in self.nodes.values():
+            node.task.cancel()
+        await asyncio.gather(*(node.task for node in self.nodes.values()), return_exceptions=True)
+
+    def neighbours(self, name: str) -> list[str]:
+        return [self.plan.names[j] for j in self.plan.topology.neighbours(self.plan.names.index(name))]
+
+    def start(self, *names: str) -> None:
+        """Start some daemons, or all, from what lies in their state folders."""
+        for name in names or self.plan.names:
+            line = Line(self.links.member(name, self.neighbours(name)))
+            daemon = Daemon(
+                self.plan, name, line, state=self.states[name], limits=self.limits, incarnation=next(self._starts), **self.options
+            )
+            self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
+
+    async def ended(self) -> list[str]:
+        """Every daemon's stop reason, in the order of the names."""
+        return await asyncio.gather(*(self.nodes[name].task for name in self.plan.names))
+
+    def round(self, name: str) -> int:
+        return self.nodes[name].daemon.status()["round"]
+
+    async def reached(self, number: int, names: Iterable[str] | None = None) -> None:
+        """Wait until some nodes, or all, are in this round."""
+        waited_for = list(names if names is not None else self.plan.names)
+        await until(lambda: all(self.round(name) >= number or self.nodes[name].task.done() for name in waited_for))
+
+    async def kill(self, name: str) -> None:
+        """As `kill -9` does: what is on the disk stays, nothing more is sent or written."""
+        node = self.nodes[name]
+        node.line.dead = True
+        node.line.flowing.set()
+        old, new = self.states[name], self.states[name].with_name(str(int(self.states[name].name) + 1))
+        # a thread of the dead process may still be writing: its folder is left to it
+        shutil.copytree(old, new, ignore=shutil.ignore_patterns("*.tmp"))
+        self.states[name] = new
+        node.task.cancel()
+        await asyncio.wait([node.task])
+
+    def pause(self, name: str) -> None:
+        """As SIGSTOP does: it neither sends nor reads, its clock stands, and what is sent to it waits."""
+        node = self.nodes[name]
+        now_s = time.monotonic()
+        node.daemon._now = lambda: now_s
+        node.line.flowing.clear()
+
+    def wake(self, name: str) -> None:
+        """As SIGCONT does: it sees how late it is."""
+        node = self.nodes[name]
+        del node.daemon._now
+        node.line.flowing.set()
+
+    def models(self, after: int | None = None) -> Tensor:
+        """Every node's vector at its end or after a round, (N, P)."""
+        return torch.stack([read_models(self.states[name] / "run", after)[name] for name in self.plan.names])
+
+    def summary(self, name: str) -> dict[str, Any]:
+        found = read_run(self.states[name] / "run").summary
+        assert found is not None
+        return found
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return read_run(self.states[name] / "run").nodes
+
+    def events(self, name: str) -> list[str]:
+        return [event["event"] for event in read_run(self.states[name] / "run").events]
