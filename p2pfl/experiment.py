@@ -13,8 +13,7 @@ from p2pfl.algorithms import ALGORITHMS, Algorithm
 from p2pfl.errors import ConfigError
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import TASKS
-from p2pfl.topology import Topology, known_names, laplacian_extremes, load, make, weighted
-from p2pfl.topology import diameter as diameter_of
+from p2pfl.topology import Topology, diameter, diameter_bounds, known_names, laplacian_extremes, load, make, weighted
 from p2pfl.training import OptimizerSpec
 from p2pfl.yaml_files import check, load_yaml, parse_yaml, unknown_name
 
@@ -26,6 +25,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 AGGREGATORS = ("mean",)
 COMPRESSORS = ("none",)
+
+_EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +141,13 @@ class Experiment:
             return None
         lambda_2, _ = laplacian_extremes(topology)
         return StopRule(
-            tolerance=self.stop.relative_consensus, patience=self.stop.patience, diameter=diameter_of(topology), lambda_2=float(lambda_2)
+            tolerance=self.stop.relative_consensus, patience=self.stop.patience, diameter=news_rounds(topology), lambda_2=float(lambda_2)
         )
+
+
+def news_rounds(topology: Topology) -> int:
+    """Rounds in which news from any node has certainly reached every other: the diameter, or a bound on it for very large graphs."""
+    return diameter(topology) if topology.num_nodes <= _EXACT_DIAMETER_UP_TO else diameter_bounds(topology)[1]
 
 
 def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -166,7 +172,8 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
 def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides: Mapping[str, Any] | None = None) -> Experiment:
     """The experiment that a mapping describes; for places and faults see `load_experiment`."""
     merged = dict(raw)
-    for key, value in (overrides or {}).items():
+    # names first: they drop the options of the name before them
+    for key, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name")):
         merged = _replaced(merged, key.split("."), value, key)
     merged.setdefault("name", "experiment")
     faults = _unknown_names(merged)
@@ -209,7 +216,8 @@ def _lifted(raw: Mapping[str, Any]) -> dict[str, Any]:
         if key == "topology" and isinstance(value, dict) and "file" in value and "name" not in value:
             value = {"name": "file", **value}
         if isinstance(value, dict):
-            lifted[key] = {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+            lifted[key] = {k: v for k, v in value.items() if k == "name"}
+            lifted[key]["options"] = {k: v for k, v in value.items() if k != "name"}
     algorithm = lifted.get("algorithm")
     if isinstance(algorithm, dict):
         own = _own_options(algorithm.get("name", AlgorithmSpec.name))
@@ -246,8 +254,8 @@ def _unknown_names(raw: Mapping[str, Any]) -> list[str]:
     found = []
     for key, names in allowed.items():
         value = raw.get(key)
-        if isinstance(value, dict) and "name" in value and value["name"] not in names:
-            custom = key == "task" and isinstance(value["name"], str) and ":" in value["name"]
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and value["name"] not in names:
+            custom = key == "task" and ":" in value["name"]
             if not custom:
                 found.append(unknown_name(f"{key}.name", value["name"], [name for name in names if name != "file"]))
     weights = raw.get("weights", "metropolis")

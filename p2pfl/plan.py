@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment
+from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Topology, describe, laplacian_extremes
-from p2pfl.topology import diameter as diameter_of
 from p2pfl.training import Population, Recipe, build_model
+
+
+_EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,14 +64,15 @@ class Plan:
         spectrum = describe(self.topology)
         weights = self.topology.weights
         assert weights is not None
+        edges = [[int(i), int(j), float(w)] for i, j, w in zip(self.topology.senders, self.topology.receivers, weights, strict=True)]
         return {
             "nodes": list(self.names),
-            "edges": [[int(i), int(j), float(w)] for i, j, w in zip(self.topology.senders, self.topology.receivers, weights, strict=True)],
+            "edges": edges if len(self.names) <= _EDGES_LISTED_UP_TO else None,
             "lambda_2": spectrum["lambda_2"],
             "lambda_min": spectrum["lambda_min"],
             "laplacian_lambda_2": float(lambda_2),
             "laplacian_lambda_max": float(lambda_max),
-            "diameter": diameter_of(self.topology),
+            "diameter": news_rounds(self.topology),
         }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.plan import load_sites
-from p2pfl.results import Run, build_loaded
+from p2pfl.results import Run, build_loaded, read_buffers
 
 _MAX_FINDINGS = 10
 
@@ -37,7 +37,7 @@ def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
     site = next((site for site in task.sites if site.name == node), None)
     if task.features is None or site is None or site.prepare is None:
         raise ConfigError(f"task {task.name} does not say how a row of a table becomes an input (features, Site.prepare)", str(run_folder))
-    model = build_loaded(task, run.experiment, models[node])
+    model = build_loaded(task, run.experiment, models[node], read_buffers(run_folder, node))
     inputs = site.prepare(_read_columns(file, task.features)).to(models[node].dtype)
     with torch.no_grad():
         outputs = model(inputs)

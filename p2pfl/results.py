@@ -25,6 +25,7 @@ STACKED_ABOVE = 1000
 """With more nodes than this, their models lie in one file and their records are sampled."""
 
 _STACKED = "models.safetensors"
+_BUFFER = "buffers/"
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ def load(run: Run | Path | str, node: str) -> nn.Module:
     models = run.models
     if node not in models:
         raise ConfigError(f"node {node!r}: one of {', '.join(models)}", str(run.path))
-    return build_loaded(load_sites(run.experiment), run.experiment, models[node])
+    return build_loaded(load_sites(run.experiment), run.experiment, models[node], read_buffers(run.path, node))
 
 
-def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor) -> nn.Module:
-    """The task's model with given parameters, in evaluation mode."""
+def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
+    """The task's model with given parameters and buffers (none: the model's own), in evaluation mode."""
     model = build_model(task, flat_P.dtype, experiment.seed)
     load_parameters(model, flat_P)
+    model.load_state_dict(dict(buffers), strict=False)
     return model.eval()
 
 
@@ -118,12 +120,13 @@ def write_models(
     if len(names) > STACKED_ABOVE:
         target = folder / _STACKED if round is None else place.with_suffix(".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"x": x_NP.contiguous()}, target, {"nodes": "\n".join(names)})
+        stacked = {f"{_BUFFER}{key}": tensor.cpu().contiguous() for key, tensor in buffers.items()}
+        save_file({"x": x_NP.contiguous(), **stacked}, target, {"nodes": "\n".join(names)})
         return
     place.mkdir(parents=True, exist_ok=True)
     for row, name in enumerate(names):
         tensors = {key: view.contiguous() for key, view in layout.views(x_NP[row]).items()}
-        tensors |= {key: stacked[row].cpu().contiguous() for key, stacked in buffers.items()}
+        tensors |= {key: rows[row].cpu().contiguous() for key, rows in buffers.items()}
         save_file(tensors, place / f"{name}.safetensors", {"parameters": "\n".join(spec.name for spec in layout.tensors)})
 
 
@@ -140,7 +143,7 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
         if stacked.exists():
             with safe_open(stacked, framework="pt") as file:
                 return dict(zip(file.metadata()["nodes"].split("\n"), file.get_tensor("x"), strict=True))
-        found = {path.stem: _flat_model(path) for path in sorted(place.glob("*.safetensors"))}
+        found = {path.stem: _flat_model(path) for path in sorted(place.glob("*.safetensors"), key=lambda path: path.stem)}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StoreError(f"{place}: not readable as models: {error}") from error
     if not found:
@@ -149,6 +152,25 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
         )
         raise ConfigError(f"no {which}", str(folder))
     return found
+
+
+def read_buffers(folder: Path, node: str) -> dict[str, Tensor]:
+    """A node's own buffers, such as BatchNorm's statistics, beside its final parameters; empty where its model has none.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    stacked, single = folder / _STACKED, folder / "models" / f"{node}.safetensors"
+    try:
+        if stacked.exists():
+            with safe_open(stacked, framework="pt") as file:
+                row = file.metadata()["nodes"].split("\n").index(node)
+                return {name.removeprefix(_BUFFER): file.get_slice(name)[row] for name in file.keys() if name.startswith(_BUFFER)}  # noqa: SIM118  # not a dict
+        with safe_open(single, framework="pt") as file:
+            parameters = file.metadata()["parameters"].split("\n")
+            return {name: file.get_tensor(name) for name in file.keys() if name not in parameters}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{folder}: the model of {node} is not readable: {error}") from error
 
 
 def _flat_model(path: Path) -> Tensor:

@@ -100,22 +100,24 @@ class Simulation:
         local_steps = experiment.local_steps_at(number)
         active_N = self._exchange.active(number)
         running_N = self.stop_round_N >= number
+        running = torch.from_numpy(running_N).to(self.population.device)
         if not running_N.all():
-            running = torch.from_numpy(running_N)
             active_N = running if active_N is None else active_N & running
         losses_N = self.population.train(number, active_N) if local_steps else None
         train_s = self._clock.lap("train")
         phases = self.plan.recipe.algorithm.phases
-        inboxes = []
+        inboxes, bytes_sent = [], 0
+        delivered_NK = self._exchange.delivered(number)
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
-            inbox = self._exchange.inbox(number * phases + phase, number, sent)
+            inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
             self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
             inboxes.append(inbox)
-            self.bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
+            bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
+        self.bytes_sent += bytes_sent
         squared_N, norms_N, exact = self._disagreement(inboxes)
         skipped_NK = (self._exchange.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
-        self._agree(number, squared_N, norms_N, ~skipped_NK & self._exchange.linked_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
+        self._agree(number, squared_N, norms_N, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._clock.lap("mix")
         self.round = number + 1
         last = self.is_over
@@ -125,7 +127,7 @@ class Simulation:
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._clock.lap("evaluate")}
-        return self._record(number, losses_N, squared_N, norms_N, exact, skipped_NK, metrics, seconds)
+        return self._record(number, losses_N, squared_N, norms_N, exact, skipped_NK, metrics, bytes_sent, seconds)
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
@@ -231,13 +233,15 @@ class Simulation:
         exact: float | None,
         skipped_NK: NDArray[np.bool_],
         metrics: list[dict[str, float]] | None,
+        bytes_sent: int,
         seconds: dict[str, float],
     ) -> dict[str, Any]:
         plan = self.plan
         kind = "train" if number < plan.experiment.rounds else "settle"
-        num_messages = int(self._exchange.linked_NK.sum())
-        bytes_each = self.bytes_sent // max(num_messages * self.round, 1)
+        receivers_N = np.bincount(plan.topology.senders, minlength=len(plan.names))
+        bytes_each = bytes_sent // len(plan.topology.senders)
         losses = losses_N.tolist() if losses_N is not None else [None] * len(plan.names)
+        rows = []
         for i in self._recorded:
             skipped = [plan.names[self._index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
             row = {
@@ -250,14 +254,15 @@ class Simulation:
                 "skipped": skipped,
                 "agreed_for": int(self.agreed_for_N[i]),
                 "stop_round": None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
-                "bytes_sent": bytes_each * int(self._exchange.linked_NK[i].sum()),
+                "bytes_sent": bytes_each * int(receivers_N[i]),
                 "seconds": seconds,
             }
             if metrics is not None:
                 row["metrics"] = metrics[i]
-            self.folder.append_node(row)
+            rows.append(row)
+        self.folder.append_node(*rows)
         row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
-        row |= {"nodes": len(plan.names), "bytes_sent": bytes_each * num_messages, "skipped": int(skipped_NK.sum()), "seconds": seconds}
+        row |= {"nodes": len(plan.names), "bytes_sent": bytes_sent, "skipped": int(skipped_NK.sum()), "seconds": seconds}
         self.folder.append_round(row)
         return row
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import Channel, SlotInbox, flow
+from p2pfl.errors import ConfigError
 from p2pfl.simulator.faults import Faults
 from p2pfl.topology import Topology
 from p2pfl.wire.codec import CHUNK_BYTES, encode
@@ -54,14 +55,29 @@ class Exchange:
         self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
         self._open: dict[tuple[int, int, int], _Open] = {}
         if faults is not None:
+            if topology.directed:
+                raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
             self._ledgers = {(i, j): EdgeLedger() for i, _, j in self._edges()}
 
-    def inbox(self, exchange: int, round: int, sent: Messages) -> SlotInbox:
-        """What every row hears in one exchange."""
-        present_NK = self.linked_NK
-        returns: dict[str, Tensor] = {}
+    def delivered(self, round: int) -> Tensor:
+        """Whose messages reach whom in a round, bool (N, K)."""
+        delivered_NK = self.linked_NK.clone()
         if self._faults is not None:
-            present_NK, returns = self._faulty(exchange, round, sent)
+            for i, k, j in self._edges():
+                delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
+        return delivered_NK
+
+    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages) -> SlotInbox:
+        """What every row takes in in one exchange.
+
+        Args:
+            exchange: round * phases + phase.
+            delivered_NK: from `delivered`.
+            running_N: bool; a row that has stopped still says so, and neither gives nor takes.
+            sent: by channel, (N, ...).
+        """
+        present_NK = delivered_NK & running_N[:, None] & running_N[self.index_NK]
+        returns = self._settled(exchange, delivered_NK, present_NK, sent) if self._faults is not None else {}
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
             index = self.index_NK[:, k] if rows is None else self.index_NK[rows, k]
@@ -111,15 +127,12 @@ class Exchange:
         for i, k in self.linked_NK.nonzero().tolist():
             yield i, k, int(self.index_NK[i, k])
 
-    def _faulty(self, exchange: int, round: int, sent: Messages) -> tuple[Tensor, dict[str, Tensor]]:
-        assert self._faults is not None
-        present_NK = self.linked_NK.clone()
+    def _settled(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> dict[str, Tensor]:
+        """Keep every edge's ledger; what earlier flows have to be taken back."""
         returns: dict[str, Tensor] = {}
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
         for i, k, j in self._edges():
-            arrives = self._faults.delivers(self._names[j], self._names[i], round)
-            present_NK[i, k] = arrives
-            if arrives:
+            if delivered_NK[i, k]:
                 self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]), returns)
         for i, k, j in self._edges():
             merged = bool(present_NK[i, k])
@@ -132,7 +145,7 @@ class Exchange:
             ledger.checkpointed(ledger.to_dict())
             for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
                 del self._open[edge]
-        return present_NK, returns
+        return returns
 
     def _take_back(self, i: int, j: int, exchange: int | None, returns: dict[str, Tensor]) -> None:
         """Add the negative of a flow to what row i has to take back."""
