@@ -18,7 +18,6 @@ from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Topology, describe, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model
 
-
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
 
@@ -64,10 +63,12 @@ class Plan:
         spectrum = describe(self.topology)
         weights = self.topology.weights
         assert weights is not None
-        edges = [[int(i), int(j), float(w)] for i, j, w in zip(self.topology.senders, self.topology.receivers, weights, strict=True)]
+        edges = None
+        if len(self.names) <= _EDGES_LISTED_UP_TO:
+            edges = [[int(i), int(j), float(w)] for i, j, w in zip(self.topology.senders, self.topology.receivers, weights, strict=True)]
         return {
             "nodes": list(self.names),
-            "edges": edges if len(self.names) <= _EDGES_LISTED_UP_TO else None,
+            "edges": edges,
             "lambda_2": spectrum["lambda_2"],
             "lambda_min": spectrum["lambda_min"],
             "laplacian_lambda_2": float(lambda_2),
