@@ -30,6 +30,10 @@ class StopRule:
     lambda_2: float
     """Second smallest eigenvalue of the graph's Laplacian."""
 
+    def earliest(self, rounds: int) -> int:
+        """The smallest stop round that can ever be announced after so many training rounds."""
+        return rounds + self.patience + self.diameter - 1 + 2 * self.diameter
+
     def passes(self, squared_distances_N: NDArray[np.float64], squared_norms_N: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The local test on the models exchanged in one round.
 

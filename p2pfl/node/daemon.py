@@ -113,6 +113,7 @@ class Daemon:
             num_exchanges=plan.experiment.last_possible_round * self._phases,
             pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=20),
             event=self._event,
+            earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
         )
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
@@ -204,6 +205,10 @@ class Daemon:
         if local_steps and self._population.trains:
             loss = float((await asyncio.to_thread(self._population.train, number))[0])
             seconds["train"] = self._now() - started_s
+            if self._population.diverged:
+                self._event(
+                    "diverged", f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+                )
         skipped: set[str] = set()
         squared = norm = 0.0
         heard: list[tuple[int, int]] = []

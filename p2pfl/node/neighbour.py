@@ -45,6 +45,8 @@ class Neighbour:
     last_seen_s: float | None = None
     missed: bool = False
     """It did not come in time, so nobody waits for it until it is heard again."""
+    is_faulty: bool = False
+    """Its last update was refused for what is in it; being alive is not enough to be waited for again."""
     left: bool = False
     """It said goodbye: paused, or finished for good."""
     next_want_s: float = 0.0

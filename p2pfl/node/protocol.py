@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 HELLO_EVERY_S = 0.5
 CLOSING_EVERY_S = 0.5
+_FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report"})
+
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
 
@@ -55,6 +57,9 @@ class Protocol:
 
     pace: RoundPace
     event: Event
+    earliest_stop: int | None = None
+    """The first round after which the network can have agreed to stop; None: it does not agree, it stops at its cap."""
+
     exchange: int = 0
     """Where this node is."""
 
@@ -122,6 +127,9 @@ class Protocol:
         too_fast = (message.exchange - in_step_exchange - 2) * fastest_s > PLAUSIBLE_SPEED * (now_s - in_step_s + fastest_s)
         if message.exchange > self.num_exchanges or too_fast:
             raise PeerError(f"exchange {message.exchange} while this node is at {self.exchange}", reason="implausible_exchange")
+        stop_round = message.stop.stop_round
+        if stop_round is not None and (self.earliest_stop is None or stop_round < self.earliest_stop):
+            raise PeerError(f"a stop after round {stop_round}: not before {self.earliest_stop}", reason="implausible_stop")
 
     def _news(self, neighbour: Neighbour, message: News) -> None:
         neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
@@ -129,7 +137,7 @@ class Protocol:
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
             self.stop_round = heard_stop
-        if neighbour.missed and message.exchange >= self.exchange - 1:
+        if neighbour.missed and not neighbour.is_faulty and message.exchange >= self.exchange - 1:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
 
@@ -163,6 +171,7 @@ class Protocol:
             self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}")
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
+        neighbour.missed = neighbour.is_faulty = False
         if self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
             self.barrier.receive(neighbour.name, arrived)
 
@@ -172,6 +181,8 @@ class Protocol:
         log.log(logging.WARNING if first else logging.DEBUG, "refused from %s: %s", neighbour.name, error)
         if first:
             self.event("refused", f"{neighbour.name}: {error}")
+        if error.reason in _FAULTY_UPDATE:
+            neighbour.missed = neighbour.is_faulty = True  # what it sends cannot be merged: nobody waits for it until it can
         if error.reason in ("wrong_name", "wrong_study", "wrong_layout", "wrong_start"):
             neighbour.queue(Goodbye(reason=error.reason))
 

@@ -104,6 +104,9 @@ class Simulation:
         if not running_N.all():
             active_N = running if active_N is None else active_N & running
         losses_N = self.population.train(number, active_N) if local_steps else None
+        for name in self.population.diverged if local_steps else ():
+            detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+            self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
         train_s = self._clock.lap("train")
         phases = self.plan.recipe.algorithm.phases
         inboxes, bytes_sent = [], 0

@@ -76,6 +76,8 @@ class Population:
                 raise ValueError(f"site {site.name}: start has shape {tuple(start.shape)}, the model has {self.layout.size} parameters")
         self._scale_N = torch.tensor(list(loss_scale or [1.0] * len(sites)), dtype=start_P.dtype, device=self.device)
         self._load_data()
+        self.diverged: tuple[str, ...] = ()
+        """Sites whose last training left the finite numbers; they have kept what they had before it."""
         x_NP = torch.stack(starts)
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
@@ -144,9 +146,15 @@ class Population:
                 gradient_NP = clipped(gradient_NP, recipe.optimizer.clip_norm)
             optimizer.step(recipe.algorithm.correct(moving, gradient_NP, ctx))
             total_N += loss_N
+        finite_N = optimizer.x.isfinite().all(dim=-1)
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
+        moved = optimizer.state
+        if not finite_N.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
+            adapted = {name: torch.where(_column(finite_N, new), new, state[name]) for name, new in adapted.items()}
+            moved = {name: torch.where(_column(finite_N, new), new, momenta[name]) for name, new in moved.items()}
         self.state = adapted if everybody else _put_rows(self.state, rows, adapted)
-        self.optimizer_state = optimizer.state if everybody else _put_rows(self.optimizer_state, rows, optimizer.state)
+        self.optimizer_state = moved if everybody else _put_rows(self.optimizer_state, rows, moved)
+        self.diverged = tuple(self.sites[row].name for row in rows[~finite_N].tolist())
         nan_N[rows.cpu()] = (total_N / recipe.local_steps).cpu()
         return nan_N
 
