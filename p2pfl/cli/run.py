@@ -169,6 +169,9 @@ def _say_result(run: Run, *, as_json: bool) -> None:
     distance = summary["relative_consensus"]
     apart = f", relative disagreement {distance:.2g}" if distance is not None else ""
     console.print(f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent")
+    diverged = sorted({event["node"] for event in run.events if event["event"] == "diverged"})
+    if diverged:
+        console.print(f"training left the finite numbers at {', '.join(diverged)}: lower optimizer.lr or set optimizer.clip_norm")
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
 
 

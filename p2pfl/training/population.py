@@ -114,6 +114,7 @@ class Population:
             (N,) mean loss over the steps, NaN for rows that did not train.
         """
         recipe, num_rows = self.recipe, len(self.sites)
+        self.diverged = ()
         nan_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
         if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
