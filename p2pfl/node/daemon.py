@@ -28,7 +28,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
-from p2pfl.summary import baselines_summary, by_metric, finish_summary, peak_rss_bytes
+from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, peak_rss_bytes
 from p2pfl.training import local_baseline
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
@@ -478,7 +478,9 @@ class Daemon:
         assert self._folder is not None
         before = self._last_row.get("total_bytes", 0)
         self._last_row = {**row, "total_bytes": row["bytes_sent"]}
-        self._folder.append_node({**row, "bytes_sent": row["bytes_sent"] - before})
+        alone = {**row, "bytes_sent": row["bytes_sent"] - before}
+        self._folder.append_node(alone)
+        self._folder.append_round(self._own_view(alone))
         log.info(
             "round %d: loss %s, disagreement %.3g, skipped %s",
             row["round"],
@@ -486,6 +488,12 @@ class Daemon:
             row["disagreement"],
             ", ".join(row["skipped"]) or "nobody",
         )
+
+    def _own_view(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The round as far as this node sees it: its own edges, which bound nothing for the network."""
+        seen = disagreement_row(self.plan, row["round"], row["kind"], [row["loss"]], row["disagreement"], row["norm"] ** 2, exact=None)
+        seen |= {"bound_low": None, "bound_high": None, "nodes": 1, "bytes_sent": row["bytes_sent"]}
+        return seen | {"skipped": len(row["skipped"]), "seconds": row["seconds"]}
 
     async def _keep(self) -> None:
         """Write a checkpoint; only then may it be told what it contains."""

@@ -105,7 +105,10 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
             str(place),
         )
     if not confirms(study, given):
-        raise ConfigError(f"confirmed = {given!r}: the study in {site.study} has another digest, {study.digest}; do not start", str(place))
+        # the digest itself is not said: it would be pasted in unread
+        raise ConfigError(
+            f"confirmed = {given!r}: the study in {site.study} has another digest; compare it with the other members", str(place)
+        )
 
 
 def _plan(site: SiteFile, study: Study, place: Path) -> Plan:

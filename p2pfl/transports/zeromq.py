@@ -26,6 +26,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_FRAMES, MAX_QUEUED, Endpoint, Received, check_frames, dials
+from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start
 ROUTES_KEPT = 4
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
+NEWS_S = 0.05
 
 EVENTS: dict[int, str] = {
     zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
@@ -146,11 +148,15 @@ class ZeroMQTransport:
             raise ValueError(f"{peer!r} is no neighbour of {self.me.name!r}")
         check_frames(frames, self._max_frame_bytes)
         self._check_open()
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
         pause_s = RETRY_S
         # tried again instead of awaited: a ROUTER always says that it can be written to, and would be asked in a busy loop
         while not await (self._send_dialled(peer, frames) if peer in self._dealers else self._send_back(peer, frames)):
-            left_s = deadline_s - asyncio.get_running_loop().time()
+            left_s = started_s + timeout_s - loop.time()
+            # a DEALER says the same without a link and with a full queue, and the event that tells them apart may be under way
+            if peer in self._dealers and peer not in self._up and loop.time() >= started_s + min(timeout_s, NEWS_S):
+                raise self._no_link(peer)
             if left_s <= 0:
                 raise TransportError(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
             await asyncio.sleep(min(pause_s, left_s))
@@ -166,22 +172,24 @@ class ZeroMQTransport:
         if not self._open:
             raise TransportError(f"{self.me.name} is closed")
 
+    def _no_link(self, peer: str) -> TransportError:
+        return TransportError(f"no link from {self.me.name} to {peer}")
+
     async def _send_dialled(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
-        """Whether the queue took it; no link raises."""
+        """Whether a link's queue took it."""
         try:
             await self._dealers[peer].send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:
-            if peer not in self._up:
-                raise TransportError(f"no link from {self.me.name} to {peer}") from None
             return False
         except zmq.ZMQError as error:
             if error.errno != errno.EFAULT:  # the link went down between the first frame and the second
                 raise
-            raise TransportError(f"no link from {self.me.name} to {peer}") from None
+            raise self._no_link(peer) from None
+        self._up.add(peer)  # the event that says so may be under way
         return True
 
     async def _send_back(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
-        """The same for a neighbour that dials us: over its newest connection that still exists."""
+        """The same for a neighbour that dials us, over its newest connection that still exists; raises if there is none."""
         routes = self._routes[peer]
         while routes:
             try:
@@ -194,14 +202,15 @@ class ZeroMQTransport:
                 routes.pop()
             else:
                 return True
-        raise TransportError(f"no link from {self.me.name} to {peer}")
+        raise self._no_link(peer)
 
     def _start_listening(self) -> None:
         # before the ROUTER binds: without a ZAP handler libzmq would let every key in, and ZAP_ENFORCE_DOMAIN is there for the same reason
         zap = self._context.socket(zmq.REP)
         self._own_sockets.append(zap)
-        zap.bind("inproc://zeromq.zap.01")
-        self._readers.append(self._group.create_task(self._authorize(zap), name=f"{self.me.name} authorizes"))
+        zap.bind(ZAP_ADDRESS)
+        allowed = frozenset(self._names)
+        self._readers.append(self._group.create_task(answer_for_keys(zap, allowed, self._refuse), name=f"{self.me.name} answers for keys"))
         self._router, events = self._link_socket(zmq.ROUTER)
         self._monitors.append(self._group.create_task(self._watch(events), name=f"{self.me.name} watches"))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -284,7 +293,7 @@ class ZeroMQTransport:
                 self.counters[EVENTS[event]] += 1
             if dialled is not None and event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._up.add(dialled.name)
-            elif dialled is not None and event == zmq.EVENT_DISCONNECTED:
+            elif dialled is not None:
                 self._up.discard(dialled.name)
 
     def _dial_again(self, peer: Endpoint) -> None:
@@ -292,18 +301,6 @@ class ZeroMQTransport:
         if not dealer.closed:
             dealer.disconnect(cast(str, peer.address))
             dealer.connect(cast(str, peer.address))
-
-    async def _authorize(self, zap: zmq.asyncio.Socket) -> None:
-        """Answer libzmq's question, for each handshake at the ROUTER, whether a key may connect (RFC 27)."""
-        while True:
-            version, request_id, _domain, address, _identity, mechanism, *credentials = await _next(zap)
-            key = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
-            if key in self._names:
-                reply = [b"200", b"", key, b""]
-            else:
-                reply = [b"400", b"not a neighbour", b"", b""]
-                self._refuse("unauthorized", f"key {key!r} from {address!r} is no neighbour's")
-            await zap.send_multipart([version, request_id, *reply])
 
     async def _read_listener(self) -> None:
         while True:
