@@ -492,3 +492,34 @@ def test_history_that_the_neighbour_remembers_and_we_do_not_is_counted():
     assert ledger.hear(report(5, (), confirmed=3, settled=3)) is None
     assert ledger.counters == {"lost_history": 1}
     assert ledger.open_flow is None
+
+
+def test_an_edge_is_settled_when_nobody_has_anything_left_to_learn():
+    ledger = EdgeLedger()
+    ledger.hear(NOTHING_CLOSED)
+
+    assert ledger.is_settled
+    ledger.close(0, merged=False)
+    assert not ledger.is_settled  # what is not on the disk is not told yet
+    ledger.checkpointed(ledger.to_dict())
+    assert ledger.is_settled
+    ledger.hear(report(0))
+    closed(ledger, 1, merged=True)
+    assert not ledger.is_settled
+    ledger.hear(report(1, (1,)))
+    ledger.checkpointed(ledger.to_dict())
+    assert not ledger.is_settled
+    ledger.hear(report(1, (1,), settled=1))
+    assert not ledger.is_settled
+    ledger.checkpointed(ledger.to_dict())
+    assert ledger.is_settled
+
+
+@pytest.mark.parametrize(("heard", "settled"), [(report(0), False), (report(1, (1,)), False), (report(1), True), (report(2, (2,)), False)])
+def test_a_neighbour_is_settled_when_it_is_as_far_and_lists_nothing(heard, settled):
+    ledger = EdgeLedger()
+    closed(ledger, 1, merged=False)
+
+    assert not ledger.neighbour_is_settled
+    ledger.hear(heard)
+    assert settled == ledger.neighbour_is_settled

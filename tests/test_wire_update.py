@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from wire_samples import NEWS, PAYLOAD, SMALL, UPDATE
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.codec import CHUNK_BYTES, decode
+from p2pfl.wire.messages import Chunk, Update
+from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, UpdateFormat
+
+LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))  # 2.4 MB: three chunks
+MIXED = UpdateFormat(
+    channels=(ChannelFormat(name="half", dtype="float16", shape=(3,)), ChannelFormat(name="x", dtype="float64", shape=(2, 2)))
+)
+
+
+def large_array(seed=0):
+    return np.random.default_rng(seed).standard_normal(300_000)
+
+
+def sent(update_format, arrays, exchange=7):
+    return [decode(frames) for frames in update_format.pack(exchange, arrays).messages(**NEWS)]
+
+
+def received(assembly, messages):
+    arrays = None
+    for message, payload in messages:
+        arrays = assembly.begin(message, payload) if isinstance(message, Update) else assembly.extend(message, payload)
+    return arrays
+
+
+def refused(assembly, messages):
+    with pytest.raises(BadMessage) as caught:
+        received(assembly, messages)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_travels_bit_for_bit(dtype):
+    update_format = UpdateFormat(channels=(ChannelFormat(name="x", dtype=dtype, shape=(5,)),))
+    array = np.array([0.0, -0.0, 1.5, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype=DTYPES[dtype])
+    arrays = received(Assembly(update_format), sent(update_format, {"x": array}))
+
+    assert array.tobytes() == arrays["x"].tobytes()
+    assert array.dtype == arrays["x"].dtype
+
+
+def test_a_large_update_goes_in_chunks_of_one_mebibyte_and_comes_together():
+    array = large_array()
+    messages = sent(LARGE, {"x": array})
+    arrays = received(Assembly(LARGE), messages)
+
+    assert [payload.nbytes for _, payload in messages] == [CHUNK_BYTES, CHUNK_BYTES, 2_400_000 - 2 * CHUNK_BYTES]
+    assert [message.offset for message, _ in messages[1:]] == [CHUNK_BYTES, 2 * CHUNK_BYTES]
+    assert np.array_equal(array, arrays["x"])
+
+
+def test_several_channels_lie_behind_each_other_without_gaps():
+    half, x = np.arange(3, dtype=np.float16), np.arange(4.0).reshape(2, 2)
+    messages = sent(MIXED, {"x": x, "half": half})
+    arrays = received(Assembly(MIXED), messages)
+
+    assert half.tobytes() + x.tobytes() == messages[0][1]
+    assert messages[0][0].channels == (("half", "float16", 3), ("x", "float64", 4))
+    assert np.array_equal(half, arrays["half"])
+    assert np.array_equal(x, arrays["x"])
+    assert arrays["x"].flags.aligned
+
+
+def test_a_single_channel_is_packed_without_a_copy():
+    array = large_array()
+
+    assert np.shares_memory(array, np.frombuffer(LARGE.pack(7, {"x": array}).payload, dtype=np.uint8))
+
+
+def test_what_arrives_cannot_be_written_to():
+    arrays = received(Assembly(MIXED), sent(MIXED, {"half": np.zeros(3, np.float16), "x": np.ones((2, 2))}))
+
+    for array in arrays.values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_what_has_arrived_is_not_written_over_by_the_next_update():
+    assembly = Assembly(LARGE)
+    first = received(assembly, sent(LARGE, {"x": large_array(1)}))
+    second = received(assembly, sent(LARGE, {"x": large_array(2)}))
+
+    assert np.array_equal(large_array(1), first["x"])
+    assert np.array_equal(large_array(2), second["x"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({}, "channels"),
+        ({"y": np.zeros(4, np.float32)}, "channels"),
+        ({"x": np.zeros(4)}, "float64"),
+        ({"x": np.zeros(4, ">f4")}, ">f4"),
+        ({"x": np.zeros((2, 2), np.float32)}, r"\(2, 2\)"),
+    ],
+)
+def test_what_is_not_of_the_format_is_not_packed(arrays, fault):
+    with pytest.raises(ValueError, match=fault):
+        SMALL.pack(0, arrays)
+
+
+def test_a_strided_array_is_packed_in_its_order():
+    packed = SMALL.pack(0, {"x": np.arange(8, dtype=np.float32)[::2]})
+
+    assert np.array([0, 2, 4, 6], "<f4").tobytes() == packed.payload
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        (),
+        (ChannelFormat(name="x", dtype="float32", shape=(1,)),) * 2,
+        tuple(ChannelFormat(name=f"x{i}", dtype="float32", shape=(1,)) for i in range(17)),
+    ],
+)
+def test_a_format_has_one_to_sixteen_different_channels(channels):
+    with pytest.raises(ValueError, match="1 to 16 different names"):
+        UpdateFormat(channels=channels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "fault"), [("int64", (1,), "int64"), ("object", (1,), "object"), ("float32", (0,), "at least one")]
+)
+def test_a_channel_has_a_dtype_of_the_list_and_at_least_one_number(dtype, shape, fault):
+    with pytest.raises(ValueError, match=fault):
+        ChannelFormat(name="x", dtype=dtype, shape=shape)
+
+
+@pytest.mark.parametrize("size_bytes", [1, 15, 17, 2**41])
+def test_another_size_is_refused(size_bytes):
+    assert refused(Assembly(SMALL), [(replace(UPDATE, size_bytes=size_bytes), memoryview(PAYLOAD))]) == "wrong_size"
+
+
+@pytest.mark.parametrize(
+    "channels", [(("y", "float32", 4),), (("x", "float16", 4),), (("x", "float32", 3),), (("x", "object", 4),), (("x", "float32", 4),) * 2]
+)
+def test_other_channels_are_refused(channels):
+    assert refused(Assembly(SMALL), [(replace(UPDATE, channels=channels), memoryview(PAYLOAD))]) == "wrong_format"
+
+
+@pytest.mark.parametrize("place", [0, 15])
+def test_a_payload_with_one_bit_changed_is_refused(place):
+    payload = bytearray(PAYLOAD)
+    payload[place] ^= 1
+
+    assert refused(Assembly(SMALL), [(UPDATE, memoryview(payload))]) == "wrong_digest"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 2**18 - 1, 2**18, 299_999])
+def test_one_number_that_is_not_finite_is_refused_wherever_it_is(value, place):
+    array = large_array()
+    array[place] = value
+
+    assert refused(Assembly(LARGE), sent(LARGE, {"x": array})) == "not_finite"
+
+
+@pytest.mark.parametrize("payload", [b"", PAYLOAD[:-1], PAYLOAD + b"\0"])
+def test_a_first_chunk_of_another_length_is_refused(payload):
+    assert refused(Assembly(SMALL), [(UPDATE, memoryview(payload))]) == "bad_message"
+
+
+def test_chunks_are_whole_but_for_the_last():
+    first, second, third = sent(LARGE, {"x": large_array()})
+    short = (Chunk(exchange=7, offset=CHUNK_BYTES), second[1][:-1])
+
+    assert refused(Assembly(LARGE), [first, short]) == "bad_message"
+    assert refused(Assembly(LARGE), [first, second, (third[0], second[1])]) == "bad_message"
+
+
+@pytest.mark.parametrize("order", [(0, 2), (0, 1, 1), (1,), (0, 1, 2, 2)])
+def test_chunks_come_in_order_or_not_at_all(order):
+    messages = sent(LARGE, {"x": large_array()})
+
+    assert refused(Assembly(LARGE), [messages[place] for place in order]) == "out_of_order"
+
+
+def test_after_a_refusal_the_next_update_is_taken():
+    messages = sent(LARGE, {"x": large_array()})
+    assembly = Assembly(LARGE)
+    refused(assembly, [messages[0], messages[2]])
+
+    assert (assembly.update, assembly.received_bytes) == (None, 0)
+    assert np.array_equal(large_array(), received(assembly, messages)["x"])
+
+
+def test_an_update_that_begins_again_is_taken_from_its_start():
+    messages = sent(LARGE, {"x": large_array()})
+
+    assert np.array_equal(large_array(), received(Assembly(LARGE), [*messages[:2], *messages])["x"])
+
+
+def test_a_parcel_says_what_is_known_when_it_is_sent():
+    parcel = SMALL.pack(7, {"x": np.arange(4, dtype=np.float32)})
+    (frames,) = parcel.messages(**NEWS)
+
+    assert decode(frames)[0] == UPDATE
+    assert hashlib.sha256(PAYLOAD).digest() == parcel.digest
