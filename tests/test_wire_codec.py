@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -155,9 +156,21 @@ def test_what_is_no_message_is_refused(frames):
 
 
 def test_a_frame_above_its_limit_is_refused():
-    assert refused([bytes(MAX_HEADER_BYTES + 1)]) == "bad_message"
+    with pytest.raises(BadMessage, match="a header of 65537 bytes: expected at most 65536"):
+        decode([bytes(MAX_HEADER_BYTES + 1)])
     assert refused([frames_of(UPDATE)[0], bytes(CHUNK_BYTES + 1)]) == "bad_message"
     assert decode([frames_of(CHUNK)[0], bytes(CHUNK_BYTES)])[1].nbytes == CHUNK_BYTES
+
+
+@pytest.mark.parametrize("many", [b"\xdd\x00\x00\xff\x00" + b"\xc0" * 0xFF00, b"\xdf\x00\x00\x7f\x00" + b"\xa0\xc0" * 0x7F00])
+def test_a_header_of_very_many_items_is_given_up_before_they_are_built(many):
+    tracemalloc.start()
+    reason = refused([many])
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert reason == "bad_message"
+    assert peak_bytes < 50_000
 
 
 def test_a_refusal_does_not_repeat_what_the_peer_sent():

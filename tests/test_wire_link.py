@@ -119,12 +119,19 @@ def test_the_same_incarnation_greeting_again_disturbs_nothing():
 
 
 def test_goodbye_closes_the_link_until_the_next_hello():
-    link = open_session()
+    link = open_session(LARGE)
+    link.receive(large_frames()[0], exchange=7)
 
     assert said(link, Goodbye(reason="pausing")).message == Goodbye(reason="pausing")
+    assert link.progress is None
     assert refused(link, Want(exchange=7), Unauthorized) == "not_greeted"
+    assert said(link, replace(HELLO, echo=0, is_open=False)).greet  # even the same process may come back
     said(link, HELLO)
     assert link.is_open
+
+
+def test_a_neighbour_that_knows_us_from_before_our_restart_is_greeted_back():
+    assert said(session(), replace(HELLO, echo=10)).greet
 
 
 def test_the_table_has_a_line_for_every_greeting_and_only_an_open_link_hears_the_rest():

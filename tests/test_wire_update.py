@@ -74,6 +74,7 @@ def test_several_channels_lie_behind_each_other_without_gaps():
 def test_a_single_channel_is_packed_without_a_copy():
     array = large_array()
 
+    assert LARGE.pack(7, {"x": array}).payload.readonly
     assert np.shares_memory(array, np.frombuffer(LARGE.pack(7, {"x": array}).payload, dtype=np.uint8))
 
 

@@ -81,7 +81,6 @@ def _unpack(header: Frame) -> dict[str, Any]:
             object_pairs_hook=_unique,
             max_array_len=_MAX_ITEMS,
             max_map_len=_MAX_ITEMS,
-            max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException) as error:  # the library's own errors are of both kinds
         raise BadMessage(f"a header that is not msgpack: {type(error).__name__}") from None

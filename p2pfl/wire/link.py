@@ -220,7 +220,6 @@ class LinkSession:
         self._peer_incarnation = 0
 
     def _updated(self, update: Update, payload: memoryview, exchange: int) -> Heard:
-        self._assembly.check(update)
         if update.report.closed_through < update.exchange - 1:
             raise BadMessage(
                 f"an update of exchange {update.exchange} from a node that has closed {update.report.closed_through}",

@@ -174,17 +174,6 @@ class Assembly:
         self.update: Update | None = None
         self.received_bytes = 0
 
-    def check(self, update: Update) -> None:
-        """Refuse an announcement that is not of our format.
-
-        Raises:
-            BadMessage: "wrong_size" or "wrong_format".
-        """
-        if update.size_bytes != self._format.size_bytes:
-            raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
-        if update.channels != self._format.entries:
-            raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
-
     def begin(self, update: Update, payload: memoryview) -> dict[str, NDArray[Any]] | None:
         """Take an announcement and its first chunk, giving up what was there before.
 
@@ -195,7 +184,10 @@ class Assembly:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
         """
         self.drop()
-        self.check(update)
+        if update.size_bytes != self._format.size_bytes:
+            raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
+        if update.channels != self._format.entries:
+            raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
         if self._buffer is None:
             self._buffer = np.empty(self._format.size_bytes, dtype=np.uint8)
         self.update = update
