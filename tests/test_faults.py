@@ -7,12 +7,13 @@ import random
 
 import numpy as np
 import pytest
-from networks import HASTY, Network, averaging, finish, starts
+from networks import HASTY, Network, averaging, finish, starts, until
 from torch import Tensor
 
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.simulator import simulate
 from p2pfl.topology import describe
+from p2pfl.wire.codec import decode
 
 SEEDS = range(10)
 GRAPHS = [({"name": "ring"}, 5), ({"name": "torus"}, 9), ({"name": "hypercube"}, 8), ({"name": "star"}, 5)]
@@ -98,6 +99,7 @@ def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(see
 
             assert_agreed(network, reasons)
             assert "jumped" in network.events(victim)
+            assert not any("wrong_report" in node.daemon.protocol.refused for node in network.nodes.values())
             assert all("skipped" in network.events(name) for name in others)
 
     finish(main())
@@ -156,6 +158,64 @@ def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(seed, tmp_p
 
             assert_agreed(network, await network.ended())
             assert "resumed" in network.events(victim)
+
+    finish(main())
+
+
+def on_disk(network: Network, name: str) -> tuple[set[str], dict]:
+    """What a restart would find: the names of the tensors, and the story."""
+    found = read_checkpoint(network.states[name] / "checkpoint.safetensors")
+    return (set(), {"round": 0, "joined": False}) if found is None else (set(found[0]), found[1])
+
+
+def test_a_flow_that_was_open_when_its_node_was_killed_is_taken_back_after_the_restart(tmp_path):
+    plan = averaging({"name": "ring"}, 5)
+    victim, deaf = "node-1", "node-2"
+
+    async def main():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            await network.reached(2)
+            network.cut = {(victim, deaf)}
+            await until(lambda: any(name.startswith(f"flow/{deaf}/{network.round(deaf)}/") for name in on_disk(network, victim)[0]))
+            at = network.round(deaf)
+            await network.kill(victim)
+            await network.reached(at + 1, [deaf])  # which closes the exchange without the victim
+            network.cut = set()
+            network.start(victim)
+
+            assert_agreed(network, await network.ended())
+            assert "took_back" in network.events(victim)
+
+    finish(main())
+
+
+def test_what_is_to_be_taken_back_survives_a_kill_after_a_jump(tmp_path):
+    plan = averaging({"name": "ring"}, 5)
+    victim = "node-1"
+
+    async def main():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            await network.reached(2)
+            at = network.round(victim)
+
+            def lost(sender, receiver, frames):
+                """Its updates reach nobody, and soon it hears how far the others are, but nothing that it could merge."""
+                if len(frames) == 1 or victim not in (sender, receiver):
+                    return False
+                now = network.round(victim)
+                return sender == victim or (now > at + 1 and decode(frames)[0].exchange in (now, now + 1))
+
+            network.links.network.lost = lost
+            await until(
+                lambda: on_disk(network, victim)[1]["joined"] and any(name.startswith("back/") for name in on_disk(network, victim)[0])
+            )
+            await network.kill(victim)
+            network.links.network.lost = None
+            network.start(victim)
+
+            assert_agreed(network, await network.ended())
 
     finish(main())
 
