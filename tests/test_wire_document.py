@@ -1,0 +1,71 @@
+"""docs/protocol.md says what the code does: its bytes, its keys, its table of states."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from wire_samples import EVERY_MESSAGE, PAYLOAD, frames_of
+
+from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
+from p2pfl.wire.link import TRANSITIONS, Event, LinkState
+from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MESSAGES
+from p2pfl.wire.update import DTYPES
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+DUMPS = [
+    bytes.fromhex("".join(dump.split())) for dump in re.findall(r"(?:^ {4}(?:[0-9a-f]{2} )*[0-9a-f]{2}\n)+", DOCUMENT, flags=re.MULTILINE)
+]
+COLUMNS = (Event.ECHO, Event.HELLO, Event.HELLO_AGAIN, Event.REFUSED, Event.GOODBYE, Event.MESSAGE)
+
+
+@pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda message: type(message).__name__)
+def test_every_message_is_there_byte_by_byte(message):
+    assert frames_of(message)[0] in DUMPS
+
+
+def test_no_bytes_are_there_that_the_code_would_not_send():
+    assert sorted([PAYLOAD, *(frames_of(message)[0] for message in EVERY_MESSAGE)]) == sorted(DUMPS)
+
+
+@pytest.mark.parametrize("kind", MESSAGES.values())
+def test_every_message_is_in_the_table_with_its_keys(kind):
+    (line,) = re.findall(rf"^\| {kind.code} \| {kind.__name__} .*$", DOCUMENT, flags=re.MULTILINE)
+
+    assert [field.name for field in fields(kind)] == re.findall(r"`(\w+)`", line)
+
+
+@pytest.mark.parametrize("state", LinkState)
+def test_the_table_of_states_is_that_of_the_code(state):
+    (line,) = re.findall(rf"^\| {state.name.lower()} \| (.*) \|$", DOCUMENT, flags=re.MULTILINE)
+    steps = dict(zip(COLUMNS, line.split(" | "), strict=True))
+    words = {"strange", "greeted", "open", "heard"}
+
+    assert {event: word for event, word in steps.items() if word in words} == {
+        event: "heard" if event is Event.MESSAGE else TRANSITIONS[state, event].name.lower()
+        for event in COLUMNS
+        if (state, event) in TRANSITIONS
+    }
+    assert set(steps.values()) <= words | {"not_greeted", "(cannot be)"}
+
+
+@pytest.mark.parametrize("number", [MAX_HEADER_BYTES, CHUNK_BYTES])
+def test_the_limits_are_those_of_the_code(number):
+    assert f"{number:,}" in DOCUMENT
+
+
+def test_the_numbers_of_items_are_those_of_the_code():
+    assert f"array of 1 to {MAX_CHANNELS} arrays" in DOCUMENT
+    assert f"at most {MAX_MERGED}, rising" in DOCUMENT
+    assert "dtype is one of " + ", ".join(f"`{name}`" for name in DTYPES) in DOCUMENT
+
+
+def test_every_reason_of_a_refusal_is_explained():
+    folder = Path(__file__).parents[1] / "p2pfl" / "wire"
+    code = "".join((folder / f"{name}.py").read_text() for name in ("codec", "update", "link", "ledger"))
+    reasons = set(re.findall(r'(?:reason=|dropped = |return |counters\[)"([a-z_]+)"', code)) | {"bad_message"}
+
+    assert len(reasons) >= 12
+    assert [reason for reason in sorted(reasons) if f'"{reason}"' not in DOCUMENT] == []
