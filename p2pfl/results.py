@@ -34,6 +34,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a text is welcome
+
     @cached_property
     def _read(self) -> RunRecords:
         return read_run(self.path)
