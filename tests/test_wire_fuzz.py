@@ -99,7 +99,7 @@ def decoded(frames):
 @pytest.mark.parametrize("state", STATES)
 @QUIET
 @given(seed=st.integers(0, 2**64 - 1))
-def test_mutated_frames_only_ever_raise_peer_errors(state, seed):  # 7,500
+def test_mutated_frames_only_ever_raise_peer_errors(state, seed):  # 7,400
     rng, link = random.Random(seed), STATES[state]()
     for _ in range(BURST * 3 // 4):
         frames = mutated(rng)
