@@ -17,6 +17,7 @@ from p2pfl.wire.update import ChannelFormat, UpdateFormat
 FORMAT = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(2,)),))
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
 NUM_EXCHANGES = 100_000
+EARLIEST_STOP = 10
 FLOOR_S = 10.0
 
 
@@ -34,6 +35,7 @@ class Node:
             me=me,
             neighbours=neighbours,
             num_exchanges=NUM_EXCHANGES,
+            earliest_stop=EARLIEST_STOP,
             pace=RoundPace(factor=5.0, floor_s=FLOOR_S, window=20),
             event=lambda kind, detail: self.events.append((kind, detail)),
         )
@@ -518,3 +520,25 @@ def test_the_ledgers_of_a_story_are_those_that_come_back():
     assert (story["exchange"], story["closing"], story["stop_round"]) == (4, None, None)
     assert list(story["sent"]) == ["3"]
     assert EdgeLedger.from_dict(story["ledgers"]["b"]).report() == a.protocol.neighbours["b"].ledger.report()
+
+
+def test_a_stop_before_its_time_is_refused():
+    a, _ = pair()
+    report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+    a.hear("b", Alive(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=EARLIEST_STOP - 1)))
+
+    assert a.protocol.stop_round is None
+    assert a.protocol.refused["implausible_stop"] == 1
+
+
+def test_a_neighbour_whose_update_cannot_be_merged_is_not_waited_for_until_one_can():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0, value=float("nan"))
+
+    assert a.protocol.refused["not_finite"] == 1
+    assert a.protocol.neighbours["b"].missed
+    a.hear("b", alive(0))
+    assert a.protocol.neighbours["b"].missed
+    a.hear_update("b", 0)
+    assert not a.protocol.neighbours["b"].missed

@@ -24,6 +24,7 @@ from p2pfl.errors import StoreError, TransportError
 from p2pfl.node.neighbour import Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
+from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
@@ -32,7 +33,6 @@ from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish
 from p2pfl.training import local_baseline
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
-from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import Goodbye
 from p2pfl.wire.pace import RoundPace
@@ -499,14 +499,7 @@ class Daemon:
         """Write a checkpoint; only then may it be told what it contains."""
         ledgers = self.protocol.ledgers()
         if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
-            tensors = dict(self._population.tensors())
-            flows = {f"flow/{name}": held for (name, _), held in self.protocol.flows.items()}
-            flows |= {f"back/{i}/{neighbour.name}": held for i, (neighbour, held) in enumerate(self.protocol.taken_back)}
-            for place, held in flows.items():
-                tensors |= {f"{place}/{held.exchange}/{c}": t for c, t in held.theirs.items()}
-                tensors |= {f"own/{held.exchange}/{c}": t for c, t in held.own.items()}
-            for exchange, (parcel, _) in self.protocol.sent.items():
-                tensors[f"sent/{exchange}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+            tensors = self._population.tensors() | edge_tensors(self.protocol)
             story = {
                 "round": self._round,
                 "finished": self._finished,
@@ -514,14 +507,13 @@ class Daemon:
                 "bytes_sent": self._bytes_sent,
                 "seconds": self._seconds,
                 "protocol": self.protocol.story(),
-                "written": time.time(),
             }
             await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
 
     @property
     def _checkpoint(self) -> Path:
-        return self.state / "checkpoint.safetensors"
+        return self.state / CHECKPOINT
 
     def _open_folder(self) -> None:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""
@@ -540,29 +532,9 @@ class Daemon:
         self._finished, self._joined = story["finished"], story["joined"]
         self._round, self._bytes_sent, self._seconds = story["round"], story["bytes_sent"], dict(story["seconds"])
         self._last_row = {"total_bytes": self._bytes_sent}
-        self._restore_protocol(tensors, story["protocol"])
+        restore_edges(self.protocol, self._format, tensors, story["protocol"], self._checkpoint)
+        self.protocol.exchange = self._round * self._phases
         self._event("resumed", f"from the checkpoint before round {self._round}")
-
-    def _restore_protocol(self, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
-        protocol = self.protocol
-        if set(story["ledgers"]) != set(protocol.neighbours):
-            raise StoreError(f"{self._checkpoint}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
-        protocol.exchange, protocol.agreed_for = self._round * self._phases, story["agreed_for"]
-        protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
-        for name, ledger in story["ledgers"].items():
-            protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
-        held = _tree(tensors)
-        for name, exchanges in held.get("flow", {}).items():
-            for exchange, theirs in exchanges.items():
-                protocol.flows[name, int(exchange)] = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
-        for back in held.get("back", {}).values():
-            for name, exchanges in back.items():
-                for exchange, theirs in exchanges.items():
-                    unmatched = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
-                    protocol.taken_back.append((protocol.neighbours[name], unmatched))
-        for exchange, agreed_for in story["sent"].items():
-            arrays = self._format.unpack(_array(held["sent"][exchange]).copy())
-            protocol.sent[int(exchange)] = (self._format.pack(int(exchange), arrays), agreed_for)
 
     def _event(self, kind: str, detail: str) -> None:
         log.info("%s %s", kind, detail)
@@ -607,18 +579,6 @@ class Daemon:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _tree(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Names with slashes as nested mappings."""
-    tree: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *path, leaf = name.split("/")
-        place = tree
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = tensor
-    return tree
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

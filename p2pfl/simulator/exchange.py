@@ -54,6 +54,7 @@ class Exchange:
         self._names = topology.names
         self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
         self._open: dict[tuple[int, int, int], _Open] = {}
+        self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
         if faults is not None:
             if topology.directed:
                 raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
@@ -77,7 +78,13 @@ class Exchange:
             sent: by channel, (N, ...).
         """
         present_NK = delivered_NK & running_N[:, None] & running_N[self.index_NK]
-        returns = self._settled(exchange, delivered_NK, present_NK, sent) if self._faults is not None else {}
+        returns: dict[str, Tensor] = {}
+        if self._faults is not None:
+            self._settle_round(exchange, delivered_NK, present_NK, sent)
+            for name, owed in self._returns.items():
+                running = running_N.reshape(-1, *[1] * (owed.dim() - 1))
+                returns[name] = owed.where(running, 0)
+                self._returns[name] = owed.where(~running, 0)  # a row that has stopped takes back at the end
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
             index = self.index_NK[:, k] if rows is None else self.index_NK[rows, k]
@@ -111,11 +118,10 @@ class Exchange:
 
     def settle(self) -> dict[str, Tensor]:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
-        returns: dict[str, Tensor] = {}
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
         for (i, j), ledger in self._ledgers.items():
-            self._take_back(i, j, ledger.hear(reports[j, i]), returns)
-        return returns
+            self._take_back(i, j, ledger.hear(reports[j, i]))
+        return self._returns
 
     def active(self, round: int) -> Tensor | None:
         """Which rows take part in a round, bool (N,); None: all."""
@@ -127,13 +133,12 @@ class Exchange:
         for i, k in self.linked_NK.nonzero().tolist():
             yield i, k, int(self.index_NK[i, k])
 
-    def _settled(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> dict[str, Tensor]:
-        """Keep every edge's ledger; what earlier flows have to be taken back."""
-        returns: dict[str, Tensor] = {}
+    def _settle_round(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> None:
+        """Keep every edge's ledger, and what earlier flows have to be taken back."""
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
         for i, k, j in self._edges():
             if delivered_NK[i, k]:
-                self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]), returns)
+                self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]))
         for i, k, j in self._edges():
             merged = bool(present_NK[i, k])
             if merged:
@@ -141,13 +146,12 @@ class Exchange:
                     own={c: m[i].clone() for c, m in sent.items()}, theirs={c: m[j].clone() for c, m in sent.items()}
                 )
             ledger = self._ledgers[i, j]
-            self._take_back(i, j, ledger.close(exchange, merged=merged), returns)
+            self._take_back(i, j, ledger.close(exchange, merged=merged))
             ledger.checkpointed(ledger.to_dict())
             for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
                 del self._open[edge]
-        return returns
 
-    def _take_back(self, i: int, j: int, exchange: int | None, returns: dict[str, Tensor]) -> None:
+    def _take_back(self, i: int, j: int, exchange: int | None) -> None:
         """Add the negative of a flow to what row i has to take back."""
         if exchange is None:
             return
@@ -156,8 +160,6 @@ class Exchange:
         weight = self._weights_NK[i, slot]
         for name, channel in self._channels.items():
             if channel.missing == "own":
-                if name not in returns:
-                    returns[name] = torch.zeros(
-                        (len(self._names), *held.own[name].shape), dtype=held.own[name].dtype, device=held.own[name].device
-                    )
-                returns[name][i] -= flow(weight, held.theirs[name], held.own[name])
+                own = held.own[name]
+                owed = self._returns.setdefault(name, own.new_zeros((len(self._names), *own.shape)))
+                owed[i] -= flow(weight, held.theirs[name], own)

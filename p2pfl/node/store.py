@@ -1,0 +1,74 @@
+"""A node's checkpoint: everything that a later start needs to go on as if nothing had happened.
+
+Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE), and for flows that are
+not settled what it sent (own/EXCHANGE/CHANNEL) and what came (flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import StoreError
+from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.wire.update import UpdateFormat
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
+    """What the edges have open, and what may be asked for again."""
+    flows = {f"flow/{name}": held for (name, _), held in protocol.flows.items()}
+    flows |= {f"back/{i}/{neighbour.name}": held for i, (neighbour, held) in enumerate(protocol.taken_back)}
+    tensors: dict[str, Tensor] = {}
+    for place, held in flows.items():
+        tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.theirs.items()}
+        tensors |= {f"own/{held.exchange}/{channel}": tensor for channel, tensor in held.own.items()}
+    for exchange, (parcel, _) in protocol.sent.items():
+        tensors[f"sent/{exchange}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+    return tensors
+
+
+def restore_edges(
+    protocol: Protocol, update_format: UpdateFormat, tensors: Mapping[str, Tensor], story: Mapping[str, Any], place: Path
+) -> None:
+    """Take up what `edge_tensors` and `Protocol.story` gave.
+
+    Raises:
+        StoreError: the checkpoint is of another study.
+    """
+    if set(story["ledgers"]) != set(protocol.neighbours):
+        raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
+    protocol.exchange, protocol.agreed_for = story["exchange"], story["agreed_for"]
+    protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
+    for name, ledger in story["ledgers"].items():
+        protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
+    held = _tree(tensors)
+    for name, exchanges in held.get("flow", {}).items():
+        for exchange, theirs in exchanges.items():
+            protocol.flows[name, int(exchange)] = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
+    for number in sorted(held.get("back", {}), key=int):
+        for name, exchanges in held["back"][number].items():
+            for exchange, theirs in exchanges.items():
+                unmatched = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
+                protocol.taken_back.append((protocol.neighbours[name], unmatched))
+    for exchange, agreed_for in story["sent"].items():
+        arrays = update_format.unpack(held["sent"][exchange].numpy().copy())
+        protocol.sent[int(exchange)] = (update_format.pack(int(exchange), arrays), agreed_for)
+
+
+def _tree(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Names with slashes as nested mappings."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *path, leaf = name.split("/")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = tensor
+    return tree
