@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -80,6 +82,7 @@ def test_a_card_is_not_overwritten(tmp_path):
         ("signature", "00" * 64),
         ("identity", "00" * 32),
     ],
+    ids=itertools.count(),  # keys are new in every process, and the workers that share the tests have to agree on names
 )
 def test_a_changed_field_is_refused_by_the_signature(tmp_path, field, value):
     path = tmp_path / "hungary.yaml"
