@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +19,17 @@ import torch
 from links import MemoryLinks, ZeroMQLinks
 from torch import Tensor
 
-from p2pfl.errors import TransportError
+from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.experiment import experiment_from
 from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.identity import Identity
+from p2pfl.node.status import read_status
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import read_run
 from p2pfl.results import read_models
-from p2pfl.transports import Received, Transport
+from p2pfl.study import Study
+from p2pfl.transports import Received, Transport, reserve_port
+from p2pfl.yaml_files import dump_yaml
 
 DEADLINE_S = 60.0
 STUDY = "ab" * 32
@@ -188,3 +197,108 @@ class Network:
 
     def events(self, name: str) -> list[str]:
         return [event["event"] for event in read_run(self.states[name] / "run").events]
+
+
+class Institutions:
+    """The daemons of one plan as processes, each with what its institution would have. Used inside `with`, which ends what still runs.
+
+    Args:
+        plan: of all.
+        place: one folder a member is made in it, and the public files.
+        via: addresses that the others are told instead of a member's own.
+        settings: for every site.yaml.
+    """
+
+    def __init__(self, plan: Plan, place: Path, *, via: Callable[[str, str], str] | None = None, **settings: Any) -> None:
+        self.plan, self.place = plan, place
+        self._held = ExitStack()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        cards, listens = [], {}
+        for name in plan.names:
+            listens[name] = self._held.enter_context(reserve_port()).address
+            identity = Identity.new()
+            identity.save(place / name / "keys")
+            train = plan.sites[name].train
+            address = via(name, listens[name]) if via is not None else listens[name]
+            cards.append(identity.card(name, address, len(train[0]) if train else None))
+        self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+        self.study.save(place / "study.yaml")
+        for name in plan.names:
+            site = {"member": name, "study": "../study.yaml", "confirmed": self.study.digest, "listen": listens[name], "heartbeat_s": 1}
+            (place / name / "site.yaml").write_text(dump_yaml({**site, **settings}), encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait(DEADLINE_S)
+        self._held.close()
+
+    def site(self, name: str) -> Path:
+        return self.place / name / "site.yaml"
+
+    def state(self, name: str) -> Path:
+        return self.place / name / "state"
+
+    def start(self, *names: str) -> None:
+        """Start some nodes, or all."""
+        for name in names or self.plan.names:
+            self._processes[name] = start_process("--verbose", "node", "start", str(self.site(name)), log=self.place / name / "node.log")
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._processes[name].send_signal(number)
+
+    def exit_code(self, name: str) -> int | None:
+        return self._processes[name].poll()
+
+    def end(self, name: str, number: signal.Signals) -> int:
+        """Send a signal and wait for the process's end."""
+        self.signal(name, number)
+        return self._processes[name].wait(DEADLINE_S)
+
+    def is_over(self) -> bool:
+        return all(process.poll() is not None for process in self._processes.values())
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        """What the node says of itself; None while it does not run."""
+        try:
+            return read_status(self.state(name))
+        except P2PFLError:
+            return None
+
+    def round(self, name: str) -> int:
+        """-1 while the node does not run."""
+        status = self.status(name)
+        return -1 if status is None else status["round"]
+
+    def models(self) -> Tensor:
+        return torch.stack([read_models(self.state(name) / "run")[name] for name in self.plan.names])
+
+    def summary(self, name: str) -> dict[str, Any]:
+        found = read_run(self.state(name) / "run").summary
+        assert found is not None, (self.place / name / "node.log").read_text()[-2000:]
+        return found
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return read_run(self.state(name) / "run").nodes
+
+    def events(self, name: str) -> list[str]:
+        return [event["event"] for event in read_run(self.state(name) / "run").events]
+
+
+def start_process(*arguments: str, log: Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """`p2pfl` with some arguments, writing to a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
+        return subprocess.Popen([sys.executable, "-m", "p2pfl", *arguments], stdin=stdin, stdout=output, stderr=output, env=environment)
+
+
+def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    """The same as `until` where no event loop runs."""
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.01)

@@ -449,15 +449,26 @@ def test_settled_means_that_both_sides_know_of_each_other():
     assert b.protocol.is_settled()
 
 
-def test_a_neighbour_that_left_is_not_waited_for_and_is_welcome_back():
+def test_a_neighbour_that_has_finished_is_not_waited_for():
+    a, _ = pair()
+    a.hear("b", Goodbye(reason="finished"))
+
+    assert a.protocol.neighbours["b"].missed
+    assert a.protocol.is_settled()
+
+
+def test_a_neighbour_that_pauses_has_the_time_that_everybody_has():
     a, _ = pair()
     a.hear("b", Goodbye(reason="pausing"))
-    assert a.protocol.is_settled()
-    assert a.protocol.neighbours["b"].missed
-    a.hear("b", hello(exchange=0))
+    a.post()
 
-    assert not a.protocol.neighbours["b"].left
-    assert not a.protocol.neighbours["b"].missed
+    assert a.kinds()[-1] == "left"
+    assert not a.protocol.is_over(FLOOR_S - 0.001)
+    a.hear("b", hello(exchange=0))
+    a.hear_update("b", 0)
+    assert a.protocol.is_over(a.now_s)
+    assert a.close() == []
+    assert not a.protocol.is_settled()
 
 
 def test_the_smallest_stop_round_heard_is_taken():

@@ -48,7 +48,7 @@ class Neighbour:
     is_faulty: bool = False
     """Its last update was refused for what is in it; being alive is not enough to be waited for again."""
     left: bool = False
-    """It said goodbye: paused, or finished for good."""
+    """It said that it has finished for good."""
     next_want_s: float = 0.0
     want_pause_s: float = WANT_AFTER_S
     last_resent_s: float = float("-inf")

@@ -163,9 +163,11 @@ class Protocol:
             neighbour.queue(Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news()))
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
-        if message.reason in ("pausing", "finished"):
+        if message.reason == "finished":
             neighbour.missed = neighbour.left = True
-            self.event("left", f"{neighbour.name} says {message.reason}")
+            self.event("left", f"{neighbour.name} has finished")
+        elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
+            self.event("left", f"{neighbour.name} is pausing")
         else:
             self.refused[f"refused_by_neighbour_{message.reason}"] += 1
             self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}")
