@@ -152,6 +152,19 @@ def test_one_stop_round_for_all_however_the_tests_come_out(graph, seed, patience
     assert np.array(history[announced - rule.diameter - patience + 1 : announced - rule.diameter + 1]).all()
 
 
+@pytest.mark.parametrize(("name", "num_nodes"), [graph[:2] for graph in GRAPHS])
+@pytest.mark.parametrize("rounds", [0, 10])
+def test_no_stop_round_is_earlier_than_the_earliest(name, num_nodes, rounds):
+    """It is reached where all pass from the first round without training on."""
+    graph = graph_of(name, num_nodes)
+    network = Network(graph, rule_of(graph))
+    network.round = rounds
+    while (network.stop_N == NEVER).any():
+        network.step(np.ones(num_nodes, dtype=bool))
+
+    assert network.stop_N.min() == network.rule.earliest(rounds)
+
+
 def test_the_smallest_announcement_wins_and_padding_says_nothing():
     rule = StopRule(tolerance=1e-3, patience=2, diameter=3, lambda_2=1.0)
     agreed = np.array([4, 5, 5, 0])

@@ -338,6 +338,26 @@ def test_what_a_population_holds_brings_back_another_exactly(name):
     assert all(torch.equal(tensor, resumed.tensors()[key]) for key, tensor in population.tensors().items())
 
 
+@pytest.mark.parametrize("make_model", [mlp, lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))])
+@pytest.mark.parametrize("name", ["sgd-momentum-decay", "adam"])
+def test_a_row_that_leaves_the_numbers_stays_where_it_was(name, make_model):
+    """Targets of 1e300 square to infinity: gradients are infinite, and what follows is not a number."""
+    sites = sites_of()
+    sites[1] = replace(sites[1], train=(sites[1].train[0].double(), torch.full((30, 1), 1e300, dtype=torch.float64)))
+    sites = [replace(site, train=(site.train[0].double(), site.train[1].double())) for site in sites]
+    population = population_of(recipe_of(SPECS[name]), sites=sites, make_model=make_model)
+    before = snapshot(population)
+    loss_N = population.train(0)
+
+    assert population.diverged == ("n1",)
+    assert loss_N.isfinite().tolist() == [True, False, True]
+    for key, tensor in population.tensors().items():
+        assert torch.equal(tensor[1], before[key][1]), key
+        assert not torch.equal(tensor[0], before[key][0]), key
+    assert population.train(1, torch.tensor([True, False, True])).isfinite().tolist() == [True, False, True]
+    assert population.diverged == ()
+
+
 # ---- what an algorithm may do to it
 
 

@@ -128,6 +128,7 @@ class Population:
         positions_NKB += self._offsets_N[rows, None, None]
         state = self.state if everybody else {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = self.optimizer_state if everybody else {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
+        kept = {name: buffer[rows] for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
         total_N = torch.zeros(len(rows), dtype=self.layout.dtype, device=self.device)
         for k in range(recipe.local_steps):
@@ -147,12 +148,15 @@ class Population:
                 gradient_NP = clipped(gradient_NP, recipe.optimizer.clip_norm)
             optimizer.step(recipe.algorithm.correct(moving, gradient_NP, ctx))
             total_N += loss_N
-        finite_N = optimizer.x.isfinite().all(dim=-1)
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state
+        # also the optimiser's own: Adam with an infinite second moment would stand still for ever
+        finite_N = torch.stack([tensor.isfinite().all(dim=-1) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
         if not finite_N.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
             adapted = {name: torch.where(_column(finite_N, new), new, state[name]) for name, new in adapted.items()}
             moved = {name: torch.where(_column(finite_N, new), new, momenta[name]) for name, new in moved.items()}
+            for name, buffer in self.buffers.items():
+                buffer[rows[~finite_N]] = kept[name][~finite_N]
         self.state = adapted if everybody else _put_rows(self.state, rows, adapted)
         self.optimizer_state = moved if everybody else _put_rows(self.optimizer_state, rows, moved)
         self.diverged = tuple(self.sites[row].name for row in rows[~finite_N].tolist())
