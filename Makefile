@@ -29,10 +29,10 @@ demo: $(INSTALLED) ## Five hospital daemons learn one model; prints each alone, 
 	$(BIN)/p2pfl up examples/breast_cancer.yaml --out "$$out"
 
 test: $(INSTALLED) ## The tests but the slow ones, with the coverage of p2pfl/, daemons in processes of their own included
-	@$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED) ## The slow tests alone
-	@$(BIN)/python -m pytest -n 2 -m slow
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(INSTALLED) ## Format, style, types
 	@$(BIN)/ruff format --check .

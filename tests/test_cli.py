@@ -316,14 +316,22 @@ def wait_for(condition):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_ctrl_c_leaves_no_daemon_behind_and_the_run_can_be_resumed(folder, p2pfl):
+def test_daemons_tell_their_status_and_ctrl_c_leaves_none_behind_and_the_run_can_be_resumed(folder, p2pfl):
     place = folder / "network"
-    options = ["--nodes", 2, "--rounds", 200, "--set", "checkpoint_every=1", "--out", place]
+    options = ["--nodes", 2, "--rounds", 300, "--set", "checkpoint_every=1", "--out", place]
     running = process("up", "averaging.yaml", *options, cwd=folder, start_new_session=True)
     try:
         wait_for(lambda: all((place / "sites" / f"node-{i}" / "state" / "checkpoint.safetensors").exists() for i in range(2)))
 
         assert len(members_of(place)) == 3
+        code, out, err = p2pfl("node", "status", place / "sites" / "node-0" / "site.yaml", "--json")
+
+        assert (code, err, json.loads(out)["member"], list(json.loads(out)["neighbours"])) == (0, "", "node-0", ["node-1"])
+        code, out, _ = p2pfl("node", "status", place / "sites" / "node-1" / "site.yaml")
+
+        assert code == 0
+        assert "node-1: round " in out
+        assert "│ node-0    │ yes " in out
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=DEADLINE_S)
     finally:
@@ -335,7 +343,7 @@ def test_ctrl_c_leaves_no_daemon_behind_and_the_run_can_be_resumed(folder, p2pfl
     assert not (place / "summary.json").exists()
     code, out, _ = p2pfl("up", "--resume", place, "--json")
 
-    assert (code, json.loads(out)["engine"], json.loads(out)["rounds"]) == (0, "daemons", 200)
+    assert (code, json.loads(out)["engine"], json.loads(out)["rounds"]) == (0, "daemons", 300)
     events = [event["event"] for event in read_run(place).events]
     assert events.count("resumed") == 2
 
