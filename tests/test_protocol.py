@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from p2pfl.node.neighbour import OUTBOX_LIMIT, Neighbour, SendUpdate
-from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.node.protocol import STALL_S, Flow, Protocol
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, Terms
@@ -35,6 +37,7 @@ class Node:
             me=me,
             neighbours=neighbours,
             num_exchanges=NUM_EXCHANGES,
+            train_exchanges=NUM_EXCHANGES,
             earliest_stop=EARLIEST_STOP,
             pace=RoundPace(factor=5.0, floor_s=FLOOR_S, window=20),
             event=lambda kind, detail: self.events.append((kind, detail)),
@@ -389,10 +392,57 @@ def test_a_restarted_neighbour_is_sent_again_what_it_may_have_lost():
     a, _ = pair()
     a.post()
     a.frames_for("b")
+    a.now_s += 1.0
     a.hear("b", hello(exchange=0))
 
     assert [type(message).__name__ for message in a.said_to("b")] == ["Update"]
     assert a.kinds()[-1] == "greeted"
+
+
+def test_a_neighbour_that_restarts_all_the_time_is_not_sent_everything_each_time():
+    a, _ = pair()
+    a.post()
+    a.frames_for("b")
+    for incarnation in range(100, 200):
+        a.hear("b", replace(hello(exchange=0), incarnation=incarnation))
+
+    assert a.kinds().count("greeted") == 1
+
+
+def test_the_exchange_number_of_a_neighbour_that_is_too_far_is_left_out_and_the_rest_believed():
+    a, _ = pair()
+    in_step(a, 10, 1.0)
+    report = Report(closed_through=2000, merged=(), confirmed=-1, settled=-1)
+    a.hear("b", Alive(exchange=2001, report=report, stop=StopNews(agreed_for=0, stop_round=2000)))
+
+    assert not a.protocol.is_behind()
+    assert a.protocol.stop_round == 2000
+
+
+def test_an_update_that_is_coming_in_is_waited_for_past_the_deadline():
+    large = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
+    a = Node("a", "b")
+    neighbour = a.protocol.neighbours["b"]
+    neighbour.session = LinkSession(peer="b", member="a", terms=TERMS, incarnation=1, update_format=large)
+    a.hear("b", hello(exchange=0))
+    a.post()
+    a.now_s = deadline_s = a.protocol.barrier.deadline_s
+    first, *_ = large.pack(0, {"x": np.zeros(300_000)}).messages(Report(closed_through=-1, merged=(), confirmed=-1, settled=-1), NO_STOP)
+    a.protocol.hear("b", tuple(map(memoryview, first)), a.now_s)
+
+    assert not a.protocol.is_over(deadline_s + STALL_S)
+    assert a.protocol.is_over(deadline_s + STALL_S + 0.1)
+
+
+def test_the_first_exchange_waits_for_a_neighbour_that_is_alive_and_still_waits_itself():
+    a, _ = pair()
+    a.protocol.start_by_s = 1000.0
+    a.post()
+    a.now_s = 2 * FLOOR_S
+    a.hear("b", alive(0))
+
+    assert not a.protocol.is_over(a.now_s)
+    assert a.protocol.is_over(a.now_s + 1.1 * FLOOR_S)
 
 
 # ---- the end
@@ -511,13 +561,13 @@ def test_being_refused_is_an_event():
     assert a.events[-1] == ("refused", "b does not talk to this node: wrong_study")
 
 
-def test_a_refusal_is_an_event_the_first_time_only():
+def test_refusals_are_events_more_and_more_rarely():
     a, _ = pair()
     for _ in range(5):
         a.protocol.hear("b", (memoryview(b"\xc1"),), 0.0)
 
     assert a.protocol.refused == {"bad_message": 5}
-    assert a.kinds().count("refused") == 1
+    assert a.kinds().count("refused") == 3
 
 
 # ---- checkpoints

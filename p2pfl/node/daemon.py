@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import SlotInbox, flow
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
-from p2pfl.errors import StoreError, TransportError
+from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.node.neighbour import Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
@@ -90,7 +91,8 @@ class Daemon:
         self._row = plan.names.index(me)
         self._population = plan.population([me])
         algorithm = plan.recipe.algorithm
-        self._phases = algorithm.phases
+        if algorithm.phases != 1:  # so that an exchange is a round
+            raise ConfigError(f"algorithm.name = {plan.experiment.algorithm.name!r}: several exchanges a round; daemons run those with one")
         sent = self._population.outgoing(0, 0, local_steps=0)
         self._format = UpdateFormat(
             channels=tuple(
@@ -110,9 +112,10 @@ class Daemon:
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
-            num_exchanges=plan.experiment.last_possible_round * self._phases,
+            num_exchanges=plan.experiment.last_possible_round,
             pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=20),
             event=self._event,
+            train_exchanges=plan.experiment.rounds,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
         )
         self._wake = asyncio.Event()
@@ -128,6 +131,8 @@ class Daemon:
         self._joined = False
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
         self._metrics_now: dict[str, float] | None = None
+        self._to_return: list[tuple[Neighbour, Flow]] = []
+        self._terms = terms
 
     # ---- running
 
@@ -138,8 +143,21 @@ class Daemon:
             StoreError: the disk failed, or the checkpoint cannot be read.
         """
         self._open_folder()
+        if self._finished and self.protocol.closing is not None:
+            return self.protocol.closing
+        try:
+            return await self._run()
+        except BaseExceptionGroup as group:  # one failure of one task: say that, and not that it was in a group
+            first = group
+            while isinstance(first, BaseExceptionGroup) and len(first.exceptions) == 1:
+                first = first.exceptions[0]
+            if isinstance(first, P2PFLError):
+                raise first from group
+            raise
+
+    async def _run(self) -> str:
         if self.protocol.closing is None:
-            self.protocol.begin(self._round * self._phases, self._now())  # what comes while the links are made must find its place
+            self.protocol.begin(self._round, self._now())  # what comes while the links are made must find its place
         async with self._transport, asyncio.TaskGroup() as group:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
             background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
@@ -165,14 +183,13 @@ class Daemon:
         if reason == "paused":
             await self._say_goodbye("pausing")
             return reason
-        if not self._finished:
-            await self._close(reason)
+        await self._close(reason)
         await self._say_goodbye("finished")
         return reason
 
     async def _greet(self) -> None:
         """Wait until every neighbour has greeted."""
-        deadline_s = self._now() + self._limits.greet_timeout_s
+        deadline_s = self.protocol.start_by_s = self._now() + self._limits.greet_timeout_s
         links = self.protocol.neighbours.values()
         while not all(n.session.is_open for n in links) and self._now() < deadline_s and not self._stopping:
             await self._wait(deadline_s)
@@ -185,11 +202,12 @@ class Daemon:
             stop_round = protocol.stop_round
             if stop_round is not None and self._round > stop_round:
                 break
-            protocol.begin(self._round * self._phases, self._now())
+            protocol.begin(self._round, self._now())
             if self._joined:
                 await self._keep()  # what is sent now must be what a restart would send again
             local_steps = 0 if self._joined else experiment.local_steps_at(self._round)
-            self._joined = not await self._one_round(local_steps)
+            self._joined = False  # before the round's checkpoint: the round after this one is trained, also after a restart
+            await self._one_round(local_steps)
         stop_round = protocol.stop_round
         if stop_round is not None and self._round > stop_round:
             if self._round > stop_round + 1:
@@ -197,66 +215,75 @@ class Daemon:
             return "converged"
         return "paused" if self._round < experiment.last_possible_round else "rounds"
 
-    async def _one_round(self, local_steps: int) -> bool:
-        """Train, exchange, merge, agree, record, keep. False: the neighbours were too far ahead, and this node has jumped to them."""
-        protocol, number, started_s = self.protocol, self._round, self._now()
+    async def _one_round(self, local_steps: int) -> None:
+        """Train, exchange, merge, agree, record, keep; or jump, where the neighbours are too far ahead."""
+        protocol, number = self.protocol, self._round
         seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
-        loss = None
-        if local_steps and self._population.trains:
-            loss = float((await asyncio.to_thread(self._population.train, number))[0])
-            seconds["train"] = self._now() - started_s
-            if self._population.diverged:
-                self._event(
-                    "diverged", f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
-                )
-        skipped: set[str] = set()
-        squared = norm = 0.0
-        heard: list[tuple[int, int]] = []
-        for phase in range(self._phases):
-            if phase:
-                protocol.begin(number * self._phases + phase, self._now())
-            if protocol.is_behind():
-                return self._jump()
-            began_s = self._now()
-            outgoing = await asyncio.to_thread(self._population.outgoing, number, phase, local_steps=local_steps)
-            update = await asyncio.to_thread(self._format.pack, protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()})
-            protocol.post(update, self._now())
-            self._wake_senders()
-            while not protocol.is_over(self._now()):
-                if protocol.is_behind():
-                    return self._jump()
-                if self._stopping:
-                    return True
-                assert protocol.barrier is not None
-                await self._wait(protocol.barrier.deadline_s)
-            seconds["wait"] += self._now() - began_s
-            began_s = self._now()
-            inbox, merged = self._inbox(outgoing)
-            heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
-            await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
-            if phase == 0 and self._model_channel is not None:
-                squared = float(inbox.squared_distances(self._model_channel)[0])
-                norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
-            missing = protocol.close(merged, self._now())
-            skipped.update(missing)
-            seconds["mix"] += self._now() - began_s
+        loss = await self._train(local_steps, seconds)
+        began_s = self._now()
+        outgoing = await asyncio.to_thread(self._population.outgoing, number, 0, local_steps=local_steps)
+        if not await self._exchange(outgoing):
+            return
+        seconds["wait"] = self._now() - began_s
+        began_s = self._now()
+        heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
+        skipped, squared = await self._merge(outgoing, local_steps)
+        norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double()) if self._model_channel else 0.0
+        seconds["mix"] = self._now() - began_s
         self._agree(squared, norm, heard, skipped=bool(skipped))
         self._round = number + 1
         await self._evaluate(number, seconds)
-        row = self._row_of(number, loss, squared, norm, skipped, seconds)
+        self._record(self._row_of(number, loss, squared, norm, skipped, seconds))
         await self._keep()
-        self._record(row)
-        return True
 
-    def _jump(self) -> bool:
+    async def _train(self, local_steps: int, seconds: dict[str, float]) -> float | None:
+        """The round's local steps; their mean loss, None where there are none."""
+        if not local_steps or not self._population.trains:
+            return None
+        began_s = self._now()
+        loss = float((await asyncio.to_thread(self._population.train, self._round))[0])
+        seconds["train"] = self._now() - began_s
+        if self._population.diverged:
+            detail = f"round {self._round}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+            self._event("diverged", detail)
+        return loss
+
+    async def _exchange(self, outgoing: Mapping[str, Tensor]) -> bool:
+        """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
+        protocol = self.protocol
+        if not protocol.is_behind():
+            update = await asyncio.to_thread(self._format.pack, protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()})
+            protocol.post(update, self._now())
+            self._wake_senders()
+        while not protocol.is_behind():
+            if protocol.is_over(self._now()):
+                return True
+            if self._stopping or (protocol.stop_round is not None and self._round > protocol.stop_round):
+                return False
+            assert protocol.barrier is not None
+            await self._wait(protocol.barrier.deadline_s)
+        self._jump()
+        return False
+
+    async def _merge(self, outgoing: Mapping[str, Tensor], local_steps: int) -> tuple[list[str], float]:
+        """Take in what came. Returns who was skipped, and sum_j ||x_i - x_j||**2 over the others."""
+        protocol = self.protocol
+        inbox, merged = self._inbox(outgoing)
+        before, to_return = self._population.state, list(self._to_return)
+        await asyncio.to_thread(self._population.merge, self._round, 0, inbox, local_steps=local_steps)
+        if not all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
+            self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
+            self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
+        squared = float(inbox.squared_distances(self._model_channel)[0]) if self._model_channel else 0.0
+        return protocol.close(merged, self._now()), squared
+
+    def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""
         protocol = self.protocol
-        target = -(-protocol.furthest() // self._phases)
-        target = min(target, self.plan.experiment.last_possible_round)
-        protocol.jump(target * self._phases, self._now())
+        target = min(protocol.furthest(), self.plan.experiment.last_possible_round)
+        protocol.jump(target, self._now())
         protocol.agreed_for = 0
-        self._round = target
-        return False
+        self._round, self._joined = target, True
 
     def _inbox(self, outgoing: Mapping[str, Tensor]) -> tuple[SlotInbox, dict[str, Flow]]:
         """What came to this exchange, in the roster's order, and what of it becomes a flow."""
@@ -285,9 +312,9 @@ class Daemon:
 
     def _returns(self, outgoing: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The negatives of the flows that were not matched, once."""
-        taken, self.protocol.taken_back = self.protocol.taken_back, []
+        self._to_return, self.protocol.taken_back = self.protocol.taken_back, []
         returns: dict[str, Tensor] = {}
-        for neighbour, unmatched in taken:
+        for neighbour, unmatched in self._to_return:
             weight = torch.tensor(neighbour.weight, dtype=torch.float64).to(self.plan.layout.dtype)
             for name, channel in self.plan.recipe.algorithm.channels.items():
                 if channel.missing == "own":
@@ -316,7 +343,7 @@ class Daemon:
         """Settle what is open with the neighbours, then say how it went."""
         protocol = self.protocol
         protocol.closing = reason
-        protocol.exchange = self._round * self._phases
+        protocol.exchange = self._round
         await self._keep()
         deadline_s = self._now() + self._limits.linger_s
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
@@ -344,6 +371,7 @@ class Daemon:
             self._event("unsettled", f"left with edges open after {self._limits.linger_s} s: {', '.join(open_with)}")
         await asyncio.to_thread(self._finish, reason)
         self._finished = True
+        await self._keep()
 
     def _alone(self) -> dict[str, float] | None:
         """What this site would get without the network."""
@@ -409,7 +437,10 @@ class Daemon:
                 item = neighbour.outbox.popleft()
                 try:
                     if isinstance(item, SendUpdate):
+                        neighbour.sending = item.exchange
                         for frames in self.protocol.frames_of(neighbour, item):
+                            if item.exchange not in self.protocol.sent:
+                                break  # the exchange is past: nobody can use the rest
                             await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
                             if not item.again:
                                 self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
@@ -417,6 +448,7 @@ class Daemon:
                         await self._transport.send(neighbour.name, encode(item), SEND_TIMEOUT_S)
                 except TransportError as error:
                     log.debug("to %s: %s", neighbour.name, error)
+                neighbour.sending = None
             self._wake.set()
             self._outgoing[neighbour.name].clear()
             if not neighbour.outbox:
@@ -453,7 +485,7 @@ class Daemon:
         seconds["evaluate"] = self._now() - began_s
 
     def _row_of(
-        self, number: int, loss: float | None, squared: float, norm: float, skipped: set[str], seconds: dict[str, float]
+        self, number: int, loss: float | None, squared: float, norm: float, skipped: Sequence[str], seconds: dict[str, float]
     ) -> dict[str, Any]:
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
@@ -507,6 +539,8 @@ class Daemon:
                 "bytes_sent": self._bytes_sent,
                 "seconds": self._seconds,
                 "protocol": self.protocol.story(),
+                "terms": asdict(self._terms),
+                "written": time.time(),
             }
             await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
@@ -519,11 +553,16 @@ class Daemon:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""
         place = self.state / "run"
         found = read_checkpoint(self._checkpoint)
+        if found is not None and found[1]["terms"] != asdict(self._terms):
+            raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(self.state))
+        if found is None and place.exists() and not (place / "experiment.yaml").exists():
+            shutil.rmtree(place)  # a start that was killed while it made the folder
         if place.exists():
             self._folder = RunFolder.open(place)
         else:
             self._folder = RunFolder.create(place, self.plan.experiment.as_dict(), topology=self.plan.graph_record(), engine="daemons")
-        self._folder.truncate(found[1]["round"] if found is not None else 0)
+        if found is None or not found[1]["finished"]:
+            self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
             self._event("started", "")
             return
@@ -533,7 +572,9 @@ class Daemon:
         self._round, self._bytes_sent, self._seconds = story["round"], story["bytes_sent"], dict(story["seconds"])
         self._last_row = {"total_bytes": self._bytes_sent}
         restore_edges(self.protocol, self._format, tensors, story["protocol"], self._checkpoint)
-        self.protocol.exchange = self._round * self._phases
+        self.protocol.exchange = self._round
+        saved = story["protocol"]
+        self.protocol.restore_pace(saved["in_step"], saved["recent_s"], self._now() - max(0.0, time.time() - story["written"]))
         self._event("resumed", f"from the checkpoint before round {self._round}")
 
     def _event(self, kind: str, detail: str) -> None:

@@ -54,6 +54,11 @@ class Neighbour:
     last_resent_s: float = float("-inf")
     incarnation: int = 0
     """Of the process that it last greeted from."""
+    sending: int | None = None
+    """The exchange whose update is going out just now."""
+    progress: tuple[int, int] | None = None
+    progress_s: float = float("-inf")
+    """When the update that is coming in last grew."""
     sent_once: set[int] = field(default_factory=set)
     """Exchanges whose update has been sent: again is a repetition."""
 
@@ -68,6 +73,21 @@ class Neighbour:
                 self.outbox.remove(waiting)
         if len(self.outbox) < OUTBOX_LIMIT:
             self.outbox.append(item)
+
+    def note_progress(self, now_s: float) -> None:
+        """Look whether more of an update has come in."""
+        progress = self.session.progress
+        if progress is not None and progress != self.progress:
+            self.progress, self.progress_s = progress, now_s
+
+    def is_flowing(self, exchange: int, now_s: float, stall_s: float) -> bool:
+        """Whether its update of an exchange is coming in just now."""
+        progress = self.session.progress
+        return progress is not None and progress[0] == exchange and now_s - self.progress_s <= stall_s
+
+    def was_seen(self, now_s: float, within_s: float) -> bool:
+        """Whether anything was heard of it lately."""
+        return self.last_seen_s is not None and now_s - self.last_seen_s <= within_s
 
     def begin_waiting(self, now_s: float) -> None:
         """A new exchange: be patient again before asking."""

@@ -27,6 +27,14 @@ HELLO_EVERY_S = 0.5
 CLOSING_EVERY_S = 0.5
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report"})
 
+_GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
+
+STALL_S = 5.0
+"""An update that has begun to come in is waited for, past the deadline, as long as no pause between two chunks is longer."""
+
+DEADLINE_CEILING_S = 3600.0
+"""However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
+
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
 
@@ -63,6 +71,12 @@ class Protocol:
     exchange: int = 0
     """Where this node is."""
 
+    train_exchanges: int = 0
+    """Exchanges of the training rounds: those after them take next to no time."""
+
+    start_by_s: float = float("-inf")
+    """Until then the first exchange waits for every neighbour that is alive: it may still be waiting for its own neighbours."""
+
     stop_round: int | None = None
     agreed_for: int = 0
     """h of the last round that is over."""
@@ -94,20 +108,21 @@ class Protocol:
         neighbour = self.neighbours[peer]
         try:
             heard = neighbour.session.receive(frames, exchange=self.exchange)
-            self._check(heard.message, now_s)
+            self._check(heard.message)
         except PeerError as error:
             self._refuse(neighbour, error)
             return
         neighbour.last_seen_s = now_s
+        neighbour.note_progress(now_s)
         message = heard.message
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
             if isinstance(message, Update) and message.exchange == self.exchange - 1 and neighbour.missed:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
         if isinstance(message, News):
-            self._news(neighbour, message)
+            self._news(neighbour, message, now_s)
         if isinstance(message, Hello):
-            self._greeted(neighbour, message, heard)
+            self._greeted(neighbour, message, heard, now_s)
         elif isinstance(message, Want):
             self._answer(neighbour, message.exchange, now_s)
         elif isinstance(message, Goodbye):
@@ -117,22 +132,28 @@ class Protocol:
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
 
-    def _check(self, message: object, now_s: float) -> None:
-        """A neighbour that lies about how far it is must not drag this node along."""
-        if not isinstance(message, News):
-            return
+    def _is_plausible(self, exchange: int, now_s: float) -> bool:
+        """Whether a neighbour can be that far: one that lies about it must not drag this node along."""
         # counted from when this node was last in step: one that is cut off goes on alone, slowly, and must not measure the others by that
         in_step_exchange, in_step_s = self._in_step
         fastest_s = min(self._recent_s, default=0.0)
-        too_fast = (message.exchange - in_step_exchange - 2) * fastest_s > PLAUSIBLE_SPEED * (now_s - in_step_s + fastest_s)
-        if message.exchange > self.num_exchanges or too_fast:
-            raise PeerError(f"exchange {message.exchange} while this node is at {self.exchange}", reason="implausible_exchange")
+        ahead = min(exchange, self.train_exchanges) - in_step_exchange - 2
+        return exchange <= self.num_exchanges and ahead * fastest_s <= PLAUSIBLE_SPEED * (now_s - in_step_s + fastest_s)
+
+    def _check(self, message: object) -> None:
+        """The network cannot have agreed to stop before its time."""
+        if not isinstance(message, News):
+            return
         stop_round = message.stop.stop_round
         if stop_round is not None and (self.earliest_stop is None or stop_round < self.earliest_stop):
             raise PeerError(f"a stop after round {stop_round}: not before {self.earliest_stop}", reason="implausible_stop")
 
-    def _news(self, neighbour: Neighbour, message: News) -> None:
-        neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
+    def _news(self, neighbour: Neighbour, message: News, now_s: float) -> None:
+        if self._is_plausible(message.exchange, now_s):
+            neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
+        else:  # what it says of the edge and of stopping may be true all the same
+            detail = f"exchange {message.exchange} while this node is at {self.exchange}"
+            self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
@@ -141,12 +162,15 @@ class Protocol:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
 
-    def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard) -> None:
+    def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
         neighbour.left = False
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
+            if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
+                return  # it asks for what it lacks
+            neighbour.last_resent_s = now_s
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             for exchange in sorted(self.sent):
                 if exchange >= message.exchange:
@@ -154,7 +178,7 @@ class Protocol:
 
     def _answer(self, neighbour: Neighbour, wanted: int, now_s: float) -> None:
         if wanted in self.sent:
-            if now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
+            if wanted != neighbour.sending and now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
                 neighbour.last_resent_s = now_s
                 neighbour.queue(SendUpdate(exchange=wanted, again=True))
         elif self.closing is not None:
@@ -169,23 +193,28 @@ class Protocol:
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             self.event("left", f"{neighbour.name} is pausing")
         else:
-            self.refused[f"refused_by_neighbour_{message.reason}"] += 1
-            self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}")
+            key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
+            self.refused[key] += 1
+            if _is_power_of_two(self.refused[key]):
+                self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}{_times(self.refused[key])}")
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
         neighbour.missed = neighbour.is_faulty = False
         if self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
             self.barrier.receive(neighbour.name, arrived)
 
-    def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
-        first = error.reason not in self.refused
+    def _count(self, neighbour: Neighbour, error: PeerError) -> None:
         self.refused[error.reason] += 1
-        log.log(logging.WARNING if first else logging.DEBUG, "refused from %s: %s", neighbour.name, error)
-        if first:
-            self.event("refused", f"{neighbour.name}: {error}")
+        said = _is_power_of_two(self.refused[error.reason])  # whoever floods us must not fill the disk
+        log.log(logging.WARNING if said else logging.DEBUG, "refused from %s: %s", neighbour.name, error)
+        if said:
+            self.event("refused", f"{neighbour.name}: {error}{_times(self.refused[error.reason])}")
+
+    def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
+        self._count(neighbour, error)
         if error.reason in _FAULTY_UPDATE:
             neighbour.missed = neighbour.is_faulty = True  # what it sends cannot be merged: nobody waits for it until it can
-        if error.reason in ("wrong_name", "wrong_study", "wrong_layout", "wrong_start"):
+        if error.reason in _GOODBYES:
             neighbour.queue(Goodbye(reason=error.reason))
 
     # ---- rounds
@@ -206,7 +235,7 @@ class Protocol:
         """Send this exchange's update to every neighbour and wait for theirs until the deadline."""
         assert self.barrier is not None
         self.sent[self.exchange] = (update, self.agreed_for)
-        self.barrier.deadline_s = now_s + self.pace.allowance_s()
+        self.barrier.deadline_s = now_s + self.allowance_s()
         for neighbour in self.neighbours.values():
             neighbour.begin_waiting(now_s)
             if neighbour.session.is_open:
@@ -218,19 +247,33 @@ class Protocol:
         Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
         """
         assert self.barrier is not None
-        if now_s >= self.barrier.deadline_s:
-            return True
-        waited_for = {name for name, neighbour in self.neighbours.items() if not neighbour.missed}
         came = set(self.barrier.arrived)
-        return bool(came) and waited_for <= came
+        awaited = [neighbour for name, neighbour in self.neighbours.items() if name not in came and not neighbour.missed]
+        if came and not awaited:
+            return True
+        if now_s < self.barrier.deadline_s:
+            return False
+        starting = self.exchange == 0 and now_s < self.start_by_s
+        return not any(
+            neighbour.is_flowing(self.exchange, now_s, STALL_S) or (starting and neighbour.was_seen(now_s, self.allowance_s()))
+            for neighbour in awaited
+        )
+
+    def allowance_s(self) -> float:
+        """How long a neighbour has for an exchange."""
+        return min(self.pace.allowance_s(), max(DEADLINE_CEILING_S, self.pace.floor_s))
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
-        return any(neighbour.heard_exchange >= self.exchange + 2 for neighbour in self.neighbours.values())
+        return self.furthest() >= self.exchange + 2
 
     def furthest(self) -> int:
-        """The furthest exchange that a neighbour has spoken of."""
-        return max(neighbour.heard_exchange for neighbour in self.neighbours.values())
+        """The furthest exchange that a neighbour has spoken of.
+
+        While no round of this node's own can tell what is plausible, it is the furthest that all neighbours have reached.
+        """
+        heard = [neighbour.heard_exchange for neighbour in self.neighbours.values() if neighbour.session.is_open]
+        return (max if self._recent_s else min)(heard, default=-1)
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""
@@ -305,7 +348,9 @@ class Protocol:
                     neighbour.queue(self.closing_message(neighbour))
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
             for name, neighbour in self.neighbours.items():
-                if neighbour.session.is_open and name not in self.barrier.arrived and neighbour.wants(now_s):
+                if not neighbour.session.is_open or name in self.barrier.arrived or neighbour.is_flowing(self.exchange, now_s, STALL_S):
+                    continue
+                if neighbour.wants(now_s):
                     neighbour.queue(Want(exchange=self.exchange))
 
     def hello(self, neighbour: Neighbour) -> Hello:
@@ -333,9 +378,16 @@ class Protocol:
             "agreed_for": self.agreed_for,
             "stop_round": self.stop_round,
             "closing": self.closing,
+            "in_step": self._in_step[0],
+            "recent_s": list(self._recent_s),
             "ledgers": self.ledgers(),
             "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()},
         }
+
+    def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:
+        """Take up what `story` said, which was at since_s on this process's clock."""
+        self._in_step = (in_step, since_s)
+        self._recent_s.extend(recent_s)
 
     def _take_back(self, neighbour: Neighbour, exchange: int | None) -> None:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
@@ -344,3 +396,11 @@ class Protocol:
             self.event("took_back", f"{neighbour.name} did not match exchange {exchange}")
         for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
             del self.flows[key]
+
+
+def _times(count: int) -> str:
+    return "" if count == 1 else f" ({count} times)"
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0

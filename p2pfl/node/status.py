@@ -37,7 +37,12 @@ async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", port, limit=_MAX_REQUEST_BYTES)
+    try:
+        server = await asyncio.start_server(answer, "127.0.0.1", port, limit=_MAX_REQUEST_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"status_port = {port}: cannot listen on it ({error.strerror}); choose another, or 0 for any", "site.yaml"
+        ) from error
     place = state / _ENDPOINT
     real_port = server.sockets[0].getsockname()[1]
     replace_file(place, f"http://127.0.0.1:{real_port}/\n")

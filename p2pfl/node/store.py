@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.errors import StoreError
+from p2pfl.errors import BadMessage, StoreError
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.update import UpdateFormat
@@ -58,7 +58,10 @@ def restore_edges(
                 unmatched = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
                 protocol.taken_back.append((protocol.neighbours[name], unmatched))
     for exchange, agreed_for in story["sent"].items():
-        arrays = update_format.unpack(held["sent"][exchange].numpy().copy())
+        try:
+            arrays = update_format.unpack(held["sent"][exchange].numpy().copy())
+        except BadMessage as error:
+            raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
         protocol.sent[int(exchange)] = (update_format.pack(int(exchange), arrays), agreed_for)
 
 

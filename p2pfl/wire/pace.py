@@ -19,7 +19,7 @@ class RoundPace:
         if factor < 1 or floor_s <= 0 or window < 1:
             raise ValueError(f"factor {factor}, floor {floor_s} s, window {window}: expected at least 1, above 0, at least 1")
         self._factor = factor
-        self._floor_s = floor_s
+        self.floor_s = floor_s
         self._durations_s: deque[float] = deque(maxlen=window)
 
     def record(self, duration_s: float) -> None:
@@ -33,7 +33,7 @@ class RoundPace:
     def allowance_s(self) -> float:
         """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank."""
         if not self._durations_s:
-            return self._floor_s
+            return self.floor_s
         ordered = sorted(self._durations_s)
         q95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
-        return max(self._floor_s, self._factor * q95)
+        return max(self.floor_s, self._factor * q95)
