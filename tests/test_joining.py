@@ -76,6 +76,7 @@ def institutions(tmp_path_factory):
         yield root, digest
 
 
+@pytest.mark.slow
 def test_institutions_join_start_and_agree(institutions):
     root, digest = institutions
     for name in HOSPITALS:
@@ -109,6 +110,7 @@ def test_institutions_join_start_and_agree(institutions):
 @pytest.mark.parametrize(
     ("confirmed", "told"), [("null", "required, but missing"), ("00" * 32, "the study in"), ("yes", "expected 64 hex digits")]
 )
+@pytest.mark.slow
 def test_a_node_does_not_start_without_the_digest(institutions, confirmed, told):
     root, digest = institutions
     (root / "ucl" / "hasty.yaml").write_text(
@@ -121,6 +123,7 @@ def test_a_node_does_not_start_without_the_digest(institutions, confirmed, told)
     assert digest not in refused
 
 
+@pytest.mark.slow
 def test_a_node_does_not_start_with_another_members_keys(institutions):
     root, digest = institutions
     (root / "ucl" / "thief.yaml").write_text(f"member: lausanne\nstudy: study.yaml\nstate: thief\nconfirmed: {digest}\n")

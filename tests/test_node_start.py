@@ -109,6 +109,7 @@ def test_a_corrupt_checkpoint_is_said_and_nothing_is_overwritten(site):
     assert (state / "checkpoint.safetensors").read_bytes() == b"\x08\0\0\0\0\0\0\0garbage!"
 
 
+@pytest.mark.slow
 def test_a_node_that_is_asked_to_stop_leaves_with_0_and_goes_on_exactly(tmp_path):
     simulated = simulate(TRAINING, out=tmp_path / "simulator")
     with Institutions(plan_of(**TRAINING), tmp_path, deadline_floor_s=300.0, deadline_factor=100.0) as institutions:
@@ -134,6 +135,7 @@ def test_a_node_that_is_asked_to_stop_leaves_with_0_and_goes_on_exactly(tmp_path
         assert "resumed" in institutions.events(last)
 
 
+@pytest.mark.slow
 def test_three_sites_that_share_public_files_only(tmp_path):
     names = ("node-0", "node-1", "node-2")
     folders = [tmp_path / f"at-{name}" for name in names]

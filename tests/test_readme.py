@@ -63,6 +63,7 @@ def run(block, ports, newcomer):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_blocks_run_and_print_what_the_readme_says(newcomer):
     printed = ""
     with reserve_port() as one, reserve_port() as other:

@@ -1,0 +1,69 @@
+"""What a daemon does with its state folder."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from networks import PATIENT, STUDY, averaging, finish
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.store import CHECKPOINT
+from p2pfl.records import read_run
+from p2pfl.transports import MemoryNetwork
+
+
+def daemons(plan, folder, *, study=STUDY, incarnation=1):
+    network = MemoryNetwork()
+    made = []
+    for i, name in enumerate(plan.names):
+        links = network.transport(name, [plan.names[j] for j in plan.topology.neighbours(i)])
+        made.append(
+            Daemon(
+                plan, name, links, study_digest=study, state=folder / name, limits=PATIENT, incarnation=incarnation + i, status_port=None
+            )
+        )
+    return made
+
+
+async def all_of(network):
+    return await asyncio.gather(*(daemon.run() for daemon in network))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    plan = averaging({"name": "ring"}, 3)
+    assert finish(all_of(daemons(plan, tmp_path))) == ["converged"] * 3
+    return plan, tmp_path
+
+
+def test_a_finished_node_stays_finished(finished):
+    plan, folder = finished
+    before = read_run(folder / plan.names[0] / "run").summary
+
+    assert finish(daemons(plan, folder, incarnation=10)[0].run()) == "converged"
+    assert read_run(folder / plan.names[0] / "run").summary == before
+
+
+def test_a_state_folder_of_another_study_is_refused(finished):
+    plan, folder = finished
+
+    with pytest.raises(ConfigError, match="another study"):
+        finish(daemons(plan, folder, study="cd" * 32)[0].run())
+
+
+def test_a_damaged_checkpoint_is_said_to_be_one(finished):
+    plan, folder = finished
+    path = folder / plan.names[0] / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:100])
+
+    with pytest.raises(StoreError, match="not a readable checkpoint"):
+        finish(daemons(plan, folder)[0].run())
+
+
+def test_a_start_that_was_killed_at_once_does_not_stand_in_the_way(tmp_path):
+    plan = averaging({"name": "ring"}, 3)
+    (tmp_path / plan.names[0] / "run").mkdir(parents=True)
+
+    assert finish(all_of(daemons(plan, tmp_path))) == ["converged"] * 3
