@@ -20,6 +20,8 @@ GRAPHS = [
     ("erdos-renyi", 12, None),
 ]
 
+MOST_ROUNDS = 200
+
 
 def graph_of(name, num_nodes):
     return weighted(make(name, num_nodes, seed=3), "metropolis")
@@ -49,6 +51,7 @@ class Network:
         self.stop_N = np.full(graph.num_nodes, NEVER)
 
     def step(self, passed_N):
+        assert self.round < MOST_ROUNDS
         agreed = self.rule.agreed_for(passed_N, self.agreed_N, heard(self.graph, self.agreed_N))
         self.stop_N = self.rule.stop_round(self.round, agreed, self.stop_N, heard(self.graph, self.stop_N))
         self.agreed_N = agreed
