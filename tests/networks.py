@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from links import MemoryLinks, ZeroMQLinks
 from torch import Tensor
 
+from links import MemoryLinks, ZeroMQLinks
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.experiment import experiment_from
 from p2pfl.node.daemon import Daemon, Limits

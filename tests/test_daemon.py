@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from networks import PATIENT, STUDY, averaging, finish
 
+from networks import PATIENT, STUDY, averaging, finish
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.store import CHECKPOINT

@@ -7,9 +7,9 @@ import random
 
 import numpy as np
 import pytest
-from networks import HASTY, Network, averaging, finish, starts, until
 from torch import Tensor
 
+from networks import HASTY, Network, averaging, finish, starts, until
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.simulator import simulate
 from p2pfl.topology import describe

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from links import finish, receive
 
+from links import finish, receive
 from p2pfl.errors import TransportError
 from p2pfl.transports import MemoryNetwork
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process, starts, wait_until
 
+from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process, starts, wait_until
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.start import start

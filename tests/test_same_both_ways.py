@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from links import ZeroMQLinks
-from networks import Network, finish, plan_of
 from torch import Tensor
 
+from links import ZeroMQLinks
+from networks import Network, finish, plan_of
 from p2pfl.errors import ConfigError
 from p2pfl.node import up
 from p2pfl.results import Run

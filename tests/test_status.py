@@ -6,9 +6,9 @@ import asyncio
 import json
 
 import pytest
+
 from links import ZeroMQLinks
 from networks import Network, averaging, finish, plan_of, until
-
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.node.status import read_status, serve_status
 

@@ -4,7 +4,6 @@ import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_topology_weights import connected_graphs
 
 from p2pfl.errors import TopologyError
 from p2pfl.topology import (
@@ -21,6 +20,7 @@ from p2pfl.topology import (
     spectrum,
     weighted,
 )
+from test_topology_weights import connected_graphs
 
 SIZES = (8, 16, 32, 64)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from links import MemoryLinks, ZeroMQLinks, finish, receive, send_until_refused, send_when_up
 
+from links import MemoryLinks, ZeroMQLinks, finish, receive, send_until_refused, send_when_up
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES
 

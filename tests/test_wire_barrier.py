@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from wire_samples import NEWS
 
 from p2pfl.errors import StaleRound
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.update import Arrived
+from wire_samples import NEWS
 
 
 def arrived(exchange):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, frames_of
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES, decode, encode
 from p2pfl.wire.messages import MESSAGES, SCHEMA, Goodbye, Report, Want
+from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, frames_of
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.hex"))
 

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from wire_samples import EVERY_MESSAGE, PAYLOAD, frames_of
 
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
 from p2pfl.wire.link import TRANSITIONS, Event, LinkState
 from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MESSAGES
 from p2pfl.wire.update import DTYPES
+from wire_samples import EVERY_MESSAGE, PAYLOAD, frames_of
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
 DUMPS = [

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wire_samples import EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, frames_of, open_session, session
 
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import Heard
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from wire_samples import EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, frames_of, open_session, session
 
 TWO_CHUNKS = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(2**18 + 4,)),))
 BURST = 50

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, NEWS, PAYLOAD, SMALL, TERMS, UPDATE, frames_of, open_session, session
 
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Report, Update, Want
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, NEWS, PAYLOAD, SMALL, TERMS, UPDATE, frames_of, open_session, session
 
 LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(CHUNK_BYTES,)),))  # 4 MiB: four chunks
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from wire_samples import NEWS, PAYLOAD, SMALL, UPDATE
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, decode
 from p2pfl.wire.messages import Chunk, Update
 from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, UpdateFormat
+from wire_samples import NEWS, PAYLOAD, SMALL, UPDATE
 
 LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))  # 2.4 MB: three chunks
 MIXED = UpdateFormat(

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import zmq
 import zmq.asyncio
-from links import ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
-from tcp_proxy import TcpProxy
 
+from links import ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport, reserve_port
+from tcp_proxy import TcpProxy
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"  # ZMTP 3.0: signature and version; mechanism, as-server and filler follow
 
