@@ -181,8 +181,7 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
         experiment = check(Experiment, _lifted(merged), place)
     except ConfigError as error:
         raise ConfigError([*(_as_written(f) for f in error.findings), *faults], place) from error
-    faults += _contradictions(experiment)
-    if faults:
+    if faults := faults or _contradictions(experiment):  # an unknown rule cannot be asked what it needs
         raise ConfigError(faults, place)
     return experiment
 

@@ -309,3 +309,11 @@ def test_an_experiment_cannot_be_changed():
     assert isinstance(experiment, Experiment)
     with pytest.raises(AttributeError):
         experiment.rounds = 3
+
+
+def test_a_misspelt_algorithm_alone_is_a_finding_and_not_a_crash():
+    with pytest.raises(ConfigError) as caught:
+        experiment_from({"task": {"name": "averaging"}, "algorithm": {"name": "dpsgdd"}})
+
+    (finding,) = caught.value.findings
+    assert finding.startswith("algorithm.name = 'dpsgdd': did you mean dpsgd?")
