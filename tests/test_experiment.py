@@ -147,6 +147,7 @@ def test_five_faults_of_a_file_are_five_lines_of_the_command(tmp_path):
         ({"optimizer": None}, ["optimizer = None: expected a mapping (key: value)"]),
         ({"algorithm": None}, ["algorithm = None: expected a mapping (key: value)"]),
         ({"algorithm": {"name": 3}}, ["algorithm.name = 3: expected a text"]),
+        ({"algorithm": {"name": "dpsdg"}}, [f"algorithm.name = 'dpsdg': did you mean dpsgd? one of {', '.join(ALGORITHMS)}"]),
         ({"algorithm": {"gamma": 1}}, ["algorithm.gamma = 1: unknown key, one of name, local_steps, batch_size"]),
         (
             {"weights": "metropolitan"},
