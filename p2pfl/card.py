@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
+from p2pfl.moments import Moments
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 
 _CARD_DOMAIN = b"p2pfl card v1\0"
@@ -142,6 +143,9 @@ class Card:
     samples: Annotated[int, Field(ge=1)] | None = None
     """Training rows, if the site says; weighting by samples needs it."""
 
+    moments: Moments | None = None
+    """Of the training rows' inputs, if the site says; a study with `standardise: pooled` needs them."""
+
     signature: Annotated[str, _checked_hex(2 * _KEY_BYTES)]
     """Ed25519 over everything above, hex."""
 
@@ -160,13 +164,17 @@ class Card:
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
-        return asdict(self)
+        return asdict(self) | {"moments": self.moments.as_dict() if self.moments else None}
 
     def save(self, path: Path) -> None:
         """Writes a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
-            file.write("# Public: give this file to the other members. What is private stays in private.pem.\n")
-            file.write(dump_yaml(self.as_dict()))
+            file.write(self.text)
+
+    @property
+    def text(self) -> str:
+        """The file."""
+        return "# Public: give this file to the other members. What is private stays in private.pem.\n" + dump_yaml(self.as_dict())
 
     def fault(self) -> str | None:
         """A sentence if the signature does not fit the rest."""

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from p2pfl.card import Card, canonical, is_loopback, plain_digest
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.moments import Moments
 from p2pfl.topology import Topology, check_connected
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 
@@ -83,8 +84,11 @@ class Study:
             raise ConfigError(faults)
         edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b]
         members = [card.as_dict() for card in cards]
+        content = dict(experiment)
+        if _agrees_on_a_scale(content) and "scale" not in content["task"]:
+            content["task"] = {**content["task"], "scale": _agreed_scale(cards)}
         return cls.from_mapping(
-            {"experiment": dict(experiment), "members": members, "graph": {"name": topology.name, "edges": edges}}, "the new study"
+            {"experiment": content, "members": members, "graph": {"name": topology.name, "edges": edges}}, "the new study"
         )
 
     @classmethod
@@ -195,6 +199,25 @@ class Study:
             except TopologyError as error:
                 found += [f"graph.edges: {finding}" for finding in error.findings]
         return found
+
+
+def _agrees_on_a_scale(experiment: Mapping[str, Any]) -> bool:
+    """Whether the task standardises by the means and deviations of all members' training rows."""
+    task = experiment.get("task")
+    return isinstance(task, Mapping) and task.get("standardise") == "pooled"
+
+
+def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
+    """Means and deviations of all members' rows together."""
+    silent = sorted(card.name for card in cards if card.moments is None)
+    if silent:
+        raise ConfigError(
+            f"task.standardise = 'pooled': needs `moments` in every card; missing in {', '.join(silent)}; there: p2pfl keys describe"
+        )
+    try:
+        return Moments.merged(card.moments for card in cards if card.moments is not None).as_dict()
+    except ValueError as error:
+        raise ConfigError(f"members: {error}") from error
 
 
 def confirms(study: Study, text: str) -> bool:

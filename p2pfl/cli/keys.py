@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,8 +76,59 @@ def show(
     _say(found)
 
 
-def _shown(card: Card) -> dict[str, str | int | None]:
-    return {"name": card.name, "address": card.address, "samples": card.samples, "fingerprint": card.fingerprint}
+@app.command()
+def describe(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="What is to be trained.")],
+    keys: Annotated[Path, typer.Option("--keys", help="The folder with private.pem and card.yaml.")] = Path("keys"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Dotted keys, such as task.data=./data.", show_default=False)
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", help="Holds the passphrase of the keys.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write on this site's card how many training rows it has, and the means and deviations of their inputs; sign it again.
+
+    Studies with `standardise: pooled` or `weighting: samples` need that. Everybody in the study can read it.
+
+    Example: p2pfl keys describe heart.yaml --set task.hospitals=[va] --set task.data=./data
+    """
+    from p2pfl.card import Card
+    from p2pfl.experiment import load_experiment, parse_assignment
+    from p2pfl.node.identity import CARD_FILE, Identity
+    from p2pfl.plan import load_sites
+    from p2pfl.records import replace_file
+
+    path = keys / CARD_FILE
+    card, identity = Card.load(path), Identity.load(keys, passphrase_file)
+    if not identity.owns(card):
+        raise ConfigError("is not of the keys beside it", str(path))
+    wanted = load_experiment(experiment, dict(map(parse_assignment, set_ or ())))
+    alone = {"standardise": "site"} if wanted.task.options.get("standardise") == "pooled" else {}  # the others' moments are not here yet
+    task = load_sites(wanted, alone)
+    site = next((site for site in task.sites if site.name == card.name), None)
+    if site is None:
+        raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))
+    if alone and site.moments is None:
+        raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
+    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments)
+    replace_file(path, new_card.text)
+    if as_json:
+        typer.echo(json.dumps({"card": str(path), **_shown(new_card)}))
+        return
+    typer.echo(f"{path}   public: send it to the other members")
+    _say(new_card)
+
+
+def _shown(card: Card) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "address": card.address,
+        "samples": card.samples,
+        "moments": card.moments.as_dict() if card.moments else None,
+        "fingerprint": card.fingerprint,
+    }
 
 
 def _say(card: Card) -> None:
@@ -87,4 +138,6 @@ def _say(card: Card) -> None:
     typer.echo(f"address      {card.address or 'none: this site only dials out'}")
     if card.samples is not None:
         typer.echo(f"samples      {card.samples}")
+    if card.moments is not None:
+        typer.echo(f"moments      means and deviations of {len(card.moments.means)} inputs")
     typer.echo(f"fingerprint  {grouped(card.fingerprint)}")

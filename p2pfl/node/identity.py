@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from p2pfl.card import Card, card_message, z85_encode
 from p2pfl.errors import ConfigError
+from p2pfl.moments import Moments
 
 PRIVATE_FILE = "private.pem"
 CARD_FILE = "card.yaml"
@@ -97,7 +98,7 @@ class Identity:
             os.fsync(file.fileno())
         return path
 
-    def card(self, name: str, address: str | None = None, samples: int | None = None) -> Card:
+    def card(self, name: str, address: str | None = None, samples: int | None = None, moments: Moments | None = None) -> Card:
         """A signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content = {
             "schema": 1,
@@ -106,6 +107,7 @@ class Identity:
             "identity": self.signing.public_key().public_bytes_raw().hex(),
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,
+            "moments": moments.as_dict() if moments else None,
         }
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")
 

@@ -143,7 +143,7 @@ def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any
         home = place / "sites" / name
         identity = Identity.new()
         identity.save(home / "keys")
-        card = identity.card(name=name, address=port.address, samples=len(train[0]) if train else None)
+        card = identity.card(name=name, address=port.address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
         card.save(place / "cards" / f"{name}.yaml")
         cards.append(card)
     study = Study.create(plan.experiment.as_dict(), cards, plan.topology)

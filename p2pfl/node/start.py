@@ -118,6 +118,12 @@ def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
     if not mine:
         names = ", ".join(s.name for s in task.sites)
         raise ConfigError(f"member = {site.member!r}: the task {task.name} has no site of that name here, only {names}", str(place))
+    shown, found = study.member(site.member).moments, mine[0].moments
+    if "scale" in experiment.task.options and shown is not None and found is not None and not shown.is_close(found):
+        raise ConfigError(
+            f"moments: the means and deviations on the card of {site.member} are not those of its data; run: p2pfl keys describe",
+            str(place),
+        )
     samples = None
     if experiment.weighting == "samples":
         samples = {card.name: card.samples or 0 for card in study.members}

@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.moments import Moments
 from p2pfl.tasks.base import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
 from p2pfl.tasks.partition import missing_classes
 from p2pfl.tasks.sources import SOURCES, read
 from p2pfl.tasks.tables import Preparation, Table, column_targets, partitioned_sites, site_of
+from p2pfl.yaml_files import check
 
 DIRICHLET: Mapping[str, Any] = MappingProxyType({"name": "dirichlet", "alpha": 0.5})
 """What a table is shared out by unless the experiment says otherwise."""
@@ -78,6 +80,7 @@ def breast_cancer(
 def heart_disease(
     data: str | None = None,
     standardise: str = "site",
+    scale: Mapping[str, Any] | None = None,
     hospitals: Sequence[str] | None = None,
     nodes: int | None = None,
     partition: Mapping[str, Any] | None = None,
@@ -90,7 +93,9 @@ def heart_disease(
 
     Args:
         data: folder with the four original files; None: P2PFL_DATA, else what `p2pfl data fetch heart-disease` downloaded.
-        standardise: "site", by each hospital's own training rows; "pooled", by those of all four (their sums could be gossiped).
+        standardise: "site", by each hospital's own training rows, as the protocol has it; "pooled", by those of all hospitals together.
+        scale: means and deviations for "pooled"; None: they are computed here, from the four files. A study takes them from the members'
+            cards, so that no hospital needs another's rows.
         hospitals: those whose files are on this machine; None: all four.
         nodes: None: the hospitals themselves; a number: all patients pooled and shared out among so many.
         partition: the rule for `nodes`; None: Dirichlet with alpha 0.5.
@@ -102,19 +107,26 @@ def heart_disease(
     findings = [f"task.hospitals has {name!r}: expected some of {', '.join(_HOSPITALS)}" for name in chosen if name not in _HOSPITALS]
     if standardise not in ("site", "pooled"):
         findings.append(f"task.standardise = {standardise!r}: one of site, pooled")
-    elif standardise == "pooled" and (nodes is not None or set(chosen) != set(_HOSPITALS)):
-        findings.append("task.standardise = 'pooled': needs all four hospitals as they are; one of site")
+    elif standardise == "pooled" and (nodes is not None or (scale is None and set(chosen) != set(_HOSPITALS))):
+        findings.append("task.standardise = 'pooled': needs all four hospitals as they are, or task.scale; else site")
+    elif standardise == "site" and scale is not None:
+        findings.append("task.scale: is for standardise: pooled; here it is site")
     if findings or not chosen:
         raise ConfigError(findings or "task.hospitals is empty: expected at least one")
     files = {name: f"processed.{_HOSPITALS[name]}.data" for name in chosen}
     contents = read(SOURCES["heart-disease"], files.values(), data)
     tables = {name: _heart_table(contents[file]) for name, file in files.items()}
-    fit = partial(Preparation.fitted, columns=_HEART_COLUMNS, encode=_heart_inputs)
+    prepared = partial(Preparation.by, columns=_HEART_COLUMNS, encode=_heart_inputs)
     if nodes is None:
         parts = {name: _flamby_split(table.classes) for name, table in tables.items()}
-        pooled = fit(np.concatenate([table.raw[parts[name][0]] for name, table in tables.items()]))
+        moments = {name: Moments.of(_heart_inputs(table.raw[parts[name][0]])) for name, table in tables.items()}
+        agreed = None
+        if standardise == "pooled":
+            agreed = check(Moments, scale, "task.scale") if scale is not None else Moments.merged(moments.values())
+            if len(agreed.means) != _HEART_WIDTH:
+                raise ConfigError(f"task.scale has {len(agreed.means)} means: expected {_HEART_WIDTH}")
         sites = [
-            site_of(name, table, *parts[name], pooled if standardise == "pooled" else fit(table.raw[parts[name][0]]), column_targets)
+            site_of(name, table, *parts[name], prepared(agreed or moments[name]), column_targets, moments[name])
             for name, table in tables.items()
         ]
     else:
@@ -123,6 +135,7 @@ def heart_disease(
             classes=np.concatenate([table.classes for table in tables.values()]),
             groups={key: np.concatenate([table.groups[key] for table in tables.values()]) for key in ("sex", "age")},
         )
+        fit = partial(Preparation.fitted, columns=_HEART_COLUMNS, encode=_heart_inputs)
         rule = DIRICHLET if partition is None else partition
         sites = partitioned_sites(table, nodes, rule, seed, test_share=0.34, prefix="hospital", fit=fit, targets_of=column_targets)
     return logistic_regression("heart-disease", sites, _HEART_COLUMNS, num_inputs=_HEART_WIDTH)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.moments import Moments
 from p2pfl.tasks.base import Site, floating
 from p2pfl.tasks.partition import node_names, shares
 
@@ -52,8 +53,15 @@ class Preparation:
     def fitted(cls, raw_MF: np.ndarray, columns: Sequence[str], encode: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Preparation:
         """Standardises by the mean and standard deviation (ddof 1) of these rows; a column that is constant in them is only centred."""
         encoded_MD = encode(raw_MF)
-        deviation_D = encoded_MD.std(axis=0, ddof=1) if len(encoded_MD) > 1 else np.zeros(encoded_MD.shape[1])
-        return cls(columns=columns, centre=encoded_MD.mean(axis=0), scale=np.where(deviation_D > 0, deviation_D, 1.0), encode=encode)
+        if len(encoded_MD) < 2:  # noqa: PLR2004  # no deviation
+            return cls(columns=columns, centre=encoded_MD.mean(axis=0), scale=np.ones(encoded_MD.shape[1]), encode=encode)
+        return cls.by(Moments.of(encoded_MD), columns, encode)
+
+    @classmethod
+    def by(cls, moments: Moments, columns: Sequence[str], encode: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Preparation:
+        """Standardises by means and deviations of encoded rows; a column without deviation is only centred."""
+        deviation_D = np.array(moments.deviations)
+        return cls(columns=columns, centre=np.array(moments.means), scale=np.where(deviation_D > 0, deviation_D, 1.0), encode=encode)
 
     def __call__(self, raw_MF: np.ndarray) -> Tensor:
         """Model inputs, (M, D) float32.
@@ -72,15 +80,22 @@ class Preparation:
 
 
 def site_of(
-    name: str, table: Table, train: np.ndarray, test: np.ndarray, prepare: Preparation, targets_of: Callable[[np.ndarray], Tensor]
+    name: str,
+    table: Table,
+    train: np.ndarray,
+    test: np.ndarray,
+    prepare: Preparation,
+    targets_of: Callable[[np.ndarray], Tensor],
+    moments: Moments | None = None,
 ) -> Site:
-    """A site from row numbers of a table."""
+    """A site from row numbers of a table; `moments` as in Site."""
     return Site(
         name=name,
         train=(prepare(table.raw[train]), targets_of(table.classes[train])),
         test=(prepare(table.raw[test]), targets_of(table.classes[test])),
         groups={key: values[test].tolist() for key, values in table.groups.items()},
         prepare=prepare,
+        moments=moments,
     )
 
 
