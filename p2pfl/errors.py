@@ -42,6 +42,27 @@ class MissingExtraError(ConfigError):
     """An optional dependency is not installed; the message names the extra."""
 
 
+class TaskError(P2PFLError):
+    """A user's task code failed while it ran: mend the task. What it raised is the `__cause__`.
+
+    Args:
+        fault: what it raised or returned, and what it was given; shapes, never values.
+        task: its name.
+        function: which of its functions: "model", "loss", "metric 'auroc'", "prepare", "probabilities".
+        site: on whose rows, where known.
+        round: in which, where known.
+    """
+
+    def __init__(self, fault: str, *, task: str, function: str, site: str | None = None, round: int | None = None) -> None:
+        self.task, self.function, self.site, self.round = task, function, site, round
+        where = [f"task {task!r}", function]
+        if site is not None:
+            where.append(f"site {site!r}")
+        if round is not None:
+            where.append(f"round {round}")
+        super().__init__(f"{', '.join(where)}: {fault}")
+
+
 class TransportError(P2PFLError):
     """The network failed: retry."""
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, TaskError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Topology, describe, laplacian_extremes
-from p2pfl.training import Population, Recipe, build_model
+from p2pfl.training import Population, Recipe, build_model, try_out
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
@@ -119,7 +119,7 @@ def make_plan(
         samples: training rows of all nodes, where not all data are here.
 
     Raises:
-        ConfigError: all that cannot be, at once.
+        ConfigError: all that cannot be, at once; or what the task's functions fail at, tried on a batch.
     """
     every_name = tuple(sorted(names)) if names is not None else tuple(site.name for site in task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
@@ -139,13 +139,18 @@ def make_plan(
     if experiment.weighting == "samples" and samples is None:
         samples = {name: len(site.train[0]) if site.train else 0 for name, site in here.items()}
     dtype = getattr(torch, experiment.dtype or task.dtype)
+    try:
+        model = build_model(task, dtype, experiment.seed)
+        try_out(task, model, experiment.algorithm.batch_size)
+    except TaskError as error:
+        raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
     return Plan(
         experiment=experiment,
         task=task,
         names=every_name,
         sites=here,
         topology=graph,
-        model=build_model(task, dtype, experiment.seed),
+        model=model,
         recipe=Recipe(
             algorithm=algorithm,
             optimizer=experiment.optimizer,

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, TaskError
 from p2pfl.plan import load_sites
 from p2pfl.results import Run, build_loaded, read_buffers
+from p2pfl.tasks.calling import described, probabilities_of, users_code
 
 _MAX_FINDINGS = 10
 
@@ -28,6 +30,7 @@ def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
 
     Raises:
         ConfigError: there is no such node, the task does not say how rows become inputs, a column is missing, a value is no number.
+        TaskError: the task's own functions fail.
     """
     run = Run(run_folder)
     models = run.models
@@ -38,11 +41,18 @@ def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
     if task.features is None or site is None or site.prepare is None:
         raise ConfigError(f"task {task.name} does not say how a row of a table becomes an input (features, Site.prepare)", str(run_folder))
     model = build_loaded(task, run.experiment, models[node], read_buffers(run_folder, node))
-    inputs = site.prepare(_read_columns(file, task.features)).to(models[node].dtype)
+    raw_MF = _read_columns(file, task.features)
+    with users_code(task.name, "prepare", raw_MF, site=node):
+        prepared: object = site.prepare(raw_MF)
+    if not isinstance(prepared, Tensor) or prepared.dim() == 0 or len(prepared) != len(raw_MF):
+        fault = f"it returned {described(prepared)} for {described(raw_MF)}: expected a tensor of as many rows"
+        raise TaskError(fault, task=task.name, function="prepare", site=node)
+    inputs = prepared.to(models[node].dtype)
     with torch.no_grad():
-        outputs = model(inputs)
-    if task.probabilities is not None:
-        outputs = task.probabilities(outputs)
+        with users_code(task.name, "model", inputs, site=node):
+            outputs = model(inputs)
+        if task.probabilities is not None:
+            outputs = probabilities_of(task, outputs, site=node)
     return [[float(value) for value in row] for row in outputs.reshape(len(inputs), -1).tolist()]
 
 

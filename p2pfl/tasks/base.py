@@ -5,7 +5,9 @@ Shapes: M rows, F features, P parameters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +25,16 @@ Rows = tuple[Tensor, Tensor]
 
 DTYPES = ("float32", "float64")
 
+_SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # as on a member's card: it becomes a file's name
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Site:
     """One institution's rows: a node of the network.
 
     Raises:
-        DataError: lengths differ, a table is empty, a number is not finite; the message names the site and the place.
+        DataError: the name is no member's, lengths differ, a table is empty, a number is not finite; the message names the site and the
+            place.
     """
 
     name: str
@@ -52,18 +57,21 @@ class Site:
 
     def __post_init__(self) -> None:
         findings = [*_faults_of_rows("train", self.train), *_faults_of_rows("test", self.test)]
-        num_test = 0 if self.test is None else len(self.test[0])
-        findings += [
-            f"groups[{name!r}] has {len(values)} values: expected one for each of the {num_test} test rows"
-            for name, values in self.groups.items()
-            if len(values) != num_test
-        ]
-        if self.start is not None and (self.start.dim() != 1 or not self.start.is_floating_point()):
-            findings.append(f"start is {_describe(self.start)}: expected one floating vector (P,)")
-        elif self.start is not None and not bool(self.start.isfinite().all()):
+        findings += _faults_of_groups(self.groups, self.test)
+        start: object = self.start
+        if start is not None and (not isinstance(start, Tensor) or start.dim() != 1 or not start.is_floating_point()):
+            given = describe(start) if isinstance(start, Tensor) else type(start).__name__
+            findings.append(f"start is {given}: expected one floating vector (P,)")
+        elif isinstance(start, Tensor) and not bool(start.isfinite().all()):
             findings.append("start has values that are not finite")
-        if not self.name:
-            findings.append("name = '': expected the member's name in the roster")
+        prepare: object = self.prepare
+        if prepare is not None and not callable(prepare):
+            findings.append(f"prepare is {type(prepare).__name__}: expected a function, or None")
+        name: object = self.name
+        if not isinstance(name, str) or not _SITE_NAME.fullmatch(name):
+            findings.append(
+                f"name = {name!r}: expected the member's name in the roster, 1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'"
+            )
         if findings:
             raise DataError(findings, place=f"site {self.name!r}")
 
@@ -73,7 +81,8 @@ class Task:
     """What a network learns: a model, a loss, metrics and the sites whose rows are on this machine.
 
     Raises:
-        DataError: two sites have one name, rows of two sites differ in shape or dtype, a site has no rows to train on; all faults at once.
+        DataError: a field is not of its type; two sites have one name, rows of two sites differ in shape or dtype, a site has no rows to
+            train on; all faults at once.
     """
 
     name: str
@@ -104,7 +113,10 @@ class Task:
     """What a reader of the figures has to know about the rows, one sentence each."""
 
     def __post_init__(self) -> None:
-        findings = []
+        # the types first: what follows relies on them
+        findings = _faults_of_fields(self)
+        if findings:
+            raise DataError(findings, place=f"task {self.name!r}")
         if not self.sites:
             findings.append("sites is empty: expected at least one")
         names = [site.name for site in self.sites]
@@ -126,6 +138,57 @@ class Task:
             findings.append(f"dtype = {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if findings:
             raise DataError(findings, place=f"task {self.name!r}")
+
+
+def _faults_of_fields(task: Task) -> list[str]:
+    """Fields of a task that are not of their type."""
+    function = "expected a function"
+    expected: list[tuple[str, object, bool, str]] = [
+        ("name", task.name, isinstance(task.name, str), "expected a text"),
+        ("model", task.model, callable(task.model) and not isinstance(task.model, nn.Module), f"{function} that makes a torch.nn.Module"),
+        ("loss", task.loss, task.loss is None or callable(task.loss), f"{function} of outputs and targets, or None"),
+        ("metrics", task.metrics, isinstance(task.metrics, Mapping), "expected a mapping of names to functions"),
+        ("sites", task.sites, _is_list_of(Site, task.sites), "expected a list of p2pfl.tasks.Site"),
+        ("features", task.features, task.features is None or _is_list_of(str, task.features), "expected a tuple of names, or None"),
+        ("probabilities", task.probabilities, task.probabilities is None or callable(task.probabilities), f"{function}, or None"),
+        ("losses", task.losses, isinstance(task.losses, AbstractSet), "expected a frozenset of metrics' names"),
+        ("notes", task.notes, _is_list_of(str, task.notes), "expected a tuple of sentences"),
+    ]
+    findings = [f"{name} is {_kind(value)}: {remedy}" for name, value, is_right, remedy in expected if not is_right]
+    if isinstance(task.metrics, Mapping):
+        findings += [
+            f"metrics[{name!r}] is {_kind(metric)}: {function} of outputs and targets"
+            for name, metric in task.metrics.items()
+            if not callable(metric)
+        ]
+        findings += [f"metrics has the key {name!r}: expected a text" for name in task.metrics if not isinstance(name, str)]
+    return findings
+
+
+def _is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(value, kind) for value in values)
+
+
+def _kind(value: object) -> str:
+    """A type, and of a list also what is in it."""
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
+    return "None" if value is None else type(value).__name__
+
+
+def _faults_of_groups(groups: object, test: Rows | None) -> list[str]:
+    if not isinstance(groups, Mapping):
+        return [f"groups is {type(groups).__name__}: expected a mapping of attributes to values of the test rows"]
+    unsized = [name for name, values in groups.items() if not hasattr(values, "__len__")]
+    if unsized:
+        return [f"groups[{name!r}] is {type(groups[name]).__name__}: expected a list, one value for each test row" for name in unsized]
+    is_table = isinstance(test, tuple) and bool(test) and isinstance(test[0], Tensor) and test[0].dim() > 0
+    num_test = len(test[0]) if is_table and test is not None else 0
+    return [
+        f"groups[{name!r}] has {len(values)} values: expected one for each of the {num_test} test rows"
+        for name, values in groups.items()
+        if len(values) != num_test
+    ]
 
 
 def _faults_of_rows(part: str, rows: Rows | None) -> list[str]:
@@ -161,11 +224,12 @@ def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
             continue
         for kind, mine, theirs in (("inputs", rows[0], first_inputs), ("targets", rows[1], first_targets)):
             if mine.shape[1:] != theirs.shape[1:] or mine.dtype != theirs.dtype:
-                findings.append(f"{part} {kind} of site {site.name!r} are {_describe(mine)}, of site {first.name!r} {_describe(theirs)}")
+                findings.append(f"{part} {kind} of site {site.name!r} are {describe(mine)}, of site {first.name!r} {describe(theirs)}")
     return findings
 
 
-def _describe(tensor: Tensor) -> str:
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from p2pfl.training.baselines import local_baseline, pooled_baseline
 from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
 from p2pfl.training.population import Population, Recipe, build_model
+from p2pfl.training.trial import try_out
 
 __all__ = [
     "OptimizerSpec",
@@ -15,4 +16,5 @@ __all__ = [
     "clipped",
     "local_baseline",
     "pooled_baseline",
+    "try_out",
 ]

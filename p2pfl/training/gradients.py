@@ -6,14 +6,16 @@ Shapes: N rows, B examples in a batch, P parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
-from p2pfl.params import Layout
+from p2pfl.errors import P2PFLError, TaskError
+from p2pfl.params import Layout, parameters_of
+from p2pfl.tasks.calling import described, users_code
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,11 +31,27 @@ class Gradients:
         loss: (outputs, targets) -> mean over the batch.
         sample: inputs and targets of one small batch, to try the model on.
         num_rows: N.
+        task: what a fault in model or loss is reported under.
+        sites: the rows' names, likewise.
+
+    Raises:
+        TaskError: the model or the loss fails on the sample.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], num_rows: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        sample: tuple[Tensor, Tensor],
+        num_rows: int,
+        *,
+        task: str = "",
+        sites: Sequence[str] | None = None,
+    ) -> None:
         self._model = model.train()
         self._loss = loss
+        self._task = task
+        self._sites = sites
         self._layout = Layout.of(model)
         self.buffers: dict[str, Tensor] = {
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
@@ -65,48 +83,99 @@ class Gradients:
             rows_N: which of the population's rows these are, for their buffers.
             round: with `step` the key of what the model draws.
             step: within the round.
+
+        Raises:
+            TaskError: the model or the loss fails at a row; of several, the first.
         """
-        if self.row_by_row is None:
-            gradient_NP, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(x_NP, inputs_NB, targets_NB)
-            return gradient_NP.detach(), loss_N.detach()
+        reason = self.row_by_row
+        if reason is None:
+            try:
+                gradient_NP, loss_N = self._together(x_NP, inputs_NB, targets_NB)
+            except P2PFLError:
+                raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
+                reason = _why(error)
+            else:
+                return gradient_NP.detach(), loss_N.detach()
         gradients, losses = [], []
         for i, (row, node) in enumerate(zip(rows_N.tolist(), nodes_N.tolist(), strict=True)):
             with torch.random.fork_rng(devices=[x_NP.device] if x_NP.is_cuda else []):
                 torch.manual_seed(torch_seed(seed, Purpose.MODEL, node=node, round=round, step=step))
-                x_P = x_NP[i].detach().requires_grad_()
                 buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
-                loss = self._loss_of(x_P, inputs_NB[i], targets_NB[i], buffers)
-                (gradient_P,) = torch.autograd.grad(loss, x_P)
+                site = self._sites[row] if self._sites else None
+                gradient_P, loss = self._alone(x_NP[i], inputs_NB[i], targets_NB[i], buffers, site=site, round=round)
             gradients.append(gradient_P)
-            losses.append(loss.detach())
+            losses.append(loss)
+        self.row_by_row = reason
         return torch.stack(gradients), torch.stack(losses)
 
-    def _row_loss(self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor) -> Tensor:
-        return self._loss_of(x_P, inputs_B, targets_B, {})
+    def _together(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (N, P) and losses (N,) in one vectorised call."""
+        gradient_NP, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(x_NP, inputs_NB, targets_NB)
+        return gradient_NP, loss_N
 
-    def _loss_of(self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        outputs = functional_call(self._model, {**self._layout.views(x_P), **buffers}, (inputs_B,))
-        return self._loss(outputs, targets_B)
+    def _row_loss(self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor) -> Tensor:
+        return self._loss(functional_call(self._model, self._layout.views(x_P), (inputs_B,)), targets_B)
+
+    def _alone(
+        self,
+        x_P: Tensor,
+        inputs_B: Tensor,
+        targets_B: Tensor,
+        buffers: Mapping[str, Tensor],
+        *,
+        site: str | None = None,
+        round: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient (P,) and loss of one row."""
+        x_P = x_P.detach().requires_grad_()
+        with users_code(self._task, "model", inputs_B, site=site, round=round):
+            outputs = functional_call(self._model, {**self._layout.views(x_P), **buffers}, (inputs_B,))
+        with users_code(self._task, "loss", outputs, targets_B, site=site, round=round):
+            loss: object = self._loss(outputs, targets_B)
+        if fault := _fault_of_loss(loss):
+            given = f"it was given {described(outputs)}, {described(targets_B)}"
+            raise TaskError(f"{fault}; {given}", task=self._task, function="loss", site=site, round=round)
+        assert isinstance(loss, Tensor)
+        with users_code(self._task, "gradient of the loss", outputs, targets_B, site=site, round=round):
+            (gradient_P,) = torch.autograd.grad(loss, x_P)
+        return gradient_P, loss.detach()
 
     def _why_row_by_row(self, sample: tuple[Tensor, Tensor]) -> str | None:
         inputs_B, targets_B = sample
+        site = self._sites[0] if self._sites and len(self._sites) == 1 else None
         trial = copy.deepcopy(self._model)
         before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial(inputs_B)
+        x_P = parameters_of(self._model)
+        with torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), users_code(self._task, "model", inputs_B, site=site):
+                trial(inputs_B)
+            self._alone(x_P, inputs_B, targets_B, {name: buffer.clone() for name, buffer in before.items()}, site=site)
         changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
         if changed:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
-        x_2P = self._layout.flatten({name: p.detach() for name, p in self._model.named_parameters()}).expand(2, -1)
         try:
-            vmap(grad_and_value(self._row_loss), randomness="error")(
-                x_2P, inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape)
-            )
-        except RuntimeError as error:
-            if "random" in str(error):
-                return "the model draws random numbers while it trains"
-            return f"the model cannot be vectorised: {str(error).splitlines()[0]}"
+            self._together(x_P.expand(2, -1), inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape))
+        except P2PFLError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
+            return _why(error)
         return None
+
+
+def _why(error: BaseException) -> str:
+    """Why rows cannot go together, from what vectorising them raised."""
+    if isinstance(error, RuntimeError) and "random" in str(error):
+        return "the model draws random numbers while it trains"
+    return f"the model cannot be vectorised: {(str(error) or type(error).__name__).splitlines()[0]}"
+
+
+def _fault_of_loss(loss: object) -> str | None:
+    if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.is_floating_point():
+        return f"it returned {described(loss)}: expected one floating number, a tensor without axes"
+    if not loss.requires_grad:
+        return "what it returned does not depend on the model's parameters: expected no detach(), item() or no_grad() on the way"
+    return None
 
 
 def outputs_of(model: nn.Module, x_P: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -115,8 +184,9 @@ def outputs_of(model: nn.Module, x_P: Tensor, buffers: Mapping[str, Tensor], inp
     model.eval()
     try:
         with torch.no_grad():
-            result = functional_call(model, {**Layout.of(model).views(x_P), **buffers}, (inputs,))
+            result: object = functional_call(model, {**Layout.of(model).views(x_P), **buffers}, (inputs,))
     finally:
         model.train(was_training)
-    assert isinstance(result, Tensor)
+    if not isinstance(result, Tensor):
+        raise TypeError(f"it returned {described(result)}: expected a tensor")
     return result.cpu()

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.draws import Purpose, batch_positions, torch_seed
+from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, Task
+from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.gradients import Gradients, outputs_of
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
@@ -34,10 +37,31 @@ class Recipe:
 
 
 def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
-    """The task's model with the start that every node shares: made under the experiment's seed."""
+    """The task's model with the start that every node shares: made under the experiment's seed.
+
+    Raises:
+        TaskError: it cannot be made, or its parameters are none that can be exchanged.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Purpose.START))
-        return task.model().to(dtype)
+        with users_code(task.name, "model"):
+            model: object = task.model()
+    fault = None
+    if not isinstance(model, nn.Module):
+        fault = f"it returned {described(model)}: expected a torch.nn.Module"
+    elif any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
+        fault = "it has lazy layers: expected layers that are told their input's size"
+    elif complex_ones := [name for name, parameter in model.named_parameters() if parameter.is_complex()]:
+        fault = f"parameter {complex_ones[0]} is complex: expected a floating dtype"
+    else:
+        model = model.to(dtype)
+        try:
+            Layout.of(model)
+        except ValueError as error:
+            fault = str(error)
+        else:
+            return model
+    raise TaskError(fault, task=task.name, function="model")
 
 
 class Population:
@@ -76,6 +100,7 @@ class Population:
                 raise ValueError(f"site {site.name}: start has shape {tuple(start.shape)}, the model has {self.layout.size} parameters")
         self._scale_N = torch.tensor(list(loss_scale or [1.0] * len(sites)), dtype=start_P.dtype, device=self.device)
         self._load_data()
+        self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
         """Sites whose last training left the finite numbers; they have kept what they had before it."""
         x_NP = torch.stack(starts)
@@ -113,6 +138,7 @@ class Population:
         Returns:
             (N,) mean loss over the steps, NaN for rows that did not train.
         """
+        self._round = round
         recipe, num_rows = self.recipe, len(self.sites)
         self.diverged = ()
         nan_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
@@ -169,6 +195,7 @@ class Population:
 
     def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:
         """Take in what came; rows that are not active stay as they are."""
+        self._round = round
         merged = self.recipe.algorithm.merge(self.state, phase, inbox, self.context(round, local_steps=local_steps))
         if active_N is not None:
             merged = {name: torch.where(_column(active_N.to(self.device), new), new, self.state[name]) for name, new in merged.items()}
@@ -186,13 +213,15 @@ class Population:
         """One parameter vector, with one row's buffers, on one site's test rows."""
         if site.test is None:
             return {}
-        outputs, targets = self.outputs(x_P, site.test[0], row), site.test[1]
-        return {name: float(metric(outputs, targets)) for name, metric in self.task.metrics.items()}
+        outputs, targets = self.outputs(x_P, site.test[0], row, site=site.name), site.test[1]
+        return {name: figure(self.task, name, outputs, targets, site=site.name, round=self._round) for name in self.task.metrics}
 
-    def outputs(self, x_P: Tensor, inputs: Tensor, row: int = 0) -> Tensor:
+    def outputs(self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None) -> Tensor:
         """What a model says in evaluation mode, on the CPU."""
         buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
-        return outputs_of(self._model, x_P, buffers, _of_dtype(inputs, self.layout.dtype).to(self.device))
+        inputs = of_dtype(inputs, self.layout.dtype).to(self.device)
+        with users_code(self.task.name, "model", inputs, site=site, round=self._round):
+            return outputs_of(self._model, x_P, buffers, inputs)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -225,16 +254,18 @@ class Population:
         sizes = torch.tensor([len(train[0]) for _, train in with_data], device=self.device)
         self._sizes_N[self._training_rows] = sizes
         self._offsets_N[self._training_rows] = sizes.cumsum(0) - sizes
-        self._inputs = torch.cat([_of_dtype(train[0], self.layout.dtype) for _, train in with_data]).to(self.device)
-        self._targets = torch.cat([_of_dtype(train[1], self.layout.dtype) for _, train in with_data]).to(self.device)
-        sample = min(self.recipe.batch_size, len(self._inputs))
-        self._gradients = Gradients(self._model, self.task.loss, (self._inputs[:sample], self._targets[:sample]), len(self.sites))
+        self._inputs = torch.cat([of_dtype(train[0], self.layout.dtype) for _, train in with_data]).to(self.device)
+        self._targets = torch.cat([of_dtype(train[1], self.layout.dtype) for _, train in with_data]).to(self.device)
+        names = [site.name for site in self.sites]
+        sample_B = torch.arange(self.recipe.batch_size, device=self.device) % len(self._inputs)
+        sample = self._inputs[sample_B], self._targets[sample_B]
+        self._gradients = Gradients(self._model, self.task.loss, sample, len(names), task=self.task.name, sites=names)
 
 
 _GROUPS = ("state/", "optimizer/", "buffers/")
 
 
-def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Real numbers in the population's dtype; class numbers as they are."""
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
 

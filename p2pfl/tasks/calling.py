@@ -1,0 +1,116 @@
+"""Calling what a user wrote: whatever goes wrong there is told in one sentence, with the user's own line."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import Tensor
+
+from p2pfl.errors import P2PFLError, TaskError
+from p2pfl.tasks.base import Task, describe
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES = {*sys.stdlib_module_names, "p2pfl", "torch"}
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+_MOST_CHARACTERS = 500
+
+
+@contextmanager
+def users_code(task: str, function: str, *given: object, site: str | None = None, round: int | None = None) -> Iterator[None]:
+    """A block that runs nothing but a user's function.
+
+    Args:
+        task: its name.
+        function: which of its functions.
+        given: what the function is called with.
+        site: on whose rows.
+        round: in which.
+
+    Raises:
+        TaskError: from what the function raised, unless that is a P2PFLError: such a one is meant as it is.
+    """
+    try:
+        yield
+    except P2PFLError:
+        raise
+    except (Exception, SystemExit) as error:
+        log.info("task %r, %s:", task, function, exc_info=True)
+        fault = fault_of(error) + (f"; it was given {', '.join(described(value) for value in given)}" if given else "")
+        raise TaskError(fault, task=task, function=function, site=site, round=round) from error
+
+
+def figure(task: Task, metric: str, outputs: Tensor, targets: Tensor, *, site: str | None = None, round: int | None = None) -> float:
+    """One of the task's metrics.
+
+    Raises:
+        TaskError: it raised something, or returned something else than a number.
+    """
+    function = f"metric {metric!r}"
+    with users_code(task.name, function, outputs, targets, site=site, round=round):
+        found: object = task.metrics[metric](outputs, targets)
+        number = _one_of(found)
+        if isinstance(number, numbers.Real):
+            return float(number)
+    fault = f"it returned {described(found)}: expected one number; it was given {described(outputs)}, {described(targets)}"
+    raise TaskError(fault, task=task.name, function=function, site=site, round=round)
+
+
+def probabilities_of(task: Task, outputs: Tensor, *, site: str) -> Tensor:
+    """The task's probabilities of outputs.
+
+    Raises:
+        TaskError: they cannot be computed, or are not of the outputs' shape.
+    """
+    assert task.probabilities is not None
+    with users_code(task.name, "probabilities", outputs, site=site):
+        found: object = task.probabilities(outputs)
+    if not isinstance(found, Tensor) or found.shape != outputs.shape:
+        fault = f"it returned {described(found)} for {described(outputs)}: expected the same shape"
+        raise TaskError(fault, task=task.name, function="probabilities", site=site)
+    return found
+
+
+def _one_of(value: object) -> object:
+    """The number that a tensor or an array of one holds; anything else as it is."""
+    num_values = value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray | np.generic) else 0
+    return value.item() if num_values == 1 and isinstance(value, Tensor | np.ndarray | np.generic) else value
+
+
+def described(value: object) -> str:
+    """What something is, without its values."""
+    if isinstance(value, Tensor):
+        return describe(value)
+    if isinstance(value, np.ndarray):
+        return f"an array {value.dtype}{list(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
+def fault_of(error: BaseException) -> str:
+    """An exception in one line: its type, what it says, and where in the user's code it was raised."""
+    text = " ".join(str(error).split())
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS] + "…"
+    place = _place_of(error)
+    return type(error).__name__ + (f": {text}" if text else "") + (f" ({place})" if place else "")
+
+
+def _place_of(error: BaseException) -> str | None:
+    """File and line of the innermost frame that is the user's own; of an installed package's where none is."""
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        return f"{error.filename}:{error.lineno}"
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _LIBRARIES
+    ]
+    own = [frame for frame in frames if not frame[0].startswith(_INSTALLED)]
+    file, line = (own or frames or [("", 0)])[-1]
+    return f"{file}:{line}" if file else None
