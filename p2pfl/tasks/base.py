@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import DataError
+from p2pfl.moments import Moments
 
 Metric = Callable[[Tensor, Tensor], float]
 """(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""
@@ -54,6 +55,9 @@ class Site:
 
     prepare: Callable[[np.ndarray], Tensor] | None = None
     """Raw features (M, F), columns as in ``Task.features``, to model inputs, with this site's own statistics."""
+
+    moments: Moments | None = None
+    """Of the training inputs before they are standardised, for sites that agree on one scale (the option ``standardise: pooled``)."""
 
     def __post_init__(self) -> None:
         findings = [*_faults_of_rows("train", self.train), *_faults_of_rows("test", self.test)]
