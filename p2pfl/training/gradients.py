@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
-from p2pfl.errors import P2PFLError, TaskError
+from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks.calling import described, users_code
 
@@ -91,8 +91,6 @@ class Gradients:
         if reason is None:
             try:
                 gradient_NP, loss_N = self._together(x_NP, inputs_NB, targets_NB)
-            except P2PFLError:
-                raise
             except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
                 reason = _why(error)
             else:
@@ -156,8 +154,6 @@ class Gradients:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
         try:
             self._together(x_P.expand(2, -1), inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape))
-        except P2PFLError:
-            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
             return _why(error)
         return None
