@@ -9,14 +9,15 @@ from typing import Self
 
 
 class TcpProxy:
-    """Forwards TCP connections from a port of 127.0.0.1, chosen by the system, to *target* (tcp://host:port).
+    """Forwards TCP connections from a port of 127.0.0.1, chosen by the system, to *target* (tcp://host:port), which may be named later.
 
     Inside `async with`, `address` is what the dialling side is given instead of *target*.
     """
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.removeprefix("tcp://").rpartition(":")
-        self._target = (host, int(port))
+    def __init__(self, target: str | None = None) -> None:
+        self._target = ("", 0)
+        if target is not None:
+            self.lead_to(target)
         self._whole = True
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -39,6 +40,11 @@ class TcpProxy:
         cancelled = isinstance(error, asyncio.CancelledError)
         await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
         await self._server.wait_closed()
+
+    def lead_to(self, target: str) -> None:
+        """Forward new connections there."""
+        host, _, port = target.removeprefix("tcp://").rpartition(":")
+        self._target = (host, int(port))
 
     def cut(self) -> None:
         """Reset every connection, and every new one, until healed."""
