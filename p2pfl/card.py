@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.moments import Moments
+from p2pfl.names import RULE, is_name
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 
 _CARD_DOMAIN = b"p2pfl card v1\0"
@@ -87,8 +88,8 @@ def is_loopback(address: str) -> bool:
 
 
 def _checked_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", text):
-        raise ValueError("expected 1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'")
+    if not is_name(text):
+        raise ValueError(f"expected {RULE}")
     return text
 
 

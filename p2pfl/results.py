@@ -98,10 +98,17 @@ def load(run: Run | Path | str, node: str) -> nn.Module:
 
 
 def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
-    """The task's model with given parameters and buffers (none: the model's own), in evaluation mode."""
+    """The task's model with given parameters and buffers (none: the model's own), in evaluation mode.
+
+    Raises:
+        ConfigError: the task's model is no longer the one that was trained.
+    """
     model = build_model(task, flat_P.dtype, experiment.seed)
-    load_parameters(model, flat_P)
-    model.load_state_dict(dict(buffers), strict=False)
+    try:
+        load_parameters(model, flat_P)
+        model.load_state_dict(dict(buffers), strict=False)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"task {task.name}: its model has changed since it was trained: {error}; take the one of that time") from error
     return model.eval()
 
 

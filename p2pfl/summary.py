@@ -17,6 +17,7 @@ from torch import Tensor
 
 from p2pfl.plan import Plan
 from p2pfl.records import statistics
+from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, laplacian_extremes
 from p2pfl.training import Population, local_baseline, pooled_baseline
 
@@ -138,7 +139,7 @@ def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> di
         return {}
     outputs = population.outputs(mean_P, torch.cat([inputs for inputs, _ in tests]))
     targets = torch.cat([targets for _, targets in tests])
-    return {name: float(metric(outputs, targets)) for name, metric in plan.task.metrics.items()}
+    return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
 
 
 @lru_cache(maxsize=4)

@@ -85,6 +85,7 @@ def test_the_commands_are_those_of_the_manual():
         "data fetch",
         "data list",
         "inspect",
+        "keys describe",
         "keys new",
         "keys show",
         "node start",

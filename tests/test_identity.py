@@ -271,7 +271,8 @@ def test_keys_new_writes_both_files_and_says_nothing_private(folder):
     assert grouped(card.fingerprint) in result.output
     assert invoke("show", folder).output == "".join(result.output.splitlines(keepends=True)[2:])
     assert invoke("show", folder / "card.yaml", "--json").output == (
-        f'{{"name": "hungary", "address": "tcp://node.hungary.example:7700", "samples": 199, "fingerprint": "{card.fingerprint}"}}\n'
+        '{"name": "hungary", "address": "tcp://node.hungary.example:7700", "samples": 199, "moments": null, '
+        f'"fingerprint": "{card.fingerprint}"}}\n'
     )
 
 

@@ -15,7 +15,7 @@ DEADLINE_S = 60
 
 LAYERS = [
     {"errors"},
-    {"draws", "moments", "params", "records", "yaml_files", "checkpoints", "topology"},
+    {"draws", "moments", "names", "params", "records", "yaml_files", "checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},
     {"experiment", "plan", "summary", "results", "prediction"},

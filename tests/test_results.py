@@ -152,3 +152,10 @@ def test_where_there_is_no_run_there_is_none(tmp_path):
         _ = Run(Path(tmp_path / "nothing")).summary
     with pytest.raises(ConfigError, match=r"holds no experiment.yaml"):
         _ = Run(tmp_path).records
+
+
+def test_a_model_that_has_changed_since_is_a_finding():
+    made = plan_of(LOGISTIC, rounds=2)
+
+    with pytest.raises(ConfigError, match="its model has changed since it was trained: a vector of 3 parameters"):
+        build_loaded(made.task, made.experiment, torch.zeros(3), {})

@@ -5,7 +5,6 @@ Shapes: M rows, F features, P parameters.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from p2pfl.errors import DataError
 from p2pfl.moments import Moments
+from p2pfl.names import RULE, is_name
 
 Metric = Callable[[Tensor, Tensor], float]
 """(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""
@@ -25,8 +25,6 @@ Rows = tuple[Tensor, Tensor]
 """Inputs (M, ...) and targets (M, ...)."""
 
 DTYPES = ("float32", "float64")
-
-_SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # as on a member's card: it becomes a file's name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,10 +70,8 @@ class Site:
         if prepare is not None and not callable(prepare):
             findings.append(f"prepare is {type(prepare).__name__}: expected a function, or None")
         name: object = self.name
-        if not isinstance(name, str) or not _SITE_NAME.fullmatch(name):
-            findings.append(
-                f"name = {name!r}: expected the member's name in the roster, 1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'"
-            )
+        if not isinstance(name, str) or not is_name(name):
+            findings.append(f"name = {name!r}: expected the member's name in the roster, {RULE}")
         if findings:
             raise DataError(findings, place=f"site {self.name!r}")
 
