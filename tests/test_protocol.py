@@ -603,3 +603,35 @@ def test_a_neighbour_whose_update_cannot_be_merged_is_not_waited_for_until_one_c
     assert a.protocol.neighbours["b"].missed
     a.hear_update("b", 0)
     assert not a.protocol.neighbours["b"].missed
+
+
+def test_who_has_fallen_silent_is_not_waited_for_after_a_jump():
+    a, b, c = Node("a", "b", "c"), Node("b", "a", incarnation=2), Node("c", "a", incarnation=3)
+    for peer in (b, c):
+        greeted(a, peer)
+    a.post()
+    for peer in ("b", "c"):
+        a.hear_update(peer, 0)
+    assert a.close() == []
+    a.post()
+    a.hear("b", alive(3))  # c has died; b has waited for a in vain and has gone on
+    assert a.protocol.is_behind()
+    a.protocol.jump(3, a.now_s)
+    a.protocol.begin(3, a.now_s)
+    a.post()
+    a.hear_update("b", 3)
+
+    assert a.protocol.is_over(a.now_s)
+    assert a.close() == ["c"]
+
+
+def test_what_came_too_early_is_asked_for_when_its_exchange_begins():
+    a, b = Node("a", "b"), Node("b", "a", incarnation=2)
+    greeted(a, b)
+    a.post()
+    a.hear_update("b", 0)
+    a.hear_update("b", 2)  # b has not waited for a in exchange 1
+    assert a.close() == []
+    a.protocol.begin(2, a.now_s)
+
+    assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, Want)] == [Want(exchange=2)]

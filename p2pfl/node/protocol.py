@@ -146,7 +146,8 @@ class Protocol:
             return
         stop_round = message.stop.stop_round
         if stop_round is not None and (self.earliest_stop is None or stop_round < self.earliest_stop):
-            raise PeerError(f"a stop after round {stop_round}: not before {self.earliest_stop}", reason="implausible_stop")
+            earliest = "this network stops at its cap" if self.earliest_stop is None else f"not before {self.earliest_stop}"
+            raise PeerError(f"a stop after round {stop_round}: {earliest}", reason="implausible_stop")
 
     def _news(self, neighbour: Neighbour, message: News, now_s: float) -> None:
         if self._is_plausible(message.exchange, now_s):
@@ -228,8 +229,11 @@ class Protocol:
         elif self.barrier is None or self.barrier.exchange != exchange:
             self.barrier = ExchangeBarrier(exchange=exchange, expected=everybody, deadline_s=never_s)
         self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - 1}
-        for neighbour in self.neighbours.values():
+        for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
+            is_here = name in self.barrier.arrived or neighbour.is_flowing(exchange, now_s, STALL_S)
+            if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
+                neighbour.queue(Want(exchange=exchange))  # it came too early to be kept
 
     def post(self, update: Parcel, now_s: float) -> None:
         """Send this exchange's update to every neighbour and wait for theirs until the deadline."""
@@ -309,6 +313,8 @@ class Protocol:
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange:
                 neighbour.queue(Want(exchange=exchange))  # it came too early to be kept, and nobody waits long for one who is late
+            if neighbour.heard_exchange < exchange - 1:
+                neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
         self.event("jumped", f"from exchange {self.exchange} to {exchange}")
         self._in_step = (exchange, now_s)
 
