@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, Algorithm
 from p2pfl.errors import ConfigError
 from p2pfl.stopping import StopRule
-from p2pfl.tasks import TASKS
-from p2pfl.topology import Topology, diameter, diameter_bounds, known_names, laplacian_extremes, load, make, weighted
+from p2pfl.tasks import PARTITIONS, TASKS
+from p2pfl.topology import (
+    WEIGHTS,
+    Topology,
+    diameter,
+    diameter_bounds,
+    known_names,
+    laplacian_extremes,
+    load,
+    make,
+    option_faults,
+    weighted,
+)
 from p2pfl.training import OptimizerSpec
-from p2pfl.yaml_files import check, load_yaml, parse_yaml, unknown_name
+from p2pfl.yaml_files import check, load_yaml, nearest, parse_yaml, shown, strange_keys, unknown_key, unknown_name
 
 _FORBID_UNKNOWN = {"extra": "forbid"}
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0, le=10**6)]
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+Nodes = Annotated[int, Field(ge=1, le=10**7)]
+Share = Annotated[float, Field(ge=0, le=0.9)]
+
+_NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
+
+
+def _folder_name(text: str) -> str:
+    """The run's folder is called so."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            "it names the run's folder: expected 1 to 100 characters without / and \\, not starting with '.', no space at an end"
+        )
+    return text
+
+
+def _no_privacy(value: object) -> None:
+    if value is not None:
+        raise ValueError("expected null; there is no privacy mechanism to choose yet")
+
 
 AGGREGATORS = ("mean",)
 COMPRESSORS = ("none",)
+
+_FROM_EXPERIMENT = ("nodes", "partition", "seed")
+"""What a task takes from the experiment's own keys."""
 
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
@@ -45,6 +79,9 @@ class AlgorithmSpec:
     def build(self) -> Algorithm:
         """The rule itself."""
         return ALGORITHMS[self.name](**self.options)
+
+
+_ALGORITHM_KEYS = [f.name for f in fields(AlgorithmSpec) if f.name != "options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +111,9 @@ class Experiment:
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
-    name: str
+    name: Annotated[str, AfterValidator(_folder_name)]
     task: Named
-    nodes: Positive | None = None
+    nodes: Nodes | None = None
     partition: Named = field(default_factory=lambda: Named(name="dirichlet", options={"alpha": 0.5}))
     topology: Named = field(default_factory=lambda: Named(name="ring"))
     weights: str = "metropolis"
@@ -85,7 +122,7 @@ class Experiment:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     aggregator: Named = field(default_factory=lambda: Named(name="mean"))
     compressor: Named = field(default_factory=lambda: Named(name="none"))
-    privacy: None = None
+    privacy: Annotated[None, BeforeValidator(_no_privacy)] = None
     rounds: Count = 100
     stop: StopSpec | None = field(default_factory=StopSpec)
     dtype: Literal["float32", "float64"] | None = None
@@ -160,12 +197,11 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: every fault at once, each with key, value given and what is allowed.
     """
-    raw = load_yaml(path)
+    raw = load_yaml(path, "task: {name: breast-cancer}")
     raw.setdefault("name", Path(path).stem)
     topology = raw.get("topology")
     if isinstance(topology, dict) and isinstance(topology.get("file"), str):
-        beside = Path(path).parent / topology["file"]
-        raw["topology"] = {**topology, "file": str((beside if beside.exists() else Path(topology["file"])).resolve())}
+        raw["topology"] = {**topology, "file": _found_beside(Path(path).parent, topology["file"])}
     return experiment_from(raw, str(path), overrides)
 
 
@@ -173,15 +209,17 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
     """The experiment that a mapping describes; for places and faults see `load_experiment`."""
     merged = dict(raw)
     # names first: they drop the options of the name before them
-    for key, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name")):
+    for key, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith((".name", ".file"))):
         merged = _replaced(merged, key.split("."), value, key)
     merged.setdefault("name", "experiment")
-    faults = _unknown_names(merged)
+    faults = _faults_of_names(merged)
     try:
         experiment = check(Experiment, _lifted(merged), place)
     except ConfigError as error:
-        raise ConfigError([*(_as_written(f) for f in error.findings), *faults], place) from error
-    if faults := faults or _contradictions(experiment):  # an unknown rule cannot be asked what it needs
+        # one fault of a name is one finding, ours: pydantic cannot know which names there are
+        found = [finding for finding in map(_as_written, error.findings) if not _is_said(finding, faults)]
+        raise ConfigError([*found, *faults], place) from error
+    if faults := [*faults, *_contradictions(experiment)]:
         raise ConfigError(faults, place)
     return experiment
 
@@ -207,10 +245,18 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key.strip(), parse_yaml(value, f"--set {key}")
 
 
+def _found_beside(folder: Path, file: str) -> str:
+    """A graph's file, which lies beside the experiment or where the command runs."""
+    try:
+        return str(((folder / file) if (folder / file).exists() else Path(file)).resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have: said when the graph is loaded
+        return file
+
+
 def _lifted(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with the free keys beside a `name` gathered under `options`."""
-    lifted = dict(raw)
-    for key in ("task", "partition", "topology", "aggregator", "compressor"):
+    lifted = {key: _texts_only(value) for key, value in _texts_only(raw).items()}
+    for key in _NAMED:
         value = lifted.get(key)
         if key == "topology" and isinstance(value, dict) and "file" in value and "name" not in value:
             value = {"name": "file", **value}
@@ -225,6 +271,10 @@ def _lifted(raw: Mapping[str, Any]) -> dict[str, Any]:
     return lifted
 
 
+def _texts_only(value: Any) -> Any:
+    return {key: part for key, part in value.items() if isinstance(key, str)} if isinstance(value, Mapping) else value
+
+
 def _own_options(name: object) -> set[str]:
     rule = ALGORITHMS.get(str(name))
     return {f.name for f in fields(rule)} if rule else set()  # type: ignore[arg-type]  # every rule is a dataclass
@@ -235,42 +285,105 @@ def _as_written(finding: str) -> str:
     return finding.replace("algorithm.options.", "algorithm.").replace(", options", "")
 
 
+def _is_said(finding: str, faults: Sequence[str]) -> bool:
+    return finding.startswith("topology.name: required") and any(fault.startswith("topology = ") for fault in faults)
+
+
 def _flat(value: dict[str, Any]) -> dict[str, Any]:
     flat = {k: v for k, v in value.items() if k != "options"} | value.get("options", {})
     return {k: v for k, v in flat.items() if k != "name"} if flat.get("name") == "file" else flat
 
 
-def _unknown_names(raw: Mapping[str, Any]) -> list[str]:
-    """Findings for names that nothing is registered under, whatever else is wrong."""
+_NAMED = ("task", "partition", "topology", "aggregator", "compressor")
+
+
+def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
+    """Findings for names that nothing is registered under and for options that they do not take, whatever else is wrong."""
     allowed = {
         "task": [*TASKS, "package.module:function"],
-        "topology": [*known_names(), "file"],
+        "topology": known_names(),
         "algorithm": list(ALGORITHMS),
         "aggregator": list(AGGREGATORS),
         "compressor": list(COMPRESSORS),
-        "partition": ["iid", "dirichlet", "unequal"],
+        "partition": list(PARTITIONS),
     }
-    found = []
-    for key, names in allowed.items():
+    found = strange_keys(raw)
+    for key in (*allowed, "optimizer", "stop"):
         value = raw.get(key)
-        if isinstance(value, dict) and isinstance(value.get("name"), str) and value["name"] not in names:
-            custom = key == "task" and ":" in value["name"]
-            if not custom:
-                found.append(unknown_name(f"{key}.name", value["name"], [name for name in names if name != "file"]))
+        if isinstance(value, dict):
+            found += [*strange_keys(value, key), *_faults_of_section(key, _texts_only(value), allowed.get(key))]
     weights = raw.get("weights", "metropolis")
-    rules = ["metropolis", "max-degree", "lazy", "best-constant", "given"]
-    if weights not in rules:
-        found.append(unknown_name("weights", weights, rules))
+    if isinstance(weights, str) and weights not in WEIGHTS:
+        found.append(unknown_name("weights", weights, list(WEIGHTS)))
     return found
+
+
+def _faults_of_section(key: str, value: Mapping[str, Any], names: list[str] | None) -> list[str]:
+    """Of a section whose `name` must be one of some."""
+    name = value.get("name")
+    if key == "topology" and (name in (None, "file") or "file" in value):
+        return _faults_of_topology_file(value)
+    found = []
+    if key == "algorithm" and "options" in value:
+        found.append(f"algorithm.{unknown_key('options', value['options'], [*_ALGORITHM_KEYS, *_own_options(name)])}")
+    if names is None or not isinstance(name, str):
+        return found
+    if name not in names:
+        return found if key == "task" and ":" in name else [*found, unknown_name(f"{key}.name", name, names)]
+    return found if key == "algorithm" else [*found, *_faults_of_options(key, name, value)]
+
+
+def _faults_of_topology_file(value: Mapping[str, Any]) -> list[str]:
+    """Of a topology that has a file, or neither that nor a name."""
+    if "file" not in value:
+        missing = "name" not in value or value["name"] == "file"
+        return [f"topology = {shown(value)}: expected a name (see `p2pfl topology list`) or a file"] if missing else []
+    found = [
+        f"topology.{unknown_key(key, value[key], ['name', 'file'])}"
+        for key in value
+        if isinstance(key, str) and key not in ("name", "file")
+    ]
+    if not isinstance(value["file"], str) or not value["file"]:
+        found.append(f"topology.file = {shown(value['file'])}: expected a path")
+    if value.get("name", "file") != "file":
+        found = [f"topology = {shown(value)}: has a name and a file; keep one of them"]
+    return found
+
+
+def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[str]:
+    """Of the options beside a known name."""
+    options = {option: given for option, given in value.items() if option != "name"}
+    if key == "topology":
+        return option_faults(name, options)
+    if key == "task":
+        return _faults_of_task_options(name, options) if name in TASKS else []
+    offered: list[str] = []
+    if key == "partition":
+        offered = [p.name for p in inspect.signature(PARTITIONS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return [f"{key}.{unknown_key(option, given, ['name', *offered])}" for option, given in options.items() if option not in offered]
+
+
+def _faults_of_task_options(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Of a task of ours; one of the user's own is asked when it is loaded."""
+    accepted = inspect.signature(TASKS[name]).parameters
+    offered = [option for option in accepted if option not in _FROM_EXPERIMENT]
+    return [
+        f"task.{option} = {shown(given)}: {nearest(option, offered)}{name} takes {', '.join(offered)}"
+        for option, given in options.items()
+        if option not in accepted
+    ]
 
 
 def _contradictions(experiment: Experiment) -> list[str]:
     """Values that are right one by one and wrong together."""
     found = []
-    if "complete" in experiment.algorithm.build().requires and experiment.topology.name != "complete":
+    algorithm = ALGORITHMS.get(experiment.algorithm.name)  # an unknown rule cannot be asked what it needs
+    if algorithm and "complete" in experiment.algorithm.build().requires and experiment.topology.name != "complete":
         found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
     if experiment.rounds == 0 and experiment.stop is None:
         found.append("rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop")
+    if experiment.optimizer.warmup_rounds and experiment.optimizer.warmup_rounds >= experiment.rounds:
+        found.append(f"optimizer.warmup_rounds = {experiment.optimizer.warmup_rounds}: must be < rounds, which is {experiment.rounds}")
     if experiment.optimizer.momentum and experiment.optimizer.name not in ("sgd", "rmsprop"):
         found.append(
             f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it"
@@ -286,7 +399,7 @@ def _replaced(raw: dict[str, Any], path: list[str], value: Any, key: str) -> dic
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise ConfigError(f"{key}: {head} = {inner!r} is not a mapping", "--set")
-    if rest == ["name"] and head in ("topology", "partition"):
+        raise ConfigError(f"{key}: {head} = {shown(inner)} is not a mapping", "--set")
+    if (rest == ["name"] and head in ("topology", "partition")) or (head == "topology" and rest == ["file"]):
         inner = {}  # another generator: the options of the one before do not belong to it
     return {**raw, head: _replaced(inner, rest, value, key)}

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 
 from p2pfl.errors import ConfigError
 
 T = TypeVar("T")
 
 _MAX_SHOWN = 60
+_MAX_BYTES = 64 * 1024**2
+_MAX_DEPTH = 50
+_MAX_ALIASED = 10_000  # values that aliases may add to a file: nested ones can stand for more than any memory holds
 _TYPE_WORDS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -34,6 +39,8 @@ _TYPE_WORDS = {
     "tuple_type": "a list",
     "missing": "required, but missing",
     "finite_number": "a finite number",
+    "none_required": "null",
+    "invalid_key": "a text as the key",
 }
 
 _NUMBER = re.compile(
@@ -42,16 +49,56 @@ _NUMBER = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that takes 1e-3 for a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+    """SafeLoader that takes 1e-3 for a number (YAML 1.1 wants 1.0e-3) and refuses what people do not mean, all of it at once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: list[tuple[int, int, str]] = []  # line, column
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._num_aliased = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if is_alias:
+            if id(node) not in self._sizes:
+                raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", mark)
+            self._num_aliased += self._sizes[id(node)][0]
+            if self._num_aliased > _MAX_ALIASED:
+                raise yaml.constructor.ConstructorError(None, None, f"aliases stand for more than {_MAX_ALIASED} values", mark)
+            return node
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        sizes = [self._sizes[id(part)] for part in inner] if isinstance(node, yaml.CollectionNode) else []
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if depth > _MAX_DEPTH:
+            raise yaml.constructor.ConstructorError(None, None, f"nested more than {_MAX_DEPTH} deep", mark)
+        self._sizes[id(node)] = (size, depth)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._fault(key, f"a {'list' if isinstance(key, yaml.SequenceNode) else 'mapping'} as a key: expected a text")
+            elif (key.tag, key.value) in seen:
+                self._fault(key, f"the key {key.value!r} is given twice")
+            else:
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # from !!int x, or digits without end
+            given = f"{shown(node.value)} is no {node.tag.rpartition(':')[2]}" if isinstance(node, yaml.ScalarNode) else str(error)
+            raise yaml.constructor.ConstructorError(None, None, given, node.start_mark) from error
+
+    def _fault(self, node: yaml.Node, sentence: str) -> None:
+        self.faults.append((node.start_mark.line + 1, node.start_mark.column + 1, sentence))
 
 
 _Loader.yaml_implicit_resolvers = {  # pyyaml's own way
@@ -79,34 +126,68 @@ def parse_yaml(text: str, place: str) -> Any:
         ConfigError: it is not YAML; the message names line and column.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # derives from SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if loader.faults:
+            raise ConfigError([f"line {line}, column {column}: {what}" for line, column, what in sorted(loader.faults)], place)
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}{error.problem or error.context}", place) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not readable as YAML: {error}", place) from error
+        what = error.problem or error.context or ""
+        if what.startswith("but "):
+            what = f"{error.context}, {what}"
+        if "'\\t'" in what:
+            what += "; indent with spaces"
+        raise ConfigError(f"{where}{what}", place) from error
+    except RecursionError as error:
+        raise ConfigError(f"not readable as YAML: nested more than {_MAX_DEPTH} deep", place) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}", place) from error
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
+def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
+    Args:
+        path: the file.
+        such_as: what the message for an empty file gives as an example.
+
     Raises:
-        ConfigError: the file is missing, unreadable, not YAML or not a mapping with text keys.
+        ConfigError: the file is missing, unreadable, empty, not YAML or not a mapping with text keys.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError("no such file", str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", str(path)) from error
+    except IsADirectoryError as error:
+        raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ConfigError(
+            f"cannot be read: line {line} holds the byte 0x{byte:02x}, which is not UTF-8; save it as UTF-8", str(path)
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"cannot be read: more than {_MAX_BYTES} bytes", str(path))
     value = parse_yaml(text, str(path))
+    if value is None and all(line.partition("#")[0].strip() in ("", "---", "...") for line in text.splitlines()):
+        raise ConfigError(f"is empty: expected a mapping (key: value){', such as ' if such_as else ''}{such_as}", str(path))
     if not isinstance(value, dict):
-        raise ConfigError(f"holds {_shown(value)}: expected a mapping (key: value)", str(path))
-    strange = [key for key in value if not isinstance(key, str)]
-    if strange:
-        raise ConfigError([f"the key {key!r}: expected a text" for key in strange], str(path))
+        given = "a text" if isinstance(value, str) else shown(value)  # a text may be a private key, given in the wrong place
+        raise ConfigError(f"holds {given}: expected a mapping (key: value)", str(path))
+    if strange := strange_keys(value):
+        raise ConfigError(strange, str(path))
     return value
+
+
+def strange_keys(value: Mapping[Any, Any], of: str = "") -> list[str]:
+    """A finding for each key that is not a text."""
+    return [f"{of}{': ' if of else ''}the key {shown(key)}: expected a text" for key in value if not isinstance(key, str)]
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
@@ -121,9 +202,26 @@ def check(kind: type[T], value: Mapping[str, Any], place: str) -> T:
         ConfigError: one finding for each fault, each with the key, the value given and what is allowed.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(value))
+        return cast("T", _validator(cast("Hashable", kind)).validate_python(dict(value)))
     except ValidationError as error:
         raise ConfigError(findings(kind, error), place) from error
+
+
+@cache
+def _validator(kind: Any) -> SchemaValidator:
+    """Pydantic's, but true is no number, 5.0 no whole one, '5' neither, and no number is infinite."""
+    return SchemaValidator(_strict(TypeAdapter(kind).core_schema))
+
+
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, list | tuple):
+        return type(schema)(_strict(part) for part in schema)
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _strict(part) for key, part in schema.items()}
+    strictness = {"int": {"strict": True}, "bool": {"strict": True}, "float": {"strict": True, "allow_inf_nan": False}}
+    kind = schema.get("type")
+    return inner | strictness.get(kind, {}) if isinstance(kind, str) else inner
 
 
 def findings(kind: type[Any], error: ValidationError) -> list[str]:
@@ -137,9 +235,14 @@ def findings(kind: type[Any], error: ValidationError) -> list[str]:
     return sentences
 
 
+def unknown_key(key: str, given: object, allowed: list[str]) -> str:
+    """A finding for a key that is not there to be written."""
+    return f"{key} = {shown(given)}: unknown key, {_one_of(key, allowed)}"
+
+
 def unknown_name(key: str, given: object, allowed: list[str]) -> str:
     """A finding for a name that nothing is registered under."""
-    return f"{key} = {_shown(given)}: {_one_of(given, allowed)}"
+    return f"{key} = {shown(given)}: {_one_of(given, allowed)}"
 
 
 def _sentence(kind: type[Any], location: list[str | int], fault: Any) -> str:
@@ -147,7 +250,7 @@ def _sentence(kind: type[Any], location: list[str | int], fault: Any) -> str:
     code, given = fault["type"], fault["input"]
     if code == "unexpected_keyword_argument":
         allowed = [f.name for f in fields(_owner(kind, location[:-1]))]
-        return f"{key} = {_shown(given)}: unknown key, {_one_of(location[-1], allowed)}"
+        return key.removesuffix(str(location[-1])) + unknown_key(str(location[-1]), given, allowed)
     if code == "missing":
         return f"{key}: required, but missing"
     context = fault.get("ctx", {})
@@ -160,16 +263,22 @@ def _sentence(kind: type[Any], location: list[str | int], fault: Any) -> str:
         expected = f"one of {context['expected']}"
     elif code == "value_error":
         expected = str(context.get("error", fault["msg"]))
-        return f"{key} = {_shown(given)}: {expected}" if key else expected
+        return f"{key} = {shown(given)}: {expected}" if key else expected
     else:
         expected = f"expected {_TYPE_WORDS[code]}" if code in _TYPE_WORDS else fault["msg"]
-    return f"{key} = {_shown(given)}: {expected}"
+    return f"{key} = {shown(given)}: {expected}"
 
 
 def _one_of(given: object, allowed: list[str]) -> str:
+    if len(allowed) == 1:
+        return f"expected {allowed[0]}"
+    return f"{nearest(given, allowed)}one of {', '.join(allowed)}"
+
+
+def nearest(given: object, allowed: list[str]) -> str:
+    """A question whether another name was meant, or nothing."""
     near = difflib.get_close_matches(str(given), allowed, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}one of {', '.join(allowed)}"
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _owner(kind: type[Any], location: list[str | int]) -> type[Any]:
@@ -190,6 +299,19 @@ def _is_type_name(part: str | int) -> bool:
     return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("float", "int", "str", "bool", "none"))
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def shown(value: object) -> str:
+    """A value as its file says it, cut where it is long."""
+    text = _written(value)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
+
+
+def _written(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_written(key)}: {_written(part)}" for key, part in value.items()) + "}"
+    if type(value) in (list, tuple):
+        return "[" + ", ".join(map(_written, cast("list[object]", value))) + "]"
+    if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
+        return f"{'-' if value < 0 else ''}a whole number of more than {_MAX_SHOWN} digits"
+    return repr(value)

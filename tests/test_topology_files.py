@@ -109,9 +109,9 @@ def test_all_faults_of_a_yaml_file_at_once(tmp_path):
     assert findings(written(tmp_path, text)) == [
         "links = []: unknown key, one of nodes, edges, directed",
         "edges[4] = ['rome']: expected two nodes, [a, b] or {between: [a, b], ...}",
-        "edges[5].wieght = 3: unknown key, one of between, weight, latency_ms, bandwidth_mbps",
+        "edges[5].wieght = 3: unknown key, did you mean weight? one of between, weight, latency_ms, bandwidth_mbps",
         "edges[6] = {'latency_ms': 3}: expected two nodes, [a, b] or {between: [a, b], ...}",
-        "nodes[1] = False: expected a text; put it in quotes",
+        "nodes[1] = false: expected a text; put it in quotes",
         "nodes: 'oslo' is there 2 times",
         "edges[1]: oslo - oslo leads from a node to itself; leave it out, a node's own weight is what is left",
         "edges[2]: rome - oslo is there already, at edges[0]; keep one of them",
@@ -136,18 +136,18 @@ def test_wrong_values_of_edges(tmp_path):
         "edges[0]: latency_ms = -1, expected a number >= 0",
         "edges[1]: latency_ms = 'fast', expected a number >= 0",
         "edges[0]: bandwidth_mbps = 0, expected a number > 0",
-        "edges[2]: bandwidth_mbps = True, expected a number > 0",
+        "edges[2]: bandwidth_mbps = true, expected a number > 0",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("nodes: many\nedges: []", "nodes = 'many': expected a list of names or how many there are"),
+        ("nodes: many\nedges: []", "nodes = 'many': expected a list of names or how many there are, at most 1000000"),
         ("nodes: 1\nedges: []", "nodes: 1 of them, a network needs at least 2"),
-        ("nodes: 3", "edges = None: expected a list of [a, b] or {between: [a, b], ...}"),
+        ("nodes: 3", "edges is missing: expected a list of [a, b] or {between: [a, b], ...}"),
         ("nodes: 2\nedges: [[0, 1]]\ndirected: 1", "directed = 1: expected true or false"),
-        ("nodes: -3\nedges: []", "nodes = -3: expected a list of names or how many there are"),
+        ("nodes: -3\nedges: []", "nodes = -3: expected a list of names or how many there are, at most 1000000"),
         ("- a", "holds ['a']: expected a mapping (key: value)"),
         ("nodes: [a, b]\nnodes: [c]", "line 2, column 1: the key 'nodes' is given twice"),
         (

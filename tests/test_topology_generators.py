@@ -147,7 +147,7 @@ def test_the_undirected_exponential_graph_links_both_ways():
         ("rign", 8, {}, r"topology = 'rign': did you mean ring\? one of ring, path, star"),
         ("petersen", 10, {"degree": 3}, r"petersen has no option degree = 3: expected none"),
         ("random-regular", 8, {"degree": "3"}, r"degree = '3': expected a whole number"),
-        ("erdos-renyi", 8, {"p": True}, r"p = True: expected a number"),
+        ("erdos-renyi", 8, {"p": True}, r"p = true: expected a number"),
         ("exponential", 8, {"directed": 1}, r"directed = 1: expected true or false"),
     ],
 )

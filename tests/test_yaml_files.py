@@ -116,13 +116,39 @@ def test_a_file_must_be_a_mapping_with_texts_as_keys(tmp_path):
         return list(caught.value.findings)
 
     assert fault(b"- 1\n") == ["holds [1]: expected a mapping (key: value)"]
-    assert fault(b"") == ["holds None: expected a mapping (key: value)"]
+    assert fault(b"") == ["is empty: expected a mapping (key: value)"]
     assert fault(b"1: a\n2: b\n") == ["the key 1: expected a text", "the key 2: expected a text"]
-    assert fault(b"a: \xff\xfe")[0].startswith("cannot be read: 'utf-8' codec")
+    assert fault(b"a: \xff\xfe")[0].startswith("cannot be read: line 1 holds the byte 0xff")
     with pytest.raises(ConfigError, match="no such file"):
         load_yaml(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_yaml(tmp_path)
+
+
+def test_aliases_and_merged_keys_are_taken_where_they_are_few():
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: *a\nc: {<<: *a, x: 3}", "here") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 3, "y": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"crew": True}, "crew = true: expected a whole number"),
+        ({"crew": 3.0}, "crew = 3.0: expected a whole number"),
+        ({"crew": "3"}, "crew = '3': expected a whole number"),
+        ({"length_m": "7"}, "length_m = '7': expected a number"),
+        ({"length_m": False}, "length_m = false: expected a number"),
+        ({"length_m": math.inf}, "length_m = inf: expected a finite number"),
+        ({"sails": "yes"}, "sails = 'yes': expected true or false"),
+        ({"sails": 1}, "sails = 1: expected true or false"),
+        ({"motor": {"power_kw": True}}, "motor.power_kw = true: expected a number"),
+    ],
+)
+def test_no_value_is_taken_for_one_of_another_kind(change, finding):
+    assert faults_of({"name": "Anna", **change}) == [finding]
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs")))  # nobody writes control characters; PyYAML loses some of them
@@ -157,7 +183,7 @@ def test_what_is_right_becomes_the_object():
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ({"name": None}, "name = None: expected a text"),
+        ({"name": None}, "name = null: expected a text"),
         ({"length_m": 1}, "length_m = 1: must be >= 2.0"),
         ({"length_m": 31}, "length_m = 31: must be <= 30.0"),
         ({"length_m": "long"}, "length_m = 'long': expected a number"),
@@ -168,7 +194,7 @@ def test_what_is_right_becomes_the_object():
         ({"ports": 3}, "ports = 3: expected a list"),
         ({"ports": ["Kiel", 4]}, "ports.1 = 4: expected a text"),
         ({"notes": 3}, "notes = 3: expected a mapping (key: value)"),
-        ({"spare": None}, "spare = None: expected a mapping (key: value)"),
+        ({"spare": None}, "spare = null: expected a mapping (key: value)"),
         ({"spare": {"power_kw": 0}}, "spare.power_kw = 0: must be > 0.0"),
         ({"spare": {"power_kw": math.inf}}, "spare.power_kw = inf: expected a finite number"),
         ({"motor": {"kind": "steam"}}, "motor.kind = 'steam': one of 'electric' or 'diesel'"),

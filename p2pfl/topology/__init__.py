@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from p2pfl.errors import TopologyError
@@ -12,6 +12,7 @@ from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.spectrum import describe, diameter, diameter_bounds, lambda_2, lambda_min, laplacian_extremes, rounds_to, spectral_gap
 from p2pfl.topology.weights import WEIGHTS, weighted
+from p2pfl.yaml_files import shown, unknown_name
 
 __all__ = [
     "SMALL_GRAPHS",
@@ -28,11 +29,14 @@ __all__ = [
     "laplacian_extremes",
     "load",
     "make",
+    "option_faults",
     "options_of",
     "rounds_to",
     "spectral_gap",
     "weighted",
 ]
+
+_MAX_NODES = 10**7
 
 
 def known_names() -> list[str]:
@@ -53,17 +57,15 @@ def make(name: str, num_nodes: int | None = None, seed: int = 0, **options: Any)
         TopologyError: there is no such graph, or none of that size or with those options.
     """
     if name not in TOPOLOGIES:
-        near = difflib.get_close_matches(name, TOPOLOGIES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise TopologyError(f"topology = {name!r}: {hint}one of {', '.join(TOPOLOGIES)}")
+        raise TopologyError(unknown_name("topology", name, list(TOPOLOGIES)))
     if num_nodes is None and name not in SMALL_GRAPHS:
         raise TopologyError(f"topology {name}: needs a number of nodes")
     if num_nodes is not None and num_nodes < 2:  # noqa: PLR2004
         raise TopologyError(f"topology {name} of {num_nodes} nodes: a network needs at least 2")
-    allowed = options_of(name)
-    faults = [_wrong(name, key, value, allowed) for key, value in options.items()]
-    if any(faults):
-        raise TopologyError([fault for fault in faults if fault])
+    if num_nodes is not None and num_nodes > _MAX_NODES:
+        raise TopologyError(f"topology {name} of {num_nodes} nodes: expected at most {_MAX_NODES}")
+    if faults := option_faults(name, options):
+        raise TopologyError(faults)
     return TOPOLOGIES[name](num_nodes, seed, **options)
 
 
@@ -73,10 +75,18 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
+def option_faults(name: str, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a known graph's options, the seed among them."""
+    allowed = options_of(name)
+    seed = inspect.signature(TOPOLOGIES[name]).parameters["seed"]
+    faults = [_wrong(name, key, value, {"seed": seed} if key == "seed" else allowed) for key, value in options.items()]
+    return [fault for fault in faults if fault]
+
+
 def _wrong(name: str, key: str, value: object, allowed: dict[str, inspect.Parameter]) -> str | None:
     """What is wrong with an option, if anything."""
     if key not in allowed:
-        return f"topology {name} has no option {key} = {value!r}: expected {', '.join(allowed) or 'none'}"
+        return f"topology {name} has no option {key} = {shown(value)}: expected {', '.join(allowed) or 'none'}"
     annotation = str(allowed[key].annotation)  # a text: annotations are postponed
     if annotation.startswith("bool"):
         fits, expected = isinstance(value, bool), "true or false"
@@ -85,4 +95,4 @@ def _wrong(name: str, key: str, value: object, allowed: dict[str, inspect.Parame
     else:
         fits, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
     may_be_none = value is None and annotation.endswith("None")
-    return None if fits or may_be_none else f"topology {name} with {key} = {value!r}: expected {expected}"
+    return None if fits or may_be_none else f"topology {name} with {key} = {shown(value)}: expected {expected}"

@@ -15,7 +15,8 @@ edges or on none.
 from __future__ import annotations
 
 import json
-import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any
 
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.topology.graph import Topology, check_connected
+from p2pfl.yaml_files import load_yaml, shown, unknown_key
 
+_MAX_NODES = 10**6
 _VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
 
 
@@ -53,15 +56,23 @@ def load(path: Path | str) -> Topology:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise TopologyError(f"a file ending in {path.suffix!r}: expected one of {', '.join(_READERS)}", str(path))
-    if not path.is_file():
-        raise TopologyError("no such file", str(path))
     try:
+        if path.is_dir():
+            raise TopologyError("is a folder: expected a file")
+        if not path.exists():
+            raise TopologyError("no such file")
         topology = _build(path.stem, reader(path))
         check_connected(topology)
     except ConfigError as error:
         raise TopologyError(error.findings, str(path)) from error
-    except (ValueError, TypeError, KeyError, OSError, SyntaxError) as error:
-        raise TopologyError(f"cannot be read as {path.suffix}: {error}", str(path)) from error
+    except OSError as error:
+        raise TopologyError(f"cannot be read: {error.strerror or error}", str(path)) from error
+    except RecursionError as error:
+        raise TopologyError(f"cannot be read as {path.suffix}: nested too deeply", str(path)) from error
+    except KeyError as error:
+        raise TopologyError(f"cannot be read as {path.suffix}: {error} is missing", str(path)) from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
+        raise TopologyError(f"cannot be read as {path.suffix}: {' '.join(str(error).split())}", str(path)) from error
     return topology
 
 
@@ -69,8 +80,10 @@ def _build(name: str, sketch: _Sketch) -> Topology:
     """A topology from a sketch without faults."""
     faults = list(sketch.faults)
     labels = [str(node) for node in sketch.nodes if _is_label(node)]
-    faults += [f"nodes[{i}] = {node!r}: expected a text; put it in quotes" for i, node in enumerate(sketch.nodes) if not _is_label(node)]
-    faults += [f"nodes: {label!r} is there {labels.count(label)} times" for label in sorted(set(labels)) if labels.count(label) > 1]
+    faults += [
+        f"nodes[{i}] = {shown(node)}: expected a text; put it in quotes" for i, node in enumerate(sketch.nodes) if not _is_label(node)
+    ]
+    faults += [f"nodes: {label!r} is there {count} times" for label, count in sorted(Counter(labels).items()) if count > 1]
     if len(sketch.nodes) < 2:  # noqa: PLR2004
         faults.append(f"nodes: {len(sketch.nodes)} of them, a network needs at least 2")
     number = {label: i for i, label in enumerate(labels)}
@@ -119,7 +132,7 @@ def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, An
     numbers = []
     for place, _, _, values in edges:
         value = values.get(key, 1)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         allowed = {"weight": "a number other than 0", "latency_ms": "a number >= 0", "bandwidth_mbps": "a number > 0"}[key]
         if (
             not is_number
@@ -127,7 +140,7 @@ def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, An
             or (key == "latency_ms" and value < 0)
             or (key == "bandwidth_mbps" and value <= 0)
         ):
-            faults.append(f"{place}: {key} = {value!r}, expected {allowed}")
+            faults.append(f"{place}: {key} = {shown(value)}, expected {allowed}")
         else:
             numbers.append(float(value))
     return numbers, faults
@@ -138,28 +151,25 @@ def _is_label(node: object) -> bool:
 
 
 def _some(labels: Sequence[str]) -> str:
-    shown = 8
-    return ", ".join(labels[:shown]) + (f", ... ({len(labels)} in all)" if len(labels) > shown else "")
+    most = 8
+    return ", ".join(labels[:most]) + (f", ... ({len(labels)} in all)" if len(labels) > most else "")
 
 
 def _read_yaml(path: Path) -> _Sketch:
-    from p2pfl.yaml_files import load_yaml
-
-    content = load_yaml(path)
+    content = load_yaml(path, "nodes: [a, b] and edges: [[a, b]]")
     faults = [
-        f"{key} = {content[key]!r}: unknown key, one of nodes, edges, directed"
-        for key in content
-        if key not in ("nodes", "edges", "directed")
+        unknown_key(key, content[key], ["nodes", "edges", "directed"]) for key in content if key not in ("nodes", "edges", "directed")
     ]
     nodes, edges, directed = content.get("nodes"), content.get("edges"), content.get("directed", False)
-    if isinstance(nodes, int) and not isinstance(nodes, bool) and nodes >= 0:
+    if isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES:
         nodes = list(range(nodes))
+    given = {key: f"= {shown(content[key])}: expected" if key in content else "is missing: expected" for key in ("nodes", "edges")}
     if not isinstance(nodes, list):
-        faults.append(f"nodes = {nodes!r}: expected a list of names or how many there are")
+        faults.append(f"nodes {given['nodes']} a list of names or how many there are, at most {_MAX_NODES}")
     if not isinstance(edges, list):
-        faults.append(f"edges = {edges!r}: expected a list of [a, b] or {{between: [a, b], ...}}")
+        faults.append(f"edges {given['edges']} a list of [a, b] or {{between: [a, b], ...}}")
     if not isinstance(directed, bool):
-        faults.append(f"directed = {directed!r}: expected true or false")
+        faults.append(f"directed = {shown(directed)}: expected true or false")
     if not isinstance(nodes, list) or not isinstance(edges, list):
         raise TopologyError(faults)
     rows = []
@@ -167,13 +177,11 @@ def _read_yaml(path: Path) -> _Sketch:
         place = f"edges[{i}]"
         values = {key: value for key, value in edge.items() if key != "between"} if isinstance(edge, dict) else {}
         pair = edge.get("between") if isinstance(edge, dict) else edge
-        faults += [
-            f"{place}.{key} = {values[key]!r}: unknown key, one of between, {', '.join(_VALUES)}" for key in values if key not in _VALUES
-        ]
+        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *_VALUES])}" for key in values if key not in _VALUES]
         if isinstance(pair, list) and len(pair) == 2 and all(_is_label(end) for end in pair):  # noqa: PLR2004
             rows.append((place, *pair, values))
         else:
-            faults.append(f"{place} = {edge!r}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
+            faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
     return _Sketch(nodes=nodes, edges=rows, directed=directed is True, faults=faults)
 
 
