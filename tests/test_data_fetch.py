@@ -124,6 +124,28 @@ def test_what_is_not_an_archive_is_refused(server):
         fetch(source_at(server.url + "/page.zip"))
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda entry: entry.update(flag_bits=1),  # encrypted
+        lambda entry: entry.update(compress_type=99),  # a method that nobody has
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked_is_refused(server, monkeypatch, spoil):
+    def infolist(archive):
+        changed = {}
+        spoil(changed)
+        for member in archive.filelist:
+            for key, value in changed.items():
+                setattr(member, key, value)
+        return archive.filelist
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", infolist)
+
+    with pytest.raises(DataError, match="is not a zip archive"):
+        fetch(source_at(server.url + "/whole.zip"))
+
+
 def test_an_archive_that_is_far_too_large_is_refused(server, monkeypatch):
     monkeypatch.setattr(sources, "_SIZE_LIMIT_BYTES", 100)
 
@@ -233,6 +255,15 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 
     assert isinstance(said.exception, ConfigError)
     assert str(said.exception) == "NAME = 'hart': one of heart-disease"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_downloaded(tmp_path):
+    place = tmp_path / "file"
+    place.write_text("mine")
+    said = CliRunner().invoke(app, ["fetch", "heart-disease", "--folder", str(place)])
+
+    assert isinstance(said.exception, ConfigError)
+    assert str(said.exception) == f"--folder = '{place}': it is a file, expected a folder"
 
 
 @pytest.mark.parametrize("command", ["fetch", "list"])

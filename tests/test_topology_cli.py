@@ -200,3 +200,11 @@ def test_without_matplotlib_the_extra_is_named(run, tmp_path, monkeypatch):
 
     with pytest.raises(MissingExtraError, match=r"pip install 'p2pfl-mesh\[plot\]'"):
         run("show", "ring", "--plot", tmp_path / "ring.png")
+
+
+def test_what_lies_in_topologies_and_is_no_text_does_not_stop_the_list(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "topologies" / "folder.yaml").mkdir(parents=True)
+    (tmp_path / "topologies" / "bytes.yaml").write_bytes(b"# Caf\xe9\n")
+
+    assert json.loads(run("list", "--json"))["files"] == {"topologies/bytes.yaml": "Caf\N{REPLACEMENT CHARACTER}"}

@@ -30,6 +30,8 @@ def fetch(
     if name not in sources.SOURCES:
         raise ConfigError(f"NAME = {name!r}: one of {', '.join(sources.SOURCES)}")
     source = sources.SOURCES[name]
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--folder = '{folder}': it is a file, expected a folder")
     paths = sources.fetch(source, folder)
     if as_json:
         typer.echo(

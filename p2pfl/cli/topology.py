@@ -46,7 +46,9 @@ def list_(*, as_json: Json = False) -> None:
         generated[name] = f"{described} Options: {', '.join(options)}." if options else described
     rules = {name: _first_line(rule.__doc__) for name, rule in WEIGHTS.items()}
     files = {
-        str(path): path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in sorted(Path("topologies").glob("*.yaml"))
+        str(path): path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
+        for path in sorted(Path("topologies").glob("*.yaml"))
+        if path.is_file()
     }
     if as_json:
         typer.echo(json.dumps({"generated": generated, "small": list(SMALL_GRAPHS), "weights": rules, "files": files}, indent=2))

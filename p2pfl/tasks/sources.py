@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -82,7 +83,10 @@ def read(source: Source, names: Iterable[str], folder: str | Path | None = None)
             raise DataError(
                 f"{name} is not in {looked_in}: run `p2pfl data fetch {source.name}`, or set P2PFL_DATA to a folder with {source.folder}/"
             )
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
         _check(name, content, source, place=str(path), remedy=f"delete it and run `p2pfl data fetch {source.name}`")
         found[name] = content
     return found
@@ -158,7 +162,7 @@ def _unpack(archive: bytes, source: Source) -> dict[str, bytes]:
                 with files.open(members[name]) as file:
                     contents[name] = file.read(_SIZE_LIMIT_BYTES)
             return contents
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way unknown here
         raise DataError(f"what {source.url} sent is not a zip archive: {error}") from error
 
 
