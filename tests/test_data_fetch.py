@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import sys
 import threading
 import zipfile
 from collections import Counter
@@ -216,6 +217,15 @@ def test_a_changed_file_is_refused_when_it_is_read(server):
     with pytest.raises(DataError, match=r"one\.data has MD5 .* delete it and run `p2pfl data fetch tiny`") as caught:
         read(source, ["one.data"])
     assert caught.value.place == str(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that even root cannot read")
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "one.data").symlink_to("/proc/self/mem")
+
+    with pytest.raises(DataError, match="cannot be read: Input/output error") as caught:
+        read(source_at("http://127.0.0.1/"), ["one.data"], tmp_path)
+    assert caught.value.place == str(tmp_path / "one.data")
 
 
 def test_the_cache_is_in_the_home_folder_unless_said_otherwise(tmp_path, monkeypatch):
