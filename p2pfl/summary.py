@@ -100,8 +100,8 @@ def finish_summary(
         mean_P = x_NP.mean(dim=0)
         distance = float(torch.linalg.vector_norm(x_NP - mean_P, dim=-1).double().square().mean().sqrt())
         norm = float(torch.linalg.vector_norm(mean_P))
-    training = seconds.get("train", 0.0) + seconds.get("mix", 0.0)
-    named = ("setup", "train", "mix", "evaluate")
+    working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
+    named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other
     return {
         "experiment": plan.experiment.name,
         "engine": engine,
@@ -115,7 +115,7 @@ def finish_summary(
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
-        "node_rounds_per_second": len(plan.names) * rounds / training if training > 0 else None,
+        "node_rounds_per_second": len(plan.names) * rounds / working if working > 0 else None,
         "peak_rss_bytes": peak_rss_bytes,
         "row_by_row": row_by_row,
     }

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from p2pfl.errors import P2PFLError
+
 app = typer.Typer(no_args_is_help=True)
 
 SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml.")]
@@ -31,6 +33,8 @@ def start(
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
     reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes)
+    if reason == "diverged":
+        raise P2PFLError("diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr")
     sys.stdout.write(f"stopped: {reason}\n")
 
 

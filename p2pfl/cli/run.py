@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, P2PFLError
 
 if TYPE_CHECKING:
     from p2pfl.results import Run
@@ -156,6 +156,12 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) 
 def _say_result(run: Run, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(run.summary, indent=2) + "\n")
+    if run.summary["stop_reason"] == "diverged":
+        raise P2PFLError(
+            f"{run.path} has diverged: at every node the last training left the finite numbers and was taken back; "
+            "lower optimizer.lr or set optimizer.clip_norm"
+        )
+    if as_json:
         return
     from rich.console import Console
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,12 @@ def mean_scores(summary: Mapping[str, Any], metric: str) -> Scores:
 
 def verdict(run: RunRecords, course: Convergence) -> list[str]:
     """Sentences for somebody who has to decide what to do next."""
-    found = [_agreement(run, course)]
+    if run.summary is not None and run.summary.get("stop_reason") == "diverged":
+        return [
+            "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
+            "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
+        ]
+    found = [_agreement(run, course), *_diverged(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(course)
     if run.summary is not None and run.summary.get("metrics"):
@@ -80,6 +86,15 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     within = relative is not None and course.tolerance is not None and relative <= course.tolerance
     though = ", which is within the tolerance, but not every node could certify it" if within else ""
     return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
+
+
+def _diverged(run: RunRecords) -> list[str]:
+    """Who has lost training rounds because they left the finite numbers."""
+    times = Counter(str(event["node"]) for event in run.events if event["event"] == "diverged")
+    if not times:
+        return []
+    listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
+    return [f"Training left the finite numbers and was taken back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
 
 
 def _where_stuck(course: Convergence) -> list[str]:

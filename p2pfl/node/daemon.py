@@ -86,6 +86,7 @@ class Daemon:
         incarnation: int,
         status_port: int | None = 0,
     ) -> None:
+        self._made_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
         self._row = plan.names.index(me)
@@ -137,14 +138,18 @@ class Daemon:
     # ---- running
 
     async def run(self) -> str:
-        """Take part until the network stops. Returns the stop reason: "converged", "rounds", or "paused" where it was asked to leave.
+        """Take part until the network stops.
+
+        Returns:
+            The stop reason: "converged", "rounds", "diverged" where the last training here left the finite numbers, "paused" where it was
+            asked to leave.
 
         Raises:
             StoreError: the disk failed, or the checkpoint cannot be read.
         """
         self._open_folder()
         if self._finished and self.protocol.closing is not None:
-            return self.protocol.closing
+            return self._outcome(self.protocol.closing)
         try:
             return await self._run()
         except BaseExceptionGroup as group:  # one failure of one task: say that, and not that it was in a group
@@ -185,7 +190,11 @@ class Daemon:
             return reason
         await self._close(reason)
         await self._say_goodbye("finished")
-        return reason
+        return self._outcome(reason)
+
+    def _outcome(self, reason: str) -> str:
+        """What the end is called here, where the network stopped for a reason."""
+        return "diverged" if self._population.all_diverged else reason
 
     async def _greet(self) -> None:
         """Wait until every neighbour has greeted."""
@@ -195,6 +204,7 @@ class Daemon:
             await self._wait(deadline_s)
         for neighbour in links:
             neighbour.missed = not neighbour.session.is_open
+        self._seconds["setup"] = self._now() - self._made_s
 
     async def _rounds(self) -> str:
         experiment, protocol = self.plan.experiment, self.protocol
@@ -394,7 +404,7 @@ class Daemon:
                 plan,
                 engine="daemons",
                 rounds=self._round,
-                stop_reason=reason,
+                stop_reason=self._outcome(reason),
                 x_NP=None,
                 metrics={self.me: population.evaluate()[0]},
                 mean_model=None,
@@ -538,6 +548,7 @@ class Daemon:
                 "joined": self._joined,
                 "bytes_sent": self._bytes_sent,
                 "seconds": self._seconds,
+                "diverged": list(self._population.diverged),
                 "protocol": self.protocol.story(),
                 "terms": asdict(self._terms),
                 "written": time.time(),
@@ -569,6 +580,7 @@ class Daemon:
         tensors, story = found
         self._population.restore(tensors)
         self._finished, self._joined = story["finished"], story["joined"]
+        self._population.diverged = tuple(story["diverged"])
         self._round, self._bytes_sent, self._seconds = story["round"], story["bytes_sent"], dict(story["seconds"])
         self._last_row = {"total_bytes": self._bytes_sent}
         restore_edges(self.protocol, self._format, tensors, story["protocol"], self._checkpoint)

@@ -49,6 +49,14 @@ class _Site:
     folder: Path
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    began_at: int = -1
+    """The last round on record when it was last started."""
+    fruitless: int = 0
+    """How often in a row it died without a new round."""
+    log_offset: int = 0
+    """Where in its log its last start begins."""
+    why: str = ""
+    """The reason that it gave itself for ending, in its own words."""
     offset: int = 0
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -60,6 +68,18 @@ class _Site:
     def rounds_seen(self) -> int:
         """The last round on record, -1 for none."""
         return max(self.rows, default=-1)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "node.log"
+
+    def last_words(self) -> str:
+        """What its last process said at the end of its own accord; empty where it was killed or crashed."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_offset)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith("p2pfl: ")]
+        return "\n".join(lines[starts[-1] :]).removeprefix("p2pfl: ") if starts else ""
 
     def read_new_rows(self) -> None:
         """Take up what the node has recorded since the last look."""
@@ -186,16 +206,18 @@ class _Network:
                 self._show()
         finally:
             await self._stop_all()
-        missing = [site.name for site in self._sites if not (site.run_folder / "summary.json").exists()]
+        missing = [site for site in self._sites if not (site.run_folder / "summary.json").exists()]
         if missing:
-            logs = ", ".join(str(self._place / "sites" / name / "node.log") for name in missing)
-            raise P2PFLError(f"{', '.join(missing)} did not finish; the reason is in {logs}; go on with --resume {self._place}")
+            reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
+            raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
     async def _start(self, site: _Site) -> None:
         command = [sys.executable, "-m", "p2pfl", "--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         site.starts += 1
-        with (site.folder / "node.log").open("ab") as output:
+        site.began_at = site.rounds_seen
+        with site.log.open("ab") as output:
+            site.log_offset = output.tell()
             # a session of its own, so that Ctrl-C reaches us alone; the open pipe tells it when we are gone
             site.process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -209,11 +231,13 @@ class _Network:
         site.process = None
         if (site.run_folder / "summary.json").exists():
             return
-        self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": f"exit code {code}"})
-        if code == 2:  # noqa: PLR2004  # it was told something wrong: starting again would not help
-            return
-        if site.starts <= RESTARTS:
-            log.warning("%s died with exit code %d; starting it again", site.name, code)
+        said = site.last_words()
+        site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+        site.fruitless = site.fruitless + 1 if site.rounds_seen == site.began_at else 0
+        self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": site.why})
+        hopeless = bool(said) or site.fruitless > 1  # it would end in the same way
+        if not hopeless and site.starts <= RESTARTS:
+            log.warning("%s died (%s); starting it again", site.name, site.why)
             await self._start(site)
 
     async def _stop_all(self) -> None:
@@ -242,7 +266,7 @@ class _Network:
     def _network_row(self, number: int) -> dict[str, Any]:
         rows = [site.rows[number] for site in self._sites if number in site.rows]
         skipped = sum(len(row["skipped"]) for row in rows)
-        disagreement, squared_norms = sum(row["disagreement"] for row in rows), sum(row["norm"] ** 2 for row in rows)
+        disagreement, squared_norms = sum(_size(row["disagreement"]) for row in rows), sum(_size(row["norm"]) ** 2 for row in rows)
         kind = "train" if number < self._plan.experiment.rounds else "settle"
         row = disagreement_row(
             self._plan, number, kind, [r["loss"] for r in rows], disagreement, squared_norms / max(len(rows), 1), exact=None
@@ -280,6 +304,7 @@ class _Network:
         }
         population = plan.population(plan.names)
         reasons = {summary["stop_reason"] for summary in summaries.values()}
+        reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
         seconds: dict[str, float] = {}
         for summary in summaries.values():
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
@@ -288,7 +313,7 @@ class _Network:
                 plan,
                 engine="daemons",
                 rounds=rounds,
-                stop_reason="converged" if reasons == {"converged"} else "rounds",
+                stop_reason=reason,
                 x_NP=x_NP,
                 metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
                 mean_model=mean_model_metrics(plan, x_NP.mean(dim=0), population),
@@ -313,3 +338,8 @@ def _copy_models(sites: list[_Site], place: Path) -> None:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def _size(value: float | None) -> float:
+    """A length or a sum of squares as a record holds it: null where it was too large for a number."""
+    return float("inf") if value is None else value

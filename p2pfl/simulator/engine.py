@@ -140,6 +140,7 @@ class Simulation:
             "stop_round": self.stop_round_N.tolist(),
             "bytes_sent": self.bytes_sent,
             "seconds": self._clock.spent,
+            "diverged": list(self.population.diverged),
         }
         if self._faults is None:  # a scripted fault's open flows are not kept: such runs are for study and short
             write_checkpoint(self.folder.path / _CHECKPOINT, self.population.tensors(), story)
@@ -153,6 +154,7 @@ class Simulation:
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._clock.spent = dict(story["seconds"])
+            self.population.diverged = tuple(story["diverged"])
         self.folder.truncate(self.round)
 
     def finish(self) -> None:
@@ -178,13 +180,14 @@ class Simulation:
         self._clock.lap("evaluate")
         baselines = baselines_summary(plan)
         self._clock.lap("baselines")
-        converged = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
+        agreed = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
+        reason = "converged" if agreed else "rounds"
         self.folder.write_summary(
             finish_summary(
                 plan,
                 engine="simulator",
                 rounds=self.round,
-                stop_reason="converged" if converged else "rounds",
+                stop_reason="diverged" if population.all_diverged else reason,
                 x_NP=x_NP,
                 metrics=per_node,
                 mean_model=mean_model,

@@ -24,10 +24,10 @@ class OptimizerSpec:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """For sgd and rmsprop."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = None

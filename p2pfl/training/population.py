@@ -113,6 +113,12 @@ class Population:
         return self._gradients.row_by_row if self._gradients else None
 
     @property
+    def all_diverged(self) -> bool:
+        """Whether no row that has data learnt anything in its last training."""
+        with_data = {site.name for site in self.sites if site.train is not None}
+        return self.trains and with_data <= set(self.diverged)
+
+    @property
     def trains(self) -> bool:
         """Whether any row has something to train on."""
         return self._gradients is not None
