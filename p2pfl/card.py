@@ -165,7 +165,12 @@ class Card:
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
-        return asdict(self) | {"moments": self.moments.as_dict() if self.moments else None}
+        content = asdict(self)
+        if self.moments is None:  # so that cards of before there were moments keep their signature and studies their digest
+            del content["moments"]
+        else:
+            content["moments"] = self.moments.as_dict()
+        return content
 
     def save(self, path: Path) -> None:
         """Writes a new file; FileExistsError if there is one."""

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from getpass import getpass
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -100,15 +101,16 @@ class Identity:
 
     def card(self, name: str, address: str | None = None, samples: int | None = None, moments: Moments | None = None) -> Card:
         """A signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
-        content = {
+        content: dict[str, Any] = {
             "schema": 1,
             "name": name,
             "address": address,
             "identity": self.signing.public_key().public_bytes_raw().hex(),
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,
-            "moments": moments.as_dict() if moments else None,
         }
+        if moments is not None:
+            content["moments"] = moments.as_dict()
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")
 
     def owns(self, card: Card) -> bool:
