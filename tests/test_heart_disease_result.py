@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import p2pfl
-from p2pfl.experiment import load_experiment
+from p2pfl.experiment import load_experiment, resolve
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "heart_disease.yaml"
@@ -35,10 +35,30 @@ def documented(label, column):
     raise AssertionError(f"no table of docs/heart-disease.md has a column {column!r}")
 
 
+LABELS = {
+    "network, agreed scale": {},
+    "network": {
+        "task.standardise": "site",
+        "weighting": "uniform",
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.1},
+    },
+}
+"""Rows of the page, and what is different in them from the example."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """By label and seed."""
     folder = tmp_path_factory.mktemp("heart-disease")
-    return {seed: p2pfl.simulate(EXAMPLE, out=folder / str(seed), seed=seed, baselines=[]) for seed in SEEDS}
+    return {
+        label: {
+            seed: p2pfl.simulate(
+                resolve(load_experiment(EXAMPLE), {**changes, "seed": seed, "baselines": []}), out=folder / f"{label} {seed}"
+            )
+            for seed in SEEDS
+        }
+        for label, changes in LABELS.items()
+    }
 
 
 def over_seeds(runs, metric, part="mean"):
@@ -54,38 +74,45 @@ def test_the_example_keeps_to_the_published_budget():
     experiment = load_experiment(EXAMPLE)
 
     assert (experiment.rounds, experiment.algorithm.local_steps, experiment.algorithm.batch_size) == (15, 100, 4)
-    assert (experiment.stop, experiment.validation, experiment.task.options) == (None, 0.0, {})
+    assert (experiment.stop, experiment.validation, experiment.task.options) == (None, 0.0, {"standardise": "pooled"})
 
 
-def test_accuracy_is_above_the_best_published_federated_figure(runs):
-    assert statistics.fmean(over_seeds(runs, "accuracy")) >= 0.745
+def test_with_an_agreed_scale_both_targets_are_reached(runs):
+    found = runs["network, agreed scale"]
+
+    assert statistics.fmean(over_seeds(found, "accuracy")) >= 0.745
+    assert statistics.fmean(over_seeds(found, "auroc")) >= 0.825
+
+
+def test_to_the_letter_of_the_protocol_accuracy_is_above_the_best_published_federated_figure(runs):
+    assert statistics.fmean(over_seeds(runs["network"], "accuracy")) >= 0.745
 
 
 @pytest.mark.xfail(
-    raises=AssertionError, reason="0.8205: the setting chosen on validation rows falls short, and docs/heart-disease.md says so"
+    raises=AssertionError, reason="0.8141: the setting chosen on validation rows falls short, and docs/heart-disease.md says so"
 )
-def test_auroc_is_at_least_0_825(runs):
-    assert statistics.fmean(over_seeds(runs, "auroc")) >= 0.825
+def test_to_the_letter_of_the_protocol_auroc_is_at_least_0_825(runs):
+    assert statistics.fmean(over_seeds(runs["network"], "auroc")) >= 0.825
 
 
+@pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize(("metric", "column"), [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"), ("auroc", "auroc")])
-def test_averages_are_as_documented(runs, metric, column):
-    values = over_seeds(runs, metric)
-
-    assert documented("network", column) == as_documented(values)
+def test_averages_are_as_documented(runs, label, metric, column):
+    assert documented(label, column) == as_documented(over_seeds(runs[label], metric))
 
 
+@pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("hospital", HOSPITALS)
-def test_each_hospitals_figures_are_as_documented(runs, hospital):
-    assert documented("network", hospital) == as_documented(over_seeds(runs, "accuracy", hospital))
-    assert documented("network", f"auroc {hospital}") == as_documented(over_seeds(runs, "auroc", hospital))
+def test_each_hospitals_figures_are_as_documented(runs, label, hospital):
+    assert documented(label, hospital) == as_documented(over_seeds(runs[label], "accuracy", hospital))
+    assert documented(label, f"auroc {hospital}") == as_documented(over_seeds(runs[label], "auroc", hospital))
 
 
 def test_daemons_give_the_same_models_and_figures(runs, tmp_path):
     run = p2pfl.up(EXAMPLE, overrides={"baselines": []}, out=tmp_path / "run")
-    simulated = runs[42].models
+    simulated = runs["network, agreed scale"][42].models
 
-    assert run.summary["metrics"] == runs[42].summary["metrics"]
+    assert run.summary["metrics"] == runs["network, agreed scale"][42].summary["metrics"]
     for hospital in HOSPITALS:
         difference = torch.linalg.vector_norm(run.models[hospital] - simulated[hospital]) / torch.linalg.vector_norm(simulated[hospital])
 
