@@ -166,6 +166,9 @@ def test_names_are_padded_so_that_sorting_keeps_their_order():
         ({"name": "dirichlet", "alpha": float("nan")}, r"partition\.alpha = nan"),
         ({"name": "unequal", "ratio": "half"}, r"partition\.ratio = 'half'"),
         ({"name": "unequal", "sizes": "cubic"}, r"partition\.sizes = 'cubic': one of geometric, linear, or a list of 3 numbers"),
+        ({"name": "unequal", "ratio": 1e9}, r"partition\.ratio = 1000000000\.0: expected a number above 0, at most 1"),
+        ({"name": "unequal", "sizes": 3}, r"partition\.sizes = 3: expected 3 numbers above 0"),
+        ({"name": "unequal", "sizes": ["a"]}, r"partition\.sizes = \['a'\]: expected 3 numbers above 0"),
         ({"name": "unequal", "sizes": [1, 2]}, r"partition\.sizes = \[1, 2\]: expected 3 numbers above 0"),
     ],
 )

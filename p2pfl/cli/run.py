@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -49,7 +50,7 @@ def up(
         return
     from p2pfl.node import up as run_up
 
-    with _Progress(enabled=not as_json) as progress:
+    with _of_file(given), _Progress(enabled=not as_json) as progress:
         run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress)
     _say_result(run, as_json=as_json)
 
@@ -77,8 +78,8 @@ def simulate(
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
 
-    resolved = resolve(given, overrides)
-    with _Progress(enabled=not as_json) as progress:
+    with _of_file(given), _Progress(enabled=not as_json) as progress:
+        resolved = resolve(given, overrides)
         run = run_simulation(resolved, out=out, resume=resume, device=device, progress=progress)
     _say_result(run, as_json=as_json)
 
@@ -111,6 +112,17 @@ def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Pa
     return experiment if experiment is not None else Path(str(resume)) / "experiment.yaml"
 
 
+@contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    """What is found wrong beyond the reading of a file still names the file."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.place is not None:
+            raise
+        raise ConfigError(error.findings, str(path)) from error
+
+
 def _overrides(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
     from p2pfl.experiment import parse_assignment
 
@@ -128,8 +140,9 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) 
     from p2pfl.topology import describe
     from p2pfl.yaml_files import dump_yaml
 
-    resolved = resolve(experiment, overrides)
-    plan = make_plan(resolved, load_sites(resolved))
+    with _of_file(experiment):
+        resolved = resolve(experiment, overrides)
+        plan = make_plan(resolved, load_sites(resolved))
     graph = describe(plan.topology)
     population_bytes = len(plan.names) * plan.layout.size_bytes
     facts = {

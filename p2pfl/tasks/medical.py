@@ -103,6 +103,8 @@ def heart_disease(
 
     Source: Ogier du Terrail et al., NeurIPS 2022 (arXiv:2210.04620); data of Janosi, Steinbrunn, Pfisterer & Detrano 1989.
     """
+    if hospitals is not None and (isinstance(hospitals, str) or not isinstance(hospitals, Sequence)):
+        raise ConfigError(f"task.hospitals = {hospitals!r}: expected a list of some of {', '.join(_HOSPITALS)}")
     chosen = list(_HOSPITALS) if hospitals is None else list(hospitals)
     findings = [f"task.hospitals has {name!r}: expected some of {', '.join(_HOSPITALS)}" for name in chosen if name not in _HOSPITALS]
     if standardise not in ("site", "pooled"):

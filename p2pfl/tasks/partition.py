@@ -85,6 +85,8 @@ def unequal(
     N numbers.
     """
     _above_zero("ratio", ratio)
+    if ratio > 1:
+        raise ConfigError(f"partition.ratio = {ratio!r}: expected a number above 0, at most 1")
     numbers = np.arange(num_nodes)
     if isinstance(sizes, str):
         shapes = {"geometric": ratio**numbers, "linear": num_nodes - numbers}
@@ -92,9 +94,12 @@ def unequal(
             raise ConfigError(f"partition.sizes = {sizes!r}: one of {', '.join(shapes)}, or a list of {num_nodes} numbers")
         share_N = np.asarray(shapes[sizes], dtype=np.float64)
     else:
-        share_N = np.asarray(sizes, dtype=np.float64)
-        if share_N.shape != (num_nodes,) or not (share_N > 0).all():
-            raise ConfigError(f"partition.sizes = {list(sizes)}: expected {num_nodes} numbers above 0")
+        try:
+            share_N = np.asarray(sizes, dtype=np.float64)
+        except (TypeError, ValueError):
+            share_N = np.empty(0)
+        if share_N.shape != (num_nodes,) or not (share_N > 0).all() or not np.isfinite(share_N.sum()):
+            raise ConfigError(f"partition.sizes = {sizes!r}: expected {num_nodes} numbers above 0, geometric or linear")
     floor = _floor(classes_M, num_nodes)
     cuts_N = np.round(share_N.cumsum() / share_N.sum() * (len(classes_M) - floor * num_nodes)).astype(np.int64)
     sizes_N = floor + np.diff(cuts_N, prepend=0)
