@@ -23,7 +23,11 @@ from p2pfl.params import Layout
 State = dict[str, Tensor]
 """What an algorithm carries from round to round; each tensor's first axis is N. "x" is the vector that the optimiser moves."""
 
-Requirement = Literal["symmetric", "doubly stochastic", "static", "reliable", "single messages", "complete"]
+Requirement = Literal[
+    "symmetric", "doubly stochastic", "column stochastic", "static", "reliable", "single messages", "complete", "tree", "fixed slots"
+]
+"""What an algorithm may ask of graph and links. "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the same neighbour in
+every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass, sum_i W_ij = 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +36,9 @@ class Channel:
 
     missing: Literal["own", "zero"] = "own"
     """What stands in for a neighbour's message that did not come: "own": its weight stays at home; "zero": nothing, for differences."""
+
+    per_edge: bool = False
+    """Whether each neighbour gets a message of its own: `outgoing` then gives (N, K, ...), column k for the neighbour in slot k."""
 
     model: bool = False
     """Whether it carries the model itself, so that differences between neighbours measure disagreement."""
@@ -58,6 +65,9 @@ class Context:
 
     layout: Layout
     """Of the flat parameter vector."""
+
+    slots_NK: Tensor | None = None
+    """int64, the roster's numbers of each row's neighbours, in sorted order, -1 in padding; for algorithms that require fixed slots."""
 
 
 class Inbox(Protocol):
@@ -101,7 +111,7 @@ class Algorithm(Protocol):
         ...
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
-        """What each row sends to all its neighbours, by channel, (N, ...)."""
+        """What each row sends in one phase, by channel: (N, ...) to all its neighbours alike, or (N, K, ...) where the channel is per edge."""
         ...
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
