@@ -111,7 +111,7 @@ class Algorithm(Protocol):
         ...
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
-        """What each row sends in one phase, by channel: (N, ...) to all its neighbours alike, or (N, K, ...) where the channel is per edge."""
+        """What each row sends in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge."""
         ...
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
