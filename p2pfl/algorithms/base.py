@@ -81,6 +81,10 @@ class Inbox(Protocol):
         """sum_j W_ij m_j with the own row, (N, ...)."""
         ...
 
+    def own_weights(self) -> Tensor:
+        """What each row's own message counts for, (N,): W_ii."""
+        ...
+
     def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
         """Single messages (N, K, ...), their weights (N, K) and which are there (N, K) bool."""
         ...
@@ -151,6 +155,9 @@ class SlotInbox:
     slot: SlotMessages
     """Finds the k-th neighbours' messages."""
 
+    self_weights_N: Tensor | None = None
+    """What the own message counts for; None: what the neighbours' weights leave of 1."""
+
     returns: Mapping[str, Tensor] = field(default_factory=dict)
     """What earlier flows have to be taken back, (N, ...), by channel; empty for most rounds."""
 
@@ -164,7 +171,7 @@ class SlotInbox:
         """sum_j W_ij m_j with the own row; a missing neighbour's weight stays at home or counts as nothing, as the channel says."""
         own = self.sent[channel]
         keeps_mean = self.channels[channel].missing == "own"
-        total = own.clone() if keeps_mean else _column(1 - self.weights_NK.sum(dim=-1), own) * own
+        total = own.clone() if keeps_mean else _column(self.own_weights(), own) * own
         squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
         for k in range(self.weights_NK.shape[1]):
             rows = self._rows(k)
@@ -181,11 +188,15 @@ class SlotInbox:
             total += self.returns[channel]
         return total
 
+    def own_weights(self) -> Tensor:
+        """What each row's own message counts for, (N,)."""
+        return self.self_weights_N if self.self_weights_N is not None else 1 - self.weights_NK.sum(dim=-1)
+
     def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
         """Single messages (N, K, ...), zeros where none came, with weights and presence."""
         own = self.sent[channel]
         num_slots = self.weights_NK.shape[1]
-        stacked = own.new_zeros((own.shape[0], num_slots, *own.shape[1:]))
+        stacked = own.new_zeros((own.shape[0], num_slots, *own.shape[2 if self.channels[channel].per_edge else 1 :]))
         for k in range(num_slots):
             rows = self._rows(k)
             if rows is None:
