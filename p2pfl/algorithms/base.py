@@ -91,7 +91,10 @@ class Inbox(Protocol):
 
 
 class Algorithm(Protocol):
-    """A rule for decentralised learning. Implementations are immutable objects; every method is pure."""
+    """A rule for decentralised learning. Implementations are immutable objects; every method is pure.
+
+    A rule that derives from it explicitly has the gradient as it is, the trained x and x as the estimate unless it says otherwise.
+    """
 
     phases: ClassVar[int]
     """Exchanges in one round."""
@@ -106,13 +109,13 @@ class Algorithm(Protocol):
         """The state before the first round."""
         ...
 
-    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
         """What the optimiser is given at one local step."""
-        ...
+        return gradient_NP
 
-    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
-        """What the K local steps made of x."""
-        ...
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+        """What the K local steps made of x; not called for a row that did not train."""
+        return {**state, "x": trained_NP}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """What each row sends in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge."""
@@ -124,7 +127,7 @@ class Algorithm(Protocol):
 
     def estimate(self, state: State) -> Tensor:
         """The parameters to evaluate and to take gradients at, (N, P)."""
-        ...
+        return state["x"]
 
 
 def flow(weight: Tensor | float, theirs: Tensor, own: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Algorithms that average models with their neighbours.
+"""Algorithms that average models with their neighbours, and their momentum forms.
 
 Shapes: N rows, P parameters.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
 
-_MODEL: Mapping[str, Channel] = MappingProxyType({"x": Channel(missing="own", model=True)})
+MODEL: Mapping[str, Channel] = MappingProxyType({"x": Channel(missing="own", model=True)})
+"""The one channel of algorithms that send their model and nothing else."""
 
 
 @dataclass(frozen=True)
-class DPSGD:
+class DPSGD(Algorithm):
     """Decentralised parallel SGD, adapt-then-combine: K local steps, then x_i <- sum_j W_ij x_j.
 
     Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", NeurIPS 2017 (arXiv:1705.09056), in the
@@ -26,20 +29,12 @@ class DPSGD:
     """
 
     phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = _MODEL
+    channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """The start itself."""
         return {"x": x_NP}
-
-    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
-        """The gradient as it is."""
-        return gradient_NP
-
-    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """The trained parameters."""
-        return {**state, "x": trained_NP}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
         """The model."""
@@ -48,10 +43,6 @@ class DPSGD:
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """The weighted mean of the neighbourhood."""
         return {**state, "x": inbox.mix("x")}
-
-    def estimate(self, state: State) -> Tensor:
-        """The model."""
-        return state["x"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +53,60 @@ class AllReduce(DPSGD):
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "complete"})
+
+
+@dataclass(frozen=True)
+class DFedAvgM(DPSGD):
+    """Decentralised FedAvg with momentum: K heavy-ball steps, then the models are mixed and the momenta are not.
+
+    The heavy ball is the optimiser's (`optimizer: {name: sgd, momentum: 0.9}`): v <- momentum v + g, x <- x - lr v. Each round starts with
+    v = 0, as in the paper.
+
+    Source: Sun, Li & Wang, "Decentralized federated averaging", Algorithm 1 (arXiv:2104.11375).
+    """
+
+    keep_momentum: bool = False
+    """Go on with the last round's v, which points where the model came from before it was mixed."""
+
+    @property
+    def resets_optimizer(self) -> bool:
+        """Whether the optimiser's state is all zeros at the start of each round."""
+        return not self.keep_momentum
+
+
+@dataclass(frozen=True)
+class QGDSGDm(Algorithm):
+    """Quasi-global momentum: the momentum follows what training and mixing together made of the model, not the own gradients.
+
+    y = x - eta (beta m + g), K times;  x+ = W y;  m+ = beta m + (1 - beta) (x - x+) / (eta K).
+
+    Source: Lin, Karimireddy, Stich & Jaggi, "Quasi-global momentum", ICML 2021 (arXiv:2102.04761), which has one step between exchanges;
+    the division by K keeps m of one gradient's size where there are more.
+    """
+
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """How much of the momentum stays from round to round, and how much of it a step takes."""
+
+    phases: ClassVar[int] = 1
+    channels: ClassVar[Mapping[str, Channel]] = MODEL
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic"})
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+        """No momentum; "start" is where the model was at the start of a round."""
+        return {"x": x_NP, "start": x_NP, "momentum": torch.zeros_like(x_NP)}
+
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
+        """The gradient and the momentum, which is the same for the whole round."""
+        return gradient_NP + self.beta * state["momentum"]
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+        """The model."""
+        return {"x": state["x"]}
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+        """The weighted mean, and the way that the model went in this round; without local steps the momentum stays as it is."""
+        x_NP, momentum_NP = inbox.mix("x"), state["momentum"]
+        if ctx.local_steps:
+            way_NP = (state["start"] - x_NP) / (ctx.lr * ctx.local_steps)
+            momentum_NP = self.beta * momentum_NP + (1 - self.beta) * way_NP
+        return {**state, "x": x_NP, "start": x_NP, "momentum": momentum_NP}
