@@ -5,24 +5,26 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from pydantic import TypeAdapter, ValidationError
 
-from p2pfl.algorithms import ALGORITHMS, Channel, Context, SlotInbox, flow
+from p2pfl.algorithms import ALGORITHMS, Channel, SlotInbox, flow
+from p2pfl.algorithms.base import Requirement
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
-from p2pfl.params import Layout
-from p2pfl.topology import make, weighted
+from p2pfl.topology import Topology, make, weighted
+from rows import P, context, inbox_of, one_round
 
-P = 6
-LAYOUT = Layout.of(nn.Linear(5, 1).double())
-REQUIREMENTS = {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "complete"}
+REQUIREMENTS = set(get_args(Requirement))
+KEEP_THE_MEAN = sorted(ALGORITHMS.keys() - {"push-sum", "relaysgd"})
+"""In every exchange, whatever is missing. Push-sum keeps what is under way as well; relaysgd's models come over d edges d rounds late."""
 
 
 @pytest.fixture(params=sorted(ALGORITHMS))
@@ -30,53 +32,30 @@ def algorithm(request):
     return ALGORITHMS[request.param]()
 
 
-def graph_for(algorithm, num_nodes=7, seed=0):
+@lru_cache
+def graph_for(algorithm, seed=0):
+    """Of 7 nodes."""
+    if "tree" in algorithm.requires:
+        return weighted(Topology.from_edges("tree", 7, [0, 0, 1, 1, 1, 5], [1, 2, 3, 4, 5, 6]), "metropolis")
     name = "complete" if "complete" in algorithm.requires else "erdos-renyi"
-    return weighted(make(name, num_nodes, seed=seed), "metropolis")
-
-
-def context(num_rows, round=3, local_steps=2, first=0):
-    nodes = torch.arange(first, first + num_rows)
-    return Context(round=round, local_steps=local_steps, lr=0.1, seed=5, nodes_N=nodes, layout=LAYOUT)
+    return weighted(make(name, 7, seed=seed), "metropolis")
 
 
 def random_rows(num_rows, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((num_rows, P)))
 
 
-def inbox_of(algorithm, graph, sent: Mapping[str, Tensor], rows=None, present_NK=None):
-    """The messages of all rows, as the given rows (None: all) find them."""
-    index_NK, weights_NK, linked_NK = graph.padded()
-    chosen = np.arange(graph.num_nodes) if rows is None else np.array(rows)
-    present = linked_NK if present_NK is None else present_NK & linked_NK
-    index = torch.from_numpy(index_NK[chosen])
-
-    def slot(channel, k, inner):
-        return sent[channel][index[:, k] if inner is None else index[inner, k]]
-
-    return SlotInbox(
-        channels=algorithm.channels,
-        sent={name: message[torch.from_numpy(chosen)] for name, message in sent.items()},
-        weights_NK=torch.from_numpy(weights_NK[chosen]),
-        present_NK=torch.from_numpy(present[chosen]),
-        slot=slot,
-    )
+def pull(x_NP, round, step):
+    """Gradients that differ by row and by step."""
+    return torch.sin(x_NP * (step + 1) + torch.arange(len(x_NP))[:, None])
 
 
-def one_round(algorithm, graph, state, number, present_NK=None):
-    """What the runtime does, with gradients that differ by row and by step."""
-    num_rows = graph.num_nodes
-    ctx = context(num_rows, number)
-    x_NP = state["x"]
-    for k in range(ctx.local_steps):
-        moving = {**state, "x": x_NP}
-        gradient_NP = torch.sin(algorithm.estimate(moving) * (k + 1) + torch.arange(num_rows)[:, None])
-        x_NP = x_NP - ctx.lr * algorithm.correct(moving, gradient_NP, ctx)
-    state = algorithm.adapt(state, x_NP, ctx)
-    for phase in range(algorithm.phases):
-        sent = algorithm.outgoing(state, phase, ctx)
-        state = algorithm.merge(state, phase, inbox_of(algorithm, graph, sent, present_NK=present_NK), ctx)
-    return state
+def a_round(algorithm, graph, state, number, present_NK=None):
+    return one_round(algorithm, graph, state, context(graph, number), pull, present_NK)
+
+
+def started(algorithm, graph, seed=0):
+    return algorithm.init(random_rows(7, seed), context(graph, 0))
 
 
 def rows_of(state, rows):
@@ -107,11 +86,22 @@ def test_it_is_an_immutable_object_that_says_what_it_sends_and_needs(algorithm):
         algorithm.phases = 2
 
 
+def test_options_have_ranges_that_a_file_is_checked_against(algorithm):
+    options = {f.name for f in fields(algorithm)}
+    adapter = TypeAdapter(type(algorithm))
+
+    assert adapter.validate_python({name: getattr(algorithm, name) for name in options}) == algorithm
+    for name in options:
+        for value in (-1e9, 1e9, float("nan"), "much"):
+            with pytest.raises(ValidationError):
+                adapter.validate_python({name: value})
+
+
 def test_no_step_changes_what_it_is_given(algorithm):
     graph = graph_for(algorithm)
-    ctx, x_NP = context(7), random_rows(7)
+    ctx, x_NP = context(graph), random_rows(7)
     before = x_NP.clone()
-    state = algorithm.init(x_NP, ctx)
+    state = a_round(algorithm, graph, algorithm.init(x_NP, ctx), 0)
     kept = copied(state)
     gradient_NP = random_rows(7, 1)
     kept_gradient = gradient_NP.clone()
@@ -132,52 +122,85 @@ def test_no_step_changes_what_it_is_given(algorithm):
 
 def test_the_same_call_gives_the_same_bits(algorithm):
     graph = graph_for(algorithm)
-    state = algorithm.init(random_rows(7), context(7))
+    state = started(algorithm, graph)
     torch.manual_seed(1)
-    first = one_round(algorithm, graph, state, 0)
+    first = a_round(algorithm, graph, state, 0)
     torch.manual_seed(2)
-    second = one_round(algorithm, graph, state, 0)
+    second = a_round(algorithm, graph, state, 0)
 
     assert_same(first, second)
 
 
 def test_every_tensor_has_its_rows_along_the_first_axis_and_keeps_shape_and_dtype(algorithm):
     graph = graph_for(algorithm)
-    state = algorithm.init(random_rows(7), context(7))
-    after = one_round(algorithm, graph, state, 0)
+    state = started(algorithm, graph)
+    after = a_round(algorithm, graph, state, 0)
 
     assert "x" in state
     assert {name: (tuple(t.shape), t.dtype) for name, t in state.items()} == {name: (tuple(t.shape), t.dtype) for name, t in after.items()}
     assert all(tensor.shape[0] == 7 for tensor in state.values())
     assert algorithm.estimate(state).shape == (7, P)
-    sent = algorithm.outgoing(state, 0, context(7))
-    assert all(message.shape[0] == 7 for message in sent.values())
 
 
-def test_one_row_alone_computes_what_it_computes_among_many(algorithm):
+def test_what_is_sent_looks_the_same_in_every_round(algorithm):
+    """A daemon makes room for it before the first."""
+    graph = graph_for(algorithm)
+    state = started(algorithm, graph)
+    for phase in range(algorithm.phases):
+        sent = algorithm.outgoing(state, phase, context(graph, 0))
+        later = algorithm.outgoing(a_round(algorithm, graph, state, 0), phase, context(graph, 1, local_steps=0))
+
+        assert {name: (m.shape, m.dtype) for name, m in sent.items()} == {name: (m.shape, m.dtype) for name, m in later.items()}
+        for name, message in sent.items():
+            slots = context(graph).slots_NK.shape[1:] if algorithm.channels[name].per_edge else ()
+            assert message.shape[: 1 + len(slots)] == (7, *slots)
+
+
+def test_a_state_in_single_precision_stays_so(algorithm):
+    graph = graph_for(algorithm)
+    ctx = context(graph)
+    state = algorithm.init(random_rows(7).float(), ctx)
+    corrected = algorithm.correct(state, random_rows(7).float(), ctx)
+    adapted = algorithm.adapt(state, random_rows(7, 1).float(), ctx)
+    for number in (0, ctx.local_steps):
+        for phase in range(algorithm.phases):
+            sent = algorithm.outgoing(adapted, phase, context(graph, local_steps=number))
+            inbox = inbox_of(algorithm, graph, sent)
+            kept_N = inbox.self_weights_N.float() if inbox.self_weights_N is not None else None
+            inbox = replace(inbox, weights_NK=inbox.weights_NK.float(), self_weights_N=kept_N)
+            adapted = algorithm.merge(adapted, phase, inbox, context(graph, local_steps=number))
+
+            assert all(m.dtype == torch.float32 for m in (*sent.values(), *adapted.values(), corrected))
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_one_row_alone_computes_what_it_computes_among_many(algorithm, loss):
     """Bit for bit: it is why a daemon's weights are the simulator's."""
     graph = graph_for(algorithm, seed=2)
-    together = algorithm.init(random_rows(7), context(7))
+    together = started(algorithm, graph)
     alone = [rows_of(together, [i]) for i in range(7)]
+    rng = np.random.default_rng(0)
     for i in range(7):
-        assert_same(algorithm.init(random_rows(7)[i : i + 1], context(1, first=i)), alone[i])
-    for number in range(3):
-        ctx = context(7, number)
-        gradient_NP = random_rows(7, 10 + number)
-        trained_NP = together["x"] - ctx.lr * algorithm.correct(together, gradient_NP, ctx)
-        together = algorithm.adapt(together, trained_NP, ctx)
-        for i in range(7):
-            mine = context(1, number, first=i)
-            trained = alone[i]["x"] - mine.lr * algorithm.correct(alone[i], gradient_NP[i : i + 1], mine)
-            alone[i] = algorithm.adapt(alone[i], trained, mine)
+        assert_same(algorithm.init(random_rows(7)[i : i + 1], context(graph, 0, row=i)), alone[i])
+    for number, local_steps in enumerate((2, 2, 2, 0, 0)):
+        ctx = context(graph, number, local_steps=local_steps)
+        mine = [context(graph, number, local_steps=local_steps, row=i) for i in range(7)]
+        if local_steps:
+            gradient_NP = random_rows(7, 10 + number)
+            trained_NP = together["x"] - ctx.lr * algorithm.correct(together, gradient_NP, ctx)
+            together = algorithm.adapt(together, trained_NP, ctx)
+            for i in range(7):
+                trained = alone[i]["x"] - ctx.lr * algorithm.correct(alone[i], gradient_NP[i : i + 1], mine[i])
+                alone[i] = algorithm.adapt(alone[i], trained, mine[i])
         for phase in range(algorithm.phases):
+            came_NK = torch.from_numpy(rng.random(ctx.slots_NK.shape) >= loss)
             sent = algorithm.outgoing(together, phase, ctx)
-            together = algorithm.merge(together, phase, inbox_of(algorithm, graph, sent), ctx)
-            said = [algorithm.outgoing(alone[i], phase, context(1, number, first=i)) for i in range(7)]
+            together = algorithm.merge(together, phase, inbox_of(algorithm, graph, sent, present_NK=came_NK), ctx)
+            said = [algorithm.outgoing(alone[i], phase, mine[i]) for i in range(7)]
             heard = {name: torch.cat([message[name] for message in said]) for name in said[0]}
             for i in range(7):
-                inbox = inbox_of(algorithm, graph, heard, rows=[i])
-                alone[i] = algorithm.merge(alone[i], phase, inbox, context(1, number, first=i))
+                inbox = inbox_of(algorithm, graph, heard, row=i, present_NK=came_NK)
+                alone[i] = algorithm.merge(alone[i], phase, inbox, mine[i])
         for i in range(7):
             assert_same(rows_of(together, [i]), alone[i])
             assert torch.equal(algorithm.estimate(together)[i : i + 1], algorithm.estimate(alone[i]))
@@ -185,59 +208,85 @@ def test_one_row_alone_computes_what_it_computes_among_many(algorithm):
 
 def test_its_state_goes_through_a_checkpoint(algorithm, tmp_path):
     graph = graph_for(algorithm)
-    state = algorithm.init(random_rows(7), context(7))
+    state = started(algorithm, graph)
     for number in range(4):
         if number == 2:
             write_checkpoint(tmp_path / "state", state, {})
-        state = one_round(algorithm, graph, state, number)
+        state = a_round(algorithm, graph, state, number)
     resumed, _ = read_checkpoint(tmp_path / "state")
     for number in (2, 3):
-        resumed = one_round(algorithm, graph, resumed, number)
+        resumed = a_round(algorithm, graph, resumed, number)
 
     assert_same(state, resumed)
 
 
+def missing_on_both_sides(graph, rng, share):
+    index_NK, _, _ = graph.padded()
+    up = np.triu(rng.random((7, 7)) < share, 1)
+    return torch.from_numpy((up | up.T)[np.arange(7)[:, None], index_NK])
+
+
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), rounds=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", KEEP_THE_MEAN)
 def test_the_mean_stands_still_whatever_messages_are_missing_on_both_sides(name, seed, share, rounds):
+    """Also after training, when there is more in the state than the models."""
     algorithm = ALGORITHMS[name]()
     graph = graph_for(algorithm, seed=seed % 5)
-    index_NK, _, linked_NK = graph.padded()
     rng = np.random.default_rng(seed)
-    state = algorithm.init(random_rows(7, seed), context(7))
+    state = started(algorithm, graph, seed)
+    for number in range(seed % 3):
+        state = a_round(algorithm, graph, state, number, missing_on_both_sides(graph, rng, share))
     mean_P = algorithm.estimate(state).mean(dim=0)
-    for number in range(rounds):
-        up = np.triu(rng.random((7, 7)) < share, 1)
-        up = up | up.T
-        present_NK = up[np.arange(7)[:, None], index_NK] & linked_NK
-        for phase in range(algorithm.phases):
-            ctx = context(7, number, local_steps=0)
-            sent = algorithm.outgoing(state, phase, ctx)
-            state = algorithm.merge(state, phase, inbox_of(algorithm, graph, sent, present_NK=present_NK), ctx)
+    for number in range(seed % 3, seed % 3 + rounds):
+        ctx = context(graph, number, local_steps=0)
+        state = one_round(algorithm, graph, state, ctx, present_NK=missing_on_both_sides(graph, rng, share))
 
     assert float((algorithm.estimate(state).mean(dim=0) - mean_P).abs().max()) < 1e-12
+
+
+def test_the_network_agrees_in_rounds_without_local_steps(algorithm):
+    graph = graph_for(algorithm)
+    state = started(algorithm, graph)
+    for number in range(4):
+        state = a_round(algorithm, graph, state, number)
+    for number in range(4, 400):
+        state = one_round(algorithm, graph, state, context(graph, number, local_steps=0))
+    agreed_NP = algorithm.estimate(state)
+
+    assert float((agreed_NP - agreed_NP.mean(dim=0)).abs().max()) < 1e-12
+
+
+def test_models_that_agree_and_do_not_train_stay_as_they_are(algorithm):
+    graph = graph_for(algorithm)
+    x_NP = random_rows(1).expand(7, P)
+    state = algorithm.init(x_NP, context(graph, 0))
+    for number, local_steps in enumerate((2, 2, 0, 0)):
+        ctx = context(graph, number, local_steps=local_steps)
+        state = one_round(algorithm, graph, state, ctx, (lambda x, r, k: torch.zeros_like(x)) if local_steps else None)
+
+    torch.testing.assert_close(algorithm.estimate(state), x_NP, rtol=0, atol=1e-14)
 
 
 # ---- what the models say of themselves
 
 
-def test_an_exchange_is_the_mixing_matrix(algorithm):
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"relaysgd"}))
+def test_an_exchange_without_local_steps_is_the_mixing_matrix(name):
+    algorithm = ALGORITHMS[name]()
     graph = graph_for(algorithm)
-    state = algorithm.init(random_rows(7), context(7))
-    sent = algorithm.outgoing(state, 0, context(7))
-    merged = algorithm.merge(state, 0, inbox_of(algorithm, graph, sent), context(7))
+    state = started(algorithm, graph)
+    merged = one_round(algorithm, graph, state, context(graph, 0, local_steps=0))
     expected = graph.mixing_matrix().toarray() @ state["x"].numpy()
 
-    np.testing.assert_allclose(merged["x"].numpy(), expected, rtol=0, atol=1e-15 * 7)
+    np.testing.assert_allclose(algorithm.estimate(merged).numpy(), expected, rtol=0, atol=1e-15 * 7)
 
 
 def test_allreduce_holds_the_mean_after_one_exchange():
     algorithm = ALGORITHMS["allreduce"]()
     graph = graph_for(algorithm)
-    state = algorithm.init(random_rows(7), context(7))
-    sent = algorithm.outgoing(state, 0, context(7))
-    merged = algorithm.merge(state, 0, inbox_of(algorithm, graph, sent), context(7))
+    state = started(algorithm, graph)
+    merged = one_round(algorithm, graph, state, context(graph, 0, local_steps=0))
 
     assert float((merged["x"] - state["x"].mean(dim=0)).abs().max()) < 1e-15 * 7
 

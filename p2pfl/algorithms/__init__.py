@@ -4,9 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from p2pfl.algorithms.accelerated import Chebyshev
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow
-from p2pfl.algorithms.gossip import DPSGD, AllReduce
+from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
+from p2pfl.algorithms.gossip import DPSGD, AllReduce, DFedAvgM, QGDSGDm
+from p2pfl.algorithms.outer import DiLoCo
+from p2pfl.algorithms.push_sum import PushSum
+from p2pfl.algorithms.relay import RelaySGD
+from p2pfl.algorithms.tracking import KGT, GradientTracking
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"dpsgd": DPSGD, "allreduce": AllReduce}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "dpsgd": DPSGD,
+    "allreduce": AllReduce,
+    "dfedavgm": DFedAvgM,
+    "qg-dsgdm": QGDSGDm,
+    "gradient-tracking": GradientTracking,
+    "k-gt": KGT,
+    "exact-diffusion": ExactDiffusion,
+    "extra": EXTRA,
+    "push-sum": PushSum,
+    "relaysgd": RelaySGD,
+    "diloco": DiLoCo,
+    "chebyshev": Chebyshev,
+}
 
-__all__ = ["ALGORITHMS", "DPSGD", "Algorithm", "AllReduce", "Channel", "Context", "Inbox", "SlotInbox", "State", "flow"]
+__all__ = [
+    "ALGORITHMS",
+    "DPSGD",
+    "EXTRA",
+    "KGT",
+    "Algorithm",
+    "AllReduce",
+    "Channel",
+    "Chebyshev",
+    "Context",
+    "DFedAvgM",
+    "DiLoCo",
+    "ExactDiffusion",
+    "GradientTracking",
+    "Inbox",
+    "PushSum",
+    "QGDSGDm",
+    "RelaySGD",
+    "SlotInbox",
+    "State",
+    "flow",
+]
