@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     START = 1
     BATCH = 2
     MODEL = 3
+    COMPRESSION = 4
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
