@@ -1,8 +1,8 @@
 """Fewer bytes for a vector: what travels in its place, and what the other side makes of it.
 
-A compressor C is an omega-compressor where E ||C(v) - v||**2 <= (1 - omega) ||v||**2. C(v) is `decompress` of what `compress` gives, at both
-ends: the sender takes that as well. The arrays' shapes and dtypes follow from the layout and the model's dtype alone, so that an update's
-size is known before it is sent. Whatever bits a neighbour sends for integers, `decompress` gives finite numbers and raises nothing.
+A compressor C is an omega-compressor where E ||C(v) - v||**2 <= (1 - omega) ||v||**2. C(v) is `decompress` of what `compress` gives: the
+sender takes that as well. The arrays' shapes and dtypes follow from the layout and the model's dtype alone, so that an update's size is
+known before it is sent. Whatever bits a neighbour sends for integers, `decompress` gives finite numbers and raises nothing.
 
 Shapes: N rows, P parameters, C chunks, L tensors of the layout, S coordinates that travel; further leading axes are free.
 """
