@@ -257,6 +257,15 @@ def test_the_network_agrees_in_rounds_without_local_steps(algorithm):
     assert float((agreed_NP - agreed_NP.mean(dim=0)).abs().max()) < 1e-12
 
 
+def test_what_was_learnt_from_gradients_stays_in_rounds_without_local_steps(algorithm):
+    graph = graph_for(algorithm)
+    state = a_round(algorithm, graph, a_round(algorithm, graph, started(algorithm, graph), 0), 1)
+    after = one_round(algorithm, graph, state, context(graph, 2, local_steps=0))
+
+    learnt = state.keys() & {"correction", "momentum", "gradient", "trained"}
+    assert_same({name: state[name] for name in learnt}, {name: after[name] for name in learnt})
+
+
 def test_models_that_agree_and_do_not_train_stay_as_they_are(algorithm):
     graph = graph_for(algorithm)
     x_NP = random_rows(1).expand(7, P)
