@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,8 @@ from p2pfl.params import Layout, TensorSpec
 Parts = dict[str, Tensor]
 """What travels in a vector's place, by name; each tensor has the vector's leading axes first."""
 
-PART_NAMES: Final = ("values", "codes", "scales", "norm", "signs", "indices", "bitmap", "factors")
-"""Of all compressors; one of them sends one, two or three."""
+PART_NAMES: Final = ("values", "codes", "scales", "norm", "signs", "places", "factors")
+"""Of all compressors; each sends one or two."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -43,6 +43,9 @@ _MATRIX_AXES = 2
 @runtime_checkable
 class Compressor(Protocol):
     """A rule for sending less than a vector. Implementations are immutable objects; both methods are pure."""
+
+    parts: ClassVar[tuple[str, ...]]
+    """Names of the arrays that travel, of PART_NAMES."""
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Exactly the arrays that travel for v (..., P), whose first axis is ctx.nodes_N's."""
@@ -60,6 +63,8 @@ class Compressor(Protocol):
 @dataclass(frozen=True)
 class Identity:
     """C(v) = v; omega = 1."""
+
+    parts: ClassVar[tuple[str, ...]] = ("values",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
         """The vector."""
@@ -81,6 +86,8 @@ class Float16:
     omega = 1 - 2**-22 for numbers from 6e-5 to 65504; what is smaller is rounded to multiples of 6e-8.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("values",)
+
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
         """Rounded."""
         return {"values": _saturated(v, torch.float16)}
@@ -100,6 +107,8 @@ class BFloat16:
 
     omega = 1 - 2**-16 but for subnormal numbers.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("codes",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
         """The bits."""
@@ -124,6 +133,8 @@ class Int8:
 
     Source: Alistarh et al., "QSGD", NeurIPS 2017 (arXiv:1610.02132), section 3.3's buckets with the maximum for norm.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("codes", "scales")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Codes int8 (..., P) and scales float32 (..., C)."""
@@ -158,6 +169,8 @@ class QSGD:
 
     levels: Annotated[int, Field(ge=1, le=127)] = 16
     """s"""
+
+    parts: ClassVar[tuple[str, ...]] = ("codes", "norm")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Codes, packed uint8, and norm float32 (..., 1)."""
@@ -201,6 +214,8 @@ class Sign:
     scale: Literal["tensor", "vector"] = "tensor"
     """What shares a scale."""
 
+    parts: ClassVar[tuple[str, ...]] = ("signs", "scales")
+
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Signs, packed uint8, and scales float32 (..., L) or (..., 1)."""
         scales = torch.cat([_norm(v[..., place], 1) / (place.stop - place.start) for place in self._places(ctx.layout)], dim=-1)
@@ -233,8 +248,10 @@ class TopK:
 
     share: Share = 0.1
 
+    parts: ClassVar[tuple[str, ...]] = ("places", "values")
+
     def compress(self, v: Tensor, ctx: Context) -> Parts:
-        """Values (..., S) in the order of their places, and indices (..., S) or a bitmap."""
+        """Values (..., S) in the order of their places, and these as int32 (..., S) or as bits, packed uint8."""
         size, kept = ctx.layout.size, _kept(self.share, ctx.layout)
         # a rank by magnitude and place, not topk's own choice among equals: that depends on device and shape
         magnitude = v.abs().nan_to_num(nan=math.inf)
@@ -245,18 +262,18 @@ class TopK:
         indices = chosen.nonzero()[:, -1].reshape(*v.shape[:-1], kept)
         values = v.gather(-1, indices)
         if _is_bitmap(size, kept):
-            return {"bitmap": _packed(chosen.to(torch.uint8)), "values": values}
-        return {"indices": indices.to(torch.int32), "values": values}
+            return {"places": _packed(chosen.to(torch.uint8)), "values": values}
+        return {"places": indices.to(torch.int32), "values": values}
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """The values in their places, zero elsewhere; places that do not exist are left out."""
         size, values = ctx.layout.size, parts["values"].to(dtype)
         kept = values.shape[-1]
-        if "bitmap" in parts:
-            chosen = _unpacked(parts["bitmap"], size)
+        if _is_bitmap(size, kept):
+            chosen = _unpacked(parts["places"], size)
             rank = chosen.cumsum(dim=-1) - 1
             return torch.where((chosen > 0) & (rank < kept), values.gather(-1, rank.clamp(0, kept - 1)), 0)
-        indices = parts["indices"].long()
+        indices = parts["places"].long()
         exists = (indices >= 0) & (indices < size)
         empty = values.new_zeros((*values.shape[:-1], size))
         return empty.scatter_add(-1, indices.where(exists, 0), values.where(exists, 0))
@@ -276,6 +293,8 @@ class RandomK:
     """
 
     share: Share = 0.1
+
+    parts: ClassVar[tuple[str, ...]] = ("values",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Values (..., S) in the order of their places."""
@@ -313,6 +332,8 @@ class LowRank:
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 1
     """r"""
+
+    parts: ClassVar[tuple[str, ...]] = ("factors",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Factors A, V^T A or the tensor itself, one after the other, in the model's dtype."""

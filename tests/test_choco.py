@@ -1,0 +1,236 @@
+"""CHOCO against its paper as a loop, and against exact figures on a ring of 8.
+
+Rounds are counted as the reference counts them: the first is 0, and it has converged where ||x - mean||**2 is 1e-10 of what it was.
+
+Shapes: N nodes, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from p2pfl.algorithms.compressed import Choco
+from p2pfl.algorithms.compressors import QSGD, Identity, Int8, LowRank, RandomK, Sign, TopK
+from p2pfl.params import Layout, TensorSpec
+from p2pfl.topology import make, weighted
+from rows import context, inbox_of, one_round
+
+RING = weighted(make("ring", 8), "metropolis")
+STAR = weighted(make("star", 6), "metropolis")
+COMPRESSORS = [Identity(), Int8(), QSGD(levels=16), Sign(), TopK(share=0.1), TopK(share=0.01), RandomK(share=0.1), LowRank(rank=1)]
+
+
+def start(size=100, num_nodes=8):
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((num_nodes, size)))
+
+
+def context_of(graph, x_NP, number, row=None, local_steps=0):
+    size = x_NP.shape[-1]
+    shape = (10, size // 10) if size % 10 == 0 else (size,)
+    layout = Layout(tensors=(TensorSpec("x", shape, "float64"),))
+    return replace(context(graph, number, local_steps=local_steps, row=row), layout=layout)
+
+
+def gossip(algorithm, graph, x_NP, rounds):
+    """The state after each of some rounds without training."""
+    state = algorithm.init(x_NP, context_of(graph, x_NP, 0))
+    for number in range(rounds):
+        state = one_round(algorithm, graph, state, context_of(graph, x_NP, number))
+        yield state
+
+
+def spread(x_NP):
+    return float((x_NP - x_NP.mean(dim=0)).square().sum())
+
+
+def converged_at(algorithm, x_NP, at_most, graph=RING):
+    """The number of the round, and the state then."""
+    for number, state in enumerate(gossip(algorithm, graph, x_NP, at_most)):
+        if spread(state["x"]) < 1e-10 * spread(x_NP):
+            return number, state
+    pytest.fail(f"not converged after {at_most} rounds: {spread(state['x']) / spread(x_NP)}")
+
+
+# ---- oracle 15
+
+
+@pytest.mark.parametrize(
+    ("compressor", "gamma", "size", "number"),
+    [
+        (TopK(share=0.5), 1.0, 100, 48),
+        (TopK(share=0.1), 0.2, 100, 249),
+        (TopK(share=0.01), 0.02, 100, 2505),
+        (Sign(), 1.0, 100, 98),
+    ],
+    ids=str,
+)
+def test_a_ring_of_8_agrees_in_the_round_it_is_known_to(compressor, gamma, size, number):
+    x_NP = start(size)
+
+    assert converged_at(Choco(compressor=compressor, gamma=gamma), x_NP, 3000)[0] == number
+
+
+def test_int8_agrees_at_gamma_1_in_51_rounds():
+    assert abs(converged_at(Choco(compressor=Int8(), gamma=1.0), start(200), 100)[0] - 51) <= 2  # other draws
+
+
+def test_half_of_the_coordinates_agree_to_1e_10_within_60_rounds():
+    assert converged_at(Choco(compressor=TopK(share=0.5), gamma=1.0), start(), 60)[0] < 60
+
+
+@pytest.mark.parametrize(
+    ("compressor", "gamma"), [(TopK(share=0.1), 0.5), (TopK(share=0.1), 1.0), (TopK(share=0.01), 0.1), (RandomK(share=0.1), 0.2)]
+)
+def test_too_large_a_gamma_diverges(compressor, gamma):
+    *_, state = gossip(Choco(compressor=compressor, gamma=gamma), RING, start(), 1500)
+
+    assert spread(state["x"]) > 10 * spread(start())  # top-1 % grows slowly, the others by 1e12 and more
+
+
+def test_without_xhat_top_k_stops_at_a_ninth():
+    x_NP, compressor, matrix = start(), TopK(share=0.1), torch.from_numpy(RING.mixing_matrix().toarray())
+    for number in range(500):
+        ctx = context_of(RING, x_NP, number)
+        sent = compressor.decompress(compressor.compress(x_NP, ctx), ctx, torch.float64)
+        x_NP = x_NP + matrix @ sent - sent
+
+    assert spread(x_NP) / spread(start()) == pytest.approx(0.110, abs=5e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.2, 0.5, 1.0, "auto"])
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
+def test_the_mean_stands_still_at_any_gamma(compressor, gamma):
+    """Where the models run away their mean does so by no more than rounding."""
+    x_NP, largest = start(), 1.0
+    for state in gossip(Choco(compressor=compressor, gamma=gamma), RING, x_NP, 150):
+        largest = max(largest, float(state["x"].abs().max()))
+
+    assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12 * largest
+
+
+@pytest.mark.parametrize("gamma", [1.0, "auto"])
+def test_without_compression_at_gamma_1_it_is_plain_gossip(gamma):
+    expected_NP, matrix = start(), torch.from_numpy(RING.mixing_matrix().toarray())
+    for state in gossip(Choco(compressor=Identity(), gamma=gamma), RING, start(), 30):
+        expected_NP = matrix @ expected_NP
+
+        torch.testing.assert_close(state["x"], expected_NP, rtol=0, atol=1e-14)
+
+
+# ---- the definition
+
+
+@pytest.mark.parametrize("gamma", [0.3, "auto"])
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
+@pytest.mark.parametrize("graph", [RING, STAR], ids=["ring", "star"])
+def test_it_is_the_paper_s_loop(graph, compressor, gamma):
+    """Every node holds every neighbour's xhat, written out; trained for some rounds first."""
+    num_nodes = graph.num_nodes
+    x_NP = start(100, num_nodes)
+    matrix = graph.mixing_matrix().toarray()
+    algorithm = Choco(compressor=compressor, gamma=gamma)
+    step = gamma if gamma != "auto" else min(1.0, 2 * compressor.omega(context_of(graph, x_NP, 0).layout))
+    state = algorithm.init(x_NP, context_of(graph, x_NP, 0))
+    x, xhat = x_NP.numpy().copy(), np.zeros((num_nodes, 100))
+    for number in range(8):
+        ctx = context_of(graph, x_NP, number, local_steps=1 if number < 4 else 0)
+        training = number < 4
+        state = one_round(algorithm, graph, state, ctx, (lambda v, r, k: torch.sin(v + r)) if training else None)
+        x = x - ctx.lr * np.sin(x + number) if training else x
+        difference = torch.from_numpy(x - xhat)
+        xhat = xhat + compressor.decompress(compressor.compress(difference, ctx), ctx, torch.float64).numpy()
+        moved = x.copy()
+        for i in range(num_nodes):
+            for j in range(num_nodes):
+                moved[i] += step * matrix[i, j] * (xhat[j] - xhat[i])
+        x = moved
+
+        np.testing.assert_allclose(state["x"].numpy(), x, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(state["xhat"].numpy(), xhat, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.3, "auto"])
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
+def test_one_row_alone_computes_what_it_computes_among_many(compressor, gamma):
+    algorithm, x_NP = Choco(compressor=compressor, gamma=gamma), start(100, 6)
+    together = algorithm.init(x_NP, context_of(STAR, x_NP, 0))
+    alone = [algorithm.init(x_NP[i : i + 1], context_of(STAR, x_NP, 0, row=i)) for i in range(6)]
+    for number in range(6):
+        ctx = context_of(STAR, x_NP, number)
+        mine = [context_of(STAR, x_NP, number, row=i) for i in range(6)]
+        sent = algorithm.outgoing(together, 0, ctx)
+        together = algorithm.merge(together, 0, inbox_of(algorithm, STAR, sent), ctx)
+        said = [algorithm.outgoing(alone[i], 0, mine[i]) for i in range(6)]
+        heard = {name: torch.cat([message[name] for message in said]) for name in sent}
+        alone = [algorithm.merge(alone[i], 0, inbox_of(algorithm, STAR, heard, row=i), mine[i]) for i in range(6)]
+    for i in range(6):
+        assert alone[i].keys() == together.keys()
+        for name, tensor in alone[i].items():
+            assert torch.equal(tensor[0], together[name][i]), name
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
+def test_what_travels_is_what_the_compressor_says_and_one_byte_for_auto(compressor):
+    x_NP = start()
+    sent = {}
+    for gamma in (0.5, "auto"):
+        algorithm = Choco(compressor=compressor, gamma=gamma)
+        ctx = context_of(RING, x_NP, 0)
+        sent[gamma] = algorithm.outgoing(algorithm.init(x_NP, ctx), 0, ctx)
+
+        assert sent[gamma].keys() <= algorithm.channels.keys()
+        assert all(algorithm.channels[name].missing == "zero" for name in sent[gamma])
+    assert set(sent[0.5]) == set(compressor.parts)
+    assert set(sent["auto"]) - set(sent[0.5]) == {"halvings"}
+    assert (sent["auto"]["halvings"].dtype, sent["auto"]["halvings"].shape) == (torch.uint8, (8, 1))
+
+
+# ---- gamma that finds itself
+
+
+@pytest.mark.parametrize(
+    ("compressor", "number"), [(TopK(share=0.5), 48), (TopK(share=0.1), 249), (TopK(share=0.01), 2505), (Sign(), 98)], ids=str
+)
+def test_auto_keeps_a_gamma_that_converges(compressor, number):
+    rounds, state = converged_at(Choco(compressor=compressor), start(), 3000)
+
+    assert rounds == number
+    assert state["halvings"].tolist() == [0] * 8
+
+
+def test_auto_halves_a_gamma_that_diverges_and_the_mean_stands_still():
+    """Random 10 %: .2 = 2 omega diverges, .1 does not."""
+    x_NP = start()
+    _, state = converged_at(Choco(compressor=RandomK(share=0.1)), x_NP, 2000)
+
+    assert 1 <= max(state["halvings"].tolist()) <= 3
+    assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12
+
+
+def test_rows_that_have_halved_differently_still_keep_the_mean():
+    algorithm, x_NP = Choco(compressor=TopK(share=0.1)), start()
+    state = algorithm.init(x_NP, context_of(RING, x_NP, 0))
+    state["halvings"] = torch.tensor([0, 1, 2, 3, 0, 5, 0, 1], dtype=torch.uint8)
+    for number in range(100):
+        state = one_round(algorithm, RING, state, context_of(RING, x_NP, number))
+
+    assert spread(state["x"]) < 0.5 * spread(x_NP)
+    assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12
+
+
+def test_auto_does_not_take_noisy_gradients_for_divergence():
+    """1000 rounds about different minima: both sums often grow three times running, but not fourfold."""
+    rng = np.random.default_rng(7)
+    minima_NP, x_NP = torch.from_numpy(rng.standard_normal((8, 100)) * 0.3 + 10), start()
+    algorithm = Choco(compressor=Sign())
+    state = algorithm.init(x_NP, context_of(RING, x_NP, 0))
+    for number in range(1000):
+        noise_NP = torch.from_numpy(rng.standard_normal((8, 100)))
+        ctx = replace(context_of(RING, x_NP, number, local_steps=1), lr=0.05)
+        state = one_round(algorithm, RING, state, ctx, lambda v, r, k, noise_NP=noise_NP: v - minima_NP + noise_NP)
+
+    assert max(state["halvings"].tolist()) == 0
