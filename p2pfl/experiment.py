@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, Algorithm
@@ -16,15 +17,20 @@ from p2pfl.errors import ConfigError
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
+    SCHEDULES,
     WEIGHTS,
+    Schedule,
     Topology,
     diameter,
     diameter_bounds,
+    is_schedule,
     known_names,
     laplacian_extremes,
     load,
     make,
+    make_schedule,
     option_faults,
+    schedule_faults,
     weighted,
 )
 from p2pfl.training import OptimizerSpec
@@ -59,6 +65,8 @@ COMPRESSORS = ("none",)
 
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
+
+_MOST_CERTIFIED = 512  # nodes
 
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
@@ -172,14 +180,87 @@ class Experiment:
                 )
         return weighted(graph, self.weights).renamed(tuple(names))
 
-    def stop_rule(self, topology: Topology) -> StopRule | None:
-        """How this network agrees to stop; None: after exactly `rounds`."""
+    def _rule_for_rounds(self, schedule: Schedule, stop: StopSpec) -> StopRule:
+        """The rule where the graph is directed or changes: certified over the links of as many rounds as news needs."""
+        if schedule.num_nodes > _MOST_CERTIFIED:
+            raise ConfigError(
+                f"stop: a graph that is directed or changes is certified for at most {_MOST_CERTIFIED} nodes, this one has "
+                f"{schedule.num_nodes}; take stop: null"
+            )
+        last = self.rounds if schedule.period is not None else self.last_possible_round
+        starts = range(self.rounds, (self.rounds + schedule.period) if schedule.period is not None else last)
+        rounds = [rounds_of_news(schedule, start, 4 * schedule.num_nodes) for start in starts]
+        if None in rounds:
+            raise ConfigError(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
+        window = max(int(number) for number in rounds if number is not None)
+        if schedule.period is not None:  # whole periods have all links in them
+            window = -(-window // schedule.period) * schedule.period
+            return self._rule(stop, window, lambda_2_of(schedule, self.rounds, window))
+        return self._rule(stop, window, min(lambda_2_of(schedule, start, window) for start in starts))
+
+    def _rule(self, stop: StopSpec, window: int, lambda_2: float) -> StopRule:
+        return StopRule(tolerance=stop.relative_consensus, patience=stop.patience, diameter=window, lambda_2=lambda_2, window=window)
+
+    def build_schedule(self, names: Sequence[str], agreed: Topology | None = None) -> Schedule:
+        """The weighted graph of every round over the nodes, which are the rows in the order of their sorted names.
+
+        Args:
+            names: of the nodes.
+            agreed: the graph of a study; None: the experiment's own.
+
+        Raises:
+            TopologyError: as `build_topology`.
+            ConfigError: the study's links are not those of the experiment's rounds.
+        """
+        if not is_schedule(self.topology.name):
+            return Schedule.static(agreed if agreed is not None else self.build_topology(names))
+        schedule = make_schedule(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options}).renamed(tuple(names))
+        if agreed is not None and _links(agreed) != _links(schedule.union()):
+            raise ConfigError(
+                f"topology.name = {self.topology.name!r}: the study has other links than its rounds need; make the study again"
+            )
+        return schedule
+
+    def stop_rule(self, schedule: Schedule) -> StopRule | None:
+        """How this network agrees to stop; None: after exactly `rounds`.
+
+        Raises:
+            ConfigError: the rounds of settling do not connect everybody often enough, or there are too many nodes to find that out.
+        """
         if self.stop is None:
             return None
+        if schedule.period != 1 or schedule.directed:
+            return self._rule_for_rounds(schedule, self.stop)
+        topology = schedule.union()
         lambda_2, _ = laplacian_extremes(topology)
         return StopRule(
             tolerance=self.stop.relative_consensus, patience=self.stop.patience, diameter=news_rounds(topology), lambda_2=float(lambda_2)
         )
+
+
+def rounds_of_news(schedule: Schedule, start: int, most: int) -> int | None:
+    """How many rounds from `start` on news from every node needs to reach every other; None: more than `most`."""
+    knows_NN = np.eye(schedule.num_nodes, dtype=np.bool_)
+    for number in range(most):
+        graph = schedule.at(start + number)
+        before_NN = knows_NN.copy()
+        np.logical_or.at(knows_NN, graph.receivers, before_NN[graph.senders])
+        if knows_NN.all():
+            return number + 1
+    return None
+
+
+def lambda_2_of(schedule: Schedule, start: int, window: int) -> float:
+    """Second smallest eigenvalue of the Laplacian of all links of some rounds, each once."""
+    codes = np.unique(np.concatenate([(g := schedule.at(start + r)).receivers * g.num_nodes + g.senders for r in range(window)]))
+    n = schedule.num_nodes
+    links = Topology.from_edges(schedule.name, n, codes % n, codes // n, directed=schedule.directed)
+    return float(np.linalg.eigvalsh(links.laplacian().toarray())[1])
+
+
+def _links(topology: Topology) -> set[tuple[int, int]]:
+    """Both ends of every link, the smaller number first."""
+    return {(min(i, j), max(i, j)) for i, j in zip(topology.senders.tolist(), topology.receivers.tolist(), strict=True)}
 
 
 def news_rounds(topology: Topology) -> int:
@@ -301,7 +382,7 @@ def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
     """Findings for names that nothing is registered under and for options that they do not take, whatever else is wrong."""
     allowed = {
         "task": [*TASKS, "package.module:function"],
-        "topology": known_names(),
+        "topology": [*known_names(), *SCHEDULES],
         "algorithm": list(ALGORITHMS),
         "aggregator": list(AGGREGATORS),
         "compressor": list(COMPRESSORS),
@@ -354,7 +435,7 @@ def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[st
     """Of the options beside a known name."""
     options = {option: given for option, given in value.items() if option != "name"}
     if key == "topology":
-        return option_faults(name, options)
+        return schedule_faults(name, options) if is_schedule(name) else option_faults(name, options)
     if key == "task":
         return _faults_of_task_options(name, options) if name in TASKS else []
     offered: list[str] = []

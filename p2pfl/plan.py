@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from p2pfl.errors import ConfigError, TaskError
+from p2pfl.algorithms import Algorithm
+from p2pfl.errors import ConfigError, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
-from p2pfl.stopping import StopRule
+from p2pfl.stopping import Meetings, StopRule
 from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
-from p2pfl.topology import Topology, describe, laplacian_extremes
+from p2pfl.topology import Schedule, Topology, check_connected, describe, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
@@ -32,6 +34,9 @@ class Plan:
     sites: Mapping[str, Site]
     """Those whose data are here."""
     topology: Topology
+    """Everybody who ever exchanges with whom: the graph itself where it stays as it is."""
+    schedule: Schedule
+    """The graph of each round."""
     model: nn.Module
     """Of the population's dtype, with the start that all share."""
     recipe: Recipe
@@ -49,13 +54,31 @@ class Plan:
         """SHA-256 of the common start."""
         return digest_of(parameters_of(self.model))
 
+    def neighbours(self, name: str) -> list[str]:
+        """Everybody whom a node ever sends to or hears from, sorted."""
+        links = links_between(self.topology)
+        return [self.names[j] for j in links.neighbours(self.names.index(name))]
+
+    def meetings(self, names: Sequence[str]) -> Meetings | None:
+        """What the stop rule has to remember for some nodes; None where the graph stays as it is."""
+        if self.stop_rule is None or (self.schedule.period == 1 and not self.schedule.directed):
+            return None
+        links_N = np.array([len(self.neighbours(name)) for name in names])
+        return Meetings(window=self.stop_rule.window, links_N=links_N)
+
     def population(self, names: Sequence[str], device: torch.device | str = "cpu") -> Population:
         """The rows of some nodes, in the order given."""
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
         sites = [self.sites[name] for name in names]
         numbers = [self.names.index(name) for name in names]
-        return Population(self.task, sites, numbers, self.model, self.recipe, loss_scale=scale, device=device)
+        slots_NK = None
+        if "fixed slots" in self.recipe.algorithm.requires:
+            index_NK, _, linked_NK = links_between(self.topology).with_weights(0.0).padded()
+            index_NK, linked_NK = index_NK[numbers], linked_NK[numbers]
+            most = int(linked_NK.sum(axis=1).max())  # one node's own slots have no padding for others' neighbours
+            slots_NK = torch.from_numpy(np.where(linked_NK, index_NK, -1)[:, :most])
+        return Population(self.task, sites, numbers, self.model, self.recipe, loss_scale=scale, device=device, slots_NK=slots_NK)
 
     def graph_record(self) -> dict[str, Any]:
         """What the run folder's topology.json holds."""
@@ -124,13 +147,12 @@ def make_plan(
     every_name = tuple(sorted(names)) if names is not None else tuple(site.name for site in task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
-    graph = topology if topology is not None else experiment.build_topology(every_name)
+    schedule = experiment.build_schedule(every_name, topology)
+    graph = schedule.union()
     algorithm = experiment.algorithm.build()
-    faults = []
-    if graph.directed and (experiment.stop is not None):
-        faults.append("topology: a directed graph; agreeing to stop needs an undirected one, or stop: null")
-    if graph.directed and "symmetric" in algorithm.requires:
-        faults.append(f"topology: a directed graph; algorithm {experiment.algorithm.name} needs a symmetric one")
+    faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]
+    if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
+        faults.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
@@ -150,6 +172,7 @@ def make_plan(
         names=every_name,
         sites=here,
         topology=graph,
+        schedule=schedule,
         model=model,
         recipe=Recipe(
             algorithm=algorithm,
@@ -159,6 +182,47 @@ def make_plan(
             local_steps=experiment.algorithm.local_steps,
             seed=experiment.seed,
         ),
-        stop_rule=experiment.stop_rule(graph) if experiment.stop else None,
+        stop_rule=experiment.stop_rule(schedule),
         samples=samples if experiment.weighting == "samples" else None,
     )
+
+
+def links_between(topology: Topology) -> Topology:
+    """The same edges, each in both directions: who has a link to whom."""
+    if not topology.directed:
+        return topology
+    return Topology.from_edges(topology.name, topology.num_nodes, topology.senders, topology.receivers, names=topology.names)
+
+
+def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
+    """What an algorithm requires of the graphs and does not get, a sentence each."""
+    found = []
+    needs = algorithm.requires
+    if "static" in needs and schedule.period != 1:
+        found.append(f"changes from round to round; algorithm {name} needs a graph that stays as it is")
+    if "symmetric" in needs and schedule.directed:
+        found.append(f"a directed graph; algorithm {name} needs a symmetric one")
+    graph = schedule.at(0)
+    assert graph.weights is not None
+    if "complete" in needs and len(graph.senders) != graph.num_nodes * (graph.num_nodes - 1):
+        found.append(f"algorithm {name} needs complete")
+    if "tree" in needs and (schedule.directed or graph.num_edges != graph.num_nodes - 1 or not _is_connected(graph)):
+        found.append(f"{graph.num_edges} edges between {graph.num_nodes} nodes; algorithm {name} needs a tree, such as path or star")
+    given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
+    taken_N = 1 - graph.self_weights
+    # random graphs that do not keep the mean in each round keep it on average
+    if "doubly stochastic" in needs and schedule.period is not None and not np.allclose(given_N, taken_N, atol=1e-9):
+        found.append(
+            f"what a node gives is not what it takes; algorithm {name} needs doubly stochastic weights: on this graph use push-sum"
+        )
+    if "column stochastic" in needs and given_N.max(initial=0.0) >= 1:
+        found.append(f"a node gives away all it has; algorithm {name} needs weights: push-sum")
+    return found
+
+
+def _is_connected(graph: Topology) -> bool:
+    try:
+        check_connected(graph)
+    except TopologyError:
+        return False
+    return True

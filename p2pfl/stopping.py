@@ -5,7 +5,9 @@ The same functions serve one node (a daemon) and N rows (the simulator). Shapes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,10 @@ class StopRule:
     """Of the roster's graph: rounds that news needs to reach everybody."""
 
     lambda_2: float
-    """Second smallest eigenvalue of the graph's Laplacian."""
+    """Second smallest eigenvalue of the Laplacian of the links of `window` rounds."""
+
+    window: int = 1
+    """Rounds that a graph which changes needs until its links together connect everybody; 1: it stays as it is."""
 
     def earliest(self, rounds: int) -> int:
         """The smallest stop round that can ever be announced after so many training rounds."""
@@ -38,7 +43,8 @@ class StopRule:
         """The local test on the models exchanged in one round.
 
         Args:
-            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2.
+            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2; where the graph changes, what `Meetings.bound` makes of
+                it.
             squared_norms_N: ||x_i||**2.
 
         Returns:
@@ -73,3 +79,49 @@ class StopRule:
         """
         announced_N = np.where(agreed_for_N >= self.patience + self.diameter, round + 2 * self.diameter, NEVER)
         return np.asarray(np.minimum(np.minimum(own_N, announced_N), heard_NK.min(axis=1, initial=NEVER)), dtype=np.int64)
+
+
+@dataclass(kw_only=True)
+class Meetings:
+    """What rows know of their distances where the graph changes from round to round, and so not all neighbours are met in one.
+
+    Two that met in round r and have since moved by m_i and m_j are now at most d_ij + m_i + m_j apart, and (d + m_i + m_j)**2 is at most
+    3 (d**2 + m_i**2 + m_j**2). Summed over the links of a window, each row can count its own part: half of each d**2 and its own m_i**2 for
+    each of its links.
+    """
+
+    window: int
+    links_N: NDArray[np.int64]
+    """How many others each row ever exchanges with."""
+
+    squared: list[NDArray[np.float64]] = field(default_factory=list)
+    """sum_j ||x_i - x_j||**2 of the last rounds, the newest last."""
+
+    moved: list[NDArray[np.float64]] = field(default_factory=list)
+    """||x_i - x_i of the round before||, as long; the first is 0."""
+
+    def bound(self, squared_N: NDArray[np.float64], moved_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Take in a round.
+
+        Returns:
+            Shares that add up to an upper bound on the sum of ||x_i - x_j||**2 over all links of the window; infinite until one is over.
+        """
+        self.squared = [*self.squared, squared_N][-self.window :]
+        self.moved = [*self.moved, moved_N][-self.window :]
+        if len(self.squared) < self.window:
+            return np.full_like(squared_N, np.inf)
+        way_N = np.sum(self.moved[1:], axis=0) if self.window > 1 else np.zeros_like(moved_N)
+        return np.asarray(3 * np.sum(self.squared, axis=0) + 6 * self.links_N * way_N**2)
+
+    def forget(self) -> None:
+        """A round was left out: what was seen before it says nothing."""
+        self.squared, self.moved = [], []
+
+    def story(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"squared": [values.tolist() for values in self.squared], "moved": [values.tolist() for values in self.moved]}
+
+    def restore(self, story: Mapping[str, Any]) -> None:
+        """Take up what `story` gave."""
+        self.squared = [np.array(values) for values in story["squared"]]
+        self.moved = [np.array(values) for values in story["moved"]]

@@ -35,7 +35,9 @@ class Graph:
     """Of the topology it came from."""
 
     edges: tuple[tuple[str, str, Annotated[float, Field(allow_inf_nan=False)]], ...]
-    """Two members and w_ij = w_ji, each edge once."""
+    """Two members and w_ij = w_ji, each edge once; in a directed graph the receiver i, the sender j and w_ij."""
+
+    directed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +60,11 @@ class Study:
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
-        """A study of these members on an undirected, weighted topology whose names are theirs.
+        """A study of these members on a weighted topology whose names are theirs.
 
         Raises:
             ConfigError: with everything that cannot be.
         """
-        if topology.directed:
-            raise ConfigError(f"topology = {topology.name!r}: directed, but daemons exchange over links that go both ways")
         if topology.weights is None or topology.names is None:
             raise ValueError("the topology of a study has weights and names")
         names = topology.names
@@ -78,28 +78,28 @@ class Study:
         faults += [
             f"topology {topology.name!r}: weighs {a} - {b} with {weight!r} one way and {weights[b, a]!r} the other"
             for (a, b), weight in weights.items()
-            if a < b and weight != weights[b, a]
+            if a < b and not topology.directed and weight != weights[b, a]
         ]
         if faults:
             raise ConfigError(faults)
-        edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b]
+        edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b or topology.directed]
+        graph = {"name": topology.name, "edges": edges} | ({"directed": True} if topology.directed else {})
         members = [card.as_dict() for card in cards]
         content = dict(experiment)
         if _agrees_on_a_scale(content) and "scale" not in content["task"]:
             content["task"] = {**content["task"], "scale": _agreed_scale(cards)}
-        return cls.from_mapping(
-            {"experiment": content, "members": members, "graph": {"name": topology.name, "edges": edges}}, "the new study"
-        )
+        return cls.from_mapping({"experiment": content, "members": members, "graph": graph}, "the new study")
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any], place: str) -> Study:
         """A study that has been checked, the signature of every card included; ConfigError with all faults otherwise."""
         read = check(cls, content, place)
-        edges = sorted((min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
+        directed = read.graph.directed
+        edges = sorted((a, b, weight) if directed else (min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
         study = cls(
             experiment=read.experiment,
             members=tuple(sorted(read.members, key=lambda card: card.name)),
-            graph=Graph(name=read.graph.name, edges=tuple(edges)),
+            graph=Graph(name=read.graph.name, edges=tuple(edges), directed=directed),
         )
         if faults := list(study._faults()):
             raise ConfigError(faults, place)
@@ -122,7 +122,8 @@ class Study:
             "schema": self.schema,
             "experiment": self.experiment,
             "members": [card.as_dict() for card in self.members],
-            "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]},
+            "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]}
+            | ({"directed": True} if self.graph.directed else {}),
         }
 
     @property
@@ -145,15 +146,17 @@ class Study:
     def neighbours(self, name: str) -> tuple[str, ...]:
         """Those that a member exchanges with, sorted; ConfigError if there is no such member."""
         self.member(name)
-        return tuple(sorted(b if a == name else a for a, b, _ in self.graph.edges if name in (a, b)))
+        return tuple(sorted({b if a == name else a for a, b, _ in self.graph.edges if name in (a, b)}))
 
     def topology(self) -> Topology:
         """The graph with its weights, bit for bit; row i is the i-th member."""
         row = {name: i for i, name in enumerate(self.names)}
-        one_end = [row[a] for a, _, _ in self.graph.edges]
-        other_end = [row[b] for _, b, _ in self.graph.edges]
+        receivers = [row[a] for a, _, _ in self.graph.edges]
+        senders = [row[b] for _, b, _ in self.graph.edges]
         weights = [weight for _, _, weight in self.graph.edges]
-        return Topology.from_edges(self.graph.name, len(self.members), one_end, other_end, names=self.names, weights=weights)
+        return Topology.from_edges(
+            self.graph.name, len(self.members), senders, receivers, directed=self.graph.directed, names=self.names, weights=weights
+        )
 
     def _faults(self) -> Iterator[str]:
         """A sentence for everything that cannot be."""

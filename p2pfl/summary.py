@@ -41,15 +41,16 @@ def disagreement_row(
     Returns:
         S with the bounds on the consensus distance that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
     """
-    lambda_2, lambda_max = _extremes(plan.topology)
+    lambda_2, lambda_max = _extremes(plan.topology) if plan.schedule.period == 1 else (math.nan, math.nan)
     defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
     return {
         "round": number,
         "kind": kind,
         "loss": math.fsum(defined) / len(defined) if defined else None,
         "disagreement": disagreement,
-        "bound_low": math.sqrt(disagreement / (len(plan.names) * lambda_max)),
-        "bound_high": math.sqrt(disagreement / (len(plan.names) * lambda_2)),
+        # where the graph changes, those who do not meet in this round may be anywhere
+        "bound_low": None if math.isnan(lambda_max) else math.sqrt(disagreement / (len(plan.names) * lambda_max)),
+        "bound_high": None if math.isnan(lambda_2) else math.sqrt(disagreement / (len(plan.names) * lambda_2)),
         "rms_norm": math.sqrt(mean_squared_norm),
         "consensus_distance": exact,
     }

@@ -49,12 +49,15 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
-def averaging(topology: dict[str, Any], nodes: int, *, seed: int = 0, tolerance: float = 1e-6, dimension: int = 5) -> Plan:
+def averaging(
+    topology: dict[str, Any], nodes: int, *, seed: int = 0, tolerance: float = 1e-6, dimension: int = 5, algorithm: str = "dpsgd"
+) -> Plan:
     """Nothing to learn in float64, until everybody agrees."""
     return plan_of(
         task={"name": "averaging", "dimension": dimension},
         nodes=nodes,
         topology=topology,
+        algorithm={"name": algorithm},
         rounds=0,
         stop={"relative_consensus": tolerance, "settle": 2000},
         seed=seed,
@@ -135,7 +138,7 @@ class Network:
         await asyncio.gather(*(node.task for node in self.nodes.values()), return_exceptions=True)
 
     def neighbours(self, name: str) -> list[str]:
-        return [self.plan.names[j] for j in self.plan.topology.neighbours(self.plan.names.index(name))]
+        return self.plan.neighbours(name)
 
     def start(self, *names: str) -> None:
         """Start some daemons, or all, from what lies in their state folders."""

@@ -13,7 +13,7 @@ from p2pfl.algorithms import ALGORITHMS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
-from p2pfl.topology import known_names
+from p2pfl.topology import SCHEDULES, Schedule, known_names
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
 DEADLINE_S = 60
@@ -53,12 +53,12 @@ algorithm: {name: dpsdg, local_steps: -1}
 optimizer: {name: sgd, lrr: 0.1}
 """
 TASK_NAMES = f"{', '.join(TASKS)}, package.module:function"
-WEIGHT_NAMES = "metropolis, max-degree, lazy, best-constant, given"
+WEIGHT_NAMES = "metropolis, max-degree, lazy, best-constant, given, push-sum"
 KEYS = ", ".join(field.name for field in fields(Experiment))
 FIVE_FINDINGS = {
     f"topolgy = {{'name': 'star'}}: unknown key, did you mean topology? one of {KEYS}",
     "optimizer.lrr = 0.1: unknown key, did you mean lr? one of name, lr, momentum, weight_decay, schedule, warmup_rounds, clip_norm",
-    f"topology.name = 'rign': did you mean ring? one of {', '.join(known_names())}",
+    f"topology.name = 'rign': did you mean ring? one of {', '.join([*known_names(), *SCHEDULES])}",
     f"algorithm.name = 'dpsdg': did you mean dpsgd? one of {', '.join(ALGORITHMS)}",
     "algorithm.local_steps = -1: must be >= 0",
 }
@@ -309,11 +309,11 @@ def test_rounds_and_steps_follow_from_the_file():
 def test_the_stop_rule_is_that_of_the_graph():
     experiment = experiment_from({**QUADRATIC, "stop": {"relative_consensus": 1e-4, "patience": 2}})
     graph = experiment.build_topology([f"n{i}" for i in range(8)])
-    rule = experiment.stop_rule(graph)
+    rule = experiment.stop_rule(Schedule.static(graph))
 
     assert (rule.tolerance, rule.patience, rule.diameter) == (1e-4, 2, 4)
     assert rule.lambda_2 == pytest.approx(2 - 2**0.5, rel=1e-12)  # 2 - 2 cos(2 pi / 8)
-    assert resolve(experiment, {"stop": None}).stop_rule(graph) is None
+    assert resolve(experiment, {"stop": None}).stop_rule(Schedule.static(graph)) is None
 
 
 def test_the_rule_is_made_from_its_name():

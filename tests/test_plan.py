@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from p2pfl.algorithms import ALGORITHMS, DPSGD
+from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from
 from p2pfl.params import digest_of, parameters_of
@@ -188,15 +189,25 @@ def test_a_rule_that_needs_symmetric_links_is_refused_a_directed_graph(monkeypat
     monkeypatch.setitem(ALGORITHMS, "strict", Strict)
     directed = {"task": {"name": "averaging"}, "topology": {"name": "exponential"}, "weights": "given", "stop": None}
 
-    with pytest.raises(ConfigError, match="topology: a directed graph; algorithm strict needs a symmetric one"):
+    with pytest.raises(ConfigError, match="a directed graph; algorithm strict needs a symmetric one"):
         plan_of(directed, **{"algorithm.name": "strict"})
 
 
-def test_what_cannot_run_is_refused_before_anything_is_written(clinics):
+def test_what_cannot_run_is_refused_before_anything_is_written(clinics, monkeypatch):
+    class Mute(DPSGD):
+        channels: ClassVar = {"x": Channel(missing="own")}
+
+    monkeypatch.setitem(ALGORITHMS, "mute", Mute)
     with pytest.raises(ConfigError, match="nodes = 1: a network needs at least 2"):
         plan_of({"task": {"name": "clinics_of_a_test:clinics", "names": ["alone"]}})
-    with pytest.raises(ConfigError, match=r"topology: a directed graph; agreeing to stop needs an undirected one, or stop: null"):
-        plan_of({"task": {"name": "averaging"}, "topology": {"name": "exponential"}, "weights": "given"})
+    with pytest.raises(ConfigError, match=r"algorithm mute sends no models that neighbours could compare; it needs stop: null"):
+        plan_of({"task": {"name": "averaging"}, "algorithm": {"name": "mute"}})
     with pytest.raises(ConfigError, match=r"task.colour = 'red': averaging takes"):
         plan_of({"task": {"name": "averaging", "colour": "red"}})
     assert plan_of({"task": {"name": "averaging"}, "topology": {"name": "exponential"}, "weights": "given", "stop": None}).stop_rule is None
+
+
+def test_on_a_directed_graph_the_rule_looks_at_as_many_rounds_as_news_needs():
+    rule = plan_of({"task": {"name": "averaging"}, "nodes": 8, "topology": {"name": "exponential"}, "weights": "given"}).stop_rule
+
+    assert (rule.window, rule.diameter) == (3, 3)  # 7 = 1 + 2 + 4

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from p2pfl.node.links import Links
 from p2pfl.node.neighbour import OUTBOX_LIMIT, Neighbour, SendUpdate
 from p2pfl.node.protocol import STALL_S, Flow, Protocol
 from p2pfl.wire.codec import decode, encode
@@ -30,12 +31,13 @@ class Node:
         self.me, self.now_s = me, 0.0
         self.events: list[tuple[str, str]] = []
         neighbours = {}
-        for index, peer in enumerate(sorted(peers)):
-            session = LinkSession(peer=peer, member=me, terms=terms, incarnation=incarnation, update_format=FORMAT)
-            neighbours[peer] = Neighbour(name=peer, index=index, weight=0.25, session=session)
+        for peer in sorted(peers):
+            session = LinkSession(peer=peer, member=me, terms=terms, incarnation=incarnation, formats=(FORMAT,))
+            neighbours[peer] = Neighbour(name=peer, session=session)
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
+            links=lambda _: Links(weights=dict.fromkeys(sorted(peers), 0.25), receivers=frozenset(peers), self_weight=0.5),
             num_exchanges=NUM_EXCHANGES,
             train_exchanges=NUM_EXCHANGES,
             earliest_stop=EARLIEST_STOP,
@@ -69,12 +71,13 @@ class Node:
             self.protocol.hear(peer, tuple(map(memoryview, frames)), self.now_s)
 
     def post(self) -> None:
-        self.protocol.post(FORMAT.pack(self.protocol.exchange, {"x": np.zeros(2)}), self.now_s)
+        update = FORMAT.pack(self.protocol.exchange, {"x": np.zeros(2)})
+        self.protocol.post(dict.fromkeys(self.protocol.neighbours, update), self.now_s)
 
     def close(self, *, keep: bool = True) -> list[str]:
         """Merge what is there, write it down, and be at the next exchange."""
         protocol = self.protocol
-        merged = {name: Flow(exchange=protocol.exchange, own={}, theirs=a.arrays) for name, a in protocol.arrivals().items()}
+        merged = {name: Flow(exchange=protocol.exchange, weight=0.25, own={}, theirs=a.arrays) for name, a in protocol.arrivals().items()}
         skipped = protocol.close(merged, self.now_s)
         if keep:
             protocol.checkpointed(protocol.ledgers())
@@ -423,7 +426,7 @@ def test_an_update_that_is_coming_in_is_waited_for_past_the_deadline():
     large = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
     a = Node("a", "b")
     neighbour = a.protocol.neighbours["b"]
-    neighbour.session = LinkSession(peer="b", member="a", terms=TERMS, incarnation=1, update_format=large)
+    neighbour.session = LinkSession(peer="b", member="a", terms=TERMS, incarnation=1, formats=(large,))
     a.hear("b", hello(exchange=0))
     a.post()
     a.now_s = deadline_s = a.protocol.barrier.deadline_s

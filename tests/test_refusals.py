@@ -40,13 +40,13 @@ class EvilPeer:
 
     def __init__(self, network: Network) -> None:
         self.daemon = network.nodes[HONEST[0]].daemon
-        self.format = self.daemon._format
+        self.format = self.daemon._formats[0]
         self.terms = Terms(study=STUDY, layout=network.plan.layout.digest, start=network.plan.start_digest)
         self.transport = network.links.member(EVIL, HONEST)
         self._network = network
 
     def session(self, *, member: str = EVIL, **terms: str) -> LinkSession:
-        return LinkSession(peer="whoever", member=member, terms=replace(self.terms, **terms), incarnation=666, update_format=self.format)
+        return LinkSession(peer="whoever", member=member, terms=replace(self.terms, **terms), incarnation=666, formats=(self.format,))
 
     def hello(self, **wrong: str) -> list[bytes]:
         return encode(self.session(**wrong).hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP))
@@ -71,9 +71,7 @@ class EvilPeer:
 
     async def greet(self) -> None:
         """A conversation as it should be, until everybody knows everybody."""
-        sessions = {
-            peer: LinkSession(peer=peer, member=EVIL, terms=self.terms, incarnation=666, update_format=self.format) for peer in HONEST
-        }
+        sessions = {peer: LinkSession(peer=peer, member=EVIL, terms=self.terms, incarnation=666, formats=(self.format,)) for peer in HONEST}
         theirs = [self._network.nodes[peer].daemon.protocol.neighbours[EVIL].session for peer in HONEST]
         for peer, session in sessions.items():
             await self.say(encode(session.hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)), peer=peer)

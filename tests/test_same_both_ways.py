@@ -11,7 +11,7 @@ from torch import Tensor
 
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of
-from p2pfl.errors import ConfigError
+from p2pfl.algorithms import ALGORITHMS
 from p2pfl.node import up
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
@@ -74,6 +74,42 @@ def test_daemons_in_one_process_equal_the_simulator(experiment, tmp_path):
     finish(main())
 
 
+def experiment_for(name):
+    """Thirty rounds at eight nodes on a graph that the algorithm can run on."""
+    requires = ALGORITHMS[name]().requires
+    topology = "complete" if "complete" in requires else "path" if "tree" in requires else "torus"
+    weights = "push-sum" if "column stochastic" in requires else "metropolis"
+    return each_round(
+        task={"name": "synthetic-logistic"},
+        nodes=8,
+        topology={"name": topology},
+        weights=weights,
+        algorithm={"name": name, "local_steps": 2},
+        optimizer={"lr": 0.05},
+        rounds=30,
+        stop=None,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_gives_the_same_weights_both_ways(name, tmp_path):
+    experiment = experiment_for(name)
+    simulated = simulate(experiment, out=tmp_path / "simulator")
+
+    async def main():
+        async with Network(plan_of(**experiment), tmp_path) as network:
+            network.start()
+
+            assert set(await network.ended()) == {"rounds"}
+            for number in range(30):
+                assert largest_difference(network.models(number), stacked(simulated, number)) < TOLERANCE
+            sent = sum(network.summary(name)["bytes_sent"] for name in network.plan.names)
+            assert abs(sent - simulated.summary["bytes_sent"]) <= 0.02 * sent
+
+    finish(main())
+
+
 def test_daemons_over_zeromq_equal_the_simulator(tmp_path):
     experiment = each_round(**{**BREAST_CANCER, "rounds": 5})
     simulated = simulate(experiment, out=tmp_path / "simulator")
@@ -113,8 +149,16 @@ def test_processes_with_encrypted_links_equal_the_simulator(experiment, tmp_path
     assert abs(ran.summary["bytes_sent"] - simulated.summary["bytes_sent"]) <= 0.005 * simulated.summary["bytes_sent"]
 
 
-def test_a_directed_graph_is_for_the_simulator_only(tmp_path):
-    directed = {"task": {"name": "averaging"}, "topology": {"name": "exponential"}, "stop": None, "rounds": 2}
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "weights"), [("exponential", "given"), ("one-peer-exponential", "metropolis")])
+def test_links_that_go_one_way_and_change_equal_the_simulator(topology, weights, tmp_path):
+    experiment = each_round(task={"name": "averaging"}, topology={"name": topology}, weights=weights, nodes=8, stop=None, rounds=6)
+    simulated = simulate(experiment, out=tmp_path / "simulator")
+    ran = up(experiment, out=tmp_path / "daemons", site=PATIENT)
 
-    with pytest.raises(ConfigError, match="directed"):
-        up(directed, out=tmp_path / "daemons")
+    for number in range(6):
+        assert largest_difference(stacked(ran, number), stacked(simulated, number)) < TOLERANCE
+    assert abs(ran.summary["bytes_sent"] - simulated.summary["bytes_sent"]) <= 0.02 * simulated.summary["bytes_sent"]
+    if topology == "one-peer-exponential":
+        models = stacked(ran, 2)
+        assert torch.allclose(models, models.mean(dim=0).expand_as(models), rtol=0, atol=1e-12)

@@ -24,7 +24,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
 from p2pfl.study import Study, confirms
-from p2pfl.topology import make, weighted
+from p2pfl.topology import Topology, make, weighted
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
 NAMES = ("cleveland", "hungary", "switzerland", "va")
@@ -315,9 +315,16 @@ def test_a_weight_is_a_finite_number(weight):
     assert [fault for fault in faults_of(content) if fault.startswith("graph.edges.0.2 = ")]
 
 
-def test_a_directed_graph_is_refused():
-    with pytest.raises(ConfigError, match="'exponential': directed"):
-        study(topology=weighted(make("exponential", 4), "given").renamed(NAMES))
+def test_a_directed_graph_comes_back_bit_for_bit(tmp_path):
+    senders, receivers, weights = [0, 1, 2, 3, 0], [1, 2, 3, 0, 2], [0.1, 0.2, 0.3, 0.4, 0.5]
+    topology = Topology.from_edges("one way", 4, senders, receivers, directed=True, names=NAMES, weights=weights)
+    study(topology=topology).save(tmp_path / "study.yaml")
+    found = Study.load(tmp_path / "study.yaml")
+
+    assert found.topology().directed
+    for field in ("senders", "receivers", "weights"):
+        assert np.array_equal(getattr(found.topology(), field), getattr(topology, field))
+    assert found.neighbours("cleveland") == ("hungary", "switzerland", "va")
 
 
 def test_weights_that_differ_by_direction_are_refused():

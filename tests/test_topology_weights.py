@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import TopologyError
 from p2pfl.topology import WEIGHTS, Topology, make, weighted
 
-UNDIRECTED_RULES = [rule for rule in WEIGHTS if rule != "given"]
+UNDIRECTED_RULES = [rule for rule in WEIGHTS if rule not in ("given", "push-sum")]
 
 
 @st.composite
@@ -120,3 +120,13 @@ def test_an_unknown_rule_is_refused_with_the_known_ones():
 def test_a_disconnected_graph_gets_no_weights():
     with pytest.raises(TopologyError, match="nothing from 0 can reach 2"):
         weighted(Topology.from_edges("split", 4, [0, 2], [1, 3]))
+
+
+def test_push_sum_splits_what_a_sender_has_evenly():
+    topology = weighted(make("star", 4), "push-sum")
+    matrix = topology.mixing_matrix().toarray()
+
+    assert topology.directed
+    assert matrix[1, 0] == 1 / 4  # the centre has three receivers and itself
+    assert matrix[0, 1] == 1 / 2
+    np.testing.assert_allclose(matrix.sum(axis=0) - np.diag(matrix) + 1 / (1 + np.array([3, 1, 1, 1])), 1)

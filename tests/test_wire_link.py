@@ -159,7 +159,7 @@ class Greeting:
     def restart(self, side):
         me, peer = ("a", "b") if side == 0 else ("b", "a")
         incarnation = next(self.incarnations)
-        self.links[side] = LinkSession(peer=peer, member=me, terms=TERMS, incarnation=incarnation, update_format=SMALL)
+        self.links[side] = LinkSession(peer=peer, member=me, terms=TERMS, incarnation=incarnation, formats=(SMALL,))
 
     def send(self, side):
         self.on_the_way[1 - side].append(encode(self.links[side].hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)))

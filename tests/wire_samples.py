@@ -50,7 +50,7 @@ def frames_of(message):
 def session(update_format=SMALL, **changes):
     """hospital-0's side of its link to hospital-1, with incarnation 11."""
     return LinkSession(
-        **{"peer": "hospital-1", "member": "hospital-0", "terms": TERMS, "incarnation": 11, "update_format": update_format} | changes
+        **{"peer": "hospital-1", "member": "hospital-0", "terms": TERMS, "incarnation": 11, "formats": (update_format,)} | changes
     )
 
 

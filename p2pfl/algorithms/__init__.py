@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from p2pfl.algorithms.accelerated import Chebyshev
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow
+from p2pfl.algorithms.compressed import Choco
+from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
 from p2pfl.algorithms.gossip import DPSGD, AllReduce, DFedAvgM, QGDSGDm
 from p2pfl.algorithms.outer import DiLoCo
@@ -26,10 +28,12 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "relaysgd": RelaySGD,
     "diloco": DiLoCo,
     "chebyshev": Chebyshev,
+    "choco": Choco,
 }
 
 __all__ = [
     "ALGORITHMS",
+    "COMPRESSORS",
     "DPSGD",
     "EXTRA",
     "KGT",
@@ -37,6 +41,8 @@ __all__ = [
     "AllReduce",
     "Channel",
     "Chebyshev",
+    "Choco",
+    "Compressor",
     "Context",
     "DFedAvgM",
     "DiLoCo",

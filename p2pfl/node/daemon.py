@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, flow
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
+from p2pfl.node.links import links_of
 from p2pfl.node.neighbour import Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
@@ -37,13 +38,17 @@ from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import Goodbye
 from p2pfl.wire.pace import RoundPace
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import ChannelFormat, Parcel, UpdateFormat
 
 log = logging.getLogger(__name__)
 
 SEND_TIMEOUT_S = 10.0
 TICK_S = 0.1
 FLUSH_S = 0.3
+
+AHEAD = 8
+"""Exchanges that are kept where the graph is directed or changes: a node may be as far ahead of one that it does not wait for as news need
+from that one to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,22 @@ class Limits:
     """Or so many times what recent rounds took, where that is more."""
     linger_s: float = 30.0
     """How long a stopped node stays for neighbours that have not settled with it."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the exchanges of one round have shown so far."""
+
+    squared: float = 0.0
+    """sum_j ||x_i - x_j||**2 over the neighbours that came, of the model's channel."""
+
+    met: float = 0.0
+    """What the stop rule makes of it."""
+
+    norm: float = 0.0
+    """||x_i||."""
+
+    skipped: set[str] = field(default_factory=set)
 
 
 class Daemon:
@@ -91,42 +112,39 @@ class Daemon:
         self._transport, self._limits, self._status_port = transport, limits, status_port
         self._row = plan.names.index(me)
         self._population = plan.population([me])
-        algorithm = plan.recipe.algorithm
-        if algorithm.phases != 1:  # so that an exchange is a round
-            raise ConfigError(f"algorithm.name = {plan.experiment.algorithm.name!r}: several exchanges a round; daemons run those with one")
-        sent = self._population.outgoing(0, 0, local_steps=0)
-        self._format = UpdateFormat(
-            channels=tuple(
-                ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:]))
-                for name, m in sorted(sent.items())
-            )
-        )
+        self._algorithm = algorithm = plan.recipe.algorithm
+        self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]
         terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
-        index_NK, weights_NK, present_NK = plan.topology.padded()
+        ahead = 1 if plan.schedule.period == 1 and not plan.schedule.directed else AHEAD
         neighbours = {}
-        for index, weight, present in zip(index_NK[self._row], weights_NK[self._row], present_NK[self._row], strict=True):
-            if present:
-                name = plan.names[index]
-                session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, update_format=self._format)
-                neighbours[name] = Neighbour(name=name, index=int(index), weight=float(weight), session=session)
+        for name in plan.neighbours(me):
+            session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
+            neighbours[name] = Neighbour(name=name, session=session)
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
-            num_exchanges=plan.experiment.last_possible_round,
+            links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires),
+            phases=algorithm.phases,
+            ahead=ahead,
+            num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
             pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=20),
             event=self._event,
-            train_exchanges=plan.experiment.rounds,
+            train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
         )
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
-        self._round = 0
+        self._round = self._phase = 0
         self._stopping = False
         self._bytes_sent = 0
         self._seconds: dict[str, float] = {}
         self._last_row: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
+        self._meetings = plan.meetings([me])
+        self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
+        self._loss: float | None = None
+        self._seen = Seen()
         self._folder: RunFolder | None = None
         self._finished = False
         self._joined = False
@@ -162,7 +180,7 @@ class Daemon:
 
     async def _run(self) -> str:
         if self.protocol.closing is None:
-            self.protocol.begin(self._round, self._now())  # what comes while the links are made must find its place
+            self.protocol.begin(self._exchange_now, self._now())  # what comes while the links are made must find its place
         async with self._transport, asyncio.TaskGroup() as group:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
             background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
@@ -212,7 +230,7 @@ class Daemon:
             stop_round = protocol.stop_round
             if stop_round is not None and self._round > stop_round:
                 break
-            protocol.begin(self._round, self._now())
+            protocol.begin(self._exchange_now, self._now())
             if self._joined:
                 await self._keep()  # what is sent now must be what a restart would send again
             local_steps = 0 if self._joined else experiment.local_steps_at(self._round)
@@ -229,22 +247,47 @@ class Daemon:
         """Train, exchange, merge, agree, record, keep; or jump, where the neighbours are too far ahead."""
         protocol, number = self.protocol, self._round
         seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
-        loss = await self._train(local_steps, seconds)
-        began_s = self._now()
-        outgoing = await asyncio.to_thread(self._population.outgoing, number, 0, local_steps=local_steps)
-        if not await self._exchange(outgoing):
-            return
-        seconds["wait"] = self._now() - began_s
-        began_s = self._now()
-        heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
-        skipped, squared = await self._merge(outgoing, local_steps)
-        norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double()) if self._model_channel else 0.0
-        seconds["mix"] = self._now() - began_s
-        self._agree(squared, norm, heard, skipped=bool(skipped))
-        self._round = number + 1
+        if self._phase == 0:
+            self._loss = await self._train(local_steps, seconds)
+            self._seen = Seen()
+        while True:
+            began_s = self._now()
+            outgoing = await asyncio.to_thread(self._population.outgoing, number, self._phase, local_steps=local_steps)
+            if not await self._exchange(outgoing):
+                return
+            seconds["wait"] += self._now() - began_s
+            began_s = self._now()
+            heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
+            await self._merge(outgoing, local_steps)
+            seconds["mix"] += self._now() - began_s
+            if self._phase == self._algorithm.phases - 1:
+                break
+            self._phase += 1
+            await self._keep()
+            protocol.begin(self._exchange_now, self._now())
+        seen = self._seen
+        self._agree(seen.met, seen.norm, heard, skipped=bool(seen.skipped))
+        self._round, self._phase = number + 1, 0
         await self._evaluate(number, seconds)
-        self._record(self._row_of(number, loss, squared, norm, skipped, seconds))
+        self._record(self._row_of(number, self._loss, seen.squared, seen.norm, sorted(seen.skipped), seconds))
         await self._keep()
+
+    @property
+    def _exchange_now(self) -> int:
+        return self._round * self._algorithm.phases + self._phase
+
+    def _format_of(self, phase: int) -> UpdateFormat:
+        """Of the updates of a phase; the population is at the start."""
+        sent = self._population.outgoing(0, phase, local_steps=0)
+        channels = self._algorithm.channels
+        return UpdateFormat(
+            channels=tuple(
+                ChannelFormat(
+                    name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[2 if channels[name].per_edge else 1 :])
+                )
+                for name, m in sorted(sent.items())
+            )
+        )
 
     async def _train(self, local_steps: int, seconds: dict[str, float]) -> float | None:
         """The round's local steps; their mean loss, None where there are none."""
@@ -262,8 +305,8 @@ class Daemon:
         """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
         protocol = self.protocol
         if not protocol.is_behind():
-            update = await asyncio.to_thread(self._format.pack, protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()})
-            protocol.post(update, self._now())
+            updates = await asyncio.to_thread(self._parcels, outgoing)
+            protocol.post(updates, self._now())
             self._wake_senders()
         while not protocol.is_behind():
             if protocol.is_over(self._now()):
@@ -275,31 +318,58 @@ class Daemon:
         self._jump()
         return False
 
-    async def _merge(self, outgoing: Mapping[str, Tensor], local_steps: int) -> tuple[list[str], float]:
-        """Take in what came. Returns who was skipped, and sum_j ||x_i - x_j||**2 over the others."""
+    def _parcels(self, outgoing: Mapping[str, Tensor]) -> dict[str, Parcel]:
+        """What goes out now, by receiver: the same parcel for all of them where no channel is per edge."""
+        protocol, channels = self.protocol, self._algorithm.channels
+        pack, slots = self._formats[self._phase].pack, list(protocol.neighbours)
+        receivers = protocol.now_linked.receivers
+        if any(channels[name].per_edge for name in outgoing):
+            return {
+                to: pack(protocol.exchange, {name: _array(m[0, k] if channels[name].per_edge else m[0]) for name, m in outgoing.items()})
+                for k, to in enumerate(slots)
+                if to in receivers
+            }
+        return dict.fromkeys(sorted(receivers), pack(protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()}))
+
+    async def _merge(self, outgoing: Mapping[str, Tensor], local_steps: int) -> None:
+        """Take in what came, and note who was skipped and, of the model's channel, sum_j ||x_i - x_j||**2 over the others."""
         protocol = self.protocol
         inbox, merged = self._inbox(outgoing)
         before, to_return = self._population.state, list(self._to_return)
-        await asyncio.to_thread(self._population.merge, self._round, 0, inbox, local_steps=local_steps)
+        await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         if not all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
-        squared = float(inbox.squared_distances(self._model_channel)[0]) if self._model_channel else 0.0
-        return protocol.close(merged, self._now()), squared
+        if self._model_channel is not None and self._model_channel in outgoing:
+            self._seen.squared = float(inbox.squared_distances(self._model_channel)[0])
+            self._seen.norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
+            self._seen.met = self._met(outgoing[self._model_channel][0])
+        self._seen.skipped.update(protocol.close(merged, self._now()))
+
+    def _met(self, sent_P: Tensor) -> float:
+        """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
+        if self._meetings is None:
+            return self._seen.squared
+        moved = float(torch.linalg.vector_norm(sent_P - self._sent_P).double()) if self._sent_P is not None else 0.0
+        self._sent_P = sent_P.clone()
+        return float(self._meetings.bound(np.array([self._seen.squared]), np.array([moved]))[0])
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""
         protocol = self.protocol
-        target = min(protocol.furthest(), self.plan.experiment.last_possible_round)
-        protocol.jump(target, self._now())
+        phases = self._algorithm.phases
+        target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
+        protocol.jump(target * phases, self._now())
         protocol.agreed_for = 0
-        self._round, self._joined = target, True
+        if self._meetings is not None:
+            self._meetings.forget()
+        self._round, self._phase, self._joined = target, 0, True
 
     def _inbox(self, outgoing: Mapping[str, Tensor]) -> tuple[SlotInbox, dict[str, Flow]]:
         """What came to this exchange, in the roster's order, and what of it becomes a flow."""
         protocol = self.protocol
         arrivals = protocol.arrivals()
-        slots = list(protocol.neighbours)
+        slots, links = list(protocol.neighbours), protocol.now_linked
         messages = {
             name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
             for name, arrived in arrivals.items()
@@ -312,24 +382,32 @@ class Daemon:
         inbox = SlotInbox(
             channels=self.plan.recipe.algorithm.channels,
             sent=dict(outgoing),
-            weights_NK=torch.tensor([[protocol.neighbours[name].weight for name in slots]], dtype=torch.float64).to(dtype),
+            weights_NK=torch.tensor([[links.weights.get(name, 0.0) for name in slots]], dtype=torch.float64).to(dtype),
+            self_weights_N=torch.tensor([links.self_weight], dtype=torch.float64).to(dtype),
             present_NK=torch.tensor([[name in messages for name in slots]]),
             slot=slot,
             returns=self._returns(outgoing),
         )
-        own = {channel: m[0] for channel, m in outgoing.items()}
-        return inbox, {name: Flow(exchange=protocol.exchange, own=own, theirs=theirs) for name, theirs in messages.items()}
+        matched = [name for name in outgoing if self._algorithm.channels[name].missing == "own"]
+        own = {channel: outgoing[channel][0] for channel in matched}
+        return inbox, {
+            name: Flow(
+                exchange=protocol.exchange, weight=links.weights[name], own=own, theirs={channel: theirs[channel] for channel in matched}
+            )
+            for name, theirs in messages.items()
+        }
 
     def _returns(self, outgoing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The negatives of the flows that were not matched, once."""
-        self._to_return, self.protocol.taken_back = self.protocol.taken_back, []
+        """The negatives of the flows that were not matched, once, each in the phase whose channels it is of."""
+        taken_back = self.protocol.taken_back
+        self._to_return = [(n, unmatched) for n, unmatched in taken_back if unmatched.own.keys() & outgoing.keys()]
+        self.protocol.taken_back = [(n, unmatched) for n, unmatched in taken_back if not unmatched.own.keys() & outgoing.keys()]
         returns: dict[str, Tensor] = {}
-        for neighbour, unmatched in self._to_return:
-            weight = torch.tensor(neighbour.weight, dtype=torch.float64).to(self.plan.layout.dtype)
-            for name, channel in self.plan.recipe.algorithm.channels.items():
-                if channel.missing == "own":
-                    back = -flow(weight, unmatched.theirs[name], unmatched.own[name]).unsqueeze(0)
-                    returns[name] = returns[name] + back if name in returns else back.to(outgoing[name].dtype)
+        for _, unmatched in self._to_return:
+            weight = torch.tensor(unmatched.weight, dtype=torch.float64).to(self.plan.layout.dtype)
+            for name in unmatched.own:
+                back = -flow(weight, unmatched.theirs[name], unmatched.own[name]).unsqueeze(0)
+                returns[name] = returns[name] + back if name in returns else back.to(outgoing[name].dtype)
         return returns
 
     def _agree(self, squared: float, norm: float, heard: list[tuple[int, int]], *, skipped: bool) -> None:
@@ -353,7 +431,7 @@ class Daemon:
         """Settle what is open with the neighbours, then say how it went."""
         protocol = self.protocol
         protocol.closing = reason
-        protocol.exchange = self._round
+        protocol.exchange = self._exchange_now
         await self._keep()
         deadline_s = self._now() + self._limits.linger_s
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
@@ -364,8 +442,8 @@ class Daemon:
                     neighbour.queue(protocol.closing_message(neighbour))
             self._wake_senders()
             await self._wait(deadline_s)
-        if protocol.taken_back:
-            sent = self._population.outgoing(self._round, 0, local_steps=0)
+        for phase in range(self._algorithm.phases if protocol.taken_back else 0):
+            sent = self._population.outgoing(self._round, phase, local_steps=0)
             inbox = SlotInbox(
                 channels=self.plan.recipe.algorithm.channels,
                 sent=sent,
@@ -374,7 +452,7 @@ class Daemon:
                 slot=_no_message,
                 returns=self._returns(sent),
             )
-            self._population.merge(self._round, 0, inbox, local_steps=0)
+            self._population.merge(self._round, phase, inbox, local_steps=0)
         await self._keep()
         if not protocol.is_settled():
             open_with = [name for name, n in protocol.neighbours.items() if not n.left]
@@ -542,8 +620,19 @@ class Daemon:
         ledgers = self.protocol.ledgers()
         if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
             tensors = self._population.tensors() | edge_tensors(self.protocol)
+            if self._sent_P is not None:
+                tensors["last_sent"] = self._sent_P
             story = {
                 "round": self._round,
+                "phase": self._phase,
+                "loss": self._loss,
+                "meetings": self._meetings.story() if self._meetings else None,
+                "seen": {
+                    "squared": self._seen.squared,
+                    "met": self._seen.met,
+                    "norm": self._seen.norm,
+                    "skipped": sorted(self._seen.skipped),
+                },
                 "finished": self._finished,
                 "joined": self._joined,
                 "bytes_sent": self._bytes_sent,
@@ -580,11 +669,16 @@ class Daemon:
         tensors, story = found
         self._population.restore(tensors)
         self._finished, self._joined = story["finished"], story["joined"]
+        if self._meetings is not None:
+            self._meetings.restore(story["meetings"])
+            self._sent_P = tensors.get("last_sent")
         self._population.diverged = tuple(story["diverged"])
-        self._round, self._bytes_sent, self._seconds = story["round"], story["bytes_sent"], dict(story["seconds"])
+        self._round, self._phase = story["round"], story["phase"]
+        self._loss, self._seen = story["loss"], Seen(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
+        self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
         self._last_row = {"total_bytes": self._bytes_sent}
-        restore_edges(self.protocol, self._format, tensors, story["protocol"], self._checkpoint)
-        self.protocol.exchange = self._round
+        restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)
+        self.protocol.exchange = self._exchange_now
         saved = story["protocol"]
         self.protocol.restore_pace(saved["in_step"], saved["recent_s"], self._now() - max(0.0, time.time() - story["written"]))
         self._event("resumed", f"from the checkpoint before round {self._round}")

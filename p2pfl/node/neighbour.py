@@ -33,10 +33,6 @@ class Neighbour:
     """One end of an edge. Owned by the node's protocol."""
 
     name: str
-    index: int
-    """Its number in the roster: sums run in this order."""
-    weight: float
-    """w_ij."""
     session: LinkSession
     ledger: EdgeLedger = field(default_factory=EdgeLedger)
     outbox: deque[Message | SendUpdate] = field(default_factory=deque)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from p2pfl.card import Card
-from p2pfl.errors import ConfigError, P2PFLError, StoreError
+from p2pfl.errors import P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -135,10 +135,6 @@ def up(
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
     plan = make_plan(resolved, load_sites(resolved))
-    if plan.topology.directed:
-        raise ConfigError(
-            f"topology.name = {resolved.topology.name!r}: a directed graph; daemons exchange in both directions over each link"
-        )
     folder = (
         RunFolder.open(place)
         if resume is not None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import PeerError
+from p2pfl.node.links import Links
 from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
@@ -47,6 +48,8 @@ class Flow:
     """What a merge over one edge took in, kept until it is known whether the neighbour matched it."""
 
     exchange: int
+    weight: float
+    """w_ij in that exchange."""
     own: Mapping[str, Any]
     """What this node sent, by channel."""
     theirs: Mapping[str, Any]
@@ -58,7 +61,16 @@ class Protocol:
 
     me: str
     neighbours: dict[str, Neighbour]
-    """By name, in the roster's order."""
+    """By name, in the roster's order: everybody whom this node ever exchanges with."""
+
+    links: Callable[[int], Links]
+    """Whom it exchanges with in a round."""
+
+    phases: int = 1
+    """Exchanges in a round."""
+
+    ahead: int = 1
+    """So many exchanges are kept for a neighbour that is behind, and from one that is ahead."""
 
     num_exchanges: int
     """As many as the run can have at most: nobody can be further."""
@@ -91,8 +103,8 @@ class Protocol:
     taken_back: list[tuple[Neighbour, Flow]] = field(default_factory=list)
     """Not matched: their negatives go into the next merge."""
 
-    sent: dict[int, tuple[Parcel, int]] = field(default_factory=dict)
-    """This exchange's update and the last one's, with the h that went with them, for neighbours that ask again."""
+    sent: dict[int, tuple[Mapping[str, Parcel], int]] = field(default_factory=dict)
+    """The updates of this exchange and the last ones by receiver, with the h that went with them, for neighbours that ask again."""
 
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
@@ -117,7 +129,7 @@ class Protocol:
         message = heard.message
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
-            if isinstance(message, Update) and message.exchange == self.exchange - 1 and neighbour.missed:
+            if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
@@ -159,7 +171,7 @@ class Protocol:
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
             self.stop_round = heard_stop
-        if neighbour.missed and not neighbour.is_faulty and message.exchange >= self.exchange - 1:
+        if neighbour.missed and not neighbour.is_faulty and message.exchange >= self.exchange - self.ahead:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
 
@@ -174,11 +186,11 @@ class Protocol:
             neighbour.last_resent_s = now_s
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             for exchange in sorted(self.sent):
-                if exchange >= message.exchange:
+                if exchange >= message.exchange and neighbour.name in self.sent[exchange][0]:
                     neighbour.queue(SendUpdate(exchange=exchange, again=exchange in neighbour.sent_once))
 
     def _answer(self, neighbour: Neighbour, wanted: int, now_s: float) -> None:
-        if wanted in self.sent:
+        if wanted in self.sent and neighbour.name in self.sent[wanted][0]:
             if wanted != neighbour.sending and now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
                 neighbour.last_resent_s = now_s
                 neighbour.queue(SendUpdate(exchange=wanted, again=True))
@@ -223,26 +235,32 @@ class Protocol:
     def begin(self, exchange: int, now_s: float) -> None:
         """Be at an exchange from now on, with what has come early for it."""
         self.exchange, self._began_s = exchange, now_s
-        everybody, never_s = frozenset(self.neighbours), float("inf")
+        senders, never_s = frozenset(self.now_linked.weights), float("inf")
         if self.barrier is not None and self.barrier.exchange < exchange:
-            self.barrier = self.barrier.next(exchange=exchange, expected=everybody, deadline_s=never_s)
+            self.barrier = self.barrier.next(exchange=exchange, expected=senders, deadline_s=never_s)
         elif self.barrier is None or self.barrier.exchange != exchange:
-            self.barrier = ExchangeBarrier(exchange=exchange, expected=everybody, deadline_s=never_s)
-        self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - 1}
-        for name, neighbour in self.neighbours.items():
+            self.barrier = ExchangeBarrier(exchange=exchange, expected=senders, deadline_s=never_s, ahead=self.ahead)
+        self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - self.ahead}
+        for name in senders:
+            neighbour = self.neighbours[name]
             neighbour.begin_waiting(now_s)
             is_here = name in self.barrier.arrived or neighbour.is_flowing(exchange, now_s, STALL_S)
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
                 neighbour.queue(Want(exchange=exchange))  # it came too early to be kept
 
-    def post(self, update: Parcel, now_s: float) -> None:
-        """Send this exchange's update to every neighbour and wait for theirs until the deadline."""
+    @property
+    def now_linked(self) -> Links:
+        """Whom this node exchanges with in the round that it is in."""
+        return self.links(self.exchange // self.phases)
+
+    def post(self, updates: Mapping[str, Parcel], now_s: float) -> None:
+        """Send this exchange's updates, by receiver, and wait for those of the neighbours until the deadline."""
         assert self.barrier is not None
-        self.sent[self.exchange] = (update, self.agreed_for)
+        self.sent[self.exchange] = (updates, self.agreed_for)
         self.barrier.deadline_s = now_s + self.allowance_s()
-        for neighbour in self.neighbours.values():
+        for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
-            if neighbour.session.is_open:
+            if neighbour.session.is_open and name in updates:
                 neighbour.queue(SendUpdate(exchange=self.exchange, again=False))
 
     def is_over(self, now_s: float) -> bool:
@@ -251,9 +269,9 @@ class Protocol:
         Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
         """
         assert self.barrier is not None
-        came = set(self.barrier.arrived)
-        awaited = [neighbour for name, neighbour in self.neighbours.items() if name not in came and not neighbour.missed]
-        if came and not awaited:
+        came, senders = self.barrier.arrived.keys(), self.now_linked.weights
+        awaited = [self.neighbours[name] for name in senders if name not in came and not self.neighbours[name].missed]
+        if not senders or (came and not awaited):
             return True
         if now_s < self.barrier.deadline_s:
             return False
@@ -269,37 +287,44 @@ class Protocol:
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
-        return self.furthest() >= self.exchange + 2
+        return self.furthest() > self.exchange + self.ahead
 
     def furthest(self) -> int:
-        """The furthest exchange that a neighbour has spoken of.
+        """The furthest exchange that a neighbour of this round has spoken of.
 
-        While no round of this node's own can tell what is plausible, it is the furthest that all neighbours have reached.
+        While no round of this node's own can tell what is plausible, it is the furthest that all of them have reached.
         """
-        heard = [neighbour.heard_exchange for neighbour in self.neighbours.values() if neighbour.session.is_open]
+        links = self.now_linked
+        heard = [
+            neighbour.heard_exchange
+            for name, neighbour in self.neighbours.items()
+            if neighbour.session.is_open and (name in links.weights or name in links.receivers)
+        ]
         return (max if self._recent_s else min)(heard, default=-1)
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""
         assert self.barrier is not None
+        links = self.now_linked
         return {
             name: self.barrier.arrived[name]
-            for name, neighbour in self.neighbours.items()
-            if name in self.barrier.arrived and neighbour.ledger.admits(self.exchange)
+            for name in links.weights
+            if name in self.barrier.arrived and (name not in links.both or self.neighbours[name].ledger.admits(self.exchange))
         }
 
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """This exchange is over; the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
-        skipped = []
+        skipped, links = [], self.now_linked
         for name, neighbour in self.neighbours.items():
-            if name in merged:
+            matched = name in merged and name in links.both  # what goes one way only has no other side to match it
+            if matched:
                 self.flows[name, self.exchange] = merged[name]
-            else:
+            elif name in links.weights and name not in merged:
                 skipped.append(name)
                 if not neighbour.missed:
                     self.event("skipped", f"{name} did not come to exchange {self.exchange}")
                 neighbour.missed = True
-            self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=name in merged))
+            self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
         if not skipped:
             self.pace.record(now_s - self._began_s)
             self._recent_s.append(now_s - self._began_s)
@@ -309,11 +334,12 @@ class Protocol:
 
     def jump(self, exchange: int, now_s: float) -> None:
         """Leave out the exchanges before this one: they took place without this node."""
-        for neighbour in self.neighbours.values():
+        senders = self.links(exchange // self.phases).weights
+        for name, neighbour in self.neighbours.items():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
-            if neighbour.session.is_open and neighbour.heard_exchange >= exchange:
+            if neighbour.session.is_open and neighbour.heard_exchange >= exchange and name in senders:
                 neighbour.queue(Want(exchange=exchange))  # it came too early to be kept, and nobody waits long for one who is late
-            if neighbour.heard_exchange < exchange - 1:
+            if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
         self.event("jumped", f"from exchange {self.exchange} to {exchange}")
         self._in_step = (exchange, now_s)
@@ -353,7 +379,8 @@ class Protocol:
                 elif self.closing is not None:
                     neighbour.queue(self.closing_message(neighbour))
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
-            for name, neighbour in self.neighbours.items():
+            for name in self.now_linked.weights:
+                neighbour = self.neighbours[name]
                 if not neighbour.session.is_open or name in self.barrier.arrived or neighbour.is_flowing(self.exchange, now_s, STALL_S):
                     continue
                 if neighbour.wants(now_s):
@@ -369,11 +396,11 @@ class Protocol:
 
     def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
         """An update as messages for one neighbour, with the newest report; nothing where the exchange is past."""
-        if item.exchange not in self.sent:
+        updates, agreed_for = self.sent.get(item.exchange, ({}, 0))
+        if neighbour.name not in updates:
             return ()
-        update, agreed_for = self.sent[item.exchange]
         neighbour.sent_once = {exchange for exchange in neighbour.sent_once if exchange in self.sent} | {item.exchange}
-        return update.messages(neighbour.ledger.report(), self.stop_news(agreed_for))
+        return updates[neighbour.name].messages(neighbour.ledger.report(), self.stop_news(agreed_for))
 
     # ---- checkpoints
 

@@ -1,12 +1,13 @@
 """A node's checkpoint: everything that a later start needs to go on as if nothing had happened.
 
-Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE), and for flows that are
-not settled what it sent (own/EXCHANGE/CHANNEL) and what came (flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL).
+Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE/NEIGHBOUR, or
+sent/EXCHANGE/* where all got the same), and for flows that are not settled what it sent (own/EXCHANGE/CHANNEL) and what came
+(flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.update import UpdateFormat
+from p2pfl.wire.update import Parcel, UpdateFormat
 
 CHECKPOINT = "checkpoint.safetensors"
+
+_ALL = "*"
+"""In place of a receiver's name: all got the same."""
 
 
 def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
@@ -29,13 +33,16 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.theirs.items()}
         tensors |= {f"own/{held.exchange}/{channel}": tensor for channel, tensor in held.own.items()}
-    for exchange, (parcel, _) in protocol.sent.items():
-        tensors[f"sent/{exchange}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+    for exchange, (parcels, _) in protocol.sent.items():
+        different = {id(parcel): parcel for parcel in parcels.values()}
+        to = {_ALL: next(iter(different.values()))} if len(different) == 1 else parcels
+        for name, parcel in to.items():
+            tensors[f"sent/{exchange}/{name}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
     return tensors
 
 
 def restore_edges(
-    protocol: Protocol, update_format: UpdateFormat, tensors: Mapping[str, Tensor], story: Mapping[str, Any], place: Path
+    protocol: Protocol, formats: Sequence[UpdateFormat], tensors: Mapping[str, Tensor], story: Mapping[str, Any], place: Path
 ) -> None:
     """Take up what `edge_tensors` and `Protocol.story` gave.
 
@@ -49,20 +56,35 @@ def restore_edges(
     for name, ledger in story["ledgers"].items():
         protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
     held = _tree(tensors)
+
+    def flow(name: str, exchange: str, theirs: Mapping[str, Tensor]) -> Flow:
+        weight = protocol.links(int(exchange) // protocol.phases).weights[name]
+        return Flow(exchange=int(exchange), weight=weight, own=held["own"][exchange], theirs=theirs)
+
     for name, exchanges in held.get("flow", {}).items():
         for exchange, theirs in exchanges.items():
-            protocol.flows[name, int(exchange)] = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
+            protocol.flows[name, int(exchange)] = flow(name, exchange, theirs)
     for number in sorted(held.get("back", {}), key=int):
         for name, exchanges in held["back"][number].items():
             for exchange, theirs in exchanges.items():
-                unmatched = Flow(exchange=int(exchange), own=held["own"][exchange], theirs=theirs)
-                protocol.taken_back.append((protocol.neighbours[name], unmatched))
+                protocol.taken_back.append((protocol.neighbours[name], flow(name, exchange, theirs)))
     for exchange, agreed_for in story["sent"].items():
-        try:
-            arrays = update_format.unpack(held["sent"][exchange].numpy().copy())
-        except BadMessage as error:
-            raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
-        protocol.sent[int(exchange)] = (update_format.pack(int(exchange), arrays), agreed_for)
+        parcels = _parcels(protocol, formats, int(exchange), held.get("sent", {}).get(exchange, {}), place)
+        protocol.sent[int(exchange)] = (parcels, agreed_for)
+
+
+def _parcels(
+    protocol: Protocol, formats: Sequence[UpdateFormat], exchange: int, payloads: Mapping[str, Tensor], place: Path
+) -> dict[str, Parcel]:
+    """What was sent in an exchange, by receiver."""
+    update_format = formats[exchange % protocol.phases]
+    try:
+        parcels = {name: update_format.pack(exchange, update_format.unpack(payload.numpy().copy())) for name, payload in payloads.items()}
+    except BadMessage as error:
+        raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
+    if _ALL in parcels:
+        return dict.fromkeys(sorted(protocol.links(exchange // protocol.phases).receivers), parcels[_ALL])
+    return parcels
 
 
 def _tree(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

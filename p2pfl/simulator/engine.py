@@ -66,7 +66,7 @@ class Simulation:
         self.plan, self.folder = plan, folder
         self.population = plan.population(plan.names, device)
         self._exchange = Exchange(
-            plan.topology, plan.recipe.algorithm.channels, dtype=plan.layout.dtype, device=self.population.device, faults=faults
+            plan.schedule, plan.recipe.algorithm, dtype=plan.layout.dtype, device=self.population.device, faults=faults
         )
         num_nodes = len(plan.names)
         self.round = 0
@@ -74,7 +74,8 @@ class Simulation:
         self.stop_round_N = np.full(num_nodes, NEVER, dtype=np.int64)
         self.bytes_sent = 0
         self._faults = faults
-        self._index_NK = self._exchange.index_NK.cpu().numpy()
+        self._meetings = plan.meetings(plan.names)
+        self._sent_NP: Tensor | None = None  # models of the last round, where the graph changes
         self._recorded = _spread(num_nodes)
         self._setup_s = self._clock.lap("setup")
 
@@ -119,8 +120,10 @@ class Simulation:
             bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
         self.bytes_sent += bytes_sent
         squared_N, norms_N, exact = self._disagreement(inboxes)
-        skipped_NK = (self._exchange.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
-        self._agree(number, squared_N, norms_N, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
+        met_N = self._met(squared_N, inboxes)
+        tables = self._exchange.tables(number)
+        index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
+        self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._clock.lap("mix")
         self.round = number + 1
         last = self.is_over
@@ -130,7 +133,8 @@ class Simulation:
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._clock.lap("evaluate")}
-        return self._record(number, losses_N, squared_N, norms_N, exact, skipped_NK, metrics, bytes_sent, seconds)
+        bytes_N = tables.num_messages_N * (bytes_sent // max(int(tables.num_messages_N.sum()), 1))
+        return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
@@ -141,9 +145,13 @@ class Simulation:
             "bytes_sent": self.bytes_sent,
             "seconds": self._clock.spent,
             "diverged": list(self.population.diverged),
+            "meetings": self._meetings.story() if self._meetings else None,
         }
+        tensors = self.population.tensors()
+        if self._sent_NP is not None:
+            tensors["last_sent"] = self._sent_NP
         if self._faults is None:  # a scripted fault's open flows are not kept: such runs are for study and short
-            write_checkpoint(self.folder.path / _CHECKPOINT, self.population.tensors(), story)
+            write_checkpoint(self.folder.path / _CHECKPOINT, tensors, story)
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint; from the start where it has none."""
@@ -155,24 +163,27 @@ class Simulation:
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._clock.spent = dict(story["seconds"])
             self.population.diverged = tuple(story["diverged"])
+            if self._meetings:
+                self._meetings.restore(story["meetings"])
+                self._sent_NP = tensors.get("last_sent")
         self.folder.truncate(self.round)
 
     def finish(self) -> None:
         """Settle, evaluate, compare with the baselines, write models and summary."""
         plan, population = self.plan, self.population
-        returns = self._exchange.settle()
-        if returns:
-            nobody = torch.zeros_like(self._exchange.linked_NK)
-            sent = population.outgoing(self.round, 0, local_steps=0)
+        returns = dict(self._exchange.settle())
+        for phase in range(plan.recipe.algorithm.phases if returns else 0):
+            nobody = torch.zeros_like(self._exchange.tables(self.round).linked_NK)
+            sent = population.outgoing(self.round, phase, local_steps=0)
             closing = SlotInbox(
                 channels=plan.recipe.algorithm.channels,
                 sent=sent,
                 weights_NK=torch.zeros(nobody.shape, dtype=plan.layout.dtype, device=population.device),
                 present_NK=nobody,
                 slot=_no_message,
-                returns=returns,
+                returns={name: returns.pop(name) for name in returns.keys() & sent.keys()},  # once, though phases share a channel
             )
-            population.merge(self.round, 0, closing, local_steps=0)
+            population.merge(self.round, phase, closing, local_steps=0)
         x_NP = population.estimate()
         write_models(self.folder.path, plan.names, x_NP, plan.layout, population.buffers)
         per_node = dict(zip(plan.names, population.evaluate(), strict=True))
@@ -205,16 +216,30 @@ class Simulation:
         if channel is None:
             nothing = np.zeros(len(self.plan.names))
             return nothing, nothing, None
-        squared_N = inboxes[0].squared_distances(channel).cpu().numpy()
-        sent_NP = inboxes[0].own(channel)
+        inbox = next(inbox for inbox in inboxes if channel in inbox.sent)
+        squared_N = inbox.squared_distances(channel).cpu().numpy()
+        sent_NP = inbox.own(channel)
         norms_N = torch.linalg.vector_norm(sent_NP, dim=-1).double().square().cpu().numpy()
         return squared_N, norms_N, consensus_distance(sent_NP)
+
+    def _met(self, squared_N: NDArray[np.float64], inboxes: list[SlotInbox]) -> NDArray[np.float64]:
+        """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
+        channel = next((name for name, c in self.plan.recipe.algorithm.channels.items() if c.model), None)
+        if self._meetings is None or channel is None:
+            return squared_N
+        sent_NP = next(inbox for inbox in inboxes if channel in inbox.sent).own(channel)
+        moved_N = np.zeros_like(squared_N)
+        if self._sent_NP is not None:
+            moved_N = torch.linalg.vector_norm(sent_NP - self._sent_NP, dim=-1).double().cpu().numpy()
+        self._sent_NP = sent_NP.clone()
+        return self._meetings.bound(squared_N, moved_N)
 
     def _agree(
         self,
         number: int,
         squared_N: NDArray[np.float64],
         norms_N: NDArray[np.float64],
+        index_NK: NDArray[np.int64],
         heard_NK: NDArray[np.bool_],
         skipped_N: NDArray[np.bool_],
     ) -> None:
@@ -223,8 +248,8 @@ class Simulation:
             return
         running_N = self.stop_round_N >= number
         passed_N = np.logical_and(rule.passes(squared_N, norms_N), ~skipped_N)
-        agreed_NK = np.where(heard_NK, self.agreed_for_N[self._index_NK], NEVER)
-        stops_NK = np.where(heard_NK, self.stop_round_N[self._index_NK], NEVER)
+        agreed_NK = np.where(heard_NK, self.agreed_for_N[index_NK], NEVER)
+        stops_NK = np.where(heard_NK, self.stop_round_N[index_NK], NEVER)
         agreed_N = rule.agreed_for(passed_N, self.agreed_for_N, agreed_NK)
         stop_N = rule.stop_round(number, agreed_N, self.stop_round_N, stops_NK)
         self.agreed_for_N = np.where(running_N, agreed_N, self.agreed_for_N)
@@ -237,19 +262,18 @@ class Simulation:
         squared_N: NDArray[np.float64],
         norms_N: NDArray[np.float64],
         exact: float | None,
+        index_NK: NDArray[np.int64],
         skipped_NK: NDArray[np.bool_],
         metrics: list[dict[str, float]] | None,
-        bytes_sent: int,
+        bytes_sent_N: list[int],
         seconds: dict[str, float],
     ) -> dict[str, Any]:
         plan = self.plan
         kind = "train" if number < plan.experiment.rounds else "settle"
-        receivers_N = np.bincount(plan.topology.senders, minlength=len(plan.names))
-        bytes_each = bytes_sent // len(plan.topology.senders)
         losses = losses_N.tolist() if losses_N is not None else [None] * len(plan.names)
         rows = []
         for i in self._recorded:
-            skipped = [plan.names[self._index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
+            skipped = [plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
             row = {
                 "round": number,
                 "node": plan.names[i],
@@ -260,7 +284,7 @@ class Simulation:
                 "skipped": skipped,
                 "agreed_for": int(self.agreed_for_N[i]),
                 "stop_round": None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
-                "bytes_sent": bytes_each * int(receivers_N[i]),
+                "bytes_sent": bytes_sent_N[i],
                 "seconds": seconds,
             }
             if metrics is not None:
@@ -268,7 +292,7 @@ class Simulation:
             rows.append(row)
         self.folder.append_node(*rows)
         row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
-        row |= {"nodes": len(plan.names), "bytes_sent": bytes_sent, "skipped": int(skipped_NK.sum()), "seconds": seconds}
+        row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
         self.folder.append_round(row)
         return row
 

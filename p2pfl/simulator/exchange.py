@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import Channel, SlotInbox, flow
+from p2pfl.algorithms import Algorithm, SlotInbox, flow
 from p2pfl.errors import ConfigError
+from p2pfl.plan import links_between
 from p2pfl.simulator.faults import Faults
-from p2pfl.topology import Topology
+from p2pfl.topology import Schedule, Topology
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.messages import Chunk, Report, StopNews, Update
@@ -23,10 +26,30 @@ from p2pfl.wire.update import ChannelFormat, UpdateFormat
 Messages = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Who exchanges with whom in one round."""
+
+    index_NK: Tensor
+    """int64, the neighbour in each slot."""
+
+    linked_NK: Tensor
+    """bool, whether it sends in this round."""
+
+    weights_NK: Tensor
+    self_weights_N: Tensor
+    both_NK: Tensor
+    """bool, whether the edge goes both ways in this round."""
+
+    num_messages_N: Tensor
+    """int64, to how many each node sends."""
+
+
 @dataclass
 class _Open:
     """A flow that the receiver took in and the sender has not yet said it matched."""
 
+    weight: Tensor
     own: dict[str, Tensor]
     theirs: dict[str, Tensor]
 
@@ -35,36 +58,71 @@ class Exchange:
     """All rows' exchanges.
 
     Args:
-        topology: weighted.
-        channels: of the algorithm.
-        dtype: of the messages.
+        schedule: weighted graphs, by round.
+        algorithm: whose messages they are.
+        dtype: of the model.
         device: where they are.
         faults: what is lost; None: nothing ever, and no ledger is kept.
     """
 
     def __init__(
-        self, topology: Topology, channels: Mapping[str, Channel], *, dtype: torch.dtype, device: torch.device, faults: Faults | None
+        self, schedule: Schedule, algorithm: Algorithm, *, dtype: torch.dtype, device: torch.device, faults: Faults | None
     ) -> None:
-        index_NK, weights_NK, present_NK = topology.padded()
-        self.index_NK = torch.from_numpy(index_NK).to(device)
-        self.linked_NK = torch.from_numpy(present_NK).to(device)
-        self._weights_NK = torch.from_numpy(weights_NK).to(device, dtype)
-        self._channels, self._faults = channels, faults
-        assert topology.names is not None
-        self._names = topology.names
+        self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
+        self._dtype, self._device, self._faults = dtype, device, faults
+        self._splits_mass = "column stochastic" in algorithm.requires
+        assert schedule.names is not None
+        self._names = schedule.names
+        self._slots: tuple[np.ndarray, np.ndarray] | None = None  # index (N, K) and what is padding, the same in every round
+        self._reverse_NK: Tensor | None = None
+        if "fixed slots" in algorithm.requires:
+            links = links_between(schedule.union())
+            index_NK, _, linked_NK = links.with_weights(0.0).padded()
+            self._slots = index_NK, linked_NK
+            self._reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
         self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
         self._open: dict[tuple[int, int, int], _Open] = {}
         self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
         if faults is not None:
-            if topology.directed:
+            if schedule.directed:
                 raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
-            self._ledgers = {(i, j): EdgeLedger() for i, _, j in self._edges()}
+            union = schedule.union()
+            self._ledgers = {(int(i), int(j)): EdgeLedger() for i, j in zip(union.receivers, union.senders, strict=True)}
+        self._cached = lru_cache(maxsize=schedule.period or 4)(self._make_tables)
+
+    def tables(self, round: int) -> Tables:
+        """Who exchanges with whom in a round."""
+        return self._cached(round % self._schedule.period if self._schedule.period else round)
+
+    def _make_tables(self, round: int) -> Tables:
+        graph = self._schedule.at(round)
+        assert graph.weights is not None
+        if self._slots is None:
+            index_NK, weights_NK, linked_NK = graph.padded()
+        else:
+            index_NK, (num_nodes, num_slots) = self._slots[0], self._slots[0].shape
+            weights_NK, linked_NK = np.zeros((num_nodes, num_slots)), np.zeros((num_nodes, num_slots), dtype=np.bool_)
+            slots_E = (index_NK[graph.receivers] == graph.senders[:, None]).argmax(axis=1)
+            weights_NK[graph.receivers, slots_E], linked_NK[graph.receivers, slots_E] = graph.weights, True
+        codes = graph.receivers * graph.num_nodes + graph.senders
+        back_NK = index_NK * graph.num_nodes + np.arange(graph.num_nodes)[:, None]
+        both_NK = linked_NK & (np.isin(back_NK, codes) if graph.directed else True)
+        given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
+        kept_N = 1 - given_N if self._splits_mass else graph.self_weights
+        return Tables(
+            index_NK=torch.from_numpy(index_NK).to(self._device),
+            linked_NK=torch.from_numpy(linked_NK).to(self._device),
+            weights_NK=torch.from_numpy(weights_NK).to(self._device, self._dtype),
+            self_weights_N=torch.from_numpy(np.asarray(kept_N, dtype=np.float64)).to(self._device, self._dtype),
+            both_NK=torch.from_numpy(both_NK).to(self._device),
+            num_messages_N=torch.from_numpy(np.bincount(graph.senders, minlength=graph.num_nodes)),
+        )
 
     def delivered(self, round: int) -> Tensor:
         """Whose messages reach whom in a round, bool (N, K)."""
-        delivered_NK = self.linked_NK.clone()
+        delivered_NK = self.tables(round).linked_NK.clone()
         if self._faults is not None:
-            for i, k, j in self._edges():
+            for i, k, j in self._edges(round):
                 delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
         return delivered_NK
 
@@ -77,25 +135,47 @@ class Exchange:
             running_N: bool; a row that has stopped still says so, and neither gives nor takes.
             sent: by channel, (N, ...).
         """
-        present_NK = delivered_NK & running_N[:, None] & running_N[self.index_NK]
+        tables = self.tables(exchange // self._phases)
+        index_NK, reverse_NK = tables.index_NK, self._reverse_NK
+        present_NK = delivered_NK & running_N[:, None] & running_N[index_NK]
         returns: dict[str, Tensor] = {}
         if self._faults is not None:
-            self._settle_round(exchange, delivered_NK, present_NK, sent)
-            for name, owed in self._returns.items():
+            self._settle_exchange(exchange, delivered_NK, present_NK, sent)
+            for name in self._returns.keys() & sent.keys():
+                owed = self._returns[name]
                 running = running_N.reshape(-1, *[1] * (owed.dim() - 1))
                 returns[name] = owed.where(running, 0)
                 self._returns[name] = owed.where(~running, 0)  # a row that has stopped takes back at the end
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
-            index = self.index_NK[:, k] if rows is None else self.index_NK[rows, k]
-            return sent[channel][index]
+            index = index_NK[:, k] if rows is None else index_NK[rows, k]
+            if not self._channels[channel].per_edge:
+                return sent[channel][index]
+            assert reverse_NK is not None
+            return sent[channel][index, reverse_NK[:, k] if rows is None else reverse_NK[rows, k]]
 
-        return SlotInbox(channels=self._channels, sent=sent, weights_NK=self._weights_NK, present_NK=present_NK, slot=slot, returns=returns)
+        return SlotInbox(
+            channels=self._channels,
+            sent=sent,
+            weights_NK=tables.weights_NK,
+            self_weights_N=tables.self_weights_N,
+            present_NK=present_NK,
+            slot=slot,
+            returns=returns,
+        )
 
     def bytes_sent(self, exchange: int, sent: Messages) -> int:
         """What daemons would send for this exchange where nothing is late: every update once over every edge, in each direction."""
+        return int(self.tables(exchange // self._phases).num_messages_N.sum()) * self.bytes_each(exchange, sent)
+
+    def bytes_each(self, exchange: int, sent: Messages) -> int:
+        """Of one update of this exchange."""
         channels = tuple(
-            ChannelFormat(name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[1:]))
+            ChannelFormat(
+                name=name,
+                dtype=str(m.dtype).removeprefix("torch."),
+                shape=tuple(m.shape[2 if self._channels[name].per_edge else 1 :]),
+            )
             for name, m in sorted(sent.items())
         )
         update_format = UpdateFormat(channels=channels)
@@ -114,7 +194,7 @@ class Exchange:
         chunks = sum(
             len(encode(Chunk(exchange=exchange, offset=o), memoryview(b"\0"))[0]) for o in range(CHUNK_BYTES, size_bytes, CHUNK_BYTES)
         )
-        return int(self.linked_NK.sum()) * (first + chunks + size_bytes)
+        return first + chunks + size_bytes
 
     def settle(self) -> dict[str, Tensor]:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
@@ -129,24 +209,30 @@ class Exchange:
             return None
         return torch.tensor([not self._faults.is_paused(name, round) for name in self._names])
 
-    def _edges(self) -> Iterator[tuple[int, int, int]]:
-        for i, k in self.linked_NK.nonzero().tolist():
-            yield i, k, int(self.index_NK[i, k])
+    def _edges(self, round: int) -> Iterator[tuple[int, int, int]]:
+        tables = self.tables(round)
+        for i, k in tables.linked_NK.nonzero().tolist():
+            yield i, k, int(tables.index_NK[i, k])
 
-    def _settle_round(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> None:
+    def _settle_exchange(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> None:
         """Keep every edge's ledger, and what earlier flows have to be taken back."""
+        number = exchange // self._phases
+        tables = self.tables(number)
+        matched = [name for name in sent if self._channels[name].missing == "own"]
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
-        for i, k, j in self._edges():
+        merged: set[tuple[int, int]] = set()
+        for i, k, j in self._edges(number):
             if delivered_NK[i, k]:
                 self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]))
-        for i, k, j in self._edges():
-            merged = bool(present_NK[i, k])
-            if merged:
+            if present_NK[i, k] and tables.both_NK[i, k]:
+                merged.add((i, j))
                 self._open[i, j, exchange] = _Open(
-                    own={c: m[i].clone() for c, m in sent.items()}, theirs={c: m[j].clone() for c, m in sent.items()}
+                    weight=tables.weights_NK[i, k],
+                    own={name: sent[name][i].clone() for name in matched},
+                    theirs={name: sent[name][j].clone() for name in matched},
                 )
-            ledger = self._ledgers[i, j]
-            self._take_back(i, j, ledger.close(exchange, merged=merged))
+        for (i, j), ledger in self._ledgers.items():
+            self._take_back(i, j, ledger.close(exchange, merged=(i, j) in merged))
             ledger.checkpointed(ledger.to_dict())
             for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
                 del self._open[edge]
@@ -156,10 +242,16 @@ class Exchange:
         if exchange is None:
             return
         held = self._open.pop((i, j, exchange))
-        slot = int((self.index_NK[i] == j).nonzero()[0])
-        weight = self._weights_NK[i, slot]
-        for name, channel in self._channels.items():
-            if channel.missing == "own":
-                own = held.own[name]
-                owed = self._returns.setdefault(name, own.new_zeros((len(self._names), *own.shape)))
-                owed[i] -= flow(weight, held.theirs[name], own)
+        for name, own in held.own.items():
+            owed = self._returns.setdefault(name, own.new_zeros((len(self._names), *own.shape)))
+            owed[i] -= flow(held.weight, held.theirs[name], own)
+
+
+def _slot_of(links: Topology, receivers: np.ndarray, senders: np.ndarray) -> np.ndarray:
+    """In which slot of a receiver a sender stands; 0 where they are no neighbours."""
+    receivers, senders = np.broadcast_arrays(receivers, senders)
+    codes = links.receivers * links.num_nodes + links.senders
+    position = np.searchsorted(codes, receivers * links.num_nodes + senders).clip(max=max(len(codes) - 1, 0))
+    starts = np.concatenate([[0], np.cumsum(links.degrees)])
+    found = codes[position] == receivers * links.num_nodes + senders
+    return np.where(found, position - starts[receivers], 0)

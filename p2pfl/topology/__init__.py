@@ -10,28 +10,34 @@ from p2pfl.errors import TopologyError
 from p2pfl.topology.files import load
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES
 from p2pfl.topology.graph import Topology, check_connected
+from p2pfl.topology.schedule import SCHEDULES, Schedule, is_schedule, make_schedule, schedule_faults
 from p2pfl.topology.spectrum import describe, diameter, diameter_bounds, lambda_2, lambda_min, laplacian_extremes, rounds_to, spectral_gap
 from p2pfl.topology.weights import WEIGHTS, weighted
 from p2pfl.yaml_files import shown, unknown_name
 
 __all__ = [
+    "SCHEDULES",
     "SMALL_GRAPHS",
     "TOPOLOGIES",
     "WEIGHTS",
+    "Schedule",
     "Topology",
     "check_connected",
     "describe",
     "diameter",
     "diameter_bounds",
+    "is_schedule",
     "known_names",
     "lambda_2",
     "lambda_min",
     "laplacian_extremes",
     "load",
     "make",
+    "make_schedule",
     "option_faults",
     "options_of",
     "rounds_to",
+    "schedule_faults",
     "spectral_gap",
     "weighted",
 ]

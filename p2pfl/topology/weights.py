@@ -1,11 +1,12 @@
 """What each node gives its neighbours' messages: rules that make a graph a mixing matrix.
 
-Every rule but "given" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean stands still.
+Every rule but "given" and "push-sum" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean stands still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -84,12 +85,24 @@ def given(topology: Topology) -> Topology:
     return topology
 
 
+def push_sum(topology: Topology) -> Topology:
+    """C_ij = 1 / (1 + out-degree of j): each sender splits what it has evenly between its receivers and itself; columns sum to 1.
+
+    For the algorithm push-sum, on any graph. The result counts as directed, because what goes one way is not what comes back.
+
+    Source: Kempe, Dobra & Gehrke, FOCS 2003.
+    """
+    out_N = np.bincount(topology.senders, minlength=topology.num_nodes)
+    return replace(topology.with_weights(1 / (1 + out_N[topology.senders])), directed=True)
+
+
 WEIGHTS: Mapping[str, Callable[[Topology], Topology]] = {
     "metropolis": metropolis,
     "max-degree": max_degree,
     "lazy": lazy,
     "best-constant": best_constant,
     "given": given,
+    "push-sum": push_sum,
 }
 
 
@@ -103,9 +116,9 @@ def weighted(topology: Topology, rule: str = "metropolis") -> Topology:
     if rule not in WEIGHTS:
         raise TopologyError(f"weights = {rule!r}: expected one of {', '.join(WEIGHTS)}")
     check_connected(topology)
-    if topology.directed and rule != "given":
+    if topology.directed and rule not in ("given", "push-sum"):
         raise TopologyError(
             f"weights = {rule!r}: topology {topology.name} is directed and {rule} is for undirected ones;"
-            " take weights: given, which keeps its own"
+            " take weights: given, which keeps its own, or push-sum"
         )
     return WEIGHTS[rule](topology)

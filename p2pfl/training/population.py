@@ -75,6 +75,7 @@ class Population:
         recipe: how they learn.
         loss_scale: factor on each row's loss, for `weighting: samples`.
         device: where everything is computed.
+        slots_NK: each row's neighbours, for algorithms that require fixed slots; see Context.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class Population:
         *,
         loss_scale: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
+        slots_NK: Tensor | None = None,
     ) -> None:
         self.task, self.sites, self.recipe = task, tuple(sites), recipe
         self.layout = Layout.of(model)
         self.device = torch.device(device)
+        self._slots_NK = slots_NK.to(self.device) if slots_NK is not None else None
         self._model = copy.deepcopy(model).to(self.device)  # functional_call borrows the module: two threads must not share one
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
         start_P = parameters_of(self._model)
@@ -132,6 +135,7 @@ class Population:
             seed=self.recipe.seed,
             nodes_N=self._nodes_N,
             layout=self.layout,
+            slots_NK=self._slots_NK,
         )
 
     def train(self, round: int, active_N: Tensor | None = None) -> Tensor:

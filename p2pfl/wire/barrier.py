@@ -10,7 +10,7 @@ from p2pfl.wire.update import Arrived
 
 @dataclass(slots=True, kw_only=True)
 class ExchangeBarrier:
-    """Which neighbours' updates of one exchange are here, and which of the next one came early."""
+    """Which neighbours' updates of one exchange are here, and which of later ones came early."""
 
     exchange: int
     expected: frozenset[str]
@@ -20,22 +20,27 @@ class ExchangeBarrier:
     """On the caller's clock."""
 
     arrived: dict[str, Arrived] = field(default_factory=dict)
-    early: dict[str, Arrived] = field(default_factory=dict)
-    """Of exchange + 1."""
+    ahead: int = 1
+    """How many later exchanges are kept."""
+
+    early: dict[int, dict[str, Arrived]] = field(default_factory=dict)
+    """Of later exchanges, by exchange."""
 
     def receive(self, peer: str, arrived: Arrived) -> None:
         """A complete update came.
 
         Raises:
-            StaleRound: it is of neither this exchange nor the next.
+            StaleRound: it is neither of this exchange nor of one of the next that are kept.
         """
         if arrived.exchange == self.exchange:
             self.arrived.setdefault(peer, arrived)
-        elif arrived.exchange == self.exchange + 1:
-            self.early.setdefault(peer, arrived)
+        elif self.exchange < arrived.exchange <= self.exchange + self.ahead:
+            self.early.setdefault(arrived.exchange, {}).setdefault(peer, arrived)
         else:
             reason = "stale_round" if arrived.exchange < self.exchange else "far_round"
-            raise StaleRound(f"an update of exchange {arrived.exchange}: expected {self.exchange} or the next", reason=reason)
+            raise StaleRound(
+                f"an update of exchange {arrived.exchange}: expected {self.exchange} to {self.exchange + self.ahead}", reason=reason
+            )
 
     def give_up(self, peer: str) -> None:
         """Wait no longer for a neighbour that is known not to come."""
@@ -57,5 +62,11 @@ class ExchangeBarrier:
         """The barrier of a later exchange, with what came early for it."""
         if exchange <= self.exchange:
             raise ValueError(f"exchange {exchange} after {self.exchange}: expected a later one")
-        arrived = self.early if exchange == self.exchange + 1 else {}
-        return ExchangeBarrier(exchange=exchange, expected=expected, deadline_s=deadline_s, arrived=dict(arrived))
+        return ExchangeBarrier(
+            exchange=exchange,
+            expected=expected,
+            deadline_s=deadline_s,
+            ahead=self.ahead,
+            arrived=self.early.get(exchange, {}),
+            early={later: arrived for later, arrived in self.early.items() if later > exchange},
+        )

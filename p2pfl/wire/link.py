@@ -106,10 +106,11 @@ class LinkSession:
         member: our own.
         terms: what we must have in common.
         incarnation: drawn at random in [1, 2**63) when this process started.
-        update_format: of the updates of our study.
+        formats: of the updates of our study, one for each phase of a round.
+        ahead: how many exchanges after the current one an update may be of and is kept.
     """
 
-    def __init__(self, *, peer: str, member: str, terms: Terms, incarnation: int, update_format: UpdateFormat) -> None:
+    def __init__(self, *, peer: str, member: str, terms: Terms, incarnation: int, formats: Sequence[UpdateFormat], ahead: int = 1) -> None:
         self.peer = peer
         self.state = LinkState.STRANGE
         self.counters: Counter[str] = Counter()
@@ -118,8 +119,9 @@ class LinkSession:
         self._terms = terms
         self._incarnation = incarnation
         self._peer_incarnation = 0
-        self._assembly = Assembly(update_format)
-        self._complete: dict[int, bytes] = {}  # digests of the updates handed out, of the current exchange and the next
+        self._assembly = Assembly(*formats)
+        self._ahead = ahead
+        self._complete: dict[int, bytes] = {}  # digests of the updates handed out, of the current exchange and those ahead
 
     @property
     def is_open(self) -> bool:
@@ -248,7 +250,7 @@ class LinkSession:
             self._assembly.drop()
         if came < exchange:
             return "stale_round"
-        if came > exchange + 1:
+        if came > exchange + self._ahead:
             return "far_round"
         return "duplicate" if came in self._complete else None
 

@@ -163,12 +163,16 @@ class Assembly:
     """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.
 
     An update counts when all of it is there and its digest and every number have been checked. Until then nothing leaves this object.
+
+    Args:
+        formats: of the updates, one for each phase of a round.
     """
 
-    __slots__ = ("_buffer", "_format", "_hash", "received_bytes", "update")
+    __slots__ = ("_buffer", "_format", "_formats", "_hash", "received_bytes", "update")
 
-    def __init__(self, update_format: UpdateFormat) -> None:
-        self._format = update_format
+    def __init__(self, *formats: UpdateFormat) -> None:
+        self._formats = formats
+        self._format = formats[0]
         self._buffer: NDArray[np.uint8] | None = None
         self._hash = hashlib.sha256()
         self.update: Update | None = None
@@ -184,11 +188,12 @@ class Assembly:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
         """
         self.drop()
+        self._format = self._formats[update.exchange % len(self._formats)]
         if update.size_bytes != self._format.size_bytes:
             raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
         if update.channels != self._format.entries:
             raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
-        if self._buffer is None:
+        if self._buffer is None or self._buffer.size != self._format.size_bytes:
             self._buffer = np.empty(self._format.size_bytes, dtype=np.uint8)
         self.update = update
         return self._take(payload)

@@ -1,0 +1,127 @@
+"""Which algorithm on which graph, where 32 sites share the patients out very unequally: the table of docs/algorithms.md.
+
+breast-cancer over 32 sites, Dirichlet alpha 0.1, five seeds, 100 rounds of 5 local steps in batches of 32; everything else is the same for
+all, the learning rate too. Prints Markdown; progress goes to standard error.
+
+    python benchmarks/algorithms.py [--rounds 100] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import p2pfl
+from p2pfl.errors import ConfigError
+
+SEEDS = range(5)
+TOPOLOGIES = ("ring", "torus", "exponential", "one-peer-exponential", "base-2", "base-5", "el-oracle", "path")
+ALGORITHMS = (
+    "dpsgd",
+    "dfedavgm",
+    "qg-dsgdm",
+    "gradient-tracking",
+    "k-gt",
+    "exact-diffusion",
+    "extra",
+    "push-sum",
+    "relaysgd",
+    "diloco",
+)
+COLUMNS = ("auroc, mean model", "log loss, mean model", "auroc, worst site", "accuracy, worst site", "disagreement", "MB sent")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm on one graph: each column's figure for every seed."""
+
+    algorithm: str
+    topology: str
+    seeds: list[list[float]]
+
+    def line(self) -> str:
+        """Mean and sample standard deviation over the seeds."""
+        columns = list(zip(*self.seeds, strict=True))
+        figures = [f"{statistics.fmean(c):.4g} ± {statistics.stdev(c):.1g}" if len(c) > 1 else f"{c[0]:.4g}" for c in columns]
+        return f"| {self.algorithm} | {self.topology} | {' | '.join(figures)} |"
+
+
+def experiment(algorithm: str, topology: str, seed: int, rounds: int) -> dict[str, Any]:
+    """One run."""
+    graph: dict[str, Any] = {"name": topology} | ({"degree": 4} if topology == "el-oracle" else {})
+    weights = "push-sum" if algorithm == "push-sum" and topology in ("ring", "torus", "exponential", "path") else None
+    return {
+        "task": {"name": "breast-cancer"},
+        "nodes": 32,
+        "partition": {"name": "dirichlet", "alpha": 0.1},
+        "topology": graph,
+        "weights": weights or ("given" if topology == "exponential" else "metropolis"),
+        "algorithm": {"name": algorithm, "local_steps": 5, "batch_size": 32},
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "rounds": rounds,
+        "stop": None,
+        "evaluate_every": 100_000,
+        "checkpoint_every": 100_000,
+        "baselines": [],
+        "seed": seed,
+    }
+
+
+def measured(content: dict[str, Any]) -> list[float]:
+    """One run's figures, by column; ConfigError where the algorithm cannot run on the graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = p2pfl.simulate(content, out=Path(folder) / "run")
+        models = torch.stack(list(run.models.values())).double()
+    summary, mean_P = run.summary, models.mean(dim=0)
+    apart = float(torch.linalg.vector_norm(models - mean_P, dim=1).square().mean().sqrt() / torch.linalg.vector_norm(mean_P))
+    worst = {name: summary["metrics"][name]["min"] for name in ("auroc", "accuracy")}
+    pooled = summary["mean_model"]
+    return [pooled["auroc"], pooled["log_loss"], worst["auroc"], worst["accuracy"], apart, summary["bytes_sent"] / 1e6]
+
+
+def cells(rounds: int) -> list[Cell]:
+    """Every algorithm on every graph that it can run on."""
+    found = []
+    for algorithm in ALGORITHMS:
+        for topology in TOPOLOGIES:
+            try:
+                seeds = [measured(experiment(algorithm, topology, seed, rounds)) for seed in SEEDS]
+            except ConfigError as error:
+                sys.stderr.write(f"{algorithm} on {topology}: {error}\n")
+                continue
+            found.append(Cell(algorithm, topology, seeds))
+            sys.stderr.write(found[-1].line() + "\n")
+    return found
+
+
+def main() -> None:
+    """Read the command line, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--json", action="store_true", help="all figures, by seed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")
+    warnings.filterwarnings("ignore")
+    table = cells(arguments.rounds)
+    if arguments.json:
+        print(json.dumps([{"algorithm": c.algorithm, "topology": c.topology, "columns": COLUMNS, "seeds": c.seeds} for c in table]))
+        return
+    print(f"| algorithm | topology | {' | '.join(COLUMNS)} |")
+    print("| --- | --- | " + " | ".join("---" for _ in COLUMNS) + " |")
+    for cell in table:
+        print(cell.line())
+
+
+if __name__ == "__main__":
+    main()

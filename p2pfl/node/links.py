@@ -1,0 +1,54 @@
+"""Whom a node exchanges with in a round: the same for every node that knows the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from p2pfl.topology import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """One node's neighbours in one round."""
+
+    weights: Mapping[str, float]
+    """w_ij by the name of the sender j, in the roster's order."""
+
+    receivers: frozenset[str]
+    """Whom this node sends to."""
+
+    self_weight: float
+    """What the node's own message counts for."""
+
+    @property
+    def both(self) -> frozenset[str]:
+        """Edges that go both ways, over which what one side takes in the other side gives."""
+        return self.receivers & self.weights.keys()
+
+
+def links_of(schedule: Schedule, row: int, *, splits_mass: bool) -> Callable[[int], Links]:
+    """A node's links by round.
+
+    Args:
+        schedule: with names.
+        row: the node's number.
+        splits_mass: the sender keeps what it does not give away, 1 - sum_i w_ij, and not the receiver what it does not take.
+    """
+    names = schedule.names
+    assert names is not None
+
+    @lru_cache(maxsize=64)
+    def links(phase_of_schedule: int) -> Links:
+        graph = schedule.at(phase_of_schedule)
+        assert graph.weights is not None
+        mine, given = graph.receivers == row, graph.senders == row
+        weights = {names[j]: float(w) for j, w in zip(graph.senders[mine], graph.weights[mine], strict=True)}
+        kept = 1 - float(graph.weights[given].sum()) if splits_mass else float(graph.self_weights[row])
+        return Links(weights=weights, receivers=frozenset(names[i] for i in graph.receivers[given]), self_weight=kept)
+
+    def of_round(round: int) -> Links:
+        return links(round % schedule.period if schedule.period else round)
+
+    return of_round
