@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import tempfile
@@ -81,8 +82,8 @@ def measured(content: dict[str, Any]) -> list[float]:
     """One run's figures, by column; ConfigError where the algorithm cannot run on the graph."""
     with tempfile.TemporaryDirectory() as folder:
         run = p2pfl.simulate(content, out=Path(folder) / "run")
-        models = torch.stack(list(run.models.values())).double()
-    summary, mean_P = run.summary, models.mean(dim=0)
+        models, summary = torch.stack(list(run.models.values())).double(), run.summary
+    mean_P = models.mean(dim=0)
     apart = float(torch.linalg.vector_norm(models - mean_P, dim=1).square().mean().sqrt() / torch.linalg.vector_norm(mean_P))
     worst = {name: summary["metrics"][name]["min"] for name in ("auroc", "accuracy")}
     pooled = summary["mean_model"]
@@ -113,6 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     np.seterr(all="ignore")
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # small sites without a class: said 400 times
     table = cells(arguments.rounds)
     if arguments.json:
         print(json.dumps([{"algorithm": c.algorithm, "topology": c.topology, "columns": COLUMNS, "seeds": c.seeds} for c in table]))

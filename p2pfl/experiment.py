@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from p2pfl.algorithms import ALGORITHMS, Algorithm
+from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm
 from p2pfl.errors import ConfigError
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
@@ -61,7 +61,6 @@ def _no_privacy(value: object) -> None:
 
 
 AGGREGATORS = ("mean",)
-COMPRESSORS = ("none",)
 
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
@@ -85,8 +84,14 @@ class AlgorithmSpec:
     """The rule's own arguments; in the file they stand beside `name`."""
 
     def build(self) -> Algorithm:
-        """The rule itself."""
-        return ALGORITHMS[self.name](**self.options)
+        """The rule itself.
+
+        Raises:
+            ConfigError: an option has a value that it cannot have.
+        """
+        rule: Any = ALGORITHMS[self.name]
+        built: Algorithm = check(rule, self.options, "algorithm")
+        return built
 
 
 _ALGORITHM_KEYS = [f.name for f in fields(AlgorithmSpec) if f.name != "options"]
@@ -146,6 +151,23 @@ class Experiment:
     def last_possible_round(self) -> int:
         """The run's cap: one past the last round it can have."""
         return self.rounds + (self.stop.settle if self.stop else 0)
+
+    def build_algorithm(self) -> Algorithm:
+        """The rule, with the compressor that it takes.
+
+        Raises:
+            ConfigError: an option has a value that it cannot have, or a rule that sends models whole is given a compressor.
+        """
+        algorithm = self.algorithm.build()
+        make: Any = COMPRESSORS[self.compressor.name]
+        compressor = check(make, self.compressor.options, "compressor")
+        if "compressor" in {f.name for f in fields(algorithm)}:  # type: ignore[arg-type]  # every rule is a dataclass
+            return cast("Algorithm", replace(cast("Any", algorithm), compressor=compressor))
+        if self.compressor.name != "none":
+            raise ConfigError(
+                f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} sends whole models; choco compresses"
+            )
+        return algorithm
 
     def local_steps_at(self, round: int) -> int:
         """K in the training rounds, 0 in those that follow."""
@@ -358,7 +380,7 @@ def _texts_only(value: Any) -> Any:
 
 def _own_options(name: object) -> set[str]:
     rule = ALGORITHMS.get(str(name))
-    return {f.name for f in fields(rule)} if rule else set()  # type: ignore[arg-type]  # every rule is a dataclass
+    return {f.name for f in fields(rule)} - {"compressor"} if rule else set()  # type: ignore[arg-type]  # every rule is a dataclass
 
 
 def _as_written(finding: str) -> str:
@@ -441,6 +463,8 @@ def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[st
     offered: list[str] = []
     if key == "partition":
         offered = [p.name for p in inspect.signature(PARTITIONS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if key == "compressor":
+        offered = list(inspect.signature(COMPRESSORS[name]).parameters)
     return [f"{key}.{unknown_key(option, given, ['name', *offered])}" for option, given in options.items() if option not in offered]
 
 
@@ -459,8 +483,14 @@ def _contradictions(experiment: Experiment) -> list[str]:
     """Values that are right one by one and wrong together."""
     found = []
     algorithm = ALGORITHMS.get(experiment.algorithm.name)  # an unknown rule cannot be asked what it needs
-    if algorithm and "complete" in experiment.algorithm.build().requires and experiment.topology.name != "complete":
-        found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
+    if algorithm and experiment.compressor.name in COMPRESSORS:
+        try:
+            requires = experiment.build_algorithm().requires
+        except ConfigError as error:
+            found += [f"{error.place}.{finding}" if error.place else finding for finding in error.findings]
+        else:
+            if "complete" in requires and experiment.topology.name != "complete":
+                found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
     if experiment.rounds == 0 and experiment.stop is None:
         found.append("rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop")
     if experiment.optimizer.warmup_rounds and experiment.optimizer.warmup_rounds >= experiment.rounds:

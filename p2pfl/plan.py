@@ -149,7 +149,7 @@ def make_plan(
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
     schedule = experiment.build_schedule(every_name, topology)
     graph = schedule.union()
-    algorithm = experiment.algorithm.build()
+    algorithm = experiment.build_algorithm()
     faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]
     if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
         faults.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")

@@ -13,6 +13,7 @@ from p2pfl.algorithms import DPSGD
 from p2pfl.draws import batch_positions
 from p2pfl.tasks import Site, Task
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model, local_baseline, pooled_baseline
+from runs import LOGISTIC, plan_of, run_of
 
 POOLED_NODE = 2**32 - 1
 SIZES = [5, 9]
@@ -104,3 +105,28 @@ def test_batch_norms_statistics_of_the_pooled_model_are_used_at_every_site(task)
     trained = by_torch(normed, everything, POOLED_NODE).eval()
 
     assert [metrics["mse"] for metrics in found] == pytest.approx([mse(trained, site.test) for site in normed.sites], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["push-sum", "relaysgd", "gradient-tracking", "k-gt", "extra", "diloco", "choco"])
+def test_baselines_are_plain_steps_whatever_the_algorithm(name):
+    def plan(algorithm, weights):
+        return plan_of({**LOGISTIC, "topology": {"name": "path"}, "weights": weights, "rounds": 3, "stop": None, "algorithm": algorithm})
+
+    def both(made):
+        sites = [made.sites[name] for name in made.names]
+        return (
+            local_baseline(made.task, sites, range(len(sites)), made.model, made.recipe),
+            pooled_baseline(made.task, sites, made.model, made.recipe),
+        )
+
+    assert both(plan({"name": name}, "push-sum" if name == "push-sum" else "metropolis")) == both(plan({"name": "dpsgd"}, "metropolis"))
+
+
+def test_momentum_that_is_reset_starts_each_round_from_nothing(tmp_path):
+    heavy = {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}, "rounds": 3, "stop": None}
+    kept, reset = (
+        run_of(plan_of({**LOGISTIC, **heavy, "algorithm": {"name": "dfedavgm", "keep_momentum": keep}}), tmp_path / str(keep)).models
+        for keep in (True, False)
+    )
+
+    assert not any(torch.equal(kept[name], reset[name]) for name in kept)

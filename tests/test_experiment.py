@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pfl.algorithms import ALGORITHMS, DPSGD, AllReduce
+from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
@@ -156,7 +156,13 @@ def test_five_faults_of_a_file_are_five_lines_of_the_command(tmp_path):
         ({"weighting": "sample"}, ["weighting = 'sample': one of 'uniform' or 'samples'"]),
         ({"partition": {"name": "dirichlt"}}, ["partition.name = 'dirichlt': did you mean dirichlet? one of iid, dirichlet, unequal"]),
         ({"aggregator": {"name": "krum"}}, ["aggregator.name = 'krum': expected mean"]),
-        ({"compressor": {"name": "int8"}}, ["compressor.name = 'int8': expected none"]),
+        ({"compressor": {"name": "int9"}}, [f"compressor.name = 'int9': did you mean int8? one of {', '.join(COMPRESSORS)}"]),
+        ({"compressor": {"name": "int8"}}, ["compressor.name = 'int8': algorithm dpsgd sends whole models; choco compresses"]),
+        (
+            {"algorithm": {"name": "choco"}, "compressor": {"name": "top-k", "share": 2.0}},
+            ["compressor.share = 2.0: must be <= 1.0"],
+        ),
+        ({"algorithm": {"name": "qg-dsgdm", "beta": 1.5}}, ["algorithm.beta = 1.5: must be < 1.0"]),
         ({"rounds": 0, "stop": None}, ["rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop"]),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, ["optimizer.momentum = 0.9: adam has none; only sgd and rmsprop take it"]),
         ({"algorithm": {"name": "allreduce"}}, ["topology.name = 'ring': algorithm allreduce needs complete"]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of
-from p2pfl.algorithms import ALGORITHMS
+from p2pfl.algorithms import ALGORITHMS, COMPRESSORS
 from p2pfl.node import up
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
@@ -92,9 +92,11 @@ def experiment_for(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_every_algorithm_gives_the_same_weights_both_ways(name, tmp_path):
-    experiment = experiment_for(name)
+@pytest.mark.parametrize(
+    ("name", "compressor"), [*((name, "none") for name in sorted(ALGORITHMS)), *(("choco", c) for c in COMPRESSORS if c != "none")]
+)
+def test_every_algorithm_gives_the_same_weights_both_ways(name, compressor, tmp_path):
+    experiment = {**experiment_for(name), "compressor": {"name": compressor}}
     simulated = simulate(experiment, out=tmp_path / "simulator")
 
     async def main():

@@ -42,7 +42,10 @@ def refused(assembly, messages):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_travels_bit_for_bit(dtype):
     update_format = UpdateFormat(channels=(ChannelFormat(name="x", dtype=dtype, shape=(5,)),))
-    array = np.array([0.0, -0.0, 1.5, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype=DTYPES[dtype])
+    if DTYPES[dtype].kind == "f":
+        array = np.array([0.0, -0.0, 1.5, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype=DTYPES[dtype])
+    else:
+        array = np.array([0, 1, 7, np.iinfo(dtype).max, np.iinfo(dtype).min], dtype=DTYPES[dtype])
     arrays = received(Assembly(update_format), sent(update_format, {"x": array}))
 
     assert array.tobytes() == arrays["x"].tobytes()

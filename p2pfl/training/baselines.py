@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from p2pfl.algorithms import DPSGD
 from p2pfl.tasks import Site, Task
 from p2pfl.training.population import Population, Recipe
 
@@ -17,9 +18,14 @@ _POOLED_NODE = 2**32 - 1
 Metrics = dict[str, float]
 
 
+def _alone(recipe: Recipe) -> Recipe:
+    """The run's steps without its exchanges: whoever is alone just follows the optimiser."""
+    return replace(recipe, algorithm=DPSGD())
+
+
 def local_baseline(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> list[Metrics]:
     """Each site trained alone on its own rows, evaluated on its own test rows."""
-    population = Population(task, sites, nodes, model, recipe)
+    population = Population(task, sites, nodes, model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
     return population.evaluate()
@@ -30,7 +36,7 @@ def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe:
     trains = [site.train for site in sites if site.train is not None]
     pooled = None if not trains else (torch.cat([inputs for inputs, _ in trains]), torch.cat([targets for _, targets in trains]))
     everything = replace(sites[0], name="pooled", train=pooled, test=None, groups={}, start=None)
-    population = Population(task, [everything], [_POOLED_NODE], model, recipe)
+    population = Population(task, [everything], [_POOLED_NODE], model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
     return [population.metrics(population.estimate()[0], site) for site in sites]

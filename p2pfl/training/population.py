@@ -164,6 +164,8 @@ class Population:
         positions_NKB += self._offsets_N[rows, None, None]
         state = self.state if everybody else {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = self.optimizer_state if everybody else {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
+        if getattr(recipe.algorithm, "resets_optimizer", False):
+            momenta = recipe.optimizer.init(state["x"])
         kept = {name: buffer[rows] for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
         total_N = torch.zeros(len(rows), dtype=self.layout.dtype, device=self.device)

@@ -22,6 +22,12 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "int16": np.dtype("<i2"),
+    "uint16": np.dtype("<u2"),
+    "int32": np.dtype("<i4"),
+    "uint32": np.dtype("<u4"),
 }
 """What may travel, always little-endian; another name is no dtype of this protocol."""
 
@@ -104,7 +110,7 @@ class UpdateFormat:
         arrays, start = {}, 0
         for channel in self.channels:
             flat = payload[start : start + channel.size_bytes].view(DTYPES[channel.dtype])
-            for first in range(0, flat.size, _CHECKED_AT_ONCE):
+            for first in range(0, flat.size if flat.dtype.kind == "f" else 0, _CHECKED_AT_ONCE):
                 if not np.isfinite(flat[first : first + _CHECKED_AT_ONCE]).all():
                     raise BadMessage(f"channel {channel.name} holds NaN or an infinity", reason="not_finite")
             array = np.require(flat, requirements=["ALIGNED"]).reshape(channel.shape)  # copied only where an odd channel lies before it
