@@ -215,9 +215,16 @@ def test_rows_that_have_halved_differently_still_keep_the_mean():
     algorithm, x_NP = Choco(compressor=TopK(share=0.1)), start()
     state = algorithm.init(x_NP, context_of(RING, x_NP, 0))
     state["halvings"] = torch.tensor([0, 1, 2, 3, 0, 5, 0, 1], dtype=torch.uint8)
+    expected_NP, matrix = x_NP.clone(), RING.mixing_matrix().toarray()
     for number in range(100):
+        halvings = state["halvings"].tolist()
         state = one_round(algorithm, RING, state, context_of(RING, x_NP, number))
+        for i in range(8):
+            for j in range(8):
+                step = 0.2 * 0.5 ** max(halvings[i], halvings[j]) * matrix[i, j]
+                expected_NP[i] += step * (state["xhat"][j] - state["xhat"][i])
 
+    torch.testing.assert_close(state["x"], expected_NP, rtol=0, atol=1e-12)
     assert spread(state["x"]) < 0.5 * spread(x_NP)
     assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12
 

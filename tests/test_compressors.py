@@ -220,6 +220,8 @@ def test_any_bits_are_decompressed_to_finite_numbers(compressor):
 
         assert there.shape == (4, P)
         assert bool(there.isfinite().all())
+        if isinstance(compressor, QSGD):
+            assert bool((there.abs() <= parts["norm"]).all())
 
 
 @pytest.mark.parametrize("compressor", EVERY, ids=str)
@@ -414,6 +416,13 @@ def test_top_k_is_its_definition_with_the_first_of_equals(share):
     assert np.array_equal(applied(TopK(share=share), v_NP, context(num_rows=4)).numpy(), expected)
 
 
+def test_places_travel_as_indices_up_to_1_in_32():
+    v = gaussian(1, 3200, dtype=torch.float32)
+    places = [TopK(share=kept / 3200).compress(v, context(vector_layout(3200)))["places"] for kept in (100, 101)]
+
+    assert [part.dtype for part in places] == [torch.int32, torch.uint8]
+
+
 @pytest.mark.parametrize(("share", "energy"), [(0.01, 0.0845), (0.1, 0.4396)])
 def test_top_k_keeps_of_gaussian_vectors_what_is_known(share, energy):
     size = 10**6
@@ -458,6 +467,17 @@ def test_low_rank_is_the_projection_onto_what_a_matrix_makes_of_random_columns()
             expected = image @ np.linalg.pinv(image) @ matrix
 
             np.testing.assert_allclose(there[i, place].numpy().reshape(m, n), expected, atol=1e-12)
+
+
+def test_random_columns_are_gaussian():
+    from p2pfl.algorithms.compressors import _gaussian
+
+    draws = _gaussian(40_000, 0, context())
+
+    assert abs(float(draws.mean())) < 5 / 200
+    assert abs(float(draws.square().mean()) - 1) < 5 * (2**0.5) / 200
+    assert abs(float(draws.pow(4).mean()) - 3) < 5 * 96**0.5 / 200
+    assert abs(float(draws.pow(3).mean())) < 5 * 15**0.5 / 200
 
 
 def test_low_rank_gives_back_a_matrix_of_its_rank():

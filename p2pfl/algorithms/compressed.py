@@ -30,9 +30,9 @@ class Choco(Algorithm):
     s_i - xhat_i; an exchange adds sum_j w_ij (q_j - q_i). xhat starts at 0. The mean stands still at any gamma that both ends of an edge
     use, also where the models run away because gamma is too large.
 
-    gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where sum_j ||xhat_j - xhat_i||**2 and its own
-    ||x' - xhat||**2 have both grown in three exchanges running and the latter is four times its least since the last halving: the first
-    alone also grows while xhat is on its way from 0, and both do, a little, under noisy gradients. Over an edge the smaller gamma of both
+    gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where sum_j ||xhat_j - xhat_i||**2 has grown in three
+    exchanges running and its own ||x' - xhat||**2 is four times its least since the last halving: the first alone also grows while xhat is
+    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both
     ends counts, or the mean would drift: one byte beside each message says how often its sender has halved. As gamma then differs by edge,
     a row keeps xhat_j - xhat_i for each neighbour, K vectors instead of one.
 
@@ -59,7 +59,6 @@ class Choco(Algorithm):
             return {"x": x_NP, "xhat": nothing_NP, "pull": nothing_NP}
         assert ctx.slots_NK is not None
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
-        boundless_N = nothing_N + torch.finfo(x_NP.dtype).max
         return {
             "x": x_NP,
             "xhat": nothing_NP,
@@ -67,8 +66,7 @@ class Choco(Algorithm):
             "halvings": count_N,
             "growing": count_N,
             "disagreement": nothing_N,
-            "residual": boundless_N,
-            "least": boundless_N,
+            "least_residual": nothing_N + torch.finfo(x_NP.dtype).max,
         }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
@@ -113,15 +111,13 @@ class Choco(Algorithm):
 
 def _watched(state: State, disagreement_N: Tensor, residual_N: Tensor) -> State:
     """What decides on gamma, after an exchange."""
-    grew_N = (disagreement_N > state["disagreement"]) & (residual_N > state["residual"])
-    growing_N = torch.where(grew_N, (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
-    runs_away_N = (growing_N == _HALVE_AFTER) & (residual_N > _GROWTH * state["least"]) & (state["halvings"] < _MOST_HALVINGS)
+    growing_N = torch.where(disagreement_N > state["disagreement"], (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
+    runs_away_N = (growing_N == _HALVE_AFTER) & (residual_N > _GROWTH * state["least_residual"]) & (state["halvings"] < _MOST_HALVINGS)
     return {
         "halvings": state["halvings"] + runs_away_N,
         "growing": torch.where(runs_away_N, 0, growing_N),
         "disagreement": disagreement_N,
-        "residual": residual_N,
-        "least": torch.where(runs_away_N, residual_N, torch.minimum(state["least"], residual_N)),
+        "least_residual": torch.where(runs_away_N, residual_N, torch.minimum(state["least_residual"], residual_N)),
     }
 
 
