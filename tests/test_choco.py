@@ -229,6 +229,19 @@ def test_rows_that_have_halved_differently_still_keep_the_mean():
     assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12
 
 
+def test_rows_that_have_halved_differently_keep_the_mean_without_messages_too():
+    algorithm, x_NP = Choco(compressor=TopK(share=0.1)), start()
+    state = algorithm.init(x_NP, context_of(RING, x_NP, 0))
+    state["halvings"] = torch.arange(8, dtype=torch.uint8)
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        up = np.triu(rng.random((8, 8)) < 0.5, 1)
+        present_NK = torch.from_numpy((up | up.T)[np.arange(8)[:, None], RING.padded()[0]])
+        state = one_round(algorithm, RING, state, context_of(RING, x_NP, number), present_NK=present_NK)
+
+    assert float((state["x"].mean(dim=0) - x_NP.mean(dim=0)).abs().max()) < 1e-12
+
+
 def test_auto_does_not_take_noisy_gradients_for_divergence():
     """1000 rounds about different minima: both sums often grow three times running, but not fourfold."""
     rng = np.random.default_rng(7)
