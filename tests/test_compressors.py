@@ -221,7 +221,7 @@ def test_any_bits_are_decompressed_to_finite_numbers(compressor):
         assert there.shape == (4, P)
         assert bool(there.isfinite().all())
         if isinstance(compressor, QSGD):
-            assert bool((there.abs() <= parts["norm"] * compressor.omega(LAYOUT) * (1 + 1e-12)).all())
+            assert bool((there.abs() <= parts["norm"].double() * compressor.omega(LAYOUT) * (1 + 1e-12)).all())
 
 
 @pytest.mark.parametrize("compressor", EVERY, ids=str)

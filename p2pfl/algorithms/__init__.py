@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from p2pfl.algorithms.accelerated import Chebyshev
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow
-from p2pfl.algorithms.compressed import Choco
+from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
 from p2pfl.algorithms.gossip import DPSGD, AllReduce, DFedAvgM, QGDSGDm
@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "diloco": DiLoCo,
     "chebyshev": Chebyshev,
     "choco": Choco,
+    "powergossip": PowerGossip,
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "ExactDiffusion",
     "GradientTracking",
     "Inbox",
+    "PowerGossip",
     "PushSum",
     "QGDSGDm",
     "RelaySGD",

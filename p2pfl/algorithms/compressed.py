@@ -15,8 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
-from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity
+from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity, gaussian_columns
+from p2pfl.errors import ConfigError
+from p2pfl.params import Layout
 
+_MATRIX_AXES = 2
+_NO_ROUNDING = 0.5  # what a unit vector orthogonal to the columns before it keeps of its length, and rounding does not
 _HALVE_AFTER = 3  # rounds of growth
 _GROWTH = 4.0  # of ||x - xhat||**2 over its least since the last halving; noise of gradients does not reach it
 _MOST_HALVINGS = 10
@@ -124,3 +128,147 @@ def _watched(state: State, disagreement_N: Tensor, residual_N: Tensor) -> State:
 def _squared_norms(v_NP: Tensor) -> Tensor:
     norms_N: Tensor = torch.linalg.vector_norm(v_NP, dim=-1)
     return norms_N.square()
+
+
+@dataclass(frozen=True)
+class PowerGossip(Algorithm):
+    """PowerGossip: x+_i = x'_i + sum_j w_ij C(X_j - X_i), C the rank-r part that one step of power iteration finds, for each edge.
+
+    A matrix X (m, n) is a tensor of the layout of at least two axes with all but the first as one. Per matrix and edge both ends hold the
+    same V (n, r). They exchange X V and hold U = orth((X_i - X_j) V); they exchange X^T U and hold (X_i - X_j)^T U, which makes C and, its
+    columns scaled to 1, the next round's V. C projects, so there is no step size to find, and what one end adds the other takes away.
+    Tensors of one axis are mixed whole.
+
+    Source: Vogels, Karimireddy & Jaggi, "Practical low-rank communication compression in decentralized deep learning", Algorithm 1
+    (arXiv:2008.01425), with several columns as in PowerSGD (arXiv:1905.13727).
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 1
+    """r"""
+
+    phases: ClassVar[int] = 2
+    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
+        {
+            "left": Channel(missing="zero", per_edge=True),
+            "right": Channel(missing="zero", per_edge=True),
+            "vectors": Channel(missing="own"),
+        }
+    )
+    requires: ClassVar[frozenset[Requirement]] = frozenset(
+        {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "fixed slots"}
+    )
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Gaussian columns, the same for all edges.
+
+        Raises:
+            ConfigError: the model has no matrix.
+        """
+        matrices = _matrices(ctx.layout)
+        if not matrices:
+            raise ConfigError("algorithm.name = 'powergossip': the model has no tensor of two axes to send less of; use choco")
+        assert ctx.slots_NK is not None
+        columns = [gaussian_columns(n * self.rank, number, ctx) for number, (_, _, n) in enumerate(matrices)]
+        right_M = torch.cat(columns).to(x_NP)
+        num_left = self.rank * sum(m for _, m, _ in matrices)
+        num_rows, num_slots = len(x_NP), ctx.slots_NK.shape[1]
+        return {"x": x_NP, "left": x_NP.new_zeros((num_rows, num_slots, num_left)), "right": right_M.repeat(num_rows, num_slots, 1)}
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """Products of the own matrices with each edge's V or U, and in the first phase the vectors."""
+        if phase == 1:
+            return {"right": self._products(state["x"], state["left"], ctx.layout, transposed=True)}
+        sent = {"left": self._products(state["x"], state["right"], ctx.layout, transposed=False)}
+        places = _vector_places(ctx.layout)
+        return {**sent, "vectors": torch.cat([state["x"][:, place] for place in places], dim=-1)} if places else sent
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """Each edge's U after the first phase, the models after the second."""
+        assert ctx.slots_NK is not None
+        channel = ("left", "right")[phase]
+        theirs_NKM, weights_NK, present_NK = inbox.stack(channel)
+        # from the lower number to the higher, so that both ends compute the same bits
+        side_NK = torch.where(ctx.nodes_N[:, None] < ctx.slots_NK, 1, -1).to(state["x"].dtype)
+        ahead_NKM = torch.where(present_NK[..., None], side_NK[..., None] * (inbox.own(channel) - theirs_NKM), 0)
+        x_NP = state["x"].clone()
+        matrices = _matrices(ctx.layout)
+        if phase == 0:
+            places, start = _vector_places(ctx.layout), 0
+            mixed_NM = inbox.mix("vectors") if places else x_NP
+            for place in places:
+                size = place.stop - place.start
+                x_NP[:, place] = mixed_NM[:, start : start + size]
+                start += size
+            made = [_orthonormal(columns) for columns in self._split(ahead_NKM, [m for _, m, _ in matrices])]
+            return {**state, "x": x_NP, "left": torch.cat([columns.flatten(-2) for columns in made], dim=-1)}
+        lefts = self._split(state["left"], [m for _, m, _ in matrices])
+        gaps = self._split(ahead_NKM, [n for _, _, n in matrices])
+        steps_NK = -weights_NK * side_NK
+        for (place, _, _), left, gap in zip(matrices, lefts, gaps, strict=True):
+            for k in range(weights_NK.shape[1]):
+                for column in range(self.rank):
+                    change = left[:, k, column, :, None] * gap[:, k, column, None, :]
+                    x_NP[:, place] += steps_NK[:, k, None] * change.flatten(1)
+        kept = self._split(state["right"], [n for _, _, n in matrices])
+        right = [_scaled(gap, otherwise).flatten(-2) for gap, otherwise in zip(gaps, kept, strict=True)]
+        return {**state, "x": x_NP, "right": torch.cat(right, dim=-1)}
+
+    def _split(self, packed_NKM: Tensor, lengths: list[int]) -> list[Tensor]:
+        """(N, K, M) as (N, K, r, length) for each matrix."""
+        parts, start = [], 0
+        for length in lengths:
+            part = packed_NKM[..., start : start + self.rank * length]
+            parts.append(part.reshape(*part.shape[:-1], self.rank, length).contiguous())
+            start += self.rank * length
+        return parts
+
+    def _products(self, x_NP: Tensor, packed_NKM: Tensor, layout: Layout, *, transposed: bool) -> Tensor:
+        """X V, or X^T U, of each row's matrices and each edge's columns, packed in the same way."""
+        matrices = _matrices(layout)
+        columns = self._split(packed_NKM, [m if transposed else n for _, m, n in matrices])
+        products = []
+        for (place, m, n), each in zip(matrices, columns, strict=True):
+            # one by one: the same bits for any number of rows and edges
+            products.append(
+                torch.stack(
+                    [
+                        torch.stack([(edge @ (matrix if transposed else matrix.T)).flatten() for edge in row.unbind()])
+                        for row, matrix in zip(each.unbind(), x_NP[:, place].reshape(-1, m, n).unbind(), strict=True)
+                    ]
+                )
+            )
+        return torch.cat(products, dim=-1)
+
+
+def _matrices(layout: Layout) -> list[tuple[slice, int, int]]:
+    """Where each tensor of two or more axes lies, and as what (m, n)."""
+    return [
+        (place, spec.shape[0], spec.size // spec.shape[0])
+        for spec, place in layout.slices()
+        if len(spec.shape) >= _MATRIX_AXES and spec.size
+    ]
+
+
+def _vector_places(layout: Layout) -> list[slice]:
+    """Where the others lie."""
+    return [place for spec, place in layout.slices() if len(spec.shape) < _MATRIX_AXES and spec.size]
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Columns (..., r, m) by Gram-Schmidt, twice; what depends on earlier ones becomes 0."""
+    made: list[Tensor] = []
+    for column in columns.unbind(dim=-2):
+        rest = column
+        for _ in range(2):
+            for other in made:
+                rest = rest - (rest * other).sum(dim=-1, keepdim=True) * other
+            size = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+            rest = torch.where(size > 0, rest / size, 0)
+        made.append(torch.where(size > _NO_ROUNDING, rest, 0))
+    return torch.stack(made, dim=-2)
+
+
+def _scaled(columns: Tensor, otherwise: Tensor) -> Tensor:
+    """Columns (..., r, n) of length 1; where one is 0, the one from before."""
+    size = torch.linalg.vector_norm(columns, dim=-1, keepdim=True)
+    return torch.where(size > 0, columns / size, otherwise)

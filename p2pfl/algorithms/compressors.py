@@ -358,7 +358,7 @@ class LowRank:
                 yield row_P[place]
                 continue
             matrix_mn = row_P[place].reshape(sides)
-            start_nr = _gaussian(sides[1] * self.rank, number, ctx).to(row_P).reshape(sides[1], self.rank)
+            start_nr = gaussian_columns(sides[1] * self.rank, number, ctx).to(row_P).reshape(sides[1], self.rank)
             left_mr = torch.linalg.qr(matrix_mn @ start_nr).Q
             yield left_mr.reshape(-1)
             yield (matrix_mn.T @ left_mr).reshape(-1)
@@ -450,7 +450,7 @@ def _uniform(v: Tensor, ctx: Context) -> Tensor:
     return (words[..., :size] >> 8).to(v.dtype).mul(2.0**-24).reshape(v.shape)
 
 
-def _gaussian(size: int, number: int, ctx: Context) -> Tensor:
+def gaussian_columns(size: int, number: int, ctx: Context) -> Tensor:
     """(size,) float64 on the CPU, the same for all nodes of a round; number tells draws of one round apart."""
     index = torch.arange(size)
     nought = torch.zeros_like(index)
