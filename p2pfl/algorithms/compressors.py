@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import torch
@@ -312,10 +313,7 @@ class RandomK:
 
     def places(self, ctx: Context) -> Tensor:
         """The round's coordinates, (S,) int64, ascending."""
-        index_P = torch.arange(ctx.layout.size, device=ctx.nodes_N.device)
-        nought = torch.zeros_like(index_P)
-        keys_P = sort_keys(ctx.seed, Purpose.COMPRESSION, node=nought, round=nought + ctx.round, step=nought, index=index_P)
-        return keys_P.argsort(stable=True)[: _kept(self.share, ctx.layout)].sort().values
+        return _drawn_places(ctx.seed, ctx.round, ctx.layout.size, _kept(self.share, ctx.layout), ctx.nodes_N.device)
 
 
 @dataclass(frozen=True)
@@ -414,6 +412,15 @@ def _kept(share: float, layout: Layout) -> int:
 
 def _is_bitmap(size: int, kept: int) -> bool:
     return math.ceil(size / _BYTE) < kept * torch.int32.itemsize
+
+
+@lru_cache(maxsize=2)  # the same for every message of a round
+def _drawn_places(seed: int, round: int, size: int, kept: int, device: torch.device) -> Tensor:
+    """Of `size` places `kept`, ascending."""
+    index_P = torch.arange(size, device=device)
+    nought = torch.zeros_like(index_P)
+    keys_P = sort_keys(seed, Purpose.COMPRESSION, node=nought, round=nought + round, step=nought, index=index_P)
+    return keys_P.argsort(stable=True)[:kept].sort().values
 
 
 def _norm(v: Tensor, order: int) -> Tensor:
