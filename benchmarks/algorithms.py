@@ -29,7 +29,6 @@ SEEDS = range(5)
 TOPOLOGIES = ("ring", "torus", "exponential", "one-peer-exponential", "base-2", "base-5", "el-oracle", "path")
 ALGORITHMS = (
     "dpsgd",
-    "dfedavgm",
     "qg-dsgdm",
     "gradient-tracking",
     "k-gt",

@@ -165,7 +165,7 @@ class Experiment:
             return cast("Algorithm", replace(cast("Any", algorithm), compressor=compressor))
         if self.compressor.name != "none":
             raise ConfigError(
-                f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} sends whole models; choco compresses"
+                f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} takes no compressor; choco does"
             )
         return algorithm
 

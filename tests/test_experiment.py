@@ -157,7 +157,7 @@ def test_five_faults_of_a_file_are_five_lines_of_the_command(tmp_path):
         ({"partition": {"name": "dirichlt"}}, ["partition.name = 'dirichlt': did you mean dirichlet? one of iid, dirichlet, unequal"]),
         ({"aggregator": {"name": "krum"}}, ["aggregator.name = 'krum': expected mean"]),
         ({"compressor": {"name": "int9"}}, [f"compressor.name = 'int9': did you mean int8? one of {', '.join(COMPRESSORS)}"]),
-        ({"compressor": {"name": "int8"}}, ["compressor.name = 'int8': algorithm dpsgd sends whole models; choco compresses"]),
+        ({"compressor": {"name": "int8"}}, ["compressor.name = 'int8': algorithm dpsgd takes no compressor; choco does"]),
         (
             {"algorithm": {"name": "choco"}, "compressor": {"name": "top-k", "share": 2.0}},
             ["compressor.share = 2.0: must be <= 1.0"],

@@ -126,9 +126,18 @@ def test_compare_puts_the_best_first(run, hospitals):
 def test_compare_prints_a_table_that_fits(run, hospitals):
     lines = run("compare", "ring", "small-world:degree=4,p=0.2", hospitals, "--nodes", 1000).splitlines()
 
-    assert lines[0].split() == ["graph", "nodes", "edges", "degree", "diameter", "gap", "rounds"]
+    assert lines[0].split() == ["graph", "nodes", "links", "degree", "gap", "rounds", "exact", "MB"]
     assert lines[1].split()[0] == "hospitals.yaml"
-    assert lines[3].split() == ["ring", "1,000", "1,000", "2", "500", "1.316e-05", "1,049,850"]
+    assert next(line for line in lines if line.startswith("ring")).split() == [
+        "ring",
+        "1,000",
+        "1,000",
+        "2",
+        "1.316e-05",
+        "1,049,850",
+        "-",
+        "8,398,800",
+    ]
     assert max(map(len, lines)) <= WIDTH
 
 
@@ -208,3 +217,25 @@ def test_what_lies_in_topologies_and_is_no_text_does_not_stop_the_list(run, tmp_
     (tmp_path / "topologies" / "bytes.yaml").write_bytes(b"# Caf\xe9\n")
 
     assert json.loads(run("list", "--json"))["files"] == {"topologies/bytes.yaml": "Caf\N{REPLACEMENT CHARACTER}"}
+
+
+def test_graphs_that_change_stand_beside_those_that_do_not(run):
+    rows = json.loads(run("compare", "ring", "base-2", "one-peer-exponential", "base-5", "--nodes", 25, "--json"))
+
+    assert [row["source"] for row in rows] == ["base-5", "base-2", "one-peer-exponential", "ring"]
+    assert [row["exact_after"] for row in rows] == [2, 9, None, None]
+    assert rows[0]["rounds_to_1e-6"] == 2
+    assert rows[3]["megabytes_to_1e-6"] == pytest.approx(653 * 2 * 4)
+
+
+def test_show_says_when_the_mean_is_exact(run):
+    assert json.loads(run("show", "base-3", "--nodes", 25, "--json"))["exact_after"] == 6
+    assert "exact mean after  6 rounds" in run("show", "base-3", "--nodes", 25)
+    assert "never: random" in run("show", "el-oracle:degree=4", "--nodes", 8)
+    assert "base-3" in run("list")
+
+
+@pytest.mark.parametrize("command", ["show", "compare"])
+def test_a_graph_that_changes_is_not_drawn_yet(run, command, tmp_path):
+    with pytest.raises(ConfigError, match="base-2 changes; leave it out"):
+        run(command, "base-2", "--nodes", 5, "--plot", tmp_path / "plot.svg")

@@ -11,7 +11,7 @@ import typer
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2pfl.topology import Topology
+    from p2pfl.topology import Schedule, Topology
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -38,12 +38,13 @@ def list_(*, as_json: Json = False) -> None:
 
     Example: p2pfl topology list
     """
-    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, WEIGHTS, options_of
+    from p2pfl.topology import SCHEDULES, SMALL_GRAPHS, TOPOLOGIES, WEIGHTS, options_of
 
     generated = {}
     for name in (name for name in TOPOLOGIES if name not in SMALL_GRAPHS):
         described, options = _first_line(TOPOLOGIES[name].__doc__), options_of(name)
         generated[name] = f"{described} Options: {', '.join(options)}." if options else described
+    changing = {name: SCHEDULES[name] for name in SCHEDULES}
     rules = {name: _first_line(rule.__doc__) for name, rule in WEIGHTS.items()}
     files = {
         str(path): path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
@@ -51,9 +52,14 @@ def list_(*, as_json: Json = False) -> None:
         if path.is_file()
     }
     if as_json:
-        typer.echo(json.dumps({"generated": generated, "small": list(SMALL_GRAPHS), "weights": rules, "files": files}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"generated": generated, "changing": changing, "small": list(SMALL_GRAPHS), "weights": rules, "files": files}, indent=2
+            )
+        )
         return
     _print_pairs("Generated, for any number of nodes that fits", generated)
+    _print_pairs("Change from round to round", changing)
     _print_pairs("Small graphs with their own number of nodes", {"networkx": ", ".join(SMALL_GRAPHS)})
     _print_pairs("Weights", rules)
     if files:
@@ -74,9 +80,15 @@ def show(
 
     Example: p2pfl topology show torus --nodes 64 --plot torus.png
     """
-    from p2pfl.topology import describe
+    from p2pfl.topology import Schedule, describe, describe_rounds
 
-    graph, rule = _weighted(_graph(source, nodes, seed, strict=True), weights)
+    made = _graph(source, nodes, seed, strict=True)
+    if isinstance(made, Schedule):
+        if plot is not None:
+            raise ConfigError(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
+        _show_rounds(source, made, describe_rounds(made), as_json=as_json)
+        return
+    graph, rule = _weighted(made, weights)
     figures = describe(graph)
     if plot is not None:
         from p2pfl.topology.drawing import draw_graph
@@ -109,26 +121,38 @@ def compare(
     nodes: Nodes = None,
     weights: Weights = None,
     seed: Seed = 0,
+    parameters: Annotated[int, typer.Option("--parameters", help="Of the model, four bytes each, for the last column.")] = 1_000_000,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Several graphs side by side, the one that agrees in the fewest rounds first; files and small graphs keep their own number of nodes.
 
-    Example: p2pfl topology compare ring torus hypercube star --nodes 64
+    Example: p2pfl topology compare ring torus hypercube base-3 --nodes 64
     """
-    from p2pfl.topology import describe
+    from p2pfl.topology import Schedule, describe, describe_rounds
 
     findings: list[str] = []
-    graphs = {}
+    graphs: dict[str, tuple[Topology, str]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for source in sources:
         try:
-            graphs[source] = _weighted(_graph(source, nodes, seed, strict=False), weights)
+            made = _graph(source, nodes, seed, strict=False)
+            if isinstance(made, Schedule):
+                graphs[source], figures[source] = (made.union(), "its own"), describe_rounds(made)
+                if plot is not None:
+                    findings.append(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
+            else:
+                graphs[source] = _weighted(made, weights)
+                figures[source] = describe(graphs[source][0])
         except ConfigError as error:
             findings += [f"{source}: {finding}" for finding in error.findings]
     if findings:
         raise ConfigError(findings)
-    figures = {source: describe(graph) for source, (graph, _) in graphs.items()}
-    best_first = sorted(figures, key=lambda source: (-figures[source]["spectral_gap"], sum(figures[source]["degree"].values()), source))
+    for row in figures.values():
+        row.setdefault("exact_after", 1 if row["rounds_to_1e-6"] == 1 else None)
+        rounds = row["rounds_to_1e-6"]
+        row["megabytes_to_1e-6"] = None if rounds is None else rounds * row["degree"]["mean"] * parameters * 4 / 1e6
+    best_first = sorted(figures, key=lambda source: (_rank(figures[source]), source))
     if plot is not None:
         from p2pfl.topology.drawing import draw_comparison
 
@@ -139,10 +163,35 @@ def compare(
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_comparison(best_first, figures, {source: graph for source, (graph, _) in graphs.items()})
+    _print_comparison(best_first, figures)
 
 
-def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology:
+def _rank(figures: dict[str, Any]) -> tuple[float, ...]:
+    """The smaller the better: rounds, then what they cost."""
+    rounds = figures["rounds_to_1e-6"]
+    return (float("inf") if rounds is None else rounds, -figures["spectral_gap"], sum(figures["degree"].values()))
+
+
+def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"name": schedule.name, "weights": "its own", **figures}, indent=2))
+        return
+    rounds, exact = figures["rounds_to_1e-6"], figures["exact_after"]
+    _print_pairs(
+        f"{source}, which changes from round to round",
+        {
+            "nodes": f"{figures['nodes']:,}",
+            "links": f"{figures['edges']:,}{' (directed)' if schedule.directed else ''}",
+            "messages a round": f"{_degree(figures)} from each node",
+            "repeats after": "never: random" if schedule.period is None else f"{schedule.period} rounds",
+            "exact mean after": "never" if exact is None else f"{exact} rounds",
+            "gap a round": _gap(figures),
+            "rounds to 1e-6": "more than 5,000" if rounds is None else f"{rounds}",
+        },
+    )
+
+
+def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology | Schedule:
     """The graph that an argument means, without its weights.
 
     Args:
@@ -151,7 +200,7 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
         seed: of random graphs.
         strict: whether a graph with its own number of nodes minds another one.
     """
-    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, load, make
+    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, is_schedule, load, make, make_schedule, schedule_faults
     from p2pfl.yaml_files import parse_yaml
 
     name, _, assignments = source.partition(":")
@@ -169,6 +218,10 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
     reserved = sorted(options.keys() & {"name", "num_nodes", "seed"})
     if reserved:
         raise ConfigError(f"{source}: {', '.join(reserved)} cannot stand after the colon; use --nodes and --seed")
+    if is_schedule(name):
+        if faults := schedule_faults(name, options):
+            raise ConfigError(faults)
+        return make_schedule(name, nodes if nodes is not None else _DEFAULT_NODES, seed=seed, **options)
     own_number = name in SMALL_GRAPHS and (nodes is None or not strict)
     return make(name, None if own_number else nodes if nodes is not None else _DEFAULT_NODES, seed, **options)
 
@@ -197,14 +250,14 @@ def _print_pairs(title: str, rows: dict[str, str]) -> None:
     console.print()
 
 
-def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]], graphs: dict[str, Topology]) -> None:
+def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("graph", style="cyan", overflow="fold")
-    for heading in ("nodes", "edges", "degree", "diameter", "gap", "rounds"):
+    for heading in ("nodes", "links", "degree", "gap", "rounds", "exact", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for source in sources:
         row = figures[source]
@@ -213,13 +266,15 @@ def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]], gr
             f"{row['nodes']:,}",
             f"{row['edges']:,}",
             _degree(row),
-            _diameter(row, graphs[source]),
-            _gap(row),
+            _gap(row, places=4),
             _rounds(row),
+            "-" if row["exact_after"] is None else str(row["exact_after"]),
+            "-" if row["megabytes_to_1e-6"] is None else f"{row['megabytes_to_1e-6']:,.0f}",
         )
     console = Console()
     console.print(table)
-    console.print("rounds: of gossip, until a millionth of the disagreement is left", style="dim", highlight=False)
+    console.print("rounds: until a millionth of the disagreement is left; exact: until none is", style="dim", highlight=False)
+    console.print("degree: messages of a node in a round; MB: what a node sends in all rounds", style="dim", highlight=False)
 
 
 def _first_line(text: str | None) -> str:
@@ -245,9 +300,9 @@ def _diameter(figures: dict[str, Any], graph: Topology) -> str:
     return f"{low}-{high}"
 
 
-def _gap(figures: dict[str, Any]) -> str:
+def _gap(figures: dict[str, Any], places: int = 6) -> str:
     gap = figures["spectral_gap"]
-    return f"{gap:.6f}" if abs(gap) >= 1e-4 else f"{gap:.3e}"  # noqa: PLR2004  # where six places would show less than three digits
+    return f"{gap:.{places}f}" if abs(gap) >= 1e-4 else f"{gap:.3e}"  # noqa: PLR2004  # where six places would show less than three digits
 
 
 def _rounds(figures: dict[str, Any]) -> str:

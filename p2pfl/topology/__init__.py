@@ -10,7 +10,7 @@ from p2pfl.errors import TopologyError
 from p2pfl.topology.files import load
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES
 from p2pfl.topology.graph import Topology, check_connected
-from p2pfl.topology.schedule import SCHEDULES, Schedule, is_schedule, make_schedule, schedule_faults
+from p2pfl.topology.schedule import SCHEDULES, Schedule, describe_rounds, is_schedule, make_schedule, schedule_faults
 from p2pfl.topology.spectrum import describe, diameter, diameter_bounds, lambda_2, lambda_min, laplacian_extremes, rounds_to, spectral_gap
 from p2pfl.topology.weights import WEIGHTS, weighted
 from p2pfl.yaml_files import shown, unknown_name
@@ -24,6 +24,7 @@ __all__ = [
     "Topology",
     "check_connected",
     "describe",
+    "describe_rounds",
     "diameter",
     "diameter_bounds",
     "is_schedule",

@@ -20,6 +20,10 @@ from p2pfl.topology.rounds import Round, base_graph, fewest_factors, hyper_hyper
 
 Words = NDArray[np.uint64]
 
+_MOST_MULTIPLIED = 1024  # nodes
+_MOST_ROUNDS = 5000
+_AGREED = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
@@ -87,17 +91,17 @@ class Schedule:
         return replace(self, names=tuple(names))
 
 
-SCHEDULES = (
-    "one-peer-exponential",
-    "one-peer-hypercube",
-    "hyper-hypercube",
-    *(f"base-{k}" for k in range(2, 6)),
-    *(f"simple-base-{k}" for k in range(2, 6)),
-    "el-oracle",
-    "el-local",
-    "random-matching",
-)
-"""Names of graphs that change."""
+SCHEDULES: dict[str, str] = {
+    "one-peer-exponential": "i sends to i + 2^t: one message a node, one way; exact where N is a power of two.",
+    "one-peer-hypercube": "Pairs that differ in one bit; N a power of two.",
+    "hyper-hypercube": "Groups in mixed radix; N without prime factors above degree + 1. Options: degree.",
+    **{f"base-{k}": f"Base-(k+1), at most {k - 1} neighbour{'s' if k > 2 else ''} a round: the exact mean for any N." for k in range(2, 6)},  # noqa: PLR2004
+    **{f"simple-base-{k}": f"The simpler form of base-{k}." for k in range(2, 6)},
+    "el-oracle": "Epidemic Learning: a fresh random graph in each round. Options: degree.",
+    "el-local": "Epidemic Learning: each node sends to some of its own choice, one way. Options: degree.",
+    "random-matching": "Random pairs.",
+}
+"""Graphs that change, by name, a sentence each."""
 
 OPTIONS = {"hyper-hypercube": ("degree",), "el-oracle": ("degree",), "el-local": ("degree",)}
 
@@ -240,3 +244,42 @@ def _local(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
     receivers = (chosen + (chosen >= np.arange(num_nodes)[:, None])).ravel()  # leaves out the node itself
     heard_N = np.bincount(receivers, minlength=num_nodes)
     return Topology.from_edges("el-local", num_nodes, senders, receivers, directed=True, weights=1 / (1 + heard_N[receivers]))
+
+
+def describe_rounds(schedule: Schedule) -> dict[str, Any]:
+    """The figures of ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
+
+    degree is of one round; spectral_gap is 1 - (what a round leaves of the disagreement, on average); exact_after is None where no number
+    of rounds gives everybody the exact mean.
+
+    Raises:
+        TopologyError: there are too many nodes to multiply their matrices.
+    """
+    if schedule.num_nodes > _MOST_MULTIPLIED:
+        raise TopologyError(
+            f"topology {schedule.name} of {schedule.num_nodes} nodes: its rounds are multiplied for at most {_MOST_MULTIPLIED}"
+        )
+    whole_NN = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
+    degrees, left = [], 1.0
+    number = 0
+    while left > _AGREED and number < _MOST_ROUNDS:
+        graph = schedule.at(number)
+        degrees.append(np.bincount(graph.senders, minlength=schedule.num_nodes))
+        whole_NN = graph.mixing_matrix() @ whole_NN
+        whole_NN -= whole_NN.mean(axis=0)  # of random ones the mean itself may move; what counts is who differs
+        left = float(np.linalg.norm(whole_NN, 2))
+        number += 1
+    union = schedule.union()
+    sent = np.array(degrees)
+    rate = 0.0 if schedule.exact_after is not None else left ** (1 / number)
+    return {
+        "nodes": schedule.num_nodes,
+        "edges": union.num_edges,
+        "degree": {"min": int(sent.min()), "mean": float(sent.mean()), "max": int(sent.max())},
+        "diameter": None,
+        "lambda_2": None,
+        "lambda_min": None,
+        "spectral_gap": 1 - rate,
+        "rounds_to_1e-6": number if left <= _AGREED else None,
+        "exact_after": schedule.exact_after,
+    }
