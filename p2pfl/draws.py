@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     BATCH = 2
     MODEL = 3
     COMPRESSION = 4
+    PARTNER = 5
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,6 +68,14 @@ def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, st
     """A seed for torch.manual_seed, for code that can only draw from torch's own generator."""
     scalars = {"node": torch.tensor(node), "round": torch.tensor(round), "step": torch.tensor(step)}
     return int(sort_keys(seed, purpose, index=torch.tensor(0), **scalars).item())
+
+
+def shuffled(seed: int, purpose: Purpose, count: int, *, node: int, round: int) -> list[int]:
+    """A keyed permutation of range(count)."""
+    nought = torch.zeros(count, dtype=torch.int64)
+    keys = sort_keys(seed, purpose, node=nought + node, round=nought + round, step=nought, index=torch.arange(count))
+    order: list[int] = keys.argsort(stable=True).tolist()
+    return order
 
 
 def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm
+from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
 from p2pfl.errors import ConfigError
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
@@ -61,6 +61,9 @@ def _no_privacy(value: object) -> None:
 
 
 AGGREGATORS = ("mean",)
+
+_NEEDS_ROUNDS = frozenset({"synchronous", "reliable", "complete"})
+"""What an algorithm may require that nodes which do not wait for each other cannot give."""
 
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
@@ -111,6 +114,37 @@ class StopSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaceSpec:
+    """Whether nodes wait for each other."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    name: Literal["synchronous", "asynchronous", "pairwise"] = "synchronous"
+    """ "synchronous": round by round, together; "asynchronous": each at its own pace, with its neighbours' newest models; "pairwise": each
+    at its own pace, with one neighbour at a time. Default: what the algorithm needs."""
+    max_age: Positive = 16
+    """Asynchronous: for so many rounds of its own a node goes on with a model that it has merged before."""
+    staleness: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Asynchronous: a model that has been merged a times before counts w / (1 + a)**staleness."""
+
+    def share(self, age: int) -> float:
+        """What a model of that age counts for, of its weight."""
+        return float((1 + age) ** -self.staleness)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockSpec:
+    """What the simulator takes for time where nodes go at their own pace."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    round_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Seconds of training in a round, at speed 1."""
+    speeds: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
+    """By node; 1 where none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Named:
     """A name and what is said beside it."""
 
@@ -136,6 +170,8 @@ class Experiment:
     aggregator: Named = field(default_factory=lambda: Named(name="mean"))
     compressor: Named = field(default_factory=lambda: Named(name="none"))
     privacy: Annotated[None, BeforeValidator(_no_privacy)] = None
+    pace: PaceSpec = field(default_factory=PaceSpec)
+    clock: ClockSpec = field(default_factory=ClockSpec)
     rounds: Count = 100
     stop: StopSpec | None = field(default_factory=StopSpec)
     dtype: Literal["float32", "float64"] | None = None
@@ -315,6 +351,7 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
     for key, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith((".name", ".file"))):
         merged = _replaced(merged, key.split("."), value, key)
     merged.setdefault("name", "experiment")
+    merged["pace"] = _with_default_pace(merged.get("pace"), merged.get("algorithm"))
     faults = _faults_of_names(merged)
     try:
         experiment = check(Experiment, _lifted(merged), place)
@@ -325,6 +362,15 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
     if faults := [*faults, *_contradictions(experiment)]:
         raise ConfigError(faults, place)
     return experiment
+
+
+def _with_default_pace(pace: Any, algorithm: Any) -> Any:
+    """The pace as written, or what the algorithm needs where none is named."""
+    rule = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, Mapping) else None
+    needs = "pairwise" if rule is not None and "pairwise" in getattr(rule, "requires", ()) else "synchronous"
+    if pace is None:
+        return {"name": needs}
+    return {"name": needs, **pace} if isinstance(pace, Mapping) else pace
 
 
 def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -489,6 +535,7 @@ def _contradictions(experiment: Experiment) -> list[str]:
         except ConfigError as error:
             found += [f"{error.place}.{finding}" if error.place else finding for finding in error.findings]
         else:
+            found += _faults_of_pace(experiment, requires)
             if "complete" in requires and experiment.topology.name != "complete":
                 found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
     if experiment.rounds == 0 and experiment.stop is None:
@@ -499,6 +546,25 @@ def _contradictions(experiment: Experiment) -> list[str]:
         found.append(
             f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it"
         )
+    return found
+
+
+def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
+    """What does not go with nodes that do not wait for each other."""
+    pace, rule = experiment.pace.name, experiment.algorithm.name
+    found = []
+    if ("pairwise" in requires) != (pace == "pairwise"):
+        expected = "pairwise" if "pairwise" in requires else "synchronous or asynchronous"
+        others = "" if "pairwise" in requires else "; pairwise is for ad-psgd"
+        found.append(f"pace.name = {pace!r}: algorithm {rule} needs {expected}{others}")
+    if pace == "synchronous":
+        return found
+    if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
+        found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
+    if is_schedule(experiment.topology.name):
+        found.append(f"topology.name = {experiment.topology.name!r}: changes from round to round, and pace {pace} has no common rounds")
+    if experiment.stop is not None:
+        found.append(f"stop: pace {pace} has no common round to stop after; take stop: null")
     return found
 
 

@@ -59,6 +59,12 @@ class Plan:
         links = links_between(self.topology)
         return [self.names[j] for j in links.neighbours(self.names.index(name))]
 
+    def weights_by_age(self, weights: Mapping[str, float], ages: Mapping[str, int]) -> dict[str, float]:
+        """w_ij by neighbour, of messages that have been merged so often before; running sums and differences do not age."""
+        if any(channel.missing != "own" for channel in self.recipe.algorithm.channels.values()):
+            return dict(weights)
+        return {name: weights[name] * self.experiment.pace.share(age) for name, age in ages.items()}
+
     def meetings(self, names: Sequence[str]) -> Meetings | None:
         """What the stop rule has to remember for some nodes; None where the graph stays as it is."""
         if self.stop_rule is None or (self.schedule.period == 1 and not self.schedule.directed):
@@ -153,6 +159,9 @@ def make_plan(
     faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]
     if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
         faults.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
+    known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
+    strangers = sorted(experiment.clock.speeds.keys() - set(every_name))
+    faults += [f"clock.speeds.{name} = {experiment.clock.speeds[name]}: no node of that name; {known}" for name in strangers]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:

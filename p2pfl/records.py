@@ -39,9 +39,11 @@ _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
 _REQUIRED = {"rounds.jsonl": {"round", "kind"}, "nodes.jsonl": {"round", "node", "kind"}, "events.jsonl": {"round", "node", "event"}}
 _KNOWN = {
     "rounds.jsonl": _REQUIRED["rounds.jsonl"]
-    | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"},
+    | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {"simulated_s"},
     "nodes.jsonl": _REQUIRED["nodes.jsonl"]
-    | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"},
+    | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
+    | {"merged", "simulated_s"},
     "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
 }
 
@@ -124,15 +126,19 @@ class RunFolder:
         """summary.json: there whole or not at all."""
         replace_file(self.path / "summary.json", _document(summary))
 
-    def truncate(self, from_round: int) -> None:
+    def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
         """Forget rounds and nodes rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
 
         Events stay: they happened.
+
+        Args:
+            from_round: of the network.
+            by_node: of each node, where they are not all in the same round.
         """
         (self.path / "summary.json").unlink(missing_ok=True)
         for name in ("rounds.jsonl", "nodes.jsonl"):
             rows = _read_lines(self.path / name)
-            kept = [row for row in rows if row["round"] < from_round]
+            kept = [row for row in rows if row["round"] < (by_node or {}).get(row.get("node", ""), from_round)]
             if len(kept) < len(rows):
                 replace_file(self.path / name, "".join(map(_line, kept)))
 

@@ -56,6 +56,12 @@ def disagreement_row(
     }
 
 
+def consensus_distance(x_NP: Tensor) -> float:
+    """sqrt(mean_i ||x_i - mean||**2) of rows."""
+    distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
+    return float(distances_N.square().mean().sqrt())
+
+
 def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) -> dict[str, Any]:
     """What the network is measured against, as the experiment's `baselines` ask for.
 
@@ -99,7 +105,7 @@ def finish_summary(
     distance = norm = None
     if x_NP is not None:
         mean_P = x_NP.mean(dim=0)
-        distance = float(torch.linalg.vector_norm(x_NP - mean_P, dim=-1).double().square().mean().sqrt())
+        distance = consensus_distance(x_NP)
         norm = float(torch.linalg.vector_norm(mean_P))
     working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
     named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other

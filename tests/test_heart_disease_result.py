@@ -112,7 +112,9 @@ def test_daemons_give_the_same_models_and_figures(runs, tmp_path):
     run = p2pfl.up(EXAMPLE, overrides={"baselines": []}, out=tmp_path / "run")
     simulated = runs["network, agreed scale"][42].models
 
-    assert run.summary["metrics"] == runs["network, agreed scale"][42].summary["metrics"]
+    for metric, expected in runs["network, agreed scale"][42].summary["metrics"].items():
+        # the weights agree within 1e-6, and so do smooth figures; the others are the same decisions
+        assert run.summary["metrics"][metric]["per_node"] == pytest.approx(expected["per_node"], rel=1e-6)
     for hospital in HOSPITALS:
         difference = torch.linalg.vector_norm(run.models[hospital] - simulated[hospital]) / torch.linalg.vector_norm(simulated[hospital])
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2pfl.node.links import Links
 from p2pfl.node.neighbour import OUTBOX_LIMIT, Neighbour, SendUpdate
 from p2pfl.node.protocol import STALL_S, Flow, Protocol
+from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, Terms

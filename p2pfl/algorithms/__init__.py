@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pfl.algorithms.accelerated import Chebyshev
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, SlotInbox, State, flow
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
-from p2pfl.algorithms.gossip import DPSGD, AllReduce, DFedAvgM, QGDSGDm
+from p2pfl.algorithms.gossip import ADPSGD, DPSGD, AllReduce, DFedAvgM, QGDSGDm
 from p2pfl.algorithms.outer import DiLoCo
 from p2pfl.algorithms.push_sum import PushSum
 from p2pfl.algorithms.relay import RelaySGD
@@ -18,6 +18,7 @@ from p2pfl.algorithms.tracking import KGT, GradientTracking
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "dpsgd": DPSGD,
     "allreduce": AllReduce,
+    "ad-psgd": ADPSGD,
     "dfedavgm": DFedAvgM,
     "qg-dsgdm": QGDSGDm,
     "gradient-tracking": GradientTracking,
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 }
 
 __all__ = [
+    "ADPSGD",
     "ALGORITHMS",
     "COMPRESSORS",
     "DPSGD",
@@ -54,6 +56,7 @@ __all__ = [
     "PushSum",
     "QGDSGDm",
     "RelaySGD",
+    "Requirement",
     "SlotInbox",
     "State",
     "flow",

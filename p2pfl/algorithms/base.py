@@ -11,7 +11,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -24,10 +24,21 @@ State = dict[str, Tensor]
 """What an algorithm carries from round to round; each tensor's first axis is N. "x" is the vector that the optimiser moves."""
 
 Requirement = Literal[
-    "symmetric", "doubly stochastic", "column stochastic", "static", "reliable", "single messages", "complete", "tree", "fixed slots"
+    "symmetric",
+    "doubly stochastic",
+    "column stochastic",
+    "static",
+    "reliable",
+    "single messages",
+    "complete",
+    "tree",
+    "fixed slots",
+    "synchronous",
+    "pairwise",
 ]
 """What an algorithm may ask of graph and links. "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the same neighbour in
-every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass, sum_i W_ij = 1."""
+every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass, sum_i W_ij = 1; "synchronous": all
+messages of a merge are of the same round; "pairwise": they are of one neighbour, and nobody else meets the two in the meantime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +176,45 @@ class SlotInbox:
     """What earlier flows have to be taken back, (N, ...), by channel; empty for most rounds."""
 
     _squared: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_one_row(
+        cls,
+        channels: Mapping[str, Channel],
+        sent: Mapping[str, Tensor],
+        slots: Sequence[str],
+        messages: Mapping[str, Mapping[str, Tensor]],
+        weights: Mapping[str, float],
+        *,
+        self_weight: float,
+        dtype: torch.dtype,
+        returns: Mapping[str, Tensor] | None = None,
+    ) -> SlotInbox:
+        """The inbox of one node.
+
+        Args:
+            channels: of the algorithm.
+            sent: its own messages, (1, ...).
+            slots: its neighbours' names, sorted.
+            messages: what came, by neighbour and channel, without the row's axis.
+            weights: w_ij by neighbour; nobody else counts.
+            self_weight: what the own message counts for.
+            dtype: of the model.
+            returns: as the attribute.
+        """
+
+        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
+            return messages[slots[k]][channel].unsqueeze(0)
+
+        return cls(
+            channels=channels,
+            sent=dict(sent),
+            weights_NK=torch.tensor([[weights.get(name, 0.0) for name in slots]], dtype=torch.float64).to(dtype),
+            self_weights_N=torch.tensor([self_weight], dtype=torch.float64).to(dtype),
+            present_NK=torch.tensor([[name in messages for name in slots]], dtype=torch.bool),
+            slot=slot,
+            returns=returns or {},
+        )
 
     def own(self, channel: str) -> Tensor:
         """What this row itself sent, (N, ...)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
 from p2pfl.algorithms.gossip import MODEL
 
-_SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly stochastic", "static", "reliable"})
+_SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly stochastic", "static", "reliable", "synchronous"})
 
 
 @dataclass(frozen=True)

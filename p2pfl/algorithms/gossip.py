@@ -52,7 +52,26 @@ class AllReduce(DPSGD):
     On the complete graph with Metropolis weights every W_ij is 1/n, so that one exchange gives the exact mean.
     """
 
-    requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "complete"})
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "complete", "synchronous"})
+
+
+@dataclass(frozen=True)
+class ADPSGD(DPSGD):
+    """Asynchronous decentralised parallel SGD: after its local steps a node averages with one neighbour of its choice, both or neither.
+
+    x_i, x_j <- (x_i + x_j) / 2, atomically, while i and everybody else go on training: what the local steps made of the x that they began
+    with, x' - x, is added to what x has become meanwhile. Every meeting keeps the mean, so the network's moves with gradients only. The
+    pace, and who meets whom, is the runtime's.
+
+    Source: Lian, Zhang, Zhang & Liu, "Asynchronous decentralized parallel stochastic gradient descent", Algorithm 1 (arXiv:1710.06952).
+    """
+
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "static", "pairwise"})
+
+    @staticmethod
+    def caught_up(now: State, start: State, trained: State) -> State:
+        """What training from `start` adds to what x has become meanwhile: x + (x' - start)."""
+        return {**trained, "x": now["x"] + (trained["x"] - start["x"])}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, flow
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
-from p2pfl.node.links import links_of
 from p2pfl.node.neighbour import Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
@@ -32,11 +31,13 @@ from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, peak_rss_bytes
+from p2pfl.topology.links import links_of
 from p2pfl.training import local_baseline
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import Goodbye
+from p2pfl.wire.newest import NewestUpdates
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import ChannelFormat, Parcel, UpdateFormat
 
@@ -63,6 +64,8 @@ class Limits:
     """Or so many times what recent rounds took, where that is more."""
     linger_s: float = 30.0
     """How long a stopped node stays for neighbours that have not settled with it."""
+    round_at_least_s: float = 0.0
+    """A round's training takes at least so long, for rehearsals with slow nodes."""
 
 
 @dataclass(slots=True)
@@ -115,7 +118,11 @@ class Daemon:
         self._algorithm = algorithm = plan.recipe.algorithm
         self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]
         terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
+        pace = plan.experiment.pace
+        in_step = pace.name == "synchronous"
         ahead = 1 if plan.schedule.period == 1 and not plan.schedule.directed else AHEAD
+        if not in_step:
+            ahead = plan.experiment.last_possible_round
         neighbours = {}
         for name in plan.neighbours(me):
             session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
@@ -124,7 +131,8 @@ class Daemon:
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
-            links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires),
+            links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires, in_step=in_step),
+            newest=None if in_step else NewestUpdates(max_age=pace.max_age),
             phases=algorithm.phases,
             ahead=ahead,
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
@@ -230,6 +238,9 @@ class Daemon:
             stop_round = protocol.stop_round
             if stop_round is not None and self._round > stop_round:
                 break
+            if protocol.newest is not None and all(n.left for n in protocol.neighbours.values()):
+                self._event("alone", f"every neighbour has finished: this node stops after {self._round} rounds")
+                return "rounds"
             protocol.begin(self._exchange_now, self._now())
             if self._joined:
                 await self._keep()  # what is sent now must be what a restart would send again
@@ -295,6 +306,8 @@ class Daemon:
             return None
         began_s = self._now()
         loss = float((await asyncio.to_thread(self._population.train, self._round))[0])
+        while self._now() < (until_s := began_s + self._limits.round_at_least_s) and not self._stopping:
+            await self._wait(until_s)
         seconds["train"] = self._now() - began_s
         if self._population.diverged:
             detail = f"round {self._round}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
@@ -368,24 +381,19 @@ class Daemon:
     def _inbox(self, outgoing: Mapping[str, Tensor]) -> tuple[SlotInbox, dict[str, Flow]]:
         """What came to this exchange, in the roster's order, and what of it becomes a flow."""
         protocol = self.protocol
-        arrivals = protocol.arrivals()
-        slots, links = list(protocol.neighbours), protocol.now_linked
+        arrivals, links = protocol.arrivals(), protocol.now_linked
         messages = {
             name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
             for name, arrived in arrivals.items()
         }
-        dtype = self.plan.layout.dtype
-
-        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
-            return messages[slots[k]][channel].unsqueeze(0)
-
-        inbox = SlotInbox(
-            channels=self.plan.recipe.algorithm.channels,
-            sent=dict(outgoing),
-            weights_NK=torch.tensor([[links.weights.get(name, 0.0) for name in slots]], dtype=torch.float64).to(dtype),
-            self_weights_N=torch.tensor([links.self_weight], dtype=torch.float64).to(dtype),
-            present_NK=torch.tensor([[name in messages for name in slots]]),
-            slot=slot,
+        inbox = SlotInbox.of_one_row(
+            self._algorithm.channels,
+            outgoing,
+            list(protocol.neighbours),
+            messages,
+            links.weights if protocol.newest is None else self.plan.weights_by_age(links.weights, protocol.ages()),
+            self_weight=links.self_weight,
+            dtype=self.plan.layout.dtype,
             returns=self._returns(outgoing),
         )
         matched = [name for name in outgoing if self._algorithm.channels[name].missing == "own"]
@@ -527,7 +535,7 @@ class Daemon:
                     if isinstance(item, SendUpdate):
                         neighbour.sending = item.exchange
                         for frames in self.protocol.frames_of(neighbour, item):
-                            if item.exchange not in self.protocol.sent:
+                            if not self.protocol.is_of_use(item.exchange):
                                 break  # the exchange is past: nobody can use the rest
                             await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
                             if not item.again:
@@ -590,6 +598,9 @@ class Daemon:
             "bytes_sent": self._bytes_sent,
             "seconds": seconds,
         }
+        if self.protocol.newest is not None:
+            ages, arrivals = self.protocol.ages(), self.protocol.arrivals()
+            row["merged"] = [[name, arrived.exchange, ages[name]] for name, arrived in arrivals.items()]
         if self._metrics_now is not None:
             row["metrics"] = self._metrics_now
         return row

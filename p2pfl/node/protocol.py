@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import PeerError
-from p2pfl.node.links import Links
 from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
+from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
 from p2pfl.wire.messages import Alive, Closing, Goodbye, Hello, News, StopNews, Update, Want
+from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import Arrived, Parcel
 
@@ -106,12 +107,17 @@ class Protocol:
     sent: dict[int, tuple[Mapping[str, Parcel], int]] = field(default_factory=dict)
     """The updates of this exchange and the last ones by receiver, with the h that went with them, for neighbours that ask again."""
 
+    newest: NewestUpdates[Arrived] | None = None
+    """Where nodes do not wait for each other: what this one holds of its neighbours. None: they go round by round, together."""
+
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
     _in_step: tuple[int, float] = (0, 0.0)
     """The exchange, and when, at which this node last began in company."""
     _began_s: float = 0.0
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    _taken: dict[str, Held[Arrived]] | None = None
+    """Of the newest updates those of the exchange's merge; None before it."""
 
     # ---- what comes in
 
@@ -119,7 +125,7 @@ class Protocol:
         """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised."""
         neighbour = self.neighbours[peer]
         try:
-            heard = neighbour.session.receive(frames, exchange=self.exchange)
+            heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
         except PeerError as error:
             self._refuse(neighbour, error)
@@ -144,8 +150,17 @@ class Protocol:
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
 
+    def _expected_from(self, peer: str) -> int:
+        """The earliest exchange whose update is of use."""
+        if self.newest is None:
+            return self.exchange
+        held = self.newest.held.get(peer)
+        return 0 if held is None else held.number + 1
+
     def _is_plausible(self, exchange: int, now_s: float) -> bool:
         """Whether a neighbour can be that far: one that lies about it must not drag this node along."""
+        if self.newest is not None:  # nobody is dragged
+            return exchange <= self.num_exchanges
         # counted from when this node was last in step: one that is cut off goes on alone, slowly, and must not measure the others by that
         in_step_exchange, in_step_s = self._in_step
         fastest_s = min(self._recent_s, default=0.0)
@@ -171,7 +186,8 @@ class Protocol:
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
             self.stop_round = heard_stop
-        if neighbour.missed and not neighbour.is_faulty and message.exchange >= self.exchange - self.ahead:
+        in_reach = self.newest is not None or message.exchange >= self.exchange - self.ahead
+        if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
 
@@ -186,7 +202,8 @@ class Protocol:
             neighbour.last_resent_s = now_s
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             for exchange in sorted(self.sent):
-                if exchange >= message.exchange and neighbour.name in self.sent[exchange][0]:
+                in_reach = self.newest is not None or exchange >= message.exchange
+                if in_reach and neighbour.name in self.sent[exchange][0]:
                     neighbour.queue(SendUpdate(exchange=exchange, again=exchange in neighbour.sent_once))
 
     def _answer(self, neighbour: Neighbour, wanted: int, now_s: float) -> None:
@@ -213,7 +230,9 @@ class Protocol:
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
         neighbour.missed = neighbour.is_faulty = False
-        if self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
+        if self.newest is not None:
+            self.newest.receive(neighbour.name, arrived.exchange, arrived)
+        elif self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
             self.barrier.receive(neighbour.name, arrived)
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
@@ -235,6 +254,9 @@ class Protocol:
     def begin(self, exchange: int, now_s: float) -> None:
         """Be at an exchange from now on, with what has come early for it."""
         self.exchange, self._began_s = exchange, now_s
+        if self.newest is not None:
+            self._taken = None
+            return
         senders, never_s = frozenset(self.now_linked.weights), float("inf")
         if self.barrier is not None and self.barrier.exchange < exchange:
             self.barrier = self.barrier.next(exchange=exchange, expected=senders, deadline_s=never_s)
@@ -255,9 +277,12 @@ class Protocol:
 
     def post(self, updates: Mapping[str, Parcel], now_s: float) -> None:
         """Send this exchange's updates, by receiver, and wait for those of the neighbours until the deadline."""
-        assert self.barrier is not None
+        if self.newest is not None:
+            self.sent.clear()  # nobody asks for what is not the newest
+        else:
+            assert self.barrier is not None
+            self.barrier.deadline_s = now_s + self.allowance_s()
         self.sent[self.exchange] = (updates, self.agreed_for)
-        self.barrier.deadline_s = now_s + self.allowance_s()
         for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
             if neighbour.session.is_open and name in updates:
@@ -268,6 +293,8 @@ class Protocol:
 
         Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
         """
+        if self.newest is not None:
+            return True
         assert self.barrier is not None
         came, senders = self.barrier.arrived.keys(), self.now_linked.weights
         awaited = [self.neighbours[name] for name in senders if name not in came and not self.neighbours[name].missed]
@@ -287,7 +314,7 @@ class Protocol:
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
-        return self.furthest() > self.exchange + self.ahead
+        return self.newest is None and self.furthest() > self.exchange + self.ahead
 
     def furthest(self) -> int:
         """The furthest exchange that a neighbour of this round has spoken of.
@@ -304,13 +331,21 @@ class Protocol:
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""
-        assert self.barrier is not None
         links = self.now_linked
+        if self.newest is not None:
+            if self._taken is None:
+                self._taken = self.newest.take()
+            return {name: self._taken[name].payload for name in links.weights if name in self._taken}
+        assert self.barrier is not None
         return {
             name: self.barrier.arrived[name]
             for name in links.weights
             if name in self.barrier.arrived and (name not in links.both or self.neighbours[name].ledger.admits(self.exchange))
         }
+
+    def ages(self) -> dict[str, int]:
+        """How often each of the newest arrivals has been merged before."""
+        return {name: held.age for name, held in (self._taken or {}).items()}
 
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """This exchange is over; the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
@@ -357,7 +392,7 @@ class Protocol:
 
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""
-        return all(
+        return self.newest is not None or all(
             neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
             for neighbour in self.neighbours.values()
         )
@@ -394,6 +429,10 @@ class Protocol:
         """What a neighbour hears about stopping."""
         return StopNews(agreed_for=self.agreed_for if agreed_for is None else agreed_for, stop_round=self.stop_round)
 
+    def is_of_use(self, exchange: int) -> bool:
+        """Whether an update that is on its way may still be merged: where nodes are not in step, always, or a slow link brought nothing."""
+        return self.newest is not None or exchange in self.sent
+
     def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
         """An update as messages for one neighbour, with the newest report; nothing where the exchange is past."""
         updates, agreed_for = self.sent.get(item.exchange, ({}, 0))
@@ -414,6 +453,7 @@ class Protocol:
             "in_step": self._in_step[0],
             "recent_s": list(self._recent_s),
             "ledgers": self.ledgers(),
+            "newest": {name: [held.number, held.age] for name, held in (self.newest.held if self.newest is not None else {}).items()},
             "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()},
         }
 

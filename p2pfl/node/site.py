@@ -73,6 +73,9 @@ class SiteFile:
     deadline_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """A round waits so many times as long as recent rounds took."""
 
+    round_at_least_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """For rehearsals: a round's training takes at least so long here."""
+
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
 

@@ -74,6 +74,7 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
                 deadline_floor_s=site.deadline_floor_s,
                 deadline_factor=site.deadline_factor,
                 linger_s=site.linger_s,
+                round_at_least_s=site.round_at_least_s,
             ),
             incarnation=secrets.randbelow(2**63 - 1) + 1,
             status_port=site.status_port,

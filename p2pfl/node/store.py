@@ -2,7 +2,8 @@
 
 Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE/NEIGHBOUR, or
 sent/EXCHANGE/* where all got the same), and for flows that are not settled what it sent (own/EXCHANGE/CHANNEL) and what came
-(flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL).
+(flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL); where nodes go at their own pace also what it holds of its
+neighbours (newest/NEIGHBOUR/CHANNEL).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.update import Parcel, UpdateFormat
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
+from p2pfl.wire.newest import Held
+from p2pfl.wire.update import Arrived, Parcel, UpdateFormat
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -33,6 +37,8 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.theirs.items()}
         tensors |= {f"own/{held.exchange}/{channel}": tensor for channel, tensor in held.own.items()}
+    for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
+        tensors |= {f"newest/{name}/{channel}": torch.from_numpy(np.array(array)) for channel, array in arrived.payload.arrays.items()}
     for exchange, (parcels, _) in protocol.sent.items():
         different = {id(parcel): parcel for parcel in parcels.values()}
         to = {_ALL: next(iter(different.values()))} if len(different) == 1 else parcels
@@ -68,9 +74,19 @@ def restore_edges(
         for name, exchanges in held["back"][number].items():
             for exchange, theirs in exchanges.items():
                 protocol.taken_back.append((protocol.neighbours[name], flow(name, exchange, theirs)))
+    _restore_newest(protocol, story["newest"], held)
     for exchange, agreed_for in story["sent"].items():
         parcels = _parcels(protocol, formats, int(exchange), held.get("sent", {}).get(exchange, {}), place)
         protocol.sent[int(exchange)] = (parcels, agreed_for)
+
+
+def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:
+    """What it held of its neighbours, where nodes do not wait for each other."""
+    for name, (number, age) in story.items():
+        assert protocol.newest is not None
+        arrays = {channel: tensor.numpy() for channel, tensor in held["newest"][name].items()}
+        arrived = Arrived(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
+        protocol.newest.held[name] = Held(number=number, payload=arrived, age=age)
 
 
 def _parcels(

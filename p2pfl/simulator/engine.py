@@ -6,9 +6,7 @@ Shapes: N nodes, K neighbour slots, P parameters.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +22,20 @@ from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import STACKED_ABOVE, Run, write_models
+from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
+from p2pfl.simulator.pairwise import PairwiseSimulation
+from p2pfl.simulator.replay import AsynchronousReplay, recorded_rows
 from p2pfl.stopping import NEVER
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, peak_rss_bytes
+from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.yaml_files import load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the round, the last possible round and the round's record."""
-
-
-@dataclass
-class _Clock:
-    """Seconds spent, by what on."""
-
-    spent: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> float:
-        """Book the time since the last lap."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.spent[name] = self.spent.get(name, 0.0) + seconds
-        return seconds
 
 
 class Simulation:
@@ -62,7 +49,7 @@ class Simulation:
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, *, device: torch.device | str = "cpu", faults: Faults | None = None) -> None:
-        self._clock = _Clock()
+        self._stopwatch = Stopwatch()
         self.plan, self.folder = plan, folder
         self.population = plan.population(plan.names, device)
         self._exchange = Exchange(
@@ -77,7 +64,7 @@ class Simulation:
         self._meetings = plan.meetings(plan.names)
         self._sent_NP: Tensor | None = None  # models of the last round, where the graph changes
         self._recorded = _spread(num_nodes)
-        self._setup_s = self._clock.lap("setup")
+        self._setup_s = self._stopwatch.lap("setup")
 
     @property
     def is_over(self) -> bool:
@@ -108,7 +95,7 @@ class Simulation:
         for name in self.population.diverged if local_steps else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
-        train_s = self._clock.lap("train")
+        train_s = self._stopwatch.lap("train")
         phases = self.plan.recipe.algorithm.phases
         inboxes, bytes_sent = [], 0
         delivered_NK = self._exchange.delivered(number)
@@ -124,7 +111,7 @@ class Simulation:
         tables = self._exchange.tables(number)
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
         self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
-        mix_s = self._clock.lap("mix")
+        mix_s = self._stopwatch.lap("mix")
         self.round = number + 1
         last = self.is_over
         metrics = None
@@ -132,7 +119,7 @@ class Simulation:
             metrics = self.population.evaluate()
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
-        seconds = {"train": train_s, "mix": mix_s, "evaluate": self._clock.lap("evaluate")}
+        seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
         bytes_N = tables.num_messages_N * (bytes_sent // max(int(tables.num_messages_N.sum()), 1))
         return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
 
@@ -143,7 +130,7 @@ class Simulation:
             "agreed_for": self.agreed_for_N.tolist(),
             "stop_round": self.stop_round_N.tolist(),
             "bytes_sent": self.bytes_sent,
-            "seconds": self._clock.spent,
+            "seconds": self._stopwatch.spent,
             "diverged": list(self.population.diverged),
             "meetings": self._meetings.story() if self._meetings else None,
         }
@@ -161,7 +148,7 @@ class Simulation:
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
-            self._clock.spent = dict(story["seconds"])
+            self._stopwatch.spent = dict(story["seconds"])
             self.population.diverged = tuple(story["diverged"])
             if self._meetings:
                 self._meetings.restore(story["meetings"])
@@ -184,30 +171,20 @@ class Simulation:
                 returns={name: returns.pop(name) for name in returns.keys() & sent.keys()},  # once, though phases share a channel
             )
             population.merge(self.round, phase, closing, local_steps=0)
-        x_NP = population.estimate()
-        write_models(self.folder.path, plan.names, x_NP, plan.layout, population.buffers)
         per_node = dict(zip(plan.names, population.evaluate(), strict=True))
-        mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
-        self._clock.lap("evaluate")
-        baselines = baselines_summary(plan)
-        self._clock.lap("baselines")
         agreed = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
         reason = "converged" if agreed else "rounds"
-        self.folder.write_summary(
-            finish_summary(
-                plan,
-                engine="simulator",
-                rounds=self.round,
-                stop_reason="diverged" if population.all_diverged else reason,
-                x_NP=x_NP,
-                metrics=per_node,
-                mean_model=mean_model,
-                baselines=baselines,
-                bytes_sent=self.bytes_sent,
-                seconds=self._clock.spent,
-                row_by_row=population.row_by_row,
-                peak_rss_bytes=peak_rss_bytes(),
-            )
+        conclude(
+            plan,
+            self.folder,
+            self._stopwatch,
+            population=population,
+            x_NP=population.estimate(),
+            buffers=population.buffers,
+            metrics=per_node,
+            rounds=self.round,
+            stop_reason="diverged" if population.all_diverged else reason,
+            bytes_sent=self.bytes_sent,
         )
 
     def _disagreement(self, inboxes: list[SlotInbox]) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
@@ -302,6 +279,7 @@ def simulate(
     *,
     out: Path | str | None = None,
     resume: Path | str | None = None,
+    replay: Path | str | None = None,
     device: torch.device | str = "cpu",
     faults: Faults | None = None,
     progress: Progress | None = None,
@@ -313,6 +291,8 @@ def simulate(
         experiment: its file, a mapping as the file would hold, or an Experiment.
         out: the run's folder, which must not exist; None: runs/NAME.
         resume: the folder of an interrupted run to continue exactly; the experiment is then read from there.
+        replay: the folder of a run whose nodes went at their own pace, to compute again in the order that its records tell; `experiment` is
+            not looked at.
         device: where to compute.
         faults: what goes wrong, by script.
         progress: called after each round.
@@ -327,16 +307,32 @@ def simulate(
         resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
             return Run(place)
+    elif replay is not None:
+        resolved = experiment_from(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
+        place = Path(out) if out is not None else Path("runs") / f"{resolved.name}-replayed"
     else:
         resolved = resolve(experiment, overrides)
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
+    if resolved.pace.name != "synchronous" and (faults is not None or str(device) != "cpu"):
+        raise ConfigError(f"pace.name = {resolved.pace.name!r}: runs on the CPU and without scripted faults; take synchronous for these")
     plan = make_plan(resolved, load_sites(resolved))
+    recorded = recorded_rows(Path(replay), plan) if replay is not None else None
     folder = (
         RunFolder.open(place)
         if resume is not None
         else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
     )
+    if recorded is not None:
+        AsynchronousReplay(plan, folder, recorded, progress).run()
+        return Run(place)
+    if resolved.pace.name != "synchronous":
+        paced = AsynchronousSimulation if resolved.pace.name == "asynchronous" else PairwiseSimulation
+        at_own_pace = paced(plan, folder, progress)
+        if resume is not None:
+            at_own_pace.restore()
+        at_own_pace.run()
+        return Run(place)
     simulation = Simulation(plan, folder, device=device, faults=faults)
     if resume is not None:
         simulation.restore()
@@ -354,12 +350,6 @@ def check_device(device: torch.device | str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device = {str(device)!r}: cannot be used here ({str(error).splitlines()[0]}); use cpu", "--device") from error
-
-
-def consensus_distance(x_NP: Tensor) -> float:
-    """sqrt(mean_i ||x_i - mean||**2) of rows."""
-    distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
-    return float(distances_N.square().mean().sqrt())
 
 
 def _spread(num_nodes: int) -> list[int]:

@@ -22,19 +22,23 @@ class Links:
     self_weight: float
     """What the node's own message counts for."""
 
+    in_step: bool = True
+    """Whether both ends of an edge merge each other's message of the same exchange."""
+
     @property
     def both(self) -> frozenset[str]:
-        """Edges that go both ways, over which what one side takes in the other side gives."""
-        return self.receivers & self.weights.keys()
+        """Edges over which what one side takes in the other side gives: those that go both ways, where nodes are in step."""
+        return self.receivers & self.weights.keys() if self.in_step else frozenset()
 
 
-def links_of(schedule: Schedule, row: int, *, splits_mass: bool) -> Callable[[int], Links]:
+def links_of(schedule: Schedule, row: int, *, splits_mass: bool, in_step: bool = True) -> Callable[[int], Links]:
     """A node's links by round.
 
     Args:
         schedule: with names.
         row: the node's number.
         splits_mass: the sender keeps what it does not give away, 1 - sum_i w_ij, and not the receiver what it does not take.
+        in_step: as in Links.
     """
     names = schedule.names
     assert names is not None
@@ -46,7 +50,7 @@ def links_of(schedule: Schedule, row: int, *, splits_mass: bool) -> Callable[[in
         mine, given = graph.receivers == row, graph.senders == row
         weights = {names[j]: float(w) for j, w in zip(graph.senders[mine], graph.weights[mine], strict=True)}
         kept = 1 - float(graph.weights[given].sum()) if splits_mass else float(graph.self_weights[row])
-        return Links(weights=weights, receivers=frozenset(names[i] for i in graph.receivers[given]), self_weight=kept)
+        return Links(weights=weights, receivers=frozenset(names[i] for i in graph.receivers[given]), self_weight=kept, in_step=in_step)
 
     def of_round(round: int) -> Links:
         return links(round % schedule.period if schedule.period else round)

@@ -1,0 +1,86 @@
+"""What a simulation leaves behind at its end, whatever its nodes' pace.
+
+Shapes: N nodes, P parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from p2pfl.plan import Plan
+from p2pfl.records import RunFolder
+from p2pfl.results import write_models
+from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, peak_rss_bytes
+from p2pfl.training import Population
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent, by what on."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> float:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
+        return seconds
+
+
+def conclude(
+    plan: Plan,
+    folder: RunFolder,
+    stopwatch: Stopwatch,
+    *,
+    population: Population,
+    x_NP: Tensor,
+    buffers: Mapping[str, Tensor],
+    metrics: Mapping[str, Metrics],
+    rounds: int,
+    stop_reason: str,
+    bytes_sent: int,
+    simulated_s: float | None = None,
+) -> None:
+    """Write the models and the summary.
+
+    Args:
+        plan: of the run.
+        folder: of the run.
+        stopwatch: goes on for what is computed here.
+        population: any rows of the run; its model evaluates.
+        x_NP: every node's parameters.
+        buffers: every node's own, (N, ...).
+        metrics: of every node.
+        rounds: how many there were.
+        stop_reason: why no more.
+        bytes_sent: by all nodes.
+        simulated_s: on the network's own clock, where it has one.
+    """
+    write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
+    mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
+    stopwatch.lap("evaluate")
+    baselines = baselines_summary(plan)
+    stopwatch.lap("baselines")
+    summary = finish_summary(
+        plan,
+        engine="simulator",
+        rounds=rounds,
+        stop_reason=stop_reason,
+        x_NP=x_NP,
+        metrics=metrics,
+        mean_model=mean_model,
+        baselines=baselines,
+        bytes_sent=bytes_sent,
+        seconds=stopwatch.spent,
+        row_by_row=population.row_by_row,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    if simulated_s is not None:
+        summary["seconds"]["simulated"] = simulated_s
+    folder.write_summary(summary)

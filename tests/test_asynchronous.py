@@ -1,0 +1,184 @@
+"""Nodes that do not wait for each other: on the virtual clock, for real, and replayed from what they recorded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from networks import Network, finish, plan_of
+from p2pfl.experiment import experiment_from
+from p2pfl.node.daemon import Limits
+from p2pfl.records import read_run
+from p2pfl.results import Run
+from p2pfl.simulator import simulate
+
+LEARNING = {
+    "task": {"name": "synthetic-logistic"},
+    "nodes": 8,
+    "topology": {"name": "ring"},
+    "pace": {"name": "asynchronous"},
+    "rounds": 12,
+    "stop": None,
+    "baselines": [],
+    "save_models_every": 1,
+}
+
+
+def models(run: Run, after: int) -> Tensor:
+    found = run.models_after(after)
+    return torch.stack([found[name] for name in sorted(found)])
+
+
+def test_nodes_of_one_speed_do_what_synchronous_ones_do(tmp_path):
+    together = simulate({**LEARNING, "pace": {"name": "synchronous"}}, out=tmp_path / "synchronous")
+    alone = simulate(LEARNING, out=tmp_path / "asynchronous")
+
+    for number in range(12):
+        assert torch.equal(models(together, number), models(alone, number))
+    assert together.summary["bytes_sent"] == alone.summary["bytes_sent"]
+
+
+def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):
+    slow = simulate(LEARNING, clock={"speeds": {"node-3": 0.1}}, out=tmp_path / "slow")
+    rows = {name: [row for row in slow.node_records if row["node"] == name] for name in slow.models}
+
+    assert {row["simulated_s"] for row in slow.node_records if row["round"] == 11} == {12.0}
+    assert [row["simulated_s"] for row in rows["node-3"]] == [10.0, 20.0]  # then its neighbours have finished
+    # between two rounds of the slow one they go on with what they have of it, which counts less and less
+    assert [[m for m in row["merged"] if m[0] == "node-3"] for row in rows["node-2"]][8:] == [
+        [],
+        [["node-3", 0, 0]],
+        [["node-3", 0, 1]],
+        [["node-3", 0, 2]],
+    ]
+
+
+def test_a_model_counts_less_each_time_it_is_merged_again():
+    plan = plan_of(**{**LEARNING, "pace": {"name": "asynchronous", "staleness": 2.0}})
+
+    assert plan.weights_by_age({"node-1": 0.25, "node-2": 0.5}, {"node-1": 0, "node-2": 3}) == {"node-1": 0.25, "node-2": 0.5 / 16}
+
+
+def test_what_is_older_than_the_bound_is_left_out(tmp_path):
+    run = simulate(LEARNING, pace={"name": "asynchronous", "max_age": 1}, clock={"speeds": {"node-3": 0.1}}, out=tmp_path / "run")
+    ages = {row["round"]: [m[2] for m in row["merged"] if m[0] == "node-3"] for row in run.node_records if row["node"] == "node-2"}
+    skipped = {row["round"]: row["skipped"] for row in run.node_records if row["node"] == "node-2"}
+
+    assert [ages[number] for number in range(8, 12)] == [[], [0], [1], []]
+    assert [skipped[number] for number in range(8, 12)] == [["node-3"], [], [], ["node-3"]]
+
+
+def test_messages_take_as_long_as_the_graph_says(tmp_path):
+    (tmp_path / "two.yaml").write_text(
+        "nodes: [node-0, node-1]\nedges:\n  - {between: [node-0, node-1], latency_ms: 2500, bandwidth_mbps: 1}\n"
+    )
+    run = simulate({**LEARNING, "nodes": 2, "topology": {"file": str(tmp_path / "two.yaml")}}, out=tmp_path / "run")
+    merged = [row["merged"] for row in run.node_records if row["node"] == "node-0"]
+
+    assert merged[:5] == [[], [], [], [["node-1", 0, 0]], [["node-1", 1, 0]]]  # 2.5 s and a little for some bytes at 1 Mbit/s
+
+
+def test_push_sum_finds_the_exact_mean_at_any_pace(tmp_path):
+    experiment = {
+        **LEARNING,
+        "task": {"name": "averaging"},
+        "algorithm": {"name": "push-sum"},
+        "weights": "push-sum",
+        "rounds": 100,
+        "nodes": 4,
+    }
+    clock = {"speeds": {f"node-{i}": 0.55 + 0.17 * i for i in range(4)}}
+    run = simulate(experiment, clock=clock, save_models_every=None, out=tmp_path / "run")
+    mean = plan_of(**experiment).population(sorted(run.models)).estimate().mean(dim=0)
+
+    for model in run.models.values():
+        torch.testing.assert_close(model, mean, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 5])
+def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
+    experiment = {**LEARNING, "clock": {"speeds": {"node-1": 0.3, "node-5": 1.7}}}
+    whole = simulate(experiment, out=tmp_path / "whole")
+
+    class Enough(Exception):
+        pass
+
+    def stop(done, most, row):
+        if done > interrupted_after:
+            raise Enough
+
+    with pytest.raises(Enough):
+        simulate(experiment, out=tmp_path / "parts", progress=stop)
+    parts = simulate(experiment, resume=tmp_path / "parts")
+
+    assert {name: model.tolist() for name, model in parts.models.items()} == {name: model.tolist() for name, model in whole.models.items()}
+    assert [(row["round"], row["loss"], row["simulated_s"]) for row in parts.records] == [
+        (row["round"], row["loss"], row["simulated_s"]) for row in whole.records
+    ]
+
+
+def gathered(network: Network, place, experiment) -> None:
+    """The nodes' records as `p2pfl up` puts them together."""
+    from p2pfl.records import RunFolder
+
+    folder = RunFolder.create(place, experiment_from(experiment).as_dict())
+    folder.append_node(*(row for name in network.plan.names for row in network.rows(name)))
+    folder.write_summary({"rounds": 0})
+
+
+@pytest.mark.parametrize("algorithm", ["dpsgd", "qg-dsgdm", "push-sum"])
+def test_daemons_are_replayed_from_their_records(algorithm, tmp_path):
+    weights = "push-sum" if algorithm == "push-sum" else "metropolis"
+    experiment = {**LEARNING, "algorithm": {"name": algorithm}, "weights": weights}
+
+    async def main():
+        async with Network(plan_of(**experiment), tmp_path) as network:
+            network.start()
+            assert set(await network.ended()) == {"rounds"}
+            gathered(network, tmp_path / "gathered", experiment)
+            return network.models()
+
+    real = finish(main())
+    replayed = simulate({}, replay=tmp_path / "gathered", out=tmp_path / "replayed")
+    again = torch.stack([replayed.models[name] for name in sorted(replayed.models)])
+
+    assert float(((real - again).norm(dim=1) / again.norm(dim=1)).max()) < 1e-6
+
+
+def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
+    async def main():
+        async with Network(plan_of(**{**LEARNING, "rounds": 30}), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
+            network.start(*(name for name in network.plan.names if name != "node-3"))
+            network.limits = Limits(round_at_least_s=0.2)
+            network.start("node-3")
+            await network.ended()
+            return {name: network.summary(name)["rounds"] for name in network.plan.names}, network.events("node-3")
+
+    rounds, events = finish(main())
+
+    assert all(done == 30 for name, done in rounds.items() if name != "node-3")
+    assert rounds["node-3"] < 30
+    assert "alone" in events
+
+
+def test_a_daemon_that_was_killed_goes_on_and_is_replayed(tmp_path):
+    experiment = {**LEARNING, "rounds": 20}
+
+    async def main():
+        async with Network(plan_of(**experiment), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
+            network.start()
+            await network.reached(5, ["node-2"])
+            await network.kill("node-2")
+            network.start("node-2")
+            await network.ended()
+            gathered(network, tmp_path / "gathered", experiment)
+            return network.models(), network.events("node-2")
+
+    real, events = finish(main())
+    replayed = simulate({}, replay=tmp_path / "gathered", out=tmp_path / "replayed")
+    again = torch.stack([replayed.models[name] for name in sorted(replayed.models)])
+
+    assert "resumed" in events
+    assert float(((real - again).norm(dim=1) / again.norm(dim=1)).max()) < 1e-6
+    assert read_run(tmp_path / "replayed").summary["stop_reason"] == "rounds"
