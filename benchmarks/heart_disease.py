@@ -113,6 +113,12 @@ CHOSEN_ROWS = (
 )
 ROWS = (
     *CHOSEN_ROWS,
+    # chosen by the worse of the two margins: `--both` finds it again
+    Row(
+        label="network, for both targets",
+        standardise="site",
+        setting=setting(name="adam", lr=0.01, weight_decay=3.0, schedule="linear"),
+    ),
     Row(label="alone, setting of the network, agreed scale", models="local"),
     Row(label="pooled, setting of the network, agreed scale", models="pooled"),
 )
