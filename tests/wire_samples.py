@@ -8,7 +8,7 @@ import numpy as np
 
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import Alive, Chunk, Closing, Goodbye, Hello, Report, StopNews, Update, Want
+from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Report, StopNews, Update, Want
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
@@ -40,6 +40,7 @@ EVERY_MESSAGE = (
     Alive(exchange=7, **NEWS),
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),
+    Decline(exchange=7),
 )
 
 

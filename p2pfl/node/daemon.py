@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from p2pfl.algorithms import SlotInbox, flow
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.node.neighbour import Neighbour, SendUpdate
+from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
@@ -132,7 +134,8 @@ class Daemon:
             me=me,
             neighbours=neighbours,
             links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires, in_step=in_step),
-            newest=None if in_step else NewestUpdates(max_age=pace.max_age),
+            newest=NewestUpdates(max_age=pace.max_age) if pace.name == "asynchronous" else None,
+            meetings=deque() if pace.name == "pairwise" else None,
             phases=algorithm.phases,
             ahead=ahead,
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
@@ -158,8 +161,10 @@ class Daemon:
         self._joined = False
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
         self._metrics_now: dict[str, float] | None = None
+        self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
         self._to_return: list[tuple[Neighbour, Flow]] = []
         self._terms = terms
+        self._pairwise = PairwiseRounds(plan, me, self._population, self.protocol, self._formats[0], self._surroundings())
 
     # ---- running
 
@@ -234,6 +239,8 @@ class Daemon:
 
     async def _rounds(self) -> str:
         experiment, protocol = self.plan.experiment, self.protocol
+        if protocol.meetings is not None:
+            return await self._pairwise.run(self._round)
         while self._round < experiment.last_possible_round and not self._stopping:
             stop_round = protocol.stop_round
             if stop_round is not None and self._round > stop_round:
@@ -253,6 +260,37 @@ class Daemon:
                 self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
             return "converged"
         return "paused" if self._round < experiment.last_possible_round else "rounds"
+
+    def _surroundings(self) -> Surroundings:
+        """What the rounds of nodes that meet in pairs need of this one."""
+
+        def wake() -> None:
+            self._wake_senders()
+            self._wake.set()
+
+        async def train() -> None:
+            self._loss = await self._train(self.plan.experiment.local_steps_at(self._round), self._pair_seconds)
+
+        async def end_round(squared: float, norm: float, skipped: list[str]) -> None:
+            self._seen = Seen(squared=squared, norm=norm, skipped=set(skipped))
+            number, self._round = self._round, self._round + 1
+            self.protocol.begin(self._exchange_now, self._now())
+            await self._evaluate(number, self._pair_seconds)
+            self._record(self._row_of(number, self._loss, squared, norm, skipped, self._pair_seconds))
+            self._pair_seconds = dict.fromkeys(self._pair_seconds, 0.0)
+            self._pairwise.merged = []
+            await self._keep()
+
+        return Surroundings(
+            now_s=lambda: self._now(),  # noqa: PLW0108  # a test may stop this clock
+            is_stopping=lambda: self._stopping,
+            event=self._event,
+            wait=self._wait,
+            wake=wake,
+            keep=self._keep,
+            train=train,
+            end_round=end_round,
+        )
 
     async def _one_round(self, local_steps: int) -> None:
         """Train, exchange, merge, agree, record, keep; or jump, where the neighbours are too far ahead."""
@@ -598,6 +636,8 @@ class Daemon:
             "bytes_sent": self._bytes_sent,
             "seconds": seconds,
         }
+        if self.protocol.meetings is not None:
+            row["merged"] = self._pairwise.merged
         if self.protocol.newest is not None:
             ages, arrivals = self.protocol.ages(), self.protocol.arrivals()
             row["merged"] = [[name, arrived.exchange, ages[name]] for name, arrived in arrivals.items()]
@@ -630,7 +670,8 @@ class Daemon:
         """Write a checkpoint; only then may it be told what it contains."""
         ledgers = self.protocol.ledgers()
         if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
-            tensors = self._population.tensors() | edge_tensors(self.protocol)
+            tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
+            tensors |= edge_tensors(self.protocol)
             if self._sent_P is not None:
                 tensors["last_sent"] = self._sent_P
             story = {
@@ -650,6 +691,7 @@ class Daemon:
                 "seconds": self._seconds,
                 "diverged": list(self._population.diverged),
                 "protocol": self.protocol.story(),
+                "merged": self._pairwise.merged,
                 "terms": asdict(self._terms),
                 "written": time.time(),
             }
@@ -690,6 +732,8 @@ class Daemon:
         self._last_row = {"total_bytes": self._bytes_sent}
         restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)
         self.protocol.exchange = self._exchange_now
+        if self.protocol.meetings is not None:
+            self._pairwise.restore(story["merged"])
         saved = story["protocol"]
         self.protocol.restore_pace(saved["in_step"], saved["recent_s"], self._now() - max(0.0, time.time() - story["written"]))
         self._event("resumed", f"from the checkpoint before round {self._round}")

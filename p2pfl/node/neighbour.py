@@ -45,6 +45,8 @@ class Neighbour:
     """Its last update was refused for what is in it; being alive is not enough to be waited for again."""
     left: bool = False
     """It said that it has finished for good."""
+    closing: bool = False
+    """It has stopped, and is there only to settle what is open."""
     next_want_s: float = 0.0
     want_pause_s: float = WANT_AFTER_S
     last_resent_s: float = float("-inf")

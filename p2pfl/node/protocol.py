@@ -18,7 +18,7 @@ from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
-from p2pfl.wire.messages import Alive, Closing, Goodbye, Hello, News, StopNews, Update, Want
+from p2pfl.wire.messages import Alive, Closing, Decline, Goodbye, Hello, News, StopNews, Update, Want
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import Arrived, Parcel
@@ -39,6 +39,9 @@ DEADLINE_CEILING_S = 3600.0
 
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
+
+HALF = 0.5
+"""How far two that meet go towards each other."""
 
 Event = Callable[[str, str], None]
 """Takes the kind of an event and a sentence about it."""
@@ -108,7 +111,13 @@ class Protocol:
     """The updates of this exchange and the last ones by receiver, with the h that went with them, for neighbours that ask again."""
 
     newest: NewestUpdates[Arrived] | None = None
-    """Where nodes do not wait for each other: what this one holds of its neighbours. None: they go round by round, together."""
+    """Where nodes go on with their neighbours' newest models: what this one holds of them."""
+
+    meetings: deque[tuple[str, int, Arrived | None]] | None = None
+    """Where nodes meet in pairs: neighbour, number over its edge and what came, None for a refusal, in the order of arrival."""
+
+    asked: tuple[str, int] | None = None
+    """The neighbour, and the number over its edge, whose answer this node waits for."""
 
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
@@ -139,19 +148,37 @@ class Protocol:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
+        self._take_in(neighbour, heard, now_s)
+        if heard.arrived is not None:
+            self._arrived(neighbour, heard.arrived)
+
+    def _take_in(self, neighbour: Neighbour, heard: Heard, now_s: float) -> None:
+        """What a message asks of this node, beside what it brings."""
+        message = heard.message
         if isinstance(message, Hello):
             self._greeted(neighbour, message, heard, now_s)
         elif isinstance(message, Want):
             self._answer(neighbour, message.exchange, now_s)
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
+        elif isinstance(message, Decline):
+            if self.meetings is not None:
+                self.meetings.append((neighbour.name, message.exchange, None))
+        elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
+            neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
+            neighbour.queue(self._alive(neighbour))
         elif self.closing is not None and not isinstance(message, Closing):
             neighbour.queue(self.closing_message(neighbour))
-        if heard.arrived is not None:
-            self._arrived(neighbour, heard.arrived)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether nodes go round by round, together."""
+        return self.newest is None and self.meetings is None
 
     def _expected_from(self, peer: str) -> int:
         """The earliest exchange whose update is of use."""
+        if self.meetings is not None:
+            return self.neighbours[peer].ledger.closed_through + 1
         if self.newest is None:
             return self.exchange
         held = self.newest.held.get(peer)
@@ -159,8 +186,8 @@ class Protocol:
 
     def _is_plausible(self, exchange: int, now_s: float) -> bool:
         """Whether a neighbour can be that far: one that lies about it must not drag this node along."""
-        if self.newest is not None:  # nobody is dragged
-            return exchange <= self.num_exchanges
+        if not self.in_step:  # nobody is dragged along
+            return True
         # counted from when this node was last in step: one that is cut off goes on alone, slowly, and must not measure the others by that
         in_step_exchange, in_step_s = self._in_step
         fastest_s = min(self._recent_s, default=0.0)
@@ -183,10 +210,14 @@ class Protocol:
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
+        if self.meetings is not None and (self.closing is not None or isinstance(message, Closing)):
+            through = message.report.closed_through  # what only the neighbour has closed will not be met any more
+            if through > neighbour.ledger.closed_through:
+                self._take_back(neighbour, neighbour.ledger.close(through, merged=False))
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
             self.stop_round = heard_stop
-        in_reach = self.newest is not None or message.exchange >= self.exchange - self.ahead
+        in_reach = not self.in_step or message.exchange >= self.exchange - self.ahead
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
@@ -194,7 +225,7 @@ class Protocol:
     def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
-        neighbour.left = False
+        neighbour.left = neighbour.closing = False
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
@@ -202,7 +233,7 @@ class Protocol:
             neighbour.last_resent_s = now_s
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             for exchange in sorted(self.sent):
-                in_reach = self.newest is not None or exchange >= message.exchange
+                in_reach = not self.in_step or exchange >= message.exchange
                 if in_reach and neighbour.name in self.sent[exchange][0]:
                     neighbour.queue(SendUpdate(exchange=exchange, again=exchange in neighbour.sent_once))
 
@@ -214,7 +245,7 @@ class Protocol:
         elif self.closing is not None:
             neighbour.queue(self.closing_message(neighbour))
         else:
-            neighbour.queue(Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news()))
+            neighbour.queue(self._alive(neighbour))
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
         if message.reason == "finished":
@@ -230,7 +261,10 @@ class Protocol:
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
         neighbour.missed = neighbour.is_faulty = False
-        if self.newest is not None:
+        if self.meetings is not None:
+            if self.closing is None:
+                self.meetings.append((neighbour.name, arrived.exchange, arrived))
+        elif self.newest is not None:
             self.newest.receive(neighbour.name, arrived.exchange, arrived)
         elif self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
             self.barrier.receive(neighbour.name, arrived)
@@ -254,7 +288,7 @@ class Protocol:
     def begin(self, exchange: int, now_s: float) -> None:
         """Be at an exchange from now on, with what has come early for it."""
         self.exchange, self._began_s = exchange, now_s
-        if self.newest is not None:
+        if not self.in_step:
             self._taken = None
             return
         senders, never_s = frozenset(self.now_linked.weights), float("inf")
@@ -288,6 +322,45 @@ class Protocol:
             if neighbour.session.is_open and name in updates:
                 neighbour.queue(SendUpdate(exchange=self.exchange, again=False))
 
+    def ask(self, name: str, parcel: Parcel, now_s: float) -> None:
+        """Offer a neighbour an exchange of this edge alone, and wait for its answer."""
+        self._post_to(name, parcel)
+        self.asked, self._began_s = (name, parcel.exchange), now_s
+        self.neighbours[name].begin_waiting(now_s)
+
+    def answer(self, name: str, parcel: Parcel) -> None:
+        """Accept a neighbour's offer; the flow goes to `met`."""
+        self._post_to(name, parcel)
+
+    def met(self, name: str, flow: Flow, now_s: float) -> None:
+        """An exchange of an edge alone has been merged."""
+        neighbour = self.neighbours[name]
+        if self.asked == (name, flow.exchange):
+            self.asked = None
+            self.pace.record(now_s - self._began_s)
+        self.flows[name, flow.exchange] = flow
+        self._take_back(neighbour, neighbour.ledger.close(flow.exchange, merged=True))
+
+    def give_up(self, name: str, number: int, *, missed: bool) -> None:
+        """An exchange of an edge alone, and all before it that never came, will not be merged here."""
+        neighbour = self.neighbours[name]
+        if self.asked is not None and self.asked[0] == name:
+            self.asked = None
+        if missed and not neighbour.missed:
+            neighbour.missed = True
+            self.event("skipped", f"{name} did not answer")
+        if number > neighbour.ledger.closed_through:  # it may have left in the meantime
+            self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
+
+    def _post_to(self, name: str, parcel: Parcel) -> None:
+        heard = self.neighbours[name].ledger.heard
+        known = -1 if heard is None else heard.closed_through  # what it has closed it needs no more
+        kept = {e: ({to: p for to, p in parcels.items() if to != name or e > known}, h) for e, (parcels, h) in self.sent.items()}
+        self.sent = {e: (parcels, h) for e, (parcels, h) in kept.items() if parcels}
+        others = self.sent.get(parcel.exchange, ({}, 0))[0]
+        self.sent[parcel.exchange] = ({**others, name: parcel}, 0)
+        self.neighbours[name].queue(SendUpdate(exchange=parcel.exchange, again=False))
+
     def is_over(self, now_s: float) -> bool:
         """Whether everybody who is waited for has come, or the time is up.
 
@@ -314,7 +387,7 @@ class Protocol:
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
-        return self.newest is None and self.furthest() > self.exchange + self.ahead
+        return self.in_step and self.furthest() > self.exchange + self.ahead
 
     def furthest(self) -> int:
         """The furthest exchange that a neighbour of this round has spoken of.
@@ -413,6 +486,16 @@ class Protocol:
                     neighbour.queue(self.hello(neighbour))
                 elif self.closing is not None:
                     neighbour.queue(self.closing_message(neighbour))
+                elif self.meetings is not None and not (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled):
+                    neighbour.queue(self._alive(neighbour))
+        self._ask_again(now_s)
+
+    def _ask_again(self, now_s: float) -> None:
+        """For what has not come."""
+        if self.asked is not None and self.neighbours[self.asked[0]].wants(now_s):
+            name, number = self.asked  # the question or its answer was lost
+            self.neighbours[name].queue(SendUpdate(exchange=number, again=True))
+            self.neighbours[name].queue(Want(exchange=number))
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
             for name in self.now_linked.weights:
                 neighbour = self.neighbours[name]
@@ -420,6 +503,9 @@ class Protocol:
                     continue
                 if neighbour.wants(now_s):
                     neighbour.queue(Want(exchange=self.exchange))
+
+    def _alive(self, neighbour: Neighbour) -> Alive:
+        return Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
 
     def hello(self, neighbour: Neighbour) -> Hello:
         """The greeting."""
@@ -454,7 +540,7 @@ class Protocol:
             "recent_s": list(self._recent_s),
             "ledgers": self.ledgers(),
             "newest": {name: [held.number, held.age] for name, held in (self.newest.held if self.newest is not None else {}).items()},
-            "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()},
+            "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()} if self.meetings is None else {},
         }
 
     def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:

@@ -1,7 +1,8 @@
 """A node's checkpoint: everything that a later start needs to go on as if nothing had happened.
 
 Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE/NEIGHBOUR, or
-sent/EXCHANGE/* where all got the same), and for flows that are not settled what it sent (own/EXCHANGE/CHANNEL) and what came
+sent/EXCHANGE/* where all got the same), and for flows that are not settled what it sent (own/EXCHANGE/CHANNEL, or where nodes meet in pairs
+own/EXCHANGE NEIGHBOUR/CHANNEL) and what came
 (flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL); where nodes go at their own pace also what it holds of its
 neighbours (newest/NEIGHBOUR/CHANNEL).
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import BadMessage, StoreError
-from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.node.protocol import HALF, Flow, Protocol
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
 from p2pfl.wire.newest import Held
@@ -36,10 +37,11 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.theirs.items()}
-        tensors |= {f"own/{held.exchange}/{channel}": tensor for channel, tensor in held.own.items()}
+        own = _own(protocol, place.rpartition("/")[2], str(held.exchange))
+        tensors |= {f"own/{own}/{channel}": tensor for channel, tensor in held.own.items()}
     for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
         tensors |= {f"newest/{name}/{channel}": torch.from_numpy(np.array(array)) for channel, array in arrived.payload.arrays.items()}
-    for exchange, (parcels, _) in protocol.sent.items():
+    for exchange, (parcels, _) in protocol.sent.items() if protocol.meetings is None else ():
         different = {id(parcel): parcel for parcel in parcels.values()}
         to = {_ALL: next(iter(different.values()))} if len(different) == 1 else parcels
         for name, parcel in to.items():
@@ -64,8 +66,8 @@ def restore_edges(
     held = _tree(tensors)
 
     def flow(name: str, exchange: str, theirs: Mapping[str, Tensor]) -> Flow:
-        weight = protocol.links(int(exchange) // protocol.phases).weights[name]
-        return Flow(exchange=int(exchange), weight=weight, own=held["own"][exchange], theirs=theirs)
+        weight = HALF if protocol.meetings is not None else protocol.links(int(exchange) // protocol.phases).weights[name]
+        return Flow(exchange=int(exchange), weight=weight, own=held["own"][_own(protocol, name, exchange)], theirs=theirs)
 
     for name, exchanges in held.get("flow", {}).items():
         for exchange, theirs in exchanges.items():
@@ -78,6 +80,11 @@ def restore_edges(
     for exchange, agreed_for in story["sent"].items():
         parcels = _parcels(protocol, formats, int(exchange), held.get("sent", {}).get(exchange, {}), place)
         protocol.sent[int(exchange)] = (parcels, agreed_for)
+
+
+def _own(protocol: Protocol, name: str, exchange: str) -> str:
+    """Where what this node sent in an exchange is kept: it is the same for all neighbours, unless nodes meet in pairs."""
+    return exchange if protocol.meetings is None else f"{exchange} {name}"
 
 
 def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:

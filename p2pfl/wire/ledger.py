@@ -59,8 +59,17 @@ class EdgeLedger:
     _durable: Report = NOTHING_CLOSED
 
     def admits(self, exchange: int) -> bool:
-        """Whether an update of this exchange may be merged: everything before it is known, and there is room to report it."""
-        return self.heard is not None and self.heard.closed_through >= exchange - 1 and len(self.merged) < MAX_MERGED
+        """Whether an update of this exchange may be merged: it is not over, everything before it is known, there is room to report it."""
+        return (
+            exchange > self.closed_through
+            and self.heard is not None
+            and self.heard.closed_through >= exchange - 1
+            and len(self.merged) < MAX_MERGED
+        )
+
+    def refuses(self, exchange: int) -> bool:
+        """Whether the neighbour has closed this exchange without merging it, so that nothing more of it will come."""
+        return self.heard is not None and self.heard.confirmed < exchange <= self.heard.closed_through and exchange not in self.heard.merged
 
     def close(self, exchange: int, *, merged: bool) -> int | None:
         """This exchange is over here; any before it that were jumped over are closed too, not merged.

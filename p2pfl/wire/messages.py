@@ -1,4 +1,4 @@
-"""What neighbours say to each other: seven messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: eight messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -187,9 +187,18 @@ class Goodbye:
     """ "pausing", "finished", or what a Hello was refused for: "wrong_name", "wrong_study", "wrong_layout", "wrong_start"."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decline:
+    """Not this exchange: I am in the middle of another one."""
+
+    code: ClassVar[int] = 8
+
+    exchange: Exchange
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
-MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye)}
+MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline)}
 """By type code. A code is never used for anything else again."""
