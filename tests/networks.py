@@ -25,7 +25,7 @@ from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
 from p2pfl.node.status import read_status
 from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import read_run
+from p2pfl.records import RunFolder, read_run
 from p2pfl.results import read_models
 from p2pfl.study import Study
 from p2pfl.transports import Received, Transport, reserve_port
@@ -200,6 +200,13 @@ class Network:
 
     def events(self, name: str) -> list[str]:
         return [event["event"] for event in read_run(self.states[name] / "run").events]
+
+
+def gathered(network: Network, place: Path, experiment: dict[str, Any]) -> None:
+    """The nodes' records in one run folder, as `p2pfl up` puts them together."""
+    folder = RunFolder.create(place, experiment_from(experiment).as_dict())
+    folder.append_node(*(row for name in network.plan.names for row in network.rows(name)))
+    folder.write_summary({"rounds": 0})
 
 
 class Institutions:

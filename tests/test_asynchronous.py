@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks import Network, finish, plan_of
-from p2pfl.experiment import experiment_from
+from networks import Network, finish, gathered, plan_of
 from p2pfl.node.daemon import Limits
 from p2pfl.records import read_run
 from p2pfl.results import Run
@@ -116,15 +115,6 @@ def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     assert [(row["round"], row["loss"], row["simulated_s"]) for row in parts.records] == [
         (row["round"], row["loss"], row["simulated_s"]) for row in whole.records
     ]
-
-
-def gathered(network: Network, place, experiment) -> None:
-    """The nodes' records as `p2pfl up` puts them together."""
-    from p2pfl.records import RunFolder
-
-    folder = RunFolder.create(place, experiment_from(experiment).as_dict())
-    folder.append_node(*(row for name in network.plan.names for row in network.rows(name)))
-    folder.write_summary({"rounds": 0})
 
 
 @pytest.mark.parametrize("algorithm", ["dpsgd", "qg-dsgdm", "push-sum"])

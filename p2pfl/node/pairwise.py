@@ -156,7 +156,7 @@ class PairwiseRounds:
         deadline_s, answer, is_over = around.now_s() + protocol.allowance_s(), None, False
         assert protocol.meetings is not None
         while not (is_over or neighbour.ledger.refuses(number) or around.is_stopping() or around.now_s() >= deadline_s):
-            if neighbour.left or neighbour.closing:
+            if neighbour.left or neighbour.closing or number <= neighbour.ledger.closed_through:
                 break
             if not protocol.meetings:
                 await around.wait(deadline_s)
@@ -192,8 +192,13 @@ class PairwiseRounds:
         if name < self._me:
             self._deferred.append((name, arrived))
         else:
-            self._protocol.neighbours[name].queue(Decline(exchange=arrived.exchange))
-            self._around.wake()
+            self._decline(name, arrived.exchange)
+
+    def _decline(self, name: str, number: int) -> None:
+        """Turn a neighbour away: neither of both merges this exchange."""
+        self._protocol.give_up(name, number, missed=False)
+        self._protocol.neighbours[name].queue(Decline(exchange=number))
+        self._around.wake()
 
     async def _answer(self, name: str, arrived: Arrived) -> None:
         """Meet a neighbour that has asked."""
@@ -204,8 +209,7 @@ class PairwiseRounds:
             self._protocol.give_up(name, number - 1, missed=False)
             await self._around.keep()
         if not neighbour.ledger.admits(number):
-            neighbour.queue(Decline(exchange=number))
-            self._around.wake()
+            self._decline(name, number)
             return
         own = self._outgoing()
         await self._merge(neighbour, arrived, own, answers=True)

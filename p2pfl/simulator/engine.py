@@ -27,7 +27,7 @@ from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.pairwise import PairwiseSimulation
-from p2pfl.simulator.replay import AsynchronousReplay, recorded_rows
+from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopping import NEVER
 from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.yaml_files import load_yaml
@@ -324,7 +324,8 @@ def simulate(
         else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
     )
     if recorded is not None:
-        AsynchronousReplay(plan, folder, recorded, progress).run()
+        replay_of = AsynchronousReplay if resolved.pace.name == "asynchronous" else PairwiseReplay
+        replay_of(plan, folder, recorded, progress).run()
         return Run(place)
     if resolved.pace.name != "synchronous":
         paced = AsynchronousSimulation if resolved.pace.name == "asynchronous" else PairwiseSimulation

@@ -20,7 +20,7 @@ from p2pfl.records import RunFolder
 from p2pfl.simulator.conclusion import Stopwatch
 from p2pfl.simulator.paced import CHECKPOINT, Delays, Message, PacedNode, PacedRecords, Timeline, grouped, message_of
 
-_RANKS = ("request", "reply", "left", "trained")
+_RANKS = ("came", "left", "trained")
 HALF = 0.5
 
 
@@ -33,8 +33,10 @@ class PairwiseNode:
         """Where it began this round."""
         self.stage = "training"
         """Or "waiting": after its local steps, until it begins again."""
-        self.partner: str | None = None
-        """Whom it has asked and not heard yet."""
+        self.asked: tuple[str, int] | None = None
+        """The neighbour that it has asked and not heard yet, and the exchange's number over that edge."""
+        self.closed: dict[str, int] = {}
+        """By neighbour, the last exchange that is over."""
         self.deferred: list[tuple[str, int, Message]] = []
         """Who has to wait for an answer."""
         self.left: set[str] = set()
@@ -56,6 +58,7 @@ class PairwiseNode:
         """Half of the way to a neighbour's model."""
         self.steps.merge(self.steps.outgoing(), {peer: message}, {peer: HALF})
         self.steps.merged.append([peer, number, self.stage])
+        self.closed[peer] = number
 
     def choice(self, seed: int) -> str | None:
         """Whom to ask in this round; None: nobody is left."""
@@ -82,8 +85,8 @@ class PairwiseSimulation:
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=steps, progress=progress)
         self._delays = Delays(plan)
         self._timeline = Timeline(_RANKS)
-        self._meetings: dict[tuple[str, str], int] = {}
-        """By edge, the names sorted: how many exchanges were begun over it."""
+        self._arrival_s: dict[tuple[str, str], float] = {}
+        """By sender and receiver, when the last message arrives."""
         self._sent_bytes = [0] * len(self._nodes)
         self._stopwatch.lap("setup")
 
@@ -94,8 +97,7 @@ class PairwiseSimulation:
                 self._timeline.at(self._delays.round_s(node.steps.name), "trained", node.steps.row)
         handle: dict[str, Callable[..., None]] = {
             "trained": self._trained,
-            "request": self._asked,
-            "reply": self._answered,
+            "came": self._came,
             "left": self._has_left,
         }
         saved = self._records.rounds
@@ -113,47 +115,38 @@ class PairwiseSimulation:
         if peer is None:
             self._end_round(node, skipped=[])
             return
-        name = node.steps.name
-        edge = (min(name, peer), max(name, peer))
-        number = self._meetings.get(edge, -1) + 1
-        other = self._nodes[self._rows[peer]]
-        if other.partner == name:  # each has asked the other: one exchange
-            number -= 1
-        self._meetings[edge] = number
-        node.partner = peer
-        self._send(node, "request", peer, name, number, message_of(node.steps.outgoing()))
+        node.asked = (peer, node.closed.get(peer, -1) + 1)
+        self._send(node, *node.asked, message_of(node.steps.outgoing()))
 
-    def _asked(self, node: PairwiseNode, peer: str, number: int, message: Message) -> None:
-        """A neighbour wants to meet a node."""
-        if node.is_over:
-            self._send(node, "reply", peer, node.steps.name, number, None)
-        elif node.partner == peer:  # its own request is on its way
-            node.meet(peer, number, message)
-            self._end_meeting(node)
-        elif node.partner is None:
+    def _came(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
+        """What a neighbour sent: its answer, or its question."""
+        if node.asked == (peer, number):
+            if message is not None:
+                node.meet(peer, number, message)
+            self._end_meeting(node, skipped=[peer] if message is None else [])
+        elif message is None or number <= node.closed.get(peer, -1):
+            return
+        elif node.asked is None and not node.is_over:
             self._answer(node, peer, number, message)
-        elif peer < node.steps.name:
+        elif peer < node.steps.name and not node.is_over:
             node.deferred.append((peer, number, message))
         else:
-            self._send(node, "reply", peer, node.steps.name, number, None)
+            node.closed[peer] = number
+            self._send(node, peer, number, None)
 
     def _answer(self, node: PairwiseNode, peer: str, number: int, message: Message) -> None:
         own = message_of(node.steps.outgoing())
         node.meet(peer, number, message)
-        self._send(node, "reply", peer, node.steps.name, number, own)
+        self._send(node, peer, number, own)
 
-    def _answered(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
-        """A node's neighbour has answered."""
-        if message is not None:
-            node.meet(peer, number, message)
-        self._end_meeting(node, skipped=[peer] if message is None else [])
-
-    def _end_meeting(self, node: PairwiseNode, skipped: list[str] | None = None) -> None:
-        node.partner = None
+    def _end_meeting(self, node: PairwiseNode, *, skipped: list[str]) -> None:
+        assert node.asked is not None
+        peer, number = node.asked
+        node.closed[peer], node.asked = number, None
         deferred, node.deferred = node.deferred, []
         for peer, number, message in deferred:
             self._answer(node, peer, number, message)
-        self._end_round(node, skipped=skipped or [])
+        self._end_round(node, skipped=skipped)
 
     def _end_round(self, node: PairwiseNode, *, skipped: list[str]) -> None:
         steps, now_s = node.steps, self._timeline.now_s
@@ -171,13 +164,15 @@ class PairwiseSimulation:
     def _has_left(self, node: PairwiseNode, peer: str) -> None:
         node.left.add(peer)
 
-    def _send(self, node: PairwiseNode, kind: str, peer: str, name: str, number: int, message: Message | None) -> None:
-        size_bytes = 0
+    def _send(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
+        name, size_bytes = node.steps.name, 0
         if message is not None:
             size_bytes = self._delays.bytes_each(number, {channel: tensor.unsqueeze(0) for channel, tensor in message.items()})
         self._sent_bytes[node.steps.row] += size_bytes
-        delay_s = self._delays.between_s(node.steps.name, peer, size_bytes)
-        self._timeline.at(self._timeline.now_s + delay_s, kind, self._rows[peer], name, number, message)
+        arrival_s = self._timeline.now_s + self._delays.between_s(name, peer, size_bytes)
+        # what is sent later comes later, also where it is shorter
+        self._arrival_s[name, peer] = max(arrival_s, self._arrival_s.get((name, peer), 0.0))
+        self._timeline.at(self._arrival_s[name, peer], "came", self._rows[peer], name, number, message)
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
@@ -191,7 +186,7 @@ class PairwiseSimulation:
         events = []
         for event in self._timeline.events:
             content = list(event.content)
-            if event.kind in ("request", "reply"):
+            if event.kind == "came":
                 message = content.pop()
                 content.append(message is not None)
                 tensors |= {f"flight/{event.number}/{channel}": tensor for channel, tensor in (message or {}).items()}
@@ -199,7 +194,7 @@ class PairwiseSimulation:
         story = {
             "events": events,
             "now_s": self._timeline.now_s,
-            "meetings": [[*edge, number] for edge, number in self._meetings.items()],
+            "arrival_s": [[*ends, seconds] for ends, seconds in self._arrival_s.items()],
             "sent_bytes": self._sent_bytes,
             "nodes": [
                 {
@@ -210,7 +205,8 @@ class PairwiseSimulation:
                     "norm": node.steps.norm,
                     "diverged": list(node.steps.population.diverged),
                     "stage": node.stage,
-                    "partner": node.partner,
+                    "asked": node.asked,
+                    "closed": node.closed,
                     "deferred": [[peer, number] for peer, number, _ in node.deferred],
                     "left": sorted(node.left),
                     "is_over": node.is_over,
@@ -235,16 +231,17 @@ class PairwiseSimulation:
             steps.population.diverged = tuple(saved["diverged"])
             steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
             steps.squared, steps.norm = saved["squared"], saved["norm"]
-            node.start, node.stage, node.partner = groups[f"start/{steps.name}"], saved["stage"], saved["partner"]
+            node.start, node.stage, node.closed = groups[f"start/{steps.name}"], saved["stage"], saved["closed"]
+            node.asked = (saved["asked"][0], saved["asked"][1]) if saved["asked"] else None
             node.deferred = [
                 (peer, number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])
             ]
             node.left, node.is_over = set(saved["left"]), saved["is_over"]
-        self._meetings = {(low, high): number for low, high, number in story["meetings"]}
+        self._arrival_s = {(sender, receiver): seconds for sender, receiver, seconds in story["arrival_s"]}
         self._sent_bytes = story["sent_bytes"]
         self._timeline.now_s = story["now_s"]
         for time_s, row, number, kind, content in sorted(story["events"], key=lambda event: event[2]):
-            if kind in ("request", "reply"):
+            if kind == "came":
                 content[-1] = groups[f"flight/{number}"] if content[-1] else None
             self._timeline.at(time_s, kind, row, *content)
         self._records.restore(story)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator.asynchronous import merge_newest
 from p2pfl.simulator.conclusion import Stopwatch
 from p2pfl.simulator.paced import Delays, Message, PacedNode, PacedRecords, message_of
+from p2pfl.simulator.pairwise import PairwiseNode
 from p2pfl.wire.newest import Held
 
 Row = Mapping[str, Any]
@@ -107,3 +109,118 @@ class AsynchronousReplay:
             self._wanted[peer, number] -= 1
         for key in [key for key in self._messages if not self._wanted[key]]:
             del self._messages[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One thing that a node did with its model."""
+
+    kind: str
+    """"begin" | "met" | "offered" | "returned" | "trained" | "end"."""
+    peer: str = ""
+    number: int = -1
+    row: Row | None = None
+
+
+def _steps(rows: Iterable[Row]) -> deque[_Step]:
+    """A node's rows as what it did, in order."""
+    steps: deque[_Step] = deque()
+    for row in rows:
+        steps.append(_Step("begin"))
+        is_trained = False
+        for peer, number, stage, *happened in row["merged"]:
+            if stage == "waiting" and not is_trained:
+                steps.append(_Step("trained"))
+                is_trained = True
+            steps.append(_Step("begin") if happened == ["began"] else _Step(happened[0] if happened else "met", peer, number))
+        if not is_trained:
+            steps.append(_Step("trained"))
+        steps.append(_Step("end", row=row))
+    return steps
+
+
+class PairwiseReplay:
+    """A run of nodes that met in pairs once more, meeting by meeting.
+
+    Args:
+        plan: of the run; all sites' data are here.
+        folder: where this one writes.
+        recorded: from `recorded_rows`.
+        progress: as the engine's.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        recorded: Mapping[str, deque[Row]],
+        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._stopwatch = Stopwatch()
+        self._steps = {name: _steps(rows) for name, rows in recorded.items()}
+        self._met = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "met"}
+        self._offered = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "offered"}
+        self._nodes = {name: PairwiseNode(plan, name) for name in plan.names}
+        self._flows: dict[tuple[str, str, int], Tensor] = {}
+        steps = [node.steps for node in self._nodes.values()]
+        self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=steps, progress=progress)
+        self._stopwatch.lap("setup")
+
+    def run(self) -> None:
+        """Every recorded meeting.
+
+        Raises:
+            StoreError: two nodes' records do not fit together, as where one was killed between an offer and its record.
+        """
+        while any(self._steps.values()):
+            if not any(self._advance(node) for node in self._nodes.values()):
+                name, steps = next((name, steps) for name, steps in self._steps.items() if steps)
+                raise StoreError(f"{name}: its meeting {steps[0].number} with {steps[0].peer} is not in the records of {steps[0].peer}")
+            self._records.close(lambda node: not self._steps[node.name])
+        self._records.conclude(None)
+
+    def _advance(self, node: PairwiseNode) -> bool:
+        """As much as a node did before it met somebody who is not there yet; whether there was anything."""
+        steps, advanced = self._steps[node.steps.name], False
+        while steps and self._do(node, steps[0]):
+            advanced = True
+        return advanced
+
+    def _do(self, node: PairwiseNode, step: _Step) -> bool:
+        """One step, and the other side's; False where it is not there yet."""
+        name = node.steps.name
+        if step.kind in ("met", "offered") and not self._meet(node, step):
+            return False
+        if step.kind == "begin":
+            node.begin()
+        elif step.kind == "trained":
+            node.finish_training()
+        elif step.kind == "returned":
+            state = node.steps.population.state
+            node.steps.population.state = {**state, "x": state["x"] - self._flows.pop((name, step.peer, step.number))}
+        elif step.kind == "end":
+            assert step.row is not None
+            row = step.row
+            node.steps.merged = list(row["merged"])
+            self._records.add(node.steps, skipped=list(row["skipped"]), bytes_sent=int(row["bytes_sent"]), time_s=None)
+        self._steps[name].popleft()
+        return True
+
+    def _meet(self, node: PairwiseNode, step: _Step) -> bool:
+        """Both sides' share of a meeting, each of what the other sent; False where the other is not there yet."""
+        name = node.steps.name
+        there = (step.peer, name, step.number)
+        if there not in self._met and there not in self._offered:
+            return step.kind == "offered"  # it was turned away, and nothing came of it
+        other = self._nodes[step.peer]
+        theirs = self._steps[step.peer][0] if self._steps[step.peer] else None
+        if theirs is None or theirs.kind not in ("met", "offered") or (theirs.peer, theirs.number) != (name, step.number):
+            return False
+        messages = message_of(node.steps.outgoing()), message_of(other.steps.outgoing())
+        for one, kind, peer, message in ((node, step.kind, step.peer, messages[1]), (other, theirs.kind, name, messages[0])):
+            if kind == "met":
+                before = one.steps.population.state["x"]
+                one.meet(peer, step.number, message)
+                self._flows[one.steps.name, peer, step.number] = one.steps.population.state["x"] - before
+        self._steps[step.peer].popleft()
+        return True
