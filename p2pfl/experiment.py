@@ -558,6 +558,8 @@ def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) ->
         others = "" if "pairwise" in requires else "; pairwise is for ad-psgd"
         found.append(f"pace.name = {pace!r}: algorithm {rule} needs {expected}{others}")
     if pace == "synchronous":
+        if experiment.clock != ClockSpec():
+            found.append("clock: nodes that go round by round have none; take pace.name = 'asynchronous', or ad-psgd")
         return found
     if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
         found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")

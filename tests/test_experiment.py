@@ -34,6 +34,8 @@ optimizer: {name: sgd, lr: 0.05, momentum: 0.0, weight_decay: 0.0, schedule: con
 aggregator: {name: mean}
 compressor: {name: none}
 privacy: null
+pace: {name: synchronous, max_age: 16, staleness: 1.0}
+clock: {round_s: 1.0, speeds: {}}
 rounds: 100
 stop: {relative_consensus: 1.0e-3, patience: 3, settle: 200}
 dtype: null
@@ -342,3 +344,39 @@ def test_a_misspelt_algorithm_alone_is_a_finding_and_not_a_crash():
 
     (finding,) = caught.value.findings
     assert finding.startswith("algorithm.name = 'dpsgdd': did you mean dpsgd?")
+
+
+@pytest.mark.parametrize(
+    ("raw", "finding"),
+    [
+        (
+            {"pace": {"name": "pairwise"}},
+            "pace.name = 'pairwise': algorithm dpsgd needs synchronous or asynchronous; pairwise is for ad-psgd",
+        ),
+        (
+            {"algorithm": {"name": "ad-psgd"}, "pace": {"name": "synchronous"}},
+            "pace.name = 'synchronous': algorithm ad-psgd needs pairwise",
+        ),
+        (
+            {"algorithm": {"name": "gradient-tracking"}, "pace": {"name": "asynchronous"}},
+            "pace.name = 'asynchronous': algorithm gradient-tracking needs all messages of a round together; take synchronous, or dpsgd",
+        ),
+        (
+            {"topology": {"name": "base-2"}, "pace": {"name": "asynchronous"}},
+            "topology.name = 'base-2': changes from round to round, and pace asynchronous has no common rounds",
+        ),
+        ({"clock": {"round_s": 2}}, "clock: nodes that go round by round have none; take pace.name = 'asynchronous', or ad-psgd"),
+        ({"pace": {"max_age": 0}}, "pace.max_age = 0: must be >= 1"),
+    ],
+)
+def test_what_does_not_go_with_a_pace_is_a_finding(raw, finding):
+    assert findings_of({"stop": None, **raw}) == [finding]
+
+
+def test_nodes_at_their_own_pace_have_no_round_to_stop_after():
+    assert findings_of({"pace": {"name": "asynchronous"}}) == ["stop: pace asynchronous has no common round to stop after; take stop: null"]
+
+
+def test_the_pace_is_what_the_algorithm_needs_unless_said():
+    assert experiment_from({**QUADRATIC, "algorithm": {"name": "ad-psgd"}, "stop": None}).pace.name == "pairwise"
+    assert experiment_from({**QUADRATIC, "pace": {"max_age": 3}}).pace.name == "synchronous"

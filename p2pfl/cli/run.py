@@ -62,6 +62,15 @@ def simulate(
     assignments: Set = None,
     out: Out = None,
     resume: Resume = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="RUN",
+            help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -71,7 +80,12 @@ def simulate(
     Example: p2pfl simulate examples/breast_cancer.yaml --set topology.name=complete
     """
     overrides = _overrides(nodes, rounds, assignments)
-    given = _given(experiment, resume, changed=bool(overrides or out))
+    if replay is not None:
+        if experiment is not None or resume is not None or overrides:
+            raise ConfigError("--replay takes everything from the run: leave out EXPERIMENT, --resume, --nodes, --rounds and --set")
+        given = replay / "experiment.yaml"
+    else:
+        given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
         _say_plan(given, overrides, as_json=as_json)
         return
@@ -80,7 +94,7 @@ def simulate(
 
     with _of_file(given), _Progress(enabled=not as_json) as progress:
         resolved = resolve(given, overrides)
-        run = run_simulation(resolved, out=out, resume=resume, device=device, progress=progress)
+        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress)
     _say_result(run, as_json=as_json)
 
 
