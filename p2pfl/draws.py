@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
+_BLOCK = 2**14  # keys at a time
+
+Words = NDArray[np.uint64]
+Whole = NDArray[np.int64]
 
 
 class Purpose(IntEnum):
@@ -91,6 +97,8 @@ def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor)
         (N, E, M) int64, M the largest size; the first sizes_N[i] entries along the last axis are a permutation of range(sizes_N[i]), what
         follows is padding and never to be read.
     """
+    if nodes_N.device.type == "cpu":
+        return _epoch_orders_on_cpu(seed, nodes_N.numpy(), sizes_N.numpy(), epochs_NE.numpy())
     index_M = torch.arange(int(sizes_N.max()), device=nodes_N.device)
     keys_NEM = sort_keys(
         seed,
@@ -103,6 +111,43 @@ def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor)
     padding_NM = index_M >= sizes_N[:, None]
     keys_NEM = keys_NEM.masked_fill(padding_NM[:, None, :], torch.iinfo(torch.int64).max)
     return keys_NEM.argsort(dim=-1, stable=True)
+
+
+def _epoch_orders_on_cpu(seed: int, nodes_N: Whole, sizes_N: Whole, epochs_NE: Whole) -> Tensor:
+    """As `epoch_orders`, four times as fast: a block of keys at a time, in place, so that they stay in the cache."""
+    num_rows, num_epochs, largest = len(nodes_N), epochs_NE.shape[1], int(sizes_N.max())
+    index_M = np.arange(largest, dtype=np.uint64)
+    orders_NEM = np.empty((num_rows, num_epochs, largest), dtype=np.int64)
+    step = max(1, _BLOCK // max(largest, 1))
+    flat_RM, epochs_R = orders_NEM.reshape(-1, largest), epochs_NE.reshape(-1)
+    nodes_R, sizes_R = np.repeat(nodes_N, num_epochs), np.repeat(sizes_N, num_epochs)
+    key = (seed & _MASK, int(Purpose.BATCH))
+    for first in range(0, len(flat_RM), step):
+        block = slice(first, first + step)
+        keys_RM = _words_on_cpu(index_M, epochs_R[block, None].astype(np.uint64), nodes_R[block, None].astype(np.uint64), key)
+        keys_RM[index_M >= sizes_R[block, None]] = np.iinfo(np.int64).max
+        flat_RM[block] = np.argsort(keys_RM.view(np.int64), axis=-1, kind="stable")
+    return torch.from_numpy(orders_NEM)
+
+
+def _words_on_cpu(index: Words, round: Words, node: Words, key: tuple[int, int]) -> Words:
+    """The keys of `sort_keys` at step 0, the same bits, of the shape that its arguments broadcast to."""
+    shape = np.broadcast_shapes(index.shape, round.shape, node.shape)
+    word_0, word_2, word_3 = (np.broadcast_to(word, shape).copy() for word in (index, round, node))
+    word_1 = np.zeros(shape, dtype=np.uint64)
+    mask, half, key_0, key_1 = np.uint64(_MASK), np.uint64(32), key[0], key[1]
+    for _ in range(_NUM_ROUNDS):
+        product_0 = word_0 * np.uint64(_MULTIPLIERS[0])
+        product_1 = word_2 * np.uint64(_MULTIPLIERS[1])
+        np.right_shift(product_1, half, out=word_0)
+        word_0 ^= word_1
+        word_0 ^= np.uint64(key_0)
+        np.right_shift(product_0, half, out=word_2)
+        word_2 ^= word_3
+        word_2 ^= np.uint64(key_1)
+        word_1, word_3 = np.bitwise_and(product_1, mask, out=product_1), np.bitwise_and(product_0, mask, out=product_0)
+        key_0, key_1 = (key_0 + _WEYL[0]) & _MASK, (key_1 + _WEYL[1]) & _MASK
+    return (word_0 << np.uint64(31)) | (word_1 >> np.uint64(1))
 
 
 def batch_positions(seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int) -> Tensor:

@@ -140,3 +140,12 @@ def test_a_site_of_three_rows_gives_full_batches_of_eight():
     assert torch.bincount(batches.flatten(), minlength=3).tolist() == [8, 8, 8]
     # two epochs lie whole in each batch, and a row may come once more at either end
     assert all({2, 3, 4} >= set(torch.bincount(batch, minlength=3).tolist()) for batch in batches)
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 60), epoch=st.integers(0, 10**6), node=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_the_quick_way_on_the_cpu_draws_the_same_bits(seed, size, epoch, node):
+    keys = sort_keys(seed, Purpose.BATCH, node=scalar(node), round=scalar(epoch), step=scalar(0), index=torch.arange(size))
+    orders = epoch_orders(seed, torch.tensor([node]), torch.tensor([size]), torch.tensor([[epoch]]))
+
+    assert orders[0, 0].tolist() == keys.argsort(stable=True).tolist()
