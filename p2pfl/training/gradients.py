@@ -16,6 +16,7 @@ from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks.calling import described, users_code
+from p2pfl.training.batched import Batched
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,6 +58,8 @@ class Gradients:
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
         }
         """Each row's own buffers, (N, ...): BatchNorm's statistics stay at the node that computed them."""
+        self.batched: Batched | None = None
+        """What computes the gradients of a model whose layers are known."""
         self.row_by_row: str | None = self._why_row_by_row(sample)
         """Why the model cannot be vectorised over rows; None where it can."""
 
@@ -109,6 +112,8 @@ class Gradients:
 
     def _together(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (N, P) and losses (N,) in one vectorised call."""
+        if self.batched is not None:
+            return self.batched.gradients(x_NP, inputs_NB, targets_NB)
         gradient_NP, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(x_NP, inputs_NB, targets_NB)
         return gradient_NP, loss_N
 
@@ -148,10 +153,13 @@ class Gradients:
         with torch.random.fork_rng(devices=[]):
             with torch.no_grad(), users_code(self._task, "model", inputs_B, site=site):
                 trial(inputs_B)
-            self._alone(x_P, inputs_B, targets_B, {name: buffer.clone() for name, buffer in before.items()}, site=site)
+            expected = self._alone(x_P, inputs_B, targets_B, {name: buffer.clone() for name, buffer in before.items()}, site=site)
         changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
         if changed:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
+        self.batched = Batched.of(self._model, self._loss, sample, expected)
+        if self.batched is not None:
+            return None
         try:
             self._together(x_P.expand(2, -1), inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's

@@ -6,8 +6,11 @@ Shapes: N rows, B examples in a batch, K local steps, P parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.gradients import Gradients, outputs_of
+from p2pfl.training.layers import Descent
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
 
@@ -34,6 +38,55 @@ class Recipe:
     """Training rounds, for the learning rate's schedule."""
     local_steps: int
     seed: int
+
+
+Rows = Tensor | slice
+"""Which rows: their numbers, or where they lie side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What training has made of some rows."""
+
+    state: Mapping[str, Tensor]
+    """What of it has changed, (C, ...)."""
+    optimizer_state: Mapping[str, Tensor]
+    loss_C: Tensor
+    finite_C: Tensor
+    """bool; the others are as they were."""
+
+
+class _Writing:
+    """A population's tensors while parts of the rows are replaced.
+
+    Args:
+        state: as it is.
+        optimizer_state: as it is.
+        first: any part: it says which tensors change.
+        covered: that part is all there is.
+        in_place: the tensors may be written over.
+    """
+
+    def __init__(self, state: State, optimizer_state: OptimizerState, first: _Trained, *, covered: bool, in_place: bool) -> None:
+        self._covered = covered
+        self.state, self.optimizer_state = dict(state), dict(optimizer_state)
+        if covered:
+            return
+        for tensors, changed in ((self.state, first.state), (self.optimizer_state, first.optimizer_state)):
+            for name, part in changed.items():
+                if name not in tensors:
+                    tensors[name] = part.new_zeros((len(state["x"]), *part.shape[1:]))
+                elif not in_place:
+                    tensors[name] = tensors[name].clone()
+
+    def take(self, rows: Rows, trained: _Trained) -> None:
+        """Put a part into its place."""
+        for tensors, changed in ((self.state, trained.state), (self.optimizer_state, trained.optimizer_state)):
+            for name, part in changed.items():
+                if self._covered:
+                    tensors[name] = part
+                else:
+                    tensors[name][rows] = part
 
 
 def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
@@ -101,7 +154,10 @@ class Population:
         for site, start in zip(sites, starts, strict=True):
             if start.shape != start_P.shape:
                 raise ValueError(f"site {site.name}: start has shape {tuple(start.shape)}, the model has {self.layout.size} parameters")
+        self._is_scaled = loss_scale is not None
         self._scale_N = torch.tensor(list(loss_scale or [1.0] * len(sites)), dtype=start_P.dtype, device=self.device)
+        self.threads = 1
+        """Parts of the rows are trained at the same time in so many threads."""
         self._load_data()
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
@@ -126,24 +182,25 @@ class Population:
         """Whether any row has something to train on."""
         return self._gradients is not None
 
-    def context(self, round: int, *, local_steps: int) -> Context:
-        """What the algorithm may know in this round."""
+    def context(self, round: int, *, local_steps: int, rows: Rows | None = None) -> Context:
+        """What the algorithm may know in this round, of some rows or of all."""
         return Context(
             round=round,
             local_steps=local_steps,
             lr=self.recipe.optimizer.lr_at(round, self.recipe.rounds),
             seed=self.recipe.seed,
-            nodes_N=self._nodes_N,
+            nodes_N=self._nodes_N if rows is None else self._nodes_N[rows],
             layout=self.layout,
-            slots_NK=self._slots_NK,
+            slots_NK=self._slots_NK if rows is None or self._slots_NK is None else self._slots_NK[rows],
         )
 
-    def train(self, round: int, active_N: Tensor | None = None) -> Tensor:
+    def train(self, round: int, active_N: Tensor | None = None, *, in_place: bool = False) -> Tensor:
         """K local steps of every row that has data and is active; the others are not touched.
 
         Args:
             round: of training.
             active_N: bool, which rows take part; None: all.
+            in_place: nobody else holds the state's tensors, so that they may be written over.
 
         Returns:
             (N,) mean loss over the steps, NaN for rows that did not train.
@@ -151,55 +208,128 @@ class Population:
         self._round = round
         recipe, num_rows = self.recipe, len(self.sites)
         self.diverged = ()
-        nan_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
+        loss_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
         if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
-            return nan_N
-        everybody = len(rows) == num_rows
-        ctx = self.context(round, local_steps=recipe.local_steps)
+            return loss_N
+        parts = self._parts(rows)
+        first = self._train_rows(round, parts[0])
+        # a rule may hold one tensor under two names: writing x over would change the other as well
+        alone = len({tensor.untyped_storage().data_ptr() for tensor in self.state.values()}) == len(self.state)
+        covered = len(parts) == 1 and len(rows) == num_rows
+        new = _Writing(self.state, self.optimizer_state, first, covered=covered, in_place=in_place and alone)
+        left = []
+        for part, trained in zip(parts, self._trained(round, parts, first), strict=True):
+            new.take(part, trained)
+            loss_N[part if isinstance(part, slice) else part.cpu()] = trained.loss_C.cpu()
+            if not trained.finite_C.all():
+                numbers = torch.arange(num_rows)[part] if isinstance(part, slice) else part
+                left += numbers[~trained.finite_C].tolist()
+        self.state, self.optimizer_state = new.state, new.optimizer_state
+        self.diverged = tuple(self.sites[row].name for row in left)
+        return loss_N
+
+    def _parts(self, rows: Tensor) -> list[Rows]:
+        """Rows that are trained together: as many as stay in the cache; slices where they lie side by side."""
+        assert self._gradients is not None
+        together = rows_together(self.layout.size_bytes, self._example_bytes * self.recipe.batch_size)
+        if self._gradients.row_by_row is not None:
+            together = len(rows)  # its draws are torch's own: one after the other
+        if int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            return [slice(first, min(first + together, stop)) for first in range(start, stop, together)]
+        return [rows[first : first + together] for first in range(0, len(rows), together)]
+
+    def _trained(self, round: int, parts: list[Rows], first: _Trained) -> Iterator[_Trained]:
+        """What training makes of each part, in their order; several at a time where there are threads."""
+        yield first
+        train = partial(self._train_rows, round)
+        if self.threads == 1 or len(parts) == 1:
+            yield from map(train, parts[1:])
+            return
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="train") as pool:
+            waiting: deque[Future[_Trained]] = deque()
+            for part in parts[1:]:
+                waiting.append(pool.submit(train, part))
+                if len(waiting) > 2 * self.threads:  # what is done and not taken up yet takes memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _train_rows(self, round: int, rows: Rows) -> _Trained:
+        """K local steps of some rows, on a copy of them."""
+        recipe = self.recipe
+        assert self._gradients is not None
+        nodes_C, sizes_C, offsets_C = self._nodes_N[rows], self._sizes_N[rows], self._offsets_N[rows]
+        ctx = self.context(round, local_steps=recipe.local_steps, rows=rows)
         first_step = round * recipe.local_steps
-        positions_NKB = batch_positions(
-            recipe.seed, self._nodes_N[rows], self._sizes_N[rows], first_step, recipe.local_steps, recipe.batch_size
-        )
-        positions_NKB += self._offsets_N[rows, None, None]
-        state = self.state if everybody else {name: tensor[rows] for name, tensor in self.state.items()}
-        momenta = self.optimizer_state if everybody else {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
+        positions_CKB = batch_positions(recipe.seed, nodes_C, sizes_C, first_step, recipe.local_steps, recipe.batch_size)
+        positions_CKB += offsets_C[:, None, None]
+        state = {name: tensor[rows] for name, tensor in self.state.items()}
+        momenta = {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
         if getattr(recipe.algorithm, "resets_optimizer", False):
             momenta = recipe.optimizer.init(state["x"])
-        kept = {name: buffer[rows] for name, buffer in self.buffers.items()}
+        scale_C = self._scale_N[rows] if self._is_scaled else None
+        if self._steps_down_only:
+            return self._descend(state, positions_CKB, ctx.lr, scale_C)
+        numbers = torch.arange(len(self.sites), device=self.device)[rows] if isinstance(rows, slice) else rows
+        kept = {name: buffer[rows].clone() for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
-        total_N = torch.zeros(len(rows), dtype=self.layout.dtype, device=self.device)
+        total_C = torch.zeros(len(nodes_C), dtype=self.layout.dtype, device=self.device)
         for k in range(recipe.local_steps):
             moving = {**state, "x": optimizer.x}
-            gradient_NP, loss_N = self._gradients(
+            gradient_CP, loss_C = self._gradients(
                 recipe.algorithm.estimate(moving),
-                self._inputs[positions_NKB[:, k]],
-                self._targets[positions_NKB[:, k]],
+                self._inputs[positions_CKB[:, k]],
+                self._targets[positions_CKB[:, k]],
                 seed=recipe.seed,
-                nodes_N=self._nodes_N[rows],
-                rows_N=rows,
+                nodes_N=nodes_C,
+                rows_N=numbers,
                 round=round,
                 step=k,
             )
-            gradient_NP = gradient_NP * self._scale_N[rows, None]
+            if scale_C is not None:
+                gradient_CP = gradient_CP * scale_C[:, None]
             if recipe.optimizer.clip_norm is not None:
-                gradient_NP = clipped(gradient_NP, recipe.optimizer.clip_norm)
-            optimizer.step(recipe.algorithm.correct(moving, gradient_NP, ctx))
-            total_N += loss_N
+                gradient_CP = clipped(gradient_CP, recipe.optimizer.clip_norm)
+            optimizer.step(recipe.algorithm.correct(moving, gradient_CP, ctx))
+            total_C += loss_C
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state
         # also the optimiser's own: Adam with an infinite second moment would stand still for ever
-        finite_N = torch.stack([tensor.isfinite().all(dim=-1) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
-        if not finite_N.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
-            adapted = {name: torch.where(_column(finite_N, new), new, state[name]) for name, new in adapted.items()}
-            moved = {name: torch.where(_column(finite_N, new), new, momenta[name]) for name, new in moved.items()}
+        finite_C = torch.stack([tensor.isfinite().all(dim=-1) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
+        if not finite_C.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
+            adapted = {name: torch.where(_column(finite_C, new), new, state[name]) for name, new in adapted.items()}
+            moved = {name: torch.where(_column(finite_C, new), new, momenta[name]) for name, new in moved.items()}
             for name, buffer in self.buffers.items():
-                buffer[rows[~finite_N]] = kept[name][~finite_N]
-        self.state = adapted if everybody else _put_rows(self.state, rows, adapted)
-        self.optimizer_state = moved if everybody else _put_rows(self.optimizer_state, rows, moved)
-        self.diverged = tuple(self.sites[row].name for row in rows[~finite_N].tolist())
-        nan_N[rows.cpu()] = (total_N / recipe.local_steps).cpu()
-        return nan_N
+                buffer[numbers[~finite_C]] = kept[name][~finite_C]
+        changed = {name: new for name, new in adapted.items() if new is not state.get(name)}
+        return _Trained(changed, moved, total_C / recipe.local_steps, finite_C)
+
+    @property
+    def _steps_down_only(self) -> bool:
+        """Whether a local step is one of plain SGD on x and nothing else, which needs no gradient in between."""
+        recipe, rule = self.recipe, type(self.recipe.algorithm)
+        plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum and recipe.optimizer.clip_norm is None
+        own = any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate"))
+        assert self._gradients is not None
+        return plain and not own and self._gradients.batched is not None
+
+    def _descend(self, state: State, positions_CKB: Tensor, lr: float, scale_C: Tensor | None) -> _Trained:
+        """The same for plain SGD on a chain of known layers."""
+        assert self._gradients is not None
+        assert self._gradients.batched is not None
+        before_CP = state["x"]
+        x_CP = before_CP.clone(memory_format=torch.contiguous_format)
+        total_C = torch.zeros(len(x_CP), dtype=self.layout.dtype, device=self.device)
+        sink = Descent(x_CP, lr, self.recipe.optimizer.weight_decay)
+        for k in range(self.recipe.local_steps):
+            positions_CB = positions_CKB[:, k]
+            total_C += self._gradients.batched.run(x_CP, self._inputs[positions_CB], self._targets[positions_CB], sink, scale_C)
+        finite_C = x_CP.isfinite().all(dim=-1)
+        if not finite_C.all():
+            x_CP = torch.where(finite_C[:, None], x_CP, before_CP)
+        return _Trained({"x": x_CP}, {}, total_C / self.recipe.local_steps, finite_C)
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """What each row sends in an exchange, by channel, (N, ...)."""
@@ -268,6 +398,7 @@ class Population:
         self._offsets_N[self._training_rows] = sizes.cumsum(0) - sizes
         self._inputs = torch.cat([of_dtype(train[0], self.layout.dtype) for _, train in with_data]).to(self.device)
         self._targets = torch.cat([of_dtype(train[1], self.layout.dtype) for _, train in with_data]).to(self.device)
+        self._example_bytes = self._inputs[0].nbytes + self._targets[0].nbytes
         names = [site.name for site in self.sites]
         sample_B = torch.arange(self.recipe.batch_size, device=self.device) % len(self._inputs)
         sample = self._inputs[sample_B], self._targets[sample_B]
@@ -277,13 +408,17 @@ class Population:
 _GROUPS = ("state/", "optimizer/", "buffers/")
 
 
+_CACHE_BYTES = 2 * 1024**2
+
+
+def rows_together(row_bytes: int, batch_bytes: int) -> int:
+    """How many rows are computed together so that they and their batches stay in the cache."""
+    return max(1, min(4096, _CACHE_BYTES // (row_bytes + 2 * batch_bytes)))
+
+
 def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Real numbers in the population's dtype; class numbers as they are."""
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
-
-
-def _put_rows(whole: Mapping[str, Tensor], rows: Tensor, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.index_copy(0, rows, part[name]) for name, tensor in whole.items()}
 
 
 def _column(values_N: Tensor, like: Tensor) -> Tensor:
