@@ -16,7 +16,7 @@ from p2pfl.errors import ConfigError, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
-from p2pfl.tasks import Site, Task, find_task, hold_out, load_task, partition
+from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 
@@ -76,12 +76,13 @@ class Plan:
         """The rows of some nodes, in the order given."""
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
-        sites = [self.sites[name] for name in names]
-        numbers = [self.names.index(name) for name in names]
+        everybody = tuple(names) == self.names
+        sites = self.task.sites if everybody and isinstance(self.task.sites, SiteTable) else [self.sites[name] for name in names]
+        numbers = range(len(names)) if everybody else [self.names.index(name) for name in names]
         slots_NK = None
         if "fixed slots" in self.recipe.algorithm.requires:
             index_NK, _, linked_NK = links_between(self.topology).with_weights(0.0).padded()
-            index_NK, linked_NK = index_NK[numbers], linked_NK[numbers]
+            index_NK, linked_NK = index_NK[list(numbers)], linked_NK[list(numbers)]
             most = int(linked_NK.sum(axis=1).max())  # one node's own slots have no padding for others' neighbours
             slots_NK = torch.from_numpy(np.where(linked_NK, index_NK, -1)[:, :most])
         return Population(self.task, sites, numbers, self.model, self.recipe, loss_scale=scale, device=device, slots_NK=slots_NK)
@@ -126,6 +127,8 @@ def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = Non
     task = load_task(experiment.task.name, **arguments)
     if experiment.nodes is not None and "nodes" not in accepted:
         task = partition(task, experiment.nodes, split, experiment.seed)
+    if isinstance(task.sites, SiteTable) and not experiment.validation:
+        return task  # sorted, and not to be made one by one
     sites = [hold_out(site, experiment.validation, experiment.seed) if experiment.validation else site for site in task.sites]
     return replace(task, sites=sorted(sites, key=lambda site: site.name))
 
@@ -150,7 +153,7 @@ def make_plan(
     Raises:
         ConfigError: all that cannot be, at once; or what the task's functions fail at, tried on a batch.
     """
-    every_name = tuple(sorted(names)) if names is not None else tuple(site.name for site in task.sites)
+    every_name = tuple(sorted(names)) if names is not None else names_of(task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
     schedule = experiment.build_schedule(every_name, topology)
@@ -166,7 +169,7 @@ def make_plan(
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
         raise ConfigError(faults)
-    here = {site.name: site for site in task.sites}
+    here = task.sites.by_name() if isinstance(task.sites, SiteTable) else {site.name: site for site in task.sites}
     if experiment.weighting == "samples" and samples is None:
         samples = {name: len(site.train[0]) if site.train else 0 for name, site in here.items()}
     dtype = getattr(torch, experiment.dtype or task.dtype)
@@ -194,6 +197,11 @@ def make_plan(
         stop_rule=experiment.stop_rule(schedule),
         samples=samples if experiment.weighting == "samples" else None,
     )
+
+
+def names_of(sites: Sequence[Site]) -> tuple[str, ...]:
+    """Of all sites, in their order."""
+    return sites.names if isinstance(sites, SiteTable) else tuple(site.name for site in sites)
 
 
 def links_between(topology: Topology) -> Topology:

@@ -6,6 +6,7 @@ Shapes: N nodes, K neighbour slots, P parameters.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.yaml_files import load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
+
+_MEASURED = 10_000
+"""Of more nodes than this the final models of so many, evenly spread, are measured."""
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the round, the last possible round and the round's record."""
@@ -46,12 +51,16 @@ class Simulation:
         folder: where it writes.
         device: where it computes.
         faults: what goes wrong by script.
+        threads: train so many parts of the rows at the same time, each with one of torch's own threads.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, *, device: torch.device | str = "cpu", faults: Faults | None = None) -> None:
+    def __init__(
+        self, plan: Plan, folder: RunFolder, *, device: torch.device | str = "cpu", faults: Faults | None = None, threads: int = 1
+    ) -> None:
         self._stopwatch = Stopwatch()
         self.plan, self.folder = plan, folder
         self.population = plan.population(plan.names, device)
+        self.population.threads = threads
         self._exchange = Exchange(
             plan.schedule, plan.recipe.algorithm, dtype=plan.layout.dtype, device=self.population.device, faults=faults
         )
@@ -63,7 +72,7 @@ class Simulation:
         self._faults = faults
         self._meetings = plan.meetings(plan.names)
         self._sent_NP: Tensor | None = None  # models of the last round, where the graph changes
-        self._recorded = _spread(num_nodes)
+        self._recorded = spread(num_nodes, most=100, all_up_to=STACKED_ABOVE)
         self._setup_s = self._stopwatch.lap("setup")
 
     @property
@@ -73,13 +82,14 @@ class Simulation:
 
     def run(self, progress: Progress | None = None) -> None:
         """Round after round until every node has stopped, then what is to be said of it."""
-        experiment = self.plan.experiment
+        experiment, saved_s = self.plan.experiment, time.monotonic()
         while not self.is_over:
             row = self.step()
             if progress is not None:
                 progress(self.round, experiment.last_possible_round, row)
-            if self.round % experiment.checkpoint_every == 0:
+            if self.round % experiment.checkpoint_every == 0 and time.monotonic() - saved_s >= _CHECKPOINT_S:
                 self.save()
+                saved_s = time.monotonic()
         self.finish()
 
     def step(self) -> dict[str, Any]:
@@ -91,7 +101,7 @@ class Simulation:
         running = torch.from_numpy(running_N).to(self.population.device)
         if not running_N.all():
             active_N = running if active_N is None else active_N & running
-        losses_N = self.population.train(number, active_N) if local_steps else None
+        losses_N = self.population.train(number, active_N, in_place=True) if local_steps else None
         for name in self.population.diverged if local_steps else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
@@ -116,7 +126,7 @@ class Simulation:
         last = self.is_over
         metrics = None
         if experiment.evaluate_every and (self.round % experiment.evaluate_every == 0 or last):
-            metrics = self.population.evaluate()
+            metrics = dict(zip(self._recorded, self.population.evaluate(self._recorded), strict=True))
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
@@ -171,7 +181,8 @@ class Simulation:
                 returns={name: returns.pop(name) for name in returns.keys() & sent.keys()},  # once, though phases share a channel
             )
             population.merge(self.round, phase, closing, local_steps=0)
-        per_node = dict(zip(plan.names, population.evaluate(), strict=True))
+        measured = spread(len(plan.names), most=_MEASURED, all_up_to=_MEASURED)
+        per_node = dict(zip((plan.names[row] for row in measured), population.evaluate(measured), strict=True))
         agreed = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
         reason = "converged" if agreed else "rounds"
         conclude(
@@ -241,7 +252,7 @@ class Simulation:
         exact: float | None,
         index_NK: NDArray[np.int64],
         skipped_NK: NDArray[np.bool_],
-        metrics: list[dict[str, float]] | None,
+        metrics: dict[int, dict[str, float]] | None,
         bytes_sent_N: list[int],
         seconds: dict[str, float],
     ) -> dict[str, Any]:
@@ -334,10 +345,15 @@ def simulate(
             at_own_pace.restore()
         at_own_pace.run()
         return Run(place)
-    simulation = Simulation(plan, folder, device=device, faults=faults)
-    if resume is not None:
-        simulation.restore()
-    simulation.run(progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
+    try:
+        simulation = Simulation(plan, folder, device=device, faults=faults, threads=threads if str(device) == "cpu" else 1)
+        if resume is not None:
+            simulation.restore()
+        simulation.run(progress)
+    finally:
+        torch.set_num_threads(threads)
     return Run(place)
 
 
@@ -353,11 +369,11 @@ def check_device(device: torch.device | str) -> None:
         raise ConfigError(f"device = {str(device)!r}: cannot be used here ({str(error).splitlines()[0]}); use cpu", "--device") from error
 
 
-def _spread(num_nodes: int) -> list[int]:
-    """Which nodes' records are kept: all, or 100 evenly spread where there are very many."""
-    if num_nodes <= STACKED_ABOVE:
+def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
+    """All rows, or `most` of them evenly spread where there are more than `all_up_to`."""
+    if num_nodes <= all_up_to:
         return list(range(num_nodes))
-    return [int(i) for i in np.linspace(0, num_nodes - 1, 100)]
+    return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ from p2pfl.tasks.base import Metric, Rows, Site, Task
 from p2pfl.tasks.loading import TASKS, find_task, load_task
 from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
 from p2pfl.tasks.partition import PARTITIONS, hold_out, partition
+from p2pfl.tasks.site_table import SiteTable, Split
 
 __all__ = [
     "PARTITIONS",
@@ -13,6 +14,8 @@ __all__ = [
     "Metric",
     "Rows",
     "Site",
+    "SiteTable",
+    "Split",
     "Task",
     "accuracy",
     "auroc",

@@ -5,6 +5,7 @@ Shapes: M rows, F features, P parameters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -119,18 +120,8 @@ class Task:
             raise DataError(findings, place=f"task {self.name!r}")
         if not self.sites:
             findings.append("sites is empty: expected at least one")
-        names = [site.name for site in self.sites]
-        findings += [
-            f"{names.count(name)} sites are called {name!r}: expected names that differ"
-            for name in sorted(set(names))
-            if names.count(name) > 1
-        ]
-        if self.loss is not None:
-            findings += [
-                f"site {site.name!r} has train = None: a task with a loss needs rows to train on" for site in self.sites if not site.train
-            ]
-        for part in ("train", "test"):
-            findings += _faults_between_sites(part, self.sites)
+        if isinstance(self.sites, list | tuple):  # a table of sites has looked at itself
+            findings += _faults_of_sites(self.sites, needs_rows=self.loss is not None)
         findings += [
             f"losses names {name!r}: expected one of {', '.join(self.metrics)}" for name in sorted(self.losses - set(self.metrics))
         ]
@@ -138,6 +129,17 @@ class Task:
             findings.append(f"dtype = {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if findings:
             raise DataError(findings, place=f"task {self.name!r}")
+
+
+def _faults_of_sites(sites: Sequence[Site], *, needs_rows: bool) -> list[str]:
+    """Of sites that do not go together."""
+    counts = Counter(site.name for site in sites)
+    findings = [f"{count} sites are called {name!r}: expected names that differ" for name, count in sorted(counts.items()) if count > 1]
+    if needs_rows:
+        findings += [f"site {site.name!r} has train = None: a task with a loss needs rows to train on" for site in sites if not site.train]
+    for part in ("train", "test"):
+        findings += _faults_between_sites(part, sites)
+    return findings
 
 
 def _faults_of_fields(task: Task) -> list[str]:
@@ -166,6 +168,8 @@ def _faults_of_fields(task: Task) -> list[str]:
 
 
 def _is_list_of(kind: type, values: object) -> bool:
+    if isinstance(values, Sequence) and not isinstance(values, str | list | tuple):
+        return not len(values) or isinstance(values[0], kind)  # made when looked at: one tells
     return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(value, kind) for value in values)
 
 

@@ -9,6 +9,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.draws import Purpose, batch_positions, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.gradients import Gradients, outputs_of
 from p2pfl.training.layers import Descent
@@ -143,26 +144,23 @@ class Population:
         device: torch.device | str = "cpu",
         slots_NK: Tensor | None = None,
     ) -> None:
-        self.task, self.sites, self.recipe = task, tuple(sites), recipe
+        self.task, self.recipe = task, recipe
+        self.sites = sites if isinstance(sites, SiteTable) else tuple(sites)
         self.layout = Layout.of(model)
         self.device = torch.device(device)
         self._slots_NK = slots_NK.to(self.device) if slots_NK is not None else None
         self._model = copy.deepcopy(model).to(self.device)  # functional_call borrows the module: two threads must not share one
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
         start_P = parameters_of(self._model)
-        starts = [start_P if site.start is None else site.start.to(start_P) for site in sites]
-        for site, start in zip(sites, starts, strict=True):
-            if start.shape != start_P.shape:
-                raise ValueError(f"site {site.name}: start has shape {tuple(start.shape)}, the model has {self.layout.size} parameters")
         self._is_scaled = loss_scale is not None
-        self._scale_N = torch.tensor(list(loss_scale or [1.0] * len(sites)), dtype=start_P.dtype, device=self.device)
+        self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=start_P.dtype, device=self.device).expand(len(sites))
         self.threads = 1
         """Parts of the rows are trained at the same time in so many threads."""
         self._load_data()
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
         """Sites whose last training left the finite numbers; they have kept what they had before it."""
-        x_NP = torch.stack(starts)
+        x_NP = self._starts(start_P)
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
 
@@ -174,8 +172,7 @@ class Population:
     @property
     def all_diverged(self) -> bool:
         """Whether no row that has data learnt anything in its last training."""
-        with_data = {site.name for site in self.sites if site.train is not None}
-        return self.trains and with_data <= set(self.diverged)
+        return self.trains and len(self.diverged) == len(self._training_rows)
 
     @property
     def trains(self) -> bool:
@@ -265,13 +262,16 @@ class Population:
         first_step = round * recipe.local_steps
         positions_CKB = batch_positions(recipe.seed, nodes_C, sizes_C, first_step, recipe.local_steps, recipe.batch_size)
         positions_CKB += offsets_C[:, None, None]
+        if self._places is not None:
+            positions_CKB = self._places[positions_CKB]
         state = {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
         if getattr(recipe.algorithm, "resets_optimizer", False):
             momenta = recipe.optimizer.init(state["x"])
         scale_C = self._scale_N[rows] if self._is_scaled else None
         if self._steps_down_only:
-            return self._descend(state, positions_CKB, ctx.lr, scale_C)
+            with suppress(Exception, SystemExit):  # a loss of the user's own: what comes below finds whose fault it is
+                return self._descend(state, positions_CKB, ctx.lr, scale_C)
         numbers = torch.arange(len(self.sites), device=self.device)[rows] if isinstance(rows, slice) else rows
         kept = {name: buffer[rows].clone() for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
@@ -313,7 +313,7 @@ class Population:
         plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum and recipe.optimizer.clip_norm is None
         own = any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate"))
         assert self._gradients is not None
-        return plain and not own and self._gradients.batched is not None
+        return plain and not own and self._gradients.batched is not None and self._gradients.row_by_row is None
 
     def _descend(self, state: State, positions_CKB: Tensor, lr: float, scale_C: Tensor | None) -> _Trained:
         """The same for plain SGD on a chain of known layers."""
@@ -347,9 +347,14 @@ class Population:
         """The parameters to evaluate, (N, P)."""
         return self.recipe.algorithm.estimate(self.state)
 
-    def evaluate(self) -> list[dict[str, float]]:
-        """Each row's model on its own site's test rows, by metric; empty for a site without."""
-        return [self.metrics(x_P, site, row) for row, (x_P, site) in enumerate(zip(self.estimate(), self.sites, strict=True))]
+    def evaluate(self, rows: Sequence[int] | None = None) -> list[dict[str, float]]:
+        """Each row's model on its own site's test rows, by metric; empty for a site without.
+
+        Args:
+            rows: which; None: all.
+        """
+        x_NP = self.estimate()
+        return [self.metrics(x_NP[row], self.sites[row], row) for row in (range(len(self.sites)) if rows is None else rows)]
 
     def metrics(self, x_P: Tensor, site: Site, row: int = 0) -> dict[str, float]:
         """One parameter vector, with one row's buffers, on one site's test rows."""
@@ -384,13 +389,28 @@ class Population:
         for name, buffer in group["buffers/"].items():
             self.buffers[name].copy_(buffer)
 
+    def _starts(self, start_P: Tensor) -> Tensor:
+        """Where each row begins, (N, P)."""
+        x_NP = start_P.repeat(len(self.sites), 1)
+        for row, site in enumerate(self.sites if isinstance(self.sites, tuple) else ()):
+            if site.start is not None:
+                if site.start.shape != start_P.shape:
+                    shape = tuple(site.start.shape)
+                    raise ValueError(f"site {site.name}: start has shape {shape}, the model has {self.layout.size} parameters")
+                x_NP[row] = site.start
+        return x_NP
+
     def _load_data(self) -> None:
         """All rows' data once, one after the other; batches are drawn by index."""
+        self._gradients: Gradients | None = None
+        self._places: Tensor | None = None
+        if isinstance(self.sites, SiteTable):
+            self._load_table(self.sites)
+            return
         with_data = [(row, site.train) for row, site in enumerate(self.sites) if site.train is not None and self.task.loss is not None]
         self._training_rows = torch.tensor([row for row, _ in with_data], dtype=torch.int64, device=self.device)
         self._sizes_N = torch.zeros(len(self.sites), dtype=torch.int64, device=self.device)
         self._offsets_N = torch.zeros(len(self.sites), dtype=torch.int64, device=self.device)
-        self._gradients: Gradients | None = None
         if not with_data or self.task.loss is None:
             return
         sizes = torch.tensor([len(train[0]) for _, train in with_data], device=self.device)
@@ -398,8 +418,28 @@ class Population:
         self._offsets_N[self._training_rows] = sizes.cumsum(0) - sizes
         self._inputs = torch.cat([of_dtype(train[0], self.layout.dtype) for _, train in with_data]).to(self.device)
         self._targets = torch.cat([of_dtype(train[1], self.layout.dtype) for _, train in with_data]).to(self.device)
+        self._try_gradients([site.name for site in self.sites])
+
+    def _load_table(self, table: SiteTable) -> None:
+        """The table's own tensors; a row number in between where sites share rows."""
+        self._training_rows = torch.arange(len(table), device=self.device)
+        self._sizes_N = table.train.starts.diff().to(self.device)
+        self._offsets_N = table.train.starts[:-1].to(self.device)
+        if self.task.loss is None:
+            self._training_rows = self._training_rows[:0]
+            return
+        if table.train.rows is not None:
+            self._places = table.train.rows.to(self.device)
+        self._inputs, self._targets = (
+            of_dtype(table.inputs, self.layout.dtype).to(self.device),
+            of_dtype(table.targets, self.layout.dtype).to(self.device),
+        )
+        self._try_gradients(table.names)
+
+    def _try_gradients(self, names: Sequence[str]) -> None:
+        """How this model's gradients are computed, found out on a batch."""
+        assert self.task.loss is not None
         self._example_bytes = self._inputs[0].nbytes + self._targets[0].nbytes
-        names = [site.name for site in self.sites]
         sample_B = torch.arange(self.recipe.batch_size, device=self.device) % len(self._inputs)
         sample = self._inputs[sample_B], self._targets[sample_B]
         self._gradients = Gradients(self._model, self.task.loss, sample, len(names), task=self.task.name, sites=names)

@@ -1,0 +1,116 @@
+"""Very many sites whose rows lie in one table: a population of a million takes the memory of its numbers.
+
+Shapes: S sites, M rows of the table, R row numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import DataError
+from p2pfl.tasks.base import Rows, Site
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Which rows of a table are whose."""
+
+    starts: Tensor
+    """(S + 1,) int64, rising from 0: site i has the places starts[i] to starts[i + 1]."""
+
+    rows: Tensor | None = None
+    """(R,) whole numbers, the table's row at each place; None: place p is row p. A row may be at several places."""
+
+    def of(self, site: int) -> Tensor | slice:
+        """One site's rows."""
+        start, stop = int(self.starts[site]), int(self.starts[site + 1])
+        return slice(start, stop) if self.rows is None else self.rows[start:stop].long()
+
+
+class SiteTable(Sequence[Site]):
+    """Sites that are made when somebody looks at one; the data are there once.
+
+    Args:
+        names: S, sorted, each another.
+        inputs: (M, ...) floating.
+        targets: (M, ...).
+        train: whose rows are whose for training; every site has some.
+        test: likewise for testing; None: no site has any.
+
+    Raises:
+        DataError: names, rows and tables do not fit together, or a number is not finite.
+    """
+
+    def __init__(self, *, names: Sequence[str], inputs: Tensor, targets: Tensor, train: Split, test: Split | None = None) -> None:
+        self.names, self.inputs, self.targets, self.train, self.test = tuple(names), inputs, targets, train, test
+        findings = []
+        if len(inputs) != len(targets):
+            findings.append(f"{len(inputs)} rows of inputs and {len(targets)} of targets: expected as many")
+        if any(first >= second for first, second in zip(self.names, self.names[1:], strict=False)):
+            findings.append("names are not sorted, or one is there twice")
+        for kind, split in (("train", train), ("test", test)):
+            if split is not None:
+                findings += [f"{kind}: {fault}" for fault in _faults_of_split(split, len(self.names), len(inputs))]
+        if not findings and not bool((train.starts.diff() > 0).all()):
+            findings.append(f"site {self.names[int((train.starts.diff() <= 0).nonzero()[0])]!r} has no rows to train on")
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            findings.append("inputs have a value that is not finite")
+        if findings:
+            raise DataError(findings, place="sites")
+
+    def __len__(self) -> int:
+        """How many sites."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | list[Site]:
+        """One site, or some of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        site = range(len(self))[index]
+        rows = self.test.of(site) if self.test is not None else None
+        test: Rows | None = None if rows is None else (self.inputs[rows], self.targets[rows])
+        if test is not None and not len(test[0]):
+            test = None
+        own = self.train.of(site)
+        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test)
+
+    def by_name(self) -> Mapping[str, Site]:
+        """The sites by name, made when somebody looks at one."""
+        return _ByName(self)
+
+
+class _ByName(Mapping[str, Site]):
+    def __init__(self, table: SiteTable) -> None:
+        self._table = table
+        self._rows = {name: row for row, name in enumerate(table.names)}
+
+    def __getitem__(self, name: str) -> Site:
+        return self._table[self._rows[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.names)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def _faults_of_split(split: Split, num_sites: int, num_rows: int) -> list[str]:
+    starts, rows = split.starts, split.rows
+    if starts.shape != (num_sites + 1,) or starts.dtype != torch.int64:
+        return [f"starts are {str(starts.dtype).removeprefix('torch.')}{list(starts.shape)}: expected int64[{num_sites + 1}]"]
+    num_places = num_rows if rows is None else len(rows)
+    found = []
+    if int(starts[0]) < 0 or bool((starts.diff() < 0).any()) or int(starts[-1]) > num_places:
+        found.append(f"starts run from {int(starts[0])} to {int(starts[-1])}: expected rising numbers up to {num_places}")
+    if rows is not None and len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= num_rows):
+        found.append(f"rows run from {int(rows.min())} to {int(rows.max())}: expected 0 to {num_rows - 1}")
+    return found
