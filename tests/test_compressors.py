@@ -260,8 +260,12 @@ def test_every_one_is_registered_with_defaults():
         (TopK(share=0.01), 10**6, 80_000, 50.0),
         (TopK(share=0.001), 10**6, 8_000, 500.0),
         (TopK(share=0.1), 10**6, 400_000 + 125_000, 7.62),  # by indices it would be 5.0
-        (TopK(share=1 / 32), 3200, 100 * 8, 16.0),  # both are 400 bytes: indices
-        (TopK(share=101 / 3200), 3200, 101 * 4 + 400, 15.92),
+        (TopK(share=0.01), 65_536, 655 * 6, 66.7),  # indices of 16 bits
+        (TopK(share=0.01), 65_537, 655 * 8, 50.03),
+        (TopK(share=1 / 16), 3200, 200 * 6, 10.67),  # both are 400 bytes: indices
+        (TopK(share=201 / 3200), 3200, 201 * 4 + 400, 10.63),
+        (TopK(share=1 / 32), 320_000, 10_000 * 8, 16.0),
+        (TopK(share=10_001 / 320_000), 320_000, 10_001 * 4 + 40_000, 16.0),
         (RandomK(share=0.01), 10**6, 40_000, 100.0),
     ],
     ids=str,
@@ -416,11 +420,28 @@ def test_top_k_is_its_definition_with_the_first_of_equals(share):
     assert np.array_equal(applied(TopK(share=share), v_NP, context(num_rows=4)).numpy(), expected)
 
 
-def test_places_travel_as_indices_up_to_1_in_32():
-    v = gaussian(1, 3200, dtype=torch.float32)
-    places = [TopK(share=kept / 3200).compress(v, context(vector_layout(3200)))["places"] for kept in (100, 101)]
+@pytest.mark.parametrize(("size", "most", "dtype"), [(65_536, 4096, torch.int16), (65_568, 2049, torch.int32)])
+def test_places_travel_as_indices_as_long_as_these_are_no_larger_than_a_bitmap(size, most, dtype):
+    v = gaussian(1, size, dtype=torch.float32)
+    places = [TopK(share=kept / size).compress(v, context(vector_layout(size)))["places"] for kept in (most, most + 1)]
 
-    assert [part.dtype for part in places] == [torch.int32, torch.uint8]
+    assert [part.dtype for part in places] == [dtype, torch.uint8]
+
+
+@pytest.mark.parametrize("place", [0, 32_767, 32_768, 65_535])
+def test_indices_of_16_bits_name_every_place(place):
+    v = torch.zeros(2, 65_536)
+    v[1, place] = -3.0
+    compressor, ctx = TopK(share=1e-5), context(vector_layout(65_536), num_rows=2)
+
+    assert compressor.compress(v, ctx)["places"].dtype == torch.int16
+    assert torch.equal(applied(compressor, v, ctx), v)
+
+
+def test_an_index_of_16_bits_beyond_the_vector_is_left_out():
+    parts = {"places": torch.tensor([[2, -1]], dtype=torch.int16), "values": torch.tensor([[4.0, 5.0]])}
+
+    assert TopK(share=0.01).decompress(parts, context(vector_layout(200)), torch.float32).nonzero().tolist() == [[0, 2]]
 
 
 @pytest.mark.parametrize(("share", "energy"), [(0.01, 0.0845), (0.1, 0.4396)])

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ class Server:
 
     def __init__(self):
         self.answers = {"/whole.zip": zip_of({**FILES, "costs/readme": b"-"}), "/nested.zip": zip_of(FILES, "a/b/")}
+        self.answers |= {f"/each/{name}.gz": gzip.compress(content) for name, content in FILES.items()}
         self.cut_off = set()
         self.requests = Counter()
         outer = self
@@ -84,9 +86,9 @@ def contents_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-@pytest.mark.parametrize("path", ["/whole.zip", "/nested.zip"])
-def test_the_wanted_files_and_nothing_else_come_to_the_cache(server, path):
-    paths = fetch(source_at(server.url + path))
+@pytest.mark.parametrize(("path", "packed"), [("/whole.zip", "zip"), ("/nested.zip", "zip"), ("/each/", "gzip")])
+def test_the_wanted_files_and_nothing_else_come_to_the_cache(server, path, packed):
+    paths = fetch(source_at(server.url + path, packed=packed))
 
     assert contents_of(cache_folder() / "tiny") == FILES
     assert [path.name for path in paths] == list(FILES)
@@ -111,6 +113,34 @@ def test_bytes_that_are_not_the_original_are_refused_before_anything_is_written(
         fetch(source)
     assert caught.value.place == server.url + "/whole.zip"
     assert contents_of(cache_folder() / "tiny") == {}
+
+
+def test_of_files_by_themselves_nothing_is_written_before_every_one_has_been_checked(server):
+    source = source_at(server.url + "/each/", packed="gzip", md5={"two.data": "0" * 32})
+
+    with pytest.raises(DataError, match=r"two\.data has MD5 .*, the original 00000000") as caught:
+        fetch(source)
+    assert caught.value.place == server.url + "/each/two.data.gz"
+    assert server.requests == {"/each/one.data.gz": 1, "/each/two.data.gz": 1}
+    assert contents_of(cache_folder() / "tiny") == {}
+
+
+@pytest.mark.parametrize("spoilt", [b"<html>please log in</html>", gzip.compress(b"4,5,6\n")[:-9], gzip.compress(b"4,5,6\n")[:-1] + b"x"])
+def test_what_is_not_compressed_with_gzip_is_refused(server, spoilt):
+    server.answers["/each/two.data.gz"] = spoilt
+
+    with pytest.raises(DataError, match=r"is not compressed with gzip, or not whole: .*; try again") as caught:
+        fetch(source_at(server.url + "/each/", packed="gzip"))
+    assert caught.value.place == server.url + "/each/two.data.gz"
+    assert contents_of(cache_folder() / "tiny") == {}
+
+
+def test_what_unpacks_to_far_too_much_is_refused(server, monkeypatch):
+    monkeypatch.setattr(sources, "_SIZE_LIMIT_BYTES", 100)
+    server.answers["/each/two.data.gz"] = gzip.compress(bytes(10**6))[:90]  # downloads have the same limit
+
+    with pytest.raises(DataError, match=r"two\.data has MD5"):
+        fetch(source_at(server.url + "/each/", packed="gzip"))
 
 
 def test_an_archive_without_the_file_is_refused(server):
@@ -198,6 +228,22 @@ def test_files_are_read_from_the_given_folder_then_from_the_environment_then_fro
     assert read(source, FILES, tmp_path / "data" / "tiny") == FILES
 
 
+def test_a_file_does_compressed_as_well(tmp_path):
+    source = source_at("http://127.0.0.1:1/", packed="gzip")
+    for name, content in FILES.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert read(source, FILES, tmp_path) == FILES
+
+    (tmp_path / "one.data.gz").write_bytes(gzip.compress(b"1,2,4\n"))
+    with pytest.raises(DataError, match=r"one\.data has MD5 .* delete it and run `p2pfl data fetch tiny`") as caught:
+        read(source, FILES, tmp_path)
+    assert caught.value.place == str(tmp_path / "one.data.gz")
+
+    (tmp_path / "one.data.gz").write_bytes(b"1,2,3\n")
+    with pytest.raises(DataError, match=r"is not compressed with gzip.* delete it and run `p2pfl data fetch tiny`"):
+        read(source, FILES, tmp_path)
+
+
 def test_a_missing_file_is_answered_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("P2PFL_DATA", str(tmp_path))
 
@@ -255,7 +301,7 @@ def test_the_command_lists_what_there_is():
     assert "heart-disease: UCI Heart Disease" in CliRunner().invoke(app, ["list"]).stdout
     listed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
 
-    assert [(source["name"], source["licence"]) for source in listed] == [("heart-disease", "CC BY 4.0")]
+    assert [(source["name"], source["licence"]) for source in listed] == [("heart-disease", "CC BY 4.0"), ("mnist", "CC BY-SA 3.0")]
     assert listed[0]["url"] == "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
     assert "10.24432/C52P4X" in listed[0]["citation"]
 
@@ -264,7 +310,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
     said = CliRunner().invoke(app, ["fetch", "hart"])
 
     assert isinstance(said.exception, ConfigError)
-    assert str(said.exception) == "NAME = 'hart': one of heart-disease"
+    assert str(said.exception) == "NAME = 'hart': one of heart-disease, mnist"
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_downloaded(tmp_path):

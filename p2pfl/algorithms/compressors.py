@@ -36,6 +36,7 @@ CHUNK: Final = 256
 """Numbers that share a scale in `Int8`."""
 
 _MASK = 0xFFFFFFFF
+_MASK_16 = 0xFFFF
 _INT8 = 127
 _BYTE = 8
 _MATRIX_AXES = 2
@@ -241,8 +242,8 @@ class Sign:
 class TopK:
     """The k = share P (at least 1) coordinates of largest magnitude, equal ones by their place; omega = k / P, guaranteed.
 
-    Values travel in the model's dtype. Which they are travels as int32 indices, or as a bitmap of P bits where that is smaller, which is
-    above 1 in 32: a rule of P and k alone.
+    Values travel in the model's dtype. Which they are travels as indices, of 16 bits where P is at most 2**16 and of 32 above, or as a
+    bitmap of P bits where that is smaller, which is above 1 in 16 or 1 in 32: a rule of P and k alone.
 
     Source: Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018 (arXiv:1809.07599), definition 2.2.
     """
@@ -252,7 +253,7 @@ class TopK:
     parts: ClassVar[tuple[str, ...]] = ("places", "values")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
-        """Values (..., S) in the order of their places, and these as int32 (..., S) or as bits, packed uint8."""
+        """Values (..., S) in the order of their places, and these as int16 or int32 (..., S) or as bits, packed uint8."""
         size, kept = ctx.layout.size, _kept(self.share, ctx.layout)
         # a rank by magnitude and place, not topk's own choice among equals: that depends on device and shape
         magnitude = v.abs().nan_to_num(nan=math.inf)
@@ -264,7 +265,7 @@ class TopK:
         values = v.gather(-1, indices)
         if _is_bitmap(size, kept):
             return {"places": _packed(chosen.to(torch.uint8)), "values": values}
-        return {"places": indices.to(torch.int32), "values": values}
+        return {"places": indices.to(_index_dtype(size)), "values": values}  # from 2**15 on int16 holds them minus 2**16
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """The values in their places, zero elsewhere; places that do not exist are left out."""
@@ -275,6 +276,8 @@ class TopK:
             rank = chosen.cumsum(dim=-1) - 1
             return torch.where((chosen > 0) & (rank < kept), values.gather(-1, rank.clamp(0, kept - 1)), 0)
         indices = parts["places"].long()
+        if _index_dtype(size) is torch.int16:
+            indices = indices & _MASK_16
         exists = (indices >= 0) & (indices < size)
         empty = values.new_zeros((*values.shape[:-1], size))
         return empty.scatter_add(-1, indices.where(exists, 0), values.where(exists, 0))
@@ -410,8 +413,13 @@ def _kept(share: float, layout: Layout) -> int:
     return min(max(round(share * layout.size), 1), layout.size)
 
 
+def _index_dtype(size: int) -> torch.dtype:
+    """The smallest that tells `size` places apart; of 16 bits the one that torch can index and gather."""
+    return torch.int16 if size <= 1 << 16 else torch.int32
+
+
 def _is_bitmap(size: int, kept: int) -> bool:
-    return math.ceil(size / _BYTE) < kept * torch.int32.itemsize
+    return math.ceil(size / _BYTE) < kept * _index_dtype(size).itemsize
 
 
 @lru_cache(maxsize=2)  # the same for every message of a round

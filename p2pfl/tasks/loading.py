@@ -16,7 +16,7 @@ from p2pfl.tasks.base import Task
 from p2pfl.tasks.calling import fault_of
 from p2pfl.tasks.medical import breast_cancer, heart_disease
 from p2pfl.tasks.synthetic import averaging, quadratic, synthetic_logistic
-from p2pfl.tasks.vision import digits
+from p2pfl.tasks.vision import digits, mnist
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "breast-cancer": breast_cancer,
     "digits": digits,
     "heart-disease": heart_disease,
+    "mnist": mnist,
     "quadratic": quadratic,
     "synthetic-logistic": synthetic_logistic,
 }

@@ -29,7 +29,7 @@ MIN_ROWS = 10
 MIN_OF_CLASS = 5
 DRAWS = 100
 
-_OWNERS, _SPLIT, _HOLD_OUT = 1, 2, 3
+_OWNERS, _SPLIT, _HOLD_OUT, _DRAWN, _DEALT = 1, 2, 3, 4, 5
 _MAX_CLASSES = 100
 
 
@@ -144,6 +144,21 @@ def shares(
         is_test = _stratified(classes_M[rows], test_share, _generator(seed, _SPLIT, node))
         parts.append((rows[~is_test], rows[is_test]))
     return parts
+
+
+def drawn(num_rows: int, num_drawn: int, seed: int) -> np.ndarray:
+    """Some of the rows, without repetition: sorted row numbers, (num_drawn,)."""
+    return np.sort(_generator(seed, _DRAWN).permutation(num_rows)[:num_drawn])
+
+
+def dealt(classes_M: np.ndarray, num_nodes: int, seed: int) -> list[np.ndarray]:
+    """Rows that nodes shall be measured on alike: each node's, as sorted row numbers; every row is used once.
+
+    Sizes differ by one at most, and so do the numbers of rows of each class.
+    """
+    shuffled = _generator(seed, _DEALT).permutation(len(classes_M))
+    by_class = shuffled[np.argsort(classes_M[shuffled], kind="stable")]
+    return [np.sort(by_class[node::num_nodes]) for node in range(num_nodes)]
 
 
 def node_names(prefix: str, num_nodes: int) -> list[str]:

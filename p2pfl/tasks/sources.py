@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -11,25 +12,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Literal
 
 from p2pfl.errors import DataError, StoreError, TransportError
 
 _SIZE_LIMIT_BYTES = 64 * 1024**2
+_GZIP = ".gz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One data set, published as a zip archive."""
+    """One data set, published as a zip archive or as files that are compressed one by one."""
 
     name: str
     title: str
+
     url: str
+    """Of the archive; of files by themselves what comes before each one's NAME.gz."""
+
+    packed: Literal["zip", "gzip"] = "zip"
 
     folder: str
     """What its folder is called inside P2PFL_DATA and inside the cache."""
 
     md5: Mapping[str, str]
-    """File name in the archive to the MD5 of its bytes, 32 hexadecimal digits."""
+    """File name to the MD5 of its bytes when unpacked, 32 hexadecimal digits."""
 
     licence: str
     citation: str
@@ -51,7 +58,24 @@ SOURCES: dict[str, Source] = {
         ),
         licence="CC BY 4.0",
         citation="Janosi, Steinbrunn, Pfisterer & Detrano (1989). Heart Disease. UCI Machine Learning Repository. doi:10.24432/C52P4X",
-    )
+    ),
+    "mnist": Source(
+        name="mnist",
+        title="MNIST: handwritten digits of 28 x 28 pixels, 60,000 to train on and 10,000 to test on",
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        packed="gzip",
+        folder="mnist",
+        md5=MappingProxyType(
+            {
+                "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+                "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+                "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+                "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+            }
+        ),
+        licence="CC BY-SA 3.0",
+        citation="LeCun, Bottou, Bengio & Haffner (1998). Gradient-based learning applied to document recognition. doi:10.1109/5.726791",
+    ),
 }
 
 
@@ -61,7 +85,7 @@ def cache_folder() -> Path:
 
 
 def read(source: Source, names: Iterable[str], folder: str | Path | None = None) -> dict[str, bytes]:
-    """The bytes of some of a data set's files, checked.
+    """The bytes of some of a data set's files, unpacked and checked; NAME.gz does for a file called NAME.
 
     Args:
         source: of SOURCES.
@@ -77,23 +101,26 @@ def read(source: Source, names: Iterable[str], folder: str | Path | None = None)
         places = [Path(root) / source.folder for root in (os.environ.get("P2PFL_DATA"), cache_folder()) if root]
     found = {}
     for name in names:
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        path = next((path for place in places if (path := _path_of(name, place)) is not None), None)
         if path is None:
             looked_in = " nor in ".join(map(str, places))
             raise DataError(
                 f"{name} is not in {looked_in}: run `p2pfl data fetch {source.name}`, or set P2PFL_DATA to a folder with {source.folder}/"
             )
+        remedy = f"delete it and run `p2pfl data fetch {source.name}`"
         try:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
-        _check(name, content, source, place=str(path), remedy=f"delete it and run `p2pfl data fetch {source.name}`")
+        if path.suffix == _GZIP:
+            content = _gunzip(content, place=str(path), remedy=remedy)
+        _check(name, content, source, place=str(path), remedy=remedy)
         found[name] = content
     return found
 
 
 def fetch(source: Source, folder: Path | None = None, *, timeout_s: float = 60.0) -> list[Path]:
-    """Download a data set and put its files in place.
+    """Download a data set and put its files in place, unpacked.
 
     Nothing is written before every file's MD5 has been checked, and each file then goes to a temporary name first: what bears its final
     name is whole and original. Files that are there and right are not downloaded again.
@@ -112,9 +139,13 @@ def fetch(source: Source, folder: Path | None = None, *, timeout_s: float = 60.0
     paths = [folder / name for name in source.md5]
     if all(path.is_file() and _md5(path.read_bytes()) == source.md5[path.name] for path in paths):
         return paths
-    contents = _unpack(_download(source.url, timeout_s), source)
-    for name, content in contents.items():
-        _check(name, content, source, place=source.url, remedy="the publisher has changed it, or something on the way has: do not use it")
+    contents: dict[str, bytes] = {}
+    for url, names in _downloads(source).items():
+        packed = _download(url, timeout_s)
+        unpacked = _unzip(packed, names, url) if source.packed == "zip" else {name: _gunzip(packed, place=url) for name in names}
+        for name, content in unpacked.items():
+            _check(name, content, source, place=url, remedy="the publisher has changed it, or something on the way has: do not use it")
+        contents |= unpacked
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
@@ -150,20 +181,40 @@ def _download(url: str, timeout_s: float) -> bytes:
     return content
 
 
-def _unpack(archive: bytes, source: Source) -> dict[str, bytes]:
+def _downloads(source: Source) -> dict[str, list[str]]:
+    """What is downloaded, and which files are in it."""
+    if source.packed == "zip":
+        return {source.url: list(source.md5)}
+    return {f"{source.url}{name}{_GZIP}": [name] for name in source.md5}
+
+
+def _path_of(name: str, folder: Path) -> Path | None:
+    """Where a file lies in a folder, as it is or compressed; None: nowhere."""
+    return next((path for path in (folder / name, folder / f"{name}{_GZIP}") if path.is_file()), None)
+
+
+def _unzip(archive: bytes, names: Iterable[str], url: str) -> dict[str, bytes]:
     """The wanted files' bytes by name, wherever in the archive they lie."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as files:
             members = {PurePosixPath(member.filename).name: member for member in files.infolist()}
             contents = {}
-            for name in source.md5:
+            for name in names:
                 if name not in members:
-                    raise DataError(f"{name} is not in the archive at {source.url}")
+                    raise DataError(f"{name} is not in the archive at {url}")
                 with files.open(members[name]) as file:
                     contents[name] = file.read(_SIZE_LIMIT_BYTES)
             return contents
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way unknown here
-        raise DataError(f"what {source.url} sent is not a zip archive: {error}") from error
+        raise DataError(f"what {url} sent is not a zip archive: {error}") from error
+
+
+def _gunzip(packed: bytes, *, place: str, remedy: str = "try again") -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            return file.read(_SIZE_LIMIT_BYTES)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"is not compressed with gzip, or not whole: {error}; {remedy}", place=place) from error
 
 
 def _check(name: str, content: bytes, source: Source, *, place: str, remedy: str) -> None:
