@@ -23,6 +23,14 @@ class Functional(nn.Module):
         return self.head(torch.flatten(F.relu(self.conv(inputs)), 1))
 
 
+class OnPixels(nn.Sequential):
+    def forward(self, pixels):
+        outputs = (pixels.to(next(self.parameters()).dtype) / 255 - 0.1) * 2.5 + 1
+        for layer in self:
+            outputs = layer(outputs)
+        return outputs * 0.5
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -61,6 +69,13 @@ CHAINS = {
     ),
     "overlapping pools": (lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(1, 3, 4), nn.Flatten(1)), IMAGE),
     "functional": (Functional, IMAGE),
+    "as groups": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 5, padding=2, stride=(1, 2)), nn.ReLU(), nn.Conv2d(2, 3, 9, padding=4), nn.Flatten(), nn.Linear(96, 3)
+        ),
+        IMAGE,
+    ),
+    "numbers": (lambda: OnPixels(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)), IMAGE),
 }
 
 
@@ -89,6 +104,12 @@ def batched_of(model, loss, inputs, targets):
 
 def smoothed(outputs, targets):
     return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+@pytest.fixture(autouse=True)
+def many_patches(request, monkeypatch):
+    if "as groups" in request.node.name:
+        monkeypatch.setattr("p2pfl.training.layers._MANY_PATCHES", 0)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, smoothed])

@@ -74,6 +74,10 @@ class Batched:
 
     def __init__(self, layers: list[Layer], head: Head) -> None:
         self._layers, self._head = layers, head
+        learning = [number for number, layer in enumerate(layers) if getattr(layer, "weight", None) or getattr(layer, "bias", None)]
+        self._first = min(learning, default=0)  # nothing before it needs a gradient
+        self.saved_bytes = 0
+        """What one row of the sample keeps on its way."""
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> Batched | None:
@@ -98,6 +102,7 @@ class Batched:
                     outputs_1B, kept = layer.forward(x_1P, outputs_1B)
                     saved.append(kept)
             batched = cls(layers, _head_of(loss, outputs_1B[0], targets_B))
+            batched.saved_bytes = sum(value.nbytes for kept in saved for value in kept if isinstance(value, Tensor))
             gradient_1P, loss_1 = batched.gradients(x_1P, inputs_B.unsqueeze(0), targets_B.unsqueeze(0))
         except (Exception, SystemExit):  # noqa: BLE001  # whatever these layers cannot do, torch.func can or says why
             return None
@@ -126,7 +131,7 @@ class Batched:
             if scale_C is not None:
                 gradient = gradient * scale_C.view(-1, *[1] * (gradient.dim() - 1))
             after: Tensor | None = gradient
-            for number in range(len(self._layers) - 1, -1, -1):
+            for number in range(len(self._layers) - 1, self._first - 1, -1):
                 assert after is not None
-                after = self._layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > 0)
+                after = self._layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > self._first)
         return loss_C.detach()

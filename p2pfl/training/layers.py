@@ -8,6 +8,8 @@ Shapes: C rows of a chunk, B examples of each, P parameters; D, H, W, L sizes of
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 Saved = tuple[Any, ...]
+
+_MANY_PATCHES = 2**16  # numbers in one row's patches
 
 
 class Sink(Protocol):
@@ -118,7 +122,10 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Conv2d:
-    """A convolution as one product with the patches of each example; zero padding."""
+    """A convolution with zero padding.
+
+    Where patches are few it is one product with them, else all rows' channels are groups of one convolution.
+    """
 
     weight: slice
     shape: tuple[int, ...]
@@ -130,21 +137,26 @@ class Conv2d:
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
         """The outputs."""
-        num_rows, batch, _, height, _ = inputs_CB.shape
+        height, width = (self._length(inputs_CB.shape[axis + 3], axis) for axis in (0, 1))
+        patch_numbers = inputs_CB.shape[1] * height * width * math.prod(self.shape[1:])
+        if patch_numbers > _MANY_PATCHES:
+            return self._as_groups(x_CP, inputs_CB)
+        num_rows, batch = inputs_CB.shape[:2]
         patches = F.unfold(inputs_CB.flatten(0, 1), self.shape[2:], self.dilation, self.padding, self.stride)  # (C B, D, L)
-        out_height = (height + 2 * self.padding[0] - self.dilation[0] * (self.shape[2] - 1) - 1) // self.stride[0] + 1
         patches_CBD = patches.view(num_rows, batch, *patches.shape[1:]).transpose(2, 3).reshape(num_rows, -1, patches.shape[1])
         weight_CDM = _matrix_at(x_CP, self.weight, self.shape).transpose(1, 2)
         outputs_CBM = torch.bmm(patches_CBD, weight_CDM)
         if self.bias is not None:
             outputs_CBM += x_CP[:, None, self.bias]
-        outputs = outputs_CBM.view(num_rows, batch, patches.shape[2], self.shape[0]).transpose(2, 3)
-        return outputs.reshape(num_rows, batch, self.shape[0], out_height, -1), (patches_CBD, inputs_CB.shape)
+        outputs = outputs_CBM.view(num_rows, batch, height * width, self.shape[0]).transpose(2, 3)
+        return outputs.reshape(num_rows, batch, self.shape[0], height, width), (patches_CBD, inputs_CB.shape)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, sink: Sink, *, goes_on: bool) -> Tensor | None:
         """The patches' gradients, added up where patches overlap."""
-        patches_CBD, shape = saved
         num_rows, batch = gradient_CB.shape[:2]
+        if len(saved) == 1:
+            return self._back_from_groups(x_CP, saved[0], gradient_CB, sink, goes_on=goes_on)
+        patches_CBD, shape = saved
         flat_CBM = gradient_CB.flatten(3).transpose(2, 3).reshape(num_rows, -1, self.shape[0])
         before = None
         if goes_on:
@@ -155,6 +167,30 @@ class Conv2d:
         if self.bias is not None:
             sink.vector(self.bias, flat_CBM.sum(dim=1))
         return before
+
+    def _length(self, size: int, axis: int) -> int:
+        return (size + 2 * self.padding[axis] - self.dilation[axis] * (self.shape[axis + 2] - 1) - 1) // self.stride[axis] + 1
+
+    def _weights(self, x_CP: Tensor) -> Tensor:
+        return x_CP[:, self.weight].reshape(-1, *self.shape[1:])
+
+    def _as_groups(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
+        num_rows, batch = inputs_CB.shape[:2]
+        grouped = inputs_CB.transpose(0, 1).reshape(batch, -1, *inputs_CB.shape[3:])
+        bias = x_CP[:, self.bias].reshape(-1) if self.bias is not None else None
+        outputs = torch.conv2d(grouped, self._weights(x_CP), bias, self.stride, self.padding, self.dilation, num_rows)
+        return outputs.view(batch, num_rows, self.shape[0], *outputs.shape[2:]).transpose(0, 1), (grouped,)
+
+    def _back_from_groups(self, x_CP: Tensor, grouped: Tensor, gradient_CB: Tensor, sink: Sink, *, goes_on: bool) -> Tensor | None:
+        num_rows, batch = gradient_CB.shape[:2]
+        flat = gradient_CB.transpose(0, 1).reshape(batch, -1, *gradient_CB.shape[3:])
+        wanted, geometry = [goes_on, True, False], (self.stride, self.padding, self.dilation)
+        back = torch.ops.aten.convolution_backward
+        before, weight, _ = back(flat, grouped, self._weights(x_CP), None, *geometry, False, [0, 0], num_rows, wanted)
+        sink.vector(self.weight, weight.view(num_rows, -1))
+        if self.bias is not None:
+            sink.vector(self.bias, gradient_CB.sum(dim=(1, 3, 4)))
+        return before.view(batch, num_rows, self.shape[1], *before.shape[2:]).transpose(0, 1) if goes_on else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,12 +454,68 @@ def _layer(node: fx.Node, model: nn.Module, places: dict[str, slice]) -> Layer |
         own = {key.removeprefix(prefix): place for key, place in places.items() if key.startswith(prefix)}
         make = MODULES.get(type(module))
         return make(module, own) if make is not None and len(node.args) == 1 and not node.kwargs else None
+    return _function(node)
+
+
+def _function(node: fx.Node) -> Layer | None:
+    """What is called without a module of its own."""
+    arguments = dict(enumerate(node.args))
+    second = arguments.get(1)
+    layer: Layer | None = None
     if node.target in (torch.flatten, "flatten"):
-        start, end = dict(enumerate(node.args)).get(1, 0), dict(enumerate(node.args)).get(2, -1)
-        start, end = node.kwargs.get("start_dim", start), node.kwargs.get("end_dim", end)
+        start, end = node.kwargs.get("start_dim", arguments.get(1, 0)), node.kwargs.get("end_dim", arguments.get(2, -1))
         if isinstance(start, int) and isinstance(end, int) and start >= 1:
-            return Reshape(partial(_flattened, start, end))
-        return None
-    if len(node.args) == 1 and not (node.kwargs.keys() - {"inplace"}):
-        return FUNCTIONS.get(node.target)
-    return None
+            layer = Reshape(partial(_flattened, start, end))
+    elif len(node.args) == 1 and not (node.kwargs.keys() - {"inplace"}):
+        layer = FUNCTIONS.get(node.target)
+    elif node.target == "to" and isinstance(second, torch.dtype):
+        layer = Pointwise(partial(_as_dtype, second), _unchanged)
+    elif node.target in ARITHMETIC and isinstance(second, int | float):
+        function, slope = ARITHMETIC[node.target]
+        layer = Pointwise(partial(function, second), partial(slope, second))
+    return layer
+
+
+def _as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    return inputs.to(dtype)
+
+
+def _unchanged(gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient
+
+
+def _plus(number: float, inputs: Tensor) -> Tensor:
+    return inputs + number
+
+
+def _minus(number: float, inputs: Tensor) -> Tensor:
+    return inputs - number
+
+
+def _times(number: float, inputs: Tensor) -> Tensor:
+    return inputs * number
+
+
+def _over(number: float, inputs: Tensor) -> Tensor:
+    return inputs / number
+
+
+def _slope_of_sum(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient
+
+
+def _slope_of_times(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient * number
+
+
+def _slope_of_over(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient / number
+
+
+ARITHMETIC: dict[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    operator.add: (_plus, _slope_of_sum),
+    operator.sub: (_minus, _slope_of_sum),
+    operator.mul: (_times, _slope_of_times),
+    operator.truediv: (_over, _slope_of_over),
+}
+"""With a number on the right."""

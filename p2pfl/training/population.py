@@ -229,7 +229,9 @@ class Population:
     def _parts(self, rows: Tensor) -> list[Rows]:
         """Rows that are trained together: as many as stay in the cache; slices where they lie side by side."""
         assert self._gradients is not None
-        together = rows_together(self.layout.size_bytes, self._example_bytes * self.recipe.batch_size)
+        batched = self._gradients.batched
+        kept_bytes = batched.saved_bytes if batched is not None else 2 * self._example_bytes * self.recipe.batch_size
+        together = rows_together(self.layout.size_bytes, kept_bytes)
         if self._gradients.row_by_row is not None:
             together = len(rows)  # its draws are torch's own: one after the other
         if int(rows[-1]) - int(rows[0]) == len(rows) - 1:
@@ -451,9 +453,9 @@ _GROUPS = ("state/", "optimizer/", "buffers/")
 _CACHE_BYTES = 2 * 1024**2
 
 
-def rows_together(row_bytes: int, batch_bytes: int) -> int:
-    """How many rows are computed together so that they and their batches stay in the cache."""
-    return max(1, min(4096, _CACHE_BYTES // (row_bytes + 2 * batch_bytes)))
+def rows_together(row_bytes: int, kept_bytes: int) -> int:
+    """How many rows are computed together so that they, and what a step keeps of them, stay in the cache."""
+    return max(1, min(4096, _CACHE_BYTES // (row_bytes + kept_bytes)))
 
 
 def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
