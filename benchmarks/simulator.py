@@ -1,7 +1,7 @@
 """What a simulated round costs, beside what a user writes by hand, what the hardware allows, and the bare matrix products.
 
-W1: n nodes on a seeded random 4-regular graph, 128 samples of 784 features each (MNIST from P2PFL_DATA, drawn with replacement; synthetic of
-the same shape otherwise), a perceptron 784-64-10 with ReLU, batches of 32, 4 steps of SGD a round at 0.05, 20 rounds.
+W1: n nodes on a seeded random 4-regular graph, 128 samples of 784 features each (MNIST from P2PFL_DATA, drawn with replacement; synthetic
+of the same shape otherwise), a perceptron 784-64-10 with ReLU, batches of 32, 4 steps of SGD a round at 0.05, 20 rounds.
 W2: logistic regression on 13 features, 32 samples a node, batches of 4, 10 steps a round.
 
     python benchmarks/simulator.py                       # W1 at n = 256, W2 at n = 10,000: five interleaved runs, ratios as JSON
@@ -39,6 +39,7 @@ import p2pfl
 from p2pfl.draws import batch_positions
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
+from p2pfl.tasks.vision import mnist
 from p2pfl.topology import make, weighted
 
 CORES = len(os.sched_getaffinity(0))
@@ -76,20 +77,17 @@ WORKLOADS = {"W1": W1, "W2": W2}
 
 def images(num_nodes: int) -> Task:
     """W1: every node's own draw of one table."""
-    names = node_names("node", num_nodes)
-    folder = os.environ.get("P2PFL_DATA")
-    if folder:
-        from p2pfl.tasks.vision import mnist_table
-
-        inputs, targets = mnist_table()
+    if "P2PFL_DATA" in os.environ:
+        (site,) = mnist(nodes=1, partition={"name": "iid"}).sites
+        assert site.train is not None
+        inputs, targets = site.train[0].flatten(1).float() / 255, site.train[1]
     else:
         draw = torch.Generator().manual_seed(0)
         inputs, targets = torch.rand(60_000, 784, generator=draw), torch.randint(0, 10, (60_000,), generator=draw)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, len(inputs), num_nodes * W1.samples, dtype=np.int32))
     starts = torch.arange(num_nodes + 1) * W1.samples
-    sites = SiteTable(
-        names=names, inputs=inputs, targets=targets, train=Split(starts=starts, rows=rows), test=Split(starts=starts // 4, rows=rows)
-    )
+    train, test = Split(starts=starts, rows=rows), Split(starts=starts // 4, rows=rows)
+    sites = SiteTable(names=node_names("node", num_nodes), inputs=inputs, targets=targets, train=train, test=test)
     return Task(name="images", model=W1.model, loss=F.cross_entropy, metrics={"accuracy": accuracy}, sites=sites)
 
 
@@ -101,3 +99,238 @@ def patients(num_nodes: int) -> Task:
     starts = torch.arange(num_nodes + 1) * W2.samples
     sites = SiteTable(names=node_names("node", num_nodes), inputs=inputs, targets=targets, train=Split(starts=starts))
     return Task(name="patients", model=W2.model, loss=F.binary_cross_entropy_with_logits, metrics={}, sites=sites)
+
+
+def graph_of(num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Each node's neighbours (N, 4) and their weights, of the engine's own graph."""
+    index, weights, _ = weighted(make("random-regular", num_nodes, 0, degree=4)).padded()
+    return torch.from_numpy(index), torch.from_numpy(weights).float()
+
+
+def engine(workload: Workload, num_nodes: int, rounds: int) -> float:
+    """p2pfl.simulate: node-rounds a second of training and mixing."""
+    experiment = {
+        "task": {"name": f"simulator:{'images' if workload is W1 else 'patients'}", "num_nodes": num_nodes},
+        "topology": {"name": "random-regular", "degree": 4},
+        "algorithm": {"name": "dpsgd", "local_steps": workload.steps, "batch_size": workload.batch},
+        "optimizer": {"name": "sgd", "lr": LR},
+        "rounds": rounds,
+        "stop": None,
+        "baselines": [],
+        "evaluate_every": 10**6,
+        "checkpoint_every": 10**6,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        run = p2pfl.simulate(experiment, out=Path(folder) / "run")
+        return float(run.summary["node_rounds_per_second"])
+
+
+@dataclass
+class Data:
+    """What the other ways train on: the same rows and the same batches."""
+
+    workload: Workload
+    inputs: Tensor
+    targets: Tensor
+    rows_NR: Tensor
+    start_P: Tensor
+    index_NK: Tensor
+    weights_NK: Tensor
+
+    @classmethod
+    def of(cls, workload: Workload, num_nodes: int) -> Data:
+        """Of the task that the engine runs."""
+        sites = (images if workload is W1 else patients)(num_nodes).sites
+        assert isinstance(sites, SiteTable)
+        rows = sites.train.rows if sites.train.rows is not None else torch.arange(num_nodes * workload.samples)
+        torch.manual_seed(0)
+        start_P = torch.cat([p.detach().reshape(-1) for p in workload.model().parameters()])
+        return cls(workload, sites.inputs, sites.targets, rows.long().view(num_nodes, -1), start_P, *graph_of(num_nodes))
+
+    def batches(self, round: int, nodes: slice) -> Tensor:
+        """Row numbers (C, steps, batch) of some nodes."""
+        chosen = torch.arange(len(self.rows_NR))[nodes]
+        sizes = torch.full_like(chosen, self.workload.samples)
+        positions = batch_positions(0, chosen, sizes, round * self.workload.steps, self.workload.steps, self.workload.batch)
+        return self.rows_NR[nodes].gather(1, positions.flatten(1)).view_as(positions)
+
+
+def hand(data: Data, rounds: int, threads: int = 1) -> float:
+    """A loop over modules with torch.optim, then averaging."""
+    torch.set_num_threads(threads)
+    workload, num_nodes = data.workload, len(data.rows_NR)
+    models = [workload.model() for _ in range(num_nodes)]
+    for model in models:
+        nn.utils.vector_to_parameters(data.start_P.clone(), model.parameters())
+    optimizers = [torch.optim.SGD(model.parameters(), lr=LR) for model in models]
+    began = time.perf_counter()
+    for number in range(rounds):
+        for node, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            for rows in data.batches(number, slice(node, node + 1))[0]:
+                optimizer.zero_grad()
+                workload.loss(model(data.inputs[rows]), data.targets[rows]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            old = [[p.clone() for p in model.parameters()] for model in models]
+            for node, model in enumerate(models):
+                for k, p in enumerate(model.parameters()):
+                    p.mul_(float(1 - data.weights_NK[node].sum()))
+                    for neighbour, weight in zip(data.index_NK[node].tolist(), data.weights_NK[node].tolist(), strict=True):
+                        p.add_(old[neighbour][k], alpha=weight)
+    seconds = time.perf_counter() - began
+    torch.set_num_threads(1)
+    return num_nodes * rounds / seconds
+
+
+def limit(data: Data, rounds: int, chunk: int = 8) -> float:
+    """W1 written out for chunks that stay in the cache, mixing in the same loop, a Python thread a core."""
+    torch.set_num_threads(1)
+    num_nodes, (features, hidden, classes) = len(data.rows_NR), W1.sizes
+    x, y = data.start_P.repeat(num_nodes, 1), torch.empty(num_nodes, len(data.start_P))
+    ends = np.cumsum([features * hidden, hidden, hidden * classes]).tolist()
+    own_N = 1 - data.weights_NK.sum(dim=1)
+
+    def work(number: int, first: int) -> None:
+        nodes = slice(first, min(first + chunk, num_nodes))
+        part = y[nodes]
+        torch.mul(x[nodes], own_N[nodes, None], out=part)  # the round before is mixed as this one begins
+        for k in range(data.index_NK.shape[1]):
+            part.addcmul_(x[data.index_NK[nodes, k]], data.weights_NK[nodes, k, None])
+        w_1, b_1 = part[:, : ends[0]].view(-1, hidden, features), part[:, ends[0] : ends[1]]
+        w_2, b_2 = part[:, ends[1] : ends[2]].view(-1, classes, hidden), part[:, ends[2] :]
+        for rows in data.batches(number, nodes).unbind(1):
+            inputs, targets = data.inputs[rows], data.targets[rows]
+            inner = torch.baddbmm(b_1.unsqueeze(1), inputs, w_1.transpose(1, 2)).relu_()
+            slope = torch.softmax(torch.baddbmm(b_2.unsqueeze(1), inner, w_2.transpose(1, 2)), -1)
+            slope.scatter_add_(2, targets.unsqueeze(-1), slope.new_tensor(-1.0).expand(*targets.shape, 1))
+            slope.mul_(LR / targets.shape[1])
+            before = torch.bmm(slope, w_2).masked_fill_(inner <= 0, 0)
+            w_2.baddbmm_(slope.transpose(1, 2), inner, alpha=-1)
+            b_2.sub_(slope.sum(1))
+            w_1.baddbmm_(before.transpose(1, 2), inputs, alpha=-1)
+            b_1.sub_(before.sum(1))
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as pool:
+        for number in range(rounds):
+            list(pool.map(lambda first, number=number: work(number, first), range(0, num_nodes, chunk)))
+            x, y = y, x
+    return num_nodes * rounds / (time.perf_counter() - began)
+
+
+def floor(repeats: int = 400) -> float:
+    """The matrix products of a node-round of W1 alone, on one core."""
+    torch.set_num_threads(1)
+    features, hidden, classes = W1.sizes
+    inputs, w_1 = torch.randn(W1.batch, features), torch.randn(hidden, features)
+    inner, w_2, slope = torch.randn(W1.batch, hidden), torch.randn(classes, hidden), torch.randn(W1.batch, classes)
+    into = torch.empty_like(w_1)
+    began = time.perf_counter()
+    for _ in range(repeats * W1.steps):
+        torch.mm(inputs, w_1.T)
+        torch.mm(inner, w_2.T)
+        torch.mm(slope, w_2)
+        torch.mm(slope.T, inner)
+        torch.mm(inner.T, inputs, out=into)
+    return repeats / (time.perf_counter() - began)
+
+
+def interleaved(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Every way once, then every way again: a machine whose speed drifts drifts for all."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats):
+        for name, way in ways.items():
+            found[name].append(way())
+            sys.stderr.write(f"{number + 1}/{repeats} {name}: {found[name][-1]:,.0f} node-rounds/s\n")
+    return found
+
+
+def ratio(found: dict[str, list[float]], one: str, other: str) -> float:
+    """Median of the ratios side by side."""
+    return statistics.median(a / b for a, b in zip(found[one], found[other], strict=True))
+
+
+def best_threads(data: Data) -> int:
+    """How many of torch's threads a loop by hand is fastest with."""
+    return max(range(1, CORES + 1), key=lambda threads: hand(data, 1, threads))
+
+
+def w1(num_nodes: int, repeats: int, rounds: int) -> dict[str, Any]:
+    """Ratios at one size."""
+    data = Data.of(W1, num_nodes)
+    by_hand = Data.of(W1, min(num_nodes, 256))
+    threads = best_threads(by_hand)
+    hand_rounds = 3 if num_nodes > 16 else 20  # noqa: PLR2004
+    found = interleaved(
+        {
+            "engine": lambda: engine(W1, num_nodes, rounds),
+            "hand": lambda: hand(by_hand, hand_rounds, threads),
+            "limit": lambda: limit(data, rounds),
+            "floor": floor,
+        },
+        repeats,
+    )
+    return {
+        "nodes": num_nodes,
+        "node_rounds_per_second": {name: statistics.median(values) for name, values in found.items()},
+        "of_limit": ratio(found, "engine", "limit"),
+        "times_hand": ratio(found, "engine", "hand"),
+        "of_floor_a_core": ratio(found, "engine", "floor") / CORES,
+        "hand_threads": threads,
+    }
+
+
+def w2(num_nodes: int, repeats: int, rounds: int) -> dict[str, Any]:
+    """Ratios at one size; by hand a thousand nodes are enough, its cost grows with them."""
+    by_hand = Data.of(W2, min(num_nodes, 1000))
+    threads = best_threads(by_hand)
+    found = interleaved({"engine": lambda: engine(W2, num_nodes, rounds), "hand": lambda: hand(by_hand, 1, threads)}, repeats)
+    return {
+        "nodes": num_nodes,
+        "node_rounds_per_second": {name: statistics.median(values) for name, values in found.items()},
+        "times_hand": ratio(found, "engine", "hand"),
+    }
+
+
+def million(num_nodes: int, rounds: int) -> dict[str, Any]:
+    """W2 in a process of its own, with the most memory that it ever held, beside 10,000 nodes."""
+    code = f"import json, simulator as s; print(json.dumps([s.engine(s.W2, {num_nodes}, {rounds}), s.peak_gib()]))"
+    small = engine(W2, 10_000, 20)
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True, text=True)  # noqa: S603
+    rate, gib = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "nodes": num_nodes,
+        "node_rounds_per_second": rate,
+        "cost_beside_10_000": small / rate,
+        "peak_gib": gib,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def peak_gib() -> float:
+    """The most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Read the command line, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[256], help="sizes of W1")
+    parser.add_argument("--patients", type=int, nargs="*", default=[10_000], help="sizes of W2")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--million", type=int, nargs="?", const=1_000_000, help="W2 at this size, with its memory")
+    arguments = parser.parse_args()
+    torch.set_num_threads(CORES)
+    result: dict[str, Any] = {"cores": CORES, "torch": torch.__version__, "data": "mnist" if "P2PFL_DATA" in os.environ else "synthetic"}
+    if arguments.million:
+        result["million"] = million(arguments.million, arguments.rounds)
+    else:
+        result["w1"] = [w1(n, arguments.repeats, arguments.rounds) for n in arguments.nodes]
+        result["w2"] = [w2(n, arguments.repeats, arguments.rounds) for n in arguments.patients]
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
