@@ -21,8 +21,10 @@ from p2pfl.topology import (
     WEIGHTS,
     Schedule,
     Topology,
+    base_spec,
     diameter,
     diameter_bounds,
+    has_base,
     is_schedule,
     known_names,
     laplacian_extremes,
@@ -66,6 +68,8 @@ _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
 
 _MOST_CERTIFIED = 512  # nodes
+
+_MOST_NEWS_ROUNDS = 1000
 
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
@@ -187,20 +191,22 @@ class Experiment:
         Raises:
             TopologyError: the graph is not connected, cannot have that many nodes, or names other nodes than the task has.
         """
+        return weighted(self._graph(self.topology, names), self.weights).renamed(tuple(names))
+
+    def _graph(self, wanted: Named, names: Sequence[str]) -> Topology:
+        """A graph by name or from a file, as it comes."""
         place = "topology"
-        if self.topology.name == "file":
-            graph = load(Path(self.topology.options["file"]))
+        if wanted.name == "file":
+            graph = load(Path(wanted.options["file"]))
             if graph.names is not None and tuple(graph.names) != tuple(names):
                 raise ConfigError(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
             if graph.num_nodes != len(names):
                 raise ConfigError(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
-        else:
-            graph = make(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options})
-            if graph.num_nodes != len(names):
-                raise ConfigError(
-                    f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that"
-                )
-        return weighted(graph, self.weights).renamed(tuple(names))
+            return graph
+        graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
+        if graph.num_nodes != len(names):
+            raise ConfigError(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
+        return graph
 
     def _rule_for_rounds(self, schedule: Schedule, stop: StopSpec) -> StopRule:
         """The rule where the graph is directed or changes: certified over the links of as many rounds as news needs."""
@@ -211,7 +217,7 @@ class Experiment:
             )
         last = self.rounds if schedule.period is not None else self.last_possible_round
         starts = range(self.rounds, (self.rounds + schedule.period) if schedule.period is not None else last)
-        rounds = [rounds_of_news(schedule, start, 4 * schedule.num_nodes) for start in starts]
+        rounds = [rounds_of_news(schedule, start, max(4 * schedule.num_nodes, _MOST_NEWS_ROUNDS)) for start in starts]
         if None in rounds:
             raise ConfigError(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
         window = max(int(number) for number in rounds if number is not None)
@@ -236,12 +242,26 @@ class Experiment:
         """
         if not is_schedule(self.topology.name):
             return Schedule.static(agreed if agreed is not None else self.build_topology(names))
-        schedule = make_schedule(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options}).renamed(tuple(names))
+        options = {"seed": self.seed, **self.topology.options}
+        if has_base(self.topology.name):
+            options["base"] = agreed if agreed is not None else self._base(names)
+        schedule = make_schedule(self.topology.name, len(names), **options).renamed(tuple(names))
         if agreed is not None and _links(agreed) != _links(schedule.union()):
             raise ConfigError(
                 f"topology.name = {self.topology.name!r}: the study has other links than its rounds need; make the study again"
             )
         return schedule
+
+    def _base(self, names: Sequence[str]) -> Topology:
+        """The graph whose links a schedule uses."""
+        spec = base_spec(self.topology.options.get("base", "ring"))
+        return self._graph(Named(name=spec.pop("name", "file"), options=spec), names)
+
+    def agreeing_on(self, schedule: Schedule) -> Experiment:
+        """The same, with what nodes must not each compute for itself written into the topology's options."""
+        if not schedule.agreed:
+            return self
+        return replace(self, topology=replace(self.topology, options={**self.topology.options, **schedule.agreed}))
 
     def stop_rule(self, schedule: Schedule) -> StopRule | None:
         """How this network agrees to stop; None: after exactly `rounds`.
@@ -305,6 +325,12 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
     topology = raw.get("topology")
     if isinstance(topology, dict) and isinstance(topology.get("file"), str):
         raw["topology"] = {**topology, "file": _found_beside(Path(path).parent, topology["file"])}
+    if (
+        isinstance(topology, dict)
+        and isinstance(base := topology.get("base"), str | dict)
+        and isinstance(file := base_spec(base).get("file"), str)
+    ):
+        raw["topology"] = {**topology, "base": {**base_spec(base), "file": _found_beside(Path(path).parent, file)}}
     return experiment_from(raw, str(path), overrides)
 
 
@@ -513,4 +539,6 @@ def _replaced(raw: dict[str, Any], path: list[str], value: Any, key: str) -> dic
         raise ConfigError(f"{key}: {head} = {shown(inner)} is not a mapping", "--set")
     if (rest == ["name"] and head in ("topology", "partition")) or (head == "topology" and rest == ["file"]):
         inner = {}  # another generator: the options of the one before do not belong to it
+    if head == "topology" and rest[0] in ("base", "budget"):
+        inner = {option: given for option, given in inner.items() if option not in ("probabilities", "step")}  # they were for another one
     return {**raw, head: _replaced(inner, rest, value, key)}

@@ -148,6 +148,7 @@ def make_plan(
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
     schedule = experiment.build_schedule(every_name, topology)
+    experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
     faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]

@@ -150,9 +150,18 @@ def test_every_schedule_is_a_mixing_matrix_in_every_round(name):
     for number in range(12):
         graph = schedule.at(number)
 
-        assert graph.self_weights.min() >= -1e-15
+        assert graph.self_weights.min() >= schedule.least_weight() - 1e-15
         assert (graph.weights > 0).all()
         assert {*zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True)} <= union
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_only_matcha_weighs_anything_below_nothing(name):
+    """Its step is the best one, as best-constant's is: a node that meets many may count its own model negatively."""
+    least = make_schedule(name, 8).least_weight()
+
+    assert least >= -1e-15 or name == "matcha"
+    assert make_schedule("matcha", 8, budget=0.5).least_weight() == pytest.approx(1 - 2 * 0.607369)
 
 
 def test_what_cannot_be_is_refused():

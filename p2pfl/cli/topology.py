@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,8 +188,21 @@ def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as
             "exact mean after": "never" if exact is None else f"{exact} rounds",
             "gap a round": _gap(figures),
             "rounds to 1e-6": "more than 5,000" if rounds is None else f"{rounds}",
+            **_facts(figures),
         },
     )
+
+
+def _facts(figures: dict[str, Any]) -> dict[str, str]:
+    """What is to be said of a schedule over a base graph."""
+    rows = {}
+    if "matchings" in figures:
+        rows["matchings"] = f"{figures['matchings']} of {figures['base']}"
+    if "probabilities" in figures:
+        rows["each used in"] = ", ".join(f"{p:.3g}" for p in figures["probabilities"]) + " of the rounds"
+        rows["a link weighs"] = f"{figures['step']:g}"
+        rows["squares left"] = f"{figures['squared_left']:.6f} a round, on average"
+    return rows
 
 
 def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology | Schedule:
@@ -200,17 +214,17 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
         seed: of random graphs.
         strict: whether a graph with its own number of nodes minds another one.
     """
-    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, is_schedule, load, make, make_schedule, schedule_faults
+    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, has_base, is_schedule, load, make, make_schedule, schedule_faults
     from p2pfl.yaml_files import parse_yaml
 
     name, _, assignments = source.partition(":")
-    if name not in TOPOLOGIES and (Path(source).suffix or "/" in source):
+    if name not in TOPOLOGIES and not is_schedule(name) and (Path(source).suffix or "/" in source):
         graph = load(source)
         if strict and nodes not in (None, graph.num_nodes):
             raise ConfigError(f"--nodes = {nodes}: {source} has its own {graph.num_nodes} nodes; leave the option out")
         return graph
     options = {}
-    for assignment in filter(None, assignments.split(",")):
+    for assignment in filter(None, re.split(r",(?![^{\[]*[}\]])", assignments)):  # a comma inside brackets is the value's
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"{source}: {assignment!r} is not an option; write them as {name}:degree=6,p=0.1")
@@ -221,9 +235,24 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
     if is_schedule(name):
         if faults := schedule_faults(name, options):
             raise ConfigError(faults)
+        if has_base(name):
+            options["base"] = _base(options.get("base", "ring"), nodes, seed, strict=strict)
+            return make_schedule(name, options["base"].num_nodes, seed=seed, **options)
         return make_schedule(name, nodes if nodes is not None else _DEFAULT_NODES, seed=seed, **options)
     own_number = name in SMALL_GRAPHS and (nodes is None or not strict)
     return make(name, None if own_number else nodes if nodes is not None else _DEFAULT_NODES, seed, **options)
+
+
+def _base(value: Any, nodes: int | None, seed: int, *, strict: bool) -> Topology:
+    """The graph whose links a schedule uses, from what stands after `base=`."""
+    from p2pfl.topology import Topology, base_spec
+
+    spec = base_spec(value)
+    options = ",".join(f"{key}={json.dumps(option)}" for key, option in spec.items() if key not in ("name", "file"))
+    source = spec.get("file") or f"{spec['name']}:{options}"
+    found = _graph(source, nodes, seed, strict=strict)
+    assert isinstance(found, Topology)  # the options have been checked
+    return found
 
 
 def _weighted(graph: Topology, rule: str | None) -> tuple[Topology, str]:
@@ -282,8 +311,8 @@ def _first_line(text: str | None) -> str:
 
 
 def _short(source: str) -> str:
-    """A file without its folder."""
-    return Path(source).name if Path(source).suffix in (".yaml", ".yml") or "/" in source else source
+    """Files without their folders."""
+    return re.sub(r"[^\s:=]*/", "", source)
 
 
 def _degree(figures: dict[str, Any]) -> str:
