@@ -185,13 +185,27 @@ class Experiment:
             for key, value in plain.items()
         }
 
-    def build_topology(self, names: Sequence[str]) -> Topology:
+    def build_topology(self, names: Sequence[str], samples: Mapping[str, int | None] | None = None) -> Topology:
         """The weighted graph over the nodes, which are the rows in the order of their sorted names.
+
+        Args:
+            names: of the nodes.
+            samples: training rows of each, for `weights: stationary` where the graph's file gives no masses.
 
         Raises:
             TopologyError: the graph is not connected, cannot have that many nodes, or names other nodes than the task has.
+            ConfigError: it is not known how much a node counts.
         """
-        return weighted(self._graph(self.topology, names), self.weights).renamed(tuple(names))
+        graph = self._graph(self.topology, names)
+        if self.weights == "stationary" and graph.masses is None:
+            counts = {name: (samples or {}).get(name) for name in names}
+            if unknown := [name for name, count in counts.items() if not count]:
+                raise ConfigError(
+                    f"weights = 'stationary': how much does {', '.join(unknown)} count? Their training rows are not known or none; give"
+                    " `samples` on every card, or a mass for every node in a topology's file"
+                )
+            graph = replace(graph.renamed(tuple(names)), masses=np.array(list(counts.values()), dtype=np.float64))
+        return weighted(graph, self.weights).renamed(tuple(names))
 
     def _graph(self, wanted: Named, names: Sequence[str]) -> Topology:
         """A graph by name or from a file, as it comes."""
@@ -229,19 +243,23 @@ class Experiment:
     def _rule(self, stop: StopSpec, window: int, lambda_2: float) -> StopRule:
         return StopRule(tolerance=stop.relative_consensus, patience=stop.patience, diameter=window, lambda_2=lambda_2, window=window)
 
-    def build_schedule(self, names: Sequence[str], agreed: Topology | None = None) -> Schedule:
+    def build_schedule(
+        self, names: Sequence[str], agreed: Topology | None = None, samples: Mapping[str, int | None] | None = None
+    ) -> Schedule:
         """The weighted graph of every round over the nodes, which are the rows in the order of their sorted names.
 
         Args:
             names: of the nodes.
             agreed: the graph of a study; None: the experiment's own.
+            samples: as in `build_topology`.
 
         Raises:
             TopologyError: as `build_topology`.
             ConfigError: the study's links are not those of the experiment's rounds.
         """
         if not is_schedule(self.topology.name):
-            return Schedule.static(agreed if agreed is not None else self.build_topology(names))
+            graph = agreed if agreed is not None else self.build_topology(names, samples)
+            return Schedule.static(graph, weighted_mean=self.weights == "stationary")
         options = {"seed": self.seed, **self.topology.options}
         if has_base(self.topology.name):
             options["base"] = agreed if agreed is not None else self._base(names)
@@ -517,6 +535,13 @@ def _contradictions(experiment: Experiment) -> list[str]:
         else:
             if "complete" in requires and experiment.topology.name != "complete":
                 found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
+    if is_schedule(experiment.topology.name) and experiment.weights not in ("metropolis", "push-sum"):
+        found.append(
+            f"weights = {experiment.weights!r}: topology {experiment.topology.name} changes from round to round and has its own; leave it"
+            " out"
+        )
+    if experiment.weights == "stationary" and experiment.weighting == "samples":
+        found.append("weighting = 'samples': weights: stationary counts the samples already; keep one of both")
     if experiment.rounds == 0 and experiment.stop is None:
         found.append("rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop")
     if experiment.optimizer.warmup_rounds and experiment.optimizer.warmup_rounds >= experiment.rounds:

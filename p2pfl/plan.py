@@ -22,6 +22,8 @@ from p2pfl.training import Population, Recipe, build_model, try_out
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
@@ -147,7 +149,9 @@ def make_plan(
     every_name = tuple(sorted(names)) if names is not None else tuple(site.name for site in task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
-    schedule = experiment.build_schedule(every_name, topology)
+    here = {site.name: site for site in task.sites}
+    counts = samples if samples is not None else {name: len(site.train[0]) if site.train else 0 for name, site in here.items()}
+    schedule = experiment.build_schedule(every_name, topology, counts)
     experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
@@ -158,9 +162,6 @@ def make_plan(
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
         raise ConfigError(faults)
-    here = {site.name: site for site in task.sites}
-    if experiment.weighting == "samples" and samples is None:
-        samples = {name: len(site.train[0]) if site.train else 0 for name, site in here.items()}
     dtype = getattr(torch, experiment.dtype or task.dtype)
     try:
         model = build_model(task, dtype, experiment.seed)
@@ -184,7 +185,7 @@ def make_plan(
             seed=experiment.seed,
         ),
         stop_rule=experiment.stop_rule(schedule),
-        samples=samples if experiment.weighting == "samples" else None,
+        samples=counts if experiment.weighting == "samples" else None,
     )
 
 
@@ -211,14 +212,30 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
         found.append(f"{graph.num_edges} edges between {graph.num_nodes} nodes; algorithm {name} needs a tree, such as path or star")
     given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
     taken_N = 1 - graph.self_weights
+    if schedule.weighted_mean and "fixed mean" not in needs:
+        found.append(f"weights = 'stationary' have a weighted mean; algorithm {name} needs a plain one: take metropolis, or dpsgd")
     # random graphs that do not keep the mean in each round keep it on average
-    if "doubly stochastic" in needs and schedule.period is not None and not np.allclose(given_N, taken_N, atol=1e-9):
+    keeps_mean = schedule.period is None or schedule.weighted_mean or np.allclose(given_N, taken_N, atol=1e-9)
+    if needs & {"doubly stochastic", "fixed mean"} and not keeps_mean:
         found.append(
             f"what a node gives is not what it takes; algorithm {name} needs doubly stochastic weights: on this graph use push-sum"
         )
     if "column stochastic" in needs and given_N.max(initial=0.0) >= 1:
         found.append(f"a node gives away all it has; algorithm {name} needs weights: push-sum")
+    if "nonnegative weights" in needs:
+        found += negative_weights(schedule, f"algorithm {name}")
     return found
+
+
+def negative_weights(schedule: Schedule, who: str) -> list[str]:
+    """A sentence where a message, a node's own included, may count negatively; for rules that count, sort or bound single messages.
+
+    Args:
+        schedule: of the run.
+        who: needs weights of 0 or more, such as "aggregator trimmed-mean".
+    """
+    least = schedule.least_weight()
+    return [f"a message may count {least:.3g}; {who} needs weights of 0 or more: take metropolis"] if least < -_ROUNDING else []
 
 
 def _is_connected(graph: Topology) -> bool:

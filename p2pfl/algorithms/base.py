@@ -24,10 +24,23 @@ State = dict[str, Tensor]
 """What an algorithm carries from round to round; each tensor's first axis is N. "x" is the vector that the optimiser moves."""
 
 Requirement = Literal[
-    "symmetric", "doubly stochastic", "column stochastic", "static", "reliable", "single messages", "complete", "tree", "fixed slots"
+    "symmetric",
+    "doubly stochastic",
+    "fixed mean",
+    "column stochastic",
+    "nonnegative weights",
+    "static",
+    "reliable",
+    "single messages",
+    "complete",
+    "tree",
+    "fixed slots",
 ]
-"""What an algorithm may ask of graph and links. "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the same neighbour in
-every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass, sum_i W_ij = 1."""
+"""What an algorithm may ask of graph and links. "fixed mean": mixing leaves a mean of the nodes where it is that somebody asked for, the
+plain one (doubly stochastic weights) or the weighted one of `weights: stationary`; "nonnegative weights": no message counts negatively, a
+node's own included, for rules that sort or bound single messages; "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the
+same neighbour in every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass,
+sum_i W_ij = 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,7 +69,8 @@ def new(
     if faults:
         raise ConfigError(faults)
     resolved = load_experiment(experiment)
-    schedule = resolved.build_schedule(sorted({member.name for member in cards}))
+    samples = {member.name: member.samples for member in cards}
+    schedule = resolved.build_schedule(sorted(samples), samples=samples)
     content = resolved.agreeing_on(schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())

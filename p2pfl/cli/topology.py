@@ -22,7 +22,11 @@ _SLOW = 0.01
 Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"How many nodes a generated graph gets.  [default: {_DEFAULT_NODES}]")]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="metropolis, max-degree, lazy, best-constant or given.  [default: metropolis; given if directed]"),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="metropolis, max-degree, lazy, best-constant, fdla, stationary or given.  [default: metropolis; given if directed]",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -45,6 +45,9 @@ class Schedule:
     """Rounds, from a multiple of the period on, that give everybody the exact mean; None: no number of rounds does."""
 
     directed: bool = False
+    weighted_mean: bool = False
+    """Whether what stands still is meant to be a weighted mean; what the weights are is the graph's business."""
+
     everybody: Callable[[], Topology] | None = None
     """The union of a random schedule."""
 
@@ -64,7 +67,7 @@ class Schedule:
         object.__setattr__(self, "_at", lru_cache(maxsize=min(self.period or 8, 256))(self._named))
 
     @classmethod
-    def static(cls, topology: Topology) -> Schedule:
+    def static(cls, topology: Topology, *, weighted_mean: bool = False) -> Schedule:
         """The same graph in every round."""
         return cls(
             name=topology.name,
@@ -72,6 +75,7 @@ class Schedule:
             graph=lambda _: topology,
             period=1,
             directed=topology.directed,
+            weighted_mean=weighted_mean,
             names=topology.names,
         )
 
