@@ -164,7 +164,7 @@ def test_list_names_everything(run, hospitals, monkeypatch):
     assert max(map(len, table.splitlines())) <= WIDTH
 
 
-@pytest.mark.parametrize("command", ["list", "show", "compare"])
+@pytest.mark.parametrize("command", ["list", "show", "compare", "advise"])
 def test_help_has_an_example(run, command):
     assert f"Example: p2pfl topology {command}" in run(command, "--help")
 
