@@ -92,9 +92,12 @@ def show(
 
     made = _graph(source, nodes, seed, strict=True)
     if isinstance(made, Schedule):
+        figures = describe_rounds(made)
         if plot is not None:
-            raise ConfigError(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
-        _show_rounds(source, made, describe_rounds(made), as_json=as_json)
+            from p2pfl.topology.drawing import draw_rounds
+
+            draw_rounds(made, plot)
+        _show_rounds(source, made, figures, as_json=as_json)
         return
     graph, rule = _weighted(made, weights)
     figures = describe(graph)
@@ -140,18 +143,16 @@ def compare(
     from p2pfl.topology import Schedule, describe, describe_rounds
 
     findings: list[str] = []
-    graphs: dict[str, tuple[Topology, str]] = {}
+    graphs: dict[str, tuple[Topology | Schedule, str]] = {}
     figures: dict[str, dict[str, Any]] = {}
     for source in sources:
         try:
             made = _graph(source, nodes, seed, strict=False)
             if isinstance(made, Schedule):
-                graphs[source], figures[source] = (made.union(), "its own"), describe_rounds(made)
-                if plot is not None:
-                    findings.append(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
+                graphs[source], figures[source] = (made, "its own"), describe_rounds(made)
             else:
-                graphs[source] = _weighted(made, weights)
-                figures[source] = describe(graphs[source][0])
+                graph, rule = _weighted(made, weights)
+                graphs[source], figures[source] = (graph, rule), describe(graph)
         except ConfigError as error:
             findings += [f"{source}: {finding}" for finding in error.findings]
     if findings:
