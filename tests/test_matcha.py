@@ -7,14 +7,18 @@ from itertools import product
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 from p2pfl.cli.study import _without_folders
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.experiment import experiment_from, load_experiment
+from p2pfl.node import up
 from p2pfl.plan import load_sites, make_plan
+from p2pfl.simulator import simulate
 from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, Topology, describe, make, make_schedule, schedule, schedule_faults, weighted
 from p2pfl.topology.matcha import activation, best_step, laplacian, matchings, mean_square_left, most_connected
+from p2pfl.yaml_files import load_yaml
 from test_topology_weights import connected_graphs
 
 NAMES = ["a", "b", "c", "d"]
@@ -315,3 +319,37 @@ def test_bases_that_cannot_be():
         make_schedule("matcha", 129)
     with pytest.raises(TopologyError, match="topology matcha with 3 probabilities: its base ring has 2 matchings"):
         make_schedule("matcha", 8, probabilities=[0.5] * 3, step=0.3)
+
+
+def test_a_run_says_with_which_numbers_it_was_made(tmp_path):
+    run = simulate({**AVERAGING, "topology": {"name": "matcha", "budget": 0.3}, "rounds": 5}, out=tmp_path / "run")
+    written = load_yaml(run.path / "experiment.yaml")["topology"]
+
+    assert written == {"name": "matcha", "budget": 0.3, "probabilities": [0.3, 0.3], "step": 0.5}
+    again = simulate(run.path / "experiment.yaml", out=tmp_path / "again")
+    assert all(torch.equal(again.models[name], model) for name, model in run.models.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"topology": {"name": "matcha", "base": {"name": "complete"}, "budget": 0.4}},
+        {"topology": {"name": "matchings", "base": "star"}},
+        {"weights": "stationary"},
+        {"weights": "fdla", "topology": {"name": "star"}},
+    ],
+    ids=["matcha", "matchings", "stationary", "fdla"],
+)
+def test_processes_give_the_simulators_weights(graph, tmp_path):
+    """From a study, over encrypted links."""
+    experiment = {"task": {"name": "breast-cancer"}, "rounds": 6, "stop": None, "save_models_every": 1, "baselines": [], **graph}
+    if graph.get("weights") == "fdla":
+        pytest.importorskip("cvxpy")
+    simulated = simulate(experiment, out=tmp_path / "simulator")
+    ran = up(experiment, out=tmp_path / "daemons", site={"deadline_floor_s": 300.0, "deadline_factor": 100.0})
+
+    for number in range(6):
+        for name, model in simulated.models_after(number).items():
+            torch.testing.assert_close(ran.models_after(number)[name], model, rtol=1e-6, atol=1e-6)
+    assert load_yaml(ran.path / "experiment.yaml") == load_yaml(simulated.path / "experiment.yaml")

@@ -335,7 +335,7 @@ def simulate(
     folder = (
         RunFolder.open(place)
         if resume is not None
-        else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
+        else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="simulator")
     )
     simulation = Simulation(plan, folder, device=device, faults=faults)
     if resume is not None:

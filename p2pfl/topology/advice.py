@@ -37,17 +37,20 @@ RULES = ("metropolis", "max-degree", "lazy", "best-constant")
 BUDGETS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of MATCHA."""
 
-_MAX_NODES = 512
+_MAX_NODES = 128
 _MAX_SEARCHED_LINKS = 15  # 2**15 choices of links
-_MAX_THINNED_NODES = 128
+_MAX_THRESHOLDS = 64
+_MAX_THINNED = 10**7  # links times N**3
+_MAX_RANDOM_NODES = 64
 _MAX_OPTIMISED_NODES = 32
 _MAX_TURNED = 8  # thresholds for which matchings are followed in turns
 _MAX_ROUNDS = 5000
 _MAX_NEW_LINKS = 400
+_MAX_NEW_NUMBERS = 2 * 10**6  # new links times N**2
 _THOROUGH_NEW_LINKS = 4
 _BETTER_AT_RANDOM = 0.01
 _SIMPLEST_FIRST = ("metropolis", "max-degree", "best-constant", "lazy", "given", "fdla", "1/2", "its own")
-_BATCH = 4096
+_BATCH_NUMBERS = 2**22
 _CONNECTED = 1e-9
 _NAMED = 3
 
@@ -111,8 +114,12 @@ class Links:
         return Topology.from_edges("some links", self.num_nodes, ends[:, 0], ends[:, 1])
 
     def thresholds(self) -> list[BoolArray]:
-        """Masks of all links that are at least so fast, from the fastest that connect everybody to all of them."""
-        return [mask_E for limit in np.unique(self.seconds_E) if _is_connected(self, mask_E := self.seconds_E <= limit)]
+        """Masks of all links that are at least so fast, from the fastest that connect everybody to all of them; some of very many."""
+        limits = np.unique(self.seconds_E)[::-1]
+        masks = [
+            mask_E for limit in limits[:: -(-len(limits) // _MAX_THRESHOLDS)] if _is_connected(self, mask_E := self.seconds_E <= limit)
+        ]
+        return masks[::-1]
 
 
 def links_of(topology: Topology, size_bytes: float) -> Links:
@@ -181,8 +188,8 @@ def is_exhaustive(links: Links) -> bool:
 def best_links(links: Links, rules: Sequence[str] = RULES) -> list[Option]:
     """For each rule the links with which it takes the fewest seconds, used in every round.
 
-    With at most 15 links every choice that connects everybody is tried. With more, all links up to each speed, and then again and again
-    without the one link without which it is fastest.
+    With at most 15 links every choice that connects everybody is tried. With more, all links up to each speed, and then, unless the graph
+    is large, again and again without the one link without which it is fastest.
     """
     found = []
     if is_exhaustive(links):
@@ -193,7 +200,7 @@ def best_links(links: Links, rules: Sequence[str] = RULES) -> list[Option]:
     rounds = _rounds_of(links, masks_BE)
     for rule in rules:
         best_E, best = _fastest(links, masks_BE, rounds[rule])
-        while not is_exhaustive(links) and links.num_nodes <= _MAX_THINNED_NODES:
+        while not is_exhaustive(links) and len(links.pairs) * links.num_nodes**3 <= _MAX_THINNED:
             thinner_BE = best_E & ~np.eye(len(best_E), dtype=np.bool_)[best_E]
             thinner_E, thinner = _fastest(links, thinner_BE, _rounds_of(links, thinner_BE)[rule])
             if thinner >= best:
@@ -247,7 +254,7 @@ def in_turns(links: Links) -> list[Option]:
 
 def at_random(links: Links) -> list[Option]:
     """MATCHA on all links; the best budget of some."""
-    if links.num_nodes > _MAX_THINNED_NODES:
+    if links.num_nodes > _MAX_RANDOM_NODES:
         return []
     everything_E = np.ones(len(links.pairs), dtype=np.bool_)
     base = links.only(everything_E)
@@ -276,9 +283,10 @@ def best_new_link(links: Links, second: float) -> tuple[NewLink | None, int]:
     """
     there = {tuple(pair) for pair in links.pairs.tolist()}
     pairs = [pair for pair in combinations(range(links.num_nodes), 2) if pair not in there]
-    if len(pairs) > _MAX_NEW_LINKS:
+    most = min(_MAX_NEW_LINKS, _MAX_NEW_NUMBERS // links.num_nodes**2)
+    if len(pairs) > most:
         slowest_N = np.linalg.eigh(links.only(np.ones(len(links.pairs), dtype=np.bool_)).laplacian().toarray())[1][:, 1]
-        pairs = sorted(pairs, key=lambda pair: (-round(abs(float(slowest_N[pair[0]] - slowest_N[pair[1]])), 9), pair))[:_MAX_NEW_LINKS]
+        pairs = sorted(pairs, key=lambda pair: (-round(abs(float(slowest_N[pair[0]] - slowest_N[pair[1]])), 9), pair))[:most]
     with_link = {pair: _with_link(links, pair, second) for pair in pairs}
     if not all(map(is_exhaustive, with_link.values())):
         pairs = sorted(pairs, key=lambda pair: (_quick(with_link[pair]), pair))[:_THOROUGH_NEW_LINKS]
@@ -342,7 +350,8 @@ def _rounds_of(links: Links, masks_BE: BoolArray) -> dict[str, FloatArray]:
 
     The same as `rounds_to` of `weighted`, for many small graphs at once.
     """
-    parts = [_contractions(links, masks_BE[first : first + _BATCH]) for first in range(0, len(masks_BE), _BATCH)]
+    batch = max(1, _BATCH_NUMBERS // links.num_nodes**2)
+    parts = [_contractions(links, masks_BE[first : first + batch]) for first in range(0, len(masks_BE), batch)]
     return {
         rule: np.array(
             [math.inf if (rounds := rounds_at(1 - c, ACCURACY)) is None else rounds for part in parts for c in part[rule].tolist()]
