@@ -21,8 +21,10 @@ from p2pfl.topology import (
     WEIGHTS,
     Schedule,
     Topology,
+    base_spec,
     diameter,
     diameter_bounds,
+    has_base,
     is_schedule,
     known_names,
     laplacian_extremes,
@@ -69,6 +71,8 @@ _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
 
 _MOST_CERTIFIED = 512  # nodes
+
+_MOST_NEWS_ROUNDS = 1000
 
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
@@ -217,26 +221,42 @@ class Experiment:
             for key, value in plain.items()
         }
 
-    def build_topology(self, names: Sequence[str]) -> Topology:
+    def build_topology(self, names: Sequence[str], samples: Mapping[str, int | None] | None = None) -> Topology:
         """The weighted graph over the nodes, which are the rows in the order of their sorted names.
+
+        Args:
+            names: of the nodes.
+            samples: training rows of each, for `weights: stationary` where the graph's file gives no masses.
 
         Raises:
             TopologyError: the graph is not connected, cannot have that many nodes, or names other nodes than the task has.
+            ConfigError: it is not known how much a node counts.
         """
+        graph = self._graph(self.topology, names)
+        if self.weights == "stationary" and graph.masses is None:
+            counts = {name: (samples or {}).get(name) for name in names}
+            if unknown := [name for name, count in counts.items() if not count]:
+                raise ConfigError(
+                    f"weights = 'stationary': how much does {', '.join(unknown)} count? Their training rows are not known or none; give"
+                    " `samples` on every card, or a mass for every node in a topology's file"
+                )
+            graph = replace(graph.renamed(tuple(names)), masses=np.array(list(counts.values()), dtype=np.float64))
+        return weighted(graph, self.weights).renamed(tuple(names))
+
+    def _graph(self, wanted: Named, names: Sequence[str]) -> Topology:
+        """A graph by name or from a file, as it comes."""
         place = "topology"
-        if self.topology.name == "file":
-            graph = load(Path(self.topology.options["file"]))
+        if wanted.name == "file":
+            graph = load(Path(wanted.options["file"]))
             if graph.names is not None and tuple(graph.names) != tuple(names):
                 raise ConfigError(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
             if graph.num_nodes != len(names):
                 raise ConfigError(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
-        else:
-            graph = make(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options})
-            if graph.num_nodes != len(names):
-                raise ConfigError(
-                    f"topology.name = {self.topology.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that"
-                )
-        return weighted(graph, self.weights).renamed(tuple(names))
+            return graph
+        graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
+        if graph.num_nodes != len(names):
+            raise ConfigError(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
+        return graph
 
     def _rule_for_rounds(self, schedule: Schedule, stop: StopSpec) -> StopRule:
         """The rule where the graph is directed or changes: certified over the links of as many rounds as news needs."""
@@ -247,7 +267,7 @@ class Experiment:
             )
         last = self.rounds if schedule.period is not None else self.last_possible_round
         starts = range(self.rounds, (self.rounds + schedule.period) if schedule.period is not None else last)
-        rounds = [rounds_of_news(schedule, start, 4 * schedule.num_nodes) for start in starts]
+        rounds = [rounds_of_news(schedule, start, max(4 * schedule.num_nodes, _MOST_NEWS_ROUNDS)) for start in starts]
         if None in rounds:
             raise ConfigError(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
         window = max(int(number) for number in rounds if number is not None)
@@ -259,25 +279,43 @@ class Experiment:
     def _rule(self, stop: StopSpec, window: int, lambda_2: float) -> StopRule:
         return StopRule(tolerance=stop.relative_consensus, patience=stop.patience, diameter=window, lambda_2=lambda_2, window=window)
 
-    def build_schedule(self, names: Sequence[str], agreed: Topology | None = None) -> Schedule:
+    def build_schedule(
+        self, names: Sequence[str], agreed: Topology | None = None, samples: Mapping[str, int | None] | None = None
+    ) -> Schedule:
         """The weighted graph of every round over the nodes, which are the rows in the order of their sorted names.
 
         Args:
             names: of the nodes.
             agreed: the graph of a study; None: the experiment's own.
+            samples: as in `build_topology`.
 
         Raises:
             TopologyError: as `build_topology`.
             ConfigError: the study's links are not those of the experiment's rounds.
         """
         if not is_schedule(self.topology.name):
-            return Schedule.static(agreed if agreed is not None else self.build_topology(names))
-        schedule = make_schedule(self.topology.name, len(names), **{"seed": self.seed, **self.topology.options}).renamed(tuple(names))
+            graph = agreed if agreed is not None else self.build_topology(names, samples)
+            return Schedule.static(graph, weighted_mean=self.weights == "stationary")
+        options = {"seed": self.seed, **self.topology.options}
+        if has_base(self.topology.name):
+            options["base"] = agreed if agreed is not None else self._base(names)
+        schedule = make_schedule(self.topology.name, len(names), **options).renamed(tuple(names))
         if agreed is not None and _links(agreed) != _links(schedule.union()):
             raise ConfigError(
                 f"topology.name = {self.topology.name!r}: the study has other links than its rounds need; make the study again"
             )
         return schedule
+
+    def _base(self, names: Sequence[str]) -> Topology:
+        """The graph whose links a schedule uses."""
+        spec = base_spec(self.topology.options.get("base", "ring"))
+        return self._graph(Named(name=spec.pop("name", "file"), options=spec), names)
+
+    def agreeing_on(self, schedule: Schedule) -> Experiment:
+        """The same, with what nodes must not each compute for itself written into the topology's options."""
+        if not schedule.agreed:
+            return self
+        return replace(self, topology=replace(self.topology, options={**self.topology.options, **schedule.agreed}))
 
     def stop_rule(self, schedule: Schedule) -> StopRule | None:
         """How this network agrees to stop; None: after exactly `rounds`.
@@ -341,6 +379,12 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
     topology = raw.get("topology")
     if isinstance(topology, dict) and isinstance(topology.get("file"), str):
         raw["topology"] = {**topology, "file": _found_beside(Path(path).parent, topology["file"])}
+    if (
+        isinstance(topology, dict)
+        and isinstance(base := topology.get("base"), str | dict)
+        and isinstance(file := base_spec(base).get("file"), str)
+    ):
+        raw["topology"] = {**topology, "base": {**base_spec(base), "file": _found_beside(Path(path).parent, file)}}
     return experiment_from(raw, str(path), overrides)
 
 
@@ -538,6 +582,13 @@ def _contradictions(experiment: Experiment) -> list[str]:
             found += _faults_of_pace(experiment, requires)
             if "complete" in requires and experiment.topology.name != "complete":
                 found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
+    if is_schedule(experiment.topology.name) and experiment.weights not in ("metropolis", "push-sum"):
+        found.append(
+            f"weights = {experiment.weights!r}: topology {experiment.topology.name} changes from round to round and has its own; leave it"
+            " out"
+        )
+    if experiment.weights == "stationary" and experiment.weighting == "samples":
+        found.append("weighting = 'samples': weights: stationary counts the samples already; keep one of both")
     if experiment.rounds == 0 and experiment.stop is None:
         found.append("rounds = 0: with stop: null there is nothing to do; give rounds >= 1 or a stop")
     if experiment.optimizer.warmup_rounds and experiment.optimizer.warmup_rounds >= experiment.rounds:
@@ -581,4 +632,6 @@ def _replaced(raw: dict[str, Any], path: list[str], value: Any, key: str) -> dic
         raise ConfigError(f"{key}: {head} = {shown(inner)} is not a mapping", "--set")
     if (rest == ["name"] and head in ("topology", "partition")) or (head == "topology" and rest == ["file"]):
         inner = {}  # another generator: the options of the one before do not belong to it
+    if head == "topology" and rest[0] in ("base", "budget"):
+        inner = {option: given for option, given in inner.items() if option not in ("probabilities", "step")}  # they were for another one
     return {**raw, head: _replaced(inner, rest, value, key)}

@@ -22,6 +22,8 @@ from p2pfl.training import Population, Recipe, build_model, try_out
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
@@ -156,7 +158,10 @@ def make_plan(
     every_name = tuple(sorted(names)) if names is not None else names_of(task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
-    schedule = experiment.build_schedule(every_name, topology)
+    here = task.sites.by_name() if isinstance(task.sites, SiteTable) else {site.name: site for site in task.sites}
+    counts = samples if samples is not None else counts_of(task.sites)
+    schedule = experiment.build_schedule(every_name, topology, counts)
+    experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
     faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]
@@ -169,9 +174,6 @@ def make_plan(
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
         raise ConfigError(faults)
-    here = task.sites.by_name() if isinstance(task.sites, SiteTable) else {site.name: site for site in task.sites}
-    if experiment.weighting == "samples" and samples is None:
-        samples = {name: len(site.train[0]) if site.train else 0 for name, site in here.items()}
     dtype = getattr(torch, experiment.dtype or task.dtype)
     try:
         model = build_model(task, dtype, experiment.seed)
@@ -195,13 +197,20 @@ def make_plan(
             seed=experiment.seed,
         ),
         stop_rule=experiment.stop_rule(schedule),
-        samples=samples if experiment.weighting == "samples" else None,
+        samples=counts if experiment.weighting == "samples" else None,
     )
 
 
 def names_of(sites: Sequence[Site]) -> tuple[str, ...]:
     """Of all sites, in their order."""
     return sites.names if isinstance(sites, SiteTable) else tuple(site.name for site in sites)
+
+
+def counts_of(sites: Sequence[Site]) -> dict[str, int]:
+    """Training rows by name."""
+    if isinstance(sites, SiteTable):
+        return dict(zip(sites.names, sites.train.starts.diff().tolist(), strict=True))
+    return {site.name: len(site.train[0]) if site.train else 0 for site in sites}
 
 
 def links_between(topology: Topology) -> Topology:
@@ -227,14 +236,30 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
         found.append(f"{graph.num_edges} edges between {graph.num_nodes} nodes; algorithm {name} needs a tree, such as path or star")
     given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
     taken_N = 1 - graph.self_weights
+    if schedule.weighted_mean and "fixed mean" not in needs:
+        found.append(f"weights = 'stationary' have a weighted mean; algorithm {name} needs a plain one: take metropolis, or dpsgd")
     # random graphs that do not keep the mean in each round keep it on average
-    if "doubly stochastic" in needs and schedule.period is not None and not np.allclose(given_N, taken_N, atol=1e-9):
+    keeps_mean = schedule.period is None or schedule.weighted_mean or np.allclose(given_N, taken_N, atol=1e-9)
+    if needs & {"doubly stochastic", "fixed mean"} and not keeps_mean:
         found.append(
             f"what a node gives is not what it takes; algorithm {name} needs doubly stochastic weights: on this graph use push-sum"
         )
     if "column stochastic" in needs and given_N.max(initial=0.0) >= 1:
         found.append(f"a node gives away all it has; algorithm {name} needs weights: push-sum")
+    if "nonnegative weights" in needs:
+        found += negative_weights(schedule, f"algorithm {name}")
     return found
+
+
+def negative_weights(schedule: Schedule, who: str) -> list[str]:
+    """A sentence where a message, a node's own included, may count negatively; for rules that count, sort or bound single messages.
+
+    Args:
+        schedule: of the run.
+        who: needs weights of 0 or more, such as "aggregator trimmed-mean".
+    """
+    least = schedule.least_weight()
+    return [f"a message may count {least:.3g}; {who} needs weights of 0 or more: take metropolis"] if least < -_ROUNDING else []
 
 
 def _is_connected(graph: Topology) -> bool:

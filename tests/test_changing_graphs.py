@@ -20,6 +20,8 @@ CHANGING = [
     ("base-3", 5, {}),
     ("el-oracle", 8, {"degree": 3}),
     ("random-matching", 6, {}),
+    ("matchings", 6, {"base": "path"}),
+    ("matcha", 6, {"base": {"name": "complete"}, "budget": 0.5}),
 ]
 
 
@@ -43,7 +45,7 @@ def test_daemons_agree_to_stop_when_the_simulator_does(name, nodes, options, tmp
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("name", "nodes"), [("base-2", 7), ("base-3", 8)])
+@pytest.mark.parametrize(("name", "nodes"), [("base-2", 7), ("base-3", 8), pytest.param("matcha", 5, marks=pytest.mark.slow)])
 def test_a_kill_moves_the_mean_by_nothing_where_edges_go_both_ways(name, nodes, seed, tmp_path):
     chance = random.Random(seed)
     plan = averaging({"name": name}, nodes, seed=seed, tolerance=1e-9)

@@ -95,6 +95,7 @@ def test_the_commands_are_those_of_the_manual():
         "study join",
         "study new",
         "study show",
+        "topology advise",
         "topology compare",
         "topology list",
         "topology show",

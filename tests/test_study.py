@@ -21,10 +21,11 @@ from p2pfl.card import Card
 from p2pfl.cli.keys import app as keys_app
 from p2pfl.cli.study import app
 from p2pfl.errors import ConfigError
+from p2pfl.experiment import experiment_from
 from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
 from p2pfl.study import Study, confirms
-from p2pfl.topology import Topology, make, weighted
+from p2pfl.topology import Topology, make, schedule, weighted
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
 NAMES = ("cleveland", "hungary", "switzerland", "va")
@@ -488,3 +489,41 @@ def test_a_card_in_the_study_is_the_card_that_was_sent(sites):
     make_study(sites, HEART)
 
     assert Study.load(sites / "study.yaml").members == tuple(Card.load(sites / name / "keys" / "card.yaml") for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "topology", ["{name: base-2}", "{name: el-oracle}", "{name: matchings, base: star}", "{name: one-peer-exponential}"]
+)
+def test_study_new_links_everybody_who_ever_meets_where_the_graph_changes(sites, topology):
+    made = make_study(sites, f"{HEART}topology: {topology}\n")
+    assert made.exit_code == 0, made.output
+    loaded = Study.load(sites / "study.yaml")
+    experiment = experiment_from(loaded.experiment)
+
+    assert experiment.build_schedule(NAMES, loaded.topology()).union().num_edges == loaded.topology().num_edges
+
+
+def test_study_new_writes_down_what_matcha_has_computed(sites, monkeypatch):
+    (sites / "line.yaml").write_text(
+        "nodes: [va, hungary, cleveland, switzerland]\nedges: [[va, hungary], [hungary, cleveland], [cleveland, switzerland]]\n"
+    )
+    made = make_study(sites, f"{HEART}topology: {{name: matcha, base: {{file: line.yaml}}, budget: 0.4}}\n")
+    assert made.exit_code == 0, made.output
+    loaded = Study.load(sites / "study.yaml")
+    said = loaded.experiment["topology"]
+    monkeypatch.setattr(schedule, "activation", None)  # members do not compute it
+    (sites / "line.yaml").unlink()
+    rounds = experiment_from(loaded.experiment).build_schedule(NAMES, loaded.topology())
+
+    assert {key: said[key] for key in ("name", "base", "budget")} == {"name": "matcha", "base": {"file": "line.yaml"}, "budget": 0.4}
+    assert rounds.agreed == {key: said[key] for key in ("probabilities", "step")}
+    assert loaded.neighbours("hungary") == ("cleveland", "va")
+    assert rounds.union().weights.tobytes() == loaded.topology().weights.tobytes()
+
+
+def test_study_show_gives_each_direction_its_own_weight(sites):
+    made = make_study(sites, f"{HEART}topology: {{name: star}}\nweights: push-sum\nalgorithm: {{name: push-sum}}\nstop: null\n", "--json")
+    weights = {member["name"]: member["neighbours"] for member in json.loads(made.output)["members"]}
+
+    assert weights["cleveland"] == {"hungary": 0.5, "switzerland": 0.5, "va": 0.5}
+    assert weights["va"] == {"cleveland": 0.25}

@@ -1,12 +1,13 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from p2pfl.cli.topology import app
 from p2pfl.errors import ConfigError, MissingExtraError, TopologyError
-from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, WEIGHTS
+from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, WEIGHTS, drawing, make_schedule
 
 WIDTH = 80
 
@@ -164,7 +165,7 @@ def test_list_names_everything(run, hospitals, monkeypatch):
     assert max(map(len, table.splitlines())) <= WIDTH
 
 
-@pytest.mark.parametrize("command", ["list", "show", "compare"])
+@pytest.mark.parametrize("command", ["list", "show", "compare", "advise"])
 def test_help_has_an_example(run, command):
     assert f"Example: p2pfl topology {command}" in run(command, "--help")
 
@@ -235,7 +236,93 @@ def test_show_says_when_the_mean_is_exact(run):
     assert "base-3" in run("list")
 
 
-@pytest.mark.parametrize("command", ["show", "compare"])
-def test_a_graph_that_changes_is_not_drawn_yet(run, command, tmp_path):
-    with pytest.raises(ConfigError, match="base-2 changes; leave it out"):
-        run(command, "base-2", "--nodes", 5, "--plot", tmp_path / "plot.svg")
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure that a command would write."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(drawing, "_save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def decay_of(figure):
+    """Label of each curve to its last point, and all points."""
+    (axes,) = (axes for axes in figure.axes if axes.get_lines())
+    return {line.get_label(): np.stack(line.get_data()).T for line in axes.get_lines()}
+
+
+def product_left(schedule, rounds):
+    whole = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
+    for number in range(rounds):
+        whole = schedule.at(number).mixing_matrix().toarray() @ whole
+    return np.linalg.norm(whole, 2)
+
+
+def test_a_graph_that_changes_is_drawn_round_by_round_with_what_its_product_leaves(run, figure):
+    run("show", "matcha:budget=0.4", "--nodes", 6, "--seed", 3, "--plot", "x.png")
+    made = make_schedule("matcha", 6, budget=0.4, seed=3)
+    titles = [axes.get_title() for axes in figure[0].axes]
+    ((label, curve),) = decay_of(figure[0]).items()
+
+    assert titles[:6] == [f"round {number}" for number in range(6)]
+    assert label == f"matcha: {len(curve) - 1} rounds"
+    for number in (0, 1, 5, 20):
+        assert curve[number] == pytest.approx([number, product_left(made, number)], rel=1e-9)
+    assert curve[-1, 1] == 1e-6
+    assert product_left(made, len(curve) - 1) <= 1e-6 < product_left(made, len(curve) - 2)
+
+
+def test_an_exact_schedule_shows_its_rounds_and_ends_with_the_last(run, figure):
+    run("show", "base-2", "--nodes", 12, "--plot", "x.png")
+
+    assert [axes.get_title() for axes in figure[0].axes if axes.get_title().startswith("round")] == [f"round {r}" for r in range(5)]
+    (curve,) = decay_of(figure[0]).values()
+    assert curve[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_comparison_draws_every_graph_and_every_curve(run, figure, hospitals):
+    run("compare", "ring", "base-2", "matcha", hospitals, "one-peer-exponential", "star", "--nodes", 8, "--plot", "x.png")
+    titles = [axes.get_title() for axes in figure[0].axes if axes.get_title()]
+
+    assert titles == [
+        "base-2\n8 nodes, 12 links",
+        "one-peer-exponential\n8 nodes, 24 links",
+        "hospitals.yaml\n3 nodes, 2 links",
+        "ring\n8 nodes, 8 links",
+        "matcha\n8 nodes, 8 links",
+        "star\n8 nodes, 7 links",
+        "until a millionth of the disagreement is left",
+    ]
+    curves = decay_of(figure[0])
+    assert list(curves)[:3] == ["base-2: 3 rounds", "one-peer-exponential: 3 rounds", "hospitals.yaml: 35 rounds"]
+    ring = curves["ring: 64 rounds"]
+    assert ring[100] == pytest.approx([ring[100, 0], 0.804737854 ** ring[100, 0]], rel=1e-6)
+
+
+@pytest.mark.parametrize("source", ["matcha:base=karate-club", "el-local:degree=2", "one-peer-exponential", "hyper-hypercube:degree=15"])
+def test_pictures_of_graphs_that_change_can_be_written(run, tmp_path, source):
+    pytest.importorskip("matplotlib")
+    run("show", source, "--plot", tmp_path / "show.png")
+    run("compare", source, "ring", "--plot", tmp_path / "compare.svg")
+
+    assert (tmp_path / "show.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "compare.svg").read_text(encoding="utf-8")
+
+
+def test_show_of_matcha_says_what_it_does(run):
+    shown = json.loads(run("show", "matcha:base=karate-club,budget=0.3", "--json"))
+    table = run("show", "matcha:base={name: random-regular, degree: 3},budget=.25", "--nodes", 8)
+
+    assert (shown["nodes"], shown["edges"], shown["base"], shown["matchings"]) == (34, 78, "karate-club", 17)
+    assert sum(shown["probabilities"]) == pytest.approx(0.3 * 17, abs=1e-6)
+    assert shown["squared_left"] == pytest.approx(0.907323, abs=1e-6)
+    assert "of random-regular" in table
+    assert max(map(len, table.splitlines())) <= WIDTH
+
+
+def test_a_base_may_be_a_file_with_its_own_number_of_nodes(run, hospitals):
+    rows = json.loads(run("compare", f"matchings:base={hospitals}", "ring", "--nodes", 9, "--json"))
+
+    assert {row["source"]: row["nodes"] for row in rows} == {f"matchings:base={hospitals}": 3, "ring": 9}
+    with pytest.raises(ConfigError, match=r"--nodes = 9: .* has its own 3 nodes"):
+        run("show", f"matcha:base={hospitals}", "--nodes", 9)

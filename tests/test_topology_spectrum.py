@@ -64,6 +64,32 @@ def test_gaps_of_random_regular_graphs_from_seed_0():
     assert gaps("random-regular", degree=6) == pytest.approx([0.857143, 0.393610, 0.353054, 0.280512], abs=5e-7)
 
 
+def gap_of(graph):
+    """Metropolis gap of a networkx graph."""
+    ends = np.array(graph.edges)
+    return spectral_gap(weighted(Topology.from_edges("drawn", len(graph), ends[:, 0], ends[:, 1])))
+
+
+def connected_regular(degree, n, seed):
+    return next(graph for k in range(100) if nx.is_connected(graph := nx.random_regular_graph(degree, n, seed=seed + 1000 * k)))
+
+
+@pytest.mark.parametrize(("degree", "expected"), [(3, [0.322, 0.142, 0.078, 0.059]), (4, [0.508, 0.255, 0.170, 0.138])])
+def test_mean_gaps_of_fifty_random_regular_graphs(degree, expected):
+    found = [np.mean([gap_of(connected_regular(degree, n, seed)) for seed in range(50)]) for n in SIZES]
+
+    assert found == pytest.approx(expected, abs=5.001e-4)  # the table has three digits
+
+
+def test_gaps_of_one_drawn_graph_of_each_size():
+    drawn = [nx.gnp_random_graph(n, 2 * math.log(n) / n, seed=0) for n in SIZES]
+    rewired = [nx.connected_watts_strogatz_graph(n, 4, 0.1, seed=0) for n in SIZES]
+
+    assert [gap_of(graph) for graph in drawn] == pytest.approx([0.296, 0.188, 0.083, 0.154], abs=5.001e-4)
+    assert [gap_of(graph) for graph in rewired] == pytest.approx([0.517, 0.148, 0.036, 0.037], abs=5.001e-4)
+    assert gaps("small-world") == pytest.approx([0.517, 0.148, 0.036, 0.037], abs=5.001e-4)
+
+
 @pytest.mark.parametrize(("n", "expected"), [(10, 0.049740), (20, 0.015368)])
 def test_gaps_of_the_dumbbell(n, expected):
     assert spectral_gap(weighted(make("barbell", n), "max-degree")) == pytest.approx(expected, abs=5e-7)
@@ -129,6 +155,32 @@ def test_gossip_keeps_the_prediction():
         x = w @ x
 
     assert np.allclose(x, 0.11390540 * start, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "expected"), [("ring", 16, 0.9952425), ("complete", 16, 14 / 15), ("hypercube", 16, 0.96875), ("star", 9, 1 - 1 / 16)]
+)
+def test_a_random_pair_takes_off_lambda_2_over_twice_the_edges(name, n, expected):
+    """One edge drawn uniformly, both ends take their mean: of the slowest mode 1 - lambda_2(L) / (2 E) of the square is left on average."""
+    graph = make(name, n)
+    slowest = np.linalg.eigh(graph.laplacian().toarray())[1][:, 1]
+    edges = [(i, j) for i, j in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True) if i < j]
+    left = [1 - (slowest[i] - slowest[j]) ** 2 / 2 for i, j in edges]  # ||W v||**2: the pair's squares less half of their difference's
+
+    assert np.mean(left) == pytest.approx(1 - laplacian_extremes(graph)[0] / (2 * graph.num_edges), abs=1e-12)
+    assert np.mean(left) == pytest.approx(expected, abs=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "factor", "iterations"),
+    [("ring", 8, 0.504972, 20.2), ("ring", 16, 0.722133, 42.4), ("ring", 64, 0.922900, 172), ("torus", 64, 0.600709, 27.1)],
+)
+def test_what_chebyshev_would_gain(name, n, factor, iterations):
+    rho = 1 - spectral_gap(weighted(make(name, n)))
+    found = rho / (1 + math.sqrt(1 - rho**2))
+
+    assert found == pytest.approx(factor, abs=6e-7)
+    assert math.log(1e-6) / math.log(found) == pytest.approx(iterations, abs=0.5 if iterations == 172 else 0.05)
 
 
 def test_gossip_that_never_agrees_has_no_predicted_rounds():

@@ -26,7 +26,9 @@ State = dict[str, Tensor]
 Requirement = Literal[
     "symmetric",
     "doubly stochastic",
+    "fixed mean",
     "column stochastic",
+    "nonnegative weights",
     "static",
     "reliable",
     "single messages",
@@ -36,9 +38,12 @@ Requirement = Literal[
     "synchronous",
     "pairwise",
 ]
-"""What an algorithm may ask of graph and links. "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the same neighbour in
-every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass, sum_i W_ij = 1; "synchronous": all
-messages of a merge are of the same round; "pairwise": they are of one neighbour, and nobody else meets the two in the meantime."""
+"""What an algorithm may ask of graph and links. "fixed mean": mixing leaves a mean of the nodes where it is that somebody asked for, the
+plain one (doubly stochastic weights) or the weighted one of `weights: stationary`; "nonnegative weights": no message counts negatively, a
+node's own included, for rules that sort or bound single messages; "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the
+same neighbour in every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass,
+sum_i W_ij = 1; "synchronous": all messages of a merge are of the same round; "pairwise": they are of one neighbour, and nobody else meets
+the two in the meantime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

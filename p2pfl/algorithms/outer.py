@@ -34,7 +34,7 @@ class DiLoCo(Algorithm):
 
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MODEL
-    requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic"})
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No momentum."""

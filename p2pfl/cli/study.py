@@ -69,11 +69,11 @@ def new(
     if faults:
         raise ConfigError(faults)
     resolved = load_experiment(experiment)
-    topology = resolved.build_topology(sorted({member.name for member in cards}))
-    content = resolved.as_dict()
-    if "file" in content["topology"]:  # the study carries the graph itself; a folder on this machine is nobody else's business
-        content["topology"] = {**content["topology"], "file": Path(content["topology"]["file"]).name}
-    study = Study.create(content, cards, topology)
+    samples = {member.name: member.samples for member in cards}
+    schedule = resolved.build_schedule(sorted(samples), samples=samples)
+    content = resolved.agreeing_on(schedule).as_dict()
+    content["topology"] = _without_folders(content["topology"])
+    study = Study.create(content, cards, schedule.union())
     try:
         study.save(out)
     except OSError as error:
@@ -148,10 +148,22 @@ def join(
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
+def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
+    """The study carries the graph itself; a folder on this machine is nobody else's business."""
+    shown = dict(topology)
+    if "file" in shown:
+        shown["file"] = Path(shown["file"]).name
+    if isinstance(shown.get("base"), dict):
+        shown["base"] = _without_folders(shown["base"])
+    return shown
+
+
 def _shown(study: Study) -> dict[str, Any]:
     from p2pfl.card import grouped
 
-    weights = {(a, b): weight for one, other, weight in study.graph.edges for a, b in ((one, other), (other, one))}
+    edges = study.graph.edges
+    weights = {(other, one): 0.0 if study.graph.directed else weight for one, other, weight in edges}  # 0: nothing comes that way
+    weights |= {(one, other): weight for one, other, weight in edges}
     members = [
         {
             "name": card.name,

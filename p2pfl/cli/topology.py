@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,16 +14,22 @@ from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.topology import Schedule, Topology
+    from p2pfl.topology.advice import NewLink, Option
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 _DEFAULT_NODES = 16
 _SLOW = 0.01
+_ALMOST = 1.1
 
 Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"How many nodes a generated graph gets.  [default: {_DEFAULT_NODES}]")]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="metropolis, max-degree, lazy, best-constant or given.  [default: metropolis; given if directed]"),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="metropolis, max-degree, lazy, best-constant, fdla, stationary or given.  [default: metropolis; given if directed]",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -84,9 +92,12 @@ def show(
 
     made = _graph(source, nodes, seed, strict=True)
     if isinstance(made, Schedule):
+        figures = describe_rounds(made)
         if plot is not None:
-            raise ConfigError(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
-        _show_rounds(source, made, describe_rounds(made), as_json=as_json)
+            from p2pfl.topology.drawing import draw_rounds
+
+            draw_rounds(made, plot)
+        _show_rounds(source, made, figures, as_json=as_json)
         return
     graph, rule = _weighted(made, weights)
     figures = describe(graph)
@@ -132,18 +143,16 @@ def compare(
     from p2pfl.topology import Schedule, describe, describe_rounds
 
     findings: list[str] = []
-    graphs: dict[str, tuple[Topology, str]] = {}
+    graphs: dict[str, tuple[Topology | Schedule, str]] = {}
     figures: dict[str, dict[str, Any]] = {}
     for source in sources:
         try:
             made = _graph(source, nodes, seed, strict=False)
             if isinstance(made, Schedule):
-                graphs[source], figures[source] = (made.union(), "its own"), describe_rounds(made)
-                if plot is not None:
-                    findings.append(f"--plot: draws graphs that stay as they are, and {source} changes; leave it out")
+                graphs[source], figures[source] = (made, "its own"), describe_rounds(made)
             else:
-                graphs[source] = _weighted(made, weights)
-                figures[source] = describe(graphs[source][0])
+                graph, rule = _weighted(made, weights)
+                graphs[source], figures[source] = (graph, rule), describe(graph)
         except ConfigError as error:
             findings += [f"{source}: {finding}" for finding in error.findings]
     if findings:
@@ -164,6 +173,74 @@ def compare(
         typer.echo(json.dumps(rows, indent=2))
         return
     _print_comparison(best_first, figures)
+
+
+@app.command()
+def advise(
+    source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="Whose links have latency_ms and bandwidth_mbps.")],
+    *,
+    parameters: Annotated[int, typer.Option("--parameters", min=1, help="Of the model, four bytes each.")] = 1_000_000,
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", min=0, help="Of every link, where the file says nothing.")] = None,
+    bandwidth_mbps: Annotated[
+        float | None, typer.Option("--bandwidth-mbps", min=1e-6, help="Of every link, where the file says nothing.")
+    ] = None,
+    new_latency_ms: Annotated[float | None, typer.Option("--new-latency-ms", min=0, help="Of a new link.  [default: the median]")] = None,
+    new_bandwidth_mbps: Annotated[
+        float | None, typer.Option("--new-bandwidth-mbps", min=1e-6, help="Of a new link.  [default: the median]")
+    ] = None,
+    nodes: Nodes = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Which of the links that institutions can have to use, with what weights, and which new one would help most: in seconds.
+
+    A round lasts until the slowest link in use has delivered a model: latency + size / bandwidth, each link by itself.
+
+    Example: p2pfl topology advise topologies/swiss-hospitals.yaml --parameters 1000000
+    """
+    import numpy as np
+
+    from p2pfl.topology import Schedule
+    from p2pfl.topology.advice import best_new_link, is_exhaustive, links_of, message_seconds, options, recommended
+
+    made = _graph(source, nodes, seed, strict=True)
+    if isinstance(made, Schedule):
+        raise ConfigError(f"{source}: changes from round to round; advice is for the links that there are: give its base, or a file")
+    graph = _with_speeds(made, latency_ms, bandwidth_mbps)
+    links = links_of(graph, 4 * parameters)
+    found = options(links)
+    best = recommended(found)
+    assert graph.latency_ms is not None
+    assert graph.bandwidth_mbps is not None
+    new_ms = float(np.median(graph.latency_ms)) if new_latency_ms is None else new_latency_ms
+    new_mbps = float(np.median(graph.bandwidth_mbps)) if new_bandwidth_mbps is None else new_bandwidth_mbps
+    new, tried = best_new_link(links, float(message_seconds(np.array(new_ms), np.array(new_mbps), links.size_bytes)))
+    saves = new is not None and new.best.seconds < best.seconds * (1 - 1e-9)
+    said = [*_advice(source, graph, best, found), _new_link(graph, new if saves else None, new_ms, new_mbps, tried)]
+    if as_json:
+        row = None
+        if new is not None and saves:
+            between = [graph.label(node) for node in new.between]
+            row = {"between": between, "latency_ms": new_ms, "bandwidth_mbps": new_mbps, **_as_row(_joined(graph, new.between), new.best)}
+        content = {
+            "source": source,
+            "parameters": parameters,
+            "nodes": graph.num_nodes,
+            "links": graph.num_edges,
+            "every_choice": is_exhaustive(links),
+            "recommended": _as_row(graph, best),
+            "options": [_as_row(graph, option) for option in found],
+            "new_link": row,
+            "new_links_tried": tried,
+            "advice": said,
+        }
+        typer.echo(json.dumps(content, indent=2))
+        return
+    _print_options(source, graph, found, parameters)
+    for sentence in said:
+        typer.echo(sentence)
+    if not any(option.weights == "fdla" for option in found):
+        typer.echo("The fastest weights were not tried: they need pip install 'p2pfl-mesh[optimal]' and at most 32 nodes.")
 
 
 def _rank(figures: dict[str, Any]) -> tuple[float, ...]:
@@ -187,8 +264,21 @@ def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as
             "exact mean after": "never" if exact is None else f"{exact} rounds",
             "gap a round": _gap(figures),
             "rounds to 1e-6": "more than 5,000" if rounds is None else f"{rounds}",
+            **_facts(figures),
         },
     )
+
+
+def _facts(figures: dict[str, Any]) -> dict[str, str]:
+    """What is to be said of a schedule over a base graph."""
+    rows = {}
+    if "matchings" in figures:
+        rows["matchings"] = f"{figures['matchings']} of {figures['base']}"
+    if "probabilities" in figures:
+        rows["each used in"] = ", ".join(f"{p:.3g}" for p in figures["probabilities"]) + " of the rounds"
+        rows["a link weighs"] = f"{figures['step']:g}"
+        rows["squares left"] = f"{figures['squared_left']:.6f} a round, on average"
+    return rows
 
 
 def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology | Schedule:
@@ -200,17 +290,17 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
         seed: of random graphs.
         strict: whether a graph with its own number of nodes minds another one.
     """
-    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, is_schedule, load, make, make_schedule, schedule_faults
+    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, has_base, is_schedule, load, make, make_schedule, schedule_faults
     from p2pfl.yaml_files import parse_yaml
 
     name, _, assignments = source.partition(":")
-    if name not in TOPOLOGIES and (Path(source).suffix or "/" in source):
+    if name not in TOPOLOGIES and not is_schedule(name) and (Path(source).suffix or "/" in source):
         graph = load(source)
         if strict and nodes not in (None, graph.num_nodes):
             raise ConfigError(f"--nodes = {nodes}: {source} has its own {graph.num_nodes} nodes; leave the option out")
         return graph
     options = {}
-    for assignment in filter(None, assignments.split(",")):
+    for assignment in filter(None, re.split(r",(?![^{\[]*[}\]])", assignments)):  # a comma inside brackets is the value's
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"{source}: {assignment!r} is not an option; write them as {name}:degree=6,p=0.1")
@@ -221,9 +311,24 @@ def _graph(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topolo
     if is_schedule(name):
         if faults := schedule_faults(name, options):
             raise ConfigError(faults)
+        if has_base(name):
+            options["base"] = _base(options.get("base", "ring"), nodes, seed, strict=strict)
+            return make_schedule(name, options["base"].num_nodes, seed=seed, **options)
         return make_schedule(name, nodes if nodes is not None else _DEFAULT_NODES, seed=seed, **options)
     own_number = name in SMALL_GRAPHS and (nodes is None or not strict)
     return make(name, None if own_number else nodes if nodes is not None else _DEFAULT_NODES, seed, **options)
+
+
+def _base(value: Any, nodes: int | None, seed: int, *, strict: bool) -> Topology:
+    """The graph whose links a schedule uses, from what stands after `base=`."""
+    from p2pfl.topology import Topology, base_spec
+
+    spec = base_spec(value)
+    options = ",".join(f"{key}={json.dumps(option)}" for key, option in spec.items() if key not in ("name", "file"))
+    source = spec.get("file") or f"{spec['name']}:{options}"
+    found = _graph(source, nodes, seed, strict=strict)
+    assert isinstance(found, Topology)  # the options have been checked
+    return found
 
 
 def _weighted(graph: Topology, rule: str | None) -> tuple[Topology, str]:
@@ -232,6 +337,123 @@ def _weighted(graph: Topology, rule: str | None) -> tuple[Topology, str]:
 
     chosen = rule or ("given" if graph.directed else "metropolis")
     return weighted(graph, chosen), chosen
+
+
+def _with_speeds(graph: Topology, latency_ms: float | None, bandwidth_mbps: float | None) -> Topology:
+    """With what options say where the file says nothing."""
+    import numpy as np
+
+    for key, value in (("latency_ms", latency_ms), ("bandwidth_mbps", bandwidth_mbps)):
+        if value is None:
+            continue
+        if getattr(graph, key) is not None:
+            raise ConfigError(f"--{key.replace('_', '-')} = {value:g}: the links of {graph.name} have their own; leave the option out")
+        everywhere: dict[str, Any] = {key: np.full(len(graph.senders), value)}
+        graph = replace(graph, **everywhere)
+    return graph
+
+
+def _joined(graph: Topology, pair: tuple[int, int]) -> Topology:
+    """With one link more."""
+    import numpy as np
+
+    from p2pfl.topology import Topology
+
+    ends = np.append(graph.senders, pair[0]), np.append(graph.receivers, pair[1])
+    return Topology.from_edges(graph.name, graph.num_nodes, *ends, names=graph.names)
+
+
+def _left_out(graph: Topology, option: Option) -> list[list[str]]:
+    """The links that an option does without, by name."""
+    links = {(i, j) for i, j in zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True) if i < j}
+    return [[graph.label(i), graph.label(j)] for i, j in sorted(links - set(option.links))]
+
+
+def _as_row(graph: Topology, option: Option) -> dict[str, Any]:
+    return {
+        "use": option.use,
+        "weights": option.weights,
+        "budget": option.budget,
+        "links": len(option.links),
+        "left_out": _left_out(graph, option),
+        "round_s": option.round_s,
+        "rounds": option.rounds,
+        "seconds": option.seconds,
+        "megabytes": option.bytes_sent / 1e6,
+    }
+
+
+def _advice(source: str, graph: Topology, best: Option, found: list[Option]) -> list[str]:
+    """What to do, in plain words."""
+    said = [f"{_way(source, graph, best)}: {_seconds(best.seconds)} until a millionth of the disagreement is left."]
+    usual = next((o for o in found if o.use == "links" and o.weights == "metropolis" and len(o.links) == graph.num_edges), None)
+    if usual is not None and usual is not best:
+        said.append(f"All links in every round with weights: metropolis take {_seconds(usual.seconds)}.")
+    frugal = min((o for o in found if o.seconds <= _ALMOST * best.seconds), key=lambda o: o.bytes_sent)
+    if frugal.bytes_sent <= best.bytes_sent / 2:
+        sent = f"{frugal.bytes_sent / 1e6:,.0f} MB a node instead of {best.bytes_sent / 1e6:,.0f}"
+        said.append(f"Almost as fast, {_seconds(frugal.seconds)}, with {sent}: {_way(source, graph, frugal, first=False)}.")
+    return said
+
+
+def _way(source: str, graph: Topology, option: Option, *, first: bool = True) -> str:
+    """How to use the links, as the experiment would say it."""
+    out = _left_out(graph, option)
+    which = f"the {len(option.links)} links without {_named(out)}" if out else f"all {len(option.links)} links"
+    if option.use == "links":
+        how = f"use {which} in every round, with weights: {option.weights}"
+    elif option.use == "matchings":
+        how = f"use {which} in turns, topology: {{name: matchings, base: {source}}}"
+    else:
+        how = f"use {which} at random, topology: {{name: matcha, base: {source}, budget: {option.budget:g}}}"
+    return how[0].upper() + how[1:] if first else how
+
+
+def _new_link(graph: Topology, new: NewLink | None, latency_ms: float, bandwidth_mbps: float, tried: int) -> str:
+    speed = f"{latency_ms:g} ms, {bandwidth_mbps:g} Mbit/s"
+    if new is None:
+        return f"No single new link of {speed} would shorten that ({tried} tried)." if tried else "There is no link to add."
+    one, other = (graph.label(node) for node in new.between)
+    out = _left_out(_joined(graph, new.between), new.best)
+    how = {"links": f"weights: {new.best.weights}", "matchings": "links in turns"}[new.best.use]
+    without = f", without {_named(out)}" if out else ""
+    return (
+        f"Of {tried} new links, one between {one} and {other} ({speed}) would help most: {_seconds(new.best.seconds)} with {how}{without}."
+    )
+
+
+def _named(links: list[list[str]]) -> str:
+    most = 4
+    listed = [f"{one} - {other}" for one, other in links[:most]]
+    return ", ".join(listed) + (f" and {len(links) - most} more" if len(links) > most else "")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def _print_options(source: str, graph: Topology, found: list[Option], parameters: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("use", style="cyan", overflow="fold")
+    table.add_column("weights")
+    for heading in ("a round", "rounds", "until agreed", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for option in found:
+        some = "all links" if len(option.links) == graph.num_edges else f"{len(option.links)} of {graph.num_edges} links"
+        use = {"links": some, "matchings": f"{some} in turns", "matcha": f"{some}, matcha"}[option.use]
+        weights = option.weights if option.budget is None else f"budget {option.budget:g}"
+        figures = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), f"{option.bytes_sent / 1e6:,.0f}")
+        table.add_row(use, weights, *figures)
+    console = Console()
+    title = f"{_short(source)}: {graph.num_nodes} nodes, {graph.num_edges} links, a model of {parameters:,} parameters"
+    console.print(escape(title), style="bold", highlight=False)
+    console.print(table)
+    console.print("a round: until the slowest link in use has delivered; MB: what a node sends until agreed", style="dim", highlight=False)
+    console.print()
 
 
 def _print_pairs(title: str, rows: dict[str, str]) -> None:
@@ -282,8 +504,8 @@ def _first_line(text: str | None) -> str:
 
 
 def _short(source: str) -> str:
-    """A file without its folder."""
-    return Path(source).name if Path(source).suffix in (".yaml", ".yml") or "/" in source else source
+    """Files without their folders."""
+    return re.sub(r"[^\s:=]*/", "", source)
 
 
 def _degree(figures: dict[str, Any]) -> str:

@@ -138,7 +138,7 @@ def up(
     folder = (
         RunFolder.open(place)
         if resume is not None
-        else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="daemons")
+        else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
     )
     with ExitStack() as stack:
         if resume is None:

@@ -125,15 +125,13 @@ def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
             f"moments: the means and deviations on the card of {site.member} are not those of its data; run: p2pfl keys describe",
             str(place),
         )
-    samples = None
-    if experiment.weighting == "samples":
-        samples = {card.name: card.samples or 0 for card in study.members}
-        rows = len(mine[0].train[0]) if mine[0].train else 0
-        if rows != samples[site.member]:
-            raise ConfigError(
-                f"samples: the card of {site.member} says {samples[site.member]}, its data have {rows} training rows; make a new card",
-                str(place),
-            )
+    samples = {card.name: card.samples or 0 for card in study.members} if experiment.weighting == "samples" else None
+    said, rows = study.member(site.member).samples, len(mine[0].train[0]) if mine[0].train else 0
+    counts = samples is not None or (experiment.weights == "stationary" and said is not None)
+    if counts and rows != (said or 0):
+        raise ConfigError(
+            f"samples: the card of {site.member} says {said or 0}, its data have {rows} training rows; make a new card", str(place)
+        )
     return make_plan(experiment, replace(task, sites=mine), names=study.names, topology=study.topology(), samples=samples)
 
 

@@ -332,7 +332,7 @@ def simulate(
     folder = (
         RunFolder.open(place)
         if resume is not None
-        else RunFolder.create(place, resolved.as_dict(), topology=plan.graph_record(), engine="simulator")
+        else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="simulator")
     )
     if recorded is not None:
         replay_of = AsynchronousReplay if resolved.pace.name == "asynchronous" else PairwiseReplay

@@ -84,9 +84,9 @@ class Exchange:
         self._open: dict[tuple[int, int, int], _Open] = {}
         self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
         if faults is not None:
-            if schedule.directed:
-                raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
             union = schedule.union()
+            if self._splits_mass or len(links_between(union).senders) != len(union.senders):
+                raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
             self._ledgers = {(int(i), int(j)): EdgeLedger() for i, j in zip(union.receivers, union.senders, strict=True)}
         self._cached = lru_cache(maxsize=schedule.period or 4)(self._make_tables)
 

@@ -2,14 +2,14 @@
 
 The YAML form::
 
-    nodes: [cleveland, hungary, switzerland]      # names, or a number: nodes are then 0, 1, 2, ...
+    nodes: [cleveland, hungary, switzerland]      # names, {name: cleveland, mass: 303}, or a number: nodes are then 0, 1, 2, ...
     edges:
       - [cleveland, hungary]
       - {between: [hungary, switzerland], latency_ms: 12}
     directed: false                               # true: between is [sender, receiver]
 
-An edge may carry weight (what an end multiplies the other's message with), latency_ms (one way) and bandwidth_mbps; each of them is on all
-edges or on none.
+An edge may carry weight (what an end multiplies the other's message with), latency_ms (one way) and bandwidth_mbps, a node its mass (how
+much it counts with ``weights: stationary``); each of them is on all edges, or nodes, or on none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.topology.graph import Topology, check_connected
@@ -40,6 +40,9 @@ class _Sketch:
     """Place in the file, two ends, values."""
 
     directed: bool
+
+    masses: Mapping[int, Any] = field(default_factory=dict)
+    """By place in nodes."""
 
     faults: Sequence[str] = field(default_factory=list)
 
@@ -108,15 +111,31 @@ def _build(name: str, sketch: _Sketch) -> Topology:
     for value, attribute in _VALUES.items():
         values[attribute], more_faults = _values(value, sketch.edges)
         faults += more_faults
+    faults += _mass_faults(sketch)
     if faults:
         raise TopologyError(faults)
     numbered = set(labels) == {str(i) for i in range(len(labels))}
     if numbered:
         ends = [(int(labels[one]), int(labels[other])) for one, other in ends]
+    masses = [float(sketch.masses[i]) for i in range(len(labels))] if sketch.masses else None
+    if masses and numbered:
+        masses = [mass for _, mass in sorted(zip(map(int, labels), masses, strict=True))]
     senders, receivers = zip(*ends, strict=True) if ends else ((), ())
     return Topology.from_edges(
-        name, len(labels), senders, receivers, directed=sketch.directed, names=None if numbered else labels, **values
+        name, len(labels), senders, receivers, directed=sketch.directed, names=None if numbered else labels, masses=masses, **values
     )
+
+
+def _mass_faults(sketch: _Sketch) -> list[str]:
+    """Of what the nodes count."""
+    wrong = {i: mass for i, mass in sketch.masses.items() if not (_is_number(mass) and mass > 0)}
+    faults = [f"nodes[{i}]: mass = {shown(mass)}, expected a number > 0" for i, mass in wrong.items()]
+    missing = [i for i in range(len(sketch.nodes)) if i not in sketch.masses] if sketch.masses else []
+    return faults + [f"nodes[{i}]: no mass, but others have one; give it for all nodes or for none" for i in missing]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, Any]]]) -> tuple[list[float] | None, list[str]]:
@@ -132,10 +151,9 @@ def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, An
     numbers = []
     for place, _, _, values in edges:
         value = values.get(key, 1)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         allowed = {"weight": "a number other than 0", "latency_ms": "a number >= 0", "bandwidth_mbps": "a number > 0"}[key]
         if (
-            not is_number
+            not _is_number(value)
             or (key == "weight" and value == 0)
             or (key == "latency_ms" and value < 0)
             or (key == "bandwidth_mbps" and value <= 0)
@@ -172,6 +190,12 @@ def _read_yaml(path: Path) -> _Sketch:
         faults.append(f"directed = {shown(directed)}: expected true or false")
     if not isinstance(nodes, list) or not isinstance(edges, list):
         raise TopologyError(faults)
+    masses: dict[int, Any] = {}
+    for i, node in enumerate(nodes):
+        if isinstance(node, dict):
+            faults += [f"nodes[{i}].{unknown_key(str(key), node[key], ['name', 'mass'])}" for key in node if key not in ("name", "mass")]
+            masses |= {i: node["mass"]} if "mass" in node else {}
+    nodes = [node.get("name") if isinstance(node, dict) else node for node in nodes]
     rows = []
     for i, edge in enumerate(edges):
         place = f"edges[{i}]"
@@ -182,7 +206,7 @@ def _read_yaml(path: Path) -> _Sketch:
             rows.append((place, *pair, values))
         else:
             faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
-    return _Sketch(nodes=nodes, edges=rows, directed=directed is True, faults=faults)
+    return _Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults)
 
 
 def _read_json(path: Path) -> _Sketch:
@@ -192,7 +216,9 @@ def _read_json(path: Path) -> _Sketch:
         raise TopologyError('expected node-link JSON: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}')
     key = "edges" if "edges" in content else "links"
     rows = [(f"{key}[{i}]", edge["source"], edge["target"], _known(edge)) for i, edge in enumerate(content.get(key, []))]
-    return _Sketch(nodes=[node["id"] for node in content["nodes"]], edges=rows, directed=content.get("directed", False) is True)
+    masses = {i: node["mass"] for i, node in enumerate(content["nodes"]) if "mass" in node}
+    nodes = [node["id"] for node in content["nodes"]]
+    return _Sketch(nodes=nodes, edges=rows, directed=content.get("directed", False) is True, masses=masses)
 
 
 def _networkx_reader(read: Callable[[Any, Path], Any]) -> Callable[[Path], _Sketch]:
@@ -206,7 +232,8 @@ def _networkx_reader(read: Callable[[Any, Path], Any]) -> Callable[[Path], _Sket
         except nx.NetworkXError as error:
             raise TopologyError(f"networkx says: {error}") from error
         rows = [(f"edge {a} - {b}", a, b, _known(values)) for a, b, values in graph.edges(data=True)]
-        return _Sketch(nodes=list(graph), edges=rows, directed=graph.is_directed())
+        masses = {i: values["mass"] for i, (_, values) in enumerate(graph.nodes(data=True)) if "mass" in values}
+        return _Sketch(nodes=list(graph), edges=rows, directed=graph.is_directed(), masses=masses)
 
     return reader
 

@@ -48,7 +48,11 @@ class Topology:
     bandwidth_mbps: FloatArray | None = None
     """(E,)"""
 
+    masses: FloatArray | None = None
+    """(N,) positive: how much each node counts where the mean is to be weighted; None: nobody has said."""
+
     directed: bool = False
+    """Whether what goes one way is not what comes back: a link goes one way only, or weighs differently at its two ends."""
 
     periods: tuple[int, ...] | None = None
     """Set where nodes are the points of a periodic lattice of this shape (row-major) and edges and weights look the same from every one of
@@ -72,6 +76,7 @@ class Topology:
         directed: bool = False,
         names: Sequence[str] | None = None,
         periods: tuple[int, ...] | None = None,
+        masses: ArrayLike | None = None,
         **values: ArrayLike | None,
     ) -> Topology:
         """Edges in any order, each at least once, an undirected one in either direction; self loops are dropped.
@@ -84,15 +89,18 @@ class Topology:
             directed: whether messages go one way only.
             names: names[i] is node i; any order, the rows are sorted by them.
             periods: see the field.
+            masses: see the field; masses[i] is of names[i].
             values: weights, latency_ms, bandwidth_mbps, one number for each edge given; the first one counts where an edge is repeated.
         """
         ends = np.asarray(senders, dtype=np.int64).ravel(), np.asarray(receivers, dtype=np.int64).ravel()
+        masses_N = None if masses is None else np.array(masses, dtype=np.float64)
         if names is not None:
             rank = np.empty(num_nodes, dtype=np.int64)
             order = sorted(range(num_nodes), key=names.__getitem__)
             rank[order] = np.arange(num_nodes)
             ends = rank[ends[0]], rank[ends[1]]
             names = [names[i] for i in order]
+            masses_N = None if masses_N is None else masses_N[order]
         # both directions of an edge next to each other, so that the first of repeated edges is the same one in both
         sender, receiver = ends if directed else (np.stack(ends, axis=1).ravel(), np.stack(ends[::-1], axis=1).ravel())
         codes = receiver * num_nodes + sender
@@ -113,6 +121,7 @@ class Topology:
             senders=codes % num_nodes,
             receivers=codes // num_nodes,
             names=tuple(names) if names is not None else None,
+            masses=masses_N,
             directed=directed,
             periods=periods,
             **per_edge,
@@ -215,6 +224,7 @@ class Topology:
             self.receivers,
             directed=True,
             names=names,
+            masses=self.masses,
             weights=self.weights,
             latency_ms=self.latency_ms,
             bandwidth_mbps=self.bandwidth_mbps,

@@ -6,7 +6,7 @@ Shapes: N nodes, s neighbours of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -15,14 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology.graph import Topology
+from p2pfl.topology.generators import TOPOLOGIES, known_names, option_faults, ring
+from p2pfl.topology.graph import Topology, check_connected
+from p2pfl.topology.matcha import Activation, activation, matchings, mean_square_left
 from p2pfl.topology.rounds import Round, base_graph, fewest_factors, hyper_hypercube, simple_base
+from p2pfl.yaml_files import shown, unknown_key, unknown_name
 
 Words = NDArray[np.uint64]
 
 _MOST_MULTIPLIED = 1024  # nodes
 _MOST_ROUNDS = 5000
 _AGREED = 1e-6
+_EXACT = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,8 +45,20 @@ class Schedule:
     """Rounds, from a multiple of the period on, that give everybody the exact mean; None: no number of rounds does."""
 
     directed: bool = False
+    weighted_mean: bool = False
+    """Whether what stands still is meant to be a weighted mean; what the weights are is the graph's business."""
+
     everybody: Callable[[], Topology] | None = None
     """The union of a random schedule."""
+
+    least: float = 0.0
+    """Of a random schedule: no weight, a node's own included, is ever smaller."""
+
+    agreed: Mapping[str, Any] = field(default_factory=dict)
+    """Options that a study writes down, because they come from eigenvalues, whose last bits differ from machine to machine."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else there is to say of it."""
 
     names: tuple[str, ...] | None = None
     _at: Callable[[int], Topology] = field(init=False, repr=False)
@@ -51,7 +67,7 @@ class Schedule:
         object.__setattr__(self, "_at", lru_cache(maxsize=min(self.period or 8, 256))(self._named))
 
     @classmethod
-    def static(cls, topology: Topology) -> Schedule:
+    def static(cls, topology: Topology, *, weighted_mean: bool = False) -> Schedule:
         """The same graph in every round."""
         return cls(
             name=topology.name,
@@ -59,6 +75,7 @@ class Schedule:
             graph=lambda _: topology,
             period=1,
             directed=topology.directed,
+            weighted_mean=weighted_mean,
             names=topology.names,
         )
 
@@ -86,6 +103,14 @@ class Schedule:
         union = Topology.from_edges(self.name, self.num_nodes, edges % self.num_nodes, edges // self.num_nodes, directed=True, weights=mean)
         return replace(union, directed=self.directed, names=self.names)
 
+    def least_weight(self) -> float:
+        """The smallest that any message can ever count for, a node's own included."""
+        if self.period is None:
+            return self.least
+        graphs = [self.at(number) for number in range(self.period)]
+        weights = [graph.weights.min(initial=1.0) for graph in graphs if graph.weights is not None]
+        return float(min(*weights, *(graph.self_weights.min() for graph in graphs)))
+
     def renamed(self, names: Sequence[str]) -> Schedule:
         """The same rounds with names[i], sorted, for node i."""
         return replace(self, names=tuple(names))
@@ -100,10 +125,18 @@ SCHEDULES: dict[str, str] = {
     "el-oracle": "Epidemic Learning: a fresh random graph in each round. Options: degree.",
     "el-local": "Epidemic Learning: each node sends to some of its own choice, one way. Options: degree.",
     "random-matching": "Random pairs.",
+    "matchings": "A base graph's links in turns, so that nobody meets two in a round. Options: base.",
+    "matcha": "A base graph's links at random, those that hold it together more often. Options: base, budget.",
 }
 """Graphs that change, by name, a sentence each."""
 
-OPTIONS = {"hyper-hypercube": ("degree",), "el-oracle": ("degree",), "el-local": ("degree",)}
+OPTIONS = {
+    "hyper-hypercube": ("degree",),
+    "el-oracle": ("degree",),
+    "el-local": ("degree",),
+    "matchings": ("base",),
+    "matcha": ("base", "budget", "probabilities", "step"),
+}
 
 
 def is_schedule(name: str) -> bool:
@@ -111,7 +144,12 @@ def is_schedule(name: str) -> bool:
     return name in SCHEDULES
 
 
-def schedule_faults(name: str, options: dict[str, Any]) -> list[str]:
+def has_base(name: str) -> bool:
+    """Whether a schedule uses the links of another graph."""
+    return "base" in OPTIONS.get(name, ())
+
+
+def schedule_faults(name: str, options: Mapping[str, Any]) -> list[str]:
     """What is wrong with a schedule's options, a sentence each."""
     allowed = OPTIONS.get(name, ())
     faults = [
@@ -119,13 +157,60 @@ def schedule_faults(name: str, options: dict[str, Any]) -> list[str]:
         for key, value in options.items()
         if key not in allowed
     ]
-    degree = options.get("degree", 1)
+    degree, budget, step = (options.get(key, 1) for key in ("degree", "budget", "step"))
     if "degree" in allowed and (isinstance(degree, bool) or not isinstance(degree, int) or degree < 1):
         faults.append(f"topology {name} with degree = {degree!r}: expected a whole number above 0")
+    if "budget" in allowed and not (_is_number(budget) and 0 < budget <= 1):
+        faults.append(f"topology {name} with budget = {shown(budget)}: expected a number above 0, at most 1")
+    if "step" in allowed and not (_is_number(step) and step > 0):
+        faults.append(f"topology {name} with step = {shown(step)}: expected a number above 0")
+    if "probabilities" in allowed and "probabilities" in options:
+        given = options["probabilities"]
+        if not isinstance(given, list | tuple) or not all(_is_number(p) and 0 <= p <= 1 for p in given):
+            faults.append(f"topology {name} with probabilities = {shown(given)}: expected a list of numbers from 0 to 1")
+        if "step" not in options:
+            faults.append(f"topology {name} with probabilities, but without step: give both or none")
+    if "base" in allowed and "base" in options:
+        faults += _base_faults(name, options["base"])
     return faults
 
 
-def make_schedule(name: str, num_nodes: int, *, seed: int = 0, degree: int | None = None) -> Schedule:
+def base_spec(value: Any) -> dict[str, Any]:
+    """{"file": ...} or {"name": ..., options} of what stands at `base`: a text is a name or, with a dot or a slash in it, a file."""
+    if isinstance(value, str):
+        return {"file": value} if "." in value or "/" in value else {"name": value}
+    return dict(value)
+
+
+def _base_faults(name: str, value: Any) -> list[str]:
+    """Of what stands at `base`."""
+    if not isinstance(value, str | Mapping) or not value:
+        return [f"topology {name} with base = {shown(value)}: expected a graph's name, a file, or a mapping with name or file"]
+    spec = base_spec(value)
+    if "file" in spec:
+        faults = [f"topology {name}: base.{unknown_key(str(key), spec[key], ['file'])}" for key in spec if key != "file"]
+        wrong_path = not isinstance(spec["file"], str) or not spec["file"]
+        return faults + ([f"topology {name}: base.file = {shown(spec['file'])}: expected a path"] if wrong_path else [])
+    if spec.get("name") not in TOPOLOGIES:
+        return [f"topology {name}: {unknown_name('base.name', spec.get('name'), known_names())}"]
+    return [f"base: {fault}" for fault in option_faults(spec["name"], {key: v for key, v in spec.items() if key != "name"})]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def make_schedule(
+    name: str,
+    num_nodes: int,
+    *,
+    seed: int = 0,
+    degree: int | None = None,
+    base: Topology | None = None,
+    budget: float = 0.5,
+    probabilities: Sequence[float] | None = None,
+    step: float | None = None,
+) -> Schedule:
     """The schedule of a name in SCHEDULES.
 
     Args:
@@ -133,6 +218,10 @@ def make_schedule(name: str, num_nodes: int, *, seed: int = 0, degree: int | Non
         num_nodes: N.
         seed: of random ones.
         degree: of hyper-hypercube the most neighbours in a round (default 1), of el-oracle and el-local how many each node has (default 2).
+        base: whose links matcha and matchings use; None: a ring.
+        budget: of matcha: which part of the base graph's matchings is used in a round on average.
+        probabilities: of matcha: of each matching, where they are agreed on; None: the best ones.
+        step: of matcha: what a link in use weighs, with the probabilities.
 
     Raises:
         TopologyError: there is no such graph of so many nodes.
@@ -140,6 +229,11 @@ def make_schedule(name: str, num_nodes: int, *, seed: int = 0, degree: int | Non
     if num_nodes < 2:  # noqa: PLR2004
         raise TopologyError(f"topology {name} of {num_nodes} nodes: a network needs at least 2")
     nodes = list(range(num_nodes))
+    if has_base(name):
+        links = ring(num_nodes) if base is None else base
+        _check_base(name, num_nodes, links)
+        agreed = Activation(probabilities=tuple(probabilities), step=step) if probabilities is not None and step is not None else None
+        return _in_turns(links) if name == "matchings" else _matcha(links, budget, agreed, seed)
     if name == "one-peer-exponential":
         return _one_peer_exponential(num_nodes)
     if name == "one-peer-hypercube":
@@ -204,6 +298,60 @@ def _random(name: str, num_nodes: int, seed: int, degree: int) -> Schedule:
     return Schedule(name=name, num_nodes=num_nodes, graph=graphs[name], period=None, directed=name == "el-local", everybody=everybody)
 
 
+def _check_base(name: str, num_nodes: int, base: Topology) -> None:
+    if base.directed:
+        raise TopologyError(f"topology {name}: its base {base.name} is directed; expected links that go both ways")
+    if base.num_nodes != num_nodes:
+        raise TopologyError(f"topology {name} of {num_nodes} nodes: its base {base.name} has {base.num_nodes}")
+    check_connected(base)
+
+
+def _in_turns(base: Topology) -> Schedule:
+    """Round t: the matching t mod M of the base graph, both ends taking the mean."""
+    groups = matchings(base)
+    rounds = [[(one, other, 0.5) for one, other in group.tolist()] for group in groups]
+    schedule = _periodic("matchings", base.num_nodes, rounds)
+    is_exact = base.num_nodes <= _MOST_MULTIPLIED and _left_after(schedule, len(rounds)) < _EXACT  # a hypercube's are
+    return replace(schedule, exact_after=len(rounds) if is_exact else None, facts={"base": base.name, "matchings": len(groups)})
+
+
+def _matcha(base: Topology, budget: float, agreed: Activation | None, seed: int) -> Schedule:
+    """Round t: each matching of the base graph with its own probability, drawn by every node from (seed, t) alike."""
+    groups = matchings(base)
+    rule = activation(base, groups, budget) if agreed is None else agreed
+    p_M, step = rule.probabilities, rule.step
+    if len(p_M) != len(groups):
+        raise TopologyError(f"topology matcha with {len(p_M)} probabilities: its base {base.name} has {len(groups)} matchings")
+    thresholds = [int(p * 2**64) for p in p_M]  # exact: a word is below it with probability p
+
+    links = np.concatenate(groups)
+    group_E = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+    def of(used: Sequence[bool]) -> Topology:
+        here = np.asarray(used)[group_E]
+        ends = links[here]
+        return Topology.from_edges("matcha", base.num_nodes, ends[:, 0], ends[:, 1], weights=np.full(len(ends), step))
+
+    def graph(round: int) -> Topology:
+        words = _words(seed, round, 0, len(groups)).tolist()
+        return of([word < threshold for word, threshold in zip(words, thresholds, strict=True)])
+
+    def everybody() -> Topology:
+        """Of the base graph every link, also one that is never used."""
+        return Topology.from_edges("matcha", base.num_nodes, links[:, 0], links[:, 1], weights=step * np.array(p_M)[group_E])
+
+    return Schedule(
+        name="matcha",
+        num_nodes=base.num_nodes,
+        graph=graph,
+        period=1 if min(p_M) == 1 else None,
+        everybody=everybody,
+        least=min(0.0, float(of([p > 0 for p in p_M]).self_weights.min())),
+        agreed={"probabilities": list(p_M), "step": step},
+        facts={"base": base.name, "matchings": len(groups), "squared_left": mean_square_left(base.num_nodes, groups, p_M, step)},
+    )
+
+
 def _words(seed: int, round: int, attempt: int, count: int) -> Words:
     """Raw words of Philox keyed by (seed, round): the same bits with every version of numpy."""
     generator = np.random.Philox(key=np.array([seed, round], dtype=np.uint64), counter=np.array([0, attempt, 0, 0], dtype=np.uint64))
@@ -246,6 +394,19 @@ def _local(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
     return Topology.from_edges("el-local", num_nodes, senders, receivers, directed=True, weights=1 / (1 + heard_N[receivers]))
 
 
+def disagreement_left(schedule: Schedule, rounds: int) -> Iterator[float]:
+    """What is left of the disagreement after each of some rounds, for the worst start: the largest singular value of their product."""
+    whole_NN = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
+    for number in range(rounds):
+        whole_NN = schedule.at(number).mixing_matrix() @ whole_NN
+        whole_NN -= whole_NN.mean(axis=0)  # of random ones the mean itself may move; what counts is who differs
+        yield float(np.linalg.norm(whole_NN, 2))
+
+
+def _left_after(schedule: Schedule, rounds: int) -> float:
+    return list(disagreement_left(schedule, rounds))[-1]
+
+
 def describe_rounds(schedule: Schedule) -> dict[str, Any]:
     """The figures of ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
 
@@ -259,16 +420,12 @@ def describe_rounds(schedule: Schedule) -> dict[str, Any]:
         raise TopologyError(
             f"topology {schedule.name} of {schedule.num_nodes} nodes: its rounds are multiplied for at most {_MOST_MULTIPLIED}"
         )
-    whole_NN = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
     degrees, left = [], 1.0
-    number = 0
-    while left > _AGREED and number < _MOST_ROUNDS:
-        graph = schedule.at(number)
-        degrees.append(np.bincount(graph.senders, minlength=schedule.num_nodes))
-        whole_NN = graph.mixing_matrix() @ whole_NN
-        whole_NN -= whole_NN.mean(axis=0)  # of random ones the mean itself may move; what counts is who differs
-        left = float(np.linalg.norm(whole_NN, 2))
-        number += 1
+    for number, left in enumerate(disagreement_left(schedule, _MOST_ROUNDS)):
+        degrees.append(np.bincount(schedule.at(number).senders, minlength=schedule.num_nodes))
+        if left <= _AGREED:
+            break
+    number = len(degrees)
     union = schedule.union()
     sent = np.array(degrees)
     rate = 0.0 if schedule.exact_after is not None else left ** (1 / number)
@@ -282,4 +439,6 @@ def describe_rounds(schedule: Schedule) -> dict[str, Any]:
         "spectral_gap": 1 - rate,
         "rounds_to_1e-6": number if left <= _AGREED else None,
         "exact_after": schedule.exact_after,
+        **schedule.facts,
+        **schedule.agreed,
     }

@@ -20,6 +20,7 @@ from p2pfl.topology.graph import IntArray, Topology
 _MAX_DENSE = 400
 _MAX_DENSE_DIRECTED = 2000
 _ZERO = 1e-12
+_BEYOND = 1e-9  # of a round: rounding is not one more
 _NUM_SINGLE_SEARCHES = 64
 _BATCH_WORDS = 16
 _MAX_SEARCHED = 20_000
@@ -50,7 +51,16 @@ def laplacian_extremes(topology: Topology) -> tuple[float, float]:
 
 def rounds_to(topology: Topology, accuracy: float = 1e-6) -> int | None:
     """Rounds of plain gossip after which the disagreement is at most *accuracy* times what it was, for the worst start; None: never."""
-    return _rounds(spectral_gap(topology), accuracy)
+    return rounds_at(spectral_gap(topology), accuracy)
+
+
+def rounds_at(gap: float, accuracy: float) -> int | None:
+    """Rounds after which (1 - gap)**rounds is at most *accuracy*; None: never."""
+    if gap <= _ZERO:
+        return None
+    if gap >= 1 - _ZERO:
+        return 1
+    return math.ceil(math.log(accuracy) / math.log1p(-gap) - _BEYOND)
 
 
 def diameter(topology: Topology) -> int:
@@ -91,16 +101,8 @@ def describe(topology: Topology) -> dict[str, Any]:
         "lambda_2": slow,
         "lambda_min": fast,
         "spectral_gap": gap,
-        "rounds_to_1e-6": _rounds(gap, 1e-6),
+        "rounds_to_1e-6": rounds_at(gap, 1e-6),
     }
-
-
-def _rounds(gap: float, accuracy: float) -> int | None:
-    if gap <= _ZERO:
-        return None
-    if gap >= 1 - _ZERO:
-        return 1
-    return math.ceil(math.log(accuracy) / math.log1p(-gap))
 
 
 def _one_minus_w(topology: Topology) -> tuple[float, float]:

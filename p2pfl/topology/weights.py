@@ -1,20 +1,24 @@
 """What each node gives its neighbours' messages: rules that make a graph a mixing matrix.
 
-Every rule but "given" and "push-sum" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean stands still.
+Every rule but "given", "push-sum" and "stationary" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean
+stands still.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from p2pfl.errors import TopologyError
+from p2pfl.errors import MissingExtraError, TopologyError
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.spectrum import laplacian_extremes, spectral_gap
 
 _TOLERANCE = 1e-9
+_MAX_OPTIMISED = 64  # nodes; half a minute
+_DECIMALS = 9
 _MIN_GAP = 1e-12  # a gap of 0 up to rounding; a ring of a million nodes has 1e-11
 
 
@@ -46,6 +50,71 @@ def best_constant(topology: Topology) -> Topology:
     Source: Xiao & Boyd, Systems & Control Letters 53, 2004.
     """
     return topology.with_weights(2 / sum(laplacian_extremes(topology)), invariant=True)
+
+
+def fdla(topology: Topology) -> Topology:
+    """The fastest symmetric weights that these links can have; some may be negative. Needs the extra `optimal`.
+
+    The largest |eigenvalue| of W - J is as small as it can be, a semidefinite program. They are rounded to nine decimals; a study carries
+    them, so that whoever takes part in it needs no solver.
+
+    Raises:
+        MissingExtraError: cvxpy or its solver is not installed.
+        TopologyError: the graph is too large, or the solver fails.
+
+    Source: Xiao & Boyd, Systems & Control Letters 53, 2004 ("fastest distributed linear averaging").
+    """
+    n = topology.num_nodes
+    if n > _MAX_OPTIMISED:
+        raise TopologyError(
+            f"weights = 'fdla': topology {topology.name} of {n} nodes would take minutes; expected at most {_MAX_OPTIMISED}; take"
+            " best-constant"
+        )
+    try:
+        import clarabel  # noqa: F401  # the solver, which cvxpy does without until it is asked
+        import cvxpy
+    except ImportError as error:
+        raise MissingExtraError("weights = 'fdla' needs cvxpy: pip install 'p2pfl-mesh[optimal]'") from error
+    once = topology.senders > topology.receivers
+    one, other = topology.receivers[once], topology.senders[once]
+    incidence_NE = np.zeros((n, len(one)))
+    incidence_NE[one, np.arange(len(one))], incidence_NE[other, np.arange(len(one))] = 1, -1
+    weights_E, largest = cvxpy.Variable(len(one)), cvxpy.Variable()
+    apart_NN = np.eye(n) - 1 / n - incidence_NE @ cvxpy.diag(weights_E) @ incidence_NE.T  # W - J
+    bounds = [apart_NN << largest * np.eye(n), apart_NN >> -largest * np.eye(n)]
+    problem = cvxpy.Problem(cvxpy.Minimize(largest), bounds)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Solution may be inaccurate")  # its last digits: they are rounded away
+            problem.solve(solver=cvxpy.CLARABEL)
+    except cvxpy.SolverError as error:
+        raise TopologyError(f"weights = 'fdla': no solution for topology {topology.name} ({error}); take best-constant") from error
+    if weights_E.value is None:
+        raise TopologyError(f"weights = 'fdla': no solution for topology {topology.name} ({problem.status}); take best-constant")
+    table_NN = np.zeros((n, n))
+    table_NN[one, other] = table_NN[other, one] = np.round(weights_E.value, _DECIMALS)
+    return topology.with_weights(table_NN[topology.receivers, topology.senders])
+
+
+def stationary(topology: Topology) -> Topology:
+    """w_ij = min(1 / (1 + deg i), m_j / (m_i (1 + deg j))): the mean that stands still is weighted by the nodes' masses m.
+
+    Rows sum to 1, columns do not: everybody ends at sum_i m_i x_i / sum_i m_i. m_i w_ij = m_j w_ji, so that over each edge m_i times what i
+    takes in is m_j times what j gives, and a flow that one end does not match is taken back exactly, as with symmetric weights.
+
+    Raises:
+        TopologyError: nobody has said how much the nodes count.
+
+    Source: Metropolis et al. 1953 and Hastings 1970, a chain whose stationary distribution is m / sum(m).
+    """
+    if topology.masses is None:
+        raise TopologyError(
+            f"weights = 'stationary': topology {topology.name} does not say how much each node counts; in its file write"
+            " nodes: [{name: a, mass: 120}, ...]"
+        )
+    own_E = 1 / (1 + topology.degrees[topology.receivers])
+    share_E = topology.masses[topology.senders] / topology.masses[topology.receivers] / (1 + topology.degrees[topology.senders])
+    return replace(topology.with_weights(np.minimum(own_E, share_E)), directed=True)
 
 
 def given(topology: Topology) -> Topology:
@@ -101,8 +170,10 @@ WEIGHTS: Mapping[str, Callable[[Topology], Topology]] = {
     "max-degree": max_degree,
     "lazy": lazy,
     "best-constant": best_constant,
+    "fdla": fdla,
     "given": given,
     "push-sum": push_sum,
+    "stationary": stationary,
 }
 
 
