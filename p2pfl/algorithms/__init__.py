@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pfl.algorithms.accelerated import Chebyshev
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, SlotInbox, State, flow, over_an_edge
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
@@ -57,4 +57,5 @@ __all__ = [
     "SlotInbox",
     "State",
     "flow",
+    "over_an_edge",
 ]

@@ -30,15 +30,13 @@ _MOST_HALVINGS = 10
 class Choco(Algorithm):
     """CHOCO-SGD: q_i = C(x'_i - xhat_i); xhat_i += q_i at all that hold it; x+_i = x'_i + gamma sum_j w_ij (xhat_j - xhat_i).
 
-    x' is what the local steps made of x. Of its neighbours' xhat each row keeps their pull, sum_j w_ij (xhat_j - xhat_i), the paper's
-    s_i - xhat_i; an exchange adds sum_j w_ij (q_j - q_i). xhat starts at 0. The mean stands still at any gamma that both ends of an edge
-    use, also where the models run away because gamma is too large.
+    x' is what the local steps made of x, and xhat starts at 0. The mean stands still at any gamma that both ends of an edge use, also where
+    the models run away because gamma is too large.
 
     gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where sum_j ||xhat_j - xhat_i||**2 has grown in three
     exchanges running and its own ||x' - xhat||**2 is four times its least since the last halving: the first alone also grows while xhat is
-    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both
-    ends counts, or the mean would drift: one byte beside each message says how often its sender has halved. As gamma then differs by edge,
-    a row keeps xhat_j - xhat_i for each neighbour, K vectors instead of one.
+    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both ends counts, or the mean would drift: one byte
+    beside each message says how often its sender has halved.
 
     Source: Koloskova, Stich & Jaggi, "Decentralized stochastic optimization and gossip algorithms with compressed communication",
     Algorithm 2 (arXiv:1902.00340); with local steps and any compressor Koloskova et al. 2020 (arXiv:1907.09356).
@@ -51,22 +49,24 @@ class Choco(Algorithm):
     compressor: Compressor = field(default_factory=Identity)
 
     phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({name: Channel(missing="zero") for name in (*PART_NAMES, "halvings")})
-    requires: ClassVar[frozenset[Requirement]] = frozenset(
-        {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "fixed slots"}
+    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
+        {
+            "xhat": Channel(missing="own"),
+            **{name: Channel(missing="zero", encodes="xhat") for name in PART_NAMES},
+            "halvings": Channel(missing="zero"),
+        }
     )
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages"})
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:
+    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing is known of anyone."""
         nothing_NP = torch.zeros_like(x_NP)
         if self.gamma != "auto":
-            return {"x": x_NP, "xhat": nothing_NP, "pull": nothing_NP}
-        assert ctx.slots_NK is not None
+            return {"x": x_NP, "xhat": nothing_NP}
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
         return {
             "x": x_NP,
             "xhat": nothing_NP,
-            "ahead": x_NP.new_zeros((len(x_NP), ctx.slots_NK.shape[1], x_NP.shape[-1])),  # xhat_j - xhat_i, (N, K, P)
             "halvings": count_N,
             "growing": count_N,
             "disagreement": nothing_N,
@@ -74,38 +74,25 @@ class Choco(Algorithm):
         }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """The compressed difference to what the neighbours already know."""
+        """What the neighbours then know, and the compressed difference to what they know already."""
         parts = self.compressor.compress(state["x"] - state["xhat"], ctx)
-        return parts if self.gamma != "auto" else {**parts, "halvings": state["halvings"][:, None]}
+        sent = {"xhat": self.decode("xhat", state["xhat"], parts, ctx), **parts}
+        return sent if self.gamma != "auto" else {**sent, "halvings": state["halvings"][:, None]}
+
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
+        """The difference added."""
+        return before + self.compressor.decompress(dict(encoded), ctx, before.dtype)
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """A step towards what is known of the neighbours."""
-        x_NP, names = state["x"], self.compressor.parts
-        stacks = {name: inbox.stack(name) for name in names}
-        _, weights_NK, present_NK = stacks[names[0]]
-        own_NP = self.compressor.decompress({name: inbox.own(name) for name in names}, ctx, x_NP.dtype)
-        xhat_NP = state["xhat"] + own_NP
-
-        def gained(k: int) -> Tensor:
-            """q_j - q_i, (N, P); 0 where nothing came."""
-            theirs_NP = self.compressor.decompress({name: stacks[name][0][:, k] for name in names}, ctx, x_NP.dtype)
-            return torch.where(present_NK[:, k, None], theirs_NP - own_NP, 0)
-
+        xhat_NP = inbox.own("xhat")
         if self.gamma != "auto":
-            pull_NP = state["pull"]
-            for k in range(weights_NK.shape[1]):
-                pull_NP = pull_NP + weights_NK[:, k, None] * gained(k)
-            return {"x": x_NP + self.gamma * pull_NP, "xhat": xhat_NP, "pull": pull_NP}
+            return {"x": state["x"] + (inbox.mix("xhat", scale_NK=self.gamma) - xhat_NP), "xhat": xhat_NP}
         halvings_NK = torch.maximum(inbox.stack("halvings")[0][..., 0], inbox.own("halvings")).clamp(max=_MOST_HALVINGS)
-        steps_NK = weights_NK * self._gammas(ctx, x_NP)[halvings_NK.long()] * present_NK
-        ahead_NKP = state["ahead"].clone()
-        disagreement_N = torch.zeros_like(state["disagreement"])
-        for k in range(weights_NK.shape[1]):
-            ahead_NKP[:, k] += gained(k)
-            x_NP = x_NP + steps_NK[:, k, None] * ahead_NKP[:, k]
-            disagreement_N = disagreement_N + _squared_norms(ahead_NKP[:, k])
+        mixed_NP = inbox.mix("xhat", scale_NK=self._gammas(ctx, xhat_NP)[halvings_NK.long()])
+        disagreement_N = inbox.squared_distances("xhat").to(xhat_NP.dtype)
         watched = _watched(state, disagreement_N, _squared_norms(state["x"] - xhat_NP))
-        return {"x": x_NP, "xhat": xhat_NP, "ahead": ahead_NKP, **watched}
+        return {"x": state["x"] + (mixed_NP - xhat_NP), "xhat": xhat_NP, **watched}
 
     def _gammas(self, ctx: Context, like: Tensor) -> Tensor:
         """By number of halvings."""
