@@ -126,6 +126,10 @@ class PowerGossip(Algorithm):
     columns scaled to 1, the next round's V. C projects, so there is no step size to find, and what one end adds the other takes away.
     Tensors of one axis are mixed whole.
 
+    Where a message is lost: with X^T U each end says whether it got the other's X V, one byte an edge, and where one did not nothing
+    crosses the edge in this round. Where X^T U is lost one way the ends' V differ in the next round; U is made of the same two messages at
+    both, so that what crosses is matched all the same, if along worse columns, and then both hold one V again.
+
     Source: Vogels, Karimireddy & Jaggi, "Practical low-rank communication compression in decentralized deep learning", Algorithm 1
     (arXiv:2008.01425), with several columns as in PowerSGD (arXiv:1905.13727).
     """
@@ -137,13 +141,12 @@ class PowerGossip(Algorithm):
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
         {
             "left": Channel(missing="zero", per_edge=True),
-            "right": Channel(missing="zero", per_edge=True),
+            "right": Channel(missing="own", per_edge=True),
+            "held": Channel(missing="zero", per_edge=True),
             "vectors": Channel(missing="own"),
         }
     )
-    requires: ClassVar[frozenset[Requirement]] = frozenset(
-        {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "fixed slots"}
-    )
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages", "fixed slots"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Gaussian columns, the same for all edges.
@@ -159,12 +162,17 @@ class PowerGossip(Algorithm):
         right_M = torch.cat(columns).to(x_NP)
         num_left = self.rank * sum(m for _, m, _ in matrices)
         num_rows, num_slots = len(x_NP), ctx.slots_NK.shape[1]
-        return {"x": x_NP, "left": x_NP.new_zeros((num_rows, num_slots, num_left)), "right": right_M.repeat(num_rows, num_slots, 1)}
+        return {
+            "x": x_NP,
+            "left": x_NP.new_zeros((num_rows, num_slots, num_left)),
+            "right": right_M.repeat(num_rows, num_slots, 1),
+            "held": torch.zeros((num_rows, num_slots, 1), dtype=torch.uint8, device=x_NP.device),
+        }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Products of the own matrices with each edge's V or U, and in the first phase the vectors."""
         if phase == 1:
-            return {"right": self._products(state["x"], state["left"], ctx.layout, transposed=True)}
+            return {"right": self._products(state["x"], state["left"], ctx.layout, transposed=True), "held": state["held"]}
         sent = {"left": self._products(state["x"], state["right"], ctx.layout, transposed=False)}
         places = _vector_places(ctx.layout)
         return {**sent, "vectors": torch.cat([state["x"][:, place] for place in places], dim=-1)} if places else sent
@@ -174,28 +182,30 @@ class PowerGossip(Algorithm):
         assert ctx.slots_NK is not None
         channel = ("left", "right")[phase]
         theirs_NKM, weights_NK, present_NK = inbox.stack(channel)
+        if phase == 1:
+            present_NK = present_NK & ((inbox.own("held") & inbox.stack("held")[0])[..., 0] > 0)
         # from the lower number to the higher, so that both ends compute the same bits
         side_NK = torch.where(ctx.nodes_N[:, None] < ctx.slots_NK, 1, -1).to(state["x"].dtype)
         ahead_NKM = torch.where(present_NK[..., None], side_NK[..., None] * (inbox.own(channel) - theirs_NKM), 0)
-        x_NP = state["x"].clone()
         matrices = _matrices(ctx.layout)
         if phase == 0:
-            places, start = _vector_places(ctx.layout), 0
-            mixed_NM = inbox.mix("vectors") if places else x_NP
-            for place in places:
-                size = place.stop - place.start
-                x_NP[:, place] = mixed_NM[:, start : start + size]
-                start += size
             made = [_orthonormal(columns) for columns in self._split(ahead_NKM, [m for _, m, _ in matrices])]
-            return {**state, "x": x_NP, "left": torch.cat([columns.flatten(-2) for columns in made], dim=-1)}
+            left_NKM, held_NK1 = torch.cat([columns.flatten(-2) for columns in made], dim=-1), present_NK[..., None].to(torch.uint8)
+            return {**state, "x": _with_vectors_mixed(state["x"], inbox, ctx.layout), "left": left_NKM, "held": held_NK1}
         lefts = self._split(state["left"], [m for _, m, _ in matrices])
         gaps = self._split(ahead_NKM, [n for _, _, n in matrices])
         steps_NK = -weights_NK * side_NK
-        for (place, _, _), left, gap in zip(matrices, lefts, gaps, strict=True):
-            for k in range(weights_NK.shape[1]):
+
+        def flow(k: int) -> Tensor:
+            """w_ij C(X_j - X_i), (N, P)."""
+            flow_NP = torch.zeros_like(state["x"])
+            for (place, _, _), left, gap in zip(matrices, lefts, gaps, strict=True):
                 for column in range(self.rank):
                     change = left[:, k, column, :, None] * gap[:, k, column, None, :]
-                    x_NP[:, place] += steps_NK[:, k, None] * change.flatten(1)
+                    flow_NP[:, place] += steps_NK[:, k, None] * change.flatten(1)
+            return flow_NP
+
+        x_NP = inbox.take_in("right", state["x"], (flow(k) for k in range(weights_NK.shape[1])))
         kept = self._split(state["right"], [n for _, _, n in matrices])
         right = [_scaled(gap, otherwise).flatten(-2) for gap, otherwise in zip(gaps, kept, strict=True)]
         return {**state, "x": x_NP, "right": torch.cat(right, dim=-1)}
@@ -239,6 +249,19 @@ def _matrices(layout: Layout) -> list[tuple[slice, int, int]]:
 def _vector_places(layout: Layout) -> list[slice]:
     """Where the others lie."""
     return [place for spec, place in layout.slices() if len(spec.shape) < _MATRIX_AXES and spec.size]
+
+
+def _with_vectors_mixed(x_NP: Tensor, inbox: Inbox, layout: Layout) -> Tensor:
+    """The models after the exchange of what is sent whole."""
+    places = _vector_places(layout)
+    if not places:
+        return x_NP
+    parts_NP, mixed_NM, start = x_NP.clone(), inbox.mix("vectors"), 0
+    for place in places:
+        size = place.stop - place.start
+        parts_NP[:, place] = mixed_NM[:, start : start + size]
+        start += size
+    return parts_NP
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
