@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -116,9 +116,16 @@ class Network:
     """The daemons of one plan in this process. Used inside `async with`, which ends what still runs."""
 
     def __init__(
-        self, plan: Plan, place: Path, *, limits: Limits = PATIENT, links: MemoryLinks | ZeroMQLinks | None = None, **options: Any
+        self,
+        plan: Plan,
+        place: Path,
+        *,
+        limits: Limits = PATIENT,
+        limits_of: Mapping[str, Limits] | None = None,
+        links: MemoryLinks | ZeroMQLinks | None = None,
+        **options: Any,
     ) -> None:
-        self.plan, self.place, self.limits = plan, place, limits
+        self.plan, self.place, self.limits, self.limits_of = plan, place, limits, limits_of or {}
         self.links = links if links is not None else MemoryLinks(max_queued=32)
         self.options = {"study_digest": STUDY, "status_port": None, **options}
         self.nodes: dict[str, Running] = {}
@@ -144,9 +151,8 @@ class Network:
         """Start some daemons, or all, from what lies in their state folders."""
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
-            daemon = Daemon(
-                self.plan, name, line, state=self.states[name], limits=self.limits, incarnation=next(self._starts), **self.options
-            )
+            limits = self.limits_of.get(name, self.limits)
+            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:

@@ -363,6 +363,71 @@ def test_what_is_taken_back_is_added():
     assert small_inbox({"m": Channel()}, FIRST_MISSES_SECOND, returns).mix("m").flatten().tolist() == [50.5 - 2.25, 7.75, 50.5]
 
 
+def test_a_scale_leaves_the_rest_of_a_weight_at_home():
+    inbox = small_inbox({"m": Channel(missing="own")}, EVERYTHING)
+    scale_NK = torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]], dtype=torch.float64)
+
+    assert inbox.mix("m", scale_NK=scale_NK).flatten().tolist() == [1 + 0.125 * 9 + 0.125 * 99, 10 - 0.125 * 9, 100 - 0.125 * 99]
+    assert inbox.mix("m", scale_NK=0.5).flatten().tolist() == [1 + 0.125 * 9 + 0.25 * 99, 10 - 0.125 * 9, 100 - 0.25 * 99]
+
+
+def test_what_came_in_over_each_edge_is_kept_where_a_ledger_asks():
+    inbox = small_inbox({"m": Channel(missing="own")}, FIRST_MISSES_SECOND)
+    assert inbox.flows is None
+    inbox.flows = {}
+    inbox.mix("m", scale_NK=0.5)
+
+    assert {place: flow["m"].tolist() for place, flow in inbox.flows.items()} == {
+        (0, 1): [0.25 * 99],
+        (1, 0): [-0.125 * 9],
+        (2, 0): [-0.25 * 99],
+    }
+    zero = small_inbox({"m": Channel(missing="zero")}, EVERYTHING)
+    zero.flows = {}
+    zero.mix("m")
+    assert zero.flows == {}
+
+
+def test_a_rule_s_own_flows_are_added_and_kept_and_what_is_taken_back_with_them():
+    returns = {"m": torch.tensor([[-2.0], [0.0], [0.0]], dtype=torch.float64)}
+    inbox = small_inbox({"m": Channel(missing="own")}, EVERYTHING, returns)
+    inbox.flows = {}
+    flows = [torch.tensor(flow, dtype=torch.float64)[:, None] for flow in ([4.0, -4.0, 0.0], [8.0, 0.0, -8.0])]
+    into = torch.tensor([[0.0], [10.0], [20.0]], dtype=torch.float64)
+
+    assert inbox.take_in("m", into, flows).flatten().tolist() == [10.0, 6.0, 12.0]
+    assert into.flatten().tolist() == [0.0, 10.0, 20.0]
+    assert [inbox.flows[i, k]["m"].item() for i in range(3) for k in range(2)] == [4.0, 8.0, -4.0, 0.0, 0.0, -8.0]
+
+
+def test_a_channel_that_is_encoded_is_sent_in_one_phase_with_all_that_encodes_it(algorithm):
+    graph = graph_for(algorithm)
+    phases_of = {}
+    for phase in range(algorithm.phases):
+        sent = algorithm.outgoing(started(algorithm, graph), phase, context(graph))
+        encoded = {algorithm.channels[name].encodes for name in sent} - {None}
+        assert encoded <= sent.keys()
+        for name in sent:
+            phases_of.setdefault(algorithm.channels[name].encodes or name, set()).add(phase)
+
+    assert all(len(phases_of[c.encodes]) == 1 for c in algorithm.channels.values() if c.encodes)
+
+
+def test_what_is_encoded_grows_by_what_decoding_makes_of_it(algorithm):
+    graph = graph_for(algorithm)
+    values = {}
+    state = started(algorithm, graph)
+    for number in range(3):
+        for phase in range(algorithm.phases):
+            ctx = context(graph, number)
+            sent = algorithm.outgoing(state, phase, ctx)
+            for of in {algorithm.channels[name].encodes for name in sent} - {None}:
+                encoded = {name: message for name, message in sent.items() if algorithm.channels[name].encodes == of}
+                values[of] = algorithm.decode(of, values.get(of, torch.zeros_like(sent[of])), encoded, ctx)
+                assert torch.equal(values[of], sent[of])
+            state = algorithm.merge(state, phase, inbox_of(algorithm, graph, sent), ctx)
+
+
 def test_what_a_node_sent_is_its_own():
     assert small_inbox({"m": Channel()}, EVERYTHING).own("m").flatten().tolist() == [1.0, 10.0, 100.0]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from p2pfl.algorithms import over_an_edge
 from p2pfl.algorithms.compressed import Choco
 from p2pfl.algorithms.compressors import QSGD, Identity, Int8, LowRank, RandomK, Sign, TopK
 from p2pfl.params import Layout, TensorSpec
@@ -183,10 +184,29 @@ def test_what_travels_is_what_the_compressor_says_and_one_byte_for_auto(compress
         sent[gamma] = algorithm.outgoing(algorithm.init(x_NP, ctx), 0, ctx)
 
         assert sent[gamma].keys() <= algorithm.channels.keys()
-        assert all(algorithm.channels[name].missing == "zero" for name in sent[gamma])
-    assert set(sent[0.5]) == set(compressor.parts)
-    assert set(sent["auto"]) - set(sent[0.5]) == {"halvings"}
+    channels = algorithm.channels
+    assert set(over_an_edge(channels, sent[0.5])) == set(compressor.parts)
+    assert set(over_an_edge(channels, sent["auto"])) == {*compressor.parts, "halvings"}
     assert (sent["auto"]["halvings"].dtype, sent["auto"]["halvings"].shape) == (torch.uint8, (8, 1))
+    whole = over_an_edge(channels, sent["auto"], whole=True, row=3)
+    assert set(whole) == {"xhat", "halvings"}
+    assert torch.equal(whole["xhat"], sent["auto"]["xhat"][3])
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=str)
+def test_a_receiver_decodes_to_the_bits_that_the_sender_has(compressor):
+    """From its own copies of what came, wherever they lie in memory."""
+    algorithm, x_NP = Choco(compressor=compressor), start()
+    held = [torch.zeros(1, 100, dtype=torch.float64) for _ in range(8)]
+    for number, state in enumerate(gossip(algorithm, RING, x_NP, 6)):
+        sent = algorithm.outgoing(state, 0, context_of(RING, x_NP, number + 1))
+        if number == 0:
+            held = [state["xhat"][i : i + 1] for i in range(8)]
+        for i in range(8):
+            parts = {name: torch.from_numpy(np.array(sent[name][i].numpy()))[None] for name in compressor.parts}
+            held[i] = algorithm.decode("xhat", held[i], parts, context_of(RING, x_NP, number + 1, row=(i + 1) % 8))
+
+            assert torch.equal(held[i][0], sent["xhat"][i])
 
 
 # ---- gamma that finds itself

@@ -125,9 +125,9 @@ def test_what_travels_is_r_times_m_plus_n_for_each_matrix_and_the_vectors():
     sent = [algorithm.outgoing(state, phase, ctx) for phase in range(2)]
     per_edge = [size_bytes({k: m for k, m in each.items() if k != "vectors"}, num_leading=2) for each in sent]
 
-    assert per_edge == [8 * 2 * (10 + 4), 8 * 2 * (8 + 6)]
+    assert per_edge == [8 * 2 * (10 + 4), 8 * 2 * (8 + 6) + 1]  # and whether the first came
     assert sent[0]["vectors"].shape == (8, 14)
-    assert set(sent[1]) == {"right"}
+    assert set(sent[1]) == {"right", "held"}
 
 
 def test_models_that_agree_keep_their_columns_for_when_they_do_not():
@@ -146,3 +146,47 @@ def test_a_model_without_a_matrix_is_refused_by_name():
 
     with pytest.raises(ConfigError, match=r"powergossip.*no tensor of two axes"):
         PowerGossip().init(torch.zeros(8, 5), ctx)
+
+
+# ---- messages that are lost
+
+EDGE = weighted(make("path", 2), "metropolis")
+BOTH, ONE = torch.tensor([[True], [True]]), torch.tensor([[True], [False]])
+
+
+def exchange(algorithm, state, number, first_NK, second_NK):
+    """One round with some messages of each phase; what came into each row in the second, too."""
+    ctx = context_of(EDGE, number)
+    for phase, present_NK in enumerate((first_NK, second_NK)):
+        inbox = inbox_of(algorithm, EDGE, algorithm.outgoing(state, phase, ctx), present_NK=present_NK)
+        inbox.flows = {}
+        state = algorithm.merge(state, phase, inbox, ctx)
+    return state, [inbox.flows[i, 0]["right"] for i in range(2)]
+
+
+@pytest.mark.parametrize("lost", [ONE, ~ONE, ~BOTH])
+def test_nothing_crosses_an_edge_whose_first_messages_did_not_both_come(lost):
+    algorithm, x_NP = PowerGossip(rank=2), start(2)
+    state, _ = exchange(algorithm, algorithm.init(x_NP, context_of(EDGE, 0)), 0, BOTH, BOTH)
+    after, flows = exchange(algorithm, state, 1, lost, BOTH)
+
+    assert [float(flow.abs().max()) for flow in flows] == [0.0, 0.0]
+    for place, _, _ in MATRICES:
+        assert torch.equal(after["x"][:, place], state["x"][:, place])
+    assert torch.equal(after["right"], state["right"])
+
+
+def test_what_one_end_alone_took_in_is_known_and_the_ends_agree_on_their_columns_a_round_later():
+    algorithm, x_NP = PowerGossip(rank=2), start(2)
+    state, _ = exchange(algorithm, algorithm.init(x_NP, context_of(EDGE, 0)), 0, BOTH, BOTH)
+    mean_P = state["x"].mean(dim=0)
+    state, flows = exchange(algorithm, state, 1, BOTH, ONE)
+    matrices = torch.cat([torch.arange(place.start, place.stop) for place, _, _ in MATRICES])
+
+    assert float((state["x"].sum(dim=0) - flows[0] - 2 * mean_P)[matrices].abs().max()) < 1e-14
+    assert float(flows[1].abs().max()) == 0.0
+    assert not torch.equal(state["right"][0], state["right"][1])
+    state, flows = exchange(algorithm, state, 2, BOTH, BOTH)
+    assert torch.equal(flows[0], -flows[1])
+    assert float(flows[0].abs().max()) > 0.01
+    assert torch.equal(state["right"][0], state["right"][1])

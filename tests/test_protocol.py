@@ -13,11 +13,12 @@ from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, Alive, Closing, Goodbye, Hello, Report, StopNews, Want
+from p2pfl.wire.messages import NO_STOP, NOTHING_SAID, Alive, Closing, Goodbye, Hello, Report, StopNews, Want
 from p2pfl.wire.pace import RoundPace
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
 FORMAT = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(2,)),))
+ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(2,)),), whole=FORMAT)
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
 NUM_EXCHANGES = 100_000
 EARLIEST_STOP = 10
@@ -27,12 +28,12 @@ FLOOR_S = 10.0
 class Node:
     """A protocol, what it said happened, and a clock that the test moves."""
 
-    def __init__(self, me: str, *peers: str, terms: Terms = TERMS, incarnation: int = 1) -> None:
-        self.me, self.now_s = me, 0.0
+    def __init__(self, me: str, *peers: str, terms: Terms = TERMS, incarnation: int = 1, update_format: UpdateFormat = FORMAT) -> None:
+        self.me, self.now_s, self.update_format = me, 0.0, update_format
         self.events: list[tuple[str, str]] = []
         neighbours = {}
         for peer in sorted(peers):
-            session = LinkSession(peer=peer, member=me, terms=terms, incarnation=incarnation, formats=(FORMAT,))
+            session = LinkSession(peer=peer, member=me, terms=terms, incarnation=incarnation, formats=(update_format,))
             neighbours[peer] = Neighbour(name=peer, session=session)
         self.protocol = Protocol(
             me=me,
@@ -70,14 +71,31 @@ class Node:
         for frames in FORMAT.pack(exchange, {"x": np.full(2, value)}).messages(report, stop):
             self.protocol.hear(peer, tuple(map(memoryview, frames)), self.now_s)
 
+    def hear_encoded(self, peer: str, exchange: int, after: bytes | None, mark: bytes) -> None:
+        """An update that continues something, or one that stands by itself."""
+        report = Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1)
+        update_format, arrays = (FORMAT, {"x": np.ones(2)}) if after is None else (ENCODED, {"q": np.ones(2, dtype=np.int8)})
+        for frames in update_format.pack(exchange, arrays, (after, mark)).messages(report, NO_STOP):
+            self.protocol.hear(peer, tuple(map(memoryview, frames)), self.now_s)
+
     def post(self) -> None:
-        update = FORMAT.pack(self.protocol.exchange, {"x": np.zeros(2)})
-        self.protocol.post(dict.fromkeys(self.protocol.neighbours, update), self.now_s)
+        exchange, peers = self.protocol.exchange, self.protocol.neighbours
+        if self.update_format is FORMAT:
+            update = FORMAT.pack(exchange, {"x": np.zeros(2)})
+            self.protocol.post(dict.fromkeys(peers, update), self.now_s)
+            return
+        after, mark = self.protocol.marks.get(0, NOTHING_SAID), mark_of(exchange)
+        update = ENCODED.pack(exchange, {"q": np.zeros(2, dtype=np.int8)}, (after, mark))
+        whole = Whole(FORMAT, exchange, {"x": np.full(2, float(exchange))}, mark)
+        self.protocol.post(dict.fromkeys(peers, update), self.now_s, wholes=dict.fromkeys(peers, whole), mark=mark)
 
     def close(self, *, keep: bool = True) -> list[str]:
         """Merge what is there, write it down, and be at the next exchange."""
         protocol = self.protocol
-        merged = {name: Flow(exchange=protocol.exchange, weight=0.25, own={}, theirs=a.arrays) for name, a in protocol.arrivals().items()}
+        for name, arrived in protocol.came().items():
+            protocol.hold(name, arrived, {"x": f"of exchange {arrived.exchange}"})
+        protocol.advance()
+        merged = {name: Flow(exchange=protocol.exchange, amounts=a.arrays) for name, a in protocol.arrivals().items()}
         skipped = protocol.close(merged, self.now_s)
         if keep:
             protocol.checkpointed(protocol.ledgers())
@@ -90,6 +108,11 @@ class Node:
         self.now_s = max(self.now_s, self.protocol.barrier.deadline_s)
         assert self.protocol.is_over(self.now_s)
         self.close()
+
+
+def mark_of(exchange: int) -> bytes:
+    """Of what a node's updates have led to in tests where all is regular."""
+    return b"exchange"[:7] + bytes([exchange])
 
 
 def carry(one: Node, other: Node) -> None:
@@ -108,8 +131,8 @@ def greeted(*nodes: Node) -> None:
             carry(one, other)
 
 
-def pair() -> tuple[Node, Node]:
-    a, b = Node("a", "b"), Node("b", "a", incarnation=2)
+def pair(update_format: UpdateFormat = FORMAT) -> tuple[Node, Node]:
+    a, b = Node("a", "b", update_format=update_format), Node("b", "a", incarnation=2, update_format=update_format)
     greeted(a, b)
     return a, b
 
@@ -201,7 +224,7 @@ def test_what_does_not_come_is_asked_for_more_and_more_rarely():
     asked = []
     for tick in range(200):
         a.protocol.tick(tick / 10)
-        asked += [tick / 10 for message in a.said_to("b") if message == Want(exchange=0)]
+        asked += [tick / 10 for message in a.said_to("b") if message == Want(exchange=0, whole=False)]
 
     assert asked == [0.5, 1.5, 3.5, 7.5, 12.5, 17.5]
 
@@ -211,21 +234,21 @@ def test_a_repeated_question_gets_one_answer_at_a_time():
     a.post()
     a.frames_for("b")
     a.now_s = 1.0
-    a.hear("b", Want(exchange=0))
-    a.hear("b", Want(exchange=0))
+    a.hear("b", Want(exchange=0, whole=False))
+    a.hear("b", Want(exchange=0, whole=False))
     a.now_s = 1.2
-    a.hear("b", Want(exchange=0))
+    a.hear("b", Want(exchange=0, whole=False))
 
     assert len(a.frames_for("b")) == 1
     a.now_s = 1.25
-    a.hear("b", Want(exchange=0))
+    a.hear("b", Want(exchange=0, whole=False))
     assert len(a.frames_for("b")) == 1
 
 
 def test_a_question_for_what_is_not_there_is_answered_with_where_this_node_is():
     a, _ = pair()
     a.frames_for("b")
-    a.hear("b", Want(exchange=7))
+    a.hear("b", Want(exchange=7, whole=False))
 
     assert [(type(message), message.exchange) for message in a.said_to("b")] == [(Alive, 0)]
 
@@ -234,12 +257,12 @@ def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
     a, _ = pair()
     neighbour = a.protocol.neighbours["b"]
     for exchange in range(2 * OUTBOX_LIMIT):
-        neighbour.queue(Want(exchange=exchange))
+        neighbour.queue(Want(exchange=exchange, whole=False))
         neighbour.queue(SendUpdate(exchange=exchange, again=True))
         neighbour.queue(SendUpdate(exchange=exchange, again=True))
 
     assert len(neighbour.outbox) == OUTBOX_LIMIT
-    assert [item for item in neighbour.outbox if isinstance(item, Want)] == [Want(exchange=2 * OUTBOX_LIMIT - 1)]
+    assert [item for item in neighbour.outbox if isinstance(item, Want)] == [Want(exchange=2 * OUTBOX_LIMIT - 1, whole=False)]
 
 
 # ---- falling behind
@@ -265,7 +288,7 @@ def test_a_node_that_jumped_asks_at_once_for_what_it_could_not_keep():
     assert a.protocol.refused["far_round"] == 1
     a.protocol.jump(5, a.now_s)
 
-    assert a.said_to("b") == [Want(exchange=5)]
+    assert a.said_to("b") == [Want(exchange=5, whole=False)]
 
 
 def test_one_exchange_behind_is_made_up_for():
@@ -337,6 +360,174 @@ def test_a_node_that_stood_still_for_an_hour_believes_how_far_the_others_are():
     a.hear("b", alive(3600))
 
     assert a.protocol.is_behind()
+
+
+# ---- what continues what was sent before
+
+
+def asked(a: Node) -> list[Want]:
+    return [message for message in a.said_to("b") if isinstance(message, Want)]
+
+
+def in_step_encoded(a: Node, b: Node, num_exchanges: int) -> None:
+    for _ in range(num_exchanges):
+        for node in (a, b):
+            node.post()
+        carry(a, b)
+        assert (a.close(), b.close()) == ([], [])
+
+
+def test_updates_continue_each_other_from_nothing_on():
+    a, b = pair(ENCODED)
+    in_step_encoded(a, b, 5)
+
+    assert a.protocol.neighbours["b"].marks == b.protocol.marks == {0: mark_of(4)}
+    assert a.protocol.neighbours["b"].values == {"x": "of exchange 4"}
+    assert (a.protocol.resynchronised, a.protocol.refused) == (0, {})
+
+
+def test_an_update_that_continues_what_is_not_here_counts_when_it_has_come_whole():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.frames_for("b")
+    a.hear_encoded("b", 0, b"unheard of"[:8], mark_of(0))
+
+    assert asked(a) == [Want(exchange=0, whole=True)]
+    assert not a.protocol.is_over(a.now_s)
+    assert a.protocol.arrivals() == {}
+    a.hear_encoded("b", 0, None, mark_of(0))
+    assert a.protocol.is_over(a.now_s)
+    assert a.close() == []
+    assert a.events[-1] == ("resynchronised", "b at exchange 0")
+    assert (a.protocol.resynchronised, a.protocol.neighbours["b"].marks) == (1, {0: mark_of(0)})
+    a.post()
+    a.hear_encoded("b", 1, mark_of(0), mark_of(1))
+    assert a.protocol.is_over(a.now_s)
+
+
+def test_a_gap_before_an_update_that_came_early_is_noticed_in_its_exchange_and_the_neighbour_waited_for():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.hear_encoded("b", 1, mark_of(0), mark_of(1))  # what led to that has not come
+    a.now_s = a.protocol.barrier.deadline_s
+    a.frames_for("b")
+    assert a.close() == ["b"]
+
+    assert asked(a) == [Want(exchange=1, whole=True)]
+    a.post()
+    assert not a.protocol.neighbours["b"].missed
+    assert not a.protocol.is_over(a.now_s)
+    a.hear_encoded("b", 1, None, mark_of(1))
+    assert a.protocol.is_over(a.now_s)
+
+
+def test_what_came_early_and_continues_what_came_in_between_needs_no_repair():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.hear_encoded("b", 1, mark_of(0), mark_of(1))
+    a.hear_encoded("b", 0, NOTHING_SAID, mark_of(0))
+    a.frames_for("b")
+    assert a.close() == []
+
+    assert asked(a) == []
+    assert list(a.protocol.arrivals()) == ["b"]
+
+
+def test_an_update_that_came_too_late_leaves_a_gap():
+    a, _ = pair(ENCODED)
+    a.alone_until_the_deadline()
+    a.post()
+    a.hear_encoded("b", 0, NOTHING_SAID, mark_of(0))
+    a.frames_for("b")
+    a.hear_encoded("b", 1, mark_of(0), mark_of(1))
+
+    assert a.protocol.refused == {"stale_round": 1}
+    assert asked(a) == [Want(exchange=1, whole=True)]
+
+
+def test_what_is_lacking_is_asked_for_until_it_comes():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.hear_encoded("b", 0, mark_of(7), mark_of(8))
+    a.frames_for("b")
+    for tick in range(20):
+        a.protocol.tick(tick / 10)
+
+    assert asked(a) == [Want(exchange=0, whole=True)]
+
+
+def test_a_neighbour_that_lacks_something_is_sent_it_whole_once_at_a_time():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.frames_for("b")
+    for now_s in (1.0, 1.1, 1.2):
+        a.now_s = now_s
+        a.hear("b", Want(exchange=0, whole=True))
+    (frames,) = a.frames_for("b")
+    update, payload = decode(frames)
+
+    assert (update.channels, update.marks) == (FORMAT.entries, (None, mark_of(0)))
+    assert np.frombuffer(payload, "<f8").tolist() == [0.0, 0.0]
+    a.now_s = 1.25
+    a.hear("b", Want(exchange=0, whole=True))
+    a.hear("b", Want(exchange=0, whole=False))
+    assert [decode(frames)[0].marks for frames in a.frames_for("b")] == [(None, mark_of(0)), (NOTHING_SAID, mark_of(0))]
+
+
+def test_what_was_sent_whole_counts_once():
+    a, _ = pair(ENCODED)
+    a.post()
+    items = []
+    for now_s in (1.0, 2.0):
+        a.now_s = now_s
+        a.hear("b", Want(exchange=0, whole=True))
+        items += [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, SendUpdate) and item.whole]
+        a.frames_for("b")
+
+    assert items == [SendUpdate(exchange=0, again=False, whole=True), SendUpdate(exchange=0, again=True, whole=True)]
+
+
+def test_where_nothing_is_encoded_an_update_is_whole_as_it_is():
+    a, _ = pair()
+    a.post()
+    a.frames_for("b")
+    a.now_s = 1.0
+    a.hear("b", Want(exchange=0, whole=True))
+
+    assert [decode(frames)[0].marks for frames in a.frames_for("b")] == [None]
+
+
+def test_what_was_posted_and_not_merged_is_not_continued():
+    """A node jumps: its neighbour has taken in what it has not itself."""
+    a, b = pair(ENCODED)
+    in_step_encoded(a, b, 2)
+    a.post()
+    b.post()
+    for frames in a.frames_for("b"):
+        b.protocol.hear("a", tuple(map(memoryview, frames)), 0.0)
+    b.close()
+    for node in (a, b):
+        node.protocol.jump(5, node.now_s)
+        node.protocol.checkpointed(node.protocol.ledgers())
+        node.protocol.begin(5, node.now_s)
+        node.post()
+    carry(a, b)
+
+    assert (a.close(), b.close()) == ([], [])
+    assert (b.events[-1], b.protocol.neighbours["a"].marks) == (("resynchronised", "a at exchange 5"), {0: mark_of(5)})
+    assert a.protocol.resynchronised == 1  # of b's exchange 2, which a has not seen, too
+
+
+def test_an_update_that_leads_to_no_numbers_is_refused_and_the_next_asked_for_whole():
+    a, _ = pair(ENCODED)
+    a.post()
+    a.hear_encoded("b", 0, NOTHING_SAID, mark_of(0))
+    (arrived,) = a.protocol.came().values()
+    a.protocol.hold("b", arrived, None)
+
+    assert a.protocol.refused == {"not_finite": 1}
+    assert a.protocol.neighbours["b"].is_faulty
+    assert a.protocol.neighbours["b"].marks == {}
 
 
 # ---- settling
@@ -637,4 +828,4 @@ def test_what_came_too_early_is_asked_for_when_its_exchange_begins():
     assert a.close() == []
     a.protocol.begin(2, a.now_s)
 
-    assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, Want)] == [Want(exchange=2)]
+    assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, Want)] == [Want(exchange=2, whole=False)]

@@ -60,6 +60,8 @@ class EvilPeer:
             "channels": self.format.entries,
             "size_bytes": self.format.size_bytes,
             "digest": hashlib.sha256(payload).digest(),
+            "marks": None,
+            "pad": b"",
             "report": Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1),
             "stop": NO_STOP,
         }
@@ -155,6 +157,8 @@ DROPPED: list[tuple[str, Callable[[EvilPeer], list]]] = [
 AFTER_GREETING: list[tuple[str, Callable[[EvilPeer], list]]] = [
     ("wrong_size", lambda evil: evil.update(size_bytes=TWO_TIB)),
     ("wrong_format", lambda evil: evil.update(channels=(("x", "float32", 2 * evil.format.size_bytes),))),
+    ("wrong_format", lambda evil: evil.update(marks=(None, bytes(8)))),
+    ("wrong_format", lambda evil: evil.update(marks=(bytes(8), bytes(8)))),
     ("wrong_digest", lambda evil: evil.update(digest=bytes(32))),
     ("not_finite", lambda evil: evil.update(value=float("nan"))),
     ("not_finite", lambda evil: evil.update(value=float("-inf"))),
@@ -168,10 +172,10 @@ AFTER_GREETING: list[tuple[str, Callable[[EvilPeer], list]]] = [
     ("bad_message", lambda evil: [b"\xc6\xff\xff\xff\xff"]),  # 4 GiB of bytes
     ("bad_message", lambda evil: [b"\x91" * 60_000]),  # lists in lists
     ("bad_message", lambda evil: [header(99)]),
-    ("bad_message", lambda evil: [header(4, exchange=True)]),
-    ("bad_message", lambda evil: [header(4, exchange=0, more=1)]),
-    ("bad_message", lambda evil: [header(4, exchange=-1)]),
-    ("bad_message", lambda evil: [header(4, exchange=0), b"a payload where none belongs"]),
+    ("bad_message", lambda evil: [header(4, exchange=True, whole=False)]),
+    ("bad_message", lambda evil: [header(4, exchange=0, whole=False, more=1)]),
+    ("bad_message", lambda evil: [header(4, exchange=-1, whole=False)]),
+    ("bad_message", lambda evil: [header(4, exchange=0, whole=False), b"a payload where none belongs"]),
     ("bad_message", lambda evil: [bytes(MAX_FRAME_BYTES)]),
 ]
 
@@ -247,7 +251,7 @@ def test_ten_thousand_random_and_mutated_messages_crash_nothing_and_change_nothi
             evil.hello(study=OTHER),
             evil.update(digest=bytes(32)),
             encode(Chunk(exchange=0, offset=8), memoryview(b"12345678")),
-            encode(Want(exchange=2**40)),
+            encode(Want(exchange=2**40, whole=False)),
             alive(2**50),
             encode(Closing(exchange=2**50, report=NOTHING_CLOSED, stop=NO_STOP, reason="rounds")),
         ]

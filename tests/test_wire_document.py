@@ -12,7 +12,7 @@ from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
 from p2pfl.wire.link import TRANSITIONS, Event, LinkState
 from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MESSAGES
 from p2pfl.wire.update import DTYPES
-from wire_samples import EVERY_MESSAGE, PAYLOAD, frames_of
+from wire_samples import CONTINUED, EVERY_MESSAGE, PAYLOAD, frames_of
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
 DUMPS = [
@@ -21,13 +21,16 @@ DUMPS = [
 COLUMNS = (Event.ECHO, Event.HELLO, Event.HELLO_AGAIN, Event.REFUSED, Event.GOODBYE, Event.MESSAGE)
 
 
-@pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda message: type(message).__name__)
+EXAMPLES = (*EVERY_MESSAGE, CONTINUED)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 def test_every_message_is_there_byte_by_byte(message):
     assert frames_of(message)[0] in DUMPS
 
 
 def test_no_bytes_are_there_that_the_code_would_not_send():
-    assert sorted([PAYLOAD, *(frames_of(message)[0] for message in EVERY_MESSAGE)]) == sorted(DUMPS)
+    assert sorted([PAYLOAD, bytes(frames_of(CONTINUED)[1]), *(frames_of(message)[0] for message in EXAMPLES)]) == sorted(DUMPS)
 
 
 @pytest.mark.parametrize("kind", MESSAGES.values())

@@ -14,7 +14,23 @@ from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Report, Update, Want
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
-from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, NEWS, PAYLOAD, SMALL, TERMS, UPDATE, frames_of, open_session, session
+from wire_samples import (
+    CHUNK,
+    CONTINUED,
+    ENCODED,
+    EVERY_MESSAGE,
+    HELLO,
+    MARKS,
+    NEWS,
+    PAYLOAD,
+    SMALL,
+    TERMS,
+    UPDATE,
+    WHOLE,
+    frames_of,
+    open_session,
+    session,
+)
 
 LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(CHUNK_BYTES,)),))  # 4 MiB: four chunks
 
@@ -124,7 +140,7 @@ def test_goodbye_closes_the_link_until_the_next_hello():
 
     assert said(link, Goodbye(reason="pausing")).message == Goodbye(reason="pausing")
     assert link.progress is None
-    assert refused(link, Want(exchange=7), Unauthorized) == "not_greeted"
+    assert refused(link, Want(exchange=7, whole=False), Unauthorized) == "not_greeted"
     assert said(link, replace(HELLO, echo=0, is_open=False)).greet  # even the same process may come back
     said(link, HELLO)
     assert link.is_open
@@ -196,7 +212,7 @@ def test_two_nodes_open_their_link_whatever_was_lost_before_and_then_fall_silent
     assert [link.is_open for link in greeting.links] == [True, True]
     assert not any(greeting.on_the_way)
     for side, link in enumerate(greeting.links):
-        assert link.receive(encode(Want(exchange=side)), exchange=0).message == Want(exchange=side)
+        assert link.receive(encode(Want(exchange=side, whole=False)), exchange=0).message == Want(exchange=side, whole=False)
 
 
 # ---- updates
@@ -281,6 +297,28 @@ def test_another_update_of_the_same_exchange_does_not_replace_the_first():
     assert link.receive(large_frames(value=2.0)[0], exchange=7).dropped == "contradiction"
 
 
+def test_of_one_exchange_there_is_one_update_that_continues_and_one_that_stands_by_itself():
+    link = open_session(ENCODED)
+
+    assert said(link, CONTINUED).arrived.marks == MARKS
+    assert said(link, WHOLE).arrived.marks == (None, MARKS[1])
+    assert [said(link, message).dropped for message in (CONTINUED, WHOLE)] == ["duplicate", "duplicate"]
+    assert said(link, replace(WHOLE, digest=bytes(32))).dropped == "contradiction"
+
+
+def test_a_whole_update_comes_in_chunks_after_one_that_continues():
+    encoded = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), whole=LARGE)
+    link, large = open_session(encoded), {"x": np.ones(CHUNK_BYTES, dtype=np.float32)}
+    said(link, CONTINUED)
+    first, *chunks = LARGE.pack(7, large, (None, MARKS[1])).messages(**NEWS)
+    link.receive(first, exchange=7)
+    assert said(link, CONTINUED).dropped == "duplicate"  # sent again over a new connection: the rest will not come
+    assert link.receive(chunks[0], exchange=7).dropped == "duplicate"
+
+    heard = [link.receive(frames, exchange=7) for frames in (first, *chunks)]
+    assert heard[-1].arrived.arrays["x"][-1] == 1.0
+
+
 def test_the_updates_of_this_exchange_and_the_next_are_held_apart():
     link = open_session(LARGE)
     for message in large_frames(8, value=8.0):
@@ -343,7 +381,9 @@ def test_nan_is_refused_and_the_next_update_taken():
     assert said(link, UPDATE).arrived is not None
 
 
-@pytest.mark.parametrize("message", [Want(exchange=3), Alive(exchange=9, **NEWS), Closing(exchange=9, reason="rounds", **NEWS)])
+@pytest.mark.parametrize(
+    "message", [Want(exchange=3, whole=False), Alive(exchange=9, **NEWS), Closing(exchange=9, reason="rounds", **NEWS)]
+)
 def test_everything_else_is_passed_on(message):
     heard = said(open_session(), message)
 

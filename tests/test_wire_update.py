@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, decode
-from p2pfl.wire.messages import Chunk, Update
-from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, UpdateFormat
-from wire_samples import NEWS, PAYLOAD, SMALL, UPDATE
+from p2pfl.wire.messages import Chunk, Report, StopNews, Update
+from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, UpdateFormat, Whole, next_mark
+from wire_samples import CONTINUED, ENCODED, MARKS, NEWS, PAYLOAD, SMALL, UPDATE, WHOLE
 
 LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))  # 2.4 MB: three chunks
 MIXED = UpdateFormat(
@@ -202,6 +204,96 @@ def test_an_update_that_begins_again_is_taken_from_its_start():
     messages = sent(LARGE, {"x": large_array()})
 
     assert np.array_equal(large_array(), received(Assembly(LARGE), [*messages[:2], *messages])["x"])
+
+
+# ---- updates that continue each other
+
+
+def test_an_update_that_continues_another_has_one_format_and_one_that_stands_by_itself_the_other():
+    small = bytes(range(4))
+
+    assert received(Assembly(ENCODED), [(CONTINUED, memoryview(small))])["q"].tolist() == [0, 1, 2, 3]
+    assert received(Assembly(ENCODED), [(WHOLE, memoryview(PAYLOAD))])["x"].tolist() == [0, 1, 2, 3]
+    assert refused(Assembly(ENCODED), [(replace(CONTINUED, marks=WHOLE.marks), memoryview(small))]) == "wrong_size"
+    assert refused(Assembly(ENCODED), [(replace(WHOLE, marks=MARKS), memoryview(PAYLOAD))]) == "wrong_size"
+    assert refused(Assembly(ENCODED), [(UPDATE, memoryview(PAYLOAD))]) == "wrong_format"
+    assert refused(Assembly(SMALL), [(WHOLE, memoryview(PAYLOAD))]) == "wrong_format"
+
+
+def test_a_whole_one_is_packed_when_somebody_asks():
+    whole = Whole(SMALL, 7, {"x": np.arange(4, dtype=np.float32)}, MARKS[1])
+    (frames,) = whole.parcel.messages(**NEWS)
+
+    assert decode(frames)[0] == WHOLE
+    assert whole.parcel is whole.parcel
+
+
+def test_a_mark_is_another_after_anything_else():
+    parcels = [SMALL.pack(7, {"x": np.full(4, value, dtype=np.float32)}) for value in (0, 0, 1)]
+    marks = [next_mark(bytes(8), [parcel]) for parcel in parcels]
+    later = [next_mark(marks[0], [parcel]) for parcel in parcels]
+
+    assert marks[0] == marks[1]
+    assert len({*marks, *later}) == 4
+    assert {len(mark) for mark in (*marks, *later)} == {8}
+
+
+def test_the_format_of_a_message_is_that_of_its_arrays():
+    encoded, whole = {"q": np.zeros(4, dtype=np.int8)}, {"x": np.zeros(4, dtype=np.float32)}
+
+    assert UpdateFormat.of(encoded, whole) == ENCODED
+    assert UpdateFormat.of(whole, whole) == UpdateFormat.of(whole) == SMALL
+
+
+# ---- how long it is
+
+REPORTS = st.builds(
+    lambda exchange, behind, merged, ahead: (
+        exchange,
+        Report(
+            closed_through=exchange - 1 + ahead,
+            merged=tuple(e for e in range(exchange - 3, exchange) if e > exchange - 4 + behind and merged >> (e % 3) & 1),
+            confirmed=exchange - 4 + behind,
+            settled=exchange - 1,
+        ),
+    ),
+    exchange=st.integers(4, 70_000) | st.sampled_from([114, 115, 116, 127, 128, 255, 256, 65_535, 65_536]),
+    behind=st.integers(0, 3),
+    merged=st.integers(0, 7),
+    ahead=st.integers(0, 8),
+)
+
+
+@given(
+    news=REPORTS,
+    agreed_for=st.integers(0, 4),
+    stop_round=st.none() | st.integers(0, 10**6),
+    kind=st.sampled_from(["plain", "next", "whole"]),
+)
+@settings(deadline=None)
+def test_whatever_the_news_an_update_has_the_length_that_is_counted(news, agreed_for, stop_round, kind):
+    exchange, report = news
+    stop = StopNews(agreed_for=agreed_for, stop_round=stop_round)
+    update_format = SMALL if kind == "plain" else ENCODED
+    marks = {"plain": None, "next": MARKS, "whole": (None, MARKS[1])}[kind]
+    arrays = {"q": np.zeros(4, dtype=np.int8)} if kind == "next" else {"x": np.zeros(4, dtype=np.float32)}
+    (frames,) = (ENCODED if kind == "next" else SMALL).pack(exchange, arrays, marks).messages(report, stop)
+
+    assert sum(memoryview(frame).nbytes for frame in frames) == update_format.encoded_bytes(exchange, whole=kind == "whole")
+    decode(frames)
+
+
+def test_the_length_of_a_large_update_is_that_of_its_pieces():
+    frames = [frame for message in LARGE.pack(7, {"x": large_array()}).messages(**NEWS) for frame in message]
+
+    assert sum(memoryview(frame).nbytes for frame in frames) == LARGE.encoded_bytes(7)
+
+
+def test_more_news_than_there_ever_is_goes_all_the_same():
+    report = Report(closed_through=40, merged=tuple(range(20, 36)), confirmed=3, settled=5)
+    (frames,) = SMALL.pack(41, {"x": np.zeros(4, dtype=np.float32)}).messages(report, NEWS["stop"])
+
+    assert (decode(frames)[0].report, decode(frames)[0].pad) == (report, b"")
 
 
 def test_a_parcel_says_what_is_known_when_it_is_sent():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
-from p2pfl.wire.codec import encode
+from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Report, StopNews, Update, Want
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
@@ -17,6 +15,9 @@ NEWS = {
     "stop": StopNews(agreed_for=2, stop_round=None),
 }
 SMALL = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(4,)),))
+ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), whole=SMALL)
+"""Of updates that continue each other; one that stands by itself is SMALL."""
+MARKS = (b"before 7", b"after  7")
 PAYLOAD = np.arange(4, dtype="<f4").tobytes()
 
 HELLO = Hello(
@@ -30,13 +31,15 @@ HELLO = Hello(
     exchange=7,
     **NEWS,
 )
-UPDATE = Update(exchange=7, channels=SMALL.entries, size_bytes=16, digest=hashlib.sha256(PAYLOAD).digest(), **NEWS)
+UPDATE = decode(next(SMALL.pack(7, {"x": np.frombuffer(PAYLOAD, "<f4")}).messages(**NEWS)))[0]
+CONTINUED = decode(next(ENCODED.pack(7, {"q": np.arange(4, dtype=np.int8)}, MARKS).messages(**NEWS)))[0]
+WHOLE = decode(next(SMALL.pack(7, {"x": np.frombuffer(PAYLOAD, "<f4")}, (None, MARKS[1])).messages(**NEWS)))[0]
 CHUNK = Chunk(exchange=7, offset=2**20)
 EVERY_MESSAGE = (
     HELLO,
     UPDATE,
     CHUNK,
-    Want(exchange=7),
+    Want(exchange=7, whole=False),
     Alive(exchange=7, **NEWS),
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),
@@ -45,7 +48,8 @@ EVERY_MESSAGE = (
 
 
 def frames_of(message):
-    return encode(message, memoryview(PAYLOAD) if isinstance(message, Update | Chunk) else None)
+    payload = bytes(range(4)) if message is CONTINUED else PAYLOAD
+    return encode(message, memoryview(payload) if isinstance(message, Update | Chunk) else None)
 
 
 def session(update_format=SMALL, **changes):

@@ -11,7 +11,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -59,6 +59,11 @@ class Channel:
     model: bool = False
     """Whether it carries the model itself, so that differences between neighbours measure disagreement."""
 
+    encodes: str | None = None
+    """The channel in whose place it travels: what `Algorithm.decode` makes that one's next value of. Every receiver holds the value, and
+    where one has missed something the runtime sends it whole; an inbox shows the value and never this channel. All channels that encode
+    one, and it, are sent in one and the same phase of a round."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
@@ -93,8 +98,25 @@ class Inbox(Protocol):
         """What this row itself sent, (N, ...)."""
         ...
 
-    def mix(self, channel: str) -> Tensor:
-        """sum_j W_ij m_j with the own row, (N, ...)."""
+    def mix(self, channel: str, *, scale_NK: Tensor | float | None = None) -> Tensor:
+        """sum_j W_ij m_j with the own row, (N, ...).
+
+        Args:
+            channel: its messages.
+            scale_NK: what each neighbour's weight is multiplied by, the same at both ends of an edge; the rest of it stays at home.
+        """
+        ...
+
+    def take_in(self, channel: str, into: Tensor, flows: Iterable[Tensor]) -> Tensor:
+        """A rule's own flows, added to *into* (N, ...): what goes over each edge in the order of the slots, (N, ...), 0 where nothing came.
+
+        The other end's flow must be the exact negative. Only a flow that comes in this way, or by `mix`, can be taken back where the other
+        end turns out to have missed its message; the channel is one of its messages, with missing="own".
+        """
+        ...
+
+    def squared_distances(self, channel: str) -> Tensor:
+        """Sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64."""
         ...
 
     def own_weights(self) -> Tensor:
@@ -134,8 +156,21 @@ class Algorithm(Protocol):
         return {**state, "x": trained_NP}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
-        """What each row sends in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge."""
+        """What each row sends in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge.
+
+        Of a channel that is encoded both the new value and what it is encoded by; `merge` must keep that value for the next `decode`.
+        """
         ...
+
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
+        """A channel's new value from the one before, (..., *), zeros at first, and from the channels that encode it.
+
+        Sender and receivers compute the value by this function alone, so that they hold the same bits. Unless a rule says otherwise what
+        travels is added.
+        """
+        for part in encoded.values():
+            before = before + part
+        return before
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The state after an exchange."""
@@ -180,6 +215,9 @@ class SlotInbox:
     returns: Mapping[str, Tensor] = field(default_factory=dict)
     """What earlier flows have to be taken back, (N, ...), by channel; empty for most rounds."""
 
+    flows: dict[tuple[int, int], dict[str, Tensor]] | None = None
+    """Takes what came into each row from each slot, by (row, slot) and channel, for a ledger; None: nobody asks."""
+
     _squared: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -194,6 +232,7 @@ class SlotInbox:
         self_weight: float,
         dtype: torch.dtype,
         returns: Mapping[str, Tensor] | None = None,
+        flows: dict[tuple[int, int], dict[str, Tensor]] | None = None,
     ) -> SlotInbox:
         """The inbox of one node.
 
@@ -206,6 +245,7 @@ class SlotInbox:
             self_weight: what the own message counts for.
             dtype: of the model.
             returns: as the attribute.
+            flows: as the attribute.
         """
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
@@ -219,29 +259,47 @@ class SlotInbox:
             present_NK=torch.tensor([[name in messages for name in slots]], dtype=torch.bool),
             slot=slot,
             returns=returns or {},
+            flows=flows,
         )
 
     def own(self, channel: str) -> Tensor:
         """What this row itself sent, (N, ...)."""
         return self.sent[channel]
 
-    def mix(self, channel: str) -> Tensor:
+    def mix(self, channel: str, *, scale_NK: Tensor | float | None = None) -> Tensor:
         """sum_j W_ij m_j with the own row; a missing neighbour's weight stays at home or counts as nothing, as the channel says."""
         own = self.sent[channel]
         keeps_mean = self.channels[channel].missing == "own"
+        weights_NK = self.weights_NK if scale_NK is None else self.weights_NK * scale_NK
         total = own.clone() if keeps_mean else _column(self.own_weights(), own) * own
         squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
-        for k in range(self.weights_NK.shape[1]):
+        for k in range(weights_NK.shape[1]):
             rows = self._rows(k)
             if rows is None:
-                theirs, weight = self.slot(channel, k, None), _column(self.weights_NK[:, k], own)
-                total += flow(weight, theirs, own) if keeps_mean else weight * theirs
+                theirs, weight = self.slot(channel, k, None), _column(weights_NK[:, k], own)
+                added = flow(weight, theirs, own) if keeps_mean else weight * theirs
+                total += added
                 squared_N += _squared_norms(theirs - own)
             elif len(rows):
-                theirs, weight = self.slot(channel, k, rows), _column(self.weights_NK[rows, k], own)
-                total[rows] += flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs
+                theirs, weight = self.slot(channel, k, rows), _column(weights_NK[rows, k], own)
+                added = flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs
+                total[rows] += added
                 squared_N[rows] += _squared_norms(theirs - own[rows])
+            else:
+                continue
+            if keeps_mean:
+                self._note(channel, k, rows, added)
         self._squared[channel] = squared_N
+        if channel in self.returns:
+            total += self.returns[channel]
+        return total
+
+    def take_in(self, channel: str, into: Tensor, flows: Iterable[Tensor]) -> Tensor:
+        """*into* with each slot's flow and with what earlier ones have to be taken back."""
+        total = into.clone()
+        for k, added in enumerate(flows):
+            total += added
+            self._note(channel, k, None, added)
         if channel in self.returns:
             total += self.returns[channel]
         return total
@@ -269,10 +327,32 @@ class SlotInbox:
             self.mix(channel)
         return self._squared[channel]
 
+    def _note(self, channel: str, k: int, rows: Tensor | None, added: Tensor) -> None:
+        if self.flows is not None:
+            for place, row in enumerate(range(len(added)) if rows is None else rows.tolist()):
+                self.flows.setdefault((row, k), {})[channel] = added[place]
+
     def _rows(self, k: int) -> Tensor | None:
         """The rows whose k-th neighbour's message is there; None for all of them."""
         present_N = self.present_NK[:, k]
         return None if bool(present_N.all()) else present_N.nonzero().squeeze(-1)
+
+
+def over_an_edge(
+    channels: Mapping[str, Channel], sent: Mapping[str, Tensor], *, whole: bool = False, row: int = 0, slot: int = 0
+) -> dict[str, Tensor]:
+    """What of a phase's `outgoing` travels from one row to its neighbour in one slot, by channel in the order of the names.
+
+    Args:
+        channels: the algorithm's.
+        sent: of all rows.
+        whole: the values themselves instead of what encodes them.
+        row: of the sender.
+        slot: of the receiver, for channels that are per edge.
+    """
+    encoded = {channels[name].encodes for name in sent}
+    travels = {name: channels[name].encodes is None if whole else name not in encoded for name in sent}
+    return {name: sent[name][row, slot] if channels[name].per_edge else sent[name][row] for name in sorted(sent) if travels[name]}
 
 
 class SlotMessages(Protocol):

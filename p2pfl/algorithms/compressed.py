@@ -30,15 +30,13 @@ _MOST_HALVINGS = 10
 class Choco(Algorithm):
     """CHOCO-SGD: q_i = C(x'_i - xhat_i); xhat_i += q_i at all that hold it; x+_i = x'_i + gamma sum_j w_ij (xhat_j - xhat_i).
 
-    x' is what the local steps made of x. Of its neighbours' xhat each row keeps their pull, sum_j w_ij (xhat_j - xhat_i), the paper's
-    s_i - xhat_i; an exchange adds sum_j w_ij (q_j - q_i). xhat starts at 0. The mean stands still at any gamma that both ends of an edge
-    use, also where the models run away because gamma is too large.
+    x' is what the local steps made of x, and xhat starts at 0. The mean stands still at any gamma that both ends of an edge use, also where
+    the models run away because gamma is too large.
 
     gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where sum_j ||xhat_j - xhat_i||**2 has grown in three
     exchanges running and its own ||x' - xhat||**2 is four times its least since the last halving: the first alone also grows while xhat is
-    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both
-    ends counts, or the mean would drift: one byte beside each message says how often its sender has halved. As gamma then differs by edge,
-    a row keeps xhat_j - xhat_i for each neighbour, K vectors instead of one.
+    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both ends counts, or the mean would drift: one byte
+    beside each message says how often its sender has halved.
 
     Source: Koloskova, Stich & Jaggi, "Decentralized stochastic optimization and gossip algorithms with compressed communication",
     Algorithm 2 (arXiv:1902.00340); with local steps and any compressor Koloskova et al. 2020 (arXiv:1907.09356).
@@ -51,22 +49,24 @@ class Choco(Algorithm):
     compressor: Compressor = field(default_factory=Identity)
 
     phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({name: Channel(missing="zero") for name in (*PART_NAMES, "halvings")})
-    requires: ClassVar[frozenset[Requirement]] = frozenset(
-        {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "fixed slots"}
+    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
+        {
+            "xhat": Channel(missing="own"),
+            **{name: Channel(missing="zero", encodes="xhat") for name in PART_NAMES},
+            "halvings": Channel(missing="zero"),
+        }
     )
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages", "synchronous"})
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:
+    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing is known of anyone."""
         nothing_NP = torch.zeros_like(x_NP)
         if self.gamma != "auto":
-            return {"x": x_NP, "xhat": nothing_NP, "pull": nothing_NP}
-        assert ctx.slots_NK is not None
+            return {"x": x_NP, "xhat": nothing_NP}
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
         return {
             "x": x_NP,
             "xhat": nothing_NP,
-            "ahead": x_NP.new_zeros((len(x_NP), ctx.slots_NK.shape[1], x_NP.shape[-1])),  # xhat_j - xhat_i, (N, K, P)
             "halvings": count_N,
             "growing": count_N,
             "disagreement": nothing_N,
@@ -74,38 +74,25 @@ class Choco(Algorithm):
         }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """The compressed difference to what the neighbours already know."""
+        """What the neighbours then know, and the compressed difference to what they know already."""
         parts = self.compressor.compress(state["x"] - state["xhat"], ctx)
-        return parts if self.gamma != "auto" else {**parts, "halvings": state["halvings"][:, None]}
+        sent = {"xhat": self.decode("xhat", state["xhat"], parts, ctx), **parts}
+        return sent if self.gamma != "auto" else {**sent, "halvings": state["halvings"][:, None]}
+
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
+        """The difference added."""
+        return before + self.compressor.decompress(dict(encoded), ctx, before.dtype)
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """A step towards what is known of the neighbours."""
-        x_NP, names = state["x"], self.compressor.parts
-        stacks = {name: inbox.stack(name) for name in names}
-        _, weights_NK, present_NK = stacks[names[0]]
-        own_NP = self.compressor.decompress({name: inbox.own(name) for name in names}, ctx, x_NP.dtype)
-        xhat_NP = state["xhat"] + own_NP
-
-        def gained(k: int) -> Tensor:
-            """q_j - q_i, (N, P); 0 where nothing came."""
-            theirs_NP = self.compressor.decompress({name: stacks[name][0][:, k] for name in names}, ctx, x_NP.dtype)
-            return torch.where(present_NK[:, k, None], theirs_NP - own_NP, 0)
-
+        xhat_NP = inbox.own("xhat")
         if self.gamma != "auto":
-            pull_NP = state["pull"]
-            for k in range(weights_NK.shape[1]):
-                pull_NP = pull_NP + weights_NK[:, k, None] * gained(k)
-            return {"x": x_NP + self.gamma * pull_NP, "xhat": xhat_NP, "pull": pull_NP}
+            return {"x": state["x"] + (inbox.mix("xhat", scale_NK=self.gamma) - xhat_NP), "xhat": xhat_NP}
         halvings_NK = torch.maximum(inbox.stack("halvings")[0][..., 0], inbox.own("halvings")).clamp(max=_MOST_HALVINGS)
-        steps_NK = weights_NK * self._gammas(ctx, x_NP)[halvings_NK.long()] * present_NK
-        ahead_NKP = state["ahead"].clone()
-        disagreement_N = torch.zeros_like(state["disagreement"])
-        for k in range(weights_NK.shape[1]):
-            ahead_NKP[:, k] += gained(k)
-            x_NP = x_NP + steps_NK[:, k, None] * ahead_NKP[:, k]
-            disagreement_N = disagreement_N + _squared_norms(ahead_NKP[:, k])
+        mixed_NP = inbox.mix("xhat", scale_NK=self._gammas(ctx, xhat_NP)[halvings_NK.long()])
+        disagreement_N = inbox.squared_distances("xhat").to(xhat_NP.dtype)
         watched = _watched(state, disagreement_N, _squared_norms(state["x"] - xhat_NP))
-        return {"x": x_NP, "xhat": xhat_NP, "ahead": ahead_NKP, **watched}
+        return {"x": state["x"] + (mixed_NP - xhat_NP), "xhat": xhat_NP, **watched}
 
     def _gammas(self, ctx: Context, like: Tensor) -> Tensor:
         """By number of halvings."""
@@ -139,6 +126,10 @@ class PowerGossip(Algorithm):
     columns scaled to 1, the next round's V. C projects, so there is no step size to find, and what one end adds the other takes away.
     Tensors of one axis are mixed whole.
 
+    Where a message is lost: with X^T U each end says whether it got the other's X V, one byte an edge, and where one did not nothing
+    crosses the edge in this round. Where X^T U is lost one way the ends' V differ in the next round; U is made of the same two messages at
+    both, so that what crosses is matched all the same, if along worse columns, and then both hold one V again.
+
     Source: Vogels, Karimireddy & Jaggi, "Practical low-rank communication compression in decentralized deep learning", Algorithm 1
     (arXiv:2008.01425), with several columns as in PowerSGD (arXiv:1905.13727).
     """
@@ -150,12 +141,13 @@ class PowerGossip(Algorithm):
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
         {
             "left": Channel(missing="zero", per_edge=True),
-            "right": Channel(missing="zero", per_edge=True),
+            "right": Channel(missing="own", per_edge=True),
+            "held": Channel(missing="zero", per_edge=True),
             "vectors": Channel(missing="own"),
         }
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset(
-        {"symmetric", "doubly stochastic", "static", "reliable", "single messages", "fixed slots"}
+        {"symmetric", "doubly stochastic", "static", "single messages", "fixed slots", "synchronous"}
     )
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
@@ -172,12 +164,17 @@ class PowerGossip(Algorithm):
         right_M = torch.cat(columns).to(x_NP)
         num_left = self.rank * sum(m for _, m, _ in matrices)
         num_rows, num_slots = len(x_NP), ctx.slots_NK.shape[1]
-        return {"x": x_NP, "left": x_NP.new_zeros((num_rows, num_slots, num_left)), "right": right_M.repeat(num_rows, num_slots, 1)}
+        return {
+            "x": x_NP,
+            "left": x_NP.new_zeros((num_rows, num_slots, num_left)),
+            "right": right_M.repeat(num_rows, num_slots, 1),
+            "held": torch.zeros((num_rows, num_slots, 1), dtype=torch.uint8, device=x_NP.device),
+        }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Products of the own matrices with each edge's V or U, and in the first phase the vectors."""
         if phase == 1:
-            return {"right": self._products(state["x"], state["left"], ctx.layout, transposed=True)}
+            return {"right": self._products(state["x"], state["left"], ctx.layout, transposed=True), "held": state["held"]}
         sent = {"left": self._products(state["x"], state["right"], ctx.layout, transposed=False)}
         places = _vector_places(ctx.layout)
         return {**sent, "vectors": torch.cat([state["x"][:, place] for place in places], dim=-1)} if places else sent
@@ -187,28 +184,30 @@ class PowerGossip(Algorithm):
         assert ctx.slots_NK is not None
         channel = ("left", "right")[phase]
         theirs_NKM, weights_NK, present_NK = inbox.stack(channel)
+        if phase == 1:
+            present_NK = present_NK & ((inbox.own("held") & inbox.stack("held")[0])[..., 0] > 0)
         # from the lower number to the higher, so that both ends compute the same bits
         side_NK = torch.where(ctx.nodes_N[:, None] < ctx.slots_NK, 1, -1).to(state["x"].dtype)
         ahead_NKM = torch.where(present_NK[..., None], side_NK[..., None] * (inbox.own(channel) - theirs_NKM), 0)
-        x_NP = state["x"].clone()
         matrices = _matrices(ctx.layout)
         if phase == 0:
-            places, start = _vector_places(ctx.layout), 0
-            mixed_NM = inbox.mix("vectors") if places else x_NP
-            for place in places:
-                size = place.stop - place.start
-                x_NP[:, place] = mixed_NM[:, start : start + size]
-                start += size
             made = [_orthonormal(columns) for columns in self._split(ahead_NKM, [m for _, m, _ in matrices])]
-            return {**state, "x": x_NP, "left": torch.cat([columns.flatten(-2) for columns in made], dim=-1)}
+            left_NKM, held_NK1 = torch.cat([columns.flatten(-2) for columns in made], dim=-1), present_NK[..., None].to(torch.uint8)
+            return {**state, "x": _with_vectors_mixed(state["x"], inbox, ctx.layout), "left": left_NKM, "held": held_NK1}
         lefts = self._split(state["left"], [m for _, m, _ in matrices])
         gaps = self._split(ahead_NKM, [n for _, _, n in matrices])
         steps_NK = -weights_NK * side_NK
-        for (place, _, _), left, gap in zip(matrices, lefts, gaps, strict=True):
-            for k in range(weights_NK.shape[1]):
+
+        def flow(k: int) -> Tensor:
+            """w_ij C(X_j - X_i), (N, P)."""
+            flow_NP = torch.zeros_like(state["x"])
+            for (place, _, _), left, gap in zip(matrices, lefts, gaps, strict=True):
                 for column in range(self.rank):
                     change = left[:, k, column, :, None] * gap[:, k, column, None, :]
-                    x_NP[:, place] += steps_NK[:, k, None] * change.flatten(1)
+                    flow_NP[:, place] += steps_NK[:, k, None] * change.flatten(1)
+            return flow_NP
+
+        x_NP = inbox.take_in("right", state["x"], (flow(k) for k in range(weights_NK.shape[1])))
         kept = self._split(state["right"], [n for _, _, n in matrices])
         right = [_scaled(gap, otherwise).flatten(-2) for gap, otherwise in zip(gaps, kept, strict=True)]
         return {**state, "x": x_NP, "right": torch.cat(right, dim=-1)}
@@ -252,6 +251,19 @@ def _matrices(layout: Layout) -> list[tuple[slice, int, int]]:
 def _vector_places(layout: Layout) -> list[slice]:
     """Where the others lie."""
     return [place for spec, place in layout.slices() if len(spec.shape) < _MATRIX_AXES and spec.size]
+
+
+def _with_vectors_mixed(x_NP: Tensor, inbox: Inbox, layout: Layout) -> Tensor:
+    """The models after the exchange of what is sent whole."""
+    places = _vector_places(layout)
+    if not places:
+        return x_NP
+    parts_NP, mixed_NM, start = x_NP.clone(), inbox.mix("vectors"), 0
+    for place in places:
+        size = place.stop - place.start
+        parts_NP[:, place] = mixed_NM[:, start : start + size]
+        start += size
+    return parts_NP
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -373,7 +373,12 @@ class LowRank:
                 start += spec.size
                 continue
             middle, end = start + sides[0] * self.rank, start + sum(sides) * self.rank
-            yield (row_M[start:middle].reshape(sides[0], -1) @ row_M[middle:end].reshape(sides[1], -1).T).reshape(-1)
+            left_mr, right_nr = row_M[start:middle].reshape(sides[0], -1), row_M[middle:end].reshape(sides[1], -1)
+            # column by column: a matrix product's last bits depend on where its factors lie, and both ends must hold the same
+            product_mn = row_M.new_zeros(sides)
+            for column in range(self.rank):
+                product_mn += left_mr[:, column, None] * right_nr[None, :, column]
+            yield product_mn.reshape(-1)
             start = end
 
     def _sides(self, spec: TensorSpec) -> tuple[int, int] | None:

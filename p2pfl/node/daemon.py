@@ -11,16 +11,16 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox, flow
+from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.node.neighbour import Neighbour, SendUpdate
@@ -38,16 +38,18 @@ from p2pfl.training import local_baseline
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import Goodbye
+from p2pfl.wire.messages import NOTHING_SAID, Goodbye
 from p2pfl.wire.newest import NewestUpdates
 from p2pfl.wire.pace import RoundPace
-from p2pfl.wire.update import ChannelFormat, Parcel, UpdateFormat
+from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
 
 log = logging.getLogger(__name__)
 
 SEND_TIMEOUT_S = 10.0
 TICK_S = 0.1
 FLUSH_S = 0.3
+
+T = TypeVar("T")
 
 AHEAD = 8
 """Exchanges that are kept where the graph is directed or changes: a node may be as far ahead of one that it does not wait for as news need
@@ -118,6 +120,7 @@ class Daemon:
         self._row = plan.names.index(me)
         self._population = plan.population([me])
         self._algorithm = algorithm = plan.recipe.algorithm
+        self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]
         terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         pace = plan.experiment.pace
@@ -327,16 +330,8 @@ class Daemon:
 
     def _format_of(self, phase: int) -> UpdateFormat:
         """Of the updates of a phase; the population is at the start."""
-        sent = self._population.outgoing(0, phase, local_steps=0)
-        channels = self._algorithm.channels
-        return UpdateFormat(
-            channels=tuple(
-                ChannelFormat(
-                    name=name, dtype=str(m.dtype).removeprefix("torch."), shape=tuple(m.shape[2 if channels[name].per_edge else 1 :])
-                )
-                for name, m in sorted(sent.items())
-            )
-        )
+        channels, sent = self._algorithm.channels, self._population.outgoing(0, phase, local_steps=0)
+        return UpdateFormat.of(over_an_edge(channels, sent), over_an_edge(channels, sent, whole=True))
 
     async def _train(self, local_steps: int, seconds: dict[str, float]) -> float | None:
         """The round's local steps; their mean loss, None where there are none."""
@@ -356,8 +351,8 @@ class Daemon:
         """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
         protocol = self.protocol
         if not protocol.is_behind():
-            updates = await asyncio.to_thread(self._parcels, outgoing)
-            protocol.post(updates, self._now())
+            updates, wholes, mark = await asyncio.to_thread(self._updates, outgoing)
+            protocol.post(updates, self._now(), wholes=wholes, mark=mark)
             self._wake_senders()
         while not protocol.is_behind():
             if protocol.is_over(self._now()):
@@ -369,26 +364,46 @@ class Daemon:
         self._jump()
         return False
 
-    def _parcels(self, outgoing: Mapping[str, Tensor]) -> dict[str, Parcel]:
-        """What goes out now, by receiver: the same parcel for all of them where no channel is per edge."""
+    def _updates(self, outgoing: Mapping[str, Tensor]) -> tuple[dict[str, Parcel], dict[str, Whole], bytes | None]:
+        """What goes out now, by receiver; where it continues what was sent before also what it leads to, and the mark of that."""
+        protocol, update_format = self.protocol, self._formats[self._phase]
+        whole_format = update_format.whole
+        parcels = self._to_receivers(outgoing, lambda arrays: update_format.pack(protocol.exchange, arrays))
+        if whole_format is None:
+            return parcels, {}, None
+        after, different = protocol.marks.get(self._phase, NOTHING_SAID), {id(parcel): parcel for parcel in parcels.values()}
+        mark = next_mark(after, different.values())
+        marked = {key: replace(parcel, marks=(after, mark)) for key, parcel in different.items()}
+        wholes = self._to_receivers(outgoing, lambda arrays: Whole(whole_format, protocol.exchange, arrays, mark), whole=True)
+        return {to: marked[id(parcel)] for to, parcel in parcels.items()}, wholes, mark
+
+    def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
+        """Something made of what each receiver is sent; the same for all of them where no channel is per edge."""
         protocol, channels = self.protocol, self._algorithm.channels
-        pack, slots = self._formats[self._phase].pack, list(protocol.neighbours)
         receivers = protocol.now_linked.receivers
+
+        def made(slot: int) -> T:
+            return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
+
         if any(channels[name].per_edge for name in outgoing):
-            return {
-                to: pack(protocol.exchange, {name: _array(m[0, k] if channels[name].per_edge else m[0]) for name, m in outgoing.items()})
-                for k, to in enumerate(slots)
-                if to in receivers
-            }
-        return dict.fromkeys(sorted(receivers), pack(protocol.exchange, {name: _array(m[0]) for name, m in outgoing.items()}))
+            return {to: made(k) for k, to in enumerate(protocol.neighbours) if to in receivers}
+        return dict.fromkeys(sorted(receivers), made(0))
 
     async def _merge(self, outgoing: Mapping[str, Tensor], local_steps: int) -> None:
         """Take in what came, and note who was skipped and, of the model's channel, sum_j ||x_i - x_j||**2 over the others."""
         protocol = self.protocol
-        inbox, merged = self._inbox(outgoing)
+        admitted, came = protocol.arrivals(), protocol.came()
+        messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
+        for name, arrived in came.items():
+            message = messages[name]
+            protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
+        inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
-        if not all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
+        merged = self._flows(inbox)
+        if all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
+            protocol.advance()
+        else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
         if self._model_channel is not None and self._model_channel in outgoing:
@@ -416,15 +431,28 @@ class Daemon:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
 
-    def _inbox(self, outgoing: Mapping[str, Tensor]) -> tuple[SlotInbox, dict[str, Flow]]:
-        """What came to this exchange, in the roster's order, and what of it becomes a flow."""
+    def _messages(
+        self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
+    ) -> dict[str, dict[str, Tensor] | None]:
+        """What came as the algorithm sees it: values in place of what encodes them; None where they are not finite."""
+        channels, ctx = self._algorithm.channels, self._population.context(self._round, local_steps=local_steps)
+        values = over_an_edge(channels, outgoing, whole=True)
+        messages: dict[str, dict[str, Tensor] | None] = {}
+        for name, arrived in came.items():
+            message = {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
+            for of in (self._encoded & values.keys()) - message.keys():
+                parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
+                before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
+                message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
+            is_finite = all(bool(message[of].isfinite().all()) for of in self._encoded & message.keys())
+            messages[name] = message if is_finite else None
+        return messages
+
+    def _inbox(self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> SlotInbox:
+        """What this exchange takes in, in the roster's order."""
         protocol = self.protocol
-        arrivals, links = protocol.arrivals(), protocol.now_linked
-        messages = {
-            name: {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
-            for name, arrived in arrivals.items()
-        }
-        inbox = SlotInbox.of_one_row(
+        links = protocol.now_linked
+        return SlotInbox.of_one_row(
             self._algorithm.channels,
             outgoing,
             list(protocol.neighbours),
@@ -433,27 +461,24 @@ class Daemon:
             self_weight=links.self_weight,
             dtype=self.plan.layout.dtype,
             returns=self._returns(outgoing),
+            flows={},
         )
-        matched = [name for name in outgoing if self._algorithm.channels[name].missing == "own"]
-        own = {channel: outgoing[channel][0] for channel in matched}
-        return inbox, {
-            name: Flow(
-                exchange=protocol.exchange, weight=links.weights[name], own=own, theirs={channel: theirs[channel] for channel in matched}
-            )
-            for name, theirs in messages.items()
-        }
+
+    def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
+        """What came in over each edge."""
+        assert inbox.flows is not None
+        present = [(k, name) for k, name in enumerate(self.protocol.neighbours) if inbox.present_NK[0, k]]
+        return {name: Flow(exchange=self.protocol.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
 
     def _returns(self, outgoing: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The negatives of the flows that were not matched, once, each in the phase whose channels it is of."""
         taken_back = self.protocol.taken_back
-        self._to_return = [(n, unmatched) for n, unmatched in taken_back if unmatched.own.keys() & outgoing.keys()]
-        self.protocol.taken_back = [(n, unmatched) for n, unmatched in taken_back if not unmatched.own.keys() & outgoing.keys()]
+        self._to_return = [(n, unmatched) for n, unmatched in taken_back if unmatched.amounts.keys() & outgoing.keys()]
+        self.protocol.taken_back = [(n, unmatched) for n, unmatched in taken_back if not unmatched.amounts.keys() & outgoing.keys()]
         returns: dict[str, Tensor] = {}
         for _, unmatched in self._to_return:
-            weight = torch.tensor(unmatched.weight, dtype=torch.float64).to(self.plan.layout.dtype)
-            for name in unmatched.own:
-                back = -flow(weight, unmatched.theirs[name], unmatched.own[name]).unsqueeze(0)
-                returns[name] = returns[name] + back if name in returns else back.to(outgoing[name].dtype)
+            for name, amount in unmatched.amounts.items():
+                returns[name] = returns[name] - amount[None] if name in returns else -amount[None]
         return returns
 
     def _agree(self, squared: float, norm: float, heard: list[tuple[int, int]], *, skipped: bool) -> None:
@@ -493,8 +518,8 @@ class Daemon:
             inbox = SlotInbox(
                 channels=self.plan.recipe.algorithm.channels,
                 sent=sent,
-                weights_NK=torch.zeros(1, 0, dtype=self.plan.layout.dtype),
-                present_NK=torch.zeros(1, 0, dtype=torch.bool),
+                weights_NK=torch.zeros(1, len(protocol.neighbours), dtype=self.plan.layout.dtype),
+                present_NK=torch.zeros(1, len(protocol.neighbours), dtype=torch.bool),
                 slot=_no_message,
                 returns=self._returns(sent),
             )
@@ -571,7 +596,9 @@ class Daemon:
                 item = neighbour.outbox.popleft()
                 try:
                     if isinstance(item, SendUpdate):
-                        neighbour.sending = item.exchange
+                        neighbour.sending = (item.exchange, item.whole)
+                        if item.whole:
+                            await asyncio.to_thread(self.protocol.prepare, neighbour.name, item.exchange)
                         for frames in self.protocol.frames_of(neighbour, item):
                             if not self.protocol.is_of_use(item.exchange):
                                 break  # the exchange is past: nobody can use the rest
@@ -761,6 +788,7 @@ class Daemon:
             "metrics": self._metrics,
             "bytes_sent": self._bytes_sent,
             "refused": dict(protocol.refused),
+            "resynchronised": protocol.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": {
                 name: {

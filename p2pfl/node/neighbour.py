@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession
@@ -26,6 +27,8 @@ class SendUpdate:
 
     exchange: int
     again: bool
+    whole: bool = False
+    """As one that stands by itself."""
 
 
 @dataclass(slots=True)
@@ -50,20 +53,29 @@ class Neighbour:
     next_want_s: float = 0.0
     want_pause_s: float = WANT_AFTER_S
     last_resent_s: float = float("-inf")
+    whole_resent_s: dict[int, float] = field(default_factory=dict)
+    """When an update was last sent that stands by itself, by exchange."""
     incarnation: int = 0
     """Of the process that it last greeted from."""
-    sending: int | None = None
-    """The exchange whose update is going out just now."""
+    sending: tuple[int, bool] | None = None
+    """The exchange whose update is going out just now, and whether one that stands by itself."""
     progress: tuple[int, int] | None = None
     progress_s: float = float("-inf")
     """When the update that is coming in last grew."""
-    sent_once: set[int] = field(default_factory=set)
-    """Exchanges whose update has been sent: again is a repetition."""
+    sent_once: set[tuple[int, bool]] = field(default_factory=set)
+    """The same of updates that have been sent: again is a repetition."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Of its encoded channels, as far as its updates have led here; zeros where there is none."""
+    marks: dict[int, bytes] = field(default_factory=dict)
+    """What these values are, by phase."""
+    lacks: int | None = None
+    """The exchange whose update continues values that are not here."""
 
     def queue(self, item: Message | SendUpdate) -> None:
         """Put something into the outbox, once: what is lost there is asked for again."""
         if isinstance(item, SendUpdate):
-            if any(isinstance(waiting, SendUpdate) and waiting.exchange == item.exchange for waiting in self.outbox):
+            kind = item.exchange, item.whole
+            if any(isinstance(waiting, SendUpdate) and (waiting.exchange, waiting.whole) == kind for waiting in self.outbox):
                 return
         else:
             # only the newest of a kind says anything

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import ADPSGD, SlotInbox, State, flow
+from p2pfl.algorithms import ADPSGD, SlotInbox, State
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.node.neighbour import Neighbour
 from p2pfl.node.protocol import HALF, Flow, Protocol
@@ -225,6 +225,7 @@ class PairwiseRounds:
             {neighbour.name: HALF},
             self_weight=HALF,
             dtype=self._plan.layout.dtype,
+            flows={},
         )
         ctx = self._population.context(self.round, local_steps=self._plan.experiment.algorithm.local_steps)
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
@@ -236,7 +237,8 @@ class PairwiseRounds:
         self._squared += float(inbox.squared_distances("x")[0])
         self._norm = float(torch.linalg.vector_norm(own["x"][0]).double())
         self.merged.append([neighbour.name, arrived.exchange, self._stage])
-        taken = Flow(exchange=arrived.exchange, weight=HALF, own={name: tensor[0] for name, tensor in own.items()}, theirs=theirs)
+        (amounts,) = (inbox.flows or {}).values()
+        taken = Flow(exchange=arrived.exchange, amounts=amounts)
         if answers:
             self._protocol.answer(neighbour.name, self._format.pack(arrived.exchange, _arrays(own)))
         self._protocol.met(neighbour.name, taken, self._around.now_s())
@@ -249,9 +251,7 @@ class PairwiseRounds:
         if self._partner is not None:
             return
         for neighbour, unmatched in self._protocol.taken_back:
-            weight = torch.tensor(unmatched.weight, dtype=torch.float64).to(self._plan.layout.dtype)
-            back_P = flow(weight, unmatched.theirs["x"], unmatched.own["x"])
-            self.now = {**self.now, "x": self.now["x"] - back_P.unsqueeze(0)}
+            self.now = {**self.now, "x": self.now["x"] - unmatched.amounts["x"].unsqueeze(0)}
             self.merged.append([neighbour.name, unmatched.exchange, self._stage, "returned"])
         self._protocol.taken_back = []
 

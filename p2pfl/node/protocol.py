@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2pfl.errors import PeerError
+from p2pfl.errors import BadMessage, PeerError
 from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
-from p2pfl.wire.messages import Alive, Closing, Decline, Goodbye, Hello, News, StopNews, Update, Want
+from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, StopNews, Update, Want
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import RoundPace
-from p2pfl.wire.update import Arrived, Parcel
+from p2pfl.wire.update import Arrived, Parcel, Whole
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,27 @@ class Flow:
     """What a merge over one edge took in, kept until it is known whether the neighbour matched it."""
 
     exchange: int
-    weight: float
-    """w_ij in that exchange."""
-    own: Mapping[str, Any]
-    """What this node sent, by channel."""
-    theirs: Mapping[str, Any]
+    amounts: Mapping[str, Any]
+    """By channel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Posted:
+    """What this node has sent in one exchange, for neighbours that ask again."""
+
+    parcels: Mapping[str, Parcel]
+    """By receiver."""
+    agreed_for: int
+    """The h that went with them."""
+    wholes: Mapping[str, Whole] = field(default_factory=dict)
+    """By receiver, where the parcels continue what was sent before."""
+    mark: bytes | None = None
+    """Of the values that they lead to."""
+
+    def story(self) -> dict[str, Any]:
+        """For a checkpoint, beside the numbers themselves."""
+        marks = next((parcel.marks for parcel in self.parcels.values()), None)
+        return {"agreed_for": self.agreed_for, "marks": marks and [mark and mark.hex() for mark in marks]}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,8 +123,14 @@ class Protocol:
     taken_back: list[tuple[Neighbour, Flow]] = field(default_factory=list)
     """Not matched: their negatives go into the next merge."""
 
-    sent: dict[int, tuple[Mapping[str, Parcel], int]] = field(default_factory=dict)
-    """The updates of this exchange and the last ones by receiver, with the h that went with them, for neighbours that ask again."""
+    sent: dict[int, Posted] = field(default_factory=dict)
+    """By exchange, this one and the last ones."""
+
+    marks: dict[int, bytes] = field(default_factory=dict)
+    """Of the values that this node's own encoded channels have, by phase."""
+
+    resynchronised: int = 0
+    """How often a neighbour's values came whole, because something before them is not here."""
 
     newest: NewestUpdates[Arrived] | None = None
     """Where nodes go on with their neighbours' newest models: what this one holds of them."""
@@ -158,7 +180,7 @@ class Protocol:
         if isinstance(message, Hello):
             self._greeted(neighbour, message, heard, now_s)
         elif isinstance(message, Want):
-            self._answer(neighbour, message.exchange, now_s)
+            self._answer(neighbour, message, now_s)
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
         elif isinstance(message, Decline):
@@ -234,18 +256,28 @@ class Protocol:
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             for exchange in sorted(self.sent):
                 in_reach = not self.in_step or exchange >= message.exchange
-                if in_reach and neighbour.name in self.sent[exchange][0]:
-                    neighbour.queue(SendUpdate(exchange=exchange, again=exchange in neighbour.sent_once))
+                if in_reach and neighbour.name in self.sent[exchange].parcels:
+                    neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, False) in neighbour.sent_once))
 
-    def _answer(self, neighbour: Neighbour, wanted: int, now_s: float) -> None:
-        if wanted in self.sent and neighbour.name in self.sent[wanted][0]:
-            if wanted != neighbour.sending and now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
+    def _answer(self, neighbour: Neighbour, want: Want, now_s: float) -> None:
+        posted = self.sent.get(want.exchange)
+        if posted is not None and neighbour.name in posted.parcels:
+            if want.whole and neighbour.name in posted.wholes:
+                self._answer_whole(neighbour, want.exchange, now_s)
+            elif neighbour.sending != (want.exchange, False) and now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
                 neighbour.last_resent_s = now_s
-                neighbour.queue(SendUpdate(exchange=wanted, again=True))
+                neighbour.queue(SendUpdate(exchange=want.exchange, again=True))
         elif self.closing is not None:
             neighbour.queue(self.closing_message(neighbour))
         else:
             neighbour.queue(self._alive(neighbour))
+
+    def _answer_whole(self, neighbour: Neighbour, exchange: int, now_s: float) -> None:
+        resent_s = neighbour.whole_resent_s.get(exchange, float("-inf"))
+        if neighbour.sending == (exchange, True) or now_s - resent_s < RESEND_AFTER_S:
+            return
+        neighbour.whole_resent_s = {e: s for e, s in neighbour.whole_resent_s.items() if e in self.sent} | {exchange: now_s}
+        neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, True) in neighbour.sent_once, whole=True))
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
         if message.reason == "finished":
@@ -261,13 +293,25 @@ class Protocol:
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
         neighbour.missed = neighbour.is_faulty = False
+        if self.closing is not None:
+            return  # a stopped node merges nothing more and has left its last barrier behind
         if self.meetings is not None:
-            if self.closing is None:
-                self.meetings.append((neighbour.name, arrived.exchange, arrived))
+            self.meetings.append((neighbour.name, arrived.exchange, arrived))
         elif self.newest is not None:
             self.newest.receive(neighbour.name, arrived.exchange, arrived)
-        elif self.barrier is not None and self.closing is None:  # a stopped node merges nothing more and has left its last barrier behind
+        elif self.barrier is None:
+            return
+        elif arrived.exchange != self.barrier.exchange or self._continues(neighbour, arrived):  # what is early is looked at in its exchange
             self.barrier.receive(neighbour.name, arrived)
+
+    def _continues(self, neighbour: Neighbour, arrived: Arrived) -> bool:
+        """Whether the values are here that an update continues; if not they are asked for."""
+        held = neighbour.marks.get(arrived.exchange % self.phases, NOTHING_SAID)
+        if arrived.marks is None or arrived.marks[0] in (None, held):
+            return True
+        neighbour.lacks, neighbour.missed = arrived.exchange, False
+        neighbour.queue(_want(neighbour, arrived.exchange))
+        return False
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
         self.refused[error.reason] += 1
@@ -298,25 +342,29 @@ class Protocol:
             self.barrier = ExchangeBarrier(exchange=exchange, expected=senders, deadline_s=never_s, ahead=self.ahead)
         self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - self.ahead}
         for name in senders:
-            neighbour = self.neighbours[name]
+            neighbour, arrived = self.neighbours[name], self.barrier.arrived.get(name)
             neighbour.begin_waiting(now_s)
-            is_here = name in self.barrier.arrived or neighbour.is_flowing(exchange, now_s, STALL_S)
+            is_here = arrived is not None or neighbour.is_flowing(exchange, now_s, STALL_S)
+            if arrived is not None and not self._continues(neighbour, arrived):
+                del self.barrier.arrived[name]
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
-                neighbour.queue(Want(exchange=exchange))  # it came too early to be kept
+                neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept
 
     @property
     def now_linked(self) -> Links:
         """Whom this node exchanges with in the round that it is in."""
         return self.links(self.exchange // self.phases)
 
-    def post(self, updates: Mapping[str, Parcel], now_s: float) -> None:
+    def post(
+        self, updates: Mapping[str, Parcel], now_s: float, *, wholes: Mapping[str, Whole] | None = None, mark: bytes | None = None
+    ) -> None:
         """Send this exchange's updates, by receiver, and wait for those of the neighbours until the deadline."""
         if self.newest is not None:
             self.sent.clear()  # nobody asks for what is not the newest
         else:
             assert self.barrier is not None
             self.barrier.deadline_s = now_s + self.allowance_s()
-        self.sent[self.exchange] = (updates, self.agreed_for)
+        self.sent[self.exchange] = Posted(parcels=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
         for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
             if neighbour.session.is_open and name in updates:
@@ -355,10 +403,9 @@ class Protocol:
     def _post_to(self, name: str, parcel: Parcel) -> None:
         heard = self.neighbours[name].ledger.heard
         known = -1 if heard is None else heard.closed_through  # what it has closed it needs no more
-        kept = {e: ({to: p for to, p in parcels.items() if to != name or e > known}, h) for e, (parcels, h) in self.sent.items()}
-        self.sent = {e: (parcels, h) for e, (parcels, h) in kept.items() if parcels}
-        others = self.sent.get(parcel.exchange, ({}, 0))[0]
-        self.sent[parcel.exchange] = ({**others, name: parcel}, 0)
+        kept = {e: {to: p for to, p in posted.parcels.items() if to != name or e > known} for e, posted in self.sent.items()}
+        kept[parcel.exchange] = {**kept.get(parcel.exchange, {}), name: parcel}
+        self.sent = {e: Posted(parcels=parcels, agreed_for=0) for e, parcels in kept.items() if parcels}
         self.neighbours[name].queue(SendUpdate(exchange=parcel.exchange, again=False))
 
     def is_over(self, now_s: float) -> bool:
@@ -404,21 +451,41 @@ class Protocol:
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""
-        links = self.now_linked
-        if self.newest is not None:
-            if self._taken is None:
-                self._taken = self.newest.take()
-            return {name: self._taken[name].payload for name in links.weights if name in self._taken}
-        assert self.barrier is not None
+        both = self.now_linked.both
         return {
-            name: self.barrier.arrived[name]
-            for name in links.weights
-            if name in self.barrier.arrived and (name not in links.both or self.neighbours[name].ledger.admits(self.exchange))
+            name: arrived for name, arrived in self.came().items() if name not in both or self.neighbours[name].ledger.admits(self.exchange)
         }
 
     def ages(self) -> dict[str, int]:
         """How often each of the newest arrivals has been merged before."""
         return {name: held.age for name, held in (self._taken or {}).items()}
+
+    def came(self) -> dict[str, Arrived]:
+        """What is here for this exchange, also what may not be merged, in the roster's order."""
+        if self.newest is not None:
+            if self._taken is None:
+                self._taken = self.newest.take()
+            return {name: self._taken[name].payload for name in self.now_linked.weights if name in self._taken}
+        assert self.barrier is not None
+        return {name: self.barrier.arrived[name] for name in self.now_linked.weights if name in self.barrier.arrived}
+
+    def hold(self, name: str, arrived: Arrived, values: Mapping[str, Any] | None) -> None:
+        """Keep what a neighbour's update leads to; None: no finite numbers, so that its next one will not continue what is here."""
+        neighbour = self.neighbours[name]
+        if values is None:
+            self._refuse(neighbour, BadMessage("an update that leads to NaN or an infinity", reason="not_finite"))
+        elif arrived.marks is not None:
+            neighbour.values.update(values)
+            after, neighbour.marks[arrived.exchange % self.phases] = arrived.marks
+            if after is None:
+                self.resynchronised += 1
+                self.event("resynchronised", f"{name} at exchange {arrived.exchange}")
+
+    def advance(self) -> None:
+        """What was posted in this exchange is in this node's own values now: its next update continues it."""
+        posted = self.sent.get(self.exchange)
+        if posted is not None and posted.mark is not None:
+            self.marks[self.exchange % self.phases] = posted.mark
 
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """This exchange is over; the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
@@ -446,7 +513,7 @@ class Protocol:
         for name, neighbour in self.neighbours.items():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and name in senders:
-                neighbour.queue(Want(exchange=exchange))  # it came too early to be kept, and nobody waits long for one who is late
+                neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
         self.event("jumped", f"from exchange {self.exchange} to {exchange}")
@@ -495,14 +562,14 @@ class Protocol:
         if self.asked is not None and self.neighbours[self.asked[0]].wants(now_s):
             name, number = self.asked  # the question or its answer was lost
             self.neighbours[name].queue(SendUpdate(exchange=number, again=True))
-            self.neighbours[name].queue(Want(exchange=number))
+            self.neighbours[name].queue(Want(exchange=number, whole=False))
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
             for name in self.now_linked.weights:
                 neighbour = self.neighbours[name]
                 if not neighbour.session.is_open or name in self.barrier.arrived or neighbour.is_flowing(self.exchange, now_s, STALL_S):
                     continue
                 if neighbour.wants(now_s):
-                    neighbour.queue(Want(exchange=self.exchange))
+                    neighbour.queue(_want(neighbour, self.exchange))
 
     def _alive(self, neighbour: Neighbour) -> Alive:
         return Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
@@ -519,13 +586,20 @@ class Protocol:
         """Whether an update that is on its way may still be merged: where nodes are not in step, always, or a slow link brought nothing."""
         return self.newest is not None or exchange in self.sent
 
+    def prepare(self, name: str, exchange: int) -> None:
+        """Copy and digest what `frames_of` will need of an update that stands by itself; as long as that takes, in any thread."""
+        posted = self.sent.get(exchange)
+        if posted is not None and name in posted.wholes:
+            _ = posted.wholes[name].parcel
+
     def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
         """An update as messages for one neighbour, with the newest report; nothing where the exchange is past."""
-        updates, agreed_for = self.sent.get(item.exchange, ({}, 0))
-        if neighbour.name not in updates:
+        posted = self.sent.get(item.exchange)
+        if posted is None or neighbour.name not in (posted.wholes if item.whole else posted.parcels):
             return ()
-        neighbour.sent_once = {exchange for exchange in neighbour.sent_once if exchange in self.sent} | {item.exchange}
-        return updates[neighbour.name].messages(neighbour.ledger.report(), self.stop_news(agreed_for))
+        neighbour.sent_once = {sent for sent in neighbour.sent_once if sent[0] in self.sent} | {(item.exchange, item.whole)}
+        parcel = posted.wholes[neighbour.name].parcel if item.whole else posted.parcels[neighbour.name]
+        return parcel.messages(neighbour.ledger.report(), self.stop_news(posted.agreed_for))
 
     # ---- checkpoints
 
@@ -540,7 +614,9 @@ class Protocol:
             "recent_s": list(self._recent_s),
             "ledgers": self.ledgers(),
             "newest": {name: [held.number, held.age] for name, held in (self.newest.held if self.newest is not None else {}).items()},
-            "sent": {str(exchange): agreed_for for exchange, (_, agreed_for) in self.sent.items()} if self.meetings is None else {},
+            "sent": {str(exchange): posted.story() for exchange, posted in self.sent.items()} if self.meetings is None else {},
+            "marks": _in_hex(self.marks),
+            "held": {name: _in_hex(neighbour.marks) for name, neighbour in self.neighbours.items()},
         }
 
     def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:
@@ -550,11 +626,19 @@ class Protocol:
 
     def _take_back(self, neighbour: Neighbour, exchange: int | None) -> None:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
-        if flow is not None:
+        if flow is not None and flow.amounts:
             self.taken_back.append((neighbour, flow))
             self.event("took_back", f"{neighbour.name} did not match exchange {exchange}")
         for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
             del self.flows[key]
+
+
+def _want(neighbour: Neighbour, exchange: int) -> Want:
+    return Want(exchange=exchange, whole=neighbour.lacks == exchange)
+
+
+def _in_hex(marks: Mapping[int, bytes]) -> dict[str, str]:
+    return {str(phase): mark.hex() for phase, mark in marks.items()}
 
 
 def _times(count: int) -> str:

@@ -1,8 +1,8 @@
 """A node's checkpoint: everything that a later start needs to go on as if nothing had happened.
 
 Beside the population's own tensors it holds, as flat bytes or by channel: what this node last sent (sent/EXCHANGE/NEIGHBOUR, or
-sent/EXCHANGE/* where all got the same), and for flows that are not settled what it sent (own/EXCHANGE/CHANNEL, or where nodes meet in pairs
-own/EXCHANGE NEIGHBOUR/CHANNEL) and what came
+sent/EXCHANGE/* where all got the same) and what that led to where it continued something (whole/EXCHANGE/NEIGHBOUR/CHANNEL); the values
+that it holds of each neighbour's encoded channels (value/NEIGHBOUR/CHANNEL); and what it took in over edges that are not settled
 (flow/NEIGHBOUR/EXCHANGE/CHANNEL, back/NUMBER/NEIGHBOUR/EXCHANGE/CHANNEL); where nodes go at their own pace also what it holds of its
 neighbours (newest/NEIGHBOUR/CHANNEL).
 """
@@ -11,23 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.errors import BadMessage, StoreError
-from p2pfl.node.protocol import HALF, Flow, Protocol
+from p2pfl.node.protocol import Flow, Posted, Protocol
 from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
 from p2pfl.wire.newest import Held
-from p2pfl.wire.update import Arrived, Parcel, UpdateFormat
+from p2pfl.wire.update import Arrived, Parcel, UpdateFormat, Whole
 
 CHECKPOINT = "checkpoint.safetensors"
 
 _ALL = "*"
 """In place of a receiver's name: all got the same."""
+
+_Sent = TypeVar("_Sent", Parcel, Whole)
 
 
 def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
@@ -36,16 +38,16 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     flows |= {f"back/{i}/{neighbour.name}": held for i, (neighbour, held) in enumerate(protocol.taken_back)}
     tensors: dict[str, Tensor] = {}
     for place, held in flows.items():
-        tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.theirs.items()}
-        own = _own(protocol, place.rpartition("/")[2], str(held.exchange))
-        tensors |= {f"own/{own}/{channel}": tensor for channel, tensor in held.own.items()}
+        tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.amounts.items()}
     for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
         tensors |= {f"newest/{name}/{channel}": torch.from_numpy(np.array(array)) for channel, array in arrived.payload.arrays.items()}
-    for exchange, (parcels, _) in protocol.sent.items() if protocol.meetings is None else ():
-        different = {id(parcel): parcel for parcel in parcels.values()}
-        to = {_ALL: next(iter(different.values()))} if len(different) == 1 else parcels
-        for name, parcel in to.items():
-            tensors[f"sent/{exchange}/{name}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+    for name, neighbour in protocol.neighbours.items():
+        tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
+    for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
+        for to, parcel in _by_receiver(posted.parcels).items():
+            tensors[f"sent/{exchange}/{to}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+        for to, whole in _by_receiver(posted.wholes).items():
+            tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in whole.arrays.items()}
     return tensors
 
 
@@ -55,8 +57,10 @@ def restore_edges(
     """Take up what `edge_tensors` and `Protocol.story` gave.
 
     Raises:
-        StoreError: the checkpoint is of another study.
+        StoreError: the checkpoint is of another study, or of a version before updates continued each other.
     """
+    if "marks" not in story:
+        raise StoreError(f"{place}: was written by an earlier version of p2pfl: go on with that one, or choose another state folder")
     if set(story["ledgers"]) != set(protocol.neighbours):
         raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
     protocol.exchange, protocol.agreed_for = story["exchange"], story["agreed_for"]
@@ -65,26 +69,18 @@ def restore_edges(
         protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
     held = _tree(tensors)
 
-    def flow(name: str, exchange: str, theirs: Mapping[str, Tensor]) -> Flow:
-        weight = HALF if protocol.meetings is not None else protocol.links(int(exchange) // protocol.phases).weights[name]
-        return Flow(exchange=int(exchange), weight=weight, own=held["own"][_own(protocol, name, exchange)], theirs=theirs)
-
     for name, exchanges in held.get("flow", {}).items():
-        for exchange, theirs in exchanges.items():
-            protocol.flows[name, int(exchange)] = flow(name, exchange, theirs)
+        for exchange, amounts in exchanges.items():
+            protocol.flows[name, int(exchange)] = Flow(exchange=int(exchange), amounts=amounts)
     for number in sorted(held.get("back", {}), key=int):
         for name, exchanges in held["back"][number].items():
-            for exchange, theirs in exchanges.items():
-                protocol.taken_back.append((protocol.neighbours[name], flow(name, exchange, theirs)))
+            for exchange, amounts in exchanges.items():
+                protocol.taken_back.append((protocol.neighbours[name], Flow(exchange=int(exchange), amounts=amounts)))
+    protocol.marks = _from_hex(story["marks"])
+    for name, neighbour in protocol.neighbours.items():
+        neighbour.values, neighbour.marks = dict(held.get("value", {}).get(name, {})), _from_hex(story["held"][name])
     _restore_newest(protocol, story["newest"], held)
-    for exchange, agreed_for in story["sent"].items():
-        parcels = _parcels(protocol, formats, int(exchange), held.get("sent", {}).get(exchange, {}), place)
-        protocol.sent[int(exchange)] = (parcels, agreed_for)
-
-
-def _own(protocol: Protocol, name: str, exchange: str) -> str:
-    """Where what this node sent in an exchange is kept: it is the same for all neighbours, unless nodes meet in pairs."""
-    return exchange if protocol.meetings is None else f"{exchange} {name}"
+    _restore_sent(protocol, formats, held, story["sent"], place)
 
 
 def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:
@@ -96,18 +92,49 @@ def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], he
         protocol.newest.held[name] = Held(number=number, payload=arrived, age=age)
 
 
-def _parcels(
-    protocol: Protocol, formats: Sequence[UpdateFormat], exchange: int, payloads: Mapping[str, Tensor], place: Path
-) -> dict[str, Parcel]:
-    """What was sent in an exchange, by receiver."""
-    update_format = formats[exchange % protocol.phases]
+def _restore_sent(
+    protocol: Protocol, formats: Sequence[UpdateFormat], held: Mapping[str, Any], story: Mapping[str, Any], place: Path
+) -> None:
+    for exchange, posted in story.items():
+        update_format = formats[int(exchange) % protocol.phases]
+        after, mark = [mark and bytes.fromhex(mark) for mark in posted["marks"] or (None, None)]
+        marks = None if mark is None else (after, mark)
+        receivers = sorted(protocol.links(int(exchange) // protocol.phases).receivers)
+        parcels = {
+            to: _parcel(update_format, int(exchange), payload, marks, place)
+            for to, payload in held.get("sent", {}).get(exchange, {}).items()
+        }
+        wholes = {}
+        if update_format.whole is not None and mark is not None:
+            for to, tensors_of in held.get("whole", {}).get(exchange, {}).items():
+                arrays = {channel: tensor.numpy() for channel, tensor in tensors_of.items()}
+                wholes[to] = Whole(update_format.whole, int(exchange), arrays, mark)
+        protocol.sent[int(exchange)] = Posted(
+            parcels=_to_each(receivers, parcels), wholes=_to_each(receivers, wholes), agreed_for=posted["agreed_for"], mark=mark
+        )
+
+
+def _parcel(update_format: UpdateFormat, exchange: int, payload: Tensor, marks: Marks | None, place: Path) -> Parcel:
+    """What was sent, from its bytes."""
     try:
-        parcels = {name: update_format.pack(exchange, update_format.unpack(payload.numpy().copy())) for name, payload in payloads.items()}
+        return update_format.pack(exchange, update_format.unpack(payload.numpy().copy()), marks)
     except BadMessage as error:
         raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
-    if _ALL in parcels:
-        return dict.fromkeys(sorted(protocol.links(exchange // protocol.phases).receivers), parcels[_ALL])
-    return parcels
+
+
+def _by_receiver(sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
+    """One for each receiver, or one for all of them where they got the same."""
+    different = {id(each): each for each in sent.values()}
+    return {_ALL: next(iter(different.values()))} if len(different) == 1 else sent
+
+
+def _to_each(receivers: Sequence[str], sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
+    """The other way round."""
+    return dict.fromkeys(receivers, sent[_ALL]) if _ALL in sent else sent
+
+
+def _from_hex(marks: Mapping[str, str]) -> dict[int, bytes]:
+    return {int(phase): bytes.fromhex(mark) for phase, mark in marks.items()}
 
 
 def _tree(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -107,15 +107,18 @@ class Simulation:
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
         train_s = self._stopwatch.lap("train")
         phases = self.plan.recipe.algorithm.phases
-        inboxes, bytes_sent = [], 0
+        inboxes, bytes_N = [], np.zeros(len(self.plan.names), dtype=np.int64)
         delivered_NK = self._exchange.delivered(number)
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
             inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
             self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
             inboxes.append(inbox)
-            bytes_sent += self._exchange.bytes_sent(number * phases + phase, sent)
-        self.bytes_sent += bytes_sent
+            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
+            for receiver, sender in self._exchange.resynchronised:
+                event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
+                self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
+        self.bytes_sent += int(bytes_N.sum())
         squared_N, norms_N, exact = self._disagreement(inboxes)
         met_N = self._met(squared_N, inboxes)
         tables = self._exchange.tables(number)
@@ -130,7 +133,6 @@ class Simulation:
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
-        bytes_N = tables.num_messages_N * (bytes_sent // max(int(tables.num_messages_N.sum()), 1))
         return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
 
     def save(self) -> None:

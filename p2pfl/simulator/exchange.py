@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import Algorithm, SlotInbox, flow
+from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
 from p2pfl.errors import ConfigError
 from p2pfl.plan import links_between
 from p2pfl.simulator.faults import Faults
 from p2pfl.topology import Schedule, Topology
-from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.messages import Chunk, Report, StopNews, Update
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
 
@@ -45,13 +43,8 @@ class Tables:
     """int64, to how many each node sends."""
 
 
-@dataclass
-class _Open:
-    """A flow that the receiver took in and the sender has not yet said it matched."""
-
-    weight: Tensor
-    own: dict[str, Tensor]
-    theirs: dict[str, Tensor]
+Flows = dict[tuple[int, int], dict[str, Tensor]]
+"""What a merge took in, by row and slot and by channel."""
 
 
 class Exchange:
@@ -81,8 +74,12 @@ class Exchange:
             self._slots = index_NK, linked_NK
             self._reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
         self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
-        self._open: dict[tuple[int, int, int], _Open] = {}
+        self._open: dict[tuple[int, int, int], tuple[Flows, int]] = {}  # of (receiver, sender, exchange): where to find it, and its slot
         self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
+        self._led_to: dict[tuple[int, int], int] = {}  # by phase and row: the exchange whose update is in its own values
+        self._held: dict[tuple[int, int, int], int] = {}  # by phase, receiver and sender: the exchange whose update is in what it holds
+        self.resynchronised: list[tuple[int, int]] = []
+        """(receiver, sender) where in the last exchange values had to be sent whole."""
         if faults is not None:
             union = schedule.union()
             if self._splits_mass or len(links_between(union).senders) != len(union.senders):
@@ -139,13 +136,17 @@ class Exchange:
         index_NK, reverse_NK = tables.index_NK, self._reverse_NK
         present_NK = delivered_NK & running_N[:, None] & running_N[index_NK]
         returns: dict[str, Tensor] = {}
+        flows: Flows | None = None
         if self._faults is not None:
-            self._settle_exchange(exchange, delivered_NK, present_NK, sent)
+            flows = {}
+            self._settle_exchange(exchange, delivered_NK, present_NK, flows)
+            self._resynchronise(exchange, present_NK, running_N, sent)
+            merges_N = running_N & self._active(exchange // self._phases).to(self._device)
             for name in self._returns.keys() & sent.keys():
                 owed = self._returns[name]
-                running = running_N.reshape(-1, *[1] * (owed.dim() - 1))
-                returns[name] = owed.where(running, 0)
-                self._returns[name] = owed.where(~running, 0)  # a row that has stopped takes back at the end
+                merges = merges_N.reshape(-1, *[1] * (owed.dim() - 1))
+                returns[name] = owed.where(merges, 0)
+                self._returns[name] = owed.where(~merges, 0)  # a row that stands still takes back later, one that has stopped at the end
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
             index = index_NK[:, k] if rows is None else index_NK[rows, k]
@@ -162,39 +163,20 @@ class Exchange:
             present_NK=present_NK,
             slot=slot,
             returns=returns,
+            flows=flows,
         )
 
-    def bytes_sent(self, exchange: int, sent: Messages) -> int:
-        """What daemons would send for this exchange where nothing is late: every update once over every edge, in each direction."""
-        return int(self.tables(exchange // self._phases).num_messages_N.sum()) * self.bytes_each(exchange, sent)
-
-    def bytes_each(self, exchange: int, sent: Messages) -> int:
-        """Of one update of this exchange."""
-        channels = tuple(
-            ChannelFormat(
-                name=name,
-                dtype=str(m.dtype).removeprefix("torch."),
-                shape=tuple(m.shape[2 if self._channels[name].per_edge else 1 :]),
-            )
-            for name, m in sorted(sent.items())
-        )
-        update_format = UpdateFormat(channels=channels)
-        recent = tuple(range(max(exchange - 2, 0), exchange))
-        report = Report(closed_through=exchange - 1, merged=recent, confirmed=max(exchange - 3, -1), settled=exchange - 1)
-        size_bytes = update_format.size_bytes
-        update = Update(
-            exchange=exchange,
-            channels=update_format.entries,
-            size_bytes=size_bytes,
-            digest=bytes(32),
-            report=report,
-            stop=StopNews(agreed_for=0, stop_round=None),
-        )
-        first = len(encode(update, memoryview(b"\0"))[0])
-        chunks = sum(
-            len(encode(Chunk(exchange=exchange, offset=o), memoryview(b"\0"))[0]) for o in range(CHUNK_BYTES, size_bytes, CHUNK_BYTES)
-        )
-        return first + chunks + size_bytes
+    def bytes_sent(self, exchange: int, sent: Messages) -> np.ndarray:
+        """What each daemon would send for this exchange, int64 (N,): its update over every edge, and whole where it was asked for so."""
+        update_format = UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True))
+        number = exchange // self._phases
+        num_messages_N, active_N = self.tables(number).num_messages_N.numpy(), self.active(number)
+        bytes_N: np.ndarray = num_messages_N * update_format.encoded_bytes(exchange)
+        if active_N is not None:
+            bytes_N = np.where(active_N.numpy(), bytes_N, 0)
+        for _, sender in self.resynchronised:
+            bytes_N[sender] += update_format.encoded_bytes(exchange, whole=True)
+        return bytes_N
 
     def settle(self) -> dict[str, Tensor]:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
@@ -205,8 +187,10 @@ class Exchange:
 
     def active(self, round: int) -> Tensor | None:
         """Which rows take part in a round, bool (N,); None: all."""
-        if self._faults is None:
-            return None
+        return None if self._faults is None else self._active(round)
+
+    def _active(self, round: int) -> Tensor:
+        assert self._faults is not None
         return torch.tensor([not self._faults.is_paused(name, round) for name in self._names])
 
     def _edges(self, round: int) -> Iterator[tuple[int, int, int]]:
@@ -214,11 +198,10 @@ class Exchange:
         for i, k in tables.linked_NK.nonzero().tolist():
             yield i, k, int(tables.index_NK[i, k])
 
-    def _settle_exchange(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, sent: Messages) -> None:
+    def _settle_exchange(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, flows: Flows) -> None:
         """Keep every edge's ledger, and what earlier flows have to be taken back."""
         number = exchange // self._phases
         tables = self.tables(number)
-        matched = [name for name in sent if self._channels[name].missing == "own"]
         reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
         merged: set[tuple[int, int]] = set()
         for i, k, j in self._edges(number):
@@ -226,25 +209,35 @@ class Exchange:
                 self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]))
             if present_NK[i, k] and tables.both_NK[i, k]:
                 merged.add((i, j))
-                self._open[i, j, exchange] = _Open(
-                    weight=tables.weights_NK[i, k],
-                    own={name: sent[name][i].clone() for name in matched},
-                    theirs={name: sent[name][j].clone() for name in matched},
-                )
+                self._open[i, j, exchange] = flows, k  # filled by the merge
         for (i, j), ledger in self._ledgers.items():
             self._take_back(i, j, ledger.close(exchange, merged=(i, j) in merged))
             ledger.checkpointed(ledger.to_dict())
             for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
                 del self._open[edge]
 
+    def _resynchronise(self, exchange: int, present_NK: Tensor, running_N: Tensor, sent: Messages) -> None:
+        """Note which receivers did not hold the values that an update continues."""
+        self.resynchronised = []
+        if all(self._channels[name].encodes is None for name in sent):
+            return
+        number, phase = divmod(exchange, self._phases)
+        for i, k, j in self._edges(number):
+            if present_NK[i, k]:
+                if self._held.get((phase, i, j), -1) != self._led_to.get((phase, j), -1):
+                    self.resynchronised.append((i, j))
+                self._held[phase, i, j] = exchange
+        for j in (running_N.cpu() & self._active(number)).nonzero().flatten().tolist():
+            self._led_to[phase, j] = exchange
+
     def _take_back(self, i: int, j: int, exchange: int | None) -> None:
         """Add the negative of a flow to what row i has to take back."""
         if exchange is None:
             return
-        held = self._open.pop((i, j, exchange))
-        for name, own in held.own.items():
-            owed = self._returns.setdefault(name, own.new_zeros((len(self._names), *own.shape)))
-            owed[i] -= flow(held.weight, held.theirs[name], own)
+        flows, k = self._open.pop((i, j, exchange))
+        for name, amount in flows.get((i, k), {}).items():
+            owed = self._returns.setdefault(name, amount.new_zeros((len(self._names), *amount.shape)))
+            owed[i] -= amount
 
 
 def _slot_of(links: Topology, receivers: np.ndarray, senders: np.ndarray) -> np.ndarray:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox
+from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.simulator.conclusion import Stopwatch, conclude
-from p2pfl.simulator.exchange import Exchange
 from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.topology.links import links_of
+from p2pfl.wire.update import UpdateFormat
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -162,7 +162,7 @@ class Delays:
     def __init__(self, plan: Plan) -> None:
         graph = plan.topology
         self._clock = plan.experiment.clock
-        self._exchange = Exchange(plan.schedule, plan.recipe.algorithm, dtype=plan.layout.dtype, device=torch.device("cpu"), faults=None)
+        self._channels = plan.recipe.algorithm.channels
         ends = [(plan.names[i], plan.names[j]) for i, j in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True)]
         latencies_ms, mbps = graph.latency_ms, graph.bandwidth_mbps
         self._latency_s = dict(zip(ends, (latencies_ms / 1e3).tolist(), strict=True)) if latencies_ms is not None else {}
@@ -180,7 +180,7 @@ class Delays:
 
     def bytes_each(self, number: int, sent: Mapping[str, Tensor]) -> int:
         """Of one update."""
-        return self._exchange.bytes_each(number, sent)
+        return UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True)).encoded_bytes(number)
 
 
 @dataclass(kw_only=True)

@@ -121,7 +121,7 @@ class LinkSession:
         self._peer_incarnation = 0
         self._assembly = Assembly(*formats)
         self._ahead = ahead
-        self._complete: dict[int, bytes] = {}  # digests of the updates handed out, of the current exchange and those ahead
+        self._complete: dict[tuple[int, bool], bytes] = {}  # digests of those handed out, of the current exchange and those ahead
 
     @property
     def is_open(self) -> bool:
@@ -227,9 +227,11 @@ class LinkSession:
                 f"an update of exchange {update.exchange} from a node that has closed {update.report.closed_through}",
                 reason="wrong_report",
             )
-        dropped = self._unusable(update.exchange, exchange)
-        if dropped == "duplicate" and self._complete[update.exchange] != update.digest:
-            dropped = "contradiction"  # the first one stands: it may have been merged
+        dropped, before = self._unusable(update.exchange, exchange), self._complete.get(_kind(update))
+        if dropped is None and before is not None:
+            dropped = "duplicate" if before == update.digest else "contradiction"  # the first one stands: it may have been merged
+            if self.progress is not None and self.progress[0] == update.exchange:
+                self._assembly.drop()  # of the other kind, and given up: its chunks could not be told from those that follow
         if dropped is not None:
             return Heard(message=update, dropped=dropped)
         return self._taken(update, update, self._assembly.begin(update, payload))
@@ -239,24 +241,28 @@ class LinkSession:
         if dropped is not None:
             return Heard(message=chunk, dropped=dropped)
         update = self._assembly.update
-        if update is None or update.exchange != chunk.exchange:  # its beginning was lost with a connection
-            return Heard(message=chunk, dropped="stray_chunk")
+        if update is None or update.exchange != chunk.exchange:  # its beginning was lost with a connection, or dropped
+            is_known = any(of == chunk.exchange for of, _ in self._complete)
+            return Heard(message=chunk, dropped="duplicate" if is_known else "stray_chunk")
         return self._taken(chunk, update, self._assembly.extend(chunk, payload))
 
     def _unusable(self, came: int, exchange: int) -> str | None:
         """Why an update of that exchange is of no use now; forgets on the way what has become so."""
-        self._complete = {of: digest for of, digest in self._complete.items() if of >= exchange}
+        self._complete = {kind: digest for kind, digest in self._complete.items() if kind[0] >= exchange}
         if self._assembly.update is not None and self._assembly.update.exchange < exchange:
             self._assembly.drop()
         if came < exchange:
             return "stale_round"
-        if came > exchange + self._ahead:
-            return "far_round"
-        return "duplicate" if came in self._complete else None
+        return "far_round" if came > exchange + self._ahead else None
 
     def _taken(self, message: Update | Chunk, update: Update, arrays: Arrays | None) -> Heard:
         if arrays is None:
             return Heard(message=message)
-        self._complete[update.exchange] = update.digest
-        arrived = Arrived(exchange=update.exchange, arrays=arrays, report=update.report, stop=update.stop)
+        self._complete[_kind(update)] = update.digest
+        arrived = Arrived(exchange=update.exchange, arrays=arrays, marks=update.marks, report=update.report, stop=update.stop)
         return Heard(message=message, arrived=arrived)
+
+
+def _kind(update: Update) -> tuple[int, bool]:
+    """Of an exchange there may be one update that continues another and one that stands by itself."""
+    return update.exchange, update.marks is not None and update.marks[0] is None

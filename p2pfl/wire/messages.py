@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, Strict
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of this schema; in every header. Another number is refused as "wrong_schema"."""
 
 MAX_MERGED: Final = 16
@@ -33,6 +33,13 @@ Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Flag = Annotated[bool, Strict()]
 Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
+Mark = Annotated[bytes, Strict(), Field(min_length=8, max_length=8)]
+"""Stands for the values that a node's updates have led to: equal marks, equal values."""
+
+Marks = tuple[Mark | None, Mark]
+"""Of the values that an update continues, None where it stands by itself, and of those that it leads to."""
+
+Padding = Annotated[bytes, Strict(), Field(max_length=255)]
 Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
 Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
 """Lower case words joined by underscores: safe to print and to count by."""
@@ -65,6 +72,9 @@ class Report:
         if not self.confirmed <= self.settled <= self.closed_through:
             raise ValueError(f"settled {self.settled}: expected confirmed {self.confirmed} to closed_through {self.closed_through}")
 
+
+NOTHING_SAID: Final = bytes(8)
+"""The mark of the values before the first update: zeros."""
 
 NOTHING_CLOSED: Final = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
 """Before the first exchange."""
@@ -129,8 +139,14 @@ class Update:
     digest: Digest
     """SHA-256 of the whole payload."""
 
+    marks: Marks | None
+    """None where none of its channels is encoded."""
+
     report: Report
     stop: StopNews
+
+    pad: Padding
+    """Fills the header up to a length that follows from channels and exchange alone, whatever the news."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +167,9 @@ class Want:
     code: ClassVar[int] = 4
 
     exchange: Exchange
+
+    whole: Flag
+    """As one that stands by itself: I do not hold the values that the other one continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

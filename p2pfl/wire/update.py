@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
-from p2pfl.wire.messages import MAX_CHANNELS, ChannelEntry, Chunk, Report, StopNews, Update
+from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Marks, Report, StopNews, Update
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,6 +30,9 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "uint32": np.dtype("<u4"),
 }
 """What may travel, always little-endian; another name is no dtype of this protocol."""
+
+_WIDTHS = (2**7 - 1, 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)  # the largest numbers of 1, 2, 3, 5 and 9 bytes in msgpack
+_FURTHER = 12  # exchanges that a sender may be ahead of an update that it still sends: as many as it keeps, and some
 
 _CHECKED_AT_ONCE = 2**18  # numbers looked at together for finiteness, so that a large model needs no large mask
 
@@ -68,10 +71,36 @@ class UpdateFormat:
     channels: tuple[ChannelFormat, ...]
     """In the order in which they lie in the payload, without gaps."""
 
+    whole: UpdateFormat | None = None
+    """Of an update that stands by itself, where this one continues another; None: there is only this one."""
+
     def __post_init__(self) -> None:
         names = [channel.name for channel in self.channels]
         if not 1 <= len(set(names)) == len(names) <= MAX_CHANNELS:
             raise ValueError(f"channels {names}: expected 1 to {MAX_CHANNELS} different names")
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> UpdateFormat:
+        """For what one neighbour is sent: by channel anything that has dtype and shape.
+
+        Args:
+            message: as it is sent as a rule.
+            whole: as it is sent to one that cannot continue; None or the same channels: there is nothing to continue.
+        """
+        channels = tuple(
+            ChannelFormat(name=name, dtype=str(array.dtype).removeprefix("torch."), shape=tuple(array.shape))
+            for name, array in message.items()
+        )
+        return cls(channels, cls.of(whole) if whole is not None and whole.keys() != message.keys() else None)
+
+    def encoded_bytes(self, exchange: int, *, whole: bool = False) -> int:
+        """What one update takes on the wire, headers and payload; *whole*: one that stands by itself."""
+        travels = self.whole if whole and self.whole is not None else self
+        offsets = range(CHUNK_BYTES, travels.size_bytes, CHUNK_BYTES)
+        chunk_headers = sum(len(encode(Chunk(exchange=exchange, offset=offset), memoryview(b"\0"))[0]) for offset in offsets)
+        marks = None if self.whole is None else (None if whole else NOTHING_SAID, NOTHING_SAID)
+        first = _longest_header(exchange, travels.entries, travels.size_bytes, marks)
+        return first + chunk_headers + travels.size_bytes
 
     @cached_property
     def size_bytes(self) -> int:
@@ -83,10 +112,15 @@ class UpdateFormat:
         """The channels as an Update announces them."""
         return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
 
-    def pack(self, exchange: int, arrays: Arrays) -> Parcel:
+    def pack(self, exchange: int, arrays: Arrays, marks: Marks | None = None) -> Parcel:
         """What to send in one exchange.
 
         A single contiguous channel is not copied: its array must not change as long as the parcel may be sent.
+
+        Args:
+            exchange: its number.
+            arrays: by channel.
+            marks: of what it continues and leads to.
 
         Raises:
             ValueError: an array is missing, unknown, or of another dtype or shape.
@@ -99,7 +133,8 @@ class UpdateFormat:
                 raise ValueError(f"channel {channel.name} is {array.dtype}{array.shape}: expected {channel.dtype}{channel.shape}")
         parts = [np.ascontiguousarray(arrays[channel.name]).reshape(-1).view(np.uint8) for channel in self.channels]
         payload = (parts[0] if len(parts) == 1 else np.concatenate(parts)).data.toreadonly()
-        return Parcel(exchange=exchange, channels=self.entries, payload=payload, digest=hashlib.sha256(payload).digest())
+        digest = hashlib.sha256(payload).digest()
+        return Parcel(exchange=exchange, channels=self.entries, payload=payload, digest=digest, marks=marks)
 
     def unpack(self, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Read-only views into a payload of the right size, by channel.
@@ -131,6 +166,7 @@ class Parcel:
     channels: tuple[ChannelEntry, ...]
     payload: memoryview
     digest: bytes
+    marks: Marks | None = None
 
     def messages(self, report: Report, stop: StopNews) -> Iterator[list[Frame]]:
         """The frames of each message in turn: the Update with the first chunk, then the others. The payload is not copied.
@@ -144,12 +180,57 @@ class Parcel:
             channels=self.channels,
             size_bytes=self.payload.nbytes,
             digest=self.digest,
+            marks=self.marks,
             report=report,
             stop=stop,
+            pad=b"",
         )
-        yield encode(update, self.payload[:CHUNK_BYTES])
+        first = self.payload[:CHUNK_BYTES]
+        missing = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.marks) - len(encode(update, first)[0])
+        yield encode(replace(update, pad=bytes(max(missing, 0))), first)
         for offset in range(CHUNK_BYTES, self.payload.nbytes, CHUNK_BYTES):
             yield encode(Chunk(exchange=self.exchange, offset=offset), self.payload[offset : offset + CHUNK_BYTES])
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What an update leads to, for a neighbour that cannot continue from where it is; packed when one asks."""
+
+    update_format: UpdateFormat
+    exchange: int
+    arrays: Arrays
+    mark: bytes
+
+    @cached_property
+    def parcel(self) -> Parcel:
+        """Ready to be sent."""
+        return self.update_format.pack(self.exchange, self.arrays, (None, self.mark))
+
+
+def next_mark(after: bytes, parcels: Iterable[Parcel]) -> bytes:
+    """Of the values that some updates which continue *after* lead to: equal only if all that led to them was equal."""
+    return hashlib.sha256(b"".join([after, *(parcel.digest for parcel in parcels)])).digest()[: len(after)]
+
+
+def _longest_header(exchange: int, channels: tuple[ChannelEntry, ...], size_bytes: int, marks: Marks | None) -> int:
+    """Of an Update without padding, whatever its news: nobody reports more than three exchanges or is more than some further."""
+    width = next(largest for largest in _WIDTHS if exchange + _FURTHER <= largest)
+    return _header_bytes(width, channels, size_bytes, marks and (marks[0] and NOTHING_SAID, NOTHING_SAID))
+
+
+@lru_cache(maxsize=64)
+def _header_bytes(largest: int, channels: tuple[ChannelEntry, ...], size_bytes: int, marks: Marks | None) -> int:
+    update = Update(
+        exchange=largest,
+        channels=channels,
+        size_bytes=size_bytes,
+        digest=bytes(32),
+        marks=marks,
+        report=Report(closed_through=largest, merged=(largest - 2, largest - 1, largest), confirmed=largest - 3, settled=largest),
+        stop=StopNews(agreed_for=largest, stop_round=2**32 - 1),
+        pad=b"",
+    )
+    return len(encode(update, memoryview(b"\0"))[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +240,9 @@ class Arrived:
     exchange: int
     arrays: Arrays
     """By channel, read-only."""
+
+    marks: Marks | None = None
+    """Of what it continues and of what it leads to, as it says."""
 
     report: Report
     stop: StopNews
@@ -194,7 +278,7 @@ class Assembly:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
         """
         self.drop()
-        self._format = self._formats[update.exchange % len(self._formats)]
+        self._format = self._format_of(update)
         if update.size_bytes != self._format.size_bytes:
             raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
         if update.channels != self._format.entries:
@@ -216,6 +300,13 @@ class Assembly:
         self.update = None
         self.received_bytes = 0
         self._hash = hashlib.sha256()
+
+    def _format_of(self, update: Update) -> UpdateFormat:
+        """Which of ours it must have."""
+        ours = self._formats[update.exchange % len(self._formats)]
+        if (update.marks is None) != (ours.whole is None):
+            raise BadMessage(f"an update {'without' if update.marks is None else 'with'} marks", reason="wrong_format")
+        return ours.whole if ours.whole is not None and update.marks is not None and update.marks[0] is None else ours
 
     def _take(self, payload: memoryview) -> dict[str, NDArray[Any]] | None:
         assert self.update is not None
