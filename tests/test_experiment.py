@@ -13,7 +13,7 @@ from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
-from p2pfl.topology import SCHEDULES, Schedule, known_names
+from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
 DEADLINE_S = 60
@@ -55,7 +55,7 @@ algorithm: {name: dpsdg, local_steps: -1}
 optimizer: {name: sgd, lrr: 0.1}
 """
 TASK_NAMES = f"{', '.join(TASKS)}, package.module:function"
-WEIGHT_NAMES = "metropolis, max-degree, lazy, best-constant, given, push-sum"
+WEIGHT_NAMES = ", ".join(WEIGHTS)
 KEYS = ", ".join(field.name for field in fields(Experiment))
 FIVE_FINDINGS = {
     f"topolgy = {{'name': 'star'}}: unknown key, did you mean topology? one of {KEYS}",
