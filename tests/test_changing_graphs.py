@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from networks import HASTY, Network, averaging, finish
+from networks import HASTY, Network, averaging, finish, plan_of
 from p2pfl.stopping import Meetings
 from runs import drift, run_of, starts_of
 
@@ -89,3 +89,30 @@ def test_the_bound_holds_for_every_pair_that_met():
         now = sum(np.square(before_NP[i] - before_NP[j]).sum() for i, j in links)
 
         assert bound_N.sum() / 2 >= now * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "rounds"),
+    [
+        ("one-peer-exponential", 8, 3),
+        ("one-peer-hypercube", 8, 3),
+        *(("base-2", nodes, rounds) for nodes, rounds in ((8, 3), (12, 5))),
+        *(("base-3", nodes, rounds) for nodes, rounds in ((8, 3), (12, 3))),
+        *(("base-4", nodes, rounds) for nodes, rounds in ((8, 2), (12, 2))),
+        *(("base-5", nodes, rounds) for nodes, rounds in ((8, 2), (12, 2))),
+        ("simple-base-2", 12, 7),
+    ],
+)
+def test_daemons_hold_the_exact_mean_after_as_many_rounds_as_published(name, nodes, rounds, tmp_path):
+    plan = plan_of(task={"name": "averaging"}, nodes=nodes, topology={"name": name}, rounds=rounds, stop=None)
+
+    async def main():
+        async with Network(plan, tmp_path) as network:
+            network.start()
+            assert set(await network.ended()) == {"rounds"}
+            return network.models()
+
+    models, mean = finish(main()), starts_of(plan).mean(dim=0)
+
+    assert {plan.experiment.rounds, plan.schedule.exact_after} == {rounds}
+    assert float((models - mean).abs().max()) < 1e-12
