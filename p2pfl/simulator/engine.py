@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox
+from p2pfl.algorithms import DPSGD, SlotInbox
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
@@ -27,6 +27,7 @@ from p2pfl.simulator.asynchronous import AsynchronousSimulation
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
+from p2pfl.simulator.mixing import mix_in_place
 from p2pfl.simulator.pairwise import PairwiseSimulation
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopping import NEVER
@@ -38,6 +39,9 @@ _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exac
 
 _MEASURED = 10_000
 """Of more nodes than this the final models of so many, evenly spread, are measured."""
+
+_Exchanged = tuple[NDArray[np.float64], NDArray[np.float64], float | None, NDArray[np.float64], Tensor, NDArray[np.int64]]
+"""sum_j ||x_i - x_j||**2 and ||x_i||**2 of each node, the consensus distance, what the stop rule is given, who was there, bytes."""
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the round, the last possible round and the round's record."""
@@ -106,23 +110,11 @@ class Simulation:
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
         train_s = self._stopwatch.lap("train")
-        phases = self.plan.recipe.algorithm.phases
-        inboxes, bytes_N = [], np.zeros(len(self.plan.names), dtype=np.int64)
-        delivered_NK = self._exchange.delivered(number)
-        for phase in range(phases):
-            sent = self.population.outgoing(number, phase, local_steps=local_steps)
-            inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
-            self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
-            inboxes.append(inbox)
-            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
-            for receiver, sender in self._exchange.resynchronised:
-                event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
-                self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
+        delivered_NK, tables = self._exchange.delivered(number), self._exchange.tables(number)
+        exchange = self._mix_plainly if self._is_plain else self._exchange_all
+        squared_N, norms_N, exact, met_N, present_NK, bytes_N = exchange(number, local_steps, delivered_NK, running, active_N)
         self.bytes_sent += int(bytes_N.sum())
-        squared_N, norms_N, exact = self._disagreement(inboxes)
-        met_N = self._met(squared_N, inboxes)
-        tables = self._exchange.tables(number)
-        index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~inboxes[0].present_NK).cpu().numpy()
+        index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
         self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._stopwatch.lap("mix")
         self.round = number + 1
@@ -134,6 +126,39 @@ class Simulation:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
         return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether rows are just averaged: then they can be so in place."""
+        rule = type(self.plan.recipe.algorithm)
+        plain = rule.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing
+        undisturbed = self._faults is None and self._meetings is None and self.population.device.type == "cpu"
+        return plain and undisturbed and self.population.state.keys() == {"x"}
+
+    def _mix_plainly(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
+        """Average in place."""
+        tables, x_NP = self._exchange.tables(number), self.population.state["x"]
+        present_NK = delivered_NK & running[:, None] & running[tables.index_NK]
+        sent = self.population.outgoing(number, 0, local_steps=local_steps)
+        mixed = mix_in_place(x_NP, tables.index_NK, tables.weights_NK, present_NK, threads=self.population.threads, active_N=active_N)
+        squared_N, norms_N = mixed.squared_N.numpy(), mixed.squared_norms_N.numpy()
+        return squared_N, norms_N, mixed.distance, squared_N, present_NK, self._exchange.bytes_sent(number, sent)
+
+    def _exchange_all(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
+        """What the algorithm's phases make of the rows."""
+        phases = self.plan.recipe.algorithm.phases
+        inboxes, bytes_N = [], np.zeros(len(self.plan.names), dtype=np.int64)
+        for phase in range(phases):
+            sent = self.population.outgoing(number, phase, local_steps=local_steps)
+            inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
+            self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
+            inboxes.append(inbox)
+            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
+            for receiver, sender in self._exchange.resynchronised:
+                event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
+                self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
+        squared_N, norms_N, exact = self._disagreement(inboxes)
+        return squared_N, norms_N, exact, self._met(squared_N, inboxes), inboxes[0].present_NK, bytes_N
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""

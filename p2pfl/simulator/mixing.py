@@ -1,0 +1,91 @@
+"""Plain gossip of all rows in place, a block of columns at a time: neighbours are read from the cache, and nothing is copied whole.
+
+Shapes: N rows, K neighbour slots, P parameters, W columns of a block.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
+_NARROWEST = 512
+_PART_BYTES = 512 * 1024  # of some rows' columns: what a core's own cache holds
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What the rows were before they were mixed."""
+
+    squared_N: Tensor
+    """float64, sum_j ||x_i - x_j||**2 over the neighbours that are there."""
+
+    squared_norms_N: Tensor
+    """float64, ||x_i||**2."""
+
+    distance: float
+    """sqrt(mean_i ||x_i - mean||**2)."""
+
+
+def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
+    """How many columns are mixed at once."""
+    return min(num_columns, max(_NARROWEST, _BLOCK_BYTES // (num_rows * itemsize)))
+
+
+def mix_in_place(
+    x_NP: Tensor, index_NK: Tensor, weights_NK: Tensor, present_NK: Tensor, *, threads: int = 1, active_N: Tensor | None = None
+) -> Mixed:
+    """x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
+
+    Args:
+        x_NP: changed.
+        index_NK: int64, the row in each slot.
+        weights_NK: of x's dtype.
+        present_NK: bool; what is not there counts as nothing.
+        threads: to compute with.
+        active_N: bool, rows that are changed; None: all.
+    """
+    num_rows, num_columns = x_NP.shape
+    width = block_columns(num_rows, num_columns, x_NP.element_size())
+    mixed_NW = torch.empty((num_rows, width), dtype=x_NP.dtype)
+    squared_N = torch.zeros(num_rows, dtype=torch.float64)
+    norms_N, apart_N = torch.zeros_like(squared_N), torch.zeros_like(squared_N)
+    rows_at_once = max(1, min(num_rows, _PART_BYTES // (width * x_NP.element_size())))
+    everybody = bool(present_NK.all())
+    weights_NK = weights_NK if everybody else weights_NK * present_NK
+
+    def one_part(first: int, from_NW: Tensor, mean_W: Tensor) -> None:
+        rows = slice(first, first + rows_at_once)
+        own, total = from_NW[rows], mixed_NW[rows, : from_NW.shape[1]]
+        norms_N[rows] += _squared_norms(own)
+        apart_N[rows] += _squared_norms(own - mean_W)
+        total.copy_(own)
+        for k in range(index_NK.shape[1]):
+            flow = from_NW[index_NK[rows, k]].sub_(own)
+            norms = _squared_norms(flow)
+            squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
+            total.add_(flow.mul_(weights_NK[rows, k, None]))
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
+        for column in range(0, num_columns, width):
+            block_NW = x_NP[:, column : column + width]
+            mean_W = block_NW.mean(dim=0)
+            starts = range(0, num_rows, rows_at_once)
+            if threads == 1 or len(starts) == 1:
+                for first in starts:
+                    one_part(first, block_NW, mean_W)
+            else:
+                list(pool.map(lambda first, block=block_NW, mean=mean_W: one_part(first, block, mean), starts))
+            if active_N is None:
+                block_NW.copy_(mixed_NW[:, : block_NW.shape[1]])
+            else:
+                block_NW[active_N] = mixed_NW[active_N, : block_NW.shape[1]]
+    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, distance=float(apart_N.mean().sqrt()))
+
+
+def _squared_norms(rows_NW: Tensor) -> Tensor:
+    norms_N: Tensor = torch.linalg.vector_norm(rows_NW, dim=-1)
+    return norms_N.double().square()

@@ -1,0 +1,66 @@
+"""Rows that are averaged in place are averaged as messages would do it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.simulator import mixing
+from p2pfl.simulator.mixing import block_columns, mix_in_place
+from p2pfl.summary import consensus_distance
+from p2pfl.topology import make, weighted
+
+
+def tables(name, n, **options):
+    index, weights, linked = weighted(make(name, n, 0, **options)).padded()
+    return torch.from_numpy(index), torch.from_numpy(weights).float(), torch.from_numpy(linked)
+
+
+def by_messages(x_NP, index_NK, weights_NK, present_NK):
+    def slot(channel, k, rows):
+        return x_NP[index_NK[:, k] if rows is None else index_NK[rows, k]]
+
+    inbox = SlotInbox(channels=DPSGD.channels, sent={"x": x_NP}, weights_NK=weights_NK, present_NK=present_NK, slot=slot)
+    return inbox.mix("x"), inbox.squared_distances("x")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("name", "options"), [("random-regular", {"degree": 4}), ("star", {}), ("erdos-renyi", {"p": 0.3})])
+def test_the_bits_are_those_of_messages(name, options, threads, monkeypatch):
+    monkeypatch.setattr(mixing, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(mixing, "_NARROWEST", 7)
+    monkeypatch.setattr(mixing, "_PART_BYTES", 4 * 7 * 3)
+    torch.manual_seed(0)
+    x_NP = torch.randn(20, 40)
+    index, weights, linked = tables(name, 20, **options)
+    expected, squared = by_messages(x_NP, index, weights, linked)
+    mixed_NP = x_NP.clone()
+    mixed = mix_in_place(mixed_NP, index, weights, linked, threads=threads)
+
+    assert torch.equal(mixed_NP, expected)
+    torch.testing.assert_close(mixed.squared_N, squared, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mixed.squared_norms_N, x_NP.double().square().sum(dim=1), rtol=1e-6, atol=0)
+    assert mixed.distance == pytest.approx(consensus_distance(x_NP), rel=1e-6)
+
+
+def test_rows_that_have_stopped_neither_give_nor_take():
+    torch.manual_seed(0)
+    x_NP = torch.randn(12, 30)
+    index, weights, linked = tables("random-regular", 12, degree=4)
+    running = torch.arange(12) % 3 > 0
+    present = linked & running[:, None] & running[index]
+    expected, squared = by_messages(x_NP, index, weights, present)
+    mixed_NP = x_NP.clone()
+    mixed = mix_in_place(mixed_NP, index, weights, present, active_N=running)
+
+    assert torch.equal(mixed_NP[running], expected[running])
+    assert torch.equal(mixed_NP[~running], x_NP[~running])
+    torch.testing.assert_close(mixed.squared_N, squared, rtol=1e-6, atol=0)
+
+
+def test_a_block_of_columns_fits_the_cache():
+    assert block_columns(10, 5000, 4) == 5000
+    assert block_columns(4096, 50_890, 4) == 1024
+    assert block_columns(10**6, 14, 4) == 14
+    assert block_columns(10**6, 5000, 4) == 512
