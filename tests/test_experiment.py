@@ -53,7 +53,7 @@ algorithm: {name: dpsdg, local_steps: -1}
 optimizer: {name: sgd, lrr: 0.1}
 """
 TASK_NAMES = f"{', '.join(TASKS)}, package.module:function"
-WEIGHT_NAMES = "metropolis, max-degree, lazy, best-constant, given, push-sum"
+WEIGHT_NAMES = "metropolis, max-degree, lazy, best-constant, fdla, given, push-sum, stationary"
 KEYS = ", ".join(field.name for field in fields(Experiment))
 FIVE_FINDINGS = {
     f"topolgy = {{'name': 'star'}}: unknown key, did you mean topology? one of {KEYS}",
