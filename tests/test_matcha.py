@@ -297,8 +297,10 @@ def test_the_base_may_be_a_file_beside_the_experiment(tmp_path):
         ({"base": {"file": ""}}, "topology matcha: base.file = '': expected a path"),
         ({"base": {"file": "x.yaml", "p": 1}}, "topology matcha: base.p = 1: unknown key, expected file"),
         ({"probabilities": [0.5, 2], "step": 0.3}, "topology matcha with probabilities = [0.5, 2]: expected a list of numbers from 0 to 1"),
-        ({"probabilities": [0.5]}, "topology matcha with probabilities, but without step: give both or none"),
-        ({"step": -1}, "topology matcha with step = -1: expected a number above 0"),
+        ({"probabilities": [0.5]}, "topology matcha with one of probabilities and step: give both or none"),
+        ({"step": 0.5}, "topology matcha with one of probabilities and step: give both or none"),
+        ({"probabilities": [0.5], "step": -1}, "topology matcha with step = -1: expected a number above 0"),
+        ({"base": {"name": ["ring"]}}, "topology matcha: base.name = ['ring']: did you mean ring? one of ring, "),
         ({"degree": 2}, "topology matcha has no option degree = 2: expected base, budget, probabilities, step"),
     ],
 )

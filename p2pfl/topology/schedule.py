@@ -168,8 +168,8 @@ def schedule_faults(name: str, options: Mapping[str, Any]) -> list[str]:
         given = options["probabilities"]
         if not isinstance(given, list | tuple) or not all(_is_number(p) and 0 <= p <= 1 for p in given):
             faults.append(f"topology {name} with probabilities = {shown(given)}: expected a list of numbers from 0 to 1")
-        if "step" not in options:
-            faults.append(f"topology {name} with probabilities, but without step: give both or none")
+    if "step" in allowed and ("step" in options) != ("probabilities" in options):
+        faults.append(f"topology {name} with one of probabilities and step: give both or none")
     if "base" in allowed and "base" in options:
         faults += _base_faults(name, options["base"])
     return faults
@@ -191,7 +191,7 @@ def _base_faults(name: str, value: Any) -> list[str]:
         faults = [f"topology {name}: base.{unknown_key(str(key), spec[key], ['file'])}" for key in spec if key != "file"]
         wrong_path = not isinstance(spec["file"], str) or not spec["file"]
         return faults + ([f"topology {name}: base.file = {shown(spec['file'])}: expected a path"] if wrong_path else [])
-    if spec.get("name") not in TOPOLOGIES:
+    if not isinstance(spec.get("name"), str) or spec["name"] not in TOPOLOGIES:
         return [f"topology {name}: {unknown_name('base.name', spec.get('name'), known_names())}"]
     return [f"base: {fault}" for fault in option_faults(spec["name"], {key: v for key, v in spec.items() if key != "name"})]
 
