@@ -7,6 +7,7 @@ Shapes: N nodes, E epochs of a node's data stream, M rows at the largest site.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -150,11 +151,44 @@ def _words_on_cpu(index: Words, round: Words, node: Words, key: tuple[int, int])
     return (word_0 << np.uint64(31)) | (word_1 >> np.uint64(1))
 
 
-def batch_positions(seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int) -> Tensor:
+@dataclass
+class LastEpoch:
+    """The epoch in which some nodes' streams ended last: the next steps begin in it, and need not draw it again."""
+
+    epochs_N: Tensor | None = None
+    orders_NM: Tensor | None = None
+
+
+def _continued(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor, last: LastEpoch | None) -> Tensor:
+    """As `epoch_orders`, with the first epoch from `last` where that is it, and what comes next left there."""
+    if last is not None and last.orders_NM is not None and last.epochs_N is not None and torch.equal(last.epochs_N, epochs_NE[:, 0]):
+        before_N1M = last.orders_NM.long().unsqueeze(1)
+        rest = epochs_NE[:, 1:]
+        orders_NEM = torch.cat([before_N1M, epoch_orders(seed, nodes_N, sizes_N, rest)], dim=1) if rest.shape[1] else before_N1M
+    else:
+        orders_NEM = epoch_orders(seed, nodes_N, sizes_N, epochs_NE)
+    if last is not None:
+        small = torch.int16 if orders_NEM.shape[-1] < 2**15 else torch.int32
+        last.epochs_N, last.orders_NM = epochs_NE[:, -1].clone(), orders_NEM[:, -1].to(small)
+    return orders_NEM
+
+
+def batch_positions(
+    seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int, last: LastEpoch | None = None
+) -> Tensor:
     """Which rows each node trains on in steps [first_step, first_step + num_steps).
 
     A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B), so every batch
     has exactly B rows, also at a site with fewer than B.
+
+    Args:
+        seed: of the experiment.
+        nodes_N: int64, the nodes' numbers in the roster.
+        sizes_N: int64, how many training rows each node has.
+        first_step: counted from the start of the run.
+        num_steps: how many.
+        batch_size: B.
+        last: kept by the caller for the same nodes; makes what follows the steps before quicker, and nothing else.
 
     Returns:
         (N, num_steps, B) int64 indices into each node's rows.
@@ -166,6 +200,6 @@ def batch_positions(seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int
     first_epoch_N1 = epoch_NT[:, :1]
     num_epochs = int((epoch_NT[:, -1:] - first_epoch_N1).max()) + 1
     epochs_NE = first_epoch_N1 + torch.arange(num_epochs, device=nodes_N.device)
-    orders_NEM = epoch_orders(seed, nodes_N, sizes_N, epochs_NE)
+    orders_NEM = _continued(seed, nodes_N, sizes_N, epochs_NE, last)
     flat = (epoch_NT - first_epoch_N1) * orders_NEM.shape[-1] + within_NT
     return orders_NEM.flatten(1).gather(1, flat).reshape(len(nodes_N), num_steps, batch_size)

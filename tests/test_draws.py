@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.draws import Purpose, batch_positions, epoch_orders, philox, sort_keys, torch_seed
+from p2pfl.draws import LastEpoch, Purpose, batch_positions, epoch_orders, philox, sort_keys, torch_seed
 
 ALL_ONES = 0xFFFFFFFF
 
@@ -149,3 +149,19 @@ def test_the_quick_way_on_the_cpu_draws_the_same_bits(seed, size, epoch, node):
     orders = epoch_orders(seed, torch.tensor([node]), torch.tensor([size]), torch.tensor([[epoch]]))
 
     assert orders[0, 0].tolist() == keys.argsort(stable=True).tolist()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    first_step=st.integers(0, 50),
+    portions=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    batch_size=st.integers(1, 17),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_was_drawn_last_is_not_drawn_again_and_changes_nothing(sizes, first_step, portions, batch_size):
+    nodes, sizes_N, last = torch.arange(len(sizes)), torch.tensor(sizes), LastEpoch()
+    for num_steps in portions:
+        continued = batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size, last)
+
+        assert torch.equal(continued, batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size))
+        first_step += num_steps

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from p2pfl.algorithms import Algorithm, Context, Inbox, State
-from p2pfl.draws import Purpose, batch_positions, torch_seed
+from p2pfl.draws import LastEpoch, Purpose, batch_positions, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, SiteTable, Task
@@ -156,6 +156,7 @@ class Population:
         self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=start_P.dtype, device=self.device).expand(len(sites))
         self.threads = 1
         """Parts of the rows are trained at the same time in so many threads."""
+        self._last_epochs: dict[int, LastEpoch] = {}  # by the first row of a part
         self._load_data()
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
@@ -262,8 +263,9 @@ class Population:
         nodes_C, sizes_C, offsets_C = self._nodes_N[rows], self._sizes_N[rows], self._offsets_N[rows]
         ctx = self.context(round, local_steps=recipe.local_steps, rows=rows)
         first_step = round * recipe.local_steps
-        positions_CKB = batch_positions(recipe.seed, nodes_C, sizes_C, first_step, recipe.local_steps, recipe.batch_size)
-        positions_CKB += offsets_C[:, None, None]
+        last = self._last_epochs.setdefault(rows.start, LastEpoch()) if isinstance(rows, slice) else None
+        positions_CKB = batch_positions(recipe.seed, nodes_C, sizes_C, first_step, recipe.local_steps, recipe.batch_size, last)
+        positions_CKB = positions_CKB + offsets_C[:, None, None]
         if self._places is not None:
             positions_CKB = self._places[positions_CKB]
         state = {name: tensor[rows] for name, tensor in self.state.items()}
@@ -282,8 +284,7 @@ class Population:
             moving = {**state, "x": optimizer.x}
             gradient_CP, loss_C = self._gradients(
                 recipe.algorithm.estimate(moving),
-                self._inputs[positions_CKB[:, k]],
-                self._targets[positions_CKB[:, k]],
+                *self._batch(positions_CKB[:, k]),
                 seed=recipe.seed,
                 nodes_N=nodes_C,
                 rows_N=numbers,
@@ -308,6 +309,14 @@ class Population:
         changed = {name: new for name, new in adapted.items() if new is not state.get(name)}
         return _Trained(changed, moved, total_C / recipe.local_steps, finite_C)
 
+    def _batch(self, positions_CB: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at some places, (C, B, ...)."""
+        flat = positions_CB.reshape(-1)
+        return (
+            self._inputs.index_select(0, flat).view(*positions_CB.shape, *self._inputs.shape[1:]),
+            self._targets.index_select(0, flat).view(*positions_CB.shape, *self._targets.shape[1:]),
+        )
+
     @property
     def _steps_down_only(self) -> bool:
         """Whether a local step is one of plain SGD on x and nothing else, which needs no gradient in between."""
@@ -327,7 +336,7 @@ class Population:
         sink = Descent(x_CP, lr, self.recipe.optimizer.weight_decay)
         for k in range(self.recipe.local_steps):
             positions_CB = positions_CKB[:, k]
-            total_C += self._gradients.batched.run(x_CP, self._inputs[positions_CB], self._targets[positions_CB], sink, scale_C)
+            total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
         finite_C = x_CP.isfinite().all(dim=-1)
         if not finite_C.all():
             x_CP = torch.where(finite_C[:, None], x_CP, before_CP)
