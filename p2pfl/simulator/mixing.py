@@ -64,7 +64,7 @@ def mix_in_place(
         apart_N[rows] += _squared_norms(own - mean_W)
         total.copy_(own)
         for k in range(index_NK.shape[1]):
-            flow = from_NW[index_NK[rows, k]].sub_(own)
+            flow = from_NW.index_select(0, index_NK[rows, k]).sub_(own)
             norms = _squared_norms(flow)
             squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
             total.add_(flow.mul_(weights_NK[rows, k, None]))

@@ -300,7 +300,7 @@ class Population:
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state
         # also the optimiser's own: Adam with an infinite second moment would stand still for ever
-        finite_C = torch.stack([tensor.isfinite().all(dim=-1) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
+        finite_C = torch.stack([_are_finite(tensor) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
         if not finite_C.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
             adapted = {name: torch.where(_column(finite_C, new), new, state[name]) for name, new in adapted.items()}
             moved = {name: torch.where(_column(finite_C, new), new, momenta[name]) for name, new in moved.items()}
@@ -337,7 +337,7 @@ class Population:
         for k in range(self.recipe.local_steps):
             positions_CB = positions_CKB[:, k]
             total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
-        finite_C = x_CP.isfinite().all(dim=-1)
+        finite_C = _are_finite(x_CP)
         if not finite_C.all():
             x_CP = torch.where(finite_C[:, None], x_CP, before_CP)
         return _Trained({"x": x_CP}, {}, total_C / self.recipe.local_steps, finite_C)
@@ -457,6 +457,11 @@ class Population:
 
 
 _GROUPS = ("state/", "optimizer/", "buffers/")
+
+
+def _are_finite(rows_CP: Tensor) -> Tensor:
+    """Whether all of each row is, (C,); the extremes say so many times as fast as looking at each number does."""
+    return rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
 
 
 _CACHE_BYTES = 2 * 1024**2
