@@ -17,7 +17,7 @@ from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
 from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out, load_task, partition
-from p2pfl.topology import Schedule, Topology, check_connected, describe, laplacian_extremes
+from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
@@ -91,8 +91,9 @@ class Plan:
 
     def graph_record(self) -> dict[str, Any]:
         """What the run folder's topology.json holds."""
-        lambda_2, lambda_max = laplacian_extremes(self.topology)
-        spectrum = describe(self.topology)
+        quick = is_spectrum_quick(self.topology)
+        lambda_2, lambda_max = laplacian_extremes(self.topology) if quick else (None, None)
+        spectrum = describe(self.topology) if quick else {"lambda_2": None, "lambda_min": None}
         weights = self.topology.weights
         assert weights is not None
         edges = None
@@ -103,9 +104,9 @@ class Plan:
             "edges": edges,
             "lambda_2": spectrum["lambda_2"],
             "lambda_min": spectrum["lambda_min"],
-            "laplacian_lambda_2": float(lambda_2),
-            "laplacian_lambda_max": float(lambda_max),
-            "diameter": news_rounds(self.topology),
+            "laplacian_lambda_2": lambda_2,
+            "laplacian_lambda_max": lambda_max,
+            "diameter": news_rounds(self.topology) if quick else None,
         }
 
 

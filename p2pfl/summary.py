@@ -9,7 +9,6 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from p2pfl.plan import Plan
 from p2pfl.records import statistics
+from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
-from p2pfl.topology import Topology, laplacian_extremes
+from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, local_baseline, pooled_baseline
 
 Metrics = Mapping[str, float]
@@ -73,8 +73,10 @@ def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) ->
         null for "pooled" where not all data are here.
     """
     asked = plan.experiment.baselines if plan.task.loss is not None and plan.experiment.rounds else ()
-    everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
     result: dict[str, Any] = {}
+    if not asked:
+        return result
+    everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
     if "local" in asked:
         if local is None and everybody is not None:
             alone = local_baseline(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
@@ -141,15 +143,16 @@ def peak_rss_bytes() -> int:
 
 def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:
     """The mean model on all sites' test rows pooled."""
-    tests = [site.test for site in plan.sites.values() if site.test is not None]
-    if not tests:
+    if isinstance(plan.task.sites, SiteTable):
+        pooled = plan.task.sites.tests()
+    else:
+        tests = [site.test for site in plan.sites.values() if site.test is not None]
+        pooled = (torch.cat([inputs for inputs, _ in tests]), torch.cat([targets for _, targets in tests])) if tests else None
+    if pooled is None or not plan.task.metrics:
         return {}
-    outputs = population.outputs(mean_P, torch.cat([inputs for inputs, _ in tests]))
-    targets = torch.cat([targets for _, targets in tests])
+    outputs, targets = population.outputs(mean_P, pooled[0]), pooled[1]
     return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
 
 
-@lru_cache(maxsize=4)
 def _extremes(topology: Topology) -> tuple[float, float]:
-    lambda_2, lambda_max = laplacian_extremes(topology)
-    return float(lambda_2), float(lambda_max)
+    return laplacian_extremes(topology) if is_spectrum_quick(topology) else (math.nan, math.nan)

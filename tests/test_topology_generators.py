@@ -170,3 +170,26 @@ def test_known_names_and_options():
     assert known_names() == list(TOPOLOGIES)
     assert list(options_of("small-world")) == ["degree", "p"]
     assert list(options_of("karate-club")) == []
+
+
+@pytest.mark.parametrize(("degree", "seed"), [(3, 0), (4, 1)])
+def test_a_random_regular_graph_of_very_many_nodes(degree, seed):
+    graph = make("random-regular", 30_000, seed, degree=degree)
+    again, other = make("random-regular", 30_000, seed, degree=degree), make("random-regular", 30_000, seed + 1, degree=degree)
+
+    assert (graph.degrees == degree).all()
+    assert (graph.senders != graph.receivers).all()
+    assert graph.num_edges == 30_000 * degree // 2
+    assert np.array_equal(graph.senders, again.senders)
+    assert not np.array_equal(graph.senders, other.senders)
+    check_connected(graph)
+
+
+def test_a_small_one_drawn_in_the_same_way_mends_every_pair():
+    from p2pfl.topology.generators import _many_regular
+
+    for seed in range(20):
+        graph = _many_regular(12, 4, seed)  # most draws of so few have loops and double links
+
+        assert (graph.degrees == 4).all()
+        assert graph.num_edges == 24

@@ -83,6 +83,14 @@ class SiteTable(Sequence[Site]):
         own = self.train.of(site)
         return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test)
 
+    def tests(self) -> Rows | None:
+        """All sites' test rows pooled; None where there are none."""
+        if self.test is None:
+            return None
+        places = slice(int(self.test.starts[0]), int(self.test.starts[-1]))
+        rows = places if self.test.rows is None else self.test.rows[places].long()
+        return self.inputs[rows], self.targets[rows]
+
     def by_name(self) -> Mapping[str, Site]:
         """The sites by name, made when somebody looks at one."""
         return _ByName(self)

@@ -15,7 +15,17 @@ from p2pfl.topology.schedule import (
     make_schedule,
     schedule_faults,
 )
-from p2pfl.topology.spectrum import describe, diameter, diameter_bounds, lambda_2, lambda_min, laplacian_extremes, rounds_to, spectral_gap
+from p2pfl.topology.spectrum import (
+    describe,
+    diameter,
+    diameter_bounds,
+    is_spectrum_quick,
+    lambda_2,
+    lambda_min,
+    laplacian_extremes,
+    rounds_to,
+    spectral_gap,
+)
 from p2pfl.topology.weights import WEIGHTS, weighted
 
 __all__ = [
@@ -33,6 +43,7 @@ __all__ = [
     "diameter_bounds",
     "has_base",
     "is_schedule",
+    "is_spectrum_quick",
     "known_names",
     "lambda_2",
     "lambda_min",

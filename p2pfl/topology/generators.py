@@ -18,6 +18,8 @@ from p2pfl.yaml_files import shown, unknown_name
 _MAX_NODES = 10**7
 _MAX_EDGES = 10**8
 _ATTEMPTS = 100
+_MANY_NODES = 20_000  # beyond, a random graph is drawn in arrays
+_SURELY_CONNECTED = 3
 
 
 Generator = Callable[..., Topology]
@@ -99,7 +101,8 @@ def random_regular(num_nodes: int, seed: int = 0, *, degree: int = 4) -> Topolog
         raise TopologyError(
             f"random-regular of degree = {degree} with {num_nodes} nodes: the product must be even; take degree {degree + 1}"
         )
-
+    if num_nodes > _MANY_NODES and degree >= _SURELY_CONNECTED:
+        return _many_regular(num_nodes, degree, seed)
     return _connected(
         "random-regular",
         num_nodes,
@@ -292,6 +295,27 @@ def _shape(name: str, num_nodes: int, rows: int | None, columns: int | None) -> 
     if high * wide != num_nodes:
         raise TopologyError(f"{name} of {num_nodes} nodes with rows = {rows}, columns = {columns}: rows x columns must be {num_nodes}")
     return high, wide
+
+
+def _many_regular(num_nodes: int, degree: int, seed: int) -> Topology:
+    """Random regular graph of very many nodes: half-edges paired at random, and pairs that cannot be exchange ends with others.
+
+    Source: the configuration model, Bollobas 1980; at degree 3 and more it is connected but for a chance of the order of 1 / N.
+    """
+    rng = np.random.default_rng([seed, degree])
+    ends = rng.permutation(np.repeat(np.arange(num_nodes), degree)).reshape(-1, 2)
+    while True:
+        codes = ends.min(axis=1) * num_nodes + ends.max(axis=1)
+        order = np.argsort(codes, kind="stable")
+        is_repeated = np.zeros(len(codes), dtype=np.bool_)
+        is_repeated[order[1:]] = codes[order[1:]] == codes[order[:-1]]
+        wrong = np.flatnonzero(is_repeated | (ends[:, 0] == ends[:, 1]))
+        if not len(wrong):
+            return Topology.from_edges("random-regular", num_nodes, ends[:, 0], ends[:, 1])
+        others = rng.choice(len(ends), size=len(wrong), replace=False)
+        # one after the other: a pair may be among both
+        for a, b in zip(wrong.tolist(), others.tolist(), strict=True):
+            ends[a, 1], ends[b, 1] = ends[b, 1], ends[a, 1]
 
 
 def _limit(name: str, num_nodes: int, num_edges: int) -> None:

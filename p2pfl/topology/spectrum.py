@@ -44,9 +44,18 @@ def spectral_gap(topology: Topology) -> float:
 
 
 def laplacian_extremes(topology: Topology) -> tuple[float, float]:
-    """lambda_2(L) and lambda_max(L) of the unweighted Laplacian."""
-    values = _extremes(topology, topology.laplacian())
-    return float(values.min()), float(values.max())
+    """lambda_2(L) and lambda_max(L) of the unweighted Laplacian, kept with the topology."""
+    key = "_laplacian_extremes"
+    if key not in vars(topology):
+        values = _extremes(topology, topology.laplacian())
+        vars(topology)[key] = (float(values.min()), float(values.max()))
+    found: tuple[float, float] = vars(topology)[key]
+    return found
+
+
+def is_spectrum_quick(topology: Topology) -> bool:
+    """Whether its eigenvalues take seconds: lattices of any size, other graphs up to 20,000 nodes."""
+    return topology.periods is not None or topology.num_nodes <= _MAX_SEARCHED
 
 
 def rounds_to(topology: Topology, accuracy: float = 1e-6) -> int | None:

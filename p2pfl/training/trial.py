@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
-from p2pfl.tasks import Task
+from p2pfl.tasks import SiteTable, Task
 from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
 from p2pfl.training.gradients import Gradients, outputs_of
 from p2pfl.training.population import of_dtype
@@ -32,7 +32,7 @@ def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
     layout = Layout.of(model)
     misfits = [
         f"site {site.name!r}: start has {len(site.start)} parameters, the model has {layout.size}"
-        for site in task.sites
+        for site in ([] if isinstance(task.sites, SiteTable) else task.sites)
         if site.start is not None and len(site.start) != layout.size
     ]
     if misfits:
@@ -55,6 +55,8 @@ def _try_training(task: Task, model: nn.Module, layout: Layout, batch_size: int)
 
 
 def _try_evaluation(task: Task, model: nn.Module, layout: Layout) -> None:
+    if isinstance(task.sites, SiteTable) and task.sites.test is None:
+        return
     site = next((site for site in task.sites if site.test is not None), None)
     if site is None or site.test is None:
         return
