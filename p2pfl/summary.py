@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +134,12 @@ def finish_summary(
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:
     """Each metric's mean, least and largest over the nodes, and every node's."""
     return {name: statistics({node: values.get(name) for node, values in per_node.items()}) for name in plan.task.metrics}
+
+
+def rss_bytes() -> int:
+    """The memory that this process holds now; the most that it ever held where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.exists() else peak_rss_bytes()
 
 
 def peak_rss_bytes() -> int:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -46,7 +47,7 @@ def up(
     overrides = _overrides(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json)
+        _say_plan(given, overrides, as_json=as_json, simulated=False)
         return
     from p2pfl.node import up as run_up
 
@@ -87,7 +88,7 @@ def simulate(
     else:
         given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json)
+        _say_plan(given, overrides, as_json=as_json, simulated=True)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
@@ -148,18 +149,20 @@ def _overrides(nodes: int | None, rounds: int | None, assignments: list[str] | N
     return overrides
 
 
-def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) -> None:
+def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, simulated: bool) -> None:
+    import torch
+
     from p2pfl.experiment import resolve
     from p2pfl.plan import load_sites, make_plan
-    from p2pfl.topology import describe
+    from p2pfl.topology import describe, is_spectrum_quick
     from p2pfl.yaml_files import dump_yaml
 
     with _of_file(experiment):
         resolved = resolve(experiment, overrides)
         plan = make_plan(resolved, load_sites(resolved))
-    graph = describe(plan.topology)
+    graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None
     population_bytes = len(plan.names) * plan.layout.size_bytes
-    facts = {
+    facts: dict[str, Any] = {
         "nodes": list(plan.names),
         "parameters": plan.layout.size,
         "bytes_per_model": plan.layout.size_bytes,
@@ -168,6 +171,12 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) 
         "topology": graph,
         "most_rounds": resolved.last_possible_round,
     }
+    if simulated:
+        from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        facts |= {"memory": asdict(forecast_memory(plan)), "seconds": forecast_seconds(plan, threads)}
     if as_json:
         sys.stdout.write(json.dumps({"experiment": resolved.as_dict(), **facts}) + "\n")
         return
@@ -175,9 +184,16 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool) 
     sys.stdout.write(
         f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}\n"  # noqa: PLR2004
         f"{plan.layout.size:,} parameters, {plan.layout.size_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
-        f"spectral gap {graph['spectral_gap']:.6f}, about {graph['rounds_to_1e-6']} rounds to 1e-6, diameter {graph['diameter']}\n"
-        f"at most {resolved.last_possible_round} rounds\n"
     )
+    if graph is not None:
+        sys.stdout.write(
+            f"spectral gap {graph['spectral_gap']:.6f}, about {graph['rounds_to_1e-6']} rounds to 1e-6, diameter {graph['diameter']}\n"
+        )
+    sys.stdout.write(f"at most {resolved.last_possible_round} rounds\n")
+    if simulated:
+        memory = facts["memory"]
+        there = f" of {memory['available_bytes'] / 2**30:,.1f} GiB" if memory["available_bytes"] is not None else ""
+        sys.stdout.write(f"about {facts['seconds']:,.1f} s of training and mixing, {memory['peak_bytes'] / 2**30:,.2f}{there} of memory\n")
 
 
 def _say_result(run: Run, *, as_json: bool) -> None:

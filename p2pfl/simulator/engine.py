@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.algorithms import SlotInbox
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
@@ -27,7 +27,8 @@ from p2pfl.simulator.asynchronous import AsynchronousSimulation
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
-from p2pfl.simulator.mixing import mix_in_place
+from p2pfl.simulator.forecast import refuse_what_does_not_fit
+from p2pfl.simulator.mixing import is_plain, mix_in_place
 from p2pfl.simulator.pairwise import PairwiseSimulation
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopping import NEVER
@@ -130,10 +131,7 @@ class Simulation:
     @property
     def _is_plain(self) -> bool:
         """Whether rows are just averaged: then they can be so in place."""
-        rule = type(self.plan.recipe.algorithm)
-        plain = rule.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing
-        undisturbed = self._faults is None and self._meetings is None and self.population.device.type == "cpu"
-        return plain and undisturbed and self.population.state.keys() == {"x"}
+        return self._faults is None and self.population.device.type == "cpu" and is_plain(self.plan)
 
     def _mix_plainly(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
         """Average in place."""
@@ -355,6 +353,7 @@ def simulate(
     if resolved.pace.name != "synchronous" and (faults is not None or str(device) != "cpu"):
         raise ConfigError(f"pace.name = {resolved.pace.name!r}: runs on the CPU and without scripted faults; take synchronous for these")
     plan = make_plan(resolved, load_sites(resolved))
+    refuse_what_does_not_fit(plan)
     recorded = recorded_rows(Path(replay), plan) if replay is not None else None
     folder = (
         RunFolder.open(place)

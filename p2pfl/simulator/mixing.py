@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p2pfl.algorithms import DPSGD
+from p2pfl.plan import Plan
+
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
 _PART_BYTES = 512 * 1024  # of some rows' columns: what a core's own cache holds
@@ -28,6 +31,13 @@ class Mixed:
 
     distance: float
     """sqrt(mean_i ||x_i - mean||**2)."""
+
+
+def is_plain(plan: Plan) -> bool:
+    """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
+    rule = type(plan.recipe.algorithm)
+    plain = rule.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing and rule.init is DPSGD.init
+    return plain and plan.meetings(plan.names[:1]) is None
 
 
 def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:

@@ -1,0 +1,143 @@
+"""What a simulation will take, before it takes it: memory by counting, seconds by trying a few rows.
+
+Shapes: N nodes, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError
+from p2pfl.plan import Plan
+from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
+from p2pfl.summary import rss_bytes
+from p2pfl.tasks import SiteTable
+from p2pfl.training import Population
+
+_SAMPLE_BYTES = 32 * 1024**2  # of parameters that are tried
+_RESERVE_BYTES = 256 * 1024**2  # for the interpreter's own, records and chunks at work
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a simulation needs."""
+
+    state_bytes: int
+    """Of the algorithm, the models included."""
+    optimizer_bytes: int
+    working_bytes: int
+    """What an exchange needs beside them."""
+    data_bytes: int
+    """Of rows that will be made beside those that are here."""
+    peak_bytes: int
+    """Of the process, with what it holds already."""
+    available_bytes: int | None
+    """What the machine could give it; None where it does not say."""
+    seconds: float | None = None
+    """Training and mixing, of the most rounds that there can be."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has so much."""
+        return self.available_bytes is None or self.peak_bytes <= self.available_bytes
+
+
+def forecast_memory(plan: Plan) -> Forecast:
+    """The most memory that a simulation of this plan will hold."""
+    num_nodes = len(plan.names)
+    sample = _sample(plan, 2)
+    state_bytes = num_nodes * _bytes_a_row(sample.state)
+    optimizer_bytes = num_nodes * _bytes_a_row(sample.optimizer_state)
+    model_bytes = num_nodes * plan.layout.size_bytes
+    if is_plain(plan):
+        working_bytes = num_nodes * block_columns(num_nodes, plan.layout.size, plan.layout.dtype.itemsize) * plan.layout.dtype.itemsize
+    else:  # what is sent and what is made of it, while the state is still there
+        sent = sample.outgoing(0, 0, local_steps=plan.recipe.local_steps)
+        sent_bytes = num_nodes * _bytes_a_row({name: tensor for name, tensor in sent.items() if tensor is not sample.state.get(name)})
+        working_bytes = sent_bytes + state_bytes + model_bytes
+    sites = plan.task.sites
+    data_bytes = 0 if isinstance(sites, SiteTable) else sum(rows.nbytes for site in sites if site.train for rows in site.train)
+    now_bytes, free_bytes = rss_bytes(), _available_bytes()
+    needed_bytes = state_bytes + optimizer_bytes + working_bytes + data_bytes + _RESERVE_BYTES
+    return Forecast(
+        state_bytes=state_bytes,
+        optimizer_bytes=optimizer_bytes,
+        working_bytes=working_bytes,
+        data_bytes=data_bytes,
+        peak_bytes=now_bytes + needed_bytes,
+        available_bytes=None if free_bytes is None else now_bytes + free_bytes,
+    )
+
+
+def forecast_seconds(plan: Plan, threads: int) -> float:
+    """Training and mixing of all rounds, from one round of some rows."""
+    num_nodes = len(plan.names)
+    rows = min(num_nodes, max(2, 16 * threads, min(_SAMPLE_BYTES // plan.layout.size_bytes, 4096 * threads)))
+    sample = _sample(plan, rows)
+    sample.threads = threads
+    spent = {"train": math.inf, "mix": math.inf}
+    index_NK, weights_NK = _some_neighbours(plan, rows)
+    for number in range(2):  # the first warms up
+        began = time.perf_counter()
+        sample.train(number, in_place=True)
+        trained = time.perf_counter()
+        mix_in_place(sample.state["x"], index_NK, weights_NK, torch.ones_like(index_NK, dtype=torch.bool), threads=threads)
+        spent = {"train": min(spent["train"], trained - began), "mix": min(spent["mix"], time.perf_counter() - trained)}
+    experiment = plan.experiment
+    settling = experiment.last_possible_round - experiment.rounds
+    return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + settling * spent["mix"])
+
+
+def refuse_what_does_not_fit(plan: Plan) -> None:
+    """Nothing, if the simulation fits into this machine.
+
+    Raises:
+        ConfigError: it does not; with both numbers and what would help.
+    """
+    found = forecast_memory(plan)
+    if found.fits:
+        return
+    assert found.available_bytes is not None
+    smaller = "dtype: float32 halves that; " if plan.layout.dtype is torch.float64 else ""
+    raise ConfigError(
+        f"nodes = {len(plan.names)}: {_gib(found.peak_bytes)} GiB would be needed, {_gib(found.available_bytes)} GiB are there "
+        f"({_gib(found.state_bytes)} for models and state, {_gib(found.optimizer_bytes)} for the optimiser, {_gib(found.working_bytes)} to "
+        f"exchange, {_gib(found.data_bytes)} for data); {smaller}fewer nodes, or several machines: torchrun -m p2pfl simulate"
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:,.1f}"
+
+
+def _sample(plan: Plan, rows: int) -> Population:
+    """The first rows, as the simulation would have them."""
+    return plan.population(plan.names[:rows])
+
+
+def _bytes_a_row(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes // len(tensor) for tensor in tensors.values())
+
+
+def _some_neighbours(plan: Plan, rows: int) -> tuple[Tensor, Tensor]:
+    """As many as the network's nodes have on average, with small weights."""
+    degree = max(1, round(len(plan.topology.senders) / plan.topology.num_nodes))
+    index_NK = (torch.arange(rows)[:, None] + 1 + torch.arange(degree)) % rows
+    return index_NK, torch.full((rows, degree), 1 / (degree + 1), dtype=plan.layout.dtype)
+
+
+def _available_bytes() -> int | None:
+    """What the machine can give to a process; None where it does not say so in Linux's way."""
+    if not _MEMINFO.exists():
+        return None
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
