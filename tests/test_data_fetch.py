@@ -125,7 +125,11 @@ def test_of_files_by_themselves_nothing_is_written_before_every_one_has_been_che
     assert contents_of(cache_folder() / "tiny") == {}
 
 
-@pytest.mark.parametrize("spoilt", [b"<html>please log in</html>", gzip.compress(b"4,5,6\n")[:-9], gzip.compress(b"4,5,6\n")[:-1] + b"x"])
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"<html>please log in</html>", gzip.compress(b"4,5,6\n")[:-9], gzip.compress(b"4,5,6\n")[:-1] + b"x"],
+    ids=["a page", "cut short", "another checksum"],  # the bytes themselves hold the time of packing: other names in every process
+)
 def test_what_is_not_compressed_with_gzip_is_refused(server, spoilt):
     server.answers["/each/two.data.gz"] = spoilt
 
