@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -49,10 +49,16 @@ def up(
     if dry_run:
         _say_plan(given, overrides, as_json=as_json, simulated=False)
         return
-    from p2pfl.node import up as run_up
+    from p2pfl.node.processes import ForkServer, can_fork
 
-    with _of_file(given), _Progress(enabled=not as_json) as progress:
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress)
+    with (
+        _of_file(given),
+        _Progress(enabled=not as_json) as progress,
+        ForkServer() if can_fork() else nullcontext(enter_result=False) as fork,
+    ):
+        from p2pfl.node import up as run_up  # after the fork server has begun to import the same
+
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork)
     _say_result(run, as_json=as_json)
 
 

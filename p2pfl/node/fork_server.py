@@ -31,8 +31,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 PATIENCE_S = 15.0
 
 SHARED = (
@@ -121,12 +119,15 @@ class _Server:
         """Take what has come; False: nothing more will."""
         content = os.read(self.commands, 65536)
         *lines, self._line = (self._line + content).split(b"\n")
+        self._gate = os.pipe()
         for line in lines:
             command = json.loads(line)
             if "start" in command:
                 self._fork(command["start"], command["arguments"], command["log"])
             else:
                 self._signal(command["signal"], command["number"])
+        for end in self._gate:
+            os.close(end)
         return bool(content)
 
     def _fork(self, name: str, arguments: Sequence[str], log: str) -> None:
@@ -152,11 +153,15 @@ class _Server:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.close(self._gate[1])
+        os.read(self._gate[0], 1)  # until all are there: the first ones would take the time that the others need for their start
         for mine, standard in ((self._lifeline[0], 0), (output, 1), (output, 2)):
             os.dup2(mine, standard)
-        for servers in (*self._lifeline, *self._woken, output):
+        for servers in (*self._lifeline, *self._woken, self._gate[0], output):
             os.close(servers)
         _show(arguments)
+        import numpy as np
+
         np.random.seed()  # noqa: NPY002  # numpy's own generator, which a task may use, would go on in the same way in all of them
         gc.enable()
 

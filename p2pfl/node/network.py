@@ -110,7 +110,7 @@ def up(
     resume: Path | str | None = None,
     site: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    fork: bool = True,
+    fork: bool | ForkServer = True,
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -123,7 +123,7 @@ def up(
         site: settings for every site.yaml, such as deadline_floor_s.
         progress: called after each round with the round, the last possible one and the network's record.
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
-            False, and always where the system is not Linux: each is a Python of its own.
+            False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
@@ -139,7 +139,9 @@ def up(
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
     with ExitStack() as stack:
-        forks = stack.enter_context(ForkServer()) if fork and can_fork() else None  # it imports while we prepare
+        forks = fork if isinstance(fork, ForkServer) else None
+        if fork is True and can_fork():
+            forks = stack.enter_context(ForkServer())  # it imports while we prepare
         plan = make_plan(resolved, load_sites(resolved))
         folder = (
             RunFolder.open(place)

@@ -103,6 +103,8 @@ class ForkServer:
     none of its processes is left (fork_server.py says how), and polling them says so.
     """
 
+    command: Sequence[str] = (sys.executable, "-m", "p2pfl", "--verbose", "node", "fork-server", " " * ROOM)
+    """What runs `fork_server.serve`."""
     unfit: str | None = None
     """Why it cannot fork, in its own words; known once it is ready."""
     _is_ready: bool = False
@@ -114,7 +116,7 @@ class ForkServer:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603  # our own command
-            [sys.executable, "-m", "p2pfl", "--verbose", "node", "fork-server", " " * ROOM],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD, "PYTHONUNBUFFERED": "1"},
