@@ -385,8 +385,10 @@ class Population:
         batched = self._gradients.batched if self._gradients else None
         if sites[0].test is not None and batched is not None and batched.evaluates:
             inputs_CB = torch.stack([of_dtype(site.test[0], self.layout.dtype) for site in sites if site.test is not None])
+            outputs_CB = None
             with suppress(Exception, SystemExit):  # one by one tells whose fault it is
                 outputs_CB = batched.outputs(x_NP[rows], inputs_CB.to(self.device)).cpu()
+            if outputs_CB is not None:
                 return [self._figures(outputs_B, site) for outputs_B, site in zip(outputs_CB, sites, strict=True)]
         return [self.metrics(x_NP[row], site, row) for row, site in zip(rows, sites, strict=True)]
 
