@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from torch.nn import functional as F
 
 import p2pfl
 from p2pfl.draws import batch_positions
+from p2pfl.summary import peak_rss_bytes
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist
@@ -310,7 +310,7 @@ def million(num_nodes: int, rounds: int) -> dict[str, Any]:
 
 def peak_gib() -> float:
     """The most memory that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_rss_bytes() / 2**30
 
 
 def main() -> None:
