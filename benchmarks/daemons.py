@@ -4,10 +4,10 @@
     python benchmarks/daemons.py --nodes 16 --plain              # each daemon a Python of its own, for comparison
     python benchmarks/daemons.py --topology random-regular
 
-Seconds are counted from the start of the command: `all_greeted` is when the last daemon has heard the last of its neighbours (from the
-events that daemons record), `total` when the command has ended. Memory is the sum of the proportional set sizes (a page that k processes
-share counts 1/k in each) of all its processes, the one that starts them included; it is looked at once all have greeted and then every few
-seconds, because looking takes the daemons' time, too: `looking` says how much.
+The experiment runs twice. The first time seconds are counted from the start of the command: `all_greeted` is when the last daemon has heard
+the last of its neighbours (from the events that daemons record), `total` when the command has ended. The second time its memory is looked
+at, which takes the daemons' time: the sum of the proportional set sizes (a page that k processes share counts 1/k in each) of all its
+processes, the one that starts them included, at its highest from when all have greeted.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 GIB = 2**30
 MIB = 2**20
 POLL_S = 0.5
-COMMAND = "import json, sys, p2pfl; p2pfl.up({'task': {'name': 'breast-cancer'}}, **json.loads(sys.argv[1]))"
+PLAINLY = "import sys, p2pfl; p2pfl.up(sys.argv[1], out=sys.argv[2], fork=False)"
 
 
 def processes_of(pid: int) -> list[int]:
@@ -68,34 +66,37 @@ def links(place: Path) -> int:
     return len(json.loads(path.read_text())["edges"]) if path.exists() else 0
 
 
-def measure(place: Path, asked: dict[str, Any], every_s: float) -> dict[str, Any]:
-    """One run."""
+def start(experiment: Path, place: Path, *, plain: bool) -> subprocess.Popen[bytes]:
+    """`p2pfl up`, or what it does where nothing can be forked."""
+    command = ["-c", PLAINLY, experiment, place] if plain else ["-m", "p2pfl", "up", experiment, "--out", place, "--json"]
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603  # our own command
+
+
+def must_have_ended_well(running: subprocess.Popen[bytes]) -> None:
+    """Leave with a message otherwise."""
+    if running.wait():
+        sys.exit(f"p2pfl up ended with exit code {running.returncode}")
+
+
+def seconds(experiment: Path, place: Path, *, plain: bool) -> dict[str, float]:
+    """One run that nobody disturbs."""
     began_s = time.time()
-    running = subprocess.Popen(  # noqa: S603  # our own command
-        [sys.executable, "-c", COMMAND, json.dumps({"out": str(place), **asked})], stdout=subprocess.DEVNULL
-    )
-    peak: list[int] = []
-    looking_s, look_at_s, have_greeted = 0.0, 0.0, False
-    while running.poll() is None:
-        time.sleep(POLL_S)
-        have_greeted = have_greeted or (links(place) or -1) == len(first_greetings(place))
-        if have_greeted and time.time() >= look_at_s:
-            before_s = time.time()
-            sizes = [proportional_bytes(pid) for pid in processes_of(running.pid)]
-            peak = max(peak, sizes, key=sum)
-            looking_s += time.time() - before_s
-            look_at_s = time.time() + every_s
-    total_s = time.time() - began_s
-    if running.returncode:
-        sys.exit(f"p2pfl.up ended with exit code {running.returncode}")
+    must_have_ended_well(start(experiment, place, plain=plain))
+    ended_s = time.time()
     greetings = first_greetings(place)
     assert len(greetings) == links(place), f"{len(greetings)} of {links(place)} neighbours have been heard"
-    return {
-        "seconds": {"all_greeted": round(max(greetings) - began_s, 1), "total": round(total_s, 1), "looking": round(looking_s, 1)},
-        "processes": len(peak),
-        "peak_pss_gib": round(sum(peak) / GIB, 2),
-        "pss_mib_a_daemon": round(sum(peak) / MIB / asked["nodes"], 1),
-    }
+    return {"all_greeted": round(max(greetings) - began_s, 1), "total": round(ended_s - began_s, 1)}
+
+
+def sizes(experiment: Path, place: Path, *, plain: bool) -> list[int]:
+    """Proportional bytes of each process of one run, when their sum was highest."""
+    running, most = start(experiment, place, plain=plain), [0]
+    while running.poll() is None:
+        time.sleep(POLL_S)
+        if len(first_greetings(place)) == links(place) > 0:
+            most = max(most, [proportional_bytes(pid) for pid in processes_of(running.pid)], key=sum)
+    must_have_ended_well(running)
+    return most
 
 
 def main() -> None:
@@ -105,21 +106,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--topology", default="ring", help="ring, random-regular (of degree 4), ...")
     parser.add_argument("--plain", action="store_true", help="each daemon a Python of its own")
-    parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between two looks at memory")
     arguments = parser.parse_args()
-    asked = {
-        "nodes": arguments.nodes,
-        "rounds": arguments.rounds,
-        "topology": {"name": arguments.topology},
-        "stop": None,
-        "fork": not arguments.plain,
+    asked = {"nodes": arguments.nodes, "rounds": arguments.rounds, "topology": {"name": arguments.topology}, "stop": None}
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Path(folder) / "breast-cancer.yaml"
+        experiment.write_text(json.dumps({"task": {"name": "breast-cancer"}, **asked}))
+        taken = seconds(experiment, Path(folder) / "timed", plain=arguments.plain)
+        most = sizes(experiment, Path(folder) / "looked-at", plain=arguments.plain)
+    figures = {
+        "cores": len(os.sched_getaffinity(0)),
+        **asked,
+        "plain": arguments.plain,
+        "seconds": taken,
+        "processes": len(most),
+        "peak_pss_gib": round(sum(most) / GIB, 2),
+        "pss_mib_a_daemon": round(sum(most) / MIB / arguments.nodes, 1),
     }
-    folder = Path(tempfile.mkdtemp())
-    try:
-        measured = measure(folder / "run", asked, arguments.every)
-    finally:
-        shutil.rmtree(folder)
-    print(json.dumps({"cores": len(os.sched_getaffinity(0)), **asked, **measured}, indent=2))
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="processes are forked on 
 
 BALLAST_BYTES = 2**26
 GIB = 2**30
+TWO_THREADS = "2 threads run in it, and what they hold at a fork nobody would ever let go of"
 
 SERVER = f"""
 import numpy, os, signal, sys, threading
@@ -219,7 +220,7 @@ def test_a_server_with_threads_says_that_it_cannot_fork():
     async def main():
         with tiny("thread") as server:
             assert not await server.is_fit()
-            assert server.unfit == "2 threads run in it, and what they hold at a fork nobody would ever let go of"
+            assert server.unfit == TWO_THREADS
 
     finish(main())
 
@@ -358,14 +359,13 @@ def test_without_forking_the_result_is_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_where_nothing_can_be_forked_up_says_so_and_each_daemon_is_a_python_of_its_own(tmp_path, monkeypatch, caplog):
-    (tmp_path / "usercustomize.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    (tmp_path / "sitecustomize.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     run = p2pfl.up({**AVERAGING, "nodes": 2, "rounds": 3}, out=tmp_path / "run")
 
     assert run.summary["rounds"] == 3
     assert [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"] == [
-        "each daemon is a Python of its own, since the process to fork them from is unfit: 2 threads run in it, and what they hold at a "
-        "fork nobody would ever let go of"
+        f"each daemon is a Python of its own, since the process to fork them from is unfit: {TWO_THREADS}"
     ]
 
 
