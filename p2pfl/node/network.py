@@ -282,7 +282,8 @@ class _Network:
     def gather(self) -> None:
         """Put the nodes' records, models and results together."""
         plan = self._plan
-        runs = {site.name: read_run(site.run_folder) for site in self._sites}
+        experiment = plan.experiment.as_dict()
+        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in self._sites}
         summaries = {}
         for name, records in runs.items():
             if records.summary is None:
