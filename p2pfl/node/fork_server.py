@@ -2,6 +2,7 @@
 
 The server reads lines of JSON and answers in lines of JSON; a process goes by the name that it was asked for by.
 
+    {"read": FILE}                                      YAML that every process will load: it is read once
     {"start": NAME, "arguments": [...], "log": FILE}    fork one that runs this command line, its output added to the file
     {"signal": NAME, "number": N}                       pass it on, if the process is still there
     {"ready": true, "unfit": null}                      everything is imported; not null: why nothing can be forked here
@@ -124,6 +125,8 @@ class _Server:
             command = json.loads(line)
             if "start" in command:
                 self._fork(command["start"], command["arguments"], command["log"])
+            elif "read" in command:
+                _read(command["read"])
             else:
                 self._signal(command["signal"], command["number"])
         for end in self._gate:
@@ -181,6 +184,15 @@ class _Server:
     def _answer(self, **line: Any) -> None:
         with suppress(BrokenPipeError):  # whoever asked is gone; the end of the commands says so as well
             os.write(self.answers, json.dumps(line).encode() + b"\n")
+
+
+def _read(file: str) -> None:
+    from p2pfl.errors import ConfigError
+    from p2pfl.yaml_files import keep_yaml
+
+    with suppress(ConfigError):  # each process will say so itself
+        keep_yaml(file)
+    gc.freeze()
 
 
 def _show(arguments: Sequence[str]) -> None:

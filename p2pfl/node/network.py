@@ -202,6 +202,8 @@ class _Network:
         if self._forks is not None and not await self._forks.is_fit():
             log.warning("each daemon is a Python of its own, since the process to fork them from is unfit: %s", self._forks.unfit)
             self._forks = None
+        if self._forks is not None:
+            self._forks.say(read=str((self._place / "study.yaml").absolute()))
         try:
             for site in self._sites:
                 self._start(site)

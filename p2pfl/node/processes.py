@@ -99,7 +99,7 @@ class _Forked:
 class ForkServer:
     """The process that the others are forked from, at work inside of a `with`; on leaving it ends, and they with it.
 
-    Nothing here waits for it, but `is_fit` and leaving. What it says is heard when a process is polled. Once it is gone, however it ended,
+    Nothing here waits for it, but `is_fit` and leaving. It is spoken with when a process is polled. Once it is gone, however it ended,
     none of its processes is left (fork_server.py says how), and polling them says so.
     """
 
@@ -155,9 +155,8 @@ class ForkServer:
         return self._forked[name]
 
     def say(self, **command: Any) -> None:
-        """Give it a command, see fork_server.py."""
+        """Give it a command, see fork_server.py; it hears of it when a process is polled next, of several at once."""
         self._unsaid += json.dumps(command).encode() + b"\n"
-        self.exchange()
 
     def exchange(self) -> None:
         """Say what there is to be said as far as it is taken, and hear what has been answered."""
