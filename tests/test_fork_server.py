@@ -270,12 +270,25 @@ AVERAGING = {"task": {"name": "averaging", "dimension": 3}, "nodes": 3, "rounds"
 BREAST_CANCER = {"task": {"name": "breast-cancer"}, "topology": {"name": "ring"}, "rounds": 20, "stop": None}
 
 
-def start_up(place: Path, experiment: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """`p2pfl up`, until every daemon has a checkpoint."""
-    (place / "experiment.yaml").write_text(dump_yaml(experiment))
-    up = start_process("up", str(place / "experiment.yaml"), "--out", str(place / "run"), log=place / "said")
-    wait_until(lambda: len(list(place.glob("run/sites/*/state/checkpoint.safetensors"))) == experiment["nodes"])
-    return up
+@pytest.fixture
+def up(tmp_path):
+    """Starts `p2pfl up` on an experiment; the test must not leave it behind."""
+    started = []
+
+    def start(experiment: dict[str, Any]) -> subprocess.Popen[bytes]:
+        file = tmp_path / "experiment.yaml"
+        file.write_text(dump_yaml(experiment))
+        started.append(start_process("up", str(file), "--out", str(tmp_path / "run"), log=tmp_path / "said"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def are_at_work(place: Path, num_daemons: int) -> bool:
+    return len(list(place.glob("run/sites/*/state/checkpoint.safetensors"))) == num_daemons
 
 
 def daemons(place: Path) -> dict[str, int]:
@@ -294,11 +307,12 @@ def assert_is_the_mean_of_all(run: p2pfl.Run) -> None:
 
 
 @pytest.mark.slow
-def test_up_says_what_to_do_when_the_fork_server_is_killed_and_goes_on(tmp_path):
-    up = start_up(tmp_path, AVERAGING)
+def test_up_says_what_to_do_when_the_fork_server_is_killed_and_goes_on(tmp_path, up):
+    process = up(AVERAGING)
+    wait_until(lambda: are_at_work(tmp_path, 3))
     os.kill(parent(daemons(tmp_path)["node-0"]), signal.SIGKILL)
 
-    assert up.wait(DEADLINE_S) == 1
+    assert process.wait(DEADLINE_S) == 1
     assert running(tmp_path) == []
     assert (tmp_path / "said").read_text().splitlines()[-1] == (
         "p2pfl: the process that the daemons are forked from was killed by signal 9, and they ended with it; nothing is lost that their "
@@ -312,8 +326,9 @@ def test_up_says_what_to_do_when_the_fork_server_is_killed_and_goes_on(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_daemon_that_is_killed_is_forked_again(tmp_path):
-    up = start_up(tmp_path, AVERAGING)
+def test_a_daemon_that_is_killed_is_forked_again(tmp_path, up):
+    process = up(AVERAGING)
+    wait_until(lambda: are_at_work(tmp_path, 3))
     before = daemons(tmp_path)
     os.kill(before["node-1"], signal.SIGKILL)
     wait_until(lambda: daemons(tmp_path).get("node-1", before["node-1"]) != before["node-1"])
@@ -325,7 +340,7 @@ def test_a_daemon_that_is_killed_is_forked_again(tmp_path):
     assert ran(after["node-1"])[2:] == [
         "p2pfl", "--verbose", "node", "start", str(tmp_path / "run" / "sites" / "node-1" / "site.yaml"), "--until-stdin-closes"
     ]  # fmt: skip
-    assert up.wait(DEADLINE_S) == 0
+    assert process.wait(DEADLINE_S) == 0
     assert running(tmp_path) == []
     run = p2pfl.Run(tmp_path / "run")
 
@@ -335,12 +350,13 @@ def test_a_daemon_that_is_killed_is_forked_again(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
-def test_up_leaves_no_process_behind_however_it_is_ended(number, code, tmp_path):
-    up = start_up(tmp_path, {**AVERAGING, "rounds": 100_000})
+def test_up_leaves_no_process_behind_however_it_is_ended(number, code, tmp_path, up):
+    process = up({**AVERAGING, "rounds": 100_000})
+    wait_until(lambda: are_at_work(tmp_path, 3))
     server = parent(daemons(tmp_path)["node-0"])
-    up.send_signal(number)
+    process.send_signal(number)
 
-    assert up.wait(DEADLINE_S) == code
+    assert process.wait(DEADLINE_S) == code
     wait_until(lambda: running(tmp_path) == [] and not Path(f"/proc/{server}").exists())
 
     assert said_last(tmp_path / "run") == (["stopped: paused"] * 3)
@@ -369,16 +385,15 @@ def test_where_nothing_can_be_forked_up_says_so_and_each_daemon_is_a_python_of_i
 
 
 @pytest.mark.slow
-def test_64_daemons_greet_each_other_and_need_less_than_8_gib(tmp_path):
-    (tmp_path / "experiment.yaml").write_text(dump_yaml({**BREAST_CANCER, "nodes": 64}))
-    up = start_process("up", str(tmp_path / "experiment.yaml"), "--out", str(tmp_path / "run"), log=tmp_path / "said")
+def test_64_daemons_greet_each_other_and_need_less_than_8_gib(tmp_path, up):
+    process = up({**BREAST_CANCER, "nodes": 64})
     wait_until(lambda: greeted(tmp_path) == 128)
     pids = running(tmp_path)
     size = sum(map(proportional_bytes, pids))
 
-    assert len(pids) == 65  # with the one that started them
+    assert len(pids) == 66  # with `p2pfl up` and the fork server
     assert size < 8 * GIB
-    assert up.wait(DEADLINE_S) == 0
+    assert process.wait(DEADLINE_S) == 0
     run = p2pfl.Run(tmp_path / "run")
 
     assert (run.summary["rounds"], run.summary["nodes"]) == (20, 64)
