@@ -50,8 +50,8 @@ def sweep(
     """
     from p2pfl.sweeps import make_grid, parse_variations
     from p2pfl.sweeps import sweep as run_sweep
+    from p2pfl.sweeps.engine import check_executor
     from p2pfl.sweeps.grid import checked
-    from p2pfl.sweeps.sweep import check_executor
 
     varied, overrides = parse_variations(vary or []), overrides_from(nodes, rounds, assignments)
     check_executor(executor, jobs)
@@ -198,7 +198,7 @@ def _label(values: Mapping[str, Any]) -> str:
 
 
 def _short(value: object) -> str:
-    from p2pfl.sweeps.sweep import short
+    from p2pfl.sweeps.engine import short
 
     return "".join(sign if sign.isprintable() else "?" for sign in short(value))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from p2pfl.sweeps.engine import Sweep, sweep
 from p2pfl.sweeps.grid import Cell, Grid, make_grid, parse_variations
-from p2pfl.sweeps.sweep import Sweep, sweep
 
 __all__ = ["Cell", "Grid", "Sweep", "make_grid", "parse_variations", "sweep"]
