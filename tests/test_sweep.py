@@ -162,7 +162,7 @@ def test_strange_values_make_plain_folder_names():
     values = ["../../etc", {"name": "ring"}, "ä" * 5, "x" * 500, None]
     grid = make_grid(AVERAGING, {"task.path": values}, 1)
 
-    assert [cell.name for cell in grid.cells] == ["0-etc", "1-name-ring", "2-as-written", f"3-{'x' * 60}", "4-null"]
+    assert [cell.name for cell in grid.cells] == ["0-etc", "1-name-ring", "2-value", f"3-{'x' * 60}", "4-null"]
 
 
 def test_a_graphs_file_is_found_beside_the_experiment(tmp_path):
@@ -364,7 +364,7 @@ def test_the_command_prints_a_page_of_80_columns_without_escapes(folder, p2pfl_)
     assert code == 0
     assert "\x1b" not in out + err
     assert max(map(len, (out + err).splitlines())) <= 80
-    assert re.search(r"topology +lr +distance +worst site +rounds +apart +MB +s|optimizer", out)
+    assert out.splitlines()[0].split() == ["topology", "optimizer.", "distance", "worst", "site", "rounds", "apart", "MB"]
     assert "4 of 4 runs done; all of them in runs/bowl-sweep/table.csv and plot.png" in out
     assert [line.split()[0] for line in err.splitlines()] == ["1/4", "2/4", "3/4", "4/4"]
     assert "1/4 0-ring-0.1, seed 0: 4 rounds" in err
@@ -451,6 +451,7 @@ def test_a_run_that_fails_is_named_with_its_reason_and_tried_again(fault, words,
     assert [row["status"] for row in rows_of(table)] == ["done", "failed", "done"]
     assert words in rows_of(table)[1]["reason"]
     assert f"failed: {fault}, seed 0: " in out
+    assert "not an answer" not in out
     (folder / "broken").unlink()
     code, _, err = p2pfl_(*command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -56,11 +57,12 @@ def sweep(
     varied, overrides = parse_variations(vary or []), overrides_from(nodes, rounds, assignments)
     check_executor(executor, jobs)
     if dry_run:
-        with of_file(experiment):
+        with of_file(experiment), redirect_stdout(sys.stderr):
             grid = checked(make_grid(experiment, varied, seeds, overrides))
         _say_grid(grid, as_json=as_json)
         return
-    with of_file(experiment), _Progress(enabled=not as_json) as progress:
+    # what a task or Ray prints is none of our output
+    with of_file(experiment), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
         try:
             done = run_sweep(
                 experiment, vary=varied, seeds=seeds, overrides=overrides, out=out, jobs=jobs, executor=executor, progress=progress
@@ -163,11 +165,11 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
     metric = metric_of(done.rows)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for key in done.grid.vary:
-        table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold", vertical="bottom")
-    numbers = [*([metric, "worst site"] if metric else []), "rounds", "apart", "MB", "s"]
+        table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold")
+    numbers = [*([metric, "worst site"] if metric else []), "rounds", "apart", "MB"]
     missing = any(result.done < result.asked for result in results)
     for heading in [*numbers, *(["runs"] if missing else [])]:
-        table.add_column(Text(heading), justify="right", no_wrap=True, vertical="bottom")
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for result in results:
         figures = result.figures
         cells = [Text(_short(value)) for value in result.cell.values.values()]
@@ -175,7 +177,6 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
             cells += [Text(_spread(quality(figures, metric))), Text(_spread(figures.get(f"worst.{metric}")))]
         cells += [Text(_mean(figures.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
         cells.append(Text(_mean(figures.get("bytes_sent"), ".3g", 1e-6)))
-        cells.append(Text(_mean(figures.get("seconds"), ".1f")))
         table.add_row(*cells, *([Text(f"{result.done}/{result.asked}")] if missing else []))
     return table
 

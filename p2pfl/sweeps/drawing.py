@@ -87,7 +87,7 @@ def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | N
     return Band(rounds_R=rounds_R.astype(np.float64), mean_R=mean_R, low_R=low_R, high_R=high_R)
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str) -> None:
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, key: str) -> None:
     """One picture of all cells.
 
     Args:
@@ -95,6 +95,7 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | No
         runs: folders of the runs with a result, by the cell's label, the best cell first.
         metric: drawn beside the disagreement; None: the task has none.
         title: above both.
+        key: what the labels say.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -125,7 +126,7 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | No
     if not handles:
         handles, labels = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8, title=key, title_fontsize=8)
     temporary = path.with_name(f".{path.name}")
     try:
         figure.savefig(temporary, dpi=130, format="png")

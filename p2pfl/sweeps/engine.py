@@ -151,7 +151,8 @@ def _drawn(result: Sweep) -> Sweep:
     if not runs:
         return result
     try:
-        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]))
+        keys = ", ".join(key.removesuffix(".name") for key in result.grid.vary)
+        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]), keys)
     except MissingExtraError as error:
         return replace(result, no_plot=str(error))
     return replace(result, plot=result.path / "plot.png")

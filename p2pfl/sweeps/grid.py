@@ -250,4 +250,4 @@ def _slug(values: Sequence[Any]) -> str:
     texts = [as_text(value) for value in values]
     short = [text.rsplit("/", 1)[-1] for text in texts]
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", "-".join(short))[:_MOST_SLUG].strip("-.")
-    return slug or "as-written"
+    return slug or ("value" if values else "as-written")

@@ -28,7 +28,7 @@ def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int
     run = ray.remote(num_cpus=1, max_retries=0)(_run)
     waiting = list(reversed(jobs))
     running: dict[Any, Job] = {}
-    most = min(len(jobs), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+    most = workers or len(jobs)  # Ray queues what it has no room for, and may find room
     try:
         while waiting or running:
             while waiting and len(running) < most:
