@@ -48,7 +48,7 @@ class _Worker:
         content = os.read(self.answers, 65536)
         if not content:
             code = self.process.wait()
-            return [News(self.job, ended=True, failure=f"{_ending(code)}{self._last_words()}")]
+            return [News(self.job, ended=True, failure=f"its process {self._ending(code)} ({self.log})")]
         *lines, self.unread = (self.unread + content).split(b"\n")
         return [News(self.job, **json.loads(line)) for line in lines]
 
@@ -65,9 +65,12 @@ class _Worker:
             self.process.kill()
             self.process.wait()
 
-    def _last_words(self) -> str:
+    def _ending(self, code: int) -> str:
+        """In words; what a killed process said last has nothing to do with it."""
+        if code < 0:
+            return f"was killed by signal {-code}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f": {lines[-1]} ({self.log})" if lines else ""
+        return f"ended with exit code {code}{f': {lines[-1]}' if lines else ''}"
 
 
 def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
@@ -119,7 +122,3 @@ def _start(folder: Path, log: Path, job: Job, lock: int) -> _Worker:
     worker = _Worker(process, log, job)
     worker.give(job)
     return worker
-
-
-def _ending(code: int) -> str:
-    return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
