@@ -494,7 +494,7 @@ def _are_finite(rows_CP: Tensor) -> Tensor:
     return rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
 
 
-_CACHE_BYTES = 2 * 1024**2
+_CACHE_BYTES = 4 * 1024**2
 
 
 def rows_together(row_bytes: int, kept_bytes: int) -> int:
