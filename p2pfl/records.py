@@ -186,6 +186,15 @@ def read_run(path: Path | str) -> RunRecords:
     )
 
 
+def read_summary(path: Path | str) -> Row | None:
+    """What a run's summary.json holds; None where it has not ended.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    return _read_document(Path(path) / "summary.json")
+
+
 def statistics(values_by_node: Mapping[str, float | None]) -> Row:
     """One figure of every node in short: {"mean", "min", "max", "n_defined", "per_node"}.
 

@@ -95,6 +95,7 @@ def test_the_commands_are_those_of_the_manual():
         "study join",
         "study new",
         "study show",
+        "sweep",
         "topology advise",
         "topology compare",
         "topology list",
