@@ -1,6 +1,6 @@
-"""How rows of one process exchange their messages: a gather over neighbour slots, with the ledger of every edge where messages are lost.
+"""How rows exchange their messages: a gather over neighbour slots, with the ledger of every edge where messages are lost.
 
-Shapes: N nodes, K neighbour slots.
+Shapes: N nodes, M rows of this rank, K neighbour slots.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
+from p2pfl.algorithms.base import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.plan import links_between
 from p2pfl.simulator.faults import Faults
+from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
+from p2pfl.simulator.part import Columns, Crossing, Mail, Part
+from p2pfl.simulator.ranks import Ranks
 from p2pfl.topology import Schedule, Topology
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.update import UpdateFormat
@@ -56,11 +60,21 @@ class Exchange:
         dtype: of the model.
         device: where they are.
         faults: what is lost; None: nothing ever, and no ledger is kept.
+        part: which rows are here; None: all.
     """
 
     def __init__(
-        self, schedule: Schedule, algorithm: Algorithm, *, dtype: torch.dtype, device: torch.device, faults: Faults | None
+        self,
+        schedule: Schedule,
+        algorithm: Algorithm,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        faults: Faults | None,
+        part: Part | None = None,
     ) -> None:
+        self._part = part if part is not None else Part.of(Ranks(device=device), schedule.union())
+        self._mail: Mail | None = None
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._dtype, self._device, self._faults = dtype, device, faults
         self._splits_mass = "column stochastic" in algorithm.requires
@@ -86,10 +100,18 @@ class Exchange:
                 raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
             self._ledgers = {(int(i), int(j)): EdgeLedger() for i, j in zip(union.receivers, union.senders, strict=True)}
         self._cached = lru_cache(maxsize=schedule.period or 4)(self._make_tables)
+        self._cached_crossing = lru_cache(maxsize=schedule.period or 4)(self._make_crossing)
 
     def tables(self, round: int) -> Tables:
         """Who exchanges with whom in a round."""
         return self._cached(round % self._schedule.period if self._schedule.period else round)
+
+    def _crossing(self, round: int) -> Crossing:
+        return self._cached_crossing(round % self._schedule.period if self._schedule.period else round)
+
+    def _make_crossing(self, round: int) -> Crossing:
+        reverse_NK = self._reverse_NK.cpu().numpy() if self._reverse_NK is not None else None
+        return Crossing.of(self._part, self._schedule.at(round), self.tables(round).index_NK.cpu().numpy(), reverse_NK, self._device)
 
     def _make_tables(self, round: int) -> Tables:
         graph = self._schedule.at(round)
@@ -165,6 +187,88 @@ class Exchange:
             returns=returns,
             flows=flows,
         )
+
+    def inboxes(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages) -> list[tuple[slice, SlotInbox]]:
+        """What the rows of this rank take in, in parts: those that need no other rank's come first, and meanwhile the others' travel.
+
+        Args:
+            exchange: round * phases + phase.
+            delivered_NK: from `delivered`, of all nodes.
+            running_N: bool, of all nodes.
+            sent: by channel, (M, ...).
+        """
+        if self._part.is_all:
+            return [(slice(0, len(self._names)), self.inbox(exchange, delivered_NK, running_N, sent))]
+        if self._mail is not None:
+            self._mail.done()
+        number = exchange // self._phases
+        tables, crossing = self.tables(number), self._crossing(number)
+        mail = self._mail = Mail(self._part.ranks, crossing, self._channels, sent)
+        present_MK = self.present(number, delivered_NK, running_N)
+        reverse_MK = self._part.own(self._reverse_NK) if self._reverse_NK is not None else None
+        weights_MK, self_weights_M = self._part.own(tables.weights_NK), self._part.own(tables.self_weights_N)
+
+        def slot(channel: str, k: int, rows: Tensor | slice) -> Tensor:
+            near, single = crossing.near_MK[rows, k], self._channels[channel].per_edge
+            if single:
+                assert reverse_MK is not None
+                theirs = sent[channel][near, reverse_MK[rows, k]]
+            else:
+                theirs = sent[channel].index_select(0, near)
+            far = (crossing.single_far_MK if single else crossing.far_MK)[rows, k]
+            away = (far >= 0).nonzero().squeeze(-1)
+            if len(away):
+                theirs[away] = mail.far(channel)[far[away]]
+            return theirs
+
+        def slot_from(part: slice) -> SlotMessages:
+            return lambda channel, k, rows: slot(channel, k, part if rows is None else rows + part.start)
+
+        return [
+            (
+                part,
+                SlotInbox(
+                    channels=self._channels,
+                    sent={name: tensor[part] for name, tensor in sent.items()},
+                    weights_NK=weights_MK[part],
+                    self_weights_N=self_weights_M[part],
+                    present_NK=present_MK[part],
+                    slot=slot_from(part),
+                ),
+            )
+            for part in self._part.slices
+        ]
+
+    def present(self, round: int, delivered_NK: Tensor, running_N: Tensor) -> Tensor:
+        """Whose messages count at the rows of this rank, bool (M, K)."""
+        return self._part.own(delivered_NK & running_N[:, None] & running_N[self.tables(round).index_NK])
+
+    def mix_in_place(
+        self, round: int, x_MP: Tensor, delivered_NK: Tensor, running_N: Tensor, *, threads: int, active_M: Tensor | None
+    ) -> Mixed:
+        """Plain gossip of this rank's rows."""
+        tables, present_MK = self.tables(round), self.present(round, delivered_NK, running_N)
+        if self._part.is_all:
+            return mix_in_place(x_MP, tables.index_NK, tables.weights_NK, present_MK, threads=threads, active_N=active_M)
+        crossing = self._crossing(round)
+        columns = Columns(self._part.ranks, crossing, self._part.num_inner)
+        mixed = mix_in_place(
+            x_MP,
+            crossing.near_MK,
+            self._part.own(tables.weights_NK),
+            present_MK,
+            threads=threads,
+            active_N=active_M,
+            elsewhere=columns,
+            width=block_columns(max(self._part.sizes), x_MP.shape[1], x_MP.element_size()),  # the same at all ranks
+        )
+        columns.done()
+        return mixed
+
+    def done(self) -> None:
+        """Wait until other ranks have what they were sent."""
+        if self._mail is not None:
+            self._mail.done()
 
     def bytes_sent(self, exchange: int, sent: Messages) -> np.ndarray:
         """What each daemon would send for this exchange, int64 (N,): its update over every edge, and whole where it was asked for so."""
