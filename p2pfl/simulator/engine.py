@@ -24,6 +24,7 @@ from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import STACKED_ABOVE, Run, write_models
 from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
@@ -66,8 +67,14 @@ class Simulation:
         self.plan, self.folder = plan, folder
         self.population = plan.population(plan.names, device)
         self.population.threads = threads
+        self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
         self._exchange = Exchange(
-            plan.schedule, plan.recipe.algorithm, dtype=plan.layout.dtype, device=self.population.device, faults=faults
+            plan.schedule,
+            plan.recipe.algorithm,
+            dtype=plan.layout.dtype,
+            device=self.population.device,
+            faults=faults,
+            is_lossy=self._clock is not None and self._clock.gives_up,
         )
         num_nodes = len(plan.names)
         self.round = 0
@@ -101,22 +108,30 @@ class Simulation:
         """One round of every node; returns the network's record of it."""
         experiment, number = self.plan.experiment, self.round
         local_steps = experiment.local_steps_at(number)
-        active_N = self._exchange.active(number)
         running_N = self.stop_round_N >= number
         running = torch.from_numpy(running_N).to(self.population.device)
+        times = self._clock.round(number, local_steps=local_steps, running_N=running_N) if self._clock is not None else None
+        there_N, trains_N = self._exchange.active(number), None
+        if times is not None and not times.is_whole:
+            there_N, trains_N = (torch.from_numpy(mask_N).to(self.population.device) for mask_N in (times.active_N, times.trains_N))
+            there_N |= ~running
+        active_N = there_N
         if not running_N.all():
             active_N = running if active_N is None else active_N & running
-        losses_N = self.population.train(number, active_N, in_place=True) if local_steps else None
+        losses_N = self.population.train(number, active_N if trains_N is None else trains_N, in_place=True) if local_steps else None
         for name in self.population.diverged if local_steps else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
         train_s = self._stopwatch.lap("train")
-        delivered_NK, tables = self._exchange.delivered(number), self._exchange.tables(number)
-        exchange = self._mix_plainly if self._is_plain else self._exchange_all
-        squared_N, norms_N, exact, met_N, present_NK, bytes_N = exchange(number, local_steps, delivered_NK, running, active_N)
+        came = times.came if times is not None and not times.is_whole else (None,) * self.plan.recipe.algorithm.phases
+        delivered = [self._exchange.delivered(number, came_E) for came_E in came]
+        tables = self._exchange.tables(number)
+        is_plain = self._is_plain and (times is None or times.is_whole) and not self._exchange.is_open
+        exchange = self._mix_plainly if is_plain else self._exchange_all
+        squared_N, norms_N, exact, met_N, present_NK, bytes_N = exchange(number, local_steps, delivered, running, active_N, there_N)
         self.bytes_sent += int(bytes_N.sum())
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
-        self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
+        self._agree(number, met_N, norms_N, index_NK, delivered[-1].cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._stopwatch.lap("mix")
         self.round = number + 1
         last = self.is_over
@@ -126,37 +141,55 @@ class Simulation:
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
             write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
-        return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
+        return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times)
 
     @property
     def _is_plain(self) -> bool:
         """Whether rows are just averaged: then they can be so in place."""
         return self._faults is None and self.population.device.type == "cpu" and is_plain(self.plan)
 
-    def _mix_plainly(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
+    def _mix_plainly(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_N: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
         """Average in place."""
+        (delivered_NK,) = delivered
         tables, x_NP = self._exchange.tables(number), self.population.state["x"]
         present_NK = delivered_NK & running[:, None] & running[tables.index_NK]
         sent = self.population.outgoing(number, 0, local_steps=local_steps)
         mixed = mix_in_place(x_NP, tables.index_NK, tables.weights_NK, present_NK, threads=self.population.threads, active_N=active_N)
         squared_N, norms_N = mixed.squared_N.numpy(), mixed.squared_norms_N.numpy()
-        return squared_N, norms_N, mixed.distance, squared_N, present_NK, self._exchange.bytes_sent(number, sent)
+        return squared_N, norms_N, mixed.distance, squared_N, present_NK, self._exchange.bytes_sent(number, sent, there_N)
 
-    def _exchange_all(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
+    def _exchange_all(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_N: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
         """What the algorithm's phases make of the rows."""
         phases = self.plan.recipe.algorithm.phases
         inboxes, bytes_N = [], np.zeros(len(self.plan.names), dtype=np.int64)
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
-            inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
+            inbox = self._exchange.inbox(number * phases + phase, delivered[phase], running, sent, active_N)
             self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
             inboxes.append(inbox)
-            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
+            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent, there_N)
             for receiver, sender in self._exchange.resynchronised:
                 event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
                 self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
         squared_N, norms_N, exact = self._disagreement(inboxes)
-        return squared_N, norms_N, exact, self._met(squared_N, inboxes), inboxes[0].present_NK, bytes_N
+        present_NK = torch.stack([inbox.present_NK for inbox in inboxes]).all(dim=0)
+        return squared_N, norms_N, exact, self._met(squared_N, inboxes), present_NK, bytes_N
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
@@ -172,6 +205,10 @@ class Simulation:
         tensors = self.population.tensors()
         if self._sent_NP is not None:
             tensors["last_sent"] = self._sent_NP
+        if self._clock is not None:
+            tensors |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
+            tensors |= {f"exchange/{name}": tensor for name, tensor in self._exchange.tensors().items()}
+            story["exchange"] = self._exchange.story()
         if self._faults is None:  # a scripted fault's open flows are not kept: such runs are for study and short
             write_checkpoint(self.folder.path / _CHECKPOINT, tensors, story)
 
@@ -185,6 +222,9 @@ class Simulation:
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._stopwatch.spent = dict(story["seconds"])
             self.population.diverged = tuple(story["diverged"])
+            if self._clock is not None:
+                self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", tensors).items()})
+                self._exchange.restore(_under("exchange/", tensors), story["exchange"])
             if self._meetings:
                 self._meetings.restore(story["meetings"])
                 self._sent_NP = tensors.get("last_sent")
@@ -221,6 +261,7 @@ class Simulation:
             rounds=self.round,
             stop_reason="diverged" if population.all_diverged else reason,
             bytes_sent=self.bytes_sent,
+            simulated_s=self._clock.now_s if self._clock is not None else None,
         )
 
     def _disagreement(self, inboxes: list[SlotInbox]) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
@@ -280,6 +321,7 @@ class Simulation:
         metrics: dict[int, dict[str, float]] | None,
         bytes_sent_N: list[int],
         seconds: dict[str, float],
+        times: RoundTimes | None,
     ) -> dict[str, Any]:
         plan = self.plan
         kind = "train" if number < plan.experiment.rounds else "settle"
@@ -302,10 +344,14 @@ class Simulation:
             }
             if metrics is not None:
                 row["metrics"] = metrics[i]
+            if times is not None:
+                row["simulated_s"] = times.ended_N[i]
             rows.append(row)
         self.folder.append_node(*rows)
         row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
         row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
+        if times is not None:
+            row["simulated_s"] = times.now_s
         self.folder.append_round(row)
         return row
 
@@ -350,6 +396,8 @@ def simulate(
         resolved = resolve(experiment, overrides)
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
+    if resolved.clock is not None and faults is not None:
+        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
     if resolved.pace.name != "synchronous" and (faults is not None or str(device) != "cpu"):
         raise ConfigError(f"pace.name = {resolved.pace.name!r}: runs on the CPU and without scripted faults; take synchronous for these")
     plan = make_plan(resolved, load_sites(resolved))
@@ -400,6 +448,10 @@ def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
     if num_nodes <= all_up_to:
         return list(range(num_nodes))
     return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
