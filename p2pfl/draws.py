@@ -78,8 +78,7 @@ def chances(seed: int, purpose: Purpose, *, node: Whole | int, round: Whole | in
     """Uniform numbers in [0, 1), float64, of the shape that node, round and index broadcast to."""
     words = {"node": node, "round": round, "index": index, "step": 0}
     keys = sort_keys(seed, purpose, **{name: torch.as_tensor(word) for name, word in words.items()}).numpy()
-    uniform = np.asarray((keys >> 10) * 2.0**-53, dtype=np.float64)  # as many bits as the numbers have
-    return uniform
+    return np.asarray((keys >> 10) * 2.0**-53, dtype=np.float64)  # as many bits as the numbers have
 
 
 def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, step: int = 0) -> int:
