@@ -314,9 +314,9 @@ class RoundClock:
         alone_N = np.where(edges.hears_N, np.minimum(first_N, deadline_N), -math.inf)
         late = self._late[:, exchange - self._late[2] <= self._reach]
         late_codes = late[0].astype(np.int64)
+        latest_N = edges.latest(np.where(waited_E, until_E, -math.inf))
+        someone_N = np.bincount(edges.receivers[waited_E], minlength=len(sends_N)) > 0
         while True:
-            latest_N = edges.latest(np.where(waited_E, until_E, -math.inf))
-            someone_N = edges.latest(np.where(waited_E, 1.0, 0.0)) > 0
             over_N = np.maximum(sends_N, np.where(someone_N, latest_N, alone_N))
             # who is heard while the others are waited for is waited for again
             heard = np.unique(late_codes[late[1] <= over_N[late_codes // len(over_N)]])
@@ -324,6 +324,8 @@ class RoundClock:
             if not again_E.any():
                 break
             waited_E = waited_E | again_E
+            np.maximum.at(latest_N, edges.receivers[again_E], until_E[again_E])
+            someone_N[edges.receivers[again_E]] = True
         return _Wait(over_N=over_N, arrival_E=arrival_E)
 
     def _close(self, edges: Edges, exchange: int, wait: _Wait, began_N: Floats, active_N: Bools, running_N: Bools) -> Bools:
@@ -339,8 +341,7 @@ class RoundClock:
         heard = active_N[to_N] & (self._late[1] <= wait.over_N[to_N])
         near = heard & (exchange - self._late[2] <= self._reach)
         for code, waited_s in zip(codes[near].tolist(), self._late[3][near].tolist(), strict=True):
-            if code in self._missed:
-                self._paces.record(np.array([code // num_nodes]), np.array([waited_s]))
+            self._paces.record(np.array([code // num_nodes]), np.array([waited_s]))
         skipped_E = receives_E & ~came_E & running_N[edges.senders]
         if skipped_E.any() or len(self._missed):
             gone = np.concatenate([edges.codes[came_E], codes[near]])

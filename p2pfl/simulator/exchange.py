@@ -238,16 +238,20 @@ class Exchange:
 
     def _settle_exchange(self, tables: Tables, delivered_NK: Tensor, present_NK: Tensor) -> tuple[Flows | None, Tensor | None]:
         """Take back what neighbours that are heard had not taken in; what this exchange leaves unmatched, and whose that is, (N, K)."""
-        for i, j in sorted(self._open):
-            if bool((delivered_NK[i] & (tables.index_NK[i] == j)).any()):
-                self._take_back(i, j)
+        if self._open:
+            edges = sorted(self._open)
+            to, of = torch.tensor(edges, device=self._device).T
+            heard = (delivered_NK[to] & (tables.index_NK[to] == of[:, None])).any(dim=1)
+            for place in heard.nonzero().flatten().tolist():
+                self._take_back(*edges[place])
         matched_NK = present_NK[tables.index_NK, tables.reverse_NK]
         unmatched_NK = present_NK & tables.both_NK & ~matched_NK
         places = unmatched_NK.nonzero().tolist()
         if not places:
             return None, None
         flows: Flows = {}  # filled by the merge
-        self._open |= {(i, int(tables.index_NK[i, k])): (flows, k) for i, k in places}
+        senders = tables.index_NK[unmatched_NK].tolist()
+        self._open |= {(i, j): (flows, k) for (i, k), j in zip(places, senders, strict=True)}
         return flows, unmatched_NK
 
     def _resynchronise(self, exchange: int, present_NK: Tensor, merges_N: Tensor, sent: Messages) -> None:
@@ -268,8 +272,9 @@ class Exchange:
         """Add the negative of the open flow from j to what row i has to take back."""
         flows, k = self._open.pop((i, j))
         for name, amount in flows.get((i, k), {}).items():
-            owed = self._returns.setdefault(name, amount.new_zeros((len(self._names), *amount.shape)))
-            owed[i] -= amount
+            if name not in self._returns:
+                self._returns[name] = amount.new_zeros((len(self._names), *amount.shape))
+            self._returns[name][i] -= amount
 
     def tensors(self) -> dict[str, Tensor]:
         """What is open, for a checkpoint."""
