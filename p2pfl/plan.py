@@ -185,8 +185,14 @@ def make_plan(
     if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
         contradictions.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
     known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
-    strangers = sorted(experiment.clock.speeds.keys() - set(every_name))
-    faults = [f"clock.speeds.{name} = {experiment.clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+    faults = []
+    if (clock := experiment.clock) is not None:
+        strangers = sorted(clock.speeds.keys() - set(every_name))
+        faults += [f"clock.speeds.{name} = {clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+        if experiment.pace.name == "synchronous" and not matches_flows(algorithm, graph):
+            contradictions += [
+                f"clock.{drop}: on a directed graph nobody can match what did not come; take an undirected one" for drop in clock.drops
+            ]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
@@ -268,6 +274,11 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
     if "nonnegative weights" in needs:
         found += negative_weights(schedule, f"algorithm {name}")
     return found
+
+
+def matches_flows(algorithm: Algorithm, union: Topology) -> bool:
+    """Whether each side of every edge can take back what the other did not take in, so that messages may stay out."""
+    return "column stochastic" not in algorithm.requires and len(links_between(union).senders) == len(union.senders)
 
 
 def negative_weights(schedule: Schedule, who: str) -> list[str]:
