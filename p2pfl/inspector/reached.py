@@ -21,7 +21,7 @@ class Reached:
     what: str
     wanted: float
     rounds: int | None
-    """How many there had been; None: it was never so good."""
+    """How many there had been, that one included; agreement is of the models exchanged in it. None: it was never so good."""
     simulated_s: float | None
     """When the last node had ended them; None also where the run has no clock."""
 
