@@ -67,6 +67,9 @@ AGGREGATORS = ("mean",)
 _NEEDS_ROUNDS = frozenset({"synchronous", "reliable", "complete"})
 """What an algorithm may require that nodes which do not wait for each other cannot give."""
 
+NEEDS_ALL: frozenset[Requirement] = frozenset({"reliable", "complete"})
+"""What an algorithm may require that no network gives in which messages can stay out."""
+
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
 
@@ -137,8 +140,32 @@ class PaceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StragglersSpec:
+    """Now and then a node is slow."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    """The chance of each node in each round."""
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Its training takes so many times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChurnSpec:
+    """Nodes leave and come back."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    """The chance of each node that is there to leave in each round; in the first one everybody is there."""
+    rounds: Positive
+    """Of the network, until it is back."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClockSpec:
-    """What the simulator takes for time where nodes go at their own pace."""
+    """What the simulator takes for time, and what goes wrong on its clock."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
@@ -146,6 +173,26 @@ class ClockSpec:
     """Seconds of training in a round, at speed 1."""
     speeds: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
     """By node; 1 where none is given."""
+    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """One way, of edges for which the topology's file says nothing."""
+    bandwidth_mbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of edges for which the topology's file says nothing; None: no limit."""
+    uplink_mbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of each node: its messages leave one after another; None: no limit."""
+    stragglers: StragglersSpec | None = None
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of messages that never come, however often they are asked for."""
+    churn: ChurnSpec | None = None
+    deadline_floor_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """As in site.yaml: the least time that neighbours have for an exchange."""
+    deadline_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    """Or so many times what recent ones took, where that is more."""
+
+    @property
+    def drops(self) -> list[str]:
+        """What of it keeps messages from coming at all, as the file has it."""
+        churn = [f"churn = {shown(asdict(self.churn))}"] if self.churn is not None and self.churn.share else []
+        return [*([f"loss = {self.loss:g}"] if self.loss else []), *churn]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +222,8 @@ class Experiment:
     compressor: Named = field(default_factory=lambda: Named(name="none"))
     privacy: Annotated[None, BeforeValidator(_no_privacy)] = None
     pace: PaceSpec = field(default_factory=PaceSpec)
-    clock: ClockSpec = field(default_factory=ClockSpec)
+    clock: ClockSpec | None = None
+    """None: rounds have no seconds where nodes go round by round, and the default ones where they do not."""
     rounds: Count = 100
     stop: StopSpec | None = field(default_factory=StopSpec)
     dtype: Literal["float32", "float64"] | None = None
@@ -306,6 +354,16 @@ class Experiment:
                 f"topology.name = {self.topology.name!r}: the study has other links than its rounds need; make the study again"
             )
         return schedule
+
+    def links(self, topology: Topology, names: Sequence[str]) -> Topology | None:
+        """The graph that knows latencies and bandwidths: that of all rounds, or what rounds that change choose from; None: nothing does.
+
+        Args:
+            topology: of the run.
+            names: of the nodes.
+        """
+        graph = self._base(names) if has_base(self.topology.name) else topology
+        return graph if graph.latency_ms is not None or graph.bandwidth_mbps is not None else None
 
     def _base(self, names: Sequence[str]) -> Topology:
         """The graph whose links a schedule uses."""
@@ -653,9 +711,8 @@ def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) ->
         expected = "pairwise" if "pairwise" in requires else "synchronous or asynchronous"
         others = "" if "pairwise" in requires else "; pairwise is for ad-psgd"
         found.append(f"pace.name = {pace!r}: algorithm {rule} needs {expected}{others}")
+    found += _faults_of_clock(experiment, requires)
     if pace == "synchronous":
-        if experiment.clock != ClockSpec():
-            found.append("clock: nodes that go round by round have none; take pace.name = 'asynchronous', or ad-psgd")
         return found
     if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
         found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
@@ -663,6 +720,28 @@ def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) ->
         found.append(f"topology.name = {experiment.topology.name!r}: changes from round to round, and pace {pace} has no common rounds")
     if experiment.stop is not None:
         found.append(f"stop: pace {pace} has no common round to stop after; take stop: null")
+    return found
+
+
+def _faults_of_clock(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
+    """What of the clock does not go with the pace or the rule."""
+    clock, pace = experiment.clock, experiment.pace.name
+    if clock is None:
+        return []
+    found = []
+    if needed := sorted(requires & NEEDS_ALL):
+        found += [f"clock.{drop}: algorithm {experiment.algorithm.name} needs every message ({needed[0]})" for drop in clock.drops]
+    if pace == "synchronous":
+        return found
+    if pace == "pairwise" and clock.loss:
+        found.append(
+            f"clock.loss = {clock.loss:g}: two that meet ask until they have heard each other; take pace synchronous or asynchronous"
+        )
+    if clock.churn is not None:
+        found.append(f"clock.churn: pace {pace} has no common rounds to be away for; take synchronous")
+    for key in ("deadline_floor_s", "deadline_factor"):
+        if getattr(clock, key) != getattr(ClockSpec, key):
+            found.append(f"clock.{key} = {getattr(clock, key):g}: with pace {pace} nobody waits until a deadline; leave it out")
     return found
 
 

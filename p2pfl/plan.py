@@ -74,18 +74,31 @@ class Plan:
         links_N = np.array([len(self.neighbours(name)) for name in names])
         return Meetings(window=self.stop_rule.window, links_N=links_N)
 
-    def population(self, names: Sequence[str], device: torch.device | str = "cpu") -> Population:
-        """The rows of some nodes, in the order given."""
+    def population(self, names: Sequence[str], device: torch.device | str = "cpu", *, all_slots: bool = False) -> Population:
+        """The rows of some nodes, in the order given.
+
+        Args:
+            names: of the nodes.
+            device: where they are computed.
+            all_slots: fixed slots are as many as the network's nodes have at most, and not these nodes.
+        """
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
         everybody = tuple(names) == self.names
-        sites = self.task.sites if everybody and isinstance(self.task.sites, SiteTable) else [self.sites[name] for name in names]
-        numbers = range(len(names)) if everybody else [self.names.index(name) for name in names]
+        number_of = {name: number for number, name in enumerate(self.names)} if len(names) > 1 else {}
+        numbers = range(len(names)) if everybody else [number_of.get(name, -1) if number_of else self.names.index(name) for name in names]
+        sites: Sequence[Site]
+        if isinstance(self.task.sites, SiteTable) and len(names) > 1 and self.task.sites.names == self.names:
+            sites = self.task.sites if everybody else self.task.sites.take(numbers)
+        else:
+            sites = [self.sites[name] for name in names]
         slots_NK = None
         if "fixed slots" in self.recipe.algorithm.requires:
             index_NK, _, linked_NK = links_between(self.topology).with_weights(0.0).padded()
             index_NK, linked_NK = index_NK[list(numbers)], linked_NK[list(numbers)]
-            most = int(linked_NK.sum(axis=1).max())  # one node's own slots have no padding for others' neighbours
+            most = (
+                linked_NK.shape[1] if all_slots else int(linked_NK.sum(axis=1).max())
+            )  # one node's own slots have no padding for others' neighbours
             slots_NK = torch.from_numpy(np.where(linked_NK, index_NK, -1)[:, :most])
         return Population(self.task, sites, numbers, self.model, self.recipe, loss_scale=scale, device=device, slots_NK=slots_NK)
 
@@ -172,8 +185,14 @@ def make_plan(
     if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
         contradictions.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
     known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
-    strangers = sorted(experiment.clock.speeds.keys() - set(every_name))
-    faults = [f"clock.speeds.{name} = {experiment.clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+    faults = []
+    if (clock := experiment.clock) is not None:
+        strangers = sorted(clock.speeds.keys() - set(every_name))
+        faults += [f"clock.speeds.{name} = {clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+        if experiment.pace.name == "synchronous" and not matches_flows(algorithm, graph):
+            contradictions += [
+                f"clock.{drop}: on a directed graph nobody can match what did not come; take an undirected one" for drop in clock.drops
+            ]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
@@ -255,6 +274,11 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
     if "nonnegative weights" in needs:
         found += negative_weights(schedule, f"algorithm {name}")
     return found
+
+
+def matches_flows(algorithm: Algorithm, union: Topology) -> bool:
+    """Whether each side of every edge can take back what the other did not take in, so that messages may stay out."""
+    return "column stochastic" not in algorithm.requires and len(links_between(union).senders) == len(union.senders)
 
 
 def negative_weights(schedule: Schedule, who: str) -> list[str]:

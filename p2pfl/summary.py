@@ -63,6 +63,11 @@ def consensus_distance(x_NP: Tensor) -> float:
     return float(distances_N.square().mean().sqrt())
 
 
+def asks_for(plan: Plan, baseline: str) -> bool:
+    """Whether a baseline is wanted, and there is anything to learn."""
+    return baseline in plan.experiment.baselines and plan.task.loss is not None and plan.experiment.rounds > 0
+
+
 def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) -> dict[str, Any]:
     """What the network is measured against, as the experiment's `baselines` ask for.
 
@@ -73,17 +78,16 @@ def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) ->
     Returns:
         null for "pooled" where not all data are here.
     """
-    asked = plan.experiment.baselines if plan.task.loss is not None and plan.experiment.rounds else ()
     result: dict[str, Any] = {}
-    if not asked:
+    if not any(asks_for(plan, baseline) for baseline in ("local", "pooled")):
         return result
     everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
-    if "local" in asked:
+    if asks_for(plan, "local"):
         if local is None and everybody is not None:
             alone = local_baseline(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
             local = dict(zip(plan.names, alone, strict=True))
         result["local"] = by_metric(plan, local) if local is not None else None
-    if "pooled" in asked:
+    if asks_for(plan, "pooled"):
         together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe) if everybody is not None else None
         result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
     return result

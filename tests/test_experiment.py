@@ -35,7 +35,7 @@ aggregator: {name: mean}
 compressor: {name: none}
 privacy: null
 pace: {name: synchronous, max_age: 16, staleness: 1.0}
-clock: {round_s: 1.0, speeds: {}}
+clock: null
 rounds: 100
 stop: {relative_consensus: 1.0e-3, patience: 3, settle: 200}
 dtype: null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import NoReturn
 
@@ -53,5 +54,6 @@ def main() -> NoReturn:
 
 
 def _fail(error: P2PFLError, code: int) -> NoReturn:
-    sys.stderr.write(f"p2pfl: {error}\n")
+    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    sys.stderr.write(f"p2pfl{rank}: {error}\n")
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -82,10 +83,13 @@ def simulate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment in one process, with the weights that daemons would get.
+    """Run an experiment in one process, or in several under torchrun, with the weights that daemons would get.
 
     Example: p2pfl simulate examples/breast_cancer.yaml --set topology.name=complete
+
+    Example: torchrun --nproc-per-node 2 -m p2pfl simulate examples/breast_cancer.yaml
     """
+    is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started; the others have the same to say
     overrides = overrides_from(nodes, rounds, assignments)
     if replay is not None:
         if experiment is not None or resume is not None or overrides:
@@ -94,15 +98,17 @@ def simulate(
     else:
         given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json, simulated=True)
+        if is_first:
+            _say_plan(given, overrides, as_json=as_json, simulated=True)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
 
-    with of_file(given), _Progress(enabled=not as_json) as progress:
+    with of_file(given), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
         run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress)
-    _say_result(run, as_json=as_json)
+    if is_first:
+        _say_result(run, as_json=as_json)
 
 
 def predict(
@@ -180,10 +186,15 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
     }
     if simulated:
         from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
+        from p2pfl.simulator.part import record_of
+        from p2pfl.simulator.ranks import started
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        facts |= {"memory": asdict(forecast_memory(plan)), "seconds": forecast_seconds(plan, threads)}
+        ranks = started()[1]
+        facts |= {"memory": asdict(forecast_memory(plan, ranks)), "seconds": forecast_seconds(plan, threads) / ranks}
+        if ranks > 1:
+            facts["parts"] = record_of(plan.topology, ranks)
     if as_json:
         sys.stdout.write(json.dumps({"experiment": resolved.as_dict(), **facts}) + "\n")
         return
@@ -198,6 +209,12 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
         )
     sys.stdout.write(f"at most {resolved.last_possible_round} rounds\n")
     if simulated:
+        if "parts" in facts:
+            parts = facts["parts"]
+            sys.stdout.write(
+                f"{parts['ranks']} ranks of {min(parts['nodes']):,} to {max(parts['nodes']):,} nodes, "
+                f"{parts['crossing']:,} of {plan.topology.num_edges:,} links between ranks\n"
+            )
         memory = facts["memory"]
         there = f" of {memory['available_bytes'] / 2**30:,.1f} GiB" if memory["available_bytes"] is not None else ""
         sys.stdout.write(f"about {facts['seconds']:,.1f} s of training and mixing, {memory['peak_bytes'] / 2**30:,.2f}{there} of memory\n")

@@ -14,7 +14,8 @@ from torch import Tensor
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
-from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, peak_rss_bytes
+from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics
+from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
 
 
@@ -46,6 +47,9 @@ def conclude(
     stop_reason: str,
     bytes_sent: int,
     simulated_s: float | None = None,
+    engine: str = "simulator",
+    local: Mapping[str, Metrics] | None = None,
+    peak_rss_bytes: int = 0,
 ) -> None:
     """Write the models and the summary.
 
@@ -61,15 +65,18 @@ def conclude(
         stop_reason: why no more.
         bytes_sent: by all nodes.
         simulated_s: on the network's own clock, where it has one.
+        engine: as the summary names it.
+        local: each node trained alone, where that is known already.
+        peak_rss_bytes: of other processes of this run, the most that one held.
     """
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
     stopwatch.lap("evaluate")
-    baselines = baselines_summary(plan)
+    baselines = baselines_summary(plan, local)
     stopwatch.lap("baselines")
     summary = finish_summary(
         plan,
-        engine="simulator",
+        engine=engine,
         rounds=rounds,
         stop_reason=stop_reason,
         x_NP=x_NP,
@@ -79,7 +86,7 @@ def conclude(
         bytes_sent=bytes_sent,
         seconds=stopwatch.spent,
         row_by_row=population.row_by_row,
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=max(peak_rss_bytes, own_peak_bytes()),
     )
     if simulated_s is not None:
         summary["seconds"]["simulated"] = simulated_s

@@ -1,13 +1,15 @@
-"""The whole network in one process: N rows of one population, mixed in place of messages.
+"""The whole network as rows of one population, mixed in place of messages: all of them in one process, or some at each of several ranks.
 
-Shapes: N nodes, K neighbour slots, P parameters.
+Shapes: N nodes, M rows of this rank (all N in one process), K neighbour slots, P parameters.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,20 @@ from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import STACKED_ABOVE, Run, write_models
 from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
-from p2pfl.simulator.mixing import is_plain, mix_in_place
+from p2pfl.simulator.mixing import is_plain
 from p2pfl.simulator.pairwise import PairwiseSimulation
+from p2pfl.simulator.part import Part, check_enough
+from p2pfl.simulator.ranks import Ranks, joined
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopping import NEVER
-from p2pfl.summary import consensus_distance, disagreement_row
-from p2pfl.yaml_files import load_yaml
+from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes
+from p2pfl.training import local_baseline
+from p2pfl.yaml_files import dump_yaml, load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -41,8 +47,21 @@ _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exac
 _MEASURED = 10_000
 """Of more nodes than this the final models of so many, evenly spread, are measured."""
 
-_Exchanged = tuple[NDArray[np.float64], NDArray[np.float64], float | None, NDArray[np.float64], Tensor, NDArray[np.int64]]
-"""sum_j ||x_i - x_j||**2 and ||x_i||**2 of each node, the consensus distance, what the stop rule is given, who was there, bytes."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Exchanged:
+    """What a round's exchange says of the models that were sent, and what they took; zeros where no models are sent."""
+
+    squared_M: Tensor
+    """float64, sum_j ||x_i - x_j||**2."""
+    norms_M: Tensor
+    """float64, ||x_i||**2."""
+    apart_M: Tensor | None
+    """float64, ||x_i - mean||**2."""
+    moved_M: Tensor
+    """float64, ||x_i - x_i of the round before||, where the stop rule asks."""
+    bytes_N: NDArray[np.int64]
+
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the round, the last possible round and the round's record."""
@@ -53,21 +72,41 @@ class Simulation:
 
     Args:
         plan: what to run; all sites' data are here.
-        folder: where it writes.
+        folder: where it writes; only the first rank does.
         device: where it computes.
         faults: what goes wrong by script.
         threads: train so many parts of the rows at the same time, each with one of torch's own threads.
+        part: which rows are computed here; None: all.
     """
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, *, device: torch.device | str = "cpu", faults: Faults | None = None, threads: int = 1
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        *,
+        device: torch.device | str = "cpu",
+        faults: Faults | None = None,
+        threads: int = 1,
+        part: Part | None = None,
     ) -> None:
         self._stopwatch = Stopwatch()
         self.plan, self.folder = plan, folder
-        self.population = plan.population(plan.names, device)
+        self._part = part if part is not None else Part.of(Ranks(device=torch.device(device)), plan.topology)
+        self._ranks = self._part.ranks
+        names = plan.names if self._part.is_all else [plan.names[node] for node in self._part.mine]
+        self.population = plan.population(names, device, all_slots=True)
         self.population.threads = threads
+        self.diverged: tuple[str, ...] = ()
+        """Nodes whose last training left the finite numbers."""
+        self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
         self._exchange = Exchange(
-            plan.schedule, plan.recipe.algorithm, dtype=plan.layout.dtype, device=self.population.device, faults=faults
+            plan.schedule,
+            plan.recipe.algorithm,
+            dtype=plan.layout.dtype,
+            device=self.population.device,
+            faults=faults,
+            is_lossy=self._clock is not None and self._clock.gives_up,
+            part=self._part,
         )
         num_nodes = len(plan.names)
         self.round = 0
@@ -76,7 +115,7 @@ class Simulation:
         self.bytes_sent = 0
         self._faults = faults
         self._meetings = plan.meetings(plan.names)
-        self._sent_NP: Tensor | None = None  # models of the last round, where the graph changes
+        self._sent_MP: Tensor | None = None  # models of the last round, where the graph changes
         self._recorded = spread(num_nodes, most=100, all_up_to=STACKED_ABOVE)
         self._setup_s = self._stopwatch.lap("setup")
 
@@ -90,9 +129,10 @@ class Simulation:
         experiment, saved_s = self.plan.experiment, time.monotonic()
         while not self.is_over:
             row = self.step()
-            if progress is not None:
+            if progress is not None and self._ranks.is_first:
                 progress(self.round, experiment.last_possible_round, row)
-            if self.round % experiment.checkpoint_every == 0 and time.monotonic() - saved_s >= _CHECKPOINT_S:
+            due = self.round % experiment.checkpoint_every == 0
+            if due and self._ranks.told_by_first(time.monotonic() - saved_s >= _CHECKPOINT_S):
                 self.save()
                 saved_s = time.monotonic()
         self.finish()
@@ -101,62 +141,178 @@ class Simulation:
         """One round of every node; returns the network's record of it."""
         experiment, number = self.plan.experiment, self.round
         local_steps = experiment.local_steps_at(number)
-        active_N = self._exchange.active(number)
         running_N = self.stop_round_N >= number
         running = torch.from_numpy(running_N).to(self.population.device)
+        times = self._clock.round(number, local_steps=local_steps, running_N=running_N) if self._clock is not None else None
+        there_N, trains_N = self._exchange.active(number), None
+        if times is not None and not times.is_whole:
+            there_N, trains_N = (torch.from_numpy(mask_N).to(self.population.device) for mask_N in (times.active_N, times.trains_N))
+            there_N = there_N | ~running
+        active_N = there_N
         if not running_N.all():
             active_N = running if active_N is None else active_N & running
-        losses_N = self.population.train(number, active_N, in_place=True) if local_steps else None
-        for name in self.population.diverged if local_steps else ():
+        came = times.came if times is not None and not times.is_whole else (None,) * self.plan.recipe.algorithm.phases
+        delivered = [self._exchange.delivered(number, came_E) for came_E in came]
+        tables = self._exchange.tables(number)
+        both_NK = running[:, None] & running[tables.index_NK]
+        present_NK = torch.stack(delivered).all(dim=0) & both_NK
+        if times is not None and not self._part.is_all:
+            self._refuse_losses(number, int((tables.linked_NK & both_NK & ~present_NK).sum()))
+        active_M = self._part.own(active_N) if active_N is not None else None
+        trains_M = self._part.own(trains_N) if trains_N is not None else active_M
+        losses_M = self.population.train(number, trains_M, in_place=True) if local_steps else None
+        train_s = self._stopwatch.lap("train")
+        is_plain = self._is_plain and (times is None or times.is_whole) and not self._exchange.is_open
+        exchange = self._mix_plainly if is_plain else self._exchange_all
+        exchanged = exchange(number, local_steps, delivered, running, active_M, there_N)
+        losses_N, squared_N, norms_N, exact, moved_N = self._of_all(losses_M, exchanged)
+        for name in self.diverged if local_steps and self._ranks.is_first else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
-        train_s = self._stopwatch.lap("train")
-        delivered_NK, tables = self._exchange.delivered(number), self._exchange.tables(number)
-        exchange = self._mix_plainly if self._is_plain else self._exchange_all
-        squared_N, norms_N, exact, met_N, present_NK, bytes_N = exchange(number, local_steps, delivered_NK, running, active_N)
+        bytes_N = exchanged.bytes_N
         self.bytes_sent += int(bytes_N.sum())
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
-        self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
+        met_N = self._meetings.bound(squared_N, moved_N) if self._meetings is not None and self._model_channel is not None else squared_N
+        self._agree(number, met_N, norms_N, index_NK, delivered[-1].cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._stopwatch.lap("mix")
         self.round = number + 1
         last = self.is_over
         metrics = None
         if experiment.evaluate_every and (self.round % experiment.evaluate_every == 0 or last):
-            metrics = dict(zip(self._recorded, self.population.evaluate(self._recorded), strict=True))
+            metrics = self._evaluated(self._recorded)
         if experiment.save_models_every and self.round % experiment.save_models_every == 0:
-            write_models(self.folder.path, self.plan.names, self.population.estimate(), self.plan.layout, self.population.buffers, number)
+            x_NP, buffers = self._models()
+            if x_NP is not None:
+                write_models(self.folder.path, self.plan.names, x_NP, self.plan.layout, buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
-        return self._record(number, losses_N, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
+        losses = losses_N.tolist() if losses_N is not None else [None] * len(self.plan.names)
+        return self._record(number, losses, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times)
 
     @property
     def _is_plain(self) -> bool:
         """Whether rows are just averaged: then they can be so in place."""
         return self._faults is None and self.population.device.type == "cpu" and is_plain(self.plan)
 
-    def _mix_plainly(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
-        """Average in place."""
-        tables, x_NP = self._exchange.tables(number), self.population.state["x"]
-        present_NK = delivered_NK & running[:, None] & running[tables.index_NK]
-        sent = self.population.outgoing(number, 0, local_steps=local_steps)
-        mixed = mix_in_place(x_NP, tables.index_NK, tables.weights_NK, present_NK, threads=self.population.threads, active_N=active_N)
-        squared_N, norms_N = mixed.squared_N.numpy(), mixed.squared_norms_N.numpy()
-        return squared_N, norms_N, mixed.distance, squared_N, present_NK, self._exchange.bytes_sent(number, sent)
+    @property
+    def _model_channel(self) -> str | None:
+        """The channel that carries models."""
+        return next((name for name, channel in self.plan.recipe.algorithm.channels.items() if channel.model), None)
 
-    def _exchange_all(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_N: Tensor | None) -> _Exchanged:
+    def _refuse_losses(self, number: int, num_late: int) -> None:
+        """Nothing, if every message of a round comes in time; ranks keep no account of what was not taken in at the other side.
+
+        Raises:
+            ConfigError: some do not.
+        """
+        if num_late:
+            raise ConfigError(
+                f"clock: in round {number} the deadline is over for {num_late} messages, which {self._ranks.count} ranks cannot take back; "
+                "go on with --resume in one process, without torchrun, or start again with a higher clock.deadline_floor_s"
+            )
+
+    def _mix_plainly(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_M: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
+        """Average in place."""
+        (delivered_NK,) = delivered
+        sent = self.population.outgoing(number, 0, local_steps=local_steps)
+        bytes_N, threads = self._exchange.bytes_sent(number, sent, there_N), self.population.threads
+        mixed = self._exchange.mix_in_place(number, sent["x"], delivered_NK, running, threads=threads, active_M=active_M)
+        apart_M = mixed.apart_N
+        if not self._part.is_all:  # measured from the mean of this rank's rows
+            off_P = mixed.mean_P.double()
+            off_P = off_P - self._ranks.sum(off_P * len(apart_M)) / len(self.plan.names)
+            apart_M = apart_M + off_P.square().sum()
+        moved_M = torch.zeros_like(apart_M)
+        return _Exchanged(squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N)
+
+    def _exchange_all(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_M: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
         """What the algorithm's phases make of the rows."""
-        phases = self.plan.recipe.algorithm.phases
-        inboxes, bytes_N = [], np.zeros(len(self.plan.names), dtype=np.int64)
+        phases, channel = self.plan.recipe.algorithm.phases, self._model_channel
+        bytes_N = np.zeros(len(self.plan.names), dtype=np.int64)
+        squared_M = norms_M = moved_M = torch.zeros(len(self._part.mine), dtype=torch.float64)
+        apart_M = None
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
-            inbox = self._exchange.inbox(number * phases + phase, delivered_NK, running, sent)
-            self.population.merge(number, phase, inbox, local_steps=local_steps, active_N=active_N)
-            inboxes.append(inbox)
-            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
-            for receiver, sender in self._exchange.resynchronised:
+            inboxes = self._exchange.inboxes(number * phases + phase, delivered[phase], running, sent, active_M)
+            self.population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=active_M)
+            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent, there_N)
+            for receiver, sender in self._exchange.resynchronised if self._ranks.is_first else ():
                 event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
                 self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
-        squared_N, norms_N, exact = self._disagreement(inboxes)
-        return squared_N, norms_N, exact, self._met(squared_N, inboxes), inboxes[0].present_NK, bytes_N
+            if channel in sent and apart_M is None:
+                squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
+                norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
+                apart_M = self._apart(sent[channel])
+                moved_M = self._moved(sent[channel])
+        self._exchange.done()
+        return _Exchanged(squared_M=squared_M, norms_M=norms_M, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N)
+
+    def _apart(self, x_MP: Tensor) -> Tensor:
+        """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
+        if self._part.is_all:
+            mean_P = x_MP.mean(dim=0)
+        else:
+            mean_P = (self._ranks.sum(x_MP.sum(dim=0, dtype=torch.float64)) / len(self.plan.names)).to(x_MP.dtype)
+        norms_M: Tensor = torch.linalg.vector_norm(x_MP - mean_P, dim=-1)
+        return norms_M.double().square().cpu()
+
+    def _moved(self, sent_MP: Tensor) -> Tensor:
+        """How far the models exchanged have moved since the last round, (M,) float64 on the CPU; 0 where nobody asks."""
+        moved_M = torch.zeros(len(sent_MP), dtype=torch.float64)
+        if self._meetings is not None:
+            if self._sent_MP is not None:
+                moved_M = torch.linalg.vector_norm(sent_MP - self._sent_MP, dim=-1).double().cpu()
+            self._sent_MP = sent_MP.clone()
+        return moved_M
+
+    def _of_all(
+        self, losses_M: Tensor | None, exchanged: _Exchanged
+    ) -> tuple[Tensor | None, NDArray[np.float64], NDArray[np.float64], float | None, NDArray[np.float64]]:
+        """Losses, squared distances, squared norms, the consensus distance and ways of all nodes; and who has diverged."""
+        nothing_M = torch.zeros_like(exchanged.squared_M)
+        left_M = nothing_M.clone()
+        row_of = {self.plan.names[node]: row for node, row in self._part.row_of.items()} if self.population.diverged else {}
+        left_M[[row_of[name] for name in self.population.diverged]] = 1
+        columns = [
+            losses_M.double() if losses_M is not None else nothing_M,
+            exchanged.squared_M,
+            exchanged.norms_M,
+            exchanged.apart_M if exchanged.apart_M is not None else nothing_M,
+            exchanged.moved_M,
+            left_M,
+        ]
+        losses_N, squared_N, norms_N, apart_N, moved_N, left_N = self._part.everybodys(torch.stack(columns, dim=1)).unbind(dim=1)
+        self.diverged = tuple(self.plan.names[node] for node in left_N.nonzero().flatten().tolist())
+        exact = float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None
+        return losses_N if losses_M is not None else None, squared_N.numpy(), norms_N.numpy(), exact, moved_N.numpy()
+
+    def _evaluated(self, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
+        """Some nodes' models on their own test rows."""
+        here = [node for node in nodes if node in self._part.row_of]
+        figures = self.population.evaluate([self._part.row_of[node] for node in here])
+        told = self._ranks.told_by_all(list(zip(here, figures, strict=True)))
+        return dict(sorted((node, found) for part in told for node, found in part))
+
+    def _models(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Everybody's parameters and buffers at the first rank; None at the others."""
+        x_NP = self._part.to_first(self.population.estimate())
+        buffers = {name: self._part.to_first(rows) for name, rows in self.population.buffers.items()}
+        return x_NP, {name: rows for name, rows in buffers.items() if rows is not None}
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
@@ -166,29 +322,52 @@ class Simulation:
             "stop_round": self.stop_round_N.tolist(),
             "bytes_sent": self.bytes_sent,
             "seconds": self._stopwatch.spent,
-            "diverged": list(self.population.diverged),
+            "diverged": list(self.diverged),
             "meetings": self._meetings.story() if self._meetings else None,
         }
         tensors = self.population.tensors()
-        if self._sent_NP is not None:
-            tensors["last_sent"] = self._sent_NP
-        if self._faults is None:  # a scripted fault's open flows are not kept: such runs are for study and short
-            write_checkpoint(self.folder.path / _CHECKPOINT, tensors, story)
+        if self._sent_MP is not None:
+            tensors["last_sent"] = self._sent_MP
+        if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
+            return
+        if self._clock is not None:
+            story["exchange"] = self._exchange.story()
+        whole = {name: self._part.to_first(tensor) for name, tensor in tensors.items()}
+        if self._ranks.is_first:
+            kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
+            if self._clock is not None:  # the same at all ranks
+                kept |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
+                kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.tensors().items()}
+            write_checkpoint(self.folder.path / _CHECKPOINT, kept, story)
 
     def restore(self) -> None:
-        """Go on from the folder's checkpoint; from the start where it has none."""
-        found = read_checkpoint(self.folder.path / _CHECKPOINT)
-        if found is not None:
-            tensors, story = found
+        """Go on from the folder's checkpoint, which any number of ranks may have written; from the start where it has none."""
+        found = read_checkpoint(self.folder.path / _CHECKPOINT) if self._ranks.is_first else None
+        story = self._ranks.told_by_first(found[1] if found is not None else None)
+        if story is not None:
+            rows, common = _split(found[0]) if found is not None else (None, None)
+            tensors, whole = self._part.from_first(rows), self._part.whole_from_first(common)
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._stopwatch.spent = dict(story["seconds"])
-            self.population.diverged = tuple(story["diverged"])
+            self.diverged = tuple(story["diverged"])
+            here = {self.plan.names[node] for node in self._part.mine} if self.diverged else set()
+            self.population.diverged = tuple(name for name in self.diverged if name in here)
+            if self._clock is not None:
+                self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
+                self._exchange.restore(_under("exchange/", whole), story["exchange"])
+                if self._exchange.is_open and not self._part.is_all:
+                    raise ConfigError(
+                        f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
+                        "go on in one process, without torchrun"
+                    )
             if self._meetings:
                 self._meetings.restore(story["meetings"])
-                self._sent_NP = tensors.get("last_sent")
-        self.folder.truncate(self.round)
+                last_sent = tensors.get("last_sent")
+                self._sent_MP = last_sent.to(self.population.device) if last_sent is not None else None
+        if self._ranks.is_first:
+            self.folder.truncate(self.round)
 
     def finish(self) -> None:
         """Settle, evaluate, compare with the baselines, write models and summary."""
@@ -207,45 +386,42 @@ class Simulation:
             )
             population.merge(self.round, phase, closing, local_steps=0)
         measured = spread(len(plan.names), most=_MEASURED, all_up_to=_MEASURED)
-        per_node = dict(zip((plan.names[row] for row in measured), population.evaluate(measured), strict=True))
+        per_node = {plan.names[node]: figures for node, figures in self._evaluated(measured).items()}
         agreed = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
         reason = "converged" if agreed else "rounds"
+        # a rank without anything to train has not learnt nothing
+        told = self._ranks.told_by_all([population.trains, population.all_diverged, peak_rss_bytes()])
+        all_diverged = any(trains for trains, _, _ in told) and all(lost or not trains for trains, lost, _ in told)
+        local = self._local_baseline()
+        x_NP, buffers = self._models()
+        if x_NP is None:
+            return
         conclude(
             plan,
             self.folder,
             self._stopwatch,
             population=population,
-            x_NP=population.estimate(),
-            buffers=population.buffers,
+            x_NP=x_NP,
+            buffers=buffers,
             metrics=per_node,
             rounds=self.round,
-            stop_reason="diverged" if population.all_diverged else reason,
+            stop_reason="diverged" if all_diverged else reason,
             bytes_sent=self.bytes_sent,
+            engine="simulator" if self._part.is_all else "sharded",
+            local=local,
+            peak_rss_bytes=max(peak for _, _, peak in told),
+            simulated_s=self._clock.now_s if self._clock is not None else None,
         )
 
-    def _disagreement(self, inboxes: list[SlotInbox]) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
-        """Of the models exchanged: sum_j ||x_i - x_j||**2 and ||x_i||**2 of each node, and the exact consensus distance."""
-        channel = next((name for name, c in self.plan.recipe.algorithm.channels.items() if c.model), None)
-        if channel is None:
-            nothing = np.zeros(len(self.plan.names))
-            return nothing, nothing, None
-        inbox = next(inbox for inbox in inboxes if channel in inbox.sent)
-        squared_N = inbox.squared_distances(channel).cpu().numpy()
-        sent_NP = inbox.own(channel)
-        norms_N = torch.linalg.vector_norm(sent_NP, dim=-1).double().square().cpu().numpy()
-        return squared_N, norms_N, consensus_distance(sent_NP)
-
-    def _met(self, squared_N: NDArray[np.float64], inboxes: list[SlotInbox]) -> NDArray[np.float64]:
-        """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
-        channel = next((name for name, c in self.plan.recipe.algorithm.channels.items() if c.model), None)
-        if self._meetings is None or channel is None:
-            return squared_N
-        sent_NP = next(inbox for inbox in inboxes if channel in inbox.sent).own(channel)
-        moved_N = np.zeros_like(squared_N)
-        if self._sent_NP is not None:
-            moved_N = torch.linalg.vector_norm(sent_NP - self._sent_NP, dim=-1).double().cpu().numpy()
-        self._sent_NP = sent_NP.clone()
-        return self._meetings.bound(squared_N, moved_N)
+    def _local_baseline(self) -> dict[str, dict[str, float]] | None:
+        """Each node trained alone, where several ranks share the work; None: `conclude` does it."""
+        plan = self.plan
+        if self._part.is_all or not asks_for(plan, "local"):
+            return None
+        mine = self._part.mine.tolist()
+        alone = local_baseline(plan.task, [plan.sites[plan.names[node]] for node in mine], mine, plan.model, plan.recipe)
+        told = self._ranks.told_by_all(list(zip(mine, alone, strict=True)))
+        return {plan.names[node]: found for node, found in sorted((pair for part in told for pair in part), key=lambda pair: pair[0])}
 
     def _agree(
         self,
@@ -271,7 +447,7 @@ class Simulation:
     def _record(
         self,
         number: int,
-        losses_N: Tensor | None,
+        losses: Sequence[float | None],
         squared_N: NDArray[np.float64],
         norms_N: NDArray[np.float64],
         exact: float | None,
@@ -280,10 +456,10 @@ class Simulation:
         metrics: dict[int, dict[str, float]] | None,
         bytes_sent_N: list[int],
         seconds: dict[str, float],
+        times: RoundTimes | None,
     ) -> dict[str, Any]:
         plan = self.plan
         kind = "train" if number < plan.experiment.rounds else "settle"
-        losses = losses_N.tolist() if losses_N is not None else [None] * len(plan.names)
         rows = []
         for i in self._recorded:
             skipped = [plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
@@ -302,11 +478,17 @@ class Simulation:
             }
             if metrics is not None:
                 row["metrics"] = metrics[i]
+            if times is not None:
+                row["simulated_s"] = times.ended_N[i]
             rows.append(row)
-        self.folder.append_node(*rows)
+        if self._ranks.is_first:
+            self.folder.append_node(*rows)
         row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
         row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
-        self.folder.append_round(row)
+        if times is not None:
+            row["simulated_s"] = times.now_s
+        if self._ranks.is_first:
+            self.folder.append_round(row)
         return row
 
 
@@ -350,37 +532,99 @@ def simulate(
         resolved = resolve(experiment, overrides)
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
-    if resolved.pace.name != "synchronous" and (faults is not None or str(device) != "cpu"):
-        raise ConfigError(f"pace.name = {resolved.pace.name!r}: runs on the CPU and without scripted faults; take synchronous for these")
-    plan = make_plan(resolved, load_sites(resolved))
-    refuse_what_does_not_fit(plan)
-    recorded = recorded_rows(Path(replay), plan) if replay is not None else None
-    folder = (
-        RunFolder.open(place)
-        if resume is not None
-        else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="simulator")
-    )
+    with joined(device) as ranks:
+        return _run(
+            resolved, place, ranks, faults, progress, resume=resume is not None, replay=Path(replay) if replay is not None else None
+        )
+
+
+def _run(
+    experiment: Experiment,
+    place: Path,
+    ranks: Ranks,
+    faults: Faults | None,
+    progress: Progress | None,
+    *,
+    resume: bool,
+    replay: Path | None,
+) -> Run:
+    """What `simulate` has been asked for, at one rank."""
+    pace, device = experiment.pace.name, ranks.device
+    _check_it_can_run(experiment, ranks, faults)
+    plan = make_plan(experiment, load_sites(experiment))
+    if ranks.count > 1:
+        _check_the_same_everywhere(plan, ranks)
+    refuse_what_does_not_fit(plan, ranks.count)
+    recorded = recorded_rows(replay, plan) if replay is not None else None
+    part = Part.of(ranks, plan.topology)
+    if resume:
+        folder = RunFolder.open(place) if ranks.is_first else RunFolder(place)
+    elif ranks.is_first:
+        topology = plan.graph_record() | ({} if part.is_all else {"parts": part.record()})
+        folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if part.is_all else "sharded")
+    else:
+        folder = RunFolder(place)
     if recorded is not None:
-        replay_of = AsynchronousReplay if resolved.pace.name == "asynchronous" else PairwiseReplay
+        replay_of = AsynchronousReplay if pace == "asynchronous" else PairwiseReplay
         replay_of(plan, folder, recorded, progress).run()
         return Run(place)
-    if resolved.pace.name != "synchronous":
-        paced = AsynchronousSimulation if resolved.pace.name == "asynchronous" else PairwiseSimulation
+    if pace != "synchronous":
+        paced = AsynchronousSimulation if pace == "asynchronous" else PairwiseSimulation
         at_own_pace = paced(plan, folder, progress)
-        if resume is not None:
+        if resume:
             at_own_pace.restore()
         at_own_pace.run()
         return Run(place)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
     try:
-        simulation = Simulation(plan, folder, device=device, faults=faults, threads=threads if str(device) == "cpu" else 1)
-        if resume is not None:
+        simulation = Simulation(plan, folder, device=device, faults=faults, threads=threads if device.type == "cpu" else 1, part=part)
+        if resume:
             simulation.restore()
         simulation.run(progress)
     finally:
         torch.set_num_threads(threads)
     return Run(place)
+
+
+def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | None) -> None:
+    """Nothing, if all that is asked for goes together here.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    pace, clock = experiment.pace.name, experiment.clock
+    if clock is not None and faults is not None:
+        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
+    if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
+        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
+    if ranks.count == 1:
+        return
+    if pace != "synchronous" or faults is not None:
+        what = f"pace.name = {pace!r}" if pace != "synchronous" else "faults"
+        raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
+    if clock is not None and clock.drops:
+        raise ConfigError(
+            [
+                f"clock.{drop}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or let every message come"
+                for drop in clock.drops
+            ]
+        )
+
+
+def _check_the_same_everywhere(plan: Plan, ranks: Ranks) -> None:
+    """Nothing, if all ranks have read the same.
+
+    Raises:
+        ConfigError: one has another experiment, other nodes or another model.
+    """
+    texts = {"experiment": dump_yaml(plan.experiment.as_dict()), "nodes": "\n".join(plan.names), "start": plan.start_digest}
+    facts = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in texts.items()}
+    for rank, told in enumerate(ranks.told_by_all(facts)):
+        for what, own in facts.items():
+            if told[what] != own:
+                raise ConfigError(f"rank {rank} has another {what} than rank {ranks.rank}: expected the same files at all ranks")
+    check_enough(len(plan.names), ranks.count)
 
 
 def check_device(device: torch.device | str) -> None:
@@ -400,6 +644,16 @@ def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
     if num_nodes <= all_up_to:
         return list(range(num_nodes))
     return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's rows, and what is of no single one."""
+    common = {name: tensor for name, tensor in tensors.items() if name.startswith(("clock/", "exchange/"))}
+    return {name: tensor for name, tensor in tensors.items() if name not in common}, common
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

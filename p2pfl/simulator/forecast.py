@@ -49,9 +49,9 @@ class Forecast:
         return self.available_bytes is None or self.peak_bytes <= self.available_bytes
 
 
-def forecast_memory(plan: Plan) -> Forecast:
-    """The most memory that a simulation of this plan will hold."""
-    num_nodes = len(plan.names)
+def forecast_memory(plan: Plan, num_ranks: int = 1) -> Forecast:
+    """The most memory that a simulation of this plan will hold, at a rank where several share it, of as many others' rows as of its own."""
+    num_nodes = -(-len(plan.names) // num_ranks)
     sample = _sample(plan, 2)
     state_bytes = num_nodes * _bytes_a_row(sample.state)
     optimizer_bytes = num_nodes * _bytes_a_row(sample.optimizer_state)
@@ -95,13 +95,13 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + settling * spent["mix"])
 
 
-def refuse_what_does_not_fit(plan: Plan) -> None:
+def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1) -> None:
     """Nothing, if the simulation fits into this machine.
 
     Raises:
         ConfigError: it does not; with both numbers and what would help.
     """
-    found = forecast_memory(plan)
+    found = forecast_memory(plan, num_ranks)
     if found.fits:
         return
     assert found.available_bytes is not None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,8 +31,34 @@ class Mixed:
     squared_norms_N: Tensor
     """float64, ||x_i||**2."""
 
-    distance: float
-    """sqrt(mean_i ||x_i - mean||**2)."""
+    apart_N: Tensor
+    """float64, ||x_i - mean||**2."""
+
+    mean_P: Tensor
+    """Of the rows."""
+
+    @property
+    def distance(self) -> float:
+        """sqrt(mean_i ||x_i - mean||**2)."""
+        return float(self.apart_N.mean().sqrt())
+
+
+class Elsewhere(Protocol):
+    """Neighbours' rows that come from other processes, a block of columns at a time."""
+
+    far_NK: Tensor
+    """int64, which of them stands in each slot; -1 where it is here."""
+
+    num_inner: int
+    """So many rows, the first ones, need none of them."""
+
+    def post(self, block_NW: Tensor) -> None:
+        """Ask for them, and send what others need."""
+        ...
+
+    def take(self) -> Tensor:
+        """Those of the first block that was not taken yet; waits for them."""
+        ...
 
 
 def is_plain(plan: Plan) -> bool:
@@ -45,8 +73,16 @@ def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
     return min(num_columns, max(_NARROWEST, _BLOCK_BYTES // (num_rows * itemsize)))
 
 
-def mix_in_place(
-    x_NP: Tensor, index_NK: Tensor, weights_NK: Tensor, present_NK: Tensor, *, threads: int = 1, active_N: Tensor | None = None
+def mix_in_place(  # noqa: C901  # one loop, with what every pass of it needs at hand
+    x_NP: Tensor,
+    index_NK: Tensor,
+    weights_NK: Tensor,
+    present_NK: Tensor,
+    *,
+    threads: int = 1,
+    active_N: Tensor | None = None,
+    elsewhere: Elsewhere | None = None,
+    width: int | None = None,
 ) -> Mixed:
     """x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
 
@@ -57,9 +93,11 @@ def mix_in_place(
         present_NK: bool; what is not there counts as nothing.
         threads: to compute with.
         active_N: bool, rows that are changed; None: all.
+        elsewhere: rows of other processes; None: all are here.
+        width: columns of a block; None: what the cache holds.
     """
     num_rows, num_columns = x_NP.shape
-    width = block_columns(num_rows, num_columns, x_NP.element_size())
+    width = width or block_columns(num_rows, num_columns, x_NP.element_size())
     mixed_NW = torch.empty((num_rows, width), dtype=x_NP.dtype)
     squared_N = torch.zeros(num_rows, dtype=torch.float64)
     norms_N, apart_N = torch.zeros_like(squared_N), torch.zeros_like(squared_N)
@@ -67,33 +105,49 @@ def mix_in_place(
     everybody = bool(present_NK.all())
     weights_NK = weights_NK if everybody else weights_NK * present_NK
 
-    def one_part(first: int, from_NW: Tensor, mean_W: Tensor) -> None:
-        rows = slice(first, first + rows_at_once)
+    mean_P = torch.empty(num_columns, dtype=x_NP.dtype)
+
+    def one_part(rows: slice, from_NW: Tensor, mean_W: Tensor, far_GW: Tensor | None = None) -> None:
         own, total = from_NW[rows], mixed_NW[rows, : from_NW.shape[1]]
         norms_N[rows] += _squared_norms(own)
         apart_N[rows] += _squared_norms(own - mean_W)
         total.copy_(own)
         for k in range(index_NK.shape[1]):
-            flow = from_NW.index_select(0, index_NK[rows, k]).sub_(own)
+            flow = from_NW.index_select(0, index_NK[rows, k])
+            if elsewhere is not None and far_GW is not None:
+                far_R = elsewhere.far_NK[rows, k]
+                away = (far_R >= 0).nonzero().squeeze(-1)
+                flow.index_copy_(0, away, far_GW.index_select(0, far_R[away]))
+            flow.sub_(own)
             norms = _squared_norms(flow)
             squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
             total.add_(flow.mul_(weights_NK[rows, k, None]))
 
+    inner = num_rows if elsewhere is None else elsewhere.num_inner
+    # first the rows that need nobody else's: meanwhile the others' come
+    parts = [([slice(first, min(first + rows_at_once, inner)) for first in range(0, inner, rows_at_once)], False)]
+    if elsewhere is not None:
+        parts.append(([slice(first, min(first + rows_at_once, num_rows)) for first in range(inner, num_rows, rows_at_once)], True))
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
+        if elsewhere is not None:
+            elsewhere.post(x_NP[:, :width])
         for column in range(0, num_columns, width):
             block_NW = x_NP[:, column : column + width]
-            mean_W = block_NW.mean(dim=0)
-            starts = range(0, num_rows, rows_at_once)
-            if threads == 1 or len(starts) == 1:
-                for first in starts:
-                    one_part(first, block_NW, mean_W)
-            else:
-                list(pool.map(lambda first, block=block_NW, mean=mean_W: one_part(first, block, mean), starts))
+            mean_P[column : column + width] = mean_W = block_NW.mean(dim=0)
+            if elsewhere is not None and column + width < num_columns:
+                elsewhere.post(x_NP[:, column + width : column + 2 * width])
+            for rows, far in parts:
+                far_GW = elsewhere.take() if elsewhere is not None and far else None
+                if threads == 1 or len(rows) == 1:
+                    for some in rows:
+                        one_part(some, block_NW, mean_W, far_GW)
+                else:
+                    list(pool.map(partial(one_part, from_NW=block_NW, mean_W=mean_W, far_GW=far_GW), rows))
             if active_N is None:
                 block_NW.copy_(mixed_NW[:, : block_NW.shape[1]])
             else:
                 block_NW[active_N] = mixed_NW[active_N, : block_NW.shape[1]]
-    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, distance=float(apart_N.mean().sqrt()))
+    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
 
 
 def _squared_norms(rows_NW: Tensor) -> Tensor:

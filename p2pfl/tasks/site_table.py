@@ -5,6 +5,7 @@ Shapes: S sites, M rows of the table, R row numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -30,6 +31,13 @@ class Split:
         """One site's rows."""
         start, stop = int(self.starts[site]), int(self.starts[site + 1])
         return slice(start, stop) if self.rows is None else self.rows[start:stop].long()
+
+    def take(self, sites: Tensor) -> Split:
+        """Of some sites, one after the other."""
+        sizes = self.starts.diff()[sites]
+        starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        places = (self.starts[sites] - starts[:-1]).repeat_interleave(sizes) + torch.arange(int(starts[-1]))
+        return Split(starts=starts, rows=places if self.rows is None else self.rows[places])
 
 
 class SiteTable(Sequence[Site]):
@@ -82,6 +90,18 @@ class SiteTable(Sequence[Site]):
             test = None
         own = self.train.of(site)
         return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test)
+
+    def take(self, sites: Sequence[int]) -> SiteTable:
+        """Some of the sites in the order given; of a table whose rows are each one site's, only their rows are kept."""
+        taken = copy.copy(self)  # checked already, and its names need not be sorted
+        taken.names = tuple(self.names[site] for site in sites)
+        chosen = torch.tensor(list(sites), dtype=torch.int64)
+        taken.train = self.train.take(chosen)
+        taken.test = self.test.take(chosen) if self.test is not None else None
+        if self.test is None and self.train.rows is None and taken.train.rows is not None:
+            taken.inputs, taken.targets = self.inputs[taken.train.rows], self.targets[taken.train.rows]
+            taken.train = Split(starts=taken.train.starts)
+        return taken
 
     def tests(self) -> Rows | None:
         """All sites' test rows pooled; None where there are none."""

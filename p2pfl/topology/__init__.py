@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pfl.topology.cutting import cut, num_crossing
 from p2pfl.topology.files import load
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, known_names, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
@@ -37,6 +38,7 @@ __all__ = [
     "Topology",
     "base_spec",
     "check_connected",
+    "cut",
     "describe",
     "describe_rounds",
     "diameter",
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "make",
     "make_schedule",
+    "num_crossing",
     "option_faults",
     "options_of",
     "rounds_to",

@@ -350,8 +350,29 @@ class Population:
 
     def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:
         """Take in what came; rows that are not active stay as they are."""
+        self.merge_in_parts(round, phase, [(slice(0, len(self.sites)), inbox)], local_steps=local_steps, active_N=active_N)
+
+    def merge_in_parts(
+        self, round: int, phase: int, inboxes: Sequence[tuple[slice, Inbox]], *, local_steps: int, active_N: Tensor | None = None
+    ) -> None:
+        """The same with an inbox for each part of the rows, in their order; what comes late is waited for when its part's turn comes."""
         self._round = round
-        merged = self.recipe.algorithm.merge(self.state, phase, inbox, self.context(round, local_steps=local_steps))
+        merged, before = [], []
+        for rows, inbox in inboxes:
+            state = self.state if len(inboxes) == 1 else {name: tensor[rows] for name, tensor in self.state.items()}
+            context = self.context(round, local_steps=local_steps, rows=None if len(inboxes) == 1 else rows)
+            before.append(state)
+            merged.append(self.recipe.algorithm.merge(state, phase, inbox, context))
+        self._take_up(merged, before, active_N)
+
+    def _take_up(self, merged_parts: Sequence[State], before: Sequence[State], active_N: Tensor | None) -> None:
+        """What a merge has made of each part of the rows."""
+        if len(merged_parts) == 1:
+            merged = merged_parts[0]
+        else:
+            pieces = {name: [part[name] for part in merged_parts] for name in merged_parts[0]}
+            same = {name for name in pieces if all(part[name] is old.get(name) for part, old in zip(merged_parts, before, strict=True))}
+            merged = {name: self.state[name] if name in same else torch.cat(parts) for name, parts in pieces.items()}
         if active_N is not None:
             merged = {name: torch.where(_column(active_N.to(self.device), new), new, self.state[name]) for name, new in merged.items()}
         self.state = merged
