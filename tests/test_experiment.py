@@ -416,7 +416,6 @@ def test_a_misspelt_algorithm_alone_is_a_finding_and_not_a_crash():
             {"topology": {"name": "base-2"}, "pace": {"name": "asynchronous"}},
             "topology.name = 'base-2': changes from round to round, and pace asynchronous has no common rounds",
         ),
-        ({"clock": {"round_s": 2}}, "clock: nodes that go round by round have none; take pace.name = 'asynchronous', or ad-psgd"),
         ({"pace": {"max_age": 0}}, "pace.max_age = 0: must be >= 1"),
     ],
 )
