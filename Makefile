@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # one thread a process: the tests and the daemons are themselves several processes
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test slow lint examples clean
+.PHONY: help install demo test slow lint examples bench clean
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -47,6 +47,9 @@ examples: $(INSTALLED) ## Run every file of examples/ as it is, in the simulator
 		fi; \
 		../$(BIN)/p2pfl simulate "$$file" --out "../runs/example-$${file%.yaml}-$$$$"; \
 	done
+
+bench: $(INSTALLED) ## The simulator's speed in ratios, beside those recorded; fails where one has dropped by more than 15 %
+	@OMP_NUM_THREADS= $(BIN)/python benchmarks/compare.py
 
 clean: ## Remove .venv, runs and what tools left behind
 	rm -rf .venv runs build dist htmlcov *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

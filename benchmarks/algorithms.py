@@ -27,17 +27,23 @@ from p2pfl.errors import ConfigError
 
 SEEDS = range(5)
 TOPOLOGIES = ("ring", "torus", "exponential", "one-peer-exponential", "base-2", "base-5", "el-oracle", "path")
-ALGORITHMS = (
-    "dpsgd",
-    "qg-dsgdm",
-    "gradient-tracking",
-    "k-gt",
-    "exact-diffusion",
-    "extra",
-    "push-sum",
-    "relaysgd",
-    "diloco",
-)
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "dpsgd": {},
+    "qg-dsgdm": {},
+    "gradient-tracking": {},
+    "k-gt": {},
+    "exact-diffusion": {},
+    "extra": {},
+    "push-sum": {},
+    "relaysgd": {},
+    "diloco": {},
+    "choco, int8": {"compressor": {"name": "int8"}},
+    "choco, top-k of 10 %": {"compressor": {"name": "top-k", "share": 0.1}},
+    "powergossip": {},
+    "ad-psgd": {},
+}
+"""What a row adds to the experiment, by its label; a label begins with the algorithm's name."""
+
 COLUMNS = ("auroc, mean model", "log loss, mean model", "auroc, worst site", "accuracy, worst site", "disagreement", "MB sent")
 
 
@@ -56,8 +62,9 @@ class Cell:
         return f"| {self.algorithm} | {self.topology} | {' | '.join(figures)} |"
 
 
-def experiment(algorithm: str, topology: str, seed: int, rounds: int) -> dict[str, Any]:
+def experiment(label: str, topology: str, seed: int, rounds: int) -> dict[str, Any]:
     """One run."""
+    algorithm = label.partition(",")[0]
     graph: dict[str, Any] = {"name": topology} | ({"degree": 4} if topology == "el-oracle" else {})
     weights = "push-sum" if algorithm == "push-sum" and topology in ("ring", "torus", "exponential", "path") else None
     return {
@@ -74,6 +81,7 @@ def experiment(algorithm: str, topology: str, seed: int, rounds: int) -> dict[st
         "checkpoint_every": 100_000,
         "baselines": [],
         "seed": seed,
+        **ALGORITHMS[label],
     }
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from torch.nn import functional as F
 
 import p2pfl
 from p2pfl.draws import batch_positions
+from p2pfl.summary import peak_rss_bytes
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist
@@ -340,7 +340,7 @@ def at_ranks(num_nodes: int, ranks: int, rounds: int) -> float:
 
 def peak_gib() -> float:
     """The most memory that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_rss_bytes() / 2**30
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # PEP 562: a name is imported when it is first used, so that `import p2pfl` costs nothing
 _HOME = {
     "simulate": "p2pfl.simulator",
+    "sweep": "p2pfl.sweeps",
     "up": "p2pfl.node",
     "load": "p2pfl.results",
     "Run": "p2pfl.results",
@@ -19,7 +20,7 @@ _HOME = {
     "Layout": "p2pfl.params",
 }
 
-__all__ = ["Layout", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "up"]
+__all__ = ["Layout", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "up"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,9 @@ class Purpose(IntEnum):
     MODEL = 3
     COMPRESSION = 4
     PARTNER = 5
+    STRAGGLER = 6
+    LOSS = 7
+    CHURN = 8
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,6 +72,13 @@ def sort_keys(seed: int, purpose: Purpose, *, node: Tensor, round: Tensor, step:
     """Uniform integers in [0, 2**63), int64, of the shape that node, round, step and index broadcast to."""
     word_0, word_1, _, _ = philox((index, step, round, node), (seed & _MASK, int(purpose)))
     return (word_0 << 31) | (word_1 >> 1)
+
+
+def chances(seed: int, purpose: Purpose, *, node: Whole | int, round: Whole | int, index: Whole | int = 0) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), float64, of the shape that node, round and index broadcast to."""
+    words = {"node": node, "round": round, "index": index, "step": 0}
+    keys = sort_keys(seed, purpose, **{name: torch.as_tensor(word) for name, word in words.items()}).numpy()
+    return np.asarray((keys >> 10) * 2.0**-53, dtype=np.float64)  # as many bits as the numbers have
 
 
 def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, step: int = 0) -> int:

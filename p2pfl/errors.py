@@ -30,6 +30,10 @@ class ConfigError(P2PFLError):
         super().__init__("\n".join(lines))
 
 
+class Contradiction(ConfigError):
+    """Values that are right one by one and wrong together: change one of them."""
+
+
 class TopologyError(ConfigError):
     """The graph is not one that gossip can run on."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Contradiction
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
@@ -66,6 +66,9 @@ AGGREGATORS = ("mean",)
 
 _NEEDS_ROUNDS = frozenset({"synchronous", "reliable", "complete"})
 """What an algorithm may require that nodes which do not wait for each other cannot give."""
+
+NEEDS_ALL: frozenset[Requirement] = frozenset({"reliable", "complete"})
+"""What an algorithm may require that no network gives in which messages can stay out."""
 
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """What a task takes from the experiment's own keys."""
@@ -137,8 +140,32 @@ class PaceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StragglersSpec:
+    """Now and then a node is slow."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    """The chance of each node in each round."""
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Its training takes so many times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChurnSpec:
+    """Nodes leave and come back."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    """The chance of each node that is there to leave in each round; in the first one everybody is there."""
+    rounds: Positive
+    """Of the network, until it is back."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClockSpec:
-    """What the simulator takes for time where nodes go at their own pace."""
+    """What the simulator takes for time, and what goes wrong on its clock."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
@@ -146,6 +173,26 @@ class ClockSpec:
     """Seconds of training in a round, at speed 1."""
     speeds: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
     """By node; 1 where none is given."""
+    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """One way, of edges for which the topology's file says nothing."""
+    bandwidth_mbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of edges for which the topology's file says nothing; None: no limit."""
+    uplink_mbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of each node: its messages leave one after another; None: no limit."""
+    stragglers: StragglersSpec | None = None
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of messages that never come, however often they are asked for."""
+    churn: ChurnSpec | None = None
+    deadline_floor_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """As in site.yaml: the least time that neighbours have for an exchange."""
+    deadline_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    """Or so many times what recent ones took, where that is more."""
+
+    @property
+    def drops(self) -> list[str]:
+        """What of it keeps messages from coming at all, as the file has it."""
+        churn = [f"churn = {shown(asdict(self.churn))}"] if self.churn is not None and self.churn.share else []
+        return [*([f"loss = {self.loss:g}"] if self.loss else []), *churn]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +222,8 @@ class Experiment:
     compressor: Named = field(default_factory=lambda: Named(name="none"))
     privacy: Annotated[None, BeforeValidator(_no_privacy)] = None
     pace: PaceSpec = field(default_factory=PaceSpec)
-    clock: ClockSpec = field(default_factory=ClockSpec)
+    clock: ClockSpec | None = None
+    """None: rounds have no seconds where nodes go round by round, and the default ones where they do not."""
     rounds: Count = 100
     stop: StopSpec | None = field(default_factory=StopSpec)
     dtype: Literal["float32", "float64"] | None = None
@@ -196,7 +244,8 @@ class Experiment:
         """The rule, with the compressor that it takes.
 
         Raises:
-            ConfigError: an option has a value that it cannot have, or a rule that sends models whole is given a compressor.
+            ConfigError: an option has a value that it cannot have.
+            Contradiction: a rule that sends models whole is given a compressor.
         """
         algorithm = self.algorithm.build()
         make: Any = COMPRESSORS[self.compressor.name]
@@ -204,7 +253,7 @@ class Experiment:
         if "compressor" in {f.name for f in fields(algorithm)}:  # type: ignore[arg-type]  # every rule is a dataclass
             return cast("Algorithm", replace(cast("Any", algorithm), compressor=compressor))
         if self.compressor.name != "none":
-            raise ConfigError(
+            raise Contradiction(
                 f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} takes no compressor; choco does"
             )
         return algorithm
@@ -236,7 +285,7 @@ class Experiment:
         if self.weights == "stationary" and graph.masses is None:
             counts = {name: (samples or {}).get(name) for name in names}
             if unknown := [name for name, count in counts.items() if not count]:
-                raise ConfigError(
+                raise Contradiction(
                     f"weights = 'stationary': how much does {', '.join(unknown)} count? Their training rows are not known or none; give"
                     " `samples` on every card, or a mass for every node in a topology's file"
                 )
@@ -249,19 +298,19 @@ class Experiment:
         if wanted.name == "file":
             graph = load(Path(wanted.options["file"]))
             if graph.names is not None and tuple(graph.names) != tuple(names):
-                raise ConfigError(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
+                raise Contradiction(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
             if graph.num_nodes != len(names):
-                raise ConfigError(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
+                raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
             return graph
         graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
         if graph.num_nodes != len(names):
-            raise ConfigError(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
+            raise Contradiction(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
         return graph
 
     def _rule_for_rounds(self, schedule: Schedule, stop: StopSpec) -> StopRule:
         """The rule where the graph is directed or changes: certified over the links of as many rounds as news needs."""
         if schedule.num_nodes > _MOST_CERTIFIED:
-            raise ConfigError(
+            raise Contradiction(
                 f"stop: a graph that is directed or changes is certified for at most {_MOST_CERTIFIED} nodes, this one has "
                 f"{schedule.num_nodes}; take stop: null"
             )
@@ -269,7 +318,7 @@ class Experiment:
         starts = range(self.rounds, (self.rounds + schedule.period) if schedule.period is not None else last)
         rounds = [rounds_of_news(schedule, start, max(4 * schedule.num_nodes, _MOST_NEWS_ROUNDS)) for start in starts]
         if None in rounds:
-            raise ConfigError(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
+            raise Contradiction(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
         window = max(int(number) for number in rounds if number is not None)
         if schedule.period is not None:  # whole periods have all links in them
             window = -(-window // schedule.period) * schedule.period
@@ -305,6 +354,16 @@ class Experiment:
                 f"topology.name = {self.topology.name!r}: the study has other links than its rounds need; make the study again"
             )
         return schedule
+
+    def links(self, topology: Topology, names: Sequence[str]) -> Topology | None:
+        """The graph that knows latencies and bandwidths: that of all rounds, or what rounds that change choose from; None: nothing does.
+
+        Args:
+            topology: of the run.
+            names: of the nodes.
+        """
+        graph = self._base(names) if has_base(self.topology.name) else topology
+        return graph if graph.latency_ms is not None or graph.bandwidth_mbps is not None else None
 
     def _base(self, names: Sequence[str]) -> Topology:
         """The graph whose links a schedule uses."""
@@ -374,26 +433,35 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: every fault at once, each with key, value given and what is allowed.
     """
+    return experiment_from(raw_experiment(path), str(path), overrides)
+
+
+def raw_experiment(path: Path | str) -> dict[str, Any]:
+    """What an experiment's file says, unchecked: with a name, and with its graph's file found.
+
+    Raises:
+        ConfigError: it cannot be read as a mapping.
+    """
     raw = load_yaml(path, "task: {name: breast-cancer}")
     raw.setdefault("name", Path(path).stem)
+    return with_files_found(raw, Path(path).parent)
+
+
+def with_files_found(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The mapping with the full path of a graph's file that lies in a folder, or where the command runs."""
     topology = raw.get("topology")
-    if isinstance(topology, dict) and isinstance(topology.get("file"), str):
-        raw["topology"] = {**topology, "file": _found_beside(Path(path).parent, topology["file"])}
-    if (
-        isinstance(topology, dict)
-        and isinstance(base := topology.get("base"), str | dict)
-        and isinstance(file := base_spec(base).get("file"), str)
-    ):
-        raw["topology"] = {**topology, "base": {**base_spec(base), "file": _found_beside(Path(path).parent, file)}}
-    return experiment_from(raw, str(path), overrides)
+    if not isinstance(topology, dict):
+        return dict(raw)
+    if isinstance(topology.get("file"), str):
+        topology = {**topology, "file": _found_beside(folder, topology["file"])}
+    if isinstance(base := topology.get("base"), str | dict) and isinstance(file := base_spec(base).get("file"), str):
+        topology = {**topology, "base": {**base_spec(base), "file": _found_beside(folder, file)}}
+    return {**raw, "topology": topology}
 
 
 def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides: Mapping[str, Any] | None = None) -> Experiment:
     """The experiment that a mapping describes; for places and faults see `load_experiment`."""
-    merged = dict(raw)
-    # names first: they drop the options of the name before them
-    for key, value in sorted((overrides or {}).items(), key=lambda item: not item[0].endswith((".name", ".file"))):
-        merged = _replaced(merged, key.split("."), value, key)
+    merged = overridden(raw, overrides or {})
     merged.setdefault("name", "experiment")
     merged["pace"] = _with_default_pace(merged.get("pace"), merged.get("algorithm"))
     faults = _faults_of_names(merged)
@@ -403,9 +471,25 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
         # one fault of a name is one finding, ours: pydantic cannot know which names there are
         found = [finding for finding in map(_as_written, error.findings) if not _is_said(finding, faults)]
         raise ConfigError([*found, *faults], place) from error
-    if faults := [*faults, *_contradictions(experiment)]:
-        raise ConfigError(faults, place)
+    faults += _faults_of_rule(experiment)
+    contradictions = _contradictions(experiment)
+    if faults:
+        raise ConfigError([*faults, *contradictions], place)
+    if contradictions:
+        raise Contradiction(contradictions, place)
     return experiment
+
+
+def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with some dotted keys replaced, names first: they drop the options of the name before them.
+
+    Raises:
+        ConfigError: a key leads into something that is not a mapping.
+    """
+    merged = dict(raw)
+    for key, value in sorted(overrides.items(), key=lambda item: not item[0].endswith((".name", ".file"))):
+        merged = _replaced(merged, key.split("."), value, key)
+    return merged
 
 
 def _with_default_pace(pace: Any, algorithm: Any) -> Any:
@@ -569,19 +653,24 @@ def _faults_of_task_options(name: str, options: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _faults_of_rule(experiment: Experiment) -> list[str]:
+    """Of the options of algorithm and compressor."""
+    if experiment.algorithm.name not in ALGORITHMS or experiment.compressor.name not in COMPRESSORS:
+        return []  # an unknown rule cannot be asked what it takes
+    try:
+        experiment.build_algorithm()
+    except Contradiction:
+        return []
+    except ConfigError as error:
+        return [f"{error.place}.{finding}" if error.place else finding for finding in error.findings]
+    return []
+
+
 def _contradictions(experiment: Experiment) -> list[str]:
     """Values that are right one by one and wrong together."""
     found = []
-    algorithm = ALGORITHMS.get(experiment.algorithm.name)  # an unknown rule cannot be asked what it needs
-    if algorithm and experiment.compressor.name in COMPRESSORS:
-        try:
-            requires = experiment.build_algorithm().requires
-        except ConfigError as error:
-            found += [f"{error.place}.{finding}" if error.place else finding for finding in error.findings]
-        else:
-            found += _faults_of_pace(experiment, requires)
-            if "complete" in requires and experiment.topology.name != "complete":
-                found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
+    if experiment.algorithm.name in ALGORITHMS and experiment.compressor.name in COMPRESSORS:
+        found += _contradictions_of_rule(experiment)
     if is_schedule(experiment.topology.name) and experiment.weights not in ("metropolis", "push-sum"):
         found.append(
             f"weights = {experiment.weights!r}: topology {experiment.topology.name} changes from round to round and has its own; leave it"
@@ -600,6 +689,20 @@ def _contradictions(experiment: Experiment) -> list[str]:
     return found
 
 
+def _contradictions_of_rule(experiment: Experiment) -> list[str]:
+    """Of a known rule with its compressor, with the pace and with the graph."""
+    try:
+        requires = experiment.build_algorithm().requires
+    except Contradiction as error:
+        return list(error.findings)
+    except ConfigError:
+        return []  # its options are wrong by themselves
+    found = _faults_of_pace(experiment, requires)
+    if "complete" in requires and experiment.topology.name != "complete":
+        found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
+    return found
+
+
 def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
     """What does not go with nodes that do not wait for each other."""
     pace, rule = experiment.pace.name, experiment.algorithm.name
@@ -608,9 +711,8 @@ def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) ->
         expected = "pairwise" if "pairwise" in requires else "synchronous or asynchronous"
         others = "" if "pairwise" in requires else "; pairwise is for ad-psgd"
         found.append(f"pace.name = {pace!r}: algorithm {rule} needs {expected}{others}")
+    found += _faults_of_clock(experiment, requires)
     if pace == "synchronous":
-        if experiment.clock != ClockSpec():
-            found.append("clock: nodes that go round by round have none; take pace.name = 'asynchronous', or ad-psgd")
         return found
     if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
         found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
@@ -618,6 +720,28 @@ def _faults_of_pace(experiment: Experiment, requires: frozenset[Requirement]) ->
         found.append(f"topology.name = {experiment.topology.name!r}: changes from round to round, and pace {pace} has no common rounds")
     if experiment.stop is not None:
         found.append(f"stop: pace {pace} has no common round to stop after; take stop: null")
+    return found
+
+
+def _faults_of_clock(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
+    """What of the clock does not go with the pace or the rule."""
+    clock, pace = experiment.clock, experiment.pace.name
+    if clock is None:
+        return []
+    found = []
+    if needed := sorted(requires & NEEDS_ALL):
+        found += [f"clock.{drop}: algorithm {experiment.algorithm.name} needs every message ({needed[0]})" for drop in clock.drops]
+    if pace == "synchronous":
+        return found
+    if pace == "pairwise" and clock.loss:
+        found.append(
+            f"clock.loss = {clock.loss:g}: two that meet ask until they have heard each other; take pace synchronous or asynchronous"
+        )
+    if clock.churn is not None:
+        found.append(f"clock.churn: pace {pace} has no common rounds to be away for; take synchronous")
+    for key in ("deadline_floor_s", "deadline_factor"):
+        if getattr(clock, key) != getattr(ClockSpec, key):
+            found.append(f"clock.{key} = {getattr(clock, key):g}: with pace {pace} nobody waits until a deadline; leave it out")
     return found
 
 
@@ -630,8 +754,17 @@ def _replaced(raw: dict[str, Any], path: list[str], value: Any, key: str) -> dic
         inner = {}
     if not isinstance(inner, dict):
         raise ConfigError(f"{key}: {head} = {shown(inner)} is not a mapping", "--set")
-    if (rest == ["name"] and head in ("topology", "partition")) or (head == "topology" and rest == ["file"]):
-        inner = {}  # another generator: the options of the one before do not belong to it
+    if rest == ["name"] and inner.get("name") != value:
+        inner = {option: given for option, given in inner.items() if option not in _own_to_name(head, inner)}
+    if head == "topology" and rest == ["file"]:
+        inner = {}
     if head == "topology" and rest[0] in ("base", "budget"):
         inner = {option: given for option, given in inner.items() if option not in ("probabilities", "step")}  # they were for another one
     return {**raw, head: _replaced(inner, rest, value, key)}
+
+
+def _own_to_name(section: str, value: Mapping[str, Any]) -> set[str]:
+    """The keys of a section that belong to its name and do not go on beside another one."""
+    if section in ("topology", "partition", "compressor"):
+        return set(value)
+    return _own_options(value.get("name", AlgorithmSpec.name)) if section == "algorithm" else set()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from p2pfl.algorithms import Algorithm
-from p2pfl.errors import ConfigError, TaskError, TopologyError
+from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
@@ -168,6 +168,7 @@ def make_plan(
 
     Raises:
         ConfigError: all that cannot be, at once; or what the task's functions fail at, tried on a batch.
+        Contradiction: all of it is right by itself, and wrong together.
     """
     every_name = tuple(sorted(names)) if names is not None else names_of(task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
@@ -178,16 +179,26 @@ def make_plan(
     experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
-    faults = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)]
+    contradictions = [
+        f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)
+    ]
     if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
-        faults.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
+        contradictions.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
     known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
-    strangers = sorted(experiment.clock.speeds.keys() - set(every_name))
-    faults += [f"clock.speeds.{name} = {experiment.clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+    faults = []
+    if (clock := experiment.clock) is not None:
+        strangers = sorted(clock.speeds.keys() - set(every_name))
+        faults += [f"clock.speeds.{name} = {clock.speeds[name]}: no node of that name; {known}" for name in strangers]
+        if experiment.pace.name == "synchronous" and not matches_flows(algorithm, graph):
+            contradictions += [
+                f"clock.{drop}: on a directed graph nobody can match what did not come; take an undirected one" for drop in clock.drops
+            ]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError([*contradictions, *faults])
+    if contradictions:
+        raise Contradiction(contradictions)
     dtype = getattr(torch, experiment.dtype or task.dtype)
     try:
         model = build_model(task, dtype, experiment.seed)
@@ -263,6 +274,11 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
     if "nonnegative weights" in needs:
         found += negative_weights(schedule, f"algorithm {name}")
     return found
+
+
+def matches_flows(algorithm: Algorithm, union: Topology) -> bool:
+    """Whether each side of every edge can take back what the other did not take in, so that messages may stay out."""
+    return "column stochastic" not in algorithm.requires and len(links_between(union).senders) == len(union.senders)
 
 
 def negative_weights(schedule: Schedule, who: str) -> list[str]:

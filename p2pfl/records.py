@@ -166,8 +166,12 @@ class RunFolder:
             file.truncate(whole)
 
 
-def read_run(path: Path | str) -> RunRecords:
+def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -> RunRecords:
     """All that a run folder holds, also while the run is in progress.
+
+    Args:
+        path: the folder.
+        experiment: what its experiment.yaml holds, for one who knows: most of the time that many short runs take is the reading of it.
 
     Raises:
         ConfigError: there is no run there.
@@ -176,7 +180,7 @@ def read_run(path: Path | str) -> RunRecords:
     folder = _existing(path)
     environment, topology, summary = (_read_document(folder / f"{name}.json") for name in ("environment", "topology", "summary"))
     return RunRecords(
-        experiment=load_yaml(folder / "experiment.yaml"),
+        experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
         environment=environment or {},
         topology=topology,
         rounds=_read_lines(folder / "rounds.jsonl"),
@@ -184,6 +188,15 @@ def read_run(path: Path | str) -> RunRecords:
         events=_read_lines(folder / "events.jsonl"),
         summary=summary,
     )
+
+
+def read_summary(path: Path | str) -> Row | None:
+    """What a run's summary.json holds; None where it has not ended.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    return _read_document(Path(path) / "summary.json")
 
 
 def statistics(values_by_node: Mapping[str, float | None]) -> Row:

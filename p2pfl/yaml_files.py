@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Hashable, Mapping
@@ -42,6 +43,9 @@ _TYPE_WORDS = {
     "none_required": "null",
     "invalid_key": "a text as the key",
 }
+
+_KEPT: dict[bytes, dict[str, Any]] = {}
+"""What files say whose content will be loaded again; see `keep_yaml`."""
 
 _NUMBER = re.compile(
     r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -159,6 +163,8 @@ def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
+        if content in _KEPT:
+            return copy.deepcopy(_KEPT[content])
         text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError("no such file", str(path)) from error
@@ -183,6 +189,16 @@ def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
     if strange := strange_keys(value):
         raise ConfigError(strange, str(path))
     return value
+
+
+def keep_yaml(path: Path | str) -> None:
+    """Whoever loads the same content again, also in a process that is forked later, is spared most of the time that it takes.
+
+    Raises:
+        ConfigError: as `load_yaml`.
+    """
+    value = load_yaml(path)
+    _KEPT[Path(path).read_bytes()] = value
 
 
 def strange_keys(value: Mapping[Any, Any], of: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from p2pfl.node.daemon import Limits
 from p2pfl.records import read_run
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
+from thorough import first_fast
 
 LEARNING = {
     "task": {"name": "synthetic-logistic"},
@@ -117,7 +118,7 @@ def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("algorithm", ["dpsgd", "qg-dsgdm", "push-sum"])
+@pytest.mark.parametrize("algorithm", first_fast(["qg-dsgdm", "dpsgd", "push-sum"]))
 def test_daemons_are_replayed_from_their_records(algorithm, tmp_path):
     weights = "push-sum" if algorithm == "push-sum" else "metropolis"
     experiment = {**LEARNING, "algorithm": {"name": algorithm}, "weights": weights}
@@ -152,6 +153,7 @@ def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     assert "alone" in events
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_killed_goes_on_and_is_replayed(tmp_path):
     experiment = {**LEARNING, "rounds": 20}
 

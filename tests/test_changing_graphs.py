@@ -12,6 +12,7 @@ import torch
 from networks import HASTY, Network, averaging, finish, plan_of
 from p2pfl.stopping import Meetings
 from runs import drift, run_of, starts_of
+from thorough import first_fast
 
 CHANGING = [
     ("one-peer-exponential", 8, {}),
@@ -25,7 +26,7 @@ CHANGING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "nodes", "options"), CHANGING)
+@pytest.mark.parametrize(("name", "nodes", "options"), first_fast(CHANGING, 2))
 def test_daemons_agree_to_stop_when_the_simulator_does(name, nodes, options, tmp_path):
     plan = averaging({"name": name, **options}, nodes)
     simulated = run_of(plan, tmp_path / "simulator")
@@ -44,7 +45,7 @@ def test_daemons_agree_to_stop_when_the_simulator_does(name, nodes, options, tmp
     assert apart <= plan.stop_rule.tolerance * models.norm(dim=1).square().mean().sqrt()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", first_fast(range(4)))
 @pytest.mark.parametrize(("name", "nodes"), [("base-2", 7), ("base-3", 8), pytest.param("matcha", 5, marks=pytest.mark.slow)])
 def test_a_kill_moves_the_mean_by_nothing_where_edges_go_both_ways(name, nodes, seed, tmp_path):
     chance = random.Random(seed)

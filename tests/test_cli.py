@@ -95,6 +95,7 @@ def test_the_commands_are_those_of_the_manual():
         "study join",
         "study new",
         "study show",
+        "sweep",
         "topology advise",
         "topology compare",
         "topology list",
@@ -318,6 +319,7 @@ def wait_for(condition):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_daemons_tell_their_status_and_ctrl_c_leaves_none_behind_and_the_run_can_be_resumed(folder, p2pfl):
     place = folder / "network"
     options = ["--nodes", 2, "--rounds", 300, "--set", "checkpoint_every=1", "--out", place]

@@ -27,6 +27,7 @@ from p2pfl.records import RunFolder
 from p2pfl.simulator import Faults, Simulation
 from p2pfl.wire.codec import decode
 from runs import distance, drift, plan_of, run_of, stacked, starting_at, starts_of
+from thorough import first_fast
 
 DRIFT = 1e-12
 """What the mean may move by in float64, of the disagreement at the start: rounding, no more."""
@@ -217,7 +218,9 @@ def assert_agreed(network, reasons):
     assert distance(after) < 1e-2 * distance(before)  # by how much depends on when in its 60 rounds a node that was away has come back
 
 
-several = pytest.mark.parametrize(("rule", "seed"), [(CHOCO, 0), (TOP_K, 1), (POWERGOSSIP, 2)], ids=["choco", "top-k", "powergossip"])
+several = pytest.mark.parametrize(
+    ("rule", "seed"), first_fast([(CHOCO, 0), (TOP_K, 1), (POWERGOSSIP, 2)]), ids=["choco", "top-k", "powergossip"]
+)
 
 
 @several
@@ -247,7 +250,7 @@ def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(rul
 
 @pytest.mark.parametrize(
     ("rule", "seed", "both_ways"),
-    [(CHOCO, 0, True), (CHOCO, 0, False), (TOP_K, 1, False), (POWERGOSSIP, 2, True), (POWERGOSSIP, 3, False)],
+    first_fast([(CHOCO, 0, True), (CHOCO, 0, False), (TOP_K, 1, False), (POWERGOSSIP, 2, True), (POWERGOSSIP, 3, False)]),
     ids=["choco-both-ways", "choco", "top-k", "powergossip-both-ways", "powergossip"],
 )
 def test_a_link_that_is_cut_for_two_rounds_moves_the_mean_by_nothing(rule, seed, both_ways, tmp_path):
@@ -350,7 +353,7 @@ def test_a_node_that_jumps_after_it_has_posted_is_noticed_and_sends_its_values_w
     finish(main())
 
 
-@pytest.mark.parametrize("missed_rounds", [0, 3])
+@pytest.mark.parametrize("missed_rounds", first_fast([3, 0]))
 def test_a_node_that_is_killed_after_it_has_posted_sends_the_same_again_or_its_values_whole(missed_rounds, tmp_path):
     plan = averaging(CHOCO, rounds=60)
     victim = plan.names[1]
@@ -376,7 +379,7 @@ def test_a_node_that_is_killed_after_it_has_posted_sends_the_same_again_or_its_v
     finish(main())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_fast(range(3)))
 def test_a_node_whose_checkpoint_is_older_than_what_it_told_is_taken_at_its_word(seed, tmp_path):
     """The mean is not exact then, but nobody goes on from values that the node has lost."""
     chance, plan = random.Random(seed), averaging(CHOCO, rounds=60, seed=seed, checkpoint_every=4)

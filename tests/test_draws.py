@@ -73,7 +73,16 @@ def test_a_run_is_still_drawn_as_it_was_when_it_was_recorded():
     """These bits are part of every run that was ever made: to change them is to break resuming and comparing."""
     orders = epoch_orders(7, torch.tensor([3]), torch.tensor([6]), torch.tensor([[0, 1]]))
 
-    assert {purpose.name: int(purpose) for purpose in Purpose} == {"START": 1, "BATCH": 2, "MODEL": 3, "COMPRESSION": 4, "PARTNER": 5}
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {
+        "START": 1,
+        "BATCH": 2,
+        "MODEL": 3,
+        "COMPRESSION": 4,
+        "PARTNER": 5,
+        "STRAGGLER": 6,
+        "LOSS": 7,
+        "CHURN": 8,
+    }
     assert orders.tolist() == [[[2, 1, 5, 4, 3, 0], [5, 3, 4, 2, 1, 0]]]
 
 

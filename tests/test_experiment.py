@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Contradiction
 from p2pfl.experiment import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
@@ -35,7 +35,7 @@ aggregator: {name: mean}
 compressor: {name: none}
 privacy: null
 pace: {name: synchronous, max_age: 16, staleness: 1.0}
-clock: {round_s: 1.0, speeds: {}}
+clock: null
 rounds: 100
 stop: {relative_consensus: 1.0e-3, patience: 3, settle: 200}
 dtype: null
@@ -215,6 +215,57 @@ def test_another_generator_forgets_the_options_of_the_one_before_and_keeps_its_o
 
     assert experiment.topology.name == "random-regular"
     assert experiment.topology.options == {"degree": 3}
+
+
+def test_another_rule_forgets_the_options_of_the_one_before_and_keeps_what_all_rules_have():
+    raw = {
+        **QUADRATIC,
+        "algorithm": {"name": "choco", "local_steps": 2, "gamma": 0.3},
+        "compressor": {"name": "top-k", "share": 0.5},
+    }
+    other = experiment_from(raw, overrides={"compressor.name": "none", "algorithm.name": "dpsgd"})
+
+    assert (other.algorithm.name, other.algorithm.local_steps, other.algorithm.options) == ("dpsgd", 2, {})
+    assert (other.compressor.name, other.compressor.options) == ("none", {})
+
+
+def test_the_same_name_again_keeps_its_options():
+    raw = {**QUADRATIC, "topology": {"name": "small-world", "degree": 4, "p": 0.2}, "algorithm": {"name": "choco", "gamma": 0.3}}
+    same = experiment_from(raw, overrides={"topology.name": "small-world", "algorithm.name": "choco"})
+
+    assert same.topology.options == {"degree": 4, "p": 0.2}
+    assert same.algorithm.options == {"gamma": 0.3}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"algorithm": {"name": "allreduce"}, "topology": {"name": "ring"}},
+        {"compressor": {"name": "int8"}},
+        {"rounds": 0, "stop": None},
+        {"weights": "lazy", "topology": {"name": "base-2"}},
+    ],
+)
+def test_values_that_are_wrong_only_together_are_a_contradiction(raw):
+    with pytest.raises(Contradiction):
+        experiment_from({**QUADRATIC, **raw})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"algorithm": {"name": "dpsdg"}},
+        {"rounds": -1},
+        {"algorithm": {"name": "choco", "gamma": -1}},
+        {"compressor": {"name": "top-k", "share": 7}, "algorithm": {"name": "choco"}},
+        {"algorithm": {"name": "dpsdg"}, "rounds": 0, "stop": None},  # one of each
+    ],
+)
+def test_a_value_that_is_wrong_by_itself_is_none(raw):
+    with pytest.raises(ConfigError) as refused:
+        experiment_from({**QUADRATIC, **raw})
+
+    assert not isinstance(refused.value, Contradiction)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ LAYERS = [
     {"experiment", "plan", "summary", "results", "prediction"},
     {"card", "study", "wire", "transports"},
     {"node", "simulator", "inspector"},
+    {"sweeps"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -89,6 +89,7 @@ def test_a_member_whose_data_are_not_here_is_told(site):
         start(changed(site.parent.parent / "node-1" / "site.yaml", task={"nodes": 1}))
 
 
+@pytest.mark.slow
 def test_two_nodes_on_one_state_folder_are_refused(tmp_path):
     with Institutions(averaging({"name": "path"}, 2), tmp_path) as institutions:
         institutions.start("node-0")

@@ -9,6 +9,7 @@ from torch import Tensor
 from networks import Network, finish, gathered, plan_of, starts
 from p2pfl.node.daemon import Limits
 from p2pfl.simulator import simulate
+from thorough import first_fast
 
 AVERAGING = {
     "task": {"name": "averaging"},
@@ -122,6 +123,7 @@ def run_daemons(experiment, place, *, limits=HASTY, during=None):
     return starts(plan), models, events
 
 
+@pytest.mark.slow
 def test_daemons_keep_the_mean(tmp_path):
     before, after, events = run_daemons(AVERAGING, tmp_path)
 
@@ -136,6 +138,7 @@ def test_daemons_are_replayed_from_their_records(tmp_path):
     assert float(((real - again).norm(dim=1) / again.norm(dim=1)).max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     async def main():
         async with Network(plan_of(**LEARNING), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
@@ -153,7 +156,7 @@ def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     assert any(entry[2] == "training" for row in rows for entry in row["merged"])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_fast(range(3)))
 def test_a_killed_node_moves_the_mean_by_nothing(seed, tmp_path):
     async def kill(network):
         name = network.plan.names[seed]
@@ -169,7 +172,7 @@ def test_a_killed_node_moves_the_mean_by_nothing(seed, tmp_path):
     assert moved(after, before) < 1e-14
 
 
-@pytest.mark.parametrize("ways", [1, 2])
+@pytest.mark.parametrize("ways", first_fast([1, 2]))
 def test_a_cut_link_moves_the_mean_by_nothing(ways, tmp_path):
     async def cut(network):
         one, other = network.plan.names[2:4]

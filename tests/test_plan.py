@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Contradiction, TopologyError
 from p2pfl.experiment import experiment_from
 from p2pfl.params import digest_of, parameters_of
 from p2pfl.plan import load_sites, make_plan
@@ -211,3 +211,15 @@ def test_on_a_directed_graph_the_rule_looks_at_as_many_rounds_as_news_needs():
     rule = plan_of({"task": {"name": "averaging"}, "nodes": 8, "topology": {"name": "exponential"}, "weights": "given"}).stop_rule
 
     assert (rule.window, rule.diameter) == (3, 3)  # 7 = 1 + 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"topology": {"name": "petersen"}, "nodes": 4}, "petersen has 10 nodes, not 4"),
+        ({"topology": {"name": "ring"}, "algorithm": {"name": "relaysgd"}}, "needs a tree"),
+    ],
+)
+def test_values_that_are_right_one_by_one_and_wrong_together_are_told_from_wrong_ones(raw, words):
+    with pytest.raises((Contradiction, TopologyError), match=words):
+        plan_of({**LOGISTIC, **raw})

@@ -17,6 +17,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.topology import make, weighted
 from rows import context, inbox_of, one_round
+from thorough import first_fast
 
 RING = weighted(make("ring", 8), "metropolis")
 STAR = weighted(make("star", 6), "metropolis")
@@ -79,7 +80,7 @@ def test_it_is_the_paper_s_loop(graph, rank):
         np.testing.assert_allclose(state["x"].numpy(), x, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 5])
+@pytest.mark.parametrize("rank", first_fast([2, 1, 5]))
 def test_the_mean_stands_still_and_the_network_agrees_without_a_step_size(rank):
     x_NP = start()
     for state in gossip(PowerGossip(rank=rank), RING, x_NP, 400):

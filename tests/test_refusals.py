@@ -223,6 +223,7 @@ def test_nothing_large_is_allocated_for_what_is_announced(undisturbed, tmp_path)
     assert peak_bytes < ALLOCATED_BYTES
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_and_mutated_messages_crash_nothing_and_change_nothing(undisturbed, tmp_path):
     chance = random.Random(1)
     peak_bytes = 0

@@ -10,6 +10,7 @@ import pytest
 
 from p2pfl.errors import TopologyError
 from p2pfl.topology import SCHEDULES, make_schedule
+from thorough import first_fast
 
 SIZES = (3, 5, 6, 7, 8, 9, 10, 12, 15, 16, 20, 24, 25, 32, 33, 48, 64, 100)
 ROUNDS = {
@@ -87,14 +88,17 @@ def test_the_weighted_mean_is_exact_too():
 
 @pytest.mark.parametrize(
     ("name", "nodes", "degree", "expected"),
-    [
-        ("el-oracle", 8, 2, 0.238095),
-        ("el-oracle", 16, 1, 0.466667),
-        ("el-oracle", 16, 4, 0.146667),
-        ("el-local", 8, 2, 0.323263),
-        ("el-local", 16, 1, 0.601753),
-        ("el-local", 16, 4, 0.181584),
-    ],
+    first_fast(
+        [
+            ("el-oracle", 8, 2, 0.238095),
+            ("el-local", 8, 2, 0.323263),
+            ("el-oracle", 16, 1, 0.466667),
+            ("el-oracle", 16, 4, 0.146667),
+            ("el-local", 16, 1, 0.601753),
+            ("el-local", 16, 4, 0.181584),
+        ],
+        2,
+    ),
 )
 def test_random_graphs_contract_as_computed(name, nodes, degree, expected):
     """E||X+ - mean||**2 / ||X - mean||**2 about the old mean, within three standard errors."""
@@ -109,6 +113,7 @@ def test_random_graphs_contract_as_computed(name, nodes, degree, expected):
     assert abs(np.mean(found) - exact) < 3 * np.std(found) / np.sqrt(len(found))
 
 
+@pytest.mark.slow
 def test_random_pairs_contract_as_computed():
     """In a perfect matching of 16 every node meets another, uniformly: the factor of a random vector is 1 - 8 * 2 / (2 * 15) = 7 / 15."""
     schedule = make_schedule("random-matching", 16, seed=3)

@@ -55,9 +55,9 @@ def each_round(**experiment):
     "experiment",
     [
         pytest.param(BREAST_CANCER, id="breast-cancer-ring-5"),
-        pytest.param(HEART_DISEASE, id="heart-disease-four-hospitals", marks=NEEDS_DATA),
-        pytest.param(DIGITS, id="momentum-torus-8"),
-        pytest.param({**BREAST_CANCER, "weighting": "samples", "topology": {"name": "star"}}, id="samples-star-5"),
+        pytest.param(HEART_DISEASE, id="heart-disease-four-hospitals", marks=[pytest.mark.slow, NEEDS_DATA]),
+        pytest.param(DIGITS, id="momentum-torus-8", marks=pytest.mark.slow),
+        pytest.param({**BREAST_CANCER, "weighting": "samples", "topology": {"name": "star"}}, id="samples-star-5", marks=pytest.mark.slow),
         pytest.param({**BREAST_CANCER, "rounds": 5, "stop": None, "dtype": "float64"}, id="float64-fixed-rounds"),
     ],
 )
@@ -141,7 +141,7 @@ def test_daemons_over_zeromq_equal_the_simulator(tmp_path):
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param({**BREAST_CANCER, "nodes": 3, "rounds": 3, "stop": None}, id="three-nodes-three-rounds"),
+        pytest.param({**BREAST_CANCER, "nodes": 3, "rounds": 3, "stop": None}, id="three-nodes-three-rounds", marks=pytest.mark.slow),
         pytest.param(BREAST_CANCER, id="breast-cancer-ring-5", marks=pytest.mark.slow),
         pytest.param(HEART_DISEASE, id="heart-disease-four-hospitals", marks=[pytest.mark.slow, NEEDS_DATA]),
         pytest.param(DIGITS, id="momentum-torus-8", marks=pytest.mark.slow),

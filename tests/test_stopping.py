@@ -66,6 +66,7 @@ class Network:
     dimension=st.integers(1, 6),
 )
 @settings(max_examples=300, deadline=None)
+@pytest.mark.slow
 def test_where_all_pass_the_disagreement_is_certified(graph, seed, spread, tolerance, dimension):
     graph = graph_of(*graph[:2])
     rng = np.random.default_rng(seed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -122,3 +124,13 @@ def test_the_mean_model_is_measured_on_all_test_rows_pooled(plan):
 
 def test_the_most_memory_is_in_bytes():
     assert 50 * 2**20 < peak_rss_bytes() < 2**40
+
+
+def test_the_most_memory_is_this_processs_own():
+    """A process that a large one started has not held what that one held."""
+    large = bytearray(600 * 2**20)
+    large[:: 2**12] = b"1" * len(large[:: 2**12])  # every page
+    code = "from p2pfl.summary import peak_rss_bytes; print(peak_rss_bytes())"
+    peak = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, preexec_fn=int).stdout
+
+    assert int(peak) < 600 * 2**20 < len(large) + 1

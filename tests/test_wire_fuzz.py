@@ -17,6 +17,7 @@ from p2pfl.errors import BadMessage, PeerError
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import Heard
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from thorough import first_fast
 from wire_samples import CONTINUED, ENCODED, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, WHOLE, frames_of, open_session, session
 
 SEEDS = (*EVERY_MESSAGE, CONTINUED, WHOLE)
@@ -101,7 +102,7 @@ def decoded(frames):
     assert message == decode(encode(message, payload if payload.nbytes else None))[0]
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", first_fast(STATES))
 @QUIET
 @given(seed=st.integers(0, 2**64 - 1))
 def test_mutated_frames_only_ever_raise_peer_errors(state, seed):  # 7,400

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.messages import Report
+from thorough import first_fast
 
 
 @dataclass
@@ -278,7 +279,7 @@ EFFORT = settings(
 )
 
 
-@pytest.mark.parametrize("network", [Network, RingOfFour])
+@pytest.mark.parametrize("network", first_fast([Network, RingOfFour]))
 def test_the_sum_is_kept_whatever_happens(network):
     run_state_machine_as_test(network, settings=EFFORT)
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
+from p2pfl import yaml_files
 from p2pfl.errors import ConfigError
-from p2pfl.yaml_files import check, dump_yaml, load_yaml, parse_yaml, unknown_name
+from p2pfl.yaml_files import check, dump_yaml, keep_yaml, load_yaml, parse_yaml, unknown_name
 
 FORBID = {"extra": "forbid"}
 
@@ -236,3 +237,27 @@ def test_one_fault_is_one_line_and_several_are_a_list_under_their_file():
     assert str(ConfigError("crew = 0: must be >= 1", "boat.yaml")) == "boat.yaml: crew = 0: must be >= 1"
     assert str(ConfigError(["a", "b"], "boat.yaml")) == "boat.yaml:\n  a\n  b"
     assert str(ConfigError(["a", "b"])) == "a\nb"
+
+
+def test_what_is_kept_is_not_read_again_until_the_file_changes_and_nobody_can_change_it(tmp_path, monkeypatch):
+    path = tmp_path / "study.yaml"
+    path.write_text("members: [{name: a}]")
+    keep_yaml(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(yaml_files, "parse_yaml", lambda text, place: {"read": place})
+        kept = load_yaml(path)
+        kept["members"][0]["name"] = "changed"
+
+        assert load_yaml(path) == {"members": [{"name": "a"}]}
+        path.write_text("members: [{name: b}]")
+
+        assert load_yaml(path) == {"read": str(path)}
+    assert load_yaml(path) == {"members": [{"name": "b"}]}
+
+
+def test_what_is_no_yaml_is_not_kept(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("members: [")
+    for read in (keep_yaml, load_yaml):
+        with pytest.raises(ConfigError, match="line 1, column 11"):
+            read(path)

@@ -218,6 +218,9 @@ class SlotInbox:
     flows: dict[tuple[int, int], dict[str, Tensor]] | None = None
     """Takes what came into each row from each slot, by (row, slot) and channel, for a ledger; None: nobody asks."""
 
+    asked_NK: Tensor | None = None
+    """bool: whose flows are taken; None: all."""
+
     _squared: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -328,9 +331,16 @@ class SlotInbox:
         return self._squared[channel]
 
     def _note(self, channel: str, k: int, rows: Tensor | None, added: Tensor) -> None:
-        if self.flows is not None:
+        if self.flows is None:
+            return
+        if self.asked_NK is None:
             for place, row in enumerate(range(len(added)) if rows is None else rows.tolist()):
                 self.flows.setdefault((row, k), {})[channel] = added[place]
+            return
+        asked = self.asked_NK[:, k] if rows is None else self.asked_NK[rows, k]
+        for place in asked.nonzero().squeeze(-1).tolist():
+            row = place if rows is None else int(rows[place])
+            self.flows.setdefault((row, k), {})[channel] = added[place].clone()  # not a view: the others' are not to be kept
 
     def _rows(self, k: int) -> Tensor | None:
         """The rows whose k-th neighbour's message is there; None for all of them."""

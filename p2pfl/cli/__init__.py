@@ -12,6 +12,7 @@ import typer
 from p2pfl.cli import data, keys, node, study, topology
 from p2pfl.cli.inspect import inspect
 from p2pfl.cli.run import predict, simulate, up
+from p2pfl.cli.sweep import sweep
 from p2pfl.errors import ConfigError, P2PFLError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(simulate)
+app.command()(sweep)
 app.command()(inspect)
 app.command()(predict)
 app.add_typer(topology.app, name="topology", help="Graphs: list, show, compare.")

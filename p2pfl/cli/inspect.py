@@ -11,15 +11,21 @@ import typer
 def inspect(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, also while it is in progress.")],
     *,
+    reach: Annotated[
+        list[str] | None,
+        typer.Option(help="FIGURE=VALUE: when a metric's mean over the nodes, or relative_consensus, was first so good."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
 
-    Example: p2pfl inspect runs/breast-cancer
+    Example: p2pfl inspect runs/breast-cancer --reach accuracy=0.9
     """
+    from p2pfl.inspector.reached import reached
     from p2pfl.records import read_run
 
     records = read_run(run)
+    goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:
         import json
         from dataclasses import asdict
@@ -31,6 +37,7 @@ def inspect(
             "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
             "rounds": records.rounds,
             "convergence": asdict(convergence(records)),
+            "reached": [asdict(goal) for goal in goals],
             "summary": records.summary,
         }
         typer.echo(json.dumps(document, allow_nan=False))
@@ -45,4 +52,15 @@ def inspect(
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a node's name may have letters that this terminal lacks
-    print_page(records, Console(highlight=False))
+    print_page(records, Console(highlight=False), goals)
+
+
+def _goal(text: str) -> tuple[str, float]:
+    """("accuracy", 0.9) from "accuracy=0.9"."""
+    from p2pfl.errors import ConfigError
+
+    figure, _, value = text.partition("=")
+    try:
+        return figure.strip(), float(value)
+    except ValueError:
+        raise ConfigError(f"{text!r}: expected FIGURE=VALUE, such as accuracy=0.9", "--reach") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,19 @@ def start(
     if reason == "diverged":
         raise P2PFLError("diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr")
     sys.stdout.write(f"stopped: {reason}\n")
+
+
+@app.command(hidden=True)
+def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place each process shows its own command line.")]) -> None:  # noqa: ARG001
+    """Fork a process for each line of standard input that asks for one; `p2pfl up` speaks to it."""
+    from p2pfl.cli import main
+    from p2pfl.node.fork_server import serve
+
+    def program(arguments: Sequence[str]) -> None:
+        sys.argv = ["p2pfl", *arguments]
+        main()
+
+    serve(program)
 
 
 @app.command()

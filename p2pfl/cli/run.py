@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -45,15 +45,21 @@ def up(
 
     Example: p2pfl up examples/breast_cancer.yaml
     """
-    overrides = _overrides(nodes, rounds, assignments)
+    overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
         _say_plan(given, overrides, as_json=as_json, simulated=False)
         return
-    from p2pfl.node import up as run_up
+    from p2pfl.node.processes import ForkServer, can_fork
 
-    with _of_file(given), _Progress(enabled=not as_json) as progress:
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress)
+    with (
+        of_file(given),
+        _Progress(enabled=not as_json) as progress,
+        ForkServer() if can_fork() else nullcontext(enter_result=False) as fork,
+    ):
+        from p2pfl.node import up as run_up  # after the fork server has begun to import the same
+
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork)
     _say_result(run, as_json=as_json)
 
 
@@ -84,7 +90,7 @@ def simulate(
     Example: torchrun --nproc-per-node 2 -m p2pfl simulate examples/breast_cancer.yaml
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started; the others have the same to say
-    overrides = _overrides(nodes, rounds, assignments)
+    overrides = overrides_from(nodes, rounds, assignments)
     if replay is not None:
         if experiment is not None or resume is not None or overrides:
             raise ConfigError("--replay takes everything from the run: leave out EXPERIMENT, --resume, --nodes, --rounds and --set")
@@ -98,7 +104,7 @@ def simulate(
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
 
-    with _of_file(given), _Progress(enabled=is_first and not as_json) as progress:
+    with of_file(given), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
         run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress)
     if is_first:
@@ -134,7 +140,7 @@ def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Pa
 
 
 @contextmanager
-def _of_file(path: Path) -> Iterator[None]:
+def of_file(path: Path) -> Iterator[None]:
     """What is found wrong beyond the reading of a file still names the file."""
     try:
         yield
@@ -144,7 +150,8 @@ def _of_file(path: Path) -> Iterator[None]:
         raise ConfigError(error.findings, str(path)) from error
 
 
-def _overrides(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
+def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
+    """What --nodes, --rounds and --set ask for, by dotted key."""
     from p2pfl.experiment import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in assignments or [])
@@ -163,7 +170,7 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
     from p2pfl.topology import describe, is_spectrum_quick
     from p2pfl.yaml_files import dump_yaml
 
-    with _of_file(experiment):
+    with of_file(experiment):
         resolved = resolve(experiment, overrides)
         plan = make_plan(resolved, load_sites(resolved))
     graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None

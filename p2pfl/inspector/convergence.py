@@ -48,6 +48,8 @@ class Convergence:
     """The course of a run. Lists run along `rounds`; distances are of the models exchanged in that round, before mixing."""
 
     rounds: list[int]
+    simulated_s: list[float | None]
+    """When the last node had ended the round, on the network's own clock; None where it has none."""
     distance: list[float | None]
     """sqrt(1/n sum ||x_i - mean||**2), or what stands for it: see basis."""
     low: list[float | None]
@@ -90,6 +92,7 @@ def convergence(run: RunRecords) -> Convergence:
     tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
     return Convergence(
         rounds=[row["round"] for row in rows],
+        simulated_s=[row.get("simulated_s") for row in rows],
         distance=distance,
         low=[row.get("bound_low") for row in rows],
         high=[row.get("bound_high") for row in rows],

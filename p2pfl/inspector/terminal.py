@@ -17,6 +17,7 @@ from rich.text import Text
 
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, primary_metric, scores, verdict
 from p2pfl.records import Row, RunRecords
 
@@ -33,17 +34,19 @@ _BASES = {
 }
 
 
-def print_page(run: RunRecords, console: Console) -> None:
+def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ()) -> None:
     """Print the page; colours only where the console has them, ASCII only where it has nothing else."""
-    console.print(page(run, width=min(console.width, _MAX_WIDTH), ascii_only=console.options.ascii_only))
+    console.print(page(run, width=min(console.width, _MAX_WIDTH), ascii_only=console.options.ascii_only, goals=goals))
 
 
-def page(run: RunRecords, *, width: int = 80, ascii_only: bool = False) -> RenderableType:
+def page(run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: Sequence[Reached] = ()) -> RenderableType:
     """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to."""
     course = convergence(run)
     parts: list[RenderableType] = [
         *_header(run),
         *_section("Agreement", _agreement(course, width, ascii_only)),
+        *_section("Seconds on the network's clock", _simulated(run, course)),
+        *_section("Reached", [_reached(goals)] if goals else []),
         *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
         *_section("Furthest from their neighbours", _slowest(run, course)),
         *_section("Skipped neighbours", _skipped(course)),
@@ -144,6 +147,9 @@ def _header(run: RunRecords) -> list[RenderableType]:
         f"{_count(nodes, 'node')}{f', {topology}' if topology else ''}" if nodes else "",
         f"{_count(len(run.rounds), 'round')}{f', {settled} of them settling' if settled else ''}",
         _seconds(total) if (total := (summary.get("seconds") or {}).get("total")) is not None else "",
+        f"{_clock_seconds(clock)} s on the network's clock"
+        if (clock := (summary.get("seconds") or {}).get("simulated")) is not None
+        else "",
     ]
     return [
         Text.assemble(
@@ -183,6 +189,33 @@ def _distance(course: Convergence) -> str:
     last, low, high = course.distance[-1], course.low[-1], course.high[-1]
     between = f" (bounds {low:.2e} to {high:.2e})" if low is not None and high is not None else ""
     return f"{last:.3e}{between}" if last is not None else f"unknown{between}"
+
+
+def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:
+    """Rounds with their seconds, some of many, and what was reached by then."""
+    timed = [place for place, second in enumerate(course.simulated_s) if second is not None]
+    if not timed:
+        return []
+    metric = primary_metric(sorted({name for row in run.nodes for name in row.get("metrics") or ()}))
+    figures = course_of(run, metric) if metric else {}
+    known = [place for place in timed if course.rounds[place] in figures] or timed
+    number = min(len(known), _MAX_ROWS)
+    shown = sorted({known[-1 - (i * (len(known) - 1)) // max(number - 1, 1)] for i in range(number)} | {timed[-1]})
+    table = _table("after rounds", "seconds", "distance", *([_printable(metric)] if metric else []))
+    for place in shown:
+        distance, value = course.distance[place], figures.get(course.rounds[place])
+        cells = [_clock_seconds(course.simulated_s[place]), f"{distance:.2e}" if distance is not None else "-"]
+        table.add_row(str(course.rounds[place] + 1), *cells, *([_number(value)] if metric else []))
+    return [table, Text(f"{_clock_seconds((course.simulated_s[timed[-1]] or 0.0) / (course.rounds[timed[-1]] + 1))} a round", style="dim")]
+
+
+def _reached(goals: Sequence[Reached]) -> Table:
+    """What was asked for, and when it was there."""
+    table = _table("figure", "wanted", "after rounds", "seconds")
+    for goal in goals:
+        rounds = str(goal.rounds) if goal.rounds is not None else "never"
+        table.add_row(_name(goal.what), f"{goal.wanted:g}", rounds, _clock_seconds(goal.simulated_s))
+    return table
 
 
 def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
@@ -288,6 +321,10 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _clock_seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.3f}" if value < 10 else f"{value:,.1f}"  # noqa: PLR2004  # three digits say enough
 
 
 def _bytes(value: float | None) -> str:

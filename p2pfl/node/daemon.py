@@ -40,7 +40,7 @@ from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye
 from p2pfl.wire.newest import NewestUpdates
-from p2pfl.wire.pace import RoundPace
+from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Daemon:
             phases=algorithm.phases,
             ahead=ahead,
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
-            pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=20),
+            pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=WINDOW),
             event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,

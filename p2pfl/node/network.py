@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import sys
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from p2pfl.card import Card
 from p2pfl.errors import P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
+from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder, read_run
 from p2pfl.results import Run, read_models
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 STOP_S = 15.0
+STOP_POLL_S = 0.05
 RESTARTS = 5
 """How often a daemon that died is started again, as a service manager would."""
 
@@ -47,7 +48,7 @@ class _Site:
 
     name: str
     folder: Path
-    process: asyncio.subprocess.Process | None = None
+    process: Process | None = None
     starts: int = 0
     began_at: int = -1
     """The last round on record when it was last started."""
@@ -109,6 +110,7 @@ def up(
     resume: Path | str | None = None,
     site: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    fork: bool | ForkServer = True,
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -120,11 +122,13 @@ def up(
         resume: the folder of an interrupted run; its daemons go on from their checkpoints.
         site: settings for every site.yaml, such as deadline_floor_s.
         progress: called after each round with the round, the last possible one and the network's record.
+        fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
+            False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
         ConfigError: what is asked is wrong.
-        P2PFLError: daemons died and could not be started again.
+        P2PFLError: daemons died and could not be started again, or what they are forked from died.
     """
     if resume is not None:
         place = Path(resume)
@@ -134,16 +138,19 @@ def up(
     else:
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
-    plan = make_plan(resolved, load_sites(resolved))
-    folder = (
-        RunFolder.open(place)
-        if resume is not None
-        else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
-    )
     with ExitStack() as stack:
+        forks = fork if isinstance(fork, ForkServer) else None
+        if fork is True and can_fork():
+            forks = stack.enter_context(ForkServer())  # it imports while we prepare
+        plan = make_plan(resolved, load_sites(resolved))
+        folder = (
+            RunFolder.open(place)
+            if resume is not None
+            else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
+        )
         if resume is None:
             _found(plan, place, stack, site or {})
-        network = _Network(plan, place, folder, progress)
+        network = _Network(plan, place, folder, progress, forks)
         asyncio.run(network.run())
         network.gather()
     return Run(place)
@@ -185,20 +192,25 @@ def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any
 class _Network:
     """The daemons of one run, from their start to what is gathered of them."""
 
-    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None) -> None:
-        self._plan, self._place, self._folder, self._progress = plan, place, folder, progress
+    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None) -> None:
+        self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
         self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
 
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
+        if self._forks is not None and not await self._forks.is_fit():
+            log.warning("each daemon is a Python of its own, since the process to fork them from is unfit: %s", self._forks.unfit)
+            self._forks = None
+        if self._forks is not None:
+            self._forks.say(read=str((self._place / "study.yaml").absolute()))
         try:
             for site in self._sites:
-                await self._start(site)
+                self._start(site)
             while any(site.process is not None for site in self._sites):
                 await asyncio.sleep(POLL_S)
                 for site in self._sites:
-                    await self._look_after(site)
+                    self._look_after(site)
                 self._show()
         finally:
             await self._stop_all()
@@ -207,26 +219,22 @@ class _Network:
             reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
             raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
-    async def _start(self, site: _Site) -> None:
-        command = [sys.executable, "-m", "p2pfl", "--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+    def _start(self, site: _Site) -> None:
+        arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
         site.starts += 1
         site.began_at = site.rounds_seen
-        with site.log.open("ab") as output:
-            site.log_offset = output.tell()
-            # a session of its own, so that Ctrl-C reaches us alone; the open pipe tells it when we are gone
-            site.process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
+        site.log_offset = site.log.stat().st_size if site.log.exists() else 0
+        site.process = (start_plainly if self._forks is None else self._forks.start)(site.name, arguments, site.log)
 
-    async def _look_after(self, site: _Site) -> None:
+    def _look_after(self, site: _Site) -> None:
         site.read_new_rows()
-        if site.process is None or site.process.returncode is None:
+        if site.process is None or (code := site.process.poll()) is None:
             return
-        code = site.process.returncode
         site.process = None
         if (site.run_folder / "summary.json").exists():
             return
+        if self._forks is not None and (fate := self._forks.fate()):
+            raise P2PFLError(f"{fate}; nothing is lost that their checkpoints hold: go on with --resume {self._place}")
         said = site.last_words()
         site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
         site.fruitless = site.fruitless + 1 if site.rounds_seen == site.began_at else 0
@@ -234,21 +242,21 @@ class _Network:
         hopeless = bool(said) or site.fruitless > 1  # it would end in the same way
         if not hopeless and site.starts <= RESTARTS:
             log.warning("%s died (%s); starting it again", site.name, site.why)
-            await self._start(site)
+            self._start(site)
 
     async def _stop_all(self) -> None:
-        running = [site for site in self._sites if site.process is not None and site.process.returncode is None]
-        for site in running:
-            assert site.process is not None
-            site.process.terminate()
-        for site in running:
-            assert site.process is not None
+        for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+            for process in self._running():
+                process.send_signal(number)
             try:
-                async with asyncio.timeout(STOP_S):
-                    await site.process.wait()
+                async with asyncio.timeout(patience_s):
+                    while self._running():  # noqa: ASYNC110  # processes, not an event
+                        await asyncio.sleep(STOP_POLL_S)
             except TimeoutError:
-                site.process.kill()
-                await site.process.wait()
+                continue
+
+    def _running(self) -> list[Process]:
+        return [site.process for site in self._sites if site.process is not None and site.process.poll() is None]
 
     def _show(self) -> None:
         """Say how far the network is: the last round that every running node has recorded."""
@@ -276,7 +284,8 @@ class _Network:
     def gather(self) -> None:
         """Put the nodes' records, models and results together."""
         plan = self._plan
-        runs = {site.name: read_run(site.run_folder) for site in self._sites}
+        experiment = plan.experiment.as_dict()
+        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in self._sites}
         summaries = {}
         for name, records in runs.items():
             if records.summary is None:

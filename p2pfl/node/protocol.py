@@ -20,7 +20,7 @@ from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
 from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, StopNews, Update, Want
 from p2pfl.wire.newest import Held, NewestUpdates
-from p2pfl.wire.pace import RoundPace
+from p2pfl.wire.pace import CEILING_S, RoundPace
 from p2pfl.wire.update import Arrived, Parcel, Whole
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,6 @@ _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start
 
 STALL_S = 5.0
 """An update that has begun to come in is waited for, past the deadline, as long as no pause between two chunks is longer."""
-
-DEADLINE_CEILING_S = 3600.0
-"""However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
 
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
@@ -430,7 +427,7 @@ class Protocol:
 
     def allowance_s(self) -> float:
         """How long a neighbour has for an exchange."""
-        return min(self.pace.allowance_s(), max(DEADLINE_CEILING_S, self.pace.floor_s))
+        return min(self.pace.allowance_s(), max(CEILING_S, self.pace.floor_s))
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""

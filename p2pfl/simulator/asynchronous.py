@@ -16,7 +16,7 @@ from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.simulator.conclusion import Stopwatch
-from p2pfl.simulator.paced import CHECKPOINT, Delays, Message, PacedNode, PacedRecords, Timeline, grouped, message_of
+from p2pfl.simulator.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
 from p2pfl.wire.newest import Held, NewestUpdates
 
 _RANKS = ("trained", "arrived", "left", "merge")
@@ -37,7 +37,7 @@ class AsynchronousSimulation:
         self._nodes = [PacedNode(plan, name) for name in plan.names]
         self._rows = {name: row for row, name in enumerate(plan.names)}
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=self._nodes, progress=progress)
-        self._delays = Delays(plan)
+        self._delays = PacedDelays(plan)
         self._timeline = Timeline(_RANKS)
         self._newest: list[NewestUpdates[Message]] = [NewestUpdates(max_age=plan.experiment.pace.max_age) for _ in self._nodes]
         self._sent: list[dict[str, Tensor]] = [{} for _ in self._nodes]
@@ -49,7 +49,7 @@ class AsynchronousSimulation:
         """Until every node has done its rounds, or has no neighbour left."""
         if self._timeline.is_empty and not self._over:
             for node in self._nodes:
-                self._timeline.at(self._delays.round_s(node.name), "trained", node.row)
+                self._timeline.at(self._delays.training_through_s(node), "trained", node.row)
         handle: dict[str, Callable[..., None]] = {
             "trained": self._trained,
             "arrived": self._arrived,
@@ -72,6 +72,8 @@ class AsynchronousSimulation:
         message = message_of(self._sent[row])
         size_bytes = self._delays.bytes_each(node.round, self._sent[row])
         for name in sorted(node.links.receivers):
+            if self._delays.is_lost(node.name, name, node.round):
+                continue
             delay_s = self._delays.between_s(node.name, name, size_bytes)
             self._timeline.at(now_s + delay_s, "arrived", self._rows[name], node.name, node.round, message)
         self._timeline.at(now_s, "merge", row)
@@ -94,7 +96,7 @@ class AsynchronousSimulation:
             for name in sorted(node.links.receivers):
                 self._timeline.at(self._timeline.now_s + self._delays.between_s(node.name, name, 0), "left", self._rows[name], node.name)
         else:  # counted from the start, so that nodes of equal speed stay together
-            self._timeline.at((node.round + 1) * self._delays.round_s(node.name), "trained", row)
+            self._timeline.at(self._delays.training_through_s(node), "trained", row)
         self._records.close(lambda other: other.row in self._over)
 
     def save(self) -> None:

@@ -26,6 +26,7 @@ from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import STACKED_ABOVE, Run, write_models
 from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
@@ -97,12 +98,14 @@ class Simulation:
         self.population.threads = threads
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training left the finite numbers."""
+        self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
         self._exchange = Exchange(
             plan.schedule,
             plan.recipe.algorithm,
             dtype=plan.layout.dtype,
             device=self.population.device,
             faults=faults,
+            is_lossy=self._clock is not None and self._clock.gives_up,
             part=self._part,
         )
         num_nodes = len(plan.names)
@@ -138,27 +141,39 @@ class Simulation:
         """One round of every node; returns the network's record of it."""
         experiment, number = self.plan.experiment, self.round
         local_steps = experiment.local_steps_at(number)
-        active_N = self._exchange.active(number)
         running_N = self.stop_round_N >= number
         running = torch.from_numpy(running_N).to(self.population.device)
+        times = self._clock.round(number, local_steps=local_steps, running_N=running_N) if self._clock is not None else None
+        there_N, trains_N = self._exchange.active(number), None
+        if times is not None and not times.is_whole:
+            there_N, trains_N = (torch.from_numpy(mask_N).to(self.population.device) for mask_N in (times.active_N, times.trains_N))
+            there_N = there_N | ~running
+        active_N = there_N
         if not running_N.all():
             active_N = running if active_N is None else active_N & running
+        came = times.came if times is not None and not times.is_whole else (None,) * self.plan.recipe.algorithm.phases
+        delivered = [self._exchange.delivered(number, came_E) for came_E in came]
+        tables = self._exchange.tables(number)
+        both_NK = running[:, None] & running[tables.index_NK]
+        present_NK = torch.stack(delivered).all(dim=0) & both_NK
+        if times is not None and not self._part.is_all:
+            self._refuse_losses(number, int((tables.linked_NK & both_NK & ~present_NK).sum()))
         active_M = self._part.own(active_N) if active_N is not None else None
-        losses_M = self.population.train(number, active_M, in_place=True) if local_steps else None
+        trains_M = self._part.own(trains_N) if trains_N is not None else active_M
+        losses_M = self.population.train(number, trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
-        delivered_NK, tables = self._exchange.delivered(number), self._exchange.tables(number)
-        exchange = self._mix_plainly if self._is_plain else self._exchange_all
-        exchanged = exchange(number, local_steps, delivered_NK, running, active_M)
+        is_plain = self._is_plain and (times is None or times.is_whole) and not self._exchange.is_open
+        exchange = self._mix_plainly if is_plain else self._exchange_all
+        exchanged = exchange(number, local_steps, delivered, running, active_M, there_N)
         losses_N, squared_N, norms_N, exact, moved_N = self._of_all(losses_M, exchanged)
         for name in self.diverged if local_steps and self._ranks.is_first else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
         bytes_N = exchanged.bytes_N
         self.bytes_sent += int(bytes_N.sum())
-        present_NK = delivered_NK & running[:, None] & running[tables.index_NK]
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
         met_N = self._meetings.bound(squared_N, moved_N) if self._meetings is not None and self._model_channel is not None else squared_N
-        self._agree(number, met_N, norms_N, index_NK, delivered_NK.cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
+        self._agree(number, met_N, norms_N, index_NK, delivered[-1].cpu().numpy(), np.asarray(skipped_NK.any(axis=1)))
         mix_s = self._stopwatch.lap("mix")
         self.round = number + 1
         last = self.is_over
@@ -171,7 +186,7 @@ class Simulation:
                 write_models(self.folder.path, self.plan.names, x_NP, self.plan.layout, buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
         losses = losses_N.tolist() if losses_N is not None else [None] * len(self.plan.names)
-        return self._record(number, losses, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds)
+        return self._record(number, losses, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times)
 
     @property
     def _is_plain(self) -> bool:
@@ -183,10 +198,31 @@ class Simulation:
         """The channel that carries models."""
         return next((name for name, channel in self.plan.recipe.algorithm.channels.items() if channel.model), None)
 
-    def _mix_plainly(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_M: Tensor | None) -> _Exchanged:
+    def _refuse_losses(self, number: int, num_late: int) -> None:
+        """Nothing, if every message of a round comes in time; ranks keep no account of what was not taken in at the other side.
+
+        Raises:
+            ConfigError: some do not.
+        """
+        if num_late:
+            raise ConfigError(
+                f"clock: in round {number} the deadline is over for {num_late} messages, which {self._ranks.count} ranks cannot take back; "
+                "go on with --resume in one process, without torchrun, or start again with a higher clock.deadline_floor_s"
+            )
+
+    def _mix_plainly(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_M: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
         """Average in place."""
+        (delivered_NK,) = delivered
         sent = self.population.outgoing(number, 0, local_steps=local_steps)
-        bytes_N, threads = self._exchange.bytes_sent(number, sent), self.population.threads
+        bytes_N, threads = self._exchange.bytes_sent(number, sent, there_N), self.population.threads
         mixed = self._exchange.mix_in_place(number, sent["x"], delivered_NK, running, threads=threads, active_M=active_M)
         apart_M = mixed.apart_N
         if not self._part.is_all:  # measured from the mean of this rank's rows
@@ -196,7 +232,15 @@ class Simulation:
         moved_M = torch.zeros_like(apart_M)
         return _Exchanged(squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N)
 
-    def _exchange_all(self, number: int, local_steps: int, delivered_NK: Tensor, running: Tensor, active_M: Tensor | None) -> _Exchanged:
+    def _exchange_all(
+        self,
+        number: int,
+        local_steps: int,
+        delivered: list[Tensor],
+        running: Tensor,
+        active_M: Tensor | None,
+        there_N: Tensor | None,
+    ) -> _Exchanged:
         """What the algorithm's phases make of the rows."""
         phases, channel = self.plan.recipe.algorithm.phases, self._model_channel
         bytes_N = np.zeros(len(self.plan.names), dtype=np.int64)
@@ -204,10 +248,10 @@ class Simulation:
         apart_M = None
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
-            inboxes = self._exchange.inboxes(number * phases + phase, delivered_NK, running, sent)
+            inboxes = self._exchange.inboxes(number * phases + phase, delivered[phase], running, sent, active_M)
             self.population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=active_M)
-            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent)
-            for receiver, sender in self._exchange.resynchronised:
+            bytes_N += self._exchange.bytes_sent(number * phases + phase, sent, there_N)
+            for receiver, sender in self._exchange.resynchronised if self._ranks.is_first else ():
                 event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
                 self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
             if channel in sent and apart_M is None:
@@ -286,9 +330,14 @@ class Simulation:
             tensors["last_sent"] = self._sent_MP
         if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
             return
+        if self._clock is not None:
+            story["exchange"] = self._exchange.story()
         whole = {name: self._part.to_first(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
+            if self._clock is not None:  # the same at all ranks
+                kept |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
+                kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.tensors().items()}
             write_checkpoint(self.folder.path / _CHECKPOINT, kept, story)
 
     def restore(self) -> None:
@@ -296,7 +345,8 @@ class Simulation:
         found = read_checkpoint(self.folder.path / _CHECKPOINT) if self._ranks.is_first else None
         story = self._ranks.told_by_first(found[1] if found is not None else None)
         if story is not None:
-            tensors = self._part.from_first(found[0] if found is not None else None)
+            rows, common = _split(found[0]) if found is not None else (None, None)
+            tensors, whole = self._part.from_first(rows), self._part.whole_from_first(common)
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
             self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
@@ -304,6 +354,14 @@ class Simulation:
             self.diverged = tuple(story["diverged"])
             here = {self.plan.names[node] for node in self._part.mine} if self.diverged else set()
             self.population.diverged = tuple(name for name in self.diverged if name in here)
+            if self._clock is not None:
+                self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
+                self._exchange.restore(_under("exchange/", whole), story["exchange"])
+                if self._exchange.is_open and not self._part.is_all:
+                    raise ConfigError(
+                        f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
+                        "go on in one process, without torchrun"
+                    )
             if self._meetings:
                 self._meetings.restore(story["meetings"])
                 last_sent = tensors.get("last_sent")
@@ -352,6 +410,7 @@ class Simulation:
             engine="simulator" if self._part.is_all else "sharded",
             local=local,
             peak_rss_bytes=max(peak for _, _, peak in told),
+            simulated_s=self._clock.now_s if self._clock is not None else None,
         )
 
     def _local_baseline(self) -> dict[str, dict[str, float]] | None:
@@ -397,6 +456,7 @@ class Simulation:
         metrics: dict[int, dict[str, float]] | None,
         bytes_sent_N: list[int],
         seconds: dict[str, float],
+        times: RoundTimes | None,
     ) -> dict[str, Any]:
         plan = self.plan
         kind = "train" if number < plan.experiment.rounds else "settle"
@@ -418,11 +478,15 @@ class Simulation:
             }
             if metrics is not None:
                 row["metrics"] = metrics[i]
+            if times is not None:
+                row["simulated_s"] = times.ended_N[i]
             rows.append(row)
         if self._ranks.is_first:
             self.folder.append_node(*rows)
         row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
         row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
+        if times is not None:
+            row["simulated_s"] = times.now_s
         if self._ranks.is_first:
             self.folder.append_round(row)
         return row
@@ -486,11 +550,7 @@ def _run(
 ) -> Run:
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
-    if pace != "synchronous" and (faults is not None or device.type != "cpu"):
-        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
-    if ranks.count > 1 and (pace != "synchronous" or faults is not None):
-        what = f"pace.name = {pace!r}" if pace != "synchronous" else "faults"
-        raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
+    _check_it_can_run(experiment, ranks, faults)
     plan = make_plan(experiment, load_sites(experiment))
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
@@ -527,6 +587,31 @@ def _run(
     return Run(place)
 
 
+def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | None) -> None:
+    """Nothing, if all that is asked for goes together here.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    pace, clock = experiment.pace.name, experiment.clock
+    if clock is not None and faults is not None:
+        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
+    if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
+        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
+    if ranks.count == 1:
+        return
+    if pace != "synchronous" or faults is not None:
+        what = f"pace.name = {pace!r}" if pace != "synchronous" else "faults"
+        raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
+    if clock is not None and clock.drops:
+        raise ConfigError(
+            [
+                f"clock.{drop}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or let every message come"
+                for drop in clock.drops
+            ]
+        )
+
+
 def _check_the_same_everywhere(plan: Plan, ranks: Ranks) -> None:
     """Nothing, if all ranks have read the same.
 
@@ -559,6 +644,16 @@ def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
     if num_nodes <= all_up_to:
         return list(range(num_nodes))
     return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's rows, and what is of no single one."""
+    common = {name: tensor for name, tensor in tensors.items() if name.startswith(("clock/", "exchange/"))}
+    return {name: tensor for name, tensor in tensors.items() if name not in common}, common
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

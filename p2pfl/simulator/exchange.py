@@ -1,4 +1,7 @@
-"""How rows exchange their messages: a gather over neighbour slots, with the ledger of every edge where messages are lost.
+"""How rows exchange their messages: a gather over neighbour slots, and what is taken back where messages are lost.
+
+What the edge ledger does in daemons (wire/ledger.py) is done here for all edges at once: a flow whose other side was not taken in is open
+until its receiver hears the sender again, and then taken back.
 
 Shapes: N nodes, M rows of this rank, K neighbour slots.
 """
@@ -8,21 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
 from p2pfl.algorithms.base import SlotMessages
 from p2pfl.errors import ConfigError
-from p2pfl.plan import links_between
+from p2pfl.plan import links_between, matches_flows
 from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
 from p2pfl.simulator.part import Columns, Crossing, Mail, Part
 from p2pfl.simulator.ranks import Ranks
 from p2pfl.topology import Schedule, Topology
-from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
@@ -43,8 +47,15 @@ class Tables:
     both_NK: Tensor
     """bool, whether the edge goes both ways in this round."""
 
+    reverse_NK: Tensor
+    """int64, the slot in which the neighbour has this node; 0 where the edge goes one way."""
+
     num_messages_N: Tensor
     """int64, to how many each node sends."""
+
+    receivers_E: Tensor
+    slots_E: Tensor
+    """Where the round's edges, in their order, stand in these tables."""
 
 
 Flows = dict[tuple[int, int], dict[str, Tensor]]
@@ -59,7 +70,8 @@ class Exchange:
         algorithm: whose messages they are.
         dtype: of the model.
         device: where they are.
-        faults: what is lost; None: nothing ever, and no ledger is kept.
+        faults: what is lost by script.
+        is_lossy: whether messages may stay out also without a script; where rows are shared none does.
         part: which rows are here; None: all.
     """
 
@@ -71,12 +83,14 @@ class Exchange:
         dtype: torch.dtype,
         device: torch.device,
         faults: Faults | None,
+        is_lossy: bool = False,
         part: Part | None = None,
     ) -> None:
         self._part = part if part is not None else Part.of(Ranks(device=device), schedule.union())
         self._mail: Mail | None = None
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._dtype, self._device, self._faults = dtype, device, faults
+        self._is_lossy = is_lossy or faults is not None
         self._splits_mass = "column stochastic" in algorithm.requires
         assert schedule.names is not None
         self._names = schedule.names
@@ -87,18 +101,14 @@ class Exchange:
             index_NK, _, linked_NK = links.with_weights(0.0).padded()
             self._slots = index_NK, linked_NK
             self._reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
-        self._ledgers: dict[tuple[int, int], EdgeLedger] = {}
-        self._open: dict[tuple[int, int, int], tuple[Flows, int]] = {}  # of (receiver, sender, exchange): where to find it, and its slot
+        self._open: dict[tuple[int, int], tuple[Flows, int]] = {}  # of (receiver, sender), unmatched: where to find it, and its slot
         self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
         self._led_to: dict[tuple[int, int], int] = {}  # by phase and row: the exchange whose update is in its own values
         self._held: dict[tuple[int, int, int], int] = {}  # by phase, receiver and sender: the exchange whose update is in what it holds
         self.resynchronised: list[tuple[int, int]] = []
         """(receiver, sender) where in the last exchange values had to be sent whole."""
-        if faults is not None:
-            union = schedule.union()
-            if self._splits_mass or len(links_between(union).senders) != len(union.senders):
-                raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
-            self._ledgers = {(int(i), int(j)): EdgeLedger() for i, j in zip(union.receivers, union.senders, strict=True)}
+        if self._is_lossy and not matches_flows(algorithm, schedule.union()):
+            raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
         self._cached = lru_cache(maxsize=schedule.period or 4)(self._make_tables)
         self._cached_crossing = lru_cache(maxsize=schedule.period or 4)(self._make_crossing)
 
@@ -118,6 +128,7 @@ class Exchange:
         assert graph.weights is not None
         if self._slots is None:
             index_NK, weights_NK, linked_NK = graph.padded()
+            slots_E = linked_NK.nonzero()[1]
         else:
             index_NK, (num_nodes, num_slots) = self._slots[0], self._slots[0].shape
             weights_NK, linked_NK = np.zeros((num_nodes, num_slots)), np.zeros((num_nodes, num_slots), dtype=np.bool_)
@@ -126,6 +137,11 @@ class Exchange:
         codes = graph.receivers * graph.num_nodes + graph.senders
         back_NK = index_NK * graph.num_nodes + np.arange(graph.num_nodes)[:, None]
         both_NK = linked_NK & (np.isin(back_NK, codes) if graph.directed else True)
+        reverse_NK = np.zeros_like(index_NK)
+        if self._is_lossy:
+            back_E = np.searchsorted(codes, graph.senders * graph.num_nodes + graph.receivers).clip(max=max(len(codes) - 1, 0))
+            reverse_NK[graph.receivers, slots_E] = slots_E[back_E]
+            reverse_NK *= both_NK
         given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
         kept_N = 1 - given_N if self._splits_mass else graph.self_weights
         return Tables(
@@ -134,18 +150,34 @@ class Exchange:
             weights_NK=torch.from_numpy(weights_NK).to(self._device, self._dtype),
             self_weights_N=torch.from_numpy(np.asarray(kept_N, dtype=np.float64)).to(self._device, self._dtype),
             both_NK=torch.from_numpy(both_NK).to(self._device),
+            reverse_NK=torch.from_numpy(reverse_NK).to(self._device),
             num_messages_N=torch.from_numpy(np.bincount(graph.senders, minlength=graph.num_nodes)),
+            receivers_E=torch.from_numpy(graph.receivers).to(self._device),
+            slots_E=torch.from_numpy(slots_E).to(self._device),
         )
 
-    def delivered(self, round: int) -> Tensor:
-        """Whose messages reach whom in a round, bool (N, K)."""
-        delivered_NK = self.tables(round).linked_NK.clone()
-        if self._faults is not None:
+    def delivered(self, round: int, came_E: NDArray[np.bool_] | None = None) -> Tensor:
+        """Whose messages reach whom in a round, bool (N, K).
+
+        Args:
+            round: of the run.
+            came_E: of the round's edges; None: all but what the script takes away.
+        """
+        tables = self.tables(round)
+        delivered_NK = tables.linked_NK.clone()
+        if came_E is not None:
+            delivered_NK[tables.receivers_E, tables.slots_E] = torch.from_numpy(came_E).to(self._device)
+        elif self._faults is not None:
             for i, k, j in self._edges(round):
                 delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
         return delivered_NK
 
-    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages) -> SlotInbox:
+    @property
+    def is_open(self) -> bool:
+        """Whether anything has to be taken back, or may have to be."""
+        return bool(self._open or self._returns)
+
+    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_N: Tensor | None = None) -> SlotInbox:
         """What every row takes in in one exchange.
 
         Args:
@@ -153,22 +185,25 @@ class Exchange:
             delivered_NK: from `delivered`.
             running_N: bool; a row that has stopped still says so, and neither gives nor takes.
             sent: by channel, (N, ...).
+            active_N: bool, who takes part; None: all.
         """
         tables = self.tables(exchange // self._phases)
         index_NK, reverse_NK = tables.index_NK, self._reverse_NK
         present_NK = delivered_NK & running_N[:, None] & running_N[index_NK]
         returns: dict[str, Tensor] = {}
         flows: Flows | None = None
-        if self._faults is not None:
-            flows = {}
-            self._settle_exchange(exchange, delivered_NK, present_NK, flows)
-            self._resynchronise(exchange, present_NK, running_N, sent)
-            merges_N = running_N & self._active(exchange // self._phases).to(self._device)
+        unmatched_NK: Tensor | None = None
+        if self._is_lossy:
+            flows, unmatched_NK = self._settle_exchange(tables, delivered_NK, present_NK)
+            merges_N = running_N if active_N is None else running_N & active_N
+            self._resynchronise(exchange, present_NK, merges_N, sent)
             for name in self._returns.keys() & sent.keys():
-                owed = self._returns[name]
+                owed = self._returns.pop(name)
                 merges = merges_N.reshape(-1, *[1] * (owed.dim() - 1))
                 returns[name] = owed.where(merges, 0)
-                self._returns[name] = owed.where(~merges, 0)  # a row that stands still takes back later, one that has stopped at the end
+                later = owed.where(~merges, 0)  # a row that stands still takes back later, one that has stopped at the end
+                if bool(later.any()):
+                    self._returns[name] = later
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
             index = index_NK[:, k] if rows is None else index_NK[rows, k]
@@ -186,9 +221,12 @@ class Exchange:
             slot=slot,
             returns=returns,
             flows=flows,
+            asked_NK=unmatched_NK,
         )
 
-    def inboxes(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages) -> list[tuple[slice, SlotInbox]]:
+    def inboxes(
+        self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_M: Tensor | None = None
+    ) -> list[tuple[slice, SlotInbox]]:
         """What the rows of this rank take in, in parts: those that need no other rank's come first, and meanwhile the others' travel.
 
         Args:
@@ -196,14 +234,17 @@ class Exchange:
             delivered_NK: from `delivered`, of all nodes.
             running_N: bool, of all nodes.
             sent: by channel, (M, ...).
+            active_M: bool, who takes part; None: all.
         """
         if self._part.is_all:
-            return [(slice(0, len(self._names)), self.inbox(exchange, delivered_NK, running_N, sent))]
+            return [(slice(0, len(self._names)), self.inbox(exchange, delivered_NK, running_N, sent, active_M))]
         if self._mail is not None:
             self._mail.done()
         number = exchange // self._phases
         tables, crossing = self.tables(number), self._crossing(number)
         mail = self._mail = Mail(self._part.ranks, crossing, self._channels, sent)
+        if self._is_lossy:
+            self._resynchronise(exchange, delivered_NK & running_N[:, None] & running_N[tables.index_NK], running_N, sent)
         present_MK = self.present(number, delivered_NK, running_N)
         reverse_MK = self._part.own(self._reverse_NK) if self._reverse_NK is not None else None
         weights_MK, self_weights_M = self._part.own(tables.weights_NK), self._part.own(tables.self_weights_N)
@@ -271,57 +312,53 @@ class Exchange:
         if self._mail is not None:
             self._mail.done()
 
-    def bytes_sent(self, exchange: int, sent: Messages) -> np.ndarray:
+    def bytes_sent(self, exchange: int, sent: Messages, active_N: Tensor | None = None) -> np.ndarray:
         """What each daemon would send for this exchange, int64 (N,): its update over every edge, and whole where it was asked for so."""
         update_format = UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True))
         number = exchange // self._phases
-        num_messages_N, active_N = self.tables(number).num_messages_N.numpy(), self.active(number)
+        num_messages_N = self.tables(number).num_messages_N.numpy()
         bytes_N: np.ndarray = num_messages_N * update_format.encoded_bytes(exchange)
         if active_N is not None:
-            bytes_N = np.where(active_N.numpy(), bytes_N, 0)
+            bytes_N = np.where(active_N.cpu().numpy(), bytes_N, 0)
         for _, sender in self.resynchronised:
             bytes_N[sender] += update_format.encoded_bytes(exchange, whole=True)
         return bytes_N
 
     def settle(self) -> dict[str, Tensor]:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
-        reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
-        for (i, j), ledger in self._ledgers.items():
-            self._take_back(i, j, ledger.hear(reports[j, i]))
+        for i, j in sorted(self._open):
+            self._take_back(i, j)
         return self._returns
 
     def active(self, round: int) -> Tensor | None:
         """Which rows take part in a round, bool (N,); None: all."""
-        return None if self._faults is None else self._active(round)
-
-    def _active(self, round: int) -> Tensor:
-        assert self._faults is not None
-        return torch.tensor([not self._faults.is_paused(name, round) for name in self._names])
+        faults = self._faults
+        return None if faults is None else torch.tensor([not faults.is_paused(name, round) for name in self._names]).to(self._device)
 
     def _edges(self, round: int) -> Iterator[tuple[int, int, int]]:
         tables = self.tables(round)
         for i, k in tables.linked_NK.nonzero().tolist():
             yield i, k, int(tables.index_NK[i, k])
 
-    def _settle_exchange(self, exchange: int, delivered_NK: Tensor, present_NK: Tensor, flows: Flows) -> None:
-        """Keep every edge's ledger, and what earlier flows have to be taken back."""
-        number = exchange // self._phases
-        tables = self.tables(number)
-        reports = {edge: ledger.report() for edge, ledger in self._ledgers.items()}
-        merged: set[tuple[int, int]] = set()
-        for i, k, j in self._edges(number):
-            if delivered_NK[i, k]:
-                self._take_back(i, j, self._ledgers[i, j].hear(reports[j, i]))
-            if present_NK[i, k] and tables.both_NK[i, k]:
-                merged.add((i, j))
-                self._open[i, j, exchange] = flows, k  # filled by the merge
-        for (i, j), ledger in self._ledgers.items():
-            self._take_back(i, j, ledger.close(exchange, merged=(i, j) in merged))
-            ledger.checkpointed(ledger.to_dict())
-            for edge in [edge for edge in self._open if edge[:2] == (i, j) and edge[2] != ledger.open_flow]:
-                del self._open[edge]
+    def _settle_exchange(self, tables: Tables, delivered_NK: Tensor, present_NK: Tensor) -> tuple[Flows | None, Tensor | None]:
+        """Take back what neighbours that are heard had not taken in; what this exchange leaves unmatched, and whose that is, (N, K)."""
+        if self._open:
+            edges = sorted(self._open)
+            to, of = torch.tensor(edges, device=self._device).T
+            heard = (delivered_NK[to] & (tables.index_NK[to] == of[:, None])).any(dim=1)
+            for place in heard.nonzero().flatten().tolist():
+                self._take_back(*edges[place])
+        matched_NK = present_NK[tables.index_NK, tables.reverse_NK]
+        unmatched_NK = present_NK & tables.both_NK & ~matched_NK
+        places = unmatched_NK.nonzero().tolist()
+        if not places:
+            return None, None
+        flows: Flows = {}  # filled by the merge
+        senders = tables.index_NK[unmatched_NK].tolist()
+        self._open |= {(i, j): (flows, k) for (i, k), j in zip(places, senders, strict=True)}
+        return flows, unmatched_NK
 
-    def _resynchronise(self, exchange: int, present_NK: Tensor, running_N: Tensor, sent: Messages) -> None:
+    def _resynchronise(self, exchange: int, present_NK: Tensor, merges_N: Tensor, sent: Messages) -> None:
         """Note which receivers did not hold the values that an update continues."""
         self.resynchronised = []
         if all(self._channels[name].encodes is None for name in sent):
@@ -332,17 +369,44 @@ class Exchange:
                 if self._held.get((phase, i, j), -1) != self._led_to.get((phase, j), -1):
                     self.resynchronised.append((i, j))
                 self._held[phase, i, j] = exchange
-        for j in (running_N.cpu() & self._active(number)).nonzero().flatten().tolist():
+        for j in merges_N.nonzero().flatten().tolist():
             self._led_to[phase, j] = exchange
 
-    def _take_back(self, i: int, j: int, exchange: int | None) -> None:
-        """Add the negative of a flow to what row i has to take back."""
-        if exchange is None:
-            return
-        flows, k = self._open.pop((i, j, exchange))
+    def _take_back(self, i: int, j: int) -> None:
+        """Add the negative of the open flow from j to what row i has to take back."""
+        flows, k = self._open.pop((i, j))
         for name, amount in flows.get((i, k), {}).items():
-            owed = self._returns.setdefault(name, amount.new_zeros((len(self._names), *amount.shape)))
-            owed[i] -= amount
+            if name not in self._returns:
+                self._returns[name] = amount.new_zeros((len(self._names), *amount.shape))
+            self._returns[name][i] -= amount
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is open, for a checkpoint."""
+        found = {f"returns/{name}": owed for name, owed in self._returns.items()}
+        for (i, j), (flows, k) in self._open.items():
+            found |= {f"open/{i}-{j}/{name}": amount for name, amount in flows.get((i, k), {}).items()}
+        return found
+
+    def story(self) -> dict[str, Any]:
+        """What the checkpoint says beside these."""
+        return {
+            "open": sorted(self._open),
+            "led_to": [[*key, exchange] for key, exchange in self._led_to.items()],
+            "held": [[*key, exchange] for key, exchange in self._held.items()],
+        }
+
+    def restore(self, tensors: Messages, story: Mapping[str, Any]) -> None:
+        """Take up what `tensors` and `story` gave."""
+        self._returns, self._open = {}, {(i, j): ({(i, 0): {}}, 0) for i, j in story["open"]}
+        for key, tensor in tensors.items():
+            kind, *edge, name = key.split("/", 2)
+            if kind == "returns":
+                self._returns[name] = tensor.to(self._device)
+            else:
+                i, j = map(int, edge[0].split("-"))
+                self._open[i, j][0][i, 0][name] = tensor.to(self._device)
+        self._led_to = {(phase, row): exchange for phase, row, exchange in story["led_to"]}
+        self._held = {(phase, receiver, sender): exchange for phase, receiver, sender, exchange in story["held"]}
 
 
 def _slot_of(links: Topology, receivers: np.ndarray, senders: np.ndarray) -> np.ndarray:

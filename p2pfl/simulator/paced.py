@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.algorithms import SlotInbox, over_an_edge
+from p2pfl.experiment import ClockSpec
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
+from p2pfl.simulator.clock import Delays
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.topology.links import links_of
@@ -152,31 +155,49 @@ class Timeline:
         return event
 
 
-class Delays:
-    """How long things take on the virtual clock: rounds by the nodes' speeds, messages by latency and bandwidth where the graph has them.
+class PacedDelays:
+    """How long things take, and what is lost, by name; see `Delays`.
 
     Args:
         plan: of the network.
     """
 
     def __init__(self, plan: Plan) -> None:
-        graph = plan.topology
-        self._clock = plan.experiment.clock
+        graph, names = plan.topology, plan.names
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed)
+        self._edges = self._delays.edges_of(graph)
         self._channels = plan.recipe.algorithm.channels
-        ends = [(plan.names[i], plan.names[j]) for i, j in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True)]
-        latencies_ms, mbps = graph.latency_ms, graph.bandwidth_mbps
-        self._latency_s = dict(zip(ends, (latencies_ms / 1e3).tolist(), strict=True)) if latencies_ms is not None else {}
-        self._bytes_per_s = dict(zip(ends, (mbps * 1e6 / 8).tolist(), strict=True)) if mbps is not None else {}
+        self._places = {(names[j], names[i]): e for e, (j, i) in enumerate(zip(graph.senders, graph.receivers, strict=True))}
+        self._seconds: dict[int, list[float]] = {}
 
-    def round_s(self, node: str) -> float:
-        """Of training."""
-        return self._clock.round_s / self._clock.speeds.get(node, 1.0)
+    def training_s(self, node: PacedNode) -> float:
+        """Of the round that it is in."""
+        return float(self._delays.training(node.round)[node.row])
 
-    def between_s(self, sender: str, receiver: str, size_bytes: int) -> float:
-        """Until a message is there."""
-        edge = sender, receiver
-        seconds: float = self._latency_s.get(edge, 0.0) + size_bytes / self._bytes_per_s.get(edge, math.inf)
-        return seconds
+    def training_through_s(self, node: PacedNode) -> float:
+        """Of all its rounds, the one that it is in included."""
+        return self._delays.training_through(node.row, node.round)
+
+    def between_s(self, sender: str, receiver: str, size_bytes: int, *, alone: bool = False) -> float:
+        """Until a message is there.
+
+        Args:
+            sender: its name.
+            receiver: its name.
+            size_bytes: of the message.
+            alone: nothing else leaves the sender now.
+        """
+        edge = self._places[sender, receiver]
+        if size_bytes not in self._seconds:
+            self._seconds[size_bytes] = self._delays.message_s(self._edges, size_bytes)[1].tolist()
+        uplink_s = size_bytes * 8 / (self._delays.spec.uplink_mbps * 1e6) if self._delays.spec.uplink_mbps else 0.0
+        return self._seconds[size_bytes][edge] - (uplink_s * (int(self._edges.place_E[edge]) - 1) if alone else 0.0)
+
+    def is_lost(self, sender: str, receiver: str, number: int) -> bool:
+        """Whether a round's message never comes."""
+        ends = (np.array([self._rows[name]]) for name in (sender, receiver))
+        return bool(self._delays.lost(number, *ends)[0])
 
     def bytes_each(self, number: int, sent: Mapping[str, Tensor]) -> int:
         """Of one update."""

@@ -18,7 +18,7 @@ from p2pfl.draws import Purpose, shuffled
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.simulator.conclusion import Stopwatch
-from p2pfl.simulator.paced import CHECKPOINT, Delays, Message, PacedNode, PacedRecords, Timeline, grouped, message_of
+from p2pfl.simulator.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
 
 _RANKS = ("came", "left", "trained")
 HALF = 0.5
@@ -83,7 +83,7 @@ class PairwiseSimulation:
         self._rows = {name: row for row, name in enumerate(plan.names)}
         steps = [node.steps for node in self._nodes]
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=steps, progress=progress)
-        self._delays = Delays(plan)
+        self._delays = PacedDelays(plan)
         self._timeline = Timeline(_RANKS)
         self._arrival_s: dict[tuple[str, str], float] = {}
         """By sender and receiver, when the last message arrives."""
@@ -94,7 +94,7 @@ class PairwiseSimulation:
         """Until every node has done its rounds, or has no neighbour left."""
         if self._timeline.is_empty and not any(node.is_over for node in self._nodes):
             for node in self._nodes:
-                self._timeline.at(self._delays.round_s(node.steps.name), "trained", node.steps.row)
+                self._timeline.at(self._delays.training_s(node.steps), "trained", node.steps.row)
         handle: dict[str, Callable[..., None]] = {
             "trained": self._trained,
             "came": self._came,
@@ -158,7 +158,7 @@ class PairwiseSimulation:
                 self._timeline.at(now_s + self._delays.between_s(steps.name, name, 0), "left", self._rows[name], steps.name)
         else:
             node.begin()
-            self._timeline.at(now_s + self._delays.round_s(steps.name), "trained", steps.row)
+            self._timeline.at(now_s + self._delays.training_s(steps), "trained", steps.row)
         self._records.close(lambda other: self._nodes[other.row].is_over)
 
     def _has_left(self, node: PairwiseNode, peer: str) -> None:
@@ -169,7 +169,7 @@ class PairwiseSimulation:
         if message is not None:
             size_bytes = self._delays.bytes_each(number, {channel: tensor.unsqueeze(0) for channel, tensor in message.items()})
         self._sent_bytes[node.steps.row] += size_bytes
-        arrival_s = self._timeline.now_s + self._delays.between_s(name, peer, size_bytes)
+        arrival_s = self._timeline.now_s + self._delays.between_s(name, peer, size_bytes, alone=True)
         # what is sent later comes later, also where it is shorter
         self._arrival_s[name, peer] = max(arrival_s, self._arrival_s.get((name, peer), 0.0))
         self._timeline.at(self._arrival_s[name, peer], "came", self._rows[peer], name, number, message)

@@ -121,13 +121,26 @@ class Part:
         """Each rank's rows of what the first one has of everybody; the others give None."""
         if self.is_all:
             return dict(tensors or {})
-        kinds = [[name, str(tensor.dtype), list(tensor.shape[1:])] for name, tensor in tensors.items()] if tensors is not None else None
         found = {}
-        for name, dtype, shape in self.ranks.told_by_first(kinds):
+        for name, dtype, shape in self._kinds(tensors):
             parts = [tensors[name][nodes] for nodes in self.nodes] if tensors is not None else None
-            own = torch.empty((len(self.mine), *shape), dtype=getattr(torch, dtype.removeprefix("torch.")))
-            found[name] = self.ranks.from_first(parts, own)
+            found[name] = self.ranks.from_first(parts, torch.empty((len(self.mine), *shape[1:]), dtype=dtype))
         return found
+
+    def whole_from_first(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """All of what the first one has, at every rank; the others give None."""
+        if self.is_all:
+            return dict(tensors or {})
+        found = {}
+        for name, dtype, shape in self._kinds(tensors):
+            parts = [tensors[name]] * self.ranks.count if tensors is not None else None
+            found[name] = self.ranks.from_first(parts, torch.empty(shape, dtype=dtype))
+        return found
+
+    def _kinds(self, tensors: Mapping[str, Tensor] | None) -> list[tuple[str, torch.dtype, list[int]]]:
+        """Names, dtypes and shapes of what the first rank has."""
+        told = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()] if tensors is not None else None
+        return [(name, getattr(torch, dtype.removeprefix("torch.")), shape) for name, dtype, shape in self.ranks.told_by_first(told)]
 
     def record(self) -> dict[str, Any]:
         """What topology.json says of it."""

@@ -15,7 +15,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator.asynchronous import merge_newest
 from p2pfl.simulator.conclusion import Stopwatch
-from p2pfl.simulator.paced import Delays, Message, PacedNode, PacedRecords, message_of
+from p2pfl.simulator.paced import Message, PacedDelays, PacedNode, PacedRecords, message_of
 from p2pfl.simulator.pairwise import PairwiseNode
 from p2pfl.wire.newest import Held
 
@@ -62,7 +62,7 @@ class AsynchronousReplay:
         self._plan, self._rows = plan, recorded
         self._nodes = [PacedNode(plan, name) for name in plan.names]
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=self._nodes, progress=progress)
-        self._delays = Delays(plan)
+        self._delays = PacedDelays(plan)
         self._sent: dict[str, dict[str, Tensor]] = {}
         """By node, what it has sent in the round that it has not merged yet."""
         self._messages: dict[tuple[str, int], Message] = {}

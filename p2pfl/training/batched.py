@@ -78,6 +78,8 @@ class Batched:
         self._first = min(learning, default=0)  # nothing before it needs a gradient
         self.saved_bytes = 0
         """What one row of the sample keeps on its way."""
+        self.evaluates = False
+        """Whether the model says the same when it is not training."""
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> Batched | None:
@@ -112,7 +114,15 @@ class Batched:
         as_expected = (gradient_1P[0] - gradient_P).abs().max() <= eps**0.5 * scale and (loss_1[0] - loss_value).abs() <= eps**0.5 * (
             1 + loss_value.abs()
         )
+        batched.evaluates = _close(_evaluated(model, inputs_B), outputs_1B[0])
         return batched if bool(as_expected) else None
+
+    def outputs(self, x_CP: Tensor, inputs_CB: Tensor) -> Tensor:
+        """What each row's model says of its own inputs, (C, B, ...)."""
+        with torch.no_grad():
+            for layer in self._layers:
+                inputs_CB, _ = layer.forward(x_CP, inputs_CB)
+        return inputs_CB
 
     def gradients(self, x_CP: Tensor, inputs_CB: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (C, P) and losses (C,)."""
@@ -135,3 +145,20 @@ class Batched:
                 assert after is not None
                 after = self._layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > self._first)
         return loss_C.detach()
+
+
+def _evaluated(model: nn.Module, inputs_B: Tensor) -> object:
+    """What a model in training mode says when it is not training."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(inputs_B)
+    except (Exception, SystemExit):  # noqa: BLE001  # row by row tells whose fault it is
+        return None
+    finally:
+        model.train()
+
+
+def _close(found: object, expected: Tensor) -> bool:
+    eps = torch.finfo(expected.dtype).eps
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected, rtol=eps**0.5, atol=eps**0.5)

@@ -6,12 +6,14 @@ Shapes: N rows, B examples in a batch, K local steps, P parameters.
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -385,15 +387,43 @@ class Population:
         Args:
             rows: which; None: all.
         """
-        x_NP = self.estimate()
-        return [self.metrics(x_NP[row], self.sites[row], row) for row in (range(len(self.sites)) if rows is None else rows)]
+        x_NP, found = self.estimate(), list[dict[str, float]]()
+        for shape, group in groupby(range(len(self.sites)) if rows is None else rows, self._test_shape):
+            alike = list(group)
+            together = 1 if shape is None else max(1, _CACHE_BYTES // (self.layout.size_bytes + 4 * math.prod(shape)))
+            for first in range(0, len(alike), together):
+                found += self._evaluate_alike(x_NP, alike[first : first + together])
+        return found
+
+    def _test_shape(self, row: int) -> torch.Size | None:
+        """Of a site's test inputs."""
+        test = self.sites[row].test
+        return None if test is None else test[0].shape
+
+    def _evaluate_alike(self, x_NP: Tensor, rows: list[int]) -> list[dict[str, float]]:
+        """As `evaluate`, of sites with as many test rows each."""
+        sites = [self.sites[row] for row in rows]
+        batched = self._gradients.batched if self._gradients else None
+        if sites[0].test is not None and batched is not None and batched.evaluates:
+            inputs_CB = torch.stack([of_dtype(site.test[0], self.layout.dtype) for site in sites if site.test is not None])
+            outputs_CB = None
+            with suppress(Exception, SystemExit):  # one by one tells whose fault it is
+                outputs_CB = batched.outputs(x_NP[rows], inputs_CB.to(self.device)).cpu()
+            if outputs_CB is not None:
+                return [self._figures(outputs_B, site) for outputs_B, site in zip(outputs_CB, sites, strict=True)]
+        return [self.metrics(x_NP[row], site, row) for row, site in zip(rows, sites, strict=True)]
+
+    def _figures(self, outputs: Tensor, site: Site) -> dict[str, float]:
+        """Of outputs on one site's test rows."""
+        if site.test is None:
+            return {}
+        return {name: figure(self.task, name, outputs, site.test[1], site=site.name, round=self._round) for name in self.task.metrics}
 
     def metrics(self, x_P: Tensor, site: Site, row: int = 0) -> dict[str, float]:
         """One parameter vector, with one row's buffers, on one site's test rows."""
         if site.test is None:
             return {}
-        outputs, targets = self.outputs(x_P, site.test[0], row, site=site.name), site.test[1]
-        return {name: figure(self.task, name, outputs, targets, site=site.name, round=self._round) for name in self.task.metrics}
+        return self._figures(self.outputs(x_P, site.test[0], row, site=site.name), site)
 
     def outputs(self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None) -> Tensor:
         """What a model says in evaluation mode, on the CPU."""
@@ -485,7 +515,7 @@ def _are_finite(rows_CP: Tensor) -> Tensor:
     return rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
 
 
-_CACHE_BYTES = 2 * 1024**2
+_CACHE_BYTES = 4 * 1024**2
 
 
 def rows_together(row_bytes: int, kept_bytes: int) -> int:

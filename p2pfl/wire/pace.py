@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Final
+
+WINDOW: Final = 20
+"""How many recent durations count."""
+
+SHARE: Final = 0.95
+"""Of them, those that the deadline is a multiple of the longest of."""
+
+CEILING_S: Final = 3600.0
+"""However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
 
 
 class RoundPace:
@@ -35,5 +45,5 @@ class RoundPace:
         if not self._durations_s:
             return self.floor_s
         ordered = sorted(self._durations_s)
-        q95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        q95 = ordered[math.ceil(SHARE * len(ordered)) - 1]
         return max(self.floor_s, self._factor * q95)

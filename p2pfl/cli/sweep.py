@@ -1,0 +1,254 @@
+"""`p2pfl sweep`: a grid of experiments, and which of them is best."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
+from p2pfl.errors import P2PFLError
+
+if TYPE_CHECKING:
+    from p2pfl.sweeps import Grid, Sweep
+    from p2pfl.sweeps.table import CellResult, Figure
+    from p2pfl.sweeps.work import News
+
+_WIDEST_NOTE = 34  # what 80 columns leave beside the bar
+_MOST_LISTED = 20
+
+
+def sweep(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="KEY=V1,V2",
+            help="Values of a key, such as topology.name=ring,torus; repeated: all combinations.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Each with so many seeds, from the experiment's own on.")] = 1,
+    nodes: Nodes = None,
+    rounds: Rounds = None,
+    assignments: Set = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", help="Runs at a time.  [default: one a core]", show_default=False)] = None,
+    executor: Annotated[str, typer.Option("--executor", help="processes, or ray: a Ray cluster.")] = "processes",
+    out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder. Default: runs/NAME-sweep.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Simulate a grid of experiments in parallel; given again, it goes on where it stopped. Writes table.csv and plot.png.
+
+    Example: p2pfl sweep examples/breast_cancer.yaml --vary topology.name=ring,star,complete --seeds 3
+    """
+    from p2pfl.sweeps import make_grid, parse_variations
+    from p2pfl.sweeps import sweep as run_sweep
+    from p2pfl.sweeps.engine import check_executor
+    from p2pfl.sweeps.grid import checked
+
+    varied, overrides = parse_variations(vary or []), overrides_from(nodes, rounds, assignments)
+    check_executor(executor, jobs)
+    if dry_run:
+        with of_file(experiment), redirect_stdout(sys.stderr):
+            grid = checked(make_grid(experiment, varied, seeds, overrides))
+        _say_grid(grid, as_json=as_json)
+        return
+    # what a task or Ray prints is none of our output
+    with of_file(experiment), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
+        try:
+            done = run_sweep(
+                experiment, vary=varied, seeds=seeds, overrides=overrides, out=out, jobs=jobs, executor=executor, progress=progress
+            )
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+            raise
+    if as_json:
+        sys.stdout.write(json.dumps(_document(done), indent=2, allow_nan=False, default=str) + "\n")
+    else:
+        _say_result(done)
+    if done.failed:
+        raise P2PFLError(
+            f"{len(done.failed)} of {len(done.grid.runs)} runs have no result; {done.path / 'table.csv'} says why, and the same command"
+            " tries those again that failed"
+        )
+
+
+def _document(done: Sweep) -> dict[str, Any]:
+    cells = [
+        {
+            "cell": result.cell.name,
+            "values": result.cell.values,
+            "done": result.done,
+            "asked": result.asked,
+            "left_out": result.left_out,
+            "figures": {key: asdict(figure) for key, figure in result.figures.items()},
+        }
+        for result in done.cells
+    ]
+    return {
+        "path": str(done.path),
+        "seeds": done.grid.seeds,
+        "cells": cells,
+        "rows": done.rows,
+        "plot": str(done.plot) if done.plot is not None else None,
+    }
+
+
+def _say_grid(grid: Grid, *, as_json: bool) -> None:
+    """What would run."""
+    if as_json:
+        cells = [
+            {"cell": cell.name, "values": cell.values, "left_out": grid.left_out.get(cell.name), "runs": len(grid.seeds)}
+            for cell in grid.cells
+        ]
+        document = {"experiment": grid.experiment, "seeds": grid.seeds, "cells": cells, "runs": len(grid.runs)}
+        sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+        return
+    for cell in grid.cells[:_MOST_LISTED]:
+        reason = grid.left_out.get(cell.name)
+        sys.stdout.write(f"{_label(cell.values)}{f': left out: {reason}' if reason else ''}\n")
+    if len(grid.cells) > _MOST_LISTED:
+        sys.stdout.write(f"... {len(grid.cells) - _MOST_LISTED} more\n")
+    sys.stdout.write(
+        f"{_count(len(grid.cells), 'cell')}, {len(grid.left_out)} left out; {_count(len(grid.seeds), 'seed')}: "
+        f"{_count(len(grid.runs), 'run')}\n"
+    )
+
+
+def _say_result(done: Sweep) -> None:
+    import io
+
+    from rich.console import Console
+    from rich.text import Text
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a value may have letters that this terminal lacks
+    console = Console(highlight=False)
+    shown = [result for result in done.cells if result.left_out is None]
+    if any(result.done for result in shown):
+        console.print(_table(done, shown))
+    for result in done.cells:
+        if result.left_out is not None:
+            console.print(Text(f"left out: {_label(result.cell.values)}: {result.left_out}"))
+    by_name = {cell.name: cell for cell in done.grid.cells}
+    for row in done.failed[:_MOST_LISTED]:
+        console.print(Text(f"{row['status']}: {_label(by_name[row['cell']].values)}, seed {row['seed']}: {row['reason']}"))
+    if len(done.failed) > _MOST_LISTED:
+        console.print(f"... {len(done.failed) - _MOST_LISTED} more in {done.path / 'table.csv'}", soft_wrap=True)
+    if done.no_plot is not None:
+        console.print(Text(done.no_plot), soft_wrap=True)
+    drawn = f" and {done.plot.name}" if done.plot is not None else ""
+    console.print(
+        f"{len(done.grid.runs) - len(done.failed)} of {_count(len(done.grid.runs), 'run')} done; all of them in "
+        f"{done.path / 'table.csv'}{drawn}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _table(done: Sweep, results: list[CellResult]) -> Any:
+    """The cells over their seeds, the best first."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from p2pfl.sweeps.table import metric_of, quality
+
+    metric = metric_of(done.rows)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
+    for key in done.grid.vary:
+        table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold")
+    numbers = [*([metric, "worst site"] if metric else []), "rounds", "apart", "MB"]
+    missing = any(result.done < result.asked for result in results)
+    for heading in [*numbers, *(["runs"] if missing else [])]:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for result in results:
+        figures = result.figures
+        cells = [Text(_short(value)) for value in result.cell.values.values()]
+        if metric is not None:
+            cells += [Text(_spread(quality(figures, metric))), Text(_spread(figures.get(f"worst.{metric}")))]
+        cells += [Text(_mean(figures.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
+        cells.append(Text(_mean(figures.get("bytes_sent"), ".3g", 1e-6)))
+        table.add_row(*cells, *([Text(f"{result.done}/{result.asked}")] if missing else []))
+    return table
+
+
+def _spread(figure: Figure | None) -> str:
+    """Mean and standard deviation."""
+    if figure is None or figure.mean is None:
+        return "-"
+    form = ".3f" if 1e-3 <= abs(figure.mean) < 1e3 or figure.mean == 0 else ".1e"  # noqa: PLR2004  # what six signs can show
+    return f"{figure.mean:{form}}" + (f" ±{figure.deviation:{form}}" if figure.deviation is not None else "")
+
+
+def _mean(figure: Figure | None, form: str, unit: float = 1.0) -> str:
+    return "-" if figure is None or figure.mean is None else f"{figure.mean * unit:{form}}"
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    """The values of a cell in one line."""
+    return ", ".join(_short(value) for value in values.values()) or "as written"
+
+
+def _short(value: object) -> str:
+    from p2pfl.sweeps.engine import short
+
+    return "".join(sign if sign.isprintable() else "?" for sign in short(value))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+class _Progress:
+    """A bar on a terminal, a line for each run that has ended otherwise; nothing where the output is for a machine."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if self._enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.completed}/{task.total} runs"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[note]}", markup=False),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, news: News, row: Mapping[str, Any] | None, done: int, total: int) -> None:
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=total, note="")
+            note = f"cell {news.job.cell}, seed {news.job.seed}: " + (str(row["status"]) if row else f"round {news.round} of {news.most}")
+            self._bar.update(self._task, completed=done, note=note[:_WIDEST_NOTE])
+        elif row is not None:
+            sys.stderr.write(f"{done}/{total} {row['cell']}, seed {row['seed']}: {_ending(row)}\n")
+
+
+def _ending(row: Mapping[str, Any]) -> str:
+    """How a run ended, on one line."""
+    if row["status"] != "done":
+        return f"{row['status']}: {' '.join(str(row['reason']).split())}"
+    return f"{'converged after ' if row['stop_reason'] == 'converged' else ''}{_count(row['rounds_run'], 'round')}"

@@ -1,0 +1,124 @@
+"""Runs in processes of this machine, one thread each, a process for many runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from p2pfl.sweeps.work import Job, News
+
+_STOP_S = 10.0
+
+
+@dataclass
+class _Worker:
+    """One process, and what it is at."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    job: Job
+    unread: bytes = b""
+    said: list[bytes] = field(default_factory=list)
+
+    def give(self, job: Job) -> None:
+        """The next job; a process that has died meanwhile says so by the end of its answers."""
+        assert self.process.stdin is not None
+        self.job = job
+        try:
+            self.process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return
+
+    @property
+    def answers(self) -> int:
+        """The file descriptor."""
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def hear(self) -> list[News]:
+        """What it has said since."""
+        content = os.read(self.answers, 65536)
+        if not content:
+            code = self.process.wait()
+            return [News(self.job, ended=True, failure=f"its process {self._ending(code)} ({self.log})")]
+        *lines, self.unread = (self.unread + content).split(b"\n")
+        return [News(self.job, **json.loads(line)) for line in lines]
+
+    def stop(self) -> None:
+        """End it, whatever it is at."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _ending(self, code: int) -> str:
+        """In words; what a killed process said last has nothing to do with it."""
+        if code < 0:
+            return f"was killed by signal {-code}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"ended with exit code {code}{f': {lines[-1]}' if lines else ''}"
+
+
+def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
+    """As `Executor` says; without a number of workers, one for each core that this process may use."""
+    waiting = deque(jobs)
+    most = min(len(jobs), workers or num_cores())
+    (folder / "logs").mkdir(exist_ok=True)
+    at_work: list[_Worker] = []
+    try:
+        number = 0
+        while waiting or at_work:
+            while waiting and len(at_work) < most:
+                at_work.append(_start(folder, folder / "logs" / f"worker-{number}.log", waiting.popleft(), lock))
+                number += 1
+            ready, _, _ = select.select([worker.answers for worker in at_work], [], [])
+            for worker in [worker for worker in at_work if worker.answers in ready]:
+                for news in worker.hear():
+                    if news.ended and worker.process.returncode is not None:
+                        at_work.remove(worker)
+                        worker.stop()
+                    elif news.ended and waiting:
+                        worker.give(waiting.popleft())
+                    elif news.ended:
+                        at_work.remove(worker)
+                        worker.stop()
+                    yield news
+    finally:
+        for worker in at_work:
+            worker.stop()
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(folder: Path, log: Path, job: Job, lock: int) -> _Worker:
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603  # ourselves
+            [sys.executable, "-m", "p2pfl.sweeps.worker", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            pass_fds=[lock],  # held until the last of them has ended, also where this process is killed
+            start_new_session=True,  # Ctrl-C reaches us alone
+        )
+    worker = _Worker(process, log, job)
+    worker.give(job)
+    return worker

@@ -1,0 +1,80 @@
+"""One run of a sweep, wherever it is computed."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from p2pfl.errors import P2PFLError
+from p2pfl.simulator import simulate
+from p2pfl.simulator.engine import Progress
+from p2pfl.sweeps.folder import place_of, read_grid
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to run: a cell's number, and a seed."""
+
+    cell: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """How far a run is."""
+
+    job: Job
+    round: int = 0
+    most: int = 0
+    """The last round that there can be."""
+    ended: bool = False
+    failure: str | None = None
+    """Why it has no result."""
+
+
+class Executor(Protocol):
+    """Something that runs jobs. Closed before its end, it leaves none running."""
+
+    def __call__(self, folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
+        """Run them.
+
+        Args:
+            folder: of the sweep.
+            jobs: in the order in which they should begin.
+            workers: at most so many at a time; None: as many as there is room for.
+            lock: the open file that keeps other sweeps out of the folder.
+        """
+        ...
+
+
+def run_one(folder: Path, job: Job, progress: Progress | None = None) -> str | None:
+    """Run a cell with a seed, or go on with it from its last checkpoint; returns why it failed, None where it has a result.
+
+    Args:
+        folder: of the sweep.
+        job: which.
+        progress: called after each round.
+    """
+    try:
+        grid = read_grid(folder)
+        if grid is None:
+            return f"{folder}: holds no sweep that this process can see; all of them need the same folder"
+        cell = grid.cells[job.cell]
+        place = place_of(folder, cell, job.seed)
+        if (place / "rounds.jsonl").exists():
+            simulate({}, resume=place, progress=progress)
+            return None
+        if place.exists():  # killed before its first round: there is nothing to go on from
+            shutil.rmtree(place)
+        simulate(grid.experiment_of(cell, job.seed), out=place, progress=progress)
+    except P2PFLError as error:
+        traceback.print_exception(error)
+        return str(error)
+    except MemoryError as error:
+        traceback.print_exception(error)
+        return "out of memory: fewer --jobs at a time"
+    return None
