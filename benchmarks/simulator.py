@@ -7,6 +7,7 @@ W2: logistic regression on 13 features, 32 samples a node, batches of 4, 10 step
     python benchmarks/simulator.py                       # W1 at n = 256, W2 at n = 10,000: five interleaved runs, ratios as JSON
     python benchmarks/simulator.py --nodes 16 64 256 1024 4096
     python benchmarks/simulator.py --million             # W2 at n = 1,000,000, with its memory
+    python benchmarks/simulator.py --ranks 2             # W1 at n = 4096: two ranks beside one, one thread each
 
 Ways: `engine` is p2pfl.simulate; `hand` a Python loop over nn.Modules with torch.optim, then averaging; `limit` forward and backward passes
 written out for chunks of 8 nodes that stay in the cache, mixing fused into the same loop, a Python thread a core; `floor` the same matrix
@@ -40,7 +41,7 @@ from p2pfl.summary import peak_rss_bytes
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist
-from p2pfl.topology import make, weighted
+from p2pfl.topology import cut, make, num_crossing, weighted
 
 CORES = len(os.sched_getaffinity(0))
 LR = 0.05
@@ -109,6 +110,13 @@ def graph_of(num_nodes: int) -> tuple[Tensor, Tensor]:
 
 def engine(workload: Workload, num_nodes: int, rounds: int) -> float:
     """p2pfl.simulate: node-rounds a second of training and mixing."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_engine(workload, num_nodes, rounds, Path(folder) / "run")
+        return float(run.summary["node_rounds_per_second"])
+
+
+def run_engine(workload: Workload, num_nodes: int, rounds: int, out: Path) -> p2pfl.Run:
+    """By itself, or as one of torchrun's ranks."""
     experiment = {
         "task": {"name": f"simulator:{'images' if workload is W1 else 'patients'}", "num_nodes": num_nodes},
         "topology": {"name": "random-regular", "degree": 4},
@@ -120,9 +128,7 @@ def engine(workload: Workload, num_nodes: int, rounds: int) -> float:
         "evaluate_every": 10**6,
         "checkpoint_every": 10**6,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        run = p2pfl.simulate(experiment, out=Path(folder) / "run")
-        return float(run.summary["node_rounds_per_second"])
+    return p2pfl.simulate(experiment, out=out)
 
 
 @dataclass
@@ -308,6 +314,30 @@ def million(num_nodes: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def sharded(num_nodes: int, ranks: int, repeats: int, rounds: int) -> dict[str, Any]:
+    """W1 shared by ranks, beside one; one thread each, in turns."""
+    found = interleaved({str(count): lambda count=count: at_ranks(num_nodes, count, rounds) for count in (1, ranks)}, repeats)
+    graph = make("random-regular", num_nodes, 0, degree=4)
+    return {
+        "nodes": num_nodes,
+        "ranks": ranks,
+        "rounds": rounds,
+        "links_between_ranks": num_crossing(graph, cut(graph, ranks)),
+        "node_rounds_per_second": {count: statistics.median(values) for count, values in found.items()},
+        "times_one_rank": ratio(found, str(ranks), "1"),
+    }
+
+
+def at_ranks(num_nodes: int, ranks: int, rounds: int) -> float:
+    """Node-rounds a second of W1, in processes of their own."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        work = [__file__, "--nodes", str(num_nodes), "--rounds", str(rounds), "--out", str(out)]
+        subprocess.run([sys.executable, *start, *work], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603
+        return float(p2pfl.Run(out).summary["node_rounds_per_second"])
+
+
 def peak_gib() -> float:
     """The most memory that this process ever held."""
     return peak_rss_bytes() / 2**30
@@ -316,18 +346,25 @@ def peak_gib() -> float:
 def main() -> None:
     """Read the command line, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[256], help="sizes of W1")
+    parser.add_argument("--nodes", type=int, nargs="+", help="sizes of W1 (256)")
     parser.add_argument("--patients", type=int, nargs="*", default=[10_000], help="sizes of W2")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--million", type=int, nargs="?", const=1_000_000, help="W2 at this size, with its memory")
+    parser.add_argument("--ranks", type=int, help="W1 at the first size (4096 by default), shared by so many ranks, beside one")
+    parser.add_argument("--out", type=Path, help="run W1 once, as one of the ranks that torchrun starts, and leave the run there")
     arguments = parser.parse_args()
+    if arguments.out:
+        run_engine(W1, arguments.nodes[0], arguments.rounds, arguments.out)
+        return
     torch.set_num_threads(CORES)
     result: dict[str, Any] = {"cores": CORES, "torch": torch.__version__, "data": "mnist" if "P2PFL_DATA" in os.environ else "synthetic"}
-    if arguments.million:
+    if arguments.ranks:
+        result["sharded"] = sharded((arguments.nodes or [4096])[0], arguments.ranks, arguments.repeats, arguments.rounds)
+    elif arguments.million:
         result["million"] = million(arguments.million, arguments.rounds)
     else:
-        result["w1"] = [w1(n, arguments.repeats, arguments.rounds) for n in arguments.nodes]
+        result["w1"] = [w1(n, arguments.repeats, arguments.rounds) for n in arguments.nodes or [256]]
         result["w2"] = [w2(n, arguments.repeats, arguments.rounds) for n in arguments.patients]
     print(json.dumps(result, indent=2))
 

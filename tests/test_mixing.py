@@ -64,3 +64,39 @@ def test_a_block_of_columns_fits_the_cache():
     assert block_columns(4096, 50_890, 4) == 1024
     assert block_columns(10**6, 14, 4) == 14
     assert block_columns(10**6, 5000, 4) == 512
+
+
+class OtherHalf:
+    """Rows of another process that are here all the same."""
+
+    def __init__(self, x_GP, wanted, num_inner):
+        self.num_rows, self.num_inner = len(wanted), num_inner
+        self._x_GP, self._wanted, self._column, self.waiting = x_GP, wanted, 0, []
+
+    def post(self, block_NW, into_GW):
+        columns = slice(self._column, self._column + block_NW.shape[1])
+        self._column = columns.stop
+        into_GW.fill_(torch.nan)
+        self.waiting.append((into_GW, self._x_GP[self._wanted, columns]))
+
+    def arrived(self):
+        into_GW, values = self.waiting.pop(0)
+        into_GW.copy_(values)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_half_of_the_rows_with_the_other_half_elsewhere_are_mixed_to_the_same_bits(threads, monkeypatch):
+    monkeypatch.setattr(mixing, "_PART_BYTES", 4 * 7 * 3)
+    torch.manual_seed(0)
+    x_NP = torch.randn(24, 40)
+    index, weights, linked = tables("path", 24)
+    whole = x_NP.clone()
+    everything = mix_in_place(whole, index, weights, linked)
+    half = x_NP[:12].clone()
+    far = OtherHalf(x_NP[12:], [0], 11)  # the last of the first half hears the first of the second
+    mixed = mix_in_place(half, index[:12], weights[:12], linked[:12], threads=threads, elsewhere=far, width=7)
+
+    assert torch.equal(half, whole[:12])
+    torch.testing.assert_close(mixed.squared_N, everything.squared_N[:12], rtol=1e-6, atol=0)
+    torch.testing.assert_close(mixed.mean_P, x_NP[:12].mean(dim=0), rtol=1e-5, atol=1e-7)
+    assert not far.waiting

@@ -187,12 +187,12 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
     if simulated:
         from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
         from p2pfl.simulator.part import record_of
-        from p2pfl.simulator.ranks import started
+        from p2pfl.simulator.ranks import ranks_here, started
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         ranks = started()[1]
-        facts |= {"memory": asdict(forecast_memory(plan, ranks)), "seconds": forecast_seconds(plan, threads) / ranks}
+        facts |= {"memory": asdict(forecast_memory(plan, ranks, ranks_here())), "seconds": forecast_seconds(plan, threads) / ranks}
         if ranks > 1:
             facts["parts"] = record_of(plan.topology, ranks)
     if as_json:

@@ -34,7 +34,7 @@ from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.mixing import is_plain
 from p2pfl.simulator.pairwise import PairwiseSimulation
 from p2pfl.simulator.part import Part, check_enough
-from p2pfl.simulator.ranks import Ranks, joined
+from p2pfl.simulator.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopping import NEVER
 from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes
@@ -554,7 +554,7 @@ def _run(
     plan = make_plan(experiment, load_sites(experiment))
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
-    refuse_what_does_not_fit(plan, ranks.count)
+    refuse_what_does_not_fit(plan, ranks.count, ranks_here())
     recorded = recorded_rows(replay, plan) if replay is not None else None
     part = Part.of(ranks, plan.topology)
     if resume:

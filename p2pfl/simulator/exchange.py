@@ -295,13 +295,14 @@ class Exchange:
         columns = Columns(self._part.ranks, crossing, self._part.num_inner)
         mixed = mix_in_place(
             x_MP,
-            crossing.near_MK,
+            torch.where(crossing.far_MK >= 0, crossing.far_MK + len(x_MP), crossing.near_MK),
             self._part.own(tables.weights_NK),
             present_MK,
             threads=threads,
             active_N=active_M,
             elsewhere=columns,
-            width=block_columns(max(self._part.sizes), x_MP.shape[1], x_MP.element_size()),  # the same at all ranks
+            # the same at all ranks, which may share one cache
+            width=block_columns(len(self._names), x_MP.shape[1], x_MP.element_size()),
         )
         columns.done()
         return mixed

@@ -49,8 +49,14 @@ class Forecast:
         return self.available_bytes is None or self.peak_bytes <= self.available_bytes
 
 
-def forecast_memory(plan: Plan, num_ranks: int = 1) -> Forecast:
-    """The most memory that a simulation of this plan will hold, at a rank where several share it, of as many others' rows as of its own."""
+def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Forecast:
+    """The most memory that a simulation of this plan will hold; checkpoints apart.
+
+    Args:
+        plan: of the simulation.
+        num_ranks: that share the rows; said is then what the first one holds, which writes everybody's models.
+        ranks_here: so many of them on this machine, and each can have that part of its memory.
+    """
     num_nodes = -(-len(plan.names) // num_ranks)
     sample = _sample(plan, 2)
     state_bytes = num_nodes * _bytes_a_row(sample.state)
@@ -62,9 +68,15 @@ def forecast_memory(plan: Plan, num_ranks: int = 1) -> Forecast:
         sent = sample.outgoing(0, 0, local_steps=plan.recipe.local_steps)
         sent_bytes = num_nodes * _bytes_a_row({name: tensor for name, tensor in sent.items() if tensor is not sample.state.get(name)})
         working_bytes = sent_bytes + state_bytes + model_bytes
+    if num_ranks > 1:
+        # others' rows, at most as many as the own; at the end everybody's models
+        working_bytes = max(working_bytes + model_bytes, len(plan.names) * plan.layout.size_bytes)
     sites = plan.task.sites
     data_bytes = 0 if isinstance(sites, SiteTable) else sum(rows.nbytes for site in sites if site.train for rows in site.train)
+    data_bytes //= num_ranks
     now_bytes, free_bytes = rss_bytes(), _available_bytes()
+    if free_bytes is not None:
+        free_bytes //= ranks_here
     needed_bytes = state_bytes + optimizer_bytes + working_bytes + data_bytes + _RESERVE_BYTES
     return Forecast(
         state_bytes=state_bytes,
@@ -95,13 +107,13 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + settling * spent["mix"])
 
 
-def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1) -> None:
+def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> None:
     """Nothing, if the simulation fits into this machine.
 
     Raises:
         ConfigError: it does not; with both numbers and what would help.
     """
-    found = forecast_memory(plan, num_ranks)
+    found = forecast_memory(plan, num_ranks, ranks_here)
     if found.fits:
         return
     assert found.available_bytes is not None

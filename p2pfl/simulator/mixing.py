@@ -1,6 +1,6 @@
 """Plain gossip of all rows in place, a block of columns at a time: neighbours are read from the cache, and nothing is copied whole.
 
-Shapes: N rows, K neighbour slots, P parameters, W columns of a block.
+Shapes: N rows, G rows of other processes, F = N + G, K neighbour slots, P parameters, W columns of a block.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Mixed:
 class Elsewhere(Protocol):
     """Neighbours' rows that come from other processes, a block of columns at a time."""
 
-    far_NK: Tensor
-    """int64, which of them stands in each slot; -1 where it is here."""
+    num_rows: int
+    """G"""
 
     num_inner: int
-    """So many rows, the first ones, need none of them."""
+    """So many rows here, the first ones, need none of them."""
 
-    def post(self, block_NW: Tensor) -> None:
+    def post(self, block_NW: Tensor, into_GW: Tensor) -> None:
         """Ask for them, and send what others need."""
         ...
 
-    def take(self) -> Tensor:
-        """Those of the first block that was not taken yet; waits for them."""
+    def arrived(self) -> None:
+        """Wait for those of the first block that was not waited for yet."""
         ...
 
 
@@ -73,7 +73,7 @@ def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
     return min(num_columns, max(_NARROWEST, _BLOCK_BYTES // (num_rows * itemsize)))
 
 
-def mix_in_place(  # noqa: C901  # one loop, with what every pass of it needs at hand
+def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
     x_NP: Tensor,
     index_NK: Tensor,
     weights_NK: Tensor,
@@ -88,7 +88,7 @@ def mix_in_place(  # noqa: C901  # one loop, with what every pass of it needs at
 
     Args:
         x_NP: changed.
-        index_NK: int64, the row in each slot.
+        index_NK: int64, the row in each slot; N and more are rows of other processes.
         weights_NK: of x's dtype.
         present_NK: bool; what is not there counts as nothing.
         threads: to compute with.
@@ -98,55 +98,54 @@ def mix_in_place(  # noqa: C901  # one loop, with what every pass of it needs at
     """
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
-    mixed_NW = torch.empty((num_rows, width), dtype=x_NP.dtype)
+    num_far, inner = (elsewhere.num_rows, elsewhere.num_inner) if elsewhere is not None else (0, num_rows)
+    # what the rows were, those of others below them; the next block's come while this one is mixed
+    sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if elsewhere is None else 2)]
+    mean_P = x_NP.new_empty(num_columns)
     squared_N = torch.zeros(num_rows, dtype=torch.float64)
     norms_N, apart_N = torch.zeros_like(squared_N), torch.zeros_like(squared_N)
     rows_at_once = max(1, min(num_rows, _PART_BYTES // (width * x_NP.element_size())))
     everybody = bool(present_NK.all())
     weights_NK = weights_NK if everybody else weights_NK * present_NK
 
-    mean_P = torch.empty(num_columns, dtype=x_NP.dtype)
-
-    def one_part(rows: slice, from_NW: Tensor, mean_W: Tensor, far_GW: Tensor | None = None) -> None:
-        own, total = from_NW[rows], mixed_NW[rows, : from_NW.shape[1]]
+    def one_part(rows: slice, block_NW: Tensor, from_FW: Tensor, mean_W: Tensor) -> None:
+        own, total = from_FW[rows], block_NW[rows]
         norms_N[rows] += _squared_norms(own)
         apart_N[rows] += _squared_norms(own - mean_W)
-        total.copy_(own)
         for k in range(index_NK.shape[1]):
-            flow = from_NW.index_select(0, index_NK[rows, k])
-            if elsewhere is not None and far_GW is not None:
-                far_R = elsewhere.far_NK[rows, k]
-                away = (far_R >= 0).nonzero().squeeze(-1)
-                flow.index_copy_(0, away, far_GW.index_select(0, far_R[away]))
-            flow.sub_(own)
+            flow = from_FW.index_select(0, index_NK[rows, k]).sub_(own)
             norms = _squared_norms(flow)
             squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
             total.add_(flow.mul_(weights_NK[rows, k, None]))
 
-    inner = num_rows if elsewhere is None else elsewhere.num_inner
-    # first the rows that need nobody else's: meanwhile the others' come
-    parts = [([slice(first, min(first + rows_at_once, inner)) for first in range(0, inner, rows_at_once)], False)]
-    if elsewhere is not None:
-        parts.append(([slice(first, min(first + rows_at_once, num_rows)) for first in range(inner, num_rows, rows_at_once)], True))
+    def parts(first: int, last: int) -> list[slice]:
+        return [slice(start, min(start + rows_at_once, last)) for start in range(first, last, rows_at_once)]
+
+    def block_and_source(number: int) -> tuple[Tensor, Tensor]:
+        block_NW = x_NP[:, number * width : (number + 1) * width]
+        columns = block_NW.shape[1]
+        return block_NW, sources[number % len(sources)][: (num_rows + num_far) * columns].view(-1, columns)
+
+    num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        if elsewhere is not None:
-            elsewhere.post(x_NP[:, :width])
-        for column in range(0, num_columns, width):
-            block_NW = x_NP[:, column : column + width]
-            mean_P[column : column + width] = mean_W = block_NW.mean(dim=0)
-            if elsewhere is not None and column + width < num_columns:
-                elsewhere.post(x_NP[:, column + width : column + 2 * width])
-            for rows, far in parts:
-                far_GW = elsewhere.take() if elsewhere is not None and far else None
-                if threads == 1 or len(rows) == 1:
-                    for some in rows:
-                        one_part(some, block_NW, mean_W, far_GW)
-                else:
-                    list(pool.map(partial(one_part, from_NW=block_NW, mean_W=mean_W, far_GW=far_GW), rows))
-            if active_N is None:
-                block_NW.copy_(mixed_NW[:, : block_NW.shape[1]])
-            else:
-                block_NW[active_N] = mixed_NW[active_N, : block_NW.shape[1]]
+        run = map if threads == 1 else pool.map
+        for number in range(num_blocks):
+            block_NW, from_FW = block_and_source(number)
+            if elsewhere is not None:
+                for ahead in (0, 1) if number == 0 else (1,):
+                    if number + ahead < num_blocks:
+                        coming_NW, into_FW = block_and_source(number + ahead)
+                        elsewhere.post(coming_NW, into_FW[num_rows:])
+            from_FW[:num_rows] = block_NW
+            mean_W = from_FW[:num_rows].mean(dim=0)
+            mean_P[number * width : (number + 1) * width] = mean_W
+            work = partial(one_part, block_NW=block_NW, from_FW=from_FW, mean_W=mean_W)
+            list(run(work, parts(0, inner)))
+            if elsewhere is not None:
+                elsewhere.arrived()
+                list(run(work, parts(inner, num_rows)))
+            if active_N is not None:
+                block_NW[~active_N] = from_FW[:num_rows][~active_N]
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
 
 

@@ -51,13 +51,17 @@ class Part:
         """
         num_nodes = links.num_nodes
         if ranks.count == 1:
-            everybody = np.arange(num_nodes)
-            return cls(ranks=ranks, rank_N=np.zeros_like(everybody), nodes=(everybody,), num_inner=num_nodes, num_crossing=0)
+            return cls.cut_so(ranks, links, np.zeros(num_nodes, dtype=np.int64))
         decided = torch.from_numpy(cut(links, ranks.count)) if ranks.is_first else None  # once: libraries may differ between machines
         rank_N = ranks.from_first(
             [decided] * ranks.count if decided is not None else None, torch.empty(num_nodes, dtype=torch.int64)
         ).numpy()
-        hears_N = np.zeros(num_nodes, dtype=np.bool_)
+        return cls.cut_so(ranks, links, rank_N)
+
+    @classmethod
+    def cut_so(cls, ranks: Ranks, links: Topology, rank_N: Ints) -> Part:
+        """What this rank has where everybody's rank is known."""
+        hears_N = np.zeros(links.num_nodes, dtype=np.bool_)
         hears_N[links.receivers[rank_N[links.receivers] != rank_N[links.senders]]] = True
         order = np.lexsort((hears_N, rank_N))
         nodes = tuple(np.split(order, np.cumsum(np.bincount(rank_N, minlength=ranks.count))[:-1]))
@@ -305,27 +309,24 @@ class Columns:
 
     def __init__(self, ranks: Ranks, crossing: Crossing, num_inner: int) -> None:
         self._ranks, self._crossing = ranks, crossing
-        self.far_NK, self.num_inner = crossing.far_MK, num_inner
-        self._on_their_way: list[tuple[Posted, Tensor]] = []
+        self.num_rows, self.num_inner = crossing.num_rows, num_inner
+        self._on_their_way: list[Posted] = []
         self._left: list[Posted] = []
 
-    def post(self, block_MW: Tensor) -> None:
-        """Send what others need of these columns."""
-        far_GW = block_MW.new_empty((self._crossing.num_rows, block_MW.shape[1]))
+    def post(self, block_MW: Tensor, into_GW: Tensor) -> None:
+        """Send what others need of these columns, and take what comes of them."""
         sends = {peer: [block_MW.index_select(0, rows)] for peer, rows in self._crossing.sends.items()}
-        posted = self._ranks.post(sends, {peer: [far_GW[place]] for peer, place in self._crossing.receives.items()})
-        self._on_their_way.append((posted, far_GW))
+        receives = {peer: [into_GW[place]] for peer, place in self._crossing.receives.items()}
+        self._on_their_way.append(self._ranks.post(sends, receives))
 
-    def take(self) -> Tensor:
-        """Others' rows (G, W) of the first columns that were not taken yet; waits for them."""
-        while self._left:
-            self._left.pop().done()
-        posted, far_GW = self._on_their_way.pop(0)
+    def arrived(self) -> None:
+        """Wait for the first columns that were not waited for yet."""
+        self.done()
+        posted = self._on_their_way.pop(0)
         posted.arrived()
         self._left.append(posted)
-        return far_GW
 
     def done(self) -> None:
-        """Wait until everything has gone."""
+        """Wait until what was sent with columns that have arrived has gone."""
         while self._left:
             self._left.pop().done()

@@ -166,6 +166,11 @@ def started() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def ranks_here() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[Ranks]:
     """The ranks that torchrun has started this process as one of, or this process alone.
