@@ -96,7 +96,7 @@ def test_push_sum_finds_the_exact_mean_at_any_pace(tmp_path):
         torch.testing.assert_close(model, mean, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 5])
+@pytest.mark.parametrize("interrupted_after", first_fast([5, 1]))
 def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     experiment = {**LEARNING, "clock": {"speeds": {"node-1": 0.3, "node-5": 1.7}}}
     whole = simulate(experiment, out=tmp_path / "whole")
@@ -137,6 +137,7 @@ def test_daemons_are_replayed_from_their_records(algorithm, tmp_path):
     assert float(((real - again).norm(dim=1) / again.norm(dim=1)).max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     async def main():
         async with Network(plan_of(**{**LEARNING, "rounds": 30}), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:

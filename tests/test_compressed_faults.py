@@ -161,7 +161,7 @@ def assert_neighbours_hold_what_nodes_have(network):
             assert torch.equal(neighbour.values["xhat"], torch.from_numpy(posted.wholes[name].arrays["xhat"]))
 
 
-@pytest.mark.parametrize("compressor", ["none", "int8", "top-k"])
+@pytest.mark.parametrize("compressor", first_fast(["top-k", "none", "int8"]))
 def test_a_loss_does_in_daemons_what_it_does_in_the_simulator(compressor, tmp_path):
     """Some rounds' updates from one node do not reach another, which then gives up; the others wait as long as it takes.
 
@@ -224,6 +224,7 @@ several = pytest.mark.parametrize(
 
 
 @several
+@pytest.mark.slow
 def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(rule, seed, tmp_path):
     chance, plan = random.Random(seed), averaging(rule, rounds=60, seed=seed)
     victim = chance.choice(plan.names)
@@ -303,6 +304,7 @@ def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(rule, seed,
 
 
 @several
+@pytest.mark.slow
 def test_messages_lost_at_random_move_the_mean_by_nothing(rule, seed, tmp_path):
     """Any message of any kind, one in twenty."""
     chance, plan = random.Random(seed), averaging(rule, rounds=60, seed=seed)
@@ -331,6 +333,7 @@ def marks_of(network, name):
     return tuple(network.nodes[name].daemon.protocol.marks.items()), held
 
 
+@pytest.mark.slow
 def test_a_node_that_jumps_after_it_has_posted_is_noticed_and_sends_its_values_whole(tmp_path):
     plan = averaging(CHOCO, rounds=60)
     victim = plan.names[1]
@@ -380,6 +383,7 @@ def test_a_node_that_is_killed_after_it_has_posted_sends_the_same_again_or_its_v
 
 
 @pytest.mark.parametrize("seed", first_fast(range(3)))
+@pytest.mark.slow
 def test_a_node_whose_checkpoint_is_older_than_what_it_told_is_taken_at_its_word(seed, tmp_path):
     """The mean is not exact then, but nobody goes on from values that the node has lost."""
     chance, plan = random.Random(seed), averaging(CHOCO, rounds=60, seed=seed, checkpoint_every=4)

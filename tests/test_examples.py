@@ -70,7 +70,7 @@ def test_heart_disease_learns(tmp_path):
     assert summary["metrics"]["auroc"]["mean"] >= 0.8
 
 
-@pytest.mark.parametrize("runtime", [simulate, up])
+@pytest.mark.parametrize("runtime", [simulate, pytest.param(up, marks=pytest.mark.slow)])
 def test_a_task_of_ones_own_runs_in_both_runtimes(runtime, tmp_path):
     run = runtime("custom_task.yaml", out=tmp_path / "run", rounds=5, stop=None)
 

@@ -84,7 +84,7 @@ def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):
     assert len(during) > 10  # it is met while it trains
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 7])
+@pytest.mark.parametrize("interrupted_after", first_fast([7, 1]))
 def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     experiment = {**LEARNING, "clock": UNEQUAL, "rounds": 12}
     whole = simulate(experiment, out=tmp_path / "whole")
@@ -131,6 +131,7 @@ def test_daemons_keep_the_mean(tmp_path):
     assert "unsettled" not in events
 
 
+@pytest.mark.slow
 def test_daemons_are_replayed_from_their_records(tmp_path):
     _, real, _ = run_daemons(LEARNING, tmp_path)
     again = stacked(simulate({}, replay=tmp_path / "gathered", out=tmp_path / "replayed").models)
