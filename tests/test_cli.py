@@ -66,11 +66,11 @@ def process(*arguments, cwd, **options):
 
 
 def commands(group, path=()):
-    """Every command with the words that lead to it."""
+    """Every command that is not hidden, with the words that lead to it."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
-        else:
+        elif not command.hidden:
             yield " ".join((*path, name))
 
 
