@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of, starts
+from p2pfl.experiment import experiment_from
 from p2pfl.node.daemon import Limits
+from p2pfl.records import RunFolder
 from p2pfl.simulator import simulate
 from thorough import first_fast
 
@@ -137,6 +139,22 @@ def test_daemons_are_replayed_from_their_records(tmp_path):
     again = stacked(simulate({}, replay=tmp_path / "gathered", out=tmp_path / "replayed").models)
 
     assert float(((real - again).norm(dim=1) / again.norm(dim=1)).max()) < 1e-6
+
+
+def test_what_is_taken_back_after_the_last_round_is_replayed_too(tmp_path):
+    """node-1 took in an offer that node-0 had given up: it took it back as it closed, when no row was left to say so."""
+    experiment = {"task": {"name": "averaging", "dimension": 3}, "nodes": 2, "algorithm": {"name": "ad-psgd"}, "rounds": 1, "stop": None}
+    folder = RunFolder.create(tmp_path / "real", experiment_from(experiment).as_dict())
+    row = {"round": 0, "kind": "train", "loss": None, "disagreement": 0.0, "norm": 1.0, "skipped": [], "bytes_sent": 0, "seconds": {}}
+    folder.append_node(
+        {**row, "node": "node-0", "merged": [["node-1", 0, "waiting", "offered"]]},
+        {**row, "node": "node-1", "merged": [["node-0", 0, "training"]]},
+    )
+    folder.write_summary({"rounds": 1})
+    again = stacked(simulate({}, replay=tmp_path / "real", out=tmp_path / "replayed").models)
+
+    assert moved(again, starts(plan_of(**experiment))) < 1e-15
+    assert torch.allclose(again, starts(plan_of(**experiment)), rtol=0, atol=1e-15)
 
 
 @pytest.mark.slow

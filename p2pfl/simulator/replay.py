@@ -177,7 +177,15 @@ class PairwiseReplay:
                 name, steps = next((name, steps) for name, steps in self._steps.items() if steps)
                 raise StoreError(f"{name}: its meeting {steps[0].number} with {steps[0].peer} is not in the records of {steps[0].peer}")
             self._records.close(lambda node: not self._steps[node.name])
+        self._settle()
         self._records.conclude(None)
+
+    def _settle(self) -> None:
+        """What only one side has merged and had not taken back by its last round, it took back as it closed."""
+        for (name, peer, number), flow in self._flows.items():
+            if (peer, name, number) not in self._met:
+                population = self._nodes[name].steps.population
+                population.state = {**population.state, "x": population.state["x"] - flow}
 
     def _advance(self, node: PairwiseNode) -> bool:
         """As much as a node did before it met somebody who is not there yet; whether there was anything."""
