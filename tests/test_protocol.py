@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,8 @@ from p2pfl.node.protocol import STALL_S, Flow, Protocol
 from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_SAID, Alive, Closing, Goodbye, Hello, Report, StopNews, Want
+from p2pfl.wire.link import LinkSession, LinkState, Terms
+from p2pfl.wire.messages import NO_STOP, NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, Report, StopNews, Want
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
@@ -829,3 +830,41 @@ def test_what_came_too_early_is_asked_for_when_its_exchange_begins():
     a.protocol.begin(2, a.now_s)
 
     assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, Want)] == [Want(exchange=2, whole=False)]
+
+
+def meeting_in_pairs(*, ahead: int) -> Node:
+    node = Node("b", "a")
+    node.protocol.meetings = deque()
+    session = LinkSession(peer="a", member="b", terms=TERMS, incarnation=1, formats=(FORMAT,), ahead=ahead)
+    node.protocol.neighbours["a"].session = session
+    session.state = LinkState.OPEN
+    return node
+
+
+def test_of_a_neighbour_that_asks_again_and_again_only_the_newest_update_is_held():
+    node = meeting_in_pairs(ahead=1000)
+    for number in range(300):
+        node.hear_update("a", number)
+
+    assert [(name, number) for name, number, _ in node.protocol.meetings] == [("a", 299)]
+
+
+def test_a_refusal_is_held_once_and_only_of_what_was_asked():
+    node = meeting_in_pairs(ahead=1000)
+    unasked = Decline(exchange=5)
+    for _ in range(1000):
+        node.hear("a", unasked)
+
+    assert not node.protocol.meetings
+
+    node.protocol.asked = ("a", 5)
+    for _ in range(1000):
+        node.hear("a", unasked)
+
+    assert list(node.protocol.meetings) == [("a", 5, None)]
+
+    node.protocol.meetings.clear()
+    node.protocol.closing = "rounds"
+    node.hear("a", unasked)
+
+    assert not node.protocol.meetings

@@ -75,7 +75,8 @@ class PairwiseRounds:
         self._before: dict[str, Tensor] = {}
         """The population's tensors as they were when the training began, for a checkpoint in the meantime."""
         self._partner: str | None = None
-        self._deferred: list[tuple[str, Arrived]] = []
+        self._deferred: dict[str, Arrived] = {}
+        """By neighbour, its newest."""
         self._stage = "training"
         self.merged: list[Entry] = []
         self._squared = self._norm = 0.0
@@ -173,8 +174,8 @@ class PairwiseRounds:
             self.merged.append([neighbour.name, number, self._stage, "offered"])
             answer = None
         self._partner = None
-        deferred, self._deferred = self._deferred, []
-        for name, arrived in deferred:
+        deferred, self._deferred = self._deferred, {}
+        for name, arrived in deferred.items():
             await self._answer(name, arrived)
         return [] if answer is not None else [neighbour.name]
 
@@ -190,7 +191,8 @@ class PairwiseRounds:
     def _postpone(self, name: str, arrived: Arrived) -> None:
         """A request while this node waits for another neighbour."""
         if name < self._me:
-            self._deferred.append((name, arrived))
+            self._deferred.pop(name, None)
+            self._deferred[name] = arrived
         else:
             self._decline(name, arrived.exchange)
 

@@ -133,7 +133,8 @@ class Protocol:
     """Where nodes go on with their neighbours' newest models: what this one holds of them."""
 
     meetings: deque[tuple[str, int, Arrived | None]] | None = None
-    """Where nodes meet in pairs: neighbour, number over its edge and what came, None for a refusal, in the order of arrival."""
+    """Where nodes meet in pairs: neighbour, number over its edge and what came, None for a refusal, in the order of arrival;
+    of each neighbour at most one of either."""
 
     asked: tuple[str, int] | None = None
     """The neighbour, and the number over its edge, whose answer this node waits for."""
@@ -181,8 +182,8 @@ class Protocol:
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
         elif isinstance(message, Decline):
-            if self.meetings is not None:
-                self.meetings.append((neighbour.name, message.exchange, None))
+            if self.closing is None and self.asked == (neighbour.name, message.exchange):
+                self._meet(neighbour.name, message.exchange, None)
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
@@ -293,13 +294,23 @@ class Protocol:
         if self.closing is not None:
             return  # a stopped node merges nothing more and has left its last barrier behind
         if self.meetings is not None:
-            self.meetings.append((neighbour.name, arrived.exchange, arrived))
+            self._meet(neighbour.name, arrived.exchange, arrived)
         elif self.newest is not None:
             self.newest.receive(neighbour.name, arrived.exchange, arrived)
         elif self.barrier is None:
             return
         elif arrived.exchange != self.barrier.exchange or self._continues(neighbour, arrived):  # what is early is looked at in its exchange
             self.barrier.receive(neighbour.name, arrived)
+
+    def _meet(self, name: str, number: int, arrived: Arrived | None) -> None:
+        """Keep what a neighbour says to meeting: its newest update and its newest refusal, so that no neighbour fills the memory."""
+        assert self.meetings is not None
+        kept = [meeting for meeting in self.meetings if meeting[0] == name and (meeting[2] is None) == (arrived is None)]
+        if any(other > number for _, other, _ in kept):
+            return
+        for meeting in kept:
+            self.meetings.remove(meeting)
+        self.meetings.append((name, number, arrived))
 
     def _continues(self, neighbour: Neighbour, arrived: Arrived) -> bool:
         """Whether the values are here that an update continues; if not they are asked for."""
