@@ -195,6 +195,8 @@ def make_plan(
             ]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
+    if experiment.weighting == "samples" and not sum(counts.values()):
+        faults.append("weighting = 'samples': none of the sites has training rows; take uniform")
     if faults:
         raise ConfigError([*contradictions, *faults])
     if contradictions:
@@ -249,6 +251,8 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
     """What an algorithm requires of the graphs and does not get, a sentence each."""
     found = []
     needs = algorithm.requires
+    if schedule.weighted_mean and "fixed mean" not in needs:  # its one edge for each direction is no fault of the graph
+        return [f"weights = 'stationary' have a weighted mean; algorithm {name} needs a plain one: take metropolis, or dpsgd"]
     if "static" in needs and schedule.period != 1:
         found.append(f"changes from round to round; algorithm {name} needs a graph that stays as it is")
     if "symmetric" in needs and schedule.directed:
@@ -261,8 +265,6 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
         found.append(f"{graph.num_edges} edges between {graph.num_nodes} nodes; algorithm {name} needs a tree, such as path or star")
     given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
     taken_N = 1 - graph.self_weights
-    if schedule.weighted_mean and "fixed mean" not in needs:
-        found.append(f"weights = 'stationary' have a weighted mean; algorithm {name} needs a plain one: take metropolis, or dpsgd")
     # random graphs that do not keep the mean in each round keep it on average
     keeps_mean = schedule.period is None or schedule.weighted_mean or np.allclose(given_N, taken_N, atol=1e-9)
     if needs & {"doubly stochastic", "fixed mean"} and not keeps_mean:

@@ -223,3 +223,11 @@ def test_on_a_directed_graph_the_rule_looks_at_as_many_rounds_as_news_needs():
 def test_values_that_are_right_one_by_one_and_wrong_together_are_told_from_wrong_ones(raw, words):
     with pytest.raises((Contradiction, TopologyError), match=words):
         plan_of({**LOGISTIC, **raw})
+
+
+def test_weighting_by_samples_is_refused_where_nobody_has_any():
+    experiment = experiment_from({"task": {"name": "averaging"}, "nodes": 4, "weighting": "samples"})
+    with pytest.raises(ConfigError) as caught:
+        make_plan(experiment, load_sites(experiment))
+
+    assert caught.value.findings == ("weighting = 'samples': none of the sites has training rows; take uniform",)

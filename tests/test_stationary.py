@@ -186,6 +186,18 @@ def test_algorithms_that_need_the_plain_mean_are_refused(name, plan):
             make_plan(experiment, load_sites(experiment))
 
 
+def test_of_weights_that_a_rule_cannot_have_nothing_is_said_of_the_graph():
+    raw = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 20}, "nodes": 5, "topology": {"name": "star"}}
+    experiment = experiment_from({**raw, "weights": "stationary", "algorithm": {"name": "exact-diffusion"}})
+    with pytest.raises(ConfigError) as caught:
+        make_plan(experiment, load_sites(experiment))
+
+    (finding,) = caught.value.findings
+    assert finding.endswith(
+        "weights = 'stationary' have a weighted mean; algorithm exact-diffusion needs a plain one: take metropolis, or dpsgd"
+    )
+
+
 def test_weights_that_are_not_meant_are_refused_as_before(plan):
     raw = {**plan.experiment.as_dict(), "topology": {"name": "star"}, "weights": "push-sum"}
     with pytest.raises(ConfigError, match="algorithm dpsgd needs doubly stochastic weights: on this graph use push-sum"):
