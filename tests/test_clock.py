@@ -403,6 +403,10 @@ def test_stragglers_and_losses_at_their_own_pace(tmp_path):
     ("raw", "finding"),
     [
         (
+            {"algorithm": {"name": "relaysgd"}, "topology": {"name": "path"}, "stop": None, "clock": {"loss": 0.1}},
+            "clock.loss = 0.1: algorithm relaysgd needs every message (reliable)",
+        ),
+        (
             {"algorithm": {"name": "extra"}, "clock": {"loss": 0.1}},
             "clock.loss = 0.1: algorithm extra needs every message (reliable)",
         ),

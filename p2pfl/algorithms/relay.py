@@ -33,7 +33,7 @@ class RelaySGD(Algorithm):
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
         {"m": Channel(missing="zero", per_edge=True), "count": Channel(missing="zero", per_edge=True)}
     )
-    requires: ClassVar[frozenset[Requirement]] = frozenset({"tree", "static", "single messages", "fixed slots", "synchronous"})
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"tree", "static", "single messages", "fixed slots", "reliable", "synchronous"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Nothing heard."""
