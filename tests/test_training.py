@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.algorithms import ALGORITHMS, DPSGD, SlotInbox
 from p2pfl.draws import batch_positions
 from p2pfl.params import Layout, load_parameters, parameters_of
 from p2pfl.tasks import Site, Task
@@ -356,6 +356,20 @@ def test_a_row_that_leaves_the_numbers_stays_where_it_was(name, make_model):
         assert not torch.equal(tensor[0], before[key][0]), key
     assert population.train(1, torch.tensor([True, False, True])).isfinite().tolist() == [True, False, True]
     assert population.diverged == ()
+
+
+def test_a_row_whose_algorithm_leaves_the_numbers_stays_where_it_was():
+    """The trained x is finite; what gradient-tracking adds to y is not."""
+    algorithm = ALGORITHMS["gradient-tracking"]()
+    population = population_of(replace(recipe_of(SPECS["sgd"]), algorithm=algorithm))
+    population.state["gradient"][1] = -torch.finfo(population.layout.dtype).max
+    population.state["y"][1] = torch.finfo(population.layout.dtype).max
+    before = snapshot(population)
+    population.train(0)
+
+    assert population.diverged == ("n1",)
+    for key, tensor in population.tensors().items():
+        assert torch.equal(tensor[1], before[key][1]), key
 
 
 # ---- what an algorithm may do to it

@@ -302,7 +302,8 @@ class Population:
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state
         # also the optimiser's own: Adam with an infinite second moment would stand still for ever
-        finite_C = torch.stack([_are_finite(tensor) for tensor in (optimizer.x, *moved.values())]).all(dim=0)
+        made = [new for name, new in adapted.items() if new is not state.get(name) and new.is_floating_point() and new.numel()]
+        finite_C = torch.stack([_are_finite(tensor.flatten(1)) for tensor in (optimizer.x, *moved.values(), *made)]).all(dim=0)
         if not finite_C.all():  # a row that has left the numbers stays where it was: what it would send is poison to all others
             adapted = {name: torch.where(_column(finite_C, new), new, state[name]) for name, new in adapted.items()}
             moved = {name: torch.where(_column(finite_C, new), new, momenta[name]) for name, new in moved.items()}
