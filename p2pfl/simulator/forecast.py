@@ -62,7 +62,8 @@ def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Fore
     state_bytes = num_nodes * _bytes_a_row(sample.state)
     optimizer_bytes = num_nodes * _bytes_a_row(sample.optimizer_state)
     model_bytes = num_nodes * plan.layout.size_bytes
-    if is_plain(plan):
+    clock = plan.experiment.clock
+    if is_plain(plan) and (clock is None or not clock.drops):
         working_bytes = num_nodes * block_columns(num_nodes, plan.layout.size, plan.layout.dtype.itemsize) * plan.layout.dtype.itemsize
     else:  # what is sent and what is made of it, while the state is still there
         sent = sample.outgoing(0, 0, local_steps=plan.recipe.local_steps)
