@@ -209,16 +209,24 @@ def test_a_lost_message_costs_its_receiver_the_deadline_and_no_one_waits_for_its
 
 
 def test_who_is_heard_late_is_waited_for_again():
-    # the edge 0 - 1 is fast, 0 - 2 slow; in round 1 node 2 is late for node 0, which hears it while it trains, and waits in round 2
+    # the edge 0 - 1 is fast, 0 - 2 slow; what node 2 sends in round 1 is there at 5.5, half a second after node 0's deadline
+    graph = graph_of(3, [(0, 1), (0, 2)], latency_ms=[0, 1000])
+    times = rounds_of(clock_of(graph, slow={(2, 1): 2.5}, deadline_floor_s=1.5, deadline_factor=1), 3)
+
+    assert ended(times[:2]) == [[2, 1, 2], [5, 3, 4.5]]
+    assert times[1].came[0].tolist() == [True, False, True, True]  # by receiver: 1 > 0, 2 > 0, 0 > 1, 0 > 2
+    # node 0 hears that while it trains from 5 to 6, and so waits for what node 2 has sent at 5.5; node 1 alone would have let it go at 6
+    assert times[2].ended_N[0] == 6.5
+    assert times[2].is_whole
+
+
+def test_who_is_heard_two_rounds_late_is_not_waited_for():
     graph = graph_of(3, [(0, 1), (0, 2)], latency_ms=[0, 1000])
     times = rounds_of(clock_of(graph, slow={(2, 1): 5}, deadline_floor_s=3, deadline_factor=1), 4)
 
-    assert [time.ended_N[0] for time in times[:2]] == [2.0, 6.0]  # 3 + deadline 3; what node 2 sent at 2 + 5 comes at 8
-    assert times[1].came[0].tolist() == [True, False, True, True]  # by receiver: 1 > 0, 2 > 0, 0 > 1, 0 > 2
-    # trains from 6 to 7, waits for node 1 until 7, when node 2 is still silent
-    assert times[2].ended_N[0] == 7.0
-    # at 8 it has trained and hears node 2's round 1: out of reach, so it does not wait for it
-    assert times[3].ended_N[0] == 8.0
+    # in round 1 node 0 waits from 3 to its deadline; what node 2 sends at 7 is there at 8, in round 3
+    assert [time.ended_N[0] for time in times] == [2, 6, 7, 8]
+    assert not any(time.came[0][1] for time in times[1:])
 
 
 def test_what_has_begun_to_come_in_is_waited_for():
@@ -336,6 +344,24 @@ def test_whatever_goes_wrong_the_mean_stands_still(algorithm, tmp_path):
 
     assert sum(row["skipped"] for row in run.records) > 20
     assert drift(starts_of(plan), stacked(run.models)) < 1e-12
+
+
+def test_a_clock_goes_on_from_any_round():
+    plan = plan_of({**LEARNING, "nodes": 8, "rounds": 40, "clock": TROUBLED})
+    clock, everybody_N = RoundClock.of(plan), np.ones(8, dtype=np.bool_)
+    others = []
+    for number in range(40):
+        others.append((number, RoundClock.of(plan)))
+        others[-1][1].restore({name: array.copy() for name, array in clock.arrays().items()})
+        times = clock.round(number, local_steps=5, running_N=everybody_N)
+        for began, other in others[-4:]:
+            again = other.round(number, local_steps=5, running_N=everybody_N)
+
+            assert (began, again.ended_N.tolist(), again.came[0].tolist()) == (
+                began,
+                pytest.approx(times.ended_N.tolist(), rel=0, abs=0, nan_ok=True),
+                times.came[0].tolist(),
+            )
 
 
 @pytest.mark.parametrize("algorithm", ["dpsgd", "gradient-tracking", "choco"])
