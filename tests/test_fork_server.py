@@ -26,7 +26,7 @@ GIB = 2**30
 TWO_THREADS = "2 threads run in it, and what they hold at a fork nobody would ever let go of"
 
 SERVER = f"""
-import numpy, os, signal, sys, threading
+import numpy.random, os, signal, sys, threading
 from p2pfl.node import fork_server
 
 fork_server.PATIENCE_S = 0.3
