@@ -849,6 +849,15 @@ def test_of_a_neighbour_that_asks_again_and_again_only_the_newest_update_is_held
     assert [(name, number) for name, number, _ in node.protocol.meetings] == [("a", 299)]
 
 
+def test_an_answer_that_is_waited_for_outlives_the_neighbours_next_question():
+    node = meeting_in_pairs(ahead=1000)
+    node.protocol.asked = ("a", 3)
+    for number in (2, 3, 4, 5):
+        node.hear_update("a", number)
+
+    assert [(name, number) for name, number, _ in node.protocol.meetings] == [("a", 3), ("a", 5)]
+
+
 def test_a_refusal_is_held_once_and_only_of_what_was_asked():
     node = meeting_in_pairs(ahead=1000)
     unasked = Decline(exchange=5)

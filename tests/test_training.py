@@ -447,6 +447,18 @@ def test_metrics_are_each_rows_model_on_its_own_sites_test_rows():
         assert found[row]["mse"] == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_sites_of_any_sizes_are_evaluated_as_each_is_alone(monkeypatch):
+    """Also where not all with as many test rows are evaluated together."""
+    sites = [replace(site, test=tuple(rows[:keep] for rows in site.test)) for site, keep in zip(sites_of(), (4, 4, 3), strict=True)]
+    population = population_of(sites=sites)
+    population.train(0)
+    alone = [population.metrics(population.estimate()[row], site, row) for row, site in enumerate(sites)]
+
+    assert [found["mse"] for found in population.evaluate()] == pytest.approx([figures["mse"] for figures in alone], rel=1e-12)
+    monkeypatch.setattr("p2pfl.training.population._CACHE_BYTES", 1)
+    assert [found["mse"] for found in population.evaluate([2, 0])] == pytest.approx([alone[2]["mse"], alone[0]["mse"]], rel=1e-12)
+
+
 def test_the_given_model_is_never_changed():
     task = task_of(sites_of())
     model = build_model(task, torch.float64, SEED)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.bar import Bar
 from p2pfl.errors import ConfigError, P2PFLError
 
 if TYPE_CHECKING:
@@ -248,46 +249,23 @@ def _say_result(run: Run, *, as_json: bool) -> None:
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
 
 
-class _Progress:
+class _Progress(Bar):
     """A bar on a terminal, a line every tenth of the way otherwise; nothing where the output is for a machine."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._bar: Any = None
-        self._task: Any = None
+        super().__init__("round {task.completed}", width=24, enabled=enabled)
         self._said = -1
 
-    def __enter__(self) -> Self:
-        if self._enabled and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                TextColumn("round {task.completed}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
     def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
-        if not self._enabled:
+        if not self.enabled:
             return
         loss, bound = row.get("loss"), row.get("consensus_distance") or row.get("bound_high")
         parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
         if bound is not None:
             parts.append(f"disagreement {bound:.2e}")
         note = ", ".join(part for part in parts if part)
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("", total=most, note=note)
-            self._bar.update(self._task, completed=round, note=note)
+        if self.is_there:
+            self.show(round, most, note)
         elif round * 10 // max(most, 1) > self._said:
             self._said = round * 10 // max(most, 1)
             sys.stderr.write(f"round {round}: {note}\n")

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.bar import Bar
 from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
 from p2pfl.errors import P2PFLError
 
@@ -208,41 +209,18 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
-class _Progress:
+class _Progress(Bar):
     """A bar on a terminal, a line for each run that has ended otherwise; nothing where the output is for a machine."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        if self._enabled and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                TextColumn("{task.completed}/{task.total} runs"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[note]}", markup=False),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__("{task.completed}/{task.total} runs", width=20, enabled=enabled)
 
     def __call__(self, news: News, row: Mapping[str, Any] | None, done: int, total: int) -> None:
-        if not self._enabled:
+        if not self.enabled:
             return
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("", total=total, note="")
+        if self.is_there:
             note = f"cell {news.job.cell}, seed {news.job.seed}: " + (str(row["status"]) if row else f"round {news.round} of {news.most}")
-            self._bar.update(self._task, completed=done, note=note[:_WIDEST_NOTE])
+            self.show(done, total, note[:_WIDEST_NOTE])
         elif row is not None:
             sys.stderr.write(f"{done}/{total} {row['cell']}, seed {row['seed']}: {_ending(row)}\n")
 

@@ -303,9 +303,14 @@ class Protocol:
             self.barrier.receive(neighbour.name, arrived)
 
     def _meet(self, name: str, number: int, arrived: Arrived | None) -> None:
-        """Keep what a neighbour says to meeting: its newest update and its newest refusal, so that no neighbour fills the memory."""
+        """Keep what a neighbour says to meeting: its newest update, the one that is waited for, and its newest refusal.
+
+        No more, so that no neighbour fills the memory.
+        """
         assert self.meetings is not None
-        kept = [meeting for meeting in self.meetings if meeting[0] == name and (meeting[2] is None) == (arrived is None)]
+        # an answer that is waited for is not forgotten for the next question
+        kind = (name, arrived is None, (name, number) == self.asked)
+        kept = [meeting for meeting in self.meetings if (meeting[0], meeting[2] is None, meeting[:2] == self.asked) == kind]
         if any(other > number for _, other, _ in kept):
             return
         for meeting in kept:

@@ -5,12 +5,10 @@ Shapes: N nodes, M rows of this rank (all N in one process), K neighbour slots, 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +19,19 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.experiment import Experiment, experiment_from, resolve
-from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
-from p2pfl.results import STACKED_ABOVE, Run, write_models
-from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.results import STACKED_ABOVE, write_models
 from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
-from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.mixing import is_plain
-from p2pfl.simulator.pairwise import PairwiseSimulation
-from p2pfl.simulator.part import Part, check_enough
-from p2pfl.simulator.ranks import Ranks, joined, ranks_here
-from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
+from p2pfl.simulator.part import Part
+from p2pfl.simulator.ranks import Ranks
 from p2pfl.stopping import NEVER
 from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes
 from p2pfl.training import local_baseline
-from p2pfl.yaml_files import dump_yaml, load_yaml
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -490,153 +482,6 @@ class Simulation:
         if self._ranks.is_first:
             self.folder.append_round(row)
         return row
-
-
-def simulate(
-    experiment: Experiment | Mapping[str, Any] | Path | str,
-    *,
-    out: Path | str | None = None,
-    resume: Path | str | None = None,
-    replay: Path | str | None = None,
-    device: torch.device | str = "cpu",
-    faults: Faults | None = None,
-    progress: Progress | None = None,
-    **overrides: Any,
-) -> Run:
-    """Run an experiment in this process.
-
-    Args:
-        experiment: its file, a mapping as the file would hold, or an Experiment.
-        out: the run's folder, which must not exist; None: runs/NAME.
-        resume: the folder of an interrupted run to continue exactly; the experiment is then read from there.
-        replay: the folder of a run whose nodes went at their own pace, to compute again in the order that its records tell; `experiment` is
-            not looked at.
-        device: where to compute.
-        faults: what goes wrong, by script.
-        progress: called after each round.
-        overrides: top-level keys to replace, such as rounds=10.
-
-    Raises:
-        ConfigError: what is asked is wrong, with all findings.
-        StoreError: the disk failed.
-    """
-    if resume is not None:
-        place = Path(resume)
-        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
-        if (place / "summary.json").exists():
-            return Run(place)
-    elif replay is not None:
-        resolved = experiment_from(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
-        place = Path(out) if out is not None else Path("runs") / f"{resolved.name}-replayed"
-    else:
-        resolved = resolve(experiment, overrides)
-        place = Path(out) if out is not None else Path("runs") / resolved.name
-    check_device(device)
-    with joined(device) as ranks:
-        return _run(
-            resolved, place, ranks, faults, progress, resume=resume is not None, replay=Path(replay) if replay is not None else None
-        )
-
-
-def _run(
-    experiment: Experiment,
-    place: Path,
-    ranks: Ranks,
-    faults: Faults | None,
-    progress: Progress | None,
-    *,
-    resume: bool,
-    replay: Path | None,
-) -> Run:
-    """What `simulate` has been asked for, at one rank."""
-    pace, device = experiment.pace.name, ranks.device
-    _check_it_can_run(experiment, ranks, faults)
-    plan = make_plan(experiment, load_sites(experiment))
-    if ranks.count > 1:
-        _check_the_same_everywhere(plan, ranks)
-    refuse_what_does_not_fit(plan, ranks.count, ranks_here())
-    recorded = recorded_rows(replay, plan) if replay is not None else None
-    part = Part.of(ranks, plan.topology)
-    if resume:
-        folder = RunFolder.open(place) if ranks.is_first else RunFolder(place)
-    elif ranks.is_first:
-        topology = plan.graph_record() | ({} if part.is_all else {"parts": part.record()})
-        folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if part.is_all else "sharded")
-    else:
-        folder = RunFolder(place)
-    if recorded is not None:
-        replay_of = AsynchronousReplay if pace == "asynchronous" else PairwiseReplay
-        replay_of(plan, folder, recorded, progress).run()
-        return Run(place)
-    if pace != "synchronous":
-        paced = AsynchronousSimulation if pace == "asynchronous" else PairwiseSimulation
-        at_own_pace = paced(plan, folder, progress)
-        if resume:
-            at_own_pace.restore()
-        at_own_pace.run()
-        return Run(place)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
-    try:
-        simulation = Simulation(plan, folder, device=device, faults=faults, threads=threads if device.type == "cpu" else 1, part=part)
-        if resume:
-            simulation.restore()
-        simulation.run(progress)
-    finally:
-        torch.set_num_threads(threads)
-    return Run(place)
-
-
-def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | None) -> None:
-    """Nothing, if all that is asked for goes together here.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    pace, clock = experiment.pace.name, experiment.clock
-    if clock is not None and faults is not None:
-        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
-    if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
-        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
-    if ranks.count == 1:
-        return
-    if pace != "synchronous" or faults is not None:
-        what = f"pace.name = {pace!r}" if pace != "synchronous" else "faults"
-        raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
-    if clock is not None and clock.drops:
-        raise ConfigError(
-            [
-                f"clock.{drop}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or let every message come"
-                for drop in clock.drops
-            ]
-        )
-
-
-def _check_the_same_everywhere(plan: Plan, ranks: Ranks) -> None:
-    """Nothing, if all ranks have read the same.
-
-    Raises:
-        ConfigError: one has another experiment, other nodes or another model.
-    """
-    texts = {"experiment": dump_yaml(plan.experiment.as_dict()), "nodes": "\n".join(plan.names), "start": plan.start_digest}
-    facts = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in texts.items()}
-    for rank, told in enumerate(ranks.told_by_all(facts)):
-        for what, own in facts.items():
-            if told[what] != own:
-                raise ConfigError(f"rank {rank} has another {what} than rank {ranks.rank}: expected the same files at all ranks")
-    check_enough(len(plan.names), ranks.count)
-
-
-def check_device(device: torch.device | str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: torch does not know it or cannot use it here.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device = {str(device)!r}: cannot be used here ({str(error).splitlines()[0]}); use cpu", "--device") from error
 
 
 def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:

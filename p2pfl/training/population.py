@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -389,21 +389,15 @@ class Population:
             rows: which; None: all.
         """
         x_NP, found = self.estimate(), list[dict[str, float]]()
-        for shape, group in groupby(range(len(self.sites)) if rows is None else rows, self._test_shape):
-            alike = list(group)
+        sites = ((row, self.sites[row]) for row in (range(len(self.sites)) if rows is None else rows))  # each made once
+        for shape, alike in groupby(sites, lambda pair: pair[1].test[0].shape if pair[1].test is not None else None):
             together = 1 if shape is None else max(1, _CACHE_BYTES // (self.layout.size_bytes + 4 * math.prod(shape)))
-            for first in range(0, len(alike), together):
-                found += self._evaluate_alike(x_NP, alike[first : first + together])
+            while some := list(islice(alike, together)):
+                found += self._evaluate_alike(x_NP, [row for row, _ in some], [site for _, site in some])
         return found
 
-    def _test_shape(self, row: int) -> torch.Size | None:
-        """Of a site's test inputs."""
-        test = self.sites[row].test
-        return None if test is None else test[0].shape
-
-    def _evaluate_alike(self, x_NP: Tensor, rows: list[int]) -> list[dict[str, float]]:
+    def _evaluate_alike(self, x_NP: Tensor, rows: list[int], sites: list[Site]) -> list[dict[str, float]]:
         """As `evaluate`, of sites with as many test rows each."""
-        sites = [self.sites[row] for row in rows]
         batched = self._gradients.batched if self._gradients else None
         if sites[0].test is not None and batched is not None and batched.evaluates:
             inputs_CB = torch.stack([of_dtype(site.test[0], self.layout.dtype) for site in sites if site.test is not None])
