@@ -5,6 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # one thread a process: the tests and the daemons are themselves several processes
 export OMP_NUM_THREADS ?= 1
+# of those processes each would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test slow lint examples bench clean
 

@@ -14,6 +14,8 @@ from p2pfl.results import Run
 from p2pfl.simulator import Simulation, simulate
 from runs import LOGISTIC, without_seconds
 
+pytestmark = pytest.mark.slow  # two processes, for all of it
+
 DEADLINE_S = 240
 CALM = {"speeds": {"node-1": 0.5}, "latency_ms": 20, "uplink_mbps": 1, "stragglers": {"share": 0.2, "factor": 3}}
 LATE = {**CALM, "stragglers": {"share": 0.05, "factor": 300}, "deadline_floor_s": 5}

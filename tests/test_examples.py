@@ -61,6 +61,7 @@ def test_heart_disease_names_the_four_hospitals_and_the_published_budget():
     assert (topology.names, len(topology.senders)) == (("cleveland", "hungary", "switzerland", "va"), 8)
 
 
+@pytest.mark.slow
 @NEEDS_DATA
 def test_heart_disease_learns(tmp_path):
     summary = simulate("heart_disease.yaml", out=tmp_path / "run").summary

@@ -153,6 +153,7 @@ def test_a_command_that_does_not_ask_for_it_does_not_import_the_solver():
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_daemons_and_simulator_agree_as_fast_as_predicted(tmp_path):
     experiment = experiment_from(AVERAGING)
     plan = make_plan(experiment, load_sites(experiment))

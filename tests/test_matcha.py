@@ -20,7 +20,6 @@ from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, Topology, describe, make, m
 from p2pfl.topology.matcha import activation, best_step, laplacian, matchings, mean_square_left, most_connected
 from p2pfl.yaml_files import load_yaml
 from test_topology_weights import connected_graphs
-from thorough import first_fast
 
 NAMES = ["a", "b", "c", "d"]
 AVERAGING = {"task": {"name": "averaging"}, "nodes": 4, "stop": None, "rounds": 1}
@@ -153,7 +152,8 @@ def test_no_other_step_leaves_less(name, n):
     assert all(mean_square_left(n, groups, p_M, step * factor) >= best for factor in (0.9, 0.999, 1.001, 1.1))
 
 
-@pytest.mark.parametrize(("name", "n", "budget"), first_fast([("grid", 9, 0.5), ("ring", 8, 0.5), ("karate-club", 34, 0.3)]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n", "budget"), [("grid", 9, 0.5), ("ring", 8, 0.5), ("karate-club", 34, 0.3)])
 def test_rounds_contract_as_computed(name, n, budget):
     """||W x||**2 / ||x||**2 over 4000 rounds within three standard errors, for the x that contracts least and for a random one."""
     base = make(name, n)

@@ -177,6 +177,7 @@ def test_pixels_are_standardised_by_the_published_mean_and_deviation(sixteen):
     assert (round(float(pixels.mean()), 4), round(float(pixels.std()), 4)) == (0.1307, 0.3081)
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_mean_model_is_tested_on_the_official_test_images(tmp_path):
     experiment = {

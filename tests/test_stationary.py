@@ -240,7 +240,8 @@ def test_lost_messages_leave_the_weighted_mean_where_it_is(plan, seed, tmp_path)
     assert models.flatten().tolist() == pytest.approx([6.5] * 5, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", first_fast(range(3)))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_daemon_leaves_the_weighted_mean_where_it_is(plan, seed, tmp_path):
     chance = random.Random(seed)
     victim = chance.choice(plan.names)

@@ -126,6 +126,7 @@ def test_the_most_memory_is_in_bytes():
     assert 50 * 2**20 < peak_rss_bytes() < 2**40
 
 
+@pytest.mark.slow
 def test_the_most_memory_is_this_processs_own():
     """A process that a large one started has not held what that one held."""
     large = bytearray(600 * 2**20)

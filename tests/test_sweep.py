@@ -358,6 +358,7 @@ def test_two_sweeps_are_never_at_work_in_one_folder(tmp_path, monkeypatch):
         p2pfl.sweep(AVERAGING, vary={"rounds": [1]}, out=tmp_path / "sweep")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_page_of_80_columns_without_escapes(folder, p2pfl_):
     code, out, err = p2pfl_("sweep", "bowl.yaml", "--vary", "topology.name=ring,complete", "--vary", "optimizer.lr=0.1,0.01", "--jobs", 1)
 
@@ -384,6 +385,7 @@ def test_json_is_all_that_is_printed(folder, p2pfl_):
     assert document["plot"] == "runs/mean-sweep/plot.png"
 
 
+@pytest.mark.slow
 def test_without_matplotlib_there_is_a_table_and_a_hint(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = p2pfl.sweep(AVERAGING, vary={"rounds": [1]}, out=tmp_path / "sweep")
@@ -396,6 +398,7 @@ def test_without_matplotlib_there_is_a_table_and_a_hint(tmp_path, monkeypatch):
 # ---- what goes wrong
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_costs_that_cell(folder, p2pfl_):
     raw = {"task": {"name": "synthetic-logistic"}, "nodes": 3, "optimizer": {"weight_decay": 1e3}, "rounds": 2, "baselines": []}
     (folder / "steep.yaml").write_text(json.dumps(raw))
@@ -417,6 +420,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from thorough import first_fast
 from p2pfl.tasks import Site, Task
 
 
@@ -440,11 +444,13 @@ def fragile(fault: str = "", home: str = "") -> Task:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [
-        ("raises", "no such patient"),
-        ("killed", "its process was killed by signal 9"),
-        ("exits", "its process ended with exit code 3: not an answer"),
-    ],
+    first_fast(
+        [
+            ("raises", "no such patient"),
+            ("killed", "its process was killed by signal 9"),
+            ("exits", "its process ended with exit code 3: not an answer"),
+        ]
+    ),
 )
 def test_a_run_that_fails_is_named_with_its_reason_and_tried_again(fault, words, folder, p2pfl_, monkeypatch):
     (folder / "fragile.py").write_text(FRAGILE)
@@ -492,8 +498,9 @@ def workers_of(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("ending", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle_it_keeps_what_has_ended_and_goes_on_from_checkpoints(ending, folder, p2pfl_):
     (folder / "long.yaml").write_text(json.dumps(LONG))
     command = ["sweep", "long.yaml", "--vary", "rounds=2,6000", "--jobs", 1, "--out", "sweep"]
@@ -526,6 +533,7 @@ def test_killed_in_the_middle_it_keeps_what_has_ended_and_goes_on_from_checkpoin
     assert [row["status"] for row in rows_of(folder / "sweep" / "table.csv")] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_round_begins_again(tmp_path):
     place = tmp_path / "sweep"
     p2pfl.sweep(AVERAGING, vary={"rounds": [1]}, out=place)

@@ -279,9 +279,9 @@ EFFORT = settings(
 )
 
 
-@pytest.mark.parametrize("network", first_fast([Network, RingOfFour]))
-def test_the_sum_is_kept_whatever_happens(network):
-    run_state_machine_as_test(network, settings=EFFORT)
+@pytest.mark.parametrize(("network", "examples"), first_fast([(Network, 60), (Network, 200), (RingOfFour, 200)]))
+def test_the_sum_is_kept_whatever_happens(network, examples):
+    run_state_machine_as_test(network, settings=settings(EFFORT, max_examples=examples))
 
 
 class NeverTakesBack(EdgeLedger):
@@ -330,14 +330,17 @@ class AdmitsBeforeThePastIsKnown(EdgeLedger):
 
 @pytest.mark.parametrize(
     "broken",
-    [
-        NeverTakesBack,
-        ReportsFromMemory,
-        ForgetsWhatWasMatched,
-        ForgetsWhatWasNotHeardOf,
-        SettlesBeforeItIsDurable,
-        AdmitsBeforeThePastIsKnown,
-    ],
+    first_fast(
+        [
+            NeverTakesBack,
+            ReportsFromMemory,
+            ForgetsWhatWasMatched,
+            ForgetsWhatWasNotHeardOf,
+            SettlesBeforeItIsDurable,
+            AdmitsBeforeThePastIsKnown,
+        ],
+        2,
+    ),
 )
 def test_the_model_finds_a_broken_ledger(broken):
     class BrokenNetwork(Network):

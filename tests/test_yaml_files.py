@@ -161,7 +161,7 @@ VALUES = st.recursive(
 
 
 @given(value=st.dictionaries(TEXTS, VALUES, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_written_is_read_again(value):
     assert parse_yaml(dump_yaml(value), "here") == value
 
