@@ -227,6 +227,7 @@ def test_where_not_every_choice_is_tried_no_single_link_more_or_less_is_faster(s
                 assert rounds is None or option.seconds <= rounds * max(seconds[pair] for pair in pairs) * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_of_many_pairs_those_are_tried_that_the_slowest_mode_keeps_apart(monkeypatch):
     monkeypatch.setattr(advice, "_MAX_NEW_LINKS", 12)
     graph = make("path", 12)

@@ -18,6 +18,8 @@ from p2pfl.topology import Topology, make, spectral_gap, weighted
 from rows import context, inbox_of, mixed, one_round, rounds_until, trained
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 OPTIMUM = 14 / 3
 CURVATURE_N1 = torch.arange(1, 9, dtype=torch.float64)[:, None] / 4  # a_i of f_i = a_i (x - b_i)**2 / 2
 CENTRE_N1 = torch.arange(8, dtype=torch.float64)[:, None]  # b_i

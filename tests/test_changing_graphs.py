@@ -14,6 +14,8 @@ from p2pfl.stopping import Meetings
 from runs import drift, run_of, starts_of
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 CHANGING = [
     ("one-peer-exponential", 8, {}),
     ("one-peer-exponential", 6, {}),
@@ -45,8 +47,9 @@ def test_daemons_agree_to_stop_when_the_simulator_does(name, nodes, options, tmp
     assert apart <= plan.stop_rule.tolerance * models.norm(dim=1).square().mean().sqrt()
 
 
-@pytest.mark.parametrize("seed", first_fast(range(4)))
-@pytest.mark.parametrize(("name", "nodes"), first_fast([("base-2", 7), ("base-3", 8), ("matcha", 5)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("name", "nodes"), [("base-2", 7), ("base-3", 8), ("matcha", 5)])
 def test_a_kill_moves_the_mean_by_nothing_where_edges_go_both_ways(name, nodes, seed, tmp_path):
     chance = random.Random(seed)
     plan = averaging({"name": name}, nodes, seed=seed, tolerance=1e-9)

@@ -29,6 +29,8 @@ from p2pfl.wire.codec import decode
 from runs import distance, drift, plan_of, run_of, stacked, starting_at, starts_of
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 DRIFT = 1e-12
 """What the mean may move by in float64, of the disagreement at the start: rounding, no more."""
 
@@ -279,6 +281,7 @@ def test_a_link_that_is_cut_for_two_rounds_moves_the_mean_by_nothing(rule, seed,
     finish(main())
 
 
+@pytest.mark.slow
 @several
 def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(rule, seed, tmp_path):
     chance, plan = random.Random(seed), averaging(rule, rounds=60, seed=seed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from p2pfl.algorithms import ALGORITHMS, DPSGD
 from p2pfl.simulator import Faults
 from runs import LOGISTIC, drift, plan_of, run_of, stacked, starting_at, starts_of
+
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
 
 
 @dataclass(frozen=True)

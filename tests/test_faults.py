@@ -16,6 +16,8 @@ from p2pfl.topology import describe
 from p2pfl.wire.codec import decode
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 SEEDS = range(10)
 GRAPHS = [({"name": "ring"}, 5), ({"name": "torus"}, 9), ({"name": "hypercube"}, 8), ({"name": "star"}, 5)]
 DRIFT = 1e-6
@@ -170,6 +172,7 @@ def on_disk(network: Network, name: str) -> tuple[set[str], dict]:
     return (set(), {"round": 0, "joined": False}) if found is None else (set(found[0]), found[1])
 
 
+@pytest.mark.slow
 def test_a_flow_that_was_open_when_its_node_was_killed_is_taken_back_after_the_restart(tmp_path):
     plan = averaging({"name": "ring"}, 5)
     victim, deaf = "node-1", "node-2"

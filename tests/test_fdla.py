@@ -22,6 +22,8 @@ from p2pfl.study import Study
 from p2pfl.topology import Schedule, Topology, make, make_schedule, spectral_gap, weighted
 from test_topology_weights import connected_graphs
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 pytest.importorskip("cvxpy")
 
 AVERAGING = {"task": {"name": "averaging"}, "nodes": 5, "topology": {"name": "bull"}, "weights": "fdla", "rounds": 0, "baselines": []}

@@ -21,6 +21,8 @@ from p2pfl.topology.matcha import activation, best_step, laplacian, matchings, m
 from p2pfl.yaml_files import load_yaml
 from test_topology_weights import connected_graphs
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 NAMES = ["a", "b", "c", "d"]
 AVERAGING = {"task": {"name": "averaging"}, "nodes": 4, "stop": None, "rounds": 1}
 

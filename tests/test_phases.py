@@ -14,6 +14,8 @@ from p2pfl.algorithms import ALGORITHMS, DPSGD
 from runs import drift, run_of, starts_of
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 
 @dataclass(frozen=True)
 class Twice(DPSGD):

@@ -16,6 +16,8 @@ from p2pfl.node import up
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 TOLERANCE = 1e-6
 PATIENT = {"deadline_floor_s": 300.0, "deadline_factor": 100.0}
 FOUR_HOSPITALS = Path(__file__).parent.parent / "topologies" / "four-hospitals.yaml"
@@ -58,7 +60,7 @@ def each_round(**experiment):
         pytest.param(HEART_DISEASE, id="heart-disease-four-hospitals", marks=[pytest.mark.slow, NEEDS_DATA]),
         pytest.param(DIGITS, id="momentum-torus-8", marks=pytest.mark.slow),
         pytest.param({**BREAST_CANCER, "weighting": "samples", "topology": {"name": "star"}}, id="samples-star-5", marks=pytest.mark.slow),
-        pytest.param({**BREAST_CANCER, "rounds": 5, "stop": None, "dtype": "float64"}, id="float64-fixed-rounds"),
+        pytest.param({**BREAST_CANCER, "rounds": 5, "stop": None, "dtype": "float64"}, id="float64-fixed-rounds", marks=pytest.mark.slow),
     ],
 )
 def test_daemons_in_one_process_equal_the_simulator(experiment, tmp_path):

@@ -147,12 +147,14 @@ def two_ranks(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_make_the_same_run(name, two_ranks, alone):
     assert_same_run(Run(two_ranks / name), alone(name))
     assert Run(two_ranks / name).summary["engine"] == "sharded"
 
 
+@pytest.mark.slow
 def test_how_a_run_was_shared_is_in_its_topology(two_ranks, alone):
     record = json.loads((two_ranks / "graphs-that-change" / "topology.json").read_text(encoding="utf-8"))
     parts = record.pop("parts")
@@ -161,10 +163,12 @@ def test_how_a_run_was_shared_is_in_its_topology(two_ranks, alone):
     assert record == json.loads((alone("graphs-that-change").path / "topology.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_begun_alone_is_gone_on_with_by_two(two_ranks, long_run):
     assert_same_run(Run(two_ranks / "begun-alone"), long_run)
 
 
+@pytest.mark.slow
 def test_a_run_begun_by_two_is_gone_on_with_alone(two_ranks, long_run, tmp_path):
     interrupted_after(5, LONG, tmp_path / "alone")
     (theirs, story), (ours, same_story) = (
@@ -180,6 +184,7 @@ def test_a_run_begun_by_two_is_gone_on_with_alone(two_ranks, long_run, tmp_path)
     assert_same_run(simulate({}, resume=tmp_path / "run"), long_run)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused_by_every_rank(two_ranks):
     refused = "pace.name = 'asynchronous': cannot be shared among 2 ranks; start one process, without torchrun, or take synchronous"
 

@@ -20,6 +20,8 @@ from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from thorough import first_fast
 from wire_samples import CONTINUED, ENCODED, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, WHOLE, frames_of, open_session, session
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 SEEDS = (*EVERY_MESSAGE, CONTINUED, WHOLE)
 TWO_CHUNKS = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(2**18 + 4,)),))
 BURST = 50

@@ -18,6 +18,8 @@ from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.messages import Report
 from thorough import first_fast
 
+pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
+
 
 @dataclass
 class Said:
