@@ -59,7 +59,12 @@ def test_dpsgd_with_equal_curvatures_ends_where_the_formula_says():
 
 @pytest.mark.parametrize(
     ("lr", "bias", "disagreement"),
-    [(0.2, -0.2919800, 0.6514065), (0.1, -0.1880555, 0.2824397), (0.05, -0.1102224, 0.1001966), (0.01, -0.0256351, 0.0056066)],
+    [
+        (0.2, -0.2919800, 0.6514065),
+        (0.1, -0.1880555, 0.2824397),
+        (0.05, -0.1102224, 0.1001966),
+        pytest.param(0.01, -0.0256351, 0.0056066, marks=pytest.mark.slow),
+    ],
 )
 def test_dpsgd_with_different_losses_ends_beside_the_optimum(lr, bias, disagreement):
     end_N1 = trained(ALGORITHMS["dpsgd"](), ring(8), ZEROS_N1, quadratic, 6000 if lr < 0.05 else 1500, lr=lr)

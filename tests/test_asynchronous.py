@@ -30,6 +30,7 @@ def models(run: Run, after: int) -> Tensor:
     return torch.stack([found[name] for name in sorted(found)])
 
 
+@pytest.mark.slow
 def test_nodes_of_one_speed_do_what_synchronous_ones_do(tmp_path):
     together = simulate({**LEARNING, "pace": {"name": "synchronous"}}, out=tmp_path / "synchronous")
     alone = simulate(LEARNING, out=tmp_path / "asynchronous")

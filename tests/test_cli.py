@@ -137,21 +137,18 @@ def test_what_is_done_exits_with_0_and_prints_only_json(folder):
     assert err == ""
 
 
-def test_what_is_wrong_exits_with_2_and_one_readable_line(folder):
-    running = process("simulate", "missing.yaml", "--json", cwd=folder)
-    out, err = running.communicate(timeout=DEADLINE_S)
-
-    assert (running.returncode, out, err) == (2, "", "p2pfl: missing.yaml: no such file\n")
+@pytest.mark.usefixtures("folder")
+def test_what_is_wrong_exits_with_2_and_one_readable_line(p2pfl):
+    assert p2pfl("simulate", "missing.yaml", "--json") == (2, "", "p2pfl: missing.yaml: no such file\n")
 
 
-def test_what_ran_and_failed_exits_with_1(folder):
+def test_what_ran_and_failed_exits_with_1(p2pfl, folder):
     simulate("averaging.yaml", out="run")
     (folder / "run" / "summary.json").unlink()
     (folder / "run" / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
-    running = process("simulate", "--resume", "run", cwd=folder)
-    out, err = running.communicate(timeout=DEADLINE_S)
+    code, out, err = p2pfl("simulate", "--resume", "run")
 
-    assert (running.returncode, out) == (1, "")
+    assert (code, out) == (1, "")
     assert err.startswith("p2pfl: run/checkpoint.safetensors: not a readable checkpoint")
     assert "Traceback" not in err
 

@@ -19,7 +19,6 @@ from p2pfl.topology import Schedule, Topology, make_schedule, weighted
 from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.yaml_files import dump_yaml
 from runs import LOGISTIC, distance, drift, plan_of, run_of, stacked, starting_at, starts_of
-from thorough import first_fast
 
 LEARNING = {**LOGISTIC, "rounds": 12, "stop": None, "baselines": []}
 TROUBLED = {
@@ -365,7 +364,8 @@ def test_a_clock_goes_on_from_any_round():
             )
 
 
-@pytest.mark.parametrize("algorithm", first_fast(["choco", "dpsgd", "gradient-tracking"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["choco", "dpsgd", "gradient-tracking"])
 def test_the_same_seed_gives_the_same_seconds_also_in_two_parts(algorithm, tmp_path, monkeypatch):
     monkeypatch.setattr("p2pfl.simulator.engine._CHECKPOINT_S", 0.0)
     experiment = {**LEARNING, "rounds": 30, "nodes": 6, "clock": TROUBLED, "algorithm": {"name": algorithm}}

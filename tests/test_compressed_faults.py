@@ -164,7 +164,8 @@ def assert_neighbours_hold_what_nodes_have(network):
             assert torch.equal(neighbour.values["xhat"], torch.from_numpy(posted.wholes[name].arrays["xhat"]))
 
 
-@pytest.mark.parametrize("compressor", first_fast(["top-k", "none", "int8"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("compressor", ["top-k", "none", "int8"])
 def test_a_loss_does_in_daemons_what_it_does_in_the_simulator(compressor, tmp_path):
     """Some rounds' updates from one node do not reach another, which then gives up; the others wait as long as it takes.
 

@@ -43,7 +43,9 @@ def careful(tmp_path, monkeypatch):
     return rules.Careful
 
 
-@pytest.mark.parametrize(("experiment", "reason"), [(EXPERIMENT, "converged"), (FRUGAL, "rounds")], ids=["careful", "frugal"])
+@pytest.mark.parametrize(
+    ("experiment", "reason"), [(EXPERIMENT, "converged"), pytest.param(FRUGAL, "rounds", marks=pytest.mark.slow)], ids=["careful", "frugal"]
+)
 def test_both_runtimes_run_it_and_give_the_same_weights(experiment, reason, tmp_path):
     simulated = simulate(experiment, out=tmp_path / "simulator")
 

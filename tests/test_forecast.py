@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from networks import plan_of
+from p2pfl.cli import app
 from p2pfl.errors import ConfigError
 from p2pfl.simulator import forecast, simulate
 from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
@@ -87,13 +89,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch, tmp_path):
 
 def test_a_dry_run_says_both(tmp_path):
     (tmp_path / "trial.yaml").write_text("task: {name: averaging}\nnodes: 4\nrounds: 3\nstop: null\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "p2pfl", "simulate", str(tmp_path / "trial.yaml"), "--dry-run"],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
+    done = CliRunner().invoke(app, ["simulate", str(tmp_path / "trial.yaml"), "--dry-run"])
 
+    assert done.exit_code == 0
     assert " s of training and mixing, " in done.stdout.splitlines()[-1]
     assert " of memory" in done.stdout.splitlines()[-1]

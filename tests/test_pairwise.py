@@ -77,6 +77,7 @@ def test_a_node_that_waits_is_met_by_nobody_else(tmp_path):
     assert met > declined  # nobody waits in a circle
 
 
+@pytest.mark.slow
 def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):
     run = simulate(LEARNING, clock={"speeds": {"node-3": 0.1}}, out=tmp_path / "run")
     last = {name: max(row["simulated_s"] for row in run.node_records if row["node"] == name) for name in run.models}
@@ -175,7 +176,8 @@ def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     assert any(entry[2] == "training" for row in rows for entry in row["merged"])
 
 
-@pytest.mark.parametrize("seed", first_fast(range(3)))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_node_moves_the_mean_by_nothing(seed, tmp_path):
     async def kill(network):
         name = network.plan.names[seed]

@@ -12,7 +12,6 @@ import torch
 from networks import HASTY, Network, averaging, finish
 from p2pfl.algorithms import ALGORITHMS, DPSGD
 from runs import drift, run_of, starts_of
-from thorough import first_fast
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
 
@@ -48,7 +47,8 @@ def test_weights_and_stop_round_are_the_simulators(tmp_path):
     assert torch.equal(models, torch.stack([simulated.models[name] for name in plan.names]))
 
 
-@pytest.mark.parametrize("seed", first_fast(range(6)))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
 def test_a_kill_between_the_two_exchanges_moves_the_mean_by_nothing(seed, tmp_path):
     chance = random.Random(seed)
     plan = plan_of_two({"name": "ring"}, 5, seed=seed)

@@ -66,6 +66,7 @@ def test_a_run_interrupted_at_any_round_goes_on_to_the_same_bits(after, uninterr
     assert_same_run(simulate({}, resume=tmp_path / "run"), uninterrupted)
 
 
+@pytest.mark.slow
 def test_checkpoints_may_be_rare_and_interruptions_many(uninterrupted, tmp_path):
     raw = {**RESUMABLE, "checkpoint_every": 4}
     with pytest.raises(Interrupted):

@@ -56,7 +56,7 @@ def each_round(**experiment):
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(BREAST_CANCER, id="breast-cancer-ring-5"),
+        pytest.param(BREAST_CANCER, id="breast-cancer-ring-5", marks=pytest.mark.slow),
         pytest.param(HEART_DISEASE, id="heart-disease-four-hospitals", marks=[pytest.mark.slow, NEEDS_DATA]),
         pytest.param(DIGITS, id="momentum-torus-8", marks=pytest.mark.slow),
         pytest.param({**BREAST_CANCER, "weighting": "samples", "topology": {"name": "star"}}, id="samples-star-5", marks=pytest.mark.slow),

@@ -26,7 +26,6 @@ from p2pfl.sweeps.drawing import Course, band_of, metric_course
 from p2pfl.sweeps.folder import held, read_grid
 from p2pfl.sweeps.grid import checked
 from p2pfl.sweeps.table import figure_of
-from thorough import first_fast
 
 DEADLINE_S = 120.0
 AVERAGING = {"name": "mean", "task": {"name": "averaging", "dimension": 3}, "nodes": 4, "rounds": 3, "stop": None, "baselines": []}
@@ -442,15 +441,14 @@ def fragile(fault: str = "", home: str = "") -> Task:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
-    first_fast(
-        [
-            ("raises", "no such patient"),
-            ("killed", "its process was killed by signal 9"),
-            ("exits", "its process ended with exit code 3: not an answer"),
-        ]
-    ),
+    [
+        ("raises", "no such patient"),
+        ("killed", "its process was killed by signal 9"),
+        ("exits", "its process ended with exit code 3: not an answer"),
+    ],
 )
 def test_a_run_that_fails_is_named_with_its_reason_and_tried_again(fault, words, folder, p2pfl_, monkeypatch):
     (folder / "fragile.py").write_text(FRAGILE)

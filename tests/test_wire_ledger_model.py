@@ -340,8 +340,7 @@ class AdmitsBeforeThePastIsKnown(EdgeLedger):
             ForgetsWhatWasNotHeardOf,
             SettlesBeforeItIsDurable,
             AdmitsBeforeThePastIsKnown,
-        ],
-        2,
+        ]
     ),
 )
 def test_the_model_finds_a_broken_ledger(broken):

@@ -47,10 +47,14 @@ async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state
     real_port = server.sockets[0].getsockname()[1]
     replace_file(place, f"http://127.0.0.1:{real_port}/\n")
     try:
-        async with server:
-            await server.serve_forever()
+        await asyncio.Event().wait()
     finally:
         place.unlink(missing_ok=True)
+        # a server that is closed between letting somebody in and speaking to them never does: first nobody more is let in
+        for listening in server.sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+        await asyncio.sleep(0)
+        server.close()
 
 
 def read_status(state: Path) -> dict[str, Any]:
