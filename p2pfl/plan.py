@@ -179,11 +179,7 @@ def make_plan(
     experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
-    contradictions = [
-        f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, experiment.algorithm.name, schedule)
-    ]
-    if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
-        contradictions.append(f"algorithm {experiment.algorithm.name} sends no models that neighbours could compare; it needs stop: null")
+    contradictions = _contradictions(experiment, algorithm, schedule)
     known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
     faults = []
     if (clock := experiment.clock) is not None:
@@ -226,6 +222,17 @@ def make_plan(
         stop_rule=experiment.stop_rule(schedule),
         samples=counts if experiment.weighting == "samples" else None,
     )
+
+
+def _contradictions(experiment: Experiment, algorithm: Algorithm, schedule: Schedule) -> list[str]:
+    """What the algorithm and the rest of the experiment ask of each other and do not get."""
+    name = experiment.algorithm.name
+    found = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, name, schedule)]
+    if not algorithm.weighs and experiment.weights != "metropolis":
+        found.append(f"weights = {experiment.weights!r}: algorithm {name} uses none; leave it out, or take dpsgd")
+    if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
+        found.append(f"algorithm {name} sends no models that neighbours could compare; it needs stop: null")
+    return found
 
 
 def names_of(sites: Sequence[Site]) -> tuple[str, ...]:

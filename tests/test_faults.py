@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from networks import HASTY, Network, averaging, finish, starts, until
+from networks import HASTY, Network, averaging, finish, plan_of, starts, until
 from p2pfl.checkpoints import read_checkpoint
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.verdict import verdict
+from p2pfl.records import read_run
 from p2pfl.simulator import simulate
 from p2pfl.topology import describe
 from p2pfl.wire.codec import decode
@@ -107,6 +110,37 @@ def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(see
             assert all("skipped" in network.events(name) for name in others)
 
     finish(main())
+
+
+def test_a_rule_that_needs_every_message_says_when_it_went_on_without_one(tmp_path):
+    plan = plan_of(
+        task={"name": "averaging", "dimension": 2},
+        nodes=4,
+        topology={"name": "ring"},
+        algorithm={"name": "exact-diffusion"},
+        rounds=12,
+        stop=None,
+    )
+    victim = "node-1"
+
+    async def main():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            await network.reached(2, [victim])
+            network.pause(victim)
+            others = network.neighbours(victim)
+            await network.reached(max(network.round(name) for name in others) + 3, others)
+            network.wake(victim)
+            await network.ended()
+            return [network.events(name) for name in others], [read_run(network.states[name] / "run") for name in others]
+
+    events, runs = finish(main())
+    assert all(kinds.count("inexact") == 1 for kinds in events)
+    for run in runs:
+        (event,) = (event for event in run.events if event["event"] == "inexact")
+        assert event["detail"].endswith("algorithm exact-diffusion is exact where every message comes, and is not from here on")
+        assert victim in event["detail"]
+        assert any(sentence.startswith("The algorithm needs every message, and node-") for sentence in verdict(run, convergence(run)))
 
 
 # ---- a link is cut

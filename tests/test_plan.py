@@ -218,6 +218,11 @@ def test_on_a_directed_graph_the_rule_looks_at_as_many_rounds_as_news_needs():
     [
         ({"topology": {"name": "petersen"}, "nodes": 4}, "petersen has 10 nodes, not 4"),
         ({"topology": {"name": "ring"}, "algorithm": {"name": "relaysgd"}}, "needs a tree"),
+        (
+            {"topology": {"name": "path"}, "algorithm": {"name": "relaysgd"}, "weights": "lazy"},
+            "weights = 'lazy': algorithm relaysgd uses none",
+        ),
+        ({"algorithm": {"name": "ad-psgd"}, "weights": "lazy", "stop": None}, "weights = 'lazy': algorithm ad-psgd uses none"),
     ],
 )
 def test_values_that_are_right_one_by_one_and_wrong_together_are_told_from_wrong_ones(raw, words):

@@ -143,6 +143,9 @@ class Algorithm(Protocol):
     requires: ClassVar[frozenset[Requirement]]
     """What must hold of graph and links; checked before the start."""
 
+    weighs: ClassVar[bool] = True
+    """Whether the graph's weights mean anything to it; where not, an experiment that asks for some is refused."""
+
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """The state before the first round."""
         ...

@@ -67,6 +67,7 @@ class ADPSGD(DPSGD):
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "static", "pairwise"})
+    weighs: ClassVar[bool] = False
 
     @staticmethod
     def caught_up(now: State, start: State, trained: State) -> State:

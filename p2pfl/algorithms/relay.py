@@ -34,6 +34,7 @@ class RelaySGD(Algorithm):
         {"m": Channel(missing="zero", per_edge=True), "count": Channel(missing="zero", per_edge=True)}
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"tree", "static", "single messages", "fixed slots", "reliable", "synchronous"})
+    weighs: ClassVar[bool] = False
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Nothing heard."""

@@ -263,7 +263,7 @@ def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as
             "repeats after": "never: random" if schedule.period is None else f"{schedule.period} rounds",
             "exact mean after": "never" if exact is None else f"{exact} rounds",
             "gap a round": _gap(figures),
-            "rounds to 1e-6": "more than 5,000" if rounds is None else f"{rounds}",
+            "rounds to 1e-6": ("more than 5,000" if rounds is None else f"{rounds}") + (" with this seed" if figures["random"] else ""),
             **_facts(figures),
         },
     )
@@ -391,7 +391,7 @@ def _advice(source: str, graph: Topology, best: Option, found: list[Option]) -> 
         said.append(f"All links in every round with weights: metropolis take {_seconds(usual.seconds)}.")
     frugal = min((o for o in found if o.seconds <= _ALMOST * best.seconds), key=lambda o: o.bytes_sent)
     if frugal.bytes_sent <= best.bytes_sent / 2:
-        sent = f"{frugal.bytes_sent / 1e6:,.0f} MB a node instead of {best.bytes_sent / 1e6:,.0f}"
+        sent = f"{_megabytes(frugal.bytes_sent / 1e6)} MB a node instead of {_megabytes(best.bytes_sent / 1e6)}"
         said.append(f"Almost as fast, {_seconds(frugal.seconds)}, with {sent}: {_way(source, graph, frugal, first=False)}.")
     return said
 
@@ -432,6 +432,10 @@ def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
 
 
+def _megabytes(megabytes: float) -> str:
+    return f"{megabytes:,.0f}" if megabytes >= 10 else f"{megabytes:.2g}"  # noqa: PLR2004  # where no decimals would show one digit or none
+
+
 def _print_options(source: str, graph: Topology, found: list[Option], parameters: int) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -446,7 +450,7 @@ def _print_options(source: str, graph: Topology, found: list[Option], parameters
         some = "all links" if len(option.links) == graph.num_edges else f"{len(option.links)} of {graph.num_edges} links"
         use = {"links": some, "matchings": f"{some} in turns", "matcha": f"{some}, matcha"}[option.use]
         weights = option.weights if option.budget is None else f"budget {option.budget:g}"
-        figures = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), f"{option.bytes_sent / 1e6:,.0f}")
+        figures = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), _megabytes(option.bytes_sent / 1e6))
         table.add_row(use, weights, *figures)
     console = Console()
     title = f"{_short(source)}: {graph.num_nodes} nodes, {graph.num_edges} links, a model of {parameters:,} parameters"
@@ -491,12 +495,14 @@ def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) ->
             _gap(row, places=4),
             _rounds(row),
             "-" if row["exact_after"] is None else str(row["exact_after"]),
-            "-" if row["megabytes_to_1e-6"] is None else f"{row['megabytes_to_1e-6']:,.0f}",
+            "-" if row["megabytes_to_1e-6"] is None else _megabytes(row["megabytes_to_1e-6"]),
         )
     console = Console()
     console.print(table)
     console.print("rounds: until a millionth of the disagreement is left; exact: until none is", style="dim", highlight=False)
     console.print("degree: messages of a node in a round; MB: what a node sends in all rounds", style="dim", highlight=False)
+    if any(row.get("random") for row in figures.values()):
+        console.print("of random graphs: gap and rounds of this seed's; another --seed has others", style="dim", highlight=False)
 
 
 def _first_line(text: str | None) -> str:
@@ -529,4 +535,6 @@ def _gap(figures: dict[str, Any], places: int = 6) -> str:
 
 def _rounds(figures: dict[str, Any]) -> str:
     rounds = figures["rounds_to_1e-6"]
-    return "never" if rounds is None else f"{rounds:,}"
+    if rounds is None:
+        return ">5,000" if "random" in figures else "never"
+    return f"{rounds:,}"

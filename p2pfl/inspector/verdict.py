@@ -59,7 +59,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
             "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
-    found = [_agreement(run, course), *_diverged(run)]
+    found = [_agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(course)
     if run.summary is not None and run.summary.get("metrics"):
@@ -95,6 +95,18 @@ def _diverged(run: RunRecords) -> list[str]:
         return []
     listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
     return [f"Training left the finite numbers and was taken back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
+
+
+def _inexact(run: RunRecords) -> list[str]:
+    """Who went on without a message that the algorithm cannot do without."""
+    first = {str(event["node"]): int(event["round"]) for event in reversed(run.events) if event["event"] == "inexact"}
+    if not first:
+        return []
+    late = f"{_listed(sorted(first))} went on without one from round {min(first.values())} on"
+    return [
+        f"The algorithm needs every message, and {late}: its models are not what its paper promises.",
+        "Where links fail take dpsgd or qg-dsgdm, or raise deadline_floor_s in site.yaml.",
+    ]
 
 
 def _where_stuck(course: Convergence) -> list[str]:

@@ -162,6 +162,7 @@ class Daemon:
         self._folder: RunFolder | None = None
         self._finished = False
         self._joined = False
+        self._exact = True
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
         self._metrics_now: dict[str, float] | None = None
         self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
@@ -411,6 +412,10 @@ class Daemon:
             self._seen.norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
             self._seen.met = self._met(outgoing[self._model_channel][0])
         self._seen.skipped.update(protocol.close(merged, self._now()))
+        if self._exact and self._seen.skipped and "reliable" in self._algorithm.requires:
+            self._exact = False
+            rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
+            self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
 
     def _met(self, sent_P: Tensor) -> float:
         """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""

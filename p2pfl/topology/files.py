@@ -27,6 +27,7 @@ from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.yaml_files import load_yaml, shown, unknown_key
 
 _MAX_NODES = 10**6
+_MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it leave the finite numbers
 _VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
 
 
@@ -151,11 +152,11 @@ def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, An
     numbers = []
     for place, _, _, values in edges:
         value = values.get(key, 1)
-        allowed = {"weight": "a number other than 0", "latency_ms": "a number >= 0", "bandwidth_mbps": "a number > 0"}[key]
+        allowed = {"weight": "a number other than 0", "latency_ms": "a number from 0 to 1e9", "bandwidth_mbps": "a number > 0"}[key]
         if (
             not _is_number(value)
             or (key == "weight" and value == 0)
-            or (key == "latency_ms" and value < 0)
+            or (key == "latency_ms" and not 0 <= value <= _MAX_LATENCY_MS)
             or (key == "bandwidth_mbps" and value <= 0)
         ):
             faults.append(f"{place}: {key} = {shown(value)}, expected {allowed}")

@@ -411,7 +411,7 @@ def describe_rounds(schedule: Schedule) -> dict[str, Any]:
     """The figures of ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
 
     degree is of one round; spectral_gap is 1 - (what a round leaves of the disagreement, on average); exact_after is None where no number
-    of rounds gives everybody the exact mean.
+    of rounds gives everybody the exact mean. Figures of random rounds are those of this schedule's seed.
 
     Raises:
         TopologyError: there are too many nodes to multiply their matrices.
@@ -439,6 +439,7 @@ def describe_rounds(schedule: Schedule) -> dict[str, Any]:
         "spectral_gap": 1 - rate,
         "rounds_to_1e-6": number if left <= _AGREED else None,
         "exact_after": schedule.exact_after,
+        "random": schedule.period is None,
         **schedule.facts,
         **schedule.agreed,
     }
