@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from commands import hear_interrupts
 from links import MemoryLinks, ZeroMQLinks
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.experiment import experiment_from
@@ -309,7 +310,8 @@ def start_process(*arguments: str, log: Path, stdin: int = subprocess.DEVNULL) -
     """`p2pfl` with some arguments, writing to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", "p2pfl", *arguments], stdin=stdin, stdout=output, stderr=output, env=environment)
+        command = [sys.executable, "-m", "p2pfl", *arguments]
+        return subprocess.Popen(command, stdin=stdin, stdout=output, stderr=output, env=environment, preexec_fn=hear_interrupts)  # noqa: PLW1509
 
 
 def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 
+from commands import start_command
 from p2pfl.cli import app, main
 from p2pfl.records import read_run
 from p2pfl.results import Run
@@ -57,12 +58,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "averaging.yaml").write_text(AVERAGING)
     (tmp_path / "learning.yaml").write_text(LEARNING)
     return tmp_path
-
-
-def process(*arguments, cwd, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "p2pfl", *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
 
 
 def commands(group, path=()):
@@ -128,7 +123,7 @@ def test_python_dash_m_is_the_same_command_line(folder):
 
 
 def test_what_is_done_exits_with_0_and_prints_only_json(folder):
-    running = process("simulate", "averaging.yaml", "--json", cwd=folder)
+    running = start_command("simulate", "averaging.yaml", "--json", cwd=folder)
     out, err = running.communicate(timeout=DEADLINE_S)
 
     assert running.returncode == 0
@@ -320,7 +315,7 @@ def wait_for(condition):
 def test_daemons_tell_their_status_and_ctrl_c_leaves_none_behind_and_the_run_can_be_resumed(folder, p2pfl):
     place = folder / "network"
     options = ["--nodes", 2, "--rounds", 300, "--set", "checkpoint_every=1", "--out", place]
-    running = process("up", "averaging.yaml", *options, cwd=folder, start_new_session=True)
+    running = start_command("up", "averaging.yaml", *options, cwd=folder, start_new_session=True)
     try:
         wait_for(lambda: all((place / "sites" / f"node-{i}" / "state" / "checkpoint.safetensors").exists() for i in range(2)))
 

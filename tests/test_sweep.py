@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import p2pfl
+from commands import start_command
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError, Contradiction, MissingExtraError
@@ -477,12 +478,6 @@ def test_a_run_that_fails_is_named_with_its_reason_and_tried_again(fault, words,
 LONG = {**AVERAGING, "rounds": 6000, "topology": {"name": "complete"}}
 
 
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "p2pfl", *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def workers_of(folder):
     """Processes that work for a sweep in a folder."""
     found = []
@@ -503,7 +498,7 @@ def test_killed_in_the_middle_it_keeps_what_has_ended_and_goes_on_from_checkpoin
     (folder / "long.yaml").write_text(json.dumps(LONG))
     command = ["sweep", "long.yaml", "--vary", "rounds=2,6000", "--jobs", 1, "--out", "sweep"]
     short, long = folder / "sweep" / "0-2" / "seed-0", folder / "sweep" / "1-6000" / "seed-0"
-    running = start(folder, *command)
+    running = start_command(*command, cwd=folder)
     try:
         wait_for((long / "checkpoint.safetensors").exists)
     finally:
