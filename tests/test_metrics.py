@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import sklearn.metrics
 import torch
 from torch.nn import functional as F
 
@@ -84,3 +85,27 @@ def test_figures_are_plain_floats_also_for_saturated_outputs(metric):
 def test_outputs_and_targets_of_different_lengths_are_a_callers_fault():
     with pytest.raises(ValueError, match="2 rows of outputs, 1 targets"):
         accuracy(torch.zeros(2, 1), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_figures_are_scikit_learns(classes, seed):
+    draw = torch.Generator().manual_seed(seed)
+    number = int(torch.randint(classes + 3, 60, (), generator=draw))
+    targets = torch.cat([torch.arange(classes), torch.randint(0, classes, (number,), generator=draw)])
+    logits = torch.randn(len(targets), 1 if classes == 2 else classes, generator=draw).mul(3).round(decimals=1).double()  # with ties
+    of_two = torch.cat([torch.zeros_like(logits), logits], dim=1) if classes == 2 else logits
+    probabilities, chosen = of_two.softmax(dim=1).numpy(), of_two.argmax(dim=1).numpy()
+    rest = [sklearn.metrics.roc_auc_score(targets == label, probabilities[:, label]) for label in range(classes)]
+
+    assert accuracy(logits, targets) == pytest.approx(sklearn.metrics.accuracy_score(targets, chosen), rel=1e-14)
+    assert balanced_accuracy(logits, targets) == pytest.approx(sklearn.metrics.balanced_accuracy_score(targets, chosen), rel=1e-14)
+    assert auroc(logits, targets) == pytest.approx(sum(rest) / classes, rel=1e-13)
+    assert log_loss(logits, targets) == pytest.approx(sklearn.metrics.log_loss(targets, probabilities), rel=1e-13)
+
+
+def test_a_row_that_is_wrong_beyond_doubt_counts_as_scikit_learn_counts_it():
+    logits, targets = torch.tensor([[1e3], [0.5]]), torch.tensor([0, 1])
+    probabilities = torch.sigmoid(logits[:, 0].double()).numpy()
+
+    assert log_loss(logits, targets) == pytest.approx(sklearn.metrics.log_loss(targets, probabilities), rel=1e-14)

@@ -40,7 +40,7 @@ SHARED = (
     "scipy.sparse.csgraph",
     "scipy.sparse.linalg",
     "sklearn.datasets",
-    "sklearn.metrics",
+    "scipy.stats",
     "sklearn.model_selection",
 )
 """What daemons import, some of it only where their task or their graph needs it."""

@@ -5,9 +5,11 @@ Shapes: N rows, G rows of other processes, F = N + G, K neighbour slots, P param
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import local
 from typing import Protocol
 
 import torch
@@ -18,7 +20,7 @@ from p2pfl.plan import Plan
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
-_PART_BYTES = 512 * 1024  # of some rows' columns: what a core's own cache holds
+_PART_BYTES = 1024**2  # of some rows' columns: what a core's own cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,18 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
     rows_at_once = max(1, min(num_rows, _PART_BYTES // (width * x_NP.element_size())))
     everybody = bool(present_NK.all())
     weights_NK = weights_NK if everybody else weights_NK * present_NK
+    index_KN = index_NK.t().contiguous()
+    kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
 
     def one_part(rows: slice, block_NW: Tensor, from_FW: Tensor, mean_W: Tensor) -> None:
+        if not hasattr(kept, "numbers"):
+            kept.numbers = x_NP.new_empty(rows_at_once * width)
         own, total = from_FW[rows], block_NW[rows]
+        flow = kept.numbers[: own.numel()].view(own.shape)
         norms_N[rows] += _squared_norms(own)
-        apart_N[rows] += _squared_norms(own - mean_W)
-        for k in range(index_NK.shape[1]):
-            flow = from_FW.index_select(0, index_NK[rows, k]).sub_(own)
+        apart_N[rows] += _squared_norms(torch.sub(own, mean_W, out=flow))
+        for k in range(len(index_KN)):
+            torch.index_select(from_FW, 0, index_KN[k, rows], out=flow).sub_(own)
             norms = _squared_norms(flow)
             squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
             total.add_(flow.mul_(weights_NK[rows, k, None]))
@@ -128,7 +135,10 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
 
     num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        run = map if threads == 1 else pool.map
+
+        def mix(some: list[slice], work: Callable[[slice], None]) -> None:
+            list(map(work, some) if min(threads, len(some)) == 1 else pool.map(work, some))  # a thread costs more than a small part
+
         for number in range(num_blocks):
             block_NW, from_FW = block_and_source(number)
             if elsewhere is not None:
@@ -140,10 +150,10 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
             mean_W = from_FW[:num_rows].mean(dim=0)
             mean_P[number * width : (number + 1) * width] = mean_W
             work = partial(one_part, block_NW=block_NW, from_FW=from_FW, mean_W=mean_W)
-            list(run(work, parts(0, inner)))
+            mix(parts(0, inner), work)
             if elsewhere is not None:
                 elsewhere.arrived()
-                list(run(work, parts(inner, num_rows)))
+                mix(parts(inner, num_rows), work)
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
