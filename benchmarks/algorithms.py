@@ -3,7 +3,7 @@
 breast-cancer over 32 sites, Dirichlet alpha 0.1, five seeds, 100 rounds of 5 local steps in batches of 32; everything else is the same for
 all, the learning rate too. Prints Markdown; progress goes to standard error.
 
-    python benchmarks/algorithms.py [--rounds 100] [--json]
+    python benchmarks/algorithms.py [--rounds 100] [--only "choco, int8" …] [--json]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,15 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 """What a row adds to the experiment, by its label; a label begins with the algorithm's name."""
 
-COLUMNS = ("auroc, mean model", "log loss, mean model", "auroc, worst site", "accuracy, worst site", "disagreement", "MB sent")
+COLUMNS = {
+    "auroc, mean model": 4,
+    "log loss, mean model": 4,
+    "auroc, worst site": 3,
+    "accuracy, worst site": 3,
+    "disagreement": 4,
+    "MB sent": 2,
+}
+"""And how many decimals are shown."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,11 @@ class Cell:
     seeds: list[list[float]]
 
     def line(self) -> str:
-        """Mean and sample standard deviation over the seeds."""
-        columns = list(zip(*self.seeds, strict=True))
-        figures = [f"{statistics.fmean(c):.4g} ± {statistics.stdev(c):.1g}" if len(c) > 1 else f"{c[0]:.4g}" for c in columns]
+        """Mean and sample standard deviation over the seeds, the latter where it shows."""
+        figures = []
+        for places, values in zip(COLUMNS.values(), zip(*self.seeds, strict=True), strict=True):
+            spread = f"{statistics.stdev(values):.{places}f}" if len(values) > 1 else "0"
+            figures.append(f"{statistics.fmean(values):.{places}f}" + (f" ± {spread}" if float(spread) else ""))
         return f"| {self.algorithm} | {self.topology} | {' | '.join(figures)} |"
 
 
@@ -97,10 +108,10 @@ def measured(content: dict[str, Any]) -> list[float]:
     return [pooled["auroc"], pooled["log_loss"], worst["auroc"], worst["accuracy"], apart, summary["bytes_sent"] / 1e6]
 
 
-def cells(rounds: int) -> list[Cell]:
-    """Every algorithm on every graph that it can run on."""
+def cells(algorithms: Iterable[str], rounds: int) -> list[Cell]:
+    """Some algorithms, by label, on every graph that they can run on."""
     found = []
-    for algorithm in ALGORITHMS:
+    for algorithm in algorithms:
         for topology in TOPOLOGIES:
             try:
                 seeds = [measured(experiment(algorithm, topology, seed, rounds)) for seed in SEEDS]
@@ -116,15 +127,16 @@ def main() -> None:
     """Read the command line, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), metavar="LABEL", help="rows of these")
     parser.add_argument("--json", action="store_true", help="all figures, by seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     np.seterr(all="ignore")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)  # small sites without a class: said 400 times
-    table = cells(arguments.rounds)
+    table = cells(arguments.only, arguments.rounds)
     if arguments.json:
-        print(json.dumps([{"algorithm": c.algorithm, "topology": c.topology, "columns": COLUMNS, "seeds": c.seeds} for c in table]))
+        print(json.dumps([{"algorithm": c.algorithm, "topology": c.topology, "columns": list(COLUMNS), "seeds": c.seeds} for c in table]))
         return
     print(f"| algorithm | topology | {' | '.join(COLUMNS)} |")
     print("| --- | --- | " + " | ".join("---" for _ in COLUMNS) + " |")
