@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from p2pfl.algorithms import ALGORITHMS, KGT, QGDSGDm
+from p2pfl.algorithms import ALGORITHMS, DPSGD, KGT, GradientTracking, QGDSGDm
 from p2pfl.topology import Topology, make, spectral_gap, weighted
 from rows import context, inbox_of, mixed, one_round, rounds_until, trained
 from thorough import first_fast
@@ -104,6 +104,53 @@ def test_noise_of_the_mean_falls_with_the_number_of_nodes():
     assert node_variance == pytest.approx(0.01013100, abs=1e-8)
     assert node_variance - mean_variance == pytest.approx(0.00684153, abs=1e-8)
     assert mean_variance * 16 == pytest.approx(0.05263158, abs=2e-7)
+
+
+# ---- the other order, combine then adapt, which is not shipped: by its figures
+
+
+class CombineThenAdapt(DPSGD):
+    """x <- W x - lr g(x)."""
+
+    def init(self, x_NP, ctx):
+        return {"x": x_NP, "moved": torch.zeros_like(x_NP)}
+
+    def adapt(self, state, trained_NP, ctx):
+        return {**state, "moved": trained_NP - state["x"]}
+
+    def merge(self, state, phase, inbox, ctx):
+        return {**state, "x": inbox.mix("x") + state["moved"]}
+
+
+class DIGing(GradientTracking):
+    """x <- W x - lr y, then y <- W y + g - (g of the round before)."""
+
+    phases = 1
+
+    def adapt(self, state, trained_NP, ctx):
+        gradient_NP = (state["x"] - trained_NP) / ctx.lr
+        return {**state, "y": state["y"] + gradient_NP - state["gradient"], "gradient": gradient_NP}
+
+    def outgoing(self, state, phase, ctx):
+        return {"x": state["x"], "y": state["y"]}
+
+    def merge(self, state, phase, inbox, ctx):
+        return {**state, "x": inbox.mix("x") - ctx.lr * state["y"], "y": inbox.mix("y")}
+
+
+def test_combining_first_ends_further_from_the_optimum():
+    end_N1 = trained(CombineThenAdapt(), ring(8), ZEROS_N1, lambda x, r, k: x - wave(8), 1000, lr=0.1)
+
+    torch.testing.assert_close(end_N1, 0.338682088 * wave(8), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("lr", "rounds"), [(0.05, 413), (0.1, 239)])
+def test_tracking_that_combines_first_is_exact_at_small_steps(lr, rounds):
+    assert abs(rounds_until(at_optimum, DIGing(), ring(8), ZEROS_N1, quadratic, lr=lr) - rounds) <= 2
+
+
+def test_tracking_that_combines_first_diverges_where_ours_is_stable():
+    assert float(trained(DIGing(), ring(8), ZEROS_N1, quadratic, 300, lr=0.2).abs().max()) > 1e6
 
 
 # ---- exact at the optimum
