@@ -162,8 +162,9 @@ class Daemon:
         self._folder: RunFolder | None = None
         self._finished = False
         self._joined = False
-        self._exact = True
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
+        self._exact = True
+        """Whether every message came; where not, and the algorithm needs them all, it has been said."""
         self._metrics_now: dict[str, float] | None = None
         self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
         self._to_return: list[tuple[Neighbour, Flow]] = []
