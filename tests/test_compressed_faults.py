@@ -82,7 +82,7 @@ def script(plan, rng, rounds, share):
 
 @every_rule
 @given(seed=st.integers(0, 2**32 - 1), topology=st.sampled_from(["ring", "star", "complete"]), share=st.floats(0.05, 0.95))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_whatever_is_lost_the_mean_stands_still(rule, seed, topology, share):
     rng = np.random.default_rng(seed)
     rounds = int(rng.integers(1, 12))

@@ -54,7 +54,7 @@ def script(names, edges, rng, rounds, share):
 
 
 @given(seed=st.integers(0, 2**32 - 1), topology=st.sampled_from(["ring", "star", "complete", "erdos-renyi"]), share=st.floats(0.05, 0.95))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_whatever_is_lost_the_mean_stands_still(seed, topology, share):
     rng = np.random.default_rng(seed)
     rounds = int(rng.integers(1, 12))
@@ -70,7 +70,7 @@ def test_whatever_is_lost_the_mean_stands_still(seed, topology, share):
 
 
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.02, 0.4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_mean_stands_still_where_losses_keep_nodes_from_stopping_together(seed, share):
     rng = np.random.default_rng(seed)
     stop = {"relative_consensus": 0.9, "patience": 1, "settle": 60}

@@ -174,6 +174,7 @@ def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
 
     assert rounds["node-3"] < 30
     assert (rounds["node-2"], rounds["node-4"]) == (30, 30)
+    assert sum(done == 30 for done in rounds.values()) >= 5
     assert all(done == 30 or "alone" in events[name] for name, done in rounds.items())  # where both neighbours were done before
     assert any(entry[2] == "training" for row in rows for entry in row["merged"])
 

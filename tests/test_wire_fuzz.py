@@ -134,7 +134,7 @@ ANYTHING = st.recursive(
 
 
 @pytest.mark.parametrize("state", first_fast(STATES))
-@settings(QUIET, max_examples=100)
+@settings(QUIET, max_examples=200)
 @given(message=st.sampled_from(SEEDS), key=st.integers(0, 20), deep=st.booleans(), value=ANYTHING)
 def test_any_value_in_any_field_only_ever_raises_peer_errors(state, message, key, deep, value):  # 800
     header, *payload = frames_of(message)
