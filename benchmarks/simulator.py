@@ -110,6 +110,7 @@ def graph_of(num_nodes: int) -> tuple[Tensor, Tensor]:
 
 def engine(workload: Workload, num_nodes: int, rounds: int) -> float:
     """p2pfl.simulate: node-rounds a second of training and mixing."""
+    torch.set_num_threads(CORES)  # the other ways leave it at one
     with tempfile.TemporaryDirectory() as folder:
         run = run_engine(workload, num_nodes, rounds, Path(folder) / "run")
         return float(run.summary["node_rounds_per_second"])

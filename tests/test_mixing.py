@@ -25,9 +25,17 @@ def by_messages(x_NP, index_NK, weights_NK, present_NK):
     return inbox.mix("x"), inbox.squared_distances("x")
 
 
+@pytest.fixture(params=[False, True], ids=["torch", "compiled"])
+def compiled(request):
+    if request.param:
+        pytest.importorskip("numba")
+        assert mixing.load_compiled(torch.float32)
+    return request.param
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("name", "options"), [("random-regular", {"degree": 4}), ("star", {}), ("erdos-renyi", {"p": 0.3})])
-def test_the_bits_are_those_of_messages(name, options, threads, monkeypatch):
+def test_the_bits_are_those_of_messages(name, options, threads, compiled, monkeypatch):
     monkeypatch.setattr(mixing, "_BLOCK_BYTES", 0)
     monkeypatch.setattr(mixing, "_NARROWEST", 7)
     monkeypatch.setattr(mixing, "_PART_BYTES", 4 * 7 * 3)
@@ -36,7 +44,7 @@ def test_the_bits_are_those_of_messages(name, options, threads, monkeypatch):
     index, weights, linked = tables(name, 20, **options)
     expected, squared = by_messages(x_NP, index, weights, linked)
     mixed_NP = x_NP.clone()
-    mixed = mix_in_place(mixed_NP, index, weights, linked, threads=threads)
+    mixed = mix_in_place(mixed_NP, index, weights, linked, threads=threads, compiled=compiled)
 
     assert torch.equal(mixed_NP, expected)
     torch.testing.assert_close(mixed.squared_N, squared, rtol=1e-6, atol=0)
@@ -44,7 +52,7 @@ def test_the_bits_are_those_of_messages(name, options, threads, monkeypatch):
     assert mixed.distance == pytest.approx(consensus_distance(x_NP), rel=1e-6)
 
 
-def test_rows_that_have_stopped_neither_give_nor_take():
+def test_rows_that_have_stopped_neither_give_nor_take(compiled):
     torch.manual_seed(0)
     x_NP = torch.randn(12, 30)
     index, weights, linked = tables("random-regular", 12, degree=4)
@@ -52,11 +60,21 @@ def test_rows_that_have_stopped_neither_give_nor_take():
     present = linked & running[:, None] & running[index]
     expected, squared = by_messages(x_NP, index, weights, present)
     mixed_NP = x_NP.clone()
-    mixed = mix_in_place(mixed_NP, index, weights, present, active_N=running)
+    mixed = mix_in_place(mixed_NP, index, weights, present, active_N=running, compiled=compiled)
 
     assert torch.equal(mixed_NP[running], expected[running])
     assert torch.equal(mixed_NP[~running], x_NP[~running])
     torch.testing.assert_close(mixed.squared_N, squared, rtol=1e-6, atol=0)
+
+
+def test_numbers_that_are_not_compiled_for_are_mixed_all_the_same():
+    assert not mixing.load_compiled(torch.bfloat16)
+    x_NP = torch.randn(6, 5).bfloat16()
+    index, weights, linked = tables("ring", 6)
+    expected, _ = by_messages(x_NP, index, weights.bfloat16(), linked)
+    mix_in_place(x_NP, index, weights.bfloat16(), linked, compiled=True)
+
+    assert torch.equal(x_NP, expected)
 
 
 def test_a_block_of_columns_fits_the_cache():
@@ -85,7 +103,7 @@ class OtherHalf:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_half_of_the_rows_with_the_other_half_elsewhere_are_mixed_to_the_same_bits(threads, monkeypatch):
+def test_half_of_the_rows_with_the_other_half_elsewhere_are_mixed_to_the_same_bits(threads, compiled, monkeypatch):
     monkeypatch.setattr(mixing, "_PART_BYTES", 4 * 7 * 3)
     torch.manual_seed(0)
     x_NP = torch.randn(24, 40)
@@ -94,7 +112,7 @@ def test_half_of_the_rows_with_the_other_half_elsewhere_are_mixed_to_the_same_bi
     everything = mix_in_place(whole, index, weights, linked)
     half = x_NP[:12].clone()
     far = OtherHalf(x_NP[12:], [0], 11)  # the last of the first half hears the first of the second
-    mixed = mix_in_place(half, index[:12], weights[:12], linked[:12], threads=threads, elsewhere=far, width=7)
+    mixed = mix_in_place(half, index[:12], weights[:12], linked[:12], threads=threads, elsewhere=far, width=7, compiled=compiled)
 
     assert torch.equal(half, whole[:12])
     torch.testing.assert_close(mixed.squared_N, everything.squared_N[:12], rtol=1e-6, atol=0)

@@ -23,10 +23,11 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import STACKED_ABOVE, write_models
 from p2pfl.simulator.clock import RoundClock, RoundTimes
+from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.conclusion import Stopwatch, conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
-from p2pfl.simulator.mixing import is_plain
+from p2pfl.simulator.mixing import is_plain, load_compiled
 from p2pfl.simulator.part import Part
 from p2pfl.simulator.ranks import Ranks
 from p2pfl.stopping import NEVER
@@ -109,6 +110,9 @@ class Simulation:
         self._meetings = plan.meetings(plan.names)
         self._sent_MP: Tensor | None = None  # models of the last round, where the graph changes
         self._recorded = spread(num_nodes, most=100, all_up_to=STACKED_ABOVE)
+        if training_is_worth_it(plan):
+            self.population.compile()
+        self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
         self._setup_s = self._stopwatch.lap("setup")
 
     @property
@@ -215,7 +219,9 @@ class Simulation:
         (delivered_NK,) = delivered
         sent = self.population.outgoing(number, 0, local_steps=local_steps)
         bytes_N, threads = self._exchange.bytes_sent(number, sent, there_N), self.population.threads
-        mixed = self._exchange.mix_in_place(number, sent["x"], delivered_NK, running, threads=threads, active_M=active_M)
+        mixed = self._exchange.mix_in_place(
+            number, sent["x"], delivered_NK, running, threads=threads, active_M=active_M, compiled=self._compiled
+        )
         apart_M = mixed.apart_N
         if not self._part.is_all:  # measured from the mean of this rank's rows
             off_P = mixed.mean_P.double()

@@ -285,12 +285,13 @@ class Exchange:
         return self._part.own(delivered_NK & running_N[:, None] & running_N[self.tables(round).index_NK])
 
     def mix_in_place(
-        self, round: int, x_MP: Tensor, delivered_NK: Tensor, running_N: Tensor, *, threads: int, active_M: Tensor | None
+        self, round: int, x_MP: Tensor, delivered_NK: Tensor, running_N: Tensor, *, threads: int, active_M: Tensor | None, compiled: bool
     ) -> Mixed:
         """Plain gossip of this rank's rows."""
         tables, present_MK = self.tables(round), self.present(round, delivered_NK, running_N)
         if self._part.is_all:
-            return mix_in_place(x_MP, tables.index_NK, tables.weights_NK, present_MK, threads=threads, active_N=active_M)
+            whole = (x_MP, tables.index_NK, tables.weights_NK, present_MK)
+            return mix_in_place(*whole, threads=threads, active_N=active_M, compiled=compiled)
         crossing = self._crossing(round)
         columns = Columns(self._part.ranks, crossing, self._part.num_inner)
         mixed = mix_in_place(
@@ -303,6 +304,7 @@ class Exchange:
             elsewhere=columns,
             # the same at all ranks, which may share one cache
             width=block_columns(len(self._names), x_MP.shape[1], x_MP.element_size()),
+            compiled=compiled,
         )
         columns.done()
         return mixed

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.plan import Plan
+from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
 from p2pfl.summary import rss_bytes
 from p2pfl.tasks import SiteTable
@@ -95,13 +96,16 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     rows = min(num_nodes, max(2, 16 * threads, min(_SAMPLE_BYTES // plan.layout.size_bytes, 4096 * threads)))
     sample = _sample(plan, rows)
     sample.threads = threads
+    if training_is_worth_it(plan):
+        sample.compile()
     spent = {"train": math.inf, "mix": math.inf}
     index_NK, weights_NK = _some_neighbours(plan, rows)
+    all_NK = torch.ones_like(index_NK, dtype=torch.bool)
     for number in range(2):  # the first warms up
         began = time.perf_counter()
         sample.train(number, in_place=True)
         trained = time.perf_counter()
-        mix_in_place(sample.state["x"], index_NK, weights_NK, torch.ones_like(index_NK, dtype=torch.bool), threads=threads)
+        mix_in_place(sample.state["x"], index_NK, weights_NK, all_NK, threads=threads, compiled=mixing_is_worth_it(plan))
         spent = {"train": min(spent["train"], trained - began), "mix": min(spent["mix"], time.perf_counter() - trained)}
     experiment = plan.experiment
     settling = experiment.last_possible_round - experiment.rounds

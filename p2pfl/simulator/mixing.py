@@ -5,13 +5,16 @@ Shapes: N rows, G rows of other processes, F = N + G, K neighbour slots, P param
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
 from threading import local
+from types import ModuleType
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from p2pfl.plan import Plan
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
 _PART_BYTES = 1024**2  # of some rows' columns: what a core's own cache holds
+_COMPILED = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,25 @@ def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
     return min(num_columns, max(_NARROWEST, _BLOCK_BYTES // (num_rows * itemsize)))
 
 
-def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
+def load_compiled(dtype: torch.dtype) -> bool:
+    """Whether there are compiled loops for such numbers; from then on they are at hand."""
+    if _compiled() is None or dtype not in _COMPILED:
+        return False
+    nobody = torch.zeros(1, 1, dtype=torch.int64)
+    mix_in_place(torch.zeros(1, 1, dtype=dtype), nobody, nobody.to(dtype), nobody.bool(), compiled=True)
+    return True
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The compiled loops, None where numba is not there."""
+    try:
+        return import_module("p2pfl.simulator.fused")  # a second to load
+    except (ImportError, RuntimeError):  # not there, too old for this numpy, or without a place for what it compiles
+        return None
+
+
+def mix_in_place(
     x_NP: Tensor,
     index_NK: Tensor,
     weights_NK: Tensor,
@@ -85,6 +107,7 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
     active_N: Tensor | None = None,
     elsewhere: Elsewhere | None = None,
     width: int | None = None,
+    compiled: bool = False,
 ) -> Mixed:
     """x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
 
@@ -97,36 +120,18 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
         active_N: bool, rows that are changed; None: all.
         elsewhere: rows of other processes; None: all are here.
         width: columns of a block; None: what the cache holds.
+        compiled: with a compiled loop, where there is one; the same bits, several times as fast, after a second's loading.
     """
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
+    loops = _compiled() if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
+    links = _Links(index_NK, weights_NK, present_NK)
+    if loops is not None and elsewhere is None:
+        return _mixed_at_once(loops, x_NP, links, threads, active_N)
     num_far, inner = (elsewhere.num_rows, elsewhere.num_inner) if elsewhere is not None else (0, num_rows)
     # what the rows were, those of others below them; the next block's come while this one is mixed
     sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if elsewhere is None else 2)]
     mean_P = x_NP.new_empty(num_columns)
-    squared_N = torch.zeros(num_rows, dtype=torch.float64)
-    norms_N, apart_N = torch.zeros_like(squared_N), torch.zeros_like(squared_N)
-    rows_at_once = max(1, min(num_rows, _PART_BYTES // (width * x_NP.element_size())))
-    everybody = bool(present_NK.all())
-    weights_NK = weights_NK if everybody else weights_NK * present_NK
-    index_KN = index_NK.t().contiguous()
-    kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
-
-    def one_part(rows: slice, block_NW: Tensor, from_FW: Tensor, mean_W: Tensor) -> None:
-        if not hasattr(kept, "numbers"):
-            kept.numbers = x_NP.new_empty(rows_at_once * width)
-        own, total = from_FW[rows], block_NW[rows]
-        flow = kept.numbers[: own.numel()].view(own.shape)
-        norms_N[rows] += _squared_norms(own)
-        apart_N[rows] += _squared_norms(torch.sub(own, mean_W, out=flow))
-        for k in range(len(index_KN)):
-            torch.index_select(from_FW, 0, index_KN[k, rows], out=flow).sub_(own)
-            norms = _squared_norms(flow)
-            squared_N[rows] += norms if everybody else norms * present_NK[rows, k]
-            total.add_(flow.mul_(weights_NK[rows, k, None]))
-
-    def parts(first: int, last: int) -> list[slice]:
-        return [slice(start, min(start + rows_at_once, last)) for start in range(first, last, rows_at_once)]
 
     def block_and_source(number: int) -> tuple[Tensor, Tensor]:
         block_NW = x_NP[:, number * width : (number + 1) * width]
@@ -135,10 +140,7 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
 
     num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-
-        def mix(some: list[slice], work: Callable[[slice], None]) -> None:
-            list(map(work, some) if min(threads, len(some)) == 1 else pool.map(work, some))  # a thread costs more than a small part
-
+        way = _Slots(links, pool, threads) if loops is None else _Fused(links, pool, threads, loops)
         for number in range(num_blocks):
             block_NW, from_FW = block_and_source(number)
             if elsewhere is not None:
@@ -146,17 +148,148 @@ def mix_in_place(  # noqa: C901  # one loop with what it needs at hand
                     if number + ahead < num_blocks:
                         coming_NW, into_FW = block_and_source(number + ahead)
                         elsewhere.post(coming_NW, into_FW[num_rows:])
-            from_FW[:num_rows] = block_NW
-            mean_W = from_FW[:num_rows].mean(dim=0)
-            mean_P[number * width : (number + 1) * width] = mean_W
-            work = partial(one_part, block_NW=block_NW, from_FW=from_FW, mean_W=mean_W)
-            mix(parts(0, inner), work)
+            block = _Block(x_NP, number * width, from_FW, mean_P[number * width : (number + 1) * width])
+            way.keep(block)
+            way.mix(block, 0, inner)
             if elsewhere is not None:
                 elsewhere.arrived()
-                mix(parts(inner, num_rows), work)
+                way.mix(block, inner, num_rows)
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
+    squared_N, norms_N, apart_N = way.measured()
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """Who takes in what of whom, as in `mix_in_place`."""
+
+    index_NK: Tensor
+    weights_NK: Tensor
+    present_NK: Tensor
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """For the compiled loops."""
+        return tuple(tensor.contiguous().numpy() for tensor in (self.index_NK, self.weights_NK, self.present_NK))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some columns of all rows."""
+
+    x_NP: Tensor
+    """Which are changed."""
+    offset: int
+    """Where these columns begin in them."""
+    from_FW: Tensor
+    """What they were."""
+    mean_W: Tensor
+    """Of the rows here."""
+
+    @property
+    def changed(self) -> Tensor:
+        """The columns."""
+        return self.x_NP[:, self.offset : self.offset + len(self.mean_W)]
+
+    def keep(self, columns: slice) -> None:
+        """Note what some columns are before they are changed."""
+        rows_NW = self.from_FW[: len(self.changed), columns]
+        rows_NW.copy_(self.changed[:, columns])
+        torch.mean(rows_NW, dim=0, out=self.mean_W[columns])
+
+
+class _Slots:
+    """A neighbour slot after the other, some rows at a time."""
+
+    def __init__(self, links: _Links, pool: ThreadPoolExecutor, threads: int) -> None:
+        self._pool, self._threads = pool, threads
+        self._everybody = bool(links.present_NK.all())
+        self._present_NK = links.present_NK
+        self._weights_NK = links.weights_NK if self._everybody else links.weights_NK * links.present_NK
+        self._index_KN = links.index_NK.t().contiguous()
+        self._measured_N = torch.zeros(3, len(links.index_NK), dtype=torch.float64)
+        self._kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
+
+    def keep(self, block: _Block) -> None:
+        """Before anything is mixed."""
+        block.keep(slice(None))
+
+    def mix(self, block: _Block, first: int, last: int) -> None:
+        """Some rows."""
+        rows_at_once = max(1, min(last - first, _PART_BYTES // (block.from_FW.shape[1] * block.from_FW.element_size())))
+        parts = [slice(start, min(start + rows_at_once, last)) for start in range(first, last, rows_at_once)]
+        is_small = min(self._threads, len(parts)) == 1  # a thread costs more than a small part
+        list((map if is_small else self._pool.map)(lambda rows: self._mix(block, rows), parts))
+
+    def measured(self) -> Tensor:
+        """Squares of each row's distances from its neighbours, of its norm, of its distance from the mean, float64 (3, N)."""
+        return self._measured_N
+
+    def _mix(self, block: _Block, rows: slice) -> None:
+        squared_N, norms_N, apart_N = self._measured_N
+        own, total = block.from_FW[rows], block.changed[rows]
+        flow = self._numbers(own)
+        norms_N[rows] += _squared_norms(own)
+        apart_N[rows] += _squared_norms(torch.sub(own, block.mean_W, out=flow))
+        for k in range(len(self._index_KN)):
+            torch.index_select(block.from_FW, 0, self._index_KN[k, rows], out=flow).sub_(own)
+            norms = _squared_norms(flow)
+            squared_N[rows] += norms if self._everybody else norms * self._present_NK[rows, k]
+            total.add_(flow.mul_(self._weights_NK[rows, k, None]))
+
+    def _numbers(self, like: Tensor) -> Tensor:
+        if not hasattr(self._kept, "numbers") or self._kept.numbers.numel() < like.numel():
+            self._kept.numbers = like.new_empty(like.numel())
+        numbers: Tensor = self._kept.numbers[: like.numel()].view(like.shape)
+        return numbers
+
+
+class _Fused:
+    """All slots of a row in one compiled loop; each thread has columns of its own."""
+
+    def __init__(self, links: _Links, pool: ThreadPoolExecutor, threads: int, loops: ModuleType) -> None:
+        self._pool, self._threads, self._loops = pool, threads, loops
+        self._links = links.arrays()
+        self._measured_TN = np.zeros((threads, 3, len(links.index_NK)))
+
+    def keep(self, block: _Block) -> None:
+        """Before anything is mixed."""
+        columns = _shared_out(len(block.mean_W), self._threads)
+        list(self._pool.map(block.keep, [slice(*some) for some in columns]))
+
+    def mix(self, block: _Block, first: int, last: int) -> None:
+        """Some rows."""
+        arrays = block.x_NP.numpy(), block.offset, block.from_FW.numpy(), block.mean_W.numpy(), self._links
+
+        def work(thread: int, columns: tuple[int, int]) -> None:
+            self._loops.mix_kept(*arrays, rows=(first, last), columns=columns, measured=self._measured_TN[thread])
+
+        list(self._pool.map(work, range(self._threads), _shared_out(len(block.mean_W), self._threads)))
+
+    def measured(self) -> Tensor:
+        """As of the other way."""
+        return torch.from_numpy(self._measured_TN.sum(axis=0))
+
+
+def _mixed_at_once(loops: ModuleType, x_NP: Tensor, links: _Links, threads: int, active_N: Tensor | None) -> Mixed:
+    """Where all rows are here: a thread goes through its columns by itself."""
+    num_rows, num_columns = x_NP.shape
+    mean_P, measured_TN = x_NP.new_empty(num_columns), np.zeros((threads, 3, num_rows))
+    arrays = x_NP.numpy(), mean_P.numpy(), links.arrays()
+    active = active_N.numpy() if active_N is not None else np.ones(num_rows, dtype=np.bool_)
+
+    def work(thread: int, columns: tuple[int, int]) -> None:
+        loops.mix_all(*arrays, active_N=active, columns=columns, measured=measured_TN[thread])
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
+        list(pool.map(work, range(threads), _shared_out(num_columns, threads)))
+    squared_N, norms_N, apart_N = torch.from_numpy(measured_TN.sum(axis=0))
+    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
+
+
+def _shared_out(count: int, threads: int) -> list[tuple[int, int]]:
+    """Side by side, to each about as many."""
+    return list(pairwise(count * thread // threads for thread in range(threads + 1)))
 
 
 def _squared_norms(rows_NW: Tensor) -> Tensor:

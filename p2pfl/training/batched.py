@@ -69,11 +69,12 @@ class Batched:
 
     Args:
         layers: from the inputs on.
-        head: the loss.
+        loss: (outputs, targets) -> mean over the batch.
+        head: the same with its derivative.
     """
 
-    def __init__(self, layers: list[Layer], head: Head) -> None:
-        self._layers, self._head = layers, head
+    def __init__(self, layers: list[Layer], loss: Loss, head: Head) -> None:
+        self.layers, self.loss, self._head = tuple(layers), loss, head
         learning = [number for number, layer in enumerate(layers) if getattr(layer, "weight", None) or getattr(layer, "bias", None)]
         self._first = min(learning, default=0)  # nothing before it needs a gradient
         self.saved_bytes = 0
@@ -103,7 +104,7 @@ class Batched:
                 for layer in layers:
                     outputs_1B, kept = layer.forward(x_1P, outputs_1B)
                     saved.append(kept)
-            batched = cls(layers, _head_of(loss, outputs_1B[0], targets_B))
+            batched = cls(layers, loss, _head_of(loss, outputs_1B[0], targets_B))
             batched.saved_bytes = sum(value.nbytes for kept in saved for value in kept if isinstance(value, Tensor))
             gradient_1P, loss_1 = batched.gradients(x_1P, inputs_B.unsqueeze(0), targets_B.unsqueeze(0))
         except (Exception, SystemExit):  # noqa: BLE001  # whatever these layers cannot do, torch.func can or says why
@@ -120,7 +121,7 @@ class Batched:
     def outputs(self, x_CP: Tensor, inputs_CB: Tensor) -> Tensor:
         """What each row's model says of its own inputs, (C, B, ...)."""
         with torch.no_grad():
-            for layer in self._layers:
+            for layer in self.layers:
                 inputs_CB, _ = layer.forward(x_CP, inputs_CB)
         return inputs_CB
 
@@ -133,7 +134,7 @@ class Batched:
         """Losses (C,); the gradients, times the scale, go into the sink, which may move x_CP itself."""
         with torch.no_grad():
             saved = []
-            for layer in self._layers:
+            for layer in self.layers:
                 inputs_CB, kept = layer.forward(x_CP, inputs_CB)
                 saved.append(kept)
         loss_C, gradient = self._head(inputs_CB, targets_CB)
@@ -141,9 +142,9 @@ class Batched:
             if scale_C is not None:
                 gradient = gradient * scale_C.view(-1, *[1] * (gradient.dim() - 1))
             after: Tensor | None = gradient
-            for number in range(len(self._layers) - 1, self._first - 1, -1):
+            for number in range(len(self.layers) - 1, self._first - 1, -1):
                 assert after is not None
-                after = self._layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > self._first)
+                after = self.layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > self._first)
         return loss_C.detach()
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from p2pfl.errors import TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
+from p2pfl.training.compiled import Compiled, one_blas_thread
 from p2pfl.training.gradients import Gradients, outputs_of
 from p2pfl.training.layers import Descent
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
@@ -158,6 +159,7 @@ class Population:
         self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=start_P.dtype, device=self.device).expand(len(sites))
         self.threads = 1
         """Parts of the rows are trained at the same time in so many threads."""
+        self._compiled: Compiled | None = None
         self._last_epochs: dict[int, LastEpoch] = {}  # by the first row of a part
         self._load_data()
         self._round: int | None = None
@@ -171,6 +173,11 @@ class Population:
     def row_by_row(self) -> str | None:
         """Why rows are computed one by one; None where they go together."""
         return self._gradients.row_by_row if self._gradients else None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it trains in compiled loops."""
+        return self._compiled is not None
 
     @property
     def all_diverged(self) -> bool:
@@ -212,72 +219,102 @@ class Population:
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
         if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
             return loss_N
-        parts = self._parts(rows)
-        first = self._train_rows(round, parts[0])
+        groups = self._groups(rows)
         # a rule may hold one tensor under two names: writing x over would change the other as well
         alone = len({tensor.untyped_storage().data_ptr() for tensor in self.state.values()}) == len(self.state)
-        covered = len(parts) == 1 and len(rows) == num_rows
-        new = _Writing(self.state, self.optimizer_state, first, covered=covered, in_place=in_place and alone)
+        train = partial(self._train_group, round, in_place=in_place and alone)
+        covered = len(groups) == 1 and len(groups[0]) == 1 and len(rows) == num_rows
+        new: _Writing | None = None
         left = []
-        for part, trained in zip(parts, self._trained(round, parts, first), strict=True):
-            new.take(part, trained)
-            loss_N[part if isinstance(part, slice) else part.cpu()] = trained.loss_C.cpu()
-            if not trained.finite_C.all():
-                numbers = torch.arange(num_rows)[part] if isinstance(part, slice) else part
-                left += numbers[~trained.finite_C].tolist()
+        with one_blas_thread() if self._compiled is not None else nullcontext():
+            for part, trained in zip(chain.from_iterable(groups), self._trained(train, groups), strict=True):
+                if new is None:
+                    new = _Writing(self.state, self.optimizer_state, trained, covered=covered, in_place=in_place and alone)
+                new.take(part, trained)
+                loss_N[part if isinstance(part, slice) else part.cpu()] = trained.loss_C.cpu()
+                if not trained.finite_C.all():
+                    numbers = torch.arange(num_rows)[part] if isinstance(part, slice) else part
+                    left += numbers[~trained.finite_C].tolist()
+        assert new is not None
         self.state, self.optimizer_state = new.state, new.optimizer_state
         self.diverged = tuple(self.sites[row].name for row in left)
         return loss_N
 
-    def _parts(self, rows: Tensor) -> list[Rows]:
-        """Rows that are trained together: as many as stay in the cache; slices where they lie side by side."""
+    def _groups(self, rows: Tensor) -> list[list[Rows]]:
+        """Rows that are trained together, as many as stay in the cache, in groups that share what is worked out but once.
+
+        Slices where they lie side by side.
+        """
         assert self._gradients is not None
         batched = self._gradients.batched
         kept_bytes = batched.saved_bytes if batched is not None else 2 * self._example_bytes * self.recipe.batch_size
         together = rows_together(self.layout.size_bytes, kept_bytes)
+        if self._compiled is not None:
+            together = max(together, _GROUPED)
         if self._gradients.row_by_row is not None:
             together = len(rows)  # its draws are torch's own: one after the other
-        if int(rows[-1]) - int(rows[0]) == len(rows) - 1:
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            return [slice(first, min(first + together, stop)) for first in range(start, stop, together)]
-        return [rows[first : first + together] for first in range(0, len(rows), together)]
+        count = len(rows)
+        shares = self.threads * -(-count // (self.threads * _GROUPED))  # each thread gets as many
+        grouped = max(together, -(-count // shares))
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        side_by_side = stop - start == count
+        return [
+            [
+                slice(start + first, start + last) if side_by_side else rows[first:last]
+                for first, last in pairwise(shared_out(begin, min(begin + grouped, count), together))
+            ]
+            for begin in range(0, count, grouped)
+        ]
 
-    def _trained(self, round: int, parts: list[Rows], first: _Trained) -> Iterator[_Trained]:
-        """What training makes of each part, in their order; several at a time where there are threads."""
-        yield first
-        train = partial(self._train_rows, round)
-        if self.threads == 1 or len(parts) == 1:
-            yield from map(train, parts[1:])
+    def _trained(self, train: Callable[[list[Rows]], list[_Trained]], groups: Sequence[list[Rows]]) -> Iterator[_Trained]:
+        """What training makes of each part, in their order; several groups at a time where there are threads."""
+        if self.threads == 1 or len(groups) == 1:
+            yield from chain.from_iterable(map(train, groups))
             return
         with ThreadPoolExecutor(self.threads, thread_name_prefix="train") as pool:
-            waiting: deque[Future[_Trained]] = deque()
-            for part in parts[1:]:
-                waiting.append(pool.submit(train, part))
+            waiting: deque[Future[list[_Trained]]] = deque()
+            for group in groups:
+                waiting.append(pool.submit(train, group))
                 if len(waiting) > 2 * self.threads:  # what is done and not taken up yet takes memory
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
 
-    def _train_rows(self, round: int, rows: Rows) -> _Trained:
-        """K local steps of some rows, on a copy of them."""
+    def _train_group(self, round: int, parts: list[Rows], *, in_place: bool) -> list[_Trained]:
+        """K local steps of some rows, a part of them after the other."""
         recipe = self.recipe
-        assert self._gradients is not None
-        nodes_C, sizes_C, offsets_C = self._nodes_N[rows], self._sizes_N[rows], self._offsets_N[rows]
-        ctx = self.context(round, local_steps=recipe.local_steps, rows=rows)
-        first_step = round * recipe.local_steps
+        ends = [part.stop - part.start if isinstance(part, slice) else len(part) for part in parts]
+        if isinstance(parts[0], slice):
+            rows: Rows = slice(parts[0].start, parts[0].start + sum(ends))
+        else:
+            rows = torch.cat([part for part in parts if isinstance(part, Tensor)])
         last = self._last_epochs.setdefault(rows.start, LastEpoch()) if isinstance(rows, slice) else None
-        positions_CKB = batch_positions(recipe.seed, nodes_C, sizes_C, first_step, recipe.local_steps, recipe.batch_size, last)
-        positions_CKB = positions_CKB + offsets_C[:, None, None]
+        which = self._nodes_N[rows], self._sizes_N[rows], round * recipe.local_steps, recipe.local_steps, recipe.batch_size
+        positions_CKB = batch_positions(recipe.seed, *which, last) + self._offsets_N[rows, None, None]
         if self._places is not None:
             positions_CKB = self._places[positions_CKB]
+        return [
+            self._train_rows(round, part, positions, in_place=in_place)
+            for part, positions in zip(parts, torch.split(positions_CKB, ends), strict=True)
+        ]
+
+    def _train_rows(self, round: int, rows: Rows, positions_CKB: Tensor, *, in_place: bool) -> _Trained:
+        """K local steps of some rows: on a copy of them, or where they are if that is allowed."""
+        recipe = self.recipe
+        assert self._gradients is not None
+        nodes_C = self._nodes_N[rows]
+        ctx = self.context(round, local_steps=recipe.local_steps, rows=rows)
+        first_step = round * recipe.local_steps
         state = {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
         if getattr(recipe.algorithm, "resets_optimizer", False):
             momenta = recipe.optimizer.init(state["x"])
         scale_C = self._scale_N[rows] if self._is_scaled else None
+        if self._compiled is not None:
+            return self._descend_compiled(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         if self._steps_down_only:
             with suppress(Exception, SystemExit):  # a loss of the user's own: what comes below finds whose fault it is
-                return self._descend(state, positions_CKB, ctx.lr, scale_C)
+                return self._descend(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         numbers = torch.arange(len(self.sites), device=self.device)[rows] if isinstance(rows, slice) else rows
         kept = {name: buffer[rows].clone() for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
@@ -329,21 +366,40 @@ class Population:
         assert self._gradients is not None
         return plain and not own and self._gradients.batched is not None and self._gradients.row_by_row is None
 
-    def _descend(self, state: State, positions_CKB: Tensor, lr: float, scale_C: Tensor | None) -> _Trained:
+    def _descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
         """The same for plain SGD on a chain of known layers."""
         assert self._gradients is not None
         assert self._gradients.batched is not None
-        before_CP = state["x"]
-        x_CP = before_CP.clone(memory_format=torch.contiguous_format)
+        copy_CP = x_CP.clone(memory_format=torch.contiguous_format)
+        before_CP, x_CP = (copy_CP, x_CP) if in_place else (x_CP, copy_CP)
         total_C = torch.zeros(len(x_CP), dtype=self.layout.dtype, device=self.device)
         sink = Descent(x_CP, lr, self.recipe.optimizer.weight_decay)
-        for k in range(self.recipe.local_steps):
-            positions_CB = positions_CKB[:, k]
-            total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
+        try:
+            for positions_CB in positions_CKB.unbind(1):
+                total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
+        except BaseException:
+            if in_place:
+                x_CP.copy_(before_CP)
+            raise
         finite_C = _are_finite(x_CP)
         if not finite_C.all():
-            x_CP = torch.where(finite_C[:, None], x_CP, before_CP)
-        return _Trained({"x": x_CP}, {}, total_C / self.recipe.local_steps, finite_C)
+            x_CP.copy_(torch.where(finite_C[:, None], x_CP, before_CP))
+        return _Trained({} if in_place else {"x": x_CP}, {}, total_C / self.recipe.local_steps, finite_C)
+
+    def _descend_compiled(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
+        """The same in compiled loops."""
+        assert self._compiled is not None
+        in_place = in_place and x_CP.is_contiguous()
+        if not in_place:
+            x_CP = x_CP.clone(memory_format=torch.contiguous_format)
+        loss_C, finite_C = self._compiled.descend(x_CP, positions_CKB, lr, self.recipe.optimizer.weight_decay, scale_C)
+        return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
+
+    def compile(self) -> None:
+        """From now on train in compiled loops, where there are any for this model; the same but for rounding."""
+        if self._gradients is not None and self._steps_down_only:
+            assert self._gradients.batched is not None
+            self._compiled = Compiled.of(self._gradients.batched, self.state["x"][:1], self._inputs, self._targets)
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """What each row sends in an exchange, by channel, (N, ...)."""
@@ -506,16 +562,26 @@ _GROUPS = ("state/", "optimizer/", "buffers/")
 
 
 def _are_finite(rows_CP: Tensor) -> Tensor:
-    """Whether all of each row is, (C,); the extremes say so many times as fast as looking at each number does."""
-    return rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
+    """Whether all of each row is, (C,); a finite sum says so many times as fast as looking at each number does."""
+    finite_C = rows_CP.sum(dim=-1).isfinite()
+    if not finite_C.all():  # or the sum was too large
+        finite_C = rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
+    return finite_C
 
 
+_GROUPED = 32
 _CACHE_BYTES = 4 * 1024**2
 
 
 def rows_together(row_bytes: int, kept_bytes: int) -> int:
     """How many rows are computed together so that they, and what a step keeps of them, stay in the cache."""
     return max(1, min(4096, _CACHE_BYTES // (row_bytes + kept_bytes)))
+
+
+def shared_out(start: int, stop: int, most: int) -> list[int]:
+    """Where parts of at most so many begin and the last one ends, each about as large."""
+    parts = max(1, -(-(stop - start) // most))
+    return [start + (stop - start) * part // parts for part in range(parts + 1)]
 
 
 def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
