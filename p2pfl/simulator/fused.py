@@ -1,6 +1,6 @@
 """The inner loop of plain gossip, compiled: one pass over what the cache holds where torch takes a dozen. Needs numba (extra `fast`).
 
-Shapes: N rows here, F rows in all, K neighbour slots, W columns of a block.
+Shapes: N rows here, G of other processes, F = N + G, K neighbour slots, P parameters, W columns of a block.
 """
 
 from __future__ import annotations
@@ -24,103 +24,86 @@ def _sum_of_squares(numbers: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mix_some(x_NP: Any, offset: Any, from_FW: Any, mean_W: Any, links: Any, rows: Any, columns: Any, flow_W: Any, measured: Any) -> None:
+def _copy(rows_NP: Any, start: Any, into_NW: Any, width: Any) -> None:
+    """Some columns; a slice assigned to a slice would compile for seconds."""
+    for i in range(len(rows_NP)):
+        numbers, into = rows_NP[i, start : start + width], into_NW[i]
+        for c in range(width):
+            into[c] = numbers[c]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _mean(rows_NW: Any, mean_W: Any) -> None:
+    for c in range(len(mean_W)):
+        mean_W[c] = 0
+    for i in range(len(rows_NW)):
+        for c in range(len(mean_W)):
+            mean_W[c] += rows_NW[i, c]
+    for c in range(len(mean_W)):
+        mean_W[c] /= len(rows_NW)
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _mix_some(x_NP: Any, start: Any, from_FW: Any, mean_W: Any, links: Any, flow_W: Any, measured: Any) -> None:
     """Columns so few that all rows' stay in the cache."""
     index_NK, weights_NK, present_NK = links
-    start, stop = columns
-    flow, mean = flow_W[: stop - start], mean_W[start:stop]
-    for i in range(rows[0], rows[1]):
-        own, total = from_FW[i, start:stop], x_NP[i, offset + start : offset + stop]
+    width = len(mean_W)
+    flow = flow_W[:width]
+    for i in range(len(x_NP)):
+        own, total = from_FW[i, :width], x_NP[i, start : start + width]
         measured[1, i] += _sum_of_squares(own)
-        for c in range(len(flow)):
-            flow[c] = own[c] - mean[c]
+        for c in range(width):
+            flow[c] = own[c] - mean_W[c]
         measured[2, i] += _sum_of_squares(flow)
         for k in range(index_NK.shape[1]):
             if present_NK[i, k]:
-                other, weight = from_FW[index_NK[i, k], start:stop], weights_NK[i, k]
-                for c in range(len(flow)):
+                other, weight = from_FW[index_NK[i, k], :width], weights_NK[i, k]
+                for c in range(width):
                     flow[c] = other[c] - own[c]
                 measured[0, i] += _sum_of_squares(flow)
-                for c in range(len(flow)):
+                for c in range(width):
                     total[c] += flow[c] * weight  # rounded in between, as torch does it
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mix_kept(x_NP: Any, offset: Any, from_FW: Any, mean_W: Any, links: Any, rows: Any, columns: Any, width: Any, measured: Any) -> None:
-    flow_W = np.empty(width, dtype=x_NP.dtype)
-    for start in range(columns[0], columns[1], width):
-        some = (start, min(start + width, columns[1]))
-        _mix_some(x_NP, offset, from_FW, mean_W, links, rows, some, flow_W, measured)
-
-
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mix_all(x_NP: Any, mean_P: Any, links: Any, active_N: Any, columns: Any, width: Any, measured: Any) -> None:
-    num_rows = len(x_NP)
-    flow_W, from_NW = np.empty(width, dtype=x_NP.dtype), np.empty((num_rows, width), dtype=x_NP.dtype)
+def _mix(x_NP: Any, mean_P: Any, links: Any, active_N: Any, far_GW: Any, offset: Any, columns: Any, width: Any, measured: Any) -> None:
+    num_rows, num_far = len(x_NP), len(far_GW)
+    flow_W, from_FW = np.empty(width, dtype=x_NP.dtype), np.empty((num_rows + num_far, width), dtype=x_NP.dtype)
     for start in range(columns[0], columns[1], width):
         stop = min(start + width, columns[1])
         mean = mean_P[start:stop]
-        for c in range(len(mean)):
-            mean[c] = 0
-        for i in range(num_rows):
-            own, kept = x_NP[i, start:stop], from_NW[i]
-            for c in range(len(mean)):
-                kept[c] = own[c]
-                mean[c] += own[c]
-        for c in range(len(mean)):
-            mean[c] /= num_rows
-        _mix_some(x_NP, start, from_NW, mean, links, (0, num_rows), (0, stop - start), flow_W, measured)
+        _copy(x_NP, start, from_FW[:num_rows], len(mean))
+        _copy(far_GW, start - offset, from_FW[num_rows:], len(mean))
+        _mean(from_FW[:num_rows], mean)
+        _mix_some(x_NP, start, from_FW, mean, links, flow_W, measured)
         for i in range(num_rows):
             if not active_N[i]:
-                for c in range(len(mean)):  # a slice assigned to a slice compiles for seconds
-                    x_NP[i, start + c] = from_NW[i, c]
+                for c in range(len(mean)):
+                    x_NP[i, start + c] = from_FW[i, c]
 
 
-Links = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""index_NK, int64; weights_NK, of x's dtype; present_NK, bool: others are left out."""
-
-
-def mix_all(
-    x_NP: np.ndarray, mean_P: np.ndarray, links: Links, *, active_N: np.ndarray, columns: tuple[int, int], measured: np.ndarray
+def mix(
+    x_NP: np.ndarray,
+    mean_P: np.ndarray,
+    links: tuple[np.ndarray, np.ndarray, np.ndarray],
+    active_N: np.ndarray,
+    *,
+    far_GW: np.ndarray,
+    offset: int,
+    columns: tuple[int, int],
+    measured: np.ndarray,
 ) -> None:
     """Average some columns of all rows in place, and add up how far each is from its neighbours, from zero and from the mean.
 
     Args:
         x_NP: float32 or float64, in C order; changed.
         mean_P: of its dtype; filled with the rows' mean.
-        links: of all rows.
+        links: index_NK, int64, rows of x and then of `far_GW`; weights_NK, of x's dtype; present_NK, bool: others are left out.
         active_N: bool; others stay as they are.
-        columns: the first, and the one after the last.
+        far_GW: a block of columns of other processes' rows, in C order.
+        offset: where in x that block begins.
+        columns: the first, and the one after the last; in the block.
         measured: float64 (3, N), added to: squares of distances from neighbours, of norms, of distances from the mean.
     """
-    _mix_all(x_NP, mean_P, links, active_N, columns, _width(len(x_NP), x_NP.itemsize), measured)
-
-
-def mix_kept(
-    x_NP: np.ndarray,
-    offset: int,
-    from_FW: np.ndarray,
-    mean_W: np.ndarray,
-    links: Links,
-    *,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-    measured: np.ndarray,
-) -> None:
-    """The same of some rows, where what all were is kept elsewhere.
-
-    Args:
-        x_NP: as of `mix_all`.
-        offset: where in x the columns begin that are kept.
-        from_FW: these, of x's dtype and order; the links' rows are rows of it.
-        mean_W: of the rows here.
-        links: of the rows here.
-        rows: the first, and the one after the last.
-        columns: likewise, of `from_FW`.
-        measured: as of `mix_all`.
-    """
-    _mix_kept(x_NP, offset, from_FW, mean_W, links, rows, columns, _width(len(from_FW), x_NP.itemsize), measured)
-
-
-def _width(num_rows: int, itemsize: int) -> int:
-    return min(max(_SOURCE_BYTES // (num_rows * itemsize), _NARROWEST), _WIDEST)
+    width = min(max(_SOURCE_BYTES // ((len(x_NP) + len(far_GW)) * x_NP.itemsize), _NARROWEST), _WIDEST)
+    _mix(x_NP, mean_P, links, active_N, far_GW, offset, columns, width, measured)

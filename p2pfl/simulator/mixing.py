@@ -126,8 +126,8 @@ def mix_in_place(
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
     loops = _compiled() if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
     links = _Links(index_NK, weights_NK, present_NK)
-    if loops is not None and elsewhere is None:
-        return _mixed_at_once(loops, x_NP, links, threads, active_N)
+    if loops is not None:
+        return _mixed_by_loops(loops, x_NP, links, threads, active_N, elsewhere, width)
     num_far, inner = (elsewhere.num_rows, elsewhere.num_inner) if elsewhere is not None else (0, num_rows)
     # what the rows were, those of others below them; the next block's come while this one is mixed
     sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if elsewhere is None else 2)]
@@ -140,7 +140,7 @@ def mix_in_place(
 
     num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        way = _Slots(links, pool, threads) if loops is None else _Fused(links, pool, threads, loops)
+        way = _Slots(links, pool, threads)
         for number in range(num_blocks):
             block_NW, from_FW = block_and_source(number)
             if elsewhere is not None:
@@ -148,15 +148,17 @@ def mix_in_place(
                     if number + ahead < num_blocks:
                         coming_NW, into_FW = block_and_source(number + ahead)
                         elsewhere.post(coming_NW, into_FW[num_rows:])
-            block = _Block(x_NP, number * width, from_FW, mean_P[number * width : (number + 1) * width])
-            way.keep(block)
+            from_FW[:num_rows] = block_NW
+            mean_W = from_FW[:num_rows].mean(dim=0)
+            mean_P[number * width : (number + 1) * width] = mean_W
+            block = _Block(block_NW, from_FW, mean_W)
             way.mix(block, 0, inner)
             if elsewhere is not None:
                 elsewhere.arrived()
                 way.mix(block, inner, num_rows)
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
-    squared_N, norms_N, apart_N = way.measured()
+    squared_N, norms_N, apart_N = way.measured
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
 
 
@@ -177,25 +179,11 @@ class _Links:
 class _Block:
     """Some columns of all rows."""
 
-    x_NP: Tensor
-    """Which are changed."""
-    offset: int
-    """Where these columns begin in them."""
+    changed_NW: Tensor
     from_FW: Tensor
     """What they were."""
     mean_W: Tensor
     """Of the rows here."""
-
-    @property
-    def changed(self) -> Tensor:
-        """The columns."""
-        return self.x_NP[:, self.offset : self.offset + len(self.mean_W)]
-
-    def keep(self, columns: slice) -> None:
-        """Note what some columns are before they are changed."""
-        rows_NW = self.from_FW[: len(self.changed), columns]
-        rows_NW.copy_(self.changed[:, columns])
-        torch.mean(rows_NW, dim=0, out=self.mean_W[columns])
 
 
 class _Slots:
@@ -207,12 +195,9 @@ class _Slots:
         self._present_NK = links.present_NK
         self._weights_NK = links.weights_NK if self._everybody else links.weights_NK * links.present_NK
         self._index_KN = links.index_NK.t().contiguous()
-        self._measured_N = torch.zeros(3, len(links.index_NK), dtype=torch.float64)
+        self.measured = torch.zeros(3, len(links.index_NK), dtype=torch.float64)
+        """Squares of each row's distances from its neighbours, of its norm, of its distance from the mean, (3, N)."""
         self._kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
-
-    def keep(self, block: _Block) -> None:
-        """Before anything is mixed."""
-        block.keep(slice(None))
 
     def mix(self, block: _Block, first: int, last: int) -> None:
         """Some rows."""
@@ -221,13 +206,9 @@ class _Slots:
         is_small = min(self._threads, len(parts)) == 1  # a thread costs more than a small part
         list((map if is_small else self._pool.map)(lambda rows: self._mix(block, rows), parts))
 
-    def measured(self) -> Tensor:
-        """Squares of each row's distances from its neighbours, of its norm, of its distance from the mean, float64 (3, N)."""
-        return self._measured_N
-
     def _mix(self, block: _Block, rows: slice) -> None:
-        squared_N, norms_N, apart_N = self._measured_N
-        own, total = block.from_FW[rows], block.changed[rows]
+        squared_N, norms_N, apart_N = self.measured
+        own, total = block.from_FW[rows], block.changed_NW[rows]
         flow = self._numbers(own)
         norms_N[rows] += _squared_norms(own)
         apart_N[rows] += _squared_norms(torch.sub(own, block.mean_W, out=flow))
@@ -244,52 +225,47 @@ class _Slots:
         return numbers
 
 
-class _Fused:
-    """All slots of a row in one compiled loop; each thread has columns of its own."""
+def _mixed_by_loops(
+    loops: ModuleType, x_NP: Tensor, links: _Links, threads: int, active_N: Tensor | None, elsewhere: Elsewhere | None, width: int
+) -> Mixed:
+    """All slots of a row in one compiled loop; each thread has columns of its own, and goes through them by itself where all rows are here.
 
-    def __init__(self, links: _Links, pool: ThreadPoolExecutor, threads: int, loops: ModuleType) -> None:
-        self._pool, self._threads, self._loops = pool, threads, loops
-        self._links = links.arrays()
-        self._measured_TN = np.zeros((threads, 3, len(links.index_NK)))
-
-    def keep(self, block: _Block) -> None:
-        """Before anything is mixed."""
-        columns = _shared_out(len(block.mean_W), self._threads)
-        list(self._pool.map(block.keep, [slice(*some) for some in columns]))
-
-    def mix(self, block: _Block, first: int, last: int) -> None:
-        """Some rows."""
-        arrays = block.x_NP.numpy(), block.offset, block.from_FW.numpy(), block.mean_W.numpy(), self._links
-
-        def work(thread: int, columns: tuple[int, int]) -> None:
-            self._loops.mix_kept(*arrays, rows=(first, last), columns=columns, measured=self._measured_TN[thread])
-
-        list(self._pool.map(work, range(self._threads), _shared_out(len(block.mean_W), self._threads)))
-
-    def measured(self) -> Tensor:
-        """As of the other way."""
-        return torch.from_numpy(self._measured_TN.sum(axis=0))
-
-
-def _mixed_at_once(loops: ModuleType, x_NP: Tensor, links: _Links, threads: int, active_N: Tensor | None) -> Mixed:
-    """Where all rows are here: a thread goes through its columns by itself."""
+    Columns are mixed once other processes' rows have come, while those of the next block are on their way.
+    """
     num_rows, num_columns = x_NP.shape
+    width, num_far = (num_columns, 0) if elsewhere is None else (width, elsewhere.num_rows)
     mean_P, measured_TN = x_NP.new_empty(num_columns), np.zeros((threads, 3, num_rows))
-    arrays = x_NP.numpy(), mean_P.numpy(), links.arrays()
     active = active_N.numpy() if active_N is not None else np.ones(num_rows, dtype=np.bool_)
+    arrays = x_NP.numpy(), mean_P.numpy(), links.arrays(), active
+    numbers = [x_NP.new_empty(num_far * width) for _ in range(2)]
 
-    def work(thread: int, columns: tuple[int, int]) -> None:
-        loops.mix_all(*arrays, active_N=active, columns=columns, measured=measured_TN[thread])
+    def far(start: int) -> Tensor:
+        columns = min(width, num_columns - start)
+        return numbers[start // width % 2][: num_far * columns].view(num_far, columns)
+
+    def post(start: int) -> None:
+        if elsewhere is not None and start < num_columns:
+            elsewhere.post(x_NP[:, start : start + width], far(start))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        list(pool.map(work, range(threads), _shared_out(num_columns, threads)))
+        post(0)
+        for start in range(0, num_columns, width):
+            post(start + width)
+            if elsewhere is not None:
+                elsewhere.arrived()
+            far_GW, stop = far(start).numpy(), min(start + width, num_columns)
+
+            def work(thread: int, columns: tuple[int, int], far_GW: np.ndarray = far_GW, offset: int = start) -> None:
+                loops.mix(*arrays, far_GW=far_GW, offset=offset, columns=columns, measured=measured_TN[thread])
+
+            list(pool.map(work, range(threads), _shared_out(start, stop, threads)))
     squared_N, norms_N, apart_N = torch.from_numpy(measured_TN.sum(axis=0))
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
 
 
-def _shared_out(count: int, threads: int) -> list[tuple[int, int]]:
+def _shared_out(start: int, stop: int, threads: int) -> list[tuple[int, int]]:
     """Side by side, to each about as many."""
-    return list(pairwise(count * thread // threads for thread in range(threads + 1)))
+    return list(pairwise(start + (stop - start) * thread // threads for thread in range(threads + 1)))
 
 
 def _squared_norms(rows_NW: Tensor) -> Tensor:
