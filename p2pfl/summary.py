@@ -20,7 +20,7 @@ from p2pfl.records import statistics
 from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
-from p2pfl.training import Population, local_baseline, pooled_baseline
+from p2pfl.training import Population, both_baselines, local_baseline, pooled_baseline
 
 Metrics = Mapping[str, float]
 
@@ -82,13 +82,18 @@ def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) ->
     if not any(asks_for(plan, baseline) for baseline in ("local", "pooled")):
         return result
     everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
+    together = None
+    if local is None and everybody is not None and asks_for(plan, "local") and asks_for(plan, "pooled"):
+        alone, together = both_baselines(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+        local = dict(zip(plan.names, alone, strict=True))
     if asks_for(plan, "local"):
         if local is None and everybody is not None:
             alone = local_baseline(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
             local = dict(zip(plan.names, alone, strict=True))
         result["local"] = by_metric(plan, local) if local is not None else None
     if asks_for(plan, "pooled"):
-        together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe) if everybody is not None else None
+        if together is None and everybody is not None:
+            together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe)
         result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
     return result
 

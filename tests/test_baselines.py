@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from p2pfl.algorithms import DPSGD
 from p2pfl.draws import batch_positions
 from p2pfl.tasks import Site, Task
-from p2pfl.training import OptimizerSpec, Population, Recipe, build_model, local_baseline, pooled_baseline
+from p2pfl.training import OptimizerSpec, Population, Recipe, baselines, build_model, local_baseline, pooled_baseline
 from runs import LOGISTIC, plan_of, run_of
 from thorough import first_fast
 
@@ -131,3 +131,13 @@ def test_momentum_that_is_reset_starts_each_round_from_nothing(tmp_path):
     )
 
     assert not any(torch.equal(kept[name], reset[name]) for name in kept)
+
+
+def test_both_at_once_are_what_they_are_one_by_one(task, monkeypatch):
+    model = build_model(task, torch.float64, RECIPE.seed)
+    together = baselines.both_baselines(task, task.sites, [0, 1], model, RECIPE)
+    monkeypatch.setattr(baselines, "_SMALL", 0)
+    one_by_one = baselines.both_baselines(task, task.sites, [0, 1], model, RECIPE)
+
+    for found, expected in zip(together, one_by_one, strict=True):
+        assert [m["mse"] for m in found] == pytest.approx([m["mse"] for m in expected], rel=1e-12)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import plan_of, without_seconds
 
 from p2pfl.records import RunFolder
 from p2pfl.results import Run
 from p2pfl.simulator import Simulation
+from runs import plan_of, without_seconds
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch finds none here")
 

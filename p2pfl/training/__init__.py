@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.training.baselines import local_baseline, pooled_baseline
+from p2pfl.training.baselines import both_baselines, local_baseline, pooled_baseline
 from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
 from p2pfl.training.population import Population, Recipe, build_model
 from p2pfl.training.trial import try_out
@@ -12,6 +12,7 @@ __all__ = [
     "Population",
     "Recipe",
     "StackedOptimizer",
+    "both_baselines",
     "build_model",
     "clipped",
     "local_baseline",

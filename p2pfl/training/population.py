@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice, pairwise
 
@@ -58,6 +58,18 @@ class _Trained:
     loss_C: Tensor
     finite_C: Tensor
     """bool; the others are as they were."""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """Examples that some rows train on in rounds to come."""
+
+    rows: slice | None = None
+    first: int = 0
+    """Round."""
+    rounds: int = 0
+    positions: Tensor | None = None
+    last: LastEpoch = field(default_factory=LastEpoch)
 
 
 class _Writing:
@@ -160,7 +172,7 @@ class Population:
         self.threads = 1
         """Parts of the rows are trained at the same time in so many threads."""
         self._compiled: Compiled | None = None
-        self._last_epochs: dict[int, LastEpoch] = {}  # by the first row of a part
+        self._drawn_ahead: dict[int, _Ahead] = {}  # by the first row of a part
         self._load_data()
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
@@ -282,21 +294,34 @@ class Population:
 
     def _train_group(self, round: int, parts: list[Rows], *, in_place: bool) -> list[_Trained]:
         """K local steps of some rows, a part of them after the other."""
-        recipe = self.recipe
         ends = [part.stop - part.start if isinstance(part, slice) else len(part) for part in parts]
         if isinstance(parts[0], slice):
             rows: Rows = slice(parts[0].start, parts[0].start + sum(ends))
         else:
             rows = torch.cat([part for part in parts if isinstance(part, Tensor)])
-        last = self._last_epochs.setdefault(rows.start, LastEpoch()) if isinstance(rows, slice) else None
-        which = self._nodes_N[rows], self._sizes_N[rows], round * recipe.local_steps, recipe.local_steps, recipe.batch_size
-        positions_CKB = batch_positions(recipe.seed, *which, last) + self._offsets_N[rows, None, None]
-        if self._places is not None:
-            positions_CKB = self._places[positions_CKB]
         return [
             self._train_rows(round, part, positions, in_place=in_place)
-            for part, positions in zip(parts, torch.split(positions_CKB, ends), strict=True)
+            for part, positions in zip(parts, torch.split(self._examples(round, rows), ends), strict=True)
         ]
+
+    def _examples(self, round: int, rows: Rows) -> Tensor:
+        """Where the examples are that rows train on in a round, (C, K, B); of a few rows drawn for several rounds at once."""
+        recipe, steps = self.recipe, self.recipe.local_steps
+        if not isinstance(rows, slice):
+            return self._drawn(rows, round * steps, steps, None)
+        drawn = self._drawn_ahead.setdefault(rows.start, _Ahead())
+        if drawn.positions is None or drawn.rows != rows or not 0 <= round - drawn.first < drawn.rounds:
+            drawn.rows, drawn.first = rows, round
+            drawn.rounds = max(1, min(recipe.rounds - round, _DRAWN // ((rows.stop - rows.start) * steps * recipe.batch_size)))
+            drawn.positions = self._drawn(rows, round * steps, drawn.rounds * steps, drawn.last)
+        first = (round - drawn.first) * steps
+        return drawn.positions[:, first : first + steps]
+
+    def _drawn(self, rows: Rows, first_step: int, num_steps: int, last: LastEpoch | None) -> Tensor:
+        """The same of any steps."""
+        which = self._nodes_N[rows], self._sizes_N[rows], first_step, num_steps, self.recipe.batch_size
+        positions_CKB = batch_positions(self.recipe.seed, *which, last) + self._offsets_N[rows, None, None]
+        return positions_CKB if self._places is None else self._places[positions_CKB]
 
     def _train_rows(self, round: int, rows: Rows, positions_CKB: Tensor, *, in_place: bool) -> _Trained:
         """K local steps of some rows: on a copy of them, or where they are if that is allowed."""
@@ -570,6 +595,7 @@ def _are_finite(rows_CP: Tensor) -> Tensor:
 
 
 _GROUPED = 32
+_DRAWN = 2**14  # examples
 _CACHE_BYTES = 4 * 1024**2
 
 
