@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from p2pfl.records import RunRecords
 
 
 def inspect(
@@ -15,16 +18,24 @@ def inspect(
         list[str] | None,
         typer.Option(help="FIGURE=VALUE: when a metric's mean over the nodes, or relative_consensus, was first so good."),
     ] = None,
+    to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
+    to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
+    to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
 
     Example: p2pfl inspect runs/breast-cancer --reach accuracy=0.9
+
+    Example: p2pfl inspect runs/breast-cancer --html report.html
     """
     from p2pfl.inspector.reached import reached
     from p2pfl.records import read_run
 
     records = read_run(run)
+    if to_html or to_csv or to_parquet:
+        _write(run, records, to_html, {"csv": to_csv, "parquet": to_parquet})
+        return
     goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:
         import json
@@ -53,6 +64,21 @@ def inspect(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a node's name may have letters that this terminal lacks
     print_page(records, Console(highlight=False), goals)
+
+
+def _write(run: Path, records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:
+    """What was asked for as files; says which they are."""
+    if page is not None:
+        from p2pfl.inspector.report import write_report
+
+        write_report(records, page)
+        typer.echo(page)
+    for kind, folder in folders.items():
+        if folder is not None:
+            from p2pfl.inspector.tables import read, write_tables
+
+            for path in write_tables(read(run), folder, kind):
+                typer.echo(path)
 
 
 def _goal(text: str) -> tuple[str, float]:

@@ -1,0 +1,154 @@
+"""A run's records as flat tables, for pandas and for other programs: one value a cell, times in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.records import Row, read_run, replace_file
+
+Cell = str | int | float | bool | None
+FlatRow = dict[str, Cell]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """What a run folder holds, flat: `pandas.DataFrame(tables.nodes)` takes each of them.
+
+    What was nested is told apart by a dot (`seconds.train`, `metrics.accuracy`); names in a list stand in one cell, with a blank between.
+    """
+
+    rounds: list[FlatRow]
+    """One row a round of the whole network."""
+    nodes: list[FlatRow]
+    """One row a node and round."""
+    events: list[FlatRow]
+    """One row for everything out of the ordinary."""
+    edges: list[FlatRow]
+    """One row for each direction of a link, with the weight that the receiver gives the sender. Empty where the graph changes."""
+    sites: list[FlatRow]
+    """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
+
+    def named(self) -> dict[str, list[FlatRow]]:
+        """All of them, by name."""
+        return {name: getattr(self, name) for name in ("rounds", "nodes", "events", "edges", "sites")}
+
+
+def read(run: Path | str) -> Tables:
+    """A run's records, also while it is in progress.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        ConfigError: there is no run there.
+        StoreError: a file of it is damaged.
+    """
+    records = read_run(run)
+    return Tables(
+        rounds=[_flat(row) for row in records.rounds],
+        nodes=[_flat(row) for row in records.nodes],
+        events=[_flat(row) for row in records.events],
+        edges=_edges(records.topology or {}),
+        sites=_sites(records.summary or {}),
+    )
+
+
+def write_tables(tables: Tables, folder: Path, kind: str) -> list[Path]:
+    """Each table as a file NAME.csv or NAME.parquet; those there are replaced, empty ones are left out.
+
+    Args:
+        tables: of a run.
+        folder: made where it is not there.
+        kind: "csv" or "parquet".
+
+    Returns:
+        The files written.
+
+    Raises:
+        MissingExtraError: Parquet without pyarrow.
+        StoreError: a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made: {error.strerror}") from error
+    written = []
+    for name, rows in tables.named().items():
+        if rows:
+            path = folder / f"{name}.{kind}"
+            (_write_csv if kind == "csv" else _write_parquet)(path, rows)
+            written.append(path)
+    return written
+
+
+def _write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    replace_file(path, text.getvalue())
+
+
+def _write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
+    try:
+        import pyarrow as pa  # an extra
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("--parquet needs pyarrow: pip install 'p2pfl-mesh[report]'") from error
+    columns = {key: _of_one_type([row.get(key) for row in rows]) for key in _columns(rows)}
+    try:
+        parquet.write_table(pa.table(columns), path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
+
+
+def _columns(rows: Sequence[FlatRow]) -> list[str]:
+    """All keys, in the order in which they turn up."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _of_one_type(values: list[Cell]) -> list[Cell]:
+    """Whole numbers among fractions are fractions: JSON writes 1.0 as 1 at times."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [float(value) if value is not None else None for value in values]
+    return values if len(kinds) <= 1 else [str(value) if value is not None else None for value in values]
+
+
+def _harmless(value: Cell) -> Cell:
+    """A name or a detail comes from others: a spreadsheet must not take it for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> FlatRow:
+    found: FlatRow = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            found[prefix + key] = " ".join(str(part[0] if isinstance(part, list) else part) for part in value)
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _edges(graph: Row) -> list[FlatRow]:
+    names = graph.get("nodes") or []
+    return [{"sender": names[i], "receiver": names[j], "weight": weight} for i, j, weight in graph.get("edges") or []]
+
+
+def _sites(summary: Row) -> list[FlatRow]:
+    found: list[FlatRow] = []
+    baselines = summary.get("baselines") or {}
+    for metric, figures in (summary.get("metrics") or {}).items():
+        others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
+        for node, value in (figures.get("per_node") or {}).items():
+            alone, pooled = others["local"].get(node), others["pooled"].get(node)
+            found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled})
+    return found
