@@ -6,6 +6,7 @@
     rounds.jsonl       one row a round
     nodes.jsonl        one row a node and round
     events.jsonl       one row for everything out of the ordinary
+    cross_site.json    every model at every site, written at the end where it was computed
     summary.json       written once, at the end
 
 A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
@@ -60,6 +61,8 @@ class RunRecords:
     events: list[Row]
     summary: Row | None
     """None while the run is in progress, or where it did not come to an end."""
+    cross_site: Row | None = None
+    """The primary metric of every model at every site, as `p2pfl.cross_site` gives it; None where it was not computed."""
 
 
 class RunFolder:
@@ -122,6 +125,11 @@ class RunFolder:
         """One row of events.jsonl, with the time now where it has none."""
         self._append("events.jsonl", [{"time": utc_now(), **row}])
 
+    def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
+        """cross_site.json; nothing where nothing was found."""
+        if found is not None:
+            replace_file(self.path / "cross_site.json", _document(found))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: there whole or not at all."""
         replace_file(self.path / "summary.json", _document(summary))
@@ -135,7 +143,8 @@ class RunFolder:
             from_round: of the network.
             by_node: of each node, where they are not all in the same round.
         """
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "cross_site.json"):
+            (self.path / name).unlink(missing_ok=True)
         for name in ("rounds.jsonl", "nodes.jsonl"):
             rows = _read_lines(self.path / name)
             kept = [row for row in rows if row["round"] < (by_node or {}).get(row.get("node", ""), from_round)]
@@ -178,7 +187,8 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         StoreError: a file is damaged; the message names it, and the line.
     """
     folder = _existing(path)
-    environment, topology, summary = (_read_document(folder / f"{name}.json") for name in ("environment", "topology", "summary"))
+    documents = ("environment", "topology", "cross_site", "summary")
+    environment, topology, cross_site, summary = (_read_document(folder / f"{name}.json") for name in documents)
     return RunRecords(
         experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
         environment=environment or {},
@@ -186,6 +196,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         rounds=_read_lines(folder / "rounds.jsonl"),
         nodes=_read_lines(folder / "nodes.jsonl"),
         events=_read_lines(folder / "events.jsonl"),
+        cross_site=cross_site,
         summary=summary,
     )
 
@@ -216,6 +227,12 @@ def statistics(values_by_node: Mapping[str, float | None]) -> Row:
     if len(per_node) <= MAX_PER_NODE:
         return {**short, "per_node": per_node}
     return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+
+
+def primary_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that decides: AUROC where there is one, else accuracy, else the first."""
+    names = list(metrics)
+    return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
 
 
 def replace_file(path: Path, text: str) -> None:

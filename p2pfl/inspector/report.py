@@ -14,8 +14,8 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError
 from p2pfl.inspector.convergence import Convergence, convergence
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, primary_metric, scores, verdict
-from p2pfl.records import Row, RunRecords, replace_file
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
+from p2pfl.records import Row, RunRecords, primary_metric, replace_file
 from p2pfl.yaml_files import dump_yaml
 
 _BLUE, _ORANGE, _RED, _GREY, _GREEN = "#2b6cb0", "#c05621", "#c53030", "#718096", "#2f855a"
@@ -84,6 +84,7 @@ def report(run: RunRecords) -> str:
         ("Agreement", _agreement(course)),
         ("Loss", _loss(run)),
         ("Was it worth it, and for whom", _worth(run.summary) if run.summary and run.summary.get("metrics") else ""),
+        ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
         ("Links that were waited for in vain", _skips(course)),
         ("Events", _events(run)),
         ("Cost of a round", _cost(run)),
@@ -252,6 +253,43 @@ def _figures(figure: Scores, metric: str) -> list[_Cell]:
     better = -figure.gain if lower_is_better(metric) else figure.gain
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
     return [*cells, _Cell(f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000", judged)]
+
+
+def _cross_site(found: Row) -> str:
+    """Models by sites, with intervals and support."""
+    values, names = found["value"], [site["name"] for site in found["sites"]]
+    figure = _figure(x="measured at", y="model of")
+    figure.add_heatmap(
+        z=values,
+        x=[_escaped(name) for name in names],
+        y=[_escaped(model) for model in found["models"]],
+        text=[["" if value is None else f"{value:.2f}" for value in row] for row in values],
+        texttemplate="%{text}",
+        colorscale="Blues" if not lower_is_better(found["metric"]) else "Blues_r",
+        hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    figure.update_layout(height=max(_HEIGHT, 140 + 26 * len(found["models"])))
+    heads = ["site", "test rows", "of each class", "own model", "mean model"]
+    own = {name: number for number, name in enumerate(found["models"])}
+    rows = [
+        [
+            _Cell(site["name"]),
+            _Cell(f"{site['rows']:,}", "number"),
+            _Cell(", ".join(f"{label}: {count}" for label, count in (site["support"] or {}).items())),
+            *(_Cell(_with_interval(found, model, place), "number") for model in (own[site["name"]], len(found["models"]) - 1)),
+        ]
+        for place, site in enumerate(found["sites"])
+    ]
+    sure = f" In brackets {found['confidence']:.0%} confidence intervals ({found['method']})." if found["method"] else ""
+    note = f'<p class="note">By {_escaped(found["metric"])}, each on the site\'s own test rows.{_escaped(sure)}</p>'
+    return _drawn(figure, f"{found['metric']} of every model at every site") + _table(heads, rows) + note
+
+
+def _with_interval(found: Row, model: int, place: int) -> str:
+    value, low, high = (found[key][model][place] for key in ("value", "low", "high"))
+    return _number(value) + (f" [{low:.3f}, {high:.3f}]" if value is not None and low is not None else "")
 
 
 def _skips(course: Convergence) -> str:

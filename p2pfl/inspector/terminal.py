@@ -18,8 +18,8 @@ from rich.text import Text
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.reached import Reached, course_of
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, primary_metric, scores, verdict
-from p2pfl.records import Row, RunRecords
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
+from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
 _MAX_NODES = 40

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.inspector.convergence import Convergence
-from p2pfl.records import Row, RunRecords
+from p2pfl.records import Row, RunRecords, primary_metric
 
 SAME = 0.0005
 """Figures are shown with three digits: a smaller difference is none."""
@@ -26,12 +26,6 @@ class Scores:
     def gain(self) -> float | None:
         """Network minus alone."""
         return self.network - self.alone if self.network is not None and self.alone is not None else None
-
-
-def primary_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that decides: AUROC where there is one, else accuracy, else the first."""
-    names = list(metrics)
-    return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from p2pfl.card import Card
+from p2pfl.cross_site import cross_site
 from p2pfl.errors import P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
@@ -314,6 +315,7 @@ class _Network:
         seconds: dict[str, float] = {}
         for summary in summaries.values():
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
+        self._folder.write_cross_site(cross_site(plan, population, x_NP))
         self._folder.write_summary(
             finish_summary(
                 plan,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from p2pfl.cross_site import cross_site
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
@@ -71,6 +72,7 @@ def conclude(
     """
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
+    folder.write_cross_site(cross_site(plan, population, x_NP))
     stopwatch.lap("evaluate")
     baselines = baselines_summary(plan, local)
     stopwatch.lap("baselines")

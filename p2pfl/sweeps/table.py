@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pfl.inspector.verdict import lower_is_better, primary_metric
-from p2pfl.records import Row, read_summary, replace_file
+from p2pfl.inspector.verdict import lower_is_better
+from p2pfl.records import Row, primary_metric, read_summary, replace_file
 from p2pfl.sweeps.folder import place_of
 from p2pfl.sweeps.grid import Cell, Grid, as_text
 

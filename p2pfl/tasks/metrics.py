@@ -22,27 +22,27 @@ _EPS = np.finfo(np.float64).eps
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Share of rows whose class is right; of two classes, the second is chosen above probability 0.5."""
-    rows = _logits_and_classes(outputs, targets)
+    rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
     logits, classes = rows
-    return float((_chosen(logits) == classes).mean())
+    return float((chosen(logits) == classes).mean())
 
 
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Mean, over the classes that the rows have, of the share that is right."""
-    rows = _logits_and_classes(outputs, targets)
+    rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
     logits, classes = rows
-    there, right = np.bincount(classes), np.bincount(classes, weights=_chosen(logits) == classes)
+    there, right = np.bincount(classes), np.bincount(classes, weights=chosen(logits) == classes)
     present = there > 0
     return float((right[present] / there[present]).mean()) if present.sum() > 1 else math.nan
 
 
 def auroc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve; of more than two classes the mean, over those that the rows have, of one against the rest."""
-    rows = _logits_and_classes(outputs, targets)
+    rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
     logits, classes = rows
@@ -57,7 +57,7 @@ def auroc(outputs: Tensor, targets: Tensor) -> float:
 
 def log_loss(outputs: Tensor, targets: Tensor) -> float:
     """Mean negative log-likelihood of the right class, in nats; no row counts more than 36.04, the logarithm of float64's precision."""
-    rows = _logits_and_classes(outputs, targets)
+    rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
     logits, classes = rows
@@ -83,7 +83,7 @@ LOSSES = frozenset({"log_loss"})
 """Those of which less is better."""
 
 
-def _logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+def logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """Logits (M, 1 or C) in float64 and classes (M,) int64; None where there are no rows or a logit is not finite."""
     logits = outputs.double().numpy()
     logits = logits[:, None] if logits.ndim == 1 else logits
@@ -95,7 +95,8 @@ def _logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, n
     return logits, classes
 
 
-def _chosen(logits: np.ndarray) -> np.ndarray:
+def chosen(logits: np.ndarray) -> np.ndarray:
+    """The class of each row, (M,) int64; of two, the second above probability 0.5."""
     return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 

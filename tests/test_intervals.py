@@ -1,0 +1,81 @@
+"""Intervals cover the truth as often as they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from p2pfl.tasks.intervals import interval_of
+from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy
+
+
+def drawn(generator, rows, apart):
+    """Logits of two normal classes whose means are so far apart."""
+    classes = generator.random(rows) < 0.4
+    classes[:2] = [True, False]
+    return torch.from_numpy(generator.normal(size=rows) + apart * classes), torch.from_numpy(classes.astype(np.float32))
+
+
+@pytest.mark.parametrize(("rows", "apart"), [(40, 0.8), (150, 0.8), (150, 2.0), (60, 1.5)])
+def test_aurocs_interval_covers_the_true_area(rows, apart):
+    generator, truth = np.random.default_rng(0), norm.cdf(apart / math.sqrt(2))
+    found = [interval_of(auroc, *drawn(generator, rows, apart)) for _ in range(1000)]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in found])
+
+    assert 0.93 <= covered <= 0.98  # three standard errors of 1000 draws are .02
+
+
+@pytest.mark.parametrize(("rows", "share"), [(30, 0.8), (100, 0.95), (200, 0.6)])
+def test_accuracys_interval_covers_the_true_share(rows, share):
+    generator = np.random.default_rng(1)
+    targets, covered = torch.ones(rows), 0
+    for _ in range(2000):
+        right = torch.from_numpy(generator.random(rows) < share)
+        interval = interval_of(accuracy, torch.where(right, 1.0, -1.0), targets)
+        covered += interval.low <= share <= interval.high
+
+    assert 0.93 <= covered / 2000 <= 0.98
+
+
+def test_delongs_variance_is_that_of_all_pairs():
+    outputs, targets = drawn(np.random.default_rng(2), 50, 1.0)
+    outputs = outputs.round(decimals=1)  # ties
+    scores, positive = outputs.numpy(), targets.numpy() > 0
+    pairs = np.sign(scores[positive][:, None] - scores[~positive][None]) / 2 + 0.5
+    area = pairs.mean()
+    variance = pairs.mean(axis=1).var(ddof=1) / positive.sum() + pairs.mean(axis=0).var(ddof=1) / (~positive).sum()
+    reach = norm.ppf(0.975) * math.sqrt(variance) / (area * (1 - area))
+    interval = interval_of(auroc, outputs, targets)
+
+    assert area == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+    assert interval.method == "DeLong"
+    assert math.log(interval.high / (1 - interval.high)) == pytest.approx(math.log(area / (1 - area)) + reach, abs=1e-9)
+    assert math.log(interval.low / (1 - interval.low)) == pytest.approx(math.log(area / (1 - area)) - reach, abs=1e-9)
+
+
+def test_a_perfect_figure_on_few_rows_is_not_certain():
+    outputs, targets = torch.tensor([-2.0, -1.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0, 1, 1, 1])
+    interval = interval_of(auroc, outputs, targets)
+
+    assert interval.high == pytest.approx(1.0)
+    assert interval.low == pytest.approx(2 / (2 + norm.ppf(0.975) ** 2), abs=1e-9)  # Wilson's of 2 in 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "outputs", "targets"),
+    [
+        (balanced_accuracy, torch.tensor([1.0, -1.0]), torch.tensor([1.0, 0.0])),
+        (auroc, torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0])),
+        (auroc, torch.tensor([math.nan, -1.0]), torch.tensor([1.0, 0.0])),
+        (auroc, torch.randn(4, 3), torch.tensor([0, 1, 2, 0])),
+        (accuracy, torch.zeros(0), torch.zeros(0)),
+    ],
+    ids=["no interval known", "one class", "not finite", "three classes", "no rows"],
+)
+def test_where_there_is_none_none_is_given(metric, outputs, targets):
+    assert interval_of(metric, outputs, targets) is None
