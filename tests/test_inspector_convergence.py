@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+import p2pfl
 from p2pfl.inspector.convergence import SlowNode, convergence, fit_rate
-from p2pfl.records import RunRecords
+from p2pfl.records import RunRecords, read_run
 
 RING_8 = (1 + 2 * math.cos(2 * math.pi / 8)) / 3
 GRAPH = {
@@ -132,6 +134,59 @@ def test_how_many_rounds_are_left_follows_from_rate_and_tolerance():
 
     assert course.relative == pytest.approx(0.1139054, abs=1e-7)
     assert course.rounds_to_go == 22  # ln(1e-3 / 0.1139) / ln(0.8047) = 21.8
+
+
+def test_a_steady_rate_leaves_no_doubt_how_many_rounds_are_left():
+    course = convergence(records(decay(1.0, 11)))
+
+    assert course.rounds_to_go_between == (22, 22)
+
+
+def test_how_sure_the_forecast_is_follows_from_how_rounds_scatter():
+    rows = decay(1.0, 21)
+    for row in rows:
+        row["consensus_distance"] *= 1.05 if row["round"] % 2 else 0.95
+    course = convergence(records(rows))
+    fewest, most = course.rounds_to_go_between
+
+    assert fewest < course.rounds_to_go < most
+    assert most - fewest <= 4
+
+
+def test_where_nothing_contracts_nothing_is_foreseen():
+    rows = decay(1.0, 11)
+    for row in rows:
+        row["consensus_distance"] = 0.5
+    course = convergence(records(rows))
+
+    assert (course.rounds_to_go, course.rounds_to_go_between, course.seconds_to_go) == (None, None, None)
+
+
+def test_seconds_left_are_those_of_the_last_rounds():
+    rows = decay(1.0, 11)
+    for row in rows:
+        row["seconds"] = {"train": 1.0 if row["round"] < 3 else 0.0, "wait": 0.5, "mix": None}
+    assert convergence(records(rows)).seconds_to_go == pytest.approx(22 * 0.5)
+
+    for row in rows:
+        row["simulated_s"] = 3.0 * row["round"]
+    assert convergence(records(rows)).seconds_to_go == pytest.approx(22 * 3.0)
+
+
+GRAPHS = [({"name": "ring"}, 16), ({"name": "random-regular", "degree": 4}, 32), ({"name": "path"}, 10), ({"name": "star"}, 12)]
+
+
+@pytest.mark.parametrize(("topology", "nodes"), GRAPHS)
+def test_the_forecast_at_half_time_of_pure_averaging_is_within_a_fifth(topology, nodes, tmp_path):
+    settings = {"task": {"name": "averaging"}, "nodes": nodes, "topology": topology, "rounds": 300, "stop": {"relative_consensus": 1e-6}}
+    run = read_run(p2pfl.simulate({**settings, "seed": 1}, out=tmp_path / "run").path)
+    relative = [row["consensus_distance"] / row["rms_norm"] for row in run.rounds]
+    reached = next(number for number, value in enumerate(relative) if value <= settings["stop"]["relative_consensus"])
+    course = convergence(replace(run, rounds=run.rounds[: reached // 2 + 1], summary=None))
+    truth, (fewest, most) = reached - reached // 2, course.rounds_to_go_between
+
+    assert course.rounds_to_go == pytest.approx(truth, rel=0.2)
+    assert fewest - 1 <= truth <= most + 1
 
 
 def test_a_run_that_ended_has_no_rounds_left():

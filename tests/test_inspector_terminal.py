@@ -285,7 +285,7 @@ def test_the_verdict_of_a_run_in_progress_foresees_its_end(tmp_path):
     first = sentences(make_run(tmp_path / "run"))[0]
 
     assert first.startswith("Not done: in round 13 the models differ by 6.8e-03 of their size, wanted is 1.0e-03.")
-    assert first.endswith("About 4 more rounds of mixing will do at this rate.")
+    assert first.endswith("About 4 more rounds of mixing will do at this rate, some 6 seconds.")
 
 
 def test_a_geometric_decay_is_a_straight_line_from_corner_to_corner():

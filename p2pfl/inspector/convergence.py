@@ -17,6 +17,12 @@ MIN_FIT_POINTS = 3
 _FLOOR = 100
 """A distance below this many units of rounding is noise and tells nothing about a rate."""
 
+_SURE = 2.0
+"""Standard errors to either side."""
+
+_RECENT = 10
+"""Rounds whose seconds stand for those to come."""
+
 _MAX_SLOWEST = 10
 
 Basis = Literal["exact", "upper bound", "local"]
@@ -72,6 +78,10 @@ class Convergence:
     tolerance: float | None
     rounds_to_go: int | None
     """About how many more rounds of mixing reach the tolerance; None where that is not foreseeable or not needed."""
+    rounds_to_go_between: tuple[int, int | None] | None
+    """The fewest and the most that the records allow; None in it: they do not say that it ever will."""
+    seconds_to_go: float | None
+    """What that many rounds take if they take as long as the last ones that mixed."""
     slowest: list[SlowNode]
     """The nodes with the largest disagreement in the last round, the largest first."""
     skipped: list[Skip]
@@ -90,6 +100,9 @@ def convergence(run: RunRecords) -> Convergence:
     fitted, missing = fit_rate(points, any(mixing))
     relative = _relative(rows, distance)
     tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
+    to_go, between = None, None
+    if mixing and mixing[-1] and run.summary is None:
+        to_go, between = _forecast(relative, tolerance, points, fitted, predicted)
     return Convergence(
         rounds=[row["round"] for row in rows],
         simulated_s=[row.get("simulated_s") for row in rows],
@@ -105,7 +118,9 @@ def convergence(run: RunRecords) -> Convergence:
         fit_missing=missing,
         relative=relative,
         tolerance=tolerance,
-        rounds_to_go=_rounds_to_go(relative, tolerance, fitted or predicted) if mixing and mixing[-1] and run.summary is None else None,
+        rounds_to_go=to_go,
+        rounds_to_go_between=between,
+        seconds_to_go=to_go * pace if to_go is not None and (pace := _seconds_a_round(rows, mixing)) is not None else None,
         slowest=_slowest(run.nodes, graph.get("laplacian_lambda_2")),
         skipped=_skips(run.nodes),
     )
@@ -172,10 +187,45 @@ def _relative(rows: Sequence[Row], distance: Sequence[float | None]) -> float | 
     return float(distance[-1] / rows[-1]["rms_norm"])
 
 
-def _rounds_to_go(relative: float | None, tolerance: float | None, rate: float | None) -> int | None:
-    if not relative or not tolerance or not rate or rate >= 1 or relative <= tolerance:
-        return None
-    return math.ceil(math.log(tolerance / relative) / math.log(rate))
+def _forecast(
+    relative: float | None, tolerance: float | None, points: Sequence[tuple[int, float]], fitted: float | None, predicted: float | None
+) -> tuple[int | None, tuple[int, int | None] | None]:
+    """Rounds left, and between how many they may be.
+
+    The later half of the rounds tells the rate best, as what contracts fast is gone by then; how sure it is follows from how they scatter
+    about it, from the rate of all rounds and from the spectrum, to which every rate comes in the end.
+    """
+    if not relative or not tolerance or relative <= tolerance:
+        return None, None
+    late = points[len(points) // 2 :]
+    best, error = _late_rate(late) if len(late) >= MIN_FIT_POINTS else (fitted or predicted, 0.0)
+    if not best or best >= 1:
+        return None, None
+    rates = [best * math.exp(-_SURE * error), best * math.exp(_SURE * error), *(rate for rate in (fitted, predicted) if rate)]
+    needed = math.log(tolerance / relative)
+    slowest, fastest = max(rates), min(rates)
+    return math.ceil(needed / math.log(best)), (
+        math.ceil(needed / math.log(fastest)),
+        math.ceil(needed / math.log(slowest)) if slowest < 1 else None,
+    )
+
+
+def _late_rate(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """The factor of a round, and the standard error of its logarithm."""
+    rounds, distances = np.array(points, dtype=np.float64).T
+    centred, logs = rounds - rounds.mean(), np.log(distances)
+    slope = float((centred * logs).sum() / (centred**2).sum())
+    left = logs - logs.mean() - slope * centred
+    return math.exp(slope), math.sqrt(float((left**2).sum()) / max(len(points) - 2, 1) / float((centred**2).sum()))
+
+
+def _seconds_a_round(rows: Sequence[Row], mixing: Sequence[bool]) -> float | None:
+    """Of the last rounds that mixed only: on the network's own clock where it has one, else as the records' seconds add up."""
+    last = [row for row, mixes in zip(rows, mixing, strict=True) if mixes][-_RECENT:]
+    if len(last) > 1 and all(row.get("simulated_s") is not None for row in last):
+        return float((last[-1]["simulated_s"] - last[0]["simulated_s"]) / (last[-1]["round"] - last[0]["round"]))
+    spent = [math.fsum(value for value in row["seconds"].values() if value is not None) for row in last if row.get("seconds")]
+    return float(np.median(spent)) if spent else None
 
 
 def _slowest(rows: Sequence[Row], lambda_2: float | None) -> list[SlowNode]:

@@ -69,7 +69,7 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
         if not course.relative:
             return f"No summary yet: round {course.rounds[-1]} is the last one recorded."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
-        left = f" About {course.rounds_to_go} more rounds of mixing will do at this rate." if course.rounds_to_go else ""
+        left = _left(course)
         return f"Not done: in round {course.rounds[-1]} the models differ by {course.relative:.1e} of their size{wanted}.{left}"
     relative = summary.get("relative_consensus", course.relative)
     differ = f"their models differ by {relative:.1e} of their size" if relative is not None else "how far their models differ is not known"
@@ -80,6 +80,24 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     within = relative is not None and course.tolerance is not None and relative <= course.tolerance
     though = ", which is within the tolerance, but not every node could certify it" if within else ""
     return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
+
+
+def _left(course: Convergence) -> str:
+    """How many rounds there are still to go, and how long that takes."""
+    if not course.rounds_to_go:
+        return ""
+    fewest, most = course.rounds_to_go_between or (course.rounds_to_go, course.rounds_to_go)
+    sure = "" if fewest == most == course.rounds_to_go else f" ({fewest} to {most})" if most is not None else f" ({fewest} or more)"
+    spent = course.seconds_to_go
+    seconds = "" if spent is None else f", some {_duration(spent)}"
+    return f" About {course.rounds_to_go} more rounds of mixing will do at this rate{sure}{seconds}."
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1g} seconds"  # noqa: PLR2004
 
 
 def _diverged(run: RunRecords) -> list[str]:
