@@ -85,6 +85,7 @@ def report(run: RunRecords) -> str:
         ("Loss", _loss(run)),
         ("Was it worth it, and for whom", _worth(run.summary) if run.summary and run.summary.get("metrics") else ""),
         ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
+        ("For whom: subgroups", _subgroups(run.summary.get("subgroups") or []) if run.summary else ""),
         ("Links that were waited for in vain", _skips(course)),
         ("Events", _events(run)),
         ("Cost of a round", _cost(run)),
@@ -285,6 +286,28 @@ def _cross_site(found: Row) -> str:
     sure = f" In brackets {found['confidence']:.0%} confidence intervals ({found['method']})." if found["method"] else ""
     note = f'<p class="note">By {_escaped(found["metric"])}, each on the site\'s own test rows.{_escaped(sure)}</p>'
     return _drawn(figure, f"{found['metric']} of every model at every site") + _table(heads, rows) + note
+
+
+def _subgroups(found: Sequence[Row]) -> str:
+    if not found:
+        return ""
+    heads = ["site", "attribute", "group", "test rows", "AUROC", "sensitivity", "calibration error"]
+    rows = []
+    for row in found[:_MAX_ROWS]:
+        sure = f" [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]" if row["auroc_low"] is not None else ""
+        figures = [
+            "fewer than 10" if row["rows"] is None else f"{row['rows']:,}",
+            _number(row["auroc"]) + sure,
+            _number(row["sensitivity"]),
+            _number(row["calibration_error"]),
+        ]
+        names = (row["site"] or "all sites", row["attribute"], row["group"])
+        rows.append([*map(_Cell, names), *(_Cell(text, "number") for text in figures)])
+    note = (
+        "Each site by its own model, all sites by the mean model. Sensitivity at specificity 0.9 within the group; groups of fewer than 10 "
+        "test rows are withheld; in brackets 95% confidence intervals."
+    )
+    return _table(heads, rows) + f'<p class="note">{note}</p>'
 
 
 def _with_interval(found: Row, model: int, place: int) -> str:

@@ -32,6 +32,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
+from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, peak_rss_bytes
 from p2pfl.topology.links import links_of
 from p2pfl.training import local_baseline
@@ -568,6 +569,7 @@ class Daemon:
                 seconds=self._seconds,
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
+                subgroups=subgroups(plan, population, population.estimate(), [self.me]),
             )
         )
 

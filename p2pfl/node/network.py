@@ -28,6 +28,7 @@ from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder, read_run
 from p2pfl.results import Run, read_models
 from p2pfl.study import Study
+from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
@@ -330,6 +331,7 @@ class _Network:
                 seconds=seconds,
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
+                subgroups=subgroups(plan, population, x_NP, plan.names),
             )
         )
 

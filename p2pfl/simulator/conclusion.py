@@ -15,6 +15,7 @@ from p2pfl.cross_site import cross_site
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
+from p2pfl.subgroups import subgroups
 from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
@@ -73,6 +74,7 @@ def conclude(
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
     folder.write_cross_site(cross_site(plan, population, x_NP))
+    groups = subgroups(plan, population, x_NP, plan.names) if len(population.sites) == len(plan.names) else []
     stopwatch.lap("evaluate")
     baselines = baselines_summary(plan, local)
     stopwatch.lap("baselines")
@@ -89,6 +91,7 @@ def conclude(
         seconds=stopwatch.spent,
         row_by_row=population.row_by_row,
         peak_rss_bytes=max(peak_rss_bytes, own_peak_bytes()),
+        subgroups=groups,
     )
     if simulated_s is not None:
         summary["seconds"]["simulated"] = simulated_s
