@@ -1,7 +1,7 @@
 """How good models are for parts of a site's patients, by the attributes that its test rows have; nothing is said of few.
 
-What is computed here are aggregates at the site that holds the rows; they alone enter records. Who knows how many rows there are in all, and
-in all groups but one, knows it of that one too.
+What is computed here are aggregates at the site that holds the rows; they alone enter records. Who knows how many rows there are in all,
+and in all groups but one, knows it of that one too.
 """
 
 from __future__ import annotations
