@@ -15,7 +15,7 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import ConfigError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.terminal import hospital_table, print_page
+from p2pfl.inspector.terminal import follow, hospital_table, print_page
 from p2pfl.inspector.verdict import verdict
 from p2pfl.records import RunFolder, read_run, statistics
 
@@ -337,3 +337,34 @@ def test_a_folder_without_a_run_is_the_users_fault(tmp_path, command):
 
 def test_help_has_an_example(command):
     assert "p2pfl inspect runs/breast-cancer" in command("--help").stdout
+
+
+def test_a_live_page_goes_on_until_the_run_has_ended(tmp_path):
+    place, looks = make_run(tmp_path / "run"), []
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, height=24, force_terminal=True, legacy_windows=False)
+
+    def pause(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            RunFolder.open(place).write_summary(summary_of())
+
+    run = follow(place, console, every_s=0.5, pause=pause)
+
+    assert looks == [0.5] * 3
+    assert run.summary["stop_reason"] == "converged"
+    shown = stream.getvalue()
+    assert "\x1b[?1049h" in shown  # another screen, which is left again
+    assert shown.endswith("\x1b[?1049l")
+    assert shown.index("In short") < shown.index("Agreement")
+
+
+def test_what_is_no_terminal_gets_nothing_before_the_end(tmp_path):
+    place, stream = make_run(tmp_path / "run"), io.StringIO()
+
+    def pause(_):
+        RunFolder.open(place).write_summary(summary_of())
+
+    follow(place, Console(file=stream, width=80), every_s=0.5, pause=pause)
+
+    assert stream.getvalue() == ""

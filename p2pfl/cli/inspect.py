@@ -21,18 +21,21 @@ def inspect(
     to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
     to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
 
     Example: p2pfl inspect runs/breast-cancer --reach accuracy=0.9
 
+    Example: p2pfl inspect runs/breast-cancer --live
+
     Example: p2pfl inspect runs/breast-cancer --html report.html
     """
     from p2pfl.inspector.reached import reached
     from p2pfl.records import read_run
 
-    records = read_run(run)
+    records = read_run(run) if not live else _followed(run)
     if to_html or to_csv or to_parquet:
         _write(run, records, to_html, {"csv": to_csv, "parquet": to_parquet})
         return
@@ -64,6 +67,17 @@ def inspect(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a node's name may have letters that this terminal lacks
     print_page(records, Console(highlight=False), goals)
+
+
+def _followed(run: Path) -> RunRecords:
+    """The run at its end."""
+    import time
+
+    from rich.console import Console
+
+    from p2pfl.inspector.terminal import follow
+
+    return follow(run, Console(highlight=False), every_s=1.0, pause=time.sleep)
 
 
 def _write(run: Path, records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:

@@ -6,11 +6,14 @@ Names and details come from other machines: they are printed as they are and nev
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +22,7 @@ from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
-from p2pfl.records import Row, RunRecords, primary_metric
+from p2pfl.records import Row, RunRecords, primary_metric, read_run
 
 _MAX_WIDTH = 100
 _MAX_NODES = 40
@@ -39,11 +42,42 @@ def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ())
     console.print(page(run, width=min(console.width, _MAX_WIDTH), ascii_only=console.options.ascii_only, goals=goals))
 
 
-def page(run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: Sequence[Reached] = ()) -> RenderableType:
-    """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to."""
+def follow(place: Path, console: Console, *, every_s: float, pause: Callable[[float], object]) -> RunRecords:
+    """Show a run's page anew and anew until the run has ended; what it comes to stands on top, where no screen is too small for it.
+
+    Args:
+        place: the run's folder.
+        console: a terminal; anything else is left alone until the end.
+        every_s: seconds between two looks.
+        pause: waits so many seconds.
+
+    Returns:
+        The run as it has ended.
+
+    Raises:
+        ConfigError: there is no run there.
+        StoreError: a file of it is damaged.
+    """
+    run = read_run(place)
+    with Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else nullcontext() as live:
+        while run.summary is None:
+            if live is not None:
+                width, ascii_only = min(console.width, _MAX_WIDTH), console.options.ascii_only
+                live.update(page(run, width=width, ascii_only=ascii_only, is_live=True), refresh=True)
+            pause(every_s)
+            run = read_run(place)
+    return run
+
+
+def page(
+    run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: Sequence[Reached] = (), is_live: bool = False
+) -> RenderableType:
+    """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to: at the end, or, of a live page, on top."""
     course = convergence(run)
+    in_short = _section("In short", [Text(_printable(sentence)) for sentence in verdict(run, course)])
     parts: list[RenderableType] = [
         *_header(run),
+        *(in_short if is_live else ()),
         *_section("Agreement", _agreement(course, width, ascii_only)),
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
@@ -52,7 +86,7 @@ def page(run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: S
         *_section("Skipped neighbours", _skipped(course)),
         *_section("Events", _events(run.events)),
         *_section("Cost of a round", _cost(run)),
-        *_section("In short", [Text(_printable(sentence)) for sentence in verdict(run, course)]),
+        *(() if is_live else in_short),
     ]
     return Group(*parts)
 
