@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 
@@ -17,14 +18,20 @@ GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 async def ask(state, request: str) -> tuple[int, dict]:
     """One request to the endpoint of a state folder: its status code and the JSON."""
+    head, body = await ask_plainly(state, request)
+    assert "Content-Type: application/json" in head
+    return int(head.split()[1]), json.loads(body)
+
+
+async def ask_plainly(state, request: str) -> tuple[str, str]:
+    """The same as it comes: head and body."""
     port = int((state / "status.url").read_text().strip().rstrip("/").rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request.encode())
     answer = await reader.read()
     writer.close()
     head, _, body = answer.decode().partition("\r\n\r\n")
-    assert "Content-Type: application/json" in head
-    return int(head.split()[1]), json.loads(body)
+    return head, body
 
 
 def served(tmp_path, status, conversation):
@@ -193,3 +200,55 @@ def test_asking_changes_nothing(tmp_path):
             return network.models()
 
     assert finish(main(tmp_path / "asked", asks=True)).equal(finish(main(tmp_path / "not asked", asks=False)))
+
+
+METRICS = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def test_prometheus_collects_the_status(tmp_path):
+    parser = pytest.importorskip("prometheus_client.parser")
+    neighbour = {"greeted": True, "last_seen_s_ago": 0.25, "exchange": None, "skipped": True, "left": False, "refused": {}}
+    status = {
+        "member": "basel",
+        "round": 7,
+        "rounds": 100,
+        "loss": 0.5,
+        "disagreement": None,
+        "closing": None,
+        "metrics": {"auroc": 0.9, "accuracy": None},
+        "bytes_sent": 1234,
+        "refused": {"wrong_digest": 2},
+        "neighbours": {'be"rn': neighbour},
+    }
+    head, body = served(tmp_path, status, lambda: ask_plainly(tmp_path, METRICS))
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in parser.text_string_to_metric_families(body)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    basel = ("member", "basel")
+
+    assert "200 OK" in head
+    assert "Content-Type: text/plain; version=0.0.4" in head
+    assert samples == {
+        ("p2pfl_round", basel): 7,
+        ("p2pfl_rounds", basel): 100,
+        ("p2pfl_loss", basel): 0.5,
+        ("p2pfl_stopped", basel): 0,
+        ("p2pfl_metric", basel, ("metric", "auroc")): 0.9,
+        ("p2pfl_neighbour_greeted", basel, ("neighbour", 'be"rn')): 1,
+        ("p2pfl_neighbour_last_seen_s_ago", basel, ("neighbour", 'be"rn')): 0.25,
+        ("p2pfl_neighbour_skipped", basel, ("neighbour", 'be"rn')): 1,
+        ("p2pfl_neighbour_left", basel, ("neighbour", 'be"rn')): 0,
+        ("p2pfl_sent_bytes_total", basel): 1234,
+        ("p2pfl_refused_total", basel, ("reason", "wrong_digest")): 2,
+    }
+
+
+def test_without_prometheus_client_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    code, body = served(tmp_path, {"member": "basel"}, lambda: ask(tmp_path, METRICS))
+
+    assert code == 501
+    assert "pip install 'p2pfl-mesh[prometheus]'" in body["error"]

@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import ConfigError, TransportError
+from p2pfl.errors import ConfigError, MissingExtraError, TransportError
+from p2pfl.node.prometheus import CONTENT_TYPE, exposition
 from p2pfl.records import replace_file
 
 _REQUEST_S = 5.0
 _MAX_REQUEST_BYTES = 8192
 _ENDPOINT = "status.url"
+_JSON = "application/json"
 
 
 async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state: Path) -> None:
@@ -28,8 +30,8 @@ async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state
         try:
             async with asyncio.timeout(_REQUEST_S):
                 request = await reader.readuntil(b"\r\n\r\n")
-                code, body = _respond(request, status)
-                head = f"HTTP/1.1 {code}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                code, kind, body = _respond(request, status)
+                head = f"HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 writer.write(head.encode() + body)
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -79,18 +81,25 @@ def read_status(state: Path) -> dict[str, Any]:
     return found
 
 
-def _respond(request: bytes, status: Callable[[], Mapping[str, Any]]) -> tuple[str, bytes]:
+def _respond(request: bytes, status: Callable[[], Mapping[str, Any]]) -> tuple[str, str, bytes]:
+    """Status line, content type and body."""
     lines = request.decode("latin-1").split("\r\n")
     method, _, rest = lines[0].partition(" ")
     headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
     host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
     if host not in ("127.0.0.1", "localhost"):  # a page in a browser on this machine must not read it under another name
-        return "403 Forbidden", b'{"error": "ask as 127.0.0.1 or localhost"}\n'
+        return "403 Forbidden", _JSON, b'{"error": "ask as 127.0.0.1 or localhost"}\n'
     if method != "GET":
-        return "405 Method Not Allowed", b'{"error": "only GET"}\n'
-    if rest.split(" ")[0].split("?")[0] not in ("/", "/status"):
-        return "404 Not Found", b'{"error": "only / and /status"}\n'
-    return "200 OK", json.dumps(_plain(status())).encode() + b"\n"
+        return "405 Method Not Allowed", _JSON, b'{"error": "only GET"}\n'
+    path = rest.split(" ")[0].split("?")[0]
+    if path == "/metrics":
+        try:
+            return "200 OK", CONTENT_TYPE, exposition(status())
+        except MissingExtraError as error:
+            return "501 Not Implemented", _JSON, json.dumps({"error": str(error)}).encode() + b"\n"
+    if path not in ("/", "/status"):
+        return "404 Not Found", _JSON, b'{"error": "only /, /status and /metrics"}\n'
+    return "200 OK", _JSON, json.dumps(_plain(status())).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
