@@ -7,6 +7,7 @@
     nodes.jsonl        one row a node and round
     events.jsonl       one row for everything out of the ordinary
     cross_site.json    every model at every site, written at the end where it was computed
+    subgroups.json     figures of groups of patients, where sites have any
     summary.json       written once, at the end
 
 A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
@@ -18,7 +19,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -63,6 +64,8 @@ class RunRecords:
     """None while the run is in progress, or where it did not come to an end."""
     cross_site: Row | None = None
     """The primary metric of every model at every site, as `p2pfl.cross_site` gives it; None where it was not computed."""
+    subgroups: tuple[Row, ...] = ()
+    """As `p2pfl.subgroups` gives them."""
 
 
 class RunFolder:
@@ -130,6 +133,11 @@ class RunFolder:
         if found is not None:
             replace_file(self.path / "cross_site.json", _document(found))
 
+    def write_subgroups(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """subgroups.json, {"rows": [...]}; nothing where there are none."""
+        if rows:
+            replace_file(self.path / "subgroups.json", _document({"rows": list(rows)}))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: there whole or not at all."""
         replace_file(self.path / "summary.json", _document(summary))
@@ -143,7 +151,7 @@ class RunFolder:
             from_round: of the network.
             by_node: of each node, where they are not all in the same round.
         """
-        for name in ("summary.json", "cross_site.json"):
+        for name in ("summary.json", "cross_site.json", "subgroups.json"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("rounds.jsonl", "nodes.jsonl"):
             rows = _read_lines(self.path / name)
@@ -187,8 +195,8 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         StoreError: a file is damaged; the message names it, and the line.
     """
     folder = _existing(path)
-    documents = ("environment", "topology", "cross_site", "summary")
-    environment, topology, cross_site, summary = (_read_document(folder / f"{name}.json") for name in documents)
+    documents = ("environment", "topology", "cross_site", "subgroups", "summary")
+    environment, topology, cross_site, subgroups, summary = (_read_document(folder / f"{name}.json") for name in documents)
     return RunRecords(
         experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
         environment=environment or {},
@@ -197,6 +205,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         nodes=_read_lines(folder / "nodes.jsonl"),
         events=_read_lines(folder / "events.jsonl"),
         cross_site=cross_site,
+        subgroups=tuple((subgroups or {}).get("rows") or ()),
         summary=summary,
     )
 

@@ -112,7 +112,6 @@ def finish_summary(
     seconds: Mapping[str, float],
     row_by_row: str | None,
     peak_rss_bytes: int,
-    subgroups: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """summary.json of any runtime."""
     distance = norm = None
@@ -133,7 +132,6 @@ def finish_summary(
         "metrics": by_metric(plan, metrics),
         "mean_model": dict(mean_model) if mean_model is not None else None,
         "baselines": dict(baselines),
-        "subgroups": list(subgroups),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
         "node_rounds_per_second": len(plan.names) * rounds / working if working > 0 else None,

@@ -102,7 +102,7 @@ def test_a_site_without_groups_and_a_task_of_other_classes_have_none(study):
     assert subgroups(replace(plan, sites=counted), population, x_NP, plan.names) == []
 
 
-def test_they_are_in_the_summary_and_on_the_page(tmp_path):
+def test_they_are_in_the_run_and_on_the_page(tmp_path):
     pytest.importorskip("plotly")
     plan = plan_of({**LOGISTIC, "rounds": 2})
     sites = {name: replace(each, groups={"half": [str(i % 2) for i in range(len(each.test[0]))]}) for name, each in plan.sites.items()}
@@ -110,5 +110,5 @@ def test_they_are_in_the_summary_and_on_the_page(tmp_path):
     Simulation(plan, RunFolder.create(tmp_path / "run", plan.experiment.as_dict(), engine="simulator")).run()
     run = read_run(tmp_path / "run")
 
-    assert {row["attribute"] for row in run.summary["subgroups"]} == {"half"}
+    assert {row["attribute"] for row in run.subgroups} == {"half"}
     assert "For whom: subgroups" in report(run)

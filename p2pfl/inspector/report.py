@@ -85,7 +85,7 @@ def report(run: RunRecords) -> str:
         ("Loss", _loss(run)),
         ("Was it worth it, and for whom", _worth(run.summary) if run.summary and run.summary.get("metrics") else ""),
         ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
-        ("For whom: subgroups", _subgroups(run.summary.get("subgroups") or []) if run.summary else ""),
+        ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Links that were waited for in vain", _skips(course)),
         ("Events", _events(run)),
         ("Cost of a round", _cost(run)),

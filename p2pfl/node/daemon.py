@@ -555,6 +555,7 @@ class Daemon:
         baselines: dict[str, Any] = baselines_summary(plan, here) if set(plan.sites) != set(plan.names) else {}
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
+        self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -569,7 +570,6 @@ class Daemon:
                 seconds=self._seconds,
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
-                subgroups=subgroups(plan, population, population.estimate(), [self.me]),
             )
         )
 

@@ -317,6 +317,7 @@ class _Network:
         for summary in summaries.values():
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
         self._folder.write_cross_site(cross_site(plan, population, x_NP))
+        self._folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -331,7 +332,6 @@ class _Network:
                 seconds=seconds,
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
-                subgroups=subgroups(plan, population, x_NP, plan.names),
             )
         )
 

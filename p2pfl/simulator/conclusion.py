@@ -74,7 +74,8 @@ def conclude(
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
     folder.write_cross_site(cross_site(plan, population, x_NP))
-    groups = subgroups(plan, population, x_NP, plan.names) if len(population.sites) == len(plan.names) else []
+    if len(population.sites) == len(plan.names):
+        folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
     stopwatch.lap("evaluate")
     baselines = baselines_summary(plan, local)
     stopwatch.lap("baselines")
@@ -91,7 +92,6 @@ def conclude(
         seconds=stopwatch.spent,
         row_by_row=population.row_by_row,
         peak_rss_bytes=max(peak_rss_bytes, own_peak_bytes()),
-        subgroups=groups,
     )
     if simulated_s is not None:
         summary["seconds"]["simulated"] = simulated_s
