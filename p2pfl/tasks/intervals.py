@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from torch import Tensor
@@ -53,7 +54,7 @@ def interval_of(metric: Metric, outputs: Tensor, targets: Tensor, confidence: fl
 
 
 def _of_area(scores: np.ndarray, positive: np.ndarray, confidence: float) -> Interval:
-    from scipy.stats import norm, rankdata
+    from scipy.stats import rankdata
 
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     among_all = rankdata(scores)
@@ -66,15 +67,13 @@ def _of_area(scores: np.ndarray, positive: np.ndarray, confidence: float) -> Int
     if variance == 0 or not 0 < area < 1 or rarer == 1:
         low, high = _wilson(area * rarer, rarer, confidence)
         return Interval(low, high, "Wilson on the rarer class")
-    reach = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(variance) / (area * (1 - area))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance) / (area * (1 - area))
     low, high = (1 / (1 + math.exp(-(math.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1))
     return Interval(low, high, "DeLong")
 
 
 def _wilson(successes: float, number: int, confidence: float) -> tuple[float, float]:
-    from scipy.stats import norm
-
-    z, share = float(norm.ppf((1 + confidence) / 2)), successes / number
+    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
     centre, scale = share + z * z / (2 * number), 1 + z * z / number
     reach = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
     return max((centre - reach) / scale, 0.0), min((centre + reach) / scale, 1.0)
