@@ -76,4 +76,5 @@ def _wilson(successes: float, number: int, confidence: float) -> tuple[float, fl
     z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
     centre, scale = share + z * z / (2 * number), 1 + z * z / number
     reach = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
-    return max((centre - reach) / scale, 0.0), min((centre + reach) / scale, 1.0)
+    # exactly at the ends, which rounding would miss
+    return 0.0 if successes == 0 else (centre - reach) / scale, 1.0 if successes == number else (centre + reach) / scale
