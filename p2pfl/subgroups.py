@@ -33,7 +33,7 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
 
     Args:
         plan: of the run.
-        population: these sites' rows; its model evaluates.
+        population: its model evaluates; these sites' rows where they have buffers, else any.
         x_NP: their parameters.
         names: of the sites.
 
@@ -46,9 +46,9 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
         return []
     found, logits_of, classes_of, groups_of = [], list[np.ndarray](), list[np.ndarray](), list[Mapping[str, Sequence[Any]]]()
     mean_P = x_NP.mean(dim=0)
-    for row, name in enumerate(names):
-        site = plan.sites[name]
-        own = _logits(population, x_NP[row], site, row) if site.groups else None
+    for place, name in enumerate(names):
+        site, row = plan.sites[name], place if population.buffers else 0
+        own = _logits(population, x_NP[place], site, row) if site.groups else None
         if own is None:
             continue
         found += _of_groups(name, *own, site.groups)

@@ -112,3 +112,10 @@ def test_they_are_in_the_run_and_on_the_page(tmp_path):
 
     assert {row["attribute"] for row in run.subgroups} == {"half"}
     assert "For whom: subgroups" in report(run)
+
+
+def test_any_population_will_do_where_models_have_no_buffers(study):
+    plan, population, x_NP = study
+    one = Population(plan.task, plan.task.sites[:1], [0], build_model(plan.task, torch.float64, 0), population.recipe)
+
+    assert subgroups(plan, one, x_NP, plan.names) == subgroups(plan, population, x_NP, plan.names)

@@ -74,7 +74,7 @@ def conclude(
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
     folder.write_cross_site(cross_site(plan, population, x_NP))
-    if len(population.sites) == len(plan.names):
+    if len(population.sites) == len(plan.names) or not population.buffers:
         folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
     stopwatch.lap("evaluate")
     baselines = baselines_summary(plan, local)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from itertools import pairwise
 from threading import local
 from types import ModuleType
@@ -20,10 +18,13 @@ from torch import Tensor
 
 from p2pfl.algorithms import DPSGD
 from p2pfl.plan import Plan
+from p2pfl.training.compiled import compiled_loops
+from p2pfl.training.population import shared_out
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
 _PART_BYTES = 1024**2  # of some rows' columns: what a core's own cache holds
+_LOOPS = "p2pfl.simulator.fused"
 _COMPILED = (torch.float32, torch.float64)
 
 
@@ -81,20 +82,11 @@ def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
 
 def load_compiled(dtype: torch.dtype) -> bool:
     """Whether there are compiled loops for such numbers; from then on they are at hand."""
-    if _compiled() is None or dtype not in _COMPILED:
+    if compiled_loops(_LOOPS) is None or dtype not in _COMPILED:
         return False
     nobody = torch.zeros(1, 1, dtype=torch.int64)
     mix_in_place(torch.zeros(1, 1, dtype=dtype), nobody, nobody.to(dtype), nobody.bool(), compiled=True)
     return True
-
-
-@cache
-def _compiled() -> ModuleType | None:
-    """The compiled loops, None where numba is not there."""
-    try:
-        return import_module("p2pfl.simulator.fused")  # a second to load
-    except (ImportError, RuntimeError):  # not there, too old for this numpy, or without a place for what it compiles
-        return None
 
 
 def mix_in_place(
@@ -124,7 +116,7 @@ def mix_in_place(
     """
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
-    loops = _compiled() if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
+    loops = compiled_loops(_LOOPS) if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
     links = _Links(index_NK, weights_NK, present_NK)
     if loops is not None:
         return _mixed_by_loops(loops, x_NP, links, threads, active_N, elsewhere, width)
@@ -258,14 +250,9 @@ def _mixed_by_loops(
             def work(thread: int, columns: tuple[int, int], far_GW: np.ndarray = far_GW, offset: int = start) -> None:
                 loops.mix(*arrays, far_GW=far_GW, offset=offset, columns=columns, measured=measured_TN[thread])
 
-            list(pool.map(work, range(threads), _shared_out(start, stop, threads)))
+            list(pool.map(work, range(threads), pairwise(shared_out(start, stop, -(-(stop - start) // threads)))))
     squared_N, norms_N, apart_N = torch.from_numpy(measured_TN.sum(axis=0))
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
-
-
-def _shared_out(start: int, stop: int, threads: int) -> list[tuple[int, int]]:
-    """Side by side, to each about as many."""
-    return list(pairwise(start + (stop - start) * thread // threads for thread in range(threads + 1)))
 
 
 def _squared_norms(rows_NW: Tensor) -> Tensor:

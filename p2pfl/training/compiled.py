@@ -57,7 +57,7 @@ class Compiled:
         wanted = (not targets.is_floating_point() and targets.dim() == 1) if head == 0 else targets.dtype == inputs.dtype
         if layers is None or head is None or not wanted or inputs.dtype not in _DTYPES or inputs.device.type != "cpu":
             return None
-        if (loops := _loops()) is None:
+        if (loops := compiled_loops("p2pfl.training.fused")) is None:
             return None
         compiled = cls(loops, layers, head, inputs, targets)
         if inputs[0].numel() != layers[0, 0] or (head and targets[0].numel() != layers[-1, 1]):
@@ -98,9 +98,10 @@ def _controller() -> ThreadpoolController:
 
 
 @cache
-def _loops() -> ModuleType | None:
+def compiled_loops(module: str) -> ModuleType | None:
+    """A module of compiled loops, by its full name; None where numba is not there."""
     try:
-        return import_module("p2pfl.training.fused")  # a second to load
+        return import_module(module)  # a second to load
     except (ImportError, RuntimeError):  # not there, too old for this numpy, or without a place for what it compiles
         return None
 

@@ -402,7 +402,7 @@ class Population:
         try:
             for positions_CB in positions_CKB.unbind(1):
                 total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
-        except BaseException:
+        except BaseException:  # an interruption, too, leaves rows as they were
             if in_place:
                 x_CP.copy_(before_CP)
             raise
