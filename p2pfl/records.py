@@ -210,6 +210,19 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     )
 
 
+def records_of(document: Mapping[str, Any]) -> RunRecords:
+    """Records from one document that has them by the names of `RunRecords`, as a node gives them.
+
+    Raises:
+        TypeError: it is not such a document.
+    """
+    found = RunRecords(**{**document, "subgroups": tuple(document.get("subgroups") or ())})
+    tables = (found.rounds, found.nodes, found.events)
+    if not isinstance(found.experiment, dict) or not all(isinstance(row, dict) for rows in tables for row in rows):
+        raise TypeError("expected rounds, nodes and events to be lists of rows")
+    return found
+
+
 def read_summary(path: Path | str) -> Row | None:
     """What a run's summary.json holds; None where it has not ended.
 

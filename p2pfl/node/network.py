@@ -76,6 +76,12 @@ class _Site:
     def log(self) -> Path:
         return self.folder / "node.log"
 
+    def is_away(self) -> bool:
+        """Whether it has died and has not recorded anything since."""
+        if self.process is None:
+            return not (self.run_folder / "summary.json").exists()
+        return self.starts > 1 and self.rounds_seen <= self.began_at
+
     def last_words(self) -> str:
         """What its last process said at the end of its own accord; empty where it was killed or crashed."""
         with self.log.open("rb") as file:
@@ -206,6 +212,7 @@ class _Network:
             self._forks = None
         if self._forks is not None:
             self._forks.say(read=str((self._place / "study.yaml").absolute()))
+        self._folder.truncate(0)  # of a run that is resumed: its nodes have all that it held
         try:
             for site in self._sites:
                 self._start(site)
@@ -261,13 +268,17 @@ class _Network:
         return [site.process for site in self._sites if site.process is not None and site.process.poll() is None]
 
     def _show(self) -> None:
-        """Say how far the network is: the last round that every running node has recorded."""
-        if self._progress is None:
-            return
+        """Record, and say, how far the network is: the last round that every node has recorded, or half of them while one is away."""
         done = min(site.rounds_seen for site in self._sites) + 1
+        if any(site.is_away() for site in self._sites):
+            done = max(done, sorted(site.rounds_seen for site in self._sites)[len(self._sites) // 2] + 1)
+        for number in range(self._shown, done):  # for whoever looks on; `gather` writes it all anew from what the nodes have
+            self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
+            self._folder.append_round(self._network_row(number))
         if done > self._shown:
             self._shown = done
-            self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
+            if self._progress is not None:
+                self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
 
     def _network_row(self, number: int) -> dict[str, Any]:
         rows = [site.rows[number] for site in self._sites if number in site.rows]

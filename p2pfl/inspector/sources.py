@@ -1,0 +1,51 @@
+"""Where records come from: a run's folder, or a node at work that is asked for what it knows of the network."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from p2pfl.errors import ConfigError, StoreError, TransportError
+from p2pfl.records import RunRecords, read_run, records_of
+
+_HOSTS = frozenset({"127.0.0.1", "localhost"})
+_REQUEST_S = 5.0
+_MOST_BYTES = 256 * 2**20
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a node's address and not a folder."""
+    return source.startswith(("http://", "https://"))
+
+
+def read_source(source: str) -> RunRecords:
+    """What there is now.
+
+    Args:
+        source: the folder of a run, or the address of a node's status endpoint on this machine, as its state folder's status.url has it.
+
+    Raises:
+        ConfigError: no such folder, or an address that is not on this machine.
+        StoreError: a file is damaged.
+        TransportError: no node answers at that address.
+    """
+    return _ask(source) if is_url(source) else read_run(Path(source))
+
+
+def _ask(url: str) -> RunRecords:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http" or parts.hostname not in _HOSTS:
+        raise ConfigError(f"{url!r}: a node answers only on its own machine: expected http://127.0.0.1:PORT/, as status.url has it")
+    place = f"http://{parts.netloc}/run"
+    try:
+        with urllib.request.urlopen(place, timeout=_REQUEST_S) as response:  # checked above
+            content = response.read(_MOST_BYTES)
+    except (urllib.error.URLError, OSError) as error:
+        raise TransportError(f"{url}: no node answers ({error}); look into its state/status.url for where it is, or start it") from error
+    try:
+        return records_of(json.loads(content))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{place}: what answers there is not a node of this version ({error})") from error
