@@ -5,6 +5,7 @@
     topology.json      the graph, its weights and its spectrum
     rounds.jsonl       one row a round
     nodes.jsonl        one row a node and round
+    network.jsonl      of a node: one row a round of the network, as its records came in from everybody
     events.jsonl       one row for everything out of the ordinary
     cross_site.json    every model at every site, written at the end where it was computed
     subgroups.json     figures of groups of patients, where sites have any
@@ -38,7 +39,12 @@ MAX_PER_NODE = 1000
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
 
-_REQUIRED = {"rounds.jsonl": {"round", "kind"}, "nodes.jsonl": {"round", "node", "kind"}, "events.jsonl": {"round", "node", "event"}}
+_REQUIRED = {
+    "rounds.jsonl": {"round", "kind"},
+    "network.jsonl": {"round", "kind", "nodes"},
+    "nodes.jsonl": {"round", "node", "kind"},
+    "events.jsonl": {"round", "node", "event"},
+}
 _KNOWN = {
     "rounds.jsonl": _REQUIRED["rounds.jsonl"]
     | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
@@ -46,6 +52,9 @@ _KNOWN = {
     "nodes.jsonl": _REQUIRED["nodes.jsonl"]
     | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
     | {"merged", "simulated_s"},
+    "network.jsonl": _REQUIRED["network.jsonl"]
+    | {"loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {"known_in", "missing"},
     "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
 }
 
@@ -60,6 +69,8 @@ class RunRecords:
     rounds: list[Row]
     nodes: list[Row]
     events: list[Row]
+    network: tuple[Row, ...] = ()
+    """Of a node's own folder: the network's rounds as far as it came to know them, rising; empty elsewhere."""
     summary: Row | None
     """None while the run is in progress, or where it did not come to an end."""
     cross_site: Row | None = None
@@ -120,6 +131,10 @@ class RunFolder:
         """One row of rounds.jsonl; it is with the operating system when this returns."""
         self._append("rounds.jsonl", [row])
 
+    def append_network(self, row: Mapping[str, Any]) -> None:
+        """One row of network.jsonl."""
+        self._append("network.jsonl", [row])
+
     def append_node(self, *rows: Mapping[str, Any]) -> None:
         """Rows of nodes.jsonl, any number at once."""
         self._append("nodes.jsonl", rows)
@@ -153,7 +168,7 @@ class RunFolder:
         """
         for name in ("summary.json", "cross_site.json", "subgroups.json"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("rounds.jsonl", "nodes.jsonl"):
+        for name in ("rounds.jsonl", "network.jsonl", "nodes.jsonl"):
             rows = _read_lines(self.path / name)
             kept = [row for row in rows if row["round"] < (by_node or {}).get(row.get("node", ""), from_round)]
             if len(kept) < len(rows):
@@ -204,6 +219,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         rounds=_read_lines(folder / "rounds.jsonl"),
         nodes=_read_lines(folder / "nodes.jsonl"),
         events=_read_lines(folder / "events.jsonl"),
+        network=_in_order(_read_lines(folder / "network.jsonl")),
         cross_site=cross_site,
         subgroups=tuple((subgroups or {}).get("rows") or ()),
         summary=summary,
@@ -216,7 +232,7 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     Raises:
         TypeError: it is not such a document.
     """
-    found = RunRecords(**{**document, "subgroups": tuple(document.get("subgroups") or ())})
+    found = RunRecords(**{**document, "network": tuple(document.get("network") or ()), "subgroups": tuple(document.get("subgroups") or ())})
     tables = (found.rounds, found.nodes, found.events)
     if not isinstance(found.experiment, dict) or not all(isinstance(row, dict) for rows in tables for row in rows):
         raise TypeError("expected rounds, nodes and events to be lists of rows")
@@ -283,6 +299,12 @@ def replace_file(path: Path, text: str) -> None:
 def utc_now() -> str:
     """This moment, ISO 8601 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """By round; of a round that became known twice, as after a restart, what was known last."""
+    by_round = {row["round"]: row for row in rows}
+    return tuple(by_round[number] for number in sorted(by_round))
 
 
 def _existing(path: Path | str) -> Path:

@@ -40,7 +40,7 @@ def test_the_samples_are_of_every_kind():
 
 
 def test_the_bytes_of_a_want_are_those_of_the_documentation():
-    assert encode(Want(exchange=7, whole=False)) == [b"\x84\xa1v\x02\xa1t\x04\xa8exchange\x07\xa5whole\xc2"]
+    assert encode(Want(exchange=7, whole=False)) == [b"\x84\xa1v\x03\xa1t\x04\xa8exchange\x07\xa5whole\xc2"]
 
 
 def test_a_payload_is_copied_neither_way():
@@ -191,8 +191,8 @@ def test_a_payload_is_encoded_only_where_one_belongs():
             encode(message, payload)
 
 
-def test_the_schema_is_the_second():
-    assert SCHEMA == 2
+def test_the_schema_is_the_third():
+    assert SCHEMA == 3
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)

@@ -10,7 +10,8 @@ import pytest
 
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
 from p2pfl.wire.link import TRANSITIONS, Event, LinkState
-from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MESSAGES
+from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MAX_RECORD_BYTES, MAX_RECORDS, MESSAGES
+from p2pfl.wire.round_record import RoundRecord
 from p2pfl.wire.update import DTYPES
 from wire_samples import CONTINUED, EVERY_MESSAGE, PAYLOAD, frames_of
 
@@ -40,6 +41,12 @@ def test_every_message_is_in_the_table_with_its_keys(kind):
     assert [field.name for field in fields(kind)] == re.findall(r"`(\w+)`", line)
 
 
+def test_every_field_of_a_round_record_is_in_the_table_in_its_order():
+    (table,) = re.findall(r"^\| place \| field .*\n\|.*\n((?:\|.*\n)+)", DOCUMENT, flags=re.MULTILINE)
+
+    assert [field.name for field in fields(RoundRecord)] == re.findall(r"^\| \d+ \| `(\w+)`", table, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("state", LinkState)
 def test_the_table_of_states_is_that_of_the_code(state):
     (line,) = re.findall(rf"^\| {state.name.lower()} \| (.*) \|$", DOCUMENT, flags=re.MULTILINE)
@@ -62,12 +69,13 @@ def test_the_limits_are_those_of_the_code(number):
 def test_the_numbers_of_items_are_those_of_the_code():
     assert f"array of 1 to {MAX_CHANNELS} arrays" in DOCUMENT
     assert f"at most {MAX_MERGED}, rising" in DOCUMENT
+    assert f"array of 1 to {MAX_RECORDS}, each bin of 65 to {MAX_RECORD_BYTES} bytes" in DOCUMENT
     assert "dtype is one of " + ", ".join(f"`{name}`" for name in DTYPES) in DOCUMENT
 
 
 def test_every_reason_of_a_refusal_is_explained():
     folder = Path(__file__).parents[1] / "p2pfl" / "wire"
-    code = "".join((folder / f"{name}.py").read_text() for name in ("codec", "update", "link", "ledger"))
+    code = "".join((folder / f"{name}.py").read_text() for name in ("codec", "update", "link", "ledger", "round_record", "view"))
     reasons = set(re.findall(r'(?:reason=|dropped = |return |counters\[)"([a-z_]+)"', code)) | {"bad_message"}
 
     assert len(reasons) >= 12

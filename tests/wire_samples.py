@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Report, StopNews, Update, Want
+from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Records, Report, StopNews, Update, Want
+from p2pfl.wire.round_record import RoundRecord, seal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
@@ -35,6 +37,26 @@ UPDATE = decode(next(SMALL.pack(7, {"x": np.frombuffer(PAYLOAD, "<f4")}).message
 CONTINUED = decode(next(ENCODED.pack(7, {"q": np.arange(4, dtype=np.int8)}, MARKS).messages(**NEWS)))[0]
 WHOLE = decode(next(SMALL.pack(7, {"x": np.frombuffer(PAYLOAD, "<f4")}, (None, MARKS[1])).messages(**NEWS)))[0]
 CHUNK = Chunk(exchange=7, offset=2**20)
+KEY = Ed25519PrivateKey.from_private_bytes(b"\x11" * 32)
+"""Of hospital-1, for what it signs."""
+RECORD = RoundRecord(
+    member=1,
+    round=6,
+    level=1,
+    settles=False,
+    closing=False,
+    disagreement=0.25,
+    norm=1.5,
+    loss=0.5,
+    skipped=1,
+    without=(0,),
+    agreed_for=2,
+    sent=3180,
+    milliseconds=(120, 30, 2, 0),
+    measured=4,
+    metrics=(0.75, None),
+    rows=(91, 23),
+)
 EVERY_MESSAGE = (
     HELLO,
     UPDATE,
@@ -44,6 +66,7 @@ EVERY_MESSAGE = (
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),
     Decline(exchange=7),
+    Records(sealed=(seal(RECORD, KEY.sign, b"\xaa" * 32),)),
 )
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
-from p2pfl.node.neighbour import Neighbour, SendUpdate
+from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
+from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
@@ -39,7 +40,7 @@ from p2pfl.training import local_baseline
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NOTHING_SAID, Goodbye
+from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Records
 from p2pfl.wire.newest import NewestUpdates
 from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 10.0
 TICK_S = 0.1
 FLUSH_S = 0.3
+LAST_RECORDS_S = 5.0
 
 T = TypeVar("T")
 
@@ -101,6 +103,7 @@ class Daemon:
         limits: its patience.
         incarnation: a random number in [1, 2**63), another one at each start.
         status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
+        view: what it needs to know the whole network; None: it takes no part in that.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Daemon:
         limits: Limits,
         incarnation: int,
         status_port: int | None = 0,
+        view: ViewTerms | None = None,
     ) -> None:
         self._made_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
@@ -133,6 +137,7 @@ class Daemon:
         for name in plan.neighbours(me):
             session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
             neighbours[name] = Neighbour(name=name, session=session)
+        self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
         self.protocol = Protocol(
             me=me,
@@ -147,6 +152,7 @@ class Daemon:
             event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
+            view=self._outlook.view if self._outlook is not None else None,
         )
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
@@ -204,7 +210,7 @@ class Daemon:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
             background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
             if self._status_port is not None:
-                background.append(group.create_task(serve_status(self.status, self._status_port, self.state), name="status"))
+                background.append(group.create_task(serve_status(self.status, self._status_port, self.state, self.records), name="status"))
             reason = await self._take_part()
             for task in background:
                 task.cancel()
@@ -511,6 +517,8 @@ class Daemon:
         protocol.closing = reason
         protocol.exchange = self._exchange_now
         await self._keep()
+        if "round" in self._last_row:
+            self._tell(self._last_row, closing=True)
         deadline_s = self._now() + self._limits.linger_s
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
             unsaid = {name: n.ledger.report() for name, n in protocol.neighbours.items()}
@@ -538,6 +546,15 @@ class Daemon:
         await asyncio.to_thread(self._finish, reason)
         self._finished = True
         await self._keep()
+        await self._see_the_end()
+
+    async def _see_the_end(self) -> None:
+        """Stay until everybody's last record is here and passed on, for a moment: a member that has gone for good will not send one."""
+        deadline_s = self._now() + min(self._limits.linger_s, LAST_RECORDS_S)
+        while self.protocol.is_spreading() and self._now() < deadline_s and not self._stopping:
+            await self._wait(deadline_s)
+        if self._outlook is not None and self._folder is not None:
+            self._outlook.take_note(self._folder)
 
     def _alone(self) -> dict[str, float] | None:
         """What this site would get without the network."""
@@ -595,6 +612,8 @@ class Daemon:
         while True:
             self.protocol.tick(self._now())
             self._wake_senders()
+            if self._outlook is not None and self._folder is not None:
+                self._outlook.take_note(self._folder)
             await asyncio.sleep(TICK_S)
 
     async def _send_to(self, neighbour: Neighbour) -> None:
@@ -604,15 +623,9 @@ class Daemon:
                 item = neighbour.outbox.popleft()
                 try:
                     if isinstance(item, SendUpdate):
-                        neighbour.sending = (item.exchange, item.whole)
-                        if item.whole:
-                            await asyncio.to_thread(self.protocol.prepare, neighbour.name, item.exchange)
-                        for frames in self.protocol.frames_of(neighbour, item):
-                            if not self.protocol.is_of_use(item.exchange):
-                                break  # the exchange is past: nobody can use the rest
-                            await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
-                            if not item.again:
-                                self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+                        await self._send_update(neighbour, item)
+                    elif isinstance(item, SendRecords):
+                        await self._send_records(neighbour)
                     else:
                         await self._transport.send(neighbour.name, encode(item), SEND_TIMEOUT_S)
                 except TransportError as error:
@@ -622,6 +635,23 @@ class Daemon:
             self._outgoing[neighbour.name].clear()
             if not neighbour.outbox:
                 await self._outgoing[neighbour.name].wait()
+
+    async def _send_update(self, neighbour: Neighbour, item: SendUpdate) -> None:
+        neighbour.sending = (item.exchange, item.whole)
+        if item.whole:
+            await asyncio.to_thread(self.protocol.prepare, neighbour.name, item.exchange)
+        for frames in self.protocol.frames_of(neighbour, item):
+            if not self.protocol.is_of_use(item.exchange):
+                break  # the exchange is past: nobody can use the rest
+            await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
+            if not item.again:
+                self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+
+    async def _send_records(self, neighbour: Neighbour) -> None:
+        """All that is new of the network. What is lost with a link is said again when the neighbour greets anew."""
+        view = self.protocol.view
+        while view is not None and (sealed := view.take(neighbour.name, self._now())):
+            await self._transport.send(neighbour.name, encode(Records(sealed=tuple(sealed))), SEND_TIMEOUT_S)
 
     async def _wait(self, deadline_s: float) -> None:
         """Until something was heard or sent, at most until the deadline and never long."""
@@ -683,10 +713,11 @@ class Daemon:
     def _record(self, row: dict[str, Any]) -> None:
         assert self._folder is not None
         before = self._last_row.get("total_bytes", 0)
-        self._last_row = {**row, "total_bytes": row["bytes_sent"]}
         alone = {**row, "bytes_sent": row["bytes_sent"] - before}
+        self._last_row = {**alone, "total_bytes": row["bytes_sent"]}
         self._folder.append_node(alone)
         self._folder.append_round(self._own_view(alone))
+        self._tell(alone)
         log.info(
             "round %d: loss %s, disagreement %.3g, skipped %s",
             row["round"],
@@ -694,6 +725,17 @@ class Daemon:
             row["disagreement"],
             ", ".join(row["skipped"]) or "nobody",
         )
+
+    def _tell(self, row: Mapping[str, Any], *, closing: bool = False) -> None:
+        """Tell the network of a round, and write down what has become known of it."""
+        if self._outlook is None or self._folder is None:
+            return
+        if not closing:
+            self._outlook.view.begin(row["round"] + 1, self._now())
+        self._outlook.say(row, self._now(), agreed=self._model_channel is not None, closing=closing)
+        self._outlook.take_note(self._folder)
+        self.protocol.spread()
+        self._wake_senders()
 
     def _own_view(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The round as far as this node sees it: its own edges, which bound nothing for the network."""
@@ -780,10 +822,17 @@ class Daemon:
 
     # ---- status
 
+    def records(self) -> dict[str, Any] | None:
+        """What this node knows of the whole run, by the names of `RunRecords`; None where it takes no part in the network's view."""
+        if self._outlook is None or self._folder is None:
+            return None
+        return self._outlook.document(self._folder, self._now())
+
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s = self.protocol, self._now()
-        return {
+        network = {"network": self._outlook.status(now_s)} if self._outlook is not None else {}
+        return network | {
             "member": self.me,
             "round": self._round,
             "rounds": self.plan.experiment.rounds,

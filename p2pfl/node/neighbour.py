@@ -31,6 +31,11 @@ class SendUpdate:
     """As one that stands by itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class SendRecords:
+    """What is new of the whole network, gathered when its turn comes."""
+
+
 @dataclass(slots=True)
 class Neighbour:
     """One end of an edge. Owned by the node's protocol."""
@@ -38,7 +43,7 @@ class Neighbour:
     name: str
     session: LinkSession
     ledger: EdgeLedger = field(default_factory=EdgeLedger)
-    outbox: deque[Message | SendUpdate] = field(default_factory=deque)
+    outbox: deque[Message | SendUpdate | SendRecords] = field(default_factory=deque)
     heard_exchange: int = -1
     """The furthest exchange that it has spoken of."""
     last_seen_s: float | None = None
@@ -71,7 +76,7 @@ class Neighbour:
     lacks: int | None = None
     """The exchange whose update continues values that are not here."""
 
-    def queue(self, item: Message | SendUpdate) -> None:
+    def queue(self, item: Message | SendUpdate | SendRecords) -> None:
         """Put something into the outbox, once: what is lost there is asked for again."""
         if isinstance(item, SendUpdate):
             kind = item.exchange, item.whole

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import BadMessage, PeerError
-from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendUpdate
+from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendRecords, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
-from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, StopNews, Update, Want
+from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, Records, StopNews, Update, Want
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import CEILING_S, RoundPace
 from p2pfl.wire.update import Arrived, Parcel, Whole
+from p2pfl.wire.view import NetworkView
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,9 @@ class Protocol:
     asked: tuple[str, int] | None = None
     """The neighbour, and the number over its edge, whose answer this node waits for."""
 
+    view: NetworkView | None = None
+    """What this node hears of the whole network, and passes on; None: it takes no part in that."""
+
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
     _in_step: tuple[int, float] = (0, 0.0)
@@ -156,6 +160,7 @@ class Protocol:
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
+            self._hear_records(peer, heard.message, now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
             return
@@ -172,6 +177,18 @@ class Protocol:
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
 
+    def _hear_records(self, peer: str, message: object, now_s: float) -> None:
+        if self.view is None or not isinstance(message, Records):
+            return
+        self.view.hear(peer, message.sealed, now_s)
+        if self.closing is not None:  # no round will take it further
+            self.spread()
+
+    def is_spreading(self) -> bool:
+        """Whether records of the end are still to come or to go, and there is somebody left for that."""
+        nearby = [neighbour for neighbour in self.neighbours.values() if neighbour.session.is_open and not neighbour.left]
+        return self.view is not None and bool(nearby) and not self.view.is_settled({neighbour.name for neighbour in nearby})
+
     def _take_in(self, neighbour: Neighbour, heard: Heard, now_s: float) -> None:
         """What a message asks of this node, beside what it brings."""
         message = heard.message
@@ -187,7 +204,7 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing):
+        elif self.closing is not None and not isinstance(message, Closing | Records):
             neighbour.queue(self.closing_message(neighbour))
 
     @property
@@ -252,6 +269,8 @@ class Protocol:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
             self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
+            if self.view is not None:
+                self.view.say_again(neighbour.name, now_s)
             for exchange in sorted(self.sent):
                 in_reach = not self.in_step or exchange >= message.exchange
                 if in_reach and neighbour.name in self.sent[exchange].parcels:
@@ -569,6 +588,16 @@ class Protocol:
                 elif self.meetings is not None and not (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled):
                     neighbour.queue(self._alive(neighbour))
         self._ask_again(now_s)
+        if self.view is not None:
+            for neighbour in self.neighbours.values():
+                if neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
+                    neighbour.queue(SendRecords())
+
+    def spread(self) -> None:
+        """A round is over: what is new of the network goes out with the next round's updates."""
+        for neighbour in self.neighbours.values():
+            if neighbour.session.is_open:
+                neighbour.queue(SendRecords())
 
     def _ask_again(self, now_s: float) -> None:
         """For what has not come."""

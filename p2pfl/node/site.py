@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -78,6 +78,15 @@ class SiteFile:
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
+
+    view_metrics: bool = True
+    """Whether the whole network hears this site's losses, and its metrics on its own test rows; of fewer than ten rows it never does."""
+
+    view_counts: Literal["exact", "tens", "withheld"] = "exact"
+    """How many rows this site has, as the network hears it: as it is, rounded down to tens, or not at all."""
+
+    view_bytes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1000.0
+    """What the node may send so that every node knows the network; null: as much as there is to say."""
 
     @classmethod
     def load(cls, path: Path | str) -> SiteFile:

@@ -23,14 +23,23 @@ _ENDPOINT = "status.url"
 _JSON = "application/json"
 
 
-async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state: Path) -> None:
-    """Answer GET requests until cancelled; the URL stands in the state folder's status.url."""
+async def serve_status(
+    status: Callable[[], Mapping[str, Any]], port: int, state: Path, records: Callable[[], Mapping[str, Any] | None] = lambda: None
+) -> None:
+    """Answer GET requests until cancelled; the URL stands in the state folder's status.url.
+
+    Args:
+        status: of the node, for / and /metrics.
+        port: 0: chosen by the system.
+        state: the node's folder.
+        records: what it knows of the whole run, for /run; None where it knows nothing of that.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_S):
                 request = await reader.readuntil(b"\r\n\r\n")
-                code, kind, body = _respond(request, status)
+                code, kind, body = _respond(request, status, records)
                 head = f"HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 writer.write(head.encode() + body)
                 await writer.drain()
@@ -81,7 +90,9 @@ def read_status(state: Path) -> dict[str, Any]:
     return found
 
 
-def _respond(request: bytes, status: Callable[[], Mapping[str, Any]]) -> tuple[str, str, bytes]:
+def _respond(
+    request: bytes, status: Callable[[], Mapping[str, Any]], records: Callable[[], Mapping[str, Any] | None]
+) -> tuple[str, str, bytes]:
     """Status line, content type and body."""
     lines = request.decode("latin-1").split("\r\n")
     method, _, rest = lines[0].partition(" ")
@@ -91,21 +102,28 @@ def _respond(request: bytes, status: Callable[[], Mapping[str, Any]]) -> tuple[s
         return "403 Forbidden", _JSON, b'{"error": "ask as 127.0.0.1 or localhost"}\n'
     if method != "GET":
         return "405 Method Not Allowed", _JSON, b'{"error": "only GET"}\n'
-    path = rest.split(" ")[0].split("?")[0]
+    return _page(rest.split(" ")[0].split("?")[0], status, records)
+
+
+def _page(path: str, status: Callable[[], Mapping[str, Any]], records: Callable[[], Mapping[str, Any] | None]) -> tuple[str, str, bytes]:
     if path == "/metrics":
         try:
             return "200 OK", CONTENT_TYPE, exposition(status())
         except MissingExtraError as error:
             return "501 Not Implemented", _JSON, json.dumps({"error": str(error)}).encode() + b"\n"
-    if path not in ("/", "/status"):
-        return "404 Not Found", _JSON, b'{"error": "only /, /status and /metrics"}\n'
-    return "200 OK", _JSON, json.dumps(_plain(status())).encode() + b"\n"
+    if path == "/run" and (known := records()) is not None:
+        return "200 OK", _JSON, json.dumps(_plain(known)).encode() + b"\n"
+    if path in ("/", "/status"):
+        return "200 OK", _JSON, json.dumps(_plain(status())).encode() + b"\n"
+    return "404 Not Found", _JSON, b'{"error": "only /, /status, /run and /metrics"}\n'
 
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     if isinstance(value, float) and value != value:  # noqa: PLR0124  # NaN
         return None
     return value

@@ -1,4 +1,4 @@
-"""What neighbours say to each other: eight messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: nine messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -12,13 +12,17 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, Strict
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Version of this schema; in every header. Another number is refused as "wrong_schema"."""
 
 MAX_MERGED: Final = 16
 """Entries in a report. Nodes that keep the rules never have more than three."""
 
 MAX_CHANNELS: Final = 16
+MAX_RECORDS: Final = 32
+"""Round records in one message."""
+
+MAX_RECORD_BYTES: Final = 512
 
 _LARGEST = 2**53 - 1  # exact in a float64 too, and far from overflowing an int64 when rounds are added
 _LARGEST_63 = 2**63 - 1
@@ -43,6 +47,8 @@ Padding = Annotated[bytes, Strict(), Field(max_length=255)]
 Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
 Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
 """Lower case words joined by underscores: safe to print and to count by."""
+
+SealedRecord = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_RECORD_BYTES)]
 
 ChannelEntry = tuple[Name, Name, Size]
 """A channel's name, its dtype, how many numbers."""
@@ -215,9 +221,21 @@ class Decline:
     exchange: Exchange
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Records:
+    """What nodes, near and far, have said of their rounds, each under its own signature."""
+
+    code: ClassVar[int] = 9
+
+    sealed: Annotated[tuple[SealedRecord, ...], Strict(), Field(min_length=1, max_length=MAX_RECORDS)]
+    """As `round_record` seals them."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
-MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline)}
+MESSAGES: Final[dict[int, type[Message]]] = {
+    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records)
+}
 """By type code. A code is never used for anything else again."""

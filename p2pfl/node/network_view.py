@@ -1,0 +1,229 @@
+"""The network as a node sees it, for its administrator: everybody's newest record, certified rounds, and the same as records of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from p2pfl.experiment import news_rounds
+from p2pfl.plan import Plan
+from p2pfl.records import Row, RunFolder, read_run
+from p2pfl.summary import disagreement_row
+from p2pfl.topology import is_spectrum_quick
+from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
+from p2pfl.wire.view import NetworkRound, NetworkView
+
+log = logging.getLogger(__name__)
+
+Counts = Literal["exact", "tens", "withheld"]
+
+SMALL_CELL = 10
+"""Of fewer test rows than this no metric leaves the site."""
+
+_TENS = 10
+_LARGEST = 3e38
+_MOST_ROWS = 2000  # of all nodes together that are kept for who asks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPolicy:
+    """What a site says of itself to the whole network, and what that may cost it."""
+
+    bytes_per_s: float | None = 1000.0
+    """Sent for the view; None: as much as there is to say."""
+
+    metrics: bool = True
+    """Whether metrics on the site's test rows, and losses, are said."""
+
+    counts: Counts = "exact"
+    """How many rows the site has: as it is, rounded down to tens, or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewTerms:
+    """What a node needs to take part in the network's view."""
+
+    keys: Mapping[str, bytes]
+    """Every member's Ed25519 public key, 32 bytes."""
+
+    sign: Sign
+    policy: ViewPolicy = ViewPolicy()
+
+
+class Outlook:
+    """One node's view of the network, in names and rows.
+
+    Args:
+        plan: of the study.
+        me: this node.
+        terms: keys and policy.
+        study_digest: 64 hexadecimal digits.
+    """
+
+    def __init__(self, plan: Plan, me: str, terms: ViewTerms, study_digest: str) -> None:
+        self._plan, self._me, self._policy = plan, me, terms.policy
+        self._metrics = sorted(plan.task.metrics)[:MAX_METRICS]
+        self._places = {name: place for place, name in enumerate(plan.names)}
+        self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
+        self._measured: tuple[int, tuple[float | None, ...]] | None = None
+        self.view = NetworkView(
+            me=self._places[me],
+            keys=[terms.keys[name] for name in plan.names],
+            sign=terms.sign,
+            study=bytes.fromhex(study_digest),
+            neighbours=plan.neighbours(me),
+            diameter=news_rounds(plan.topology) if is_spectrum_quick(plan.topology) else None,
+            last_round=plan.experiment.last_possible_round,
+            bytes_per_s=terms.policy.bytes_per_s,
+        )
+
+    def say(self, row: Mapping[str, Any], now_s: float, *, agreed: bool = True, closing: bool = False) -> None:
+        """Tell the network of a round of this node's own, if it is one that is spoken of.
+
+        Args:
+            row: as in nodes.jsonl, with the bytes of this round alone.
+            now_s: on the node's clock.
+            agreed: whether what was exchanged were models, so that its disagreement bounds something.
+            closing: whether it was the last one.
+        """
+        if row.get("metrics") is not None and self._shows_metrics:
+            self._measured = row["round"], tuple(_finite(row["metrics"].get(name)) for name in self._metrics)
+        if not closing and not self.view.speaks_of(row["round"]):
+            return
+        without = [self._places[name] for name in row["skipped"]]
+        measured, metrics = self._measured or (None, ())
+        record = RoundRecord(
+            member=self._places[self._me],
+            round=row["round"],
+            level=self.view.level,
+            settles=row["kind"] == "settle",
+            closing=closing,
+            disagreement=_finite(row["disagreement"]) if agreed else None,
+            norm=_finite(row["norm"]) if agreed else None,
+            loss=_finite(row["loss"]) if self._policy.metrics else None,
+            skipped=len(without),
+            without=tuple(without[:MAX_NAMED]),
+            agreed_for=row["agreed_for"],
+            sent=row["bytes_sent"],
+            milliseconds=_milliseconds(row["seconds"]),
+            measured=measured,
+            metrics=metrics,
+            rows=self._rows(),
+        )
+        self.view.publish(record, now_s)
+
+    def take_note(self, folder: RunFolder) -> None:
+        """Write down the rounds that have become known."""
+        for known in self.view.known_rounds():
+            self._kept.append(known)
+            folder.append_network(self._network_row(known))
+
+    def rows(self, now_s: float) -> list[Row]:
+        """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""
+        newest = sorted(self.view.newest.items())
+        last = max((heard.record.round for _, heard in newest), default=0)
+        return [
+            self._node_row(heard.record)
+            | {"age_s": round(now_s - heard.at_s, 3), "age_rounds": last - heard.record.round}
+            | {"state": "finished" if heard.record.closing else "running"}
+            for _, heard in newest
+        ]
+
+    def status(self, now_s: float) -> dict[str, Any]:
+        """For the status endpoint."""
+        last = self._kept[-1] if self._kept else None
+        return {
+            "rows": self.rows(now_s),
+            "not_heard_of": [name for name, place in self._places.items() if place not in self.view.newest],
+            "certificate": self._network_row(last) if last is not None else None,
+            "every": 2**self.view.level,
+            "bytes_sent": self.view.bytes_sent,
+        }
+
+    def document(self, folder: RunFolder, now_s: float) -> dict[str, Any]:
+        """All that this node knows of the run, by the names of `RunRecords`."""
+        own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
+        rows = {(row["node"], row["round"]): row for known in self._kept for row in map(self._node_row, known.records.values())}
+        rows |= {(row["node"], row["round"]): row for row in self.rows(now_s)}
+        return {
+            "experiment": own.experiment,
+            "environment": own.environment,
+            "topology": own.topology,
+            "rounds": own.rounds,
+            "nodes": [rows[key] for key in sorted(rows, key=lambda key: (key[1], key[0]))],
+            "events": own.events,
+            "network": list(own.network),
+            "summary": own.summary,
+            "cross_site": own.cross_site,
+            "subgroups": list(own.subgroups),
+        }
+
+    @property
+    def _shows_metrics(self) -> bool:
+        rows = self._test_rows()
+        return self._policy.metrics and rows >= SMALL_CELL
+
+    def _test_rows(self) -> int:
+        site = self._plan.sites.get(self._me)
+        return len(site.test[0]) if site is not None and site.test is not None else 0
+
+    def _rows(self) -> tuple[int, int] | None:
+        site = self._plan.sites.get(self._me)
+        if site is None or self._policy.counts == "withheld":
+            return None
+        counts = (len(site.train[0]) if site.train is not None else 0, self._test_rows())
+        return counts if self._policy.counts == "exact" else (counts[0] // _TENS * _TENS, counts[1] // _TENS * _TENS)
+
+    def _node_row(self, record: RoundRecord) -> Row:
+        row: Row = {
+            "round": record.round,
+            "node": self._plan.names[record.member],
+            "kind": "settle" if record.settles else "train",
+            "loss": record.loss,
+            "disagreement": record.disagreement,
+            "norm": record.norm,
+            "skipped": [self._plan.names[place] for place in record.without if place < len(self._plan.names)],
+            "agreed_for": record.agreed_for,
+            "bytes_sent": record.sent,
+            "seconds": {part: spent / 1000 for part, spent in zip(PARTS, record.milliseconds, strict=True)},
+        }
+        if record.measured is not None:
+            row |= {"metrics": dict(zip(self._metrics, record.metrics, strict=False)), "measured": record.measured}
+        if record.rows is not None:
+            row |= {"rows": {"train": record.rows[0], "test": record.rows[1]}}
+        return row
+
+    def _network_row(self, known: NetworkRound) -> Row:
+        """What the records of a round certify."""
+        records, plan = list(known.records.values()), self._plan
+        norms = [record.norm for record in records if record.norm is not None]
+        squared = sum(norm**2 for norm in norms) / len(norms) if norms else 0.0
+        kind = "settle" if known.number >= plan.experiment.rounds else "train"
+        total = known.disagreement
+        row = disagreement_row(plan, known.number, kind, [record.loss for record in records], total or 0.0, squared, exact=None)
+        in_step = plan.experiment.pace.name == "synchronous"
+        if total is None or not in_step:  # the models were not exchanged in one round
+            row |= {"disagreement": total, "bound_low": None}
+        if total is None or not in_step or not known.is_whole:  # what is missing may be anything
+            row |= {"bound_high": None}
+        return row | {
+            "nodes": len(records),
+            "missing": [name for name, place in self._places.items() if place not in known.records],
+            "known_in": known.known_in,
+            "bytes_sent": sum(record.sent for record in records),
+            "skipped": sum(record.skipped for record in records),
+            "seconds": {part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that a record can hold, in 32 bits if need be."""
+    return float(value) if value is not None and abs(value) < _LARGEST else None
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> tuple[int, int, int, int]:
+    train, wait, mix, evaluate = (round(1000 * (seconds.get(part) or 0.0)) for part in PARTS)
+    return train, wait, mix, evaluate

@@ -1,0 +1,133 @@
+"""What a node says of one of its rounds to the whole network: a few numbers under its signature, passed on by its neighbours.
+
+A sealed record is 64 bytes of Ed25519 signature and a msgpack array of the fields of `RoundRecord` in their order. The signature is over
+`p2pfl round record v1` 00, the study's digest (32 bytes) and the array, so that no record counts in another study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final
+
+import msgpack
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import Field, Strict, TypeAdapter, ValidationError
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.messages import MAX_RECORD_BYTES, Exchange, Flag
+
+SIGNATURE_BYTES: Final = 64
+MAX_NAMED: Final = 16
+"""Of those whom a node went on without in a round, so many are named."""
+
+MAX_METRICS: Final = 8
+PARTS: Final = ("train", "wait", "mix", "evaluate")
+"""What the milliseconds of a round were spent on."""
+
+_DOMAIN = b"p2pfl round record v1\0"
+
+Amount = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Figure = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Place = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
+"""In the roster's order."""
+
+Level = Annotated[int, Strict(), Field(ge=0, le=32)]
+
+Sign = Callable[[bytes], bytes]
+"""Ed25519, 64 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """One node's round. What a site withholds is None."""
+
+    member: Place
+    round: Exchange
+    level: Level
+    """The node speaks of rounds that 2**level divides."""
+
+    settles: Flag
+    """The round had no local steps."""
+
+    closing: Flag
+    """The node has stopped: this was its last round."""
+
+    disagreement: Amount | None
+    """Half the sum of ||x_i - x_j||**2 over the neighbours that came, of the models exchanged in the round; None: not measured, or no
+    number."""
+
+    norm: Amount | None
+    """||x_i|| of the same."""
+
+    loss: Figure | None
+    skipped: Exchange
+    """How many neighbours did not come in time."""
+
+    without: Annotated[tuple[Place, ...], Strict(), Field(max_length=MAX_NAMED)]
+    """The first of them."""
+
+    agreed_for: Exchange
+    sent: Exchange
+    """Bytes of updates in this round."""
+
+    milliseconds: Annotated[tuple[Exchange, Exchange, Exchange, Exchange], Strict()]
+    """Spent on PARTS."""
+
+    measured: Exchange | None
+    """The round whose model the metrics are of."""
+
+    metrics: Annotated[tuple[Figure | None, ...], Strict(), Field(max_length=MAX_METRICS)]
+    """In the order of their names."""
+
+    rows: tuple[Exchange, Exchange] | None
+    """Training and test rows of the site, as exactly as it says."""
+
+
+_FIELDS = tuple(field.name for field in fields(RoundRecord))
+_ADAPTER = TypeAdapter(RoundRecord)
+
+
+def seal(record: RoundRecord, sign: Sign, study: bytes) -> bytes:
+    """The record as it travels; the disagreement keeps every bit, as it bounds something, all other numbers are shortened to 32."""
+    exact, short = msgpack.Packer(), msgpack.Packer(use_single_float=True)
+    packed = [(exact if name == "disagreement" else short).pack(getattr(record, name)) for name in _FIELDS]
+    body: bytes = exact.pack_array_header(len(_FIELDS)) + b"".join(packed)
+    return sign(_DOMAIN + study + body) + body
+
+
+def unseal(sealed: bytes) -> RoundRecord:
+    """What a sealed record says, checked by type, range and size; its signature is not looked at.
+
+    Raises:
+        BadMessage: it is none; reason "bad_record".
+    """
+    try:
+        if not SIGNATURE_BYTES < len(sealed) <= MAX_RECORD_BYTES:
+            raise BadMessage(f"{len(sealed)} bytes: expected at most {MAX_RECORD_BYTES}", reason="bad_record")
+        body = msgpack.unpackb(sealed[SIGNATURE_BYTES:], use_list=False, max_array_len=MAX_NAMED, max_map_len=0)
+        return _ADAPTER.validate_python(dict(zip(_FIELDS, _in_full(body), strict=True)))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))
+        raise BadMessage(f"a record with a wrong {place[:64]!r}", reason="bad_record") from None
+    except (ValueError, TypeError, msgpack.UnpackException):
+        raise BadMessage("a record that is not one of this version", reason="bad_record") from None
+
+
+def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
+    """Nothing, where the signature is the key's.
+
+    Raises:
+        BadMessage: it is not; reason "wrong_signature".
+    """
+    try:
+        key.verify(sealed[:SIGNATURE_BYTES], _DOMAIN + study + sealed[SIGNATURE_BYTES:])
+    except InvalidSignature:
+        raise BadMessage("a record that its node has not signed", reason="wrong_signature") from None
+
+
+def _in_full(body: object) -> tuple[Any, ...]:
+    if not isinstance(body, tuple):
+        raise TypeError("not an array")
+    return body

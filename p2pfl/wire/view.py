@@ -1,0 +1,306 @@
+"""The whole network as one node knows it: round records that spread from neighbour to neighbour, and what they come to round by round.
+
+No clock, no socket. A node passes on what is new to it, once to each neighbour that has not said it itself. What that costs is bounded:
+where records of every round would cost more bytes a second than the site allows, a node speaks, and passes on, only of rounds that a power
+of two divides, so that all nodes still speak of the same rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.messages import MAX_RECORDS
+from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
+
+FLUSH_S: Final = 1.0
+"""What has come in between two rounds is passed on after so long."""
+
+MAX_LEVEL: Final = 12
+_MESSAGE_BYTES = 24  # of a message around its records
+_PER_RECORD_BYTES = 3
+_RECORD_BYTES = 130  # as long as none has been seen
+_BURST_S = 5.0  # of the allowance may be saved up
+_HEARD_FACTOR = 16  # so many times its own allowance a node hears from a neighbour, with a burst of everybody's records
+_SPARE_ROUNDS = 8
+_PENDING_ROUNDS = 4
+
+_Key = tuple[int, int, bool]
+"""Member, round, whether it is the last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """The newest record of a member."""
+
+    record: RoundRecord
+    sealed: bytes
+    at_s: float
+    """When it came."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkRound:
+    """What the members' records of one round come to."""
+
+    number: int
+    records: Mapping[int, RoundRecord]
+    """By place in the roster, in its order."""
+
+    known_in: int
+    """The round that this node was in when the last of them came."""
+
+    num_members: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every member has spoken and every distance over every edge is in it."""
+        return len(self.records) == self.num_members and all(r.disagreement is not None and not r.skipped for r in self.records.values())
+
+    @property
+    def disagreement(self) -> float | None:
+        """The sum over edges of ||x_i - x_j||**2, as far as it is known; None where nothing is."""
+        known = [record.disagreement for record in self.records.values() if record.disagreement is not None]
+        return math.fsum(known) if known else None
+
+
+@dataclass(kw_only=True, slots=True)
+class _Round:
+    """The records of one round so far."""
+
+    records: dict[int, RoundRecord] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """So many bytes a second, and some saved up."""
+
+    per_s: float | None
+    most: float
+    left: float
+    at_s: float = -math.inf
+
+    def refill(self, now_s: float) -> float:
+        if self.per_s is None:
+            return math.inf
+        if self.at_s > -math.inf:
+            self.left = min(self.most, self.left + (now_s - self.at_s) * self.per_s)
+        self.at_s = now_s
+        return self.left
+
+
+class NetworkView:
+    """One node's view, and its part in everybody else's.
+
+    Args:
+        me: this node's place in the roster.
+        keys: every member's Ed25519 public key, 32 bytes, in the roster's order.
+        sign: with this node's own key.
+        study: the study's digest, 32 bytes.
+        neighbours: names of those whom records are exchanged with.
+        diameter: of the graph; None where it is not known.
+        last_round: nobody can be further.
+        bytes_per_s: what this node may send for the view; None: as much as there is to say.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: int,
+        keys: Sequence[bytes],
+        sign: Sign,
+        study: bytes,
+        neighbours: Sequence[str],
+        diameter: int | None,
+        last_round: int,
+        bytes_per_s: float | None,
+    ) -> None:
+        self.me, self.last_round = me, last_round
+        self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
+        self._sign, self._study = sign, study
+        self._window = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
+        self.newest: dict[int, Heard] = {}
+        """By place in the roster."""
+        self.measured: dict[int, RoundRecord] = {}
+        """The newest record of a member that has metrics."""
+        self.level = 0
+        """This node speaks of rounds that 2**level divides."""
+        self.bytes_sent = 0
+        self._rounds: dict[int, _Round] = {}
+        self._known: deque[NetworkRound] = deque()
+        self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
+        self._since_s: dict[str, float] = {}
+        self._now_round = 0
+        self._began_s: float | None = None
+        self._recent_s: deque[float] = deque(maxlen=9)
+        self._sealed_bytes = float(_RECORD_BYTES)
+        burst = (bytes_per_s or 0.0) * _BURST_S
+        self._allowance = _Allowance(bytes_per_s, burst, burst)
+        everybody = 4.0 * len(keys) * _RECORD_BYTES * 8
+        heard_per_s = None if bytes_per_s is None else _HEARD_FACTOR * bytes_per_s
+        self._heard = {name: _Allowance(heard_per_s, everybody + burst, everybody + burst) for name in neighbours}
+        self._closing = False
+
+    # ---- what this node says itself
+
+    def begin(self, number: int, now_s: float) -> None:
+        """This node is in a round from now on."""
+        if self._began_s is not None and number == self._now_round + 1:
+            self._recent_s.append(now_s - self._began_s)
+        self._now_round, self._began_s = number, now_s
+        self.level = self._level()
+        for old in [r for r in self._rounds if r < number - self._window]:
+            self._give_up(old)
+
+    def speaks_of(self, number: int) -> bool:
+        """Whether records of a round are made and passed on here."""
+        return number % (1 << self.level) == 0
+
+    def publish(self, record: RoundRecord, now_s: float) -> None:
+        """Seal and spread this node's own record of a round."""
+        if record.closing:
+            self._closing = True
+        sealed = seal(record, self._sign, self._study)
+        self._sealed_bytes += (len(sealed) - self._sealed_bytes) / 8
+        self._take_in(record, sealed, now_s)
+        for name in self._pending:
+            self._to_say(name, record, sealed, now_s)
+
+    # ---- what comes and goes
+
+    def hear(self, peer: str, sealed_records: Sequence[bytes], now_s: float) -> None:
+        """Take in what a neighbour passes on.
+
+        Raises:
+            BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
+                came than anybody needs to say; those before it stand.
+        """
+        allowance = self._heard[peer]
+        for sealed in sealed_records:
+            if allowance.refill(now_s) < len(sealed):
+                raise BadMessage("more round records than there can be to say", reason="too_many_records")
+            allowance.left -= len(sealed)
+            record = unseal(sealed)
+            if record.member >= len(self._keys) or record.round > self.last_round:
+                raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
+            self._pending[peer].pop(_key(record), None)  # it knows
+            if record.member == self.me or not self._is_new(record):
+                continue
+            verify(sealed, self._keys[record.member], self._study)
+            self._take_in(record, sealed, now_s)
+            if self.speaks_of(record.round) or record.closing:
+                for name in self._pending:
+                    if name != peer:
+                        self._to_say(name, record, sealed, now_s)
+
+    def is_due(self, name: str, now_s: float) -> bool:
+        """Whether it is time to say what is new to a neighbour, between two rounds."""
+        pending = self._pending[name]
+        if not pending or (self._allowance.refill(now_s) <= 0 and not self._closing):
+            return False
+        return self._closing or len(pending) >= MAX_RECORDS or now_s - self._since_s[name] >= FLUSH_S
+
+    def take(self, name: str, now_s: float) -> list[bytes]:
+        """What to say to a neighbour now, the newest first; empty where there is nothing, or the allowance is spent."""
+        pending, left = self._pending[name], self._allowance.refill(now_s)
+        if not pending or (left <= 0 and not self._closing):
+            return []
+        chosen = sorted(pending, key=lambda key: -key[1])[:MAX_RECORDS]
+        said = [pending.pop(key) for key in chosen]
+        spent = _MESSAGE_BYTES + sum(len(sealed) + _PER_RECORD_BYTES for sealed in said)
+        self._allowance.left -= spent
+        self.bytes_sent += spent
+        return said
+
+    def say_again(self, name: str, now_s: float) -> None:
+        """A neighbour may have missed what was said: everybody's newest record once more."""
+        for heard in self.newest.values():
+            self._to_say(name, heard.record, heard.sealed, now_s)
+
+    # ---- what it comes to
+
+    def known_rounds(self) -> list[NetworkRound]:
+        """Rounds of which everybody's record has come since the last call, or of which the rest will not come any more.
+
+        They are in the order in which they became known.
+        """
+        known = list(self._known)
+        self._known.clear()
+        return known
+
+    def is_settled(self, nearby: Collection[str]) -> bool:
+        """Whether everybody's last record is here, and all is said to those neighbours."""
+        ended = len(self.newest) == len(self._keys) and all(heard.record.closing for heard in self.newest.values())
+        return ended and not any(self._pending[name] for name in nearby)
+
+    def _is_new(self, record: RoundRecord) -> bool:
+        so_far, newest = self._rounds.get(record.round), self.newest.get(record.member)
+        if newest is not None and record.closing and newest.record.closing:
+            return False
+        if newest is None or record.round > newest.record.round or (record.closing and record.round == newest.record.round):
+            return True
+        return self._in_window(record.round) and (so_far is None or record.member not in so_far.seen)
+
+    def _in_window(self, number: int) -> bool:
+        return abs(number - self._now_round) <= self._window
+
+    def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
+        newest = self.newest.get(record.member)
+        if newest is None or record.round >= newest.record.round:
+            self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
+            if record.metrics:
+                self.measured[record.member] = record
+        if not self._in_window(record.round):
+            return
+        so_far = self._rounds.setdefault(record.round, _Round())
+        if record.member in so_far.seen:
+            return
+        so_far.seen.add(record.member)
+        so_far.records[record.member] = record
+        if len(so_far.seen) == len(self._keys):
+            self._conclude(record.round, so_far)
+
+    def _give_up(self, number: int) -> None:
+        """Nobody will speak of that round any more. It counts without those who have been silent since, not without who left it out."""
+        so_far = self._rounds.pop(number)
+        if not so_far.records:
+            return
+        absent = [place for place in range(len(self._keys)) if place not in so_far.seen]
+        if all(place not in self.newest or self.newest[place].record.round < number for place in absent):
+            self._conclude(number, so_far)
+
+    def _conclude(self, number: int, so_far: _Round) -> None:
+        records = {member: so_far.records[member] for member in sorted(so_far.records)}  # sums run in the roster's order
+        self._known.append(NetworkRound(number=number, records=records, known_in=self._now_round, num_members=len(self._keys)))
+        so_far.records = {}
+
+    def _to_say(self, name: str, record: RoundRecord, sealed: bytes, now_s: float) -> None:
+        pending = self._pending[name]
+        if not pending:
+            self._since_s[name] = now_s
+        pending[_key(record)] = sealed
+        if len(pending) > _PENDING_ROUNDS * len(self._keys):  # what is old is worth the least
+            del pending[min(pending, key=lambda key: key[1])]
+
+    def _level(self) -> int:
+        """So that everybody's records of the rounds that are spoken of keep within the allowance."""
+        allowance = self._allowance.per_s
+        if allowance is None or not self._recent_s:
+            return self.level
+        others = max(len(self._pending) - 1, 1)  # a record comes from one neighbour and goes to the others
+        one_round = (self._sealed_bytes + _PER_RECORD_BYTES) * (len(self._keys) * others + 2) + 2 * _MESSAGE_BYTES * len(self._pending)
+        wanted_s = one_round / max(allowance, 1.0)
+        rounds = wanted_s / max(median(self._recent_s), 1e-4)
+        return min(MAX_LEVEL, max(0, math.ceil(math.log2(rounds))) if rounds > 0 else 0)
+
+
+def _key(record: RoundRecord) -> _Key:
+    return record.member, record.round, record.closing
