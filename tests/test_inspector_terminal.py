@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from functools import partial
 
 import pytest
 import typer
@@ -349,7 +350,7 @@ def test_a_live_page_goes_on_until_the_run_has_ended(tmp_path):
         if len(looks) == 3:
             RunFolder.open(place).write_summary(summary_of())
 
-    run = follow(place, console, every_s=0.5, pause=pause)
+    run = follow(partial(read_run, place), console, every_s=0.5, pause=pause)
 
     assert looks == [0.5] * 3
     assert run.summary["stop_reason"] == "converged"
@@ -365,6 +366,6 @@ def test_what_is_no_terminal_gets_nothing_before_the_end(tmp_path):
     def pause(_):
         RunFolder.open(place).write_summary(summary_of())
 
-    follow(place, Console(file=stream, width=80), every_s=0.5, pause=pause)
+    follow(partial(read_run, place), Console(file=stream, width=80), every_s=0.5, pause=pause)
 
     assert stream.getvalue() == ""

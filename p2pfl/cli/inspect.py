@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, also while it is in progress.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|URL", help="The folder of a run, also while it is in progress, or a node's address (status.url).")
+    ],
     *,
     reach: Annotated[
         list[str] | None,
@@ -31,13 +33,15 @@ def inspect(
     Example: p2pfl inspect runs/breast-cancer --live
 
     Example: p2pfl inspect runs/breast-cancer --html report.html
+
+    Example: p2pfl inspect http://127.0.0.1:43210/ --live
     """
     from p2pfl.inspector.reached import reached
-    from p2pfl.records import read_run
+    from p2pfl.inspector.sources import read_source
 
-    records = read_run(run) if not live else _followed(run)
+    records = read_source(run) if not live else _followed(run)
     if to_html or to_csv or to_parquet:
-        _write(run, records, to_html, {"csv": to_csv, "parquet": to_parquet})
+        _write(records, to_html, {"csv": to_csv, "parquet": to_parquet})
         return
     goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:
@@ -69,18 +73,20 @@ def inspect(
     print_page(records, Console(highlight=False), goals)
 
 
-def _followed(run: Path) -> RunRecords:
-    """The run at its end."""
+def _followed(run: str) -> RunRecords:
+    """The run at its end, or a node's last word."""
     import time
+    from functools import partial
 
     from rich.console import Console
 
+    from p2pfl.inspector.sources import read_source
     from p2pfl.inspector.terminal import follow
 
-    return follow(run, Console(highlight=False), every_s=1.0, pause=time.sleep)
+    return follow(partial(read_source, run), Console(highlight=False), every_s=1.0, pause=time.sleep)
 
 
-def _write(run: Path, records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:
+def _write(records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:
     """What was asked for as files; says which they are."""
     if page is not None:
         from p2pfl.inspector.report import write_report
@@ -89,9 +95,9 @@ def _write(run: Path, records: RunRecords, page: Path | None, folders: dict[str,
         typer.echo(page)
     for kind, folder in folders.items():
         if folder is not None:
-            from p2pfl.inspector.tables import read, write_tables
+            from p2pfl.inspector.tables import tables_of, write_tables
 
-            for path in write_tables(read(run), folder, kind):
+            for path in write_tables(tables_of(records), folder, kind):
                 typer.echo(path)
 
 

@@ -24,6 +24,7 @@ _RECENT = 10
 """Rounds whose seconds stand for those to come."""
 
 _MAX_SLOWEST = 10
+_NEWEST_AMONG = 20_000  # rows
 
 Basis = Literal["exact", "upper bound", "local"]
 
@@ -89,13 +90,13 @@ class Convergence:
 
 
 def convergence(run: RunRecords) -> Convergence:
-    """The course of a run so far."""
-    rows, graph = run.rounds, run.topology or {}
+    """The course of a run so far; of a node's own folder that of the network, as far as the node came to know it."""
+    rows, graph = (run.network or run.rounds), run.topology or {}
     basis, distance = _distances(rows)
     mixing = _only_mixing(rows)
     first = next((t for t, mixes in enumerate(mixing) if mixes and distance[t]), None)
     predicted = _predicted_rate(graph)
-    scales = _resolutions(run)
+    scales = _resolutions(run, rows)
     points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
     fitted, missing = fit_rate(points, any(mixing))
     relative = _relative(rows, distance)
@@ -164,13 +165,13 @@ def _predicted_rate(graph: Mapping[str, Any]) -> float | None:
     return max((abs(value) for value in eigenvalues if value is not None), default=None)
 
 
-def _resolutions(run: RunRecords) -> list[float]:
+def _resolutions(run: RunRecords, rows: Sequence[Row]) -> list[float]:
     """Below which distance each round's figure is rounding."""
-    trains = any(row.get("loss") is not None for row in run.rounds)
+    trains = any(row.get("loss") is not None for row in rows)
     # a task without training is plain averaging, whose own default is float64
     dtype = run.experiment.get("dtype") or ("float32" if trains else "float64")
     unit = float(np.finfo(np.dtype(dtype)).eps)
-    return [_FLOOR * unit * (row.get("rms_norm") or 0.0) for row in run.rounds]
+    return [_FLOOR * unit * (row.get("rms_norm") or 0.0) for row in rows]
 
 
 def _spectral_bound(rows: Sequence[Row], distance: Sequence[float | None], first: int | None, rate: float | None) -> list[float | None]:
@@ -229,8 +230,11 @@ def _seconds_a_round(rows: Sequence[Row], mixing: Sequence[bool]) -> float | Non
 
 
 def _slowest(rows: Sequence[Row], lambda_2: float | None) -> list[SlowNode]:
-    last = max((row["round"] for row in rows), default=None)
-    latest = [row for row in rows if row["round"] == last and row.get("disagreement") is not None]
+    """By each node's newest row, where these are of about the same round: a node's view has some that are older than its own."""
+    newest = {row["node"]: row for row in sorted(rows[-_NEWEST_AMONG:], key=lambda row: row["round"])}
+    views = any("age_s" in row for row in newest.values())
+    last = max((row["round"] for row in newest.values()), default=None)
+    latest = [row for row in newest.values() if (views or row["round"] == last) and row.get("disagreement") is not None]
     total = math.fsum(row["disagreement"] for row in latest)
     if not total:
         return []

@@ -43,7 +43,10 @@ def _ask(url: str) -> RunRecords:
     try:
         with urllib.request.urlopen(place, timeout=_REQUEST_S) as response:  # checked above
             content = response.read(_MOST_BYTES)
-    except (urllib.error.URLError, OSError) as error:
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise StoreError(f"{place}: what answers there is not a node of this version, or takes no part in the view ({error})") from error
+    except OSError as error:
         raise TransportError(f"{url}: no node answers ({error}); look into its state/status.url for where it is, or start it") from error
     try:
         return records_of(json.loads(content))

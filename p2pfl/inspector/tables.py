@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
-from p2pfl.records import Row, read_run, replace_file
+from p2pfl.records import Row, RunRecords, read_run, replace_file
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]
@@ -33,10 +33,12 @@ class Tables:
     """One row for each direction of a link, with the weight that the receiver gives the sender. Empty where the graph changes."""
     sites: list[FlatRow]
     """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
+    network: list[FlatRow] = field(default_factory=list)
+    """Of a node's own records: one row a round of the network, as far as the node came to know it."""
 
     def named(self) -> dict[str, list[FlatRow]]:
         """All of them, by name."""
-        return {name: getattr(self, name) for name in ("rounds", "nodes", "events", "edges", "sites")}
+        return {name: getattr(self, name) for name in ("rounds", "network", "nodes", "events", "edges", "sites")}
 
 
 def read(run: Path | str) -> Tables:
@@ -49,13 +51,18 @@ def read(run: Path | str) -> Tables:
         ConfigError: there is no run there.
         StoreError: a file of it is damaged.
     """
-    records = read_run(run)
+    return tables_of(read_run(run))
+
+
+def tables_of(records: RunRecords) -> Tables:
+    """Records as tables."""
     return Tables(
         rounds=[_flat(row) for row in records.rounds],
         nodes=[_flat(row) for row in records.nodes],
         events=[_flat(row) for row in records.events],
         edges=_edges(records.topology or {}),
         sites=_sites(records.summary or {}),
+        network=[_flat(row) for row in records.network],
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -18,11 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
-from p2pfl.records import Row, RunRecords, primary_metric, read_run
+from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
 _MAX_NODES = 40
@@ -42,30 +42,32 @@ def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ())
     console.print(page(run, width=min(console.width, _MAX_WIDTH), ascii_only=console.options.ascii_only, goals=goals))
 
 
-def follow(place: Path, console: Console, *, every_s: float, pause: Callable[[float], object]) -> RunRecords:
+def follow(look: Callable[[], RunRecords], console: Console, *, every_s: float, pause: Callable[[float], object]) -> RunRecords:
     """Show a run's page anew and anew until the run has ended; what it comes to stands on top, where no screen is too small for it.
 
     Args:
-        place: the run's folder.
+        look: reads the run as it is now.
         console: a terminal; anything else is left alone until the end.
         every_s: seconds between two looks.
         pause: waits so many seconds.
 
     Returns:
-        The run as it has ended.
+        The run as it has ended, or as the node that is asked said last.
 
     Raises:
-        ConfigError: there is no run there.
-        StoreError: a file of it is damaged.
+        P2PFLError: what `look` raises, but for a node that has answered once and is gone.
     """
-    run = read_run(place)
+    run = look()
     with Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else nullcontext() as live:
         while run.summary is None:
             if live is not None:
                 width, ascii_only = min(console.width, _MAX_WIDTH), console.options.ascii_only
                 live.update(page(run, width=width, ascii_only=ascii_only, is_live=True), refresh=True)
             pause(every_s)
-            run = read_run(place)
+            try:
+                run = look()
+            except TransportError:
+                break
     return run
 
 
@@ -82,6 +84,7 @@ def page(
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
         *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
+        *_section("Nodes, as this one has heard of them", _heard_of(run)),
         *_section("Furthest from their neighbours", _slowest(run, course)),
         *_section("Skipped neighbours", _skipped(course)),
         *_section("Events", _events(run.events)),
@@ -250,6 +253,22 @@ def _reached(goals: Sequence[Reached]) -> Table:
         rounds = str(goal.rounds) if goal.rounds is not None else "never"
         table.add_row(_name(goal.what), f"{goal.wanted:g}", rounds, _clock_seconds(goal.simulated_s))
     return table
+
+
+def _heard_of(run: RunRecords) -> list[RenderableType]:
+    """Of a node's own view everybody's newest row, with its age."""
+    newest = {row["node"]: row for row in sorted(run.nodes, key=lambda row: row["round"]) if "age_s" in row}
+    if not newest:
+        return []
+    metric = primary_metric(sorted({name for row in newest.values() for name in row.get("metrics") or ()}))
+    table = _table("node", "round", "heard", "loss", *([_printable(metric)] if metric else []), "went on without")
+    for name, row in sorted(newest.items())[:_MAX_NODES]:
+        state = "has finished" if row.get("state") == "finished" else f"{row['age_s']:.0f} s ago"
+        figures = [_number(row.get("loss")), *([_number((row.get("metrics") or {}).get(metric))] if metric else [])]
+        table.add_row(_name(name), str(row["round"]), state, *figures, _name(", ".join(row.get("skipped") or ())))
+    unheard = [name for name in (run.topology or {}).get("nodes") or () if name not in newest]
+    silent = [Text(_printable(f"never heard of: {', '.join(unheard)}"), style="red")] if unheard else []
+    return [table, *_more(len(newest) - _MAX_NODES, "nodes"), *silent]
 
 
 def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:

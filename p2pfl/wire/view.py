@@ -126,7 +126,7 @@ class NetworkView:
         self.me, self.last_round = me, last_round
         self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
         self._sign, self._study = sign, study
-        self._window = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
+        self._news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
         self.measured: dict[int, RoundRecord] = {}
@@ -157,7 +157,8 @@ class NetworkView:
             self._recent_s.append(now_s - self._began_s)
         self._now_round, self._began_s = number, now_s
         self.level = self._level()
-        for old in [r for r in self._rounds if r < number - self._window]:
+        oldest = number - (self._news_rounds << self._common_level())
+        for old in [r for r in self._rounds if r < oldest]:
             self._give_up(old)
 
     def speaks_of(self, number: int) -> bool:
@@ -247,10 +248,15 @@ class NetworkView:
             return False
         if newest is None or record.round > newest.record.round or (record.closing and record.round == newest.record.round):
             return True
-        return self._in_window(record.round) and (so_far is None or record.member not in so_far.seen)
+        return self._counts(record.round) and (so_far is None or record.member not in so_far.seen)
 
-    def _in_window(self, number: int) -> bool:
-        return abs(number - self._now_round) <= self._window
+    def _counts(self, number: int) -> bool:
+        """Whether a round is one that everybody speaks of, and not too far away."""
+        level = self._common_level()
+        return number % (1 << level) == 0 and abs(number - self._now_round) <= self._news_rounds << level
+
+    def _common_level(self) -> int:
+        return min(MAX_LEVEL, max((heard.record.level for heard in self.newest.values()), default=self.level))
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)
@@ -258,7 +264,7 @@ class NetworkView:
             self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
             if record.metrics:
                 self.measured[record.member] = record
-        if not self._in_window(record.round):
+        if not self._counts(record.round) and not record.closing:
             return
         so_far = self._rounds.setdefault(record.round, _Round())
         if record.member in so_far.seen:

@@ -1,0 +1,322 @@
+"""The network's view at every node: rows, certificates, what a site withholds, and what a node's address tells an inspector."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from networks import HASTY, Institutions, Network, averaging, finish, plan_of, wait_until
+from p2pfl.errors import ConfigError, StoreError, TransportError
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.sources import read_source
+from p2pfl.node.network_view import ViewPolicy, ViewTerms
+from p2pfl.records import read_run
+from p2pfl.simulator import simulate
+from p2pfl.summary import consensus_distance
+
+ALL = ViewPolicy(bytes_per_s=None)
+
+
+def terms(plan, policy=ALL, **policies):
+    """Of every member."""
+    secrets = {name: Ed25519PrivateKey.generate() for name in plan.names}
+    keys = {name: secret.public_key().public_bytes_raw() for name, secret in secrets.items()}
+    return {name: ViewTerms(keys=keys, sign=secrets[name].sign, policy=policies.get(name, policy)) for name in plan.names}
+
+
+class Watched(Network):
+    """Daemons with a view, whose messages are kept as they are sent."""
+
+    def __init__(self, plan, place, *, policies=None, policy=ALL, **options):
+        super().__init__(plan, place, **options)
+        self.terms = terms(plan, policy, **(policies or {}))
+        self.messages = {}
+        """(N, P) by round."""
+
+    def start(self, *names):
+        for name in names or self.plan.names:
+            self.options["view"] = self.terms[name]
+            super().start(name)
+            self._listen(name, self.nodes[name].daemon._population)
+
+    def _listen(self, name, population):
+        plainly = population.outgoing
+
+        def outgoing(round, phase, **more):
+            sent = plainly(round, phase, **more)
+            rows = self.messages.setdefault(round, torch.full((len(self.plan.names), sent["x"].shape[-1]), math.nan, dtype=torch.float64))
+            rows[self.plan.names.index(name)] = sent["x"][0].double()
+            return sent
+
+        population.outgoing = outgoing
+
+    def truth(self, number):
+        """The disagreement of the models that were exchanged in a round, before they were mixed."""
+        return consensus_distance(self.messages[number])
+
+    def certificates(self, name):
+        return {row["round"]: row for row in read_run(self.states[name] / "run").network}
+
+
+def learning(nodes=16, rounds=30, **more):
+    return plan_of(
+        task={"name": "breast-cancer"},
+        nodes=nodes,
+        partition={"name": "iid"},
+        topology={"name": "ring"},
+        rounds=rounds,
+        stop=None,
+        algorithm={"name": "dpsgd", "local_steps": 2, "batch_size": 16},
+        evaluate_every=5,
+        **more,
+    )
+
+
+def check_certificates(network, rounds, diameter):
+    for name in network.plan.names:
+        found = network.certificates(name)
+
+        assert sorted(found) == list(range(rounds))
+        for number, row in found.items():
+            assert row["nodes"] == len(network.plan.names)
+            assert row["missing"] == []
+            rounding = 1e-14 * row["rms_norm"]
+            assert row["bound_low"] - rounding <= network.truth(number) <= row["bound_high"] + rounding
+            assert row["known_in"] - number <= diameter + 2
+
+
+def test_sixteen_daemons_on_a_ring_certify_every_round_of_a_run(tmp_path):
+    plan = learning()
+    network = Watched(plan, tmp_path)
+    oldest = dict.fromkeys(plan.names, 0)
+
+    async def main():
+        async with network:
+            network.start()
+            for number in range(10, 30):
+                await network.reached(number)
+                for name, node in network.nodes.items():
+                    view = node.daemon.status()["network"]
+                    assert len(view["rows"]) == 16
+                    oldest[name] = max(oldest[name], *(row["age_rounds"] for row in view["rows"]))
+            return await network.ended()
+
+    assert finish(main()) == ["rounds"] * 16
+    assert max(oldest.values()) <= 8 + 2
+    check_certificates(network, 30, diameter=8)
+
+
+def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tmp_path):
+    tolerance = 1e-3
+    plan = averaging({"name": "ring"}, 12, tolerance=tolerance)
+    network = Watched(plan, tmp_path)
+
+    async def main():
+        async with network:
+            network.start()
+            return await network.ended()
+
+    assert finish(main()) == ["converged"] * 12
+    rounds = network.summary("node-03")["rounds"]
+    check_certificates(network, rounds, diameter=6)
+
+    run = read_run(network.states["node-03"] / "run")
+    rows = run.network
+    reached = next(row["round"] for row in rows if row["bound_high"] / row["rms_norm"] <= tolerance)
+    half = type(run)(**{field: getattr(run, field) for field in run.__slots__} | {"network": rows[: reached // 2], "summary": None})
+    course = convergence(half)
+    left = reached - course.rounds[-1]
+
+    assert course.basis == "upper bound"
+    assert abs(course.rounds_to_go - left) <= 0.2 * left
+    assert course.rounds_to_go_between[0] <= left
+    assert course.fitted_rate <= course.predicted_rate * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("topology", ["path", "star", "complete", "torus"])
+def test_certificates_hold_on_any_graph(topology, tmp_path):
+    plan = averaging({"name": topology}, 9, tolerance=1e-2)
+    network = Watched(plan, tmp_path)
+
+    async def main():
+        async with network:
+            network.start()
+            await network.ended()
+
+    finish(main())
+    diameter = {"path": 8, "star": 2, "complete": 1, "torus": 2}[topology]
+
+    check_certificates(network, network.summary("node-0")["rounds"], diameter)
+
+
+def test_while_a_node_is_away_only_the_lower_bound_is_certified_and_then_both_again(tmp_path):
+    plan = averaging({"name": "ring"}, 6, tolerance=1e-12)
+    network = Watched(plan, tmp_path, limits=HASTY)
+
+    async def main():
+        async with network:
+            network.start()
+            await network.reached(10)
+            await network.kill("node-2")
+            await network.reached(network.round("node-5") + 40, [name for name in plan.names if name != "node-2"])
+            away = network.round("node-5")
+            network.start("node-2")
+            await network.reached(away + 40)
+            return await network.ended()
+
+    finish(main())
+    found = network.certificates("node-5")
+    partial = [row for row in found.values() if row["missing"] == ["node-2"]]
+
+    assert len(partial) >= 5
+    for row in found.values():
+        others = network.truth(row["round"]) if not network.messages[row["round"]].isnan().any() else math.inf
+        rounding = 1e-14 * row["rms_norm"]
+        assert row["bound_low"] - rounding <= others
+        assert row["bound_high"] is None or others <= row["bound_high"] + rounding
+    assert all(row["bound_high"] is None for row in partial)
+    assert found[max(found)]["bound_high"] is not None
+
+
+def test_a_site_says_no_more_than_its_policy_allows(tmp_path):
+    plan = learning(nodes=3, rounds=12)
+    names = plan.names
+    policies = {
+        names[0]: ViewPolicy(bytes_per_s=None, metrics=False),
+        names[1]: ViewPolicy(bytes_per_s=None, counts="tens"),
+        names[2]: ViewPolicy(bytes_per_s=None, counts="withheld"),
+    }
+    network = Watched(plan, tmp_path, policies=policies)
+    seen = {}
+
+    async def main():
+        async with network:
+            network.start()
+            await network.reached(11)
+            seen.update({row["node"]: row for row in network.nodes[names[1]].daemon.status()["network"]["rows"]})
+            await network.ended()
+
+    finish(main())
+    train, test = (len(part[0]) for part in (plan.sites[names[0]].train, plan.sites[names[0]].test))
+
+    assert seen[names[0]]["loss"] is None
+    assert "metrics" not in seen[names[0]]
+    assert seen[names[0]]["rows"] == {"train": train, "test": test}
+    assert set(seen[names[1]]["metrics"]) == set(plan.task.metrics)
+    assert all(count % 10 == 0 for count in seen[names[1]]["rows"].values())
+    assert "rows" not in seen[names[2]]
+
+
+def test_no_metric_of_a_handful_of_patients_leaves_the_site(tmp_path):
+    plan = learning(nodes=16, rounds=6)
+    site = plan.sites[plan.names[4]]
+    few = type(site)(name=site.name, train=site.train, test=(site.test[0][:9], site.test[1][:9]))
+    plan.sites[plan.names[4]] = few
+    network = Watched(plan, tmp_path)
+
+    async def main():
+        async with network:
+            network.start()
+            await network.ended()
+
+    finish(main())
+    rows = {row["node"]: row for row in network.nodes[plan.names[0]].daemon.status()["network"]["rows"]}
+
+    assert "metrics" not in rows[plan.names[4]]
+    assert "metrics" in rows[plan.names[5]]
+
+
+def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_else(tmp_path):
+    plan = averaging({"name": "ring"}, 5, tolerance=1e-6)
+    network = Watched(plan, tmp_path)
+    stranger = Ed25519PrivateKey.generate()
+    network.terms["node-1"] = ViewTerms(keys=network.terms["node-1"].keys, sign=stranger.sign, policy=ALL)
+
+    async def main():
+        async with network:
+            network.start()
+            return await network.ended()
+
+    assert finish(main()) == ["converged"] * 5
+    status = network.nodes["node-0"].daemon.status()
+
+    assert status["refused"]["wrong_signature"] >= 1
+    assert status["network"]["not_heard_of"] == ["node-1"]
+
+
+def test_a_nodes_address_tells_an_inspector_of_the_whole_network(tmp_path):
+    plan = averaging({"name": "ring"}, 6, tolerance=1e-9)
+    found = {}
+
+    async def main():
+        async with Watched(plan, tmp_path, status_port=0) as network:
+            network.start()
+            await network.reached(30)
+            url = (network.states["node-4"] / "status.url").read_text().strip()
+            found["run"] = await asyncio.to_thread(read_source, url)
+            await network.ended()
+
+    finish(main())
+    run = found["run"]
+    course = convergence(run)
+
+    assert run.experiment["name"] == plan.experiment.name
+    assert {row["node"] for row in run.nodes} == set(plan.names)
+    assert course.basis == "upper bound"
+    assert course.rounds[-1] >= 20
+    assert course.rounds_to_go is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("http://127.0.0.1:1/", TransportError),
+        ("http://hospital.example:80/", ConfigError),
+        ("https://127.0.0.1:80/", ConfigError),
+        ("runs/there-is-none", ConfigError),
+    ],
+)
+def test_an_address_at_which_no_node_can_be_is_said_so(source, error):
+    with pytest.raises(error):
+        read_source(source)
+
+
+def test_what_is_no_node_is_said_so(tmp_path):
+    from test_status import served
+
+    async def ask():
+        url = (tmp_path / "status.url").read_text().strip()
+        await asyncio.to_thread(read_source, url)
+
+    with pytest.raises((StoreError, TransportError)):
+        served(tmp_path, {}, ask)
+
+
+@pytest.mark.slow
+def test_sixteen_processes_on_a_ring_certify_every_round_within_their_allowance(tmp_path):
+    rounds = 16
+    plan = learning(rounds=rounds)
+    with Institutions(plan, tmp_path / "sites", round_at_least_s=3.0) as sites:
+        sites.start()
+        name = plan.names[5]
+        wait_until(lambda: sites.round(name) >= 11)
+        run = read_source((sites.state(name) / "status.url").read_text().strip())
+        ages = [row["age_rounds"] for row in sites.status(name)["network"]["rows"]]
+        wait_until(sites.is_over)
+        found = {name: {row["round"]: row for row in read_run(sites.state(name) / "run").network} for name in plan.names}
+        summaries = [sites.summary(name) for name in plan.names]
+    truth = read_run(simulate(plan.experiment.as_dict(), out=tmp_path / "simulated").path).rounds
+
+    assert {row["node"] for row in run.nodes} == set(plan.names)
+    assert len(ages) == 16
+    assert max(ages) <= 8 + 2
+    assert all(summary["stop_reason"] == "rounds" for summary in summaries)
+    for certificates in found.values():
+        assert sorted(certificates) == list(range(rounds))
+        for number, row in certificates.items():
+            assert row["known_in"] - number <= 8 + 2
+            assert row["bound_low"] * (1 - 1e-6) <= truth[number]["consensus_distance"] <= row["bound_high"] * (1 + 1e-6)
