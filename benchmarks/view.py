@@ -93,9 +93,10 @@ def report(found: list[dict[str, Any]], seconds: float) -> None:
     rates = [status["network"]["bytes_sent"] / seconds for status in found]
     rounds = min(status["round"] for status in found)
     ages = [row["age_s"] for status in found for row in status["network"]["rows"]]
+    mean = sum(rates) / len(rates)
     rows = min(len(status["network"]["rows"]) for status in found)
     print(
-        f"{len(found)} nodes, {rounds} rounds, {seconds:.0f} s: at most {max(rates):.0f} bytes/s, {sum(rates) / len(rates):.0f} on average; "
+        f"{len(found)} nodes, {rounds} rounds, {seconds:.0f} s: {max(rates):.0f} bytes/s at most, {mean:.0f} on average, "
         f"every {found[0]['network']['every']} rounds; {rows} or more rows at each node, none older than {max(ages):.0f} s"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from networks import HASTY, Institutions, Network, averaging, finish, plan_of, w
 from p2pfl.errors import ConfigError, StoreError, TransportError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.sources import read_source
+from p2pfl.node import network_view
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.records import read_run
 from p2pfl.simulator import simulate
@@ -180,6 +182,54 @@ def test_while_a_node_is_away_only_the_lower_bound_is_certified_and_then_both_ag
         assert row["bound_high"] is None or others <= row["bound_high"] + rounding
     assert all(row["bound_high"] is None for row in partial)
     assert found[max(found)]["bound_high"] is not None
+
+
+def check_sums(network, period_at_most):
+    """Every node has certified the same rounds, and what they certify holds."""
+    rounds = {name: sorted(network.certificates(name)) for name in network.plan.names}
+    assert len({tuple(r) for r in rounds.values()}) == 1
+    certified = rounds[network.plan.names[0]]
+    assert certified
+    assert max(b - a for a, b in pairwise([0, *certified])) <= period_at_most
+    for name in network.plan.names:
+        for number, row in network.certificates(name).items():
+            assert row["bound_low"] <= network.truth(number) <= row["bound_high"]
+            assert row["nodes"] == len(network.plan.names)
+
+
+def test_of_many_members_the_certificate_is_a_sum(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_view, "ROWS_UP_TO", 4)
+    plan = learning(nodes=8, rounds=60)
+    network = Watched(plan, tmp_path)
+
+    async def main():
+        async with network:
+            network.start()
+            await network.ended()
+
+    finish(main())
+    check_sums(network, 30)
+    rows = network.nodes[plan.names[0]].daemon.status()["network"]["rows"]
+
+    assert [row["node"] for row in rows] == list(plan.names)
+
+
+@pytest.mark.slow
+def test_three_hundred_daemons_certify_what_none_of_them_could_hear_of(tmp_path):
+    plan = averaging({"name": "exponential"}, 300, tolerance=1e-4)
+    network = Watched(plan, tmp_path, policy=ViewPolicy(bytes_per_s=None))
+
+    async def main():
+        async with network:
+            network.start()
+            await network.reached(40)
+
+    finish(main(), 600.0)
+    name = plan.names[7]
+
+    assert network.certificates(name)
+    for number, row in network.certificates(name).items():
+        assert row["bound_low"] <= network.truth(number) <= row["bound_high"]
 
 
 def test_a_site_says_no_more_than_its_policy_allows(tmp_path):

@@ -62,7 +62,11 @@ def test_each_key_is_needed_and_no_other_allowed(message):
     assert refused([msgpack.packb(keys | {"further": 1}), *payload]) == "bad_message"
 
 
-ALLOWED = {("is_open", "True"), ("whole", "True"), ("marks", "None"), ("pad", "b''")}
+ALLOWED = {("is_open", "True"), ("whole", "True"), ("marks", "None"), ("pad", "b''"), ("void", "True")}
+ALLOWED |= {(name, str(value)) for name in ("sum", "weight", "low", "high") for value in (1.0, 2**64 - 1)} | {
+    ("low", "None"),
+    ("high", "None"),
+}
 
 
 @pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda message: type(message).__name__)

@@ -153,6 +153,7 @@ class Daemon:
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
             view=self._outlook.view if self._outlook is not None else None,
+            shared=self._outlook.shared if self._outlook is not None else None,
         )
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
@@ -730,11 +731,13 @@ class Daemon:
         """Tell the network of a round, and write down what has become known of it."""
         if self._outlook is None or self._folder is None:
             return
-        if not closing:
-            self._outlook.view.begin(row["round"] + 1, self._now())
-        self._outlook.say(row, self._now(), agreed=self._model_channel is not None, closing=closing)
+        agreed = self._model_channel is not None
+        if closing:
+            self._outlook.say(row, self._now(), agreed=agreed, closing=True)
+        else:
+            self._outlook.end_round(row, self._now(), agreed=agreed)
         self._outlook.take_note(self._folder)
-        self.protocol.spread()
+        self.protocol.spread(self._now())
         self._wake_senders()
 
     def _own_view(self, row: Mapping[str, Any]) -> dict[str, Any]:

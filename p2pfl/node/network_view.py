@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +11,22 @@ from p2pfl.experiment import news_rounds
 from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder, read_run
 from p2pfl.summary import disagreement_row
-from p2pfl.topology import is_spectrum_quick
+from p2pfl.topology import is_spectrum_quick, rounds_to
 from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
+from p2pfl.wire.shared_sum import Shared, SharedSum
 from p2pfl.wire.view import NetworkRound, NetworkView
-
-log = logging.getLogger(__name__)
 
 Counts = Literal["exact", "tens", "withheld"]
 
 SMALL_CELL = 10
 """Of fewer test rows than this no metric leaves the site."""
 
+ROWS_UP_TO = 256
+"""Of more members than this nobody hears of every round of each: the certificate is summed by push-sum."""
+
 _TENS = 10
+_MOST_STEPS = 200
+_WELL_MIXED = 0.05
 _LARGEST = 3e38
 _MOST_ROWS = 2000  # of all nodes together that are kept for who asks
 
@@ -68,7 +71,11 @@ class Outlook:
         self._metrics = sorted(plan.task.metrics)[:MAX_METRICS]
         self._places = {name: place for place, name in enumerate(plan.names)}
         self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
+        self._summed: Row | None = None
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
+        is_many = len(plan.names) > ROWS_UP_TO
+        self.shared = self._shared_sum() if is_many and self._is_steady else None
+        """Where records are not summed: the sum of everybody's disagreement."""
         self.view = NetworkView(
             me=self._places[me],
             keys=[terms.keys[name] for name in plan.names],
@@ -78,7 +85,30 @@ class Outlook:
             diameter=news_rounds(plan.topology) if is_spectrum_quick(plan.topology) else None,
             last_round=plan.experiment.last_possible_round,
             bytes_per_s=terms.policy.bytes_per_s,
+            sums=not is_many,
         )
+
+    @property
+    def _is_steady(self) -> bool:
+        """Whether everybody exchanges with all its neighbours in every round."""
+        schedule = self._plan.schedule
+        return self._plan.experiment.pace.name == "synchronous" and schedule.period == 1 and not schedule.directed
+
+    def _shared_sum(self) -> SharedSum:
+        plan = self._plan
+        diameter = news_rounds(plan.topology)
+        steps = (rounds_to(plan.topology, _WELL_MIXED) if is_spectrum_quick(plan.topology) else None) or 2 * diameter
+        return SharedSum(
+            neighbours=plan.neighbours(self._me), num_nodes=len(plan.names), diameter=diameter, steps=min(max(steps, 1), _MOST_STEPS)
+        )
+
+    def end_round(self, row: Mapping[str, Any], now_s: float, *, agreed: bool) -> None:
+        """A round of this node's own is over: say so, as `say` does, and take the next step of the sum."""
+        self.view.begin(row["round"] + 1, now_s)
+        self.say(row, now_s, agreed=agreed)
+        if self.shared is not None:
+            value = _finite(row["disagreement"]) if agreed and not row["skipped"] else None
+            self.shared.end_round(row["round"], value)
 
     def say(self, row: Mapping[str, Any], now_s: float, *, agreed: bool = True, closing: bool = False) -> None:
         """Tell the network of a round of this node's own, if it is one that is spoken of.
@@ -120,6 +150,9 @@ class Outlook:
         for known in self.view.known_rounds():
             self._kept.append(known)
             folder.append_network(self._network_row(known))
+        if self.shared is not None and (summed := self.shared.known()) is not None:
+            self._summed = self._shared_row(summed)
+            folder.append_network(self._summed)
 
     def rows(self, now_s: float) -> list[Row]:
         """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""
@@ -134,11 +167,11 @@ class Outlook:
 
     def status(self, now_s: float) -> dict[str, Any]:
         """For the status endpoint."""
-        last = self._kept[-1] if self._kept else None
+        last = self._network_row(self._kept[-1]) if self._kept else self._summed
         return {
             "rows": self.rows(now_s),
             "not_heard_of": [name for name, place in self._places.items() if place not in self.view.newest],
-            "certificate": self._network_row(last) if last is not None else None,
+            "certificate": last,
             "every": 2**self.view.level,
             "bytes_sent": self.view.bytes_sent,
         }
@@ -216,6 +249,20 @@ class Outlook:
             "bytes_sent": sum(record.sent for record in records),
             "skipped": sum(record.skipped for record in records),
             "seconds": {part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
+        }
+
+    def _shared_row(self, summed: Shared) -> Row:
+        """What a sum of everybody's disagreement certifies."""
+        kind = "settle" if summed.round >= self._plan.experiment.rounds else "train"
+        own = self.view.newest.get(self._places[self._me])
+        norm = own.record.norm if own is not None else None
+        low, high = (disagreement_row(self._plan, summed.round, kind, [], s, (norm or 0.0) ** 2, None) for s in (summed.low, summed.high))
+        return low | {
+            "disagreement": None,
+            "bound_high": high["bound_high"],
+            "nodes": len(self._plan.names),
+            "missing": [],
+            "known_in": summed.known_in,
         }
 
 

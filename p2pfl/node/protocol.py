@@ -15,12 +15,13 @@ from p2pfl.errors import BadMessage, PeerError
 from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendRecords, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
-from p2pfl.wire.codec import Frame
+from p2pfl.wire.codec import Frame, encode
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
-from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, Records, StopNews, Update, Want
+from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, Records, Share, StopNews, Update, Want
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import CEILING_S, RoundPace
+from p2pfl.wire.shared_sum import SharedSum
 from p2pfl.wire.update import Arrived, Parcel, Whole
 from p2pfl.wire.view import NetworkView
 
@@ -143,6 +144,9 @@ class Protocol:
     view: NetworkView | None = None
     """What this node hears of the whole network, and passes on; None: it takes no part in that."""
 
+    shared: SharedSum | None = None
+    """Its part in a sum over all nodes, where these are too many to hear of each."""
+
     barrier: ExchangeBarrier | None = None
     _next_hello_s: float = float("-inf")
     _in_step: tuple[int, float] = (0, 0.0)
@@ -178,11 +182,13 @@ class Protocol:
             self._arrived(neighbour, heard.arrived)
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
+        if self.shared is not None and isinstance(message, Share):
+            self.shared.hear(peer, message)
         if self.view is None or not isinstance(message, Records):
             return
         self.view.hear(peer, message.sealed, now_s)
         if self.closing is not None:  # no round will take it further
-            self.spread()
+            self.spread(now_s)
 
     def is_spreading(self) -> bool:
         """Whether records of the end are still to come or to go, and there is somebody left for that."""
@@ -204,7 +210,7 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing | Records):
+        elif self.closing is not None and not isinstance(message, Closing | Records | Share):
             neighbour.queue(self.closing_message(neighbour))
 
     @property
@@ -593,11 +599,15 @@ class Protocol:
                 if neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
                     neighbour.queue(SendRecords())
 
-    def spread(self) -> None:
+    def spread(self, now_s: float) -> None:
         """A round is over: what is new of the network goes out with the next round's updates."""
         for neighbour in self.neighbours.values():
             if neighbour.session.is_open:
                 neighbour.queue(SendRecords())
+                if self.shared is not None and self.view is not None:
+                    share = self.shared.share(neighbour.name)
+                    if self.view.spend(sum(memoryview(frame).nbytes for frame in encode(share)), now_s):
+                        neighbour.queue(share)  # what is not said now is in what is said next
 
     def _ask_again(self, now_s: float) -> None:
         """For what has not come."""

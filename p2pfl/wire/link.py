@@ -10,7 +10,7 @@ from typing import Final
 
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
-from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Message, Records, Report, StopNews, Update, Want
+from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Message, Records, Report, Share, StopNews, Update, Want
 from p2pfl.wire.update import Arrays, Arrived, Assembly, UpdateFormat
 
 
@@ -186,7 +186,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case Want() | Alive() | Closing() | Decline() | Records():
+            case Want() | Alive() | Closing() | Decline() | Records() | Share():
                 return Heard(message=message)
 
     def _step(self, event: Event) -> None:

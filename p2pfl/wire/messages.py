@@ -1,4 +1,4 @@
-"""What neighbours say to each other: nine messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: ten messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -36,6 +36,7 @@ Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Flag = Annotated[bool, Strict()]
+Amount = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
 Mark = Annotated[bytes, Strict(), Field(min_length=8, max_length=8)]
 """Stands for the values that a node's updates have led to: equal marks, equal values."""
@@ -231,11 +232,37 @@ class Records:
     """As `round_record` seals them."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """My part in a sum over all nodes, where these are too many to hear of each; see `shared_sum`."""
+
+    code: ClassVar[int] = 10
+
+    round: Exchange
+    """Whose numbers are summed."""
+
+    step: Exchange
+    """How many rounds ago I began."""
+
+    sum: Amount
+    weight: Amount
+    """All that I have given over this edge."""
+
+    low: Amount | None
+    high: Amount | None
+    """The extreme ratios that I know of; None before my last step."""
+
+    outage: Exchange
+    hops: Exchange
+    void: Flag
+    """The sum comes to nothing: somebody has no number."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records)
+    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share)
 }
 """By type code. A code is never used for anything else again."""

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.messages import MAX_RECORD_BYTES, Exchange, Flag
+from p2pfl.wire.messages import MAX_RECORD_BYTES, Amount, Exchange, Flag
 
 SIGNATURE_BYTES: Final = 64
 MAX_NAMED: Final = 16
@@ -28,7 +28,6 @@ PARTS: Final = ("train", "wait", "mix", "evaluate")
 
 _DOMAIN = b"p2pfl round record v1\0"
 
-Amount = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Figure = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Place = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 """In the roster's order."""

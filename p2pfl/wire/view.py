@@ -109,6 +109,7 @@ class NetworkView:
         diameter: of the graph; None where it is not known.
         last_round: nobody can be further.
         bytes_per_s: what this node may send for the view; None: as much as there is to say.
+        sums: whether records are summed round by round; of many members only the newest of each are kept.
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class NetworkView:
         diameter: int | None,
         last_round: int,
         bytes_per_s: float | None,
+        sums: bool = True,
     ) -> None:
+        self._sums = sums
         self.me, self.last_round = me, last_round
         self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
         self._sign, self._study = sign, study
@@ -221,6 +224,14 @@ class NetworkView:
         self.bytes_sent += spent
         return said
 
+    def spend(self, size_bytes: int, now_s: float) -> bool:
+        """Whether the allowance has room for something else that is said for the view."""
+        if self._allowance.refill(now_s) <= 0 and not self._closing:
+            return False
+        self._allowance.left -= size_bytes
+        self.bytes_sent += size_bytes
+        return True
+
     def say_again(self, name: str, now_s: float) -> None:
         """A neighbour may have missed what was said: everybody's newest record once more."""
         for heard in self.newest.values():
@@ -253,7 +264,7 @@ class NetworkView:
     def _counts(self, number: int) -> bool:
         """Whether a round is one that everybody speaks of, and not too far away."""
         level = self._common_level()
-        return number % (1 << level) == 0 and abs(number - self._now_round) <= self._news_rounds << level
+        return self._sums and number % (1 << level) == 0 and abs(number - self._now_round) <= self._news_rounds << level
 
     def _common_level(self) -> int:
         return min(MAX_LEVEL, max((heard.record.level for heard in self.newest.values()), default=self.level))
@@ -264,7 +275,7 @@ class NetworkView:
             self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
             if record.metrics:
                 self.measured[record.member] = record
-        if not self._counts(record.round) and not record.closing:
+        if not self._counts(record.round) and not (record.closing and self._sums):
             return
         so_far = self._rounds.setdefault(record.round, _Round())
         if record.member in so_far.seen:
