@@ -214,24 +214,6 @@ def test_of_many_members_the_certificate_is_a_sum(tmp_path, monkeypatch):
     assert [row["node"] for row in rows] == list(plan.names)
 
 
-@pytest.mark.slow
-def test_three_hundred_daemons_certify_what_none_of_them_could_hear_of(tmp_path):
-    plan = averaging({"name": "exponential"}, 300, tolerance=1e-4)
-    network = Watched(plan, tmp_path, policy=ViewPolicy(bytes_per_s=None))
-
-    async def main():
-        async with network:
-            network.start()
-            await network.reached(40)
-
-    finish(main(), 600.0)
-    name = plan.names[7]
-
-    assert network.certificates(name)
-    for number, row in network.certificates(name).items():
-        assert row["bound_low"] <= network.truth(number) <= row["bound_high"]
-
-
 def test_a_site_says_no_more_than_its_policy_allows(tmp_path):
     plan = learning(nodes=3, rounds=12)
     names = plan.names
