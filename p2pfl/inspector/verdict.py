@@ -61,6 +61,19 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     return found
 
 
+def certificate(run: RunRecords, course: Convergence) -> str:
+    """What the nodes' own records prove about how far the models are apart, which needs nobody's trust in the mean model."""
+    proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
+    if not proven:
+        return "The nodes' records certify no distance: that takes a round in which every message came."
+    last = proven[-1]
+    low, high, size = course.low[last], course.high[last], run.rounds[last].get("rms_norm")
+    relative = f", which is {low / size:.1e} to {high / size:.1e} of their size" if size and low is not None and high is not None else ""
+    wanted = f"; wanted is {course.tolerance:.1e}" if course.tolerance is not None and relative else ""
+    since = "" if last == len(course.rounds) - 1 else " Since then messages were missed, and nothing is certified."
+    return f"In round {course.rounds[last]} the models were certainly between {low:.1e} and {high:.1e} apart{relative}{wanted}.{since}"
+
+
 def _agreement(run: RunRecords, course: Convergence) -> str:
     if not run.rounds:
         return "No round is recorded yet."
