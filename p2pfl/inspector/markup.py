@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 MAX_ROWS = 200
 
-COLOURS = """
-:root { color-scheme: light dark; --ink: #1a202c; --paper: #fff; --line: #cbd5e0; --faint: #5a6578; --good: #276749; --bad: #9b2c2c; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e2e8f0; --paper: #171c26; --line: #3d4757; --faint: #a0aec0; --good: #68d391; --bad: #fc8181; }
-}
+_LIGHT = "color-scheme: light; --ink: #1a202c; --paper: #fff; --line: #cbd5e0; --faint: #5a6578; --good: #276749; --bad: #9b2c2c;"
+_DARK = "color-scheme: dark; --ink: #e2e8f0; --paper: #171c26; --line: #3d4757; --faint: #a0aec0; --good: #68d391; --bad: #fc8181;"
+
+COLOURS = f"""
+:root {{ {_LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {_DARK} }} }}
+:root[data-theme=dark] {{ {_DARK} }}
 """
-"""Ink and paper of a page that follows what its reader's machine prefers."""
+"""Ink and paper of a page as its reader's machine prefers them, or as data-theme of the root says."""
 
 STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
@@ -54,7 +56,7 @@ def note(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], last: Sequence[Cell] | None = None, *, about: str) -> str:
-    """A table that scrolls within itself where it is too wide, by keyboard, too.
+    """A table that scrolls within itself where it is too wide.
 
     Args:
         heads: of the columns.
@@ -69,10 +71,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], last: Sequence[C
     kinds = [cell.kind.split(" ")[0] for cell in rows[0]] if rows else [""] * len(heads)
     top = "".join(f'<th scope="col" class="{kind}">{escaped(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
     body = "".join(map(line, rows)) + (line(last, "mean") if last is not None else "")
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escaped(about)}">'
-        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    named = f'aria-label="{escaped(about)}"'
+    return f'<div class="scroll"><table {named}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def figure_text(value: float | None) -> str:
