@@ -28,7 +28,7 @@ _SEVERAL = (_BLUE, _ORANGE, _GREEN, _VIOLET, _GREY, _RED)
 _DASHES = ("solid", "dash", "longdash", "dashdot", "longdashdot")
 _RING = 2  # neighbours
 _HEIGHT = 380
-_SMALL = 260
+_SMALL = 300
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
 
@@ -73,9 +73,9 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
                 "line": {"color": "#2d3748", "width": 1},
                 **({} if colour else _shading(shares)),
             },
-            text=[escaped(name + marked) for name in some],
+            text=[_text(name + marked) for name in some],
             textposition="top center",
-            hovertext=[escaped(_about(name, shares, nodes)) for name in some],
+            hovertext=[_text(_about(name, shares, nodes)) for name in some],
             hoverinfo="text",
             showlegend=bool(marked),
         )
@@ -102,12 +102,12 @@ def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
             certified = "certified by the nodes' own records"
             figure.add_scatter(x=course.rounds, y=course.low, fill="tonexty", fillcolor="rgba(43,108,176,0.2)", name=certified, **fill)
         colour = _SEVERAL[number % len(_SEVERAL)]
-        label = _BASES[course.basis] if alone else escaped(name)
+        label = _BASES[course.basis] if alone else _text(name)
         line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         figure.add_scatter(x=course.rounds, y=course.distance, mode="lines", name=label, line=line, legendgroup=str(number))
         if any(value is not None for value in course.bound):
             dots = {"color": _ORANGE if alone else colour, "dash": "dot", "width": 1.5}
-            bound = "bound from the graph's spectrum" if alone else f"{escaped(name)}, spectral bound"
+            bound = "bound from the graph's spectrum" if alone else f"{_text(name)}, spectral bound"
             group = str(number)
             figure.add_scatter(x=course.rounds, y=course.bound, mode="lines", name=bound, line=dots, legendgroup=group, showlegend=alone)
     figure.update_yaxes(type="log", exponentformat="power")
@@ -123,7 +123,7 @@ def loss(run: RunRecords) -> Figure | None:
 def gains(at: Mapping[str, Scores], metric: str) -> Figure:
     """A metric at each site, alone, in the network and pooled."""
     figure = _empty(x=metric)
-    names = [escaped(node) for node in at]
+    names = [_text(node) for node in at]
     for which, colour, symbol in (("alone", _GREY, "circle-open"), ("pooled", _ORANGE, "diamond-open"), ("network", _BLUE, "circle")):
         values = [getattr(figure_at, which) for figure_at in at.values()]
         if any(value is not None for value in values):
@@ -140,8 +140,8 @@ def cross_site(found: Row) -> Figure:
     figure = _empty(x="measured at", y="model of")
     figure.add_heatmap(
         z=values,
-        x=[escaped(name) for name in names],
-        y=[escaped(model) for model in found["models"]],
+        x=[_text(name) for name in names],
+        y=[_text(model) for model in found["models"]],
         text=[["" if value is None else f"{value:.2f}" for value in row] for row in values],
         texttemplate="%{text}",
         colorscale="Blues" if not lower_is_better(found["metric"]) else "Blues_r",
@@ -154,7 +154,7 @@ def cross_site(found: Row) -> Figure:
 
 
 def site(run: RunRecords, name: str) -> dict[str, Figure]:
-    """One node's own course, by what each picture shows: loss, metrics, disagreement with its neighbours, seconds."""
+    """One node's own course, by what each picture shows: loss, metrics, disagreement with neighbours, seconds."""
     rows = [row for row in run.nodes if row["node"] == name]
 
     def points(key: str, inside: str | None = None) -> list[tuple[int, float]]:
@@ -166,11 +166,11 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
     found = {
         "training loss": {"loss": points("loss")},
         "metrics on its test rows": {metric: points(metric, "metrics") for metric in metrics},
-        "disagreement with its neighbours": {"disagreement": [(number, value) for number, value in points("disagreement") if value > 0]},
+        "disagreement with neighbours": {"disagreement": [(number, value) for number, value in points("disagreement") if value > 0]},
         "seconds a round": {part: points(part, "seconds") for part in parts},
     }
     drawn = {what: _curves(what, curves, height=_SMALL) for what, curves in found.items() if any(curves.values())}
-    if (apart := drawn.get("disagreement with its neighbours")) is not None:
+    if (apart := drawn.get("disagreement with neighbours")) is not None:
         apart.update_yaxes(type="log", exponentformat="power")
     return drawn
 
@@ -180,6 +180,10 @@ def script() -> str:
     _, offline = _plotly()
     source: str = offline.get_plotlyjs()
     return source
+
+
+def _text(name: str) -> str:
+    return escaped(name, quotes=False)
 
 
 def _shading(shares: Mapping[str, float]) -> Row:
@@ -211,7 +215,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
             (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
             x += [x_0, (x_0 + x_1) / 2, x_1, None]
             y += [y_0, (y_0 + y_1) / 2, y_1, None]
-            texts += [escaped(f"{link_name(ends)}: {edge.why}")] * 3 + [None]
+            texts += [_text(f"{link_name(ends)}: {edge.why}")] * 3 + [None]
         figure.add_scatter(
             x=x,
             y=y,
@@ -246,7 +250,7 @@ def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height
         rounds, values = zip(*points, strict=True)
         line = {"color": _SEVERAL[number % len(_SEVERAL)], "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         mode = "lines" if len(points) > 1 else "markers"
-        figure.add_scatter(x=rounds, y=values, mode=mode, name=escaped(name), line=line, showlegend=len(told) > 1)
+        figure.add_scatter(x=rounds, y=values, mode=mode, name=_text(name), line=line, showlegend=len(told) > 1)
     figure.update_layout(height=height)
     return figure
 
@@ -262,8 +266,8 @@ def _empty(x: str = "", y: str = "") -> Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "uirevision": "the reader's",  # a page that draws anew leaves the zoom alone
-        "xaxis": {"title": {"text": escaped(x)}},
-        "yaxis": {"title": {"text": escaped(y)}},
+        "xaxis": {"title": {"text": _text(x)}},
+        "yaxis": {"title": {"text": _text(y)}},
     }
     return graph_objects.Figure(layout=layout)
 

@@ -40,9 +40,14 @@ class Cell:
     """Classes of the style sheet."""
 
 
-def escaped(text: str) -> str:
-    """A text as HTML, without control characters."""
-    return html.escape("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text))
+def escaped(text: str, *, quotes: bool = True) -> str:
+    """A text as HTML, without control characters.
+
+    Args:
+        text: anybody's.
+        quotes: escape them, too; plotly, which reads a few entities only, would show them escaped.
+    """
+    return html.escape("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text), quote=quotes)
 
 
 def listed(sentences: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from p2pfl.inspector.markup import COLOURS, STYLE, escaped, note
 
 _REFRESH_S = 0.5
 _NOTHING: Drawing = {"data": [], "layout": {}}
-_SITE_PICTURES = ("training loss", "metrics on its test rows", "disagreement with its neighbours", "seconds a round")
+_SITE_PICTURES = ("training loss", "metrics on its test rows", "disagreement with neighbours", "seconds a round")
 
 _OWN_STYLE = """
 body { line-height: 1.5; }
@@ -27,7 +27,7 @@ body { line-height: 1.5; }
 main { max-width: 76rem; margin: 0 auto; }
 h1 { font-size: 1.8rem; line-height: 1.2; font-weight: 650; margin: 0; } h2 { font-size: 1.3rem; line-height: 1.3; font-weight: 650; }
 h2 { margin: 2rem 0 .8rem; padding-bottom: .2rem; } p { margin: .4rem 0; } ul.short { margin: .4rem 0; padding-left: 1.2rem; }
-h1, td, li { overflow-wrap: anywhere; }
+h1, td, li, p { overflow-wrap: break-word; } table { margin: .8rem 0; } td, th { vertical-align: top; }
 .controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: center; margin: .8rem 0; }
 .controls label { display: flex; flex-wrap: wrap; gap: .2rem .5rem; align-items: center; max-width: 100%; }
 select, button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--faint); border-radius: .3rem; }
