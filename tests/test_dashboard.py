@@ -59,9 +59,9 @@ def state_of(page, node, state):
 @contextmanager
 def serving(*sources, cwd):
     """The address of a dashboard in a process of its own, with its token. It ends by Ctrl-C, with exit code 0, and says nothing more."""
-    running = start_command("dashboard", *sources, cwd=cwd)
+    running = start_command("dashboard", *sources, "--json", cwd=cwd)
     try:
-        line = running.stdout.readline().strip()
+        line = json.loads(running.stdout.readline() or '{"url": ""}')["url"]
         assert line.startswith("http://127.0.0.1:"), running.communicate(timeout=DEADLINE_S)
         yield line
         running.send_signal(signal.SIGINT)

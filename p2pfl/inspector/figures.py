@@ -5,6 +5,7 @@ Plotly reads texts as markup: names that come from other machines are escaped. N
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -29,6 +30,9 @@ _DASHES = ("solid", "dash", "longdash", "dashdot", "longdashdot")
 _RING = 2  # neighbours
 _HEIGHT = 380
 _SMALL = 300
+_FEW_DECADES = 1.5
+_UPRIGHT = 0.6
+"""Tangent of the angle above which a name stands above or below its node and not beside it."""
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
 
@@ -65,7 +69,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
             x=[at[name][0] for name in some],
             y=[at[name][1] for name in some],
             mode="markers+text",
-            name=f"{state} now" if marked else "nodes",
+            name=f"node {state} now" if marked else "nodes",
             marker={
                 "size": 22 if not marked else 24,
                 "symbol": symbol,
@@ -74,7 +78,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
                 **({} if colour else _shading(shares)),
             },
             text=[_text(name + marked) for name in some],
-            textposition="top center",
+            textposition=[_beside(*at[name]) for name in some],
             hovertext=[_text(_about(name, shares, nodes)) for name in some],
             hoverinfo="text",
             showlegend=bool(marked),
@@ -105,13 +109,15 @@ def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
         label = _BASES[course.basis] if alone else _text(name)
         line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         figure.add_scatter(x=course.rounds, y=course.distance, mode="lines", name=label, line=line, legendgroup=str(number))
-        if any(value is not None for value in course.bound):
+        # below the run's own noise the bound of a good graph falls without end
+        floor = min((value for value in course.distance if value), default=0.0) / 10
+        bounds = [value if value is not None and value >= floor else None for value in course.bound]
+        if any(value is not None for value in bounds):
             dots = {"color": _ORANGE if alone else colour, "dash": "dot", "width": 1.5}
             bound = "bound from the graph's spectrum" if alone else f"{_text(name)}, spectral bound"
             group = str(number)
-            figure.add_scatter(x=course.rounds, y=course.bound, mode="lines", name=bound, line=dots, legendgroup=group, showlegend=alone)
-    figure.update_yaxes(type="log", exponentformat="power")
-    return figure
+            figure.add_scatter(x=course.rounds, y=bounds, mode="lines", name=bound, line=dots, legendgroup=group, showlegend=alone)
+    return _logarithmic(figure)
 
 
 def loss(run: RunRecords) -> Figure | None:
@@ -171,7 +177,7 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
     }
     drawn = {what: _curves(what, curves, height=_SMALL) for what, curves in found.items() if any(curves.values())}
     if (apart := drawn.get("disagreement with neighbours")) is not None:
-        apart.update_yaxes(type="log", exponentformat="power")
+        _logarithmic(apart)
     return drawn
 
 
@@ -189,7 +195,15 @@ def _text(name: str) -> str:
 def _shading(shares: Mapping[str, float]) -> Row:
     title = {"text": "share of what<br>disagreement is left"}
     bar = {"title": title, "tickformat": ".0%", "thickness": 16}
-    return {"colorscale": [[0, "#bee3f8"], [1, _ORANGE]], "cmin": 0, "showscale": bool(shares), "colorbar": bar}
+    most = max(shares.values(), default=1.0)
+    return {"colorscale": [[0, "#ebf8ff"], [1, _BLUE]], "cmin": 0, "cmax": most, "showscale": bool(shares), "colorbar": bar}
+
+
+def _beside(x: float, y: float) -> str:
+    """Where a node's name stands: away from the middle, where the links are."""
+    if abs(y) > _UPRIGHT * abs(x):
+        return "top center" if y > 0 else "bottom center"
+    return "middle right" if x > 0 else "middle left"
 
 
 def _about(name: str, shares: Mapping[str, float], nodes: Mapping[str, NodeHealth]) -> str:
@@ -204,7 +218,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
     looks: defaultdict[tuple[str, int], list[tuple[Ends, EdgeHealth]]] = defaultdict(list)
     for ends, edge in edges.items():
         looks[edge.state, -(-_WIDTHS * edge.missed // most) if most else 0].append((ends, edge))
-    styles = {"well": (_GREY, "solid", "in time"), "slow": (_RED, "dash", "slow"), "lost": (_RED, "dot", "lost now")}
+    styles = {"well": (_GREY, "solid", "link"), "slow": (_RED, "dash", "slow link"), "lost": (_RED, "dot", "link lost now")}
     named = set()
     for (state, width), some in sorted(looks.items()):
         colour, dash, label = styles[state]
@@ -240,6 +254,14 @@ def _places(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[tuple[f
     is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
     places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
     return tuple((float(places[i][0]), float(places[i][1])) for i in range(num_nodes))
+
+
+def _logarithmic(figure: Figure) -> Figure:
+    """Powers of ten up the side, without digits between them where there are several."""
+    values = [value for trace in figure.data for value in trace.y if value]
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    figure.update_yaxes(type="log", exponentformat="power", dtick=math.ceil(decades / 8) if decades > _FEW_DECADES else None)
+    return figure
 
 
 def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height: int) -> Figure:

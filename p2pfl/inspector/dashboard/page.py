@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,6 +111,14 @@ class Page:
         if wanted == self._shown:
             return
         source, agreement, comparison = self._board.source(self._label), self._board.agreement, self._board.comparison
+        view = source.view
+        site = self._site
+        if view is not None and site not in view.sites:
+            site = view.sites[0] if view.sites else None
+        drawings = await asyncio.to_thread(site_drawings, view, site) if view is not None and site is not None else {}
+        if wanted[1:] != (self._label, self._site):
+            return  # something else has been chosen meanwhile, and is being filled in
+        self._site = site
         faults = [f"{each.label}: {each.error}" for each in self._board.sources if each.error is not None]
         self._error.set_content("".join(f"<p>{escaped(fault)}</p>" for fault in faults))
         if self._run_choice is not None:
@@ -118,12 +126,12 @@ class Page:
         self._agreement.show(agreement)
         if self._comparison is not None:
             self._comparison.set_content(comparison)
-        self._title.set_content(escaped(source.view.title if source.view is not None else source.label))
-        if source.view is not None:
-            await self._fill(source.view)
+        self._title.set_content(escaped(view.title if view is not None else source.label))
+        if view is not None:
+            self._fill(view, site, drawings)
         self._shown = (wanted[0], self._label, self._site)
 
-    async def _fill(self, view: View) -> None:
+    def _fill(self, view: View, site: str | None, drawings: Mapping[str, Drawing]) -> None:
         self._facts.set_content(view.facts)
         self._alarm.set_content(escaped(view.alarm))
         self._short.set_content(view.short)
@@ -132,13 +140,10 @@ class Page:
         self._links.set_content(view.links)
         self._nodes.set_content(view.nodes)
         self._events.set_content(view.events)
-        if self._site not in view.sites:
-            self._site = view.sites[0] if view.sites else None
-        self._site_choice.offer(view.sites, self._site)
-        drawings = await asyncio.to_thread(site_drawings, view, self._site) if self._site is not None else {}
+        self._site_choice.offer(view.sites, site)
         for what, picture in self._pictures.items():
             picture.show(drawings.get(what))
-        self._went_without.set_content(sections.went_without(view.run, self._site) if self._site is not None else "")
+        self._went_without.set_content(sections.went_without(view.run, site) if site is not None else "")
 
     async def _choose_run(self, label: str) -> None:
         self._label = label
