@@ -19,16 +19,17 @@ import urllib.parse
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from commands import start_command
 from networks import wait_until
-from p2pfl.errors import MissingExtraError
+from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.dashboard.guard import Guard
-from p2pfl.inspector.dashboard.server import serve
+from p2pfl.inspector.dashboard.server import listening, serve
 from p2pfl.records import RunFolder
 from p2pfl.simulator import simulate
 from test_inspector_report import run_of
@@ -81,7 +82,8 @@ def need_chromium():
 
 @pytest.fixture(scope="module", autouse=True)
 def _extra():
-    pytest.importorskip("nicegui", reason="needs the extra dashboard")
+    if find_spec("nicegui") is None:  # not imported: that takes a second
+        pytest.skip("needs the extra dashboard")
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +307,11 @@ def test_a_missing_extra_is_one_line_that_names_it(tmp_path, monkeypatch, missin
         serve([str(tmp_path)], port=0, say=print)
 
 
-def test_a_port_that_is_taken_is_said(tmp_path):
-    run_of(tmp_path / "run")
+def test_a_port_that_is_taken_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "p2pfl", "dashboard", str(tmp_path / "run"), "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
-
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"--port: {port}: cannot listen on 127.0.0.1" in done.stderr
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port: {port}: cannot listen on 127.0.0.1"):
+            listening(port)
 
 
 # ---- what it reads
@@ -500,6 +498,7 @@ class _Node(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_answer_any_more_is_said_and_its_records_stay(tmp_path, serve_here, visit):
     place = run_of(tmp_path / "run")
     experiment = {"name": "asked of a node", "stop": {"relative_consensus": 1e-3}}
@@ -528,9 +527,9 @@ def test_a_node_that_does_not_answer_any_more_is_said_and_its_records_stay(tmp_p
 def test_two_runs_stand_beside_each_other(tmp_path, serve_here, visit, shoot):
     for graph in ("ring", "complete"):
         simulate(
-            {"task": {"name": "breast-cancer"}, "nodes": 6, "partition": {"name": "iid"}, "topology": {"name": graph}, "baselines": []},
+            {"task": {"name": "breast-cancer"}, "nodes": 4, "partition": {"name": "iid"}, "topology": {"name": graph}, "baselines": []},
             out=tmp_path / graph,
-            rounds=8,
+            rounds=3,
         )
     url = serve_here(tmp_path / "ring", tmp_path / "complete")
     page = visit(url)
@@ -544,7 +543,7 @@ def test_two_runs_stand_beside_each_other(tmp_path, serve_here, visit, shoot):
     assert agreement.locator(".legendtext").all_text_contents() == ["ring", "complete"]
     assert agreement.locator(".scatterlayer .trace").count() == 4  # each with its bound
     page.get_by_role("combobox", name="Run").select_option("1")
-    shown(page, "6 nodes, complete")
+    shown(page, "4 nodes, complete")
     shoot(page, "compared")
 
 

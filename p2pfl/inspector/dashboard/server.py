@@ -44,30 +44,36 @@ def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], ope
     for source in board.sources:
         if isinstance(source.error, ConfigError):  # anything else may come right while the page is open
             raise source.error
-    with _listening(port) as listening:
+    with listening(port) as door:
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         ui.page("/", title="p2pfl dashboard", language="en-US")(lambda: Page(board).build())
-        # without Tailwind: it is compiled anew in the browser at each visit, and the page has a style sheet of its own
-        ui.run_with(app, show_welcome_message=False, tailwind=False)
-        guard = Guard(app=app, port=listening.getsockname()[1])
+        # without Tailwind: it is compiled anew in the browser at each visit, and the page has a style sheet of its own;
+        # uncompressed: nothing leaves the machine
+        ui.run_with(app, show_welcome_message=False, tailwind=False, gzip_middleware_factory=None)
+        guard = Guard(app=app, port=door.getsockname()[1])
         # the log of requests would hold the token
         options = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GOODBYE_S}
         server = uvicorn.Server(uvicorn.Config(guard, **options))
         say(f"{guard.url}?token={guard.token}")  # the socket listens already: whoever comes before the server has started waits
-        asyncio.run(_run(server, listening, board, f"{guard.url}?token={guard.ticket()}" if opens else None))
+        asyncio.run(_run(server, door, board, f"{guard.url}?token={guard.ticket()}" if opens else None))
 
 
-async def _run(server: Any, listening: socket.socket, board: Board, opened: str | None) -> None:
+async def _run(server: Any, door: socket.socket, board: Board, opened: str | None) -> None:
     async with asyncio.TaskGroup() as tasks:
         others: list[asyncio.Task[Any]] = [tasks.create_task(board.follow(), name="looking at the sources")]
         if opened is not None:
             others.append(tasks.create_task(asyncio.to_thread(webbrowser.open, opened), name="opening a browser"))
-        await server.serve(sockets=[listening])
+        await server.serve(sockets=[door])
         for task in others:
             task.cancel()
 
 
-def _listening(port: int) -> socket.socket:
+def listening(port: int) -> socket.socket:
+    """A socket of 127.0.0.1 that listens already.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
