@@ -30,7 +30,7 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.dashboard.guard import Guard
 from p2pfl.inspector.dashboard.server import listening, serve
-from p2pfl.records import RunFolder
+from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator import simulate
 from test_inspector_report import run_of
 from test_inspector_terminal import FIVE
@@ -329,7 +329,7 @@ def test_each_source_has_a_name_of_its_own(tmp_path):
     assert len(set(labels)) == 6
 
 
-def test_a_folder_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
+def test_a_folder_that_has_not_changed_is_not_read_again(tmp_path):
     run_of(tmp_path / "run")
     board = Board.of([str(tmp_path / "run")])
     board.look()
@@ -341,6 +341,16 @@ def test_a_folder_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     board.look()
     assert board.version == 2
     assert "of age" in board.sources[0].view.events
+
+
+def test_what_has_to_be_asked_again_and_is_the_same_is_not_drawn_again(tmp_path, monkeypatch):
+    run_of(tmp_path / "run")
+    board = Board.of(["http://127.0.0.1:81/"])
+    monkeypatch.setattr("p2pfl.inspector.dashboard.board.read_source", lambda _: read_run(tmp_path / "run"))
+    board.look()
+    board.look()
+
+    assert board.version == 1
 
 
 def test_what_cannot_be_read_is_said_once_and_what_was_known_stays(tmp_path):

@@ -99,9 +99,24 @@ class Board:
         return next((source for source in self.sources if source.label == label), self.sources[0])
 
 
-def site_drawings(view: View, name: str) -> dict[str, Drawing]:
-    """One node's own course, by what each picture shows."""
-    return {what: drawn for what, figure in figures.site(view.run, name).items() if (drawn := _drawing(figure, what)) is not None}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteView:
+    """One node's own course."""
+
+    name: str
+    drawings: dict[str, Drawing]
+    """By what each shows."""
+    went_without: str
+    """HTML."""
+
+
+def site_view(view: View, name: str | None) -> SiteView | None:
+    """The node of that name, or the first where there is no such; None where nothing is recorded of any."""
+    if not view.sites:
+        return None
+    known = name if name is not None and name in view.sites else view.sites[0]
+    drawings = {what: drawn for what, figure in figures.site(view.run, known).items() if (drawn := _drawing(figure, what)) is not None}
+    return SiteView(name=known, drawings=drawings, went_without=sections.went_without(view.run, known))
 
 
 def _look(source: Source) -> bool:
@@ -110,13 +125,16 @@ def _look(source: Source) -> bool:
         mark = _mark(source.place)
         if mark is not None and mark == source.mark:
             return False
-        source.view = _view(read_source(source.place))
+        run = read_source(source.place)
+        is_known = source.error is None and source.view is not None and source.view.run == run
+        if not is_known:
+            source.view = _view(run)
     except P2PFLError as error:
         is_new = str(error) != str(source.error)
         source.mark, source.error = None, error
         return is_new
     source.mark, source.error = mark, None
-    return True
+    return not is_known
 
 
 def _mark(place: str) -> object:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from nicegui import ui
 
-from p2pfl.inspector import sections
-from p2pfl.inspector.dashboard.board import Board, Drawing, View, site_drawings
+from p2pfl.inspector.dashboard.board import Board, Drawing, SiteView, View, site_view
 from p2pfl.inspector.markup import COLOURS, STYLE, escaped, note
 
 _REFRESH_S = 0.5
@@ -112,13 +111,10 @@ class Page:
             return
         source, agreement, comparison = self._board.source(self._label), self._board.agreement, self._board.comparison
         view = source.view
-        site = self._site
-        if view is not None and site not in view.sites:
-            site = view.sites[0] if view.sites else None
-        drawings = await asyncio.to_thread(site_drawings, view, site) if view is not None and site is not None else {}
+        site = await asyncio.to_thread(site_view, view, self._site) if view is not None else None
         if wanted[1:] != (self._label, self._site):
             return  # something else has been chosen meanwhile, and is being filled in
-        self._site = site
+        self._site = site.name if site is not None else None
         faults = [f"{each.label}: {each.error}" for each in self._board.sources if each.error is not None]
         self._error.set_content("".join(f"<p>{escaped(fault)}</p>" for fault in faults))
         if self._run_choice is not None:
@@ -128,10 +124,10 @@ class Page:
             self._comparison.set_content(comparison)
         self._title.set_content(escaped(view.title if view is not None else source.label))
         if view is not None:
-            self._fill(view, site, drawings)
+            self._fill(view, site)
         self._shown = (wanted[0], self._label, self._site)
 
-    def _fill(self, view: View, site: str | None, drawings: Mapping[str, Drawing]) -> None:
+    def _fill(self, view: View, site: SiteView | None) -> None:
         self._facts.set_content(view.facts)
         self._alarm.set_content(escaped(view.alarm))
         self._short.set_content(view.short)
@@ -140,10 +136,10 @@ class Page:
         self._links.set_content(view.links)
         self._nodes.set_content(view.nodes)
         self._events.set_content(view.events)
-        self._site_choice.offer(view.sites, site)
+        self._site_choice.offer(view.sites, self._site)
         for what, picture in self._pictures.items():
-            picture.show(drawings.get(what))
-        self._went_without.set_content(sections.went_without(view.run, site) if site is not None else "")
+            picture.show(site.drawings.get(what) if site is not None else None)
+        self._went_without.set_content(site.went_without if site is not None else "")
 
     async def _choose_run(self, label: str) -> None:
         self._label = label

@@ -12,6 +12,8 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.dashboard.guard import Guard
 
+_PATIENCE_S = 60.0
+"""For laying out the page of a large run."""
 _GOODBYE_S = 1
 """For open connections when it ends: a page in a browser never closes its own."""
 
@@ -46,7 +48,7 @@ def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], ope
             raise source.error
     with listening(port) as door:
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        ui.page("/", title="p2pfl dashboard", language="en-US")(lambda: Page(board).build())
+        ui.page("/", title="p2pfl dashboard", language="en-US", response_timeout=_PATIENCE_S)(lambda: Page(board).build())
         # without Tailwind: it is compiled anew in the browser at each visit, and the page has a style sheet of its own;
         # uncompressed: nothing leaves the machine
         ui.run_with(app, show_welcome_message=False, tailwind=False, gzip_middleware_factory=None)
