@@ -27,6 +27,7 @@ MAX_DRAWN = 200
 _BLUE, _ORANGE, _RED, _GREY, _GREEN, _VIOLET = "#2b6cb0", "#dd6b20", "#e53e3e", "#718096", "#2f855a", "#805ad5"
 _SEVERAL = (_BLUE, _ORANGE, _GREEN, _VIOLET, _GREY, _RED)
 _DASHES = ("solid", "dash", "longdash", "dashdot", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
 _RING = 2  # neighbours
 _HEIGHT = 380
 _SMALL = 300
@@ -272,7 +273,8 @@ def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height
         rounds, values = zip(*points, strict=True)
         line = {"color": _SEVERAL[number % len(_SEVERAL)], "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         mode = "lines" if len(points) > 1 else "markers"
-        figure.add_scatter(x=rounds, y=values, mode=mode, name=_text(name), line=line, showlegend=len(told) > 1)
+        marker = {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9}
+        figure.add_scatter(x=rounds, y=values, mode=mode, name=_text(name), line=line, marker=marker, showlegend=len(told) > 1)
     figure.update_layout(height=height)
     return figure
 
