@@ -285,6 +285,20 @@ def test_the_server_lets_nobody_in_without_the_token(dashboard):
 # ---- the command
 
 
+def test_a_browser_is_opened_with_a_token_that_is_good_once(tmp_path, monkeypatch):
+    run_of(tmp_path / "run")
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/opened\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(program))
+    with serving(tmp_path / "run", "--open", cwd=tmp_path) as url:
+        wait_until((tmp_path / "opened").exists, DEADLINE_S)
+        opened = (tmp_path / "opened").read_text().strip()
+
+        assert opened.split("?")[0] == url.split("?")[0]
+        assert [asked(opened)[0], asked(opened)[0], asked(url)[0]] == [303, 401, 303]
+
+
 def test_a_run_that_does_not_exist_is_said_at_once(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "p2pfl", "dashboard", str(tmp_path / "nowhere")],

@@ -98,6 +98,13 @@ def test_what_the_dead_said_last_does_not_count():
     assert states(run_of(rows, events=[died("c", 4)])) == {"a": "well", "b": "well", "c": "lost", "d": "well", "e": "well"}
 
 
+def test_what_somebody_far_behind_said_does_not_count():
+    rows = [*all_at(3), row("b", 4, skipped="c"), row("c", 6)]
+
+    assert states(run_of(rows))["c"] == "well"
+    assert edge_health(run_of(rows))[frozenset("bc")].state == "slow"
+
+
 def test_once_the_run_has_ended_everybody_has_finished():
     run = run_of([*all_at(3), row("b", 4, skipped="c")], events=[died("c", 3)], summary={"stop_reason": "rounds"})
 
@@ -148,6 +155,12 @@ def test_a_link_is_lost_while_one_end_goes_on_without_the_other():
     assert edges[frozenset("ab")].state == "lost"
     assert edges[frozenset("ab")].why == "a went on without b in round 4."
     assert [link_name(ends) for ends, _ in in_need(edges)] == ["a - b"]
+
+
+def test_what_is_lost_stands_before_what_is_slow():
+    rows = [row("c", 0, "d"), row("c", 1, "d"), row("c", 2), row("d", 2), row("a", 2, skipped="b"), row("b", 2)]
+
+    assert [link_name(ends) for ends, _ in in_need(edge_health(run_of(rows)))] == ["a - b", "c - d"]
 
 
 def test_all_links_of_a_lost_node_are_lost():

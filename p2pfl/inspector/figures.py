@@ -228,6 +228,10 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
         texts: list[str | None] = []
         for ends, edge in some:
             (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
+            if state == "well":  # there may be thousands of them, and they have nothing to tell
+                x += [x_0, x_1, None]
+                y += [y_0, y_1, None]
+                continue
             x += [x_0, (x_0 + x_1) / 2, x_1, None]
             y += [y_0, (y_0 + y_1) / 2, y_1, None]
             texts += [_text(f"{link_name(ends)}: {edge.why}")] * 3 + [None]
@@ -237,8 +241,8 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
             mode="lines",
             name=label,
             line={"color": colour, "width": (3.0 if state == "lost" else 1.5) + width, "dash": dash},
-            hoverinfo="text",
-            text=texts,
+            hoverinfo="text" if texts else "skip",
+            text=texts or None,
             legendgroup=state,
             showlegend=state != "well" and state not in named,
         )
@@ -254,7 +258,7 @@ def _places(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[tuple[f
     drawn.add_edges_from(links)
     is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
     places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
-    return tuple((float(places[i][0]), float(places[i][1])) for i in range(num_nodes))
+    return tuple((round(float(places[i][0]), 4), round(float(places[i][1]), 4)) for i in range(num_nodes))  # a pixel is more
 
 
 def _logarithmic(figure: Figure) -> Figure:
