@@ -38,6 +38,7 @@ select, button { padding: .3rem .6rem; max-width: 100%; min-height: 2rem; } butt
 .error:empty, .alarm:empty { display: none; }
 .state.lost { color: var(--lost); font-weight: 650; } .state.lost::before { content: "\\2715\\a0"; }
 .state.late, .state.slow { color: var(--late); font-weight: 650; } .state.late::before, .state.slow::before { content: "\\25c6\\a0"; }
+.nicegui-error-popup { background-color: var(--paper) !important; color: var(--ink); border-color: var(--lost); }
 .state.well::before, .state.finished::before { content: "\\25cf\\a0"; }
 .js-plotly-plot .main-svg > g:not(.hoverlayer) text { fill: var(--ink) !important; }
 .js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path { stroke: var(--line) !important; }
