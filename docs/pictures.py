@@ -1,15 +1,18 @@
-"""The pictures of docs/inspecting.md, from a run that is made here: python docs/pictures.py (needs the extra `report` and chromium)."""
+"""The pictures of docs/inspecting.md, from runs that are made here: python docs/pictures.py (needs .[dev] and chromium)."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from playwright.sync_api import Browser, sync_playwright
+
 from p2pfl.inspector.report import write_report
-from p2pfl.records import read_run
+from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator import simulate
 from p2pfl.simulator.faults import Faults
 
@@ -26,22 +29,50 @@ EXPERIMENT = {
     "stop": None,
 }
 BAD_LINK = ("hospital-2", "hospital-3")
+LOST = "hospital-5"
+SEEN_AT = 40  # the round after which the dashboard looks at a run that still goes on
 
 
 def main() -> None:
-    """Run, write the page, photograph it."""
-    browser = shutil.which("chromium")
-    if browser is None:
+    """Run, write the pages, photograph them."""
+    program = shutil.which("chromium")
+    if program is None:
         sys.exit("chromium is not installed: apt-get install chromium")
-    with tempfile.TemporaryDirectory() as place:
-        page = Path(place) / "page.html"
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         run = simulate(EXPERIMENT, out=Path(place) / "run", faults=Faults(cut={BAD_LINK: frozenset(range(5, 60, 2))}))
+        page = Path(place) / "page.html"
         write_report(read_run(run.path), page)
-        picture = PICTURES / "page.png"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=8000"]
-        command = [browser, *options, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={picture}", page.as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603  # our own page
-        print(picture)
+        _photograph(browser, page.as_uri(), PICTURES / "page.png")
+        _of_the_dashboard(browser, _in_progress(run.path, Path(place) / "in-progress"))
+        browser.close()
+
+
+def _in_progress(whole: Path, place: Path) -> Path:
+    """The run as it would stand there after some rounds, with one node just killed."""
+    shutil.copytree(whole, place)
+    folder = RunFolder.open(place)
+    folder.truncate(SEEN_AT)
+    folder.append_event({"round": SEEN_AT - 1, "node": LOST, "event": "died", "detail": "killed by signal 9"})
+    return place
+
+
+def _of_the_dashboard(browser: Browser, place: Path) -> None:
+    command = [sys.executable, "-m", "p2pfl", "dashboard", str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:  # noqa: S603  # our own command
+        assert running.stdout is not None
+        _photograph(browser, running.stdout.readline().strip(), PICTURES / "dashboard.png")
+        running.send_signal(signal.SIGINT)
+
+
+def _photograph(browser: Browser, address: str, picture: Path) -> None:
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto(address)
+    page.wait_for_selector(".main-svg .textpoint", state="attached")
+    page.wait_for_function("document.querySelectorAll('.main-svg .xtitle').length > 0")
+    page.screenshot(path=picture, animations="disabled")
+    page.close()
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_manual():
     assert sorted(COMMANDS) == [
+        "dashboard",
         "data fetch",
         "data list",
         "inspect",

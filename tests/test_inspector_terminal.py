@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.terminal import follow, hospital_table, print_page
-from p2pfl.inspector.verdict import verdict
+from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.records import RunFolder, read_run, statistics
 
 FIVE = ("basel", "bern", "geneva", "lausanne", "zurich")
@@ -258,6 +258,28 @@ def test_the_verdict_says_for_whom_it_was_worth_it(finished):
         "By auroc, 4 of 5 nodes are better off than alone (most of all zurich, +0.033); 1 is worse off: basel -0.007.",
         "On average the network does 0.003 worse than one model trained on all data pooled.",
     ]
+
+
+def test_the_certificate_is_that_of_the_last_round_without_a_missed_message(tmp_path):
+    run = read_run(make_run(tmp_path / "run", summary=summary_of()))
+    whole = certificate(run, convergence(run))
+    run.rounds[-1]["bound_low"] = run.rounds[-1]["bound_high"] = None
+    before = certificate(run, convergence(run))
+    for row in run.rounds:
+        row["bound_high"] = row["bound_low"]
+
+    assert whole == (
+        "In round 13 the models were certainly between 6.8e-03 and 2.7e-02 apart, which is 3.4e-03 to 1.4e-02 of their size; "
+        "wanted is 1.0e-03."
+    )
+    assert before.startswith("In round 12 the models were certainly between 1.3e-02 and 5.1e-02 apart")
+    assert before.endswith("Since then messages were missed, and nothing is certified.")
+    assert certificate(run, convergence(run)).startswith(
+        "In round 12 the models were certainly 1.3e-02 apart, which is 6.3e-03 of their size"
+    )
+    for row in run.rounds:
+        row["bound_high"] = None
+    assert certificate(run, convergence(run)).startswith("The nodes' records certify no distance")
 
 
 def test_the_verdict_turns_round_where_lower_is_better(tmp_path):

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from p2pfl.cli import data, keys, node, study, topology
+from p2pfl.cli.dashboard import dashboard
 from p2pfl.cli.inspect import inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.sweep import sweep
@@ -27,6 +28,7 @@ app.command()(up)
 app.command()(simulate)
 app.command()(sweep)
 app.command()(inspect)
+app.command()(dashboard)
 app.command()(predict)
 app.add_typer(topology.app, name="topology", help="Graphs: list, show, compare.")
 app.add_typer(keys.app, name="keys", help="A site's keys and its public card.")

@@ -20,6 +20,7 @@ from rich.text import Text
 from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.health import edge_health, in_need, link_name, slowest_edge
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
 from p2pfl.records import Row, RunRecords, primary_metric
@@ -86,6 +87,7 @@ def page(
         *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
         *_section("Nodes, as this one has heard of them", _heard_of(run)),
         *_section("Furthest from their neighbours", _slowest(run, course)),
+        *_section("Links", _links(run)),
         *_section("Skipped neighbours", _skipped(course)),
         *_section("Events", _events(run.events)),
         *_section("Cost of a round", _cost(run)),
@@ -280,6 +282,21 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
         own = f"{slow.relative:.1e}" if slow.relative is not None else "-"
         table.add_row(_name(slow.node), f"{slow.share:.0%}", own, str(slow.agreed_for) if slow.agreed_for is not None else "-")
     return [table]
+
+
+def _links(run: RunRecords) -> list[RenderableType]:
+    """Those that are lost now, and those that have cost messages."""
+    edges = edge_health(run)
+    bad = in_need(edges)
+    worst = slowest_edge(edges)
+    if worst is None and not bad:
+        return []
+    table = _table("link", "is", "missed", "why")
+    for ends, edge in bad[:_MAX_ROWS]:
+        state = Text(edge.state, style="bold red" if edge.state == "lost" else "yellow")
+        table.add_row(_name(link_name(ends)), state, f"{edge.missed} ({edge.share:.0%})", _name(edge.why))
+    slows = [Text(_printable(f"The link that slows the network most is {link_name(worst)}."))] if worst is not None else []
+    return [table, *_more(len(bad) - _MAX_ROWS, "links in nodes.jsonl"), *slows]
 
 
 def _skipped(course: Convergence) -> list[RenderableType]:

@@ -61,6 +61,28 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     return found
 
 
+def certificate(run: RunRecords, course: Convergence) -> str:
+    """What the nodes' own records prove about how far the models are apart, which needs nobody's trust in the mean model."""
+    proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
+    if not proven:
+        return "The nodes' records certify no distance: that takes a round in which every message came."
+    last = proven[-1]
+    low, high, size = course.low[last], course.high[last], run.rounds[last].get("rms_norm")
+    assert low is not None
+    assert high is not None
+    relative = f", which is {_between(low / size, high / size, 'to')} of their size" if size else ""
+    wanted = f"; wanted is {course.tolerance:.1e}" if course.tolerance is not None and relative else ""
+    since = "" if last == len(course.rounds) - 1 else " Since then messages were missed, and nothing is certified."
+    return f"In round {course.rounds[last]} the models were certainly {_between(low, high, 'and')} apart{relative}{wanted}.{since}"
+
+
+def _between(low: float, high: float, word: str) -> str:
+    """One figure where the two are shown alike."""
+    texts = f"{low:.1e}", f"{high:.1e}"
+    first = "between " if word == "and" else ""
+    return texts[0] if texts[0] == texts[1] else f"{first}{texts[0]} {word} {texts[1]}"
+
+
 def _agreement(run: RunRecords, course: Convergence) -> str:
     if not run.rounds:
         return "No round is recorded yet."

@@ -1,0 +1,184 @@
+"""What the page shows, renewed from its sources off the loop that serves it. Knows nothing of browsers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import P2PFLError
+from p2pfl.inspector import figures, sections
+from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.health import edge_health, node_health
+from p2pfl.inspector.markup import escaped, listed, note
+from p2pfl.inspector.sources import is_url, read_source
+from p2pfl.inspector.verdict import certificate, verdict
+from p2pfl.records import RunRecords
+
+EVERY_S = 1.0
+_SHARE = 3.0
+"""Looking may take at most one part in so many, and one, of the time: large runs are looked at less often."""
+
+Drawing = dict[str, Any]
+"""A figure as plotly.js takes it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """One run as it is shown, in HTML where not said otherwise."""
+
+    run: RunRecords
+    course: Convergence
+    title: str
+    """A plain text."""
+    facts: str
+    short: str
+    nodes: str
+    links: str
+    events: str
+    network: Drawing | None
+    sites: tuple[str, ...]
+    """Plain names, of all of which something is recorded."""
+    alarm: str
+    """A sentence about who is lost or late; empty where nobody is. A plain text."""
+
+
+@dataclass(kw_only=True)
+class Source:
+    """A run's folder or a node's address, and what was last found there."""
+
+    place: str
+    label: str
+    """Short, and of all sources its own."""
+    view: View | None = None
+    error: P2PFLError | None = None
+    """Why it cannot be read now."""
+    mark: object = None
+    """By what the folder is known to be unchanged."""
+
+
+@dataclass(kw_only=True)
+class Board:
+    """All sources, with what they hold together."""
+
+    sources: list[Source]
+    agreement: Drawing | None = None
+    comparison: str = ""
+    version: int = 0
+    """Grows with every change."""
+    pause_s: float = field(default=EVERY_S)
+
+    @classmethod
+    def of(cls, places: Sequence[str]) -> Board:
+        """A board that has not looked yet."""
+        return cls(sources=[Source(place=place, label=label) for place, label in zip(places, _labels(places), strict=True)])
+
+    async def follow(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            await asyncio.sleep(self.pause_s)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Read what has changed and draw it anew. What cannot be read is said, and what was known of it stays."""
+        began_s = time.perf_counter()
+        changed = [_look(source) for source in self.sources]
+        if any(changed):
+            views = {source.label: source.view for source in self.sources if source.view is not None}
+            self.agreement = _drawing(figures.agreement({label: view.course for label, view in views.items()}), "agreement")
+            self.comparison = sections.comparison({label: view.run for label, view in views.items()}) if len(self.sources) > 1 else ""
+            self.version += 1
+        self.pause_s = max(EVERY_S, _SHARE * (time.perf_counter() - began_s))
+
+    def source(self, label: str) -> Source:
+        """By its label; the first where no such is there."""
+        return next((source for source in self.sources if source.label == label), self.sources[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteView:
+    """One node's own course."""
+
+    name: str
+    drawings: dict[str, Drawing]
+    """By what each shows."""
+    went_without: str
+    """HTML."""
+
+
+def site_view(view: View, name: str | None) -> SiteView | None:
+    """The node of that name, or the first where there is no such; None where nothing is recorded of any."""
+    if not view.sites:
+        return None
+    known = name if name is not None and name in view.sites else view.sites[0]
+    drawings = {what: drawn for what, figure in figures.site(view.run, known).items() if (drawn := _drawing(figure, what)) is not None}
+    return SiteView(name=known, drawings=drawings, went_without=sections.went_without(view.run, known))
+
+
+def _look(source: Source) -> bool:
+    """Whether there is something new."""
+    try:
+        mark = _mark(source.place)
+        if mark is not None and mark == source.mark:
+            return False
+        run = read_source(source.place)
+        is_known = source.error is None and source.view is not None and source.view.run == run
+        if not is_known:
+            source.view = _view(run)
+    except P2PFLError as error:
+        is_new = str(error) != str(source.error)
+        source.mark, source.error = None, error
+        return is_new
+    source.mark, source.error = mark, None
+    return not is_known
+
+
+def _mark(place: str) -> object:
+    """Changes when a folder does; None for what has to be asked."""
+    if is_url(place) or not Path(place).is_dir():
+        return None
+    files = sorted(path for path in Path(place).iterdir() if path.suffix in (".json", ".jsonl", ".yaml"))
+    found = [(path.name, path.stat()) for path in files if path.exists()]
+    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found)
+
+
+def _view(run: RunRecords) -> View:
+    course = convergence(run)
+    nodes = node_health(run)
+    edges = edge_health(run, nodes)
+    drawn = _drawing(figures.network(run, course, nodes, edges), "the graph")
+    recorded = {str(row["node"]) for row in run.nodes}
+    ill = [f"{name} is {health.state}" for name, health in nodes.items() if health.state in ("late", "lost")]
+    return View(
+        run=run,
+        course=course,
+        title=str(run.experiment.get("name", "run")),
+        facts=escaped(sections.facts(run)),
+        short=listed([*verdict(run, course), certificate(run, course)]),
+        nodes=sections.node_states(nodes),
+        links=sections.link_states(edges),
+        events=sections.events(run) or note("Nothing out of the ordinary has happened."),
+        network=drawn,
+        sites=tuple(name for name in nodes if name in recorded),
+        alarm=f"{'; '.join(ill[:3])}{f' and {len(ill) - 3} more' if len(ill) > 3 else ''}." if ill else "",  # noqa: PLR2004  # enough
+    )
+
+
+def _drawing(figure: figures.Figure | None, what: str) -> Drawing | None:
+    """As plotly.js takes it, without the buttons that a keyboard does not reach."""
+    if figure is None:
+        return None
+    return {**figure.to_plotly_json(), "config": {"displayModeBar": False, "responsive": True}, "meta": what}
+
+
+def _labels(places: Sequence[str]) -> list[str]:
+    """A folder's own name, or an address without its scheme; all of it where two would be called the same."""
+    short = [place.split("://")[-1].rstrip("/") if is_url(place) else Path(place).resolve().name for place in places]
+    times = Counter(short)
+    full = [label if times[label] == 1 else place for label, place in zip(short, places, strict=True)]
+    seen = Counter(full)
+    return [label if seen[label] == 1 else f"{label} ({number})" for number, label in enumerate(full, start=1)]

@@ -1,0 +1,217 @@
+"""The page: one for each browser that looks, laid out once and then filled anew. Its controls are the browser's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nicegui import ui
+
+from p2pfl.inspector.dashboard.board import Board, Drawing, SiteView, View, site_view
+from p2pfl.inspector.markup import COLOURS, STYLE, escaped, note
+
+_REFRESH_S = 0.5
+_NOTHING: Drawing = {"data": [], "layout": {}}
+_SITE_PICTURES = ("training loss", "metrics on its test rows", "disagreement with neighbours", "seconds a round")
+
+_OWN_STYLE = """
+body { line-height: 1.5; }
+:focus-visible { outline: 3px solid var(--focus) !important; outline-offset: 2px; }
+:root { --focus: #2b6cb0; --lost: #c53030; --late: #9c4221; }
+:root[data-theme=dark] { --focus: #90cdf4; --lost: #fc8181; --late: #f6ad55; }
+@media (prefers-color-scheme: dark) { :root:not([data-theme=light]) { --focus: #90cdf4; --lost: #fc8181; --late: #f6ad55; } }
+.nicegui-content { display: block; padding: 1rem; }
+main { max-width: 76rem; margin: 0 auto; }
+h1 { font-size: 1.8rem; line-height: 1.2; font-weight: 650; margin: 0; } h2 { font-size: 1.3rem; line-height: 1.3; font-weight: 650; }
+h2 { margin: 2rem 0 .8rem; padding-bottom: .2rem; } p { margin: .4rem 0; } ul.short { margin: .4rem 0; padding-left: 1.2rem; }
+h1, td, li, p { overflow-wrap: break-word; } table { margin: .8rem 0; } td, th { vertical-align: top; }
+.controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: center; margin: .8rem 0; }
+.controls label { display: flex; flex-wrap: wrap; gap: .2rem .5rem; align-items: center; max-width: 100%; }
+select, button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--faint); border-radius: .3rem; }
+select, button { padding: .3rem .6rem; max-width: 100%; min-height: 2rem; } button { cursor: pointer; }
+.figure { border: 1px solid var(--line); border-radius: .4rem; margin: .8rem 0; overflow: hidden; }
+.sites { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); } .sites .figure { margin: 0; }
+.region { overflow-x: auto; } .region .scroll { overflow: visible; } .region:empty { display: none; }
+.alarm { font-weight: 650; color: var(--lost); } .error { border: 2px solid var(--lost); border-radius: .4rem; padding: .4rem .8rem; }
+.error:empty, .alarm:empty { display: none; }
+.state.lost { color: var(--lost); font-weight: 650; } .state.lost::before { content: "\\2715\\a0"; }
+.state.late, .state.slow { color: var(--late); font-weight: 650; } .state.late::before, .state.slow::before { content: "\\25c6\\a0"; }
+.nicegui-error-popup { background-color: var(--paper) !important; color: var(--ink); border-color: var(--lost); }
+.state.well::before, .state.finished::before { content: "\\25cf\\a0"; }
+.js-plotly-plot .main-svg > g:not(.hoverlayer) text { fill: var(--ink) !important; }
+.js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path { stroke: var(--line) !important; }
+.js-plotly-plot .legend .bg { fill: none !important; }
+"""
+
+_SWITCH = """
+const chosen = localStorage.getItem("p2pfl-theme");
+if (chosen) document.documentElement.dataset.theme = chosen;
+window.switchTheme = () => {
+  const root = document.documentElement, prefers = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  root.dataset.theme = (root.dataset.theme || prefers) === "dark" ? "light" : "dark";
+  localStorage.setItem("p2pfl-theme", root.dataset.theme);
+};
+"""
+
+
+class Page:
+    """What one browser sees of the board.
+
+    Args:
+        board: renewed by another task.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._label = board.sources[0].label
+        self._site: str | None = None
+        self._shown: object = None
+
+    async def build(self) -> None:
+        """Lay the page out, within NiceGUI's context of a page."""
+        ui.add_head_html(f"<style>{COLOURS}{STYLE}{_OWN_STYLE}</style><script>{_SWITCH}</script>")
+        with ui.element("main"):
+            self._title = _html("h1")
+            self._facts = _html("p").classes("facts")
+            with ui.element("div").classes("controls"):
+                self._run_choice = _Choice("Run", self._choose_run) if len(self._board.sources) > 1 else None
+                with ui.element("button").props("type=button").on("click", js_handler="() => switchTheme()"):
+                    _html("span", "Light or dark")
+            self._alarm = _html("p").classes("alarm").props("role=status")
+            self._error = _html("div").classes("error").props("role=alert")
+            with _section("In short"):
+                self._short = _html("div")
+            with _section("Who exchanges with whom"):
+                self._network = _Picture("the graph of nodes and links")
+                self._no_network = _html("div", note("The graph is not drawn: it changes from round to round, or is too large."))
+                self._links = _region("links that are lost or slow")
+                self._nodes = _region("how every node is")
+            with _section("Agreement"):
+                self._agreement = _Picture("how far the models are apart, round by round")
+            self._comparison = None
+            if len(self._board.sources) > 1:
+                with _section("The runs compared"):
+                    self._comparison = _region("the runs compared")
+            with _section("One site"):
+                with ui.element("div").classes("controls"):
+                    self._site_choice = _Choice("Site", self._choose_site)
+                with ui.element("div").classes("sites"):
+                    self._pictures = {what: _Picture(what) for what in _SITE_PICTURES}
+                self._went_without = _region("who went on without whom")
+            with _section("Events"):
+                self._events = _region("events")
+        await self._refresh()
+        ui.timer(_REFRESH_S, self._refresh, immediate=False)
+
+    async def _refresh(self) -> None:
+        """Fill in what has changed since the last look."""
+        wanted = (self._board.version, self._label, self._site)
+        if wanted == self._shown:
+            return
+        source, agreement, comparison = self._board.source(self._label), self._board.agreement, self._board.comparison
+        view = source.view
+        site = await asyncio.to_thread(site_view, view, self._site) if view is not None else None
+        if wanted[1:] != (self._label, self._site):
+            return  # something else has been chosen meanwhile, and is being filled in
+        self._site = site.name if site is not None else None
+        faults = [f"{each.label}: {each.error}" for each in self._board.sources if each.error is not None]
+        self._error.set_content("".join(f"<p>{escaped(fault)}</p>" for fault in faults))
+        if self._run_choice is not None:
+            self._run_choice.offer([each.label for each in self._board.sources], self._label)
+        self._agreement.show(agreement)
+        if self._comparison is not None:
+            self._comparison.set_content(comparison)
+        self._title.set_content(escaped(view.title if view is not None else source.label))
+        if view is not None:
+            self._fill(view, site)
+        self._shown = (wanted[0], self._label, self._site)
+
+    def _fill(self, view: View, site: SiteView | None) -> None:
+        self._facts.set_content(view.facts)
+        self._alarm.set_content(escaped(view.alarm))
+        self._short.set_content(view.short)
+        self._network.show(view.network)
+        self._no_network.set_visibility(view.network is None)
+        self._links.set_content(view.links)
+        self._nodes.set_content(view.nodes)
+        self._events.set_content(view.events)
+        self._site_choice.offer(view.sites, self._site)
+        for what, picture in self._pictures.items():
+            picture.show(site.drawings.get(what) if site is not None else None)
+        self._went_without.set_content(site.went_without if site is not None else "")
+
+    async def _choose_run(self, label: str) -> None:
+        self._label = label
+        await self._refresh()
+
+    async def _choose_site(self, name: str) -> None:
+        self._site = name
+        await self._refresh()
+
+
+class _Choice:
+    """A select with its label.
+
+    Args:
+        label: what is chosen.
+        chosen: is told what was.
+    """
+
+    def __init__(self, label: str, chosen: Callable[[str], Any]) -> None:
+        self._names: list[str] = []
+        self._chosen = chosen
+        with ui.element("label"):
+            _html("span", escaped(label))
+            self._element = ui.element("select").on("change", self._changed, js_handler="(event) => emit(event.target.selectedIndex)")
+
+    def offer(self, names: Sequence[str], chosen: str | None) -> None:
+        """These to choose from; what is open in the browser stays open where they are the same as before."""
+        if list(names) == self._names:
+            return
+        self._names = list(names)
+        self._element.clear()
+        with self._element:
+            for number, name in enumerate(names):
+                _html("option", escaped(name)).props(f"value={number}" + (" selected" if name == chosen else ""))
+
+    async def _changed(self, event: Any) -> None:
+        number = event.args
+        if isinstance(number, int) and 0 <= number < len(self._names):
+            await self._chosen(self._names[number])
+
+
+class _Picture:
+    """A figure that is hidden where there is nothing to see."""
+
+    def __init__(self, what: str) -> None:
+        self._drawn: Drawing | None = _NOTHING
+        with ui.element("div").classes("figure") as self._frame:
+            self._plot = ui.plotly(_NOTHING).props(f'role=img aria-label="{what}"').style("width: 100%")
+
+    def show(self, drawing: Drawing | None) -> None:
+        """Draw it; nothing is sent where it is the same as before."""
+        if drawing == self._drawn:
+            return
+        self._drawn = drawing
+        self._frame.set_visibility(drawing is not None)
+        if drawing is not None:
+            self._plot.update_figure(drawing)
+
+
+@contextmanager
+def _section(title: str) -> Iterator[None]:
+    with ui.element("section").props(f'aria-label="{title}"'):
+        _html("h2", escaped(title))
+        yield
+
+
+def _region(about: str) -> Any:
+    """A place for tables that are replaced, which itself stays: the keyboard's focus is not lost while it scrolls."""
+    return _html("div").classes("region").props(f'role=region tabindex=0 aria-label="{about}"')
+
+
+def _html(tag: str, content: str = "") -> Any:
+    """An element whose content comes from `markup`, where all that is foreign has been escaped."""
+    return ui.html(content, sanitize=False, tag=tag)

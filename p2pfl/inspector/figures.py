@@ -1,0 +1,308 @@
+"""The pictures of a run, for every page that shows one. Needs plotly, which the extras `report` and `dashboard` bring.
+
+Plotly reads texts as markup: names that come from other machines are escaped. Nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from p2pfl.errors import MissingExtraError
+from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, link_name
+from p2pfl.inspector.markup import escaped
+from p2pfl.inspector.verdict import Scores, lower_is_better
+from p2pfl.records import Row, RunRecords
+
+Figure = Any
+"""plotly.graph_objects.Figure, which has no types."""
+
+MAX_DRAWN = 200
+"""Nodes; more are a blot."""
+
+_BLUE, _ORANGE, _RED, _GREY, _GREEN, _VIOLET = "#2b6cb0", "#dd6b20", "#e53e3e", "#718096", "#2f855a", "#805ad5"
+_SEVERAL = (_BLUE, _ORANGE, _GREEN, _VIOLET, _GREY, _RED)
+_DASHES = ("solid", "dash", "longdash", "dashdot", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
+_RING = 2  # neighbours
+_HEIGHT = 380
+_SMALL = 300
+_FEW_DECADES = 1.5
+_UPRIGHT = 0.6
+"""Tangent of the angle above which a name stands above or below its node and not beside it."""
+_WIDTHS = 4
+"""Different widths of links over which messages were missed."""
+
+_BASES = {
+    "exact": "consensus distance",
+    "upper bound": "consensus distance, upper bound",
+    "local": "distance to the neighbours",
+}
+
+
+def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth], edges: Mapping[Ends, EdgeHealth]) -> Figure | None:
+    """The graph: each node's share of what disagreement is left, each link as often as it failed, and who and what is lost now.
+
+    None where there is no graph, where it changes from round to round, and above 200 nodes.
+    """
+    graph = run.topology or {}
+    names, links = graph.get("nodes") or [], graph.get("edges") or []
+    if not links or len(names) > MAX_DRAWN:
+        return None
+    at = dict(zip(names, _places(len(names), tuple((i, j) for i, j, _ in links)), strict=True))
+    figure = _empty()
+    _draw_links(figure, {ends: edge for ends, edge in edges.items() if ends <= at.keys()}, at)
+    shares = {slow.node: slow.share for slow in course.slowest}
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        state = nodes[name].state if name in nodes else "well"
+        groups["well" if state == "finished" else state].append(name)
+    for state, symbol, colour in (("well", "circle", None), ("late", "diamond", _ORANGE), ("lost", "x", _RED)):
+        some = groups.get(state, [])
+        if not some:
+            continue
+        marked = "" if state == "well" else f" ({state})"
+        figure.add_scatter(
+            x=[at[name][0] for name in some],
+            y=[at[name][1] for name in some],
+            mode="markers+text",
+            name=f"node {state} now" if marked else "nodes",
+            marker={
+                "size": 22 if not marked else 24,
+                "symbol": symbol,
+                "color": colour or [shares.get(name, 0.0) for name in some],
+                "line": {"color": "#2d3748", "width": 1},
+                **({} if colour else _shading(shares)),
+            },
+            text=[_text(name + marked) for name in some],
+            textposition=[_beside(*at[name]) for name in some],
+            hovertext=[_text(_about(name, shares, nodes)) for name in some],
+            hoverinfo="text",
+            showlegend=bool(marked),
+        )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, scaleanchor="x")
+    return figure
+
+
+def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
+    """How far the models are apart, round by round, with what the spectrum allows; of one run also what its records certify.
+
+    Args:
+        courses: runs by what they are called.
+    """
+    told = {name: course for name, course in courses.items() if any(course.distance)}
+    if not told:
+        return None
+    figure = _empty(x="round", y="distance")
+    alone = len(courses) == 1
+    for number, (name, course) in enumerate(told.items()):
+        if alone and all(value is not None for value in (*course.low, *course.high)):
+            fill = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+            figure.add_scatter(x=course.rounds, y=course.high, showlegend=False, **fill)
+            certified = "certified by the nodes' own records"
+            figure.add_scatter(x=course.rounds, y=course.low, fill="tonexty", fillcolor="rgba(43,108,176,0.2)", name=certified, **fill)
+        colour = _SEVERAL[number % len(_SEVERAL)]
+        label = _BASES[course.basis] if alone else _text(name)
+        line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}
+        figure.add_scatter(x=course.rounds, y=course.distance, mode="lines", name=label, line=line, legendgroup=str(number))
+        # below the run's own noise the bound of a good graph falls without end
+        floor = min((value for value in course.distance if value), default=0.0) / 10
+        bounds = [value if value is not None and value >= floor else None for value in course.bound]
+        if any(value is not None for value in bounds):
+            dots = {"color": _ORANGE if alone else colour, "dash": "dot", "width": 1.5}
+            bound = "bound from the graph's spectrum" if alone else f"{_text(name)}, spectral bound"
+            group = str(number)
+            figure.add_scatter(x=course.rounds, y=bounds, mode="lines", name=bound, line=dots, legendgroup=group, showlegend=alone)
+    return _logarithmic(figure)
+
+
+def loss(run: RunRecords) -> Figure | None:
+    """The training loss, mean over the nodes, round by round."""
+    points = [(row["round"], row["loss"]) for row in run.rounds if row.get("loss") is not None]
+    return _curves("training loss, mean over the nodes", {"loss": points}, height=_HEIGHT) if points else None
+
+
+def gains(at: Mapping[str, Scores], metric: str) -> Figure:
+    """A metric at each site, alone, in the network and pooled."""
+    figure = _empty(x=metric)
+    names = [_text(node) for node in at]
+    for which, colour, symbol in (("alone", _GREY, "circle-open"), ("pooled", _ORANGE, "diamond-open"), ("network", _BLUE, "circle")):
+        values = [getattr(figure_at, which) for figure_at in at.values()]
+        if any(value is not None for value in values):
+            marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2}}
+            figure.add_scatter(x=values, y=names, mode="markers", name=which, marker=marker)
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_layout(height=max(_HEIGHT // 2, 120 + 26 * len(at)))
+    return figure
+
+
+def cross_site(found: Row) -> Figure:
+    """Models by sites."""
+    values, names = found["value"], [site["name"] for site in found["sites"]]
+    figure = _empty(x="measured at", y="model of")
+    figure.add_heatmap(
+        z=values,
+        x=[_text(name) for name in names],
+        y=[_text(model) for model in found["models"]],
+        text=[["" if value is None else f"{value:.2f}" for value in row] for row in values],
+        texttemplate="%{text}",
+        colorscale="Blues" if not lower_is_better(found["metric"]) else "Blues_r",
+        hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    figure.update_layout(height=max(_HEIGHT, 140 + 26 * len(found["models"])))
+    return figure
+
+
+def site(run: RunRecords, name: str) -> dict[str, Figure]:
+    """One node's own course, by what each picture shows: loss, metrics, disagreement with neighbours, seconds."""
+    rows = [row for row in run.nodes if row["node"] == name]
+
+    def points(key: str, inside: str | None = None) -> list[tuple[int, float]]:
+        pairs = ((row["round"], row.get(key) if inside is None else (row.get(inside) or {}).get(key)) for row in rows)
+        return [(number, value) for number, value in pairs if value is not None]
+
+    metrics = sorted({metric for row in rows for metric in row.get("metrics") or ()})
+    parts = sorted({part for row in rows for part in row.get("seconds") or ()})
+    found = {
+        "training loss": {"loss": points("loss")},
+        "metrics on its test rows": {metric: points(metric, "metrics") for metric in metrics},
+        "disagreement with neighbours": {"disagreement": [(number, value) for number, value in points("disagreement") if value > 0]},
+        "seconds a round": {part: points(part, "seconds") for part in parts},
+    }
+    drawn = {what: _curves(what, curves, height=_SMALL) for what, curves in found.items() if any(curves.values())}
+    if (apart := drawn.get("disagreement with neighbours")) is not None:
+        _logarithmic(apart)
+    return drawn
+
+
+def script() -> str:
+    """plotly.js itself."""
+    _, offline = _plotly()
+    source: str = offline.get_plotlyjs()
+    return source
+
+
+def _text(name: str) -> str:
+    return escaped(name, quotes=False)
+
+
+def _shading(shares: Mapping[str, float]) -> Row:
+    title = {"text": "share of what<br>disagreement is left"}
+    bar = {"title": title, "tickformat": ".0%", "thickness": 16}
+    most = max(shares.values(), default=1.0)
+    return {"colorscale": [[0, "#ebf8ff"], [1, _BLUE]], "cmin": 0, "cmax": most, "showscale": bool(shares), "colorbar": bar}
+
+
+def _beside(x: float, y: float) -> str:
+    """Where a node's name stands: away from the middle, where the links are."""
+    if abs(y) > _UPRIGHT * abs(x):
+        return "top center" if y > 0 else "bottom center"
+    return "middle right" if x > 0 else "middle left"
+
+
+def _about(name: str, shares: Mapping[str, float], nodes: Mapping[str, NodeHealth]) -> str:
+    share = f": {shares[name]:.0%} of what disagreement is left" if name in shares else ""
+    why = f". {nodes[name].why}" if name in nodes and nodes[name].state != "finished" else ""
+    return f"{name}{share}{why}"
+
+
+def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[str, tuple[float, float]]) -> None:
+    """One trace for all links that look the same."""
+    most = max((edge.missed for edge in edges.values()), default=0)
+    looks: defaultdict[tuple[str, int], list[tuple[Ends, EdgeHealth]]] = defaultdict(list)
+    for ends, edge in edges.items():
+        looks[edge.state, -(-_WIDTHS * edge.missed // most) if most else 0].append((ends, edge))
+    styles = {"well": (_GREY, "solid", "link"), "slow": (_RED, "dash", "slow link"), "lost": (_RED, "dot", "link lost now")}
+    named = set()
+    for (state, width), some in sorted(looks.items()):
+        colour, dash, label = styles[state]
+        x: list[float | None] = []
+        y: list[float | None] = []
+        texts: list[str | None] = []
+        for ends, edge in some:
+            (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
+            if state == "well":  # there may be thousands of them, and they have nothing to tell
+                x += [x_0, x_1, None]
+                y += [y_0, y_1, None]
+                continue
+            x += [x_0, (x_0 + x_1) / 2, x_1, None]
+            y += [y_0, (y_0 + y_1) / 2, y_1, None]
+            texts += [_text(f"{link_name(ends)}: {edge.why}")] * 3 + [None]
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            name=label,
+            line={"color": colour, "width": (3.0 if state == "lost" else 1.5) + width, "dash": dash},
+            hoverinfo="text" if texts else "skip",
+            text=texts or None,
+            legendgroup=state,
+            showlegend=state != "well" and state not in named,
+        )
+        named.add(state)
+
+
+@lru_cache(maxsize=8)  # a page that is drawn every second draws the same graph
+def _places(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[tuple[float, float], ...]:
+    import networkx as nx  # only here
+
+    drawn: Any = nx.Graph()
+    drawn.add_nodes_from(range(num_nodes))
+    drawn.add_edges_from(links)
+    is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
+    places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
+    return tuple((round(float(places[i][0]), 4), round(float(places[i][1]), 4)) for i in range(num_nodes))  # a pixel is more
+
+
+def _logarithmic(figure: Figure) -> Figure:
+    """Powers of ten up the side, without digits between them where there are several."""
+    values = [value for trace in figure.data for value in trace.y if value]
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    figure.update_yaxes(type="log", exponentformat="power", dtick=math.ceil(decades / 8) if decades > _FEW_DECADES else None)
+    return figure
+
+
+def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height: int) -> Figure:
+    """Lines over rounds; a legend where there are several."""
+    figure = _empty(x="round", y=y)
+    told = {name: points for name, points in curves.items() if points}
+    for number, (name, points) in enumerate(told.items()):
+        rounds, values = zip(*points, strict=True)
+        line = {"color": _SEVERAL[number % len(_SEVERAL)], "width": 2, "dash": _DASHES[number % len(_DASHES)]}
+        mode = "lines" if len(points) > 1 else "markers"
+        marker = {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9}
+        figure.add_scatter(x=rounds, y=values, mode=mode, name=_text(name), line=line, marker=marker, showlegend=len(told) > 1)
+    figure.update_layout(height=height)
+    return figure
+
+
+def _empty(x: str = "", y: str = "") -> Figure:
+    """A figure without a paper of its own, so that it suits every page."""
+    graph_objects, _ = _plotly()
+    layout = {
+        "template": "plotly_white",
+        "height": _HEIGHT,
+        "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "uirevision": "the reader's",  # a page that draws anew leaves the zoom alone
+        "xaxis": {"title": {"text": _text(x)}},
+        "yaxis": {"title": {"text": _text(y)}},
+    }
+    return graph_objects.Figure(layout=layout)
+
+
+def _plotly() -> tuple[Any, Any]:
+    try:
+        from plotly import graph_objects, offline  # an extra
+    except ImportError as error:
+        raise MissingExtraError("--html needs plotly: pip install 'p2pfl-mesh[report]'") from error
+    return graph_objects, offline
