@@ -91,7 +91,7 @@ def comparison(runs: Mapping[str, RunRecords]) -> str:
         metric = primary_metric(summary["metrics"]) if summary.get("metrics") else None
         mean = mean_scores(summary, metric).network if metric is not None else None
         sent = summary.get("bytes_sent")
-        total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)
+        total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.network or run.rounds)
         graph = (run.experiment.get("topology") or {}).get("name") or "its own"
         rows.append(
             [

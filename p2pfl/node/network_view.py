@@ -179,7 +179,8 @@ class Outlook:
     def document(self, folder: RunFolder, now_s: float) -> dict[str, Any]:
         """All that this node knows of the run, by the names of `RunRecords`."""
         own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
-        rows = {(row["node"], row["round"]): row for known in self._kept for row in map(self._node_row, known.records.values())}
+        records = [record for known in self._kept for record in known.records.values()] + self.view.open_records()
+        rows = {(row["node"], row["round"]): row for row in map(self._node_row, records)}
         rows |= {(row["node"], row["round"]): row for row in self.rows(now_s)}
         return {
             "experiment": own.experiment,

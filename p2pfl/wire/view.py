@@ -248,6 +248,10 @@ class NetworkView:
         self._known.clear()
         return known
 
+    def open_records(self) -> list[RoundRecord]:
+        """Of the rounds that not everybody has spoken of yet."""
+        return [record for so_far in self._rounds.values() for record in so_far.records.values()]
+
     def is_settled(self, nearby: Collection[str]) -> bool:
         """Whether everybody's last record is here, and all is said to those neighbours."""
         ended = len(self.newest) == len(self._keys) and all(heard.record.closing for heard in self.newest.values())
