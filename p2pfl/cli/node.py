@@ -7,11 +7,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from p2pfl.errors import P2PFLError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -78,3 +81,18 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
         refused = ", ".join(f"{reason} {count}" for reason, count in seen["refused"].items()) or "-"
         table.add_row(name, "yes" if seen["greeted"] else "no", str(seen["exchange"]), ago, "yes" if seen["skipped"] else "no", refused)
     console.print(table)
+    if network := found.get("network"):
+        _network_status(console, network)
+
+
+def _network_status(console: Console, network: dict[str, Any]) -> None:
+    """What the node knows of everybody, in two sentences."""
+    rows, unheard = network["rows"], network["not_heard_of"]
+    oldest = max((row["age_rounds"] for row in rows), default=0)
+    silent = f"; never of {', '.join(unheard)}" if unheard else ""
+    console.print(f"it has heard of {len(rows)} of {len(rows) + len(unheard)} members, at most {oldest} rounds ago{silent}", markup=False)
+    last = network["certificate"]
+    if last is not None and last["bound_low"] is not None:
+        most = f" and at most {last['bound_high']:.3g}" if last["bound_high"] is not None else ", as far as is known,"
+        size = f" (their size is {last['rms_norm']:.3g})" if last["rms_norm"] else ""
+        console.print(f"in round {last['round']} the models were at least {last['bound_low']:.3g}{most} apart{size}", markup=False)
