@@ -278,3 +278,14 @@ def test_auto_does_not_take_noisy_gradients_for_divergence():
         state = one_round(algorithm, RING, state, ctx, lambda v, r, k, noise_NP=noise_NP: v - minima_NP + noise_NP)
 
     assert max(state["halvings"].tolist()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_auto_halves_nothing_over_rounding(dtype):
+    """A compressor that loses nothing leaves rounding behind, on each device another one, and models drift apart while they train."""
+    algorithm, x_NP = Choco(compressor=Identity()), start().to(dtype)
+    state = algorithm.init(x_NP, context_of(RING, x_NP, 0))
+    for number in range(40):
+        state = one_round(algorithm, RING, {**state, "x": 1.7 * state["x"]}, context_of(RING, x_NP, number))
+
+    assert state["halvings"].tolist() == [0] * 8

@@ -22,6 +22,7 @@ from p2pfl.params import Layout
 _MATRIX_AXES = 2
 _NO_ROUNDING = 0.5  # what a unit vector orthogonal to the columns before it keeps of its length, and rounding does not
 _HALVE_AFTER = 3  # rounds of growth
+_ROUNDING = 64.0  # units in the last place of xhat: a smaller difference is none, and must not decide anything
 _GROWTH = 4.0  # of ||x - xhat||**2 over its least since the last halving; noise of gradients does not reach it
 _MOST_HALVINGS = 10
 
@@ -91,7 +92,8 @@ class Choco(Algorithm):
         halvings_NK = torch.maximum(inbox.stack("halvings")[0][..., 0], inbox.own("halvings")).clamp(max=_MOST_HALVINGS)
         mixed_NP = inbox.mix("xhat", scale_NK=self._gammas(ctx, xhat_NP)[halvings_NK.long()])
         disagreement_N = inbox.squared_distances("xhat").to(xhat_NP.dtype)
-        watched = _watched(state, disagreement_N, _squared_norms(state["x"] - xhat_NP))
+        rounding_N = (_ROUNDING * torch.finfo(xhat_NP.dtype).eps) ** 2 * _squared_norms(xhat_NP)
+        watched = _watched(state, disagreement_N, _squared_norms(state["x"] - xhat_NP), rounding_N)
         return {"x": state["x"] + (mixed_NP - xhat_NP), "xhat": xhat_NP, **watched}
 
     def _gammas(self, ctx: Context, like: Tensor) -> Tensor:
@@ -100,10 +102,11 @@ class Choco(Algorithm):
         return like.new_tensor([start * 0.5**number for number in range(_MOST_HALVINGS + 1)])
 
 
-def _watched(state: State, disagreement_N: Tensor, residual_N: Tensor) -> State:
+def _watched(state: State, disagreement_N: Tensor, residual_N: Tensor, rounding_N: Tensor) -> State:
     """What decides on gamma, after an exchange."""
     growing_N = torch.where(disagreement_N > state["disagreement"], (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
-    runs_away_N = (growing_N == _HALVE_AFTER) & (residual_N > _GROWTH * state["least_residual"]) & (state["halvings"] < _MOST_HALVINGS)
+    has_grown_N = (residual_N > _GROWTH * state["least_residual"]) & (residual_N > rounding_N)
+    runs_away_N = (growing_N == _HALVE_AFTER) & has_grown_N & (state["halvings"] < _MOST_HALVINGS)
     return {
         "halvings": state["halvings"] + runs_away_N,
         "growing": torch.where(runs_away_N, 0, growing_N),
