@@ -14,7 +14,7 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError
 from p2pfl.inspector.convergence import Convergence, convergence
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict, worth_sentence
 from p2pfl.records import Row, RunRecords, primary_metric, replace_file
 from p2pfl.yaml_files import dump_yaml
 
@@ -83,7 +83,7 @@ def report(run: RunRecords) -> str:
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(course)),
         ("Loss", _loss(run)),
-        ("Was it worth it, and for whom", _worth(run.summary) if run.summary and run.summary.get("metrics") else ""),
+        ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and run.summary.get("metrics") else ""),
         ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Links that were waited for in vain", _skips(course)),
@@ -216,22 +216,36 @@ def _loss(run: RunRecords) -> str:
     return _drawn(figure, "the training loss, round by round")
 
 
-def _worth(summary: Row) -> str:
-    """Every metric at every site: alone, in the network, pooled; the primary one also as a picture."""
+def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
+    """Every metric at every site: alone, in the network, pooled; the primary one also as a picture, and with how sure its gains are."""
     first = primary_metric(summary["metrics"])
     assert first is not None
+    intervals = {(row["site"], row["metric"]): row for row in sure}
     found = ""
     for metric in sorted(summary["metrics"], key=lambda name: name != first):
         at = scores(summary, metric)
         mean = mean_scores(summary, metric)
         heads = ["site", "alone", "network", "pooled", "gain"]
-        rows = [[_Cell(node), *_figures(figure, metric)] for node, figure in list(at.items())[:_MAX_ROWS]]
+        rows = [[_Cell(node), *_figures(figure, metric, intervals.get((node, metric)))] for node, figure in list(at.items())[:_MAX_ROWS]]
         more = f'<p class="note">{len(at) - _MAX_ROWS} more in summary.json.</p>' if len(at) > _MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
         note = f'<p class="note">The mean model, on all test rows together: {of_mean_model:.3f}.</p>' if of_mean_model is not None else ""
         picture = _gains(at, metric) if metric == first and len(at) <= _MAX_DRAWN else ""
         found += f"<h3>{_escaped(metric)}</h3>{picture}{_table(heads, rows, [_Cell('mean'), *_figures(mean, metric)])}{more}{note}"
+        found += _sentences([row for row in sure if row["metric"] == metric][:_MAX_ROWS])
     return found
+
+
+def _sentences(rows: Sequence[Row]) -> str:
+    """Of each site, whether its gain is more than chance."""
+    if not rows:
+        return ""
+    methods = "; ".join(sorted({row["method"] for row in rows if row["method"]})) or "none is known"
+    note = (
+        f"In brackets the {rows[0]['confidence']:.0%} interval of each gain, both models on the same test rows ({methods}). "
+        "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
+    )
+    return _list([worth_sentence(row) for row in rows]) + f'<p class="note">{_escaped(note)}</p>'
 
 
 def _gains(at: Mapping[str, Scores], metric: str) -> str:
@@ -247,13 +261,14 @@ def _gains(at: Mapping[str, Scores], metric: str) -> str:
     return _drawn(figure, f"{metric} at each site, alone, in the network and pooled")
 
 
-def _figures(figure: Scores, metric: str) -> list[_Cell]:
+def _figures(figure: Scores, metric: str, sure: Row | None = None) -> list[_Cell]:
     cells = [_Cell(_number(value), "number") for value in (figure.alone, figure.network, figure.pooled)]
     if figure.gain is None:
         return [*cells, _Cell("-", "number")]
     better = -figure.gain if lower_is_better(metric) else figure.gain
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
-    return [*cells, _Cell(f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000", judged)]
+    interval = f" [{sure['low']:+.3f}, {sure['high']:+.3f}]" if sure and sure["low"] is not None else ""
+    return [*cells, _Cell((f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
 
 
 def _cross_site(found: Row) -> str:

@@ -34,9 +34,16 @@ class Tables:
     sites: list[FlatRow]
     """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
 
+    worth: list[FlatRow]
+    """One row a site: the primary metric alone and in the network, the gain and its interval. Empty where sites were not trained alone."""
+    cross_site: list[FlatRow]
+    """One row a model and site: the primary metric, its interval, and on how many test rows. Empty where it was not computed."""
+    subgroups: list[FlatRow]
+    """One row a site, attribute and group of patients."""
+
     def named(self) -> dict[str, list[FlatRow]]:
         """All of them, by name."""
-        return {name: getattr(self, name) for name in ("rounds", "nodes", "events", "edges", "sites")}
+        return {name: getattr(self, name) for name in ("rounds", "nodes", "events", "edges", "sites", "worth", "cross_site", "subgroups")}
 
 
 def read(run: Path | str) -> Tables:
@@ -56,6 +63,9 @@ def read(run: Path | str) -> Tables:
         events=[_flat(row) for row in records.events],
         edges=_edges(records.topology or {}),
         sites=_sites(records.summary or {}),
+        worth=[dict(row) for row in records.worth],
+        cross_site=_cross_site(records.cross_site or {}),
+        subgroups=[dict(row) for row in records.subgroups],
     )
 
 
@@ -152,3 +162,18 @@ def _sites(summary: Row) -> list[FlatRow]:
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
             found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled})
     return found
+
+
+def _cross_site(found: Row) -> list[FlatRow]:
+    """The matrix, a row a cell."""
+    return [
+        {
+            "model": model,
+            "site": site["name"],
+            "metric": found["metric"],
+            **{key: found[key][number][place] for key in ("value", "low", "high")},
+            "rows": site["rows"],
+        }
+        for number, model in enumerate(found.get("models") or [])
+        for place, site in enumerate(found["sites"])
+    ]
