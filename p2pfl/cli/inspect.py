@@ -21,6 +21,7 @@ def inspect(
     to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
     to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
+    to_png: Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each figure as a PNG for a paper, 85 mm wide.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -36,8 +37,12 @@ def inspect(
     from p2pfl.records import read_run
 
     records = read_run(run) if not live else _followed(run)
-    if to_html or to_csv or to_parquet:
+    if to_html or to_csv or to_parquet or to_png:
         _write(run, records, to_html, {"csv": to_csv, "parquet": to_parquet})
+        if to_png is not None:
+            from p2pfl.inspector.print_figures import write_figures
+
+            _say(write_figures(records, to_png))
         return
     goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:
@@ -91,8 +96,12 @@ def _write(run: Path, records: RunRecords, page: Path | None, folders: dict[str,
         if folder is not None:
             from p2pfl.inspector.tables import read, write_tables
 
-            for path in write_tables(read(run), folder, kind):
-                typer.echo(path)
+            _say(write_tables(read(run), folder, kind))
+
+
+def _say(paths: list[Path]) -> None:
+    for path in paths:
+        typer.echo(path)
 
 
 def _goal(text: str) -> tuple[str, float]:
