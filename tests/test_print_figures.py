@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 ALL = ["graph", "agreement", "loss", "worth", "matrix"]
-STRANGE = ("$\\frac{", "日本 hospital", "basel\x1b[31m", "a name that is longer than any column", "zürich_$x^2$")
+STRANGE = ("$\\frac$", "日本 hospital", "basel\x1b[31m", "a name that is longer than any column", "zürich_$x^2$")
 TWENTY = tuple(f"hospital-{number:02}" for number in range(20))
 
 
@@ -101,7 +101,11 @@ def test_no_letters_lie_on_others_and_none_are_outside(drawn, tmp_path, nodes):
             assert page.x0 <= box.x0 <= box.x1 <= page.x1, (name, text)
             assert page.y0 <= box.y0 <= box.y1 <= page.y1, (name, text)
         for (one, box), (other, beside) in combinations(boxes, 2):
-            assert not box.padded(-2).overlaps(beside.padded(-2)), (name, one, other)
+            assert not box.padded(4, -2).overlaps(beside.padded(4, -2)), (name, one, other)
+    [nodes] = drawn["graph"].axes[0].collections
+    for x, y in nodes.get_offset_transform().transform(nodes.get_offsets()):
+        over = [text.get_text() for text in texts(drawn["graph"]) if text.get_window_extent().contains(x, y)]
+        assert over == [] or over[0].isdigit()
 
 
 def test_they_hold_the_records_numbers(drawn, tmp_path):
@@ -124,6 +128,12 @@ def test_they_hold_the_records_numbers(drawn, tmp_path):
     np.testing.assert_array_equal(matrix.images[0].get_array(), run.cross_site["value"])
     assert [text.get_text() for text in matrix.texts] == [f"{value:.2f}" for row in run.cross_site["value"] for value in row]
     assert [text.get_text() for text in drawn["graph"].axes[0].texts if "×" in text.get_text()] == ["2×"]  # noqa: RUF001
+
+
+def test_a_metrics_name_is_no_formula(drawn, tmp_path):
+    write_figures(run_of(tmp_path / "run", metric="$\\frac$"), tmp_path)
+
+    assert "$\\frac$" in drawn["worth"].axes[0].get_xlabel()
 
 
 def test_darker_is_better_also_where_less_is(drawn, tmp_path):
