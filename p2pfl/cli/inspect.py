@@ -22,6 +22,9 @@ def inspect(
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
     to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
     to_png: Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each figure as a PNG for a paper, 85 mm wide.")] = None,
+    to_tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
+    ] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -37,12 +40,16 @@ def inspect(
     from p2pfl.records import read_run
 
     records = read_run(run) if not live else _followed(run)
-    if to_html or to_csv or to_parquet or to_png:
+    if to_html or to_csv or to_parquet or to_png or to_tensorboard:
         _write(run, records, to_html, {"csv": to_csv, "parquet": to_parquet})
         if to_png is not None:
             from p2pfl.inspector.print_figures import write_figures
 
             _say(write_figures(records, to_png))
+        if to_tensorboard is not None:
+            from p2pfl.inspector.tensorboard import write_events
+
+            _say(write_events(records, to_tensorboard))
         return
     goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:

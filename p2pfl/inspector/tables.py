@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
-from p2pfl.records import Row, read_run, replace_file
+from p2pfl.records import Row, RunRecords, read_run, replace_file
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]
@@ -56,7 +56,11 @@ def read(run: Path | str) -> Tables:
         ConfigError: there is no run there.
         StoreError: a file of it is damaged.
     """
-    records = read_run(run)
+    return tables_of(read_run(run))
+
+
+def tables_of(records: RunRecords) -> Tables:
+    """As `read`, of records at hand."""
     return Tables(
         rounds=[_flat(row) for row in records.rounds],
         nodes=[_flat(row) for row in records.nodes],
