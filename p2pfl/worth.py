@@ -14,12 +14,15 @@ from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.plan import Plan
-from p2pfl.records import MAX_PER_NODE, primary_metric
+from p2pfl.records import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
 from p2pfl.tasks.differences import interval_of_difference
 from p2pfl.tasks.intervals import CONFIDENCE, Interval, resampled_interval
 from p2pfl.training import Population
+
+MOST_SITES = 100
+"""Of a network with more nothing is told: it would take longer than the run of many small nodes."""
 
 MOST_RESAMPLED = 32
 """Sites; of a network with more no metric is computed on resamples, thousands of times at each site."""
@@ -41,11 +44,11 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
         {"site", "metric", "alone", "network", "gain": network minus alone, "low", "high": of the gain, "rows": test rows, "method": of the
         interval, "confidence"}; null where undefined. AUROC and accuracy as `interval_of_difference` says; other metrics from 1000
         resamples of the test rows, the same for both models, drawn by the experiment's seed and the node. Empty without test rows, above
-        1,000 nodes, and where the network's buffers are elsewhere.
+        100 nodes, and where the network's buffers are elsewhere.
     """
     metric = primary_metric(plan.task.metrics)
     somewhere_else = bool(population.buffers) and len(population.sites) != len(names)
-    if metric is None or alone is None or len(plan.names) > MAX_PER_NODE or somewhere_else:
+    if metric is None or alone is None or len(plan.names) > MOST_SITES or somewhere_else:
         return []
     alone_NP, found = alone.estimate(), []
     for row, name in enumerate(names):

@@ -173,7 +173,7 @@ def test_there_is_none_where_nothing_was_trained_alone_and_of_too_many_sites(reg
     assert worth(plan, population, x_NP, plan.names, None) == []
     monkeypatch.setattr("p2pfl.worth.MOST_RESAMPLED", 3)
     assert {row["method"] for row in worth(plan, population, x_NP, plan.names, population)} == {None}
-    monkeypatch.setattr("p2pfl.worth.MAX_PER_NODE", 3)
+    monkeypatch.setattr("p2pfl.worth.MOST_SITES", 3)
     assert worth(plan, population, x_NP, plan.names, population) == []
 
 
