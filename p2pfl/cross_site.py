@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from p2pfl.draws import Purpose, torch_seed
 from p2pfl.plan import Plan
 from p2pfl.records import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
-from p2pfl.tasks.intervals import CONFIDENCE, Interval, interval_of
+from p2pfl.tasks.intervals import CONFIDENCE, Interval, interval_of, resampled_interval
 from p2pfl.training import Population
 
 MOST_SITES = 32
@@ -23,10 +25,15 @@ MOST_SITES = 32
 
 MEAN_MODEL = "mean model"
 _MOST_CLASSES = 20
+_MOST_RESAMPLED = 100
 
 
 def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, Any] | None:
     """The matrix of the primary metric, models by sites, with intervals.
+
+    Those of AUROC and accuracy are `interval_of`'s. Other metrics are computed on 1000 resamples of a site's test rows, drawn by the
+    experiment's seed and the site, the same for every model: in all cells where these are 100 or fewer, else in those of each site's own
+    model and of the mean model.
 
     Args:
         plan: of the run; all its sites' data are here.
@@ -42,7 +49,11 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     if metric is None or not 1 < len(plan.names) <= MOST_SITES or population.buffers or set(plan.sites) != set(plan.names):
         return None
     sites = [plan.sites[name] for name in plan.names]
-    cells = [[_cell(plan, population, metric, x_P, site) for site in sites] for x_P in (*x_NP, x_NP.mean(dim=0))]
+    in_all = (len(sites) + 1) * len(sites) <= _MOST_RESAMPLED
+    cells = [
+        [_cell(plan, population, metric, x_P, site, resamples=in_all or model in (place, len(sites))) for place, site in enumerate(sites)]
+        for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)))
+    ]
     methods = {interval.method for row in cells for _, interval in row if interval is not None}
     return {
         "metric": metric,
@@ -56,11 +67,19 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     }
 
 
-def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Site) -> tuple[float, Interval | None]:
+def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Site, *, resamples: bool) -> tuple[float, Interval | None]:
     if site.test is None or not len(site.test[0]):
         return math.nan, None
     outputs, targets = population.outputs(x_P, site.test[0], site=site.name), site.test[1]
-    return figure(plan.task, metric, outputs, targets, site=site.name), interval_of(plan.task.metrics[metric], outputs, targets)
+    value, interval = figure(plan.task, metric, outputs, targets, site=site.name), interval_of(plan.task.metrics[metric], outputs, targets)
+    if interval is not None or not resamples or not math.isfinite(value):
+        return value, interval
+
+    def again(rows: np.ndarray) -> float:
+        return figure(plan.task, metric, outputs[rows], targets[rows], site=site.name)
+
+    generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))
+    return value, resampled_interval(again, len(targets), generator)
 
 
 def _support(site: Site) -> dict[str, int] | None:

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     STRAGGLER = 6
     LOSS = 7
     CHURN = 8
+    RESAMPLE = 9
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

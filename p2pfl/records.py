@@ -9,6 +9,7 @@
     events.jsonl       one row for everything out of the ordinary
     cross_site.json    every model at every site, written at the end where it was computed
     subgroups.json     figures of groups of patients, where sites have any
+    worth.json         what each site has of the network, where it was also trained alone
     summary.json       written once, at the end
 
 A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
@@ -77,6 +78,8 @@ class RunRecords:
     """The primary metric of every model at every site, as `p2pfl.cross_site` gives it; None where it was not computed."""
     subgroups: tuple[Row, ...] = ()
     """As `p2pfl.subgroups` gives them."""
+    worth: tuple[Row, ...] = ()
+    """As `p2pfl.worth` gives them."""
 
 
 class RunFolder:
@@ -153,6 +156,11 @@ class RunFolder:
         if rows:
             replace_file(self.path / "subgroups.json", _document({"rows": list(rows)}))
 
+    def write_worth(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """worth.json, {"rows": [...]}; nothing where there are none."""
+        if rows:
+            replace_file(self.path / "worth.json", _document({"rows": list(rows)}))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: there whole or not at all."""
         replace_file(self.path / "summary.json", _document(summary))
@@ -166,7 +174,7 @@ class RunFolder:
             from_round: of the network.
             by_node: of each node, where they are not all in the same round.
         """
-        for name in ("summary.json", "cross_site.json", "subgroups.json"):
+        for name in ("summary.json", "cross_site.json", "subgroups.json", "worth.json"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("rounds.jsonl", "network.jsonl", "nodes.jsonl"):
             rows = _read_lines(self.path / name)
@@ -210,8 +218,8 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         StoreError: a file is damaged; the message names it, and the line.
     """
     folder = _existing(path)
-    documents = ("environment", "topology", "cross_site", "subgroups", "summary")
-    environment, topology, cross_site, subgroups, summary = (_read_document(folder / f"{name}.json") for name in documents)
+    documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
+    environment, topology, cross_site, subgroups, worth, summary = (_read_document(folder / f"{name}.json") for name in documents)
     return RunRecords(
         experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
         environment=environment or {},
@@ -222,6 +230,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         network=_in_order(_read_lines(folder / "network.jsonl")),
         cross_site=cross_site,
         subgroups=tuple((subgroups or {}).get("rows") or ()),
+        worth=tuple((worth or {}).get("rows") or ()),
         summary=summary,
     )
 
@@ -232,7 +241,7 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     Raises:
         TypeError: it is not such a document.
     """
-    found = RunRecords(**{**document, "network": tuple(document.get("network") or ()), "subgroups": tuple(document.get("subgroups") or ())})
+    found = RunRecords(**{**document, **{name: tuple(document.get(name) or ()) for name in ("network", "subgroups", "worth")}})
     tables = (found.rounds, found.nodes, found.events)
     if not isinstance(found.experiment, dict) or not all(isinstance(row, dict) for rows in tables for row in rows):
         raise TypeError("expected rounds, nodes and events to be lists of rows")

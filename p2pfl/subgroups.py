@@ -96,7 +96,7 @@ def _figures(logits: np.ndarray, classes: np.ndarray) -> Row:
 
         outputs, targets = torch.from_numpy(logits), torch.from_numpy(classes)
         interval = interval_of(auroc, outputs, targets)
-        false_alarms, found, _ = roc_curve(classes, logits)
+        false_alarms, found, _ = roc_curve(classes, logits, drop_intermediate=False)  # the point asked for may lie on a line
         sensitivity = float(found[false_alarms <= 1 - SPECIFICITY + 1e-12].max())
         figures |= {"auroc": auroc(outputs, targets), "sensitivity": sensitivity}
         figures |= {"auroc_low": interval and interval.low, "auroc_high": interval and interval.high}
@@ -104,8 +104,10 @@ def _figures(logits: np.ndarray, classes: np.ndarray) -> Row:
 
 
 def _calibration_error(logits: np.ndarray, classes: np.ndarray) -> float:
-    """Guo et al. (2017), of the probability of the second class."""
-    probabilities = 1 / (1 + np.exp(-logits.clip(-500, 500)))
+    """Guo et al. (2017), of the probability of the second class; scikit-learn's curve does not say how many rows a bin has."""
+    from scipy.special import expit
+
+    probabilities = expit(logits)
     place = np.minimum((probabilities * _BINS).astype(np.int64), _BINS - 1)
     apart = np.abs(np.bincount(place, weights=probabilities - classes, minlength=_BINS))
     return float(apart.sum() / len(classes))

@@ -20,7 +20,7 @@ from p2pfl.records import statistics
 from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
-from p2pfl.training import Population, both_baselines, local_baseline, pooled_baseline
+from p2pfl.training import Population, both_baselines, pooled_baseline, trained_alone
 
 Metrics = Mapping[str, float]
 
@@ -68,7 +68,7 @@ def asks_for(plan: Plan, baseline: str) -> bool:
     return baseline in plan.experiment.baselines and plan.task.loss is not None and plan.experiment.rounds > 0
 
 
-def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) -> dict[str, Any]:
+def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tuple[dict[str, Any], Population | None]:
     """What the network is measured against, as the experiment's `baselines` ask for.
 
     Args:
@@ -76,26 +76,27 @@ def baselines_summary(plan: Plan, local: Mapping[str, Metrics] | None = None) ->
         local: what each node has computed of itself; None: compute it here.
 
     Returns:
-        null for "pooled" where not all data are here.
+        The summary's part, null for "pooled" where not all data are here; and the models of `plan.names` trained alone, the first rows of a
+        population, where they were trained here.
     """
     result: dict[str, Any] = {}
     if not any(asks_for(plan, baseline) for baseline in ("local", "pooled")):
-        return result
+        return result, None
     everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
-    together = None
+    together = models = None
     if local is None and everybody is not None and asks_for(plan, "local") and asks_for(plan, "pooled"):
-        alone, together = both_baselines(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
-        local = dict(zip(plan.names, alone, strict=True))
+        models, together = both_baselines(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
     if asks_for(plan, "local"):
-        if local is None and everybody is not None:
-            alone = local_baseline(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
-            local = dict(zip(plan.names, alone, strict=True))
+        if local is None and models is None and everybody is not None:
+            models = trained_alone(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+        if models is not None:
+            local = dict(zip(plan.names, models.evaluate(range(len(plan.names))), strict=True))
         result["local"] = by_metric(plan, local) if local is not None else None
     if asks_for(plan, "pooled"):
         if together is None and everybody is not None:
             together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe)
         result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
-    return result
+    return result, models
 
 
 def finish_summary(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from p2pfl.algorithms import DPSGD
 from p2pfl.draws import batch_positions
 from p2pfl.tasks import Site, Task
-from p2pfl.training import OptimizerSpec, Population, Recipe, baselines, build_model, local_baseline, pooled_baseline
+from p2pfl.training import OptimizerSpec, Population, Recipe, baselines, build_model, pooled_baseline, trained_alone
 from runs import LOGISTIC, plan_of, run_of
 from thorough import first_fast
 
@@ -53,7 +53,7 @@ def mse(model, rows):
 
 
 def test_alone_means_each_sites_own_rows_and_as_many_steps(task):
-    found = local_baseline(task, task.sites, [0, 1], build_model(task, torch.float64, RECIPE.seed), RECIPE)
+    found = trained_alone(task, task.sites, [0, 1], build_model(task, torch.float64, RECIPE.seed), RECIPE).evaluate()
 
     # the metric is computed against float32 targets
     assert [metrics["mse"] for metrics in found] == pytest.approx(
@@ -68,8 +68,8 @@ def test_alone_starts_as_the_networks_node_does(task):
     for number in range(RECIPE.rounds):
         population.train(number)
 
-    assert local_baseline(task, task.sites, [0, 1], model, RECIPE) == population.evaluate()
-    one = local_baseline(task, task.sites[1:], [1], model, RECIPE)[0]["mse"]
+    assert trained_alone(task, task.sites, [0, 1], model, RECIPE).evaluate() == population.evaluate()
+    one = trained_alone(task, task.sites[1:], [1], model, RECIPE).evaluate()[0]["mse"]
     assert one == pytest.approx(population.evaluate()[1]["mse"], rel=1e-9)
 
 
@@ -86,7 +86,7 @@ def test_a_site_without_rows_adds_none_and_one_without_test_rows_is_not_measured
     sites = [task.sites[0], replace(task.sites[1], train=None, test=None)]
 
     assert pooled_baseline(task, sites, model, RECIPE) == [pooled_baseline(task, sites[:1], model, RECIPE)[0], {}]
-    assert local_baseline(task, sites, [0, 1], model, RECIPE)[1] == {}
+    assert trained_alone(task, sites, [0, 1], model, RECIPE).evaluate()[1] == {}
 
 
 def test_nobody_with_rows_leaves_the_start(task):
@@ -95,7 +95,7 @@ def test_nobody_with_rows_leaves_the_start(task):
     start = [mse(model, site.test) for site in sites]
 
     assert [m["mse"] for m in pooled_baseline(task, sites, model, RECIPE)] == pytest.approx(start, rel=1e-6)
-    assert [m["mse"] for m in local_baseline(task, sites, [0, 1], model, RECIPE)] == pytest.approx(start, rel=1e-6)
+    assert [m["mse"] for m in trained_alone(task, sites, [0, 1], model, RECIPE).evaluate()] == pytest.approx(start, rel=1e-6)
 
 
 def test_batch_norms_statistics_of_the_pooled_model_are_used_at_every_site(task):
@@ -116,7 +116,7 @@ def test_baselines_are_plain_steps_whatever_the_algorithm(name):
     def both(made):
         sites = [made.sites[name] for name in made.names]
         return (
-            local_baseline(made.task, sites, range(len(sites)), made.model, made.recipe),
+            trained_alone(made.task, sites, range(len(sites)), made.model, made.recipe).evaluate(),
             pooled_baseline(made.task, sites, made.model, made.recipe),
         )
 
@@ -139,5 +139,5 @@ def test_both_at_once_are_what_they_are_one_by_one(task, monkeypatch):
     monkeypatch.setattr(baselines, "_SMALL", 0)
     one_by_one = baselines.both_baselines(task, task.sites, [0, 1], model, RECIPE)
 
-    for found, expected in zip(together, one_by_one, strict=True):
+    for found, expected in zip((together[0].evaluate(range(2)), together[1]), (one_by_one[0].evaluate(), one_by_one[1]), strict=True):
         assert [m["mse"] for m in found] == pytest.approx([m["mse"] for m in expected], rel=1e-12)

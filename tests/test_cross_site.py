@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
 
 import p2pfl
 from p2pfl import cross_site
+from p2pfl.draws import Purpose, torch_seed
 from p2pfl.inspector.report import report
 from p2pfl.plan import load_sites
 from p2pfl.records import read_run
-from runs import LOGISTIC
+from runs import LOGISTIC, plan_of
 
 EXPERIMENT = {"task": {"name": "breast-cancer"}, "nodes": 5, "rounds": 10, "stop": None, "baselines": []}
 
@@ -55,6 +60,38 @@ def test_the_page_shows_it_with_intervals_and_support(run):
     assert "Every model at every site" in page
     assert "In brackets 95% confidence intervals" in page
     assert "of each class" in page
+
+
+@pytest.fixture
+def regression():
+    """A plan whose only metric has no interval of its own, and four random models."""
+    plan = plan_of({**LOGISTIC, "task": {**LOGISTIC["task"], "samples": 120}, "rounds": 1})
+    metrics = {"error": lambda outputs, targets: F.mse_loss(outputs, targets).item()}
+    plan = replace(plan, task=replace(plan.task, losses=frozenset(), metrics=metrics))
+    return plan, plan.population(plan.names), torch.randn(4, plan.layout.size, generator=torch.Generator().manual_seed(1))
+
+
+def test_other_metrics_have_intervals_from_resamples_of_the_rows(regression):
+    plan, population, x_NP = regression
+    found = cross_site.cross_site(plan, population, x_NP)
+
+    assert found["method"] == "bootstrap of 1000 resamples"
+    for number, x_P in enumerate((*x_NP, x_NP.mean(dim=0))):
+        for place, name in enumerate(plan.names):
+            inputs, targets = plan.sites[name].test
+            squares = ((inputs.float() @ x_P[:-1, None] + x_P[-1] - targets) ** 2).numpy().ravel()
+            draws = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=place))
+            ends = np.quantile(squares[draws.integers(len(squares), size=(1000, len(squares)))].mean(axis=1), [0.025, 0.975])
+            assert (found["low"][number][place], found["high"][number][place]) == pytest.approx(ends, rel=1e-4)
+
+
+def test_of_a_large_matrix_only_own_and_mean_models_are_resampled(regression, monkeypatch):
+    monkeypatch.setattr(cross_site, "_MOST_RESAMPLED", 19)
+    low = cross_site.cross_site(*regression)["low"]
+
+    for number in range(5):
+        for place in range(4):
+            assert (low[number][place] is not None) == (number in (place, 4))
 
 
 def test_of_too_many_nodes_there_is_none(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import ConfigError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.terminal import follow, hospital_table, print_page
+from p2pfl.inspector.terminal import _ranges, follow, hospital_table, print_page
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.records import RunFolder, read_run, statistics
 
@@ -360,6 +360,24 @@ def test_a_folder_without_a_run_is_the_users_fault(tmp_path, command):
 
 def test_help_has_an_example(command):
     assert "p2pfl inspect runs/breast-cancer" in command("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ([4, 5, 6, 9], "4-6, 9"),
+        ([9], "9"),
+        ([1, 2], "1-2"),
+        ([1, 3], "1, 3"),
+        ([1, 3, 5], "1, 3, 5"),
+        ([1, 3, 5, 7, 8, 9], "every 2nd of 1-7, 8-9"),
+        ([0, 10, 20, 30, 31], "every 10th of 0-30, 31"),
+        ([number * number for number in range(3, 20)], "9, 16, 25, 36, 49, 64, 81, 100, 121, 144, 169, 196 and 5 more"),
+        ([], ""),
+    ],
+)
+def test_rounds_are_said_shortly(rounds, said):
+    assert _ranges(rounds) == said
 
 
 def test_a_live_page_goes_on_until_the_run_has_ended(tmp_path):

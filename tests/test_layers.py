@@ -18,7 +18,7 @@ LAYERS = [
     {"draws", "moments", "names", "params", "records", "yaml_files", "checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},
-    {"cross_site", "experiment", "plan", "subgroups", "summary", "results", "prediction"},
+    {"cross_site", "experiment", "plan", "subgroups", "summary", "results", "prediction", "worth"},
     {"card", "study", "wire", "transports"},
     {"node", "simulator", "inspector"},
     {"sweeps"},

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.cli import app
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.records import read_run
 from p2pfl.results import Run
 from p2pfl.simulator import Simulation, simulate
 from p2pfl.simulator.forecast import forecast_memory
@@ -112,6 +113,7 @@ def assert_same_run(other, one):
     for what in ("records", "node_records", "summary"):
         # models that differ by eps have distances that do: nothing smaller means anything
         assert_close(getattr(one, what), getattr(other, what), what, 10 * eps)
+    assert_close(list(read_run(one.path).worth), list(read_run(other.path).worth), "worth", 10 * eps)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from p2pfl.algorithms import DPSGD
 from p2pfl.inspector.report import report
 from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator import Simulation
-from p2pfl.subgroups import subgroups
+from p2pfl.subgroups import _figures, subgroups
 from p2pfl.tasks import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model
@@ -51,7 +51,7 @@ def study():
 
 def by_hand(logits, targets):
     """AUROC, sensitivity at specificity .9, calibration error."""
-    false_alarms, found, _ = roc_curve(targets, logits)
+    false_alarms, found, _ = roc_curve(targets, logits, drop_intermediate=False)
     probabilities = 1 / (1 + np.exp(-logits))
     error = 0.0
     for low in np.arange(10) / 10:
@@ -75,6 +75,14 @@ def test_every_figure_is_scikit_learns(study):
             assert (row["auroc"], row["sensitivity"], row["calibration_error"]) == pytest.approx(expected, abs=1e-6)
             assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
     assert rows[None, "sex", "male"]["rows"] == ROWS
+
+
+def test_sensitivity_is_that_of_the_best_threshold_also_among_equal_scores():
+    """Three scores that two positive rows and a negative one of twenty share: the second threshold has specificity .9."""
+    logits = np.array([3.0] * 3 + [2.0] * 3 + [1.0] * 3 + [0.0] * 17 + [-1.0] * 4)
+    classes = np.array([1, 1, 0] * 3 + [0] * 17 + [1] * 4)
+
+    assert _figures(logits, classes)["sensitivity"] == pytest.approx(4 / 10)
 
 
 def test_of_few_rows_nothing_is_said_not_even_how_many(study):

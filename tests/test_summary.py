@@ -85,25 +85,25 @@ def test_a_rounds_record_bounds_the_consensus_distance_by_the_spectrum(plan):
 
 
 def test_baselines_are_those_asked_for(plan):
-    both = baselines_summary(plan)
+    both = baselines_summary(plan)[0]
     given = dict.fromkeys(plan.names, dict.fromkeys(plan.task.metrics, 0.25))
 
     assert set(both) == {"local", "pooled"}
     assert set(both["local"]) == set(both["pooled"]) == set(plan.task.metrics)
-    assert baselines_summary(plan, given)["local"]["auroc"]["mean"] == 0.25
-    assert set(baselines_summary(plan_of(LOGISTIC, baselines=["pooled"]))) == {"pooled"}
-    assert baselines_summary(plan_of(LOGISTIC, baselines=[])) == {}
+    assert baselines_summary(plan, given)[0]["local"]["auroc"]["mean"] == 0.25
+    assert set(baselines_summary(plan_of(LOGISTIC, baselines=["pooled"]))[0]) == {"pooled"}
+    assert baselines_summary(plan_of(LOGISTIC, baselines=[]))[0] == {}
     # nothing to train is nothing to compare with
-    assert baselines_summary(plan_of({"task": {"name": "averaging"}, "rounds": 2}, baselines=["local", "pooled"])) == {}
-    assert baselines_summary(plan_of(LOGISTIC, rounds=0, stop={}, baselines=["local", "pooled"])) == {}
+    assert baselines_summary(plan_of({"task": {"name": "averaging"}, "rounds": 2}, baselines=["local", "pooled"]))[0] == {}
+    assert baselines_summary(plan_of(LOGISTIC, rounds=0, stop={}, baselines=["local", "pooled"]))[0] == {}
 
 
 def test_where_not_all_data_are_here_there_is_no_pooled_baseline(plan):
     name = plan.names[0]
     alone = replace(plan, sites={name: plan.sites[name]})
 
-    assert baselines_summary(alone) == {"local": None, "pooled": None}
-    own = baselines_summary(alone, {name: {"auroc": 0.5}})
+    assert baselines_summary(alone)[0] == {"local": None, "pooled": None}
+    own = baselines_summary(alone, {name: {"auroc": 0.5}})[0]
     assert own["local"]["auroc"]["per_node"] == {name: 0.5}
     assert own["pooled"] is None
 

@@ -23,6 +23,10 @@ def inspect(
     to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
     to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
+    to_png: Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each figure as a PNG for a paper, 85 mm wide.")] = None,
+    to_tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
+    ] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -40,8 +44,16 @@ def inspect(
     from p2pfl.inspector.sources import read_source
 
     records = read_source(run) if not live else _followed(run)
-    if to_html or to_csv or to_parquet:
+    if to_html or to_csv or to_parquet or to_png or to_tensorboard:
         _write(records, to_html, {"csv": to_csv, "parquet": to_parquet})
+        if to_png is not None:
+            from p2pfl.inspector.print_figures import write_figures
+
+            _say(write_figures(records, to_png))
+        if to_tensorboard is not None:
+            from p2pfl.inspector.tensorboard import write_events
+
+            _say(write_events(records, to_tensorboard))
         return
     goals = [reached(records, *_goal(text)) for text in reach or ()]
     if as_json:
@@ -97,8 +109,12 @@ def _write(records: RunRecords, page: Path | None, folders: dict[str, Path | Non
         if folder is not None:
             from p2pfl.inspector.tables import tables_of, write_tables
 
-            for path in write_tables(tables_of(records), folder, kind):
-                typer.echo(path)
+            _say(write_tables(tables_of(records), folder, kind))
+
+
+def _say(paths: list[Path]) -> None:
+    for path in paths:
+        typer.echo(path)
 
 
 def _goal(text: str) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.health import edge_health, link_name, node_health, slowest_edge
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
 from p2pfl.inspector.sections import events, facts
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict, worth_sentence
 from p2pfl.records import Row, RunRecords, primary_metric, replace_file
 from p2pfl.yaml_files import dump_yaml
 
@@ -46,7 +46,7 @@ def report(run: RunRecords) -> str:
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(course)),
         ("Loss", _loss(run)),
-        ("Was it worth it, and for whom", _worth(run.summary) if run.summary and run.summary.get("metrics") else ""),
+        ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and run.summary.get("metrics") else ""),
         ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Links that were waited for in vain", _skips(course)),
@@ -95,36 +95,51 @@ def _loss(run: RunRecords) -> str:
     return "" if figure is None else _drawn(figure, "the training loss, round by round")
 
 
-def _worth(summary: Row) -> str:
-    """Every metric at every site: alone, in the network, pooled; the primary one also as a picture."""
+def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
+    """Every metric at every site: alone, in the network, pooled; the primary one also as a picture, and with how sure its gains are."""
     first = primary_metric(summary["metrics"])
     assert first is not None
+    intervals = {(row["site"], row["metric"]): row for row in sure}
     found = ""
     for metric in sorted(summary["metrics"], key=lambda name: name != first):
         at = scores(summary, metric)
         mean = mean_scores(summary, metric)
         heads = ["site", "alone", "network", "pooled", "gain"]
-        rows = [[Cell(node), *_figures(figure, metric)] for node, figure in list(at.items())[:MAX_ROWS]]
+        rows = [[Cell(node), *_figures(figure, metric, intervals.get((node, metric)))] for node, figure in list(at.items())[:MAX_ROWS]]
         more = note(f"{len(at) - MAX_ROWS} more in summary.json.") if len(at) > MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
         of_all = note(f"The mean model, on all test rows together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
         picture = _gains(at, metric) if metric == first and len(at) <= figures.MAX_DRAWN else ""
         figures_at = table(heads, rows, [Cell("mean"), *_figures(mean, metric)], about=f"{metric} at each site")
         found += f"<h3>{escaped(metric)}</h3>{picture}{figures_at}{more}{of_all}"
+        found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS])
     return found
+
+
+def _sentences(rows: Sequence[Row]) -> str:
+    """Of each site, whether its gain is more than chance."""
+    if not rows:
+        return ""
+    methods = "; ".join(sorted({row["method"] for row in rows if row["method"]})) or "none is known"
+    sure = (
+        f"In brackets the {rows[0]['confidence']:.0%} interval of each gain, both models on the same test rows ({methods}). "
+        "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
+    )
+    return listed([worth_sentence(row) for row in rows]) + note(sure)
 
 
 def _gains(at: Mapping[str, Scores], metric: str) -> str:
     return _drawn(figures.gains(at, metric), f"{metric} at each site, alone, in the network and pooled")
 
 
-def _figures(figure: Scores, metric: str) -> list[Cell]:
+def _figures(figure: Scores, metric: str, sure: Row | None = None) -> list[Cell]:
     cells = [Cell(figure_text(value), "number") for value in (figure.alone, figure.network, figure.pooled)]
     if figure.gain is None:
         return [*cells, Cell("-", "number")]
     better = -figure.gain if lower_is_better(metric) else figure.gain
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
-    return [*cells, Cell(f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000", judged)]
+    interval = f" [{sure['low']:+.3f}, {sure['high']:+.3f}]" if sure and sure["low"] is not None else ""
+    return [*cells, Cell((f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
 
 
 def _cross_site(found: Row) -> str:

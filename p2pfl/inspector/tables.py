@@ -35,10 +35,17 @@ class Tables:
     """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
     network: list[FlatRow] = field(default_factory=list)
     """Of a node's own records: one row a round of the network, as far as the node came to know it."""
+    worth: list[FlatRow]
+    """One row a site: the primary metric alone and in the network, the gain and its interval. Empty where sites were not trained alone."""
+    cross_site: list[FlatRow]
+    """One row a model and site: the primary metric, its interval, and on how many test rows. Empty where it was not computed."""
+    subgroups: list[FlatRow]
+    """One row a site, attribute and group of patients."""
 
     def named(self) -> dict[str, list[FlatRow]]:
         """All of them, by name."""
-        return {name: getattr(self, name) for name in ("rounds", "network", "nodes", "events", "edges", "sites")}
+        names = ("rounds", "network", "nodes", "events", "edges", "sites", "worth", "cross_site", "subgroups")
+        return {name: getattr(self, name) for name in names}
 
 
 def read(run: Path | str) -> Tables:
@@ -55,7 +62,7 @@ def read(run: Path | str) -> Tables:
 
 
 def tables_of(records: RunRecords) -> Tables:
-    """Records as tables."""
+    """As `read`, of records at hand."""
     return Tables(
         rounds=[_flat(row) for row in records.rounds],
         nodes=[_flat(row) for row in records.nodes],
@@ -63,6 +70,9 @@ def tables_of(records: RunRecords) -> Tables:
         edges=_edges(records.topology or {}),
         sites=_sites(records.summary or {}),
         network=[_flat(row) for row in records.network],
+        worth=[dict(row) for row in records.worth],
+        cross_site=_cross_site(records.cross_site or {}),
+        subgroups=[dict(row) for row in records.subgroups],
     )
 
 
@@ -159,3 +169,18 @@ def _sites(summary: Row) -> list[FlatRow]:
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
             found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled})
     return found
+
+
+def _cross_site(found: Row) -> list[FlatRow]:
+    """The matrix, a row a cell."""
+    return [
+        {
+            "model": model,
+            "site": site["name"],
+            "metric": found["metric"],
+            **{key: found[key][number][place] for key in ("value", "low", "high")},
+            "rows": site["rows"],
+        }
+        for number, model in enumerate(found.get("models") or [])
+        for place, site in enumerate(found["sites"])
+    ]

@@ -30,6 +30,8 @@ _MAX_NODES = 40
 _MAX_ROWS = 12
 _METRICS_BESIDE = 2  # what 80 columns hold
 _HEADING = 9
+_REGULAR = 3  # steps of the same size that are no chance
+_MAX_RANGES = 12
 _EVERYDAY = frozenset({"started", "greeted", "skipped"})  # skips have their own table
 _BASES = {
     "exact": "consensus distance",
@@ -116,6 +118,7 @@ def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
 
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     table = _table("node")
+    table.columns[0].vertical = "bottom"  # the metrics' names have several lines
     figures = {metric: scores(summary, metric) for metric in metrics}
     means = {metric: mean_scores(summary, metric) for metric in metrics}
     columns = {metric: _columns([*figures[metric].values(), means[metric]]) for metric in metrics}
@@ -341,14 +344,14 @@ def _cost(run: RunRecords) -> list[RenderableType]:
 
 def _section(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:
     """A title and its parts, indented; nothing where there are none."""
-    return [Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts)] if parts else []
+    return [Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts)] if parts else []
 
 
 def _table(first: str, *others: str) -> Table:
     """Two blanks between columns, a line under the heading; long words fold instead of being cut."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for column in (first, *others):
-        table.add_column(column, overflow="fold", vertical="bottom" if column == first else "top")
+        table.add_column(column, overflow="fold")
     return table
 
 
@@ -366,14 +369,24 @@ def _printable(text: str) -> str:
 
 
 def _ranges(rounds: Sequence[int]) -> str:
-    """4, 5, 6, 9 as "4-6, 9"."""
-    runs: list[list[int]] = []
-    for number in rounds:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    """4, 5, 6, 9, 20, 22, 24, 26 as "4-6, 9, every 2nd of 20-26"; some of many."""
+    found, place = list[str](), 0
+    while place < len(rounds):
+        step = rounds[place + 1] - rounds[place] if place + 1 < len(rounds) else 1
+        last = place
+        while last + 1 < len(rounds) and rounds[last + 1] == rounds[last] + step:
+            last += 1
+        if step > 1 and last - place < _REGULAR:
+            last = place
+        between = f"{rounds[place]}-{rounds[last]}"
+        found.append(str(rounds[place]) if last == place else between if step == 1 else f"every {_ordinal(step)} of {between}")
+        place = last + 1
+    return ", ".join(found[:_MAX_RANGES]) + (f" and {len(found) - _MAX_RANGES} more" if len(found) > _MAX_RANGES else "")
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
         found += _where_stuck(course)
     if run.summary is not None and run.summary.get("metrics"):
         found += _worth(run.summary)
+        found += _how_sure(run.worth)
     return found
 
 
@@ -157,6 +158,47 @@ def _where_stuck(course: Convergence) -> list[str]:
     elif fitted is not None and predicted and fitted > predicted * (1 + 1e-3) and course.skipped:
         found.append(f"It mixes more slowly ({fitted:.4f} a round) than the graph allows ({predicted:.4f}): lost messages cost that.")
     return found
+
+
+def worth_sentence(row: Row) -> str:
+    """One site's gain with its interval, positive where the network is better, and how sure it is.
+
+    Args:
+        row: of `RunRecords.worth`.
+    """
+    site, (gain, low, high) = row["site"], _betterness(row)
+    if gain is None:
+        return f"{site}: {row['metric']} is undefined on its {row['rows']:,} test rows."
+    if low is None or high is None:
+        return f"{site}: {gain:+.3f}, without an interval from {row['rows']:,} test rows."
+    if low > 0:
+        return f"{site} gains {gain:.3f} ({low:.3f} to {high:.3f}): sure."
+    if high < 0:
+        return f"{site} loses {-gain:.3f} ({-high:.3f} to {-low:.3f}): sure."
+    return f"{site}: {gain:+.3f} ({low:+.3f} to {high:+.3f}): cannot be told from {row['rows']:,} test rows."
+
+
+def _betterness(row: Row) -> tuple[float | None, float | None, float | None]:
+    """A gain and its interval, positive where the network is better."""
+    if not lower_is_better(row["metric"]):
+        return row["gain"], row["low"], row["high"]
+    gain, high, low = (None if row[key] is None else -row[key] for key in ("gain", "low", "high"))
+    return gain, low, high
+
+
+def _how_sure(rows: Sequence[Row]) -> list[str]:
+    """How many sites gain, and lose, for sure."""
+    told = [(low, high) for _, low, high in map(_betterness, rows) if low is not None and high is not None]
+    if not told:
+        return []
+    gain, lose = sum(low > 0 for low, _ in told), sum(high < 0 for _, high in told)
+    unsure = len(rows) - gain - lose
+    parts = [
+        f"{gain or 'none'} of {_times(len(rows), 'site')} {'gains' if gain <= 1 else 'gain'} for sure",
+        *([f"{unsure} cannot be told"] if unsure else []),
+        f"{lose or 'none'} {'loses' if lose <= 1 else 'lose'}{' for sure' if lose else ''}",
+    ]
+    return [f"With {rows[0]['confidence']:.0%} intervals from each site's own test rows, {', '.join(parts)}."]
 
 
 def _worth(summary: Row) -> list[str]:

@@ -36,7 +36,7 @@ from p2pfl.stopping import NEVER
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, peak_rss_bytes
 from p2pfl.topology.links import links_of
-from p2pfl.training import local_baseline
+from p2pfl.training import Population, trained_alone
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
@@ -44,6 +44,7 @@ from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Records
 from p2pfl.wire.newest import NewestUpdates
 from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
+from p2pfl.worth import worth
 
 log = logging.getLogger(__name__)
 
@@ -557,23 +558,24 @@ class Daemon:
         if self._outlook is not None and self._folder is not None:
             self._outlook.take_note(self._folder)
 
-    def _alone(self) -> dict[str, float] | None:
+    def _alone(self) -> Population | None:
         """What this site would get without the network."""
         plan = self.plan
         if "local" not in plan.experiment.baselines or not self._population.trains or not plan.experiment.rounds:
             return None
-        return local_baseline(plan.task, [plan.sites[self.me]], [self._row], plan.model, plan.recipe)[0]
+        return trained_alone(plan.task, [plan.sites[self.me]], [self._row], plan.model, plan.recipe)
 
     def _finish(self, reason: str) -> None:
         assert self._folder is not None
         alone = self._alone()
         population, plan = self._population, self.plan
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers)
-        here = {self.me: alone} if alone is not None else {}
-        baselines: dict[str, Any] = baselines_summary(plan, here) if set(plan.sites) != set(plan.names) else {}
+        here = {self.me: alone.evaluate()[0]} if alone is not None else {}
+        baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
         self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
+        self._folder.write_worth(worth(plan, population, population.estimate(), [self.me], alone))
         self._folder.write_summary(
             finish_summary(
                 plan,

@@ -329,6 +329,7 @@ class _Network:
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
         self._folder.write_cross_site(cross_site(plan, population, x_NP))
         self._folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
+        self._folder.write_worth([row for name in plan.names for row in runs[name].worth])
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -338,7 +339,7 @@ class _Network:
                 x_NP=x_NP,
                 metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
                 mean_model=mean_model_metrics(plan, x_NP.mean(dim=0), population),
-                baselines=baselines_summary(plan, local or None),
+                baselines=baselines_summary(plan, local or None)[0],
                 bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
                 seconds=seconds,
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),

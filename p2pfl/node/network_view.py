@@ -193,6 +193,7 @@ class Outlook:
             "summary": own.summary,
             "cross_site": own.cross_site,
             "subgroups": list(own.subgroups),
+            "worth": list(own.worth),
         }
 
     @property

@@ -6,19 +6,20 @@ Shapes: N nodes, P parameters.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from p2pfl.cross_site import cross_site
 from p2pfl.plan import Plan
-from p2pfl.records import RunFolder
+from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
+from p2pfl.worth import worth
 
 
 @dataclass
@@ -51,6 +52,7 @@ def conclude(
     simulated_s: float | None = None,
     engine: str = "simulator",
     local: Mapping[str, Metrics] | None = None,
+    gains: Sequence[Row] = (),
     peak_rss_bytes: int = 0,
 ) -> None:
     """Write the models and the summary.
@@ -69,6 +71,7 @@ def conclude(
         simulated_s: on the network's own clock, where it has one.
         engine: as the summary names it.
         local: each node trained alone, where that is known already.
+        gains: what the network is worth to each node, where that is known already.
         peak_rss_bytes: of other processes of this run, the most that one held.
     """
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
@@ -77,7 +80,8 @@ def conclude(
     if len(population.sites) == len(plan.names) or not population.buffers:
         folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
     stopwatch.lap("evaluate")
-    baselines = baselines_summary(plan, local)
+    baselines, alone = baselines_summary(plan, local)
+    folder.write_worth(gains or worth(plan, population, x_NP, plan.names, alone))
     stopwatch.lap("baselines")
     summary = finish_summary(
         plan,

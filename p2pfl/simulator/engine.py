@@ -20,7 +20,7 @@ from p2pfl.algorithms import SlotInbox
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.plan import Plan
-from p2pfl.records import RunFolder
+from p2pfl.records import Row, RunFolder
 from p2pfl.results import STACKED_ABOVE, write_models
 from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
@@ -32,7 +32,8 @@ from p2pfl.simulator.part import Part
 from p2pfl.simulator.ranks import Ranks
 from p2pfl.stopping import NEVER
 from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes
-from p2pfl.training import local_baseline
+from p2pfl.training import trained_alone
+from p2pfl.worth import worth
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -390,7 +391,7 @@ class Simulation:
         # a rank without anything to train has not learnt nothing
         told = self._ranks.told_by_all([population.trains, population.all_diverged, peak_rss_bytes()])
         all_diverged = any(trains for trains, _, _ in told) and all(lost or not trains for trains, lost, _ in told)
-        local = self._local_baseline()
+        local, gains = self._local_baseline()
         x_NP, buffers = self._models()
         if x_NP is None:
             return
@@ -407,19 +408,24 @@ class Simulation:
             bytes_sent=self.bytes_sent,
             engine="simulator" if self._part.is_all else "sharded",
             local=local,
+            gains=gains,
             peak_rss_bytes=max(peak for _, _, peak in told),
             simulated_s=self._clock.now_s if self._clock is not None else None,
         )
 
-    def _local_baseline(self) -> dict[str, dict[str, float]] | None:
-        """Each node trained alone, where several ranks share the work; None: `conclude` does it."""
+    def _local_baseline(self) -> tuple[dict[str, dict[str, float]] | None, list[Row]]:
+        """Each node trained alone and what the network is worth to it, where several ranks share the work; else `conclude` does it."""
         plan = self.plan
         if self._part.is_all or not asks_for(plan, "local"):
-            return None
+            return None, []
         mine = self._part.mine.tolist()
-        alone = local_baseline(plan.task, [plan.sites[plan.names[node]] for node in mine], mine, plan.model, plan.recipe)
-        told = self._ranks.told_by_all(list(zip(mine, alone, strict=True)))
-        return {plan.names[node]: found for node, found in sorted((pair for part in told for pair in part), key=lambda pair: pair[0])}
+        names = [plan.names[node] for node in mine]
+        alone = trained_alone(plan.task, [plan.sites[name] for name in names], mine, plan.model, plan.recipe)
+        gains = worth(plan, self.population, self.population.estimate(), names, alone)
+        told = self._ranks.told_by_all([list(zip(mine, alone.evaluate(), strict=True)), gains])
+        figures = sorted((pair for part, _ in told for pair in part), key=lambda pair: pair[0])
+        rows = sorted((row for _, part in told for row in part), key=lambda row: plan.names.index(row["site"]))
+        return {plan.names[node]: found for node, found in figures}, rows
 
     def _agree(
         self,

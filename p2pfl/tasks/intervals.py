@@ -1,4 +1,4 @@
-"""How sure a figure on a site's test rows is: confidence intervals of AUROC and accuracy.
+"""How sure a figure on a site's test rows is: confidence intervals of AUROC, accuracy and, by resampling, of any other metric.
 
 Shapes: M rows, of which A are positive and B negative.
 """
@@ -6,16 +6,23 @@ Shapes: M rows, of which A are positive and B negative.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from torch import Tensor
 
+from p2pfl.errors import TaskError
 from p2pfl.tasks.base import Metric
 from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes
 
 CONFIDENCE = 0.95
+NUM_RESAMPLES = 1000
+_FEWEST_ROWS = 10
+_DEFINED = 0.95  # of resamples; where a metric is undefined more often, what is left is no sample of what could have been
+
+Floats = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,22 @@ class Interval:
     high: float
     method: str
     """Whose it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A ROC curve's, with what DeLong's variances and covariances are made of."""
+
+    value: float
+    right_A: Floats
+    """Of each positive row, the share of negative ones that it is rightly above."""
+    right_B: Floats
+    """Of each negative row, the share of positive ones that it is rightly below."""
+
+    @property
+    def rarer(self) -> int:
+        """Rows of the rarer class."""
+        return min(len(self.right_A), len(self.right_B))
 
 
 def interval_of(metric: Metric, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE) -> Interval | None:
@@ -46,33 +69,76 @@ def interval_of(metric: Metric, outputs: Tensor, targets: Tensor, confidence: fl
         return None
     logits, classes = rows
     if metric is accuracy:
-        low, high = _wilson(int((chosen(logits) == classes).sum()), len(classes), confidence)
+        low, high = wilson(int((chosen(logits) == classes).sum()), len(classes), confidence)
         return Interval(low, high, "Wilson")
-    if logits.shape[1] > 1 or len(np.unique(classes)) < 2:  # noqa: PLR2004  # a class each way is needed
+    area = area_of(logits, classes)
+    return None if area is None else interval_of_area(area, confidence)
+
+
+def resampled_interval(
+    statistic: Callable[[np.ndarray], float], num_rows: int, generator: np.random.Generator, confidence: float = CONFIDENCE
+) -> Interval | None:
+    """What lies between the quantiles of a statistic of 1000 resamples of the rows, drawn with replacement.
+
+    The percentile interval of Efron (1979) and not BCa, which covered less often in trials on 30 and 100 rows and needs the statistic
+    without each single row, where it may be undefined. scipy's bootstrap gives none where any resample is undefined.
+
+    Args:
+        statistic: of rows by their numbers, (M,) int64; NaN where it is undefined.
+        num_rows: M.
+        generator: what draws.
+        confidence: how often it should cover.
+
+    Returns:
+        None below ten rows, where more than one resample in twenty leaves the statistic undefined, and where a user's metric fails on one.
+    """
+    if num_rows < _FEWEST_ROWS:
         return None
-    return _of_area(logits[:, 0], classes > 0, confidence)
+    try:
+        with np.errstate(all="ignore"):  # a metric may divide by zero on a strange resample; it is undefined there
+            drawn = np.array([statistic(rows) for rows in generator.integers(num_rows, size=(NUM_RESAMPLES, num_rows))])
+    except TaskError:
+        return None
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < _DEFINED * NUM_RESAMPLES:
+        return None
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high), f"bootstrap of {NUM_RESAMPLES} resamples")
 
 
-def _of_area(scores: np.ndarray, positive: np.ndarray, confidence: float) -> Interval:
+def area_of(logits: np.ndarray, classes: np.ndarray) -> Area | None:
+    """Of logits (M, 1) and classes (M,); None where there are not both classes, or more than two."""
     from scipy.stats import rankdata
 
+    if logits.shape[1] > 1 or len(np.unique(classes)) < 2:  # noqa: PLR2004  # a class each way is needed
+        return None
+    scores, positive = logits[:, 0], classes > 0
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     among_all = rankdata(scores)
-    # of each row, the share of the other class that it is rightly above, or below
     right_A = (among_all[positive] - rankdata(scores[positive])) / num_negative
     right_B = 1 - (among_all[~positive] - rankdata(scores[~positive])) / num_positive
-    area = float(right_A.mean())
-    variance = sum(float(right.var(ddof=1)) / len(right) if len(right) > 1 else 0.0 for right in (right_A, right_B))
-    rarer = min(num_positive, num_negative)
-    if variance == 0 or not 0 < area < 1 or rarer == 1:
-        low, high = _wilson(area * rarer, rarer, confidence)
+    return Area(float(right_A.mean()), right_A, right_B)
+
+
+def covariance(first: Area, second: Area) -> float:
+    """DeLong's, of two areas on the same rows; of one with itself its variance."""
+    pairs = ((first.right_A, second.right_A), (first.right_B, second.right_B))
+    return sum(float(np.cov(one, other)[0, 1]) / len(one) for one, other in pairs if len(one) > 1)
+
+
+def interval_of_area(area: Area, confidence: float) -> Interval:
+    """As `interval_of` says."""
+    value, variance, rarer = area.value, covariance(area, area), area.rarer
+    if variance == 0 or not 0 < value < 1 or rarer == 1:
+        low, high = wilson(value * rarer, rarer, confidence)
         return Interval(low, high, "Wilson on the rarer class")
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance) / (area * (1 - area))
-    low, high = (1 / (1 + math.exp(-(math.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance) / (value * (1 - value))
+    low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + sign * reach))) for sign in (-1, 1))
     return Interval(low, high, "DeLong")
 
 
-def _wilson(successes: float, number: int, confidence: float) -> tuple[float, float]:
+def wilson(successes: float, number: int, confidence: float) -> tuple[float, float]:
+    """The interval of a share, Wilson (1927)."""
     z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
     centre, scale = share + z * z / (2 * number), 1 + z * z / number
     reach = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))

@@ -25,26 +25,29 @@ def _alone(recipe: Recipe) -> Recipe:
     return replace(recipe, algorithm=DPSGD())
 
 
-def local_baseline(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> list[Metrics]:
-    """Each site trained alone on its own rows, evaluated on its own test rows."""
+def trained_alone(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> Population:
+    """Each site's model after as many steps on its own rows, a row a site; what it evaluates to is the local baseline."""
     population = Population(task, sites, nodes, model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
-    return population.evaluate()
+    return population
 
 
 def both_baselines(
     task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe
-) -> tuple[list[Metrics], list[Metrics]]:
-    """The local baseline and the pooled one; trained side by side where the sites are small, which takes half as long."""
+) -> tuple[Population, list[Metrics]]:
+    """The sites' models trained alone, as the first rows, and the pooled baseline.
+
+    Trained side by side where the sites are small, which takes half as long.
+    """
     num_rows = sum(len(site.train[0]) for site in sites if site.train is not None)
     if num_rows * len(sites) > _SMALL:
-        return local_baseline(task, sites, nodes, model, recipe), pooled_baseline(task, sites, model, recipe)
+        return trained_alone(task, sites, nodes, model, recipe), pooled_baseline(task, sites, model, recipe)
     population = Population(task, [*sites, _everything(sites)], [*nodes, _POOLED_NODE], model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
     pooled_P, last = population.estimate()[-1], len(sites)
-    return population.evaluate(range(last)), [population.metrics(pooled_P, site, last) for site in sites]
+    return population, [population.metrics(pooled_P, site, last) for site in sites]
 
 
 def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe: Recipe) -> list[Metrics]:

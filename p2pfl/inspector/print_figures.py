@@ -1,0 +1,268 @@
+"""A run's figures for a paper: one PNG each, one column wide, readable without colour. Needs matplotlib (extra `plot`).
+
+Names come from other machines: none is read as a formula, and a letter that the font lacks becomes a question mark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.verdict import lower_is_better
+from p2pfl.records import Row, RunRecords
+
+_MM = 1 / 25.4  # inches
+_WIDTH = 85 * _MM
+_HEIGHT = 60 * _MM
+_LINE = 4.2 * _MM  # a row with a name
+_POINTS = 8
+_DPI = 300
+_MAX_DRAWN = 200  # nodes; more are a blot
+_MAX_NAMED = 12
+_MAX_NUMBERED_NODES = 40
+_STEEP = 0.35
+_MAX_SITES = 40
+_MAX_NUMBERED = 8  # sites whose numbers have room in a matrix
+_MAX_COLUMNS = 7  # whose numbers have room below
+_LONGEST = 18  # characters of a name
+_RING = 2  # neighbours
+_INK, _GREY, _PALE = "black", "0.45", "0.85"
+_DARK = 0.5  # shade from which on white ink is read
+_LEAST_SPAN = 0.1  # between white and black, of figures between 0 and 1: smaller differences are no contrast
+
+_DISTANCES = {"exact": "consensus distance", "upper bound": "consensus distance, upper bound", "local": "distance to the neighbours"}
+
+
+def write_figures(run: RunRecords, folder: Path) -> list[Path]:
+    """graph, agreement, loss, worth and matrix as PNG, 85 mm wide, 300 dots an inch, letters of 8 points; what is empty is left out.
+
+    Args:
+        run: also while it is in progress.
+        folder: made where it is not there; pictures there are replaced.
+
+    Returns:
+        The files written.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        StoreError: a file cannot be written.
+    """
+    try:
+        import matplotlib as mpl  # an extra
+    except ImportError as error:
+        raise MissingExtraError("--png needs matplotlib: pip install 'p2pfl-mesh[plot]'") from error
+    course, written = convergence(run), []
+    style: dict[Any, Any] = {"font.size": _POINTS, "font.family": "DejaVu Sans", "axes.linewidth": 0.6, "lines.linewidth": 1.2}
+    sizes = dict.fromkeys(("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), _POINTS)
+    with mpl.rc_context(style | sizes):
+        figures = {
+            "graph": _graph(run, course),
+            "agreement": _agreement(course),
+            "loss": _loss(run),
+            "worth": _worth(run.worth),
+            "matrix": _matrix(run.cross_site),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, figure in figures.items():
+                if figure is not None:
+                    figure.savefig(folder / f"{name}.png", dpi=_DPI)
+                    written.append(folder / f"{name}.png")
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be written: {error.strerror}") from error
+    return written
+
+
+def _figure(height: float = _HEIGHT) -> tuple[Any, Any]:
+    """A figure and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _graph(run: RunRecords, course: Convergence) -> Any:
+    """Nodes the darker the more disagreement is left at them, links dashed that failed, with how often."""
+    graph = run.topology or {}
+    names, edges = graph.get("nodes") or [], graph.get("edges") or []
+    if not edges or len(names) > _MAX_DRAWN:
+        return None
+    import networkx as nx
+
+    drawn: Any = nx.Graph()
+    drawn.add_nodes_from(range(len(names)))
+    drawn.add_edges_from((i, j) for i, j, _ in edges)
+    is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
+    places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
+    failed: Counter[frozenset[str]] = Counter()
+    for skip in course.skipped:
+        failed[frozenset((skip.node, skip.by))] += len(skip.rounds)
+    shares = {slow.node: slow.share for slow in course.slowest}
+    most = max(shares.values(), default=0.0) or 1.0
+    greys = [str(1 - 0.5 * shares.get(name, 0.0) / most) for name in names]
+    points = np.array([places[i] for i in range(len(names))])
+    are_named, are_numbered = len(names) <= _MAX_NAMED, _MAX_NAMED < len(names) <= _MAX_NUMBERED_NODES
+    figure, axes = _figure(_WIDTH)
+    for i, j in drawn.edges:
+        count = failed.get(frozenset((names[i], names[j])), 0)
+        axes.plot(*points[[i, j]].T, color=_INK if count else _GREY, linestyle=(0, (4, 2)) if count else "-", zorder=1)
+        if count and len(names) <= _MAX_NUMBERED_NODES:
+            halo = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(*points[[i, j]].mean(axis=0), f"{count}\N{MULTIPLICATION SIGN}", ha="center", va="center", bbox=halo, zorder=2)
+    axes.scatter(*points.T, s=160 if are_numbered else 60 if are_named else 15, c=greys, edgecolors=_INK, linewidths=0.8, zorder=3)
+    for place, (name, point) in enumerate(zip(names, points, strict=True)):
+        if are_numbered:
+            axes.text(*point, str(place + 1), ha="center", va="center_baseline", zorder=4)
+        elif are_named:
+            _name_beside(axes, _readable(name), point, point - points.mean(axis=0))
+    axes.margins(0.25 if are_named else 0.08)
+    axes.set_axis_off()
+    said = ["numbers: the sites in the order of their names"] if are_numbered else []
+    said += ["darker: more of the disagreement left"] if shares else []
+    said += ["dashed: messages too late or lost, how often"] if failed else []
+    axes.set_title("\n".join(said))
+    return figure
+
+
+def _name_beside(axes: Any, name: str, point: np.ndarray, outward: np.ndarray) -> None:
+    """A node's name on the side where no links go: away from the middle."""
+    across, up = outward / (np.hypot(*outward) or 1.0)
+    beside = "center" if abs(across) < _STEEP else "left" if across > 0 else "right"
+    above = "center" if abs(up) < _STEEP else "bottom" if up > 0 else "top"
+    offset = (8 * across, 8 * up)
+    axes.annotate(name, point, offset, textcoords="offset points", ha=beside, va=above, zorder=4, parse_math=False)
+
+
+def _agreement(course: Convergence) -> Any:
+    """How far the models are apart, what the records certify, and what the spectrum allows."""
+    if not any(course.distance):
+        return None
+    from matplotlib.ticker import LogFormatter
+
+    figure, axes = _figure()
+    if all(low is not None for low in course.low) and all(high is not None for high in course.high):
+        label = "certified by the nodes' records"
+        axes.fill_between(course.rounds, _numbers(course.low), _numbers(course.high), color=_PALE, linewidth=0, label=label)
+    axes.plot(course.rounds, _numbers(course.distance), color=_INK, label=_DISTANCES[course.basis])
+    if any(value is not None for value in course.bound):
+        axes.plot(course.rounds, _numbers(course.bound), color=_INK, linestyle=":", label="bound from the spectrum")
+    axes.set_yscale("log")
+    # 1e-03: the raised digits of 10^-3 are too small in print
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
+    _along_rounds(figure, axes, "distance")
+    figure.legend(loc="outside upper left", frameon=False)
+    return figure
+
+
+def _loss(run: RunRecords) -> Any:
+    points = [(row["round"], row["loss"]) for row in run.rounds if row.get("loss") is not None]
+    if not points:
+        return None
+    figure, axes = _figure()
+    axes.plot(*zip(*points, strict=True), color=_INK, marker="." if len(points) == 1 else "")
+    _along_rounds(figure, axes, "training loss, mean")
+    return figure
+
+
+def _along_rounds(figure: Any, axes: Any, label: str) -> None:
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(visible=True, color=_PALE, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+
+
+def _worth(rows: Sequence[Row]) -> Any:
+    """Each site's gain with its interval; a full mark where it is sure."""
+    known = [row for row in rows if row["gain"] is not None]
+    if len(known) > _MAX_SITES:
+        ranked = sorted(known, key=lambda row: row["gain"])
+        chosen = {row["site"] for row in (*ranked[: _MAX_SITES // 2], *ranked[-_MAX_SITES // 2 :])}
+        known = [row for row in known if row["site"] in chosen]
+    if not known:
+        return None
+    figure, axes = _figure(22 * _MM + _LINE * len(known))
+    for place, row in enumerate(known):
+        low, high = row["low"], row["high"]
+        is_sure = low is not None and high is not None and not low <= 0 <= high
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=_INK, marker="|", markersize=4)
+        axes.plot(row["gain"], place, color=_INK, marker="o", markersize=4.5, markerfacecolor=_INK if is_sure else "white")
+    axes.axvline(0, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+    axes.set_yticks(range(len(known)), [f"{_readable(row['site'])} ({row['rows']:,})" for row in known])
+    _plain_ticks(axes.get_yticklabels())
+    axes.set_ylim(len(known) - 0.4, -0.6)
+    metric, confidence = known[0]["metric"], known[0]["confidence"]
+    lower = ", less is better" if lower_is_better(metric) else ""
+    axes.set_xlabel(f"gain in {_readable(metric)} over the site alone{lower}\n{confidence:.0%} interval; full: sure", parse_math=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _matrix(found: Row | None) -> Any:
+    """Every model at every site, the darker the better."""
+    if not found or not any(value is not None for row in found["value"] for value in row):
+        return None
+    values = [[math.nan if value is None else value for value in row] for row in found["value"]]
+    names, models = [site["name"] for site in found["sites"]], found["models"]
+    figure, axes = _figure(26 * _MM + _LINE * len(models) * (1.3 if len(names) <= _MAX_NUMBERED else 1))
+    defined = [value for row in values for value in row if not math.isnan(value)]
+    low, high = min(defined), max(defined)
+    if low >= 0 and high <= 1:
+        low = min(low, high - _LEAST_SPAN)
+    palette = "Greys_r" if lower_is_better(found["metric"]) else "Greys"
+    image = axes.imshow(values, cmap=palette, aspect="auto", vmin=low - 0.25 * (high - low or 1), vmax=high)
+    numbered = len(names) <= _MAX_NUMBERED
+    if numbered:
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                shade = sum(image.cmap(image.norm(value))[:3]) / 3
+                text = "-" if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:.2g}"  # noqa: PLR2004
+                axes.text(x, y, text, ha="center", va="center", color="white" if shade < _DARK else _INK)
+    else:
+        figure.colorbar(image, ax=axes, label=_readable(found["metric"]))
+    short = [_readable(name) for name in names]
+    fits = numbered and len(names) * max(map(len, short)) <= 30  # noqa: PLR2004  # characters of 8 points that stand beside each other
+    if numbered:
+        axes.set_xticks(range(len(names)), short, rotation=0 if fits else 90)
+    else:
+        step = -(-len(names) // _MAX_COLUMNS)
+        axes.set_xticks(range(0, len(names), step), [str(number + 1) for number in range(0, len(names), step)])
+    rows = [
+        _readable(model) if numbered or place == len(names) else f"{_readable(model)}  {place + 1}" for place, model in enumerate(models)
+    ]
+    axes.set_yticks(range(len(models)), rows)
+    _plain_ticks([*axes.get_xticklabels(), *axes.get_yticklabels()])
+    axes.set_xlabel(f"{_readable(found['metric'])}, measured at; darker: better", parse_math=False)
+    axes.set_ylabel("model of")
+    axes.tick_params(length=0)
+    return figure
+
+
+def _plain_ticks(labels: Sequence[Any]) -> None:
+    for label in labels:
+        label.set_parse_math(False)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """What a logarithmic scale can show; gaps elsewhere."""
+    return [math.nan if value is None or value <= 0 else value for value in values]
+
+
+def _readable(text: str) -> str:
+    """A name as the font can write it, in the room there is."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    letters = "".join(sign if sign.isprintable() and font.get_char_index(ord(sign)) else "?" for sign in text)
+    return letters if len(letters) <= _LONGEST else f"{letters[: _LONGEST - 1]}…"

@@ -1,0 +1,167 @@
+"""Paired intervals cover the true difference as often as they say, and are what others compute by another way."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, norm
+from sklearn.metrics import roc_auc_score
+
+from p2pfl.errors import TaskError
+from p2pfl.tasks.differences import interval_of_difference
+from p2pfl.tasks.intervals import resampled_interval
+from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy
+
+DRAWS = 1000
+FEWEST = binom.ppf(0.001, DRAWS, 0.95) / DRAWS  # of intervals that cover 95 times in 100, in one of a thousand trials: .928
+MOST = 0.985  # intervals from few rows are cautious, as they should be; how far is what this holds
+
+
+def drawn(generator, rows, apart, other_apart, common):
+    """Scores of two models whose errors go together, of two normal classes with means so far apart."""
+    positive = generator.random(rows) < 0.4
+    positive[:4] = [True, True, False, False]
+    noise = generator.normal(size=(2, rows))
+    scores = noise[0] + apart * positive
+    others = common * noise[0] + math.sqrt(1 - common**2) * noise[1] + other_apart * positive
+    return torch.from_numpy(scores), torch.from_numpy(others), torch.from_numpy(positive.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "apart", "other_apart", "common"),
+    [(40, 0.8, 0.8, 0.5), (150, 0.8, 1.0, 0.5), (60, 1.5, 1.8, 0.5), (150, 2.0, 2.0, 0.9), (114, 3.0, 3.3, 0.9)],
+)
+def test_aurocs_paired_interval_covers_the_true_difference(rows, apart, other_apart, common):
+    generator = np.random.default_rng(0)
+    truth = norm.cdf(apart / math.sqrt(2)) - norm.cdf(other_apart / math.sqrt(2))
+    found = [interval_of_difference(auroc, *drawn(generator, rows, apart, other_apart, common)) for _ in range(DRAWS)]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in found])
+
+    assert FEWEST <= covered <= MOST
+
+
+@pytest.mark.parametrize(
+    ("rows", "both", "one", "other"), [(30, 0.7, 0.1, 0.05), (100, 0.85, 0.06, 0.02), (200, 0.6, 0.1, 0.1), (400, 0.6, 0.2, 0.1)]
+)
+def test_accuracys_paired_interval_covers_the_true_difference(rows, both, one, other):
+    generator, covered = np.random.default_rng(1), 0
+    targets = torch.ones(rows)
+    for _ in range(DRAWS):
+        case = generator.choice(4, size=rows, p=[both, one, other, 1 - both - one - other])
+        first, second = (torch.from_numpy(np.where(np.isin(case, right), 1.0, -1.0)) for right in ((0, 1), (0, 2)))
+        interval = interval_of_difference(accuracy, first, second, targets)
+        covered += interval.low <= one - other <= interval.high
+
+    assert FEWEST <= covered / DRAWS <= 0.99  # of 30 rows with few that differ
+
+
+def test_a_resampled_gain_covers_the_true_one():
+    generator, covered, trials = np.random.default_rng(2), 0, 300
+    for trial in range(trials):
+        targets = generator.normal(size=80)
+        first, second = (targets + spread * generator.normal(size=80) for spread in (0.8, 1.0))
+        squares = (first - targets) ** 2 - (second - targets) ** 2
+        interval = resampled_interval(lambda rows, squares=squares: squares[rows].mean(), 80, np.random.default_rng(trial))
+        covered += interval.low <= 0.64 - 1 <= interval.high
+
+    # a percentile interval of a mean of 80 skewed values covers some 94 times in 100
+    assert binom.ppf(0.001, trials, 0.94) / trials <= covered / trials <= MOST
+
+
+def test_aurocs_is_put_together_from_all_pairs():
+    """DeLong's covariance from the matrix of pairs, and Zou and Yue's formula written out."""
+    first, second, targets = drawn(np.random.default_rng(3), 50, 1.0, 1.4, 0.6)
+    first = first.round(decimals=1)  # ties
+    positive, z = targets.numpy() > 0, norm.ppf(0.975)
+    pairs = [np.sign(s[positive][:, None] - s[~positive][None]) / 2 + 0.5 for s in (first.numpy(), second.numpy())]
+    areas = [roc_auc_score(positive, s) for s in (first, second)]
+    rows, columns = np.cov([p.mean(axis=1) for p in pairs]), np.cov([p.mean(axis=0) for p in pairs])
+    shared = rows / positive.sum() + columns / (~positive).sum()
+    ends = []
+    for number, area in enumerate(areas):
+        reach = z * math.sqrt(shared[number, number]) / (area * (1 - area))
+        ends.append([1 / (1 + math.exp(-(math.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1)])
+    common = shared[0, 1] / math.sqrt(shared[0, 0] * shared[1, 1])
+    (low, high), (other_low, other_high) = ends
+    down = [areas[0] - low, other_high - areas[1]]
+    up = [high - areas[0], areas[1] - other_low]
+    interval = interval_of_difference(auroc, first, second, targets)
+
+    gain = areas[0] - areas[1]
+    assert 0.3 < common < 0.9
+    assert interval.method == "Zou and Yue, DeLong's covariance"
+    assert interval.low == pytest.approx(gain - math.sqrt(down[0] ** 2 + down[1] ** 2 - 2 * common * down[0] * down[1]), abs=1e-12)
+    assert interval.high == pytest.approx(gain + math.sqrt(up[0] ** 2 + up[1] ** 2 - 2 * common * up[0] * up[1]), abs=1e-12)
+
+
+def test_of_many_rows_aurocs_is_delongs_own():
+    first, second, targets = drawn(np.random.default_rng(4), 20_000, 1.0, 1.2, 0.5)
+    positive = targets.numpy() > 0
+    parts = []
+    for scores in (first.numpy(), second.numpy()):
+        above = np.searchsorted(np.sort(scores[~positive]), scores[positive]) / (~positive).sum()
+        below = 1 - np.searchsorted(np.sort(scores[positive]), scores[~positive]) / positive.sum()
+        parts.append((above, below))
+    apart = [one - other for one, other in zip(*parts, strict=True)]
+    error = math.sqrt(sum(part.var(ddof=1) / len(part) for part in apart))
+    interval = interval_of_difference(auroc, first, second, targets)
+
+    assert interval.low == pytest.approx(apart[0].mean() - norm.ppf(0.975) * error, abs=0.02 * error)
+    assert interval.high == pytest.approx(apart[0].mean() + norm.ppf(0.975) * error, abs=0.02 * error)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((54, 0, 0, 0), -0.0664, 0.0664), ((0, 54, 0, 0), 0.9061, 1.0)],
+)
+def test_accuracys_is_newcombes_table(counts, low, high):
+    """Method 10 for some of the paper's own examples: 36, 12, 2, 0 of 50; all alike; all different."""
+    case = np.repeat(np.arange(4), counts)
+    first, second = (torch.from_numpy(np.where(np.isin(case, right), 1.0, -1.0)) for right in ((0, 1), (0, 2)))
+    interval = interval_of_difference(accuracy, first, second, torch.ones(len(case)))
+
+    assert (interval.low, interval.high, interval.method) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5), "Newcombe")
+
+
+def test_two_perfect_models_on_few_rows_are_not_surely_alike():
+    outputs, targets = torch.tensor([-2.0, -1.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0, 1, 1, 1])
+    interval = interval_of_difference(auroc, outputs, outputs * 2, targets)
+
+    assert interval.method == "Zou and Yue, Wilson on the rarer class"
+    assert interval.low == pytest.approx(-interval.high)
+    assert interval.high == pytest.approx(1 - 2 / (2 + norm.ppf(0.975) ** 2))  # Wilson's of 2 in 2
+
+
+def test_where_there_is_none_none_is_given():
+    outputs, targets = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 0.0])
+
+    assert interval_of_difference(balanced_accuracy, outputs, outputs, targets) is None
+    assert interval_of_difference(auroc, outputs, outputs, torch.ones(2)) is None
+    assert interval_of_difference(auroc, outputs, torch.full((2,), math.nan), targets) is None
+    assert interval_of_difference(accuracy, torch.full((2,), math.nan), outputs, targets) is None
+
+
+def test_resamples_are_the_quantiles_of_what_numpy_draws():
+    values = np.random.default_rng(5).normal(size=40)
+    interval = resampled_interval(lambda rows: values[rows].mean(), 40, np.random.default_rng(6))
+    again = resampled_interval(lambda rows: values[rows].mean(), 40, np.random.default_rng(6))
+    other = np.random.default_rng(7)
+    means = [values[other.integers(40, size=40)].mean() for _ in range(20_000)]
+
+    assert interval == again
+    assert interval.method == "bootstrap of 1000 resamples"
+    # three standard errors of a quantile at .025 of 1000 normal draws: 3 sqrt(.025 .975 / 1000) / .0584 of a standard deviation
+    near = 0.26 * values.std() / math.sqrt(40)
+    assert (interval.low, interval.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=near)
+
+
+def test_a_metric_that_resamples_leave_undefined_or_broken_has_no_interval():
+    def broken(rows):
+        raise TaskError("no", task="a", function="metric 'b'")
+
+    assert resampled_interval(lambda rows: float("nan") if 0 not in rows else 1.0, 30, np.random.default_rng(0)) is None
+    assert resampled_interval(broken, 30, np.random.default_rng(0)) is None
+    assert resampled_interval(lambda rows: 1.0, 9, np.random.default_rng(0)) is None
