@@ -1,11 +1,14 @@
 """Every site's model, and the mean model, on every site's test rows: is a model good only at home, and how sure is that?
 
+Where data of one site alone are at hand, the models that its neighbours have sent it on its own test rows.
+
 Shapes: N nodes, P parameters.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +57,39 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
         [_cell(plan, population, metric, x_P, site, resamples=in_all or model in (place, len(sites))) for place, site in enumerate(sites)]
         for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)))
     ]
+    return _matrix(metric, [*plan.names, MEAN_MODEL], sites, cells)
+
+
+def at_one_site(plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The same of one site, where the others' data are elsewhere: its own model and those that its neighbours have sent it.
+
+    Args:
+        plan: of the run.
+        population: this node's row.
+        me: its name.
+        neighbours: (P,) each, as they came in the last round.
+
+    Returns:
+        As `cross_site`, with one site and no mean model.
+    """
+    metric = primary_metric(plan.task.metrics)
+    if metric is None or population.buffers or not neighbours:
+        return None
+    models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
+    resamples = len(models) <= _MOST_RESAMPLED
+    cells = [[_cell(plan, population, metric, x_P, site, resamples=resamples)] for x_P in models.values()]
+    return _matrix(metric, list(models), [site], cells)
+
+
+def _matrix(
+    metric: str, models: Sequence[str], sites: Sequence[Site], cells: Sequence[Sequence[tuple[float, Interval | None]]]
+) -> dict[str, Any]:
     methods = {interval.method for row in cells for _, interval in row if interval is not None}
     return {
         "metric": metric,
         "confidence": CONFIDENCE,
         "method": ", ".join(sorted(methods)) or None,
-        "models": [*plan.names, MEAN_MODEL],
+        "models": list(models),
         "sites": [{"name": site.name, "rows": len(site.test[0]) if site.test else 0, "support": _support(site)} for site in sites],
         "value": [[None if math.isnan(value) else value for value, _ in row] for row in cells],
         "low": [[interval and interval.low for _, interval in row] for row in cells],

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sklearn.metrics import roc_auc_score
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, wait_until
 from p2pfl.errors import ConfigError, StoreError, TransportError
@@ -352,3 +353,25 @@ def test_sixteen_processes_on_a_ring_certify_every_round_within_their_allowance(
         for number, row in certificates.items():
             assert row["known_in"] - number <= 8 + 2
             assert row["bound_low"] * (1 - 1e-6) <= truth[number]["consensus_distance"] <= row["bound_high"] * (1 + 1e-6)
+
+
+def test_each_institution_measures_the_models_that_it_was_sent_on_its_own_rows(tmp_path):
+    plan = learning(nodes=4, rounds=10)
+    network = Watched(plan, tmp_path)
+
+    async def main():
+        async with network:
+            network.start()
+            await network.ended()
+
+    finish(main())
+    sent = network.messages[9]
+    for name in plan.names:
+        found = read_run(network.states[name] / "run").cross_site
+        assert found["models"] == [name, *plan.neighbours(name)]
+        assert [site["name"] for site in found["sites"]] == [name]
+        inputs, targets = plan.sites[name].test
+        for model, (value,) in zip(found["models"][1:], found["value"][1:], strict=True):
+            weights = sent[plan.names.index(model)]
+            expected = roc_auc_score(targets.reshape(-1), inputs.double() @ weights[:-1] + weights[-1])
+            assert value == pytest.approx(expected, abs=1e-9)

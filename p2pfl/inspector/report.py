@@ -144,14 +144,16 @@ def _figures(figure: Scores, metric: str, sure: Row | None = None) -> list[Cell]
 
 def _cross_site(found: Row) -> str:
     """Models by sites, with intervals and support."""
-    heads = ["site", "test rows", "of each class", "own model", "mean model"]
     own = {name: number for number, name in enumerate(found["models"])}
+    # one institution's own run has no mean model, but what its neighbours sent it
+    shown = ["own model", found["models"][-1]] if len(found["sites"]) > 1 else ["own model", *found["models"][1:]]
+    heads = ["site", "test rows", "of each class", *shown]
     rows = [
         [
             Cell(site["name"]),
             Cell(f"{site['rows']:,}", "number"),
             Cell(", ".join(f"{label}: {count}" for label, count in (site["support"] or {}).items())),
-            *(Cell(_with_interval(found, model, place), "number") for model in (own[site["name"]], len(found["models"]) - 1)),
+            *(Cell(_with_interval(found, model, place), "number") for model in (own[site["name"]], *(own[name] for name in shown[1:]))),
         ]
         for place, site in enumerate(found["sites"])
     ]

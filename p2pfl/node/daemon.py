@@ -22,6 +22,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.cross_site import at_one_site
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
@@ -163,6 +164,8 @@ class Daemon:
         self._bytes_sent = 0
         self._seconds: dict[str, float] = {}
         self._last_row: dict[str, Any] = {}
+        self._last_heard: dict[str, Tensor] = {}
+        """The neighbours' models of the last round."""
         self._metrics: dict[str, float] = {}
         self._meetings = plan.meetings([me])
         self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
@@ -408,6 +411,8 @@ class Daemon:
         for name, arrived in came.items():
             message = messages[name]
             protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
+        if self._model_channel is not None and self._is_last_round():
+            self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
@@ -426,6 +431,9 @@ class Daemon:
             self._exact = False
             rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
             self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
+
+    def _is_last_round(self) -> bool:
+        return self._round in (self.protocol.stop_round, self.plan.experiment.last_possible_round - 1)
 
     def _met(self, sent_P: Tensor) -> float:
         """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
@@ -575,6 +583,7 @@ class Daemon:
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
         self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
+        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard))
         self._folder.write_worth(worth(plan, population, population.estimate(), [self.me], alone))
         self._folder.write_summary(
             finish_summary(
