@@ -126,6 +126,25 @@ def test_accuracys_is_newcombes_table(counts, low, high):
     assert (interval.low, interval.high, interval.method) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5), "Newcombe")
 
 
+def test_accuracys_takes_half_a_row_from_what_goes_together():
+    """Newcombe's formula for 20 rows that both have right, 5 and 3 that one has, 12 that neither has."""
+    case = np.repeat(np.arange(4), (20, 5, 3, 12))
+    first, second = (torch.from_numpy(np.where(np.isin(case, right), 1.0, -1.0)) for right in ((0, 1), (0, 2)))
+    (low, high), (other_low, other_high) = (proportion_confint(number) for number in (25, 23))
+    common = (20 * 12 - 5 * 3 - 40 / 2) / math.sqrt(25 * 15 * 23 * 17)
+    down, up = (25 / 40 - low, other_high - 23 / 40), (high - 25 / 40, 23 / 40 - other_low)
+    below, above = (math.sqrt(a * a - 2 * common * a * b + b * b) for a, b in (down, up))
+    interval = interval_of_difference(accuracy, first, second, torch.ones(40))
+
+    assert (interval.low, interval.high) == pytest.approx((2 / 40 - below, 2 / 40 + above), abs=1e-12)
+
+
+def proportion_confint(number, rows=40):
+    """Wilson's, as the roots of (share - p)**2 = z**2 p (1 - p) / rows."""
+    share, square = number / rows, norm.ppf(0.975) ** 2
+    return sorted(np.roots([1 + square / rows, -2 * share - square / rows, share**2]))
+
+
 def test_two_perfect_models_on_few_rows_are_not_surely_alike():
     outputs, targets = torch.tensor([-2.0, -1.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0, 1, 1, 1])
     interval = interval_of_difference(auroc, outputs, outputs * 2, targets)

@@ -55,7 +55,11 @@ CASES = {
 LONGER = {
     "base-2": {"topology": {"name": "base-2"}, "nodes": 15},
     "running-sums": {"topology": {"name": "exponential"}, "weights": "push-sum", "algorithm": {"name": "push-sum"}, "nodes": 14},
-    "agreement": {"stop": {"relative_consensus": 0.05, "patience": 1, "settle": 50}, "baselines": ["local", "pooled"]},
+    "agreement": {
+        "task": {**BASE["task"], "samples": 120},  # test rows enough to tell one node's model from another's
+        "stop": {"relative_consensus": 0.05, "patience": 1, "settle": 50},
+        "baselines": ["local", "pooled"],
+    },
     "agreement-where-graphs-change": {
         "topology": {"name": "base-3"},
         "algorithm": {"local_steps": 2},
