@@ -26,7 +26,7 @@ from p2pfl.worth import worth
 from runs import LOGISTIC, plan_of
 from test_daemon import all_of, daemons
 
-KEYS = ["site", "metric", "alone", "network", "gain", "low", "high", "rows", "method", "confidence"]
+KEYS = ["site", "metric", "alone", "network", "gain", "low", "high", "rows", "method", "confidence", "lower_is_better"]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,11 @@ def test_a_sites_gain_in_words():
     assert worth_sentence(row_of("bern", 0.01, -0.02, 0.04)) == "bern: +0.010 (-0.020 to +0.040): cannot be told from 114 test rows."
     assert worth_sentence(row_of("bern", None, None, None)) == "bern: auroc is undefined on its 114 test rows."
     assert worth_sentence(row_of("bern", 0.01, None, None)) == "bern: +0.010, without an interval from 114 test rows."
+
+
+def test_the_task_says_of_which_metrics_less_is_better():
+    """Its name would not: mae."""
+    assert worth_sentence(row_of("bern", -0.031, -0.058, -0.004, "mae") | {"lower_is_better": True}).startswith("bern gains 0.031")
 
 
 def test_less_of_a_loss_is_a_gain():

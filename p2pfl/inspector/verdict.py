@@ -180,7 +180,7 @@ def worth_sentence(row: Row) -> str:
 
 def _betterness(row: Row) -> tuple[float | None, float | None, float | None]:
     """A gain and its interval, positive where the network is better."""
-    if not lower_is_better(row["metric"]):
+    if not row.get("lower_is_better", lower_is_better(row["metric"])):
         return row["gain"], row["low"], row["high"]
     gain, high, low = (None if row[key] is None else -row[key] for key in ("gain", "low", "high"))
     return gain, low, high
