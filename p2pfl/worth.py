@@ -42,9 +42,9 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
 
     Returns:
         {"site", "metric", "alone", "network", "gain": network minus alone, "low", "high": of the gain, "rows": test rows, "method": of the
-        interval, "confidence", "lower_is_better": whether the task says so}; null where undefined. AUROC and accuracy as `interval_of_difference` says; other metrics from 1000
-        resamples of the test rows, the same for both models, drawn by the experiment's seed and the node. Empty without test rows, above
-        100 nodes, and where the network's buffers are elsewhere.
+        interval, "confidence", "lower_is_better": whether the task says so}; null where undefined. AUROC and accuracy as
+        `interval_of_difference` says; other metrics from 1000 resamples of the test rows, the same for both models, drawn by the
+        experiment's seed and the node. Empty without test rows, above 100 nodes, and where the network's buffers are elsewhere.
     """
     metric = primary_metric(plan.task.metrics)
     somewhere_else = bool(population.buffers) and len(population.sites) != len(names)
