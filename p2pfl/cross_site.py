@@ -28,15 +28,15 @@ MOST_SITES = 32
 
 MEAN_MODEL = "mean model"
 _MOST_CLASSES = 20
-_MOST_RESAMPLED = 100
+_MOST_RESAMPLED = 30  # cells; the metric is computed a thousand times in each
 
 
 def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, Any] | None:
     """The matrix of the primary metric, models by sites, with intervals.
 
     Those of AUROC and accuracy are `interval_of`'s. Other metrics are computed on 1000 resamples of a site's test rows, drawn by the
-    experiment's seed and the site, the same for every model: in all cells where these are 100 or fewer, else in those of each site's own
-    model and of the mean model.
+    experiment's seed and the site, the same for every model: in all cells where these are 30 or fewer, else in those of each site's own
+    model and of the mean model, of up to 15 sites.
 
     Args:
         plan: of the run; all its sites' data are here.
@@ -54,7 +54,17 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     sites = [plan.sites[name] for name in plan.names]
     in_all = (len(sites) + 1) * len(sites) <= _MOST_RESAMPLED
     cells = [
-        [_cell(plan, population, metric, x_P, site, resamples=in_all or model in (place, len(sites))) for place, site in enumerate(sites)]
+        [
+            _cell(
+                plan,
+                population,
+                metric,
+                x_P,
+                site,
+                resamples=in_all or (2 * len(sites) <= _MOST_RESAMPLED and model in (place, len(sites))),
+            )
+            for place, site in enumerate(sites)
+        ]
         for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)))
     ]
     return _matrix(metric, [*plan.names, MEAN_MODEL], sites, cells)

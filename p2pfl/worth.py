@@ -24,7 +24,7 @@ from p2pfl.training import Population
 MOST_SITES = 100
 """Of a network with more nothing is told: it would take longer than the run of many small nodes."""
 
-MOST_RESAMPLED = 32
+MOST_RESAMPLED = 15
 """Sites; of a network with more no metric is computed on resamples, thousands of times at each site."""
 
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ def interval_of_difference(
     """Of a metric of the first model minus that of the second; None for metrics of which none is known here, and where one is undefined.
 
     Both take each model's own interval and put them together by squares, less what the two models have in common as they are measured on
-    the same rows. AUROC of two classes: Zou and Yue (2013), from DeLong's intervals on the logit scale and DeLong's covariance. It tends to
+    the same rows. AUROC: Zou and Yue (2013), from DeLong's intervals on the logit scale and DeLong's covariance. It tends to
     DeLong's own interval, the difference plus or minus 1.96 standard errors, as rows grow; that one covers nine times in ten only where
     areas are near 1, and is of no width where all pairs are in order. Where a variance is zero nothing is taken to be in common. Accuracy:
     Newcombe (1998), method 10, which has a width also where both models are right on the same rows; a bootstrap then has none, and covered

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p2pfl.errors import TaskError
 from p2pfl.tasks.base import Metric
-from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes
+from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes, probabilities_of
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
@@ -37,26 +37,22 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A ROC curve's, with what DeLong's variances and covariances are made of."""
+    """An area under a ROC curve, or the mean of several, with what its variance and covariances are made of."""
 
     value: float
-    right_A: Floats
-    """Of each positive row, the share of negative ones that it is rightly above."""
-    right_B: Floats
-    """Of each negative row, the share of positive ones that it is rightly below."""
-
-    @property
-    def rarer(self) -> int:
-        """Rows of the rarer class."""
-        return min(len(self.right_A), len(self.right_B))
+    pull_M: Floats
+    """What each row moves it by. The products of two areas' pulls on the same rows add up to DeLong's covariance of these areas."""
+    rarer: int
+    """Rows of the rarest class."""
 
 
 def interval_of(metric: Metric, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE) -> Interval | None:
     """A metric's confidence interval; None for metrics of which none is known here, and where the metric is undefined.
 
-    AUROC of two classes: the variance of DeLong, DeLong and Clarke-Pearson (1988), on the logit scale, so that it ends within 0 and 1.
+    AUROC: the variance of DeLong, DeLong and Clarke-Pearson (1988), of more than two classes that of a mean of areas with all their
+    covariances, on the logit scale, so that it ends within 0 and 1.
     Where every pair is in order, or none, that variance is zero; then Wilson's interval stands for it, as if there were as many independent
-    pairs as the rarer class has rows. Accuracy: Wilson (1927).
+    pairs as the rarest class has rows. Accuracy: Wilson (1927).
 
     Args:
         metric: of `p2pfl.tasks.metrics`; others have none.
@@ -107,23 +103,41 @@ def resampled_interval(
 
 
 def area_of(logits: np.ndarray, classes: np.ndarray) -> Area | None:
-    """Of logits (M, 1) and classes (M,); None where there are not both classes, or more than two."""
+    """Of logits (M, 1 or C) and classes (M,); None where there are not two classes.
+
+    Of more than two the mean, over those that the rows have, of one against the rest, as `auroc` takes it: a row's pulls on each add up.
+    """
+    present, counts = np.unique(classes, return_counts=True)
+    if len(present) < 2:  # noqa: PLR2004  # a class each way is needed
+        return None
+    if logits.shape[1] == 1:
+        value, pull_M = _ranked(logits[:, 0], classes > 0)
+        return Area(value, pull_M, int(counts.min()))
+    scores = probabilities_of(logits)
+    values, pulls = zip(*(_ranked(scores[:, label], classes == label) for label in present), strict=True)
+    return Area(float(np.mean(values)), np.mean(pulls, axis=0), int(counts.min()))
+
+
+def _ranked(scores: np.ndarray, positive: np.ndarray) -> tuple[float, Floats]:
+    """The area of one class against the rest, and what each row moves it by."""
     from scipy.stats import rankdata
 
-    if logits.shape[1] > 1 or len(np.unique(classes)) < 2:  # noqa: PLR2004  # a class each way is needed
-        return None
-    scores, positive = logits[:, 0], classes > 0
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    among_all = rankdata(scores)
-    right_A = (among_all[positive] - rankdata(scores[positive])) / num_negative
-    right_B = 1 - (among_all[~positive] - rankdata(scores[~positive])) / num_positive
-    return Area(float(right_A.mean()), right_A, right_B)
+    among_all, pull_M = rankdata(scores), np.zeros(len(scores))
+    value = 0.0
+    for side_M in (positive, ~positive):
+        number = int(side_M.sum())
+        # of each row of this side, the share of the others that it is above, ties counting half
+        above = (among_all[side_M] - rankdata(scores[side_M])) / (len(scores) - number)
+        right = above if side_M is positive else 1 - above
+        value = float(right.mean())  # the same from both sides
+        if number > 1:
+            pull_M[side_M] = (right - value) / math.sqrt(number * (number - 1))
+    return value, pull_M
 
 
 def covariance(first: Area, second: Area) -> float:
     """DeLong's, of two areas on the same rows; of one with itself its variance."""
-    pairs = ((first.right_A, second.right_A), (first.right_B, second.right_B))
-    return sum(float(np.cov(one, other)[0, 1]) / len(one) for one, other in pairs if len(one) > 1)
+    return float(first.pull_M @ second.pull_M)
 
 
 def interval_of_area(area: Area, confidence: float) -> Interval:

@@ -51,7 +51,7 @@ def auroc(outputs: Tensor, targets: Tensor) -> float:
         return math.nan
     if logits.shape[1] == 1:
         return _area(logits[:, 0], classes > 0)
-    probabilities = _probabilities(logits)
+    probabilities = probabilities_of(logits)
     return float(np.mean([_area(probabilities[:, label], classes == label) for label in present]))
 
 
@@ -61,7 +61,7 @@ def log_loss(outputs: Tensor, targets: Tensor) -> float:
     if rows is None:
         return math.nan
     logits, classes = rows
-    right = _probabilities(logits)[np.arange(len(classes)), classes]
+    right = probabilities_of(logits)[np.arange(len(classes)), classes]
     return float(-np.log(right.clip(_EPS, 1 - _EPS)).mean())
 
 
@@ -100,7 +100,7 @@ def chosen(logits: np.ndarray) -> np.ndarray:
     return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
-def _probabilities(logits: np.ndarray) -> np.ndarray:
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
     """(M, C), also for two classes; rows sum to 1."""
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
