@@ -8,7 +8,7 @@ Shapes: N nodes, P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
+from p2pfl.errors import TaskError
 from p2pfl.plan import Plan
 from p2pfl.records import primary_metric
 from p2pfl.tasks import Site
@@ -70,14 +71,18 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     return _matrix(metric, [*plan.names, MEAN_MODEL], sites, cells)
 
 
-def at_one_site(plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def at_one_site(
+    plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[str, str], None]
+) -> dict[str, Any] | None:
     """The same of one site, where the others' data are elsewhere: its own model and those that its neighbours have sent it.
 
     Args:
         plan: of the run.
         population: this node's row.
         me: its name.
-        neighbours: (P,) each, as they came in the last round.
+        neighbours: (P,) each, as they came in the last round. What a neighbour has sent must not end this node: a model whose outputs are
+            not finite, or on which the task fails, has no figure.
+        event: is told of such a failure.
 
     Returns:
         As `cross_site`, with one site and no mean model.
@@ -87,7 +92,13 @@ def at_one_site(plan: Plan, population: Population, me: str, neighbours: Mapping
         return None
     models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
     resamples = len(models) <= _MOST_RESAMPLED
-    cells = [[_cell(plan, population, metric, x_P, site, resamples=resamples)] for x_P in models.values()]
+    cells: list[list[tuple[float, Interval | None]]] = []
+    for name, x_P in models.items():
+        try:
+            cells.append([_cell(plan, population, metric, x_P, site, resamples=resamples)])
+        except TaskError as error:
+            event("unmeasured", f"the model of {name}: {error}")
+            cells.append([(math.nan, None)])
     return _matrix(metric, list(models), [site], cells)
 
 
@@ -111,6 +122,8 @@ def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Si
     if site.test is None or not len(site.test[0]):
         return math.nan, None
     outputs, targets = population.outputs(x_P, site.test[0], site=site.name), site.test[1]
+    if not bool(outputs.isfinite().all()):
+        return math.nan, None
     value, interval = figure(plan.task, metric, outputs, targets, site=site.name), interval_of(plan.task.metrics[metric], outputs, targets)
     if interval is not None or not resamples or not math.isfinite(value):
         return value, interval

@@ -130,6 +130,11 @@ class RunFolder:
             folder._cut_torn_line(name)
         return folder
 
+    def began(self) -> str | None:
+        """When the run began, as its environment.json says."""
+        found = _read_document(self.path / "environment.json") or {}
+        return found.get("started")
+
     def append_round(self, row: Mapping[str, Any]) -> None:
         """One row of rounds.jsonl; it is with the operating system when this returns."""
         self._append("rounds.jsonl", [row])
@@ -242,9 +247,10 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
         TypeError: it is not such a document.
     """
     found = RunRecords(**{**document, **{name: tuple(document.get(name) or ()) for name in ("network", "subgroups", "worth")}})
-    tables = (found.rounds, found.nodes, found.events)
-    if not isinstance(found.experiment, dict) or not all(isinstance(row, dict) for rows in tables for row in rows):
-        raise TypeError("expected rounds, nodes and events to be lists of rows")
+    tables = {"rounds.jsonl": found.rounds, "nodes.jsonl": found.nodes, "events.jsonl": found.events, "network.jsonl": found.network}
+    faulty = [name for name, rows in tables.items() for row in rows if not isinstance(row, dict) or _REQUIRED[name] - row.keys()]
+    if not isinstance(found.experiment, dict) or faulty:
+        raise TypeError(f"expected rows with {', '.join(sorted(_REQUIRED[faulty[0]]))}" if faulty else "expected an experiment")
     return found
 
 

@@ -71,10 +71,10 @@ def drawn_of_many(generator, rows, apart, classes=4):
 def test_the_interval_of_a_mean_of_areas_covers_the_true_one(rows, apart):
     truth = auroc(*drawn_of_many(np.random.default_rng(3), 200_000, apart))
     generator = np.random.default_rng(4)
-    found = [interval_of(auroc, *drawn_of_many(generator, rows, apart)) for _ in range(1000)]
+    found = [interval_of(auroc, *drawn_of_many(generator, rows, apart)) for _ in range(500)]
     covered = np.mean([interval.low <= truth <= interval.high for interval in found])
 
-    assert 0.93 <= covered <= 0.98
+    assert 0.92 <= covered <= 0.98  # three standard errors of 500 draws are .03
 
 
 def test_a_mean_of_areas_varies_as_leaving_out_one_row_after_the_other_says():

@@ -115,7 +115,7 @@ def test_sixteen_daemons_on_a_ring_certify_every_round_of_a_run(tmp_path):
 
 def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tmp_path):
     tolerance = 1e-3
-    plan = averaging({"name": "ring"}, 12, tolerance=tolerance)
+    plan = averaging({"name": "ring"}, 8, tolerance=tolerance)
     network = Watched(plan, tmp_path)
 
     async def main():
@@ -123,11 +123,11 @@ def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tm
             network.start()
             return await network.ended()
 
-    assert finish(main()) == ["converged"] * 12
-    rounds = network.summary("node-03")["rounds"]
-    check_certificates(network, rounds, diameter=6)
+    assert finish(main()) == ["converged"] * 8
+    rounds = network.summary("node-3")["rounds"]
+    check_certificates(network, rounds, diameter=4)
 
-    run = read_run(network.states["node-03"] / "run")
+    run = read_run(network.states["node-3"] / "run")
     rows = run.network
     reached = next(row["round"] for row in rows if row["bound_high"] / row["rms_norm"] <= tolerance)
     half = type(run)(**{field: getattr(run, field) for field in run.__slots__} | {"network": rows[: reached // 2], "summary": None})
@@ -140,9 +140,9 @@ def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tm
     assert course.fitted_rate <= course.predicted_rate * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("topology", ["path", "star", "complete", "torus"])
-def test_certificates_hold_on_any_graph(topology, tmp_path):
-    plan = averaging({"name": topology}, 9, tolerance=1e-2)
+@pytest.mark.parametrize(("topology", "nodes", "diameter"), [("path", 5, 4), ("star", 6, 2), ("complete", 5, 1), ("hypercube", 8, 3)])
+def test_certificates_hold_on_any_graph(topology, nodes, diameter, tmp_path):
+    plan = averaging({"name": topology}, nodes, tolerance=1e-2)
     network = Watched(plan, tmp_path)
 
     async def main():
@@ -151,13 +151,11 @@ def test_certificates_hold_on_any_graph(topology, tmp_path):
             await network.ended()
 
     finish(main())
-    diameter = {"path": 8, "star": 2, "complete": 1, "torus": 2}[topology]
-
     check_certificates(network, network.summary("node-0")["rounds"], diameter)
 
 
 def test_while_a_node_is_away_only_the_lower_bound_is_certified_and_then_both_again(tmp_path):
-    plan = averaging({"name": "ring"}, 6, tolerance=1e-12)
+    plan = averaging({"name": "ring"}, 6, tolerance=1e-9)
     network = Watched(plan, tmp_path, limits=HASTY)
 
     async def main():

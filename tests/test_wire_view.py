@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import msgpack
 import networkx as nx
 import numpy as np
 import pytest
@@ -157,6 +158,69 @@ def test_a_node_refuses_what_is_not_a_members_own(made, reason):
     assert gossip.views[0].newest == {}
 
 
+def test_a_number_that_no_sum_can_hold_is_no_record():
+    for name in ("norm", "disagreement", "loss"):
+        assert refusal(Gossip(nx.cycle_graph(3)).views[0], sealed_plainly({name: 1e200})) == "bad_record"
+
+
+def sealed_plainly(changes) -> bytes:
+    """With 64 bits in every number, as a stranger might."""
+    body = msgpack.packb([changes.get(field.name, getattr(record(1, 0), field.name)) for field in fields(RoundRecord)])
+    return bytes(64) + body
+
+
+def test_one_member_decides_neither_what_is_collected_nor_how_far_others_are():
+    gossip = Gossip(nx.cycle_graph(8))
+    lie = seal(record(1, 10_000, level=32), gossip.secrets[1].sign, STUDY)
+    for number in range(30):
+        for view in gossip.views:
+            if view.me != 1:
+                view.hear(str((view.me + 1) % 8), [lie], float(number), furthest=number + 16)
+        gossip.round(number, float(number))
+
+    assert sum(known.is_whole for known in gossip.known[5].values()) >= 20
+    assert all(heard.record.round < 30 for heard in gossip.views[5].newest.values())
+
+
+def test_a_member_that_never_stops_talking_does_not_drown_the_others():
+    graph = nx.path_graph(12)
+    gossip, passed = Gossip(graph, bytes_per_s=1000.0), 0
+    for second in range(60):
+        if second % 3 == 0:
+            gossip.round(second // 3, float(second))
+        flood = [seal(record(0, 1000 + 10 * second + k), gossip.secrets[0].sign, STUDY) for k in range(10)]
+        gossip.views[1].hear("0", flood, float(second))
+        gossip.flush(float(second))
+    passed = [gossip.views[11].newest[member].record.round for member in range(2, 11)]
+
+    assert min(passed) >= 10
+
+
+def test_what_was_signed_in_an_earlier_run_is_past_once_the_member_is_heard():
+    gossip = Gossip(nx.cycle_graph(3))
+    view = gossip.views[0]
+    old = [seal(record(1, number, began=5, closing=number == 9), gossip.secrets[1].sign, STUDY) for number in range(10)]
+    view.hear("2", old, 0.0)
+    assert view.newest[1].record.closing
+    view.hear("1", [seal(record(1, 0, began=6, disagreement=7.0), gossip.secrets[1].sign, STUDY)], 1.0)
+    view.hear("2", old, 2.0)
+
+    assert (view.newest[1].record.round, view.newest[1].record.closing) == (0, False)
+    assert {r.disagreement for r in view.open_records() if r.member == 1 and r.round == 0} == {7.0}
+
+
+def test_after_its_end_a_node_passes_on_last_records_only_beyond_its_allowance():
+    gossip = Gossip(nx.path_graph(3), bytes_per_s=1000.0)
+    view = gossip.views[1]
+    view.publish(record(1, 0, closing=True), 0.0)
+    said = 0
+    for number in range(1, 400):
+        view.hear("0", [seal(record(0, number), gossip.secrets[0].sign, STUDY)], number * 0.05)
+        said += sum(map(len, view.take("2", number * 0.05)))
+
+    assert said <= 20 * 1000 + 5 * 1000 + MAX_RECORDS * 150
+
+
 def test_no_neighbour_makes_a_node_check_signatures_for_ever():
     gossip = Gossip(nx.cycle_graph(3), bytes_per_s=1000.0)
     flood = [seal(record(1, number), gossip.secrets[1].sign, STUDY) for number in range(5000)]
@@ -202,11 +266,11 @@ def test_a_record_crosses_each_link_of_a_ring_about_once():
     assert gossip.sent.max() / 50 <= (16 + 2) * 130
 
 
-@pytest.mark.parametrize("graph", [nx.cycle_graph(16), nx.star_graph(15), nx.random_regular_graph(4, 32, seed=1)])
-@pytest.mark.parametrize("round_s", [0.2, 1.0, 20.0])
+@pytest.mark.parametrize("graph", [nx.cycle_graph(10), nx.star_graph(9), nx.random_regular_graph(4, 20, seed=1)])
+@pytest.mark.parametrize("round_s", [0.2, 20.0])
 def test_the_cost_keeps_below_the_allowance_and_everybody_is_still_heard(graph, round_s):
     gossip = Gossip(nx.convert_node_labels_to_integers(graph), bytes_per_s=1000.0)
-    seconds = 240.0
+    seconds = 120.0
     for number in range(int(seconds / round_s)):
         gossip.round(number, number * round_s)
         if round_s > FLUSH_S:
@@ -261,7 +325,7 @@ def test_a_neighbour_that_comes_back_hears_of_everybody():
 
 
 def test_a_message_holds_no_more_records_than_it_may():
-    gossip = Gossip(nx.star_graph(80))
+    gossip = Gossip(nx.star_graph(40))
     for number in range(3):
         gossip.round(number, float(number))
     view = gossip.views[0]
@@ -271,7 +335,7 @@ def test_a_message_holds_no_more_records_than_it_may():
         said.append(len(sealed))
 
     assert max(said) == MAX_RECORDS
-    assert sum(said) >= 80
+    assert sum(said) >= 40
 
 
 def test_the_last_records_pass_whatever_the_allowance():

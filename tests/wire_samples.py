@@ -41,6 +41,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(b"\x11" * 32)
 """Of hospital-1, for what it signs."""
 RECORD = RoundRecord(
     member=1,
+    began=1_790_000_000_000,
     round=6,
     level=1,
     settles=False,

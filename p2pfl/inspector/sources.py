@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -14,6 +15,17 @@ from p2pfl.records import RunRecords, read_run, records_of
 _HOSTS = frozenset({"127.0.0.1", "localhost"})
 _REQUEST_S = 5.0
 _MOST_BYTES = 256 * 2**20
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nobody to another machine."""
+
+    def redirect_request(self, *_: object) -> None:
+        """None: what redirects is no node."""
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
+"""Without the proxy that a hospital's machines use for everything else."""
 
 
 def is_url(source: str) -> bool:
@@ -41,11 +53,13 @@ def _ask(url: str) -> RunRecords:
         raise ConfigError(f"{url!r}: a node answers only on its own machine: expected http://127.0.0.1:PORT/, as status.url has it")
     place = f"http://{parts.netloc}/run"
     try:
-        with urllib.request.urlopen(place, timeout=_REQUEST_S) as response:  # checked above
+        with _OPENER.open(place, timeout=_REQUEST_S) as response:  # checked above
             content = response.read(_MOST_BYTES)
     except urllib.error.HTTPError as error:
         error.close()
         raise StoreError(f"{place}: what answers there is not a node of this version, or takes no part in the view ({error})") from error
+    except http.client.HTTPException as error:
+        raise StoreError(f"{place}: what answers there does not speak HTTP ({type(error).__name__}): it is not a node") from error
     except OSError as error:
         raise TransportError(f"{url}: no node answers ({error}); look into its state/status.url for where it is, or start it") from error
     try:

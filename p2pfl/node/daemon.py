@@ -583,7 +583,7 @@ class Daemon:
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
         self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
-        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard))
+        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
         self._folder.write_worth(worth(plan, population, population.estimate(), [self.me], alone))
         self._folder.write_summary(
             finish_summary(
@@ -660,7 +660,7 @@ class Daemon:
                 self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
 
     async def _send_records(self, neighbour: Neighbour) -> None:
-        """All that is new of the network. What is lost with a link is said again when the neighbour greets anew."""
+        """All that is new of the network. What is lost with a link is said again when the neighbour's process greets anew."""
         view = self.protocol.view
         while view is not None and (sealed := view.take(neighbour.name, self._now())):
             await self._transport.send(neighbour.name, encode(Records(sealed=tuple(sealed))), SEND_TIMEOUT_S)
@@ -801,10 +801,13 @@ class Daemon:
             raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(self.state))
         if found is None and place.exists() and not (place / "experiment.yaml").exists():
             shutil.rmtree(place)  # a start that was killed while it made the folder
-        if place.exists():
+        again = place.exists()
+        if again:
             self._folder = RunFolder.open(place)
         else:
             self._folder = RunFolder.create(place, self.plan.experiment.as_dict(), topology=self.plan.graph_record(), engine="daemons")
+        if self._outlook is not None:
+            self._outlook.start(self._folder.began(), again=again)
         if found is None or not found[1]["finished"]:
             self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
@@ -836,8 +839,8 @@ class Daemon:
 
     # ---- status
 
-    def records(self) -> dict[str, Any] | None:
-        """What this node knows of the whole run, by the names of `RunRecords`; None where it takes no part in the network's view."""
+    def records(self) -> Callable[[], dict[str, Any]] | None:
+        """What gathers all that this node knows of the run now, by the names of `RunRecords`; None where it takes no part in the view."""
         if self._outlook is None or self._folder is None:
             return None
         return self._outlook.document(self._folder, self._now())

@@ -62,6 +62,11 @@ class Neighbour:
     """When an update was last sent that stands by itself, by exchange."""
     incarnation: int = 0
     """Of the process that it last greeted from."""
+    greetings: int = 0
+    """How often it has greeted from another process."""
+    goodbyes: int = 0
+    told_again_s: float = float("-inf")
+    """When it was last told of everybody again."""
     sending: tuple[int, bool] | None = None
     """The exchange whose update is going out just now, and whether one that stands by itself."""
     progress: tuple[int, int] | None = None

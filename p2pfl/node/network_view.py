@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
+
+import torch
 
 from p2pfl.experiment import news_rounds
 from p2pfl.plan import Plan
@@ -26,7 +30,11 @@ ROWS_UP_TO = 256
 
 _TENS = 10
 _MOST_STEPS = 200
+_UNSURE_ROUNDS = 2
+"""Nobody is more than one exchange ahead of its neighbours, so no more than these can have been begun by an earlier process."""
+
 _WELL_MIXED = 0.05
+_ROUNDING = 4.0
 _LARGEST = 3e38
 _MOST_ROWS = 2000  # of all nodes together that are kept for who asks
 
@@ -72,6 +80,9 @@ class Outlook:
         self._places = {name: place for place, name in enumerate(plan.names)}
         self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
         self._summed: Row | None = None
+        self._began_ms = 0
+        self._unsure_rounds = 0
+        self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
         is_many = len(plan.names) > ROWS_UP_TO
         self.shared = self._shared_sum() if is_many and self._is_steady else None
@@ -87,6 +98,17 @@ class Outlook:
             bytes_per_s=terms.policy.bytes_per_s,
             sums=not is_many,
         )
+
+    def start(self, began: str | None, *, again: bool) -> None:
+        """Before the first round of this process.
+
+        Args:
+            began: when the run began, as environment.json has it.
+            again: whether an earlier process has sent updates. It may have sent one of the exchanges that this one takes part in next, with
+                another model: neighbours keep the first, so the distances of these rounds are not said.
+        """
+        self._began_ms = int(1000 * datetime.fromisoformat(began).timestamp()) if began else 0
+        self._unsure_rounds = _UNSURE_ROUNDS if again else 0
 
     @property
     def _is_steady(self) -> bool:
@@ -105,6 +127,8 @@ class Outlook:
     def end_round(self, row: Mapping[str, Any], now_s: float, *, agreed: bool) -> None:
         """A round of this node's own is over: say so, as `say` does, and take the next step of the sum."""
         self.view.begin(row["round"] + 1, now_s)
+        agreed = agreed and not self._unsure_rounds
+        self._unsure_rounds = max(self._unsure_rounds - 1, 0)
         self.say(row, now_s, agreed=agreed)
         if self.shared is not None:
             value = _finite(row["disagreement"]) if agreed and not row["skipped"] else None
@@ -127,6 +151,7 @@ class Outlook:
         measured, metrics = self._measured or (None, ())
         record = RoundRecord(
             member=self._places[self._me],
+            began=self._began_ms,
             round=row["round"],
             level=self.view.level,
             settles=row["kind"] == "settle",
@@ -176,25 +201,30 @@ class Outlook:
             "bytes_sent": self.view.bytes_sent,
         }
 
-    def document(self, folder: RunFolder, now_s: float) -> dict[str, Any]:
-        """All that this node knows of the run, by the names of `RunRecords`."""
-        own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
+    def document(self, folder: RunFolder, now_s: float) -> Callable[[], dict[str, Any]]:
+        """All that this node knows of the run, by the names of `RunRecords`: what is returned gathers it from the disk, in any thread."""
         records = [record for known in self._kept for record in known.records.values()] + self.view.open_records()
-        rows = {(row["node"], row["round"]): row for row in map(self._node_row, records)}
-        rows |= {(row["node"], row["round"]): row for row in self.rows(now_s)}
-        return {
-            "experiment": own.experiment,
-            "environment": own.environment,
-            "topology": own.topology,
-            "rounds": own.rounds,
-            "nodes": [rows[key] for key in sorted(rows, key=lambda key: (key[1], key[0]))],
-            "events": own.events,
-            "network": list(own.network),
-            "summary": own.summary,
-            "cross_site": own.cross_site,
-            "subgroups": list(own.subgroups),
-            "worth": list(own.worth),
-        }
+        newest = self.rows(now_s)
+
+        def gather() -> dict[str, Any]:
+            own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
+            rows = {(row["node"], row["round"]): row for row in map(self._node_row, records)}
+            rows |= {(row["node"], row["round"]): row for row in newest}
+            return {
+                "experiment": own.experiment,
+                "environment": own.environment,
+                "topology": own.topology,
+                "rounds": own.rounds,
+                "nodes": [rows[key] for key in sorted(rows, key=lambda key: (key[1], key[0]))],
+                "events": own.events,
+                "network": list(own.network),
+                "summary": own.summary,
+                "cross_site": own.cross_site,
+                "subgroups": list(own.subgroups),
+                "worth": list(own.worth),
+            }
+
+        return gather
 
     @property
     def _shows_metrics(self) -> bool:
@@ -220,7 +250,7 @@ class Outlook:
             "loss": record.loss,
             "disagreement": record.disagreement,
             "norm": record.norm,
-            "skipped": [self._plan.names[place] for place in record.without if place < len(self._plan.names)],
+            "skipped": self._without(record),
             "agreed_for": record.agreed_for,
             "bytes_sent": record.sent,
             "seconds": {part: spent / 1000 for part, spent in zip(PARTS, record.milliseconds, strict=True)},
@@ -230,6 +260,19 @@ class Outlook:
         if record.rows is not None:
             row |= {"rows": {"train": record.rows[0], "test": record.rows[1]}}
         return row
+
+    def _without(self, record: RoundRecord) -> list[str]:
+        """Whom a member says it went on without, if these are its neighbours."""
+        names = [self._plan.names[place] for place in record.without if place < len(self._plan.names)]
+        known = self._neighbours.get(self._plan.names[record.member])
+        return names if known is None else [name for name in names if name in known]
+
+    def _widened(self, row: Row) -> Row:
+        """Bounds with room for rounding: distances are sums of P squares in the model's own precision."""
+        layout = self._plan.layout
+        room = _ROUNDING * torch.finfo(layout.dtype).eps * (math.log2(layout.size + 1) + 4)
+        low, high = row["bound_low"], row["bound_high"]
+        return row | {"bound_low": low and low * (1 - room), "bound_high": high and high * (1 + room)}
 
     def _network_row(self, known: NetworkRound) -> Row:
         """What the records of a round certify."""
@@ -244,7 +287,7 @@ class Outlook:
             row |= {"disagreement": total, "bound_low": None}
         if total is None or not in_step or not known.is_whole:  # what is missing may be anything
             row |= {"bound_high": None}
-        return row | {
+        return self._widened(row) | {
             "nodes": len(records),
             "missing": [name for name, place in self._places.items() if place not in known.records],
             "known_in": known.known_in,
@@ -259,9 +302,8 @@ class Outlook:
         own = self.view.newest.get(self._places[self._me])
         norm = own.record.norm if own is not None else None
         low, high = (disagreement_row(self._plan, summed.round, kind, [], s, (norm or 0.0) ** 2, None) for s in (summed.low, summed.high))
-        return low | {
+        return self._widened(low | {"bound_high": high["bound_high"]}) | {
             "disagreement": None,
-            "bound_high": high["bound_high"],
             "nodes": len(self._plan.names),
             "missing": [],
             "known_in": summed.known_in,

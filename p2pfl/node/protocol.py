@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 HELLO_EVERY_S = 0.5
 CLOSING_EVERY_S = 0.5
+TELL_AGAIN_S = 5.0
+"""How often a neighbour that greets anew is told of everybody again, at most."""
+
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report"})
 
 _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
@@ -38,6 +41,8 @@ STALL_S = 5.0
 
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
+
+_ALWAYS_SAID = 16
 
 HALF = 0.5
 """How far two that meet go towards each other."""
@@ -186,9 +191,18 @@ class Protocol:
             self.shared.hear(peer, message)
         if self.view is None or not isinstance(message, Records):
             return
-        self.view.hear(peer, message.sealed, now_s)
+        self.view.hear(peer, message.sealed, now_s, furthest=self._furthest_round())
         if self.closing is not None:  # no round will take it further
-            self.spread(now_s)
+            for neighbour in self.neighbours.values():
+                if neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
+                    neighbour.queue(SendRecords())
+
+    def _furthest_round(self) -> int | None:
+        """A round that no member can have passed: nodes in step are apart by no more than there are links between them."""
+        if not self.in_step or self.view is None:
+            return None
+        exchange = max(self.exchange, *(neighbour.heard_exchange for neighbour in self.neighbours.values()), 0)
+        return exchange // self.phases + self.view.news_rounds * self.ahead
 
     def is_spreading(self) -> bool:
         """Whether records of the end are still to come or to go, and there is somebody left for that."""
@@ -274,8 +288,11 @@ class Protocol:
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
-            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
-            if self.view is not None:
+            neighbour.greetings += 1
+            if _is_said(neighbour.greetings):
+                self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
+            if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
+                neighbour.told_again_s = now_s
                 self.view.say_again(neighbour.name, now_s)
             for exchange in sorted(self.sent):
                 in_reach = not self.in_step or exchange >= message.exchange
@@ -303,11 +320,14 @@ class Protocol:
         neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, True) in neighbour.sent_once, whole=True))
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
+        neighbour.goodbyes += 1
         if message.reason == "finished":
             neighbour.missed = neighbour.left = True
-            self.event("left", f"{neighbour.name} has finished")
+            if _is_said(neighbour.goodbyes):
+                self.event("left", f"{neighbour.name} has finished")
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
-            self.event("left", f"{neighbour.name} is pausing")
+            if _is_said(neighbour.goodbyes):
+                self.event("left", f"{neighbour.name} is pausing")
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
@@ -604,7 +624,7 @@ class Protocol:
         for neighbour in self.neighbours.values():
             if neighbour.session.is_open:
                 neighbour.queue(SendRecords())
-                if self.shared is not None and self.view is not None:
+                if self.shared is not None and self.view is not None and self.closing is None:
                     share = self.shared.share(neighbour.name)
                     if self.view.spend(sum(memoryview(frame).nbytes for frame in encode(share)), now_s):
                         neighbour.queue(share)  # what is not said now is in what is said next
@@ -695,6 +715,11 @@ def _in_hex(marks: Mapping[int, bytes]) -> dict[str, str]:
 
 def _times(count: int) -> str:
     return "" if count == 1 else f" ({count} times)"
+
+
+def _is_said(count: int) -> bool:
+    """What a neighbour does again and again is said more and more rarely: it must not fill the disk."""
+    return count <= _ALWAYS_SAID or _is_power_of_two(count)
 
 
 def _is_power_of_two(count: int) -> bool:

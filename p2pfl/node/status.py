@@ -1,4 +1,4 @@
-"""A node's status as JSON over HTTP on 127.0.0.1, for the administrator of this machine and nobody else.
+"""A node's status as JSON over HTTP on 127.0.0.1: who has an account on this machine can read it, and nobody else.
 
 Asking changes nothing, and the answer holds counts and aggregates, never a weight, a key or a row of data.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -19,33 +20,41 @@ from p2pfl.records import replace_file
 
 _REQUEST_S = 5.0
 _MAX_REQUEST_BYTES = 8192
+_MOST_AT_ONCE = 8
 _ENDPOINT = "status.url"
 _JSON = "application/json"
 
 
-async def serve_status(
-    status: Callable[[], Mapping[str, Any]], port: int, state: Path, records: Callable[[], Mapping[str, Any] | None] = lambda: None
-) -> None:
+Records = Callable[[], Callable[[], Mapping[str, Any]] | None]
+
+
+async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state: Path, records: Records = lambda: None) -> None:
     """Answer GET requests until cancelled; the URL stands in the state folder's status.url.
 
     Args:
         status: of the node, for / and /metrics.
         port: 0: chosen by the system.
         state: the node's folder.
-        records: what it knows of the whole run, for /run; None where it knows nothing of that.
+        records: what it knows of the whole run, for /run: something that gathers it, in any thread; None where it knows nothing of that.
     """
+    busy = asyncio.Semaphore(_MOST_AT_ONCE)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if busy.locked():  # who asks without end must not take the node's memory
+            writer.transport.abort()
+            return
+        await busy.acquire()
         try:
             async with asyncio.timeout(_REQUEST_S):
                 request = await reader.readuntil(b"\r\n\r\n")
-                code, kind, body = _respond(request, status, records)
+                code, kind, body = await _respond(request, status, records)
                 head = f"HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 writer.write(head.encode() + body)
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever asked has gone, or did not ask in HTTP
+            writer.transport.abort()  # whoever asked has gone, does not read, or did not ask in HTTP
         finally:
+            busy.release()
             writer.close()
 
     try:
@@ -90,9 +99,7 @@ def read_status(state: Path) -> dict[str, Any]:
     return found
 
 
-def _respond(
-    request: bytes, status: Callable[[], Mapping[str, Any]], records: Callable[[], Mapping[str, Any] | None]
-) -> tuple[str, str, bytes]:
+async def _respond(request: bytes, status: Callable[[], Mapping[str, Any]], records: Records) -> tuple[str, str, bytes]:
     """Status line, content type and body."""
     lines = request.decode("latin-1").split("\r\n")
     method, _, rest = lines[0].partition(" ")
@@ -100,30 +107,36 @@ def _respond(
     host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
     if host not in ("127.0.0.1", "localhost"):  # a page in a browser on this machine must not read it under another name
         return "403 Forbidden", _JSON, b'{"error": "ask as 127.0.0.1 or localhost"}\n'
+    if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):  # nor make it work
+        return "403 Forbidden", _JSON, b'{"error": "no page of another origin may ask"}\n'
     if method != "GET":
         return "405 Method Not Allowed", _JSON, b'{"error": "only GET"}\n'
-    return _page(rest.split(" ")[0].split("?")[0], status, records)
+    return await _page(rest.split(" ")[0].split("?")[0], status, records)
 
 
-def _page(path: str, status: Callable[[], Mapping[str, Any]], records: Callable[[], Mapping[str, Any] | None]) -> tuple[str, str, bytes]:
+async def _page(path: str, status: Callable[[], Mapping[str, Any]], records: Records) -> tuple[str, str, bytes]:
     if path == "/metrics":
         try:
             return "200 OK", CONTENT_TYPE, exposition(status())
         except MissingExtraError as error:
             return "501 Not Implemented", _JSON, json.dumps({"error": str(error)}).encode() + b"\n"
-    if path == "/run" and (known := records()) is not None:
-        return "200 OK", _JSON, json.dumps(_plain(known)).encode() + b"\n"
+    if path == "/run" and (gather := records()) is not None:
+        return "200 OK", _JSON, await asyncio.to_thread(lambda: _document(gather()))
     if path in ("/", "/status"):
-        return "200 OK", _JSON, json.dumps(_plain(status())).encode() + b"\n"
+        return "200 OK", _JSON, _document(status())
     return "404 Not Found", _JSON, b'{"error": "only /, /status, /run and /metrics"}\n'
 
 
+def _document(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(_plain(content), allow_nan=False).encode() + b"\n"
+
+
 def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
+    """JSON has neither NaN nor infinities."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, float) and value != value:  # noqa: PLR0124  # NaN
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -36,7 +36,10 @@ Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Flag = Annotated[bool, Strict()]
-Amount = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+LARGEST_AMOUNT: Final = 3e38
+"""What fits into 32 bits: sums and squares of such numbers, by the thousand, are still numbers of 64 bits."""
+
+Amount = Annotated[float, Strict(), Field(ge=0, le=LARGEST_AMOUNT)]
 Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
 Mark = Annotated[bytes, Strict(), Field(min_length=8, max_length=8)]
 """Stands for the values that a node's updates have led to: equal marks, equal values."""

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.messages import MAX_RECORD_BYTES, Amount, Exchange, Flag
+from p2pfl.wire.messages import LARGEST_AMOUNT, MAX_RECORD_BYTES, Amount, Exchange, Flag
 
 SIGNATURE_BYTES: Final = 64
 MAX_NAMED: Final = 16
@@ -28,7 +28,7 @@ PARTS: Final = ("train", "wait", "mix", "evaluate")
 
 _DOMAIN = b"p2pfl round record v1\0"
 
-Figure = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Figure = Annotated[float, Strict(), Field(ge=-LARGEST_AMOUNT, le=LARGEST_AMOUNT)]
 Place = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 """In the roster's order."""
 
@@ -43,6 +43,9 @@ class RoundRecord:
     """One node's round. What a site withholds is None."""
 
     member: Place
+    began: Exchange
+    """When the node's run began, in milliseconds since 1970 by its own clock: what it said in an earlier run is past."""
+
     round: Exchange
     level: Level
     """The node speaks of rounds that 2**level divides."""
@@ -105,7 +108,7 @@ def unseal(sealed: bytes) -> RoundRecord:
     try:
         if not SIGNATURE_BYTES < len(sealed) <= MAX_RECORD_BYTES:
             raise BadMessage(f"{len(sealed)} bytes: expected at most {MAX_RECORD_BYTES}", reason="bad_record")
-        body = msgpack.unpackb(sealed[SIGNATURE_BYTES:], use_list=False, max_array_len=MAX_NAMED, max_map_len=0)
+        body = msgpack.unpackb(sealed[SIGNATURE_BYTES:], use_list=False, max_array_len=len(_FIELDS), max_map_len=0)
         return _ADAPTER.validate_python(dict(zip(_FIELDS, _in_full(body), strict=True)))
     except ValidationError as error:
         place = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))

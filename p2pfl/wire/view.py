@@ -8,7 +8,7 @@ of two divides, so that all nodes still speak of the same rounds.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -28,9 +28,10 @@ _MESSAGE_BYTES = 24  # of a message around its records
 _PER_RECORD_BYTES = 3
 _RECORD_BYTES = 130  # as long as none has been seen
 _BURST_S = 5.0  # of the allowance may be saved up
-_HEARD_FACTOR = 16  # so many times its own allowance a node hears from a neighbour, with a burst of everybody's records
+_HEARD_BYTES_PER_S = 64_000.0  # from a neighbour: some five hundred records, whose signatures take a twentieth of a core
 _SPARE_ROUNDS = 8
-_PENDING_ROUNDS = 4
+_PENDING_EACH = 4  # records of one member that wait for a neighbour
+_SLACK = 4  # so many times as long as news need at this node's level a round stays open: others may speak more rarely
 
 _Key = tuple[int, int, bool]
 """Member, round, whether it is the last."""
@@ -129,7 +130,7 @@ class NetworkView:
         self.me, self.last_round = me, last_round
         self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
         self._sign, self._study = sign, study
-        self._news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
+        self.news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
         self.measured: dict[int, RoundRecord] = {}
@@ -141,16 +142,15 @@ class NetworkView:
         self._known: deque[NetworkRound] = deque()
         self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
         self._since_s: dict[str, float] = {}
-        self._now_round = 0
+        self._now_round = self._oldest = 0
         self._began_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=9)
         self._sealed_bytes = float(_RECORD_BYTES)
         burst = (bytes_per_s or 0.0) * _BURST_S
         self._allowance = _Allowance(bytes_per_s, burst, burst)
         everybody = 4.0 * len(keys) * _RECORD_BYTES * 8
-        heard_per_s = None if bytes_per_s is None else _HEARD_FACTOR * bytes_per_s
+        heard_per_s = None if bytes_per_s is None else _HEARD_BYTES_PER_S
         self._heard = {name: _Allowance(heard_per_s, everybody + burst, everybody + burst) for name in neighbours}
-        self._closing = False
 
     # ---- what this node says itself
 
@@ -160,8 +160,8 @@ class NetworkView:
             self._recent_s.append(now_s - self._began_s)
         self._now_round, self._began_s = number, now_s
         self.level = self._level()
-        oldest = number - (self._news_rounds << self._common_level())
-        for old in [r for r in self._rounds if r < oldest]:
+        self._oldest = max(self._oldest, number - self._window)  # what has been given up is not opened again
+        for old in [r for r in self._rounds if r < self._oldest]:
             self._give_up(old)
 
     def speaks_of(self, number: int) -> bool:
@@ -170,8 +170,6 @@ class NetworkView:
 
     def publish(self, record: RoundRecord, now_s: float) -> None:
         """Seal and spread this node's own record of a round."""
-        if record.closing:
-            self._closing = True
         sealed = seal(record, self._sign, self._study)
         self._sealed_bytes += (len(sealed) - self._sealed_bytes) / 8
         self._take_in(record, sealed, now_s)
@@ -180,8 +178,14 @@ class NetworkView:
 
     # ---- what comes and goes
 
-    def hear(self, peer: str, sealed_records: Sequence[bytes], now_s: float) -> None:
+    def hear(self, peer: str, sealed_records: Sequence[bytes], now_s: float, *, furthest: int | None = None) -> None:
         """Take in what a neighbour passes on.
+
+        Args:
+            peer: the neighbour.
+            sealed_records: as they came.
+            now_s: on the node's clock.
+            furthest: no member can be in a later round; such records are left alone. None: the run's last.
 
         Raises:
             BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
@@ -196,7 +200,8 @@ class NetworkView:
             if record.member >= len(self._keys) or record.round > self.last_round:
                 raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
             self._pending[peer].pop(_key(record), None)  # it knows
-            if record.member == self.me or not self._is_new(record):
+            too_far = furthest is not None and record.round > furthest
+            if record.member == self.me or too_far or not self._is_new(record):
                 continue
             verify(sealed, self._keys[record.member], self._study)
             self._take_in(record, sealed, now_s)
@@ -208,17 +213,27 @@ class NetworkView:
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether it is time to say what is new to a neighbour, between two rounds."""
         pending = self._pending[name]
-        if not pending or (self._allowance.refill(now_s) <= 0 and not self._closing):
+        if any(is_last for _, _, is_last in pending):
+            return True
+        if not pending or self._allowance.refill(now_s) <= 0:
             return False
-        return self._closing or len(pending) >= MAX_RECORDS or now_s - self._since_s[name] >= FLUSH_S
+        return len(pending) >= MAX_RECORDS or now_s - self._since_s[name] >= FLUSH_S
 
     def take(self, name: str, now_s: float) -> list[bytes]:
-        """What to say to a neighbour now, the newest first; empty where there is nothing, or the allowance is spent."""
-        pending, left = self._pending[name], self._allowance.refill(now_s)
-        if not pending or (left <= 0 and not self._closing):
+        """What to say to a neighbour now; empty where there is nothing, or the allowance is spent.
+
+        Every member's newest record comes before the second newest of any. A member's last one passes whatever the allowance.
+        """
+        pending, is_spent = self._pending[name], self._allowance.refill(now_s) <= 0
+        newer: Counter[int] = Counter()
+        ranked: list[tuple[int, int, _Key]] = []
+        for key in sorted(pending, key=lambda key: (-key[1], not key[2])):
+            if key[2] or not is_spent:
+                ranked.append((newer[key[0]], -key[1], key))
+                newer[key[0]] += 1
+        said = [pending.pop(key) for _, _, key in sorted(ranked)[:MAX_RECORDS]]
+        if not said:
             return []
-        chosen = sorted(pending, key=lambda key: -key[1])[:MAX_RECORDS]
-        said = [pending.pop(key) for key in chosen]
         spent = _MESSAGE_BYTES + sum(len(sealed) + _PER_RECORD_BYTES for sealed in said)
         self._allowance.left -= spent
         self.bytes_sent += spent
@@ -226,7 +241,7 @@ class NetworkView:
 
     def spend(self, size_bytes: int, now_s: float) -> bool:
         """Whether the allowance has room for something else that is said for the view."""
-        if self._allowance.refill(now_s) <= 0 and not self._closing:
+        if self._allowance.refill(now_s) <= 0:
             return False
         self._allowance.left -= size_bytes
         self.bytes_sent += size_bytes
@@ -253,36 +268,45 @@ class NetworkView:
         return [record for so_far in self._rounds.values() for record in so_far.records.values()]
 
     def is_settled(self, nearby: Collection[str]) -> bool:
-        """Whether everybody's last record is here, and all is said to those neighbours."""
+        """Whether everybody's last record is here, and said to those neighbours."""
         ended = len(self.newest) == len(self._keys) and all(heard.record.closing for heard in self.newest.values())
-        return ended and not any(self._pending[name] for name in nearby)
+        return ended and not any(is_last for name in nearby for _, _, is_last in self._pending[name])
 
     def _is_new(self, record: RoundRecord) -> bool:
         so_far, newest = self._rounds.get(record.round), self.newest.get(record.member)
-        if newest is not None and record.closing and newest.record.closing:
-            return False
-        if newest is None or record.round > newest.record.round or (record.closing and record.round == newest.record.round):
+        if newest is None or _age(record) > _age(newest.record):
             return True
+        if record.began < newest.record.began or (record.closing and newest.record.closing):
+            return False
         return self._counts(record.round) and (so_far is None or record.member not in so_far.seen)
 
-    def _counts(self, number: int) -> bool:
-        """Whether a round is one that everybody speaks of, and not too far away."""
-        level = self._common_level()
-        return self._sums and number % (1 << level) == 0 and abs(number - self._now_round) <= self._news_rounds << level
+    @property
+    def _window(self) -> int:
+        """Rounds for which one stays open."""
+        return _SLACK * (self.news_rounds << self._usual_level()) if self._usual_level() else self.news_rounds
 
-    def _common_level(self) -> int:
-        return min(MAX_LEVEL, max((heard.record.level for heard in self.newest.values()), default=self.level))
+    def _counts(self, number: int) -> bool:
+        """Whether a round is one that most speak of, and not too far away."""
+        is_near = self._oldest <= number <= self._now_round + self._window
+        return self._sums and is_near and number % (1 << self._usual_level()) == 0
+
+    def _usual_level(self) -> int:
+        """The middle of what the members say, so that none of them decides it."""
+        levels = sorted(heard.record.level for heard in self.newest.values())
+        return min(MAX_LEVEL, levels[len(levels) // 2]) if levels else self.level
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)
-        if newest is None or record.round >= newest.record.round:
+        if newest is None or _age(record) >= _age(newest.record):
             self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
             if record.metrics:
                 self.measured[record.member] = record
-        if not self._counts(record.round) and not (record.closing and self._sums):
+        is_last = record.closing and self._sums and self._oldest <= record.round <= self._now_round + self._window
+        if not self._counts(record.round) and not is_last:
             return
         so_far = self._rounds.setdefault(record.round, _Round())
-        if record.member in so_far.seen:
+        before = so_far.records.get(record.member)
+        if record.member in so_far.seen and (before is None or before.began >= record.began):
             return
         so_far.seen.add(record.member)
         so_far.records[record.member] = record
@@ -308,8 +332,9 @@ class NetworkView:
         if not pending:
             self._since_s[name] = now_s
         pending[_key(record)] = sealed
-        if len(pending) > _PENDING_ROUNDS * len(self._keys):  # what is old is worth the least
-            del pending[min(pending, key=lambda key: key[1])]
+        of_member = [key for key in pending if key[0] == record.member and not key[2]]
+        if len(of_member) > _PENDING_EACH:
+            del pending[min(of_member)]
 
     def _level(self) -> int:
         """So that everybody's records of the rounds that are spoken of keep within the allowance."""
@@ -325,3 +350,7 @@ class NetworkView:
 
 def _key(record: RoundRecord) -> _Key:
     return record.member, record.round, record.closing
+
+
+def _age(record: RoundRecord) -> tuple[int, int, bool]:
+    return record.began, record.round, record.closing
