@@ -17,6 +17,7 @@ import torch
 import p2pfl
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError
+from p2pfl.records import read_run
 from p2pfl.simulator import Faults, simulate
 from p2pfl.simulator.start import check_device
 from runs import LOGISTIC, QUICK, distance, drift, plan_of, run_of, stacked, starting_at, starts_of, without_seconds
@@ -373,3 +374,14 @@ def test_progress_is_told_of_every_round(tmp_path):
 
     assert told == [(1, 3, "train"), (2, 3, "train"), (3, 3, "settle")]
     assert len(run.records) == 3
+
+
+def test_a_round_with_a_missed_message_is_bounded_from_below_only(tmp_path):
+    experiment = {"task": {"name": "averaging", "dimension": 5}, "nodes": 6, "topology": {"name": "ring"}, "rounds": 12, "stop": None}
+    cut = Faults(cut={("node-1", "node-2"): frozenset(range(3, 12, 2))})
+    rows = read_run(simulate(experiment, out=tmp_path / "run", faults=cut).path).rounds
+
+    assert [row["round"] for row in rows if row["bound_high"] is None] == [3, 5, 7, 9, 11]
+    for row in rows:
+        assert row["bound_low"] * (1 - 1e-12) <= row["consensus_distance"]
+        assert row["bound_high"] is None or row["consensus_distance"] <= row["bound_high"] * (1 + 1e-12)

@@ -62,6 +62,8 @@ class Convergence:
     low: list[float | None]
     high: list[float | None]
     """Bounds that the nodes' own records give: sqrt(S / (n lambda_max(L))) and sqrt(S / (n lambda_2(L)))."""
+    certified: list[tuple[int, float, float]]
+    """Round, low and high where both are known: in rounds without a missed message."""
     basis: Basis
     """What `distance` is: the "exact" figure, the "upper bound", or what one "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
@@ -110,6 +112,11 @@ def convergence(run: RunRecords) -> Convergence:
         distance=distance,
         low=[row.get("bound_low") for row in rows],
         high=[row.get("bound_high") for row in rows],
+        certified=[
+            (row["round"], row["bound_low"], row["bound_high"])
+            for row in rows
+            if row.get("bound_low") is not None and row.get("bound_high") is not None
+        ],
         basis=basis,
         bound=_spectral_bound(rows, distance, first, predicted),
         first_mixing_round=rows[first]["round"] if first is not None else None,

@@ -101,11 +101,13 @@ def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
     figure = _empty(x="round", y="distance")
     alone = len(courses) == 1
     for number, (name, course) in enumerate(told.items()):
-        if alone and all(value is not None for value in (*course.low, *course.high)):
+        if alone and course.certified:
+            rounds, low, high = zip(*course.certified, strict=True)
             fill = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-            figure.add_scatter(x=course.rounds, y=course.high, showlegend=False, **fill)
-            certified = "certified by the nodes' own records"
-            figure.add_scatter(x=course.rounds, y=course.low, fill="tonexty", fillcolor="rgba(43,108,176,0.2)", name=certified, **fill)
+            figure.add_scatter(x=rounds, y=high, showlegend=False, **fill)
+            missed = ", of rounds without a missed message" if len(rounds) < len(course.rounds) else ""
+            certified = f"certified by the nodes' own records{missed}"
+            figure.add_scatter(x=rounds, y=low, fill="tonexty", fillcolor="rgba(43,108,176,0.2)", name=certified, **fill)
         colour = _SEVERAL[number % len(_SEVERAL)]
         label = _BASES[course.basis] if alone else _text(name)
         line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}

@@ -147,9 +147,9 @@ def _agreement(course: Convergence) -> Any:
     from matplotlib.ticker import LogFormatter
 
     figure, axes = _figure()
-    if all(low is not None for low in course.low) and all(high is not None for high in course.high):
+    if course.certified:
         label = "certified by the nodes' records"
-        axes.fill_between(course.rounds, _numbers(course.low), _numbers(course.high), color=_PALE, linewidth=0, label=label)
+        axes.fill_between(*zip(*course.certified, strict=True), color=_PALE, linewidth=0, label=label)
     axes.plot(course.rounds, _numbers(course.distance), color=_INK, label=_DISTANCES[course.basis])
     if any(value is not None for value in course.bound):
         axes.plot(course.rounds, _numbers(course.bound), color=_INK, linestyle=":", label="bound from the spectrum")

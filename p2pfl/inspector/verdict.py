@@ -68,7 +68,7 @@ def certificate(run: RunRecords, course: Convergence) -> str:
     if not proven:
         return "The nodes' records certify no distance: that takes a round in which every message came."
     last = proven[-1]
-    low, high, size = course.low[last], course.high[last], run.rounds[last].get("rms_norm")
+    low, high, size = course.low[last], course.high[last], (run.network or run.rounds)[last].get("rms_norm")
     assert low is not None
     assert high is not None
     relative = f", which is {_between(low / size, high / size, 'to')} of their size" if size else ""

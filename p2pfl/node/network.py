@@ -289,8 +289,10 @@ class _Network:
             self._plan, number, kind, [r["loss"] for r in rows], disagreement, squared_norms / max(len(rows), 1), exact=None
         )
         in_step = self._plan.experiment.pace.name == "synchronous"
-        if skipped or len(rows) < len(self._sites) or not in_step:  # edges are missing from the sum: it bounds nothing
+        if not in_step:  # the models were not exchanged in one round
             row |= {"bound_low": None, "bound_high": None}
+        elif skipped or len(rows) < len(self._sites):  # edges are missing from the sum: it bounds from below only
+            row["bound_high"] = None
         parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in ("train", "wait", "mix", "evaluate")}
         return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
 
