@@ -329,6 +329,7 @@ def test_daemons_tell_their_status_and_ctrl_c_leaves_none_behind_and_the_run_can
         assert code == 0
         assert "node-1: round " in out
         assert "│ node-0    │ yes " in out
+        assert "it has heard of 2 of 2 members, at most" in out
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=DEADLINE_S)
     finally:
