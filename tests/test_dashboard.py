@@ -285,6 +285,7 @@ def test_the_server_lets_nobody_in_without_the_token(dashboard):
 # ---- the command
 
 
+@pytest.mark.slow
 def test_a_browser_is_opened_with_a_token_that_is_good_once(tmp_path, monkeypatch):
     run_of(tmp_path / "run")
     program = tmp_path / "browser"
@@ -387,6 +388,7 @@ def test_what_cannot_be_read_is_said_once_and_what_was_known_stays(tmp_path):
 # ---- the page
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_run_in_light_and_dark_and_at_200_percent(dashboard, visit, shoot):
     page = visit(dashboard)
     drawn(page)
@@ -470,6 +472,7 @@ def test_the_keyboard_alone_is_enough_and_everything_has_a_name(dashboard, visit
     assert page.locator("[role=status], [role=alert]").count() == 2
 
 
+@pytest.mark.slow
 def test_names_from_strangers_are_texts(tmp_path, serve_here, visit):
     events = [{"round": 3, "node": STRANGE[0], "event": "refused", "detail": "<img src=x onerror=alert(3)>"}]
     run_of(tmp_path / "run", nodes=STRANGE, skips=[(3, STRANGE[1], STRANGE[0])], events=events)
@@ -548,6 +551,7 @@ def test_a_node_that_does_not_answer_any_more_is_said_and_its_records_stay(tmp_p
         thread.join()
 
 
+@pytest.mark.slow
 def test_two_runs_stand_beside_each_other(tmp_path, serve_here, visit, shoot):
     for graph in ("ring", "complete"):
         simulate(

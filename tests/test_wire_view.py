@@ -17,6 +17,7 @@ from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import MAX_RECORDS, Records
 from p2pfl.wire.round_record import RoundRecord, seal, unseal, verify
 from p2pfl.wire.view import FLUSH_S, NetworkView
+from thorough import first_fast
 from wire_samples import KEY, RECORD
 
 STUDY = b"\xaa" * 32
@@ -241,7 +242,9 @@ def test_what_a_node_keeps_of_a_member_is_bounded():
     assert max(kept) <= 2 * 1 + 8 + 4 * 3
 
 
-@pytest.mark.parametrize("graph", [nx.cycle_graph(16), nx.path_graph(9), nx.star_graph(7), nx.hypercube_graph(4), nx.complete_graph(5)])
+@pytest.mark.parametrize(
+    "graph", first_fast([nx.cycle_graph(12), nx.path_graph(7), nx.star_graph(7), nx.hypercube_graph(4), nx.complete_graph(5)])
+)
 def test_every_node_knows_every_round_within_the_diameter(graph):
     graph = nx.convert_node_labels_to_integers(graph)
     gossip, rounds, diameter = Gossip(graph), 40, nx.diameter(graph)
@@ -266,7 +269,7 @@ def test_a_record_crosses_each_link_of_a_ring_about_once():
     assert gossip.sent.max() / 50 <= (16 + 2) * 130
 
 
-@pytest.mark.parametrize("graph", [nx.cycle_graph(10), nx.star_graph(9), nx.random_regular_graph(4, 20, seed=1)])
+@pytest.mark.parametrize("graph", first_fast([nx.star_graph(9), nx.cycle_graph(10), nx.random_regular_graph(4, 20, seed=1)]))
 @pytest.mark.parametrize("round_s", [0.2, 20.0])
 def test_the_cost_keeps_below_the_allowance_and_everybody_is_still_heard(graph, round_s):
     gossip = Gossip(nx.convert_node_labels_to_integers(graph), bytes_per_s=1000.0)
