@@ -16,6 +16,7 @@ from p2pfl.training.batched import Batched
 from p2pfl.training.compiled import Compiled
 from p2pfl.training.layers import Descent
 from runs import plan_of
+from thorough import first_fast
 
 pytest.importorskip("numba")
 
@@ -54,7 +55,7 @@ def both(model, targets, loss, dtype=torch.float32):
     return batched, Compiled.of(batched, x_1P, inputs, targets), x_1P, inputs, targets
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", first_fast([torch.float32, torch.float64]))
 @pytest.mark.parametrize("kind", [classes, events, amounts])
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_torch(name, kind, dtype):

@@ -490,6 +490,7 @@ def test_names_from_strangers_are_texts(tmp_path, serve_here, visit):
     assert page.locator(".main-svg .textpoint").all_text_contents() == list(STRANGE)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_it_is_looked_at(tmp_path, serve_here, visit):
     place = run_of(tmp_path / "run")
     (place / "summary.json").unlink()

@@ -33,6 +33,7 @@ def documented(mark):
     return {(line[0], line[1]): dict(zip(head, line, strict=True)) for line in lines}
 
 
+@pytest.mark.slow
 def test_quick_runs_every_step_and_what_is_kept_is_not_run_again(benchmark, tmp_path, monkeypatch):
     rows = benchmark.BYTES_ROWS[2:]
     lines = benchmark.Bench(tmp_path / "new" / "runs.jsonl", quick=True).table(rows, benchmark.MANY_EXCHANGES)

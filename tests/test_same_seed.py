@@ -11,7 +11,6 @@ import pytest
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
 from runs import without_seconds
-from thorough import first_fast
 
 DEADLINE_S = 240
 EXPERIMENT = {
@@ -52,7 +51,8 @@ def test_two_runs_write_the_same_bytes(tmp_path):
     assert without_seconds(one.node_records) == without_seconds(other.node_records)
 
 
-@pytest.mark.parametrize("threads", first_fast([2, 1, 3]))
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [2, 1, 3])
 def test_a_number_of_threads_changes_nothing_but_roundings(threads, tmp_path):
     here, there = simulate(EXPERIMENT, out=tmp_path / "here"), elsewhere(tmp_path / "there", threads)
 
