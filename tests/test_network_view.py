@@ -93,6 +93,7 @@ def check_certificates(network, rounds, diameter):
             assert row["known_in"] - number <= diameter + 2
 
 
+@pytest.mark.slow
 def test_sixteen_daemons_on_a_ring_certify_every_round_of_a_run(tmp_path):
     plan = learning()
     network = Watched(plan, tmp_path)
