@@ -167,7 +167,8 @@ def test_a_link_that_is_cut_for_two_rounds_moves_the_mean_by_nothing(seed, both_
             network.cut = set()
 
             assert_agreed(network, await network.ended())
-            assert "skipped" in network.events(other)
+            # on a machine that is busy it may have fallen behind itself, and have jumped over the rounds in which it would skip
+            assert {"skipped", "jumped"} & set(network.events(other))
 
     finish(main())
 
