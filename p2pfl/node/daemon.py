@@ -742,11 +742,10 @@ class Daemon:
         """Tell the network of a round, and write down what has become known of it."""
         if self._outlook is None or self._folder is None:
             return
-        agreed = self._model_channel is not None
         if closing:
-            self._outlook.say(row, self._now(), agreed=agreed, closing=True)
+            self._outlook.say(row, self._now(), closing=True)
         else:
-            self._outlook.end_round(row, self._now(), agreed=agreed)
+            self._outlook.end_round(row, self._now(), agreed=self._model_channel is not None)
         self._outlook.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()

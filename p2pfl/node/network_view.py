@@ -82,6 +82,8 @@ class Outlook:
         self._summed: Row | None = None
         self._began_ms = 0
         self._unsure_rounds = 0
+        self._bounds = False
+        """Whether the disagreement of this node's last round bounds anything."""
         self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
         is_many = len(plan.names) > ROWS_UP_TO
@@ -125,22 +127,27 @@ class Outlook:
         )
 
     def end_round(self, row: Mapping[str, Any], now_s: float, *, agreed: bool) -> None:
-        """A round of this node's own is over: say so, as `say` does, and take the next step of the sum."""
-        self.view.begin(row["round"] + 1, now_s)
-        agreed = agreed and not self._unsure_rounds
-        self._unsure_rounds = max(self._unsure_rounds - 1, 0)
-        self.say(row, now_s, agreed=agreed)
-        if self.shared is not None:
-            value = _finite(row["disagreement"]) if agreed and not row["skipped"] else None
-            self.shared.end_round(row["round"], value)
-
-    def say(self, row: Mapping[str, Any], now_s: float, *, agreed: bool = True, closing: bool = False) -> None:
-        """Tell the network of a round of this node's own, if it is one that is spoken of.
+        """A round of this node's own is over: say so, as `say` does, and take the next step of the sum.
 
         Args:
             row: as in nodes.jsonl, with the bytes of this round alone.
             now_s: on the node's clock.
             agreed: whether what was exchanged were models, so that its disagreement bounds something.
+        """
+        self.view.begin(row["round"] + 1, now_s)
+        self._bounds = agreed and not self._unsure_rounds
+        self._unsure_rounds = max(self._unsure_rounds - 1, 0)
+        self.say(row, now_s)
+        if self.shared is not None:
+            value = _finite(row["disagreement"]) if self._bounds and not row["skipped"] else None
+            self.shared.end_round(row["round"], value)
+
+    def say(self, row: Mapping[str, Any], now_s: float, *, closing: bool = False) -> None:
+        """Tell the network of a round of this node's own, if it is one that is spoken of.
+
+        Args:
+            row: as in nodes.jsonl, with the bytes of this round alone.
+            now_s: on the node's clock.
             closing: whether it was the last one.
         """
         if row.get("metrics") is not None and self._shows_metrics:
@@ -156,8 +163,8 @@ class Outlook:
             level=self.view.level,
             settles=row["kind"] == "settle",
             closing=closing,
-            disagreement=_finite(row["disagreement"]) if agreed else None,
-            norm=_finite(row["norm"]) if agreed else None,
+            disagreement=_finite(row["disagreement"]) if self._bounds else None,
+            norm=_finite(row["norm"]) if self._bounds else None,
             loss=_finite(row["loss"]) if self._policy.metrics else None,
             skipped=len(without),
             without=tuple(without[:MAX_NAMED]),

@@ -193,9 +193,7 @@ class Protocol:
             return
         self.view.hear(peer, message.sealed, now_s, furthest=self._furthest_round())
         if self.closing is not None:  # no round will take it further
-            for neighbour in self.neighbours.values():
-                if neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
-                    neighbour.queue(SendRecords())
+            self._pass_on(now_s)
 
     def _furthest_round(self) -> int | None:
         """A round that no member can have passed: nodes in step are apart by no more than there are links between them."""
@@ -614,10 +612,13 @@ class Protocol:
                 elif self.meetings is not None and not (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled):
                     neighbour.queue(self._alive(neighbour))
         self._ask_again(now_s)
-        if self.view is not None:
-            for neighbour in self.neighbours.values():
-                if neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
-                    neighbour.queue(SendRecords())
+        self._pass_on(now_s)
+
+    def _pass_on(self, now_s: float) -> None:
+        """What is new of the network and has waited long enough."""
+        for neighbour in self.neighbours.values():
+            if self.view is not None and neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
+                neighbour.queue(SendRecords())
 
     def spread(self, now_s: float) -> None:
         """A round is over: what is new of the network goes out with the next round's updates."""

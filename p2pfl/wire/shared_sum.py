@@ -72,10 +72,6 @@ class SharedSum:
         self._early: dict[str, Share] = {}
         self._begin(-1)
 
-    def begins_at(self, number: int) -> bool:
-        """Whether the sum is taken of this round's numbers."""
-        return number % self.period == 0
-
     def end_round(self, number: int, value: float | None) -> None:
         """A round is over, and this node's number in it was so; None: it has none. `share` says what is to be said then."""
         start = number - number % self.period

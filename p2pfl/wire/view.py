@@ -133,8 +133,6 @@ class NetworkView:
         self.news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
-        self.measured: dict[int, RoundRecord] = {}
-        """The newest record of a member that has metrics."""
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
@@ -299,8 +297,6 @@ class NetworkView:
         newest = self.newest.get(record.member)
         if newest is None or _age(record) >= _age(newest.record):
             self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
-            if record.metrics:
-                self.measured[record.member] = record
         is_last = record.closing and self._sums and self._oldest <= record.round <= self._now_round + self._window
         if not self._counts(record.round) and not is_last:
             return
