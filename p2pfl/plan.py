@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,10 @@ class Plan:
     samples: Mapping[str, int] | None
     """Training rows of every node, for `weighting: samples`; None: uniform."""
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
-        """Of the flat parameter vector."""
-        return Layout.of(self.model)
+        """Describe the flat parameter vector, with digests of the frozen values."""
+        return Layout.of(self.model, with_values=True)
 
     @property
     def start_digest(self) -> str:
