@@ -238,8 +238,8 @@ def load_parameters(model: nn.Module, flat: Tensor) -> None:
 
 def digest_of(flat: Tensor) -> str:
     """SHA-256 of a vector's bytes, little-endian, as 64 hexadecimal digits."""
-    array = flat.detach().cpu().contiguous()
-    array = (array.view(torch.int16) if array.dtype is torch.bfloat16 else array).numpy()
+    there = flat.detach().cpu().contiguous()
+    array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
     return hashlib.sha256(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
 
 

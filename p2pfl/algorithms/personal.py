@@ -31,8 +31,8 @@ class PartlyShared(Algorithm):
 
     def __init__(self, rule: Algorithm, layout: Layout) -> None:
         self.rule, self._alone = rule, rule.alone
-        self.phases, self.channels = rule.phases, rule.channels  # type: ignore[misc]  # of this object, not of the class
-        self.requires, self.weighs = rule.requires, rule.weighs  # type: ignore[misc]
+        self.phases, self.channels = rule.phases, rule.channels
+        self.requires, self.weighs = rule.requires, rule.weighs  # type: ignore[misc]  # likewise
         self._shared, self._shared_places = layout.part(personal=False)
         self._own, self._own_places = layout.part(personal=True)
 
