@@ -53,6 +53,7 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     if metric is None or not 1 < len(plan.names) <= MOST_SITES or population.buffers or set(plan.sites) != set(plan.names):
         return None
     sites = [plan.sites[name] for name in plan.names]
+    has_mean = not plan.layout.personal
     in_all = (len(sites) + 1) * len(sites) <= _MOST_RESAMPLED
     cells = [
         [
@@ -66,9 +67,9 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
             )
             for place, site in enumerate(sites)
         ]
-        for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)))
+        for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)) if has_mean else x_NP)
     ]
-    return _matrix(metric, [*plan.names, MEAN_MODEL], sites, cells)
+    return _matrix(metric, [*plan.names, *([MEAN_MODEL] if has_mean else [])], sites, cells)
 
 
 def at_one_site(
@@ -88,7 +89,7 @@ def at_one_site(
         As `cross_site`, with one site and no mean model.
     """
     metric = primary_metric(plan.task.metrics)
-    if metric is None or population.buffers or not neighbours:
+    if metric is None or population.buffers or not neighbours or plan.layout.personal:
         return None
     models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
     resamples = len(models) <= _MOST_RESAMPLED

@@ -233,6 +233,8 @@ class Experiment:
     checkpoint_every: Positive = 1
     save_models_every: Positive | None = None
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
+    personal: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Patterns of names of trained parameters that stay at their node; the others travel."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
@@ -265,6 +267,8 @@ class Experiment:
     def as_dict(self) -> dict[str, Any]:
         """As its file would say it, every default written out; `experiment_from` takes it back."""
         plain = asdict(self)
+        if not self.personal:  # as it was written before there were any
+            del plain["personal"]
         return {
             key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()

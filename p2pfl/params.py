@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class TensorSpec:
     dtype: str
     """Without torch's prefix: "float32"."""
 
+    values: str | None = None
+    """SHA-256 of the values of a frozen tensor, where somebody has computed it; None for a tensor that trains."""
+
     @property
     def size(self) -> int:
         """How many numbers it holds."""
@@ -38,31 +44,49 @@ class TensorSpec:
 class Layout:
     """Which tensors a model has, in which order they lie in the flat vector.
 
-    Only parameters are in it. Buffers (BatchNorm's running statistics, counters) stay at the node that computed them and never travel.
+    Only parameters that require a gradient are in the vector; one that several modules share is there once. Frozen parameters stay as the
+    model was made with them. Buffers (BatchNorm's running statistics, counters) stay at the node that computed them and never travel.
     """
 
     tensors: tuple[TensorSpec, ...]
 
+    frozen: tuple[TensorSpec, ...] = ()
+    """Parameters that do not require a gradient: no training moves them, and they never travel."""
+
+    personal: tuple[str, ...] = ()
+    """Names of tensors in the vector that stay at their node, in the vector's order."""
+
     @classmethod
-    def of(cls, model: nn.Module) -> Layout:
-        """The layout of a model's parameters.
+    def of(cls, model: nn.Module, *, personal: Sequence[str] = (), with_values: bool = False) -> Layout:
+        """Describe a model's parameters.
+
+        Args:
+            model: with its start.
+            personal: patterns, as in a shell, of names of parameters that stay at their node.
+            with_values: compute digests of the frozen parameters' values, for comparison with other nodes.
 
         Raises:
-            ValueError: the model has no parameters, they are not all of one floating dtype; the message names the tensor.
+            ValueError: there is nothing to learn, the trained parameters are not all of one floating dtype, or a pattern names none of
+                them; the message names the tensor.
         """
-        specs = tuple(
-            TensorSpec(name=name, shape=tuple(p.shape), dtype=str(p.dtype).removeprefix("torch.")) for name, p in model.named_parameters()
+        specs = tuple(_spec(name, p) for name, p in model.named_parameters() if p.requires_grad)
+        frozen = tuple(
+            replace(_spec(name, p), values=digest_of(p)) if with_values else _spec(name, p)
+            for name, p in model.named_parameters()
+            if not p.requires_grad
         )
+        if not specs and frozen:
+            raise ValueError("none of the model's parameters requires a gradient: there is nothing to learn or to exchange")
         if not specs:
             raise ValueError("the model has no parameters: there is nothing to learn or to exchange")
-        for (name, p), spec in zip(model.named_parameters(), specs, strict=True):
-            if not p.dtype.is_floating_point:
-                raise ValueError(f"parameter {name} has dtype {spec.dtype}: expected a floating dtype")
+        for spec in specs:
+            if not getattr(torch, spec.dtype).is_floating_point:
+                raise ValueError(f"parameter {spec.name} has dtype {spec.dtype}: expected a floating dtype")
             if spec.dtype != specs[0].dtype:
                 raise ValueError(
-                    f"parameter {name} has dtype {spec.dtype}, {specs[0].name} has {specs[0].dtype}: expected one dtype for all"
+                    f"parameter {spec.name} has dtype {spec.dtype}, {specs[0].name} has {specs[0].dtype}: expected one dtype for all"
                 )
-        return cls(tensors=specs)
+        return cls(tensors=specs, frozen=frozen, personal=_personal(personal, specs, frozen))
 
     @cached_property
     def size(self) -> int:
@@ -81,10 +105,46 @@ class Layout:
         """Bytes of one flat vector."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the part of one flat vector that travels."""
+        return sum(spec.size for spec in self.tensors if spec.name not in self.personal) * self.dtype.itemsize
+
+    def part(self, *, personal: bool) -> tuple[Layout, tuple[slice, ...]]:
+        """Describe the personal tensors, or those that travel, as a vector of their own; with its places in the whole one, in order."""
+        chosen = [(spec, place) for spec, place in self.slices() if (spec.name in self.personal) == personal]
+        places: list[slice] = []
+        for _, place in chosen:
+            if places and places[-1].stop == place.start:
+                places[-1] = slice(places[-1].start, place.stop)
+            else:
+                places.append(place)
+        return Layout(tensors=tuple(spec for spec, _ in chosen)), tuple(places)
+
+    def shared_of(self, flat: Tensor) -> Tensor:
+        """The coordinates that travel, (..., S), of flat vectors (..., P); a view where they lie side by side."""
+        if not self.personal:
+            return flat
+        _, places = self.part(personal=False)
+        return taken(flat, places)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of plain values: name, shape, dtype, whether the tensor trains and travels, and the digest of frozen values if known."""
+        rows: list[dict[str, Any]] = []
+        for spec, trains in [*((spec, True) for spec in self.tensors), *((spec, False) for spec in self.frozen)]:
+            row = {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype, "trains": trains}
+            row["travels"] = trains and spec.name not in self.personal
+            rows.append(row | ({"values": spec.values} if spec.values is not None else {}))
+        return rows
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and dtypes in order, as 64 hexadecimal digits."""
-        canonical = json.dumps([[spec.name, list(spec.shape), spec.dtype] for spec in self.tensors], separators=(",", ":"))
+        """SHA-256 over names, shapes and dtypes in order, frozen and personal ones included, as 64 hexadecimal digits."""
+        content: Any = [[spec.name, list(spec.shape), spec.dtype] for spec in self.tensors]
+        if self.frozen or self.personal:  # where everything trains and travels the digest is as it always was
+            frozen = [[spec.name, list(spec.shape), spec.dtype, spec.values] for spec in self.frozen]
+            content = {"tensors": content, "frozen": frozen, "personal": list(self.personal)}
+        canonical = json.dumps(content, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def slices(self) -> Iterator[tuple[TensorSpec, slice]]:
@@ -129,8 +189,42 @@ class Layout:
 
 
 def parameters_of(model: nn.Module) -> Tensor:
-    """A model's parameters as a new flat vector (P,), detached."""
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    """A model's parameters that require a gradient as a new flat vector (P,), detached."""
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+
+
+def frozen_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters that do not require a gradient, by name, detached."""
+    return {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def taken(flat: Tensor, places: Sequence[slice]) -> Tensor:
+    """Some places of flat vectors (..., P), side by side; a view where there is one place."""
+    return flat[..., places[0]] if len(places) == 1 else torch.cat([flat[..., place] for place in places], dim=-1)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> object:
+    """Call a model with other parameters and buffers than its own, each in every place where the model uses it.
+
+    torch's own tying of weights restores a module that stands in several places of a model wrongly.
+
+    Args:
+        model: its own tensors are not changed.
+        tensors: by the first of their names.
+        inputs: of the model.
+    """
+    everywhere = dict(tensors)
+    first_name: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for kind in (module._parameters, module._buffers):  # noqa: SLF001  # named_parameters names each module and tensor once
+            for key, tensor in kind.items():
+                if tensor is not None:
+                    name = f"{prefix}.{key}" if prefix else key
+                    first = first_name.setdefault(id(tensor), name)
+                    if first in tensors:
+                        everywhere[name] = tensors[first]
+    result: object = functional_call(model, everywhere, (inputs,), tie_weights=False)
+    return result
 
 
 def load_parameters(model: nn.Module, flat: Tensor) -> None:
@@ -138,13 +232,35 @@ def load_parameters(model: nn.Module, flat: Tensor) -> None:
     views = Layout.of(model).views(flat.detach())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(views[name])
+            if name in views:
+                parameter.copy_(views[name])
 
 
 def digest_of(flat: Tensor) -> str:
     """SHA-256 of a vector's bytes, little-endian, as 64 hexadecimal digits."""
-    array = flat.detach().cpu().contiguous().numpy()
+    there = flat.detach().cpu().contiguous()
+    array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
     return hashlib.sha256(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
+
+
+def _spec(name: str, parameter: Tensor) -> TensorSpec:
+    return TensorSpec(name=name, shape=tuple(parameter.shape), dtype=str(parameter.dtype).removeprefix("torch."))
+
+
+def _personal(patterns: Sequence[str], specs: Sequence[TensorSpec], frozen: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Names that some pattern matches; ValueError where a pattern matches none, or all match."""
+    names = [spec.name for spec in specs]
+    known = f"the trained parameters are {', '.join(names)}"
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            only = (
+                "only frozen parameters, which never travel" if any(fnmatchcase(spec.name, pattern) for spec in frozen) else "no parameter"
+            )
+            raise ValueError(f"personal: {pattern!r} matches {only}; {known}")
+    found = tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    if len(found) == len(names):
+        raise ValueError(f"personal: {list(patterns)} matches every trained parameter, so that nothing would travel; {known}")
+    return found
 
 
 def _describe(spec: TensorSpec) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from p2pfl.algorithms import Algorithm
+from p2pfl.algorithms import Algorithm, PartlyShared
 from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
@@ -46,10 +47,10 @@ class Plan:
     samples: Mapping[str, int] | None
     """Training rows of every node, for `weighting: samples`; None: uniform."""
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
-        """Of the flat parameter vector."""
-        return Layout.of(self.model)
+        """Describe the flat parameter vector, with digests of the frozen values."""
+        return Layout.of(self.model, personal=self.experiment.personal, with_values=True)
 
     @property
     def start_digest(self) -> str:
@@ -200,9 +201,12 @@ def make_plan(
     dtype = getattr(torch, experiment.dtype or task.dtype)
     try:
         model = build_model(task, dtype, experiment.seed)
+        layout = _layout(model, experiment)
         try_out(task, model, experiment.algorithm.batch_size)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
+    if layout.personal:
+        algorithm = PartlyShared(algorithm, layout)
     return Plan(
         experiment=experiment,
         task=task,
@@ -222,6 +226,18 @@ def make_plan(
         stop_rule=experiment.stop_rule(schedule),
         samples=counts if experiment.weighting == "samples" else None,
     )
+
+
+def _layout(model: nn.Module, experiment: Experiment) -> Layout:
+    """The model's layout with what stays at its node.
+
+    Raises:
+        ConfigError: the experiment's patterns name no parameter that trains, or all of them.
+    """
+    try:
+        return Layout.of(model, personal=experiment.personal)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _contradictions(experiment: Experiment, algorithm: Algorithm, schedule: Schedule) -> list[str]:

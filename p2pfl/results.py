@@ -26,6 +26,7 @@ STACKED_ABOVE = 1000
 
 _STACKED = "models.safetensors"
 _BUFFER = "buffers/"
+_FROZEN = "frozen/"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,14 @@ def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Ma
 
 
 def write_models(
-    folder: Path, names: tuple[str, ...], x_NP: Tensor, layout: Layout, buffers: Mapping[str, Tensor], round: int | None = None
+    folder: Path,
+    names: tuple[str, ...],
+    x_NP: Tensor,
+    layout: Layout,
+    buffers: Mapping[str, Tensor],
+    round: int | None = None,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Each node's model in a safetensors file under its parameters' own names; above 1,000 nodes all in one file, stacked.
 
@@ -124,19 +132,22 @@ def write_models(
         layout: of them.
         buffers: each row's own, (N, ...).
         round: after which round; None: the final models.
+        frozen: parameters that did not train, the same for all rows.
     """
+    fixed = {key: tensor.detach().cpu().contiguous() for key, tensor in (frozen or {}).items()}
     place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"
     x_NP = x_NP.detach().cpu()
     if len(names) > STACKED_ABOVE:
         target = folder / _STACKED if round is None else place.with_suffix(".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         stacked = {f"{_BUFFER}{key}": tensor.cpu().contiguous() for key, tensor in buffers.items()}
+        stacked |= {f"{_FROZEN}{key}": tensor for key, tensor in fixed.items()}
         save_file({"x": x_NP.contiguous(), **stacked}, target, {"nodes": "\n".join(names)})
         return
     place.mkdir(parents=True, exist_ok=True)
     for row, name in enumerate(names):
         tensors = {key: view.contiguous() for key, view in layout.views(x_NP[row]).items()}
-        tensors |= {key: rows[row].cpu().contiguous() for key, rows in buffers.items()}
+        tensors |= {key: rows[row].cpu().contiguous() for key, rows in buffers.items()} | fixed
         save_file(tensors, place / f"{name}.safetensors", {"parameters": "\n".join(spec.name for spec in layout.tensors)})
 
 
@@ -165,7 +176,7 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
 
 
 def read_buffers(folder: Path, node: str) -> dict[str, Tensor]:
-    """A node's own buffers, such as BatchNorm's statistics, beside its final parameters; empty where its model has none.
+    """Read what lies beside a node's final trained parameters: its own buffers, such as BatchNorm's statistics, and frozen parameters.
 
     Raises:
         StoreError: the file cannot be read.
@@ -175,7 +186,9 @@ def read_buffers(folder: Path, node: str) -> dict[str, Tensor]:
         if stacked.exists():
             with safe_open(stacked, framework="pt") as file:
                 row = file.metadata()["nodes"].split("\n").index(node)
-                return {name.removeprefix(_BUFFER): file.get_slice(name)[row] for name in file.keys() if name.startswith(_BUFFER)}  # noqa: SIM118  # not a dict
+                keys = list(file.keys())
+                buffers = {name.removeprefix(_BUFFER): file.get_slice(name)[row] for name in keys if name.startswith(_BUFFER)}
+                return buffers | {name.removeprefix(_FROZEN): file.get_tensor(name) for name in keys if name.startswith(_FROZEN)}
         with safe_open(single, framework="pt") as file:
             parameters = file.metadata()["parameters"].split("\n")
             return {name: file.get_tensor(name) for name in file.keys() if name not in parameters}  # noqa: SIM118  # not a dict

@@ -41,13 +41,42 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorRow:
+    """One tensor of the model that the members train."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Annotated[str, Field(min_length=1)]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    dtype: Annotated[str, Field(min_length=1)]
+
+    trains: bool
+    """Whether training moves it; the others are frozen."""
+
+    travels: bool
+    """Whether neighbours see it; what does not travel stays at its node."""
+
+    values: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of a frozen tensor's values, which are the same at all members."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row in the study's file."""
+        row = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "trains": self.trains, "travels": self.travels}
+        return row | ({"values": self.values} if self.values is not None else {})
+
+    def __str__(self) -> str:
+        trains = ("trains and travels" if self.travels else "trains and stays") if self.trains else "is frozen"
+        return f"{self.dtype} {list(self.shape)}, {trains}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """An experiment, its members' cards and the graph between them. Made by create and load only, which check it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    schema: Literal[1] = 1
-    """Of this file's format."""
+    schema: Literal[1, 2] = 1
+    """Number of this file's format: 2 with a layout, 1 without, as before there were any."""
 
     experiment: dict[str, Any]
     """The resolved experiment."""
@@ -57,6 +86,9 @@ class Study:
 
     graph: Graph
     """Edges sorted, the smaller name first."""
+
+    layout: tuple[TensorRow, ...] | None = None
+    """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
@@ -97,9 +129,11 @@ class Study:
         directed = read.graph.directed
         edges = sorted((a, b, weight) if directed else (min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
         study = cls(
+            schema=read.schema,
             experiment=read.experiment,
             members=tuple(sorted(read.members, key=lambda card: card.name)),
             graph=Graph(name=read.graph.name, edges=tuple(edges), directed=directed),
+            layout=read.layout,
         )
         if faults := list(study._faults()):
             raise ConfigError(faults, place)
@@ -109,6 +143,10 @@ class Study:
     def load(cls, path: Path | str) -> Study:
         """A study from its file, checked; ConfigError naming the file otherwise."""
         return cls.from_mapping(load_yaml(path), str(path))
+
+    def with_layout(self, table: Sequence[Mapping[str, Any]]) -> Study:
+        """The same study with a table of its model's tensors."""
+        return Study.from_mapping({**self.as_dict(), "schema": 2, "layout": [dict(row) for row in table]}, "the new study")
 
     def save(self, path: Path) -> None:
         """Writes a new file; FileExistsError if there is one."""
@@ -124,7 +162,7 @@ class Study:
             "members": [card.as_dict() for card in self.members],
             "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]}
             | ({"directed": True} if self.graph.directed else {}),
-        }
+        } | ({"layout": [row.as_dict() for row in self.layout]} if self.layout is not None else {})
 
     @property
     def digest(self) -> str:
@@ -162,6 +200,7 @@ class Study:
         """A sentence for everything that cannot be."""
         if not self.members:
             yield "members = []: a study has members"
+        yield from self._faults_of_layout()
         yield from (f"members: {fault}" for card in self.members if (fault := card.fault()))
         for field in ("name", "address", "identity", "curve"):
             counts = Counter(value for card in self.members if (value := getattr(card, field)) is not None)
@@ -182,6 +221,13 @@ class Study:
             silent = [card.name for card in self.members if card.samples is None]
             if silent:
                 yield f"experiment.weighting = 'samples': needs `samples` in every card; missing in {', '.join(silent)}"
+
+    def _faults_of_layout(self) -> Iterator[str]:
+        if (self.layout is not None) != (self.schema == 2):  # noqa: PLR2004
+            yield f"schema = {self.schema}: schema 2 is that of a study with a layout, 1 that of one without"
+        for name, count in Counter(row.name for row in self.layout or ()).items():
+            if count > 1:
+                yield f"layout: tensor {name} is given {count} times; expected once"
 
     def _graph_faults(self) -> list[str]:
         addresses = {card.name: card.address for card in self.members}
@@ -221,6 +267,22 @@ def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
         return Moments.merged(card.moments for card in cards if card.moments is not None).as_dict()
     except ValueError as error:
         raise ConfigError(f"members: {error}") from error
+
+
+def layout_faults(agreed: Sequence[TensorRow], own: Sequence[TensorRow]) -> list[str]:
+    """Sentences that name each tensor in which a node's own model differs from the study's."""
+    theirs, mine = {row.name: row for row in agreed}, {row.name: row for row in own}
+    found = [f"tensor {name}: is in the study's model ({row}) and not in this one" for name, row in theirs.items() if name not in mine]
+    found += [f"tensor {name}: is in this model ({row}) and not in the study's" for name, row in mine.items() if name not in theirs]
+    for name in theirs.keys() & mine.keys():
+        if str(theirs[name]) != str(mine[name]):
+            found.append(f"tensor {name}: {mine[name]} here; {theirs[name]} in the study")
+        elif theirs[name].values != mine[name].values:
+            found.append(f"tensor {name}: its frozen values are not the study's; take the same pretrained weights")
+    if not found and [row.name for row in agreed] != [row.name for row in own]:
+        first = next(here.name for there, here in zip(agreed, own, strict=True) if there.name != here.name)
+        found.append(f"tensor {first}: stands in another place of the model than in the study's")
+    return sorted(found)
 
 
 def confirms(study: Study, text: str) -> bool:

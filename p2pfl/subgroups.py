@@ -52,7 +52,7 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
         if own is None:
             continue
         found += _of_groups(name, *own, site.groups)
-        by_mean = _logits(population, mean_P, site, row)
+        by_mean = _logits(population, mean_P, site, row) if not plan.layout.personal else None
         if by_mean is not None:
             logits_of.append(by_mean[0])
             classes_of.append(by_mean[1])

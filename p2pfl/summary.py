@@ -117,8 +117,9 @@ def finish_summary(
     """summary.json of any runtime."""
     distance = norm = None
     if x_NP is not None:
-        mean_P = x_NP.mean(dim=0)
-        distance = consensus_distance(x_NP)
+        shared_NS = plan.layout.shared_of(x_NP)
+        mean_P = shared_NS.mean(dim=0)
+        distance = consensus_distance(shared_NS)
         norm = float(torch.linalg.vector_norm(mean_P))
     working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
     named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other
@@ -132,6 +133,7 @@ def finish_summary(
         "relative_consensus": distance / norm if distance is not None and norm else None,
         "metrics": by_metric(plan, metrics),
         "mean_model": dict(mean_model) if mean_model is not None else None,
+        **({"mean_model_reason": reason} if (reason := why_no_mean_model(plan)) is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
@@ -162,8 +164,18 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float]:
-    """The mean model on all sites' test rows pooled."""
+def why_no_mean_model(plan: Plan) -> str | None:
+    """The reason why the mean of all nodes' models is no model; None where it is one."""
+    personal = plan.layout.personal
+    if not personal:
+        return None
+    return f"{len(personal)} tensors are personal ({personal[0]}{', ...' if len(personal) > 1 else ''}): no node has a mean of them"
+
+
+def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float] | None:
+    """The mean model on all sites' test rows pooled; None where `why_no_mean_model` says why."""
+    if why_no_mean_model(plan) is not None:
+        return None
     if isinstance(plan.task.sites, SiteTable):
         pooled = plan.task.sites.tests()
     else:

@@ -362,7 +362,8 @@ def test_an_institutions_commands_print_json(folder, p2pfl):
     assert (shown["digest"], [member["name"] for member in shown["members"]]) == (digest, ["basel", "bern"])
     joined = json.loads(p2pfl("study", "join", "study.yaml", "--keys", "basel", "--confirm", digest, "--json")[1])
 
-    assert joined == {"site": "site.yaml", "member": "basel", "digest": digest}
+    row = {"name": "x", "shape": [10], "dtype": "float64", "trains": True, "travels": True}
+    assert joined == {"site": "site.yaml", "member": "basel", "digest": digest, "layout": [row]}
     assert json.loads(p2pfl("keys", "show", "basel", "--json")[1])["name"] == "basel"
     code, _, err = p2pfl("node", "status", "site.yaml", "--json")
 

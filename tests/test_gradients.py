@@ -76,7 +76,7 @@ def gradients_of(model, inputs, targets, num_rows=3):
 
 def call(gradients, x_NP, inputs, targets, *, rows=None, round=ROUND, step=STEP):
     rows_N = torch.arange(len(x_NP)) if rows is None else torch.tensor(rows)
-    return gradients(x_NP, inputs, targets, seed=SEED, nodes_N=NODES[rows_N], rows_N=rows_N, round=round, step=step)
+    return gradients(x_NP, inputs, targets, seed=SEED, nodes_N=NODES[rows_N], rows_N=rows_N, round=round, step=step)[:2]
 
 
 def by_hand(model, x_P, inputs, targets, seed=None, buffers=None):
@@ -124,7 +124,7 @@ def test_one_row_of_many_is_the_row_alone():
     together, _ = call(gradients_of(model, inputs, targets), x_NP, inputs, targets)
     for row in range(3):
         alone = Gradients(model, F.mse_loss, (inputs[0], targets[0]), 1)
-        one, _ = alone(
+        one, _, _ = alone(
             x_NP[row : row + 1],
             inputs[row : row + 1],
             targets[row : row + 1],

@@ -18,6 +18,7 @@ from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.start import start
 from p2pfl.results import read_models
 from p2pfl.simulator import simulate
+from p2pfl.study import Study
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -98,6 +99,18 @@ def test_two_nodes_on_one_state_folder_are_refused(tmp_path):
         with pytest.raises(ConfigError, match="another node is running"):
             start(institutions.site("node-0"))
         assert institutions.exit_code("node-0") is None
+
+
+def test_a_node_with_another_model_than_the_studys_is_refused_by_tensor_name(site):
+    agreed = Study.load(site.parent / load_yaml(site)["study"])
+    table = [{"name": "x", "shape": [7], "dtype": "float64", "trains": True, "travels": True}]
+    other = agreed.with_layout(table)
+    (site.parent / "other.yaml").write_text(dump_yaml(other.as_dict()), encoding="utf-8")
+    changed(site, study="other.yaml", confirmed=other.digest)
+
+    with pytest.raises(ConfigError, match=r"layout: tensor x: float64 \[5\], trains and travels here; float64 \[7\]"):
+        start(site)
+    assert not (site.parent / "state" / "checkpoint.safetensors").exists()
 
 
 def test_a_corrupt_checkpoint_is_said_and_nothing_is_overwritten(site):

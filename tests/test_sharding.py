@@ -47,6 +47,7 @@ BASE = {
 }
 CASES = {
     "momentum-float32": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}, "dtype": "float32"},
+    "partly-personal": {"personal": ["bias"], "algorithm": {"name": "gradient-tracking"}},
     "two-phases": {"algorithm": {"name": "gradient-tracking"}},
     "state-of-each-node": {"algorithm": {"name": "choco"}, "compressor": {"name": "top-k", "share": 0.5}},
     "graphs-that-change": {"topology": {"name": "one-peer-exponential"}, "algorithm": {"name": "qg-dsgdm"}},

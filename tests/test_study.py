@@ -24,7 +24,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from
 from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
-from p2pfl.study import Study, confirms
+from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.topology import Topology, make, schedule, weighted
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
@@ -425,6 +425,95 @@ def test_study_new_show_and_join_are_the_path_of_an_institution(sites):
     assert site.confirmed == loaded.digest
     again = invoke("join", sites / "study.yaml", "--keys", keys, "--confirm", said["digest"], "--out", out)
     assert "File exists" in str(again.exception)
+
+
+PERSONAL = "name: lines\ntask: {name: synthetic-logistic, features: 3}\nnodes: 4\npersonal: [bias]\n"
+TABLE = [
+    {"name": "weight", "shape": [1, 3], "dtype": "float32", "trains": True, "travels": True},
+    {"name": "bias", "shape": [1], "dtype": "float32", "trains": True, "travels": False},
+]
+
+
+def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, monkeypatch):
+    said = json.loads(make_study(sites, PERSONAL, "--json").output)
+
+    def no_task(*_):
+        raise AssertionError("a task was looked for")
+
+    monkeypatch.setattr("p2pfl.tasks.loading.find_task", no_task)
+    monkeypatch.setattr("p2pfl.plan.load_task", no_task)
+    assert said["layout"] == TABLE
+    assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
+    text = invoke("show", sites / "study.yaml").output
+    assert "stays" in next(line for line in text.splitlines() if "bias" in line)
+    joined = invoke(
+        "join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", said["digest"], "--out", sites / "site.yaml"
+    )
+    assert "stays" in next(line for line in joined.output.splitlines() if "bias" in line)
+
+
+def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites):
+    made = make_study(sites, HEART.replace("averaging, dimension: 3", "elsewhere.hospital:task"))
+
+    assert made.exit_code == 0, made.output
+    assert "without a table of the model's tensors" in made.output
+    assert "no table" in invoke("show", sites / "study.yaml").output
+    assert Study.load(sites / "study.yaml").schema == 1
+
+
+def test_a_pattern_that_names_no_tensor_is_refused_when_the_study_is_made(sites):
+    refused = make_study(sites, PERSONAL.replace("[bias]", "[head]"))
+
+    assert "personal: 'head' matches no parameter; the trained parameters are weight, bias" in str(refused.exception)
+    assert not (sites / "study.yaml").exists()
+
+
+def test_a_study_without_a_table_keeps_its_digest():
+    old = study()
+    new = old.with_layout(TABLE)
+
+    assert "layout" not in old.as_dict()
+    assert Study.from_mapping(old.as_dict(), "here").digest == old.digest
+    assert new.digest != old.digest
+    assert Study.from_mapping(new.as_dict(), "here") == new
+    assert refusal_of({**old.as_dict(), "layout": TABLE}) == [
+        "schema = 1: schema 2 is that of a study with a layout, 1 that of one without"
+    ]
+    assert refusal_of({**new.as_dict(), "layout": [*TABLE, TABLE[0]]}) == ["layout: tensor weight is given 2 times; expected once"]
+
+
+def refusal_of(content):
+    with pytest.raises(ConfigError) as refused:
+        Study.from_mapping(content, "here")
+    return list(refused.value.findings)
+
+
+def row(name, **changes):
+    return TensorRow(**{"name": name, "shape": (2,), "dtype": "float32", "trains": True, "travels": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("own", "fault"),
+    [
+        ([row("a"), row("b", shape=(3,))], "tensor b: float32 [3], trains and travels here; float32 [2], trains and travels in the study"),
+        ([row("a")], "tensor b: is in the study's model (float32 [2], trains and travels) and not in this one"),
+        (
+            [row("a"), row("b"), row("c", dtype="int64")],
+            "tensor c: is in this model (int64 [2], trains and travels) and not in the study's",
+        ),
+        ([row("a"), row("b", travels=False)], "tensor b: float32 [2], trains and stays here; float32 [2], trains and travels in the study"),
+        ([row("b"), row("a")], "tensor b: stands in another place of the model than in the study's"),
+    ],
+)
+def test_another_layout_is_told_by_its_tensors(own, fault):
+    assert layout_faults([row("a"), row("b")], own) == [fault]
+    assert layout_faults([row("a"), row("b")], [row("a"), row("b")]) == []
+
+
+def test_other_frozen_values_are_told_by_their_tensor():
+    agreed, own = (row("a", trains=False, travels=False, values=digit * 64) for digit in "01")
+
+    assert layout_faults([agreed], [own]) == ["tensor a: its frozen values are not the study's; take the same pretrained weights"]
 
 
 def test_study_join_refuses_another_digest_and_does_not_tell_the_right_one(sites):

@@ -212,7 +212,7 @@ def broken():
         (broken, f"task 'stroke', model: ZeroDivisionError: in the making ({__file__}:"),
         (lambda: F.relu, "task 'stroke', model: it returned function: expected a torch.nn.Module"),
         (nn.ReLU, "task 'stroke', model: the model has no parameters"),
-        (Frozen, "task 'stroke', model: parameter table has dtype int64: expected a floating dtype"),
+        (Frozen, "task 'stroke', model: none of the model's parameters requires a gradient: there is nothing to learn"),
         (Complex, "task 'stroke', model: parameter phase is complex: expected a floating dtype"),
         (Locked, "task 'stroke', copy of the model: TypeError: cannot pickle '_thread.lock' object"),
         (lambda: nn.LazyLinear(1), "task 'stroke', model: it has lazy layers"),

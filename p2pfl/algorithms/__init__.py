@@ -11,6 +11,7 @@ from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, AllReduce, DFedAvgM, QGDSGDm
 from p2pfl.algorithms.outer import DiLoCo
+from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.push_sum import PushSum
 from p2pfl.algorithms.relay import RelaySGD
 from p2pfl.algorithms.tracking import KGT, GradientTracking
@@ -52,6 +53,7 @@ __all__ = [
     "ExactDiffusion",
     "GradientTracking",
     "Inbox",
+    "PartlyShared",
     "PowerGossip",
     "PushSum",
     "QGDSGDm",

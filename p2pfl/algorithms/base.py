@@ -146,6 +146,11 @@ class Algorithm(Protocol):
     weighs: ClassVar[bool] = True
     """Whether the graph's weights mean anything to it; where not, an experiment that asks for some is refused."""
 
+    @property
+    def alone(self) -> Algorithm:
+        """The rule for coordinates that are never exchanged, where W = 1: itself, unless it says otherwise."""
+        return self
+
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """The state before the first round."""
         ...

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
 from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity, gaussian_columns
+from p2pfl.algorithms.gossip import DPSGD
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout
 
@@ -58,6 +59,11 @@ class Choco(Algorithm):
         }
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages", "synchronous"})
+
+    @property
+    def alone(self) -> Algorithm:
+        """Local steps and nothing else: with W = 1 what it sends changes nothing."""
+        return DPSGD()
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing is known of anyone."""
@@ -152,6 +158,11 @@ class PowerGossip(Algorithm):
     requires: ClassVar[frozenset[Requirement]] = frozenset(
         {"symmetric", "doubly stochastic", "static", "single messages", "fixed slots", "synchronous"}
     )
+
+    @property
+    def alone(self) -> Algorithm:
+        """Local steps and nothing else: with W = 1 what it sends changes nothing."""
+        return DPSGD()
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Gaussian columns, the same for all edges.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.gossip import DPSGD
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class PushSum(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"sigma": Channel(missing="zero")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"column stochastic", "static", "single messages", "fixed slots"})
+
+    @property
+    def alone(self) -> Algorithm:
+        """Local steps and nothing else: with W = 1 what it sends changes nothing."""
+        return DPSGD()
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Weight 1 each, nothing sent and nothing heard; x and w side by side in "sigma" and "rho"."""

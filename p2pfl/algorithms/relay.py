@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.gossip import DPSGD
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class RelaySGD(Algorithm):
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"tree", "static", "single messages", "fixed slots", "reliable", "synchronous"})
     weighs: ClassVar[bool] = False
+
+    @property
+    def alone(self) -> Algorithm:
+        """Local steps and nothing else: with W = 1 what it sends changes nothing."""
+        return DPSGD()
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Nothing heard."""

@@ -179,8 +179,8 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
     facts: dict[str, Any] = {
         "nodes": list(plan.names),
         "parameters": plan.layout.size,
-        "bytes_per_model": plan.layout.size_bytes,
-        "bytes_per_round": plan.layout.size_bytes * len(plan.topology.senders),
+        "bytes_per_model": plan.layout.shared_bytes,
+        "bytes_per_round": plan.layout.shared_bytes * len(plan.topology.senders),
         "population_bytes": population_bytes,
         "topology": graph,
         "most_rounds": resolved.last_possible_round,
@@ -202,7 +202,7 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
     sys.stdout.write(dump_yaml(resolved.as_dict()) + "\n")
     sys.stdout.write(
         f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}\n"  # noqa: PLR2004
-        f"{plan.layout.size:,} parameters, {plan.layout.size_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
+        f"{plan.layout.size:,} parameters, {plan.layout.shared_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
     )
     if graph is not None:
         sys.stdout.write(

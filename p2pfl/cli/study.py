@@ -74,6 +74,11 @@ def new(
     content = resolved.agreeing_on(schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())
+    table, reason = _table_of(study, experiment)
+    if table is not None:
+        study = study.with_layout(table)
+    else:
+        typer.echo(f"without a table of the model's tensors, which cannot be made here: {reason}", err=True)
     try:
         study.save(out)
     except OSError as error:
@@ -82,6 +87,7 @@ def new(
         typer.echo(json.dumps({"study": str(out), **_shown(study)}))
         return
     typer.echo(f"{out}   public: send it to every member")
+    _say_layout(study)
     _say_digest(study)
 
 
@@ -106,6 +112,7 @@ def show(study: StudyFile, as_json: Json = False) -> None:
         samples = "" if member["samples"] is None else str(member["samples"])
         table.add_row(member["name"], member["address"] or "dials out", samples, neighbours)
     Console(markup=False, highlight=False).print(table)
+    _say_layout(found)
     _say_digest(found)
 
 
@@ -143,9 +150,55 @@ def join(
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", str(out)) from error
     if as_json:
-        typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest}))
+        typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return
+    _say_layout(found)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
+
+
+def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, str]:
+    """The tensors of a study's model as rows; None with the reason where its task cannot be made on this machine.
+
+    Raises:
+        ConfigError: the experiment asks something of the model that this one cannot give.
+    """
+    import torch
+
+    from p2pfl.errors import TaskError
+    from p2pfl.experiment import experiment_from
+    from p2pfl.params import Layout
+    from p2pfl.plan import load_sites
+    from p2pfl.training import build_model
+
+    experiment = experiment_from(study.experiment, str(place))
+    try:
+        task = load_sites(experiment)
+        model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
+    except (ConfigError, TaskError) as error:
+        return None, str(error).splitlines()[0]
+    try:
+        return Layout.of(model, personal=experiment.personal, with_values=True).table(), ""
+    except ValueError as error:
+        raise ConfigError(str(error), str(place)) from error
+
+
+def _layout_rows(study: Study) -> list[dict[str, Any]] | None:
+    return None if study.layout is None else [row.as_dict() for row in study.layout]
+
+
+def _say_layout(study: Study) -> None:
+    """Print which tensors the members train, and which of them leave a member."""
+    if study.layout is None:
+        typer.echo("The study has no table of its model's tensors.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tensor", "shape", "dtype", "trains", "travels", title="the model")
+    for row in study.layout:
+        shape = " x ".join(map(str, row.shape)) or "1"
+        table.add_row(row.name, shape, row.dtype, "yes" if row.trains else "frozen", "yes" if row.travels else "stays")
+    Console(markup=False, highlight=False).print(table)
 
 
 def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +231,7 @@ def _shown(study: Study) -> dict[str, Any]:
         "experiment": study.experiment.get("name"),
         "topology": study.graph.name,
         "members": members,
+        "layout": _layout_rows(study),
         "digest": study.digest,
         "digest_groups": grouped(study.digest),
     }

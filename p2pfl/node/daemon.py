@@ -30,6 +30,7 @@ from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
+from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
@@ -577,7 +578,7 @@ class Daemon:
         assert self._folder is not None
         alone = self._alone()
         population, plan = self._population, self.plan
-        write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers)
+        write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
         here = {self.me: alone.evaluate()[0]} if alone is not None else {}
         baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
         if alone is not None:

@@ -23,8 +23,9 @@ from p2pfl.node.identity import Identity
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.study import Study, confirms
+from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.transports import Endpoint, ZeroMQTransport
+from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,12 @@ def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
         raise ConfigError(
             f"samples: the card of {site.member} says {said or 0}, its data have {rows} training rows; make a new card", str(place)
         )
-    return make_plan(experiment, replace(task, sites=mine), names=study.names, topology=study.topology(), samples=samples)
+    plan = make_plan(experiment, replace(task, sites=mine), names=study.names, topology=study.topology(), samples=samples)
+    if study.layout is not None:
+        own = [check(TensorRow, row, "layout") for row in plan.layout.table()]
+        if faults := layout_faults(study.layout, own):
+            raise ConfigError([f"layout: {fault}" for fault in faults], str(place))
+    return plan
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from p2pfl.cross_site import cross_site
+from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
@@ -74,7 +75,7 @@ def conclude(
         gains: what the network is worth to each node, where that is known already.
         peak_rss_bytes: of other processes of this run, the most that one held.
     """
-    write_models(folder.path, plan.names, x_NP, plan.layout, buffers)
+    write_models(folder.path, plan.names, x_NP, plan.layout, buffers, frozen=frozen_of(plan.model))
     mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
     folder.write_cross_site(cross_site(plan, population, x_NP))
     if len(population.sites) == len(plan.names) or not population.buffers:

@@ -71,7 +71,7 @@ class Elsewhere(Protocol):
 def is_plain(plan: Plan) -> bool:
     """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
     rule = type(plan.recipe.algorithm)
-    plain = rule.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing and rule.init is DPSGD.init
+    plain = plan.recipe.algorithm.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing and rule.init is DPSGD.init
     return plain and plan.meetings(plan.names[:1]) is None
 
 

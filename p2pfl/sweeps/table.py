@@ -63,6 +63,8 @@ def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None 
         row[f"mean_model.{name}"] = (summary["mean_model"] or {}).get(name)
         row[f"mean.{name}"] = over_sites["mean"]
         row[f"worst.{name}"] = over_sites["max" if lower_is_better(name) else "min"]
+    if summary.get("mean_model_reason") is not None:
+        row["reason"] = row["reason"] or f"no mean model: {summary['mean_model_reason']}"
     row |= {key: summary[key] for key in ("consensus_distance", "relative_consensus", "bytes_sent")}
     return {**row, "seconds": summary["seconds"]["total"], "run": str(place.relative_to(folder))}
 

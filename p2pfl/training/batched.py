@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
-from p2pfl.params import Layout
+from p2pfl.params import Layout, parameters_of
 from p2pfl.training.layers import Gradient, Layer, Sink, chain_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -97,7 +97,7 @@ class Batched:
         if layers is None:
             return None
         inputs_B, targets_B = sample
-        x_1P = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).unsqueeze(0)
+        x_1P = parameters_of(model).unsqueeze(0)
         try:
             with torch.no_grad():
                 outputs_1B, saved = inputs_B.unsqueeze(0), []

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
-from p2pfl.params import Layout, parameters_of
+from p2pfl.params import Layout, call_with, parameters_of
 from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.batched import Batched
 
@@ -60,6 +61,7 @@ class Gradients:
         """Each row's own buffers, (N, ...): BatchNorm's statistics stay at the node that computed them."""
         self.batched: Batched | None = None
         """What computes the gradients of a model whose layers are known."""
+        self._never_used_P: Tensor | None = None
         self.row_by_row: str | None = self._why_row_by_row(sample)
         """Why the model cannot be vectorised over rows; None where it can."""
 
@@ -74,8 +76,10 @@ class Gradients:
         rows_N: Tensor,
         round: int,
         step: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients (N, P) and losses (N,) of each row on its own batch.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
+
+        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere.
 
         Args:
             x_NP: where the gradients are taken.
@@ -97,18 +101,22 @@ class Gradients:
             except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
                 reason = _why(error)
             else:
-                return gradient_NP.detach(), loss_N.detach()
-        gradients, losses = [], []
+                never_P = self._never_used_P
+                unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
+                return gradient_NP.detach(), loss_N.detach(), unused_NP
+        gradients, losses, unused = [], [], []
         for i, (row, node) in enumerate(zip(rows_N.tolist(), nodes_N.tolist(), strict=True)):
             with torch.random.fork_rng(devices=[x_NP.device] if x_NP.is_cuda else []):
                 torch.manual_seed(torch_seed(seed, Purpose.MODEL, node=node, round=round, step=step))
                 buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
                 site = self._sites[row] if self._sites else None
-                gradient_P, loss = self._alone(x_NP[i], inputs_NB[i], targets_NB[i], buffers, site=site, round=round)
+                gradient_P, loss, unused_P = self._alone(x_NP[i], inputs_NB[i], targets_NB[i], buffers, site=site, round=round)
             gradients.append(gradient_P)
             losses.append(loss)
+            unused.append(unused_P)
+        found = [torch.zeros_like(x_NP[0], dtype=torch.bool) if unused_P is None else unused_P for unused_P in unused]
         self.row_by_row = reason
-        return torch.stack(gradients), torch.stack(losses)
+        return torch.stack(gradients), torch.stack(losses), None if all(part is None for part in unused) else torch.stack(found)
 
     def _together(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (N, P) and losses (N,) in one vectorised call."""
@@ -118,7 +126,8 @@ class Gradients:
         return gradient_NP, loss_N
 
     def _row_loss(self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor) -> Tensor:
-        return self._loss(functional_call(self._model, self._layout.views(x_P), (inputs_B,)), targets_B)
+        outputs: Any = call_with(self._model, self._layout.views(x_P), inputs_B)
+        return self._loss(outputs, targets_B)
 
     def _alone(
         self,
@@ -129,11 +138,11 @@ class Gradients:
         *,
         site: str | None = None,
         round: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient (P,) and loss of one row."""
-        x_P = x_P.detach().requires_grad_()
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradient (P,) and loss of one row, and where there is no gradient (P,); None: there is one everywhere."""
+        views = {name: view.detach().requires_grad_() for name, view in self._layout.views(x_P.detach()).items()}
         with users_code(self._task, "model", inputs_B, site=site, round=round):
-            outputs = functional_call(self._model, {**self._layout.views(x_P), **buffers}, (inputs_B,))
+            outputs: Any = call_with(self._model, {**views, **buffers}, inputs_B)
         with users_code(self._task, "loss", outputs, targets_B, site=site, round=round):
             loss: object = self._loss(outputs, targets_B)
         if fault := _fault_of_loss(loss):
@@ -141,8 +150,12 @@ class Gradients:
             raise TaskError(f"{fault}; {given}", task=self._task, function="loss", site=site, round=round)
         assert isinstance(loss, Tensor)
         with users_code(self._task, "gradient of the loss", outputs, targets_B, site=site, round=round):
-            (gradient_P,) = torch.autograd.grad(loss, x_P)
-        return gradient_P, loss.detach()
+            found = torch.autograd.grad(loss, list(views.values()), allow_unused=True)
+        unused_P = None
+        if any(part is None for part in found):
+            unused_P = torch.cat([torch.full((v.numel(),), g is None, device=v.device) for g, v in zip(found, views.values(), strict=True)])
+        parts = [torch.zeros_like(view) if part is None else part for part, view in zip(found, views.values(), strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts]), loss.detach(), unused_P
 
     def _why_row_by_row(self, sample: tuple[Tensor, Tensor]) -> str | None:
         inputs_B, targets_B = sample
@@ -153,11 +166,13 @@ class Gradients:
         with torch.random.fork_rng(devices=[]):
             with torch.no_grad(), users_code(self._task, "model", inputs_B, site=site):
                 trial(inputs_B)
-            expected = self._alone(x_P, inputs_B, targets_B, {name: buffer.clone() for name, buffer in before.items()}, site=site)
+            copies = {name: buffer.clone() for name, buffer in before.items()}
+            *expected, self._never_used_P = self._alone(x_P, inputs_B, targets_B, copies, site=site)
         changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
         if changed:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
-        self.batched = Batched.of(self._model, self._loss, sample, expected)
+        if self._never_used_P is None:  # written-out layers know of no gradient that is none
+            self.batched = Batched.of(self._model, self._loss, sample, (expected[0], expected[1]))
         if self.batched is not None:
             return None
         try:
@@ -188,7 +203,7 @@ def outputs_of(model: nn.Module, x_P: Tensor, buffers: Mapping[str, Tensor], inp
     model.eval()
     try:
         with torch.no_grad():
-            result: object = functional_call(model, {**Layout.of(model).views(x_P), **buffers}, (inputs,))
+            result = call_with(model, {**Layout.of(model).views(x_P), **buffers}, inputs)
     finally:
         model.train(was_training)
     if not isinstance(result, Tensor):

@@ -417,9 +417,10 @@ def chain_of(model: nn.Module, places: dict[str, slice]) -> list[Layer] | None:
 
     Args:
         model: in training mode.
-        places: where each parameter lies in the flat vector.
+        places: where each parameter lies in the flat vector; a model with parameters that do not, or that are used in several places, is
+            no chain.
     """
-    if any(True for _ in model.buffers()):
+    if any(True for _ in model.buffers()) or any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
         return None
     if (make := MODULES.get(type(model))) is not None:
         layer = make(model, places)
@@ -431,9 +432,12 @@ def chain_of(model: nn.Module, places: dict[str, slice]) -> list[Layer] | None:
     first, *steps, last = graph.nodes
     if first.op != "placeholder" or last.op != "output" or last.args != ((steps or [first])[-1],):
         return None
+    called = [str(node.target) for node in steps if node.op == "call_module"]
+    used = [name for module in called for name, _ in model.get_submodule(module).named_parameters(prefix=module)]
+    is_chain = sorted(used) == sorted(places)  # each once: a layer sets its own part of the gradient and adds to no other's
     layers = []
     for before, node in pairwise([first, *steps]):
-        found = _layer(node, model, places) if node.args and node.args[0] is before else None
+        found = _layer(node, model, places) if is_chain and node.args and node.args[0] is before else None
         if found is None:
             return None
         layers += [found] if found is not _NOTHING else []

@@ -98,10 +98,23 @@ class StackedOptimizer:
         slot = self._optimizer.state[self._x]
         return {name: tensor for name, tensor in slot.items() if name != "step"}
 
-    def step(self, gradient_NP: Tensor) -> None:
-        """Move every row by one step."""
+    def step(self, gradient_NP: Tensor, unused: Tensor | None = None) -> None:
+        """Move every row by one step.
+
+        Args:
+            gradient_NP: of each row.
+            unused: bool, broadcastable to (N, P): where there is no gradient, so that neither x nor the state changes; None: nowhere.
+        """
+        before = None if unused is None else (self.x.clone(), {name: tensor.clone() for name, tensor in self.state.items()})
         self._x.grad = gradient_NP
         self._optimizer.step()
+        if before is None or unused is None:
+            return
+        x_NP, state = before
+        with torch.no_grad():
+            self._x.copy_(torch.where(unused, x_NP, self._x))
+            for name, tensor in self.state.items():
+                tensor.copy_(torch.where(unused, state[name] if name in state else torch.zeros_like(tensor), tensor))
 
 
 def clipped(gradient_NP: Tensor, norm: float) -> Tensor:

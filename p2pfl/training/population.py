@@ -346,7 +346,7 @@ class Population:
         total_C = torch.zeros(len(nodes_C), dtype=self.layout.dtype, device=self.device)
         for k in range(recipe.local_steps):
             moving = {**state, "x": optimizer.x}
-            gradient_CP, loss_C = self._gradients(
+            gradient_CP, loss_C, unused_CP = self._gradients(
                 recipe.algorithm.estimate(moving),
                 *self._batch(positions_CKB[:, k]),
                 seed=recipe.seed,
@@ -359,7 +359,7 @@ class Population:
                 gradient_CP = gradient_CP * scale_C[:, None]
             if recipe.optimizer.clip_norm is not None:
                 gradient_CP = clipped(gradient_CP, recipe.optimizer.clip_norm)
-            optimizer.step(recipe.algorithm.correct(moving, gradient_CP, ctx))
+            optimizer.step(recipe.algorithm.correct(moving, gradient_CP, ctx), unused_CP)
             total_C += loss_C
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state

@@ -1,0 +1,147 @@
+"""Rules in which some coordinates take no part: these stay at their node, where the mixing matrix is the identity.
+
+Shapes: N rows, P parameters, S of them shared, L = P - S of them personal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms.base import Algorithm, Context, Inbox, SlotInbox, State
+from p2pfl.params import Layout, taken
+
+_PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates
+
+
+class PartlyShared(Algorithm):
+    """A rule that exchanges some coordinates, and goes on by itself, with W = 1, on those that are personal.
+
+    The rule runs on two vectors: on the shared coordinates with what the neighbours send, and on the personal ones as at a node without
+    neighbours. So every message, and all that is measured of messages, is of the shared coordinates only.
+
+    Args:
+        rule: for the shared coordinates.
+        layout: with at least one personal tensor and one that is shared.
+    """
+
+    def __init__(self, rule: Algorithm, layout: Layout) -> None:
+        self.rule, self._alone = rule, rule.alone
+        self.phases, self.channels = rule.phases, rule.channels
+        self.requires, self.weighs = rule.requires, rule.weighs  # type: ignore[misc]  # likewise
+        self._shared, self._shared_places = layout.part(personal=False)
+        self._own, self._own_places = layout.part(personal=True)
+
+    @property
+    def resets_optimizer(self) -> bool:
+        """Whether the optimiser's state is all zeros at the start of each round."""
+        return bool(getattr(self.rule, "resets_optimizer", False))
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Start both parts."""
+        shared = self.rule.init(self._shared_of(x_NP), self._for_shared(ctx))
+        own = self._alone.init(self._own_of(x_NP), self._for_own(ctx))
+        return self._joined(x_NP, shared, own)
+
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
+        """Correct the gradient by each part's own state."""
+        shared, own = self._parts(state)
+        return self._whole(
+            gradient_NP,
+            self.rule.correct(shared, self._shared_of(gradient_NP), self._for_shared(ctx)),
+            self._alone.correct(own, self._own_of(gradient_NP), self._for_own(ctx)),
+        )
+
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
+        """Take in what the local steps made of both parts."""
+        shared, own = self._parts(state)
+        shared = self.rule.adapt(shared, self._shared_of(trained_NP), self._for_shared(ctx))
+        own = self._alone.adapt(own, self._own_of(trained_NP), self._for_own(ctx))
+        return self._joined(state["x"], shared, own)
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """Send what the rule sends of the shared coordinates."""
+        return self.rule.outgoing(self._parts(state)[0], phase, self._for_shared(ctx))
+
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:
+        """Decode shared coordinates."""
+        return self.rule.decode(channel, before, encoded, self._for_shared(ctx))
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """Merge the shared coordinates with what came, and the personal ones with nothing."""
+        shared, own = self._parts(state)
+        ctx_own, x_NP = self._for_own(ctx), state["x"]
+        shared = self.rule.merge(shared, phase, inbox, self._for_shared(ctx))
+        if phase < self._alone.phases:
+            nobody = x_NP.new_zeros((len(x_NP), 0))
+            alone = SlotInbox(
+                channels=self._alone.channels,
+                sent=self._alone.outgoing(own, phase, ctx_own),
+                weights_NK=nobody,
+                present_NK=nobody.bool(),
+                slot=_nobody,
+            )
+            own = self._alone.merge(own, phase, alone, ctx_own)
+        return self._joined(x_NP, shared, own)
+
+    def estimate(self, state: State) -> Tensor:
+        """Join both parts' parameters to evaluate."""
+        shared, own = self._parts(state)
+        return self._whole(state["x"], self.rule.estimate(shared), self._alone.estimate(own))
+
+    def caught_up(self, now: State, start: State, trained: State) -> State:
+        """Add what training made of `start` to what x has become meanwhile, for rules that meet neighbours while they train."""
+        caught_up: State = cast("Any", self.rule).caught_up(now, start, trained)
+        return caught_up
+
+    def _for_shared(self, ctx: Context) -> Context:
+        return replace(ctx, layout=self._shared)
+
+    def _for_own(self, ctx: Context) -> Context:
+        return replace(ctx, layout=self._own, slots_NK=None)
+
+    def _shared_of(self, v_NP: Tensor) -> Tensor:
+        return taken(v_NP, self._shared_places)
+
+    def _own_of(self, v_NP: Tensor) -> Tensor:
+        return taken(v_NP, self._own_places)
+
+    def _whole(self, like_NP: Tensor, shared_NS: Tensor, own_NL: Tensor) -> Tensor:
+        """Both parts in their places, as a new vector."""
+        whole_NP = torch.empty_like(like_NP)
+        _put(whole_NP, self._shared_places, shared_NS)
+        _put(whole_NP, self._own_places, own_NL)
+        return whole_NP
+
+    def _parts(self, state: State) -> tuple[State, State]:
+        """The states of the rule on the shared and on the personal coordinates."""
+        shared = {name: tensor for name, tensor in state.items() if not name.startswith(_PERSONAL)}
+        own = {name.removeprefix(_PERSONAL): tensor for name, tensor in state.items() if name.startswith(_PERSONAL)}
+        return shared | {"x": self._shared_of(state["x"])}, own | {"x": self._own_of(state["x"])}
+
+    def _joined(self, like_NP: Tensor, shared: State, own: State) -> State:
+        """One state of both."""
+        joined = {"x": self._whole(like_NP, shared["x"], own["x"])}
+        joined |= {name: _apart(tensor, like_NP) for name, tensor in shared.items() if name != "x"}
+        return joined | {_PERSONAL + name: _apart(tensor, like_NP) for name, tensor in own.items() if name != "x"}
+
+
+def _put(whole_NP: Tensor, places: Sequence[slice], part: Tensor) -> None:
+    start = 0
+    for place in places:
+        width = place.stop - place.start
+        whole_NP[..., place] = part[..., start : start + width]
+        start += width
+
+
+def _apart(tensor: Tensor, like_NP: Tensor) -> Tensor:
+    """The tensor, copied where it is a part of the whole vector: a view would keep that, and change with it."""
+    return tensor.clone() if tensor.untyped_storage().data_ptr() == like_NP.untyped_storage().data_ptr() else tensor
+
+
+def _nobody(channel: str, k: int, rows: Tensor | None) -> Tensor:
+    raise AssertionError(f"channel {channel}, slot {k}, rows {rows}: a node without neighbours has no messages")
