@@ -1,6 +1,7 @@
 """Tensors and their story on disk, in one file that is either the old one or the new one, never something between.
 
-A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata.
+A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata. The file is written here and not by the safetensors
+library, which makes bytes of every tensor before it writes the first. Only its owner can read it: it holds models.
 """
 
 from __future__ import annotations
@@ -9,16 +10,34 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from p2pfl.errors import StoreError
 
 _KEY = "p2pfl"
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the dtypes in a safetensors file."""
+
+_ALIGNMENT_BYTES = 8
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
@@ -29,12 +48,10 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # clones: a rule may hold one tensor under two names, which safetensors refuses
-        whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        content = save(whole, {_KEY: json.dumps(story)})
-        with temporary.open("wb") as file:
-            file.write(content)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # Path.open takes no mode
+            _stream(file, tensors, story)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -45,6 +62,25 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
             os.close(folder)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error}") from error
+
+
+def _stream(file: BinaryIO, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+    """Write in the format of safetensors, one tensor after the other; only one that is not contiguous or not on the CPU is copied."""
+    # as the library orders them: the widest dtype first, so that every tensor is aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(story)}}
+    start = 0
+    for name in names:
+        tensor = tensors[name]
+        size_bytes = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, start + size_bytes]}
+        start += size_bytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        if tensors[name].numel():
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import stat
+import tracemalloc
 
 import pytest
 import torch
@@ -34,6 +37,47 @@ def test_tensors_that_share_memory_or_are_views_are_written_whole(tmp_path):
     assert tensors["row"].tolist() == [3.0, 4.0, 5.0]
     assert tensors["turned"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     assert tensors["wide"].tolist() == [[0.0, 1.0, 2.0]] * 4
+
+
+def test_only_its_owner_can_read_it(tmp_path):
+    path = tmp_path / "state" / "checkpoint"
+    path.parent.mkdir(mode=0o755)
+    (path.parent / "checkpoint.tmp").write_bytes(b"left by a killed process")
+    write_checkpoint(path, {"x": torch.zeros(3)}, {})
+    write_checkpoint(tmp_path / "new" / "checkpoint", {"x": torch.zeros(3)}, {})
+
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (path, tmp_path / "new")] == [0o600, 0o700]
+
+
+def test_writing_copies_no_tensor(tmp_path):
+    tensors = {f"x{i}": torch.ones(4, 250_000) for i in range(8)}
+    write_checkpoint(tmp_path / "c", {"x": torch.zeros(1)}, {})
+    tracemalloc.start()
+    before = peak_memory()
+    write_checkpoint(tmp_path / "c", tensors, {})
+    copied_bytes = max(tracemalloc.get_traced_memory()[1], peak_memory() - before)
+    tracemalloc.stop()
+
+    assert copied_bytes < sum(tensor.nbytes for tensor in tensors.values()) / 8
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("dtype", list(checkpoints._DTYPES), ids=str)
+def test_the_library_reads_every_dtype_and_shape(dtype, tmp_path):
+    tensors = {
+        "flat": torch.arange(5).to(dtype),
+        "none": torch.zeros(0, 3, dtype=dtype),
+        "one": torch.tensor(1).to(dtype),
+        "é/b": torch.ones(1),
+    }
+    write_checkpoint(tmp_path / "c", tensors, {"round": 1})
+    found, story = read_checkpoint(tmp_path / "c")
+
+    assert story == {"round": 1}
+    assert all(torch.equal(tensor, found[name]) and tensor.dtype == found[name].dtype for name, tensor in tensors.items())
 
 
 def test_where_there_is_none_there_is_none(tmp_path):

@@ -795,6 +795,8 @@ class Daemon:
 
     def _open_folder(self) -> None:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.state.chmod(0o700)  # of a node that was started by an earlier version
         place = self.state / "run"
         found = read_checkpoint(self._checkpoint)
         if found is not None and found[1]["terms"] != asdict(self._terms):

@@ -9,6 +9,7 @@ neighbours (newest/NEIGHBOUR/CHANNEL).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,15 +41,22 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.amounts.items()}
     for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
-        tensors |= {f"newest/{name}/{channel}": torch.from_numpy(np.array(array)) for channel, array in arrived.payload.arrays.items()}
+        tensors |= {f"newest/{name}/{channel}": _not_copied(array) for channel, array in arrived.payload.arrays.items()}
     for name, neighbour in protocol.neighbours.items():
         tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
     for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
         for to, parcel in _by_receiver(posted.parcels).items():
-            tensors[f"sent/{exchange}/{to}"] = torch.frombuffer(bytearray(parcel.payload), dtype=torch.uint8)
+            tensors[f"sent/{exchange}/{to}"] = _not_copied(np.frombuffer(parcel.payload, dtype=np.uint8))
         for to, whole in _by_receiver(posted.wholes).items():
             tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in whole.arrays.items()}
     return tensors
+
+
+def _not_copied(array: np.ndarray) -> Tensor:
+    """A read-only array as a tensor that is only read: torch warns of such, and a copy would cost as much as a model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
 
 
 def restore_edges(
@@ -117,7 +125,7 @@ def _restore_sent(
 def _parcel(update_format: UpdateFormat, exchange: int, payload: Tensor, marks: Marks | None, place: Path) -> Parcel:
     """What was sent, from its bytes."""
     try:
-        return update_format.pack(exchange, update_format.unpack(payload.numpy().copy()), marks)
+        return update_format.pack(exchange, update_format.unpack(payload.numpy()), marks)
     except BadMessage as error:
         raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
 
