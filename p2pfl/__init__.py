@@ -15,12 +15,13 @@ _HOME = {
     "load": "p2pfl.results",
     "Run": "p2pfl.results",
     "Task": "p2pfl.tasks",
+    "Metric": "p2pfl.tasks",
     "Site": "p2pfl.tasks",
     "Topology": "p2pfl.topology",
     "Layout": "p2pfl.params",
 }
 
-__all__ = ["Layout", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "up"]
+__all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "up"]
 
 
 def __getattr__(name: str) -> Any:

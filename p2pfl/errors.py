@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_ALL_SHOWN_UP_TO = 20
-_MOST_SHOWN = 10
-"""Of more findings than can be read at once."""
-
 
 class P2PFLError(Exception):
     """The root of the tree: what this package raises on purpose.
@@ -30,10 +26,7 @@ class ConfigError(P2PFLError):
         lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
         if not place or len(self.findings) > 1:
             indent = "  " if place else ""
-            shown = self.findings if len(self.findings) <= _ALL_SHOWN_UP_TO else self.findings[:_MOST_SHOWN]
-            lines += [indent + finding for finding in shown]
-            if len(shown) < len(self.findings):
-                lines.append(f"{indent}and {len(self.findings) - len(shown):,} more")
+            lines += [indent + finding for finding in self.findings]
         super().__init__("\n".join(lines))
 
 
@@ -58,20 +51,23 @@ class TaskError(P2PFLError):
 
     Args:
         fault: what it raised or returned, and what it was given; shapes, never values.
-        task: its name.
-        function: which of its functions: "model", "loss", "metric 'auroc'", "prepare", "probabilities".
+        task: its name; None where the caller knows it and adds it.
+        function: which of its functions: "model", "loss", "metric 'auroc'", "prepare", "probabilities"; None likewise.
         site: on whose rows, where known.
         round: in which, where known.
     """
 
-    def __init__(self, fault: str, *, task: str, function: str, site: str | None = None, round: int | None = None) -> None:
+    def __init__(
+        self, fault: str, *, task: str | None = None, function: str | None = None, site: str | None = None, round: int | None = None
+    ) -> None:
+        self.fault = fault
         self.task, self.function, self.site, self.round = task, function, site, round
-        where = [f"task {task!r}", function]
+        where = [*([f"task {task!r}"] if task is not None else []), *([function] if function is not None else [])]
         if site is not None:
             where.append(f"site {site!r}")
         if round is not None:
             where.append(f"round {round}")
-        super().__init__(f"{', '.join(where)}: {fault}")
+        super().__init__(f"{', '.join(where)}: {fault}" if where else fault)
 
 
 class TransportError(P2PFLError):

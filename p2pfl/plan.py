@@ -202,9 +202,9 @@ def make_plan(
     try:
         model = build_model(task, dtype, experiment.seed)
         layout = _layout(model, experiment)
-        try_out(task, model, experiment.algorithm.batch_size)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
+    try_out(task, model, experiment.algorithm.batch_size)
     if layout.personal:
         algorithm = PartlyShared(algorithm, layout)
     return Plan(

@@ -1,12 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import sklearn.metrics
 import torch
 from torch.nn import functional as F
 
+from p2pfl.errors import TaskError
 from p2pfl.tasks import accuracy, auroc, balanced_accuracy, log_loss
-from p2pfl.tasks.metrics import CLASSIFICATION
+from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
 
 # probabilities above 0.5 for rows 1, 2, 4; right are rows 0, 1, 4
 LOGITS = torch.tensor([-2.0, 1.0, 0.5, -1.0, 3.0])
@@ -85,6 +87,40 @@ def test_figures_are_plain_floats_also_for_saturated_outputs(metric):
 def test_outputs_and_targets_of_different_lengths_are_a_callers_fault():
     with pytest.raises(ValueError, match="2 rows of outputs, 1 targets"):
         accuracy(torch.zeros(2, 1), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("metric", CLASSIFICATION.values())
+@pytest.mark.parametrize(
+    ("targets", "fault"),
+    [
+        ([2.0, 1, 2, 1], "targets 1 and 2: expected 0 and 1"),
+        ([1.0, -1, 1, -1], "targets -1 and 1: expected 0 and 1"),
+        ([255.0, 0, 255, 0], "targets 0 and 255: expected 0 and 1"),
+        ([0.9, 0, 0.9, 0], "targets 0 and 0.9: expected 0 and 1"),
+        ([2.0, 2, 2, 2], "target 2: expected 0 and 1"),
+    ],
+    ids=["one and two", "minus one and one", "of an image", "soft", "one class"],
+)
+def test_targets_of_another_coding_are_refused_with_the_classes_found(metric, targets, fault):
+    with pytest.raises(TaskError) as caught:
+        metric(torch.tensor([[2.0], [-2.0], [1.0], [-1.0]]), torch.tensor(targets)[:, None])
+
+    assert str(caught.value) == fault
+
+
+@pytest.mark.parametrize("targets", [[1, 2, 3], [-1, 0, 1], [0, 1, 3]])
+def test_classes_beyond_the_outputs_are_refused(targets):
+    with pytest.raises(TaskError, match="expected whole numbers from 0 to 2"):
+        accuracy(torch.zeros(3, 3), torch.tensor(targets))
+
+
+def test_many_different_targets_are_counted_and_not_listed():
+    assert fault_of_classes(np.arange(20), 10) == "targets of 20 different whole numbers from 0 to 19: expected whole numbers from 0 to 9"
+    assert fault_of_classes(np.arange(20) / 7, 2) == "targets of 20 different values that are not all whole numbers: expected 0 and 1"
+
+
+def test_truth_values_are_classes():
+    assert accuracy(torch.tensor([1.0, -1.0]), torch.tensor([True, False])) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(20))

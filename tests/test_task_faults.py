@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from textwrap import dedent
 
 import numpy as np
@@ -22,7 +23,7 @@ from p2pfl.experiment import experiment_from
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.prediction import predict_file
 from p2pfl.simulator import simulate
-from p2pfl.tasks import Site, Task, load_task
+from p2pfl.tasks import Site, SiteTable, Split, Task, accuracy, auroc, load_task
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model
 
 NUM_ROWS = 6
@@ -338,7 +339,125 @@ def test_a_metric_is_tried_on_all_rows_where_a_part_of_them_lacks_a_class():
     task = replace(task, sites=[replace(site, test=(inputs, targets)) for site in task.sites])
     make_plan(experiment_from({"task": {"name": "stroke:stroke"}}), task)
 
-    assert seen == [256, 1001]
+    assert seen == [256, 1001] * 3
+
+
+def classes(coding, num_rows=NUM_ROWS):
+    return torch.tensor([coding[row % 2] for row in range(num_rows)])[:, None].float()
+
+
+def labelled(*codings, **fields):
+    """A task of two classes whose sites code them in these ways, in training and test rows."""
+    sites = [
+        Site(name=f"site-{place:04d}", train=(rows()[0], classes(train)), test=(rows()[0], classes(test)))
+        for place, (train, test) in enumerate(codings)
+    ]
+    whole = {"loss": F.binary_cross_entropy_with_logits, "metrics": {"auroc": auroc}, "sites": sites, **fields}
+    return task_of(**whole)
+
+
+@pytest.mark.parametrize(
+    ("coding", "found"), [((1, 2), "1 and 2"), ((-1, 1), "-1 and 1"), ((0, 255), "0 and 255"), ((0, 0.9), "0 and 0.9")]
+)
+def test_test_labels_that_only_the_last_site_codes_otherwise_are_found(coding, found):
+    said = str(tried(labelled(((0, 1), (0, 1)), ((0, 1), (0, 1)), ((0, 1), coding))))
+
+    assert said == f"task 'stroke', metric 'auroc', site 'site-0002': targets {found}: expected 0 and 1 (tried before the first round)"
+
+
+@pytest.mark.parametrize("loss", [F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(), partial(F.binary_cross_entropy_with_logits)])
+def test_training_labels_that_only_the_last_site_codes_otherwise_are_found(loss):
+    said = str(tried(labelled(((0, 1), (0, 1)), ((1, 2), (0, 1)), loss=loss)))
+
+    assert said == "task 'stroke', loss, site 'site-0001': targets 1 and 2: expected 0 and 1 (tried before the first round)"
+
+
+def test_soft_labels_may_be_trained_on():
+    make_plan(experiment_from({"task": {"name": "stroke:stroke"}}), labelled(*[((0.1, 0.9), (0, 1))] * 2))
+
+
+def test_one_row_of_a_thousand_that_is_no_class_is_found():
+    targets = torch.tensor([row % 2 for row in range(1000)])
+    targets[501] = 7
+    task = task_of(model=lambda: nn.Linear(3, 2), loss=F.cross_entropy, metrics={"accuracy": accuracy})
+    sites = [replace(site, train=(torch.zeros(1000, 3), targets), test=(torch.zeros(1000, 3), targets)) for site in task.sites]
+    said = tried(replace(task, sites=sites)).findings
+
+    told = "site 'basel': targets 0, 1 and 7: expected 0 and 1 (tried before the first round; and 2 more sites)"
+    assert said == (f"task 'stroke', loss, {told}", f"task 'stroke', metric 'accuracy', {told}")
+
+
+def test_all_findings_are_told_at_once_and_alike_ones_are_summed_up():
+    codings = [((1, 2), (1, 2))] * 991 + [((0, 1), (0, 1))] * 9 + [((0, 1), (-1, 1))]
+    said = tried(labelled(*codings, metrics={"auroc": auroc, "accuracy": accuracy})).findings
+
+    assert len(said) == 5
+    assert said[0].endswith("loss, site 'site-0000': targets 1 and 2: expected 0 and 1 (tried before the first round; and 990 more sites)")
+    assert any("metric 'accuracy', site 'site-1000': targets -1 and 1" in finding for finding in said)
+
+
+def test_a_table_of_sites_is_looked_at_as_a_whole():
+    num_sites = 5000
+    targets = classes((0, 1), 4 * num_sites)
+    targets[4 * 4321 + 3] = 2
+    split = Split(starts=torch.arange(num_sites + 1) * 4)
+    names = [f"node-{place:04d}" for place in range(num_sites)]
+    table = SiteTable(names=names, inputs=torch.zeros(4 * num_sites, 3), targets=targets, train=split, test=split)
+    task = task_of(loss=F.binary_cross_entropy_with_logits, metrics={"auroc": auroc}, sites=table)
+
+    assert [finding.partition(": ")[0] for finding in tried(task).findings] == [
+        "task 'stroke', loss, site 'node-4321'",
+        "task 'stroke', metric 'auroc', site 'node-4321'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.mse_loss,
+        nn.L1Loss(),
+        lambda outputs, targets: F.huber_loss(input=outputs, target=targets),
+        lambda outputs, targets: (outputs - targets).square().mean(),
+        lambda outputs, targets: F.softplus(outputs).mean() - (outputs.sigmoid() * targets).mean(),
+    ],
+)
+@pytest.mark.parametrize("flat", ["targets", "outputs"])
+def test_a_loss_that_compares_every_row_with_every_row_is_refused(loss, flat):
+    model = (lambda: nn.Linear(3, 1)) if flat == "targets" else (lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
+    task = task_of(loss=loss, model=model)
+    if flat == "targets":
+        sites = [replace(site, train=(site.train[0], site.train[1][:, 0])) for site in task.sites]
+        task = replace(task, sites=sites)
+    shapes = "float32[4, 1], targets float32[4]" if flat == "targets" else "float32[4], targets float32[4, 1]"
+
+    assert f"loss, site 'basel': outputs are {shapes}: every row's output is compared with every row's target" in str(tried(task))
+
+
+def test_a_metric_that_compares_every_row_with_every_row_is_refused():
+    task = task_of(metrics={"error": lambda outputs, targets: F.mse_loss(outputs[:, 0], targets).item()})
+    said = tried(task).findings
+
+    assert len(said) == 1
+    assert "metric 'error', site 'basel': outputs are float32[6, 1], targets float32[6, 1]: every row's" in said[0]
+
+
+def test_a_loss_over_risk_sets_may_compare_all_times_with_all():
+    def cox(outputs, targets):
+        at_risk = targets >= targets[:, None]
+        return ((at_risk.float() @ outputs.exp()).log() - outputs).mean()
+
+    task = task_of(loss=cox)
+    sites = [replace(site, train=(site.train[0], site.train[1][:, 0])) for site in task.sites]
+    make_plan(experiment_from({"task": {"name": "stroke:stroke"}}), replace(task, sites=sites))
+
+
+def test_a_loss_that_is_no_number_at_the_last_site_is_refused():
+    task = task_of(loss=lambda outputs, targets: (outputs.mean() * 0 + targets.mean()).log())
+    good = [replace(site, train=(site.train[0], torch.ones(NUM_ROWS, 1))) for site in task.sites[:2]]
+    bad = replace(task.sites[2], train=(task.sites[2].train[0], -torch.ones(NUM_ROWS, 1)))
+    said = str(tried(replace(task, sites=[*good, bad])))
+
+    assert "task 'stroke', loss, site 'zurich': it returned nan at the start: expected a finite number" in said
 
 
 def test_trying_a_task_draws_nothing_and_changes_nothing():
@@ -554,7 +673,7 @@ def test_a_misfit_ends_a_command_with_2_before_there_is_a_run(module, tmp_path, 
 def test_a_metric_that_fails_in_the_run_ends_a_command_with_1(module, tmp_path, p2pfl):
     source = GOOD.replace(
         "def mse(outputs, targets):\n",
-        "def mse(outputs, targets):\n    CALLS.append(outputs)\n    if len(CALLS) == 5: raise OSError('disk full')\n",
+        "def mse(outputs, targets):\n    CALLS.append(outputs)\n    if len(CALLS) == 6: raise OSError('disk full')\n",
     )
     code, said = p2pfl("simulate", experiment_with(module, tmp_path, source))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from p2pfl.tasks.base import Metric, Rows, Site, Task
+from p2pfl.tasks.base import MetricFunction, Rows, Site, Task
 from p2pfl.tasks.loading import TASKS, find_task, load_task
 from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
 from p2pfl.tasks.partition import PARTITIONS, hold_out, partition
+from p2pfl.tasks.scoring import Metric
 from p2pfl.tasks.site_table import SiteTable, Split
 
 __all__ = [
     "PARTITIONS",
     "TASKS",
     "Metric",
+    "MetricFunction",
     "Rows",
     "Site",
     "SiteTable",

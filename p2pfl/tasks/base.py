@@ -19,7 +19,7 @@ from p2pfl.errors import DataError
 from p2pfl.moments import Moments
 from p2pfl.names import RULE, is_name
 
-Metric = Callable[[Tensor, Tensor], float]
+MetricFunction = Callable[[Tensor, Tensor], float]
 """(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""
 
 Rows = tuple[Tensor, Tensor]
@@ -94,7 +94,8 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] | None
     """(outputs, targets) -> the mean over the batch, a scalar; None where there is nothing to train."""
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, MetricFunction]
+    """By name; a `p2pfl.Metric` also says what it measures."""
 
     sites: Sequence[Site]
 

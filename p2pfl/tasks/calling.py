@@ -39,6 +39,10 @@ def users_code(task: str, function: str, *given: object, site: str | None = None
     """
     try:
         yield
+    except TaskError as error:
+        if error.task is not None:
+            raise
+        raise TaskError(error.fault, task=task, function=function, site=site, round=round) from error
     except P2PFLError:
         raise
     except (Exception, SystemExit) as error:

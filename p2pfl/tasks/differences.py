@@ -10,13 +10,13 @@ import math
 import numpy as np
 from torch import Tensor
 
-from p2pfl.tasks.base import Metric
+from p2pfl.tasks.base import MetricFunction
 from p2pfl.tasks.intervals import CONFIDENCE, Interval, area_of, covariance, interval_of_area, wilson
 from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes
 
 
 def interval_of_difference(
-    metric: Metric, first: Tensor, second: Tensor, targets: Tensor, confidence: float = CONFIDENCE
+    metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor, confidence: float = CONFIDENCE
 ) -> Interval | None:
     """Of a metric of the first model minus that of the second; None for metrics of which none is known here, and where one is undefined.
 

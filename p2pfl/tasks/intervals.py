@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from p2pfl.errors import TaskError
-from p2pfl.tasks.base import Metric
+from p2pfl.tasks.base import MetricFunction
 from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes, probabilities_of
 
 CONFIDENCE = 0.95
@@ -46,7 +46,7 @@ class Area:
     """Rows of the rarest class."""
 
 
-def interval_of(metric: Metric, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE) -> Interval | None:
+def interval_of(metric: MetricFunction, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE) -> Interval | None:
     """A metric's confidence interval; None for metrics of which none is known here, and where the metric is undefined.
 
     AUROC: the variance of DeLong, DeLong and Clarke-Pearson (1988), of more than two classes that of a mean of areas with all their

@@ -1,8 +1,8 @@
 """How good outputs are: scikit-learn's figures on logits, to rounding, without its checks, which take longer than small sites' figures.
 
 Each takes (outputs, targets), detached CPU tensors of one site's test rows: two classes as one logit a row, (M, 1) or (M,), with targets 0
-and 1; more as one logit a class, (M, C), with targets in range(C). Each is NaN where it is undefined: no rows, outputs that are not finite,
-and for balanced accuracy and AUROC rows of one class only.
+and 1; more as one logit a class, (M, C), with targets in range(C). Other targets are refused with a TaskError. Each is NaN where it is
+undefined: no rows, outputs that are not finite, and for balanced accuracy and AUROC rows of one class only.
 
 Shapes: M rows, C classes.
 """
@@ -15,8 +15,10 @@ from types import MappingProxyType
 import numpy as np
 from torch import Tensor
 
-from p2pfl.tasks.base import Metric
+from p2pfl.errors import TaskError
+from p2pfl.tasks.base import MetricFunction
 
+_MOST_NAMED = 5  # classes in a message
 _EPS = np.finfo(np.float64).eps
 
 
@@ -74,7 +76,7 @@ def _area(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(above / (number * (len(scores) - number)))
 
 
-CLASSIFICATION: MappingProxyType[str, Metric] = MappingProxyType(
+CLASSIFICATION: MappingProxyType[str, MetricFunction] = MappingProxyType(
     {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc, "log_loss": log_loss}
 )
 """What the classification tasks report."""
@@ -84,15 +86,42 @@ LOSSES = frozenset({"log_loss"})
 
 
 def logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits (M, 1 or C) in float64 and classes (M,) int64; None where there are no rows or a logit is not finite."""
+    """Logits (M, 1 or C) in float64 and classes (M,) int64; None where there are no rows or a logit is not finite.
+
+    Raises:
+        TaskError: a target is no class of these outputs, or the outputs are no table; the message says which targets there are.
+    """
     logits = outputs.double().numpy()
     logits = logits[:, None] if logits.ndim == 1 else logits
-    classes = targets.numpy().reshape(-1).astype(np.int64)
-    if len(logits) != len(classes):
-        raise ValueError(f"{len(logits)} rows of outputs, {len(classes)} targets: expected as many")
+    if logits.ndim != 2:  # noqa: PLR2004
+        raise TaskError(f"outputs have {logits.ndim} axes: expected one logit a row, or one for each class")
+    found = targets.numpy().reshape(-1)
+    if len(logits) != len(found):
+        raise ValueError(f"{len(logits)} rows of outputs, {len(found)} targets: expected as many")
+    classes = found.astype(np.int64)
+    if fault := fault_of_classes(found, max(logits.shape[1], 2)):
+        raise TaskError(fault)
     if not len(logits) or not np.isfinite(logits).all():
         return None
     return logits, classes
+
+
+def fault_of_classes(targets: np.ndarray, num_classes: int) -> str | None:
+    """One sentence where targets are not all in range(num_classes), with those that there are."""
+    if not len(targets):
+        return None
+    least, most = targets.min(), targets.max()
+    is_whole = targets.dtype.kind in "biu" or bool((targets == np.trunc(targets)).all())
+    if is_whole and least >= 0 and most < num_classes:
+        return None
+    expected = "0 and 1" if num_classes == 2 else f"whole numbers from 0 to {num_classes - 1}"  # noqa: PLR2004
+    different = np.unique(targets)
+    if len(different) <= _MOST_NAMED:
+        texts = [f"{float(value):g}" for value in different]
+        named = " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+        return f"target{'s' if len(texts) > 1 else ''} {named}: expected {expected}"
+    kind = f"whole numbers from {least:g} to {most:g}" if is_whole else "values that are not all whole numbers"
+    return f"targets of {len(different):,} different {kind}: expected {expected}"
 
 
 def chosen(logits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,29 @@ class Gradients:
             unused_P = torch.cat([torch.full((v.numel(),), g is None, device=v.device) for g, v in zip(found, views.values(), strict=True)])
         parts = [torch.zeros_like(view) if part is None else part for part, view in zip(found, views.values(), strict=True)]
         return torch.cat([part.reshape(-1) for part in parts]), loss.detach(), unused_P
+
+    def outputs_on(self, inputs_B: Tensor, site: str) -> Tensor:
+        """What the model gives for a batch in training.
+
+        Raises:
+            TaskError: the model fails.
+        """
+        buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
+        with users_code(self._task, "model", inputs_B, site=site), torch.no_grad():
+            outputs: Any = call_with(self._model, {**self._layout.views(parameters_of(self._model)), **buffers}, inputs_B)
+        return cast("Tensor", outputs)
+
+    def try_on(self, sample: tuple[Tensor, Tensor], site: str) -> None:
+        """Try model, loss and gradient on one batch; nothing is kept.
+
+        Raises:
+            TaskError: one of them fails, or the loss is no number.
+        """
+        buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
+        _, loss, _ = self._alone(parameters_of(self._model), *sample, buffers, site=site)
+        if not bool(loss.isfinite()):
+            fault = f"it returned {float(loss)} at the start: expected a finite number; it was given targets {described(sample[1])}"
+            raise TaskError(fault, task=self._task, function="loss", site=site)
 
     def _why_row_by_row(self, sample: tuple[Tensor, Tensor]) -> str | None:
         inputs_B, targets_B = sample

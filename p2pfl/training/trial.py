@@ -1,24 +1,45 @@
-"""A task's functions tried once before anything is trained, so that a misfit shows at once and not in the first evaluation."""
+"""A task's functions tried on every site here before anything is trained, so that a misfit shows at once and not in the first evaluation.
+
+Targets are compared with the classes and probabilities that metrics and loss expect on all rows. Functions are called on some: at most
+256 test rows and one batch of a site, at up to 1,000 sites that are spread over all (32 of a table of sites; fewer where models are large).
+"""
 
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
-from p2pfl.tasks import SiteTable, Task
+from p2pfl.tasks import Site, SiteTable, Task
+from p2pfl.tasks.broadcasting import watched
 from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
+from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
+from p2pfl.tasks.scoring import unwrapped
 from p2pfl.training.gradients import Gradients, outputs_of
 from p2pfl.training.population import of_dtype
 
 _MOST_TEST_ROWS = 256
+_MOST_SITES = 1000
+_MOST_OF_A_TABLE = 32  # its sites cannot differ in shape
+_MOST_PARAMETERS = 2 * 10**9  # of all sites tried; a gradient of so many takes seconds
+_MOST_FINDINGS = 10
+_IGNORED = -100  # the target that cross entropy leaves out
+_OF_CLASSES = (F.cross_entropy, F.nll_loss)
+_OF_PROBABILITIES = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+_BUILT_IN = frozenset(CLASSIFICATION.values())
 
 
 def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
-    """One batch of the first site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
+    """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
     Args:
         task: what to try; a task without rows here passes.
@@ -26,8 +47,8 @@ def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
         batch_size: of training.
 
     Raises:
-        ConfigError: a site's start does not fit the model.
-        TaskError: a function fails, or returns what it must not.
+        ConfigError: a site's start does not fit the model; a function fails, or returns what it must not; targets are none that a metric
+            or the loss can take. All findings at once, one sentence for each kind of fault.
     """
     layout = Layout.of(model)
     misfits = [
@@ -36,52 +57,171 @@ def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
         if site.start is not None and len(site.start) != layout.size
     ]
     if misfits:
-        raise ConfigError(misfits, f"task {task.name!r}")
-    with users_code(task.name, "copy of the model"):
-        model = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        _try_training(task, model, layout, batch_size)
-        _try_evaluation(task, model, layout)
+        raise ConfigError(_shortened(misfits), f"task {task.name!r}")
+    try:
+        with users_code(task.name, "copy of the model"):
+            model = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using a target size")  # a finding says it better
+            trial = _Trial(task, model, layout, batch_size)
+            errors = [*trial.of_training(), *trial.of_evaluation()]
+    except TaskError as error:
+        errors = [error]
+    if errors:
+        raise ConfigError(_shortened(_summed_up(errors))) from errors[0].__cause__
 
 
-def _try_training(task: Task, model: nn.Module, layout: Layout, batch_size: int) -> None:
-    site = next((site for site in task.sites if site.train is not None), None)
-    if site is None or site.train is None or task.loss is None:
-        return
-    inputs, targets = site.train
-    rows_B = torch.arange(batch_size) % len(inputs)
-    batch = of_dtype(inputs[rows_B], layout.dtype), of_dtype(targets[rows_B], layout.dtype)
-    Gradients(model, task.loss, batch, 1, task=task.name, sites=[site.name])
+def _shortened(findings: Sequence[str]) -> list[str]:
+    left = len(findings) - _MOST_FINDINGS
+    return [*findings[:_MOST_FINDINGS], *([f"and {left:,} more findings"] if left > 0 else [])]
 
 
-def _try_evaluation(task: Task, model: nn.Module, layout: Layout) -> None:
-    if isinstance(task.sites, SiteTable) and task.sites.test is None:
-        return
-    site = next((site for site in task.sites if site.test is not None), None)
-    if site is None or site.test is None:
-        return
-    num_rows = len(site.test[0])
-    # spread over the table, which may be sorted by class
-    rows = torch.linspace(0, num_rows - 1, min(num_rows, _MOST_TEST_ROWS)).long()
-    outputs, targets = _outputs(task, model, layout, site.name, site.test[0][rows]), site.test[1][rows]
-    for name in task.metrics:
+def _summed_up(errors: Sequence[TaskError]) -> list[str]:
+    """One sentence for each function and fault, with the first site and the number of the others."""
+    alike: defaultdict[tuple[str | None, str], list[TaskError]] = defaultdict(list)
+    for error in errors:
+        alike[error.function, error.fault.partition("; it was given")[0]].append(error)
+    findings = []
+    for some in alike.values():
+        others = len({error.site for error in some}) - 1
+        more = f"; and {others:,} more site{'s' if others > 1 else ''}" if others else ""
+        findings.append(f"{some[0]} (tried before the first round{more})")
+    return findings
+
+
+class _Trial:
+    def __init__(self, task: Task, model: nn.Module, layout: Layout, batch_size: int) -> None:
+        self._task, self._model, self._layout, self._batch_size = task, model, layout, batch_size
+        most = max(1, min(_MOST_OF_A_TABLE if isinstance(task.sites, SiteTable) else _MOST_SITES, _MOST_PARAMETERS // layout.size))
+        number = len(task.sites)
+        self._places = range(number) if number <= most else sorted({round(at * (number - 1) / max(most - 1, 1)) for at in range(most)})
+        self._num_outputs: int | None = None
+        """How many outputs the model has for each row, once it has been called."""
+        self._is_broken = False
+        """Whether the model has failed on the first batch."""
+
+    def of_training(self) -> Iterator[TaskError]:
+        """What is wrong with batches and training targets."""
+        if self._task.loss is None:
+            return
+        gradients: Gradients | None = None
+        tried = set()
+        for site in self._some():
+            if site.train is None:
+                continue
+            try:
+                batch = self._batch(site.train)
+                if gradients is None:
+                    gradients = self._gradients(batch, site.name)
+                else:
+                    gradients.try_on(batch, site.name)
+            except TaskError as error:
+                yield error
+                tried.add(site.name)
+                if gradients is None:  # a model or a loss that does not take these shapes fails at every site
+                    self._is_broken = error.function == "model"
+                    return
+        yield from self._of_targets("train", self._fault_for_loss(), "loss", tried)
+
+    def of_evaluation(self) -> Iterator[TaskError]:
+        """What is wrong with outputs, metrics and test targets."""
+        if self._is_broken or (isinstance(self._task.sites, SiteTable) and self._task.sites.test is None):
+            return
+        tried, is_first = set(), True
+        for site in self._some():
+            if site.test is not None:
+                for error in self._evaluated(site, is_first=is_first):
+                    yield error
+                    tried.add(site.name)
+                is_first = False
+        classes = [name for name, metric in self._task.metrics.items() if unwrapped(metric) in _BUILT_IN]
+        if classes and self._num_outputs is not None:
+            number = max(self._num_outputs, 2)
+            yield from self._of_targets("test", lambda targets: fault_of_classes(targets, number), f"metric {classes[0]!r}", tried)
+
+    def _some(self) -> Iterator[Site]:
+        return (self._task.sites[place] for place in self._places)
+
+    def _batch(self, rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, targets = rows
+        # spread over the table, which may be sorted by class
+        places_B = torch.linspace(0, len(inputs) - 1, min(len(inputs), self._batch_size)).long()
+        places_B = places_B[torch.arange(self._batch_size) % len(places_B)]
+        return of_dtype(inputs[places_B], self._layout.dtype), of_dtype(targets[places_B], self._layout.dtype)
+
+    def _gradients(self, batch: tuple[Tensor, Tensor], site: str) -> Gradients:
+        """How gradients are computed, after a look at what the loss does with the shapes of one batch."""
+        task = self._task
+        assert task.loss is not None
+        gradients = Gradients(self._model, task.loss, batch, 1, task=task.name, sites=[site])
+        gradients.try_on(batch, site)
+        outputs, targets = gradients.outputs_on(batch[0], site), batch[1]
+        if outputs.dim() == 2 or outputs.dim() == 1:  # noqa: PLR2004
+            self._num_outputs = outputs.shape[1] if outputs.dim() == 2 else 1  # noqa: PLR2004
+        with users_code(task.name, "loss", outputs, targets, site=site), watched(outputs, targets) as watch:
+            task.loss(outputs, targets)
+        if watch.fault is not None:
+            raise TaskError(watch.fault, task=task.name, function="loss", site=site)
+        return gradients
+
+    def _fault_for_loss(self) -> Callable[[np.ndarray], str | None]:
+        """What finds targets that the loss takes and should not, or takes in no batch but one."""
+        loss, number = unwrapped(self._task.loss), self._num_outputs
+        if loss in _OF_PROBABILITIES or isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss):
+            return lambda targets: None if targets.min() >= 0 and targets.max() <= 1 else fault_of_classes(targets, 2)
+        if (loss in _OF_CLASSES or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)) and number is not None and number > 1:
+
+            def of_classes(targets: np.ndarray) -> str | None:
+                return None if targets.dtype.kind == "f" else fault_of_classes(targets[targets != _IGNORED], number)
+
+            return of_classes
+        return lambda _: None
+
+    def _of_targets(self, part: str, fault_of: Callable[[np.ndarray], str | None], function: str, tried: set[str]) -> Iterator[TaskError]:
+        """Faults of all sites' targets but those of sites that have shown one already."""
+        sites = self._task.sites
+        if isinstance(sites, SiteTable) and (len(sites.targets) == 0 or fault_of(sites.targets.numpy().reshape(-1)) is None):
+            return
+        for site in sites:
+            rows = site.train if part == "train" else site.test
+            if rows is not None and site.name not in tried and (fault := fault_of(rows[1].numpy().reshape(-1))):
+                yield TaskError(fault, task=self._task.name, function=function, site=site.name)
+
+    def _evaluated(self, site: Site, *, is_first: bool) -> Iterator[TaskError]:
+        """What is wrong with the metrics of one site's test rows."""
+        assert site.test is not None
+        task, num_rows = self._task, len(site.test[0])
+        rows = torch.linspace(0, num_rows - 1, min(num_rows, _MOST_TEST_ROWS)).long()
         try:
-            figure(task, name, outputs, targets, site=site.name)
-        except TaskError:
-            if len(rows) == num_rows:
-                raise
-            # few rows may lack a class; what is wrong with all of them is wrong
-            figure(task, name, _outputs(task, model, layout, site.name, site.test[0]), site.test[1], site=site.name)
+            outputs, targets = self._outputs(site.name, site.test[0][rows]), site.test[1][rows]
+        except TaskError as error:
+            yield error
+            return
+        for name in task.metrics:
+            try:
+                with watched(outputs, targets) if is_first else nullcontext() as watch:
+                    figure(task, name, outputs, targets, site=site.name)
+                if watch is not None and watch.fault is not None:
+                    yield TaskError(watch.fault, task=task.name, function=f"metric {name!r}", site=site.name)
+            except TaskError as error:
+                if len(rows) == num_rows:
+                    yield error
+                    continue
+                try:  # few rows may lack a class; what is wrong with all of them is wrong
+                    figure(task, name, self._outputs(site.name, site.test[0]), site.test[1], site=site.name)
+                except TaskError as also:
+                    yield also
 
-
-def _outputs(task: Task, model: nn.Module, layout: Layout, site: str, inputs: Tensor) -> Tensor:
-    """In evaluation mode, one row for each row of the inputs."""
-    inputs = of_dtype(inputs, layout.dtype)
-    with users_code(task.name, "model", inputs, site=site):
-        outputs = outputs_of(model, parameters_of(model), {}, inputs)
-    if outputs.dim() == 0 or len(outputs) != len(inputs):
-        fault = f"it returned {described(outputs)} for {described(inputs)}: expected as many rows"
-        raise TaskError(fault, task=task.name, function="model", site=site)
-    if task.probabilities is not None:
-        probabilities_of(task, outputs, site=site)
-    return outputs
+    def _outputs(self, site: str, inputs: Tensor) -> Tensor:
+        """In evaluation mode, one row for each row of the inputs."""
+        task, inputs = self._task, of_dtype(inputs, self._layout.dtype)
+        with users_code(task.name, "model", inputs, site=site):
+            outputs = outputs_of(self._model, parameters_of(self._model), {}, inputs)
+        if outputs.dim() == 0 or len(outputs) != len(inputs):
+            fault = f"it returned {described(outputs)} for {described(inputs)}: expected as many rows"
+            raise TaskError(fault, task=task.name, function="model", site=site)
+        if task.probabilities is not None:
+            probabilities_of(task, outputs, site=site)
+        if self._num_outputs is None:
+            self._num_outputs = outputs.shape[1] if outputs.dim() == 2 else 1  # noqa: PLR2004
+        return outputs
