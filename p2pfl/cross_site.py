@@ -18,10 +18,12 @@ from torch import Tensor
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.plan import Plan
+from p2pfl.progress import told
 from p2pfl.records import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
-from p2pfl.tasks.intervals import CONFIDENCE, Interval, interval_of, resampled_interval
+from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, interval_of, left_out_interval, why_not_left_out
+from p2pfl.tasks.scoring import kind_of
 from p2pfl.training import Population
 
 MOST_SITES = 32
@@ -29,15 +31,17 @@ MOST_SITES = 32
 
 MEAN_MODEL = "mean model"
 _MOST_CLASSES = 20
-_MOST_RESAMPLED = 30  # cells; the metric is computed a thousand times in each
+
+Cell = tuple[float, Interval | str]
+"""A figure with its interval, or with why there is none."""
 
 
 def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, Any] | None:
     """The matrix of the primary metric, models by sites, with intervals.
 
-    Those of AUROC and accuracy are `interval_of`'s. Other metrics are computed on 1000 resamples of a site's test rows, drawn by the
-    experiment's seed and the site, the same for every model: in all cells where these are 30 or fewer, else in those of each site's own
-    model and of the mean model, of up to 15 sites.
+    Intervals are `interval_of`'s by the metric's kind. Other metrics are computed without one group of a site's test rows after the other
+    (`left_out_interval`), the groups drawn by the experiment's seed and the site, the same for every model: in all cells where that takes
+    at most 1,000 calls of the metric, else in those of each site's own model and of the mean model, else in none.
 
     Args:
         plan: of the run; all its sites' data are here.
@@ -46,7 +50,8 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
 
     Returns:
         {"metric", "confidence", "method": of the intervals or null, "models": names, "sites": [{"name", "rows", "support": rows of each
-        class or null}], "value", "low", "high": [model][site], null where undefined}. None where there is nothing to measure, where there
+        class or null}], "value", "low", "high": [model][site], null where undefined, "no_interval": [model][site], why there is none,
+        "lower_is_better": whether the task says so}. None where there is nothing to measure, where there
         are more than 32 nodes, and where models have buffers, which stay at their node.
     """
     metric = primary_metric(plan.task.metrics)
@@ -54,22 +59,21 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
         return None
     sites = [plan.sites[name] for name in plan.names]
     has_mean = not plan.layout.personal
-    in_all = (len(sites) + 1) * len(sites) <= _MOST_RESAMPLED
+    models = tuple((*x_NP, x_NP.mean(dim=0)) if has_mean else x_NP)
+    sizes = [len(site.test[0]) if site.test is not None else 0 for site in sites]
+    some = 2 if has_mean else 1
+    in_all, in_some = (
+        why_not_left_out(len(models) * len(sites), len(models) * sum(sizes)),
+        why_not_left_out(some * len(sites), some * sum(sizes)),
+    )
     cells = [
         [
-            _cell(
-                plan,
-                population,
-                metric,
-                x_P,
-                site,
-                resamples=in_all or (2 * len(sites) <= _MOST_RESAMPLED and model in (place, len(sites))),
-            )
+            _cell(plan, population, metric, x_P, site, too_many=in_some if model in (place, len(sites)) else in_all)
             for place, site in enumerate(sites)
         ]
-        for model, x_P in enumerate((*x_NP, x_NP.mean(dim=0)) if has_mean else x_NP)
+        for model, x_P in enumerate(told("every model at every site", models))
     ]
-    return _matrix(metric, [*plan.names, *([MEAN_MODEL] if has_mean else [])], sites, cells)
+    return _matrix(plan, metric, [*plan.names, *([MEAN_MODEL] if has_mean else [])], sites, cells)
 
 
 def at_one_site(
@@ -92,21 +96,19 @@ def at_one_site(
     if metric is None or population.buffers or not neighbours or plan.layout.personal:
         return None
     models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
-    resamples = len(models) <= _MOST_RESAMPLED
-    cells: list[list[tuple[float, Interval | None]]] = []
-    for name, x_P in models.items():
+    too_many = why_not_left_out(len(models), len(models) * (len(site.test[0]) if site.test is not None else 0))
+    cells: list[list[Cell]] = []
+    for name, x_P in told("the models that neighbours have sent", list(models.items())):
         try:
-            cells.append([_cell(plan, population, metric, x_P, site, resamples=resamples)])
+            cells.append([_cell(plan, population, metric, x_P, site, too_many=too_many)])
         except TaskError as error:
             event("unmeasured", f"the model of {name}: {error}")
-            cells.append([(math.nan, None)])
-    return _matrix(metric, list(models), [site], cells)
+            cells.append([(math.nan, UNDEFINED)])
+    return _matrix(plan, metric, list(models), [site], cells)
 
 
-def _matrix(
-    metric: str, models: Sequence[str], sites: Sequence[Site], cells: Sequence[Sequence[tuple[float, Interval | None]]]
-) -> dict[str, Any]:
-    methods = {interval.method for row in cells for _, interval in row if interval is not None}
+def _matrix(plan: Plan, metric: str, models: Sequence[str], sites: Sequence[Site], cells: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+    methods = {interval.method for row in cells for _, interval in row if isinstance(interval, Interval)}
     return {
         "metric": metric,
         "confidence": CONFIDENCE,
@@ -114,26 +116,32 @@ def _matrix(
         "models": list(models),
         "sites": [{"name": site.name, "rows": len(site.test[0]) if site.test else 0, "support": _support(site)} for site in sites],
         "value": [[None if math.isnan(value) else value for value, _ in row] for row in cells],
-        "low": [[interval and interval.low for _, interval in row] for row in cells],
-        "high": [[interval and interval.high for _, interval in row] for row in cells],
+        "low": [[interval.low if isinstance(interval, Interval) else None for _, interval in row] for row in cells],
+        "high": [[interval.high if isinstance(interval, Interval) else None for _, interval in row] for row in cells],
+        "no_interval": [[None if isinstance(interval, Interval) else interval for _, interval in row] for row in cells],
+        "lower_is_better": metric in plan.task.lower_is_better,
     }
 
 
-def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Site, *, resamples: bool) -> tuple[float, Interval | None]:
+def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Site, *, too_many: str | None) -> Cell:
     if site.test is None or not len(site.test[0]):
-        return math.nan, None
+        return math.nan, "there are no test rows"
     outputs, targets = population.outputs(x_P, site.test[0], site=site.name), site.test[1]
     if not bool(outputs.isfinite().all()):
-        return math.nan, None
-    value, interval = figure(plan.task, metric, outputs, targets, site=site.name), interval_of(plan.task.metrics[metric], outputs, targets)
-    if interval is not None or not resamples or not math.isfinite(value):
-        return value, interval
+        return math.nan, UNDEFINED
+    value = figure(plan.task, metric, outputs, targets, site=site.name)
+    if not math.isfinite(value):
+        return value, UNDEFINED
+    known = interval_of(plan.task.metrics[metric], outputs, targets, value=value)
+    if known is not None or too_many is not None:
+        return value, known or str(too_many)
 
     def again(rows: np.ndarray) -> float:
         return figure(plan.task, metric, outputs[rows], targets[rows], site=site.name)
 
     generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))
-    return value, resampled_interval(again, len(targets), generator)
+    found = left_out_interval(again, len(targets), generator, value)
+    return value, clipped(found, kind_of(plan.task.metrics[metric])) if isinstance(found, Interval) else found
 
 
 def _support(site: Site) -> dict[str, int] | None:

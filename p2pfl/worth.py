@@ -14,18 +14,17 @@ from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.plan import Plan
+from p2pfl.progress import told
 from p2pfl.records import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
 from p2pfl.tasks.differences import interval_of_difference
-from p2pfl.tasks.intervals import CONFIDENCE, Interval, resampled_interval
+from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, left_out_interval, why_not_left_out
+from p2pfl.tasks.scoring import kind_of
 from p2pfl.training import Population
 
 MOST_SITES = 100
 """Of a network with more nothing is told: it would take longer than the run of many small nodes."""
-
-MOST_RESAMPLED = 15
-"""Sites; of a network with more no metric is computed on resamples, thousands of times at each site."""
 
 Row = dict[str, Any]
 
@@ -42,16 +41,18 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
 
     Returns:
         {"site", "metric", "alone", "network", "gain": network minus alone, "low", "high": of the gain, "rows": test rows, "method": of the
-        interval, "confidence", "lower_is_better": whether the task says so}; null where undefined. AUROC and accuracy as
-        `interval_of_difference` says; other metrics from 1000 resamples of the test rows, the same for both models, drawn by the
-        experiment's seed and the node. Empty without test rows, above 100 nodes, and where the network's buffers are elsewhere.
+        interval, "confidence", "lower_is_better": whether the task says so, "no_interval": why there is none}; null where undefined.
+        As `interval_of_difference` says by the metric's kind; other metrics as `left_out_interval` does, the same groups of rows for both
+        models, drawn by the experiment's seed and the node, as long as all sites together take 1,000 calls of the metric at most.
+        Empty without test rows, above 100 nodes, and where the network's buffers are elsewhere.
     """
     metric = primary_metric(plan.task.metrics)
     somewhere_else = bool(population.buffers) and len(population.sites) != len(names)
     if metric is None or alone is None or len(plan.names) > MOST_SITES or somewhere_else:
         return []
     alone_NP, found = alone.estimate(), []
-    for row, name in enumerate(names):
+    too_many = _why_too_many(plan)
+    for row, name in enumerate(told("what the network is worth to each site", names)):
         site = plan.sites[name]
         if site.test is None or not len(site.test[0]):
             continue
@@ -60,7 +61,8 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
         before = alone.outputs(alone_NP[row], inputs, row, site=name)
         network, by_itself = (figure(plan.task, metric, values, targets, site=name) for values in (outputs, before))
         gain = network - by_itself
-        interval = _interval(plan, metric, outputs, before, site) if math.isfinite(gain) else None
+        judged = _interval(plan, metric, outputs, before, site, (network, by_itself), too_many) if math.isfinite(gain) else UNDEFINED
+        interval, why = (judged, None) if isinstance(judged, Interval) else (None, judged)
         found.append(
             {
                 "site": name,
@@ -73,26 +75,37 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
                 "rows": len(inputs),
                 "method": interval and interval.method,
                 "confidence": CONFIDENCE,
-                "lower_is_better": metric in plan.task.losses,
+                "lower_is_better": metric in plan.task.lower_is_better,
+                "no_interval": why,
             }
         )
     return found
 
 
-def _interval(plan: Plan, metric: str, outputs: Tensor, before: Tensor, site: Site) -> Interval | None:
-    """Of the gain."""
+def _why_too_many(plan: Plan) -> str | None:
+    """Why a metric without an interval of its own gets none here; None where it does."""
+    sizes = [len(site.test[0]) for site in plan.sites.values() if site.test is not None]
+    # a node knows its own rows alone, and the others' number of sites
+    return why_not_left_out(2 * len(sizes), 2 * sum(sizes))
+
+
+def _interval(
+    plan: Plan, metric: str, outputs: Tensor, before: Tensor, site: Site, values: tuple[float, float], too_many: str | None
+) -> Interval | str:
+    """Of the gain, or why there is none."""
     assert site.test is not None
     targets, task = site.test[1], plan.task
-    known = interval_of_difference(task.metrics[metric], outputs, before, targets)
-    if known is not None or len(plan.names) > MOST_RESAMPLED:
-        return known
+    known = interval_of_difference(task.metrics[metric], outputs, before, targets, values=values)
+    if known is not None or too_many is not None:
+        return known or str(too_many)
 
     def gain(rows: np.ndarray) -> float:
-        now, then = (figure(task, metric, values[rows], targets[rows], site=site.name) for values in (outputs, before))
+        now, then = (figure(task, metric, tensor[rows], targets[rows], site=site.name) for tensor in (outputs, before))
         return now - then
 
     generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))
-    return resampled_interval(gain, len(targets), generator)
+    found = left_out_interval(gain, len(targets), generator, values[0] - values[1])
+    return clipped(found, kind_of(task.metrics[metric]), least=-1.0) if isinstance(found, Interval) else found
 
 
 def _defined(value: float) -> float | None:

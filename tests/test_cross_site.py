@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ from p2pfl.draws import Purpose, torch_seed
 from p2pfl.inspector.report import report
 from p2pfl.plan import load_sites
 from p2pfl.records import read_run
+from p2pfl.worth import worth
 from runs import LOGISTIC, plan_of
 
 EXPERIMENT = {"task": {"name": "breast-cancer"}, "nodes": 5, "rounds": 10, "stop": None, "baselines": []}
@@ -71,27 +73,62 @@ def regression():
     return plan, plan.population(plan.names), torch.randn(4, plan.layout.size, generator=torch.Generator().manual_seed(1))
 
 
-def test_other_metrics_have_intervals_from_resamples_of_the_rows(regression):
+def test_other_metrics_have_intervals_from_leaving_out_groups_of_rows(regression):
     plan, population, x_NP = regression
     found = cross_site.cross_site(plan, population, x_NP)
 
-    assert found["method"] == "bootstrap of 1000 resamples"
+    assert found["method"] == "jackknife of 20 groups of rows"
     for number, x_P in enumerate((*x_NP, x_NP.mean(dim=0))):
         for place, name in enumerate(plan.names):
             inputs, targets = plan.sites[name].test
             squares = ((inputs.float() @ x_P[:-1, None] + x_P[-1] - targets) ** 2).numpy().ravel()
-            draws = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=place))
-            ends = np.quantile(squares[draws.integers(len(squares), size=(1000, len(squares)))].mean(axis=1), [0.025, 0.975])
+            group = np.arange(len(squares)) % 20
+            np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=place)).shuffle(group)
+            without = np.array([squares[group != number].mean() for number in range(20)])
+            reach = t.ppf(0.975, 19) * np.sqrt(19 * without.var())
+            ends = squares.mean() - reach, squares.mean() + reach
             assert (found["low"][number][place], found["high"][number][place]) == pytest.approx(ends, rel=1e-4)
+            assert found["no_interval"][number][place] is None
 
 
-def test_of_a_large_matrix_only_own_and_mean_models_are_resampled(regression, monkeypatch):
-    monkeypatch.setattr(cross_site, "_MOST_RESAMPLED", 19)
-    low = cross_site.cross_site(*regression)["low"]
+def test_of_a_large_matrix_only_own_and_mean_models_have_such_intervals(regression, monkeypatch):
+    monkeypatch.setattr("p2pfl.tasks.intervals.MOST_CALLS", 399)
+    found = cross_site.cross_site(*regression)
 
     for number in range(5):
         for place in range(4):
-            assert (low[number][place] is not None) == (number in (place, 4))
+            assert (found["low"][number][place] is not None) == (number in (place, 4))
+    assert found["no_interval"][0][1] == (
+        "the metric's kind has none, and leaving out rows would take 400 calls of the metric, where 399 are the most"
+    )
+
+
+def test_a_slow_metric_of_the_users_own_is_called_a_bounded_number_of_times(regression):
+    plan, population, x_NP = regression
+    calls = []
+
+    def error(outputs, targets):
+        calls.append(1)
+        return F.mse_loss(outputs, targets).item()
+
+    plan = replace(plan, task=replace(plan.task, metrics={"error": error}))
+    cross_site.cross_site(plan, population, x_NP)
+    worth(plan, population, x_NP, plan.names, population)
+
+    assert len(calls) == 20 + 20 * 20 + 8 + 8 * 20
+
+
+def test_where_no_interval_is_known_the_page_claims_none_and_says_why(regression, run):
+    pytest.importorskip("plotly")
+    plan, population, x_NP = regression
+    small = {name: replace(site, test=(site.test[0][:9], site.test[1][:9])) for name, site in plan.sites.items()}
+    found = cross_site.cross_site(replace(plan, sites=small), population, x_NP)
+    page = report(replace(read_run(run.path), cross_site=found))
+
+    assert found["method"] is None
+    assert {why for row in found["no_interval"] for why in row} == {"of fewer than 10 test rows none is given"}
+    assert "In brackets 95% confidence intervals" not in page
+    assert "No interval: of fewer than 10 test rows none is given (20 figures)." in page
 
 
 def test_of_too_many_nodes_there_is_none(tmp_path, monkeypatch):

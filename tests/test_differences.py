@@ -10,10 +10,10 @@ import torch
 from scipy.stats import binom, norm
 from sklearn.metrics import roc_auc_score
 
-from p2pfl.errors import TaskError
+from p2pfl.tasks import Metric
 from p2pfl.tasks.differences import interval_of_difference
-from p2pfl.tasks.intervals import resampled_interval
-from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy
+from p2pfl.tasks.intervals import left_out_interval
+from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
 
 DRAWS = 1000
 FEWEST = binom.ppf(0.001, DRAWS, 0.95) / DRAWS  # of intervals that cover 95 times in 100, in one of a thousand trials: .928
@@ -58,17 +58,38 @@ def test_accuracys_paired_interval_covers_the_true_difference(rows, both, one, o
     assert FEWEST <= covered / DRAWS <= 0.99  # of 30 rows with few that differ
 
 
-def test_a_resampled_gain_covers_the_true_one():
+def test_a_gain_by_leaving_out_rows_covers_the_true_one():
     generator, covered, trials = np.random.default_rng(2), 0, 300
     for trial in range(trials):
         targets = generator.normal(size=80)
         first, second = (targets + spread * generator.normal(size=80) for spread in (0.8, 1.0))
         squares = (first - targets) ** 2 - (second - targets) ** 2
-        interval = resampled_interval(lambda rows, squares=squares: squares[rows].mean(), 80, np.random.default_rng(trial))
+        interval = left_out_interval(lambda rows, s=squares: s[rows].mean(), 80, np.random.default_rng(trial), squares.mean())
         covered += interval.low <= 0.64 - 1 <= interval.high
 
-    # a percentile interval of a mean of 80 skewed values covers some 94 times in 100
+    # an interval of a mean of 80 skewed values covers some 94 times in 100
     assert binom.ppf(0.001, trials, 0.94) / trials <= covered / trials <= MOST
+
+
+@pytest.mark.parametrize("metric", [balanced_accuracy, log_loss])
+def test_other_paired_intervals_cover_the_true_difference(metric):
+    generator, trials = np.random.default_rng(12), 300
+    many = drawn(generator, 200_000, 1.0, 1.4, 0.5)
+    truth, covered = metric(many[0], many[2]) - metric(many[1], many[2]), 0
+    for _ in range(trials):
+        interval = interval_of_difference(metric, *drawn(generator, 100, 1.0, 1.4, 0.5))
+        covered += interval.low <= truth <= interval.high
+
+    assert binom.ppf(0.001, trials, 0.94) / trials <= covered / trials <= 0.99
+
+
+def test_the_kind_decides_and_not_who_wrote_the_function():
+    first, second, targets = drawn(np.random.default_rng(13), 60, 1.0, 1.2, 0.5)
+    metric = Metric(lambda outputs, targets: roc_auc_score(targets.numpy(), outputs.numpy()), kind="auroc")
+    values = tuple(metric(outputs, targets) for outputs in (first, second))
+
+    assert interval_of_difference(metric, first, second, targets, values=values) == interval_of_difference(auroc, first, second, targets)
+    assert interval_of_difference(metric, first, second, targets, values=(0.5, values[1])) is None
 
 
 def test_aurocs_is_put_together_from_all_pairs():
@@ -157,30 +178,7 @@ def test_two_perfect_models_on_few_rows_are_not_surely_alike():
 def test_where_there_is_none_none_is_given():
     outputs, targets = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 0.0])
 
-    assert interval_of_difference(balanced_accuracy, outputs, outputs, targets) is None
+    assert interval_of_difference(lambda outputs, targets: 0.5, outputs, outputs, targets) is None
     assert interval_of_difference(auroc, outputs, outputs, torch.ones(2)) is None
     assert interval_of_difference(auroc, outputs, torch.full((2,), math.nan), targets) is None
     assert interval_of_difference(accuracy, torch.full((2,), math.nan), outputs, targets) is None
-
-
-def test_resamples_are_the_quantiles_of_what_numpy_draws():
-    values = np.random.default_rng(5).normal(size=40)
-    interval = resampled_interval(lambda rows: values[rows].mean(), 40, np.random.default_rng(6))
-    again = resampled_interval(lambda rows: values[rows].mean(), 40, np.random.default_rng(6))
-    other = np.random.default_rng(7)
-    means = [values[other.integers(40, size=40)].mean() for _ in range(20_000)]
-
-    assert interval == again
-    assert interval.method == "bootstrap of 1000 resamples"
-    # three standard errors of a quantile at .025 of 1000 normal draws: 3 sqrt(.025 .975 / 1000) / .0584 of a standard deviation
-    near = 0.26 * values.std() / math.sqrt(40)
-    assert (interval.low, interval.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=near)
-
-
-def test_a_metric_that_resamples_leave_undefined_or_broken_has_no_interval():
-    def broken(rows):
-        raise TaskError("no", task="a", function="metric 'b'")
-
-    assert resampled_interval(lambda rows: float("nan") if 0 not in rows else 1.0, 30, np.random.default_rng(0)) is None
-    assert resampled_interval(broken, 30, np.random.default_rng(0)) is None
-    assert resampled_interval(lambda rows: 1.0, 9, np.random.default_rng(0)) is None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from torch.nn import functional as F
 
 import networks
@@ -26,7 +27,7 @@ from p2pfl.worth import worth
 from runs import LOGISTIC, plan_of
 from test_daemon import all_of, daemons
 
-KEYS = ["site", "metric", "alone", "network", "gain", "low", "high", "rows", "method", "confidence", "lower_is_better"]
+KEYS = ["site", "metric", "alone", "network", "gain", "low", "high", "rows", "method", "confidence", "lower_is_better", "no_interval"]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def regression():
     return plan, plan.population(plan.names), torch.randn(4, plan.layout.size, generator=torch.Generator().manual_seed(1))
 
 
-def test_other_metrics_are_resampled_the_same_rows_for_both_models(regression):
+def test_other_metrics_leave_out_the_same_rows_for_both_models(regression):
     plan, population, x_NP = regression
     rows = worth(plan, population, x_NP, plan.names, population)
 
@@ -166,20 +167,43 @@ def test_other_metrics_are_resampled_the_same_rows_for_both_models(regression):
             ((inputs.float() @ model_P[:-1, None] + model_P[-1] - targets) ** 2).numpy().ravel() for model_P in (x_NP[number], before_P)
         )
         apart = network - before
-        draws = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=number))
-        resampled = apart[draws.integers(len(apart), size=(1000, len(apart)))].mean(axis=1)
+        group = np.arange(len(apart)) % 20
+        np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=number)).shuffle(group)
+        without = np.array([apart[group != left_out].mean() for left_out in range(20)])
+        reach = t.ppf(0.975, 19) * np.sqrt(19 * without.var())
         assert row["gain"] == pytest.approx(apart.mean(), rel=1e-5)
-        assert (row["low"], row["high"]) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), rel=1e-4)
-        assert row["method"] == "bootstrap of 1000 resamples"
+        assert (row["low"], row["high"]) == pytest.approx((apart.mean() - reach, apart.mean() + reach), rel=1e-3)
+        assert (row["method"], row["no_interval"]) == ("jackknife of 20 groups of rows", None)
 
 
 def test_there_is_none_where_nothing_was_trained_alone_and_of_too_many_sites(regression, monkeypatch):
     plan, population, x_NP = regression
     assert worth(plan, population, x_NP, plan.names, None) == []
-    monkeypatch.setattr("p2pfl.worth.MOST_RESAMPLED", 3)
-    assert {row["method"] for row in worth(plan, population, x_NP, plan.names, population)} == {None}
+    monkeypatch.setattr("p2pfl.tasks.intervals.MOST_CALLS", 159)
+    [why] = {row["no_interval"] for row in worth(plan, population, x_NP, plan.names, population)}
+    assert why == "the metric's kind has none, and leaving out rows would take 160 calls of the metric, where 159 are the most"
     monkeypatch.setattr("p2pfl.worth.MOST_SITES", 3)
     assert worth(plan, population, x_NP, plan.names, population) == []
+
+
+def test_where_there_is_no_interval_the_sentence_says_why_and_no_caption_claims_one(run):
+    pytest.importorskip("plotly")
+    row = row_of("bern", 0.01, None, None) | {"no_interval": "of fewer than 10 test rows none is given", "method": None}
+    records = replace(read_run(run.path), worth=(row,))
+    page, sentences = report(records), verdict(records, convergence(records))
+
+    assert worth_sentence(row) == "bern: +0.010 (no interval: of fewer than 10 test rows none is given)."
+    assert worth_sentence(row) in page
+    assert "In brackets the 95% interval" not in page
+    assert sentences[-1] == "How sure the gains are is not known: of fewer than 10 test rows none is given."
+
+
+def test_a_metric_may_say_itself_that_less_is_better(regression):
+    plan, population, x_NP = regression
+    metric = p2pfl.Metric(plan.task.metrics["error"], kind="mean", less_is_better=True)
+    plan = replace(plan, task=replace(plan.task, metrics={"mae": metric}, losses=frozenset()))
+
+    assert {row["lower_is_better"] for row in worth(plan, population, x_NP, plan.names, population)} == {True}
 
 
 def test_an_undefined_metric_is_null(regression):

@@ -40,6 +40,7 @@ app.add_typer(data.app, name="data", help="Public data sets that need a download
 @app.callback()
 def _root(*, verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error.")) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("p2pfl.progress").setLevel(logging.INFO)  # what takes long says so
 
 
 def main() -> NoReturn:

@@ -203,7 +203,9 @@ def _worth(rows: Sequence[Row]) -> Any:
     axes.set_ylim(len(known) - 0.4, -0.6)
     metric, confidence = known[0]["metric"], known[0]["confidence"]
     lower = ", less is better" if lower_is_better(metric) else ""
-    axes.set_xlabel(f"gain in {_readable(metric)} over the site alone{lower}\n{confidence:.0%} interval; full: sure", parse_math=False)
+    has_intervals = any(row["low"] is not None for row in known)
+    sure = f"{confidence:.0%} interval; full: sure" if has_intervals else "no interval is known"
+    axes.set_xlabel(f"gain in {_readable(metric)} over the site alone{lower}\n{sure}", parse_math=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure

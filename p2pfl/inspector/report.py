@@ -5,6 +5,7 @@ Names and details come from other machines: they are escaped wherever they stand
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -120,9 +121,12 @@ def _sentences(rows: Sequence[Row]) -> str:
     """Of each site, whether its gain is more than chance."""
     if not rows:
         return ""
-    methods = "; ".join(sorted({row["method"] for row in rows if row["method"]})) or "none is known"
+    methods = "; ".join(sorted({row["method"] for row in rows if row.get("method")}))
+    if not any(row["low"] is not None for row in rows):
+        return listed([worth_sentence(row) for row in rows])
+    named = f" ({methods})" if methods else ""
     sure = (
-        f"In brackets the {rows[0]['confidence']:.0%} interval of each gain, both models on the same test rows ({methods}). "
+        f"In brackets the {rows[0]['confidence']:.0%} interval of each gain, both models on the same test rows{named}. "
         "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
     )
     return listed([worth_sentence(row) for row in rows]) + note(sure)
@@ -158,8 +162,10 @@ def _cross_site(found: Row) -> str:
         for place, site in enumerate(found["sites"])
     ]
     sure = f" In brackets {found['confidence']:.0%} confidence intervals ({found['method']})." if found["method"] else ""
+    reasons = Counter(why for row in found.get("no_interval") or () for why in row if why)
+    none = "".join(f" No interval: {why} ({count:,} figure{'s' if count > 1 else ''})." for why, count in reasons.most_common())
     what = f"{found['metric']} of every model at every site"
-    told = note(f"By {found['metric']}, each on the site's own test rows.{sure}")
+    told = note(f"By {found['metric']}, each on the site's own test rows.{sure}{none}")
     return _drawn(figures.cross_site(found), what) + table(heads, rows, about=f"{what}, with test rows") + told
 
 
@@ -180,8 +186,9 @@ def _subgroups(found: Sequence[Row]) -> str:
         rows.append([*map(Cell, names), *(Cell(text, "number") for text in figures)])
     told = (
         "Each site by its own model, all sites by the mean model. Sensitivity at specificity 0.9 within the group; groups of fewer than 10 "
-        "test rows are withheld; in brackets 95% confidence intervals."
+        "test rows are withheld"
     )
+    told += "; in brackets 95% confidence intervals." if any(row["auroc_low"] is not None for row in found) else "."
     return table(heads, rows, about="figures of subgroups") + note(told)
 
 

@@ -180,6 +180,7 @@ def _cross_site(found: Row) -> list[FlatRow]:
             "metric": found["metric"],
             **{key: found[key][number][place] for key in ("value", "low", "high")},
             "rows": site["rows"],
+            "no_interval": found["no_interval"][number][place] if found.get("no_interval") else None,
         }
         for number, model in enumerate(found.get("models") or [])
         for place, site in enumerate(found["sites"])

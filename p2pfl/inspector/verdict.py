@@ -169,6 +169,8 @@ def worth_sentence(row: Row) -> str:
     site, (gain, low, high) = row["site"], _betterness(row)
     if gain is None:
         return f"{site}: {row['metric']} is undefined on its {row['rows']:,} test rows."
+    if (low is None or high is None) and row.get("no_interval"):
+        return f"{site}: {gain:+.3f} (no interval: {row['no_interval']})."
     if low is None or high is None:
         return f"{site}: {gain:+.3f}, without an interval from {row['rows']:,} test rows."
     if low > 0:
@@ -190,7 +192,8 @@ def _how_sure(rows: Sequence[Row]) -> list[str]:
     """How many sites gain, and lose, for sure."""
     told = [(low, high) for _, low, high in map(_betterness, rows) if low is not None and high is not None]
     if not told:
-        return []
+        reasons = sorted({row["no_interval"] for row in rows if row.get("no_interval")})
+        return [f"How sure the gains are is not known: {'; '.join(reasons)}."] if reasons else []
     gain, lose = sum(low > 0 for low, _ in told), sum(high < 0 for _, high in told)
     unsure = len(rows) - gain - lose
     parts = [

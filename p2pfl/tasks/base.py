@@ -131,6 +131,11 @@ class Task:
         if findings:
             raise DataError(findings, place=f"task {self.name!r}")
 
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The metrics of which less is better, as `losses` or the metrics themselves say."""
+        return self.losses | {name for name, metric in self.metrics.items() if getattr(metric, "less_is_better", False)}
+
 
 def _faults_of_sites(sites: Sequence[Site], *, needs_rows: bool) -> list[str]:
     """Of sites that do not go together."""

@@ -11,36 +11,62 @@ import numpy as np
 from torch import Tensor
 
 from p2pfl.tasks.base import MetricFunction
-from p2pfl.tasks.intervals import CONFIDENCE, Interval, area_of, covariance, interval_of_area, wilson
-from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes
+from p2pfl.tasks.intervals import CONFIDENCE, Interval, area_of, covariance, interval_of_area, interval_of_mean, is_near, rows_of, wilson
+from p2pfl.tasks.metrics import chosen, losses_of
+from p2pfl.tasks.scoring import kind_of
 
 
 def interval_of_difference(
-    metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor, confidence: float = CONFIDENCE
+    metric: MetricFunction,
+    first: Tensor,
+    second: Tensor,
+    targets: Tensor,
+    confidence: float = CONFIDENCE,
+    *,
+    values: tuple[float, float] | None = None,
 ) -> Interval | None:
-    """Of a metric of the first model minus that of the second; None for metrics of which none is known here, and where one is undefined.
+    """Of a metric of the first model minus that of the second; None where the metric's kind has none, and where one figure is undefined.
 
-    Both take each model's own interval and put them together by squares, less what the two models have in common as they are measured on
-    the same rows. AUROC: Zou and Yue (2013), from DeLong's intervals on the logit scale and DeLong's covariance. It tends to
-    DeLong's own interval, the difference plus or minus 1.96 standard errors, as rows grow; that one covers nine times in ten only where
-    areas are near 1, and is of no width where all pairs are in order. Where a variance is zero nothing is taken to be in common. Accuracy:
-    Newcombe (1998), method 10, which has a width also where both models are right on the same rows; a bootstrap then has none, and covered
-    92 times in 100 on some hundred rows with few errors.
+    Those of AUROC and accuracy take each model's own interval and put them together by squares, less what the two models have in common as
+    they are measured on the same rows. AUROC: Zou and Yue (2013), from DeLong's intervals on the logit scale and DeLong's covariance. It
+    tends to DeLong's own interval, the difference plus or minus 1.96 standard errors, as rows grow; that one covers nine times in ten only
+    where areas are near 1, and is of no width where all pairs are in order. Where a variance is zero nothing is taken to be in common.
+    Accuracy: Newcombe (1998), method 10, which has a width also where both models are right on the same rows; a bootstrap then has none,
+    and covered 92 times in 100 on some hundred rows with few errors. Balanced accuracy: Newcombe's of each class, by squares. Log loss:
+    Student's t of the rows' differences.
 
     Args:
-        metric: of `p2pfl.tasks.metrics`; others have none.
+        metric: its kind decides, see `p2pfl.Metric`.
         first: outputs of one model, as the metric takes them.
         second: of the other.
         targets: of the rows.
         confidence: how often it should cover.
+        values: the metric's own figures; where they are others than the kind's, none is given. None: they are not looked at.
     """
-    rows = [logits_and_classes(outputs, targets) for outputs in (first, second)] if metric in (auroc, accuracy) else [None]
-    known = [row for row in rows if row is not None]
-    if len(known) < len(rows):
+    found = _difference(metric, first, second, targets, confidence)
+    if found is None or (values is not None and not all(is_near(*pair) for pair in zip(found[0], values, strict=True))):
         return None
-    (logits, classes), (others, _) = known
-    if metric is accuracy:
-        return _of_shares(chosen(logits) == classes, chosen(others) == classes, confidence)
+    return found[1]
+
+
+def _difference(
+    metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor, confidence: float
+) -> tuple[tuple[float, float], Interval] | None:
+    """Both models' figures as the kind has them, and the interval of their difference."""
+    kind = kind_of(metric)
+    rows, other_rows = (rows_of(metric, outputs, targets) for outputs in (first, second))
+    if rows is None or other_rows is None:
+        return None
+    (logits, classes), (others, _) = rows, other_rows
+    if kind == "mean":
+        lost_M, also_M = (losses_of(values, classes) for values in (logits, others))
+        interval = interval_of_mean(lost_M - also_M, confidence)
+        return None if interval is None else ((float(lost_M.mean()), float(also_M.mean())), interval)
+    if kind in ("accuracy", "balanced_accuracy"):
+        right_M, also_M = chosen(logits) == classes, chosen(others) == classes
+        if kind == "accuracy":
+            return (float(right_M.mean()), float(also_M.mean())), _of_shares(right_M, also_M, confidence)
+        return _balanced(right_M, also_M, classes, confidence)
     one, other = area_of(logits, classes), area_of(others, classes)
     if one is None or other is None:
         return None
@@ -49,7 +75,22 @@ def interval_of_difference(
     of_one, of_other = interval_of_area(one, confidence), interval_of_area(other, confidence)
     ends = ((of_one.low, of_one.high), (of_other.low, of_other.high))
     method = "Zou and Yue, " + ("DeLong's covariance" if variances > 0 else "Wilson on the rarer class")
-    return Interval(*_together(one.value, other.value, ends, common), method)
+    return (one.value, other.value), Interval(*_together(one.value, other.value, ends, common), method)
+
+
+def _balanced(
+    right_M: np.ndarray, also_M: np.ndarray, classes: np.ndarray, confidence: float
+) -> tuple[tuple[float, float], Interval] | None:
+    parts = [(right_M[classes == label], also_M[classes == label]) for label in np.unique(classes)]
+    if len(parts) < 2:  # noqa: PLR2004
+        return None
+    one, other = (float(np.mean([pair[which].mean() for pair in parts])) for which in (0, 1))
+    down = up = 0.0
+    for mine, theirs in parts:
+        gain, interval = float(mine.mean() - theirs.mean()), _of_shares(mine, theirs, confidence)
+        down, up = down + (gain - interval.low) ** 2, up + (interval.high - gain) ** 2
+    low, high = one - other - math.sqrt(down) / len(parts), one - other + math.sqrt(up) / len(parts)
+    return (one, other), Interval(max(low, -1.0), min(high, 1.0), "Newcombe of each class")
 
 
 def _of_shares(right_M: np.ndarray, also_M: np.ndarray, confidence: float) -> Interval:

@@ -1,4 +1,4 @@
-"""How sure a figure on a site's test rows is: confidence intervals of AUROC, accuracy and, by resampling, of any other metric.
+"""How sure a figure on a site's test rows is: confidence intervals by a metric's kind and, by leaving out rows, of any other metric.
 
 Shapes: M rows, of which A are positive and B negative.
 """
@@ -15,12 +15,23 @@ from torch import Tensor
 
 from p2pfl.errors import TaskError
 from p2pfl.tasks.base import MetricFunction
-from p2pfl.tasks.metrics import accuracy, auroc, chosen, logits_and_classes, probabilities_of
+from p2pfl.tasks.metrics import chosen, log_loss, logits_and_classes, losses_of, probabilities_of
+from p2pfl.tasks.scoring import kind_of, unwrapped
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 1000
+NUM_GROUPS = 20
+"""Of rows: so often a metric is computed for an interval where its kind has none."""
+
+MOST_CALLS = 1000
+"""Of a metric for all intervals of one table. A slow metric takes some milliseconds, so that this takes some seconds."""
+
+MOST_ROWS = 2_000_000
+"""Handed to a metric in all of these calls."""
+
+UNDEFINED = "the figure is undefined"
+"""Why there is no interval."""
+
 _FEWEST_ROWS = 10
-_DEFINED = 0.95  # of resamples; where a metric is undefined more often, what is left is no sample of what could have been
 
 Floats = np.ndarray
 
@@ -46,60 +57,150 @@ class Area:
     """Rows of the rarest class."""
 
 
-def interval_of(metric: MetricFunction, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE) -> Interval | None:
-    """A metric's confidence interval; None for metrics of which none is known here, and where the metric is undefined.
+def interval_of(
+    metric: MetricFunction, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE, *, value: float | None = None
+) -> Interval | None:
+    """A metric's confidence interval by its kind; None where the kind has none of its own, and where the metric is undefined.
 
     AUROC: the variance of DeLong, DeLong and Clarke-Pearson (1988), of more than two classes that of a mean of areas with all their
     covariances, on the logit scale, so that it ends within 0 and 1.
     Where every pair is in order, or none, that variance is zero; then Wilson's interval stands for it, as if there were as many independent
-    pairs as the rarest class has rows. Accuracy: Wilson (1927).
+    pairs as the rarest class has rows. Accuracy: Wilson (1927). Balanced accuracy: Wilson's intervals of the classes, put together by
+    squares (Zou and Donner 2008). Log loss: Student's t of the rows' losses.
 
     Args:
-        metric: of `p2pfl.tasks.metrics`; others have none.
+        metric: its kind decides, see `p2pfl.Metric`; not who wrote it.
         outputs: as the metric takes them.
         targets: likewise.
         confidence: how often it should cover.
+        value: the metric's own figure; where it is another than the kind's, none is given. None: it is not looked at.
     """
-    rows = logits_and_classes(outputs, targets) if metric in (auroc, accuracy) else None
+    kind = kind_of(metric)
+    rows = rows_of(metric, outputs, targets)
     if rows is None:
         return None
     logits, classes = rows
-    if metric is accuracy:
-        low, high = wilson(int((chosen(logits) == classes).sum()), len(classes), confidence)
-        return Interval(low, high, "Wilson")
-    area = area_of(logits, classes)
-    return None if area is None else interval_of_area(area, confidence)
+    found: tuple[float, Interval] | None = None
+    if kind == "accuracy":
+        right_M = chosen(logits) == classes
+        found = float(right_M.mean()), Interval(*wilson(int(right_M.sum()), len(classes), confidence), "Wilson")
+    elif kind == "balanced_accuracy":
+        found = _balanced(chosen(logits) == classes, classes, confidence)
+    elif kind == "mean":
+        found = _of_mean(losses_of(logits, classes), confidence)
+    elif (area := area_of(logits, classes)) is not None:
+        found = area.value, interval_of_area(area, confidence)
+    return found[1] if found is not None and (value is None or is_near(found[0], value)) else None
 
 
-def resampled_interval(
-    statistic: Callable[[np.ndarray], float], num_rows: int, generator: np.random.Generator, confidence: float = CONFIDENCE
-) -> Interval | None:
-    """What lies between the quantiles of a statistic of 1000 resamples of the rows, drawn with replacement.
+def rows_of(metric: MetricFunction, outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits and classes of a metric whose kind is measured by them; None of other metrics, and where they are none."""
+    kind = kind_of(metric)
+    # a mean is anybody's; of one alone it is known here how it is made of the rows
+    if kind == "other" or (kind == "mean" and unwrapped(metric) is not log_loss):
+        return None
+    try:
+        return logits_and_classes(outputs, targets)
+    except (TaskError, ValueError, TypeError):
+        return None
 
-    The percentile interval of Efron (1979) and not BCa, which covered less often in trials on 30 and 100 rows and needs the statistic
-    without each single row, where it may be undefined. scipy's bootstrap gives none where any resample is undefined.
+
+def is_near(one: float, other: float) -> bool:
+    """Whether two figures are one but for rounding."""
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
+
+
+def _balanced(right_M: np.ndarray, classes: np.ndarray, confidence: float) -> tuple[float, Interval] | None:
+    present, places_M = np.unique(classes, return_inverse=True)
+    if len(present) < 2:  # noqa: PLR2004
+        return None
+    numbers, right = np.bincount(places_M), np.bincount(places_M, weights=right_M)
+    ends = [wilson(float(hits), int(number), confidence) for hits, number in zip(right, numbers, strict=True)]
+    fractions = right / numbers
+    value = float(fractions.mean())
+    down, up = (
+        math.sqrt(sum((fraction - pair[end]) ** 2 for fraction, pair in zip(fractions, ends, strict=True))) / len(present) for end in (0, 1)
+    )
+    return value, Interval(max(value - down, 0.0), min(value + up, 1.0), "Wilson of each class")
+
+
+def _of_mean(values_M: np.ndarray, confidence: float) -> tuple[float, Interval] | None:
+    """Student's t; None where the rows do not vary."""
+    value = float(values_M.mean())
+    deviation = float(values_M.std(ddof=1)) if len(values_M) > 1 else 0.0
+    if deviation == 0 or len(values_M) < _FEWEST_ROWS:
+        return None
+    reach = _students_t(len(values_M) - 1, confidence) * deviation / math.sqrt(len(values_M))
+    return value, Interval(value - reach, value + reach, "Student's t")
+
+
+def interval_of_mean(values_M: np.ndarray, confidence: float) -> Interval | None:
+    """Student's t interval of a mean of independent rows; None of fewer than ten, and where they do not vary."""
+    found = _of_mean(values_M, confidence)
+    return None if found is None else found[1]
+
+
+def _students_t(freedom: int, confidence: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
+
+
+def left_out_interval(
+    statistic: Callable[[np.ndarray], float], num_rows: int, generator: np.random.Generator, value: float, confidence: float = CONFIDENCE
+) -> Interval | str:
+    """A statistic plus and minus what leaving out one group of rows after the other says: the jackknife of Tukey (1958), by groups.
+
+    The rows fall into 20 groups by chance, so that any metric is computed 20 times and no more, however long it takes. Student's t with 19
+    degrees of freedom goes with it.
 
     Args:
-        statistic: of rows by their numbers, (M,) int64; NaN where it is undefined.
+        statistic: of rows by their numbers, rising; NaN where it is undefined.
         num_rows: M.
-        generator: what draws.
+        generator: what draws the groups.
+        value: the statistic of all rows.
         confidence: how often it should cover.
 
     Returns:
-        None below ten rows, where more than one resample in twenty leaves the statistic undefined, and where a user's metric fails on one.
+        The interval, or why there is none: fewer than ten rows, a statistic that is undefined, fails or stays as it is without some rows.
     """
     if num_rows < _FEWEST_ROWS:
-        return None
+        return f"of fewer than {_FEWEST_ROWS} test rows none is given"
+    number = min(NUM_GROUPS, num_rows)
+    group_M = np.arange(num_rows) % number
+    generator.shuffle(group_M)
     try:
-        with np.errstate(all="ignore"):  # a metric may divide by zero on a strange resample; it is undefined there
-            drawn = np.array([statistic(rows) for rows in generator.integers(num_rows, size=(NUM_RESAMPLES, num_rows))])
+        with np.errstate(all="ignore"):  # a metric may divide by zero where rows are missing; it is undefined there
+            without = np.array([statistic(np.flatnonzero(group_M != group)) for group in range(number)])
     except TaskError:
-        return None
-    defined = drawn[np.isfinite(drawn)]
-    if len(defined) < _DEFINED * NUM_RESAMPLES:
-        return None
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high), f"bootstrap of {NUM_RESAMPLES} resamples")
+        return "the metric fails where some rows are left out"
+    if not np.isfinite(without).all():
+        return "the metric is undefined where some rows are left out"
+    error = math.sqrt((number - 1) / number * float(np.square(without - without.mean()).sum()))
+    if error == 0:
+        return "the metric stays as it is where rows are left out"
+    reach = _students_t(number - 1, confidence) * error
+    return Interval(value - reach, value + reach, f"jackknife of {number} groups of rows")
+
+
+def why_not_left_out(num_figures: int, num_rows: int) -> str | None:
+    """Why a metric is not computed again and again for these figures; None where that is within bounds.
+
+    Args:
+        num_figures: of one table.
+        num_rows: test rows of all of them.
+    """
+    for number, most, of in ((num_figures * NUM_GROUPS, MOST_CALLS, "calls of the metric"), (num_rows * NUM_GROUPS, MOST_ROWS, "rows")):
+        if number > most:
+            return f"the metric's kind has none, and leaving out rows would take {number:,} {of}, where {most:,} are the most"
+    return None
+
+
+def clipped(interval: Interval, kind: str, *, least: float = 0.0) -> Interval:
+    """Within what figures of a kind can be: areas and fractions end at 1."""
+    if kind not in ("auroc", "accuracy", "balanced_accuracy"):
+        return interval
+    return Interval(max(interval.low, least), min(interval.high, 1.0), interval.method)
 
 
 def area_of(logits: np.ndarray, classes: np.ndarray) -> Area | None:

@@ -63,8 +63,7 @@ def log_loss(outputs: Tensor, targets: Tensor) -> float:
     if rows is None:
         return math.nan
     logits, classes = rows
-    right = probabilities_of(logits)[np.arange(len(classes)), classes]
-    return float(-np.log(right.clip(_EPS, 1 - _EPS)).mean())
+    return float(losses_of(logits, classes).mean())
 
 
 def _area(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -122,6 +121,12 @@ def fault_of_classes(targets: np.ndarray, num_classes: int) -> str | None:
         return f"target{'s' if len(texts) > 1 else ''} {named}: expected {expected}"
     kind = f"whole numbers from {least:g} to {most:g}" if is_whole else "values that are not all whole numbers"
     return f"targets of {len(different):,} different {kind}: expected {expected}"
+
+
+def losses_of(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Each row's negative log-likelihood of the right class, (M,), as `log_loss` takes the mean of."""
+    right_M = probabilities_of(logits)[np.arange(len(classes)), classes]
+    return np.asarray(-np.log(right_M.clip(_EPS, 1 - _EPS)))
 
 
 def chosen(logits: np.ndarray) -> np.ndarray:

@@ -74,10 +74,3 @@ def kind_of(metric: MetricFunction) -> str:
     if hasattr(metric, "__wrapped__"):
         return kind_of(metric.__wrapped__)
     return _KIND_OF.get(metric, "other") if callable(metric) and metric.__hash__ is not None else "other"
-
-
-def is_less_better(metric: MetricFunction) -> bool:
-    """Whether a metric says of itself that less of it is better."""
-    if isinstance(metric, Metric) and metric.less_is_better:
-        return True
-    return unwrapped(metric) is metrics.log_loss

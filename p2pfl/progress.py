@@ -1,0 +1,31 @@
+"""A line now and then while something takes long, for whoever waits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+"""The commands show its INFO lines, on standard error."""
+
+EVERY_S = 3.0
+
+T = TypeVar("T")
+
+
+def told(what: str, items: Sequence[T]) -> Iterator[T]:
+    """The items, with a line every three seconds that says how many are done.
+
+    Args:
+        what: is being computed.
+        items: one a step.
+    """
+    said_s = time.monotonic()
+    for done, item in enumerate(items):
+        now_s = time.monotonic()
+        if now_s - said_s >= EVERY_S:
+            said_s = now_s
+            log.info("%s: %d of %d", what, done, len(items))
+        yield item
