@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.plan import Plan
+from p2pfl.summary import MeanModel, mean_model_of
 from p2pfl.tasks import Site, SiteTable
 from p2pfl.tasks.intervals import interval_of
 from p2pfl.tasks.metrics import auroc, logits_and_classes
@@ -28,7 +29,7 @@ _BINS = 10
 Row = dict[str, Any]
 
 
-def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]) -> list[Row]:
+def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], mean: MeanModel | str | None = None) -> list[Row]:
     """Figures of each group at each site, by the site's own model; where all sites are here also of all their rows, by the mean model.
 
     Args:
@@ -36,6 +37,7 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
         population: its model evaluates; these sites' rows where they have buffers, else any.
         x_NP: their parameters.
         names: of the sites.
+        mean: the mean model, or why there is none; then nothing is said of all sites. None: it is made here.
 
     Returns:
         {"site": name or null for all, "attribute", "group", "rows", "auroc", "auroc_low", "auroc_high": 95 %, "sensitivity": at
@@ -44,15 +46,16 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
     """
     if isinstance(plan.task.sites, SiteTable):
         return []
+    if mean is None and len(names) == len(plan.names):
+        mean = mean_model_of(plan, x_NP, population.buffers)
     found, logits_of, classes_of, groups_of = [], list[np.ndarray](), list[np.ndarray](), list[Mapping[str, Sequence[Any]]]()
-    mean_P = x_NP.mean(dim=0)
     for place, name in enumerate(names):
         site, row = plan.sites[name], place if population.buffers else 0
         own = _logits(population, x_NP[place], site, row) if site.groups else None
         if own is None:
             continue
         found += _of_groups(name, *own, site.groups)
-        by_mean = _logits(population, mean_P, site, row) if not plan.layout.personal else None
+        by_mean = _logits(population, mean.x_P, site, buffers=mean.buffers) if isinstance(mean, MeanModel) else None
         if by_mean is not None:
             logits_of.append(by_mean[0])
             classes_of.append(by_mean[1])
@@ -64,11 +67,17 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
     return found
 
 
-def _logits(population: Population, x_P: Tensor, site: Site, row: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _logits(
+    population: Population, x_P: Tensor, site: Site, row: int = 0, *, buffers: Mapping[str, Tensor] | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """(M,) and classes (M,); None where there is nothing to tell, or not two classes."""
     if site.test is None:
         return None
-    outputs, targets, num_rows = population.outputs(x_P, site.test[0], row, site=site.name), site.test[1], len(site.test[0])
+    outputs, targets, num_rows = (
+        population.outputs(x_P, site.test[0], row, site=site.name, buffers=buffers),
+        site.test[1],
+        len(site.test[0]),
+    )
     if outputs.numel() != num_rows or targets.numel() != num_rows or not bool(((targets == 0) | (targets == 1)).all()):
         return None
     rows = logits_and_classes(outputs.reshape(-1), targets)

@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, both_baselines, pooled_baseline, trained_alone
+from p2pfl.training.population import of_dtype
+from p2pfl.training.running_statistics import recalibrated
 
 Metrics = Mapping[str, float]
 
@@ -108,6 +111,7 @@ def finish_summary(
     x_NP: Tensor | None,
     metrics: Mapping[str, Metrics],
     mean_model: Metrics | None,
+    mean_model_reason: str | None = None,
     baselines: Mapping[str, Any],
     bytes_sent: int,
     seconds: Mapping[str, float],
@@ -133,7 +137,7 @@ def finish_summary(
         "relative_consensus": distance / norm if distance is not None and norm else None,
         "metrics": by_metric(plan, metrics),
         "mean_model": dict(mean_model) if mean_model is not None else None,
-        **({"mean_model_reason": reason} if (reason := why_no_mean_model(plan)) is not None else {}),
+        **({"mean_model_reason": reason} if (reason := mean_model_reason or why_no_mean_model(plan)) is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
@@ -172,9 +176,49 @@ def why_no_mean_model(plan: Plan) -> str | None:
     return f"{len(personal)} tensors are personal ({personal[0]}{', ...' if len(personal) > 1 else ''}): no node has a mean of them"
 
 
-def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> dict[str, float] | None:
-    """The mean model on all sites' test rows pooled; None where `why_no_mean_model` says why."""
-    if why_no_mean_model(plan) is not None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanModel:
+    """The mean of all nodes' models, complete."""
+
+    x_P: Tensor
+    """Parameters."""
+
+    buffers: Mapping[str, Tensor]
+    """Its own: running statistics are computed for it, never a node's."""
+
+
+def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> MeanModel | str:
+    """Make the mean of all nodes' models a model, with running statistics that belong to it.
+
+    Args:
+        plan: of the run.
+        x_NP: every node's parameters.
+        buffers: every node's own, (N, ...); empty where the model has none.
+
+    Returns:
+        The model, or the reason why there is none.
+    """
+    if (reason := why_no_mean_model(plan)) is not None:
+        return reason
+    mean_P = x_NP.mean(dim=0)
+    if not buffers:
+        return MeanModel(x_P=mean_P, buffers={})
+    if len(plan.sites) != len(plan.names):
+        return "its running statistics need all nodes' training rows, which are not here"
+    sites = plan.task.sites
+    if isinstance(sites, SiteTable):
+        places = slice(int(sites.train.starts[0]), int(sites.train.starts[-1]))
+        inputs_M = sites.inputs[places if sites.train.rows is None else sites.train.rows[places].long()]
+    else:
+        trains = [site.train[0] for site in plan.sites.values() if site.train is not None]
+        inputs_M = torch.cat(trains) if trains else torch.zeros(0)
+    found = recalibrated(plan.task, plan.model, mean_P, buffers, of_dtype(inputs_M, plan.layout.dtype), plan.experiment.seed)
+    return found if isinstance(found, str) else MeanModel(x_P=mean_P, buffers=found)
+
+
+def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population) -> dict[str, float] | None:
+    """Metrics of the mean model on all sites' test rows pooled; None where there is no such model."""
+    if isinstance(mean, str):
         return None
     if isinstance(plan.task.sites, SiteTable):
         pooled = plan.task.sites.tests()
@@ -183,7 +227,7 @@ def mean_model_metrics(plan: Plan, mean_P: Tensor, population: Population) -> di
         pooled = (torch.cat([inputs for inputs, _ in tests]), torch.cat([targets for _, targets in tests])) if tests else None
     if pooled is None or not plan.task.metrics:
         return {}
-    outputs, targets = population.outputs(mean_P, pooled[0]), pooled[1]
+    outputs, targets = population.outputs(mean.x_P, pooled[0], buffers=mean.buffers), pooled[1]
     return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from p2pfl.params import load_parameters
-from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, mean_model_metrics, peak_rss_bytes
+from p2pfl.summary import MeanModel, baselines_summary, by_metric, disagreement_row, finish_summary, mean_model_metrics, peak_rss_bytes
 from runs import plan_of
 
 LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 12}, "nodes": 4, "rounds": 2}
@@ -117,9 +117,9 @@ def test_the_mean_model_is_measured_on_all_test_rows_pooled(plan):
     with torch.no_grad():
         expected = {name: float(metric(model(inputs), targets)) for name, metric in plan.task.metrics.items()}
 
-    assert mean_model_metrics(plan, mean_P, population) == pytest.approx(expected)
+    assert mean_model_metrics(plan, MeanModel(x_P=mean_P, buffers={}), population) == pytest.approx(expected)
     averaging = plan_of({"task": {"name": "averaging"}, "rounds": 2})
-    assert mean_model_metrics(averaging, torch.zeros(10), averaging.population(averaging.names)) == {}
+    assert mean_model_metrics(averaging, MeanModel(x_P=torch.zeros(10), buffers={}), averaging.population(averaging.names)) == {}
 
 
 def test_the_most_memory_is_in_bytes():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
@@ -26,10 +27,11 @@ from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder, read_run
-from p2pfl.results import Run, read_models
+from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.study import Study
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, mean_model_of
+from p2pfl.training import Population
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -324,13 +326,16 @@ class _Network:
             if summary["baselines"].get("local")
         }
         population = plan.population(plan.names)
+        buffers = _buffers_of(self._sites, population)
+        population.take_buffers(buffers)
+        mean = mean_model_of(plan, x_NP, buffers)
         reasons = {summary["stop_reason"] for summary in summaries.values()}
         reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
         seconds: dict[str, float] = {}
         for summary in summaries.values():
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
         self._folder.write_cross_site(cross_site(plan, population, x_NP))
-        self._folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
+        self._folder.write_subgroups(subgroups(plan, population, x_NP, plan.names, mean))
         self._folder.write_worth([row for name in plan.names for row in runs[name].worth])
         self._folder.write_summary(
             finish_summary(
@@ -340,7 +345,8 @@ class _Network:
                 stop_reason=reason,
                 x_NP=x_NP,
                 metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
-                mean_model=mean_model_metrics(plan, x_NP.mean(dim=0), population),
+                mean_model=mean_model_metrics(plan, mean, population),
+                mean_model_reason=mean if isinstance(mean, str) else None,
                 baselines=baselines_summary(plan, local or None)[0],
                 bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
                 seconds=seconds,
@@ -348,6 +354,14 @@ class _Network:
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
             )
         )
+
+
+def _buffers_of(sites: list[_Site], population: Population) -> dict[str, Tensor]:
+    """Every node's own buffers, (N, ...), from the models that the nodes have saved."""
+    if not population.buffers:
+        return {}
+    saved = [read_buffers(site.run_folder, site.name) for site in sites]
+    return {name: torch.stack([buffers[name] for buffers in saved]) for name in population.buffers}
 
 
 def _copy_models(sites: list[_Site], place: Path) -> None:

@@ -17,7 +17,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics
+from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
 from p2pfl.worth import worth
@@ -76,10 +76,11 @@ def conclude(
         peak_rss_bytes: of other processes of this run, the most that one held.
     """
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers, frozen=frozen_of(plan.model))
-    mean_model = mean_model_metrics(plan, x_NP.mean(dim=0), population)
+    mean = mean_model_of(plan, x_NP, buffers)
+    mean_model = mean_model_metrics(plan, mean, population)
     folder.write_cross_site(cross_site(plan, population, x_NP))
     if len(population.sites) == len(plan.names) or not population.buffers:
-        folder.write_subgroups(subgroups(plan, population, x_NP, plan.names))
+        folder.write_subgroups(subgroups(plan, population, x_NP, plan.names, mean))
     stopwatch.lap("evaluate")
     baselines, alone = baselines_summary(plan, local)
     folder.write_worth(gains or worth(plan, population, x_NP, plan.names, alone))
@@ -92,6 +93,7 @@ def conclude(
         x_NP=x_NP,
         metrics=metrics,
         mean_model=mean_model,
+        mean_model_reason=mean if isinstance(mean, str) else None,
         baselines=baselines,
         bytes_sent=bytes_sent,
         seconds=stopwatch.spent,

@@ -501,9 +501,21 @@ class Population:
             return {}
         return self._figures(self.outputs(x_P, site.test[0], row, site=site.name), site)
 
-    def outputs(self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None) -> Tensor:
-        """What a model says in evaluation mode, on the CPU."""
-        buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
+    def outputs(
+        self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None, buffers: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Outputs of a model in evaluation mode, on the CPU.
+
+        Args:
+            x_P: its parameters.
+            inputs: of some rows.
+            row: whose buffers it has.
+            site: whose rows they are.
+            buffers: instead of a row's own.
+        """
+        if buffers is None:
+            buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
+        buffers = {name: tensor.to(self.device) for name, tensor in buffers.items()}
         inputs = of_dtype(inputs, self.layout.dtype).to(self.device)
         with users_code(self.task.name, "model", inputs, site=site, round=self._round):
             return outputs_of(self._model, x_P, buffers, inputs)
@@ -526,6 +538,12 @@ class Population:
         self.state, self.optimizer_state = group["state/"], group["optimizer/"]
         for name, buffer in group["buffers/"].items():
             self.buffers[name].copy_(buffer)
+
+    def take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Replace each row's buffers, (N, ...), as saved models have them; names that the model does not know are left out."""
+        for name, own in self.buffers.items():
+            if name in buffers:
+                own.copy_(buffers[name])
 
     def _starts(self, start_P: Tensor) -> Tensor:
         """Where each row begins, (N, P)."""
