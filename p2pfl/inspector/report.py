@@ -149,8 +149,9 @@ def _figures(figure: Scores, metric: str, sure: Row | None = None) -> list[Cell]
 def _cross_site(found: Row) -> str:
     """Models by sites, with intervals and support."""
     own = {name: number for number, name in enumerate(found["models"])}
-    # one institution's own run has no mean model, but what its neighbours sent it
-    shown = ["own model", found["models"][-1]] if len(found["sites"]) > 1 else ["own model", *found["models"][1:]]
+    # one institution's own run has no mean model, but what its neighbours sent it; personal parameters leave none
+    sites = {site["name"] for site in found["sites"]}
+    shown = ["own model", *(model for model in found["models"] if model not in sites)]
     heads = ["site", "test rows", "of each class", *shown]
     rows = [
         [
