@@ -61,9 +61,13 @@ def inspect(
         from dataclasses import asdict
 
         from p2pfl.inspector.convergence import convergence
+        from p2pfl.inspector.health import node_health
+        from p2pfl.inspector.run_state import run_state
 
         document = {
             "experiment": records.experiment.get("name"),
+            "state": asdict(run_state(records)),
+            "nodes": {name: asdict(health) for name, health in node_health(records).items()},
             "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
             "rounds": records.rounds,
             "convergence": asdict(convergence(records)),
