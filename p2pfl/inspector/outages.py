@@ -65,9 +65,9 @@ class Outages:
 def outages(run: RunRecords) -> Outages:
     """Attribute missed messages to nodes where all their links missed in the same rounds.
 
-    A node was offline in a round if all its neighbours that have a row of it went on without the node, and the node has no row of it itself or
-    went on without all its neighbours as well. If it has a row and its neighbours' messages came, it was late. One neighbour alone cannot tell
-    a node from its link while the node works.
+    A node was offline in a round if all its neighbours that have a row of it went on without the node. Besides, the node has no row of it,
+    or it went on without all its neighbours as well. If it has a row and its neighbours' messages came, it was late.
+    One neighbour alone cannot tell a node from its link while the node works.
     """
     skipped = {(str(row["node"]), int(row["round"])): frozenset(map(str, row["skipped"])) for row in run.nodes if row.get("skipped")}
     if not skipped:
