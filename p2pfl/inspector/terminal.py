@@ -21,7 +21,7 @@ from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.gaps import Gap, gaps
-from p2pfl.inspector.health import WINDOW, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
+from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
@@ -84,20 +84,20 @@ def page(
     run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: Sequence[Reached] = (), is_live: bool = False
 ) -> RenderableType:
     """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to: at the end, or, of a live page, on top."""
-    course = convergence(run)
+    course, nodes = convergence(run), node_health(run)
     in_short = _section("In short", [Text(_printable(sentence)) for sentence in verdict(run, course)])
     parts: list[RenderableType] = [
         *_header(run),
-        *(_section("Nodes now", _nodes(run)) if is_live else ()),
+        *(_section("Nodes now", _nodes(nodes)) if is_live else ()),
         *(in_short if is_live else ()),
         *_section("Agreement", _agreement(run, course, width, ascii_only)),
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
         *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
-        *_section("Nodes, as this one has heard of them", _heard_of(run)),
-        *(() if is_live else _section("Nodes now" if run.summary is None else "Nodes", _nodes(run))),
+        *_section("Nodes, as this one has heard of them", _heard_of(run, nodes)),
+        *(() if is_live else _section("Nodes now" if run.summary is None else "Nodes", _nodes(nodes))),
         *_section("Furthest from their neighbours", _slowest(run, course)),
-        *_section("Links", _links(run)),
+        *_section("Links", _links(run, nodes)),
         *_section("Skipped neighbours, in all rounds recorded here", _skipped(course)),
         *_section("Events", _events(run)),
         *_section("Cost of a round", _cost(run)),
@@ -283,13 +283,12 @@ def _reached(goals: Sequence[Reached]) -> Table:
     return table
 
 
-def _heard_of(run: RunRecords) -> list[RenderableType]:
+def _heard_of(run: RunRecords, health: Mapping[str, NodeHealth]) -> list[RenderableType]:
     """Of a node's own view everybody's newest row, with its age."""
     newest = {row["node"]: row for row in sorted(run.nodes, key=lambda row: row["round"]) if "age_s" in row}
     if not newest:
         return []
     metric = primary_metric(sorted({name for row in newest.values() for name in row.get("metrics") or ()}))
-    health = node_health(run)
     table = _table("node", "is", "round", "heard", "loss", *([_printable(metric)] if metric else []), "went on without")
     for name, row in sorted(newest.items())[:_MAX_NODES]:
         heard = "-" if row.get("age_s") is None else f"{duration(row['age_s'])} ago"
@@ -312,9 +311,8 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
     return [table]
 
 
-def _nodes(run: RunRecords) -> list[RenderableType]:
+def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
     """How many nodes are in which state, and a line for each that is lost or late."""
-    nodes = node_health(run)
     if not nodes:
         return []
     counts = Counter(health.state for health in nodes.values())
@@ -343,9 +341,9 @@ def _and_more(names: Sequence[str]) -> str:
     return f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
 
 
-def _links(run: RunRecords) -> list[RenderableType]:
+def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
     """Those that are lost now, and those that have cost messages."""
-    edges = edge_health(run)
+    edges = edge_health(run, nodes)
     bad = in_need(edges)
     if not bad:
         said = links_in_order(run, edges)

@@ -9,7 +9,7 @@ from typing import Any
 
 from p2pfl.inspector.convergence import Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
-from p2pfl.inspector.outages import outages
+from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import run_state
 from p2pfl.records import Row, RunRecords, primary_metric
 
@@ -176,12 +176,12 @@ def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     if course.slowest and len(course.slowest) > 1:
         worst = course.slowest[0]
         found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.share)} of what disagreement is left.")
-    away = outages(run)
+    away = outages(run) if course.skipped else Outages(found=[])
     longest = sorted(away.found, key=lambda outage: (outage.is_over, outage.first - outage.last))
     found += [outage.sentence for outage in longest[:_MOST_OUTAGES]]
     if len(longest) > _MOST_OUTAGES:
         found.append(f"{_times(len(longest) - _MOST_OUTAGES, 'more outage')} stand in the events.")
-    if slowest := slowest_link_sentence(edge_health(run, away=away)):
+    if course.skipped and (slowest := slowest_link_sentence(edge_health(run, away=away))):
         found.append(slowest)
     fitted, predicted = course.fitted_rate, course.predicted_rate
     if fitted is not None and fitted >= 1:
