@@ -35,7 +35,7 @@ _SMALL = 300
 _FEW_DECADES = 1.5
 _UPRIGHT = 0.6
 """Tangent of the angle above which a name stands above or below its node and not beside it."""
-_MAX_GAPS = 40
+_MAX_GAPS, _FEW_GAPS = 40, 12
 _ROOM = 0.04
 """Of the axis, for a reason written upright."""
 _LOWEST = 1e-3
@@ -160,7 +160,8 @@ def _draw_band(figure: Figure, course: Convergence) -> None:
 def _shade(figure: Figure, gaps: Sequence[Gap], rounds: Sequence[int]) -> None:
     """Grey where nothing is certified, the reason in the gap where it has room."""
     span = max(rounds[-1] - rounds[0], 1)
-    widest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MAX_GAPS]
+    few = len(gaps) <= _FEW_GAPS  # of many, those of one round would be stripes all over
+    widest = sorted((gap for gap in gaps if few or gap.last > gap.first), key=lambda gap: gap.first - gap.last)[:_MAX_GAPS]
     for gap in widest:
         has_room = gap.last - gap.first >= _ROOM * span
         figure.add_vrect(

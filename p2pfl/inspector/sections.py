@@ -79,20 +79,15 @@ def link_states(run: RunRecords, edges: Mapping[Ends, EdgeHealth]) -> str:
         [
             Cell(link_name(ends)),
             Cell(edge.state, f"state {edge.state}"),
-            Cell(str(edge.missed) if edge.missed else "-", "number"),
-            Cell(percent(edge.fraction) if edge.missed else "-", "number"),
+            Cell(f"{edge.missed} ({percent(edge.fraction)})" if edge.missed else "-", "number"),
             Cell(edge.why),
         ]
         for ends, edge in bad[:MAX_ROWS]
     ]
     slowest = slowest_link_sentence(edges)
-    told = note(slowest) if slowest else ""
+    told = note(f"{slowest} Missed: in the last {WINDOW} rounds.".strip())
     more = note(f"{len(bad) - MAX_ROWS} more.") if len(bad) > MAX_ROWS else ""
-    return (
-        told
-        + table(["link", "is", f"missed of the last {WINDOW} rounds", "per cent", "why"], rows, about="links that are lost or slow")
-        + more
-    )
+    return told + table(["link", "is", "missed", "why"], rows, about="links that are lost or slow") + more
 
 
 def comparison(runs: Mapping[str, RunRecords]) -> str:
