@@ -22,7 +22,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
@@ -80,6 +80,8 @@ class RunRecords:
     """As `p2pfl.subgroups` gives them."""
     worth: tuple[Row, ...] = ()
     """As `p2pfl.worth` gives them."""
+    written_s: float | None = field(default=None, compare=False)
+    """When the newest row was written, in seconds since 1970; None where a node at work told all this."""
 
 
 class RunFolder:
@@ -90,7 +92,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path | str, experiment: Mapping[str, Any], *, topology: Mapping[str, Any] | None = None, engine: str | None = None
+        cls,
+        path: Path | str,
+        experiment: Mapping[str, Any],
+        *,
+        topology: Mapping[str, Any] | None = None,
+        engine: str | None = None,
+        member: str | None = None,
     ) -> RunFolder:
         """A new folder with experiment.yaml, environment.json and, where given, topology.json.
 
@@ -100,6 +108,7 @@ class RunFolder:
             topology: {"nodes": names, "edges": [[i, j, weight], ...], "lambda_2", "lambda_min", "laplacian_lambda_2",
                 "laplacian_lambda_max", "diameter"}.
             engine: "simulator", "daemons" or "sharded".
+            member: the institution whose own folder it is; None: a folder of the whole network.
 
         Raises:
             ConfigError: the folder exists.
@@ -113,7 +122,7 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"{path}: cannot be made: {error.strerror}") from error
         replace_file(folder.path / "experiment.yaml", dump_yaml(_plain(experiment)))
-        replace_file(folder.path / "environment.json", _document(_environment(engine)))
+        replace_file(folder.path / "environment.json", _document(_environment(engine) | ({"member": member} if member is not None else {})))
         if topology is not None:
             replace_file(folder.path / "topology.json", _document(topology))
         return folder
@@ -237,6 +246,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         subgroups=tuple((subgroups or {}).get("rows") or ()),
         worth=tuple((worth or {}).get("rows") or ()),
         summary=summary,
+        written_s=_written_s(folder),
     )
 
 
@@ -252,6 +262,22 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     if not isinstance(found.experiment, dict) or faulty:
         raise TypeError(f"expected rows with {', '.join(sorted(_REQUIRED[faulty[0]]))}" if faulty else "expected an experiment")
     return found
+
+
+def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
+    """Records of what a node's status says of the network: everybody's newest row.
+
+    Args:
+        network: that part of the status.
+        folder: the node's own run folder, for its topology.json.
+
+    Raises:
+        StoreError: that file is damaged.
+    """
+    rows = list(network["rows"])
+    names = [*(str(row["node"]) for row in rows), *map(str, network["not_heard_of"])]
+    topology = _read_document(folder / "topology.json") or {"nodes": names, "edges": []}
+    return RunRecords(experiment={}, environment={}, topology=topology, rounds=[], nodes=rows, events=[], summary=None)
 
 
 def read_summary(path: Path | str) -> Row | None:
@@ -350,6 +376,12 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _written_s(folder: Path) -> float | None:
+    """When the newest row was written, or the folder made."""
+    files = (folder / name for name in (*_KNOWN, "experiment.yaml"))
+    return max((path.stat().st_mtime for path in files if path.exists()), default=None)
 
 
 def _read_lines(path: Path) -> list[Row]:

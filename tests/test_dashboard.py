@@ -406,7 +406,7 @@ def test_the_page_shows_a_run_in_light_and_dark_and_at_200_percent(dashboard, vi
     ]
     shown(page, "It has converged: the nodes agreed to stop after 14 rounds")
     shown(page, "In round 13 the models were certainly between 6.8e-03 and 2.7e-02 apart")
-    shown(page, "The link that slows the network most is basel - bern.")
+    shown(page, "The slowest link is basel - bern: 2 of 28 messages over it were missed in rounds 0-13.")
     state_of(page, "zurich", "finished")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     shoot(page, "light")
@@ -498,11 +498,11 @@ def test_a_run_goes_on_while_it_is_looked_at(tmp_path, serve_here, visit):
     url = serve_here(place)
     page = visit(url)
     drawn(page)
-    shown(page, "14 rounds · still running, or interrupted")
+    shown(page, "14 rounds · running (last record ")
     without = {"basel": ["bern"], "geneva": ["bern"], "lausanne": [], "zurich": []}
     folder.append_node(*({"round": 14, "node": name, "kind": "settle", "skipped": skipped} for name, skipped in without.items()))
     folder.append_round({"round": 14, "kind": "settle", "bound_low": None, "bound_high": None, "consensus_distance": 1e-4})
-    shown(page, "15 rounds · still running, or interrupted")
+    shown(page, "15 rounds · running (last record ")
     state_of(page, "bern", "lost")
     shown(page, "bern is lost.")
     page.get_by_text("bern (lost)").wait_for(**IN_THE_BROWSER)
@@ -605,7 +605,7 @@ def test_a_daemon_that_is_killed_turns_red_and_comes_back(tmp_path, serve_here, 
         url = serve_here(place)
         page = visit(url)
         drawn(page)
-        shown(page, re.compile(r" (?:[3-9]|\d\d+) rounds · still running"))
+        shown(page, re.compile(r" (?:[3-9]|\d\d+) rounds · running"))
         state_of(page, "hospital-2", "well")
         shoot(page, "live")
         os.kill(pid_of(place / "sites" / "hospital-2" / "site.yaml"), signal.SIGKILL)

@@ -102,14 +102,21 @@ def test_what_somebody_far_behind_said_does_not_count():
     rows = [*all_at(3), row("b", 4, skipped="c"), row("c", 6)]
 
     assert states(run_of(rows))["c"] == "well"
-    assert edge_health(run_of(rows))[frozenset("bc")].state == "slow"
+    assert edge_health(run_of(rows))[frozenset("bc")].state == "well"  # c was away, the link was not
 
 
 def test_once_the_run_has_ended_everybody_has_finished():
-    run = run_of([*all_at(3), row("b", 4, skipped="c")], events=[died("c", 3)], summary={"stop_reason": "rounds"})
+    run = run_of([*all_at(3), row("b", 3, skipped="c")], summary={"stop_reason": "rounds"})
 
     assert set(states(run).values()) == {"finished"}
     assert {edge.state for edge in edge_health(run).values()} == {"well", "slow"}
+
+
+def test_who_died_and_stayed_away_has_not_finished_when_the_run_ends():
+    run = run_of([*all_at(3), *[row(name, 4, skipped="c" if name in "bd" else "") for name in "abde"]], summary={"stop_reason": "rounds"})
+
+    assert states(run) == {"a": "finished", "b": "finished", "c": "lost", "d": "finished", "e": "finished"}
+    assert node_health(run)["c"].why == "Its last record is of round 3; the run has ended without it, after round 4."
 
 
 def test_a_node_says_itself_that_it_has_finished_and_how_old_that_is():
@@ -119,8 +126,10 @@ def test_a_node_says_itself_that_it_has_finished_and_how_old_that_is():
     assert (health["b"].state, health["b"].why) == ("well", "Nobody goes on without it.")
 
 
-def test_of_whom_nothing_is_recorded_nothing_bad_is_said():
-    assert node_health(run_of([]))["a"].why == "Nothing is recorded of it, and nobody goes on without it."
+def test_of_whom_nothing_is_recorded_nothing_is_known():
+    health = node_health(run_of(all_at(3, but="c")))["c"]
+
+    assert (health.state, health.why) == ("unknown", "No report from this site here.")
 
 
 def test_links_without_a_missed_message_are_well():
@@ -132,21 +141,30 @@ def test_links_without_a_missed_message_are_well():
     assert slowest_edge(edges) is None
 
 
-def test_a_link_that_missed_messages_before_is_slow_and_the_worst_is_named():
-    rows = [
-        row("a", 0, "b"),
-        row("a", 1, "b"),
-        row("b", 1, "a"),
-        row("d", 1, "c"),
-        *(row(name, number) for name in "abd" for number in (2, 3)),
-    ]
-    edges = edge_health(run_of(rows))
+def test_a_link_that_missed_more_than_a_fiftieth_is_slow_and_the_worst_is_named():
+    skips = {("a", 0): "b", ("a", 1): "b", ("b", 1): "a", ("d", 1): "c"}
+    edges = edge_health(run_of([row(name, t, skips.get((name, t), "")) for t in range(4) for name in FIVE]))
     worst = edges[frozenset("ab")]
 
-    assert (worst.state, worst.missed, worst.share) == ("slow", 3, 3 / 7)
-    assert worst.why == "3 of 7 messages over it were missed."
+    assert (worst.state, worst.missed, worst.expected, worst.fraction) == ("slow", 3, 8, 3 / 8)
+    assert worst.why == "3 of 8 messages over it were missed in rounds 0-3."
     assert slowest_edge(edges) == frozenset("ab")
     assert [link_name(ends) for ends, _ in in_need(edges)] == ["a - b", "c - d"]
+
+
+def test_one_missed_message_of_a_hundred_is_a_note_and_no_slow_link():
+    edge = edge_health(run_of([row(name, t, "b" if (name, t) == ("a", 130) else "") for t in range(150) for name in FIVE]))[frozenset("ab")]
+
+    assert (edge.state, edge.missed, edge.expected) == ("well", 1, 100)
+    assert edge.why == "1 of 100 messages over it were missed in rounds 100-149, 1 in all."
+
+
+def test_what_was_missed_before_the_window_is_a_note():
+    skips = {("a", t): "b" for t in range(20)}
+    edges = edge_health(run_of([row(name, t, skips.get((name, t), "")) for t in range(100) for name in FIVE]))
+
+    assert edges[frozenset("ab")].why == "0 of 100 messages over it were missed in rounds 50-99, 20 in all."
+    assert slowest_edge(edges) is None
 
 
 def test_a_link_is_lost_while_one_end_goes_on_without_the_other():
@@ -158,7 +176,8 @@ def test_a_link_is_lost_while_one_end_goes_on_without_the_other():
 
 
 def test_what_is_lost_stands_before_what_is_slow():
-    rows = [row("c", 0, "d"), row("c", 1, "d"), row("c", 2), row("d", 2), row("a", 2, skipped="b"), row("b", 2)]
+    skips = {("c", 0): "d", ("c", 1): "d", ("a", 2): "b"}
+    rows = [row(name, t, skips.get((name, t), "")) for t in range(3) for name in FIVE]
 
     assert [link_name(ends) for ends, _ in in_need(edge_health(run_of(rows)))] == ["a - b", "c - d"]
 
@@ -173,7 +192,7 @@ def test_all_links_of_a_lost_node_are_lost():
 
 
 def test_where_the_graph_changes_links_are_known_by_what_failed():
-    edges = edge_health(run_of([row("a", 0, "d"), row("a", 1), row("d", 1)], edges=[]))
+    edges = edge_health(run_of([row("a", 0, "d"), row("d", 0), row("a", 1), row("d", 1)], edges=[]))
 
     assert {link_name(ends): edge.state for ends, edge in edges.items()} == {"a - d": "slow"}
 
@@ -193,7 +212,8 @@ def test_thousands_of_nodes_take_no_time():
 @pytest.mark.parametrize("width", [80, 60])
 def test_the_terminals_page_marks_links(width):
     names = [f"university-hospital-{name}" for name in FIVE]
-    rows = [row(name, 1) for name in names] + [row(names[0], 2, [names[1]]), row(names[3], 0, [names[4]])]
+    skips = {0: (names[3], names[4]), 2: (names[0], names[1])}
+    rows = [row(name, t, [skips[t][1]] if t in skips and skips[t][0] == name else []) for t in range(3) for name in names]
     stream = io.StringIO()
     print_page(run_of(rows, names=names), Console(file=stream, width=width))
     page = stream.getvalue()

@@ -24,6 +24,7 @@ import p2pfl
 from p2pfl.cli import app
 from p2pfl.draws import batch_positions
 from p2pfl.experiment import load_experiment
+from p2pfl.inspector.verdict import metric_heading
 from p2pfl.plan import load_sites, make_plan
 
 pytestmark = [
@@ -209,7 +210,7 @@ def test_every_metric_of_the_network(made, sites, models):
         }
         for metric, value in expected.items():
             assert float(rows[name, metric]["network"]) == pytest.approx(value, abs=1e-6)  # outputs are float32 in the run
-            [row] = [row for row in page.rows(metric) if row[0] == name]
+            [row] = [row for row in page.rows(metric_heading(metric)) if row[0] == name]
             assert float(row[2]) == pytest.approx(value, abs=ROUNDED)
 
 
@@ -231,7 +232,8 @@ def test_what_each_hospital_gains(made, sites, models, alone):
         network, before, targets = scores(models[name], sites[name]), scores(alone[name], sites[name]), classes(sites[name])
         areas = [roc_auc_score(targets, before), roc_auc_score(targets, network)]
         expected = [*areas, areas[1] - areas[0], *paired(network, before, targets)]
-        assert as_recorded(rows[name], "alone", "network", "gain", "low", "high") == pytest.approx(expected, abs=1e-9)
+        columns = ("alone", "network", "better_by", "better_by_low", "better_by_high")
+        assert as_recorded(rows[name], *columns) == pytest.approx(expected, abs=1e-9)
         [row] = [row for row in page.rows("auroc") if row[0] == name]
         assert [float(row[1]), float(row[2]), *shown(row[4])] == pytest.approx(expected, abs=ROUNDED)
         [sentence] = [each for each in page.sentences if each.startswith((f"{name}:", f"{name} gains", f"{name} loses"))]

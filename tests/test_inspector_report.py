@@ -72,12 +72,13 @@ def test_the_page_tells_what_there_is_and_loads_nothing(tmp_path):
         "Agreement",
         "Loss",
         "Was it worth it, and for whom",
-        "Links that were waited for in vain",
+        "Messages that were waited for in vain, in all rounds recorded here",
+        "Events",
         "Cost of a round",
         "The experiment",
     ]
     assert page.loads == []
-    assert "The worst is basel - bern, 2 times." in text
+    assert "The slowest link is basel - bern: 2 of 28 messages over it were missed in rounds 0-13." in text
     assert "It has converged: the nodes agreed to stop after 14 rounds" in text
     assert "+0.033" in text  # zurich's gain, .995 against .962
     assert source.count("Plotly.newPlot") >= 4  # graph, agreement, loss, gains
@@ -87,7 +88,7 @@ def test_a_run_in_progress_has_a_page_too(tmp_path):
     make_run(tmp_path / "run", settling=0)
     page, _ = page_of(tmp_path / "run")
 
-    assert "still running, or interrupted" in " ".join(page.text)
+    assert "running (last record " in " ".join(page.text)
     assert "Was it worth it, and for whom" not in page.headings
 
 
@@ -116,6 +117,7 @@ def test_tables_hold_every_row_flat(tmp_path):
         "network": pytest.approx(0.995),
         "alone": 0.962,
         "pooled": pytest.approx(0.998),
+        "direction": "higher is better",
     } in tables.sites
     assert all(not isinstance(value, (dict, list)) for rows in tables.named().values() for row in rows for value in row.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import subprocess
 import sys
 from datetime import datetime
@@ -61,7 +62,8 @@ def numbers(rows):
 
 
 def without_times(found):
-    return {tag: [(step, value) for step, value, _ in points] for tag, points in found.items()}
+    """NaN stands where a line breaks."""
+    return {tag: [(step, value) for step, value, _ in points if not math.isnan(value)] for tag, points in found.items()}
 
 
 def test_every_number_of_every_round_is_there_and_nothing_else(run, tmp_path):
@@ -145,3 +147,14 @@ def test_without_tensorboard_the_extra_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"p2pfl-mesh\[tensorboard\]"):
         write_events(read_run(run), tmp_path / "events")
+
+
+def test_a_line_breaks_where_rounds_are_missing_or_a_bound_is_not_known(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"name": "gaps"}, engine="daemons")
+    for number in (0, 1, 2, 3, 50, 51, 52, 53):
+        folder.append_round({"round": number, "kind": "train", "loss": 0.5, "bound_high": None if number == 52 else 0.1})
+    write_events(read_run(folder.path), tmp_path / "events")
+    found = events(tmp_path / "events" / "network")
+
+    assert [step for step, value, _ in found["loss"] if math.isnan(value)] == [4]
+    assert [step for step, value, _ in found["bound_high"] if math.isnan(value)] == [4, 52]

@@ -165,7 +165,7 @@ def test_a_terminal_without_utf_8_gets_ascii(finished):
 def test_a_run_in_progress_shows_what_there_is(tmp_path):
     page = printed(make_run(tmp_path / "run", settling=2))
 
-    assert "breast-cancer: still running, or interrupted" in page
+    assert "breast-cancer: running (last record " in page
     assert "rate a round, fitted     none: 2 of at least 3 mixing rounds lie above" in page
     assert "Hospital by hospital" not in page
     assert "zurich    40%" in page
@@ -215,7 +215,7 @@ def test_hospital_by_hospital_shows_alone_network_pooled_and_gain():
 
     assert rows["basel"][:4] == ["0.962", "0.955", "0.958", "-0.007"]
     assert rows["zurich"][:4] == ["0.962", "0.995", "0.998", "+0.033"]
-    assert rows["auroc"] == ["accuracy"]  # the primary metric comes first, though the summary has it last
+    assert rows["auroc"] == ["better", "accuracy"]  # the primary metric comes first, though the summary has it last
     assert ["mean", "0.962", "0.975", "0.978", "+0.013", "0.900"] in table(summary_of())
     assert ["mean", "model", "0.987", "0.900"] in table(summary_of())
 
@@ -255,7 +255,7 @@ def test_above_a_thousand_nodes_the_means_remain():
 def test_the_verdict_says_for_whom_it_was_worth_it(finished):
     assert sentences(finished) == [
         "It has converged: the nodes agreed to stop after 14 rounds, and their models differ by 1.5e-04 of their size.",
-        "By auroc, 4 of 5 nodes are better off than alone (most of all zurich, +0.033); 1 is worse off: basel -0.007.",
+        "By auroc, 4 of 5 sites are better off than alone (most of all zurich, +0.033); 1 is worse off: basel -0.007.",
         "On average the network does 0.003 worse than one model trained on all data pooled.",
     ]
 
@@ -289,7 +289,7 @@ def test_the_verdict_turns_round_where_lower_is_better(tmp_path):
     )
 
     assert sentences(make_run(tmp_path / "run", summary=summary))[1:] == [
-        "By log_loss, 1 of 2 nodes is better off than alone (most of all basel, -0.100); 1 is worse off: bern +0.100.",
+        "By log_loss (lower is better), 1 of 2 sites is better off than alone (most of all basel, +0.100); 1 is worse off: bern -0.100.",
         "On average the network does 0.100 worse than one model trained on all data pooled.",
     ]
 
@@ -300,7 +300,7 @@ def test_the_verdict_says_where_it_is_stuck(tmp_path):
     assert sentences(path)[:3] == [
         "It has not converged: it ended after 14 rounds, and their models differ by 2.0e-02 of their size.",
         "zurich is furthest from its neighbours, with 40% of what disagreement is left.",
-        "bern was most often too late: basel went on without it in 1 round.",
+        "The slowest link is basel - bern: 1 of 28 messages over it were missed in rounds 0-13.",
     ]
 
 
@@ -348,7 +348,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path, command):
     path = make_run(tmp_path / "run")
     document = json.loads(command(path, "--json").stdout)
 
-    assert list(document) == ["experiment", "engine", "rounds", "convergence", "reached", "summary"]
+    assert list(document) == ["experiment", "state", "nodes", "engine", "rounds", "convergence", "reached", "summary"]
     assert (document["experiment"], document["engine"], document["summary"]) == ("breast-cancer", "daemons", None)
     assert len(document["rounds"]) == 14
     assert document["convergence"]["fitted_rate"] == pytest.approx(RATE, abs=1e-9)

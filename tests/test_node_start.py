@@ -15,7 +15,9 @@ import torch
 from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process, starts, wait_until
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.inspector.run_state import run_state
 from p2pfl.node.start import start
+from p2pfl.records import read_run
 from p2pfl.results import read_models
 from p2pfl.simulator import simulate
 from p2pfl.study import Study
@@ -136,6 +138,7 @@ def test_a_node_that_is_asked_to_stop_leaves_with_0_and_goes_on_exactly(tmp_path
         wait_until(lambda: institutions.round(last) >= 3)
         assert institutions.end(last, signal.SIGTERM) == 0
         assert (institutions.place / last / "node.log").read_text().endswith("stopped: paused\n")
+        assert run_state(read_run(institutions.state(last) / "run")).sentence.startswith("paused by SIGTERM at ")
         stopped_at = read_checkpoint(institutions.state(last) / "checkpoint.safetensors")[1]["round"]
         institutions.start(last)
         wait_until(institutions.is_over)

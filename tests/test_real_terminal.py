@@ -91,7 +91,7 @@ def test_every_hospital_has_one_line_with_all_its_numbers(shown, columns):
 def test_names_and_numbers_begin_on_the_same_line(shown, columns):
     terminal = shown("long", columns)
     skipped = [line.strip() for line in terminal.lines]
-    begin = skipped.index("Skipped neighbours")
+    begin = skipped.index("Skipped neighbours, in all rounds recorded here")
 
     assert skipped[begin + 3].startswith("Hôpitaux")
     assert re.search(r" 1 +3$", skipped[begin + 3])
@@ -161,7 +161,7 @@ def test_live_a_growing_run_is_followed_to_its_end(tmp_path, columns):
 
     for is_second, lines in seen:
         assert is_second  # what stood there before is not written over
-        assert lines[0].startswith("breast-cancer: still running")
+        assert lines[0].startswith("breast-cancer: running")
         assert len(lines) <= 24
         assert max(map(cell_len, lines)) <= columns
         assert not [line for line in lines if "…" in line]

@@ -16,7 +16,7 @@ import p2pfl
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report
-from p2pfl.inspector.tables import read
+from p2pfl.inspector.tables import read, tables_of
 from p2pfl.inspector.verdict import verdict, worth_sentence
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.records import RunFolder, read_run
@@ -71,7 +71,19 @@ def test_it_is_on_the_page_in_the_tables_and_in_the_verdict(run):
         assert worth_sentence(row) in page
         assert f"[{row['low']:+.3f}, {row['high']:+.3f}]" in page
     assert "of 3 sites" in counted
-    assert read(run.path).worth == list(records.worth)
+    kept = ("site", "metric", "alone", "network", "rows", "method", "confidence", "lower_is_better")
+    renamed = {"gain": "better_by", "low": "better_by_low", "high": "better_by_high"}
+    assert read(run.path).worth == [
+        {key: row[key] for key in kept} | {new: row[key] for key, new in renamed.items()} for row in records.worth
+    ]
+
+
+def test_in_the_table_less_of_a_loss_is_better_too(run):
+    records = replace(read_run(run.path), worth=(row_of("bern", -0.031, -0.058, -0.004, "log_loss"),))
+    [row] = tables_of(records).worth
+
+    assert (row["better_by"], row["better_by_low"], row["better_by_high"]) == (0.031, 0.004, 0.058)
+    assert "gain" not in row
 
 
 FOUR = {**LOGISTIC, "task": {**LOGISTIC["task"], "samples": 60}, "rounds": 3, "stop": None, "baselines": ["local"]}
@@ -132,7 +144,7 @@ def test_less_of_a_loss_is_a_gain():
     ("ends", "said"),
     [
         ([(0.1, 0.2)] * 3 + [(-0.1, 0.2)] * 2, "3 of 5 sites gain for sure, 2 cannot be told, none loses."),
-        ([(0.1, 0.2), (-0.2, -0.1)], "1 of 2 sites gains for sure, 1 loses for sure."),
+        ([(0.1, 0.2), (-0.2, -0.1)], "1 of 3 sites gains for sure, 1 cannot be told, 1 loses for sure."),
         ([(-0.2, -0.1)] * 2 + [(None, None)], "none of 3 sites gains for sure, 1 cannot be told, 2 lose for sure."),
     ],
 )

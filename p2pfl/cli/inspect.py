@@ -61,9 +61,13 @@ def inspect(
         from dataclasses import asdict
 
         from p2pfl.inspector.convergence import convergence
+        from p2pfl.inspector.health import node_health
+        from p2pfl.inspector.run_state import run_state
 
         document = {
             "experiment": records.experiment.get("name"),
+            "state": asdict(run_state(records)),
+            "nodes": {name: asdict(health) for name, health in node_health(records).items()} if _is_small(records) else None,
             "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
             "rounds": records.rounds,
             "convergence": asdict(convergence(records)),
@@ -83,6 +87,13 @@ def inspect(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a node's name may have letters that this terminal lacks
     print_page(records, Console(highlight=False), goals)
+
+
+def _is_small(records: RunRecords) -> bool:
+    """Whether a state for each node has room in one object, as one figure for each has in a summary."""
+    from p2pfl.records import MAX_PER_NODE
+
+    return len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
 
 
 def _followed(run: str) -> RunRecords:

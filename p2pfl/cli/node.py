@@ -64,7 +64,8 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     from p2pfl.node.site import SiteFile
     from p2pfl.node.status import read_status
 
-    found = read_status(SiteFile.load(site).state)
+    state = SiteFile.load(site).state
+    found = read_status(state)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
@@ -82,15 +83,21 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
         table.add_row(name, "yes" if seen["greeted"] else "no", str(seen["exchange"]), ago, "yes" if seen["skipped"] else "no", refused)
     console.print(table)
     if network := found.get("network"):
-        _network_status(console, network)
+        _network_status(console, network, state)
 
 
-def _network_status(console: Console, network: dict[str, Any]) -> None:
-    """What the node knows of everybody, in two sentences."""
+def _network_status(console: Console, network: dict[str, Any], state: Path) -> None:
+    """How everybody is as far as the node has heard: a line for each member that is not known to be well."""
+    from p2pfl.inspector.health import node_health
+    from p2pfl.records import heard_records
+
     rows, unheard = network["rows"], network["not_heard_of"]
     oldest = max((row["age_rounds"] for row in rows), default=0)
     silent = f"; never of {', '.join(unheard)}" if unheard else ""
     console.print(f"it has heard of {len(rows)} of {len(rows) + len(unheard)} members, at most {oldest} rounds ago{silent}", markup=False)
+    for name, health in node_health(heard_records(network, state / "run")).items():
+        if health.state not in ("well", "finished"):
+            console.print(f"{name} is {health.state}: {health.why}", markup=False)
     last = network["certificate"]
     if last is not None and last["bound_low"] is not None:
         most = f" and at most {last['bound_high']:.3g}" if last["bound_high"] is not None else ", as far as is known,"

@@ -9,6 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl.inspector.gaps import pieces
+
 Curve = Sequence[float | None]
 
 _LABEL_WIDTH = 8
@@ -23,7 +25,7 @@ def log_chart(
 
     Args:
         rounds: increasing.
-        curve: one value a round; None, zero and below are left out.
+        curve: one value a round. The line breaks where rounds are missing or have none; zero and below are left out.
         reference: as curve.
         width: of the longest line, labels included.
         height: lines of the plot itself.
@@ -44,13 +46,22 @@ def log_chart(
         grid = np.linspace(rounds[0], rounds[-1], columns)
         inside = (grid >= points_x[0] - 1e-9) & (grid <= points_x[-1] + 1e-9)
         at = (high - np.interp(grid, points_x, points_y)) / (high - low) * (rows - 1)
-        return [(column, int(row)) for column, row in enumerate(np.rint(at)) if inside[column] and 0 <= row < rows]
+        found = [(column, int(row)) for column, row in enumerate(np.rint(at)) if inside[column] and 0 <= row < rows]
+        if found or not len(points_x):
+            return found
+        # between two columns: the nearest one shows it
+        column = int(np.abs(grid - points_x[0]).argmin())
+        row = int(np.rint((high - points_y[0]) / (high - low) * (rows - 1)))
+        return [(column, row)] if 0 <= row < rows else []
 
     canvas = [[" "] * inner for _ in range(height)]
     if len(reference_xs):
         for column, row in rows_of(reference_xs, reference_ys, inner, height):
             canvas[row][column] = "." if ascii_only else "·"
-    dots = _joined(rows_of(xs, ys, inner * across, height * down))
+    dots: list[tuple[int, int]] = []
+    for piece in pieces(rounds, [value if value is None or value > 0 else None for value in curve]):
+        piece_xs, piece_ys = np.array([(number, math.log10(value)) for number, value in piece], dtype=np.float64).T
+        dots += _joined(rows_of(piece_xs, piece_ys, inner * across, height * down))
     for (column, row), bits in _cells(dots, across, down).items():
         canvas[row][column] = "*" if ascii_only else chr(_BRAILLE + bits)
     corner, floor, wall = ("+", "-", "|") if ascii_only else ("└", "─", "│")

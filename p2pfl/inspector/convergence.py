@@ -63,7 +63,7 @@ class Convergence:
     high: list[float | None]
     """Bounds that the nodes' own records give: sqrt(S / (n lambda_max(L))) and sqrt(S / (n lambda_2(L)))."""
     certified: list[tuple[int, float, float]]
-    """Round, low and high where both are known: in rounds without a missed message."""
+    """Round, low and high where both are known: in rounds without a missed message. Not to be joined over gaps: see `gaps`."""
     basis: Basis
     """What `distance` is: the "exact" figure, the "upper bound", or what one "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
@@ -77,7 +77,7 @@ class Convergence:
     fit_missing: str | None
     """Why there is no fitted rate."""
     relative: float | None
-    """The last distance over the models' root mean square norm."""
+    """The last distance over the models' root mean square norm: of a run that has ended as its summary has it."""
     tolerance: float | None
     rounds_to_go: int | None
     """About how many more rounds of mixing reach the tolerance; None where that is not foreseeable or not needed."""
@@ -101,7 +101,8 @@ def convergence(run: RunRecords) -> Convergence:
     scales = _resolutions(run, rows)
     points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
     fitted, missing = fit_rate(points, any(mixing))
-    relative = _relative(rows, distance)
+    recorded = (run.summary or {}).get("relative_consensus")
+    relative = recorded if recorded is not None else _relative(rows, distance)  # one figure on a page, that of the summary
     tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
     to_go, between = None, None
     if mixing and mixing[-1] and run.summary is None:

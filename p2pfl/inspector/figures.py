@@ -13,9 +13,10 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError
 from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_points, jumps
 from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, link_name
 from p2pfl.inspector.markup import escaped
-from p2pfl.inspector.verdict import Scores, lower_is_better
+from p2pfl.inspector.verdict import Scores, lower_is_better, metric_heading
 from p2pfl.records import Row, RunRecords
 
 Figure = Any
@@ -34,6 +35,11 @@ _SMALL = 300
 _FEW_DECADES = 1.5
 _UPRIGHT = 0.6
 """Tangent of the angle above which a name stands above or below its node and not beside it."""
+_MAX_GAPS, _FEW_GAPS = 40, 12
+_ROOM = 0.04
+"""Of the axis, for a reason written upright."""
+_LOWEST = 1e-3
+"""Of the upper bound, where the lower one is nought and a logarithmic axis has no place for it."""
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
 
@@ -59,9 +65,14 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
     shares = {slow.node: slow.share for slow in course.slowest}
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
-        state = nodes[name].state if name in nodes else "well"
+        state = nodes[name].state if name in nodes else "unknown"
         groups["well" if state == "finished" else state].append(name)
-    for state, symbol, colour in (("well", "circle", None), ("late", "diamond", _ORANGE), ("lost", "x", _RED)):
+    for state, symbol, colour in (
+        ("well", "circle", None),
+        ("unknown", "circle-open", _GREY),
+        ("late", "diamond", _ORANGE),
+        ("lost", "x", _RED),
+    ):
         some = groups.get(state, [])
         if not some:
             continue
@@ -70,15 +81,16 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
             x=[at[name][0] for name in some],
             y=[at[name][1] for name in some],
             mode="markers+text",
-            name=f"node {state} now" if marked else "nodes",
+            name="node of which nothing is known now" if state == "unknown" else f"node {state} now" if marked else "nodes",
             marker={
                 "size": 22 if not marked else 24,
                 "symbol": symbol,
                 "color": colour or [shares.get(name, 0.0) for name in some],
-                "line": {"color": "#2d3748", "width": 1},
+                "line": {"color": _GREY, "width": 3} if state == "unknown" else {"color": "#2d3748", "width": 1},
                 **({} if colour else _shading(shares)),
             },
-            text=[_text(name + marked) for name in some],
+            # a word at each of many unknown nodes would hide the graph: the ring and the legend say it
+            text=[_text(name + ("" if state == "unknown" else marked)) for name in some],
             textposition=[_beside(*at[name]) for name in some],
             hovertext=[_text(_about(name, shares, nodes)) for name in some],
             hoverinfo="text",
@@ -89,11 +101,14 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
     return figure
 
 
-def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
+def agreement(courses: Mapping[str, Convergence], gaps: Sequence[Gap] = ()) -> Figure | None:
     """How far the models are apart, round by round, with what the spectrum allows; of one run also what its records certify.
+
+    Lines and bands break where nothing is known.
 
     Args:
         courses: runs by what they are called.
+        gaps: of one run, shaded with their reasons.
     """
     told = {name: course for name, course in courses.items() if any(course.distance)}
     if not told:
@@ -102,16 +117,12 @@ def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
     alone = len(courses) == 1
     for number, (name, course) in enumerate(told.items()):
         if alone and course.certified:
-            rounds, low, high = zip(*course.certified, strict=True)
-            fill = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-            figure.add_scatter(x=rounds, y=high, showlegend=False, **fill)
-            missed = ", of rounds without a missed message" if len(rounds) < len(course.rounds) else ""
-            certified = f"certified by the nodes' own records{missed}"
-            figure.add_scatter(x=rounds, y=low, fill="tonexty", fillcolor="rgba(43,108,176,0.2)", name=certified, **fill)
+            _draw_band(figure, course)
+            _shade(figure, gaps, course.rounds)
         colour = _SEVERAL[number % len(_SEVERAL)]
         label = _BASES[course.basis] if alone else _text(name)
         line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}
-        figure.add_scatter(x=course.rounds, y=course.distance, mode="lines", name=label, line=line, legendgroup=str(number))
+        _draw_line(figure, course.rounds, course.distance, name=label, line=line, legendgroup=str(number))
         # below the run's own noise the bound of a good graph falls without end
         floor = min((value for value in course.distance if value), default=0.0) / 10
         bounds = [value if value is not None and value >= floor else None for value in course.bound]
@@ -123,6 +134,65 @@ def agreement(courses: Mapping[str, Convergence]) -> Figure | None:
     return _logarithmic(figure)
 
 
+def _draw_band(figure: Figure, course: Convergence) -> None:
+    """What the records certify, as one shape for each piece without a gap."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    some = certified_pieces(course)
+    for piece in some:
+        rounds = [number for number, _, _ in piece]
+        lows = [low if low > 0 else high * _LOWEST for _, low, high in piece]
+        x += [*rounds, *reversed(rounds), rounds[0], None]
+        y += [*lows, *(high for _, _, high in reversed(piece)), lows[0], None]
+    missed = ", of rounds without a missed message" if sum(map(len, some)) < len(course.rounds) else ""
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={"width": 1, "color": "rgba(43,108,176,0.2)"},  # so that a single round shows
+        fill="toself",
+        fillcolor="rgba(43,108,176,0.2)",
+        name=f"certified by the nodes' own records{missed}",
+        hoverinfo="skip",
+    )
+
+
+def _shade(figure: Figure, gaps: Sequence[Gap], rounds: Sequence[int]) -> None:
+    """Grey where nothing is certified, the reason in the gap where it has room."""
+    span = max(rounds[-1] - rounds[0], 1)
+    few = len(gaps) <= _FEW_GAPS  # of many, those of one round would be stripes all over
+    widest = sorted((gap for gap in gaps if few or gap.last > gap.first), key=lambda gap: gap.first - gap.last)[:_MAX_GAPS]
+    for gap in widest:
+        has_room = gap.last - gap.first >= _ROOM * span
+        figure.add_vrect(
+            x0=gap.first - 0.5,
+            x1=gap.last + 0.5,
+            fillcolor="rgba(113,128,150,0.18)",
+            line_width=0,
+            layer="below",
+            **({"annotation_text": _text(gap.why), "annotation_position": "bottom", "annotation_textangle": -90} if has_room else {}),
+        )
+
+
+def _draw_line(figure: Figure, rounds: Sequence[int], values: Sequence[float | None], **look: Any) -> None:
+    """A line that breaks at gaps; a round between two gaps is a dot."""
+    broken = jumps(rounds)
+    x: list[int | None] = []
+    y: list[float | None] = []
+    for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
+        if place in broken:
+            x.append(None)
+            y.append(None)
+        x.append(number)
+        y.append(value)
+    figure.add_scatter(x=x, y=y, mode="lines", connectgaps=False, **look)
+    if single := isolated_points(rounds, values):
+        marker = {"color": look["line"]["color"], "size": 4}
+        dots, heights = zip(*single, strict=True)
+        group = look.get("legendgroup")
+        figure.add_scatter(x=dots, y=heights, mode="markers", marker=marker, showlegend=False, name=look.get("name"), legendgroup=group)
+
+
 def loss(run: RunRecords) -> Figure | None:
     """The training loss, mean over the nodes, round by round."""
     points = [(row["round"], row["loss"]) for row in run.rounds if row.get("loss") is not None]
@@ -131,7 +201,7 @@ def loss(run: RunRecords) -> Figure | None:
 
 def gains(at: Mapping[str, Scores], metric: str) -> Figure:
     """A metric at each site, alone, in the network and pooled."""
-    figure = _empty(x=metric)
+    figure = _empty(x=metric_heading(metric))
     names = [_text(node) for node in at]
     for which, colour, symbol in (("alone", _GREY, "circle-open"), ("pooled", _ORANGE, "diamond-open"), ("network", _BLUE, "circle")):
         values = [getattr(figure_at, which) for figure_at in at.values()]
@@ -221,7 +291,12 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
     looks: defaultdict[tuple[str, int], list[tuple[Ends, EdgeHealth]]] = defaultdict(list)
     for ends, edge in edges.items():
         looks[edge.state, -(-_WIDTHS * edge.missed // most) if most else 0].append((ends, edge))
-    styles = {"well": (_GREY, "solid", "link"), "slow": (_RED, "dash", "slow link"), "lost": (_RED, "dot", "link lost now")}
+    styles = {
+        "well": (_GREY, "solid", "link"),
+        "unknown": ("#cbd5e0", "solid", "link of which nothing is known now"),
+        "slow": (_RED, "dash", "slow link"),
+        "lost": (_RED, "dot", "link lost now"),
+    }
     named = set()
     for (state, width), some in sorted(looks.items()):
         colour, dash, label = styles[state]
@@ -230,7 +305,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
         texts: list[str | None] = []
         for ends, edge in some:
             (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
-            if state == "well":  # there may be thousands of them, and they have nothing to tell
+            if state in ("well", "unknown"):  # there may be thousands of them, and they have nothing to tell
                 x += [x_0, x_1, None]
                 y += [y_0, y_1, None]
                 continue
@@ -246,7 +321,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
             hoverinfo="text" if texts else "skip",
             text=texts or None,
             legendgroup=state,
-            showlegend=state != "well" and state not in named,
+            showlegend=state in ("slow", "lost") and state not in named,
         )
         named.add(state)
 
@@ -276,10 +351,13 @@ def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height
     figure = _empty(x="round", y=y)
     told = {name: points for name, points in curves.items() if points}
     for number, (name, points) in enumerate(told.items()):
-        rounds, values = zip(*points, strict=True)
+        rounds, values = broken_line(points)
         line = {"color": _SEVERAL[number % len(_SEVERAL)], "width": 2, "dash": _DASHES[number % len(_DASHES)]}
-        mode = "lines" if len(points) > 1 else "markers"
-        marker = {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9}
+        single = isolated_points(*zip(*points, strict=True))
+        mode = "lines" if not single else "lines+markers" if len(points) > len(single) else "markers"
+        alone = {at for at, _ in single}
+        size = 9 if mode == "markers" else [6 if at in alone else 0 for at in rounds]
+        marker = {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": size, "color": line["color"]}
         figure.add_scatter(x=rounds, y=values, mode=mode, name=_text(name), line=line, marker=marker, showlegend=len(told) > 1)
     figure.update_layout(height=height)
     return figure

@@ -27,6 +27,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); }
 th { text-align: left; font-weight: 600; } td.number, th.number { text-align: right; }
 .good { color: var(--good); } .bad { color: var(--bad); }
+.state.lost, .state.late, .state.slow { font-weight: 600; } .state.lost { color: var(--bad); } .state.unknown { color: var(--faint); }
+.state.lost::before { content: "\\2715\\a0"; } .state.late::before, .state.slow::before { content: "\\25c6\\a0"; }
+.state.well::before, .state.finished::before { content: "\\25cf\\a0"; } .state.unknown::before { content: "\\25cb\\a0"; }
 tr.mean td { border-top: 2px solid var(--line); font-weight: 600; } pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); }
 """
 

@@ -6,7 +6,6 @@ Names come from other machines: none is read as a formula, and a letter that the
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import Convergence, convergence
-from p2pfl.inspector.verdict import lower_is_better
+from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points, jumps
+from p2pfl.inspector.health import WINDOW, edge_health, node_health
+from p2pfl.inspector.verdict import betterness, lower_is_better
 from p2pfl.records import Row, RunRecords
 
 _MM = 1 / 25.4  # inches
@@ -33,6 +34,8 @@ _MAX_NUMBERED = 8  # sites whose numbers have room in a matrix
 _MAX_COLUMNS = 7  # whose numbers have room below
 _LONGEST = 18  # characters of a name
 _RING = 2  # neighbours
+_MAX_GAPS = 40
+_ROOM = 0.08  # of the axis, for a line of letters
 _INK, _GREY, _PALE = "black", "0.45", "0.85"
 _DARK = 0.5  # shade from which on white ink is read
 _LEAST_SPAN = 0.1  # between white and black, of figures between 0 and 1: smaller differences are no contrast
@@ -64,7 +67,7 @@ def write_figures(run: RunRecords, folder: Path) -> list[Path]:
     with mpl.rc_context(style | sizes):
         figures = {
             "graph": _graph(run, course),
-            "agreement": _agreement(course),
+            "agreement": _agreement(run, course),
             "loss": _loss(run),
             "worth": _worth(run.worth),
             "matrix": _matrix(run.cross_site),
@@ -101,9 +104,8 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     drawn.add_edges_from((i, j) for i, j, _ in edges)
     is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
     places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
-    failed: Counter[frozenset[str]] = Counter()
-    for skip in course.skipped:
-        failed[frozenset((skip.node, skip.by))] += len(skip.rounds)
+    nodes = node_health(run)
+    failed = {ends: edge.missed for ends, edge in edge_health(run, nodes).items() if edge.state in ("slow", "lost")}
     shares = {slow.node: slow.share for slow in course.slowest}
     most = max(shares.values(), default=0.0) or 1.0
     greys = [str(1 - 0.5 * shares.get(name, 0.0) / most) for name in names]
@@ -111,12 +113,22 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     are_named, are_numbered = len(names) <= _MAX_NAMED, _MAX_NAMED < len(names) <= _MAX_NUMBERED_NODES
     figure, axes = _figure(_WIDTH)
     for i, j in drawn.edges:
-        count = failed.get(frozenset((names[i], names[j])), 0)
-        axes.plot(*points[[i, j]].T, color=_INK if count else _GREY, linestyle=(0, (4, 2)) if count else "-", zorder=1)
+        has_failed = (ends := frozenset((names[i], names[j]))) in failed
+        count = failed.get(ends, 0)
+        axes.plot(*points[[i, j]].T, color=_INK if has_failed else _GREY, linestyle=(0, (4, 2)) if has_failed else "-", zorder=1)
         if count and len(names) <= _MAX_NUMBERED_NODES:
             halo = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axes.text(*points[[i, j]].mean(axis=0), f"{count}\N{MULTIPLICATION SIGN}", ha="center", va="center", bbox=halo, zorder=2)
-    axes.scatter(*points.T, s=160 if are_numbered else 60 if are_named else 15, c=greys, edgecolors=_INK, linewidths=0.8, zorder=3)
+    size = 160 if are_numbered else 60 if are_named else 15
+    known = np.array([name in nodes and nodes[name].state in ("well", "late", "finished") for name in names])
+    axes.scatter(*points[known].T, s=size, c=np.array(greys)[known], edgecolors=_INK, linewidths=0.8, zorder=3)
+    for state, style in (("unknown", ":"), ("lost", "-")):
+        some = np.array([name in nodes and nodes[name].state == state for name in names])
+        if not some.any():
+            continue
+        axes.scatter(*points[some].T, s=size, c="white", edgecolors=_INK, linewidths=0.8, linestyle=style, zorder=3)
+        if state == "lost":
+            axes.scatter(*points[some].T, s=size / 3, c=_INK, marker="x", linewidths=0.8, zorder=4)
     for place, (name, point) in enumerate(zip(names, points, strict=True)):
         if are_numbered:
             axes.text(*point, str(place + 1), ha="center", va="center_baseline", zorder=4)
@@ -126,7 +138,10 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     axes.set_axis_off()
     said = ["numbers: the sites in the order of their names"] if are_numbered else []
     said += ["darker: more of the disagreement left"] if shares else []
-    said += ["dashed: messages too late or lost, how often"] if failed else []
+    said += [f"dashed: messages missed, last {WINDOW} rounds"] if failed else []
+    states = {health.state for health in nodes.values()}
+    said += ["crossed: lost"] if "lost" in states else []
+    said += ["dotted: nothing known"] if "unknown" in states else []
     axes.set_title("\n".join(said))
     return figure
 
@@ -140,8 +155,8 @@ def _name_beside(axes: Any, name: str, point: np.ndarray, outward: np.ndarray) -
     axes.annotate(name, point, offset, textcoords="offset points", ha=beside, va=above, zorder=4, parse_math=False)
 
 
-def _agreement(course: Convergence) -> Any:
-    """How far the models are apart, what the records certify, and what the spectrum allows."""
+def _agreement(run: RunRecords, course: Convergence) -> Any:
+    """How far the models are apart, what the records certify and the spectrum allows; lines and bands break where nothing is known."""
     if not any(course.distance):
         return None
     from matplotlib.ticker import LogFormatter
@@ -149,8 +164,14 @@ def _agreement(course: Convergence) -> Any:
     figure, axes = _figure()
     if course.certified:
         label = "certified by the nodes' records"
-        axes.fill_between(*zip(*course.certified, strict=True), color=_PALE, linewidth=0, label=label)
-    axes.plot(course.rounds, _numbers(course.distance), color=_INK, label=_DISTANCES[course.basis])
+        for piece in certified_pieces(course):
+            axes.fill_between(*zip(*piece, strict=True), color=_PALE, linewidth=0 if len(piece) > 1 else 1.5, label=label)
+            label = ""
+        _shade(axes, run, course)
+    rounds, distances = _broken(course.rounds, course.distance)
+    axes.plot(rounds, _numbers(distances), color=_INK, label=_DISTANCES[course.basis])
+    if single := isolated_points(course.rounds, course.distance):
+        axes.plot(*zip(*single, strict=True), color=_INK, marker=".", markersize=3, linestyle="")
     if any(value is not None for value in course.bound):
         axes.plot(course.rounds, _numbers(course.bound), color=_INK, linestyle=":", label="bound from the spectrum")
     axes.set_yscale("log")
@@ -162,12 +183,40 @@ def _agreement(course: Convergence) -> Any:
     return figure
 
 
+def _broken(rounds: Sequence[int], values: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
+    """The same with a round without a value where rounds are missing."""
+    broken, at, found = jumps(rounds), list[float](), list[float | None]()
+    for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
+        if place in broken:
+            at.append(number - 0.5)
+            found.append(None)
+        at.append(number)
+        found.append(value)
+    return at, found
+
+
+def _shade(axes: Any, run: RunRecords, course: Convergence) -> None:
+    """Hatch the rounds of which nothing is certified; the longest gap has its reason."""
+    spans = sorted(gaps(run, course), key=lambda gap: gap.first - gap.last)[:_MAX_GAPS]
+    for gap in spans:
+        axes.axvspan(gap.first - 0.5, gap.last + 0.5, facecolor="0.93", edgecolor="0.8", hatch="////", linewidth=0, zorder=0)
+    if spans and spans[0].last - spans[0].first >= _ROOM * (course.rounds[-1] - course.rounds[0]):
+        middle = (spans[0].first + spans[0].last) / 2
+        halo = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        why = _readable(spans[0].why.removeprefix("not certified: "))
+        place = axes.get_xaxis_transform()
+        axes.text(middle, 0.5, why, transform=place, rotation=90, ha="center", va="center", bbox=halo, parse_math=False)
+
+
 def _loss(run: RunRecords) -> Any:
     points = [(row["round"], row["loss"]) for row in run.rounds if row.get("loss") is not None]
     if not points:
         return None
     figure, axes = _figure()
-    axes.plot(*zip(*points, strict=True), color=_INK, marker="." if len(points) == 1 else "")
+    rounds, values = broken_line(points)
+    axes.plot([math.nan if at is None else at for at in rounds], [math.nan if v is None else v for v in values], color=_INK)
+    if single := isolated_points(*zip(*points, strict=True)):
+        axes.plot(*zip(*single, strict=True), color=_INK, marker=".", linestyle="")
     _along_rounds(figure, axes, "training loss, mean")
     return figure
 
@@ -182,30 +231,29 @@ def _along_rounds(figure: Any, axes: Any, label: str) -> None:
 
 
 def _worth(rows: Sequence[Row]) -> Any:
-    """Each site's gain with its interval; a full mark where it is sure."""
-    known = [row for row in rows if row["gain"] is not None]
+    """How much better each site is than alone, with its interval, to the right where it is better; a full mark where that excludes 0."""
+    known = [(row, gain, low, high) for row in rows for gain, low, high in (betterness(row),) if gain is not None]
     if len(known) > _MAX_SITES:
-        ranked = sorted(known, key=lambda row: row["gain"])
-        chosen = {row["site"] for row in (*ranked[: _MAX_SITES // 2], *ranked[-_MAX_SITES // 2 :])}
-        known = [row for row in known if row["site"] in chosen]
+        ranked = sorted(known, key=lambda each: each[1])
+        chosen = {each[0]["site"] for each in (*ranked[: _MAX_SITES // 2], *ranked[-_MAX_SITES // 2 :])}
+        known = [each for each in known if each[0]["site"] in chosen]
     if not known:
         return None
     figure, axes = _figure(22 * _MM + _LINE * len(known))
-    for place, row in enumerate(known):
-        low, high = row["low"], row["high"]
+    for place, (_, gain, low, high) in enumerate(known):
         is_sure = low is not None and high is not None and not low <= 0 <= high
         if low is not None and high is not None:
             axes.plot([low, high], [place, place], color=_INK, marker="|", markersize=4)
-        axes.plot(row["gain"], place, color=_INK, marker="o", markersize=4.5, markerfacecolor=_INK if is_sure else "white")
+        axes.plot(gain, place, color=_INK, marker="o", markersize=4.5, markerfacecolor=_INK if is_sure else "white")
     axes.axvline(0, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
-    axes.set_yticks(range(len(known)), [f"{_readable(row['site'])} ({row['rows']:,})" for row in known])
+    axes.set_yticks(range(len(known)), [f"{_readable(row['site'])} ({row['rows']:,})" for row, *_ in known])
     _plain_ticks(axes.get_yticklabels())
     axes.set_ylim(len(known) - 0.4, -0.6)
-    metric, confidence = known[0]["metric"], known[0]["confidence"]
-    lower = ", less is better" if lower_is_better(metric) else ""
-    has_intervals = any(row["low"] is not None for row in known)
-    sure = f"{confidence:.0%} interval; full: sure" if has_intervals else "no interval is known"
-    axes.set_xlabel(f"gain in {_readable(metric)} over the site alone{lower}\n{sure}", parse_math=False)
+    metric, confidence = known[0][0]["metric"], known[0][0]["confidence"]
+    what = f"better than alone by, in {_readable(metric)}"
+    has_intervals = any(low is not None for _, _, low, _ in known)
+    sure = f"{confidence:.0%} interval; full: it excludes 0" if has_intervals else "no interval is known"
+    axes.set_xlabel(f"{what}\n{sure}", parse_math=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure

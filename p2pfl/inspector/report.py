@@ -11,12 +11,17 @@ from pathlib import Path
 
 from p2pfl.inspector import figures
 from p2pfl.inspector.convergence import Convergence, convergence
-from p2pfl.inspector.health import edge_health, link_name, node_health, slowest_edge
+from p2pfl.inspector.gaps import gaps
+from p2pfl.inspector.health import edge_health, in_need, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
-from p2pfl.inspector.sections import events, facts
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict, worth_sentence
+from p2pfl.inspector.perspective import banner
+from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.sections import events, facts, node_states
+from p2pfl.inspector.verdict import SAME, Scores, betterness, mean_scores, metric_heading, scores, verdict, worth_sentence
 from p2pfl.records import Row, RunRecords, primary_metric, replace_file
 from p2pfl.yaml_files import dump_yaml
+
+_MOST_NAMED = 3
 
 _STYLE = f"""{COLOURS}{STYLE}
 body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -45,12 +50,12 @@ def report(run: RunRecords) -> str:
     sections = [
         ("In short", listed(verdict(run, course))),
         ("Who exchanges with whom", _network(run, course)),
-        ("Agreement", _agreement(course)),
+        ("Agreement", _agreement(run, course)),
         ("Loss", _loss(run)),
         ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and run.summary.get("metrics") else ""),
         ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
-        ("Links that were waited for in vain", _skips(course)),
+        ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),
         ("Events", events(run)),
         ("Cost of a round", _cost(run)),
         ("The experiment", _experiment(run)),
@@ -59,8 +64,17 @@ def report(run: RunRecords) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(name)}</title><style>{_STYLE}</style><script>{figures.script()}</script></head>\n"
-        f'<body><h1>{escaped(name)}</h1><p class="facts">{escaped(facts(run))}</p>\n{body}</body></html>\n'
+        f'<body><h1>{escaped(name)}</h1><p class="facts">{escaped(facts(run))}</p>{_notices(run)}\n{body}</body></html>\n'
     )
+
+
+def _notices(run: RunRecords) -> str:
+    """Who is lost, what did not go as agreed, and whose view this is."""
+    state, whose = run_state(run), banner(run)
+    ill = [f"{node} is {health.state}" for node, health in node_health(run).items() if health.state in ("late", "lost")]
+    warnings = [*([f"It {state.sentence}."] if state.kind == "departed" else []), *([f"{'; '.join(ill[:_MOST_NAMED])}."] if ill else [])]
+    red = "".join(f'<p class="bad"><strong>{escaped(warning)}</strong></p>' for warning in warnings)
+    return red + (f"<p>{escaped(whose)}</p>" if whose else "")
 
 
 def _network(run: RunRecords, course: Convergence) -> str:
@@ -71,16 +85,16 @@ def _network(run: RunRecords, course: Convergence) -> str:
     names = (run.topology or {}).get("nodes") or []
     if figure is None:
         return note(f"The graph of {len(names):,} nodes is not drawn.") if names else ""
-    worst = slowest_edge(edges)
-    if worst is None:
-        return _drawn(figure, "the graph of nodes and links") + note("Every message came in time.")
-    most = f"The worst is {link_name(worst)}, {edges[worst].missed} times."
-    told = f"Dashed, red and the thicker the more often: a message over this link came too late or not at all. {most}"
-    return _drawn(figure, "the graph of nodes and links") + note(told)
+    states = "" if all(health.state == "finished" for health in nodes.values()) else node_states(nodes)
+    drawn = _drawn(figure, "the graph of nodes and links")
+    if not in_need(edges):
+        return drawn + note(links_in_order(run, edges)) + states
+    told = "Dashed or dotted and red, the thicker the more often: messages over this link came too late or not at all."
+    return drawn + note(f"{told} {slowest_link_sentence(edges)}") + states
 
 
-def _agreement(course: Convergence) -> str:
-    figure = figures.agreement({"": course})
+def _agreement(run: RunRecords, course: Convergence) -> str:
+    figure = figures.agreement({"": course}, gaps(run, course))
     if figure is None:
         return ""
     fitted = f"{course.fitted_rate:.6f} a round, fitted" if course.fitted_rate is not None else f"no fitted rate: {course.fit_missing}"
@@ -105,14 +119,14 @@ def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
     for metric in sorted(summary["metrics"], key=lambda name: name != first):
         at = scores(summary, metric)
         mean = mean_scores(summary, metric)
-        heads = ["site", "alone", "network", "pooled", "gain"]
-        rows = [[Cell(node), *_figures(figure, metric, intervals.get((node, metric)))] for node, figure in list(at.items())[:MAX_ROWS]]
+        heads = ["site", "alone", "network", "pooled", "better by"]
+        rows = [[Cell(node), *_figures(figure, intervals.get((node, metric)))] for node, figure in list(at.items())[:MAX_ROWS]]
         more = note(f"{len(at) - MAX_ROWS} more in summary.json.") if len(at) > MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
         of_all = note(f"The mean model, on all test rows together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
         picture = _gains(at, metric) if metric == first and len(at) <= figures.MAX_DRAWN else ""
-        figures_at = table(heads, rows, [Cell("mean"), *_figures(mean, metric)], about=f"{metric} at each site")
-        found += f"<h3>{escaped(metric)}</h3>{picture}{figures_at}{more}{of_all}"
+        figures_at = table(heads, rows, [Cell("mean"), *_figures(mean)], about=f"{metric} at each site")
+        found += f"<h3>{escaped(metric_heading(metric))}</h3>{picture}{figures_at}{more}{of_all}"
         found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS])
     return found
 
@@ -126,7 +140,8 @@ def _sentences(rows: Sequence[Row]) -> str:
         return listed([worth_sentence(row) for row in rows])
     named = f" ({methods})" if methods else ""
     sure = (
-        f"In brackets the {rows[0]['confidence']:.0%} interval of each gain, both models on the same test rows{named}. "
+        f"In brackets the {rows[0]['confidence']:.0%} interval of each difference, positive where the network is better, "
+        f"both models on the same test rows{named}. "
         "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
     )
     return listed([worth_sentence(row) for row in rows]) + note(sure)
@@ -136,14 +151,15 @@ def _gains(at: Mapping[str, Scores], metric: str) -> str:
     return _drawn(figures.gains(at, metric), f"{metric} at each site, alone, in the network and pooled")
 
 
-def _figures(figure: Scores, metric: str, sure: Row | None = None) -> list[Cell]:
+def _figures(figure: Scores, sure: Row | None = None) -> list[Cell]:
     cells = [Cell(figure_text(value), "number") for value in (figure.alone, figure.network, figure.pooled)]
-    if figure.gain is None:
+    better = figure.better_by
+    if better is None:
         return [*cells, Cell("-", "number")]
-    better = -figure.gain if lower_is_better(metric) else figure.gain
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
-    interval = f" [{sure['low']:+.3f}, {sure['high']:+.3f}]" if sure and sure["low"] is not None else ""
-    return [*cells, Cell((f"{figure.gain:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
+    _, low, high = betterness(sure) if sure else (None, None, None)
+    interval = f" [{low:+.3f}, {high:+.3f}]" if low is not None and high is not None else ""
+    return [*cells, Cell((f"{better:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
 
 
 def _cross_site(found: Row) -> str:

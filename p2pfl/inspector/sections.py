@@ -5,81 +5,89 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, in_need, link_name, slowest_edge
+from p2pfl.inspector.health import WINDOW, EdgeHealth, Ends, NodeHealth, in_need, link_name, links_in_order, slowest_link_sentence
+from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.markup import MAX_ROWS, Cell, note, table
-from p2pfl.inspector.verdict import mean_scores
+from p2pfl.inspector.perspective import is_complete, member_of
+from p2pfl.inspector.run_state import clock_time, run_state
+from p2pfl.inspector.verdict import mean_scores, percent
 from p2pfl.records import RunRecords, primary_metric
-
-_ENDINGS = {"rounds": "ended at its last round"}
-_EVERYDAY = ("started", "greeted", "skipped")
 
 
 def facts(run: RunRecords) -> str:
-    """One line: what it is, how large, how it ended."""
+    """One line: what it is, how large, whether it goes on or how it ended."""
     summary = run.summary or {}
     nodes = summary.get("nodes") or len((run.topology or {}).get("nodes") or ())
     topology = (run.experiment.get("topology") or {}).get("name")
     sent = summary.get("bytes_sent")
+    member = member_of(run)
     found = [
         str(summary.get("engine") or run.environment.get("engine") or "unknown engine"),
         f"{nodes:,} nodes" + (f", {topology}" if topology else ""),
-        f"{len(run.rounds):,} rounds",
-        _ENDINGS.get(ending, ending) if (ending := summary.get("stop_reason")) else "still running, or interrupted",
+        f"{len(run.rounds):,} rounds{f' at {member}' if member is not None else ''}",
+        run_state(run).sentence,
         f"{sent:,} bytes sent" if sent is not None else "",
-        f"began {run.environment['started']}" if run.environment.get("started") else "",
+        f"began {clock_time(run.environment['started'])}" if run.environment.get("started") else "",
     ]
     return " · ".join(fact for fact in found if fact)
 
 
 def events(run: RunRecords) -> str:
-    """What was out of the ordinary; empty where nothing was."""
-    told = [event for event in run.events if event["event"] not in _EVERYDAY][-MAX_ROWS:]
+    """What was out of the ordinary, or a sentence about whether that is known."""
+    told = incidents(run)[-MAX_ROWS:]
     rows = [
         [
+            Cell(at, "number"),
             Cell("-" if event["round"] is None else str(event["round"]), "number"),
             *(Cell(str(event.get(key) or "")) for key in ("event", "node", "detail")),
         ]
-        for event in told
+        for at, event in zip(time_column(told), told, strict=True)
     ]
-    return table(["round", "event", "node", "detail"], rows, about="events") if rows else ""
+    if not rows:
+        return note(no_incidents(run))
+    own = member_of(run)
+    whose = note(f"As {own} has recorded and heard. Events of other sites are kept there.") if own is not None else ""
+    return table(["time (UTC)", "round", "event", "node", "detail"], rows, about="events") + whose
 
 
 def node_states(nodes: Mapping[str, NodeHealth]) -> str:
     """How every node is now, those in need first."""
-    order = {"lost": 0, "late": 1, "well": 2, "finished": 3}
+    order = {"lost": 0, "late": 1, "unknown": 2, "well": 3, "finished": 4}
     ranked = sorted(nodes.items(), key=lambda pair: order[pair[1].state])
+    alike: defaultdict[object, list[str]] = defaultdict(list)
+    for name, health in ranked[:MAX_ROWS]:
+        alike[(health.why, health.round) if health.state == "unknown" else name].append(name)
     rows = [
         [
-            Cell(name),
-            Cell(health.state, f"state {health.state}"),
-            Cell("-" if health.round is None else str(health.round), "number"),
-            Cell(health.why),
+            Cell(", ".join(names)),
+            Cell(nodes[names[0]].state, f"state {nodes[names[0]].state}"),
+            Cell("-" if nodes[names[0]].round is None else str(nodes[names[0]].round), "number"),
+            Cell(nodes[names[0]].why),
         ]
-        for name, health in ranked[:MAX_ROWS]
+        for names in alike.values()
     ]
-    more = note(f"{len(ranked) - MAX_ROWS} more, all of them {ranked[MAX_ROWS][1].state} or better.") if len(ranked) > MAX_ROWS else ""
+    more = note(f"{len(ranked) - MAX_ROWS} more, the first of them {ranked[MAX_ROWS][1].state}.") if len(ranked) > MAX_ROWS else ""
     return table(["node", "is", "newest round", "why"], rows, about="how every node is") + more if rows else ""
 
 
-def link_states(edges: Mapping[Ends, EdgeHealth]) -> str:
-    """Which links are lost or slow, and which one slows the network most."""
-    worst = slowest_edge(edges)
+def link_states(run: RunRecords, edges: Mapping[Ends, EdgeHealth]) -> str:
+    """Which links are lost or slow, and which is the slowest."""
     bad = in_need(edges)
     if not bad:
-        return note("Every message came in time.") if edges else ""
+        return note(links_in_order(run, edges)) if edges else ""
     rows = [
         [
             Cell(link_name(ends)),
             Cell(edge.state, f"state {edge.state}"),
-            Cell(str(edge.missed), "number"),
-            Cell(f"{edge.share:.0%}", "number"),
+            Cell(f"{edge.missed} ({percent(edge.fraction)})" if edge.missed else "-", "number"),
             Cell(edge.why),
         ]
         for ends, edge in bad[:MAX_ROWS]
     ]
-    told = note(f"The link that slows the network most is {link_name(worst)}.") if worst is not None else ""
+    slowest = slowest_link_sentence(edges)
+    told = note(f"{slowest} Missed: in the last {WINDOW} rounds.".strip())
     more = note(f"{len(bad) - MAX_ROWS} more.") if len(bad) > MAX_ROWS else ""
-    return told + table(["link", "is", "missed", "share", "why"], rows, about="links that are lost or slow") + more
+    return told + table(["link", "is", "missed", "why"], rows, about="links that are lost or slow") + more
 
 
 def comparison(runs: Mapping[str, RunRecords]) -> str:
@@ -100,7 +108,7 @@ def comparison(runs: Mapping[str, RunRecords]) -> str:
                 Cell(f"{summary['rounds']:,}" if ending == "converged" else "-", "number"),
                 Cell(f"{total:,}", "number"),
                 Cell("-" if metric is None or mean is None else f"{metric} {mean:.3f}", "number"),
-                Cell(_ENDINGS.get(str(ending), str(ending)) if ending else f"still running, {len(run.rounds):,} rounds so far"),
+                Cell(run_state(run).sentence + ("" if ending else f", {len(run.rounds):,} rounds so far")),
             ]
         )
     return table(["run", "graph", "rounds to converge", "bytes sent", "mean over the nodes", "ending"], rows, about="the runs compared")
@@ -118,5 +126,9 @@ def went_without(run: RunRecords, name: str) -> str:
         for (by, other), rounds in sorted(found.items(), key=lambda pair: -len(pair[1]))[:MAX_ROWS]
     ]
     if not rows:
-        return note(f"{name} never went on without a neighbour, and none without it.")
-    return table(["this node", "went on without", "times", "rounds"], rows, about=f"who went on without whom at {name}")
+        if is_complete(run):
+            return note(f"{name} never went on without a neighbour, and none without it.")
+        return note(f"No record here says that {name} went on without a neighbour, or a neighbour without it.")
+    return table(["this node", "went on without", "times", "rounds"], rows, about=f"who went on without whom at {name}") + note(
+        "Counted over all rounds that are recorded here."
+    )

@@ -9,9 +9,11 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from p2pfl.errors import ConfigError, StoreError, TransportError
+from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.records import RunRecords, read_run, records_of
 
+_OWN, _ADDRESS = "run", "status.url"
+"""In a node's state folder: its own records, and where it answers while it runs."""
 _HOSTS = frozenset({"127.0.0.1", "localhost"})
 _REQUEST_S = 5.0
 _MOST_BYTES = 256 * 2**20
@@ -37,14 +39,30 @@ def read_source(source: str) -> RunRecords:
     """What there is now.
 
     Args:
-        source: the folder of a run, or the address of a node's status endpoint on this machine, as its state folder's status.url has it.
+        source: the folder of a run, or the address of a node's status endpoint on this machine, as its state folder's status.url has it. In
+            the place of a node's own folder, state/run, stands what the node itself tells while it runs: it has heard of the others.
 
     Raises:
         ConfigError: no such folder, or an address that is not on this machine.
         StoreError: a file is damaged.
         TransportError: no node answers at that address.
     """
-    return _ask(source) if is_url(source) else read_run(Path(source))
+    if is_url(source):
+        return _ask(source)
+    own = read_run(Path(source))
+    return _as_the_node_tells(own, Path(source)) or own if own.summary is None else own
+
+
+def _as_the_node_tells(own: RunRecords, folder: Path) -> RunRecords | None:
+    """The view of the node whose own folder this is; None where it does not run, or something else answers at its address."""
+    address = folder.resolve().parent / _ADDRESS
+    if folder.resolve().name != _OWN or not address.is_file():
+        return None
+    try:
+        told = _ask(address.read_text(encoding="utf-8").strip())
+    except (P2PFLError, OSError, ValueError):
+        return None
+    return told if told.environment == own.environment else None
 
 
 def _ask(url: str) -> RunRecords:

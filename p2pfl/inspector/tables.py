@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.inspector.verdict import betterness, lower_is_better
 from p2pfl.records import Row, RunRecords, read_run, replace_file
 
 Cell = str | int | float | bool | None
@@ -36,7 +37,8 @@ class Tables:
     network: list[FlatRow] = field(default_factory=list)
     """Of a node's own records: one row a round of the network, as far as the node came to know it."""
     worth: list[FlatRow]
-    """One row a site: the primary metric alone and in the network, the gain and its interval. Empty where sites were not trained alone."""
+    """One row a site: the primary metric alone and in the network, and `better_by` with its interval: positive where the network is better,
+    whichever direction the metric has. Empty where sites were not trained alone."""
     cross_site: list[FlatRow]
     """One row a model and site: the primary metric, its interval, and on how many test rows. Empty where it was not computed."""
     subgroups: list[FlatRow]
@@ -70,7 +72,7 @@ def tables_of(records: RunRecords) -> Tables:
         edges=_edges(records.topology or {}),
         sites=_sites(records.summary or {}),
         network=[_flat(row) for row in records.network],
-        worth=[dict(row) for row in records.worth],
+        worth=[_one_direction(row) for row in records.worth],
         cross_site=_cross_site(records.cross_site or {}),
         subgroups=[dict(row) for row in records.subgroups],
     )
@@ -167,7 +169,20 @@ def _sites(summary: Row) -> list[FlatRow]:
         others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
         for node, value in (figures.get("per_node") or {}).items():
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
-            found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled})
+            direction = "lower is better" if lower_is_better(metric) else "higher is better"
+            found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction})
+    return found
+
+
+def _one_direction(row: Row) -> FlatRow:
+    """A row of worth.json, whose gain is network minus alone, with what is positive where the network is better in its place."""
+    better, low, high = betterness(row)
+    found: FlatRow = {}
+    for key, value in row.items():
+        if key == "gain":
+            found |= {"better_by": better, "better_by_low": low, "better_by_high": high}
+        elif key not in ("low", "high"):
+            found[key] = value
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +11,12 @@ from itertools import accumulate
 from pathlib import Path
 
 from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.inspector.gaps import jumps
 from p2pfl.inspector.tables import FlatRow, tables_of
 from p2pfl.records import RunRecords
 
 _FILE = "events.out.tfevents.p2pfl"  # TensorBoard's own name would have this machine's in it, and pile up with each export
+_BOUNDS = ("bound_low", "bound_high", "consensus_distance")
 _NO_SCALARS = frozenset({"round", "kind", "node"})
 
 
@@ -57,7 +60,7 @@ def _write(place: Path, rows: Sequence[FlatRow], times: dict[int, float]) -> Pat
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         writer = Writer(temporary)
-        for row in rows:
+        for row in _with_gaps(rows):
             number = int(row["round"] or 0)
             for tag, value in _scalars(row):
                 writer.add_scalar(tag, value, number, wall_time=times.get(number))
@@ -66,10 +69,28 @@ def _write(place: Path, rows: Sequence[FlatRow], times: dict[int, float]) -> Pat
         return written.replace(place / _FILE)
 
 
-def _scalars(row: FlatRow) -> Iterator[tuple[str, float]]:
+def _with_gaps(rows: Sequence[FlatRow]) -> Iterator[FlatRow]:
+    """The rows, and one of NaN after each from which on rounds are missing or a bound is not known: TensorBoard's lines break there."""
+    broken = jumps([int(row["round"] or 0) for row in rows])
+    before: FlatRow = {}
+    for place, row in enumerate(rows):
+        if place in broken:
+            missing: FlatRow = dict.fromkeys((key for key, _ in _scalars_by_key(before)), math.nan)
+            yield {**missing, "round": int(before["round"] or 0) + 1}
+        lost: FlatRow = {key: math.nan for key in _BOUNDS if before.get(key) is not None and row.get(key) is None}
+        yield row | lost
+        before = row
+
+
+def _scalars_by_key(row: FlatRow) -> Iterator[tuple[str, float]]:
     for key, value in row.items():
         if key not in _NO_SCALARS and isinstance(value, int | float):
-            yield key.replace(".", "/"), float(value)
+            yield key, float(value)
+
+
+def _scalars(row: FlatRow) -> Iterator[tuple[str, float]]:
+    for key, value in _scalars_by_key(row):
+        yield key.replace(".", "/"), value
 
 
 def _wall_times(started: str | None, rounds: Sequence[FlatRow]) -> dict[int, float]:

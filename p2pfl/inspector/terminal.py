@@ -5,7 +5,7 @@ Names and details come from other machines: they are printed as they are and nev
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,9 +20,13 @@ from rich.text import Text
 from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import Convergence, convergence
-from p2pfl.inspector.health import edge_health, in_need, link_name, slowest_edge
+from p2pfl.inspector.gaps import Gap, gaps
+from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
+from p2pfl.inspector.incidents import incidents, no_incidents, time_column
+from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, scores, verdict
+from p2pfl.inspector.run_state import duration, run_state
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, percent, scores, verdict
 from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
@@ -32,7 +36,9 @@ _METRICS_BESIDE = 2  # what 80 columns hold
 _HEADING = 9
 _REGULAR = 3  # steps of the same size that are no chance
 _MAX_RANGES = 12
-_EVERYDAY = frozenset({"started", "greeted", "skipped"})  # skips have their own table
+_STYLES = {"well": "green", "late": "yellow", "slow": "yellow", "lost": "bold red", "unknown": "dim", "finished": "cyan"}
+_MAX_GAPS = 3
+_MAX_NAMED = 8
 _BASES = {
     "exact": "consensus distance",
     "upper bound": "consensus distance (upper bound)",
@@ -78,20 +84,22 @@ def page(
     run: RunRecords, *, width: int = 80, ascii_only: bool = False, goals: Sequence[Reached] = (), is_live: bool = False
 ) -> RenderableType:
     """Header, convergence, metrics, skipped neighbours, events, cost, and what it comes to: at the end, or, of a live page, on top."""
-    course = convergence(run)
+    course, nodes = convergence(run), node_health(run)
     in_short = _section("In short", [Text(_printable(sentence)) for sentence in verdict(run, course)])
     parts: list[RenderableType] = [
         *_header(run),
+        *(_section("Nodes now", _nodes(nodes)) if is_live else ()),
         *(in_short if is_live else ()),
-        *_section("Agreement", _agreement(course, width, ascii_only)),
+        *_section("Agreement", _agreement(run, course, width, ascii_only)),
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
         *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
-        *_section("Nodes, as this one has heard of them", _heard_of(run)),
+        *_section("Nodes, as this one has heard of them", _heard_of(run, nodes)),
+        *(() if is_live else _section("Nodes now" if run.summary is None else "Nodes", _nodes(nodes))),
         *_section("Furthest from their neighbours", _slowest(run, course)),
-        *_section("Links", _links(run)),
-        *_section("Skipped neighbours", _skipped(course)),
-        *_section("Events", _events(run.events)),
+        *_section("Links", _links(run, nodes)),
+        *_section("Skipped neighbours, in all rounds recorded here", _skipped(course)),
+        *_section("Events", _events(run)),
         *_section("Cost of a round", _cost(run)),
         *(() if is_live else in_short),
     ]
@@ -99,7 +107,7 @@ def page(
 
 
 def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
-    """Every node's metrics: alone, in the network, with all data pooled, and what the network gained; the primary metric first.
+    """Every node's metrics: alone, in the network, with all data pooled, and how much better the network is; the primary metric first.
 
     A baseline that was not computed has no column. "mean model" is the mean of all models, on all test rows together. Above 40 nodes those
     with the largest and the smallest gain are shown, above 1,000 the mean alone.
@@ -124,15 +132,16 @@ def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     columns = {metric: _columns([*figures[metric].values(), means[metric]]) for metric in metrics}
     for metric in metrics:
         for number, column in enumerate(columns[metric]):
-            heading = [*_heading(metric), column] if number == 0 else [column]
+            named = column.split(" ") if column == "better by" else [column]
+            heading = [*_heading(metric), *named] if number == 0 else named
             table.add_column(Text("\n".join(heading)), justify="right", vertical="bottom", no_wrap=True)
     nodes, hidden = _shown_nodes(figures[metrics[0]])
     for node in nodes:
-        table.add_row(_name(node), *(cell for m in metrics for cell in _score_cells(figures[m][node], columns[m], m)))
+        table.add_row(_name(node), *(cell for m in metrics for cell in _score_cells(figures[m][node], columns[m])))
     if hidden:
         table.add_row(Text(f"({hidden} more)", style="dim"))
     table.add_section()
-    table.add_row(Text("mean"), *(cell for m in metrics for cell in _score_cells(means[m], columns[m], m)))
+    table.add_row(Text("mean"), *(cell for m in metrics for cell in _score_cells(means[m], columns[m])))
     of_mean_model = summary.get("mean_model") or {}
     if any(of_mean_model.get(metric) is not None for metric in metrics):
         model_cells = (Text(_number(of_mean_model.get(m)) if column == "network" else "") for m in metrics for column in columns[m])
@@ -141,28 +150,28 @@ def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
 
 
 def _heading(metric: str) -> list[str]:
-    """A metric's name on lines narrow enough for the column that it stands above."""
-    return [piece[start : start + _HEADING] for piece in _printable(metric).split("_") for start in range(0, len(piece), _HEADING)]
+    """A metric's name on lines narrow enough for the column that it stands above, and whether less of it is better."""
+    down = ["(lower is", "better)"] if lower_is_better(metric) else []
+    return [piece[start : start + _HEADING] for piece in _printable(metric).split("_") for start in range(0, len(piece), _HEADING)] + down
 
 
 def _columns(figures: Sequence[Scores]) -> list[str]:
     """Which columns hold anything."""
     alone = ["alone"] if any(figure.alone is not None for figure in figures) else []
     pooled = ["pooled"] if any(figure.pooled is not None for figure in figures) else []
-    return [*alone, "network", *pooled, *(["gain"] if alone else [])]
+    return [*alone, "network", *pooled, *(["better by"] if alone else [])]
 
 
-def _score_cells(figure: Scores, columns: Sequence[str], metric: str) -> list[Text]:
+def _score_cells(figure: Scores, columns: Sequence[str]) -> list[Text]:
     cells = []
     for column in columns:
-        if column != "gain":
+        if column != "better by":
             cells.append(Text(_number(getattr(figure, column)), style="bold" if column == "network" else ""))
-        elif figure.gain is None:
+        elif figure.better_by is None:
             cells.append(Text("-"))
         else:
-            good = -figure.gain if lower_is_better(metric) else figure.gain
-            style = "green" if good >= SAME else "red" if good <= -SAME else "dim"
-            cells.append(Text(f"{figure.gain:+.3f}" if style != "dim" else "0.000", style=style))
+            style = "green" if figure.better_by >= SAME else "red" if figure.better_by <= -SAME else "dim"
+            cells.append(Text(f"{figure.better_by:+.3f}" if style != "dim" else "0.000", style=style))
     return cells
 
 
@@ -170,7 +179,7 @@ def _shown_nodes(figures: Mapping[str, Scores]) -> tuple[list[str], int]:
     """All nodes, or the two ends of the list by what they gained, in the order of their names."""
     if len(figures) <= _MAX_NODES:
         return list(figures), 0
-    ranked = sorted(figures, key=lambda node: figures[node].gain or 0.0)
+    ranked = sorted(figures, key=lambda node: figures[node].better_by or 0.0)
     half = _MAX_NODES // 4
     return sorted(ranked[:half] + ranked[-half:]), len(figures) - 2 * half
 
@@ -179,15 +188,20 @@ def _header(run: RunRecords) -> list[RenderableType]:
     summary = run.summary or {}
     name = str(run.experiment.get("name", "run"))
     engine = summary.get("engine") or run.environment.get("engine") or "unknown engine"
-    ending = summary.get("stop_reason") if run.summary else "still running, or interrupted"
-    colour = {"converged": "green", "rounds": "yellow"}.get(str(ending), "cyan" if run.summary is None else "red")
+    state = run_state(run)
+    colours = {"running": "cyan", "paused": "yellow", "silent": "bold red", "departed": "bold red"}
+    endings = {"converged": "green", "rounds": "yellow"}
+    colour = colours.get(state.kind) or endings.get(str(summary.get("stop_reason")), "red")
+    member = member_of(run)
     settled = sum(row["kind"] == "settle" for row in run.rounds)
     topology = (run.experiment.get("topology") or {}).get("name")
     nodes = summary.get("nodes") or len((run.topology or {}).get("nodes") or ()) or (run.rounds[-1].get("nodes") if run.rounds else None)
     facts = [
         str(engine),
         f"{_count(nodes, 'node')}{f', {topology}' if topology else ''}" if nodes else "",
-        f"{_count(len(run.rounds), 'round')}{f', {settled} of them settling' if settled else ''}",
+        _count(len(run.rounds), "round")
+        + (f" at {member}" if member is not None else "")
+        + (f", {settled} of them settling" if settled else ""),
         _seconds(total) if (total := (summary.get("seconds") or {}).get("total")) is not None else "",
         f"{_clock_seconds(clock)} s on the network's clock"
         if (clock := (summary.get("seconds") or {}).get("simulated")) is not None
@@ -197,13 +211,14 @@ def _header(run: RunRecords) -> list[RenderableType]:
         Text.assemble(
             (_printable(name), "bold"),
             ": ",
-            ("ended at its last round" if ending == "rounds" else _printable(str(ending)), f"bold {colour}"),
+            (_printable(state.sentence), f"bold {colour}"),
         ),
         Text(_printable("; ".join(fact for fact in facts if fact)), style="dim"),
+        *([Text(_printable(whose))] if (whose := banner(run)) else []),
     ]
 
 
-def _agreement(course: Convergence, width: int, ascii_only: bool) -> list[RenderableType]:
+def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: bool) -> list[RenderableType]:
     if not course.rounds:
         return []
     lines: list[RenderableType] = []
@@ -214,6 +229,7 @@ def _agreement(course: Convergence, width: int, ascii_only: bool) -> list[Render
         lines += [
             Text("\n".join(chart), no_wrap=True),
             Text(f"{sign} {_BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
+            *(Text(_printable(sentence), style="dim") for sentence in _gap_sentences(gaps(run, course))),
         ]
     table = Table.grid(padding=(0, 2))
     table.add_row("last distance", _distance(course))
@@ -225,6 +241,13 @@ def _agreement(course: Convergence, width: int, ascii_only: bool) -> list[Render
         "rate a round, predicted", f"{course.predicted_rate:.6f}" if course.predicted_rate is not None else "none: no topology.json"
     )
     return [*lines, table]
+
+
+def _gap_sentences(found: Sequence[Gap]) -> list[str]:
+    """Why the line breaks, the longest gaps first."""
+    longest = sorted((gap for gap in found if gap.last > gap.first), key=lambda gap: gap.first - gap.last)
+    more = [f"{_count(len(longest) - _MAX_GAPS, 'more gap')}"] if len(longest) > _MAX_GAPS else []
+    return [*(f"rounds {gap.first}-{gap.last}: {gap.why}" for gap in longest[:_MAX_GAPS]), *more]
 
 
 def _distance(course: Convergence) -> str:
@@ -260,17 +283,18 @@ def _reached(goals: Sequence[Reached]) -> Table:
     return table
 
 
-def _heard_of(run: RunRecords) -> list[RenderableType]:
+def _heard_of(run: RunRecords, health: Mapping[str, NodeHealth]) -> list[RenderableType]:
     """Of a node's own view everybody's newest row, with its age."""
     newest = {row["node"]: row for row in sorted(run.nodes, key=lambda row: row["round"]) if "age_s" in row}
     if not newest:
         return []
     metric = primary_metric(sorted({name for row in newest.values() for name in row.get("metrics") or ()}))
-    table = _table("node", "round", "heard", "loss", *([_printable(metric)] if metric else []), "went on without")
+    table = _table("node", "is", "round", "heard", "loss", *([_printable(metric)] if metric else []), "went on without")
     for name, row in sorted(newest.items())[:_MAX_NODES]:
-        state = "has finished" if row.get("state") == "finished" else f"{row['age_s']:.0f} s ago"
+        heard = "-" if row.get("age_s") is None else f"{duration(row['age_s'])} ago"
         figures = [_number(row.get("loss")), *([_number((row.get("metrics") or {}).get(metric))] if metric else [])]
-        table.add_row(_name(name), str(row["round"]), state, *figures, _name(", ".join(row.get("skipped") or ())))
+        is_now = Text(health[name].state, style=_STYLES[health[name].state])
+        table.add_row(_name(name), is_now, str(row["round"]), heard, *figures, _name(", ".join(row.get("skipped") or ())))
     unheard = [name for name in (run.topology or {}).get("nodes") or () if name not in newest]
     silent = [Text(_printable(f"never heard of: {', '.join(unheard)}"), style="red")] if unheard else []
     return [table, *_more(len(newest) - _MAX_NODES, "nodes"), *silent]
@@ -283,23 +307,58 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
     table = _table("node", "share of disagreement", "own test", "rounds agreed")
     for slow in course.slowest[:5]:
         own = f"{slow.relative:.1e}" if slow.relative is not None else "-"
-        table.add_row(_name(slow.node), f"{slow.share:.0%}", own, str(slow.agreed_for) if slow.agreed_for is not None else "-")
+        table.add_row(_name(slow.node), percent(slow.share), own, str(slow.agreed_for) if slow.agreed_for is not None else "-")
     return [table]
 
 
-def _links(run: RunRecords) -> list[RenderableType]:
-    """Those that are lost now, and those that have cost messages."""
-    edges = edge_health(run)
-    bad = in_need(edges)
-    worst = slowest_edge(edges)
-    if worst is None and not bad:
+def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
+    """How many nodes are in which state, and a line for each that is lost or late."""
+    if not nodes:
         return []
+    counts = Counter(health.state for health in nodes.values())
+    told = Text(", ").join(
+        Text(f"{counts[state]:,} {state}", style=_STYLES[state])
+        for state in ("lost", "late", "unknown", "well", "finished")
+        if counts[state]
+    )
+    bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late")]
+    bad.sort(key=lambda pair: pair[1].state != "lost")
+    unknown: defaultdict[str, list[str]] = defaultdict(list)
+    for name, health in nodes.items():
+        if health.state == "unknown":
+            unknown[health.why].append(name)
+    rows = [(name, health.state, health.why) for name, health in bad]
+    rows += [(", ".join(names[:_MAX_NAMED]) + _and_more(names), "unknown", why) for why, names in unknown.items()]
+    if not rows:
+        return [told]
+    table = _table("node", "is", "why")
+    for name, state, why in rows[:_MAX_ROWS]:
+        table.add_row(_name(name), Text(state, style=_STYLES[state]), _name(why))
+    return [told, table, *_more(len(rows) - _MAX_ROWS, "rows of nodes that are not known to be well")]
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+
+
+def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
+    """Those that are lost now, and those that have cost messages."""
+    edges = edge_health(run, nodes)
+    bad = in_need(edges)
+    if not bad:
+        said = links_in_order(run, edges)
+        return [Text(_printable(said))] if said else []
     table = _table("link", "is", "missed", "why")
     for ends, edge in bad[:_MAX_ROWS]:
-        state = Text(edge.state, style="bold red" if edge.state == "lost" else "yellow")
-        table.add_row(_name(link_name(ends)), state, f"{edge.missed} ({edge.share:.0%})", _name(edge.why))
-    slows = [Text(_printable(f"The link that slows the network most is {link_name(worst)}."))] if worst is not None else []
-    return [table, *_more(len(bad) - _MAX_ROWS, "links in nodes.jsonl"), *slows]
+        table.add_row(
+            _name(link_name(ends)),
+            Text(edge.state, style=_STYLES[edge.state]),
+            f"{edge.missed} ({percent(edge.fraction)})" if edge.missed else "-",
+            _name(edge.why),
+        )
+    slowest = slowest_link_sentence(edges)
+    window = Text(f"missed: in the last {WINDOW} rounds", style="dim")
+    return [table, *_more(len(bad) - _MAX_ROWS, "links in nodes.jsonl"), window, *([Text(_printable(slowest))] if slowest else [])]
 
 
 def _skipped(course: Convergence) -> list[RenderableType]:
@@ -311,18 +370,20 @@ def _skipped(course: Convergence) -> list[RenderableType]:
     return [table, *_more(len(course.skipped) - _MAX_ROWS, "pairs in nodes.jsonl")]
 
 
-def _events(events: Sequence[Row]) -> list[RenderableType]:
+def _events(run: RunRecords) -> list[RenderableType]:
     """What was out of the ordinary; what several nodes report of the same round stands on one line."""
-    groups: defaultdict[tuple[Any, str, str], list[str]] = defaultdict(list)
+    events = incidents(run)
+    groups: defaultdict[tuple[Any, str, str], list[Row]] = defaultdict(list)
     for event in events:
-        if event["event"] not in _EVERYDAY:
-            groups[event["round"], event["event"], event.get("detail") or ""].append(str(event["node"]))
+        groups[event["round"], str(event["event"]), str(event.get("detail") or "")].append(event)
     if not groups:
-        return []
-    table = _table("round", "event", "nodes", "detail")
-    for (number, kind, detail), nodes in list(groups.items())[-_MAX_ROWS:]:
+        return [Text(_printable(no_incidents(run)))]
+    last = list(groups.items())[-_MAX_ROWS:]
+    table = _table("time (UTC)", "round", "event", "nodes", "detail")
+    for at, ((number, kind, detail), same) in zip(time_column([same[0] for _, same in last]), last, strict=True):
+        nodes = [str(event["node"]) for event in same]
         who = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")  # noqa: PLR2004  # three names say enough
-        table.add_row("-" if number is None else str(number), _name(kind), _name(who), _name(detail))
+        table.add_row(_name(at), "-" if number is None else str(number), _name(kind), _name(who), _name(detail))
     return [table, *_more(len(groups) - _MAX_ROWS, "earlier ones in events.jsonl")]
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.health import edge_health, slowest_link_sentence
+from p2pfl.inspector.outages import Outages, outages
+from p2pfl.inspector.run_state import run_state
 from p2pfl.records import Row, RunRecords, primary_metric
+
+_MOST_OUTAGES = 3
 
 SAME = 0.0005
 """Figures are shown with three digits: a smaller difference is none."""
@@ -21,11 +26,14 @@ class Scores:
     alone: float | None
     network: float | None
     pooled: float | None
+    lower_is_better: bool = False
 
     @property
-    def gain(self) -> float | None:
-        """Network minus alone."""
-        return self.network - self.alone if self.network is not None and self.alone is not None else None
+    def better_by(self) -> float | None:
+        """How much better the network is than the site alone: positive where it is better, whichever direction the metric has."""
+        if self.network is None or self.alone is None:
+            return None
+        return self.alone - self.network if self.lower_is_better else self.network - self.alone
 
 
 def lower_is_better(metric: str) -> bool:
@@ -33,33 +41,52 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in ("loss", "error", "distance", "brier"))
 
 
+def metric_heading(metric: str) -> str:
+    """A metric's name with the direction that is better, where that is down."""
+    return f"{metric} (lower is better)" if lower_is_better(metric) else metric
+
+
 def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:
     """A metric at each node, by name; empty above the number of nodes for which a summary holds single figures."""
     per_node = summary["metrics"][metric].get("per_node") or {}
     local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
-    return {node: Scores(alone=_at(local, node), network=value, pooled=_at(pooled, node)) for node, value in per_node.items()}
+    is_loss = lower_is_better(metric)
+    return {
+        node: Scores(alone=_at(local, node), network=value, pooled=_at(pooled, node), lower_is_better=is_loss)
+        for node, value in per_node.items()
+    }
 
 
 def mean_scores(summary: Mapping[str, Any], metric: str) -> Scores:
     """A metric on average over the nodes at which it is defined."""
     local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
-    return Scores(alone=local.get("mean"), network=summary["metrics"][metric].get("mean"), pooled=pooled.get("mean"))
+    network = summary["metrics"][metric].get("mean")
+    return Scores(alone=local.get("mean"), network=network, pooled=pooled.get("mean"), lower_is_better=lower_is_better(metric))
 
 
 def verdict(run: RunRecords, course: Convergence) -> list[str]:
     """Sentences for somebody who has to decide what to do next."""
+    state = run_state(run)
+    departed = [f"It {state.sentence}."] if state.kind == "departed" else []
+    halted = [f"{state.sentence[0].upper()}{state.sentence[1:]}."] if state.kind in ("paused", "silent") else []
     if run.summary is not None and run.summary.get("stop_reason") == "diverged":
         return [
+            *departed,
             "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
-    found = [_agreement(run, course), *_diverged(run), *_inexact(run)]
+    found = [*departed, *halted, _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
-        found += _where_stuck(course)
+        found += _where_stuck(run, course)
     if run.summary is not None and run.summary.get("metrics"):
         found += _worth(run.summary)
-        found += _how_sure(run.worth)
+        found += _how_sure(run.worth, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")))
     return found
+
+
+def percent(fraction: float) -> str:
+    """A fraction in per cent, never rounded to nothing."""
+    return "less than 0.1%" if 0 < fraction < 0.001 else f"{fraction:.1%}" if 0 < fraction < 0.02 else f"{fraction:.0%}"  # noqa: PLR2004
 
 
 def certificate(run: RunRecords, course: Convergence) -> str:
@@ -90,7 +117,7 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     summary = run.summary
     if summary is None:
         if not course.relative:
-            return f"No summary yet: round {course.rounds[-1]} is the last one recorded."
+            return f"Not done: round {course.rounds[-1]} is the newest that is known of {'the network' if run.network else 'it'}."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
         left = _left(course)
         return f"Not done: in round {course.rounds[-1]} the models differ by {course.relative:.1e} of their size{wanted}.{left}"
@@ -144,14 +171,18 @@ def _inexact(run: RunRecords) -> list[str]:
     ]
 
 
-def _where_stuck(course: Convergence) -> list[str]:
+def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     found = []
     if course.slowest and len(course.slowest) > 1:
         worst = course.slowest[0]
-        found.append(f"{worst.node} is furthest from its neighbours, with {worst.share:.0%} of what disagreement is left.")
-    if course.skipped:
-        skip = course.skipped[0]
-        found.append(f"{skip.node} was most often too late: {skip.by} went on without it in {_times(len(skip.rounds), 'round')}.")
+        found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.share)} of what disagreement is left.")
+    away = outages(run) if course.skipped else Outages(found=[])
+    longest = sorted(away.found, key=lambda outage: (outage.is_over, outage.first - outage.last))
+    found += [outage.sentence for outage in longest[:_MOST_OUTAGES]]
+    if len(longest) > _MOST_OUTAGES:
+        found.append(f"{_times(len(longest) - _MOST_OUTAGES, 'more outage')} stand in the events.")
+    if course.skipped and (slowest := slowest_link_sentence(edge_health(run, away=away))):
+        found.append(slowest)
     fitted, predicted = course.fitted_rate, course.predicted_rate
     if fitted is not None and fitted >= 1:
         found.append("Mixing does not bring the models together at all: look at the links first.")
@@ -166,7 +197,7 @@ def worth_sentence(row: Row) -> str:
     Args:
         row: of `RunRecords.worth`.
     """
-    site, (gain, low, high) = row["site"], _betterness(row)
+    site, (gain, low, high) = row["site"], betterness(row)
     if gain is None:
         return f"{site}: {row['metric']} is undefined on its {row['rows']:,} test rows."
     if (low is None or high is None) and row.get("no_interval"):
@@ -180,7 +211,7 @@ def worth_sentence(row: Row) -> str:
     return f"{site}: {gain:+.3f} ({low:+.3f} to {high:+.3f}): cannot be told from {row['rows']:,} test rows."
 
 
-def _betterness(row: Row) -> tuple[float | None, float | None, float | None]:
+def betterness(row: Row) -> tuple[float | None, float | None, float | None]:
     """A gain and its interval, positive where the network is better."""
     if not row.get("lower_is_better", lower_is_better(row["metric"])):
         return row["gain"], row["low"], row["high"]
@@ -188,16 +219,17 @@ def _betterness(row: Row) -> tuple[float | None, float | None, float | None]:
     return gain, low, high
 
 
-def _how_sure(rows: Sequence[Row]) -> list[str]:
+def _how_sure(rows: Sequence[Row], num_sites: int) -> list[str]:
     """How many sites gain, and lose, for sure."""
-    told = [(low, high) for _, low, high in map(_betterness, rows) if low is not None and high is not None]
+    told = [(low, high) for _, low, high in map(betterness, rows) if low is not None and high is not None]
     if not told:
         reasons = sorted({row["no_interval"] for row in rows if row.get("no_interval")})
         return [f"How sure the gains are is not known: {'; '.join(reasons)}."] if reasons else []
+    total = max(num_sites, len(rows))
     gain, lose = sum(low > 0 for low, _ in told), sum(high < 0 for _, high in told)
-    unsure = len(rows) - gain - lose
+    unsure = total - gain - lose
     parts = [
-        f"{gain or 'none'} of {_times(len(rows), 'site')} {'gains' if gain <= 1 else 'gain'} for sure",
+        f"{gain or 'none'} of {_times(total, 'site')} {'gains' if gain <= 1 else 'gain'} for sure",
         *([f"{unsure} cannot be told"] if unsure else []),
         f"{lose or 'none'} {'loses' if lose <= 1 else 'lose'}{' for sure' if lose else ''}",
     ]
@@ -207,26 +239,26 @@ def _how_sure(rows: Sequence[Row]) -> list[str]:
 def _worth(summary: Row) -> list[str]:
     metric = primary_metric(summary["metrics"])
     assert metric is not None
-    sign = -1 if lower_is_better(metric) else 1
     nodes = scores(summary, metric)
-    gains = {node: sign * figure.gain for node, figure in nodes.items() if figure.gain is not None}
+    gains = {node: gain for node, figure in nodes.items() if (gain := figure.better_by) is not None}
     found = []
     if gains:
         better = [node for node in gains if gains[node] >= SAME]
         worse = sorted((node for node in gains if gains[node] <= -SAME), key=gains.__getitem__)
         best = max(gains, key=gains.__getitem__)
-        most = f" (most of all {best}, {sign * gains[best]:+.3f})" if better else ""
+        most = f" (most of all {best}, {gains[best]:+.3f})" if better else ""
         sentence = (
-            f"By {metric}, {len(better)} of {_times(len(gains), 'node')} {'is' if len(better) == 1 else 'are'} better off than alone{most}"
+            f"By {metric_heading(metric)}, {len(better)} of {_times(len(nodes), 'site')} {'is' if len(better) == 1 else 'are'} "
+            f"better off than alone{most}"
         )
         if worse:
-            sentence += (
-                f"; {len(worse)} {'is' if len(worse) == 1 else 'are'} worse off: {_listed([f'{n} {sign * gains[n]:+.3f}' for n in worse])}"
-            )
+            sentence += f"; {len(worse)} {'is' if len(worse) == 1 else 'are'} worse off: {_listed([f'{n} {gains[n]:+.3f}' for n in worse])}"
+        if len(gains) < len(nodes):
+            sentence += f"; at {len(nodes) - len(gains)} it is undefined"
         found.append(sentence + ("." if worse else "; none is worse off."))
     mean = mean_scores(summary, metric)
     if mean.network is not None and mean.pooled is not None:
-        behind = sign * (mean.pooled - mean.network)
+        behind = (mean.network - mean.pooled) if lower_is_better(metric) else (mean.pooled - mean.network)
         words = "as well as" if abs(behind) < SAME else f"{abs(behind):.3f} {'worse' if behind > 0 else 'better'} than"
         found.append(f"On average the network does {words} one model trained on all data pooled.")
     return found

@@ -161,7 +161,7 @@ class Daemon:
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
         self._round = self._phase = 0
-        self._stopping = False
+        self._stopping, self._stopped_why = False, ""
         self._bytes_sent = 0
         self._seconds: dict[str, float] = {}
         self._last_row: dict[str, Any] = {}
@@ -222,9 +222,13 @@ class Daemon:
                 task.cancel()
         return reason
 
-    def stop(self) -> None:
-        """Leave after what is in hand; the state is on disk and a later start goes on from it."""
-        self._stopping = True
+    def stop(self, why: str = "") -> None:
+        """Leave after what is in hand; the state is on disk and a later start goes on from it.
+
+        Args:
+            why: for the record, such as "by SIGTERM".
+        """
+        self._stopping, self._stopped_why = True, why
         self._wake.set()
 
     async def _take_part(self) -> str:
@@ -235,6 +239,7 @@ class Daemon:
         else:
             reason = self.protocol.closing
         if reason == "paused":
+            self._event("paused", self._stopped_why)
             await self._say_goodbye("pausing")
             return reason
         await self._close(reason)
@@ -807,7 +812,8 @@ class Daemon:
         if again:
             self._folder = RunFolder.open(place)
         else:
-            self._folder = RunFolder.create(place, self.plan.experiment.as_dict(), topology=self.plan.graph_record(), engine="daemons")
+            experiment, topology = self.plan.experiment.as_dict(), self.plan.graph_record()
+            self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
         if self._outlook is not None:
             self._outlook.start(self._folder.began(), again=again)
         if found is None or not found[1]["finished"]:

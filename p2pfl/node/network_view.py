@@ -216,7 +216,9 @@ class Outlook:
         def gather() -> dict[str, Any]:
             own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
             rows = {(row["node"], row["round"]): row for row in map(self._node_row, records)}
-            rows |= {(row["node"], row["round"]): row for row in newest}
+            rows |= {(row["node"], row["round"]): row for row in own.nodes}  # all of its own rounds, which it has spoken of in part only
+            for row in newest:
+                rows[row["node"], row["round"]] = rows.get((row["node"], row["round"]), {}) | row
             return {
                 "experiment": own.experiment,
                 "environment": own.environment,

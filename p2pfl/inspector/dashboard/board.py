@@ -13,8 +13,11 @@ from typing import Any
 from p2pfl.errors import P2PFLError
 from p2pfl.inspector import figures, sections
 from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import edge_health, node_health
-from p2pfl.inspector.markup import escaped, listed, note
+from p2pfl.inspector.markup import listed
+from p2pfl.inspector.perspective import banner
+from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.records import RunRecords
@@ -35,7 +38,6 @@ class View:
     course: Convergence
     title: str
     """A plain text."""
-    facts: str
     short: str
     nodes: str
     links: str
@@ -44,7 +46,11 @@ class View:
     sites: tuple[str, ...]
     """Plain names, of all of which something is recorded."""
     alarm: str
-    """A sentence about who is lost or late; empty where nobody is. A plain text."""
+    """Sentences about who is lost or late, and about a run that ended not as agreed; empty where there are none. A plain text."""
+    state: str
+    """The kind of `run_state` when it was drawn."""
+    whose: str
+    """Whose view this is; empty where the records are of the whole network. A plain text."""
 
 
 @dataclass(kw_only=True)
@@ -89,7 +95,8 @@ class Board:
         changed = [_look(source) for source in self.sources]
         if any(changed):
             views = {source.label: source.view for source in self.sources if source.view is not None}
-            self.agreement = _drawing(figures.agreement({label: view.course for label, view in views.items()}), "agreement")
+            shaded = gaps(view.run, view.course) if len(views) == 1 and (view := next(iter(views.values()))) else ()
+            self.agreement = _drawing(figures.agreement({label: view.course for label, view in views.items()}, shaded), "agreement")
             self.comparison = sections.comparison({label: view.run for label, view in views.items()}) if len(self.sources) > 1 else ""
             self.version += 1
         self.pause_s = max(EVERY_S, _SHARE * (time.perf_counter() - began_s))
@@ -123,10 +130,10 @@ def _look(source: Source) -> bool:
     """Whether there is something new."""
     try:
         mark = _mark(source.place)
-        if mark is not None and mark == source.mark:
+        if mark is not None and mark == source.mark and not _has_fallen_silent(source.view):
             return False
         run = read_source(source.place)
-        is_known = source.error is None and source.view is not None and source.view.run == run
+        is_known = source.error is None and source.view is not None and source.view.run == run and not _has_fallen_silent(source.view)
         if not is_known:
             source.view = _view(run)
     except P2PFLError as error:
@@ -135,6 +142,11 @@ def _look(source: Source) -> bool:
         return is_new
     source.mark, source.error = mark, None
     return not is_known
+
+
+def _has_fallen_silent(view: View | None) -> bool:
+    """Whether time alone has changed what there is to say."""
+    return view is not None and run_state(view.run).kind != view.state
 
 
 def _mark(place: str) -> object:
@@ -153,18 +165,25 @@ def _view(run: RunRecords) -> View:
     drawn = _drawing(figures.network(run, course, nodes, edges), "the graph")
     recorded = {str(row["node"]) for row in run.nodes}
     ill = [f"{name} is {health.state}" for name, health in nodes.items() if health.state in ("late", "lost")]
+    state = run_state(run)
     return View(
         run=run,
         course=course,
         title=str(run.experiment.get("name", "run")),
-        facts=escaped(sections.facts(run)),
         short=listed([*verdict(run, course), certificate(run, course)]),
         nodes=sections.node_states(nodes),
-        links=sections.link_states(edges),
-        events=sections.events(run) or note("Nothing out of the ordinary has happened."),
+        links=sections.link_states(run, edges),
+        events=sections.events(run),
         network=drawn,
         sites=tuple(name for name in nodes if name in recorded),
-        alarm=f"{'; '.join(ill[:3])}{f' and {len(ill) - 3} more' if len(ill) > 3 else ''}." if ill else "",  # noqa: PLR2004  # enough
+        alarm=" ".join(
+            [
+                *([f"It {state.sentence}."] if state.kind == "departed" else []),
+                *([f"{'; '.join(ill[:3])}{f' and {len(ill) - 3} more' if len(ill) > 3 else ''}."] if ill else []),  # noqa: PLR2004  # enough
+            ]
+        ),
+        state=state.kind,
+        whose=banner(run),
     )
 
 

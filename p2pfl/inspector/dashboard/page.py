@@ -11,6 +11,7 @@ from nicegui import ui
 
 from p2pfl.inspector.dashboard.board import Board, Drawing, SiteView, View, site_view
 from p2pfl.inspector.markup import COLOURS, STYLE, escaped, note
+from p2pfl.inspector.sections import facts
 
 _REFRESH_S = 0.5
 _NOTHING: Drawing = {"data": [], "layout": {}}
@@ -35,11 +36,9 @@ select, button { padding: .3rem .6rem; max-width: 100%; min-height: 2rem; } butt
 .sites { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); } .sites .figure { margin: 0; }
 .region { overflow-x: auto; } .region .scroll { overflow: visible; } .region:empty { display: none; }
 .alarm { font-weight: 650; color: var(--lost); } .error { border: 2px solid var(--lost); border-radius: .4rem; padding: .4rem .8rem; }
-.error:empty, .alarm:empty { display: none; }
-.state.lost { color: var(--lost); font-weight: 650; } .state.lost::before { content: "\\2715\\a0"; }
-.state.late, .state.slow { color: var(--late); font-weight: 650; } .state.late::before, .state.slow::before { content: "\\25c6\\a0"; }
+.error:empty, .alarm:empty, .whose:empty { display: none; }
+.state.lost { color: var(--lost); font-weight: 650; } .state.late, .state.slow { color: var(--late); font-weight: 650; }
 .nicegui-error-popup { background-color: var(--paper) !important; color: var(--ink); border-color: var(--lost); }
-.state.well::before, .state.finished::before { content: "\\25cf\\a0"; }
 .js-plotly-plot .main-svg > g:not(.hoverlayer) text { fill: var(--ink) !important; }
 .js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path { stroke: var(--line) !important; }
 .js-plotly-plot .legend .bg { fill: none !important; }
@@ -80,6 +79,7 @@ class Page:
                 with ui.element("button").props("type=button").on("click", js_handler="() => switchTheme()"):
                     _html("span", "Light or dark")
             self._alarm = _html("p").classes("alarm").props("role=status")
+            self._whose = _html("p").classes("whose")
             self._error = _html("div").classes("error").props("role=alert")
             with _section("In short"):
                 self._short = _html("div")
@@ -108,6 +108,8 @@ class Page:
     async def _refresh(self) -> None:
         """Fill in what has changed since the last look."""
         wanted = (self._board.version, self._label, self._site)
+        if (known := self._board.source(self._label).view) is not None:
+            self._facts.set_content(escaped(facts(known.run)))  # how old the newest record is changes without a new one
         if wanted == self._shown:
             return
         source, agreement, comparison = self._board.source(self._label), self._board.agreement, self._board.comparison
@@ -129,7 +131,7 @@ class Page:
         self._shown = (wanted[0], self._label, self._site)
 
     def _fill(self, view: View, site: SiteView | None) -> None:
-        self._facts.set_content(view.facts)
+        self._whose.set_content(escaped(view.whose))
         self._alarm.set_content(escaped(view.alarm))
         self._short.set_content(view.short)
         self._network.show(view.network)

@@ -1,0 +1,138 @@
+"""Rounds in which a node itself was away or late, so that no link is blamed for it: from the records alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from p2pfl.inspector.perspective import neighbours_of
+from p2pfl.records import RunRecords
+
+Kind = Literal["offline", "late", "unheard"]
+"""late: it made these rounds as well, but its messages came too late for everybody. unheard: one institution alone tells, which cannot know
+whether the node or the link between them failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outage:
+    """Rounds in a row in which all neighbours that tell went on without one node."""
+
+    node: str
+    first: int
+    last: int
+    kind: Kind
+    by: str
+    """Who went on without it; of several the first by name."""
+    is_over: bool
+    """Whether a later round is recorded in which some neighbour did not go on without it."""
+
+    @property
+    def rounds(self) -> str:
+        """The rounds in words."""
+        return f"round {self.first}" if self.first == self.last else f"rounds {self.first}-{self.last}"
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in words."""
+        if self.kind == "unheard":
+            done, since = f"went on without {self.node} in {self.rounds}", f"has gone on without {self.node} since round {self.first}"
+            return f"{self.by} {done if self.is_over else since}."
+        if self.kind == "late":
+            return f"{self.node} was too late for all its neighbours in {self.rounds}."
+        if self.is_over:
+            return f"{self.node} was offline in {self.rounds}."
+        return f"{self.node} has been offline since round {self.first}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outages:
+    """All outages of a run, and what they explain."""
+
+    found: list[Outage]
+    """By first round, then by name."""
+    away: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    """Node and round, offline or late."""
+    isolated: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    """Node and round in which it was offline although it has a row of that round: it went on alone."""
+
+    def explain(self, by: str, other: str, number: int) -> bool:
+        """Whether *by* went on without *other* in that round because one of the two was away, not because of their link."""
+        return (other, number) in self.away or (by, number) in self.isolated
+
+
+def outages(run: RunRecords) -> Outages:
+    """Attribute missed messages to nodes where all their links missed in the same rounds.
+
+    A node was offline in a round if all its neighbours that have a row of it went on without the node. Besides, the node has no row of it,
+    or it went on without all its neighbours as well. If it has a row and its neighbours' messages came, it was late.
+    One neighbour alone cannot tell a node from its link while the node works.
+    """
+    skipped = {(str(row["node"]), int(row["round"])): frozenset(map(str, row["skipped"])) for row in run.nodes if row.get("skipped")}
+    if not skipped:
+        return Outages(found=[])
+    present: defaultdict[str, set[int]] = defaultdict(set)
+    for row in run.nodes:
+        present[str(row["node"])].add(int(row["round"]))
+    neighbours, newest = neighbours_of(run), {node: max(rounds) for node, rounds in present.items()}
+    missed_in: defaultdict[int, set[str]] = defaultdict(set)
+    for (_, number), others in skipped.items():
+        missed_in[number] |= others
+    kinds: dict[tuple[str, int], Kind] = {}
+    witness: dict[tuple[str, int], str] = {}
+    isolated = set()
+    for node, number in {(other, number) for (_, number), others in skipped.items() for other in others}:
+        around = neighbours.get(node, frozenset())
+        telling = [by for by in around or present.keys() - {node} if number in present.get(by, ())]
+        if not telling or not all(node in skipped.get((by, number), ()) for by in telling):
+            continue
+        is_undecided = newest.get(node, -1) < number
+        if is_undecided and any(newest.get(by, number) < number and by not in missed_in[number] for by in around):
+            continue  # a neighbour at work has not come to this round yet
+        witness[node, number] = min(telling)
+        if node not in present and len(present) == 1:
+            kinds[node, number] = "unheard"
+        elif number not in present.get(node, ()):
+            kinds[node, number] = "offline"
+        elif len(telling) > 1 and (own := _own_word(around, skipped.get((node, number), frozenset()))) is not None:
+            kinds[node, number] = own
+            isolated |= {(node, number)} if own == "offline" else set()
+    found = _in_ranges(kinds, witness, present, neighbours)
+    away = frozenset(place for place, kind in kinds.items() if kind != "unheard")
+    return Outages(found=found, away=away, isolated=frozenset(isolated))
+
+
+def _own_word(around: frozenset[str], went_without: frozenset[str]) -> Kind | None:
+    """How a node was for which nobody waited, by whom it went on without itself; None where its links differ."""
+    if not around & went_without:
+        return "late"
+    return "offline" if around and around <= went_without else None
+
+
+def _in_ranges(
+    kinds: Mapping[tuple[str, int], Kind],
+    witness: Mapping[tuple[str, int], str],
+    present: Mapping[str, set[int]],
+    neighbours: Mapping[str, frozenset[str]],
+) -> list[Outage]:
+    """Rounds in a row, as far as the neighbours have rows of them, as one outage."""
+    rounds: defaultdict[str, list[int]] = defaultdict(list)
+    for node, number in sorted(kinds):
+        rounds[node].append(number)
+    found = []
+    for node, away in rounds.items():
+        others = neighbours.get(node) or present.keys() - {node}
+        told = sorted({number for other in others for number in present.get(other, ())})
+        place = {number: where for where, number in enumerate(told)}
+        begin = 0
+        for end in range(1, len(away) + 1):
+            is_next = (
+                end < len(away) and place[away[end]] == place[away[end - 1]] + 1 and kinds[node, away[end]] == kinds[node, away[begin]]
+            )
+            if not is_next:
+                first, last = away[begin], away[end - 1]
+                kind, by = kinds[node, first], witness[node, first]
+                found.append(Outage(node=node, first=first, last=last, kind=kind, by=by, is_over=last < told[-1]))
+                begin = end
+    return sorted(found, key=lambda outage: (outage.first, outage.node))

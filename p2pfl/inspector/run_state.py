@@ -1,0 +1,97 @@
+"""Whether a run goes on, was paused, has fallen silent or has ended: from its records and the time at which they are read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from p2pfl.inspector.perspective import member_of
+from p2pfl.records import Row, RunRecords
+
+_SILENT_AFTER_S = 60.0
+_SILENT_ROUNDS = 10
+"""Without a record for so many of its longest recent rounds a run has probably stopped."""
+_RECENT = 20  # rounds
+_COMING_AND_GOING = frozenset({"started", "resumed", "paused", "died"})
+
+StateKind = Literal["running", "paused", "silent", "finished", "departed"]
+_ENDINGS = {"rounds": "ended at its last round"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """How a run is."""
+
+    kind: StateKind
+    """departed: it has ended, and not as was agreed."""
+    sentence: str
+    """In words, without a full stop, beginning small."""
+
+
+def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
+    """How the run is now.
+
+    Args:
+        run: its records.
+        now_s: seconds since 1970; None: now.
+    """
+    if run.summary is not None:
+        left = departures(run)
+        if left:
+            return RunState(kind="departed", sentence=f"ended, and not as agreed: {'; '.join(left)}")
+        reason = str(run.summary.get("stop_reason"))
+        return RunState(kind="finished", sentence=_ENDINGS.get(reason, reason))
+    if (paused := _paused(run)) is not None:
+        by = f" {paused['detail']}" if paused.get("detail") else ""
+        return RunState(kind="paused", sentence=f"paused{by} at {clock_time(paused.get('time'))}")
+    if run.written_s is None:
+        return RunState(kind="running", sentence="running")
+    age_s = max((time.time() if now_s is None else now_s) - run.written_s, 0.0)
+    if age_s <= _patience_s(run):
+        return RunState(kind="running", sentence=f"running (last record {duration(age_s)} ago)")
+    doubt = "probably stopped" if run.rounds or run.nodes else "stopped, or still in its first round"
+    return RunState(kind="silent", sentence=f"no record for {duration(age_s)}, {doubt}")
+
+
+def departures(run: RunRecords) -> list[str]:
+    """Sentences on what did not go as agreed, as summary.json lists them."""
+    listed: list[Any] = (run.summary or {}).get("departures") or []
+    return [str(each.get("detail") or each.get("kind")) if isinstance(each, dict) else str(each) for each in listed]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, without decimals."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def clock_time(moment: str | float | None) -> str:
+    """The time of day in UTC of a record's time or of seconds since 1970."""
+    if moment is None:
+        return "an unknown time"
+    try:
+        at = datetime.fromtimestamp(moment, UTC) if isinstance(moment, int | float) else datetime.fromisoformat(moment).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):  # somebody else's text
+        return str(moment)
+    return at.strftime("%H:%M:%S UTC on %d %b %Y")
+
+
+def _patience_s(run: RunRecords) -> float:
+    """How long a run that goes on may be without a record."""
+    recent = (run.rounds or run.nodes)[-_RECENT:]
+    longest = max((sum(value for value in (row.get("seconds") or {}).values() if value is not None) for row in recent), default=0.0)
+    return max(_SILENT_AFTER_S, _SILENT_ROUNDS * longest)
+
+
+def _paused(run: RunRecords) -> Row | None:
+    """The event by which the whole run was paused; None where it goes on, or somebody does."""
+    last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
+    member = member_of(run)
+    wanted = [last[member]] if member is not None and member in last else [] if member is not None else list(last.values())
+    if not wanted or any(event["event"] != "paused" for event in wanted):
+        return None
+    return max(wanted, key=lambda event: str(event.get("time")))

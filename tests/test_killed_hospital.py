@@ -1,0 +1,434 @@
+"""A hospital that was killed is nowhere called well, and nothing is said about it that no record tells."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from killed_hospital import EIGHT, KILLED, NEIGHBOURS, Course, asked, network_row, node_rows, own_folder, whole_folder
+from networks import wait_until
+from p2pfl.cli import node as node_cli
+from p2pfl.inspector import sections
+from p2pfl.inspector.chart import log_chart
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.gaps import Gap, certified_pieces, gaps, jumps, pieces
+from p2pfl.inspector.health import edge_health, node_health, slowest_edge
+from p2pfl.inspector.incidents import incidents, no_incidents
+from p2pfl.inspector.outages import outages
+from p2pfl.inspector.perspective import banner, member_of
+from p2pfl.inspector.report import report
+from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.sources import read_source
+from p2pfl.inspector.terminal import page
+from p2pfl.inspector.verdict import verdict
+from p2pfl.records import read_run
+
+DEADLINE_S = 60.0
+MINUTE = 60.0
+AWAY = Course()
+JUST_KILLED = Course(last=40)
+"""Its neighbours still wait for it: nobody has gone on without it yet."""
+BACK = Course(last=700, killed=165, back=500)
+FAR = "hospital-0"
+
+
+def whole(path, course=AWAY, **options):
+    return read_run(whole_folder(path, course, **options).path)
+
+
+def own(path, me=FAR, course=AWAY, **options):
+    return read_run(own_folder(path, course, me, **options).path)
+
+
+def printed(run, *, is_live=False, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(page(run, width=width, is_live=is_live))
+    return console.file.getvalue()
+
+
+def calls_well(text, name=KILLED):
+    """Whether a table's row, of a page or of a terminal, has the name and "well" beside it."""
+    pictures = r"<(script|style)\b.*?</\1>"
+    plain = re.sub(r"<[^>]+>", " ", re.sub(r"</tr>|</p>|</li>", "\n", re.sub(pictures, "", text, flags=re.DOTALL)))
+    return any(re.search(rf"{name}\b[\s,].*\bwell\b", line) for line in plain.splitlines())
+
+
+def views(tmp_path):
+    """What each institution and each folder has, some time after the kill and at once."""
+    return {
+        "up": whole(tmp_path / "up"),
+        "up without the event": whole(tmp_path / "quiet", died=False),
+        "from afar": own(tmp_path / "far"),
+        "its neighbour's": own(tmp_path / "near", NEIGHBOURS[0]),
+        "its neighbour's, just killed": own(tmp_path / "just", NEIGHBOURS[0], JUST_KILLED),
+        "a folder of before": own(tmp_path / "before", FAR, named=False),
+        "asked": asked(tmp_path / "asked", AWAY, FAR),
+        "asked its neighbour": asked(tmp_path / "asked-near", AWAY, NEIGHBOURS[1]),
+    }
+
+
+def test_nowhere_is_it_called_well(tmp_path):
+    pytest.importorskip("plotly")
+    for name, run in views(tmp_path).items():
+        health = node_health(run)[KILLED]
+
+        assert health.state in ("lost", "unknown"), name
+        for text in (printed(run), printed(run, is_live=True), report(run), sections.node_states(node_health(run))):
+            assert KILLED in text, name
+            assert not calls_well(text), name
+
+
+def test_its_own_folder_calls_it_unknown_once_it_has_fallen_silent(tmp_path):
+    run = own(tmp_path / "run", KILLED, JUST_KILLED)
+    health = node_health(run, run.written_s + 12 * MINUTE)[KILLED]
+
+    assert (health.state, health.why) == ("unknown", "No record for 12 min, probably stopped.")
+    assert node_health(run, run.written_s + 2)[KILLED].state == "well"
+
+
+def test_others_are_unknown_in_one_institutions_folder_with_the_last_that_was_heard(tmp_path):
+    nodes = node_health(own(tmp_path / "run"))
+
+    assert {name for name, health in nodes.items() if health.state == "unknown"} == set(EIGHT) - {FAR}
+    assert nodes[KILLED].why == "No report from this site here. hospital-0 last had its record of round 40."
+    assert nodes["hospital-1"].why == "No report from this site here. hospital-0 last had its record of round 55."
+    assert nodes[FAR].state == "well"
+
+
+def test_a_record_that_is_too_old_says_nothing_of_now(tmp_path):
+    run = asked(tmp_path / "run", JUST_KILLED, FAR)
+    rows = [row | {"age_s": 42.0} if row["node"] == KILLED and "age_s" in row else row for row in run.nodes]
+    health = node_health(replace(run, nodes=rows))[KILLED]
+
+    assert health.state == "unknown"
+    assert health.why.endswith("Last heard of 42 s ago.")
+
+
+def test_the_folder_says_whose_it_is(tmp_path):
+    runs = views(tmp_path)
+
+    assert banner(runs["up"]) == ""
+    assert banner(runs["from afar"]).startswith("You see hospital-0 and what it heard. For the whole network open ")
+    assert (member_of(runs["a folder of before"]), member_of(runs["up without the event"])) == (FAR, None)
+    assert banner(runs["asked"]) == "You see the network as hospital-0 has heard of it."
+    assert banner(runs["from afar"])[:40] in printed(runs["from afar"])
+
+
+def test_node_status_names_it(tmp_path, capsys):
+    whole_folder(tmp_path / "run", AWAY)
+    run = asked(tmp_path / "asked", AWAY, FAR)
+    rows = [row for row in run.nodes if "age_s" in row]
+    network = {"rows": rows, "not_heard_of": [], "certificate": None, "every": 1, "bytes_sent": 0}
+    node_cli._network_status(Console(width=200), network, tmp_path)
+    told = capsys.readouterr().out
+
+    assert "hospital-5 is lost: Every neighbour that can tell goes on without it after round 40. Last heard of 75 s ago." in told
+    assert not calls_well(told)
+
+
+def test_there_is_no_all_clear_without_records_of_all_nodes(tmp_path):
+    for name, run in views(tmp_path).items():
+        texts = printed(run), sections.events(run), sections.link_states(run, edge_health(run))
+
+        assert not any("Every message came in time." in text or "Nothing out of the ordinary" in text for text in texts), name
+    healthy = whole(tmp_path / "healthy", JUST_KILLED, died=False, summary={"stop_reason": "rounds", "rounds": 41})
+    assert no_incidents(healthy) == "Nothing out of the ordinary has happened."
+    assert "Every message came in time." in printed(healthy)
+    assert no_incidents(own(tmp_path / "own")) == (
+        "hospital-0 has recorded nothing out of the ordinary. Events of other sites are kept there; this view has none."
+    )
+
+
+def test_events_come_from_the_rows_and_have_times_where_a_neighbour_wrote_them(tmp_path):
+    near = incidents(own(tmp_path / "near", NEIGHBOURS[0], BACK))
+    rows = incidents(whole(tmp_path / "up", BACK, died=False))
+
+    assert [(event["round"], event["event"], event["node"]) for event in rows] == [
+        (166, "stopped answering", KILLED),
+        (500, "is back", KILLED),
+    ]
+    assert [(event["time"][11:16], event["event"]) for event in near] == [("01:48", "stopped answering"), ("02:02", "is back")]
+    asking = asked(tmp_path / "asked", AWAY, FAR)
+    [stopped] = incidents(asking, now_s=1_000_000_075.0)
+    assert stopped["time"] == "2001-09-09T01:46:40+00:00"
+
+
+def test_an_outage_is_the_nodes_and_not_its_links(tmp_path):
+    run = whole(tmp_path / "run", BACK, died=False)
+    edges = edge_health(run)
+    [outage] = outages(run).found
+
+    assert (outage.node, outage.first, outage.last, outage.kind, outage.is_over) == (KILLED, 166, 499, "offline", True)
+    assert {edge.state for edge in edges.values()} == {"well"}
+    assert edges[frozenset((KILLED, NEIGHBOURS[0]))].why == (
+        "Every message came in time, except while hospital-5 was away in rounds 166-499."
+    )
+    assert slowest_edge(edges) is None
+    assert "hospital-5 was offline in rounds 166-499." in verdict(run, convergence(run))
+
+
+def test_who_works_but_comes_too_late_for_everybody_was_late_and_its_links_are_well(tmp_path):
+    rows = [
+        row | {"skipped": [KILLED]} if row["round"] in (10, 11) and row["node"] in NEIGHBOURS else row for row in node_rows(JUST_KILLED)
+    ]
+    run = replace(whole(tmp_path / "run", JUST_KILLED, died=False), nodes=rows)
+
+    assert [outage.sentence for outage in outages(run).found] == ["hospital-5 was too late for all its neighbours in rounds 10-11."]
+    assert {edge.state for edge in edge_health(run).values()} == {"well"}
+
+
+def test_who_goes_on_cut_off_from_all_its_neighbours_was_offline(tmp_path):
+    cut = {KILLED: list(NEIGHBOURS), NEIGHBOURS[0]: [KILLED], NEIGHBOURS[1]: [KILLED]}
+    rows = [
+        row | {"skipped": cut[row["node"]]} if row["round"] in (10, 11) and row["node"] in cut else row for row in node_rows(JUST_KILLED)
+    ]
+    run = replace(whole(tmp_path / "run", JUST_KILLED, died=False), nodes=rows)
+
+    assert [outage.sentence for outage in outages(run).found] == ["hospital-5 was offline in rounds 10-11."]
+    assert {edge.state for edge in edge_health(run).values()} == {"well"}
+
+
+def test_one_institution_cannot_tell_a_neighbour_from_the_link(tmp_path):
+    run = own(tmp_path / "run", NEIGHBOURS[0], BACK)
+
+    assert [outage.sentence for outage in outages(run).found] == ["hospital-4 went on without hospital-5 in rounds 166-499."]
+
+
+def test_the_band_breaks_where_nothing_is_certified_and_the_reason_is_said(tmp_path):
+    for place, run in {"up": whole(tmp_path / "up", BACK, died=False), "near": own(tmp_path / "near", NEIGHBOURS[0], BACK)}.items():
+        course = convergence(run)
+        word = "offline" if place == "up" else "unheard"
+
+        assert [(piece[0][0], piece[-1][0]) for piece in certified_pieces(course)] == [(0, 165), (500, course.rounds[-1])]
+        assert gaps(run, course) == [Gap(first=166, last=499, why=f"not certified: hospital-5 {word}")]
+
+
+def test_a_figure_has_nothing_in_the_gap_but_its_shade(tmp_path):
+    pytest.importorskip("plotly")
+    from p2pfl.inspector import figures
+
+    run = whole(tmp_path / "up", BACK, died=False)
+    course = convergence(run)
+    drawn = figures.agreement({"": course}, gaps(run, course)).to_dict()
+
+    for trace in drawn["data"]:
+        assert not [x for x, y in zip(trace["x"], trace["y"], strict=True) if x is not None and y is not None and 165 < x < 500], trace[
+            "name"
+        ]
+    [shape] = drawn["layout"]["shapes"]
+    assert (shape["x0"], shape["x1"]) == (165.5, 499.5)
+    assert [note["text"] for note in drawn["layout"]["annotations"]] == ["not certified: hospital-5 offline"]
+    band = next(trace for trace in drawn["data"] if trace.get("fill") == "toself")
+    assert band["x"].count(None) == 2  # two shapes, each closed
+
+
+def test_a_sites_own_curves_break_where_its_rows_are_missing(tmp_path):
+    pytest.importorskip("plotly")
+    from p2pfl.inspector import figures
+
+    run = whole(tmp_path / "up", BACK, died=False)
+    [loss] = figures.site(run, KILLED)["training loss"].data
+
+    assert list(loss.x[160:172]) == [160, 161, 162, 163, 164, 165, None, 500, 501, 502, 503, 504]
+
+
+def test_the_terminals_chart_has_a_hole_where_nothing_is_known():
+    rounds = list(range(100))
+    curve = [None if 40 <= number < 60 else 0.9**number for number in rounds]
+    lines = log_chart(rounds, curve, [None] * 100, width=109, height=8)
+    columns = [{line[place] for line in lines[:8] if len(line) > place} - {" ", "│"} for place in range(9, 109)]
+
+    assert not any(columns[41:60])
+    assert all(columns[1:39])
+    assert all(columns[61:99])
+
+
+def test_print_figures_break_too(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import numpy as np
+
+    from p2pfl.inspector import print_figures
+
+    kept = {}
+    draw = print_figures._agreement
+    monkeypatch.setattr(print_figures, "_agreement", lambda *given: kept.setdefault("figure", draw(*given)))
+    run = whole(tmp_path / "up", BACK, died=False)
+    written = print_figures.write_figures(run, tmp_path / "figures")
+    [axes] = kept["figure"].axes
+    x, y = next(line.get_data() for line in axes.lines if line.get_label().startswith("consensus"))
+
+    assert "agreement.png" in {path.name for path in written}
+    assert not [at for at, height in zip(x, y, strict=True) if 165 < at < 500 and np.isfinite(height)]
+    assert [text.get_text() for text in axes.texts] == ["hospital-5 offline"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "broken"),
+    [
+        ([0, 1, 2, 3, 4], set()),
+        ([0, 1, 2, 335, 336, 337], {3}),
+        ([0, 10, 20, 30, 33], set()),
+        ([0, 1, 2, 3, 11, 19, 27], set()),  # a view that speaks of every eighth round from there on
+        ([0, 1, 2, 300, 600, 601, 602], {3, 4}),
+        ([5], set()),
+    ],
+)
+def test_rounds_in_steady_steps_have_no_gap(rounds, broken):
+    assert jumps(rounds) == broken
+
+
+def test_a_curve_comes_in_pieces():
+    assert pieces([0, 1, 2, 3, 4], [1.0, 2.0, None, 3.0, 4.0]) == [[(0, 1.0), (1, 2.0)], [(3, 3.0), (4, 4.0)]]
+
+
+# ---- running, paused, silent, ended
+
+
+def paused(run, at="2026-01-01T02:08:00.000Z"):
+    event = {"time": at, "round": 40, "node": FAR, "event": "paused", "detail": "by SIGTERM"}
+    return replace(run, events=[*run.events, event])
+
+
+def test_running_paused_silent_and_finished_are_told_apart(tmp_path):
+    run = own(tmp_path / "run")
+
+    assert run_state(run, run.written_s + 2).sentence == "running (last record 2 s ago)"
+    assert run_state(run, run.written_s + 12 * MINUTE).sentence == "no record for 12 min, probably stopped"
+    assert run_state(paused(run)).sentence == "paused by SIGTERM at 02:08:00 UTC on 01 Jan 2026"
+    ended = replace(paused(run), summary={"stop_reason": "rounds", "rounds": 61})
+    assert (run_state(ended).kind, run_state(ended).sentence) == ("finished", "ended at its last round")
+
+
+def test_a_run_that_was_started_again_is_not_paused(tmp_path):
+    run = paused(own(tmp_path / "run"))
+    resumed = {"time": "2026-01-01T02:30:00.000Z", "round": 40, "node": FAR, "event": "resumed", "detail": ""}
+
+    assert run_state(replace(run, events=[*run.events, resumed])).kind == "running"
+
+
+def test_long_rounds_are_waited_for(tmp_path):
+    run = own(tmp_path / "run")
+    slow = replace(run, rounds=[row | {"seconds": {"train": 600.0}} for row in run.rounds])
+
+    assert run_state(slow, run.written_s + 50 * MINUTE).kind == "running"
+    assert run_state(slow, run.written_s + 101 * MINUTE).kind == "silent"
+
+
+def test_paused_and_silent_runs_call_nobody_well(tmp_path):
+    run = whole(tmp_path / "run", died=False)
+    states = {health.state for health in node_health(run, run.written_s + 12 * MINUTE).values()}
+
+    assert states == {"unknown", "lost"}
+    assert "well" not in {health.state for health in node_health(paused(own(tmp_path / "own"))).values()}
+
+
+DEPARTED = {
+    "stop_reason": "rounds",
+    "rounds": 61,
+    "departures": [
+        {"kind": "members_missing", "detail": "hospital-5 made 41 of 61 rounds"},
+        {"kind": "rounds_missed", "detail": "20 held"},
+    ],
+}
+
+
+def test_what_ended_not_as_agreed_is_said_first_everywhere(tmp_path):
+    pytest.importorskip("plotly")
+    run = whole(tmp_path / "run", summary=DEPARTED)
+    said = "ended, and not as agreed: hospital-5 made 41 of 61 rounds; 20 held"
+
+    assert verdict(run, convergence(run))[0] == f"It {said}."
+    assert printed(run, width=120).splitlines()[0] == f"eight hospitals: {said}"
+    html = report(run)
+    assert f'<p class="bad"><strong>It {said}.</strong></p>' in html
+    assert said in sections.facts(run)
+
+
+def test_who_died_and_stayed_away_has_not_finished(tmp_path):
+    nodes = node_health(whole(tmp_path / "run", summary=DEPARTED))
+
+    assert {name for name, health in nodes.items() if health.state == "finished"} == set(EIGHT) - {KILLED}
+    assert nodes[KILLED].why == "It died after round 40 (killed by signal 9) and has not come back; the run has ended without it."
+
+
+def test_at_the_end_of_its_own_run_an_institution_knows_of_those_alone_that_it_heard(tmp_path):
+    folder = own_folder(tmp_path / "run", AWAY, FAR)
+    for number in range(AWAY.last - 4, AWAY.last + 1):
+        folder.append_network(network_row(AWAY, number))
+    folder.write_summary({"stop_reason": "rounds", "rounds": 61})
+    nodes = node_health(read_run(folder.path))
+
+    assert nodes[KILLED].state == "unknown"
+    assert nodes["hospital-1"].why == "hospital-0 had its record of the last round."
+
+
+# ---- one number for one thing
+
+
+def test_the_caption_has_the_figure_of_the_summary(tmp_path):
+    pytest.importorskip("plotly")
+    run = whole(tmp_path / "run", JUST_KILLED, died=False, summary={"stop_reason": "rounds", "rounds": 41, "relative_consensus": 3e-6})
+    html = report(run)
+
+    assert "their models differ by 3.0e-06 of their size" in html
+    assert "in the end 3.0e-06 of the models&#x27; size" in html
+
+
+# ---- with real daemons
+
+
+def pid_of(site):
+    """Of the daemon with this site.yaml; None while there is none."""
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(site).encode() in words.read_bytes().split(b"\0"):
+                return int(words.parent.name)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the daemon in /proc")
+def test_a_daemon_that_stands_still_is_lost_in_every_folder_and_well_again_when_it_goes_on(tmp_path):
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": 5, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    site = {"round_at_least_s": 0.5, "deadline_floor_s": 2.0, "deadline_factor": 2.0}
+    place, still = tmp_path / "run", "hospital-2"
+    folders = {name: place / "sites" / name / "state" / "run" for name in ("hospital-0", "hospital-1")}
+    command = [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)]
+    with (tmp_path / "up.log").open("wb") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    stopped = None
+    try:
+        wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        for name, folder in folders.items():
+            wait_until(lambda folder=folder: node_health(read_source(str(folder)))[still].state == "well", DEADLINE_S)
+            assert banner(read_source(str(folder))) == f"You see the network as {name} has heard of it."
+            assert node_health(read_run(folder))[still].state == "unknown"
+        stopped = pid_of(place / "sites" / still / "site.yaml")
+        os.kill(stopped, signal.SIGSTOP)
+        for folder in folders.values():
+            wait_until(lambda folder=folder: node_health(read_source(str(folder)))[still].state == "lost", DEADLINE_S)
+            for run in (read_source(str(folder)), read_run(folder)):
+                assert not calls_well(printed(run), still)
+                assert not calls_well(printed(run, is_live=True), still)
+        os.kill(stopped, signal.SIGCONT)
+        for folder in folders.values():
+            wait_until(lambda folder=folder: node_health(read_source(str(folder)))[still].state == "well", DEADLINE_S)
+        told = [event["event"] for event in incidents(read_source(str(folders["hospital-1"]))) if event["node"] == still]
+        assert told[-2:] == ["stopped answering", "is back"]
+    finally:
+        if stopped is not None:
+            os.kill(stopped, signal.SIGCONT)
+        running.send_signal(signal.SIGINT)
+        running.wait(DEADLINE_S)
