@@ -29,7 +29,7 @@ def start(
     ] = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
-    """Run this institution's node until its network has finished. SIGTERM stops it; a later start goes on where it was.
+    """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
 
     Example: p2pfl node start site.yaml --confirm "3f1c 88a0 ..."
     """
