@@ -341,9 +341,9 @@ class ZeroMQTransport:
             await asyncio.sleep(pause_s)
 
     async def _numeric(self, peer: str, place: _Place) -> Sequence[str]:
-        self._links.begin(peer, LinkCondition.RESOLVING, place.host)
+        self._links.begin(peer, LinkCondition.RESOLVING, f"looking up its name {place.host}")
         found = await self._resolver.resolve(place.host, RESOLVE_S)
-        self._links.begin(peer, LinkCondition.CONNECTING, place.address)
+        self._links.begin(peer, LinkCondition.CONNECTING, f"dialling {place.address}")
         return found
 
     async def _connect(
