@@ -30,6 +30,8 @@ _B85 = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+
 _KEY_BYTES = 32
 _MAX_PORT = 65535
 _DIGEST_DIGITS = 64
+MAX_ADDRESSES = 8
+"""So many a card may name."""
 
 
 def z85_encode(raw: bytes) -> str:
@@ -84,7 +86,7 @@ def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host in ("localhost", "ip6-localhost")
 
 
 def _checked_name(text: str) -> str:
@@ -93,9 +95,21 @@ def _checked_name(text: str) -> str:
     return text
 
 
-def _checked_address(text: str) -> str:
-    split_address(text)
-    return text
+def _checked_address(value: str | list[str]) -> str | list[str]:
+    """Refuse an address, or a list of them, that nobody can dial."""
+    if isinstance(value, str):
+        split_address(value)
+        return value
+    if not 1 <= len(value) <= MAX_ADDRESSES:
+        raise ValueError(f"{len(value)} addresses: expected 1 to {MAX_ADDRESSES}, the first that works is used")
+    for text in value:
+        try:
+            split_address(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}") from error
+    if len(set(value)) < len(value):
+        raise ValueError("an address stands in it twice")
+    return value
 
 
 def _checked_hex(num_bytes: int) -> AfterValidator:
@@ -132,8 +146,8 @@ class Card:
     name: Name
     """Of the member, unique in a study."""
 
-    address: Annotated[str, AfterValidator(_checked_address)] | None = None
-    """tcp://host:port where the others reach it; None for a site that only dials out."""
+    address: Annotated[str | list[str], AfterValidator(_checked_address)] | None = None
+    """tcp://host:port where the others reach it, or a list of such, of which they use the first that works; None: it only dials out."""
 
     identity: Annotated[str, _checked_hex(_KEY_BYTES)]
     """Public Ed25519 key, hex."""
@@ -162,6 +176,13 @@ class Card:
     def load(cls, path: Path | str) -> Card:
         """A card from its file, checked, signature included; ConfigError naming the file otherwise."""
         return cls.from_mapping(load_yaml(path), str(path))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address, in the order in which the others try them; empty for a site that only dials out."""
+        if self.address is None:
+            return ()
+        return (self.address,) if isinstance(self.address, str) else tuple(self.address)
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""

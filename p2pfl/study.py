@@ -203,15 +203,16 @@ class Study:
         yield from self._faults_of_layout()
         yield from (f"members: {fault}" for card in self.members if (fault := card.fault()))
         for field in ("name", "address", "identity", "curve"):
-            counts = Counter(value for card in self.members if (value := getattr(card, field)) is not None)
+            values = {id(card): card.addresses if field == "address" else (getattr(card, field),) for card in self.members}
+            counts = Counter(value for card in self.members for value in values[id(card)])
             for value, count in counts.items():
                 if count > 1:
-                    bearers = ", ".join(card.name for card in self.members if getattr(card, field) == value)
+                    bearers = ", ".join(card.name for card in self.members if value in values[id(card)])
                     yield f"members: {field} = {value!r} stands in {count} cards ({bearers}); expected one"
         yield from self._graph_faults()
         yield from _unencodable(self.experiment, "experiment")
         if self.experiment.get("nodes") is not None:
-            afar = [card.name for card in self.members if card.address is not None and not is_loopback(card.address)]
+            afar = [card.name for card in self.members if not all(map(is_loopback, card.addresses))]
             if afar:
                 yield (
                     f"experiment.nodes = {self.experiment['nodes']!r}: partitions data that lie on one machine, but {', '.join(afar)} "

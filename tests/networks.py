@@ -80,7 +80,7 @@ class Line:
 
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
-        self.counters = inner.counters
+        self.counters, self.link_counters, self.link = inner.counters, inner.link_counters, inner.link
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.dead = False

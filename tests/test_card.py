@@ -144,9 +144,55 @@ def test_addresses_that_cannot_be(address):
         IDENTITY.card("a", address)
 
 
+SEVERAL = [ADDRESS, "tcp://[2001:db8::7]:7700"]
+
+
+def test_a_card_may_hold_several_addresses(tmp_path):
+    card = IDENTITY.card("hungary", SEVERAL)
+    card.save(tmp_path / "card.yaml")
+    found = Card.load(tmp_path / "card.yaml")
+
+    assert found.addresses == tuple(SEVERAL)
+    assert found.as_dict()["address"] == SEVERAL
+    assert IDENTITY.card("hungary", ADDRESS).addresses == (ADDRESS,)
+    assert IDENTITY.card("hungary").addresses == ()
+
+
+def test_the_order_of_addresses_is_signed():
+    content = IDENTITY.card("hungary", SEVERAL).as_dict()
+    with pytest.raises(ConfigError, match="signature"):
+        Card.from_mapping({**content, "address": SEVERAL[::-1]}, "card")
+
+
+def test_a_card_with_one_address_is_encoded_and_signed_as_ever():
+    content = IDENTITY.card("hungary", ADDRESS, 199).as_dict()
+    message = b'p2pfl card v1\0{"address":"%s","curve":"%s","identity":"%s","name":"hungary","samples":199,"schema":1}' % (
+        ADDRESS.encode(),
+        content["curve"].encode(),
+        content["identity"].encode(),
+    )
+
+    IDENTITY.signing.public_key().verify(bytes.fromhex(content["signature"]), message)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said"),
+    [
+        ([], "0 addresses: expected 1 to 8"),
+        ([ADDRESS] * 2, "an address stands in it twice"),
+        ([f"tcp://node:{port}" for port in range(1, 10)], "9 addresses: expected 1 to 8"),
+        ([ADDRESS, "tcp://*:7700"], r"'tcp://\*:7700': expected tcp://host:port"),
+    ],
+)
+def test_lists_of_addresses_that_cannot_be(addresses, said):
+    with pytest.raises(ConfigError, match=said):
+        IDENTITY.card("hungary", addresses)
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
+        ("tcp://ip6-localhost:1", True),
         ("tcp://127.0.0.1:1", True),
         ("tcp://127.8.8.8:1", True),
         ("tcp://localhost:1", True),

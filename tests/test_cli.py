@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ def test_help_shows_an_example_of_the_command(command, p2pfl):
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "node start"])
 def test_every_command_but_the_daemon_speaks_json(command, p2pfl):
     assert "--json" in p2pfl(*command.split(), "--help")[1]
+
+
+def test_the_version_is_said(p2pfl):
+    assert p2pfl("--version") == (0, f"p2pfl {version('p2pfl-mesh')}\n", "")
 
 
 def test_python_dash_m_is_the_same_command_line(folder):
@@ -369,6 +374,15 @@ def test_an_institutions_commands_print_json(folder, p2pfl):
 
     assert code == 2
     assert "no node is running here" in err
+
+
+def test_keys_may_have_several_addresses(folder, p2pfl):
+    given = ["tcp://node.basel.example:7700", "tcp://[2001:db8::7]:7700"]
+    options = [argument for address in given for argument in ("--address", address)]
+
+    assert json.loads(p2pfl("keys", "new", "--name", "basel", *options, "--out", "two", "--json")[1])["address"] == given
+    assert f"address      {', '.join(given)}\n" in p2pfl("keys", "show", "two")[1]
+    assert json.loads(p2pfl("keys", "new", "--name", "basel", *options[:2], "--out", "one", "--json")[1])["address"] == given[0]
 
 
 def test_results_print_json(folder, p2pfl):

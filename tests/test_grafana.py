@@ -19,10 +19,23 @@ SCRAPED = {"job", "instance"}  # labels that Prometheus adds
 
 STATUS = {
     "member": "basel",
-    **dict.fromkeys(("round", "rounds", "exchange", "agreed_for", "disagreement", "loss", "bytes_sent"), 1),
+    **dict.fromkeys(
+        ("version", "closing", "last_round_time", "round", "rounds", "exchange", "agreed_for", "disagreement", "loss", "bytes_sent"), 1
+    ),
     "metrics": {"auroc": 0.9},
     "refused": {"wrong_digest": 2},
-    "neighbours": {"bern": {"greeted": True, "last_seen_s_ago": 0.25, "exchange": 3, "skipped": True, "left": False}},
+    "neighbours": {
+        "bern": {
+            "greeted": True,
+            "last_seen_s_ago": 0.25,
+            "exchange": 3,
+            "skipped": True,
+            "left": False,
+            "link": "up",
+            "link_events": {"connected": 1},
+            "refused": {"stale_round": 1},
+        }
+    },
 }
 
 
@@ -58,7 +71,7 @@ def test_every_metric_asked_for_is_one_that_a_node_gives(told):
 def test_what_a_node_gives_is_looked_at(told):
     asked = {name for _, expression, _ in queries() for name in re.findall(r"p2pfl_\w+", expression)}
 
-    assert {name for name in told if name.startswith("p2pfl_") and not name.endswith("_created")} == asked
+    assert {name for name in told if name.startswith("p2pfl_")} == asked
 
 
 def test_counters_are_asked_for_their_rate_and_nothing_else_is():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.inspector.run_state import run_state
-from p2pfl.node.start import start
+from p2pfl.node.start import _run, start
 from p2pfl.records import read_run
 from p2pfl.results import read_models
 from p2pfl.simulator import simulate
@@ -125,6 +127,43 @@ def test_a_corrupt_checkpoint_is_said_and_nothing_is_overwritten(site):
     assert (state / "checkpoint.safetensors").read_bytes() == b"\x08\0\0\0\0\0\0\0garbage!"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_each_of_three_signals_pauses_a_node(number):
+    class Stopping:
+        def __init__(self):
+            self.stopped = asyncio.Event()
+
+        def stop(self):
+            self.stopped.set()
+
+        async def run(self):
+            os.kill(os.getpid(), number)
+            await self.stopped.wait()
+            return "paused"
+
+    async def main():
+        return await asyncio.wait_for(_run(Stopping(), until_stdin_closes=False), 10)
+
+    assert asyncio.run(main()) == "paused"
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored():
+    class Finishing:
+        def stop(self):
+            raise AssertionError
+
+        async def run(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0)
+            return "rounds"
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert asyncio.run(_run(Finishing(), until_stdin_closes=False)) == "rounds"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 def test_a_node_that_is_asked_to_stop_leaves_with_0_and_goes_on_exactly(tmp_path):
     simulated = simulate(TRAINING, out=tmp_path / "simulator")
@@ -132,7 +171,7 @@ def test_a_node_that_is_asked_to_stop_leaves_with_0_and_goes_on_exactly(tmp_path
         first, middle, last = institutions.plan.names
         institutions.start(first, middle)
         wait_until(lambda: institutions.status(first))
-        assert institutions.end(first, signal.SIGTERM) == 0  # still waiting to be greeted
+        assert institutions.end(first, signal.SIGHUP) == 0  # still waiting to be greeted
         assert not (institutions.state(first) / "status.url").exists()
         institutions.start(first, last)
         wait_until(lambda: institutions.round(last) >= 3)

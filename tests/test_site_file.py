@@ -131,5 +131,9 @@ def test_a_site_listens_at_its_cards_port_unless_told_otherwise(site):
     assert site(LEAST).listens_at(reachable) == "tcp://*:7700"
     assert site(LEAST + "listen: tcp://10.1.2.3:9\n").listens_at(reachable) == "tcp://10.1.2.3:9"
     assert site(LEAST).listens_at(dialling) is None
+    several = IDENTITY.card("hungary", ["tcp://node.hungary.example:7700", "tcp://[2001:db8::7]:7700"])
+    assert site(LEAST).listens_at(several) == "tcp://*:7700"
+    with pytest.raises(ConfigError, match="have the ports 7700, 7800; say which one to listen at here, such as tcp://"):
+        site(LEAST).listens_at(IDENTITY.card("hungary", ["tcp://a.example:7800", "tcp://b.example:7700"]))
     with pytest.raises(ConfigError, match="the card of hungary has no address"):
         site(LEAST + "listen: tcp://10.1.2.3:9\n").listens_at(dialling)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+import time
 
 import pytest
 
+import p2pfl
 from links import ZeroMQLinks
-from networks import Network, averaging, finish, plan_of, until
+from networks import HASTY, Network, averaging, finish, plan_of, until
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.node.link_watch import STATES
+from p2pfl.node.prometheus import exposition
 from p2pfl.node.status import read_status, serve_status
 
 GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -128,6 +133,24 @@ def test_who_is_let_in_as_it_ends_has_an_answer(tmp_path):
     assert all(answer == (200, {"round": 1}) for answer in answers)
 
 
+def test_a_node_that_does_not_run_is_said_to_with_its_last_sign_of_life_and_how_to_start_it(tmp_path):
+    with pytest.raises(ConfigError, match="it was never started; start it with p2pfl node start"):
+        read_status(tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    os.utime(tmp_path / "checkpoint.safetensors", (1e9, 1e9))
+    said = "its last sign of life was at 2001-09-09 01:46:40 UTC; start it with p2pfl node start, and it goes on where it was"
+    with pytest.raises(ConfigError, match=said):
+        read_status(tmp_path)
+    (tmp_path / "status.url").write_text("http://127.0.0.1:1/\n")
+    with pytest.raises(TransportError, match=said):
+        read_status(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    (tmp_path / "status.url").unlink()
+    with pytest.raises(ConfigError, match="it has finished, and its result is in"):
+        read_status(tmp_path)
+
+
 def test_an_address_that_a_killed_node_left_is_said(tmp_path):
     (tmp_path / "status.url").write_text("http://127.0.0.1:1/\n")
 
@@ -164,7 +187,11 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
     links.close()
 
     assert (before["member"], before["round"], before["rounds"], before["disagreement"]) == (middle, 0, 24, None)
+    assert 0 <= before["neighbours"][last].pop("link_for_s") < 60
     assert before["neighbours"][last] == {
+        "link": "awaited",
+        "link_detail": "it has not dialled this node yet",
+        "link_events": {},
         "greeted": False,
         "last_seen_s_ago": None,
         "exchange": None,
@@ -182,6 +209,10 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
     assert during["neighbours"][last]["greeted"] is True
     assert 0 <= during["neighbours"][last]["last_seen_s_ago"] < 60
     assert during["links"]["connected"] >= 2
+    assert during["neighbours"][last]["link"] == during["neighbours"][first]["link"] == "up"
+    assert during["neighbours"][last]["link_events"]["connected"] >= 1
+    assert (before["last_round_time"], before["version"]) == (None, p2pfl.__version__)
+    assert abs(time.time() - during["last_round_time"]) < 600
     assert sum(r["bytes_sent"] for r in rows[: row["round"] + 1]) <= during["bytes_sent"]
 
 
@@ -207,42 +238,103 @@ METRICS = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 def test_prometheus_collects_the_status(tmp_path):
     parser = pytest.importorskip("prometheus_client.parser")
-    neighbour = {"greeted": True, "last_seen_s_ago": 0.25, "exchange": None, "skipped": True, "left": False, "refused": {}}
+    neighbour = {
+        "greeted": True,
+        "last_seen_s_ago": 0.25,
+        "exchange": None,
+        "skipped": True,
+        "left": False,
+        "refused": {"stale_round": 4},
+        "link": "up",
+        "link_events": {"connected": 3},
+    }
     status = {
         "member": "basel",
+        "version": "1.2.3",
         "round": 7,
         "rounds": 100,
         "loss": 0.5,
         "disagreement": None,
         "closing": None,
+        "last_round_time": 1e9,
         "metrics": {"auroc": 0.9, "accuracy": None},
         "bytes_sent": 1234,
         "refused": {"wrong_digest": 2},
         "neighbours": {'be"rn': neighbour},
     }
+    asked_s = time.time()
     head, body = served(tmp_path, status, lambda: ask_plainly(tmp_path, METRICS))
-    samples = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in parser.text_string_to_metric_families(body)
-        for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
-    basel = ("member", "basel")
+    samples = of_metrics(parser, body)
+    basel, bern = ("member", "basel"), ("neighbour", 'be"rn')
+    states = {key: value for key, value in samples.items() if key[0] == "p2pfl_neighbour_link_state"}
+    last_seen_s = samples.pop(("p2pfl_neighbour_last_seen_timestamp_seconds", basel, bern))
 
     assert "200 OK" in head
     assert "Content-Type: text/plain; version=0.0.4" in head
-    assert samples == {
+    assert asked_s - 0.25 <= last_seen_s <= time.time() - 0.25
+    assert [dict(key[1:])["state"] for key, value in states.items() if value] == ["up"]
+    assert len(states) == len(STATES) + 1
+    assert {key: value for key, value in samples.items() if key not in states} == {
+        ("p2pfl_build_info", basel, ("version", "1.2.3")): 1,
         ("p2pfl_round", basel): 7,
-        ("p2pfl_rounds", basel): 100,
+        ("p2pfl_rounds_configured", basel): 100,
         ("p2pfl_loss", basel): 0.5,
         ("p2pfl_stopped", basel): 0,
+        ("p2pfl_last_round_timestamp_seconds", basel): 1e9,
         ("p2pfl_metric", basel, ("metric", "auroc")): 0.9,
-        ("p2pfl_neighbour_greeted", basel, ("neighbour", 'be"rn')): 1,
-        ("p2pfl_neighbour_last_seen_s_ago", basel, ("neighbour", 'be"rn')): 0.25,
-        ("p2pfl_neighbour_skipped", basel, ("neighbour", 'be"rn')): 1,
-        ("p2pfl_neighbour_left", basel, ("neighbour", 'be"rn')): 0,
+        ("p2pfl_neighbour_greeted", basel, bern): 1,
+        ("p2pfl_neighbour_skipped", basel, bern): 1,
+        ("p2pfl_neighbour_left", basel, bern): 0,
+        ("p2pfl_neighbour_up", basel, bern): 1,
+        ("p2pfl_neighbour_link_events_total", ("event", "connected"), basel, bern): 3,
+        ("p2pfl_neighbour_refused_total", basel, bern, ("reason", "stale_round")): 4,
         ("p2pfl_sent_bytes_total", basel): 1234,
         ("p2pfl_refused_total", basel, ("reason", "wrong_digest")): 2,
+    }
+
+
+def test_what_is_not_known_has_no_sample_and_is_never_called_up():
+    parser = pytest.importorskip("prometheus_client.parser")
+    samples = of_metrics(parser, exposition({"member": "basel", "neighbours": {"bern": {}}}).decode())
+    named = {key[0] for key in samples}
+
+    assert named == {"p2pfl_neighbour_link_state"}
+    assert [dict(key[1:])["state"] for key, value in samples.items() if value] == ["unknown"]
+
+
+def test_a_killed_neighbour_is_called_well_by_no_metric_and_by_no_line_of_the_status(tmp_path):
+    parser = pytest.importorskip("prometheus_client.parser")
+    plan, links = averaging({"name": "complete"}, 3, tolerance=1e-300), ZeroMQLinks()
+    first, killed, _ = plan.names
+
+    async def main():
+        async with Network(plan, tmp_path, links=links, limits=HASTY) as network:
+            network.start()
+            await network.reached(3)
+            await network.kill(killed)
+            daemon = network.nodes[first].daemon
+            await until(lambda: daemon.status()["neighbours"][killed]["link"] != "up")
+            return daemon.status()
+
+    status = finish(main())
+    links.close()
+    facts = status["neighbours"][killed]
+    samples = of_metrics(parser, exposition(status).decode())
+    dead = {key[0]: value for key, value in samples.items() if ("neighbour", killed) in key and "state" not in dict(key[1:])}
+
+    assert facts["greeted"] is False
+    assert facts["link_events"]["disconnected"] >= 1
+    assert (dead["p2pfl_neighbour_up"], dead["p2pfl_neighbour_greeted"]) == (0, 0)
+    assert samples["p2pfl_neighbour_link_state", ("member", first), ("neighbour", killed), ("state", "up")] == 0
+    assert dead["p2pfl_neighbour_last_seen_timestamp_seconds"] <= time.time()
+
+
+def of_metrics(parser, text):
+    """Each sample by its name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
     }
 
 

@@ -269,6 +269,12 @@ def test_what_must_differ_between_members_differs(field, make_cards):
     assert fault == f"members: {field} = {getattr(cards[0], field)!r} stands in 2 cards ({bearers}); expected one"
 
 
+def test_an_address_of_two_cards_is_found_within_lists():
+    shared = "tcp://cleveland.example:7700"
+    with pytest.raises(ConfigError, match=f"address = '{shared}' stands in 2 cards \\(cleveland, hungary\\)"):
+        study([card("cleveland"), card("hungary", address=["tcp://hungary.example:1", shared]), *map(card, NAMES[2:])])
+
+
 def test_two_sites_that_only_dial_out_cannot_exchange():
     content = resigned(resigned(mapping(), "hungary", address=None), "switzerland", address=None)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from links import MemoryLinks, ZeroMQLinks, finish, receive, send_until_refused, send_when_up
+from links import MemoryLinks, ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import TransportError
-from p2pfl.transports import MAX_FRAME_BYTES
+from p2pfl.transports import MAX_FRAME_BYTES, LinkCondition
 
 MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
@@ -225,6 +226,54 @@ def test_a_closed_transport_neither_sends_nor_receives(links):
             await a.send("b", [b"x"], 1.0)
         with pytest.raises(TransportError, match="a is closed"):
             await a.receive()
+
+    finish(main())
+
+
+@pytest.mark.parametrize(("comes", "stays"), BOTH_ENDS)
+def test_how_a_link_is_can_be_asked_at_any_time(links, comes, stays):
+    async def main():
+        staying = links.member(stays, comes)
+
+        assert staying.link(comes).state == LinkCondition.CLOSED
+
+        async with staying:
+            before = staying.link(comes)
+
+            assert not before.is_up
+            assert before.heard_s is None
+
+            for life in (1, 2):
+                async with links.member(comes, stays) as coming:
+                    await send_when_up(coming, stays, [b"here"])
+                    await receive(staying, 1)
+                    await until(lambda: staying.link(comes).state == coming.link(stays).state == LinkCondition.UP)
+
+                    assert before.since_s <= staying.link(comes).since_s <= time.monotonic()
+                    assert staying.link(comes).heard_s is not None
+                    assert staying.link_counters[comes]["connected"] == life
+                await until(lambda: not staying.link(comes).is_up)
+
+                assert coming.link(stays).state == LinkCondition.CLOSED
+                assert staying.link_counters[comes]["disconnected"] == life
+
+        assert staying.link(comes).state == LinkCondition.CLOSED
+        with pytest.raises(ValueError, match="'c' is no neighbour"):
+            staying.link("c")
+
+    finish(main())
+
+
+def test_a_link_that_is_down_leaves_the_others_up(links):
+    async def main():
+        async with links.member("b", "ac") as hub, links.member("a", "b") as a:
+            async with links.member("c", "b") as c:
+                for member in (a, c):
+                    await send_when_up(member, "b", [b"here"])
+                await receive(hub, 2)
+            await until(lambda: not hub.link("c").is_up)
+
+            assert hub.link("a").state == a.link("b").state == LinkCondition.UP
 
     finish(main())
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import typer
 
+import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
 from p2pfl.cli.dashboard import dashboard
 from p2pfl.cli.inspect import inspect
@@ -37,8 +38,18 @@ app.add_typer(node.app, name="node", help="The daemon of one institution.")
 app.add_typer(data.app, name="data", help="Public data sets that need a download.")
 
 
+def _say_version(asked: bool) -> None:  # typer's way of calling
+    if asked:
+        typer.echo(f"p2pfl {p2pfl.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root(*, verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error.")) -> None:
+def _root(
+    *,
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error."),
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_say_version, is_eager=True),  # noqa: ARG001
+) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("p2pfl.progress").setLevel(logging.INFO)  # what takes long says so
 

@@ -22,8 +22,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 def new(
     name: Annotated[str, typer.Option("--name", help="What the other members will call this site.")],
     address: Annotated[
-        str | None,
-        typer.Option("--address", help="tcp://host:port where the others reach it; none: it only dials out.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            "--address",
+            help="tcp://host:port where the others reach it; several: the first that works is used; none: it only dials out.",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option("--samples", help="Training rows here, if the others may know.", show_default=False)
@@ -44,7 +48,7 @@ def new(
     from p2pfl.node.identity import CARD_FILE, Identity, find_passphrase
 
     identity = Identity.new()
-    card = identity.card(name, address, samples)
+    card = identity.card(name, address[0] if address is not None and len(address) == 1 else address or None, samples)
     path = out / CARD_FILE
     if path.exists():
         raise ConfigError("is there already and is never overwritten; choose another --out", str(path))
@@ -135,7 +139,7 @@ def _say(card: Card) -> None:
     from p2pfl.card import grouped
 
     typer.echo(f"name         {card.name}")
-    typer.echo(f"address      {card.address or 'none: this site only dials out'}")
+    typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")
     if card.samples is not None:
         typer.echo(f"samples      {card.samples}")
     if card.moments is not None:

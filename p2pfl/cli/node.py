@@ -29,7 +29,7 @@ def start(
     ] = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
-    """Run this institution's node until its network has finished. SIGTERM stops it; a later start goes on where it was.
+    """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
 
     Example: p2pfl node start site.yaml --confirm "3f1c 88a0 ..."
     """
@@ -57,7 +57,7 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
 
 @app.command()
 def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
-    """What this institution's running node says of itself.
+    """What this institution's running node says of itself, and how the link to each neighbour is.
 
     Example: p2pfl node status site.yaml
     """
@@ -76,14 +76,32 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
     if found["disagreement"] is not None:
         console.print(f"disagreement with neighbours {found['disagreement']:.3g}, agreed for {found['agreed_for']} rounds")
-    table = Table("neighbour", "greeted", "exchange", "last seen", "skipped", "refused")
+    table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
     for name, seen in found["neighbours"].items():
         ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
         refused = ", ".join(f"{reason} {count}" for reason, count in seen["refused"].items()) or "-"
-        table.add_row(name, "yes" if seen["greeted"] else "no", str(seen["exchange"]), ago, "yes" if seen["skipped"] else "no", refused)
+        table.add_row(
+            name,
+            _link_of(seen),
+            "yes" if seen["greeted"] else "no",
+            str(seen["exchange"]),
+            ago,
+            "yes" if seen["skipped"] else "no",
+            refused,
+        )
     console.print(table)
+    for name, seen in found["neighbours"].items():
+        if seen.get("link_detail"):
+            console.print(f"{name}: {seen['link_detail']}", markup=False, soft_wrap=True)
     if network := found.get("network"):
         _network_status(console, network, state)
+
+
+def _link_of(seen: dict[str, Any]) -> str:
+    """How a neighbour's link is, and for how long; a node of an earlier version does not say."""
+    if "link" not in seen:
+        return "unknown"
+    return f"{seen['link']} for {seen['link_for_s']:,.0f} s"
 
 
 def _network_status(console: Console, network: dict[str, Any], state: Path) -> None:

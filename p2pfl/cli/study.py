@@ -31,7 +31,7 @@ confirmed: {confirmed}
 # task: {{data: ./data}}
 
 # The rest may stay out; these are the defaults.
-# listen: null              # tcp://address:port to bind; null: the card's port on all interfaces
+# listen: null              # tcp://address:port to bind; null: the card's port on all interfaces, IPv4 and IPv6
 # state: state              # checkpoints and records
 # passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
 # threads: 1
@@ -110,7 +110,8 @@ def show(study: StudyFile, as_json: Json = False) -> None:
     for member in _shown(found)["members"]:
         neighbours = ", ".join(f"{name} ({weight:.4g})" for name, weight in member["neighbours"].items())
         samples = "" if member["samples"] is None else str(member["samples"])
-        table.add_row(member["name"], member["address"] or "dials out", samples, neighbours)
+        address = member["address"] or "dials out"
+        table.add_row(member["name"], address if isinstance(address, str) else "\n".join(address), samples, neighbours)
     Console(markup=False, highlight=False).print(table)
     _say_layout(found)
     _say_digest(found)

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
+from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
@@ -158,6 +160,8 @@ class Daemon:
             view=self._outlook.view if self._outlook is not None else None,
             shared=self._outlook.shared if self._outlook is not None else None,
         )
+        self._link_watch = LinkWatch(neighbours)
+        self._last_round_time: float | None = None  # seconds since 1970
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
         self._round = self._phase = 0
@@ -630,9 +634,29 @@ class Daemon:
         while True:
             self.protocol.tick(self._now())
             self._wake_senders()
+            self._watch_links()
             if self._outlook is not None and self._folder is not None:
                 self._outlook.take_note(self._folder)
             await asyncio.sleep(TICK_S)
+
+    def link_reports(self) -> dict[str, LinkReport]:
+        """How the link to each neighbour is, and why it is not up."""
+        unknown = self._transport.counters["unauthorized"]
+        return {
+            name: report(neighbour, self._transport.link(name), num_unknown_keys=unknown)
+            for name, neighbour in self.protocol.neighbours.items()
+        }
+
+    def _watch_links(self) -> None:
+        """Say what has changed about a link, or has not for long."""
+        for now in self.link_reports().values():
+            saying = self._link_watch.look(now, self._now(), is_closing=self.protocol.closing is not None or self._stopping)
+            if saying is None:
+                continue
+            log.log(saying.level, "%s", saying.text)
+            if saying.event is not None and self._folder is not None:
+                kind, detail = saying.event
+                self._folder.append_event({"round": self._round, "node": self.me, "event": kind, "detail": detail})
 
     async def _send_to(self, neighbour: Neighbour) -> None:
         """Send what lies in one neighbour's outbox. What cannot be sent is dropped: whoever misses it asks for it."""
@@ -733,6 +757,7 @@ class Daemon:
         before = self._last_row.get("total_bytes", 0)
         alone = {**row, "bytes_sent": row["bytes_sent"] - before}
         self._last_row = {**alone, "total_bytes": row["bytes_sent"]}
+        self._last_round_time = time.time()
         self._folder.append_node(alone)
         self._folder.append_round(self._own_view(alone))
         self._tell(alone)
@@ -832,6 +857,7 @@ class Daemon:
         self._loss, self._seen = story["loss"], Seen(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
         self._last_row = {"total_bytes": self._bytes_sent}
+        self._last_round_time = story["written"] if self._round else None
         restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)
         self.protocol.exchange = self._exchange_now
         if self.protocol.meetings is not None:
@@ -855,9 +881,10 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
-        protocol, now_s = self.protocol, self._now()
+        protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
         network = {"network": self._outlook.status(now_s)} if self._outlook is not None else {}
         return network | {
+            "version": p2pfl.__version__,
             "member": self.me,
             "round": self._round,
             "rounds": self.plan.experiment.rounds,
@@ -869,13 +896,18 @@ class Daemon:
             "loss": self._last_row.get("loss"),
             "metrics": self._metrics,
             "bytes_sent": self._bytes_sent,
+            "last_round_time": self._last_round_time,
             "refused": dict(protocol.refused),
             "resynchronised": protocol.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": {
                 name: {
-                    "greeted": n.session.is_open,
-                    "last_seen_s_ago": None if n.last_seen_s is None else round(now_s - n.last_seen_s, 3),
+                    "link": reports[name].state,
+                    "link_detail": reports[name].detail,
+                    "link_for_s": round(time.monotonic() - reports[name].since_s, 3),
+                    "link_events": dict(self._transport.link_counters[name]),
+                    "greeted": n.session.is_open and self._transport.link(name).is_up,
+                    "last_seen_s_ago": _seconds_since(now_s, n.last_seen_s, self._transport.link(name).heard_s),
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
                     "left": n.left,
@@ -887,6 +919,12 @@ class Daemon:
 
     def _now(self) -> float:
         return time.monotonic()
+
+
+def _seconds_since(now_s: float, *times_s: float | None) -> float | None:
+    """Seconds since the latest of some times, where any is known."""
+    known = [then_s for then_s in times_s if then_s is not None]
+    return round(max(0.0, now_s - max(known)), 3) if known else None
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from getpass import getpass
 from pathlib import Path
@@ -99,12 +100,14 @@ class Identity:
             os.fsync(file.fileno())
         return path
 
-    def card(self, name: str, address: str | None = None, samples: int | None = None, moments: Moments | None = None) -> Card:
+    def card(
+        self, name: str, address: str | Sequence[str] | None = None, samples: int | None = None, moments: Moments | None = None
+    ) -> Card:
         """A signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content: dict[str, Any] = {
             "schema": 1,
             "name": name,
-            "address": address,
+            "address": list(address) if address is not None and not isinstance(address, str) else address,
             "identity": self.signing.public_key().public_bytes_raw().hex(),
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,

@@ -55,6 +55,10 @@ class Neighbour:
     """It said that it has finished for good."""
     closing: bool = False
     """It has stopped, and is there only to settle what is open."""
+    is_paused: bool = False
+    """It said that it pauses, and has not greeted since."""
+    refusal: str = ""
+    """Why the two do not talk although they are connected, such as another study; empty where nothing stands in the way."""
     next_want_s: float = 0.0
     want_pause_s: float = WANT_AFTER_S
     last_resent_s: float = float("-inf")

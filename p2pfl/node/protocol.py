@@ -280,7 +280,8 @@ class Protocol:
     def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
-        neighbour.left = neighbour.closing = False
+        neighbour.left = neighbour.closing = neighbour.is_paused = False
+        neighbour.refusal = ""
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
@@ -324,11 +325,13 @@ class Protocol:
             if _is_said(neighbour.goodbyes):
                 self.event("left", f"{neighbour.name} has finished")
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
+            neighbour.is_paused = True
             if _is_said(neighbour.goodbyes):
                 self.event("left", f"{neighbour.name} is pausing")
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
+            neighbour.refusal = neighbour.refusal or f"it refuses this node: {message.reason}"
             if _is_power_of_two(self.refused[key]):
                 self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}{_times(self.refused[key])}")
 
@@ -381,6 +384,7 @@ class Protocol:
         if error.reason in _FAULTY_UPDATE:
             neighbour.missed = neighbour.is_faulty = True  # what it sends cannot be merged: nobody waits for it until it can
         if error.reason in _GOODBYES:
+            neighbour.refusal = str(error).removeprefix(f"{error.reason}: ")
             neighbour.queue(Goodbye(reason=error.reason))
 
     # ---- rounds

@@ -44,7 +44,7 @@ class SiteFile:
     """The study's digest as the administrator compared it with the other members, in groups or not; a node does not start without it."""
 
     listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
-    """tcp://address:port to bind; None: the card's port on all interfaces, or nothing if the card has no address."""
+    """tcp://address:port to bind; None: the card's port on all interfaces, IPv4 and IPv6, or nothing if the card has no address."""
 
     state: Path = Path("state")
     """The folder of checkpoints and records."""
@@ -106,13 +106,22 @@ class SiteFile:
         """What to bind for this site's card: tcp://address:port, or None for a site that only dials out.
 
         Raises:
-            ConfigError: site.yaml says to listen, but nobody knows where: the card has no address.
+            ConfigError: site.yaml says to listen, but nobody knows where: the card has no address. Or it does not say where, and the
+                card's addresses have several ports.
         """
         if card.address is None:
             if self.listen is not None:
                 raise ConfigError(f"listen = {self.listen!r}: the card of {card.name} has no address, so nobody would dial; expected null")
             return None
-        return self.listen or f"tcp://*:{split_address(card.address)[1]}"
+        if self.listen is not None:
+            return self.listen
+        ports = sorted({split_address(address)[1] for address in card.addresses})
+        if len(ports) > 1:
+            raise ConfigError(
+                f"listen = null: the addresses on the card of {card.name} have the ports {', '.join(map(str, ports))}; "
+                f"say which one to listen at here, such as tcp://*:{ports[0]}"
+            )
+        return f"tcp://*:{ports[0]}"
 
 
 def _beside(folder: Path, path: Path) -> Path:

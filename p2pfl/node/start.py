@@ -91,8 +91,9 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
 
 async def _run(daemon: Daemon, *, until_stdin_closes: bool) -> str:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.stop, f"by {number.name}")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored, and means it
+            loop.add_signal_handler(number, daemon.stop, f"by {number.name}")
     if until_stdin_closes:
 
         def read() -> None:

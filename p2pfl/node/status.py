@@ -11,11 +11,13 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, MissingExtraError, TransportError
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
+from p2pfl.node.store import CHECKPOINT
 from p2pfl.records import replace_file
 
 _REQUEST_S = 5.0
@@ -86,7 +88,7 @@ def read_status(state: Path) -> dict[str, Any]:
     """
     place = state / _ENDPOINT
     if not place.exists():
-        raise ConfigError("no node is running here: start it with p2pfl node start", str(state))
+        raise ConfigError(f"no node is running here: {_last_words(state)}", str(state))
     url = place.read_text(encoding="utf-8").strip()
     if not url.startswith("http://127.0.0.1:"):
         raise ConfigError(f"{url!r}: expected an address on 127.0.0.1", str(place))
@@ -94,9 +96,23 @@ def read_status(state: Path) -> dict[str, Any]:
         with urllib.request.urlopen(url, timeout=_REQUEST_S) as response:  # noqa: S310  # checked above
             found = json.load(response)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise TransportError(f"{url}: the node does not answer ({error}); it may have been killed: start it again") from error
+        raise TransportError(
+            f"{url}: the node does not answer ({error}); it may have been killed, or its machine restarted: {_last_words(state)}"
+        ) from error
     assert isinstance(found, dict)
     return found
+
+
+def _last_words(state: Path) -> str:
+    """When a node that does not run gave its last sign of life, and how it is started."""
+    run = state / "run"
+    if (run / "summary.json").exists():
+        return f"it has finished, and its result is in {run}"
+    written = [path.stat().st_mtime for path in (state / CHECKPOINT, run / "nodes.jsonl", run / "events.jsonl") if path.exists()]
+    if not written:
+        return "it was never started; start it with p2pfl node start"
+    then = datetime.fromtimestamp(max(written), UTC)
+    return f"its last sign of life was at {then:%Y-%m-%d %H:%M:%S} UTC; start it with p2pfl node start, and it goes on where it was"
 
 
 async def _respond(request: bytes, status: Callable[[], Mapping[str, Any]], records: Records) -> tuple[str, str, bytes]:

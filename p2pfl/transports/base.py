@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -26,11 +28,21 @@ class Endpoint:
 
     name: str
 
-    address: str | None
-    """Such as tcp://node.hospital.example:7700 or tcp://[2001:db8::7]:7700; None: nobody can dial it, it dials its neighbours."""
+    address: str | Sequence[str] | None
+    """Such as tcp://node.hospital.example:7700 or tcp://[2001:db8::7]:7700, or several, of which the first that works is used.
+
+    None, or none of them: nobody can dial it, it dials its neighbours.
+    """
 
     public_key: bytes
     """CURVE, z85: 40 bytes."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address, in the order in which they are tried."""
+        if self.address is None:
+            return ()
+        return (self.address,) if isinstance(self.address, str) else tuple(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,116 @@ class Received:
 
     frames: tuple[memoryview, ...]
     """One or two, read-only."""
+
+
+class LinkCondition(StrEnum):
+    """How a link is, as far as this end can know."""
+
+    CLOSED = "closed"
+    """This end is not open."""
+
+    AWAITED = "awaited"
+    """The neighbour dials this node, and has not done so yet."""
+
+    RESOLVING = "resolving"
+    """The neighbour's host name is being looked up for the first time."""
+
+    CONNECTING = "connecting"
+    """It is being dialled for the first time."""
+
+    UNKNOWN_NAME = "unknown name"
+    """Its host name has no address, or the resolver does not answer."""
+
+    NO_ROUTE = "no route"
+    """This machine has no way to its address."""
+
+    NO_ANSWER = "no answer"
+    """Its address is silent: a firewall, or the machine is off."""
+
+    REFUSED = "refused"
+    """Its machine answers, and nobody listens at the port."""
+
+    HANDSHAKE_FAILED = "handshake failed"
+    """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
+
+    WRONG_KEY = "wrong key"
+    """The other end does not know this node's key."""
+
+    UP = "up"
+    """Connected, encrypted and authenticated."""
+
+    SILENT = "silent"
+    """Connected, and yet not even signs of life come: the neighbour's process stands still, or the network between is cut."""
+
+    DOWN = "down"
+    """It was up, and the connection has ended."""
+
+
+CONNECTED = frozenset({LinkCondition.UP, LinkCondition.SILENT})
+BEGINNING = frozenset({LinkCondition.CLOSED, LinkCondition.AWAITED, LinkCondition.RESOLVING, LinkCondition.CONNECTING})
+"""Conditions before anything is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkState:
+    """How the link to one neighbour is, and since when."""
+
+    state: LinkCondition
+
+    detail: str = ""
+    """The cause as far as it is known, such as "connection refused at tcp://127.0.0.1:7700"; empty where there is nothing to say."""
+
+    since_s: float
+    """When this state began, on the clock of time.monotonic."""
+
+    heard_s: float | None = None
+    """When anything last came over the link, a sign of life included, on the same clock; None: never."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection; a silent one may come to life again."""
+        return self.state in CONNECTED
+
+
+class LinkStates:
+    """The states of all links of one transport.
+
+    Args:
+        peers: the neighbours.
+        now_s: the clock.
+    """
+
+    def __init__(self, peers: Iterable[str], now_s: Callable[[], float] = time.monotonic) -> None:
+        self.counters: dict[str, Counter[str]] = {peer: Counter() for peer in peers}
+        """What happened to each link, by name, over the object's life."""
+        self._now_s = now_s
+        self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=now_s()) for peer in self.counters}
+        self._heard_s: dict[str, float] = {}
+
+    def note(self, peer: str, state: LinkCondition, detail: str = "", *, since_s: float | None = None) -> None:
+        """Put down how a link is now. It is so since it first came to be so, or since the time that is given."""
+        before = self._states[peer]
+        if before.state == state:
+            since_s = before.since_s
+        self._states[peer] = LinkState(state=state, detail=detail, since_s=self._now_s() if since_s is None else since_s)
+
+    def begin(self, peer: str, state: LinkCondition, detail: str = "") -> None:
+        """Put down a first attempt; where more than that is known already, it stays."""
+        if self._states[peer].state in BEGINNING:
+            self.note(peer, state, detail)
+
+    def heard(self, peer: str) -> None:
+        """Something came over a link: it is up, whatever was said of it before."""
+        self._heard_s[peer] = self._now_s()
+        if self._states[peer].state != LinkCondition.UP:
+            self.note(peer, LinkCondition.UP)
+
+    def state(self, peer: str) -> LinkState:
+        """The state of one link; ValueError for somebody who is no neighbour."""
+        if peer not in self._states:
+            raise ValueError(f"{peer!r} is no neighbour")
+        now = self._states[peer]
+        return LinkState(state=now.state, detail=now.detail, since_s=now.since_s, heard_s=self._heard_s.get(peer))
 
 
 class Transport(Protocol):
@@ -72,8 +194,21 @@ class Transport(Protocol):
         """Wait for the next message of any neighbour."""
         ...
 
+    @property
+    def link_counters(self) -> Mapping[str, Counter[str]]:
+        """By neighbour, what happened to its link: "connected", "disconnected", and what else is known of attempts."""
+        ...
 
-def dials(name: str, address: str | None, peer_name: str, peer_address: str | None) -> bool:
+    def link(self, peer: str) -> LinkState:
+        """How the link to a neighbour is now; may be asked at any time, also of a transport that is not open.
+
+        Raises:
+            ValueError: the peer is no neighbour.
+        """
+        ...
+
+
+def dials(name: str, address: str | Sequence[str] | None, peer_name: str, peer_address: str | Sequence[str] | None) -> bool:
     """Whether *name* dials the peer; an edge is one connection, so exactly one of two neighbours does.
 
     The one whose name sorts later, unless the other has no address.
@@ -81,10 +216,10 @@ def dials(name: str, address: str | None, peer_name: str, peer_address: str | No
     Raises:
         ConfigError: neither has an address.
     """
-    if address is None and peer_address is None:
+    if not address and not peer_address:
         raise ConfigError(f"address of {name} and {peer_name}: none given; of two neighbours at least one must have one")
-    if address is None or peer_address is None:
-        return address is None
+    if not address or not peer_address:
+        return not address
     return name > peer_name
 
 

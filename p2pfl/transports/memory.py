@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from p2pfl.errors import TransportError
-from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, Received, check_frames
+from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, LinkCondition, LinkState, LinkStates, Received, check_frames
 
 Lost = Callable[[str, str, tuple[memoryview, ...]], bool]
 """(sender, receiver, frames) -> whether the network loses this message without a word."""
@@ -41,6 +41,7 @@ class MemoryTransport:
         self.neighbours = neighbours
         self.counters: Counter[str] = Counter()
         self._network = network
+        self._links = LinkStates(sorted(neighbours))
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(network.max_queued)
 
     async def __aenter__(self) -> Self:
@@ -48,10 +49,26 @@ class MemoryTransport:
             raise ValueError(f"{self.name!r} is open already")
         self._inbox = asyncio.Queue(self._network.max_queued)
         self._network.members[self.name] = self
+        for peer in sorted(self.neighbours):
+            other = self._network.members.get(peer)
+            if other is None:
+                self._links.note(peer, LinkCondition.AWAITED)
+            elif self.name not in other.neighbours:
+                self._links.note(peer, LinkCondition.WRONG_KEY, f"{peer} does not have {self.name} among its neighbours")
+            else:
+                for ours, theirs in ((self._links, peer), (other._links, self.name)):  # noqa: SLF001 - two ends of one link
+                    ours.note(theirs, LinkCondition.UP)
+                    ours.counters[theirs]["connected"] += 1
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         del self._network.members[self.name]
+        for peer in sorted(self.neighbours):
+            if self._links.state(peer).is_up:
+                other = self._network.members[peer]._links  # noqa: SLF001 - two ends of one link
+                other.note(self.name, LinkCondition.DOWN, f"{self.name} has closed the connection")
+                other.counters[self.name]["disconnected"] += 1
+            self._links.note(peer, LinkCondition.CLOSED)
 
     async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
         """See Transport.send."""
@@ -77,7 +94,19 @@ class MemoryTransport:
     async def receive(self) -> Received:
         """See Transport.receive."""
         self._check_open()
-        return await self._inbox.get()
+        received = await self._inbox.get()
+        if self._links.state(received.peer).is_up:
+            self._links.heard(received.peer)
+        return received
+
+    @property
+    def link_counters(self) -> Mapping[str, Counter[str]]:
+        """See Transport.link_counters."""
+        return self._links.counters
+
+    def link(self, peer: str) -> LinkState:
+        """See Transport.link."""
+        return self._links.state(peer)
 
     def _check_open(self) -> None:
         if self._network.members.get(self.name) is not self:

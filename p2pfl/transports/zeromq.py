@@ -3,7 +3,10 @@
 A member listens on one ROUTER, if any neighbour dials it, and has one DEALER for each neighbour that it dials. Who sent a frame is
 decided by the key that opened the connection: at the ROUTER libzmq stamps it on every frame (User-Id), at a DEALER only the holder of the
 expected key can be at the other end. A dialler's first message on a connection is one empty frame (PROBE_ROUTER), by which the listener
-learns the way back.
+learns the way back. Either end sends such a frame now and then as a sign of life, and looks in this way whether a connection still exists.
+
+libzmq is given numeric addresses only, and one at a time: it would resolve names in the thread that serves all links. Dialling again, from
+the first address of the card and with names looked up anew, is this module's.
 
 What this cannot refuse: libzmq's queues count whole messages, so a neighbour (nobody else gets that far) could grow one message without
 end, frame by frame.
@@ -14,8 +17,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -25,7 +31,19 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from p2pfl.errors import ConfigError, TransportError
-from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_FRAMES, MAX_QUEUED, Endpoint, Received, check_frames, dials
+from p2pfl.transports.base import (
+    MAX_FRAME_BYTES,
+    MAX_FRAMES,
+    MAX_QUEUED,
+    Endpoint,
+    LinkCondition,
+    LinkState,
+    LinkStates,
+    Received,
+    check_frames,
+    dials,
+)
+from p2pfl.transports.resolver import Lookup, Resolver, connection_fault
 from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
 
 log = logging.getLogger(__name__)
@@ -34,13 +52,32 @@ CURVE_OVERHEAD_BYTES = 33  # command name, nonce, authenticator, flags: MAXMSGSI
 HANDSHAKE_S = 10.0
 RECONNECT_S = 0.1
 RECONNECT_MAX_S = 2.0
-GIVEN_UP_S = 1.0
+NEVER_S = 1_000_000.0  # libzmq dials again by itself after at least so long: this module does
+RESOLVE_S = 5.0
+CONNECT_SOON_S = 3.0
+"""How long one of several addresses is tried; a single one is tried for HANDSHAKE_S."""
+PROBE_S = 1.0
 MISSED_HEARTBEATS = 4
+SILENT_AT_LEAST_S = 10.0
+LOOK_AFTER_S = 0.05
+"""After a connection has ended, libzmq's queues for it are gone soon, and not at once."""
 ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
 ROUTES_KEPT = 4
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
 NEWS_S = 0.05
+SIGN_OF_LIFE = b""
+
+_ADDRESS = re.compile(r"tcp://(?:\[([^\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
+_TELLING = (
+    LinkCondition.WRONG_KEY,
+    LinkCondition.HANDSHAKE_FAILED,
+    LinkCondition.REFUSED,
+    LinkCondition.NO_ANSWER,
+    LinkCondition.NO_ROUTE,
+    LinkCondition.UNKNOWN_NAME,
+)
+"""What several addresses lead to is told by the one that led furthest."""
 
 EVENTS: dict[int, str] = {
     zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
@@ -50,6 +87,18 @@ EVENTS: dict[int, str] = {
 }
 """HANDSHAKE_FAILED_PROTOCOL must not be among them: while libzmq 4.3.5 reports that a frame cannot be decrypted, it forgets that this is
 an error (errno is overwritten), and leaves a connection that is neither read nor closed. Without the report it closes the connection."""
+
+
+_NOT_IT = "another key than on its card, another program at this port, or it was just stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One address of a neighbour."""
+
+    address: str
+    host: str
+    port: int
 
 
 class ZeroMQTransport:
@@ -68,9 +117,11 @@ class ZeroMQTransport:
         listen: where to bind, such as tcp://0.0.0.0:7700; me.address if not given. Port 0: see bound_address.
         max_frame_bytes: largest frame, in either direction.
         max_queued: messages in each direction of each link; a sender waits when they are used up.
-        heartbeat_s: how often the kernel tries a silent link; it is lost when four in a row get no answer. Whole seconds.
+        heartbeat_s: how often a sign of life is sent, and the kernel tries a silent link, which is lost when four in a row get no answer.
+            Whole seconds.
         linger_s: how long closing waits for messages that are still on their way out. They then are with the peer's libzmq; if the peer is
             the dialler, what it has not read when the connection ends is lost, so an important last word wants an answer.
+        lookup: how host names are resolved; None: by the system.
 
     Raises:
         ConfigError: two neighbours of which none has an address.
@@ -88,6 +139,7 @@ class ZeroMQTransport:
         max_queued: int = MAX_QUEUED,
         heartbeat_s: int = 5,
         linger_s: float = 2.0,
+        lookup: Lookup | None = None,
     ) -> None:
         self.me = me
         self.neighbours = {peer.name: peer for peer in neighbours}
@@ -101,7 +153,9 @@ class ZeroMQTransport:
         if len({me.public_key, *self._names}) <= len(self.neighbours):
             raise ValueError(f"public keys of {me.name} and its neighbours: two members have the same")
         self._secret_key = secret_key
-        self._listen = listen or me.address
+        self._listen = listen or next(iter(me.addresses), None)
+        self._lookup = lookup
+        self._links = LinkStates(sorted(self.neighbours))
         self._max_frame_bytes = max_frame_bytes
         self._max_queued = max_queued
         self._heartbeat_s = heartbeat_s
@@ -118,6 +172,9 @@ class ZeroMQTransport:
         self._dealers: dict[str, zmq.asyncio.Socket] = {}
         self._up: set[str] = set()  # dialled neighbours with a link
         self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
+        self._beating: set[str] = set()  # neighbours that send signs of life
+        self._ended = asyncio.Event()  # a connection that somebody made to this node is over
+        self._resolver = Resolver(self._lookup)
         self._group = await asyncio.TaskGroup().__aenter__()
         self._readers: list[asyncio.Task[None]] = []
         self._monitors: list[asyncio.Task[None]] = []
@@ -126,6 +183,7 @@ class ZeroMQTransport:
                 self._start_listening()
             for name in self._dialled:
                 self._start_dialling(self.neighbours[name])
+            self._readers.append(self._group.create_task(self._beat(), name=f"{self.me.name} gives signs of life"))
         except BaseException:
             await self._close(linger_s=0)
             await self._group.__aexit__(None, None, None)
@@ -167,6 +225,15 @@ class ZeroMQTransport:
         """See Transport.receive."""
         self._check_open()
         return await self._inbox.get()
+
+    @property
+    def link_counters(self) -> Mapping[str, Counter[str]]:
+        """See Transport.link_counters. Of a neighbour that this node dials also "unresolved", "not_connected" and "handshake_failed"."""
+        return self._links.counters
+
+    def link(self, peer: str) -> LinkState:
+        """See Transport.link."""
+        return self._links.state(peer)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -218,28 +285,97 @@ class ZeroMQTransport:
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"p2pfl")
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         address = cast(str, self._listen)  # dials() has seen to it unless nobody dials us
-        self._router.setsockopt(zmq.IPV6, int("[" in address))
-        try:
-            self._router.bind(address)
-        except zmq.ZMQError as error:
-            raise _refused(f"listen = {address!r}", error) from error
+        families = _families(address)
+        for ipv6 in families:
+            self._router.setsockopt(zmq.IPV6, ipv6)
+            try:
+                self._router.bind(address)
+                break
+            except zmq.ZMQError as error:
+                if ipv6 == families[-1] or error.errno == errno.EADDRINUSE:
+                    raise _refused(f"listen = {address!r}", error) from error
+        for name in sorted(self.neighbours.keys() - set(self._dialled)):
+            self._links.note(name, LinkCondition.AWAITED)
         self.bound_address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._readers.append(self._group.create_task(self._read_listener(), name=f"{self.me.name} reads"))
 
     def _start_dialling(self, peer: Endpoint) -> None:
+        places = [_place(peer.name, address) for address in peer.addresses]  # dials() has seen to it that there is one
         dealer, events = self._link_socket(zmq.DEALER)
-        self._monitors.append(self._group.create_task(self._watch(events, peer), name=f"{self.me.name} watches {peer.name}"))
+        news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._monitors.append(self._group.create_task(self._watch(events, peer.name, news), name=f"{self.me.name} watches {peer.name}"))
         dealer.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key)
         dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a link that is not up
         dealer.setsockopt(zmq.PROBE_ROUTER, 1)
-        address = cast(str, peer.address)  # dials() has seen to it
-        dealer.setsockopt(zmq.IPV6, int("[" in address))  # a name with both kinds of address would be tried at the first only
-        try:
-            dealer.connect(address)
-        except zmq.ZMQError as error:
-            raise _refused(f"address of {peer.name} = {address!r}", error) from error
         self._dealers[peer.name] = dealer
+        self._links.note(peer.name, LinkCondition.CONNECTING)
+        self._readers.append(self._group.create_task(self._dial(peer.name, places, news), name=f"{self.me.name} dials {peer.name}"))
         self._readers.append(self._group.create_task(self._read_dialled(dealer, peer.name), name=f"{self.me.name} reads {peer.name}"))
+
+    async def _dial(self, peer: str, places: Sequence[_Place], news: asyncio.Queue[dict[str, Any]]) -> None:
+        """Keep a connection to a neighbour: try its addresses in order, and all over again when one that worked has ended."""
+        pause_s = RECONNECT_S
+        while True:
+            failures: list[tuple[LinkCondition, str]] = []
+            was_up = False
+            for place in places:
+                try:
+                    hosts = await self._numeric(peer, place)
+                except TransportError as error:
+                    self._links.counters[peer]["unresolved"] += 1
+                    failures.append((LinkCondition.UNKNOWN_NAME, str(error)))
+                    continue
+                for host in hosts:
+                    patience_s = HANDSHAKE_S if len(places) == len(hosts) == 1 else CONNECT_SOON_S
+                    failure = await self._connect(peer, place, host, patience_s, news)
+                    if failure is None:
+                        was_up = True
+                        break
+                    failures.append(failure)
+                if was_up:
+                    break
+            if not was_up:
+                state = min((state for state, _ in failures), key=_TELLING.index)
+                self._links.note(peer, state, "; ".join(dict.fromkeys(detail for _, detail in failures)))
+            pause_s = RECONNECT_S if was_up else min(2 * pause_s, RECONNECT_MAX_S)
+            await asyncio.sleep(pause_s)
+
+    async def _numeric(self, peer: str, place: _Place) -> Sequence[str]:
+        self._links.begin(peer, LinkCondition.RESOLVING, f"looking up its name {place.host}")
+        found = await self._resolver.resolve(place.host, RESOLVE_S)
+        self._links.begin(peer, LinkCondition.CONNECTING, f"dialling {place.address}")
+        return found
+
+    async def _connect(
+        self, peer: str, place: _Place, host: str, patience_s: float, news: asyncio.Queue[dict[str, Any]]
+    ) -> tuple[LinkCondition, str] | None:
+        """Have libzmq connect to a numeric address once, until that has failed (and why), or until the link was up and is over (None)."""
+        dealer = self._dealers[peer]
+        numeric = f"tcp://[{host}]:{place.port}" if ":" in host else f"tcp://{host}:{place.port}"
+        said = place.address if numeric == place.address else f"{place.address} ({host})"
+        dealer.setsockopt(zmq.IPV6, int(":" in host))
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * patience_s))
+        began_s = time.monotonic()
+        try:
+            dealer.connect(numeric)
+        except zmq.ZMQError as error:
+            return LinkCondition.NO_ROUTE, f"{error.strerror} at {said}"
+        kinds = [kind async for kind in _until_over(news, patience_s)]
+        await asyncio.sleep(LOOK_AFTER_S)  # libzmq is done with the connection soon, and must be before it is told to forget it
+        if not dealer.closed:
+            try:
+                dealer.disconnect(numeric)
+            except zmq.ZMQError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        if zmq.EVENT_HANDSHAKE_SUCCEEDED in kinds:
+            return None
+        if zmq.EVENT_HANDSHAKE_FAILED_AUTH in kinds:
+            return LinkCondition.WRONG_KEY, f"{said} does not know the key of {self.me.name}: it holds another study or another card"
+        if zmq.EVENT_DISCONNECTED in kinds:
+            return LinkCondition.HANDSHAKE_FAILED, f"{said} ended the connection before it was encrypted: {_NOT_IT}"
+        self._links.counters[peer]["not_connected"] += 1
+        return await _why_not(host, place.port, said, patience_s, time.monotonic() - began_s)
 
     def _link_socket(self, kind: int) -> tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
         """A socket that has all that must be set before it binds or connects, and where its events come."""
@@ -259,10 +395,8 @@ class ZeroMQTransport:
             zmq.TCP_KEEPALIVE_INTVL: self._heartbeat_s,
             zmq.TCP_KEEPALIVE_CNT: MISSED_HEARTBEATS - 1,
             zmq.TCP_MAXRT: patience_ms,  # the same patience with data that nobody acknowledges
-            zmq.CONNECT_TIMEOUT: round(1000 * HANDSHAKE_S),
             zmq.HANDSHAKE_IVL: round(1000 * HANDSHAKE_S),
-            zmq.RECONNECT_IVL: round(1000 * RECONNECT_S),
-            zmq.RECONNECT_IVL_MAX: round(1000 * RECONNECT_MAX_S),
+            zmq.RECONNECT_IVL: round(1000 * NEVER_S),
             zmq.LINGER: 0,  # until closing says otherwise
         }
         for option, number in options.items():
@@ -272,35 +406,89 @@ class ZeroMQTransport:
         # unbounded: libzmq's I/O thread would block on a full queue of events, and closing would wait for that thread for ever
         events.setsockopt(zmq.RCVHWM, 0)
         address = f"inproc://events-{len(self._own_sockets)}"
-        link.monitor(address, sum(EVENTS) | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_MONITOR_STOPPED)
+        link.monitor(address, sum(EVENTS) | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED)
         events.connect(address)
         return link, events
 
-    async def _watch(self, events: zmq.asyncio.Socket, dialled: Endpoint | None = None) -> None:
-        """Count what libzmq reports of a socket, until the socket is gone; dial again where libzmq does not."""
-        ended = False
+    async def _watch(
+        self, events: zmq.asyncio.Socket, dialled: str | None = None, news: asyncio.Queue[dict[str, Any]] | None = None
+    ) -> None:
+        """Count what libzmq reports of a socket, and pass it on to whoever dials, until the socket is gone."""
         while True:
-            # libzmq dials again when a connection breaks, and says so, but not after a breach of the protocol (a frame above the limit, a
-            # refusal, a byte changed on the way). The second question is for a loop that was held up: the answer may have come meanwhile.
-            if dialled is not None and ended and not await events.poll(1000 * GIVEN_UP_S) and not await events.poll(0):
-                self._dial_again(dialled)
-                ended = False
-            event = parse_monitor_message(await _next(events))["event"]
-            if event == zmq.EVENT_MONITOR_STOPPED:
+            event = parse_monitor_message(await _next(events))
+            kind = event["event"]
+            if kind == zmq.EVENT_MONITOR_STOPPED:
                 return
-            ended = event == zmq.EVENT_DISCONNECTED
-            if event in EVENTS:
-                self.counters[EVENTS[event]] += 1
-            if dialled is not None and event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up.add(dialled.name)
-            elif dialled is not None:
-                self._up.discard(dialled.name)
+            if kind in EVENTS:
+                self.counters[EVENTS[kind]] += 1
+            if dialled is None:
+                if kind == zmq.EVENT_DISCONNECTED:
+                    self._ended.set()
+                continue
+            if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
+                self._links.counters[dialled][EVENTS[kind]] += 1
+            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up.add(dialled)
+                self._links.note(dialled, LinkCondition.UP)
+            else:
+                self._up.discard(dialled)
+                if kind == zmq.EVENT_DISCONNECTED and self._links.state(dialled).is_up:
+                    self._lost(dialled)
+            if news is not None:
+                news.put_nowait(dict(event))
 
-    def _dial_again(self, peer: Endpoint) -> None:
-        dealer = self._dealers[peer.name]
-        if not dealer.closed:
-            dealer.disconnect(cast(str, peer.address))
-            dealer.connect(cast(str, peer.address))
+    def _lost(self, peer: str) -> None:
+        self._beating.discard(peer)
+        self._links.note(peer, LinkCondition.DOWN, "the connection has ended")
+
+    async def _beat(self) -> None:
+        """Send signs of life, and notice who sends none and whose connection is gone."""
+        loop = asyncio.get_running_loop()
+        turn_s = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout_at(turn_s + self._heartbeat_s):
+                    await self._ended.wait()
+            except TimeoutError:
+                late_s, turn_s = loop.time() - turn_s - self._heartbeat_s, loop.time()
+                for name in sorted(self._up):
+                    await self._sign_of_life(self._dealers[name], name, [SIGN_OF_LIFE])
+                await self._look_at_routes()
+                if late_s < self._heartbeat_s:  # else this node itself was held up, and what came meanwhile is still to be read
+                    self._look_for_silence()
+            else:
+                await asyncio.sleep(LOOK_AFTER_S)
+                self._ended.clear()
+                await self._look_at_routes()
+
+    async def _sign_of_life(self, link: zmq.asyncio.Socket, peer: str, frames: Sequence[bytes]) -> bool:
+        """Whether there is a connection; one whose queue is full is one."""
+        try:
+            await link.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EFAULT):
+                raise
+            log.debug("no sign of life to %s: %s", peer, error.strerror)
+            return False
+        return True
+
+    async def _look_at_routes(self) -> None:
+        """Forget the ways back that are gone; a neighbour that dials this node and has none is not connected."""
+        for name, routes in self._routes.items():
+            while routes and not await self._sign_of_life(self._router, name, [routes[-1], SIGN_OF_LIFE]):
+                routes.pop()
+            if not routes and name not in self._dealers and self._links.state(name).is_up:
+                self._links.counters[name]["disconnected"] += 1
+                self._lost(name)
+
+    def _look_for_silence(self) -> None:
+        patience_s = max(SILENT_AT_LEAST_S, MISSED_HEARTBEATS * self._heartbeat_s)
+        for name in self._beating:
+            link = self._links.state(name)
+            if link.state == LinkCondition.UP and link.heard_s is not None and time.monotonic() - link.heard_s > patience_s:
+                self._links.note(name, LinkCondition.SILENT, "connected, and yet no sign of life comes", since_s=link.heard_s)
 
     async def _read_listener(self) -> None:
         while True:
@@ -316,6 +504,10 @@ class ZeroMQTransport:
             # a late message of an old connection must not change the way back: only a route not yet known is the newest
             if route.bytes not in self._routes[peer]:
                 self._routes[peer].append(route.bytes)
+                self._links.counters[peer]["connected"] += 1
+                self._links.heard(peer)
+            else:
+                self._hear(peer, frames)
             await self._deliver(peer, frames)
 
     def _sender(self, frame: zmq.Frame) -> str | None:
@@ -327,7 +519,16 @@ class ZeroMQTransport:
 
     async def _read_dialled(self, dealer: zmq.asyncio.Socket, peer: str) -> None:
         while True:
-            await self._deliver(peer, await _next(dealer, copy=False))
+            frames = await _next(dealer, copy=False)
+            self._hear(peer, frames)
+            await self._deliver(peer, frames)
+
+    def _hear(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
+        """Whatever comes is a sign of life; a late word of a connection that is over is none."""
+        if self._links.state(peer).is_up:
+            self._links.heard(peer)
+            if len(frames) == 1 and len(frames[0]) == 0:
+                self._beating.add(peer)
 
     async def _deliver(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
         if len(frames) > MAX_FRAMES:
@@ -345,6 +546,8 @@ class ZeroMQTransport:
         try:
             for reader in self._readers:
                 reader.cancel()
+            for name in self.neighbours:
+                self._links.note(name, LinkCondition.CLOSED)
             for link in self._sockets:
                 link.close(linger=round(1000 * linger_s))
             # a socket's last event comes when nothing of it is left to send: waiting for it keeps term(), which would stop the loop, short
@@ -356,6 +559,48 @@ class ZeroMQTransport:
             for own in self._own_sockets:
                 own.close(linger=0)
             self._context.term()
+
+
+def _place(name: str, address: str) -> _Place:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ConfigError(f"address of {name} = {address!r}: not an address such as tcp://node.hospital.example:7700")
+    return _Place(address, match[1] or match[2], int(match[3]))
+
+
+def _families(listen: str) -> tuple[int, ...]:
+    """Values of libzmq's option IPV6 that are tried in turn: on all interfaces both families, where the machine has both."""
+    host = listen.removeprefix("tcp://").rpartition(":")[0]
+    if host == "*":
+        return 1, 0
+    return (1,) if "[" in host else (0, 1)
+
+
+async def _until_over(news: asyncio.Queue[dict[str, Any]], patience_s: float) -> AsyncIterator[int]:
+    """What libzmq says of one attempt to connect, until that has failed or the connection is over."""
+    kind = 0
+    while kind not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+        try:
+            # libzmq says nothing of a socket that the system did not give it; a connection that was made it always ends itself
+            async with asyncio.timeout(None if kind else patience_s + PROBE_S):
+                kind = (await news.get())["event"]
+        except TimeoutError:
+            return
+        yield kind
+
+
+async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: float) -> tuple[LinkCondition, str]:
+    """Why libzmq could not connect, which it does not say: the same is tried once more by hand."""
+    fault: OSError | None = TimeoutError()
+    if took_s < patience_s / 2:
+        fault = await connection_fault(host, port, PROBE_S)
+    if fault is None:
+        return LinkCondition.REFUSED, f"connection refused at {said}; it has come up since"
+    if isinstance(fault, TimeoutError):
+        return LinkCondition.NO_ANSWER, f"no answer at {said} (a firewall, or the machine is off)"
+    if fault.errno == errno.ECONNREFUSED:
+        return LinkCondition.REFUSED, f"connection refused at {said}"
+    return LinkCondition.NO_ROUTE, f"{fault.strerror} at {said}"
 
 
 async def _next(source: zmq.asyncio.Socket, *, copy: bool = True) -> list[Any]:

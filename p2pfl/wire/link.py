@@ -215,7 +215,7 @@ class LinkSession:
         for name in ("study", "layout", "start"):
             ours, theirs = getattr(self._terms, name), getattr(hello, name).hex()
             if ours.lower() != theirs:
-                raise Unauthorized(f"{self.peer} has {name} digest {theirs}: expected {ours}", reason=f"wrong_{name}")
+                raise Unauthorized(f"{self.peer} holds {name} {theirs[:16]}…, this node {ours[:16]}…", reason=f"wrong_{name}")
 
     def _forget_peer(self) -> None:
         self._assembly.drop()
