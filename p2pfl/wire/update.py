@@ -303,7 +303,7 @@ class Assembly:
         """Take the next chunk; as `begin`.
 
         Raises:
-            BadMessage: also "out_of_order", a chunk that is not the next one of the update that is coming in; that one can still be continued.
+            BadMessage: also "out_of_order", a chunk that is not the next one of the update that is coming in; that one can still go on.
         """
         if self.update is None or (chunk.exchange, chunk.offset) != (self.update.exchange, self.received_bytes):
             raise BadMessage(f"a chunk at {chunk.offset} of exchange {chunk.exchange} that continues nothing", reason="out_of_order")
