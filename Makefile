@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # of those processes each would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test slow lint examples bench clean
+.PHONY: help install demo test slow soak lint examples bench clean
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ test: $(INSTALLED) ## The tests but the slow ones, with the coverage of p2pfl/, 
 
 slow: $(INSTALLED) ## The slow tests alone
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+soak: $(INSTALLED) ## Tests that take many minutes each: large models over slow links
+	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/test_slow_links.py
 
 lint: $(INSTALLED) ## Format, style, types
 	@$(BIN)/ruff format --check .

@@ -78,6 +78,10 @@ class StoreError(P2PFLError):
     """The disk failed or holds something unreadable: stop before more is lost."""
 
 
+class QueueFull(TransportError):
+    """The link is up and has no room now: the message can be offered again."""
+
+
 class PeerError(P2PFLError):
     """A neighbour broke the protocol: drop the neighbour's message, never the node.
 

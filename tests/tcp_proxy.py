@@ -7,14 +7,24 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+PIECE_BYTES = 65536
+
 
 class TcpProxy:
     """Forwards TCP connections from a port of 127.0.0.1, chosen by the system, to *target* (tcp://host:port), which may be named later.
 
+    Args:
+        target: may be named later.
+        bytes_per_s: at most so many pass in each direction of each connection; None: as many as come.
+        latency_s: each piece of data takes so long, in each direction.
+
     Inside `async with`, `address` is what the dialling side is given instead of *target*.
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | None = None, *, bytes_per_s: float | None = None, latency_s: float = 0.0) -> None:
+        self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
+        self.passed_bytes = [0, 0]
+        """From the dialling side to the target, and back."""
         self._target = ("", 0)
         if target is not None:
             self.lead_to(target)
@@ -28,7 +38,7 @@ class TcpProxy:
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=PIECE_BYTES)
         self.address = f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -50,6 +60,12 @@ class TcpProxy:
         """Reset every connection, and every new one, until healed."""
         self._whole = False
         _abort(self._ends)
+
+    async def cut_for(self, seconds: float) -> None:
+        """Close every connection and refuse new ones for some seconds."""
+        self.cut()
+        await asyncio.sleep(seconds)
+        self.heal()
 
     def stall(self) -> None:
         """Forward nothing and close nothing until healed, as when packets are lost."""
@@ -77,32 +93,57 @@ class TcpProxy:
         ends = {writer}
         self._ends.add(writer)
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            far_reader, far_writer = await asyncio.open_connection(*self._target, limit=PIECE_BYTES)
             ends.add(far_writer)
             self._ends.add(far_writer)
             if not self._whole:  # cut while connecting
                 return
             async with asyncio.TaskGroup() as both_ways:
-                both_ways.create_task(self._pump(reader, far_writer, ends), name="there")
-                both_ways.create_task(self._pump(far_reader, writer, ends), name="back")
+                both_ways.create_task(self._pump(reader, far_writer, ends, 0), name="there")
+                both_ways.create_task(self._pump(far_reader, writer, ends, 1), name="back")
         except OSError:
             pass
         finally:
             self._ends -= ends
             _abort(ends)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter]) -> None:
-        with suppress(ConnectionError):
-            while chunk := await reader.read(65536):
-                await self._flowing.wait()
-                if self._flip:
-                    chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])
-                    self._flip = False
-                writer.write(chunk)
-                await writer.drain()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter], way: int) -> None:
+        loop = asyncio.get_running_loop()
+        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=0 if self._latency_s else 1)
+        writer.transport.set_write_buffer_limits(high=PIECE_BYTES)
+        async with asyncio.TaskGroup() as both:
+            far_end = both.create_task(self._come_out(line, writer, way), name="comes out")
+            free_s = loop.time()
+            with suppress(ConnectionError):
+                while chunk := await reader.read(PIECE_BYTES):
+                    await self._flowing.wait()
+                    if self._flip:
+                        chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])
+                        self._flip = False
+                    if self._bytes_per_s is not None:
+                        free_s = max(free_s, loop.time()) + len(chunk) / self._bytes_per_s
+                        await asyncio.sleep(free_s - loop.time())
+                    await line.put((loop.time() + self._latency_s, chunk))
+                    if far_end.done():
+                        break
+            if not far_end.done():
+                await line.put((0.0, b""))
         await self._flowing.wait()
         for end in ends:  # one direction ended: so does the connection
             end.close()
+
+    async def _come_out(self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, way: int) -> None:
+        with suppress(ConnectionError):
+            while True:
+                due_s, chunk = await line.get()
+                if not chunk:
+                    return
+                await asyncio.sleep(due_s - asyncio.get_running_loop().time())
+                writer.write(chunk)
+                await writer.drain()
+                self.passed_bytes[way] += len(chunk)
+        while (await line.get())[1]:  # nobody reads any more: let the other task come to its end
+            pass
 
 
 def _abort(ends: set[asyncio.StreamWriter]) -> None:

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Records, Report, Share, StopNews, Update, Want
+from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Records, Report, Sent, Share, StopNews, Update, Want
 from p2pfl.wire.round_record import RoundRecord, seal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
@@ -62,13 +62,14 @@ EVERY_MESSAGE = (
     HELLO,
     UPDATE,
     CHUNK,
-    Want(exchange=7, whole=False),
+    Want(exchange=7, whole=False, lost=False, offset=0, digest=None),
     Alive(exchange=7, **NEWS),
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),
     Decline(exchange=7),
     Records(sealed=(seal(RECORD, KEY.sign, b"\xaa" * 32),)),
     Share(round=0, step=7, sum=0.75, weight=1.5, low=None, high=None, outage=0, hops=0, void=False),
+    Sent(exchange=7, whole=False),
 )
 
 

@@ -24,7 +24,7 @@ import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
-from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
+from p2pfl.errors import ConfigError, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
@@ -44,7 +44,7 @@ from p2pfl.training import Population, trained_alone
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Records
+from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
 from p2pfl.wire.newest import NewestUpdates
 from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
@@ -52,7 +52,8 @@ from p2pfl.worth import worth
 
 log = logging.getLogger(__name__)
 
-SEND_TIMEOUT_S = 10.0
+LOOK_AGAIN_S = 1.0
+"""How long a message waits for room in its link before it is asked whether it is still of use. A link that is down says so at once."""
 TICK_S = 0.1
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
@@ -666,10 +667,8 @@ class Daemon:
                 try:
                     if isinstance(item, SendUpdate):
                         await self._send_update(neighbour, item)
-                    elif isinstance(item, SendRecords):
-                        await self._send_records(neighbour)
                     else:
-                        await self._transport.send(neighbour.name, encode(item), SEND_TIMEOUT_S)
+                        await self._send_short(neighbour, item)
                 except TransportError as error:
                     log.debug("to %s: %s", neighbour.name, error)
                 neighbour.sending = None
@@ -682,18 +681,44 @@ class Daemon:
         neighbour.sending = (item.exchange, item.whole)
         if item.whole:
             await asyncio.to_thread(self.protocol.prepare, neighbour.name, item.exchange)
-        for frames in self.protocol.frames_of(neighbour, item):
-            if not self.protocol.is_of_use(item.exchange):
-                break  # the exchange is past: nobody can use the rest
-            await self._transport.send(neighbour.name, frames, SEND_TIMEOUT_S)
+
+        def is_wanted() -> bool:  # not if the exchange is past, or the neighbour has asked to begin elsewhere
+            replaced = neighbour.waiting_update(item.exchange, whole=item.whole) is not None
+            # the news in the first message are of use to a neighbour that has gone on without this update, too
+            return not replaced and (not begun or self.protocol.is_of_use(item.exchange, neighbour))
+
+        begun = False
+        for number, frames in enumerate(self.protocol.frames_of(neighbour, item)):
+            while number and (short := neighbour.next_short()) is not None:
+                await self._send_short(neighbour, short)
+            if not await self._send_patiently(neighbour, frames, is_wanted):
+                return
+            begun = True
             if not item.again:
                 self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+        self.protocol.handed_over(neighbour, item)
+
+    async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords) -> None:
+        if isinstance(item, SendRecords):
+            await self._send_records(neighbour)
+        else:
+            await self._send_patiently(neighbour, encode(item), lambda: True)
+
+    async def _send_patiently(self, neighbour: Neighbour, frames: Sequence[bytes | memoryview], is_wanted: Callable[[], bool]) -> bool:
+        """Send one message however slow the link is; False: nobody wants it any more. A link that is down raises TransportError."""
+        while is_wanted():
+            try:
+                await self._transport.send(neighbour.name, frames, LOOK_AGAIN_S)
+            except QueueFull:
+                continue
+            return True
+        return False
 
     async def _send_records(self, neighbour: Neighbour) -> None:
         """All that is new of the network. What is lost with a link is said again when the neighbour's process greets anew."""
         view = self.protocol.view
         while view is not None and (sealed := view.take(neighbour.name, self._now())):
-            await self._transport.send(neighbour.name, encode(Records(sealed=tuple(sealed))), SEND_TIMEOUT_S)
+            await self._send_patiently(neighbour, encode(Records(sealed=tuple(sealed))), lambda: True)
 
     async def _wait(self, deadline_s: float) -> None:
         """Until something was heard or sent, at most until the deadline and never long."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import Message
+from p2pfl.wire.messages import Goodbye, Message
 
 WANT_AFTER_S = 0.5
 """How long a node waits for a message before it asks for it once more; doubled with each asking."""
@@ -29,6 +29,8 @@ class SendUpdate:
     again: bool
     whole: bool = False
     """As one that stands by itself."""
+    offset: int = 0
+    """Only from this byte on: the neighbour has what is before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,10 @@ class Neighbour:
     """When it was last told of everybody again."""
     sending: tuple[int, bool] | None = None
     """The exchange whose update is going out just now, and whether one that stands by itself."""
+    handed: set[tuple[int, bool]] = field(default_factory=set)
+    """The same of updates that have gone out to their end, to the process that it greets from."""
+    asked_from: tuple[int, bool, int] | None = None
+    """The exchange, the kind and the byte from which it was last asked for what is known to be lost."""
     progress: tuple[int, int] | None = None
     progress_s: float = float("-inf")
     """When the update that is coming in last grew."""
@@ -88,8 +94,9 @@ class Neighbour:
     def queue(self, item: Message | SendUpdate | SendRecords) -> None:
         """Put something into the outbox, once: what is lost there is asked for again."""
         if isinstance(item, SendUpdate):
-            kind = item.exchange, item.whole
-            if any(isinstance(waiting, SendUpdate) and (waiting.exchange, waiting.whole) == kind for waiting in self.outbox):
+            waiting_update = self.waiting_update(item.exchange, whole=item.whole)
+            if waiting_update is not None:
+                self.outbox[self.outbox.index(waiting_update)] = item  # it knows better from where on
                 return
         else:
             # only the newest of a kind says anything
@@ -97,6 +104,19 @@ class Neighbour:
                 self.outbox.remove(waiting)
         if len(self.outbox) < OUTBOX_LIMIT:
             self.outbox.append(item)
+
+    def waiting_update(self, exchange: int, *, whole: bool) -> SendUpdate | None:
+        """The update of an exchange that is still in the outbox."""
+        updates = (waiting for waiting in self.outbox if isinstance(waiting, SendUpdate))
+        return next((waiting for waiting in updates if (waiting.exchange, waiting.whole) == (exchange, whole)), None)
+
+    def next_short(self) -> Message | SendRecords | None:
+        """Take from the outbox what may overtake an update: all but a last word, which ends the link for what is behind it."""
+        for item in self.outbox:
+            if not isinstance(item, SendUpdate | Goodbye):
+                self.outbox.remove(item)
+                return item
+        return None
 
     def note_progress(self, now_s: float) -> None:
         """Look whether more of an update has come in."""

@@ -18,7 +18,22 @@ from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame, encode
 from p2pfl.wire.ledger import SavedLedger
 from p2pfl.wire.link import Heard
-from p2pfl.wire.messages import NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, News, Records, Share, StopNews, Update, Want
+from p2pfl.wire.messages import (
+    NOTHING_SAID,
+    Alive,
+    Chunk,
+    Closing,
+    Decline,
+    Goodbye,
+    Hello,
+    News,
+    Records,
+    Sent,
+    Share,
+    StopNews,
+    Update,
+    Want,
+)
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import CEILING_S, RoundPace
 from p2pfl.wire.shared_sum import SharedSum
@@ -37,7 +52,11 @@ _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_f
 _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
 
 STALL_S = 5.0
-"""An update that has begun to come in is waited for, past the deadline, as long as no pause between two chunks is longer."""
+"""An update that is coming in is not asked for as long as no pause between two chunks is longer."""
+
+PATIENCE_FACTOR = 2.0
+"""An update of which a part is here is waited for, past the deadline, until for so many times the deadline's floor no more has come.
+It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut in the middle of an update."""
 
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
@@ -183,6 +202,8 @@ class Protocol:
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
+        if heard.dropped in ("out_of_order", "stray_chunk") and isinstance(message, Chunk):
+            self._ask_for_lost(neighbour, message.exchange, whole=False)
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
 
@@ -214,6 +235,10 @@ class Protocol:
             self._greeted(neighbour, message, heard, now_s)
         elif isinstance(message, Want):
             self._answer(neighbour, message, now_s)
+        elif isinstance(message, Sent):
+            if not neighbour.session.has(message.exchange, whole=message.whole):
+                neighbour.asked_from = None  # a repeated answer shows that the last request was lost
+                self._ask_for_lost(neighbour, message.exchange, whole=message.whole)
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
         elif isinstance(message, Decline):
@@ -222,7 +247,7 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing | Records | Share):
+        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent):
             neighbour.queue(self.closing_message(neighbour))
 
     @property
@@ -284,6 +309,7 @@ class Protocol:
         neighbour.refusal = ""
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
+            neighbour.handed.clear()  # its memory of them has gone
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
@@ -301,22 +327,51 @@ class Protocol:
     def _answer(self, neighbour: Neighbour, want: Want, now_s: float) -> None:
         posted = self.sent.get(want.exchange)
         if posted is not None and neighbour.name in posted.parcels:
-            if want.whole and neighbour.name in posted.wholes:
-                self._answer_whole(neighbour, want.exchange, now_s)
-            elif neighbour.sending != (want.exchange, False) and now_s - neighbour.last_resent_s >= RESEND_AFTER_S:
-                neighbour.last_resent_s = now_s
-                neighbour.queue(SendUpdate(exchange=want.exchange, again=True))
+            self._answer_with_update(neighbour, want, posted, now_s)
         elif self.closing is not None:
             neighbour.queue(self.closing_message(neighbour))
         else:
             neighbour.queue(self._alive(neighbour))
 
-    def _answer_whole(self, neighbour: Neighbour, exchange: int, now_s: float) -> None:
-        resent_s = neighbour.whole_resent_s.get(exchange, float("-inf"))
-        if neighbour.sending == (exchange, True) or now_s - resent_s < RESEND_AFTER_S:
+    def _answer_with_update(self, neighbour: Neighbour, want: Want, posted: Posted, now_s: float) -> None:
+        """Send what is missing of an update; nothing of one that is over there, or that is queued or on its way."""
+        exchange, whole = kind = want.exchange, want.whole and neighbour.name in posted.wholes
+        if not self.is_of_use(exchange, neighbour):
             return
-        neighbour.whole_resent_s = {e: s for e, s in neighbour.whole_resent_s.items() if e in self.sent} | {exchange: now_s}
-        neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, True) in neighbour.sent_once, whole=True))
+        if not want.lost and (neighbour.sending == kind or neighbour.waiting_update(exchange, whole=whole) is not None):
+            return
+        if not want.lost and kind in neighbour.handed:
+            neighbour.queue(Sent(exchange=exchange, whole=whole))
+            return
+        if whole:
+            resent_s = neighbour.whole_resent_s.get(exchange, float("-inf"))
+            neighbour.whole_resent_s = {e: s for e, s in neighbour.whole_resent_s.items() if e in self.sent}
+        else:
+            resent_s = neighbour.last_resent_s
+        if now_s - resent_s < RESEND_AFTER_S:
+            return
+        if whole:
+            neighbour.whole_resent_s[exchange] = now_s
+        else:
+            neighbour.last_resent_s = now_s
+        # one that stands by itself is packed when its turn comes, so here nothing is known of its digest
+        parcel = None if whole else posted.parcels[neighbour.name]
+        offset = want.offset if parcel is not None and parcel.can_go_on(want.offset, want.digest) else 0
+        neighbour.queue(SendUpdate(exchange=exchange, again=not whole or kind in neighbour.sent_once, whole=whole, offset=offset))
+
+    def _ask_for_lost(self, neighbour: Neighbour, exchange: int, *, whole: bool) -> None:
+        """Ask for an update of which a part is known to be lost, once for each place where it broke off."""
+        if self.closing is not None or not self._may_ask(neighbour, exchange):
+            return
+        want = neighbour.session.want(exchange, whole=whole, lost=True)
+        if neighbour.asked_from != (exchange, whole, want.offset):
+            neighbour.asked_from = (exchange, whole, want.offset)
+            neighbour.queue(want)
+
+    def _may_ask(self, neighbour: Neighbour, exchange: int) -> bool:
+        """Whether an update of this exchange would be taken now."""
+        first = self._expected_from(neighbour.name)
+        return first <= exchange <= first + self.ahead
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
         neighbour.goodbyes += 1
@@ -404,7 +459,7 @@ class Protocol:
         for name in senders:
             neighbour, arrived = self.neighbours[name], self.barrier.arrived.get(name)
             neighbour.begin_waiting(now_s)
-            is_here = arrived is not None or neighbour.is_flowing(exchange, now_s, STALL_S)
+            is_here = arrived is not None or neighbour.is_flowing(exchange, now_s, self._patience_s)
             if arrived is not None and not self._continues(neighbour, arrived):
                 del self.barrier.arrived[name]
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
@@ -484,9 +539,14 @@ class Protocol:
             return False
         starting = self.exchange == 0 and now_s < self.start_by_s
         return not any(
-            neighbour.is_flowing(self.exchange, now_s, STALL_S) or (starting and neighbour.was_seen(now_s, self.allowance_s()))
+            neighbour.is_flowing(self.exchange, now_s, self._patience_s) or (starting and neighbour.was_seen(now_s, self.allowance_s()))
             for neighbour in awaited
         )
+
+    @property
+    def _patience_s(self) -> float:
+        """How long an update of which a part is here may rest."""
+        return max(STALL_S, PATIENCE_FACTOR * self.pace.floor_s)
 
     def allowance_s(self) -> float:
         """How long a neighbour has for an exchange."""
@@ -638,8 +698,12 @@ class Protocol:
         """For what has not come."""
         if self.asked is not None and self.neighbours[self.asked[0]].wants(now_s):
             name, number = self.asked  # the question or its answer was lost
-            self.neighbours[name].queue(SendUpdate(exchange=number, again=True))
-            self.neighbours[name].queue(Want(exchange=number, whole=False))
+            neighbour, kind = self.neighbours[name], (number, False)
+            if neighbour.sending == kind or neighbour.waiting_update(number, whole=False) is not None:
+                return
+            neighbour.queue(Sent(exchange=number, whole=False) if kind in neighbour.handed else SendUpdate(exchange=number, again=True))
+            if not neighbour.is_flowing(number, now_s, STALL_S):
+                neighbour.queue(_want(neighbour, number))
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
             for name in self.now_linked.weights:
                 neighbour = self.neighbours[name]
@@ -659,9 +723,14 @@ class Protocol:
         """What a neighbour hears about stopping."""
         return StopNews(agreed_for=self.agreed_for if agreed_for is None else agreed_for, stop_round=self.stop_round)
 
-    def is_of_use(self, exchange: int) -> bool:
-        """Whether an update that is on its way may still be merged: where nodes are not in step, always, or a slow link brought nothing."""
-        return self.newest is not None or exchange in self.sent
+    def is_of_use(self, exchange: int, neighbour: Neighbour) -> bool:
+        """Whether a neighbour may still merge an update that is on its way.
+
+        It may not where the exchange is past here, or where its own report has closed it. Where nodes go on with the newest it always
+        may, or a slow link would bring nothing.
+        """
+        heard = neighbour.ledger.heard
+        return self.newest is not None or (exchange in self.sent and (heard is None or heard.closed_through < exchange))
 
     def prepare(self, name: str, exchange: int) -> None:
         """Copy and digest what `frames_of` will need of an update that stands by itself; as long as that takes, in any thread."""
@@ -674,9 +743,15 @@ class Protocol:
         posted = self.sent.get(item.exchange)
         if posted is None or neighbour.name not in (posted.wholes if item.whole else posted.parcels):
             return ()
-        neighbour.sent_once = {sent for sent in neighbour.sent_once if sent[0] in self.sent} | {(item.exchange, item.whole)}
+        kind = item.exchange, item.whole
+        neighbour.sent_once = {sent for sent in neighbour.sent_once if sent[0] in self.sent} | {kind}
+        neighbour.handed = {sent for sent in neighbour.handed if sent[0] in self.sent} - {kind}
         parcel = posted.wholes[neighbour.name].parcel if item.whole else posted.parcels[neighbour.name]
-        return parcel.messages(neighbour.ledger.report(), self.stop_news(posted.agreed_for))
+        return parcel.messages(neighbour.ledger.report(), self.stop_news(posted.agreed_for), item.offset)
+
+    def handed_over(self, neighbour: Neighbour, item: SendUpdate) -> None:
+        """All of an update is with the link: what comes later over it comes behind the update."""
+        neighbour.handed.add((item.exchange, item.whole))
 
     # ---- checkpoints
 
@@ -711,7 +786,7 @@ class Protocol:
 
 
 def _want(neighbour: Neighbour, exchange: int) -> Want:
-    return Want(exchange=exchange, whole=neighbour.lacks == exchange)
+    return neighbour.session.want(exchange, whole=neighbour.lacks == exchange, lost=False)
 
 
 def _in_hex(marks: Mapping[int, bytes]) -> dict[str, str]:

@@ -21,6 +21,9 @@ MAX_FRAME_BYTES = 2**20 + 2**16
 MAX_QUEUED = 32
 """Messages that wait in one direction of one link before its sender has to wait as well."""
 
+MAX_SENDING = 4
+"""Of these at most so many wait at the sender, so that a short message is never long behind a large one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -185,7 +188,8 @@ class Transport(Protocol):
             timeout_s: how long to wait while the link's queue is full.
 
         Raises:
-            TransportError: there is no link to the peer now (known at once), or its queue stayed full until the timeout.
+            TransportError: there is no link to the peer now (known at once).
+            QueueFull: the link is up and its queue stayed full until the timeout; nothing of the message was sent.
             ValueError: the peer is no neighbour, or the frames are not ones that a neighbour would take.
         """
         ...

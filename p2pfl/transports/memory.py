@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from p2pfl.errors import TransportError
+from p2pfl.errors import QueueFull, TransportError
 from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, LinkCondition, LinkState, LinkStates, Received, check_frames
 
 Lost = Callable[[str, str, tuple[memoryview, ...]], bool]
@@ -89,7 +89,7 @@ class MemoryTransport:
             async with asyncio.timeout(timeout_s):
                 await receiver._inbox.put(Received(self.name, copies))  # noqa: SLF001 - two ends of one link
         except TimeoutError:
-            raise TransportError(f"queue from {self.name} to {peer} full for {timeout_s} s") from None
+            raise QueueFull(f"queue from {self.name} to {peer} full for {timeout_s} s") from None
 
     async def receive(self) -> Received:
         """See Transport.receive."""

@@ -30,11 +30,12 @@ import zmq.asyncio
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from p2pfl.errors import ConfigError, TransportError
+from p2pfl.errors import ConfigError, QueueFull, TransportError
 from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
     MAX_QUEUED,
+    MAX_SENDING,
     Endpoint,
     LinkCondition,
     LinkState,
@@ -216,7 +217,7 @@ class ZeroMQTransport:
             if peer in self._dealers and peer not in self._up and loop.time() >= started_s + min(timeout_s, NEWS_S):
                 raise self._no_link(peer)
             if left_s <= 0:
-                raise TransportError(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
+                raise QueueFull(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
             await asyncio.sleep(min(pause_s, left_s))
             self._check_open()
             pause_s = min(2 * pause_s, RETRY_MAX_S)
@@ -386,7 +387,7 @@ class ZeroMQTransport:
         patience_ms = 1000 * MISSED_HEARTBEATS * self._heartbeat_s
         options = {
             zmq.MAXMSGSIZE: self._max_frame_bytes + CURVE_OVERHEAD_BYTES,
-            zmq.SNDHWM: self._max_queued,
+            zmq.SNDHWM: min(self._max_queued, MAX_SENDING),  # libzmq tells of room only when half of them have gone
             zmq.RCVHWM: self._max_queued,
             # The kernel's heartbeats, not libzmq's: libzmq 4.3.5 aborts the process when its heartbeat is due on a connection that ended
             # while its messages waited for us to read (!_io_error), and takes a slow reader for a dead one.

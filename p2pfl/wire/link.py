@@ -10,7 +10,22 @@ from typing import Final
 
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
-from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Message, Records, Report, Share, StopNews, Update, Want
+from p2pfl.wire.messages import (
+    Alive,
+    Chunk,
+    Closing,
+    Decline,
+    Goodbye,
+    Hello,
+    Message,
+    Records,
+    Report,
+    Sent,
+    Share,
+    StopNews,
+    Update,
+    Want,
+)
 from p2pfl.wire.update import Arrays, Arrived, Assembly, UpdateFormat
 
 
@@ -92,7 +107,8 @@ class Heard:
     """The update that this message made complete."""
 
     dropped: str | None = None
-    """Why an update or chunk was not taken: "stale_round", "far_round", "duplicate", "contradiction", "stray_chunk"."""
+    """Why an update or chunk was not taken: "stale_round", "far_round", "duplicate", "contradiction", "stray_chunk",
+    "out_of_order"."""
 
     greet: bool = False
     """Answer with `LinkSession.hello`."""
@@ -133,6 +149,17 @@ class LinkSession:
         """Exchange and bytes so far of the update that is coming in; None between updates. While it grows there is nothing to ask for."""
         update = self._assembly.update
         return None if update is None else (update.exchange, self._assembly.received_bytes)
+
+    def has(self, exchange: int, *, whole: bool) -> bool:
+        """Whether the update of an exchange has come to its end; whole: the one that stands by itself."""
+        return (exchange, whole) in self._complete
+
+    def want(self, exchange: int, *, whole: bool, lost: bool) -> Want:
+        """Request for what is missing of an update."""
+        update = self._assembly.update
+        if update is None or (update.exchange, _kind(update)[1]) != (exchange, whole):
+            return Want(exchange=exchange, whole=whole, lost=lost, offset=0, digest=None)
+        return Want(exchange=exchange, whole=whole, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
 
     def hello(self, *, exchange: int, report: Report, stop: StopNews) -> Hello:
         """What to send now and then until the link is open, and whenever `Heard.greet` asks for it."""
@@ -186,7 +213,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case Want() | Alive() | Closing() | Decline() | Records() | Share():
+            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent():
                 return Heard(message=message)
 
     def _step(self, event: Event) -> None:
@@ -244,6 +271,8 @@ class LinkSession:
         if update is None or update.exchange != chunk.exchange:  # its beginning was lost with a connection, or dropped
             is_known = any(of == chunk.exchange for of, _ in self._complete)
             return Heard(message=chunk, dropped="duplicate" if is_known else "stray_chunk")
+        if chunk.offset != self._assembly.received_bytes:  # something before it was lost with a connection: what is here is kept
+            return Heard(message=chunk, dropped="out_of_order")
         return self._taken(chunk, update, self._assembly.extend(chunk, payload))
 
     def _unusable(self, came: int, exchange: int) -> str | None:

@@ -1,4 +1,4 @@
-"""What neighbours say to each other: ten messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: eleven messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, Strict
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Version of this schema; in every header. Another number is refused as "wrong_schema"."""
 
 MAX_MERGED: Final = 16
@@ -33,6 +33,7 @@ LastExchange = Annotated[int, Strict(), Field(ge=-1, le=_LARGEST)]
 
 Size = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Received = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Flag = Annotated[bool, Strict()]
@@ -172,7 +173,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Want:
-    """Please send your Update of this exchange once more."""
+    """Request for an Update of this exchange, or for the part of it that is missing."""
 
     code: ClassVar[int] = 4
 
@@ -180,6 +181,15 @@ class Want:
 
     whole: Flag
     """As one that stands by itself: I do not hold the values that the other one continues."""
+
+    lost: Flag
+    """I know that what you have sent of it is lost: something came that you sent later. Where it may still be on its way this is false."""
+
+    offset: Received
+    """So many bytes of its payload are here, from its start."""
+
+    digest: Digest | None
+    """Of the payload that those bytes are of, as its Update announced it; None where none are here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,11 +271,23 @@ class Share:
     """The sum comes to nothing: somebody has no number."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """Answer to a Want: all of that Update has gone out before this message; what of it is not there is lost."""
+
+    code: ClassVar[int] = 11
+
+    exchange: Exchange
+
+    whole: Flag
+    """Of which of the two kinds."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share)
+    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent)
 }
 """By type code. A code is never used for anything else again."""

@@ -168,13 +168,17 @@ class Parcel:
     digest: bytes
     marks: Marks | None = None
 
-    def messages(self, report: Report, stop: StopNews) -> Iterator[list[Frame]]:
+    def messages(self, report: Report, stop: StopNews, offset: int = 0) -> Iterator[list[Frame]]:
         """The frames of each message in turn: the Update with the first chunk, then the others. The payload is not copied.
 
         Args:
+            offset: where to go on, for a receiver that has what is before it: chunks alone.
             report: of the edge to the neighbour it goes to, as durable now; it must have closed the exchange before this one.
             stop: with the agreed_for of the round before this exchange's, also when it is sent again later.
         """
+        if offset:
+            yield from self._chunks(offset)
+            return
         update = Update(
             exchange=self.exchange,
             channels=self.channels,
@@ -188,7 +192,14 @@ class Parcel:
         first = self.payload[:CHUNK_BYTES]
         missing = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.marks) - len(encode(update, first)[0])
         yield encode(replace(update, pad=bytes(max(missing, 0))), first)
-        for offset in range(CHUNK_BYTES, self.payload.nbytes, CHUNK_BYTES):
+        yield from self._chunks(CHUNK_BYTES)
+
+    def can_go_on(self, offset: int, digest: bytes | None) -> bool:
+        """Whether a receiver that holds the first *offset* bytes of a payload with this digest lacks only the rest of this one."""
+        return digest == self.digest and offset % CHUNK_BYTES == 0 and 0 < offset < self.payload.nbytes
+
+    def _chunks(self, first: int) -> Iterator[list[Frame]]:
+        for offset in range(first, self.payload.nbytes, CHUNK_BYTES):
             yield encode(Chunk(exchange=self.exchange, offset=offset), self.payload[offset : offset + CHUNK_BYTES])
 
 
@@ -289,9 +300,12 @@ class Assembly:
         return self._take(payload)
 
     def extend(self, chunk: Chunk, payload: memoryview) -> dict[str, NDArray[Any]] | None:
-        """Take the next chunk; as `begin`, and "out_of_order" for a chunk that is not the next one of the update that is coming in."""
+        """Take the next chunk; as `begin`.
+
+        Raises:
+            BadMessage: also "out_of_order", a chunk that is not the next one of the update that is coming in; that one can still go on.
+        """
         if self.update is None or (chunk.exchange, chunk.offset) != (self.update.exchange, self.received_bytes):
-            self.drop()
             raise BadMessage(f"a chunk at {chunk.offset} of exchange {chunk.exchange} that continues nothing", reason="out_of_order")
         return self._take(payload)
 

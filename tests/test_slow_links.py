@@ -1,0 +1,81 @@
+"""Large models over slow links, by daemons over real connections: every byte once, also where the connection is cut."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+
+import pytest
+
+from links import ZeroMQLinks
+from networks import Network, finish, plan_of, until
+from p2pfl.node.daemon import Limits
+from p2pfl.transports import Endpoint
+from tcp_proxy import TcpProxy
+
+MB = 1_000_000
+ROUNDS = 3
+SOAK = pytest.mark.skipif("P2PFL_SOAK" not in os.environ, reason="takes ten minutes: P2PFL_SOAK is not set (make soak)")
+
+
+class SlowLinks(ZeroMQLinks):
+    """Links of members that all dial through a cable of their own."""
+
+    def __init__(self, cables: dict[frozenset[str], TcpProxy]) -> None:
+        super().__init__()
+        self.cables = cables
+
+    def member(self, name, neighbours, **options):
+        transport = super().member(name, neighbours, **options)
+        for peer in transport._dialled:
+            cable = self.cables[frozenset((name, peer))]
+            cable.lead_to(self.endpoint(peer).address)
+            known = transport.neighbours[peer]
+            transport.neighbours[peer] = Endpoint(peer, cable.address, known.public_key)
+        return transport
+
+
+def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[float]:
+    """What went over each edge and direction in three rounds, in models; everybody must have come to every round."""
+    plan = plan_of(
+        task={"name": "averaging", "dimension": model_bytes // 8},
+        nodes=3,
+        topology={"name": "ring"},
+        rounds=0,
+        stop={"relative_consensus": 1e-300, "settle": ROUNDS},
+    )
+
+    async def main() -> list[float]:
+        async with AsyncExitStack() as stack:
+            names = plan.names
+            pairs = [frozenset((names[i], names[j])) for i in range(3) for j in range(i)]
+            cables = {pair: await stack.enter_async_context(TcpProxy(bytes_per_s=bytes_per_s)) for pair in pairs}
+            links = SlowLinks(cables)
+            stack.callback(links.close)
+            limits = Limits(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+            network = await stack.enter_async_context(Network(plan, place, links=links, limits=limits))
+            network.start()
+            cable = cables[pairs[0]]
+            if cut_s:
+                await until(lambda: max(cable.passed_bytes) > 1.5 * model_bytes)
+                await cable.cut_for(cut_s)
+            await network.ended()
+            assert [row["skipped"] for name in names for row in network.rows(name)] == [[]] * 3 * ROUNDS
+            models = [way / model_bytes / ROUNDS for each in cables.values() for way in each.passed_bytes]
+            print(f"models a round, by edge and direction: {[round(each, 3) for each in models]}")  # noqa: T201  # the figure of make soak
+            return models
+
+    return finish(main(), 60.0 + 60 * model_bytes / bytes_per_s + 10 * cut_s)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cut_s", "most"), [(0.0, 1.05), (3.0, 1.1)])
+def test_each_byte_of_a_model_goes_once_over_a_slow_link(cut_s, most, tmp_path):
+    assert max(passed(8 * MB, 2.4 * MB, cut_s, tmp_path)) <= most
+
+
+@SOAK
+@pytest.mark.slow
+@pytest.mark.parametrize(("cut_s", "most"), [(0.0, 1.05), (30.0, 1.1)])
+def test_each_byte_of_a_large_model_goes_once_over_a_slow_link(cut_s, most, tmp_path):
+    assert max(passed(80 * MB, 1.2 * MB, cut_s, tmp_path)) <= most
