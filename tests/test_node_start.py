@@ -133,7 +133,7 @@ def test_each_of_three_signals_pauses_a_node(number):
         def __init__(self):
             self.stopped = asyncio.Event()
 
-        def stop(self):
+        def stop(self, why):
             self.stopped.set()
 
         async def run(self):
@@ -149,7 +149,7 @@ def test_each_of_three_signals_pauses_a_node(number):
 
 def test_a_hangup_that_nohup_has_ignored_stays_ignored():
     class Finishing:
-        def stop(self):
+        def stop(self, why):
             raise AssertionError
 
         async def run(self):

@@ -71,7 +71,7 @@ def test_it_is_on_the_page_in_the_tables_and_in_the_verdict(run):
         assert worth_sentence(row) in page
         assert f"[{row['low']:+.3f}, {row['high']:+.3f}]" in page
     assert "of 3 sites" in counted
-    kept = ("site", "metric", "alone", "network", "rows", "method", "confidence", "lower_is_better")
+    kept = ("site", "metric", "alone", "network", "rows", "method", "confidence", "lower_is_better", "no_interval")
     renamed = {"gain": "better_by", "low": "better_by_low", "high": "better_by_high"}
     assert read(run.path).worth == [
         {key: row[key] for key in kept} | {new: row[key] for key, new in renamed.items()} for row in records.worth
