@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_ALL_SHOWN_UP_TO = 20
+_MOST_SHOWN = 10
+"""Of more findings than can be read at once."""
+
 
 class P2PFLError(Exception):
     """The root of the tree: what this package raises on purpose.
@@ -26,7 +30,10 @@ class ConfigError(P2PFLError):
         lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
         if not place or len(self.findings) > 1:
             indent = "  " if place else ""
-            lines += [indent + finding for finding in self.findings]
+            shown = self.findings if len(self.findings) <= _ALL_SHOWN_UP_TO else self.findings[:_MOST_SHOWN]
+            lines += [indent + finding for finding in shown]
+            if len(shown) < len(self.findings):
+                lines.append(f"{indent}and {len(self.findings) - len(shown):,} more")
         super().__init__("\n".join(lines))
 
 

@@ -999,3 +999,20 @@ def test_a_refusal_is_held_once_and_only_of_what_was_asked():
     node.hear("a", unasked)
 
     assert not node.protocol.meetings
+
+
+def test_a_neighbour_that_has_closed_an_exchange_unmerged_is_not_waited_for():
+    a, b, c = Node("a", "b", "c"), Node("b", "a", incarnation=2), Node("c", "a", incarnation=3)
+    greeted(a, b)
+    a.protocol.tick(0)
+    c.protocol.tick(0)
+    carry(a, c)
+    a.post()
+    a.hear_update("c", 0)
+    assert not a.protocol.is_over(a.now_s)
+
+    a.hear("b", Alive(exchange=1, report=Report(closed_through=0, merged=(), confirmed=-1, settled=-1), stop=NO_STOP))
+
+    assert a.protocol.is_over(a.now_s)
+    assert a.close() == ["b"]
+    assert not a.protocol.neighbours["b"].missed  # it takes part in the next exchange

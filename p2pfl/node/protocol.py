@@ -532,8 +532,9 @@ class Protocol:
             return True
         assert self.barrier is not None
         came, senders = self.barrier.arrived.keys(), self.now_linked.weights
-        awaited = [self.neighbours[name] for name in senders if name not in came and not self.neighbours[name].missed]
-        if not senders or (came and not awaited):
+        refused = self._refused_here()
+        awaited = [self.neighbours[name] for name in senders if name not in {*came, *refused} and not self.neighbours[name].missed]
+        if not senders or ((came or refused) and not awaited):
             return True
         if now_s < self.barrier.deadline_s:
             return False
@@ -547,6 +548,10 @@ class Protocol:
     def _patience_s(self) -> float:
         """How long an update of which a part is here may rest."""
         return max(STALL_S, PATIENCE_FACTOR * self.pace.floor_s)
+
+    def _refused_here(self) -> frozenset[str]:
+        """Neighbours that have closed this exchange without merging this node's update: a merge here would be rolled back."""
+        return frozenset(name for name in self.now_linked.both if self.neighbours[name].ledger.refuses(self.exchange))
 
     def allowance_s(self) -> float:
         """How long a neighbour has for an exchange."""
@@ -609,7 +614,7 @@ class Protocol:
 
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """This exchange is over; the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
-        skipped, links = [], self.now_linked
+        skipped, links, refused = [], self.now_linked, self._refused_here()
         for name, neighbour in self.neighbours.items():
             matched = name in merged and name in links.both  # what goes one way only has no other side to match it
             if matched:
@@ -618,7 +623,7 @@ class Protocol:
                 skipped.append(name)
                 if not neighbour.missed:
                     self.event("skipped", f"{name} did not come to exchange {self.exchange}")
-                neighbour.missed = True
+                neighbour.missed = neighbour.missed or name not in refused  # it is there, further on
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
         if not skipped:
             self.pace.record(now_s - self._began_s)

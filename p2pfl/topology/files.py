@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.text_files import read_text
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.yaml_files import load_yaml, shown, unknown_key
 
@@ -212,14 +213,16 @@ def _read_yaml(path: Path) -> _Sketch:
 
 def _read_json(path: Path) -> _Sketch:
     """Node-link form, as networkx writes it; the edges are under "edges" or, before networkx 3.4, under "links"."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_text(path))
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise TopologyError('expected node-link JSON: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}')
+    if not isinstance(directed := content.get("directed", False), bool):
+        raise TopologyError(f"directed = {shown(directed)}: expected true or false")
     key = "edges" if "edges" in content else "links"
     rows = [(f"{key}[{i}]", edge["source"], edge["target"], _known(edge)) for i, edge in enumerate(content.get(key, []))]
     masses = {i: node["mass"] for i, node in enumerate(content["nodes"]) if "mass" in node}
     nodes = [node["id"] for node in content["nodes"]]
-    return _Sketch(nodes=nodes, edges=rows, directed=content.get("directed", False) is True, masses=masses)
+    return _Sketch(nodes=nodes, edges=rows, directed=directed, masses=masses)
 
 
 def _networkx_reader(read: Callable[[Any, Path], Any]) -> Callable[[Path], _Sketch]:
@@ -246,14 +249,14 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _edge_list(nx: Any, path: Path) -> Any:
     """Lines "a b", "a b 0.5" (a weight) or "a b {'weight': 0.5}"; a multigraph, so that a line written twice is noticed."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     first = next((line.split("#")[0].split() for line in lines if line.split("#")[0].split()), [])
     data: Any = (("weight", float),) if len(first) == 3 and not first[2].startswith("{") else True  # noqa: PLR2004
     return nx.parse_edgelist(lines, create_using=nx.MultiGraph, data=data)
 
 
 def _gml(nx: Any, path: Path) -> Any:
-    by_label = "label" in path.read_text(encoding="utf-8")
+    by_label = "label" in read_text(path)
     return nx.read_gml(path, label="label" if by_label else "id")
 
 
