@@ -83,9 +83,10 @@ def test_bytes_are_within_what_was_asked_of_them(benchmark):
 
 
 @pytest.mark.slow
-def test_the_cheapest_row_is_as_documented(benchmark):
-    line = documented("alpha 0.1")["dpsgd", "one-peer-exponential"]
-    row = next(row for row in benchmark.GRAPH_ROWS if (row.label, row.topology) == ("dpsgd", "one-peer-exponential"))
+def test_a_cheap_row_is_as_documented(benchmark):
+    """Not the cheapest: with its learning rate a seed diverges on one processor and not on another, as the page says."""
+    line = documented("alpha 0.1")["dpsgd", "ring"]
+    row = next(row for row in benchmark.GRAPH_ROWS if (row.label, row.topology) == ("dpsgd", "ring"))
     choice = {"optimizer.lr": float(line["chosen"].removeprefix("lr "))}
     found = [benchmark.measured(row.experiment(benchmark.FEW_EXCHANGES, seed, choice)) for seed in benchmark.SEEDS]
 

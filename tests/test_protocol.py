@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2pfl.node.neighbour import OUTBOX_LIMIT, Neighbour, SendUpdate
+from p2pfl.node.neighbour import OUTBOX_LIMIT, RESEND_AFTER_S, Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
@@ -632,8 +632,8 @@ def test_short_messages_overtake_an_update_and_a_last_word_does_not():
     a, _ = pair()
     a.post()
     neighbour = a.protocol.neighbours["b"]
-    neighbour.queue(Goodbye(reason="pausing"))
     neighbour.queue(want(0))
+    neighbour.queue(Goodbye(reason="pausing"))
 
     assert [neighbour.next_short(), neighbour.next_short()] == [want(0), None]
     assert neighbour.outbox == deque([SendUpdate(exchange=0, again=False), Goodbye(reason="pausing")])
@@ -822,6 +822,25 @@ def test_a_neighbour_that_has_finished_is_not_waited_for():
 
     assert a.protocol.neighbours["b"].missed
     assert a.protocol.is_settled()
+
+
+@pytest.mark.parametrize("reason", ["finished", "pausing"])
+def test_a_last_word_is_the_last(reason):
+    """A greeting behind it would take it back: the neighbour would wait in vain for a node that has gone."""
+    a, b = pair()
+    goodbye = Goodbye(reason=reason)
+    neighbour = a.protocol.neighbours["b"]
+    neighbour.outbox.extend([SendUpdate(exchange=e, again=True) for e in range(OUTBOX_LIMIT)])
+    neighbour.queue(goodbye)
+    neighbour.outbox = deque([neighbour.outbox[-1]])
+    a.now_s += 2 * RESEND_AFTER_S
+    a.hear("b", b.protocol.hello(b.protocol.neighbours["a"]))
+    a.protocol.tick(a.now_s + 60.0)
+    said = a.said_to("b")
+    b.hear("a", *said)
+
+    assert said == [goodbye]
+    assert b.protocol.neighbours["a"].left == (reason == "finished")
 
 
 def test_a_neighbour_that_pauses_has_the_time_that_everybody_has():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from itertools import count
@@ -26,14 +27,14 @@ DEADLINE_S = 60.0
 
 
 def two_sites(fails_at: int | None = None, killed_at: int | None = None) -> Task:
-    """At site b (five test rows) the metric fails, or kills its process, at the call of that number; 0 is the trial before the start."""
+    """At site b (five test rows) the metric fails, or kills its daemon, at the call of that number; 0 is the trial before the start."""
     calls = count()
 
     def error(outputs: torch.Tensor, targets: torch.Tensor) -> float:
         number = next(calls) if len(targets) == 5 else -1
         if number == fails_at:
             raise OSError("disk full")
-        if number == killed_at:
+        if number == killed_at and "node" in sys.argv:  # a daemon's command line; not `up`, which tries every site as well
             os.kill(os.getpid(), signal.SIGKILL)
         return float((outputs - targets).abs().mean())
 

@@ -20,6 +20,9 @@ RESEND_AFTER_S = 0.25
 
 OUTBOX_LIMIT = 64
 
+LAST_WORDS = frozenset({"finished", "pausing"})
+"""Reasons of a Goodbye after which a node says nothing more to the neighbour."""
+
 
 @dataclass(frozen=True, slots=True)
 class SendUpdate:
@@ -71,6 +74,8 @@ class Neighbour:
     greetings: int = 0
     """How often it has greeted from another process."""
     goodbyes: int = 0
+    said_last: bool = False
+    """Whether this node has said goodbye to it. Anything said afterwards would be refused, and a greeting would take the goodbye back."""
     told_again_s: float = float("-inf")
     """When it was last told of everybody again."""
     sending: tuple[int, bool] | None = None
@@ -92,7 +97,13 @@ class Neighbour:
     """The exchange whose update continues values that are not here."""
 
     def queue(self, item: Message | SendUpdate | SendRecords) -> None:
-        """Put something into the outbox, once: what is lost there is asked for again."""
+        """Put something into the outbox, once: what is lost there is asked for again. Nothing follows a last word, which ends the link."""
+        if self.said_last:
+            return
+        if isinstance(item, Goodbye) and item.reason in LAST_WORDS:
+            self.said_last = True
+            self.outbox.append(item)  # however full it is: without it the neighbour waits for this node
+            return
         if isinstance(item, SendUpdate):
             waiting_update = self.waiting_update(item.exchange, whole=item.whole)
             if waiting_update is not None:
