@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p2pfl.departures import Departure, departure_rows
 from p2pfl.plan import Plan
 from p2pfl.records import statistics
 from p2pfl.tasks import SiteTable
@@ -117,6 +118,7 @@ def finish_summary(
     seconds: Mapping[str, float],
     row_by_row: str | None,
     peak_rss_bytes: int,
+    departures: Sequence[Departure] = (),
 ) -> dict[str, Any]:
     """summary.json of any runtime."""
     distance = norm = None
@@ -133,6 +135,7 @@ def finish_summary(
         "nodes": len(plan.names),
         "rounds": rounds,
         "stop_reason": stop_reason,
+        "departures": departure_rows(departures),
         "consensus_distance": distance,
         "relative_consensus": distance / norm if distance is not None and norm else None,
         "metrics": by_metric(plan, metrics),

@@ -1,0 +1,111 @@
+"""The ways in which a run that has ended was not as agreed: summary.json lists them, and the exit code says that there are some.
+
+A departure is first written down as an event: events survive a restart, and `up` gathers those of all nodes. When the run ends, an event of
+a kind in `DEPARTING` becomes a departure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from p2pfl.records import Row
+
+DEPARTED: Final = 3
+"""Exit code of a run that has ended, and not as agreed."""
+
+DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite"]
+
+DEPARTING: Mapping[str, DepartureKind] = {
+    "members_missing": "members_missing",
+    "jumped": "rounds_missed",
+    "held": "rounds_missed",
+    "stopped_late": "rounds_missed",
+    "unsettled": "rounds_missed",
+    "inexact": "rounds_missed",
+    "state_lost": "state_lost",
+    "diverged": "non_finite",
+    "overflow": "non_finite",
+}
+"""Kinds of events that are departures, and the kind of departure that each is."""
+
+_SENTENCES = {
+    "jumped": "jumped over rounds, which were not trained",
+    "stopped_late": "did not hear in time that the network had agreed to stop",
+    "unsettled": "ended without the last word of a neighbour",
+    "diverged": "training became non-finite and was rolled back",
+    "overflow": "a sum of what neighbours sent was not finite and was not taken in",
+}
+"""For events of which there may be many: they are told in one sentence, with the first as the example."""
+_NAMED = 5
+_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Departure:
+    """One way in which a run was not as agreed."""
+
+    kind: DepartureKind
+    """members_missing: who was not there at the start. rounds_missed: rounds were jumped over or held, or a node did not come back.
+    state_lost: a node's past was lost or rolled back. non_finite: weights or a loss became infinite or no number."""
+
+    detail: str
+    """A sentence without a full stop that names the nodes."""
+
+    def as_row(self) -> Row:
+        """As summary.json holds it."""
+        return {"kind": self.kind, "detail": self.detail}
+
+
+def departures_of_events(events: Iterable[Mapping[str, Any]]) -> list[Departure]:
+    """Departures that events tell of, each once, in the order of their first events.
+
+    Args:
+        events: rows of events.jsonl, of one node or of many; those of other kinds are passed over.
+    """
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for event in events:
+        kind = str(event["event"])
+        if kind in DEPARTING:
+            found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)
+    listed: list[Departure] = []
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        told = [_told(kind, same) for (of, _), same in found.items() if of == kind]
+        if len(told) > _LISTED:
+            told = [*told[:_LISTED], f"{len(told) - _LISTED} more of the kind {kind}, which events.jsonl holds"]
+        listed += [Departure(kind=DEPARTING[kind], detail=detail) for detail in told]
+    return listed
+
+
+def departure_rows(departures: Iterable[Departure]) -> list[Row]:
+    """Departures as summary.json lists them, each once."""
+    return [departure.as_row() for departure in dict.fromkeys(departures)]
+
+
+def departures_in(summary: Mapping[str, Any] | None) -> list[str]:
+    """Sentences on what was not as agreed, from a summary; none from one that an earlier version wrote.
+
+    Args:
+        summary: as summary.json holds it; None: the run has not ended.
+    """
+    listed: Sequence[Any] = (summary or {}).get("departures") or ()
+    return [str(each.get("detail") or each.get("kind")) if isinstance(each, Mapping) else str(each) for each in listed]
+
+
+def exit_code_of(summary: Mapping[str, Any] | None) -> int:
+    """Exit code of a run with this summary: 3 where it has ended, and not as agreed, else 0."""
+    return DEPARTED if departures_in(summary) else 0
+
+
+def _told(kind: str, same: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on events that are alike."""
+    nodes = dict.fromkeys(str(event["node"]) for event in same)
+    named, more = ", ".join(list(nodes)[:_NAMED]), len(nodes) - _NAMED
+    who = f"{named} and {more:,} more" if more > 0 else named
+    first = str(same[0].get("detail", ""))
+    if kind not in _SENTENCES:
+        return f"{who}: {first}" if first else f"{who}: {kind.replace('_', ' ')}"
+    times = f"{len(same):,} times, first " if len(same) > 1 else ""
+    return f"{who}: {_SENTENCES[kind]} ({times}{first})"
