@@ -27,6 +27,7 @@ DEPARTING: Mapping[str, DepartureKind] = {
     "inexact": "rounds_missed",
     "state_lost": "state_lost",
     "diverged": "non_finite",
+    "no_loss": "non_finite",
     "overflow": "non_finite",
 }
 """Kinds of events that are departures, and the kind of departure that each is."""
@@ -36,6 +37,7 @@ _SENTENCES = {
     "stopped_late": "did not hear in time that the network had agreed to stop",
     "unsettled": "ended without the last word of a neighbour",
     "diverged": "training became non-finite and was rolled back",
+    "no_loss": "the training loss was infinite or no number, while the weights stayed finite",
     "overflow": "a sum of what neighbours sent was not finite and was not taken in",
 }
 """For events of which there may be many: they are told in one sentence, with the first as the example."""
@@ -59,16 +61,20 @@ class Departure:
         return {"kind": self.kind, "detail": self.detail}
 
 
-def departures_of_events(events: Iterable[Mapping[str, Any]]) -> list[Departure]:
+def departures_of_events(events: Iterable[Mapping[str, Any]], *, simulated: bool = False) -> list[Departure]:
     """Departures that events tell of, each once, in the order of their first events.
 
     Args:
         events: rows of events.jsonl, of one node or of many; those of other kinds are passed over.
+        simulated: outages and losses are what was asked for, so that only what became non-finite is a departure.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    seen = set()
     for event in events:
         kind = str(event["event"])
-        if kind in DEPARTING:
+        same = event.get("round"), event["node"], kind, event.get("detail")
+        if kind in DEPARTING and same not in seen and not (simulated and DEPARTING[kind] != "non_finite"):
+            seen.add(same)  # a run that is resumed goes through some rounds again
             found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)
     listed: list[Departure] = []
     for kind in dict.fromkeys(kind for kind, _ in found):

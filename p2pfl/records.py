@@ -160,6 +160,14 @@ class RunFolder:
         """One row of events.jsonl, with the time now where it has none."""
         self._append("events.jsonl", [{"time": utc_now(), **row}])
 
+    def events(self) -> list[Row]:
+        """Rows of events.jsonl so far.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        return _read_lines(self.path / "events.jsonl")
+
     def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
         """cross_site.json; nothing where nothing was found."""
         if found is not None:

@@ -28,6 +28,8 @@ from p2pfl.training.running_statistics import recalibrated
 
 Metrics = Mapping[str, float]
 
+_NAMED = 5
+
 
 def disagreement_row(
     plan: Plan, number: int, kind: str, losses: Sequence[float | None], disagreement: float, mean_squared_norm: float, exact: float | None
@@ -148,6 +150,17 @@ def finish_summary(
         "peak_rss_bytes": peak_rss_bytes,
         "row_by_row": row_by_row,
     }
+
+
+def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
+    """The departure that some final models hold numbers that are not finite; none where all are finite."""
+    if not len(x_NP) or bool(x_NP.sum().isfinite()):
+        return []
+    bad = [names[row] for row in (~x_NP.isfinite().all(dim=1)).nonzero().flatten().tolist()]
+    if not bad:  # large numbers, whose sum alone is too large
+        return []
+    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    return [Departure(kind="non_finite", detail=f"the final model of {', '.join(bad[:_NAMED])}{more} holds numbers that are not finite")]
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ SUMMARY_KEYS = [
     "nodes",
     "rounds",
     "stop_reason",
+    "departures",
     "consensus_distance",
     "relative_consensus",
     "metrics",

@@ -406,8 +406,10 @@ def test_a_cell_that_diverges_costs_that_cell(folder, p2pfl_):
     code, out, err = p2pfl_("sweep", "steep.yaml", "--vary", "optimizer.lr=1e-4,1e6", "--set", "algorithm.local_steps=10")
     rows = rows_of(folder / "runs" / "steep-sweep" / "table.csv")
 
-    assert code == 1
+    assert code == 3
     assert [(row["optimizer.lr"], row["status"]) for row in rows] == [("0.0001", "done"), ("1000000.0", "diverged")]
+    assert [bool(row["departures"]) for row in rows] == [False, True]
+    assert "p2pfl: not as agreed: cell " in err
     assert "lower optimizer.lr" in rows[1]["reason"]
     assert "diverged: 1000000.0, seed 0" in out
     assert "p2pfl: 1 of 2 runs have no result; runs/steep-sweep/table.csv says why" in err

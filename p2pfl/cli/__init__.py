@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 it ran and failed, 2 what was asked is wrong."""
+"""The command line, and its exit codes: 0 as agreed, 1 it broke, 2 what was asked is wrong, 3 it ended and not as agreed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import ConfigError, P2PFLError
 
+_EXIT_CODES = """\b
+Exit codes:
+  0  what was agreed happened; also where a signal paused it
+  1  it broke: a disk, a process, a piece of the task
+  2  what was asked is wrong; nothing was run
+  3  it ended, and not as agreed: members missing, rounds missed,
+     state lost, numbers that are not finite; summary.json lists them
+"""
+
 app = typer.Typer(
     name="p2pfl",
+    epilog=_EXIT_CODES,
     help="Peer-to-peer learning for institutions that cannot pool their data: encrypted gossip between neighbours, no server.",
     no_args_is_help=True,
     add_completion=False,

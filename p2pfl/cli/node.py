@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.errors import P2PFLError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,13 +31,21 @@ def start(
 
     Example: p2pfl node start site.yaml --confirm "3f1c 88a0 ..."
     """
+    from p2pfl.cli.run import say_departures
+    from p2pfl.node.site import SiteFile
     from p2pfl.node.start import start as run
+    from p2pfl.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
     reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes)
     if reason == "diverged":
-        raise P2PFLError("diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr")
+        sys.stderr.write(
+            "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"
+        )
     sys.stdout.write(f"stopped: {reason}\n")
+    if reason != "paused":
+        sys.stdout.flush()
+        say_departures(read_summary(SiteFile.load(site).state / "run"))
 
 
 @app.command(hidden=True)

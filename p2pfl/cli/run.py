@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
-from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.departures import departures_in, exit_code_of
+from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.results import Run
@@ -222,15 +223,36 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
 
 
 def _say_result(run: Run, *, as_json: bool) -> None:
+    """Print how a run ended.
+
+    Raises:
+        typer.Exit: with code 3, where it was not as agreed.
+    """
     if as_json:
         sys.stdout.write(json.dumps(run.summary, indent=2) + "\n")
+    elif run.summary["stop_reason"] != "diverged":
+        _say_figures(run)
     if run.summary["stop_reason"] == "diverged":
-        raise P2PFLError(
-            f"{run.path} has diverged: at every node the last training left the finite numbers and was taken back; "
-            "lower optimizer.lr or set optimizer.clip_norm"
+        sys.stderr.write(
+            f"p2pfl: {run.path} has diverged: at every node the last training left the finite numbers and was taken back; "
+            "lower optimizer.lr or set optimizer.clip_norm\n"
         )
-    if as_json:
-        return
+    say_departures(run.summary)
+
+
+def say_departures(summary: Mapping[str, Any] | None) -> None:
+    """Say on standard error what was not as agreed, a line each.
+
+    Raises:
+        typer.Exit: with code 3, where there is anything to say.
+    """
+    for sentence in departures_in(summary):
+        sys.stderr.write(f"p2pfl: not as agreed: {sentence}\n")
+    if code := exit_code_of(summary):
+        raise typer.Exit(code)
+
+
+def _say_figures(run: Run) -> None:
     from rich.console import Console
 
     from p2pfl.inspector.terminal import hospital_table
@@ -243,9 +265,8 @@ def _say_result(run: Run, *, as_json: bool) -> None:
     distance = summary["relative_consensus"]
     apart = f", relative disagreement {distance:.2g}" if distance is not None else ""
     console.print(f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent")
-    diverged = sorted({event["node"] for event in run.events if event["event"] == "diverged"})
-    if diverged:
-        console.print(f"training left the finite numbers at {', '.join(diverged)}: lower optimizer.lr or set optimizer.clip_norm")
+    if any(event["event"] == "diverged" for event in run.events):
+        console.print("where training became non-finite: lower optimizer.lr or set optimizer.clip_norm")
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ import typer
 
 from p2pfl.cli.bar import Bar
 from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
+from p2pfl.departures import DEPARTED
 from p2pfl.errors import P2PFLError
 
 if TYPE_CHECKING:
@@ -76,10 +77,19 @@ def sweep(
     else:
         _say_result(done)
     if done.failed:
-        raise P2PFLError(
+        fault = (
             f"{len(done.failed)} of {len(done.grid.runs)} runs have no result; {done.path / 'table.csv'} says why, and the same command"
             " tries those again that failed"
         )
+        if any(row["status"] == "failed" for row in done.failed):
+            raise P2PFLError(fault)
+        sys.stderr.write(f"p2pfl: {fault}\n")
+    for row in done.departed[:_MOST_LISTED]:
+        sys.stderr.write(f"p2pfl: not as agreed: cell {row['cell']}, seed {row['seed']}: {row['departures']}\n")
+    if len(done.departed) > _MOST_LISTED:
+        sys.stderr.write(f"p2pfl: not as agreed: {len(done.departed) - _MOST_LISTED} more in {done.path / 'table.csv'}\n")
+    if done.departed:
+        raise typer.Exit(DEPARTED)
 
 
 def _document(done: Sweep) -> dict[str, Any]:

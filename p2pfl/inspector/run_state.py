@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
+from p2pfl.departures import departures_in
 from p2pfl.inspector.perspective import member_of
 from p2pfl.records import Row, RunRecords
 
@@ -38,7 +39,7 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
         now_s: seconds since 1970; None: now.
     """
     if run.summary is not None:
-        left = departures(run)
+        left = departures_in(run.summary)
         if left:
             return RunState(kind="departed", sentence=f"ended, and not as agreed: {'; '.join(left)}")
         reason = str(run.summary.get("stop_reason"))
@@ -53,12 +54,6 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
         return RunState(kind="running", sentence=f"running (last record {duration(age_s)} ago)")
     doubt = "probably stopped" if run.rounds or run.nodes else "stopped, or still in its first round"
     return RunState(kind="silent", sentence=f"no record for {duration(age_s)}, {doubt}")
-
-
-def departures(run: RunRecords) -> list[str]:
-    """Sentences on what did not go as agreed, as summary.json lists them."""
-    listed: list[Any] = (run.summary or {}).get("departures") or []
-    return [str(each.get("detail") or each.get("kind")) if isinstance(each, dict) else str(each) for each in listed]
 
 
 def duration(seconds: float) -> str:

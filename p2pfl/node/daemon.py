@@ -24,6 +24,7 @@ import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
+from p2pfl.departures import departures_of_events
 from p2pfl.errors import ConfigError, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
@@ -38,7 +39,7 @@ from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, peak_rss_bytes
+from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
 from p2pfl.transports import Transport
@@ -370,6 +371,8 @@ class Daemon:
         if self._population.diverged:
             detail = f"round {self._round}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self._event("diverged", detail)
+        if self._population.without_loss:
+            self._event("no_loss", f"round {self._round}")
         return loss
 
     async def _exchange(self, outgoing: Mapping[str, Tensor]) -> bool:
@@ -610,6 +613,7 @@ class Daemon:
                 seconds=self._seconds,
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
+                departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
             )
         )
 

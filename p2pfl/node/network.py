@@ -21,6 +21,7 @@ from torch import Tensor
 
 from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
+from p2pfl.departures import departures_of_events
 from p2pfl.errors import P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
@@ -30,7 +31,7 @@ from p2pfl.records import RunFolder, read_run
 from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.study import Study
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, mean_model_of
+from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, mean_model_of, non_finite_models
 from p2pfl.training import Population
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
@@ -352,6 +353,7 @@ class _Network:
                 seconds=seconds,
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
+                departures=[*departures_of_events(self._folder.events()), *non_finite_models(plan.names, x_NP)],
             )
         )
 

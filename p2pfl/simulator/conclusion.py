@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from p2pfl.cross_site import cross_site
+from p2pfl.departures import departures_of_events
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of
+from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of, non_finite_models
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
 from p2pfl.worth import worth
@@ -85,6 +86,7 @@ def conclude(
     baselines, alone = baselines_summary(plan, local)
     folder.write_worth(gains or worth(plan, population, x_NP, plan.names, alone))
     stopwatch.lap("baselines")
+    departures = [*departures_of_events(folder.events(), simulated=True), *non_finite_models(plan.names, x_NP)]
     summary = finish_summary(
         plan,
         engine=engine,
@@ -99,6 +101,7 @@ def conclude(
         seconds=stopwatch.spent,
         row_by_row=population.row_by_row,
         peak_rss_bytes=max(peak_rss_bytes, own_peak_bytes()),
+        departures=departures,
     )
     if simulated_s is not None:
         summary["seconds"]["simulated"] = simulated_s

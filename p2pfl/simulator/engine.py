@@ -57,6 +57,8 @@ class _Exchanged:
     bytes_N: NDArray[np.int64]
 
 
+_LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
+
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the round, the last possible round and the round's record."""
 
@@ -92,6 +94,8 @@ class Simulation:
         self.population.threads = threads
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training left the finite numbers."""
+        self._without_loss: tuple[str, ...] = ()
+        """Nodes whose last training gave no finite loss, with finite weights."""
         self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
         self._exchange = Exchange(
             plan.schedule,
@@ -166,6 +170,8 @@ class Simulation:
         for name in self.diverged if local_steps and self._ranks.is_first else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
+        for name in self._without_loss if local_steps and self._ranks.is_first else ():
+            self.folder.append_event({"round": number, "node": name, "event": "no_loss", "detail": f"round {number}"})
         bytes_N = exchanged.bytes_N
         self.bytes_sent += int(bytes_N.sum())
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
@@ -285,8 +291,10 @@ class Simulation:
         """Losses, squared distances, squared norms, the consensus distance and ways of all nodes; and who has diverged."""
         nothing_M = torch.zeros_like(exchanged.squared_M)
         left_M = nothing_M.clone()
-        row_of = {self.plan.names[node]: row for node, row in self._part.row_of.items()} if self.population.diverged else {}
-        left_M[[row_of[name] for name in self.population.diverged]] = 1
+        left, lossless = self.population.diverged, self.population.without_loss
+        row_of = {self.plan.names[node]: row for node, row in self._part.row_of.items()} if left or lossless else {}
+        left_M[[row_of[name] for name in left]] = _LEFT
+        left_M[[row_of[name] for name in lossless]] = _WITHOUT_LOSS
         columns = [
             losses_M.double() if losses_M is not None else nothing_M,
             exchanged.squared_M,
@@ -296,7 +304,8 @@ class Simulation:
             left_M,
         ]
         losses_N, squared_N, norms_N, apart_N, moved_N, left_N = self._part.everybodys(torch.stack(columns, dim=1)).unbind(dim=1)
-        self.diverged = tuple(self.plan.names[node] for node in left_N.nonzero().flatten().tolist())
+        self.diverged = tuple(self.plan.names[node] for node in (left_N == _LEFT).nonzero().flatten().tolist())
+        self._without_loss = tuple(self.plan.names[node] for node in (left_N == _WITHOUT_LOSS).nonzero().flatten().tolist())
         exact = float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None
         return losses_N if losses_M is not None else None, squared_N.numpy(), norms_N.numpy(), exact, moved_N.numpy()
 

@@ -252,6 +252,8 @@ class PacedRecords:
         for name in node.population.diverged:
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
+        for name in node.population.without_loss:
+            self.folder.append_event({"round": number, "node": name, "event": "no_loss", "detail": f"round {number}"})
         self.folder.append_node(row)
         self._open.setdefault(number, []).append(row)
         self.stopwatch.lap("evaluate")

@@ -50,6 +50,11 @@ class Sweep:
         """Rows of the runs that have no result, though they could have had one."""
         return [row for row in self.rows if row["status"] in ("failed", "diverged")]
 
+    @property
+    def departed(self) -> list[Row]:
+        """Rows of the runs that have ended, and not as agreed."""
+        return [row for row in self.rows if row.get("departures")]
+
     def runs(self) -> Iterator[Run]:
         """Those that have a result."""
         return (Run(self.path / row["run"]) for row in self.rows if row["status"] == "done")

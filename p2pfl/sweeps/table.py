@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2pfl.departures import departures_in
 from p2pfl.inspector.verdict import lower_is_better
 from p2pfl.records import Row, primary_metric, read_summary, replace_file
 from p2pfl.sweeps.folder import place_of
@@ -45,7 +46,7 @@ def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None 
     """A run's row: what was varied, how it ended, its final figures as its own summary has them.
 
     status is "done", "diverged", "failed", "left out" or "unfinished"; NAME stands for each of the task's metrics in mean_model.NAME,
-    mean.NAME and worst.NAME, the last two over the sites.
+    mean.NAME and worst.NAME, the last two over the sites. "departures" says what was not as agreed, where anything was not.
     """
     place = place_of(folder, cell, seed)
     start = {"cell": cell.name, **cell.values, "seed": seed}
@@ -63,6 +64,8 @@ def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None 
         row[f"mean_model.{name}"] = (summary["mean_model"] or {}).get(name)
         row[f"mean.{name}"] = over_sites["mean"]
         row[f"worst.{name}"] = over_sites["max" if lower_is_better(name) else "min"]
+    if departed := departures_in(summary):
+        row["departures"] = "; ".join(departed)
     if summary.get("mean_model_reason") is not None:
         row["reason"] = row["reason"] or f"no mean model: {summary['mean_model_reason']}"
     row |= {key: summary[key] for key in ("consensus_distance", "relative_consensus", "bytes_sent")}
@@ -94,7 +97,11 @@ def over_seeds(grid: Grid, rows: Sequence[Row]) -> list[CellResult]:
     for cell in grid.cells:
         mine = [row for row in rows if row["cell"] == cell.name]
         done = [row for row in mine if row["status"] == "done"]
-        numbers = [key for key in columns_of(done) if key not in {*cell.values, "cell", "seed", "status", "stop_reason", "run", "reason"}]
+        numbers = [
+            key
+            for key in columns_of(done)
+            if key not in {*cell.values, "cell", "seed", "status", "stop_reason", "run", "reason", "departures"}
+        ]
         results.append(
             CellResult(
                 cell=cell,

@@ -177,6 +177,8 @@ class Population:
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
         """Sites whose last training left the finite numbers; they have kept what they had before it."""
+        self.without_loss: tuple[str, ...] = ()
+        """Sites whose last training gave finite weights, and a loss that is infinite or no number."""
         x_NP = self._starts(start_P)
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
@@ -226,7 +228,7 @@ class Population:
         """
         self._round = round
         recipe, num_rows = self.recipe, len(self.sites)
-        self.diverged = ()
+        self.diverged = self.without_loss = ()
         loss_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
         if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
@@ -250,7 +252,15 @@ class Population:
         assert new is not None
         self.state, self.optimizer_state = new.state, new.optimizer_state
         self.diverged = tuple(self.sites[row].name for row in left)
+        self.without_loss = self._without_loss(loss_N, rows, left)
         return loss_N
+
+    def _without_loss(self, loss_N: Tensor, rows: Tensor, left: list[int]) -> tuple[str, ...]:
+        """Sites that trained, have finite weights and no finite loss."""
+        if bool(loss_N.sum().isfinite()):
+            return ()
+        lost = rows[~loss_N[rows.cpu()].isfinite().to(rows.device)].tolist()
+        return tuple(self.sites[row].name for row in sorted(set(lost) - set(left)))
 
     def _groups(self, rows: Tensor) -> list[list[Rows]]:
         """Rows that are trained together, as many as stay in the cache, in groups that share what is worked out but once.
