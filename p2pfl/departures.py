@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from p2pfl.records import Row
-
 DEPARTED: Final = 3
 """Exit code of a run that has ended, and not as agreed."""
 
@@ -56,7 +54,7 @@ class Departure:
     detail: str
     """A sentence without a full stop that names the nodes."""
 
-    def as_row(self) -> Row:
+    def as_row(self) -> dict[str, str]:
         """As summary.json holds it."""
         return {"kind": self.kind, "detail": self.detail}
 
@@ -85,7 +83,7 @@ def departures_of_events(events: Iterable[Mapping[str, Any]], *, simulated: bool
     return listed
 
 
-def departure_rows(departures: Iterable[Departure]) -> list[Row]:
+def departure_rows(departures: Iterable[Departure]) -> list[dict[str, str]]:
     """Departures as summary.json lists them, each once."""
     return [departure.as_row() for departure in dict.fromkeys(departures)]
 
