@@ -17,13 +17,15 @@ DEPARTED: Final = 3
 DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite"]
 
 DEPARTING: Mapping[str, DepartureKind] = {
-    "members_missing": "members_missing",
+    "started_without": "members_missing",
+    "not_started": "members_missing",
     "jumped": "rounds_missed",
     "held": "rounds_missed",
     "stopped_late": "rounds_missed",
     "unsettled": "rounds_missed",
     "inexact": "rounds_missed",
     "state_lost": "state_lost",
+    "started_anew": "state_lost",
     "diverged": "non_finite",
     "no_loss": "non_finite",
     "overflow": "non_finite",
