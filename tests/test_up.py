@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +17,13 @@ import torch
 from torch import nn
 
 import p2pfl
+from commands import hear_interrupts
+from networks import wait_until
+from p2pfl.departures import exit_code_of
 from p2pfl.errors import P2PFLError
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.verdict import verdict
 from p2pfl.records import read_run
 from p2pfl.tasks import Site, Task
 
@@ -54,6 +62,30 @@ def two_sites(fails_at: int | None = None, killed_at: int | None = None) -> Task
 def here(monkeypatch):
     """Daemons find this module."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def three_sites(killed_at: int | None = None, fails_at: int | None = None, of: tuple[str, ...] = ("b", "c")) -> Task:
+    """Three sites of four test rows each; the daemons of some of them are killed, or fail, at a call of the metric by its number."""
+    name = next((name for name in "abc" if f"/sites/{name}/" in " ".join(sys.argv)), None)
+    calls = count()
+
+    def error(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        number = next(calls)
+        if name in of and number == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name in of and number == fails_at:
+            raise OSError("disk full")
+        return float((outputs - targets).abs().mean())
+
+    rows = torch.ones(8, 1), torch.zeros(8, 1)
+    tests = torch.ones(4, 1), torch.zeros(4, 1)
+    return Task(
+        name="three-sites",
+        model=lambda: nn.Linear(1, 1),
+        loss=lambda outputs, targets: ((outputs - targets) ** 2).mean(),
+        metrics={"error": error},
+        sites=[Site(name=name, train=rows, test=tests) for name in "abc"],
+    )
 
 
 def died(place):
@@ -107,3 +139,67 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
     assert run.summary["stop_reason"] == "rounds"
     assert died(tmp_path / "run") == ["killed by signal 9"]
     assert (tmp_path / "run" / "sites" / "b" / "node.log").read_text().count("resumed from the checkpoint") == 1
+
+
+def test_two_dead_of_three_are_both_named_and_the_third_is_stopped_at_once(tmp_path, caplog):
+    experiment = {**EXPERIMENT, "task": {"name": "test_up:three_sites", "killed_at": 0}}
+    with pytest.raises(P2PFLError) as told:
+        p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
+
+    for name in "bc":
+        log = tmp_path / "run" / "sites" / name / "node.log"
+        assert f"{name} died (killed by signal 9); starting it again" in said
+        ends = [line for line in said if line.startswith(f"{name} was killed by signal 9 twice before it greeted; not started again;")]
+        assert ends
+        assert ends[0].endswith(f"its log is {log}")
+        assert f"{name} did not finish: killed by signal 9; its log is {log}" in str(told.value)
+    assert died(tmp_path / "run") == ["killed by signal 9"] * 4
+    assert not (tmp_path / "run" / "sites" / "a" / "state" / "run" / "nodes.jsonl").exists()  # it has not trained by itself
+    state = run_state(read_run(tmp_path / "run"))
+    assert state.kind == "silent"
+    assert state.sentence == "stopped, since b, c died: killed by signal 9; the others were paused"
+
+
+def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_missing(tmp_path, caplog):
+    task = {"name": "test_up:three_sites", "fails_at": 3, "of": ["c"]}
+    experiment = {**EXPERIMENT, "task": task, "evaluate_every": 1, "rounds": 5}
+    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
+
+    first = run.summary["departures"][0]
+    assert first["kind"] == "rounds_missed"
+    assert first["detail"].startswith("c ended with exit code 1 after round ")
+    assert "disk full" in first["detail"]
+    assert [death["node"] for death in run.summary["deaths"]] == ["c"]
+    assert run.summary["deaths"][0]["exit_code"] == 1
+    assert "disk full" in said[-1]
+    assert sorted(run.summary["metrics"]["error"]["per_node"]) == ["a", "b"]
+    assert run.summary["mean_model"] is None
+    assert run.summary["mean_model_reason"] == "c did not finish"
+    assert run.summary["rounds"] == 5
+    assert exit_code_of(run.summary) == 3
+    assert verdict(read_run(run.path), convergence(read_run(run.path)))[0].startswith(
+        "It ended, and not as agreed: c ended with exit code 1"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_pauses_the_run_and_the_records_say_so(number, tmp_path):
+    experiment = {**EXPERIMENT, "rounds": 100_000}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    command = [sys.executable, "-c", code, json.dumps(experiment), str(tmp_path / "run"), json.dumps(BRIEFLY)]
+    with (tmp_path / "up.log").open("wb") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=hear_interrupts)  # noqa: PLW1509
+    try:
+        wait_until(lambda: (tmp_path / "run" / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        running.send_signal(number)
+        running.wait(DEADLINE_S)
+    finally:
+        running.kill()
+        running.wait(DEADLINE_S)
+    state = run_state(read_run(tmp_path / "run"))
+
+    assert state.kind == "paused"
+    assert state.sentence.startswith("paused by SIGTERM at ")
+    assert died(tmp_path / "run") == []

@@ -15,6 +15,7 @@ _SILENT_AFTER_S = 60.0
 _SILENT_ROUNDS = 10
 """Without a record for so many of its longest recent rounds a run has probably stopped."""
 _RECENT = 20  # rounds
+_NAMED = 5
 _COMING_AND_GOING = frozenset({"started", "resumed", "paused", "died"})
 
 StateKind = Literal["running", "paused", "silent", "finished", "departed"]
@@ -44,9 +45,8 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
             return RunState(kind="departed", sentence=f"ended, and not as agreed: {'; '.join(left)}")
         reason = str(run.summary.get("stop_reason"))
         return RunState(kind="finished", sentence=_ENDINGS.get(reason, reason))
-    if (paused := _paused(run)) is not None:
-        by = f" {paused['detail']}" if paused.get("detail") else ""
-        return RunState(kind="paused", sentence=f"paused{by} at {clock_time(paused.get('time'))}")
+    if (halted := _halted(run)) is not None:
+        return halted
     if run.written_s is None:
         return RunState(kind="running", sentence="running")
     age_s = max((time.time() if now_s is None else now_s) - run.written_s, 0.0)
@@ -80,6 +80,26 @@ def _patience_s(run: RunRecords) -> float:
     recent = (run.rounds or run.nodes)[-_RECENT:]
     longest = max((sum(value for value in (row.get("seconds") or {}).values() if value is not None) for row in recent), default=0.0)
     return max(_SILENT_AFTER_S, _SILENT_ROUNDS * longest)
+
+
+def _halted(run: RunRecords) -> RunState | None:
+    """Whether everybody that is left was paused."""
+    if (paused := _paused(run)) is not None:
+        by = f" {paused['detail']}" if paused.get("detail") else ""
+        return RunState(kind="paused", sentence=f"paused{by} at {clock_time(paused.get('time'))}")
+    broken = _broken(run)
+    return RunState(kind="silent", sentence=broken) if broken is not None else None
+
+
+def _broken(run: RunRecords) -> str | None:
+    """A sentence where some members have died and all others were paused; None where anybody goes on, as far as is known."""
+    last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
+    dead = [event for event in last.values() if event["event"] == "died"]
+    paused = [event for event in last.values() if event["event"] == "paused"]
+    if not dead or not paused or len(dead) + len(paused) < len((run.topology or {}).get("nodes") or last):
+        return None
+    who = ", ".join(sorted(str(event["node"]) for event in dead)[:_NAMED]) + (", ..." if len(dead) > _NAMED else "")
+    return f"stopped, since {who} died: {dead[0].get('detail') or 'nobody knows why'}; the others were paused"
 
 
 def _paused(run: RunRecords) -> Row | None:

@@ -10,10 +10,13 @@ import asyncio
 import json
 import logging
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
-from p2pfl.departures import departures_of_events
+from p2pfl.departures import Departure, departures_of_events
 from p2pfl.errors import P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
@@ -37,12 +40,21 @@ from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 log = logging.getLogger(__name__)
+progress_log = logging.getLogger("p2pfl.progress")
+"""The command shows its INFO lines."""
+
+SAY_AFTER_S, SAY_AT_MOST_S = 5.0, 60.0
+"""Without a new round, what is waited for is said after so long, then after twice as long, and so on."""
 
 POLL_S = 0.25
 STOP_S = 15.0
 STOP_POLL_S = 0.05
 RESTARTS = 5
 """How often a daemon that died is started again, as a service manager would."""
+
+_NAMED = 5
+_LINE = 200  # characters of a log's line that are quoted
+_UNGREETED = " before it greeted"
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
@@ -62,8 +74,14 @@ class _Site:
     log_offset: int = 0
     """Where in its log its last start begins."""
     why: str = ""
-    """The reason that it gave itself for ending, in its own words."""
+    """Why its last process ended: in its own words where it has said anything."""
+    fate: str = ""
+    """A sentence on its end, where it is not started again."""
     offset: int = 0
+    events_offset: int = 0
+    has_greeted: bool = False
+    waits: dict[str, str] = field(default_factory=dict)
+    """Why it cannot talk to a neighbour, by neighbour, as its records say."""
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -85,13 +103,58 @@ class _Site:
             return not (self.run_folder / "summary.json").exists()
         return self.starts > 1 and self.rounds_seen <= self.began_at
 
-    def last_words(self) -> str:
-        """What its last process said at the end of its own accord; empty where it was killed or crashed."""
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has died for good."""
+        return bool(self.fate)
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.run_folder / "summary.json").exists()
+
+    def last_lines(self) -> list[str]:
+        """What its last process wrote to its log."""
+        if not self.log.exists():
+            return []
         with self.log.open("rb") as file:
             file.seek(self.log_offset)
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            return [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def last_words(self) -> str:
+        """What its last process said at the end of its own accord; empty where it was killed or crashed."""
+        lines = self.last_lines()
         starts = [i for i, line in enumerate(lines) if line.startswith("p2pfl: ")]
         return "\n".join(lines[starts[-1] :]).removeprefix("p2pfl: ") if starts else ""
+
+    def last_line(self) -> str:
+        """The last line of its log, shortened; empty where it wrote none."""
+        lines = self.last_lines()
+        return shorten(lines[-1], _LINE, placeholder=" ...") if lines else ""
+
+    def read_new_events(self) -> list[dict[str, Any]]:
+        """What the node has written down since the last look that is out of the ordinary."""
+        path = self.run_folder / "events.jsonl"
+        if not path.exists():
+            return []
+        if path.stat().st_size < self.events_offset:  # its state was removed
+            self.events_offset = 0
+        with path.open("rb") as file:
+            file.seek(self.events_offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self.events_offset += len(complete)
+        found = [json.loads(line) for line in complete.splitlines()]
+        for event in found:
+            self._note(str(event["event"]), str(event.get("detail", "")))
+        return found
+
+    def _note(self, kind: str, detail: str) -> None:
+        name = detail.split(" ", maxsplit=1)[0].rstrip(":")
+        if kind in ("waiting", "link_down"):
+            self.waits[name] = detail
+        elif kind in ("link_up", "greeted"):
+            self.waits.pop(name, None)
+        self.has_greeted = self.has_greeted or kind == "greeted"
 
     def read_new_rows(self) -> None:
         """Take up what the node has recorded since the last look."""
@@ -162,7 +225,11 @@ def up(
         if resume is None:
             _found(plan, place, stack, site or {})
         network = _Network(plan, place, folder, progress, forks)
-        asyncio.run(network.run())
+        try:
+            asyncio.run(network.run())
+        finally:
+            if network.ended_by is not None:
+                signal.raise_signal(network.ended_by)  # its handler went with the loop
         network.gather()
     return Run(place)
 
@@ -207,6 +274,13 @@ class _Network:
         self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
         self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
+        self._known: set[str] = set()
+        """Events that the folder holds already."""
+        self._deaths: list[dict[str, Any]] = []
+        self._quiet_since_s = time.monotonic()
+        self._say_after_s = SAY_AFTER_S
+        self.ended_by: signal.Signals | None = None
+        """The signal that has ended it; everything is paused."""
 
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
@@ -216,20 +290,71 @@ class _Network:
         if self._forks is not None:
             self._forks.say(read=str((self._place / "study.yaml").absolute()))
         self._folder.truncate(0)  # of a run that is resumed: its nodes have all that it held
+        self._known = {_key(event) for event in self._folder.events()}
+        self._hear_signals()
+        progress_log.info("%d daemons are being started", len(self._sites))
         try:
             for site in self._sites:
                 self._start(site)
-            while any(site.process is not None for site in self._sites):
+            while any(site.process is not None for site in self._sites) and not self._is_pointless():
                 await asyncio.sleep(POLL_S)
                 for site in self._sites:
                     self._look_after(site)
+                self._take_events()
                 self._show()
+                self._say_what_is_waited_for()
         finally:
             await self._stop_all()
-        missing = [site for site in self._sites if not (site.run_folder / "summary.json").exists()]
-        if missing:
+            self._take_events()
+        missing = [site for site in self._sites if not site.is_finished]
+        if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):
             reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
             raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
+
+    def _hear_signals(self) -> None:
+        """Pause everything before a signal ends this process; not where somebody else hears it, or has it ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        assert running is not None
+
+        def end(number: signal.Signals) -> None:
+            self.ended_by = number
+            running.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                loop.add_signal_handler(number, end, number)
+
+    def _is_pointless(self) -> bool:
+        """Whether those that are left cannot go on: half of all or fewer, or too few to begin."""
+        lost = sum(site.is_lost for site in self._sites)
+        there, require = len(self._sites) - lost, getattr(self._plan.experiment, "require", None)
+        has_begun = any(site.rounds_seen >= 0 for site in self._sites)
+        needed = require.at_least(len(self._sites)) if require is not None and not has_begun else len(self._sites) // 2 + 1
+        return lost > 0 and there < needed
+
+    def _take_events(self) -> None:
+        """Write down what the nodes have, each event once."""
+        for site in self._sites:
+            for event in site.read_new_events():
+                if _key(event) not in self._known:
+                    self._known.add(_key(event))
+                    self._folder.append_event(event)
+
+    def _say_what_is_waited_for(self) -> None:
+        """A line where no round has ended for long."""
+        now_s = time.monotonic()
+        if now_s - self._quiet_since_s < self._say_after_s:
+            return
+        self._say_after_s = min(2 * self._say_after_s, self._say_after_s + SAY_AT_MOST_S)
+        at_work = [site for site in self._sites if site.process is not None]
+        behind = [site for site in at_work if site.rounds_seen < self._shown]
+        named = ", ".join(site.name for site in behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
+        where = f"round {self._shown + 1} of {named}" if behind else f"the end of {len(at_work)} daemons"
+        reasons = [f"{site.name} waits for {why}" for site in at_work for why in site.waits.values()]
+        because = "".join(f"; {reason}" for reason in reasons[:_NAMED])
+        progress_log.info("no new round for %.0f s; waiting for %s%s", now_s - self._quiet_since_s, where, because)
 
     def _start(self, site: _Site) -> None:
         arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
@@ -243,18 +368,27 @@ class _Network:
         if site.process is None or (code := site.process.poll()) is None:
             return
         site.process = None
-        if (site.run_folder / "summary.json").exists():
+        site.read_new_rows()  # of its last moment
+        self._take_events()
+        if site.is_finished:
             return
         if self._forks is not None and (fate := self._forks.fate()):
             raise P2PFLError(f"{fate}; nothing is lost that their checkpoints hold: go on with --resume {self._place}")
-        said = site.last_words()
-        site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+        said, last = site.last_words(), site.last_line()
+        site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}" + (f": {last}" if last else ""))
         site.fruitless = site.fruitless + 1 if site.rounds_seen == site.began_at else 0
         self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": site.why})
+        self._deaths.append(
+            {"node": site.name, "round": max(site.rounds_seen, 0), "exit_code": code, "detail": site.why, "last_line": last}
+        )
         hopeless = bool(said) or site.fruitless > 1  # it would end in the same way
         if not hopeless and site.starts <= RESTARTS:
             log.warning("%s died (%s); starting it again", site.name, site.why)
             self._start(site)
+            return
+        site.fate = _fate(site, code, said)
+        also = f"its last line is {last!r}; " if last and code < 0 else ""
+        log.warning("%s; not started again; %sits log is %s", site.fate, also, site.log)
 
     async def _stop_all(self) -> None:
         for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
@@ -279,7 +413,7 @@ class _Network:
             self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
             self._folder.append_round(self._network_row(number))
         if done > self._shown:
-            self._shown = done
+            self._shown, self._quiet_since_s, self._say_after_s = done, time.monotonic(), SAY_AFTER_S
             if self._progress is not None:
                 self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
 
@@ -303,41 +437,43 @@ class _Network:
         """Put the nodes' records, models and results together."""
         plan = self._plan
         experiment = plan.experiment.as_dict()
-        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in self._sites}
+        lost, finished = [site for site in self._sites if site.is_lost], [site for site in self._sites if not site.is_lost]
+        names = [site.name for site in finished]
+        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in finished}
         summaries = {}
         for name, records in runs.items():
             if records.summary is None:
                 raise StoreError(f"{name}: its summary.json is gone")
             summaries[name] = records.summary
         self._folder.truncate(0)
-        for site in self._sites:
+        for site in finished:
             site.rows = {row["round"]: row for row in runs[site.name].nodes}
         rounds = max(summary["rounds"] for summary in summaries.values())
         for number in range(rounds):
             self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
             self._folder.append_round(self._network_row(number))
-        for event in sorted((event for records in runs.values() for event in records.events), key=lambda event: str(event["time"])):
-            self._folder.append_event(event)
-        models = {name: read_models(site_folder)[name] for name, site_folder in ((s.name, s.run_folder) for s in self._sites)}
-        x_NP = torch.stack([models[name] for name in plan.names])
+        self._take_events()
+        x_NP = torch.stack([read_models(site.run_folder)[site.name] for site in finished])
         _copy_models(self._sites, self._place)
         local = {
             name: {metric: values["per_node"][name] for metric, values in summary["baselines"]["local"].items()}
             for name, summary in summaries.items()
             if summary["baselines"].get("local")
         }
-        population = plan.population(plan.names)
-        buffers = _buffers_of(self._sites, population)
+        population = plan.population(names)
+        buffers = _buffers_of(finished, population)
         population.take_buffers(buffers)
-        mean = mean_model_of(plan, x_NP, buffers)
+        mean = f"{', '.join(site.name for site in lost)} did not finish" if lost else mean_model_of(plan, x_NP, buffers)
         reasons = {summary["stop_reason"] for summary in summaries.values()}
         reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
         seconds: dict[str, float] = {}
         for summary in summaries.values():
             seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
-        self._folder.write_cross_site(cross_site(plan, population, x_NP))
-        self._folder.write_subgroups(subgroups(plan, population, x_NP, plan.names, mean))
-        self._folder.write_worth([row for name in plan.names for row in runs[name].worth])
+        if not lost:
+            self._folder.write_cross_site(cross_site(plan, population, x_NP))
+        self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
+        self._folder.write_worth([row for name in names for row in runs[name].worth])
+        deaths: dict[str, Any] = {"deaths": self._deaths} if self._deaths else {}
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -353,9 +489,37 @@ class _Network:
                 seconds=seconds,
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
-                departures=[*departures_of_events(self._folder.events()), *non_finite_models(plan.names, x_NP)],
+                departures=[
+                    *[_departure(site, rounds) for site in lost],
+                    *departures_of_events(self._folder.events()),
+                    *non_finite_models(names, x_NP),
+                ],
             )
+            | deaths
         )
+
+
+def _key(event: Mapping[str, Any]) -> str:
+    """Equal for one event that is met twice."""
+    return json.dumps([event.get(part) for part in ("time", "node", "event", "round", "detail")])
+
+
+def _fate(site: _Site, code: int, said: str) -> str:
+    """A sentence without a full stop on the end of a daemon that is not started again."""
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    times = {1: "", 2: " twice"}.get(site.fruitless, f" {site.fruitless} times") if site.fruitless else ""
+    when = f" after round {site.rounds_seen}" if site.rounds_seen >= 0 else " before its first round" if site.has_greeted else _UNGREETED
+    reason = said or (site.why.partition(": ")[2] if code > 0 else "")
+    return f"{site.name} {how}{times}{when}{f' ({reason})' if reason else ''}"
+
+
+def _departure(site: _Site, rounds: int) -> Departure:
+    """The departure that a daemon died for good."""
+    last = f"; its last line: {site.last_line()}" if site.last_line() else ""
+    return Departure(
+        kind="rounds_missed" if site.rounds_seen >= 0 else "members_missing",
+        detail=f"{site.fate} and was not started again: it made {site.rounds_seen + 1} of {rounds} rounds{last}",
+    )
 
 
 def _buffers_of(sites: list[_Site], population: Population) -> dict[str, Tensor]:
