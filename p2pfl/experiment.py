@@ -28,7 +28,7 @@ from p2pfl.topology import (
     is_schedule,
     known_names,
     laplacian_extremes,
-    load,
+    load_over,
     make,
     make_schedule,
     option_faults,
@@ -297,15 +297,9 @@ class Experiment:
         return weighted(graph, self.weights).renamed(tuple(names))
 
     def _graph(self, wanted: Named, names: Sequence[str]) -> Topology:
-        """A graph by name or from a file, as it comes."""
-        place = "topology"
+        """A graph by name, as it comes, or from a file, its nodes matched with the names."""
         if wanted.name == "file":
-            graph = load(Path(wanted.options["file"]))
-            if graph.names is not None and tuple(graph.names) != tuple(names):
-                raise Contradiction(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
-            if graph.num_nodes != len(names):
-                raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
-            return graph
+            return load_over(Path(wanted.options["file"]), names)
         graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
         if graph.num_nodes != len(names):
             raise Contradiction(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")

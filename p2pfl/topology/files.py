@@ -15,18 +15,19 @@ much it counts with ``weights: stationary``); each of them is on all edges, or n
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.errors import ConfigError, Contradiction, TopologyError
 from p2pfl.text_files import read_text
 from p2pfl.topology.edge_lists import read_edge_list
 from p2pfl.topology.gml import read_gml
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.graphml import read_graphml
-from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label, known
+from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label, known, some
 from p2pfl.yaml_files import load_yaml, shown, unknown_key
 
 _MAX_NODES = 10**6
@@ -40,7 +41,62 @@ def load(path: Path | str) -> Topology:
     Raises:
         TopologyError: all that is wrong with the file at once, or, if nothing else is, two nodes with no path between them.
     """
-    path = Path(path)
+    return _load(Path(path))[0]
+
+
+def load_over(path: Path | str, names: Sequence[str]) -> Topology:
+    """The graph of a file over nodes of a run; row i is names[i].
+
+    Nodes are matched by name. Nodes 0 ... N - 1 are also those whose names end so, such as node-0 ... node-9. A file that says no more than
+    how many nodes there are has them in the order of their names.
+
+    Args:
+        path: as for `load`.
+        names: of the run's nodes, sorted.
+
+    Raises:
+        TopologyError: as `load`.
+        Contradiction: the file has other nodes than the run; the message names both differences.
+    """
+    graph, counted = _load(Path(path))
+    labels = [graph.label(i) for i in range(graph.num_nodes)]
+    if set(labels) == set(names):
+        return graph.renamed(labels)
+    if graph.names is None and (order := _by_number(names, counted=counted)) is not None:
+        if graph.num_nodes != len(names):
+            raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", "topology")
+        return graph.renamed(order)
+    strangers, missing = [sorted(set(here) - set(there)) for here, there in ((labels, names), (names, labels))]
+    if strangers and missing:
+        fault = f"topology.file names the nodes {some(strangers)}: the run has {some(missing)}"
+    elif strangers:
+        fault = f"topology.file names the nodes {some(strangers)}, which the run does not have"
+    else:
+        fault = f"topology.file lacks the nodes {some(missing)}, which the run has"
+    raise Contradiction(f"{fault}; nodes are matched by name", "topology")
+
+
+def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:
+    """The names that nodes 0 ... N - 1 stand for; None: they stand for no names, or it is not certain for which.
+
+    Args:
+        names: of the run's nodes, sorted.
+        counted: the file names no nodes, only how many there are.
+    """
+    if any(name.isdecimal() for name in names):
+        return None  # these would be names of the file
+    endings = [re.search("[0-9]+$", name) for name in names]
+    numbers = [int(ending[0]) for ending in endings if ending is not None]
+    if len(numbers) < len(names):
+        return names if counted else None
+    in_order = [name for _, name in sorted(zip(numbers, names, strict=True))]
+    if sorted(numbers) == list(range(len(names))):
+        return in_order
+    return names if counted and in_order == list(names) else None
+
+
+def _load(path: Path) -> tuple[Topology, bool]:
+    """The graph of a file, and whether the file gives only the number of nodes."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise TopologyError(f"a file ending in {path.suffix!r}: expected one of {', '.join(_READERS)}", str(path))
@@ -49,7 +105,8 @@ def load(path: Path | str) -> Topology:
             raise TopologyError("is a folder: expected a file")
         if not path.exists():
             raise TopologyError("no such file")
-        topology = build(path.stem, reader(path))
+        sketch = reader(path)
+        topology = build(path.stem, sketch)
         check_connected(topology)
     except ConfigError as error:
         raise TopologyError(error.findings, str(path)) from error
@@ -61,7 +118,7 @@ def load(path: Path | str) -> Topology:
         raise TopologyError(f"cannot be read as {path.suffix}: {error} is missing", str(path)) from error
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
         raise TopologyError(f"cannot be read as {path.suffix}: {' '.join(str(error).split())}", str(path)) from error
-    return topology
+    return topology, sketch.counted
 
 
 def _read_yaml(path: Path) -> Sketch:
@@ -70,7 +127,8 @@ def _read_yaml(path: Path) -> Sketch:
         unknown_key(key, content[key], ["nodes", "edges", "directed"]) for key in content if key not in ("nodes", "edges", "directed")
     ]
     nodes, edges, directed = content.get("nodes"), content.get("edges"), content.get("directed", False)
-    if isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES:
+    counted = isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES
+    if counted:
         nodes = list(range(nodes))
     given = {key: f"= {shown(content[key])}: expected" if key in content else "is missing: expected" for key in ("nodes", "edges")}
     if not isinstance(nodes, list):
@@ -97,7 +155,7 @@ def _read_yaml(path: Path) -> Sketch:
             rows.append(Edge(place, *pair, values))
         else:
             faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
-    return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults)
+    return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted)
 
 
 def _read_json(path: Path) -> Sketch:

@@ -50,6 +50,9 @@ class Sketch:
     faults: Sequence[str] = field(default_factory=list)
     """Findings of the file's reader."""
 
+    counted: bool = False
+    """Whether the file gives only the number of nodes, and no names."""
+
     remedy: str = "keep one edge a link, or say that the graph is directed"
     """Advice for a file that has each link in both directions."""
 
