@@ -45,6 +45,9 @@ Positive = Annotated[int, Field(ge=1, le=10**6)]
 Nodes = Annotated[int, Field(ge=1, le=10**7)]
 Share = Annotated[float, Field(ge=0, le=0.9)]
 
+NodeName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+"""A node's name as a key; a file may write a number without quotes."""
+
 _NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
 
 
@@ -171,7 +174,7 @@ class ClockSpec:
 
     round_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Seconds of training in a round, at speed 1."""
-    speeds: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
+    speeds: dict[NodeName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
     """By node; 1 where none is given."""
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """One way, of edges for which the topology's file says nothing."""

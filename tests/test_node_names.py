@@ -7,9 +7,9 @@ import json
 import networkx as nx
 import pytest
 
-from p2pfl.errors import Contradiction
-from p2pfl.experiment import experiment_from
-from p2pfl.topology import load_over
+from p2pfl.errors import Contradiction, TopologyError
+from p2pfl.experiment import experiment_from, load_experiment
+from p2pfl.topology import load, load_over
 
 PATH = [[i, i + 1] for i in range(10)]
 NUMBERS = sorted(map(str, range(11)))  # as text: 0, 1, 10, 2, ...
@@ -109,3 +109,27 @@ def test_thousands_of_other_nodes_are_summed_up(tmp_path):
 
     assert len(str(caught.value)) < 400
     assert "(4001 in all)" in str(caught.value)
+
+
+def test_names_with_leading_zeros_or_colons_stay_as_they_are_written(tmp_path):
+    (tmp_path / "net.yaml").write_text("nodes: [010, 008, 1:30]\nedges: [[010, 008], [008, 1:30]]\n", encoding="utf-8")
+
+    assert load_over(tmp_path / "net.yaml", ["008", "010", "1:30"]).num_edges == 2
+
+
+def test_speeds_of_nodes_whose_names_are_numbers_need_no_quotes(tmp_path):
+    (tmp_path / "speeds.yaml").write_text("task: {name: averaging}\nclock: {speeds: {10: 2.0, 2: 0.5, 010: 3}}\n", encoding="utf-8")
+
+    assert load_experiment(tmp_path / "speeds.yaml").clock.speeds == {"10": 2.0, "2": 0.5, "010": 3.0}
+
+
+@pytest.mark.parametrize("word", ["no", "off", "yes", "on"])
+def test_a_node_called_by_a_word_for_false_or_true_needs_quotes(tmp_path, word):
+    (tmp_path / "net.yaml").write_text(f"nodes: [oslo, {word}]\nedges: [[oslo, {word}]]\n", encoding="utf-8")
+    (tmp_path / "quoted.yaml").write_text(f"nodes: [oslo, '{word}']\nedges: [[oslo, '{word}']]\n", encoding="utf-8")
+    with pytest.raises(TopologyError) as caught:
+        load(tmp_path / "net.yaml")
+    read_as = "false" if word in ("no", "off") else "true"
+
+    assert caught.value.findings[-1] == f"nodes[1] = {read_as}: expected a text; put it in quotes"
+    assert load(tmp_path / "quoted.yaml").names == tuple(sorted(["oslo", word]))
