@@ -28,7 +28,7 @@ from p2pfl.topology import (
     is_schedule,
     known_names,
     laplacian_extremes,
-    load,
+    load_over,
     make,
     make_schedule,
     option_faults,
@@ -44,6 +44,9 @@ Count = Annotated[int, Field(ge=0, le=10**6)]
 Positive = Annotated[int, Field(ge=1, le=10**6)]
 Nodes = Annotated[int, Field(ge=1, le=10**7)]
 Share = Annotated[float, Field(ge=0, le=0.9)]
+
+NodeName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+"""A node's name as a key; a file may write a number without quotes."""
 
 _NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
 
@@ -171,7 +174,7 @@ class ClockSpec:
 
     round_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Seconds of training in a round, at speed 1."""
-    speeds: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
+    speeds: dict[NodeName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
     """By node; 1 where none is given."""
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """One way, of edges for which the topology's file says nothing."""
@@ -297,15 +300,9 @@ class Experiment:
         return weighted(graph, self.weights).renamed(tuple(names))
 
     def _graph(self, wanted: Named, names: Sequence[str]) -> Topology:
-        """A graph by name or from a file, as it comes."""
-        place = "topology"
+        """A graph by name, as it comes, or from a file, its nodes matched with the names."""
         if wanted.name == "file":
-            graph = load(Path(wanted.options["file"]))
-            if graph.names is not None and tuple(graph.names) != tuple(names):
-                raise Contradiction(f"topology.file names the nodes {', '.join(graph.names)}: the run has {', '.join(names)}", place)
-            if graph.num_nodes != len(names):
-                raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", place)
-            return graph
+            return load_over(Path(wanted.options["file"]), names)
         graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
         if graph.num_nodes != len(names):
             raise Contradiction(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")

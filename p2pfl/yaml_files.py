@@ -51,6 +51,9 @@ _NUMBER = re.compile(
     r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 
+_WHOLE_NUMBER = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")
+"""Without YAML 1.1's octal 010 and its 1:30 to the base of 60, which are a clinic's code and a time of day."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that takes 1e-3 for a number (YAML 1.1 wants 1.0e-3) and refuses what people do not mean, all of it at once."""
@@ -88,10 +91,10 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self._fault(key, f"a {'list' if isinstance(key, yaml.SequenceNode) else 'mapping'} as a key: expected a text")
-            elif (key.tag, key.value) in seen:
+            elif key.value in seen:
                 self._fault(key, f"the key {key.value!r} is given twice")
             else:
-                seen.add((key.tag, key.value))
+                seen.add(key.value)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -106,9 +109,14 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {  # pyyaml's own way
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE_NUMBER, list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     _NUMBER,

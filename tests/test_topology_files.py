@@ -238,8 +238,8 @@ def test_gml_without_labels_is_known_by_its_ids(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "finding"),
     [
-        ("net.edges", "a b\nb a\n", "edge a - b: a - b is there already, at edge a - b; keep one of them"),
-        ("net.edges", "a b\nb b\n", "edge b - b: b - b leads from a node to itself; leave it out, a node's own weight is what is left"),
+        ("net.edges", "a b\nb a\n", "line 2: b - a is there already, at line 1; keep one of them"),
+        ("net.edges", "a b\nb b\n", "line 2: b - b leads from a node to itself; leave it out, a node's own weight is what is left"),
         ("net.edges", "a b\nc d\n", "topology net is not connected: nothing from a can reach c; add an edge on the way between them"),
         ("net.json", "[]", 'expected node-link JSON: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}'),
         (

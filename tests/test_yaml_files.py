@@ -74,6 +74,15 @@ def faults_of(value):
         ("1e", "1e"),
         ("1.2.3", "1.2.3"),
         ("2024-01-31", "2024-01-31"),
+        # YAML 1.1 has octal numbers and numbers to the base of 60; a clinic's code or a time of day is none
+        ("010", "010"),
+        ("-007", "-007"),
+        ("0", 0),
+        ("-0", 0),
+        ("+12", 12),
+        ("0b11", 3),
+        ("1:30", "1:30"),
+        ("12:30:00", "12:30:00"),
         ("'1e5'", "1e5"),
         ("[1, 2e0, a]", [1, 2.0, "a"]),
         ("{a: 1e-1}", {"a": 0.1}),
@@ -93,6 +102,7 @@ def test_not_a_number_is_a_number():
     ("text", "message"),
     [
         ("a: 1\na: 2\n", "line 2, column 1: the key 'a' is given twice"),
+        ("a: {10: 1, '10': 2}", "line 1, column 12: the key '10' is given twice"),
         ("a: {b: 1, b: 2}", "line 1, column 11: the key 'b' is given twice"),
         ("a: [1, 2", "line 1, column 9: expected ',' or ']'"),
         ("a: *nowhere", "line 1, column 4: found undefined alias"),

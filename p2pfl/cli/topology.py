@@ -28,7 +28,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="metropolis, max-degree, lazy, best-constant, fdla, stationary or given.  [default: metropolis; given if directed]",
+        help="metropolis, max-degree, lazy, best-constant, fdla, stationary, push-sum or given.  [default: metropolis; if directed given,"
+        " or push-sum where the file has none]",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
@@ -335,7 +336,8 @@ def _weighted(graph: Topology, rule: str | None) -> tuple[Topology, str]:
     """With the weights asked for, and what they are called."""
     from p2pfl.topology import weighted
 
-    chosen = rule or ("given" if graph.directed else "metropolis")
+    of_directed = "given" if graph.weights is not None else "push-sum"
+    chosen = rule or (of_directed if graph.directed else "metropolis")
     return weighted(graph, chosen), chosen
 
 

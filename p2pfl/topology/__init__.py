@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pfl.topology.cutting import cut, num_crossing
-from p2pfl.topology.files import load
+from p2pfl.topology.files import load, load_over
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, known_names, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.schedule import (
@@ -51,6 +51,7 @@ __all__ = [
     "lambda_min",
     "laplacian_extremes",
     "load",
+    "load_over",
     "make",
     "make_schedule",
     "num_crossing",

@@ -1,4 +1,4 @@
-"""Graphs that people draw themselves: YAML of our own, and what networkx reads.
+"""Graphs that people draw themselves: YAML of our own, and the files of other programs.
 
 The YAML form::
 
@@ -15,38 +15,22 @@ much it counts with ``weights: stationary``); each of them is on all edges, or n
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.errors import ConfigError, Contradiction, TopologyError
 from p2pfl.text_files import read_text
+from p2pfl.topology.edge_lists import read_edge_list
+from p2pfl.topology.gml import read_gml
 from p2pfl.topology.graph import Topology, check_connected
+from p2pfl.topology.graphml import read_graphml
+from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label, known, some
 from p2pfl.yaml_files import load_yaml, shown, unknown_key
 
 _MAX_NODES = 10**6
-_MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it leave the finite numbers
-_VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sketch:
-    """What a file says, before it is checked."""
-
-    nodes: Sequence[object]
-
-    edges: Sequence[tuple[str, object, object, Mapping[str, Any]]]
-    """Place in the file, two ends, values."""
-
-    directed: bool
-
-    masses: Mapping[int, Any] = field(default_factory=dict)
-    """By place in nodes."""
-
-    faults: Sequence[str] = field(default_factory=list)
 
 
 def load(path: Path | str) -> Topology:
@@ -57,7 +41,62 @@ def load(path: Path | str) -> Topology:
     Raises:
         TopologyError: all that is wrong with the file at once, or, if nothing else is, two nodes with no path between them.
     """
-    path = Path(path)
+    return _load(Path(path))[0]
+
+
+def load_over(path: Path | str, names: Sequence[str]) -> Topology:
+    """The graph of a file over nodes of a run; row i is names[i].
+
+    Nodes are matched by name. Nodes 0 ... N - 1 are also those whose names end so, such as node-0 ... node-9. A file that says no more than
+    how many nodes there are has them in the order of their names.
+
+    Args:
+        path: as for `load`.
+        names: of the run's nodes, sorted.
+
+    Raises:
+        TopologyError: as `load`.
+        Contradiction: the file has other nodes than the run; the message names both differences.
+    """
+    graph, counted = _load(Path(path))
+    labels = [graph.label(i) for i in range(graph.num_nodes)]
+    if set(labels) == set(names):
+        return graph.renamed(labels)
+    if graph.names is None and (order := _by_number(names, counted=counted)) is not None:
+        if graph.num_nodes != len(names):
+            raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", "topology")
+        return graph.renamed(order)
+    strangers, missing = [sorted(set(here) - set(there)) for here, there in ((labels, names), (names, labels))]
+    if strangers and missing:
+        fault = f"topology.file names the nodes {some(strangers)}: the run has {some(missing)}"
+    elif strangers:
+        fault = f"topology.file names the nodes {some(strangers)}, which the run does not have"
+    else:
+        fault = f"topology.file lacks the nodes {some(missing)}, which the run has"
+    raise Contradiction(f"{fault}; nodes are matched by name", "topology")
+
+
+def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:
+    """The names that nodes 0 ... N - 1 stand for; None: they stand for no names, or it is not certain for which.
+
+    Args:
+        names: of the run's nodes, sorted.
+        counted: the file names no nodes, only how many there are.
+    """
+    if any(name.isdecimal() for name in names):
+        return None  # these would be names of the file
+    endings = [re.search("[0-9]+$", name) for name in names]
+    numbers = [int(ending[0]) for ending in endings if ending is not None]
+    if len(numbers) < len(names):
+        return names if counted else None
+    in_order = [name for _, name in sorted(zip(numbers, names, strict=True))]
+    if sorted(numbers) == list(range(len(names))):
+        return in_order
+    return names if counted and in_order == list(names) else None
+
+
+def _load(path: Path) -> tuple[Topology, bool]:
+    """The graph of a file, and whether the file gives only the number of nodes."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise TopologyError(f"a file ending in {path.suffix!r}: expected one of {', '.join(_READERS)}", str(path))
@@ -66,7 +105,8 @@ def load(path: Path | str) -> Topology:
             raise TopologyError("is a folder: expected a file")
         if not path.exists():
             raise TopologyError("no such file")
-        topology = _build(path.stem, reader(path))
+        sketch = reader(path)
+        topology = build(path.stem, sketch)
         check_connected(topology)
     except ConfigError as error:
         raise TopologyError(error.findings, str(path)) from error
@@ -78,110 +118,17 @@ def load(path: Path | str) -> Topology:
         raise TopologyError(f"cannot be read as {path.suffix}: {error} is missing", str(path)) from error
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
         raise TopologyError(f"cannot be read as {path.suffix}: {' '.join(str(error).split())}", str(path)) from error
-    return topology
+    return topology, sketch.counted
 
 
-def _build(name: str, sketch: _Sketch) -> Topology:
-    """A topology from a sketch without faults."""
-    faults = list(sketch.faults)
-    labels = [str(node) for node in sketch.nodes if _is_label(node)]
-    faults += [
-        f"nodes[{i}] = {shown(node)}: expected a text; put it in quotes" for i, node in enumerate(sketch.nodes) if not _is_label(node)
-    ]
-    faults += [f"nodes: {label!r} is there {count} times" for label, count in sorted(Counter(labels).items()) if count > 1]
-    if len(sketch.nodes) < 2:  # noqa: PLR2004
-        faults.append(f"nodes: {len(sketch.nodes)} of them, a network needs at least 2")
-    number = {label: i for i, label in enumerate(labels)}
-    ends: list[tuple[int, int]] = []
-    seen: dict[tuple[int, int], str] = {}
-    for place, *pair, _ in sketch.edges:
-        unknown = [end for end in pair if str(end) not in number]
-        faults += [f"{place}: {end!r} is not a node; the nodes are {_some(list(number))}" for end in unknown]
-        if unknown:
-            continue
-        one, other = (number[str(end)] for end in pair)
-        if one == other:
-            faults.append(
-                f"{place}: {labels[one]} - {labels[other]} leads from a node to itself; leave it out, a node's own weight is what is left"
-            )
-        key = (one, other) if sketch.directed else (min(one, other), max(one, other))
-        if key in seen:
-            faults.append(f"{place}: {labels[one]} - {labels[other]} is there already, at {seen[key]}; keep one of them")
-        seen.setdefault(key, place)
-        ends.append((one, other))
-    values: dict[str, Any] = {}
-    for value, attribute in _VALUES.items():
-        values[attribute], more_faults = _values(value, sketch.edges)
-        faults += more_faults
-    faults += _mass_faults(sketch)
-    if faults:
-        raise TopologyError(faults)
-    numbered = set(labels) == {str(i) for i in range(len(labels))}
-    if numbered:
-        ends = [(int(labels[one]), int(labels[other])) for one, other in ends]
-    masses = [float(sketch.masses[i]) for i in range(len(labels))] if sketch.masses else None
-    if masses and numbered:
-        masses = [mass for _, mass in sorted(zip(map(int, labels), masses, strict=True))]
-    senders, receivers = zip(*ends, strict=True) if ends else ((), ())
-    return Topology.from_edges(
-        name, len(labels), senders, receivers, directed=sketch.directed, names=None if numbered else labels, masses=masses, **values
-    )
-
-
-def _mass_faults(sketch: _Sketch) -> list[str]:
-    """Of what the nodes count."""
-    wrong = {i: mass for i, mass in sketch.masses.items() if not (_is_number(mass) and mass > 0)}
-    faults = [f"nodes[{i}]: mass = {shown(mass)}, expected a number > 0" for i, mass in wrong.items()]
-    missing = [i for i in range(len(sketch.nodes)) if i not in sketch.masses] if sketch.masses else []
-    return faults + [f"nodes[{i}]: no mass, but others have one; give it for all nodes or for none" for i in missing]
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _values(key: str, edges: Sequence[tuple[str, object, object, Mapping[str, Any]]]) -> tuple[list[float] | None, list[str]]:
-    """One value of every edge (None: the file has none), and what is wrong with them."""
-    there = [place for place, _, _, values in edges if key in values]
-    if not there:
-        return None, []
-    faults = [
-        f"{place}: no {key}, but {there[0]} has one; give it for all edges or for none"
-        for place, _, _, values in edges
-        if key not in values
-    ]
-    numbers = []
-    for place, _, _, values in edges:
-        value = values.get(key, 1)
-        allowed = {"weight": "a number other than 0", "latency_ms": "a number from 0 to 1e9", "bandwidth_mbps": "a number > 0"}[key]
-        if (
-            not _is_number(value)
-            or (key == "weight" and value == 0)
-            or (key == "latency_ms" and not 0 <= value <= _MAX_LATENCY_MS)
-            or (key == "bandwidth_mbps" and value <= 0)
-        ):
-            faults.append(f"{place}: {key} = {shown(value)}, expected {allowed}")
-        else:
-            numbers.append(float(value))
-    return numbers, faults
-
-
-def _is_label(node: object) -> bool:
-    return (isinstance(node, str) and node != "") or (isinstance(node, int) and not isinstance(node, bool))
-
-
-def _some(labels: Sequence[str]) -> str:
-    most = 8
-    return ", ".join(labels[:most]) + (f", ... ({len(labels)} in all)" if len(labels) > most else "")
-
-
-def _read_yaml(path: Path) -> _Sketch:
+def _read_yaml(path: Path) -> Sketch:
     content = load_yaml(path, "nodes: [a, b] and edges: [[a, b]]")
     faults = [
         unknown_key(key, content[key], ["nodes", "edges", "directed"]) for key in content if key not in ("nodes", "edges", "directed")
     ]
     nodes, edges, directed = content.get("nodes"), content.get("edges"), content.get("directed", False)
-    if isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES:
+    counted = isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES
+    if counted:
         nodes = list(range(nodes))
     given = {key: f"= {shown(content[key])}: expected" if key in content else "is missing: expected" for key in ("nodes", "edges")}
     if not isinstance(nodes, list):
@@ -203,70 +150,74 @@ def _read_yaml(path: Path) -> _Sketch:
         place = f"edges[{i}]"
         values = {key: value for key, value in edge.items() if key != "between"} if isinstance(edge, dict) else {}
         pair = edge.get("between") if isinstance(edge, dict) else edge
-        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *_VALUES])}" for key in values if key not in _VALUES]
-        if isinstance(pair, list) and len(pair) == 2 and all(_is_label(end) for end in pair):  # noqa: PLR2004
-            rows.append((place, *pair, values))
+        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *VALUES])}" for key in values if key not in VALUES]
+        if isinstance(pair, list) and len(pair) == 2 and all(is_label(end) for end in pair):  # noqa: PLR2004
+            rows.append(Edge(place, *pair, values))
         else:
             faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
-    return _Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults)
+    return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted)
 
 
-def _read_json(path: Path) -> _Sketch:
+def _read_json(path: Path) -> Sketch:
     """Node-link form, as networkx writes it; the edges are under "edges" or, before networkx 3.4, under "links"."""
-    content = json.loads(read_text(path))
+    try:
+        content = json.loads(read_text(path), object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise TopologyError(f"line {error.lineno}, column {error.colno}: cannot be read as JSON: {error.msg}") from error
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise TopologyError('expected node-link JSON: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}')
-    if not isinstance(directed := content.get("directed", False), bool):
-        raise TopologyError(f"directed = {shown(directed)}: expected true or false")
+    faults: list[str] = []
+    directed = content.get("directed", False)
+    if not isinstance(directed, bool):
+        faults.append(f"directed = {shown(directed)}: expected true or false")
+    faults += [f"{key!r}: write {key.lower()!r}" for key in content if key != key.lower() and key.lower() in ("directed", "edges", "links")]
+    if "edges" in content and "links" in content:
+        faults.append("has edges and links: keep one of them")
+    nodes, masses = [], {}
+    for i, node in enumerate(content["nodes"]):
+        if not isinstance(node, dict) or "id" not in node:
+            faults.append(f'nodes[{i}] = {shown(node)}: expected {{"id": ...}}')
+            continue
+        values, strange = known(f"nodes[{i}]", node, ["mass"])
+        faults += strange
+        masses |= {len(nodes): values["mass"]} if "mass" in values else {}
+        nodes.append(node["id"])
     key = "edges" if "edges" in content else "links"
-    rows = [(f"{key}[{i}]", edge["source"], edge["target"], _known(edge)) for i, edge in enumerate(content.get(key, []))]
-    masses = {i: node["mass"] for i, node in enumerate(content["nodes"]) if "mass" in node}
-    nodes = [node["id"] for node in content["nodes"]]
-    return _Sketch(nodes=nodes, edges=rows, directed=directed, masses=masses)
+    listed = content.get(key, [])
+    if not isinstance(listed, list):
+        raise TopologyError([*faults, f"{key} = {shown(listed)}: expected a list"])
+    edges = []
+    for i, edge in enumerate(listed):
+        if not isinstance(edge, dict) or not {"source", "target"} <= edge.keys():
+            faults.append(f'{key}[{i}] = {shown(edge)}: expected {{"source": ..., "target": ...}}')
+            continue
+        values, strange = known(f"{key}[{i}]", edge)
+        faults += strange
+        edges.append(Edge(f"{key}[{i}]", edge["source"], edge["target"], values))
+    remedy = 'keep one edge a link, or write "directed": true'
+    return Sketch(nodes=nodes, edges=edges, directed=directed is True, masses=masses, faults=faults, remedy=remedy)
 
 
-def _networkx_reader(read: Callable[[Any, Path], Any]) -> Callable[[Path], _Sketch]:
-    """A reader from a function of networkx and a path."""
-
-    def reader(path: Path) -> _Sketch:
-        import networkx as nx
-
-        try:
-            graph = read(nx, path)
-        except nx.NetworkXError as error:
-            raise TopologyError(f"networkx says: {error}") from error
-        rows = [(f"edge {a} - {b}", a, b, _known(values)) for a, b, values in graph.edges(data=True)]
-        masses = {i: values["mass"] for i, (_, values) in enumerate(graph.nodes(data=True)) if "mass" in values}
-        return _Sketch(nodes=list(graph), edges=rows, directed=graph.is_directed(), masses=masses)
-
-    return reader
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each key once."""
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise TopologyError([f"the key {key!r} is given twice in one object" for key in twice])
+    return dict(pairs)
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What we use of what other programs write on an edge."""
-    return {key: value for key, value in values.items() if key in _VALUES}
+def _text_reader(read: Callable[[str], Sketch]) -> Callable[[Path], Sketch]:
+    """A reader from a function of a file's text."""
+    return lambda path: read(read_text(path))
 
 
-def _edge_list(nx: Any, path: Path) -> Any:
-    """Lines "a b", "a b 0.5" (a weight) or "a b {'weight': 0.5}"; a multigraph, so that a line written twice is noticed."""
-    lines = read_text(path).splitlines()
-    first = next((line.split("#")[0].split() for line in lines if line.split("#")[0].split()), [])
-    data: Any = (("weight", float),) if len(first) == 3 and not first[2].startswith("{") else True  # noqa: PLR2004
-    return nx.parse_edgelist(lines, create_using=nx.MultiGraph, data=data)
-
-
-def _gml(nx: Any, path: Path) -> Any:
-    by_label = "label" in read_text(path)
-    return nx.read_gml(path, label="label" if by_label else "id")
-
-
-_READERS: Mapping[str, Callable[[Path], _Sketch]] = {
+_READERS: Mapping[str, Callable[[Path], Sketch]] = {
     ".yaml": _read_yaml,
     ".yml": _read_yaml,
-    ".graphml": _networkx_reader(lambda nx, path: nx.read_graphml(path)),
-    ".gml": _networkx_reader(_gml),
+    ".graphml": _text_reader(read_graphml),
+    ".gml": _text_reader(read_gml),
     ".json": _read_json,
-    ".edgelist": _networkx_reader(_edge_list),
-    ".edges": _networkx_reader(_edge_list),
-    ".txt": _networkx_reader(_edge_list),
+    ".edgelist": _text_reader(read_edge_list),
+    ".edges": _text_reader(read_edge_list),
+    ".txt": _text_reader(read_edge_list),
 }
