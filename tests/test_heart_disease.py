@@ -86,6 +86,28 @@ def test_a_level_that_does_not_exist_is_named():
         load_task("heart-disease").sites[0].prepare(np.array([PATIENT, strange]))
 
 
+def test_all_levels_that_do_not_exist_are_named_at_once():
+    rows = np.array([PATIENT, PATIENT, PATIENT], dtype=float)
+    rows[2, 2], rows[1, 6], rows[1, 2] = 0, 3, 9
+    with pytest.raises(DataError) as caught:
+        load_task("heart-disease").sites[0].prepare(rows)
+
+    assert caught.value.findings == (
+        "row 1, cp = 9: one of 1, 2, 3, 4",
+        "row 1, restecg = 3: one of 0, 1, 2",
+        "row 2, cp = 0: one of 1, 2, 3, 4",
+    )
+
+
+def test_all_values_that_are_not_finite_are_named_at_once():
+    rows = np.array([PATIENT, PATIENT], dtype=float)
+    rows[0, 4] = rows[1, 0] = np.nan
+    with pytest.raises(DataError) as caught:
+        load_task("heart-disease").sites[0].prepare(rows)
+
+    assert caught.value.findings == ("row 0, chol = nan: expected a finite number", "row 1, age = nan: expected a finite number")
+
+
 def test_groups_are_sex_and_age_band_of_the_test_rows():
     cleveland = load_task("heart-disease").sites[0]
     sex = np.array(cleveland.groups["sex"])

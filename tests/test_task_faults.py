@@ -706,6 +706,19 @@ def test_what_fails_in_a_prediction_is_named(module, tmp_path, old, new, fault):
     assert str(caught.value).startswith(f"task 'stroke', {fault}")
 
 
+def test_rows_that_cannot_be_prepared_are_named_by_the_lines_of_their_file(module, tmp_path):
+    run = simulate(experiment_with(module, tmp_path, GOOD), out=tmp_path / "run")
+    (tmp_path / "new.csv").write_text('note,age,weight\n\n"two\nlines",50,70\n-,60,80\n')
+    users = sys.modules[run.experiment.task.name.partition(":")[0]]
+    faults = ["row 1, weight = 80: expected less", "row 0, age = 50: expected less", "expected other rows"]
+    exec(GOOD.replace("return torch.tensor(raw)", f"from p2pfl.errors import DataError; raise DataError({faults})"), users.__dict__)
+    with pytest.raises(DataError) as caught:
+        predict_file(run.path, "a", tmp_path / "new.csv")
+
+    assert caught.value.place == str(tmp_path / "new.csv")
+    assert caught.value.findings == ("line 5, weight = 80: expected less", "line 4, age = 50: expected less", "expected other rows")
+
+
 def test_what_make_plan_takes_of_a_module_is_what_the_module_gives(module):
     experiment = experiment_from({"task": {"name": module(GOOD)}})
 

@@ -176,12 +176,16 @@ def _heart_table(content: bytes) -> Table:
 def _heart_inputs(raw_MF: np.ndarray) -> np.ndarray:
     """The columns that are numbers, then one column for each level but the first of those that are not: (M, 10) to (M, 13)."""
     parts = [raw_MF[:, [i for i, column in enumerate(_HEART_COLUMNS) if column not in _HEART_LEVELS]]]
+    findings: list[tuple[int, str]] = []
     for column, levels in _HEART_LEVELS.items():
         values = raw_MF[:, _HEART_COLUMNS.index(column)]
-        strange = np.flatnonzero(~np.isin(values, levels))
-        if len(strange):
-            raise DataError(f"row {strange[0]}, {column} = {values[strange[0]]:g}: one of {', '.join(map(str, levels))}")
+        findings += [
+            (row, f"row {row}, {column} = {values[row]:g}: one of {', '.join(map(str, levels))}")
+            for row in np.flatnonzero(~np.isin(values, levels)).tolist()
+        ]
         parts.append((values[:, None] == np.array(levels[1:])).astype(np.float64))
+    if findings:
+        raise DataError([finding for _, finding in sorted(findings, key=lambda found: found[0])])
     return np.concatenate(parts, axis=1)
 
 

@@ -67,15 +67,14 @@ class Preparation:
         """Model inputs, (M, D) float32.
 
         Raises:
-            DataError: another number of columns, or a value that is not a finite number; the message names row and column.
+            DataError: another number of columns, or a value that is not a finite number; the findings name row and column.
         """
         raw_MF = np.asarray(raw_MF, dtype=np.float64)
         if raw_MF.ndim != 2 or raw_MF.shape[1] != len(self.columns):  # noqa: PLR2004
             raise DataError(f"features of shape {list(raw_MF.shape)}: expected rows of {len(self.columns)}, {', '.join(self.columns)}")
         bad = np.argwhere(~np.isfinite(raw_MF))
         if len(bad):
-            row, column = bad[0]
-            raise DataError(f"row {row}, {self.columns[column]} = {raw_MF[row, column]}: expected a finite number")
+            raise DataError([f"row {row}, {self.columns[column]} = {raw_MF[row, column]}: expected a finite number" for row, column in bad])
         return floating((self.encode(raw_MF) - self.centre) / self.scale)
 
 
