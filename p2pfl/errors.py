@@ -9,6 +9,20 @@ _MOST_SHOWN = 10
 """Of more findings than can be read at once."""
 
 
+_MOST_NAMES = 8
+
+
+def summed_up(findings: Sequence[str]) -> list[str]:
+    """The findings, or the first ten of more than twenty and how many more there are."""
+    shown = findings if len(findings) <= _ALL_SHOWN_UP_TO else findings[:_MOST_SHOWN]
+    return [*shown, *([f"and {len(findings) - len(shown):,} more"] if len(shown) < len(findings) else [])]
+
+
+def some(names: Sequence[str]) -> str:
+    """The names of a list, or the first eight and how many there are."""
+    return ", ".join(names[:_MOST_NAMES]) + (f", ... ({len(names)} in all)" if len(names) > _MOST_NAMES else "")
+
+
 class P2PFLError(Exception):
     """The root of the tree: what this package raises on purpose.
 
@@ -30,10 +44,7 @@ class ConfigError(P2PFLError):
         lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
         if not place or len(self.findings) > 1:
             indent = "  " if place else ""
-            shown = self.findings if len(self.findings) <= _ALL_SHOWN_UP_TO else self.findings[:_MOST_SHOWN]
-            lines += [indent + finding for finding in shown]
-            if len(shown) < len(self.findings):
-                lines.append(f"{indent}and {len(self.findings) - len(shown):,} more")
+            lines += [indent + finding for finding in summed_up(self.findings)]
         super().__init__("\n".join(lines))
 
 

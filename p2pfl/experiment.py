@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
-from p2pfl.errors import ConfigError, Contradiction
+from p2pfl.errors import ConfigError, Contradiction, some
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
@@ -293,7 +293,7 @@ class Experiment:
             counts = {name: (samples or {}).get(name) for name in names}
             if unknown := [name for name, count in counts.items() if not count]:
                 raise Contradiction(
-                    f"weights = 'stationary': how much does {', '.join(unknown)} count? Their training rows are not known or none; give"
+                    f"weights = 'stationary': how much does {some(unknown)} count? Their training rows are not known or none; give"
                     " `samples` on every card, or a mass for every node in a topology's file"
                 )
             graph = replace(graph.renamed(tuple(names)), masses=np.array(list(counts.values()), dtype=np.float64))

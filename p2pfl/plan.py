@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from p2pfl.algorithms import Algorithm, PartlyShared
-from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError
+from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError, some
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
@@ -181,7 +181,7 @@ def make_plan(
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
     contradictions = _contradictions(experiment, algorithm, schedule)
-    known = f"one of {', '.join(every_name[:8])}{', ...' if len(every_name) > 8 else ''}"  # noqa: PLR2004
+    known = f"one of {some(every_name)}"
     faults = []
     if (clock := experiment.clock) is not None:
         strangers = sorted(clock.speeds.keys() - set(every_name))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import ConfigError, DataError, TaskError
+from p2pfl.errors import ConfigError, DataError, TaskError, some
 from p2pfl.plan import load_sites
 from p2pfl.results import Run, build_loaded, read_buffers
 from p2pfl.tasks.calling import described, probabilities_of, users_code
@@ -35,7 +35,7 @@ def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
     run = Run(run_folder)
     models = run.models
     if node not in models:
-        raise ConfigError(f"--node {node!r}: one of {', '.join(models)}", str(run_folder))
+        raise ConfigError(f"--node {node!r}: one of {some(list(models))}", str(run_folder))
     task = load_sites(run.experiment)
     site = next((site for site in task.sites if site.name == node), None)
     if task.features is None or site is None or site.prepare is None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError, StoreError, some
 from p2pfl.experiment import Experiment, experiment_from
 from p2pfl.params import Layout, load_parameters
 from p2pfl.plan import load_sites
@@ -94,7 +94,7 @@ def load(run: Run | Path | str, node: str) -> nn.Module:
     run = run if isinstance(run, Run) else Run(Path(run))
     models = run.models
     if node not in models:
-        raise ConfigError(f"node {node!r}: one of {', '.join(models)}", str(run.path))
+        raise ConfigError(f"node {node!r}: one of {some(list(models))}", str(run.path))
     return build_loaded(load_sites(run.experiment), run.experiment, models[node], read_buffers(run.path, node))
 
 

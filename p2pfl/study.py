@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from p2pfl.card import Card, canonical, is_loopback, plain_digest
-from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.moments import Moments
 from p2pfl.topology import Topology, check_connected
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
@@ -179,7 +179,7 @@ class Study:
         for card in self.members:
             if card.name == name:
                 return card
-        raise ConfigError(f"member = {name!r}: not in this study; one of {', '.join(self.names)}")
+        raise ConfigError(f"member = {name!r}: not in this study; one of {some(self.names)}")
 
     def neighbours(self, name: str) -> tuple[str, ...]:
         """Those that a member exchanges with, sorted; ConfigError if there is no such member."""
@@ -221,7 +221,7 @@ class Study:
         if self.experiment.get("weighting") == "samples":
             silent = [card.name for card in self.members if card.samples is None]
             if silent:
-                yield f"experiment.weighting = 'samples': needs `samples` in every card; missing in {', '.join(silent)}"
+                yield f"experiment.weighting = 'samples': needs `samples` in every card; missing in {some(silent)}"
 
     def _faults_of_layout(self) -> Iterator[str]:
         if (self.layout is not None) != (self.schema == 2):  # noqa: PLR2004
@@ -262,7 +262,7 @@ def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
     silent = sorted(card.name for card in cards if card.moments is None)
     if silent:
         raise ConfigError(
-            f"task.standardise = 'pooled': needs `moments` in every card; missing in {', '.join(silent)}; there: p2pfl keys describe"
+            f"task.standardise = 'pooled': needs `moments` in every card; missing in {some(silent)}; there: p2pfl keys describe"
         )
     try:
         return Moments.merged(card.moments for card in cards if card.moments is not None).as_dict()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.text_files import read_columns
 from p2pfl.topology import load
 
@@ -45,6 +45,11 @@ def test_a_table_with_byte_order_mark_and_other_columns_is_read(tmp_path):
 
 def test_many_findings_are_summed_up():
     assert str(ConfigError([f"f{i}" for i in range(2000)], "x")).splitlines()[-1] == "  and 1,990 more"
+
+
+def test_a_sentence_names_the_first_of_thousands():
+    assert some([f"n{i}" for i in range(4000)]) == "n0, n1, n2, n3, n4, n5, n6, n7, ... (4000 in all)"
+    assert some(["a", "b"]) == "a, b"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):

@@ -68,6 +68,13 @@ def test_show_of_a_file(run, hospitals):
     assert shown["nodes"] == 3
 
 
+def test_a_directed_file_without_weights_is_shown_with_those_of_push_sum(run, tmp_path):
+    (tmp_path / "net.yaml").write_text("directed: true\nnodes: [a, b, c]\nedges: [[a, b], [b, c], [c, a]]\n", encoding="utf-8")
+    shown = json.loads(run("show", tmp_path / "net.yaml", "--json"))
+
+    assert (shown["weights"], shown["edges"]) == ("push-sum", 3)
+
+
 def test_a_directed_graph_keeps_its_weights_unless_told(run):
     assert json.loads(run("show", "exponential", "--json"))["weights"] == "given"
     with pytest.raises(TopologyError, match="weights = 'metropolis': topology exponential is directed"):

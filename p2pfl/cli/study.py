@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
     from p2pfl.study import Study
@@ -141,7 +141,7 @@ def join(
     mine = Card.load(keys / "card.yaml")
     member = next((card for card in found.members if (card.identity, card.curve) == (mine.identity, mine.curve)), None)
     if member is None:
-        raise ConfigError(f"--keys = {str(keys)!r}: these are no member's keys; the members are {', '.join(found.names)}", str(study))
+        raise ConfigError(f"--keys = {str(keys)!r}: these are no member's keys; the members are {some(found.names)}", str(study))
     folder = out.absolute().parent
     said = {"member": member.name, "study": os.path.relpath(study, folder), "keys": os.path.relpath(keys, folder)}
     values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from p2pfl.errors import ConfigError, Contradiction, TopologyError
+from p2pfl.errors import ConfigError, Contradiction, TopologyError, summed_up
 from p2pfl.experiment import Experiment, experiment_from, overridden, raw_experiment, with_files_found
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.yaml_files import parse_yaml, shown
@@ -191,7 +191,7 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
         try:
             grid.experiment_of(cell, grid.seeds[-1])
         except Contradiction as error:
-            cannot[cell.name] = "; ".join(error.findings)
+            cannot[cell.name] = "; ".join(summed_up(error.findings))
         except ConfigError as error:
             found += error.findings
     return list(dict.fromkeys(found))
@@ -217,7 +217,7 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
                 if isinstance(error, TopologyError) and error.place is not None:  # of a graph's file
                     found += [f"{error.place}: {finding}" for finding in error.findings]
                 else:
-                    cannot[cell.name] = "; ".join(error.findings)
+                    cannot[cell.name] = "; ".join(summed_up(error.findings))
             except ConfigError as error:
                 found += error.findings
     return list(dict.fromkeys(found))

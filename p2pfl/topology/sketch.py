@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
-from p2pfl.errors import TopologyError
+from p2pfl.errors import TopologyError, some
 from p2pfl.topology.graph import Topology
 from p2pfl.yaml_files import shown
 
@@ -95,12 +95,6 @@ def build(name: str, sketch: Sketch) -> Topology:
 def is_label(node: object) -> bool:
     """Whether a node may be called so: a text, or a whole number."""
     return (isinstance(node, str) and node != "") or (isinstance(node, int) and not isinstance(node, bool))
-
-
-def some(labels: Sequence[str]) -> str:
-    """The first of many names, and how many there are."""
-    most = 8
-    return ", ".join(labels[:most]) + (f", ... ({len(labels)} in all)" if len(labels) > most else "")
 
 
 def known(place: str, values: Mapping[Any, Any], also: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
