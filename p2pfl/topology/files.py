@@ -127,8 +127,7 @@ def _read_yaml(path: Path) -> Sketch:
         unknown_key(key, content[key], ["nodes", "edges", "directed"]) for key in content if key not in ("nodes", "edges", "directed")
     ]
     nodes, edges, directed = content.get("nodes"), content.get("edges"), content.get("directed", False)
-    counted = isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES
-    if counted:
+    if counted := isinstance(nodes, int) and not isinstance(nodes, bool) and 0 <= nodes <= _MAX_NODES:
         nodes = list(range(nodes))
     given = {key: f"= {shown(content[key])}: expected" if key in content else "is missing: expected" for key in ("nodes", "edges")}
     if not isinstance(nodes, list):
@@ -152,7 +151,7 @@ def _read_yaml(path: Path) -> Sketch:
         pair = edge.get("between") if isinstance(edge, dict) else edge
         faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *VALUES])}" for key in values if key not in VALUES]
         if isinstance(pair, list) and len(pair) == 2 and all(is_label(end) for end in pair):  # noqa: PLR2004
-            rows.append(Edge(place, *pair, values))
+            rows.append(Edge(place, pair[0], pair[1], values))
         else:
             faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
     return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted)
@@ -173,7 +172,8 @@ def _read_json(path: Path) -> Sketch:
     faults += [f"{key!r}: write {key.lower()!r}" for key in content if key != key.lower() and key.lower() in ("directed", "edges", "links")]
     if "edges" in content and "links" in content:
         faults.append("has edges and links: keep one of them")
-    nodes, masses = [], {}
+    nodes: list[object] = []
+    masses: dict[int, object] = {}
     for i, node in enumerate(content["nodes"]):
         if not isinstance(node, dict) or "id" not in node:
             faults.append(f'nodes[{i}] = {shown(node)}: expected {{"id": ...}}')

@@ -193,7 +193,7 @@ def _edge(line: int, entries: list[_Entry], name_of: dict[int | float | str, obj
             ends.append(name_of[given])
     values, strange = known(f"line {line}", once)
     findings += strange
-    return [Edge(f"line {line}", *ends, values)] if len(ends) == 2 else []  # noqa: PLR2004
+    return [Edge(f"line {line}", ends[0], ends[1], values)] if len(ends) == 2 else []  # noqa: PLR2004
 
 
 def _once(

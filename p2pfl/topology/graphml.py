@@ -57,7 +57,8 @@ def read_graphml(text: str) -> Sketch:
         findings.append(f"line {graph.line}: edgedefault = {shown(default)}: expected directed or undirected")
     keys = {kind: _keys(root, kind, findings) for kind in ("node", "edge")}
     declared = {key.attributes.get("id") for key in root.all("key")}
-    nodes, masses = [], {}
+    nodes: list[object] = []
+    masses: dict[int, object] = {}
     for i, node in enumerate(graph.all("node")):
         nodes.append(node.attributes.get("id"))
         values = _values(node, keys["node"], declared, findings)
@@ -73,7 +74,7 @@ def read_graphml(text: str) -> Sketch:
         if None in ends:
             findings.append(f"{place}: an edge without {'a source' if ends[0] is None else 'a target'}")
         else:
-            edges.append(Edge(place, *ends, _values(edge, keys["edge"], declared, findings)))
+            edges.append(Edge(place, ends[0], ends[1], _values(edge, keys["edge"], declared, findings)))
     remedy = 'keep one edge a link, or write edgedefault="directed"'
     return Sketch(nodes=nodes, edges=edges, directed=default == "directed", masses=masses, faults=findings, remedy=remedy)
 
