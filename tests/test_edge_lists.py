@@ -12,6 +12,7 @@ BOTH_WAYS = "keep one line a link, or begin the file with '% sym' if both lines 
 MATRIX = "expected '%%MatrixMarket matrix coordinate … symmetric'"
 SYMMETRIC = "%%MatrixMarket matrix coordinate pattern symmetric\n"
 DIRECTED = "a list is read as undirected: begin the file with '% asym', or leave this line out"
+ENCLOSED = "a bracket, a colon or a quotation mark around a name: put names in double quotes, and nothing else"
 ALIKE = "is written with different Unicode signs that look alike: write it in one way"
 
 
@@ -113,6 +114,10 @@ def test_a_matrix_of_matrix_market_is_read_with_its_size(tmp_path):
         ("a b\nb a\n", "line 2: b - a is there already, at line 1; keep one of them"),
         ("a b 1\n\nb c\n", "line 3: no weight, but line 1 has one; give it for all edges or for none"),
         ("clinic partner\na b\nb c\n", "line 1: 'clinic partner': no other line has these names: leave a header out"),
+        ("[a, b]\n", f"line 1: '[a, b]': {ENCLOSED}"),
+        ("“a” b\n", f"line 1: '“a” b': {ENCLOSED}"),
+        ("a: b\n", f"line 1: 'a: b': {ENCLOSED}"),
+        ("// a comment\na b\nb c\n", "line 1: '// a comment': expected # before a comment, or the name in quotes"),
         ("a, b;c\n", "line 1: 'a, b;c': commas and ';' between names: put names with commas in quotes"),
         ("% sym\n% asym\na b\n", "line 2: '% asym': line 1 says otherwise; keep one of them"),
         ("a b\nb\u00a0c d\n", "nodes: 'b\\xa0c' holds U+00A0, which cannot be seen: take it out"),

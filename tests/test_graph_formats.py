@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
+
 import networkx as nx
 import pytest
 
 from p2pfl.errors import TopologyError
 from p2pfl.topology import load
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "graph-files.md"
 ELEMENT = '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">'
 HEAD = f'{ELEMENT}\n<graph edgedefault="undirected">'
 TAIL = "</graph></graphml>"
@@ -194,3 +199,13 @@ def test_large_graphs_of_networkx_come_back_edge_for_edge(tmp_path, name):
     {"net.graphml": nx.write_graphml, "net.gml": nx.write_gml, "net.edgelist": nx.write_edgelist}[name](graph, tmp_path / name)
 
     assert links(load(tmp_path / name)) == {frozenset((str(a), str(b))) for a, b in graph.edges}
+
+
+def test_the_examples_of_the_document_are_read(tmp_path):
+    blocks = re.findall(r"(?:^    .*\n)+", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    yaml, edge_list = (textwrap.dedent(block) for block in blocks)
+    with pytest.raises(TopologyError) as caught:
+        load(written(tmp_path, yaml, "net.yaml"))
+
+    assert all("give it for all" in finding for finding in caught.value.findings)  # what the sentence below the example says
+    assert load(written(tmp_path, edge_list, "net.txt")).names == ("Boston", "Chicago", "New York")

@@ -7,6 +7,7 @@ import json
 import networkx as nx
 import pytest
 
+from p2pfl import simulate
 from p2pfl.errors import Contradiction, TopologyError
 from p2pfl.experiment import experiment_from, load_experiment
 from p2pfl.topology import load, load_over
@@ -133,3 +134,28 @@ def test_a_node_called_by_a_word_for_false_or_true_needs_quotes(tmp_path, word):
 
     assert caught.value.findings[-1] == f"nodes[1] = {read_as}: expected a text; put it in quotes"
     assert load(tmp_path / "quoted.yaml").names == tuple(sorted(["oslo", word]))
+
+
+MODULE = """
+import torch
+from torch import nn
+from p2pfl.tasks import Site, Task
+
+def wards():
+    rows = (torch.ones(4, 2), torch.zeros(4, 1))
+    sites = [Site(name=name, train=rows, test=None) for name in map(str, range(10, -1, -1))]
+    return Task(name="wards", model=lambda: nn.Linear(2, 1), loss=nn.functional.mse_loss, metrics={}, sites=sites)
+"""
+
+
+def test_a_run_of_sites_that_are_numbers_has_each_under_its_name(tmp_path, monkeypatch):
+    (tmp_path / "wards_of_a_test.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "net.txt").write_text("\n".join(f"{i} {i + 1}" for i in range(10)), encoding="utf-8")
+    task = {"name": "wards_of_a_test:wards"}
+    keys = {"topology": {"file": str(tmp_path / "net.txt")}, "rounds": 1, "stop": None, "baselines": []}
+    run = simulate({"task": task, **keys}, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "topology.json").read_text(encoding="utf-8"))
+
+    assert {frozenset(record["nodes"][i] for i in edge[:2]) for edge in record["edges"]} == {frozenset(map(str, pair)) for pair in PATH}
+    assert sorted(run.models) == sorted(path.stem for path in (tmp_path / "run" / "models").iterdir()) == NUMBERS

@@ -18,7 +18,8 @@ from p2pfl.topology.sketch import VALUES, Edge, Sketch, known
 
 _MAX_NODES = 10**6
 _REMEDY = "keep one line a link, or begin the file with '% sym' if both lines are one link, with '% asym' if directions are meant"
-_PLAIN = re.compile(r"[\w.:/@+-]+(?:(?: +[\w.:/@+-]+)*|(?:\t+[\w.:/@+-]+)*)")
+_PLAIN = re.compile(r"[\w.@+-]+(?:(?: +[\w.@+-]+)*|(?:\t+[\w.@+-]+)*)")
+_ENCLOSED = re.compile(r"^[\[(<“„«]|[\])>”»:]$")
 _SEPARATED = {" ": "spaces", ",": "','", ";": "';'"}
 _BETWEEN = {" ": "a space", ",": "a comma", ";": "a semicolon"}
 _HEADERS = {
@@ -67,6 +68,7 @@ def read_edge_list(text: str) -> Sketch:
     edges = _edges(lines, key, findings)
     if comments.directed is False:
         edges = _merged(edges, findings)
+    findings.sort(key=lambda finding: int(re.match("line ([0-9]+)|", finding)[1] or 0))  # type: ignore[index]  # it matches anything
     sketch = Sketch(nodes=_nodes(edges, comments), edges=edges, directed=comments.directed is True, faults=findings, remedy=_REMEDY)
     if comments.says_directed and comments.directed is None and not _each_twice(edges):
         findings.insert(0, comments.says_directed)
@@ -253,6 +255,10 @@ def _name(found: re.Match[str], *, after_field: bool) -> str:
         raise ValueError("a quotation mark inside a name: put the name in quotes and write it twice")
     if found["bare"] is not None and piece.startswith("{"):
         raise ValueError("expected values as {'weight': 0.5}")
+    if found["bare"] is not None and piece.startswith("//"):
+        raise ValueError("expected # before a comment, or the name in quotes")
+    if found["bare"] is not None and _ENCLOSED.search(piece):
+        raise ValueError("a bracket, a colon or a quotation mark around a name: put names in double quotes, and nothing else")
     if found["bare"] is not None and "#" in piece:
         raise ValueError("'#' inside a name: put the name in quotes, or a space before a comment")
     return piece
@@ -276,7 +282,7 @@ def _without_header(lines: list[_Line], findings: list[str]) -> tuple[list[_Line
     alone = others.isdisjoint(first.fields[:_NUM_ENDS])
     if alone and tuple(words[:_NUM_ENDS]) in _HEADERS and (len(words) == _NUM_ENDS or words[_NUM_ENDS:] in ([key] for key in VALUES)):
         return rest, words[_NUM_ENDS] if len(words) > _NUM_ENDS else "weight"
-    if alone and len(rest) > 1 and len(words) == _NUM_ENDS and first.separator == rest[0].separator:
+    if alone and not findings and len(rest) > 1 and len(words) == _NUM_ENDS and first.separator == rest[0].separator:
         findings.append(first.fault("no other line has these names: leave a header out"))
         return rest, "weight"
     return lines, "weight"
