@@ -148,12 +148,17 @@ class Network:
     def neighbours(self, name: str) -> list[str]:
         return self.plan.neighbours(name)
 
-    def start(self, *names: str) -> None:
-        """Start some daemons, or all, from what lies in their state folders."""
+    def start(self, *names: str, **options: Any) -> None:
+        """Start some daemons, or all, from what lies in their state folders.
+
+        Args:
+            names: of the daemons.
+            options: for these, beside those of the network.
+        """
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
             limits = self.limits_of.get(name, self.limits)
-            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options)
+            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options, **options)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:

@@ -75,6 +75,9 @@ def restore_edges(
     protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
     for name, ledger in story["ledgers"].items():
         protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
+    protocol.anew = story.get("anew", 0)
+    for name, detail in story.get("state_lost", {}).items():
+        protocol.neighbours[name].state_lost = detail
     held = _tree(tensors)
 
     for name, exchanges in held.get("flow", {}).items():
