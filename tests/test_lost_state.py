@@ -271,7 +271,8 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
             for told in details(network, VICTIM, "state_lost"):
                 assert "remembers it after round" in told
                 assert "--start-anew" in told
-            assert read_run(network.states[VICTIM] / "run").summary is None
+            assert network.summary(VICTIM)["stop_reason"] == "state_lost"
+            assert {departure["kind"] for departure in network.summary(VICTIM)["departures"]} == {"state_lost"}
             await until(lambda: any("state_lost" in network.events(name) for name in neighbours))
             said = [record.getMessage() for record in caplog.records if "state_lost" in record.getMessage()]
             assert len(said) == sum(len(details(network, name, "state_lost")) for name in (VICTIM, *neighbours))
@@ -284,6 +285,8 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
             assert set(await network.ended()) == {"converged"}
             assert drift(starts(plan), network.models()) < DRIFT
             assert any("state_restored" in network.events(name) for name in neighbours)
+            for name in plan.names:
+                assert "state_lost" not in {departure["kind"] for departure in network.summary(name)["departures"]}
 
     finish(main())
 
@@ -300,6 +303,8 @@ def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighb
             assert set(await network.ended()) == {"converged"}
             for name in (VICTIM, *network.neighbours(VICTIM)):
                 assert any(VICTIM in detail for detail in details(network, name, "started_anew")), name
+                kinds = [departure["kind"] for departure in network.summary(name)["departures"]]
+                assert "state_lost" in kinds
             return drift(starts(plan), network.models())
 
     assert finish(main()) > DRIFT, "the mean has moved, which is why it is written down"

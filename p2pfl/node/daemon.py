@@ -203,7 +203,7 @@ class Daemon:
 
         Returns:
             The stop reason: "converged", "rounds", "diverged" where the last training here left the finite numbers, "paused" where it was
-            asked to leave.
+            asked to leave, "state_lost" where a neighbour remembers more of this node than it knows itself.
 
         Raises:
             StoreError: the disk failed, or the checkpoint cannot be read.
@@ -259,7 +259,10 @@ class Daemon:
             return self._outcome(reason)
         self._event("paused", "for a decision: its state went back" if self.protocol.lost else self._stopped_why)
         await self._say_goodbye("pausing")
-        return "state_lost" if self.protocol.lost else "paused"
+        if not self.protocol.lost:
+            return "paused"
+        self._finish_without_result(STATE_LOST)
+        return STATE_LOST
 
     def _outcome(self, reason: str) -> str:
         """What the end is called here, where the network stopped for a reason."""
@@ -627,6 +630,26 @@ class Daemon:
                 departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
             )
         )
+
+    def _finish_without_result(self, reason: str) -> None:
+        """A summary of a run that somebody has to decide on: the models here are not its result."""
+        assert self._folder is not None
+        summary = finish_summary(
+            self.plan,
+            engine="daemons",
+            rounds=self._round,
+            stop_reason=reason,
+            x_NP=None,
+            metrics={self.me: {}},
+            mean_model=None,
+            baselines={},
+            bytes_sent=self._bytes_sent,
+            seconds=self._seconds,
+            row_by_row=self._population.row_by_row,
+            peak_rss_bytes=peak_rss_bytes(),
+            departures=departures_of_events(self._folder.events()),
+        )
+        self._folder.write_summary(summary)
 
     async def _say_goodbye(self, reason: str) -> None:
         for neighbour in self.protocol.neighbours.values():
