@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from networks import Network, averaging, finish, starts, until
+from networks import HASTY, Network, averaging, finish, plan_of, starts, until
 from p2pfl.node.daemon import Limits
 from p2pfl.records import read_run
 from p2pfl.wire.ledger import EdgeLedger
 from runs import drift
 from test_protocol import Node, alive, carry, greeted, pair
+from thorough import first_fast
 
 DRIFT = 1e-9
 LIMITS = Limits(deadline_floor_s=0.5, deadline_factor=1.0, linger_s=5.0, greet_timeout_s=30.0)
@@ -221,8 +225,6 @@ def test_a_checkpoint_of_before_reports_were_kept_remembers_what_was_settled():
 
 
 VICTIM = "node-3"
-FAR = "node-7"
-"""On a ring of eight no neighbour of the victim."""
 
 
 def restore(network: Network, name: str, backup: Path | None) -> None:
@@ -259,9 +261,9 @@ def details(network: Network, name: str, kind: str) -> list[str]:
     return [event["detail"] for event in read_run(network.states[name] / "run").events if event["event"] == kind]
 
 
-@pytest.mark.parametrize("how", ["deleted", "restored"])
+@pytest.mark.parametrize("how", first_fast(["restored", "deleted"]))
 def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_true_mean(how, tmp_path, caplog):
-    plan = averaging({"name": "ring"}, 8, seed=3)
+    plan = averaging({"name": "ring"}, 6, seed=3)
     caplog.set_level("WARNING", "p2pfl")
 
     async def main():
@@ -291,9 +293,9 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
     finish(main())
 
 
-@pytest.mark.parametrize("how", ["deleted", "restored"])
+@pytest.mark.parametrize("how", first_fast(["deleted", "restored"]))
 def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighbours(how, tmp_path):
-    plan = averaging({"name": "ring"}, 8, seed=3)
+    plan = averaging({"name": "ring"}, 6, seed=3)
 
     async def main():
         async with Network(plan, tmp_path, limits=LIMITS) as network:
@@ -308,3 +310,78 @@ def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighb
             return drift(starts(plan), network.models())
 
     assert finish(main()) > DRIFT, "the mean has moved, which is why it is written down"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "restored"])
+@pytest.mark.parametrize("pace", ["asynchronous", "pairwise"])
+def test_lost_state_is_noticed_at_every_pace(pace, how, tmp_path):
+    rule = {"algorithm": {"name": "ad-psgd"}} if pace == "pairwise" else {"pace": {"name": "asynchronous"}}
+    plan = plan_of(task={"name": "synthetic-logistic"}, nodes=6, topology={"name": "ring"}, rounds=60, stop=None, **rule)
+
+    async def main():
+        async with Network(plan, tmp_path, limits=replace(LIMITS, round_at_least_s=0.05)) as network:
+            await lose_state(network, how)
+            assert all("remembers it after" in told for told in details(network, VICTIM, "state_lost"))
+            await until(lambda: any("state_lost" in network.events(name) for name in network.neighbours(VICTIM)))
+            restore(network, VICTIM, None)
+            network.start(VICTIM, start_anew=True)
+            assert set(await network.ended()) == {"rounds"}
+            for name in (VICTIM, *network.neighbours(VICTIM)):
+                assert "state_lost" in {departure["kind"] for departure in network.summary(name)["departures"]}
+
+    finish(main())
+
+
+# ---- what a checkpoint must hold, however rarely it was asked for
+
+
+def rarely_written(every: int):
+    return plan_of(
+        task={"name": "averaging", "dimension": 5},
+        nodes=6,
+        topology={"name": "ring"},
+        rounds=0,
+        stop={"relative_consensus": 1e-6, "settle": 2000},
+        checkpoint_every=every,
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize("seed", first_fast(range(6)))
+def test_a_kill_at_any_moment_is_not_taken_for_lost_state_and_the_mean_stands_still(seed, tmp_path):
+    chance, plan = random.Random(seed), rarely_written(1 + seed % 3 * 3 if seed else 7)
+
+    async def main():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            for _ in range(3):
+                victim = chance.choice(plan.names)
+                await network.reached(network.round(victim) + chance.randrange(1, 5), [victim])
+                for _ in range(chance.randrange(200)):
+                    await asyncio.sleep(0)
+                await network.kill(victim)
+                network.start(victim)
+            assert set(await network.ended()) == {"converged"}
+            assert drift(starts(plan), network.models()) < DRIFT
+            assert not any({"state_lost", "started_anew"} & set(network.events(name)) for name in plan.names)
+
+    finish(main())
+
+
+def test_a_pause_loses_no_round_however_rarely_a_checkpoint_was_asked_for(tmp_path):
+    plan = rarely_written(1000)
+
+    async def main():
+        async with Network(plan, tmp_path, limits=LIMITS) as network:
+            network.start()
+            await network.reached(5)
+            network.nodes[VICTIM].daemon.stop("by the test")
+            assert await network.nodes[VICTIM].task == "paused"
+            done = len(network.rows(VICTIM))
+            network.start(VICTIM)
+            await until(lambda: "resumed" in network.events(VICTIM))
+            (event,) = (event for event in read_run(network.states[VICTIM] / "run").events if event["event"] == "resumed")
+            assert event["round"] == done
+
+    finish(main())
