@@ -6,17 +6,21 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from networks import HASTY, Network, averaging, finish, plan_of, starts, until
+from networks import HASTY, Institutions, Network, averaging, finish, plan_of, starts, until, wait_until
+from p2pfl.checkpoints import read_checkpoint
 from p2pfl.node.daemon import Limits
+from p2pfl.node.store import CHECKPOINT
 from p2pfl.records import read_run
 from p2pfl.wire.ledger import EdgeLedger
 from runs import drift
 from test_protocol import Node, alive, carry, greeted, pair
+from test_real_faults import slow_ring
 from thorough import first_fast
 
 DRIFT = 1e-9
@@ -385,3 +389,50 @@ def test_a_pause_loses_no_round_however_rarely_a_checkpoint_was_asked_for(tmp_pa
             assert event["round"] == done
 
     finish(main())
+
+
+# ---- daemons in processes of their own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "restored"])
+def test_an_administrator_is_told_at_both_ends_and_decides(how, tmp_path):
+    plan = slow_ring(tmp_path, weight=0.03, tolerance=1e-3)
+    neighbours = plan.neighbours(VICTIM)
+    with Institutions(plan, tmp_path / "sites", deadline_floor_s=2.0, deadline_factor=3.0) as network:
+        state, backup = network.state(VICTIM), tmp_path / "backup"
+        network.start()
+        wait_until(lambda: network.round(VICTIM) >= 3)
+        shutil.copytree(state, backup, ignore=shutil.ignore_patterns("*.tmp", "lock", "status.url"))  # as a cron job does
+        before = read_checkpoint(backup / CHECKPOINT)[1]["round"]
+        wait_until(lambda: network.round(VICTIM) >= before + 20)
+        assert network.end(VICTIM, signal.SIGKILL) != 0
+        shutil.rmtree(state)
+        if how == "restored":
+            shutil.copytree(backup, state)
+        network.start(VICTIM)
+
+        assert network.wait(VICTIM) == 3
+        assert "its state went back" in (tmp_path / "sites" / VICTIM / "node.log").read_text()
+        assert [departure["kind"] for departure in network.summary(VICTIM)["departures"]].count("state_lost") >= 1
+        assert not (state / "run" / "models").exists()
+        wait_until(lambda: any("state_lost" in network.events(name) for name in neighbours))
+        told = [name for name in neighbours if "state_lost" in network.events(name)]
+        for name in told:
+            log = (tmp_path / "sites" / name / "node.log").read_text()
+            assert (
+                len([line for line in log.splitlines() if "WARNING" in line and f"state_lost {VICTIM}: its state went back" in line]) == 1
+            )
+            seen = network.status(name)["neighbours"][VICTIM]
+            assert (seen["link"], "now is" in seen["state_lost"]) == ("state lost", True)
+        assert network.end(told[0], signal.SIGTERM) == 0  # what it has noticed outlives its process
+        network.start(told[0])
+        wait_until(lambda: network.status(told[0]) is not None)
+        assert network.status(told[0])["neighbours"][VICTIM]["state_lost"]
+
+        network.start(VICTIM, options=["--start-anew"])
+        assert [network.wait(name) for name in plan.names] == [3] * len(plan.names)
+        assert [network.summary(name)["stop_reason"] for name in plan.names] == ["converged"] * len(plan.names)
+        for name in plan.names:
+            assert "state_lost" in {departure["kind"] for departure in network.summary(name)["departures"]}, name
+        assert [path.name for path in state.iterdir() if path.name.startswith("before-")]

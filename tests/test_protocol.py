@@ -14,7 +14,20 @@ from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_REMEMBERED, NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, Report, Sent, StopNews, Want
+from p2pfl.wire.messages import (
+    NO_STOP,
+    NOTHING_REMEMBERED,
+    NOTHING_SAID,
+    Alive,
+    Closing,
+    Decline,
+    Goodbye,
+    Hello,
+    Report,
+    Sent,
+    StopNews,
+    Want,
+)
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 

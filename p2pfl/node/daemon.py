@@ -134,6 +134,8 @@ class Daemon:
         self._made_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
+        if start_anew and self._checkpoint.exists():
+            raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
         self._row = plan.names.index(me)
         self._population = plan.population([me])
         self._algorithm = algorithm = plan.recipe.algorithm
@@ -223,6 +225,7 @@ class Daemon:
 
     async def _run(self) -> str:
         if self.protocol.anew and not self._checkpoint.exists():
+            self._event(STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
             await self._keep()  # what has been agreed to is not asked for again
         if self.protocol.closing is None:
             self.protocol.begin(self._exchange_now, self._now())  # what comes while the links are made must find its place
@@ -901,8 +904,6 @@ class Daemon:
         found = read_checkpoint(self._checkpoint)
         if found is not None and found[1]["terms"] != asdict(self._terms):
             raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(self.state))
-        if found is not None and self.protocol.anew:
-            raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(self.state))
         if found is None and place.exists() and not (place / "experiment.yaml").exists():
             shutil.rmtree(place)  # a start that was killed while it made the folder
         again = place.exists()
@@ -917,8 +918,6 @@ class Daemon:
             self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
             self._event("started", "")
-            if self.protocol.anew:
-                self._event(STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
             return
         tensors, story = found
         self._population.restore(tensors)

@@ -173,9 +173,7 @@ class LinkSession:
         self._assembly.drop()
         self._complete.clear()
 
-    def hello(
-        self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED
-    ) -> Hello:
+    def hello(self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED) -> Hello:
         """What to send now and then until the link is open, and whenever `Heard.greet` asks for it."""
         return Hello(
             member=self._member,
