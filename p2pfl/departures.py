@@ -76,6 +76,8 @@ def departures_of_events(events: Iterable[Mapping[str, Any]], *, simulated: bool
         if kind in DEPARTING and same not in seen and not (simulated and DEPARTING[kind] != "non_finite"):
             seen.add(same)  # a run that is resumed goes through some rounds again
             found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)
+        elif kind == "state_restored":
+            _forget_lost_state(found, event)
     listed: list[Departure] = []
     for kind in dict.fromkeys(kind for kind, _ in found):
         told = [_told(kind, same) for (of, _), same in found.items() if of == kind]
@@ -83,6 +85,15 @@ def departures_of_events(events: Iterable[Mapping[str, Any]], *, simulated: bool
             told = [*told[:_LISTED], f"{len(told) - _LISTED} more of the kind {kind}, which events.jsonl holds"]
         listed += [Departure(kind=DEPARTING[kind], detail=detail) for detail in told]
     return listed
+
+
+def _forget_lost_state(found: dict[tuple[str, str], list[Mapping[str, Any]]], restored: Mapping[str, Any]) -> None:
+    """A member has the state after all that a node missed: details of both events begin with its name."""
+    name = str(restored.get("detail", "")).partition(":")[0]
+    for key in [key for key in found if key[0] == "state_lost" and key[1].startswith(f"{name}:")]:
+        found[key] = [event for event in found[key] if event["node"] != restored["node"]]
+        if not found[key]:
+            del found[key]
 
 
 def departure_rows(departures: Iterable[Departure]) -> list[dict[str, str]]:

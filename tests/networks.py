@@ -148,12 +148,19 @@ class Network:
     def neighbours(self, name: str) -> list[str]:
         return self.plan.neighbours(name)
 
-    def start(self, *names: str) -> None:
-        """Start some daemons, or all, from what lies in their state folders."""
+    def start(self, *names: str, **options: Any) -> None:
+        """Start some daemons, or all, from what lies in their state folders.
+
+        Args:
+            names: of the daemons.
+            options: for these, beside those of the network.
+        """
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
             limits = self.limits_of.get(name, self.limits)
-            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options)
+            daemon = Daemon(
+                self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options, **options
+            )
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:
@@ -260,10 +267,15 @@ class Institutions:
     def state(self, name: str) -> Path:
         return self.place / name / "state"
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, options: Sequence[str] = ()) -> None:
         """Start some nodes, or all."""
         for name in names or self.plan.names:
-            self._processes[name] = start_process("--verbose", "node", "start", str(self.site(name)), log=self.place / name / "node.log")
+            arguments = ("--verbose", "node", "start", str(self.site(name)), *options)
+            self._processes[name] = start_process(*arguments, log=self.place / name / "node.log")
+
+    def wait(self, name: str) -> int:
+        """The exit code of a process that is about to end."""
+        return self._processes[name].wait(DEADLINE_S)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)

@@ -26,6 +26,15 @@ def test_events_of_one_kind_are_one_sentence_that_names_the_nodes():
     ]
 
 
+def test_state_that_was_restored_after_all_is_no_departure():
+    lost = event("a", "state_lost", "b: its state went back: it was after round 9, and now is after round 3")
+    other = event("a", "state_lost", "c: its state went back")
+
+    assert departures_of_events([lost, event("a", "state_restored", "b: its state is again that of after round 9")]) == []
+    assert len(departures_of_events([lost, event("d", "state_restored", "b: its state is again that of after round 9")])) == 1
+    assert len(departures_of_events([lost, other, event("a", "state_restored", "b: again")])) == 1
+
+
 def test_what_several_nodes_say_alike_is_said_once():
     events = [event("a", "started_without", "without d"), event("b", "started_without", "without d"), event("c", "state_lost", "of b")]
 

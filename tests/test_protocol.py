@@ -14,7 +14,20 @@ from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_SAID, Alive, Closing, Decline, Goodbye, Hello, Report, Sent, StopNews, Want
+from p2pfl.wire.messages import (
+    NO_STOP,
+    NOTHING_REMEMBERED,
+    NOTHING_SAID,
+    Alive,
+    Closing,
+    Decline,
+    Goodbye,
+    Hello,
+    Report,
+    Sent,
+    StopNews,
+    Want,
+)
 from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
@@ -155,6 +168,8 @@ def hello(*, exchange: int = 0, member: str = "b", terms: Terms = TERMS, report:
         incarnation=77,
         echo=echo,
         is_open=True,
+        anew=0,
+        remembered=NOTHING_REMEMBERED,
         exchange=exchange,
         report=report or Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1),
         stop=NO_STOP,

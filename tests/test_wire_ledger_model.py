@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from p2pfl.wire.ledger import EdgeLedger
-from p2pfl.wire.messages import Report
+from p2pfl.wire.ledger import EdgeLedger, goes_back
+from p2pfl.wire.messages import Remembered, Report
 from thorough import first_fast
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
@@ -247,6 +247,14 @@ class Network(RuleBasedStateMachine):
         for ledger in self.ledgers():
             assert len(ledger.merged) <= 3
             assert not ledger.counters
+
+    @invariant()
+    def nobody_remembers_more_of_a_node_than_it_has_written(self) -> None:
+        """So an honest crash, at whatever moment, is never taken for lost state."""
+        for node in getattr(self, "nodes", []):
+            for peer, ledger in node.ledgers.items():
+                own = Remembered(anew=0, report=self.nodes[peer].ledgers[node.name].report())
+                assert not goes_back(ledger.remembered(), own)
 
     def teardown(self) -> None:
         if hasattr(self, "nodes"):

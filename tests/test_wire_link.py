@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Report, Update, Want
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Remembered, Report, Update, Want
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import (
     CHUNK,
@@ -82,6 +82,7 @@ def test_a_neighbour_that_waits_for_our_hello_gets_it_again_although_the_link_is
 def test_our_hello_says_who_we_are_and_what_we_have_heard():
     link = open_session()
     news = {"exchange": 3, "report": NOTHING_CLOSED, "stop": NO_STOP}
+    news |= {"anew": 5, "remembered": Remembered(anew=6, report=NOTHING_CLOSED)}
     digests = {"study": b"\xaa" * 32, "layout": b"\xbb" * 32, "start": b"\xcc" * 32}
 
     assert Hello(member="hospital-0", incarnation=11, echo=22, is_open=True, **digests, **news) == link.hello(**news)

@@ -7,7 +7,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import Alive, Chunk, Closing, Decline, Goodbye, Hello, Records, Report, Sent, Share, StopNews, Update, Want
+from p2pfl.wire.messages import (
+    Alive,
+    Chunk,
+    Closing,
+    Decline,
+    Goodbye,
+    Hello,
+    Records,
+    Remembered,
+    Report,
+    Sent,
+    Share,
+    StopNews,
+    Update,
+    Want,
+)
 from p2pfl.wire.round_record import RoundRecord, seal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
@@ -30,6 +45,8 @@ HELLO = Hello(
     incarnation=22,
     echo=11,
     is_open=True,
+    anew=0,
+    remembered=Remembered(anew=0, report=Report(closed_through=5, merged=(5,), confirmed=3, settled=4)),
     exchange=7,
     **NEWS,
 )

@@ -25,6 +25,9 @@ def start(
     confirm: Annotated[
         str | None, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as you confirmed it.", show_default=False)
     ] = None,
+    start_anew: Annotated[
+        bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
+    ] = False,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
@@ -37,7 +40,7 @@ def start(
     from p2pfl.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
-    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes)
+    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes, start_anew=start_anew)
     if reason == "diverged":
         sys.stderr.write(
             "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"

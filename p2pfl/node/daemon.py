@@ -30,7 +30,7 @@ from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
-from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.node.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
 from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
 from p2pfl.params import frozen_of
@@ -58,6 +58,9 @@ LOOK_AGAIN_S = 1.0
 TICK_S = 0.1
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
+
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW})
+"""Kinds of events that somebody should look at."""
 
 T = TypeVar("T")
 
@@ -111,6 +114,7 @@ class Daemon:
         incarnation: a random number in [1, 2**63), another one at each start.
         status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
         view: what it needs to know the whole network; None: it takes no part in that.
+        start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
     """
 
     def __init__(
@@ -125,10 +129,13 @@ class Daemon:
         incarnation: int,
         status_port: int | None = 0,
         view: ViewTerms | None = None,
+        start_anew: bool = False,
     ) -> None:
         self._made_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
+        if start_anew and self._checkpoint.exists():
+            raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
         self._row = plan.names.index(me)
         self._population = plan.population([me])
         self._algorithm = algorithm = plan.recipe.algorithm
@@ -155,6 +162,7 @@ class Daemon:
             phases=algorithm.phases,
             ahead=ahead,
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
+            anew=int(1000 * time.time()) if start_anew else 0,
             pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=WINDOW),
             event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
@@ -197,7 +205,7 @@ class Daemon:
 
         Returns:
             The stop reason: "converged", "rounds", "diverged" where the last training here left the finite numbers, "paused" where it was
-            asked to leave.
+            asked to leave, "state_lost" where a neighbour remembers more of this node than it knows itself.
 
         Raises:
             StoreError: the disk failed, or the checkpoint cannot be read.
@@ -216,6 +224,9 @@ class Daemon:
             raise
 
     async def _run(self) -> str:
+        if self.protocol.anew and not self._checkpoint.exists():
+            self._event(STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
+            await self._keep()  # what has been agreed to is not asked for again
         if self.protocol.closing is None:
             self.protocol.begin(self._exchange_now, self._now())  # what comes while the links are made must find its place
         async with self._transport, asyncio.TaskGroup() as group:
@@ -244,13 +255,17 @@ class Daemon:
             reason = await self._rounds()
         else:
             reason = self.protocol.closing
-        if reason == "paused":
-            self._event("paused", self._stopped_why)
-            await self._say_goodbye("pausing")
-            return reason
-        await self._close(reason)
-        await self._say_goodbye("finished")
-        return self._outcome(reason)
+        if reason != "paused":
+            await self._close(reason)
+        if self._finished:
+            await self._say_goodbye("finished")
+            return self._outcome(reason)
+        self._event("paused", "for a decision: its state went back" if self.protocol.lost else self._stopped_why)
+        await self._say_goodbye("pausing")
+        if not self.protocol.lost:
+            return "paused"
+        self._finish_without_result(STATE_LOST)
+        return STATE_LOST
 
     def _outcome(self, reason: str) -> str:
         """What the end is called here, where the network stopped for a reason."""
@@ -552,6 +567,8 @@ class Daemon:
                     neighbour.queue(protocol.closing_message(neighbour))
             self._wake_senders()
             await self._wait(deadline_s)
+        if protocol.lost:
+            return  # somebody has to decide first
         for phase in range(self._algorithm.phases if protocol.taken_back else 0):
             sent = self._population.outgoing(self._round, phase, local_steps=0)
             inbox = SlotInbox(
@@ -617,6 +634,26 @@ class Daemon:
             )
         )
 
+    def _finish_without_result(self, reason: str) -> None:
+        """A summary of a run that somebody has to decide on: the models here are not its result."""
+        assert self._folder is not None
+        summary = finish_summary(
+            self.plan,
+            engine="daemons",
+            rounds=self._round,
+            stop_reason=reason,
+            x_NP=None,
+            metrics={self.me: {}},
+            mean_model=None,
+            baselines={},
+            bytes_sent=self._bytes_sent,
+            seconds=self._seconds,
+            row_by_row=self._population.row_by_row,
+            peak_rss_bytes=peak_rss_bytes(),
+            departures=departures_of_events(self._folder.events()),
+        )
+        self._folder.write_summary(summary)
+
     async def _say_goodbye(self, reason: str) -> None:
         for neighbour in self.protocol.neighbours.values():
             if neighbour.session.is_open and not neighbour.left:
@@ -632,6 +669,8 @@ class Daemon:
         while True:
             received = await self._transport.receive()
             self.protocol.hear(received.peer, received.frames, self._now())
+            if self.protocol.lost and not self._stopping:
+                self.stop()
             self._wake_senders()
             self._wake.set()
 
@@ -642,6 +681,8 @@ class Daemon:
             self._watch_links()
             if self._outlook is not None and self._folder is not None:
                 self._outlook.take_note(self._folder)
+                for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
+                    self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
             await asyncio.sleep(TICK_S)
 
     def link_reports(self) -> dict[str, LinkReport]:
@@ -817,35 +858,38 @@ class Daemon:
         return seen | {"skipped": len(row["skipped"]), "seconds": row["seconds"]}
 
     async def _keep(self) -> None:
-        """Write a checkpoint; only then may it be told what it contains."""
+        """Write a checkpoint; only then may it be told what it contains.
+
+        It is written after every exchange, whatever `checkpoint_every` says: the next update tells of this one, and what has been told must
+        be there after a crash.
+        """
         ledgers = self.protocol.ledgers()
-        if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
-            tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
-            tensors |= edge_tensors(self.protocol)
-            if self._sent_P is not None:
-                tensors["last_sent"] = self._sent_P
-            story = {
-                "round": self._round,
-                "phase": self._phase,
-                "loss": self._loss,
-                "meetings": self._meetings.story() if self._meetings else None,
-                "seen": {
-                    "squared": self._seen.squared,
-                    "met": self._seen.met,
-                    "norm": self._seen.norm,
-                    "skipped": sorted(self._seen.skipped),
-                },
-                "finished": self._finished,
-                "joined": self._joined,
-                "bytes_sent": self._bytes_sent,
-                "seconds": self._seconds,
-                "diverged": list(self._population.diverged),
-                "protocol": self.protocol.story(),
-                "merged": self._pairwise.merged,
-                "terms": asdict(self._terms),
-                "written": time.time(),
-            }
-            await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
+        tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
+        tensors |= edge_tensors(self.protocol)
+        if self._sent_P is not None:
+            tensors["last_sent"] = self._sent_P
+        story = {
+            "round": self._round,
+            "phase": self._phase,
+            "loss": self._loss,
+            "meetings": self._meetings.story() if self._meetings else None,
+            "seen": {
+                "squared": self._seen.squared,
+                "met": self._seen.met,
+                "norm": self._seen.norm,
+                "skipped": sorted(self._seen.skipped),
+            },
+            "finished": self._finished,
+            "joined": self._joined,
+            "bytes_sent": self._bytes_sent,
+            "seconds": self._seconds,
+            "diverged": list(self._population.diverged),
+            "protocol": self.protocol.story(),
+            "merged": self._pairwise.merged,
+            "terms": asdict(self._terms),
+            "written": time.time(),
+        }
+        await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
 
     @property
@@ -869,7 +913,7 @@ class Daemon:
             experiment, topology = self.plan.experiment.as_dict(), self.plan.graph_record()
             self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
         if self._outlook is not None:
-            self._outlook.start(self._folder.began(), again=again)
+            self._outlook.start(self._folder.began(), again=again or bool(self.protocol.anew))
         if found is None or not found[1]["finished"]:
             self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
@@ -896,7 +940,7 @@ class Daemon:
         self._event("resumed", f"from the checkpoint before round {self._round}")
 
     def _event(self, kind: str, detail: str) -> None:
-        log.info("%s %s", kind, detail)
+        log.log(logging.WARNING if kind in _ALARMING else logging.INFO, "%s %s", kind, detail)
         if self._folder is not None:
             self._folder.append_event({"round": self._round, "node": self.me, "event": kind, "detail": detail})
 
@@ -921,6 +965,7 @@ class Daemon:
             "stop_round": protocol.stop_round,
             "agreed_for": protocol.agreed_for,
             "closing": protocol.closing,
+            "state_lost": "; ".join(protocol.lost.values()) or None,
             "disagreement": self._last_row.get("disagreement"),
             "loss": self._last_row.get("loss"),
             "metrics": self._metrics,
@@ -940,6 +985,7 @@ class Daemon:
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
                     "left": n.left,
+                    "state_lost": n.state_lost or None,
                     "refused": dict(n.session.counters),
                 }
                 for name, n in protocol.neighbours.items()

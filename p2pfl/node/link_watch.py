@@ -29,8 +29,8 @@ _MAY_BE_STARTING = frozenset(
 )
 """What is everyday before a neighbour was ever there: it has not been started yet."""
 
-GREETING, OTHER_STUDY, LEFT, PAUSED = "greeting", "other study", "left", "paused"
-STATES = (*(condition.value for condition in LinkCondition), GREETING, OTHER_STUDY, LEFT, PAUSED)
+GREETING, OTHER_STUDY, LOST, LEFT, PAUSED = "greeting", "other study", "state lost", "left", "paused"
+STATES = (*(condition.value for condition in LinkCondition), GREETING, OTHER_STUDY, LOST, LEFT, PAUSED)
 """Every state that a neighbour's link can be said to be in."""
 
 
@@ -79,6 +79,8 @@ def report(neighbour: Neighbour, link: LinkState, *, num_unknown_keys: int = 0) 
     is_good = link.state == LinkCondition.UP and neighbour.session.is_open
     if neighbour.left:
         state, detail = LEFT, "it has finished"
+    elif neighbour.state_lost:
+        state, detail = LOST, f"its state went back: {neighbour.state_lost}"
     elif link.is_up and neighbour.refusal:
         state, detail = OTHER_STUDY, neighbour.refusal
     elif link.state == LinkCondition.UP and not is_good:

@@ -73,6 +73,12 @@ class Neighbour:
     """Of the process that it last greeted from."""
     greetings: int = 0
     """How often it has greeted from another process."""
+    state_lost: str = ""
+    """What shows that its state went back, as long as that stands; empty where nothing does."""
+    accepted: deque[int] = field(default_factory=lambda: deque(maxlen=8))
+    """Incarnations whose state was as it is remembered here: a process does not go back."""
+    state_lost_of: int = 0
+    """The last incarnation of which that was said."""
     goodbyes: int = 0
     said_last: bool = False
     """Whether this node has said goodbye to it. Anything said afterwards would be refused, and a greeting would take the goodbye back."""

@@ -186,6 +186,10 @@ class Outlook:
             self._summed = self._shared_row(summed)
             folder.append_network(self._summed)
 
+    def begun_again(self) -> set[str]:
+        """Members that have been seen, since the last call, to begin once more."""
+        return {self._plan.names[place] for place in self.view.begun_again()}
+
     def rows(self, now_s: float) -> list[Row]:
         """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""
         newest = sorted(self.view.newest.items())

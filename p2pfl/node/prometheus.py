@@ -95,6 +95,8 @@ def _samples(status: Mapping[str, Any], now_s: float) -> Iterator[_Sample]:
     yield _Sample("gauge", "build_info", "Always 1; the label is the version of p2pfl.", {"version": str(version)}, version and 1)
     for name, (key, text) in _GAUGES.items():
         yield _Sample("gauge", name, text, {}, status.get(key))
+    lost = status["state_lost"] is not None if "state_lost" in status else None
+    yield _Sample("gauge", "state_lost", "1 where neighbours remember more of this node than it knows itself.", {}, lost)
     stopped = status["closing"] is not None if "closing" in status else None
     yield _Sample("gauge", "stopped", "1 once the node has stopped.", {}, stopped)
     for metric, value in (status.get("metrics") or {}).items():
@@ -118,6 +120,9 @@ def _of_neighbour(neighbour: str, facts: Mapping[str, Any], now_s: float) -> Ite
         labels,
         None if ago_s is None else now_s - ago_s,
     )
+    lost = facts["state_lost"] is not None if "state_lost" in facts else None
+    text = "1 while the neighbour knows less of itself than this node remembers, so that nothing of it is taken in."
+    yield _Sample("gauge", "neighbour_state_lost", text, labels, lost)
     link = facts.get("link", UNKNOWN)
     yield _Sample("gauge", "neighbour_up", "1 while the link is up and the neighbour gives signs of life.", labels, _is_up(link))
     for state in (*STATES, UNKNOWN):

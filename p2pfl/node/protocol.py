@@ -16,9 +16,10 @@ from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendRecords, SendUpd
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame, encode
-from p2pfl.wire.ledger import SavedLedger
+from p2pfl.wire.ledger import SavedLedger, goes_back
 from p2pfl.wire.link import Heard
 from p2pfl.wire.messages import (
+    NOTHING_REMEMBERED,
     NOTHING_SAID,
     Alive,
     Chunk,
@@ -28,6 +29,7 @@ from p2pfl.wire.messages import (
     Hello,
     News,
     Records,
+    Remembered,
     Sent,
     Share,
     StopNews,
@@ -50,6 +52,16 @@ TELL_AGAIN_S = 5.0
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report"})
 
 _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
+
+STATE_RESTORED = "state_restored"
+
+WITHOUT_ITS_STATE = "it was started anew without its state"
+
+STARTED_ANEW = "started_anew"
+"""A node goes on without the state that it had, as somebody has agreed to."""
+
+STATE_LOST = "state_lost"
+"""Two neighbours do not talk, because one of them knows less of itself than the other one remembers."""
 
 STALL_S = 5.0
 """An update that is coming in is not asked for as long as no pause between two chunks is longer."""
@@ -139,6 +151,12 @@ class Protocol:
     closing: str | None = None
     """Why this node has stopped; None while it runs."""
 
+    anew: int = 0
+    """When this node was last started anew without its state, in milliseconds since 1970; 0: never."""
+
+    lost: dict[str, str] = field(default_factory=dict)
+    """Neighbours that remember more of this node than it knows itself, with what they remember: its state went back."""
+
     refused: Counter[str] = field(default_factory=Counter)
     flows: dict[tuple[str, int], Flow] = field(default_factory=dict)
     """Merged, and not yet known to be matched."""
@@ -195,6 +213,8 @@ class Protocol:
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
         message = heard.message
+        if isinstance(message, Hello) and not self._has_its_state(neighbour, message):
+            return
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
             if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
@@ -302,6 +322,81 @@ class Protocol:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
 
+    def _has_its_state(self, neighbour: Neighbour, message: Hello) -> bool:
+        """Whether both ends know of themselves what the other one remembers; if not they do not talk, and nothing is averaged."""
+        ledger = neighbour.ledger
+        here, there = Remembered(anew=self.anew, report=ledger.report()), Remembered(anew=message.anew, report=message.report)
+        if goes_back(message.remembered, here):
+            is_new = neighbour.name not in self.lost
+            if is_new:
+                then, now = self._as_of(message.remembered, here), self._as_of(here, message.remembered)
+                self.lost[neighbour.name] = f"{neighbour.name} remembers it {then}, and it is {now}"
+                remedy = "restore its newest state, or start it with --start-anew"
+                self.event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}")
+            self._refuse_state(neighbour, is_new=is_new)
+            return False
+        if message.incarnation in neighbour.accepted:
+            return True
+        before = ledger.remembered()
+        if there.anew <= before.anew and goes_back(before, there):
+            is_new = neighbour.state_lost_of != message.incarnation
+            if is_new:
+                neighbour.state_lost_of = message.incarnation
+                neighbour.state_lost = f"it was {self._as_of(before, there)}, and now is {self._as_of(there, before)}"
+                remedy = "nothing of it is taken in until its state is restored, or it is started with --start-anew"
+                self.event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}")
+            self._refuse_state(neighbour, is_new=is_new)
+            return False
+        neighbour.accepted.append(message.incarnation)
+        if there.anew > before.anew:
+            self._begin_anew(neighbour, before, there)
+        elif neighbour.state_lost:
+            self.event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}")
+        neighbour.state_lost = ""
+        return True
+
+    def _begin_anew(self, neighbour: Neighbour, before: Remembered, now: Remembered) -> None:
+        """The neighbour has begun without its state, as its administrator has agreed to: what it said before counts no more."""
+        neighbour.ledger.begin_anew(now.anew)
+        neighbour.session.forget_updates()
+        neighbour.heard_exchange = -1
+        neighbour.marks.clear()
+        neighbour.values.clear()
+        if self.barrier is not None:
+            self.barrier.forget(neighbour.name)
+        if self.newest is not None:
+            self.newest.held.pop(neighbour.name, None)
+        if self.meetings is not None:
+            kept = [meeting for meeting in self.meetings if meeting[0] != neighbour.name]
+            self.meetings.clear()
+            self.meetings.extend(kept)
+        if before != NOTHING_REMEMBERED:
+            states = f"it was {self._as_of(before)}, and now is {self._as_of(now)}"
+            self.event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}")
+
+    def _refuse_state(self, neighbour: Neighbour, *, is_new: bool) -> None:
+        """Talk no more to the neighbour, but to say what is remembered of it: once now, and with every Hello."""
+        self.refused[STATE_LOST] += 1
+        neighbour.missed = True
+        neighbour.session.refuse()
+        if is_new:
+            neighbour.queue(self.hello(neighbour))
+            neighbour.queue(Goodbye(reason=STATE_LOST))
+
+    def _as_of(self, state: Remembered, other: Remembered | None = None) -> str:
+        """The place in the run that a node's state belongs to, in words; told apart from another one."""
+        report = state.report
+        if report.closed_through < 0:
+            return "at the start"
+        if self.meetings is not None:
+            through = f"after meeting {report.closed_through} over this link"
+        else:
+            through = f"after round {report.closed_through // self.phases}"
+            through += f" (phase {report.closed_through % self.phases})" if self.phases > 1 else ""
+        if other is None or other.report.closed_through != report.closed_through:
+            return through
+        return f"{through} (settled {report.settled}, confirmed {report.confirmed}, started anew {state.anew})"
+
     def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
@@ -383,6 +478,8 @@ class Protocol:
             neighbour.is_paused = True
             if _is_said(neighbour.goodbyes):
                 self.event("left", f"{neighbour.name} is pausing")
+        elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
+            self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
@@ -722,7 +819,10 @@ class Protocol:
 
     def hello(self, neighbour: Neighbour) -> Hello:
         """The greeting."""
-        return neighbour.session.hello(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
+        ledger = neighbour.ledger
+        return neighbour.session.hello(
+            exchange=self.exchange, report=ledger.report(), stop=self.stop_news(), anew=self.anew, remembered=ledger.remembered()
+        )
 
     def stop_news(self, agreed_for: int | None = None) -> StopNews:
         """What a neighbour hears about stopping."""
@@ -774,6 +874,8 @@ class Protocol:
             "sent": {str(exchange): posted.story() for exchange, posted in self.sent.items()} if self.meetings is None else {},
             "marks": _in_hex(self.marks),
             "held": {name: _in_hex(neighbour.marks) for name, neighbour in self.neighbours.items()},
+            "anew": self.anew,
+            STATE_LOST: {name: neighbour.state_lost for name, neighbour in self.neighbours.items() if neighbour.state_lost},
         }
 
     def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:

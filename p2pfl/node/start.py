@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
+from p2pfl.node.store import CHECKPOINT
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.transports import Endpoint, ZeroMQTransport
@@ -30,12 +32,13 @@ from p2pfl.yaml_files import check
 log = logging.getLogger(__name__)
 
 
-def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: bool = False) -> str:
+def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: bool = False, start_anew: bool = False) -> str:
     """Run the node of a site until its network stops or somebody stops it.
 
     Args:
         site_path: site.yaml.
         confirmed: the study's digest as the administrator confirmed it; None: the one in the file.
+        start_anew: put aside what is in the state folder and begin without it, as the administrator has decided.
         until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.
 
     Returns:
@@ -55,6 +58,8 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
     torch.set_num_threads(site.threads)
     plan = _plan(site, study, site_path)
     with _only_one(site.state):
+        if start_anew:
+            _put_aside(site.state)
         transport = ZeroMQTransport(
             Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
             identity.curve_secret,
@@ -80,6 +85,7 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
             ),
             incarnation=secrets.randbelow(2**63 - 1) + 1,
             status_port=site.status_port,
+            start_anew=start_anew,
             view=ViewTerms(
                 keys={member.name: bytes.fromhex(member.identity) for member in study.members},
                 sign=identity.signing.sign,
@@ -103,6 +109,17 @@ async def _run(daemon: Daemon, *, until_stdin_closes: bool) -> str:
 
         loop.add_reader(sys.stdin.fileno(), read)
     return await daemon.run()
+
+
+def _put_aside(state: Path) -> None:
+    """Move a node's state into a folder of its own, so that nothing is lost by a wrong decision."""
+    found = [state / name for name in (CHECKPOINT, "run") if (state / name).exists()]
+    if found:
+        aside = state / f"before-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        aside.mkdir(mode=0o700)
+        for path in found:
+            path.rename(aside / path.name)
+        log.info("what was in %s has been put aside in %s", state, aside.name)
 
 
 def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:

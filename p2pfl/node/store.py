@@ -73,8 +73,7 @@ def restore_edges(
         raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
     protocol.exchange, protocol.agreed_for = story["exchange"], story["agreed_for"]
     protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
-    for name, ledger in story["ledgers"].items():
-        protocol.neighbours[name].ledger = EdgeLedger.from_dict(ledger)
+    _restore_what_is_remembered(protocol, story)
     held = _tree(tensors)
 
     for name, exchanges in held.get("flow", {}).items():
@@ -89,6 +88,14 @@ def restore_edges(
         neighbour.values, neighbour.marks = dict(held.get("value", {}).get(name, {})), _from_hex(story["held"][name])
     _restore_newest(protocol, story["newest"], held)
     _restore_sent(protocol, formats, held, story["sent"], place)
+
+
+def _restore_what_is_remembered(protocol: Protocol, story: Mapping[str, Any]) -> None:
+    """What has been told and heard; a checkpoint of an earlier version does not hold all of it."""
+    protocol.anew = story.get("anew", 0)
+    for name, ledger in story["ledgers"].items():
+        neighbour = protocol.neighbours[name]
+        neighbour.ledger, neighbour.state_lost = EdgeLedger.from_dict(ledger), story.get("state_lost", {}).get(name, "")
 
 
 def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:

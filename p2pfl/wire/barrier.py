@@ -46,6 +46,11 @@ class ExchangeBarrier:
         """Wait no longer for a neighbour that is known not to come."""
         self.expected -= {peer}
 
+    def forget(self, peer: str) -> None:
+        """Drop what a neighbour has sent."""
+        for arrived in (self.arrived, *self.early.values()):
+            arrived.pop(peer, None)
+
     def missing(self) -> frozenset[str]:
         """Who is waited for and not here."""
         return self.expected - self.arrived.keys()

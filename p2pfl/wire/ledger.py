@@ -12,9 +12,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-from p2pfl.wire.messages import MAX_MERGED, NOTHING_CLOSED, Report
+from p2pfl.wire.messages import MAX_MERGED, NOTHING_CLOSED, Remembered, Report
+
+
+class SavedReport(TypedDict):
+    """A report as a checkpoint holds it; plain JSON."""
+
+    closed_through: int
+    merged: list[int]
+    confirmed: int
+    settled: int
 
 
 class SavedLedger(TypedDict):
@@ -25,6 +34,9 @@ class SavedLedger(TypedDict):
     merged: list[int]
     confirmed: int
     settled: int
+    heard: NotRequired[SavedReport | None]
+    """Earlier versions did not keep it."""
+    anew: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -52,6 +64,9 @@ class EdgeLedger:
 
     heard: Report | None = None
     """The neighbour's latest report."""
+
+    anew: int = 0
+    """When the neighbour was last started anew without its state, by its own clock; 0: never."""
 
     counters: Counter[str] = field(default_factory=Counter)
     """ "lost_history": the neighbour was told more than we remember."""
@@ -110,6 +125,8 @@ class EdgeLedger:
             "merged": list(self.merged),
             "confirmed": self.confirmed,
             "settled": self.settled,
+            "heard": None if self.heard is None else _saved(self.heard),
+            "anew": self.anew,
         }
 
     def checkpointed(self, saved: SavedLedger) -> None:
@@ -131,8 +148,24 @@ class EdgeLedger:
             confirmed=saved["confirmed"],
             settled=saved["settled"],
         )
+        heard = saved.get("heard")
+        if heard is not None:
+            ledger.heard = Report(**{**heard, "merged": tuple(heard["merged"])})
+        ledger.anew = saved.get("anew", 0)
         ledger.checkpointed(saved)
         return ledger
+
+    def remembered(self) -> Remembered:
+        """The furthest that the neighbour has said of itself; no less than what is settled with it."""
+        report = self.heard
+        if report is None:
+            known = self.anew == 0  # what was settled before the neighbour was started anew says nothing of it now
+            report = Report(closed_through=self.settled, merged=(), confirmed=-1, settled=self.confirmed) if known else NOTHING_CLOSED
+        return Remembered(anew=self.anew, report=report)
+
+    def begin_anew(self, anew: int) -> None:
+        """The neighbour has begun without its state: what it said before counts no more."""
+        self.anew, self.heard = anew, None
 
     @property
     def is_settled(self) -> bool:
@@ -162,6 +195,22 @@ class EdgeLedger:
         # what the neighbour says it did not merge needs no report from us: it has no flow there that could wait for one
         self.merged = tuple(e for e in self.merged if e > self.confirmed and (e > report.closed_through or e in report.merged))
         return take_back
+
+
+def goes_back(before: Remembered, now: Remembered) -> bool:
+    """Whether a node that has once said the one cannot, with all its state, say the other: what a report counts never falls."""
+    if now.anew != before.anew:
+        return now.anew < before.anew
+    return any(then > later for then, later in zip(_age(before.report), _age(now.report), strict=True))
+
+
+def _saved(report: Report) -> SavedReport:
+    return {
+        "closed_through": report.closed_through,
+        "merged": list(report.merged),
+        "confirmed": report.confirmed,
+        "settled": report.settled,
+    }
 
 
 def _age(report: Report) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from typing import Final
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
 from p2pfl.wire.messages import (
+    NOTHING_REMEMBERED,
     Alive,
     Chunk,
     Closing,
@@ -19,6 +20,7 @@ from p2pfl.wire.messages import (
     Hello,
     Message,
     Records,
+    Remembered,
     Report,
     Sent,
     Share,
@@ -161,7 +163,17 @@ class LinkSession:
             return Want(exchange=exchange, whole=whole, lost=lost, offset=0, digest=None)
         return Want(exchange=exchange, whole=whole, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
 
-    def hello(self, *, exchange: int, report: Report, stop: StopNews) -> Hello:
+    def refuse(self) -> None:
+        """Do not talk to the neighbour that has just greeted; its next Hello is looked at again."""
+        self._step(Event.REFUSED)
+        self._forget_peer()
+
+    def forget_updates(self) -> None:
+        """Drop what the neighbour has sent: it has begun again without its state."""
+        self._assembly.drop()
+        self._complete.clear()
+
+    def hello(self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED) -> Hello:
         """What to send now and then until the link is open, and whenever `Heard.greet` asks for it."""
         return Hello(
             member=self._member,
@@ -171,6 +183,8 @@ class LinkSession:
             incarnation=self._incarnation,
             echo=self._peer_incarnation,
             is_open=self.is_open,
+            anew=anew,
+            remembered=remembered,
             exchange=exchange,
             report=report,
             stop=stop,

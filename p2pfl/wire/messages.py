@@ -36,6 +36,9 @@ Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Received = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
 Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
+Anew = Annotated[int, Strict(), Field(ge=0, le=_LARGEST)]
+"""When a node was last started anew without its state, in milliseconds since 1970 by its own clock; 0: never."""
+
 Flag = Annotated[bool, Strict()]
 LARGEST_AMOUNT: Final = 3e38
 """What fits into 32 bits: sums and squares of such numbers, by the thousand, are still numbers of 64 bits."""
@@ -107,6 +110,18 @@ NO_STOP: Final = StopNews(agreed_for=0, stop_round=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Remembered:
+    """The furthest that one node has heard another say of itself. It never goes back, unless the other one has lost its state."""
+
+    anew: Anew
+    report: Report
+
+
+NOTHING_REMEMBERED: Final = Remembered(anew=0, report=NOTHING_CLOSED)
+"""Of a neighbour that was never heard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
     """The greeting: who I am and what we must have in common."""
 
@@ -128,6 +143,12 @@ class Hello:
 
     is_open: Flag
     """I have heard a Hello that bears my incarnation. Until then I need an answer, and my last one may have been lost."""
+
+    anew: Anew
+    """When I was last started anew without my state, which my administrator agreed to."""
+
+    remembered: Remembered
+    """What I remember of you. If you know less of yourself, you have lost state."""
 
     exchange: Exchange
     """Where I am."""
@@ -223,7 +244,8 @@ class Goodbye:
     code: ClassVar[int] = 7
 
     reason: Reason
-    """ "pausing", "finished", or what a Hello was refused for: "wrong_name", "wrong_study", "wrong_layout", "wrong_start"."""
+    """ "pausing", "finished", or what a Hello was refused for: "wrong_name", "wrong_study", "wrong_layout", "wrong_start",
+    "state_lost"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,6 +133,7 @@ class NetworkView:
         self.news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
+        self._begun_again: set[int] = set()
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
@@ -261,6 +262,11 @@ class NetworkView:
         self._known.clear()
         return known
 
+    def begun_again(self) -> set[int]:
+        """Members of whose run it has come to be known, since the last call, that it began later than it once did: without its state."""
+        members, self._begun_again = self._begun_again, set()
+        return members
+
     def open_records(self) -> list[RoundRecord]:
         """Of the rounds that not everybody has spoken of yet."""
         return [record for so_far in self._rounds.values() for record in so_far.records.values()]
@@ -295,6 +301,8 @@ class NetworkView:
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)
+        if newest is not None and record.began > newest.record.began:
+            self._begun_again.add(record.member)
         if newest is None or _age(record) >= _age(newest.record):
             self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
         is_last = record.closing and self._sums and self._oldest <= record.round <= self._now_round + self._window
