@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import BadMessage, PeerError
-from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendRecords, SendUpdate
+from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame, encode
@@ -27,6 +27,7 @@ from p2pfl.wire.messages import (
     Goodbye,
     Hello,
     News,
+    Ready,
     Records,
     Sent,
     Share,
@@ -37,6 +38,7 @@ from p2pfl.wire.messages import (
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import CEILING_S, RoundPace
 from p2pfl.wire.shared_sum import SharedSum
+from p2pfl.wire.start_agreement import StartAgreement
 from p2pfl.wire.update import Arrived, Parcel, Whole
 from p2pfl.wire.view import NetworkView
 
@@ -130,7 +132,13 @@ class Protocol:
     """Exchanges of the training rounds: those after them take next to no time."""
 
     start_by_s: float = float("-inf")
-    """Until then the first exchange waits for every neighbour that is alive: it may still be waiting for its own neighbours."""
+    """Until then the first exchanges wait for every neighbour that is alive: it may still hear of the start, or wait for who does."""
+
+    starting_exchanges: int = 1
+    """So many exchanges after the start everybody has gone through one, as far as news need from end to end of the graph."""
+
+    start: StartAgreement | None = None
+    """Its part in agreeing to start."""
 
     stop_round: int | None = None
     agreed_for: int = 0
@@ -189,6 +197,9 @@ class Protocol:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
             self._hear_records(peer, heard.message, now_s)
+            if self.start is not None and isinstance(heard.message, Ready):
+                self.start.hear(peer, heard.message, now_s)
+                self._say_ready(now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
             return
@@ -247,7 +258,7 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent):
+        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready):
             neighbour.queue(self.closing_message(neighbour))
 
     @property
@@ -310,6 +321,8 @@ class Protocol:
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
+            if self.start is not None:
+                self.start.say_again(neighbour.name)
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
@@ -538,9 +551,10 @@ class Protocol:
             return True
         if now_s < self.barrier.deadline_s:
             return False
-        starting = self.exchange == 0 and now_s < self.start_by_s
+        starting = self.exchange < self.starting_exchanges and now_s < self.start_by_s
         return not any(
-            neighbour.is_flowing(self.exchange, now_s, self._patience_s) or (starting and neighbour.was_seen(now_s, self.allowance_s()))
+            neighbour.is_flowing(self.exchange, now_s, self._patience_s)
+            or (starting and neighbour.heard_exchange <= self.exchange and neighbour.was_seen(now_s, self.allowance_s()))
             for neighbour in awaited
         )
 
@@ -682,6 +696,13 @@ class Protocol:
                     neighbour.queue(self._alive(neighbour))
         self._ask_again(now_s)
         self._pass_on(now_s)
+        self._say_ready(now_s)
+
+    def _say_ready(self, now_s: float) -> None:
+        """What is new of the start, or was said and has no receipt."""
+        for neighbour in self.neighbours.values():
+            if self.start is not None and neighbour.session.is_open and self.start.is_due(neighbour.name, now_s):
+                neighbour.queue(SendReady())
 
     def _pass_on(self, now_s: float) -> None:
         """What is new of the network and has waited long enough."""
