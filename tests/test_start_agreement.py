@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.errors import BadMessage
 from p2pfl.wire.messages import Ready
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal, unpacked, unseal, verify
-from p2pfl.wire.start_agreement import RESEND_S, StartAgreement
+from p2pfl.wire.start_agreement import CHANGE_S, RESEND_S, StartAgreement
 
 STUDY = b"\xaa" * 32
 WITHIN_S, GRACE_S = 30.0, 3.0
@@ -121,6 +121,7 @@ def test_a_member_that_died_after_it_was_ready_is_missing():
     ring = Members()
     ring.talk(decide=False)
     ring.goes(5)
+    ring.now_s = CHANGE_S
     ring.talk(decide=False)
 
     assert ring.at(1.0).started == {}

@@ -686,6 +686,7 @@ class Daemon:
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
                 departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
+                started_without=self._agreed_start.missing,
             )
         )
 

@@ -504,6 +504,7 @@ class _Network:
                     *departures_of_events(self._folder.events()),
                     *non_finite_models(names, x_NP),
                 ],
+                started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
             )
             | deaths
         )
