@@ -125,7 +125,7 @@ def test_a_member_that_died_after_it_was_ready_is_missing():
     ring.talk(decide=False)
 
     assert ring.at(1.0).started == {}
-    assert all(agreement.awaited().absent == {5} for agreement in ring.agreements.values())
+    assert all(agreement.awaited().gone == {5} for agreement in ring.agreements.values())
 
 
 def test_where_all_are_required_nobody_starts_without_one_and_everybody_gives_up_after_the_grace():
@@ -161,6 +161,16 @@ def test_two_halves_of_a_ring_do_not_train_apart_and_both_name_the_two_absent():
     for member, agreement in ring.agreements.items():
         assert agreement.awaited().absent == {0, 4}
         assert agreement.awaited().behind == ({5, 6, 7} if member < 4 else {1, 2, 3})
+
+
+def test_who_has_given_up_is_told_from_who_never_came():
+    ring = Members(there=range(7))
+    ring.at(0.0)
+    ring.goes(6)
+    ring.at(1.0)
+    awaited = ring.agreements[4].awaited()
+
+    assert (awaited.absent, awaited.gone, awaited.behind) == ({7}, {6}, set())
 
 
 def test_whose_clock_began_later_starts_upon_another_ones_start_record():

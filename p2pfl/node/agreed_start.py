@@ -92,8 +92,9 @@ class AgreedStart:
         """
         if self.agreement.started is not None:
             return {}
-        awaited = self.agreement.awaited()
-        reasons = {place: f"its neighbours have no link with it: {self._list(self._there_beside(place))}" for place in awaited.absent}
+        agreement, awaited = self.agreement, self.agreement.awaited()
+        reasons = {place: f"no neighbour has a link with it: {self._list(agreement.neighbours_of(place))}" for place in awaited.absent}
+        reasons |= dict.fromkeys(awaited.gone, "it was there, and no link leads to it now")
         for place in awaited.behind:
             reasons[place] = f"nobody here has heard of it: it can only be heard through {self._list(sorted(awaited.absent))}"
         for one, other in sorted(awaited.broken):
@@ -128,16 +129,14 @@ class AgreedStart:
                 for name in (self._names[place] for place in sorted(awaited.absent))
             ]
             parts.append(f"missing: {', '.join(own[:_MOST_NAMED])}")
+        if awaited.gone:
+            parts.append(f"no longer there: {self._list(sorted(awaited.gone))}")
         if awaited.behind:
             parts.append(f"not heard of, as they are behind those: {self._list(sorted(awaited.behind))}")
         if awaited.broken:
             pairs = [f"{self._names[one]} and {self._names[other]}" for one, other in sorted(awaited.broken)]
             parts.append(f"no link between {', '.join(pairs[:_MOST_NAMED])}")
         return f"this node has not trained: {needed} must be ready within {self.within_s:g} s; {'; '.join(parts) or 'time was up'}"
-
-    def _there_beside(self, place: int) -> list[int]:
-        agreement = self.agreement
-        return sorted(agreement.there() & frozenset(agreement.neighbours_of(place)))
 
     def _list(self, places: Sequence[int]) -> str:
         names = [self._names[place] for place in places]

@@ -38,10 +38,13 @@ class Awaited:
     """What keeps a node from starting."""
 
     absent: frozenset[int]
-    """Members that are not there although a neighbour of theirs is."""
+    """Members that were never heard of although a neighbour of theirs was."""
 
     behind: frozenset[int]
-    """Members that could only be heard through those; nobody here knows anything of them."""
+    """Members that could only be heard of through those; nobody here knows anything of them."""
+
+    gone: frozenset[int]
+    """Members that were heard of, and that no way of links leads to now."""
 
     broken: frozenset[tuple[int, int]]
     """Neighbours that are both there and have no link with each other, the smaller place first."""
@@ -262,10 +265,10 @@ class StartAgreement:
 
     def awaited(self) -> Awaited:
         """What keeps this node from starting, were its time not up."""
-        there = self.there()
-        missing = frozenset(range(len(self._keys))) - there
-        absent = frozenset(member for member in missing if any(other in there for other in self._neighbours[member]))
-        return Awaited(absent=absent, behind=missing - absent, broken=self._broken)
+        there, heard = self.there(), self._newest.keys()
+        unheard = frozenset(range(len(self._keys))) - heard - there
+        absent = frozenset(member for member in unheard if any(other in heard for other in self._neighbours[member]))
+        return Awaited(absent=absent, behind=unheard - absent, gone=frozenset(heard) - there, broken=self._broken)
 
 
 def _cover(broken: Collection[tuple[int, int]]) -> int:
