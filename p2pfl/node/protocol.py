@@ -672,7 +672,7 @@ class Protocol:
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""
         return self.newest is not None or all(
-            neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
+            neighbour.left or neighbour.ledger.is_untouched or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
             for neighbour in self.neighbours.values()
         )
 

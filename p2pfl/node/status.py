@@ -18,7 +18,7 @@ from typing import Any
 from p2pfl.errors import ConfigError, MissingExtraError, TransportError
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
 from p2pfl.node.store import CHECKPOINT
-from p2pfl.records import read_run, replace_file
+from p2pfl.records import replace_file
 
 _REQUEST_S = 5.0
 _MAX_REQUEST_BYTES = 8192
@@ -106,7 +106,7 @@ def read_status(state: Path) -> dict[str, Any]:
 def _last_words(state: Path) -> str:
     """When a node that does not run gave its last sign of life, and how it is started."""
     run = state / "run"
-    if (run / "summary.json").exists() and read_run(run).summary["stop_reason"] == "members_missing":  # type: ignore[index]
+    if (run / "summary.json").exists() and json.loads((run / "summary.json").read_text()).get("stop_reason") == "members_missing":
         return "it ended without training because too few members were ready; start it with p2pfl node start, and it waits anew"
     if (run / "summary.json").exists():
         return f"it has finished, and its result is in {run}"
