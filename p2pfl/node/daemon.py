@@ -24,7 +24,7 @@ import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
-from p2pfl.departures import departures_of_events
+from p2pfl.departures import Departure, departures_of_events
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
@@ -328,8 +328,9 @@ class Daemon:
             seconds=self._seconds,
             row_by_row=self._population.row_by_row,
             peak_rss_bytes=peak_rss_bytes(),
+            departures=[Departure(kind="members_missing", detail=f"{self.me}: {why}")],  # of this start only: a later one waits anew
         )
-        self._folder.write_summary({**summary, "departures": [{"kind": "members_missing", "detail": f"{self.me}: {why}"}]})
+        self._folder.write_summary(summary)
         await self._say_goodbye("pausing")  # a later start waits anew
         raise MembersMissing(why)
 
