@@ -461,7 +461,7 @@ class Daemon:
             if self._stopping or (protocol.stop_round is not None and self._round > protocol.stop_round):
                 return False
             assert protocol.barrier is not None
-            await self._wait(protocol.barrier.deadline_s)
+            await self._wait(max(protocol.barrier.deadline_s, self._now() + TICK_S))
         self._jump()
         return False
 

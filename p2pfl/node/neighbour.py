@@ -57,6 +57,8 @@ class Neighbour:
     heard_exchange: int = -1
     """The furthest exchange that it has spoken of."""
     last_seen_s: float | None = None
+    behind_s: float = float("-inf")
+    """When it last said that it is still at an earlier exchange than this node, which has sent its own: it waits for somebody else."""
     missed: bool = False
     """It did not come in time, so nobody waits for it until it is heard again."""
     is_faulty: bool = False

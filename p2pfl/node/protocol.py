@@ -300,6 +300,8 @@ class Protocol:
         else:  # what it says of the edge and of stopping may be true all the same
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
+        if isinstance(message, Alive) and message.exchange < self.exchange and self.exchange in self.sent:
+            neighbour.behind_s = now_s
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
         if self.meetings is not None and (self.closing is not None or isinstance(message, Closing)):
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
@@ -554,9 +556,20 @@ class Protocol:
         starting = self.exchange < self.starting_exchanges and now_s < self.start_by_s
         return not any(
             neighbour.is_flowing(self.exchange, now_s, self._patience_s)
+            or now_s < self._deadline_of(neighbour)
             or (starting and neighbour.heard_exchange <= self.exchange and neighbour.was_seen(now_s, self.allowance_s()))
             for neighbour in awaited
         )
+
+    def _deadline_of(self, neighbour: Neighbour) -> float:
+        """Until when a neighbour is waited for that has itself waited for somebody else.
+
+        Its time for this exchange begins when it has left the one before; it has at most one allowance more. With one deadline for all,
+        a node that is gone would make its neighbours late for theirs, and those for the next.
+        """
+        assert self.barrier is not None
+        allowance_s = self.allowance_s()
+        return min(neighbour.behind_s + allowance_s, self.barrier.deadline_s + allowance_s)
 
     @property
     def _patience_s(self) -> float:
