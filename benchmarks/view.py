@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.experiment import experiment_from
+from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.network import up
 from p2pfl.node.network_view import ViewTerms
@@ -57,6 +58,7 @@ async def in_memory(plan: Plan, place: Path, seconds: float, round_s: float) -> 
             state=place / name,
             limits=limits,
             incarnation=number + 1,
+            signing=Signing(keys=keys, sign=secrets[name].sign),
             status_port=None,
             view=ViewTerms(keys=keys, sign=secrets[name].sign),
         )

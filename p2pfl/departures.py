@@ -17,8 +17,6 @@ DEPARTED: Final = 3
 DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite"]
 
 DEPARTING: Mapping[str, DepartureKind] = {
-    "started_without": "members_missing",
-    "not_started": "members_missing",
     "jumped": "rounds_missed",
     "held": "rounds_missed",
     "stopped_late": "rounds_missed",

@@ -92,6 +92,10 @@ class TransportError(P2PFLError):
     """The network failed: retry."""
 
 
+class MembersMissing(P2PFLError):
+    """Fewer members than agreed were there in time, and nobody has trained: see to those that are named, then start again."""
+
+
 class StoreError(P2PFLError):
     """The disk failed or holds something unreadable: stop before more is lost."""
 

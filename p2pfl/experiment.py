@@ -199,6 +199,32 @@ class ClockSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequireSpec:
+    """How many members must be there before anybody trains; of daemons only."""
+
+    __pydantic_config__: ClassVar = _FORBID_UNKNOWN
+
+    members: Literal["all"] | Positive = "all"
+    """How many are enough once within_s is over: more than half of them, or all."""
+    within_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
+    """How long a node waits for all members. With fewer than `members` then, it ends without training, with exit code 3."""
+
+    def at_least(self, num_members: int) -> int:
+        """The number of members that is enough."""
+        return num_members if self.members == "all" else self.members
+
+    def faults(self, num_members: int) -> list[str]:
+        """A sentence where so many of the members cannot be required."""
+        least = num_members // 2 + 1
+        if self.members == "all" or least <= self.members <= num_members:
+            return []
+        if self.members > num_members:
+            return [f"require.members = {self.members}: there are {num_members} members; give all, or {least} to {num_members}"]
+        fault = f"require.members = {self.members}: not more than half of the {num_members} members, so that two halves could train apart"
+        return [f"{fault}; give all, or {least} to {num_members}"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Named:
     """A name and what is said beside it."""
 
@@ -238,6 +264,7 @@ class Experiment:
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
     personal: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Patterns of names of trained parameters that stay at their node; the others travel."""
+    require: RequireSpec = field(default_factory=RequireSpec)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
@@ -272,6 +299,8 @@ class Experiment:
         plain = asdict(self)
         if not self.personal:  # as it was written before there were any
             del plain["personal"]
+        if self.require == RequireSpec():
+            del plain["require"]
         return {
             key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()

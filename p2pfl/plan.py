@@ -182,7 +182,7 @@ def make_plan(
     algorithm = experiment.build_algorithm()
     contradictions = _contradictions(experiment, algorithm, schedule)
     known = f"one of {some(every_name)}"
-    faults = []
+    faults = experiment.require.faults(len(every_name))
     if (clock := experiment.clock) is not None:
         strangers = sorted(clock.speeds.keys() - set(every_name))
         faults += [f"clock.speeds.{name} = {clock.speeds[name]}: no node of that name; {known}" for name in strangers]

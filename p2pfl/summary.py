@@ -121,6 +121,7 @@ def finish_summary(
     row_by_row: str | None,
     peak_rss_bytes: int,
     departures: Sequence[Departure] = (),
+    started_without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """summary.json of any runtime."""
     distance = norm = None
@@ -138,6 +139,7 @@ def finish_summary(
         "rounds": rounds,
         "stop_reason": stop_reason,
         "departures": departure_rows(departures),
+        **({"started_without": list(started_without)} if started_without else {}),
         "consensus_distance": distance,
         "relative_consensus": distance / norm if distance is not None and norm else None,
         "metrics": by_metric(plan, metrics),

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from commands import hear_interrupts
 from links import MemoryLinks, ZeroMQLinks
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.experiment import experiment_from
+from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
 from p2pfl.node.status import read_status
@@ -73,6 +75,13 @@ def plan_of(**experiment: Any) -> Plan:
 def starts(plan: Plan) -> Tensor:
     """Every node's vector before the first round, (N, P)."""
     return plan.population(plan.names).estimate()
+
+
+def signing_of(plan: Plan) -> dict[str, Signing]:
+    """New keys for every node."""
+    secrets = {name: Ed25519PrivateKey.generate() for name in plan.names}
+    keys = {name: secret.public_key().public_bytes_raw() for name, secret in secrets.items()}
+    return {name: Signing(keys=keys, sign=secret.sign) for name, secret in secrets.items()}
 
 
 class Line:
@@ -131,6 +140,7 @@ class Network:
         self.options = {"study_digest": STUDY, "status_port": None, **options}
         self.nodes: dict[str, Running] = {}
         self.states = {name: place / name / "0" for name in plan.names}
+        self.signing = signing_of(plan)
         self.cut: set[tuple[str, str]] = set()
         """(sender, receiver) whose messages are lost; over memory only."""
         self._starts = count(1)
@@ -158,9 +168,8 @@ class Network:
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
             limits = self.limits_of.get(name, self.limits)
-            daemon = Daemon(
-                self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **self.options, **options
-            )
+            given = {"signing": self.signing[name], **self.options, **options}
+            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **given)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from networks import PATIENT, STUDY, averaging, finish
+from networks import PATIENT, STUDY, averaging, finish, signing_of
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.store import CHECKPOINT
@@ -16,12 +16,21 @@ from p2pfl.transports import MemoryNetwork
 
 def daemons(plan, folder, *, study=STUDY, incarnation=1):
     network = MemoryNetwork()
+    signing = signing_of(plan)
     made = []
     for i, name in enumerate(plan.names):
         links = network.transport(name, [plan.names[j] for j in plan.topology.neighbours(i)])
         made.append(
             Daemon(
-                plan, name, links, study_digest=study, state=folder / name, limits=PATIENT, incarnation=incarnation + i, status_port=None
+                plan,
+                name,
+                links,
+                study_digest=study,
+                state=folder / name,
+                limits=PATIENT,
+                incarnation=incarnation + i,
+                signing=signing[name],
+                status_port=None,
             )
         )
     return made

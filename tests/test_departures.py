@@ -36,10 +36,10 @@ def test_state_that_was_restored_after_all_is_no_departure():
 
 
 def test_what_several_nodes_say_alike_is_said_once():
-    events = [event("a", "started_without", "without d"), event("b", "started_without", "without d"), event("c", "state_lost", "of b")]
+    events = [event("a", "held", "without d"), event("b", "held", "without d"), event("c", "state_lost", "of b")]
 
     assert departures_of_events(events) == [
-        Departure(kind="members_missing", detail="a, b: without d"),
+        Departure(kind="rounds_missed", detail="a, b: without d"),
         Departure(kind="state_lost", detail="c: of b"),
     ]
 

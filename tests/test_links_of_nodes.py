@@ -105,7 +105,7 @@ def test_a_neighbour_that_dies_and_comes_back_is_said_in_log_and_events(tmp_path
 
     events = finish(main(), 60)
 
-    assert events.index("link_down") < events.index("link_up")
+    assert "link_up" in events[events.index("link_down") :]
 
 
 def test_an_undisturbed_run_has_no_warning(tmp_path, links, caplog):

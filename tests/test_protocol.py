@@ -205,6 +205,76 @@ def test_a_node_that_is_not_greeted_gets_nothing_but_greetings():
     assert [type(message) for message in a.said_to("b")] == [Hello]
 
 
+def waiting_for_one_that_waits() -> Node:
+    """A node in exchange 1 whose neighbour b says until short of the deadline that it still waits in exchange 0 for somebody else."""
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    assert a.protocol.is_over(a.now_s)
+    a.close()
+    a.post()
+    while a.now_s < FLOOR_S - 0.5:
+        a.now_s += 0.5
+        a.hear("b", alive(0))
+    return a
+
+
+def test_a_neighbour_that_itself_waits_until_its_deadline_has_its_time_after_that():
+    a = waiting_for_one_that_waits()
+    a.hear("b", alive(1))  # it has gone on without whom it waited for, and trains
+
+    assert not a.protocol.is_over(FLOOR_S + 0.1)
+    assert not a.protocol.is_over(2 * FLOOR_S - 0.6)
+    a.now_s = FLOOR_S + 3.0
+    a.hear_update("b", 1)
+    assert a.protocol.is_over(a.now_s)
+    assert a.close() == []
+
+
+def test_the_more_time_of_a_neighbour_that_waits_ends_once_it_says_so_no_more():
+    a = waiting_for_one_that_waits()
+
+    assert not a.protocol.is_over(2 * FLOOR_S - 0.6)
+    assert a.protocol.is_over(2 * FLOOR_S - 0.5)
+
+
+def test_a_neighbour_that_waits_without_end_has_one_allowance_more_and_no_second():
+    a = waiting_for_one_that_waits()
+    while a.now_s < 2 * FLOOR_S - 0.5:
+        a.now_s += 0.5
+        a.hear("b", alive(0))
+
+    assert not a.protocol.is_over(2 * FLOOR_S - 0.1)
+    assert a.protocol.is_over(2 * FLOOR_S)
+
+
+def test_a_neighbour_that_trains_slowly_in_this_exchange_has_no_more_time():
+    a, _ = pair()
+    a.post()
+    a.hear_update("b", 0)
+    a.close()
+    a.post()
+    a.now_s = 5.0
+    a.hear("b", alive(1))
+
+    assert a.protocol.is_over(FLOOR_S)
+
+
+def test_the_first_exchanges_wait_for_a_neighbour_that_is_alive_and_has_not_gone_further():
+    a, _ = pair()
+    a.protocol.start_by_s, a.protocol.starting_exchanges = 86_400.0, 5
+    a.post()
+    a.hear_update("b", 0)
+    a.close()
+    a.post()
+    while a.now_s < 10 * FLOOR_S:
+        a.now_s += 0.5
+        a.hear("b", alive(0))
+
+    assert not a.protocol.is_over(a.now_s)
+    assert a.protocol.is_over(a.now_s + FLOOR_S + 0.1)  # it has fallen silent
+
+
 def test_waiting_ends_with_the_deadline_and_who_was_late_is_not_waited_for_again():
     a, b = Node("a", "b", "c"), Node("b", "a", incarnation=2)
     greeted(a, b)

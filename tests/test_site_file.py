@@ -38,7 +38,7 @@ def test_defaults(site, tmp_path):
         threads=1,
         status_port=0,
         linger_s=30.0,
-        greet_timeout_s=86400.0,
+        greet_timeout_s=None,
         deadline_floor_s=30.0,
         deadline_factor=5.0,
         heartbeat_s=2,

@@ -10,7 +10,8 @@ import pytest
 
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
 from p2pfl.wire.link import TRANSITIONS, Event, LinkState
-from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MAX_RECORD_BYTES, MAX_RECORDS, MESSAGES
+from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MAX_READY, MAX_READY_BYTES, MAX_RECORD_BYTES, MAX_RECORDS, MESSAGES
+from p2pfl.wire.ready_record import ReadyRecord
 from p2pfl.wire.round_record import RoundRecord
 from p2pfl.wire.update import DTYPES
 from wire_samples import CONTINUED, EVERY_MESSAGE, PAYLOAD, frames_of
@@ -47,6 +48,12 @@ def test_every_field_of_a_round_record_is_in_the_table_in_its_order():
     assert [field.name for field in fields(RoundRecord)] == re.findall(r"^\| \d+ \| `(\w+)`", table, flags=re.MULTILINE)
 
 
+def test_every_field_of_a_ready_record_is_in_the_table_in_its_order():
+    (table,) = re.findall(r"^\| of a ready record .*\n\|.*\n((?:\|.*\n)+)", DOCUMENT, flags=re.MULTILINE)
+
+    assert [field.name for field in fields(ReadyRecord)] == re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("state", LinkState)
 def test_the_table_of_states_is_that_of_the_code(state):
     (line,) = re.findall(rf"^\| {state.name.lower()} \| (.*) \|$", DOCUMENT, flags=re.MULTILINE)
@@ -70,12 +77,16 @@ def test_the_numbers_of_items_are_those_of_the_code():
     assert f"array of 1 to {MAX_CHANNELS} arrays" in DOCUMENT
     assert f"at most {MAX_MERGED}, rising" in DOCUMENT
     assert f"array of 1 to {MAX_RECORDS}, each bin of 65 to {MAX_RECORD_BYTES} bytes" in DOCUMENT
+    assert f"at most {MAX_READY}, each bin of 65 to {MAX_READY_BYTES:,} bytes" in DOCUMENT
     assert "dtype is one of " + ", ".join(f"`{name}`" for name in DTYPES) in DOCUMENT
 
 
 def test_every_reason_of_a_refusal_is_explained():
     folder = Path(__file__).parents[1] / "p2pfl" / "wire"
-    code = "".join((folder / f"{name}.py").read_text() for name in ("codec", "update", "link", "ledger", "round_record", "view"))
+    code = "".join(
+        (folder / f"{name}.py").read_text()
+        for name in ("codec", "update", "link", "ledger", "round_record", "view", "ready_record", "start_agreement")
+    )
     reasons = set(re.findall(r'(?:reason=|dropped = |return |counters\[)"([a-z_]+)"', code)) | {"bad_message"}
 
     assert len(reasons) >= 12

@@ -14,6 +14,7 @@ from p2pfl.wire.messages import (
     Decline,
     Goodbye,
     Hello,
+    Ready,
     Records,
     Remembered,
     Report,
@@ -23,6 +24,8 @@ from p2pfl.wire.messages import (
     Update,
     Want,
 )
+from p2pfl.wire.ready_record import ReadyRecord, packed
+from p2pfl.wire.ready_record import seal as seal_ready
 from p2pfl.wire.round_record import RoundRecord, seal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 
@@ -75,6 +78,7 @@ RECORD = RoundRecord(
     metrics=(0.75, None),
     rows=(91, 23),
 )
+READY_RECORD = ReadyRecord(member=1, began=1_790_000_000_000, number=3, links=packed((0, 1)), started=None)
 EVERY_MESSAGE = (
     HELLO,
     UPDATE,
@@ -87,6 +91,7 @@ EVERY_MESSAGE = (
     Records(sealed=(seal(RECORD, KEY.sign, b"\xaa" * 32),)),
     Share(round=0, step=7, sum=0.75, weight=1.5, low=None, high=None, outage=0, hops=0, void=False),
     Sent(exchange=7, whole=False),
+    Ready(sealed=(seal_ready(READY_RECORD, KEY.sign, b"\xaa" * 32),), receipts=(b"receipt.",)),
 )
 
 

@@ -15,7 +15,7 @@ from p2pfl.cli.dashboard import dashboard
 from p2pfl.cli.inspect import inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.sweep import sweep
-from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -70,6 +70,8 @@ def main() -> NoReturn:
         app()
     except ConfigError as error:
         _fail(error, 2)
+    except MembersMissing as error:
+        _fail(error, 3)
     except P2PFLError as error:
         _fail(error, 1)
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ def start(
         bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
     ] = False,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
+    start_within_s: Annotated[float | None, typer.Option("--start-within-s", hidden=True)] = None,
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
 
@@ -40,7 +41,7 @@ def start(
     from p2pfl.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
-    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes, start_anew=start_anew)
+    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes, start_anew=start_anew, start_within_s=start_within_s)
     if reason == "diverged":
         sys.stderr.write(
             "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"
@@ -82,6 +83,12 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     from rich.table import Table
 
     console = Console()
+    if waiting_for := found.get("waiting_for"):
+        console.print(f"{found['member']} waits for {len(waiting_for)} members before it trains:", markup=False)
+        for name, why in waiting_for.items():
+            console.print(f"  {name}: {why}", markup=False, soft_wrap=True)
+    if without := found.get("started_without"):
+        console.print(f"the network started without {', '.join(without)}", markup=False)
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
     if found["disagreement"] is not None:
         console.print(f"disagreement with neighbours {found['disagreement']:.3g}, agreed for {found['agreed_for']} rounds")

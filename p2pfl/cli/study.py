@@ -37,7 +37,6 @@ confirmed: {confirmed}
 # threads: 1
 # status_port: 0            # on 127.0.0.1; 0: one that is free
 # linger_s: 30              # how long a stopped node answers the others
-# greet_timeout_s: 86400    # how long the first round waits for the neighbours
 # deadline_floor_s: 30      # a round waits at least so long for a neighbour,
 # deadline_factor: 5        # or so many times as long as recent rounds took
 # heartbeat_s: 2
@@ -69,6 +68,8 @@ def new(
     if faults:
         raise ConfigError(faults)
     resolved = load_experiment(experiment)
+    if faults := resolved.require.faults(len(cards)):
+        raise ConfigError(faults, str(experiment))
     samples = {member.name: member.samples for member in cards}
     schedule = resolved.build_schedule(sorted(samples), samples=samples)
     content = resolved.agreeing_on(schedule).as_dict()

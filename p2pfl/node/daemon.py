@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
-from p2pfl.departures import departures_of_events
-from p2pfl.errors import ConfigError, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.departures import Departure, departures_of_events
+from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
-from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
+from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
@@ -73,8 +74,8 @@ from that one to it."""
 class Limits:
     """How patient a node is."""
 
-    greet_timeout_s: float = 86_400.0
-    """How long the first round waits for every neighbour to greet."""
+    greet_timeout_s: float | None = None
+    """How long this node waits for all members before it starts; None: as the experiment's `require.within_s` says."""
     deadline_floor_s: float = 30.0
     """The least time that a neighbour has for a round, counted from when this node has sent its own model."""
     deadline_factor: float = 5.0
@@ -112,6 +113,7 @@ class Daemon:
         state: the folder for checkpoint, records and result.
         limits: its patience.
         incarnation: a random number in [1, 2**63), another one at each start.
+        signing: what this node agrees on the start with.
         status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
         view: what it needs to know the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
@@ -127,6 +129,7 @@ class Daemon:
         state: Path,
         limits: Limits,
         incarnation: int,
+        signing: Signing,
         status_port: int | None = 0,
         view: ViewTerms | None = None,
         start_anew: bool = False,
@@ -152,6 +155,9 @@ class Daemon:
             session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
             neighbours[name] = Neighbour(name=name, session=session)
         self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
+        self._agreed_start = AgreedStart(
+            plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())
+        )
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
         self.protocol = Protocol(
             me=me,
@@ -169,6 +175,8 @@ class Daemon:
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
             view=self._outlook.view if self._outlook is not None else None,
             shared=self._outlook.shared if self._outlook is not None else None,
+            start=self._agreed_start.agreement,
+            starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
         )
         self._link_watch = LinkWatch(neighbours)
         self._last_round_time: float | None = None  # seconds since 1970
@@ -209,6 +217,7 @@ class Daemon:
 
         Raises:
             StoreError: the disk failed, or the checkpoint cannot be read.
+            MembersMissing: too few members were there in time; this node has not trained.
         """
         self._open_folder()
         if self._finished and self.protocol.closing is not None:
@@ -250,9 +259,9 @@ class Daemon:
 
     async def _take_part(self) -> str:
         if self.protocol.closing is None:
-            if self._round == 0 and self.protocol.exchange == 0:
-                await self._greet()
-            reason = await self._rounds()
+            if self._agreed_start.company is None:
+                await self._await_start()
+            reason = await self._rounds() if self._agreed_start.company is not None else "paused"
         else:
             reason = self.protocol.closing
         if reason != "paused":
@@ -271,15 +280,79 @@ class Daemon:
         """What the end is called here, where the network stopped for a reason."""
         return "diverged" if self._population.all_diverged else reason
 
-    async def _greet(self) -> None:
-        """Wait until every neighbour has greeted."""
-        deadline_s = self.protocol.start_by_s = self._now() + self._limits.greet_timeout_s
-        links = self.protocol.neighbours.values()
-        while not all(n.session.is_open for n in links) and self._now() < deadline_s and not self._stopping:
-            await self._wait(deadline_s)
-        for neighbour in links:
-            neighbour.missed = not neighbour.session.is_open
+    async def _await_start(self) -> None:
+        """Wait until enough members are there; returns without a start where this node is to stop.
+
+        Raises:
+            MembersMissing: too few were there in time.
+        """
+        agreed = self._agreed_start
+        agreed.agreement.begin(self._now())
+        while not self._stopping:
+            self._note_links()
+            if (company := agreed.decide(self._now())) is not None:
+                await self._start(company)
+                return
+            if agreed.agreement.is_hopeless(self._now()):
+                await self._give_up()
+            reports = self.link_reports()
+            if (news := agreed.news(agreed.waiting_for(reports))) is not None:
+                log.info("%s", news)
+            self._wake_senders()
+            await self._wait(self._now() + TICK_S)
+
+    async def _start(self, company: list[str]) -> None:
+        """Begin in the company of some members; that is on the disk before anything is sent, so that a restarted node does not wait."""
+        agreed = self._agreed_start
+        agreed.start(company, self._now())
+        self._may_wait_at_start()
+        for name, neighbour in self.protocol.neighbours.items():
+            neighbour.missed = name not in company and not neighbour.session.is_open
         self._seconds["setup"] = self._now() - self._made_s
+        if agreed.missing:
+            log.warning(
+                "%s of %d members are missing at the start: %s", len(agreed.missing), len(self.plan.names), ", ".join(agreed.missing)
+            )
+            self._event("started_without", f"{', '.join(agreed.missing)}: {len(company)} of {len(self.plan.names)} members were ready")
+        else:
+            self._event("start_agreed", f"all {len(company)} members are ready")
+        await self._keep()
+        self._wake_senders()
+
+    def _may_wait_at_start(self) -> None:
+        """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
+        self.protocol.start_by_s = self._now() + self._agreed_start.within_s
+
+    async def _give_up(self) -> NoReturn:
+        """End without having trained, and say who was missing."""
+        assert self._folder is not None
+        why = self._agreed_start.verdict(self.link_reports())
+        log.error("%s", why)
+        self._event("not_started", why)
+        self._seconds["setup"] = self._now() - self._made_s
+        summary = finish_summary(
+            self.plan,
+            engine="daemons",
+            rounds=0,
+            stop_reason="members_missing",
+            x_NP=None,
+            metrics={self.me: {}},
+            mean_model=None,
+            baselines={},
+            bytes_sent=0,
+            seconds=self._seconds,
+            row_by_row=self._population.row_by_row,
+            peak_rss_bytes=peak_rss_bytes(),
+            departures=[Departure(kind="members_missing", detail=f"{self.me}: {why}")],  # of this start only: a later one waits anew
+        )
+        self._folder.write_summary(summary)
+        await self._say_goodbye("pausing")  # a later start waits anew
+        raise MembersMissing(why)
+
+    def _note_links(self) -> None:
+        """Tell the agreement on the start which links are up."""
+        up = [name for name, now in self.link_reports().items() if now.is_good]
+        self._agreed_start.agreement.note_links(up, self._now())
 
     async def _rounds(self) -> str:
         experiment, protocol = self.plan.experiment, self.protocol
@@ -403,7 +476,7 @@ class Daemon:
             if self._stopping or (protocol.stop_round is not None and self._round > protocol.stop_round):
                 return False
             assert protocol.barrier is not None
-            await self._wait(protocol.barrier.deadline_s)
+            await self._wait(max(protocol.barrier.deadline_s, self._now() + TICK_S))
         self._jump()
         return False
 
@@ -631,6 +704,7 @@ class Daemon:
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
                 departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
+                started_without=self._agreed_start.missing,
             )
         )
 
@@ -676,6 +750,8 @@ class Daemon:
 
     async def _tick(self) -> None:
         while True:
+            if self._round == 0 and self.protocol.closing is None:
+                self._note_links()
             self.protocol.tick(self._now())
             self._wake_senders()
             self._watch_links()
@@ -743,9 +819,12 @@ class Daemon:
                 self._bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
         self.protocol.handed_over(neighbour, item)
 
-    async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords) -> None:
+    async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords | SendReady) -> None:
         if isinstance(item, SendRecords):
             await self._send_records(neighbour)
+        elif isinstance(item, SendReady):
+            while (ready := self._agreed_start.agreement.take(neighbour.name, self._now())) is not None:
+                await self._send_patiently(neighbour, encode(ready), lambda: True)
         else:
             await self._send_patiently(neighbour, encode(item), lambda: True)
 
@@ -880,6 +959,7 @@ class Daemon:
                 "skipped": sorted(self._seen.skipped),
             },
             "finished": self._finished,
+            "started": self._agreed_start.company,
             "joined": self._joined,
             "bytes_sent": self._bytes_sent,
             "seconds": self._seconds,
@@ -922,6 +1002,11 @@ class Daemon:
         tensors, story = found
         self._population.restore(tensors)
         self._finished, self._joined = story["finished"], story["joined"]
+        # before there was an agreed start a checkpoint was written after the first exchange
+        company = story.get("started", list(self.plan.names))
+        if company is not None:
+            self._agreed_start.start(company, self._now())
+            self._may_wait_at_start()
         if self._meetings is not None:
             self._meetings.restore(story["meetings"])
             self._sent_P = tensors.get("last_sent")
@@ -959,6 +1044,9 @@ class Daemon:
         return network | {
             "version": p2pfl.__version__,
             "member": self.me,
+            "waiting_for": self._agreed_start.waiting_for(reports),
+            "started_with": self._agreed_start.company,
+            "started_without": self._agreed_start.missing,
             "round": self._round,
             "rounds": self.plan.experiment.rounds,
             "exchange": protocol.exchange,

@@ -41,6 +41,11 @@ class SendRecords:
     """What is new of the whole network, gathered when its turn comes."""
 
 
+@dataclass(frozen=True, slots=True)
+class SendReady:
+    """Ready records and receipts, gathered when their turn comes."""
+
+
 @dataclass(slots=True)
 class Neighbour:
     """One end of an edge. Owned by the node's protocol."""
@@ -48,10 +53,12 @@ class Neighbour:
     name: str
     session: LinkSession
     ledger: EdgeLedger = field(default_factory=EdgeLedger)
-    outbox: deque[Message | SendUpdate | SendRecords] = field(default_factory=deque)
+    outbox: deque[Message | SendUpdate | SendRecords | SendReady] = field(default_factory=deque)
     heard_exchange: int = -1
     """The furthest exchange that it has spoken of."""
     last_seen_s: float | None = None
+    behind_s: float = float("-inf")
+    """When it last said that it is still at an earlier exchange than this node, which has sent its own: it waits for somebody else."""
     missed: bool = False
     """It did not come in time, so nobody waits for it until it is heard again."""
     is_faulty: bool = False
@@ -102,7 +109,7 @@ class Neighbour:
     lacks: int | None = None
     """The exchange whose update continues values that are not here."""
 
-    def queue(self, item: Message | SendUpdate | SendRecords) -> None:
+    def queue(self, item: Message | SendUpdate | SendRecords | SendReady) -> None:
         """Put something into the outbox, once: what is lost there is asked for again. Nothing follows a last word, which ends the link."""
         if self.said_last:
             return
@@ -127,7 +134,7 @@ class Neighbour:
         updates = (waiting for waiting in self.outbox if isinstance(waiting, SendUpdate))
         return next((waiting for waiting in updates if (waiting.exchange, waiting.whole) == (exchange, whole)), None)
 
-    def next_short(self) -> Message | SendRecords | None:
+    def next_short(self) -> Message | SendRecords | SendReady | None:
         """Take from the outbox what may overtake an update: all but a last word, which ends the link for what is behind it."""
         for item in self.outbox:
             if not isinstance(item, SendUpdate | Goodbye):

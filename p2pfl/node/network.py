@@ -25,7 +25,7 @@ from torch import Tensor
 from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
 from p2pfl.departures import Departure, departures_of_events
-from p2pfl.errors import P2PFLError, StoreError
+from p2pfl.errors import MembersMissing, P2PFLError, StoreError
 from p2pfl.experiment import Experiment, experiment_from, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
@@ -49,6 +49,9 @@ SAY_AFTER_S, SAY_AT_MOST_S = 5.0, 60.0
 POLL_S = 0.25
 STOP_S = 15.0
 STOP_POLL_S = 0.05
+START_S = 120.0
+"""For all daemons to be ready: longer than this none of them waits for another, whatever the experiment says."""
+
 RESTARTS = 5
 """How often a daemon that died is started again, as a service manager would."""
 
@@ -102,6 +105,11 @@ class _Site:
         if self.process is None:
             return not (self.run_folder / "summary.json").exists()
         return self.starts > 1 and self.rounds_seen <= self.began_at
+
+    def has_not_started(self) -> bool:
+        """Whether it has ended without a round because too few nodes were ready."""
+        summary = read_run(self.run_folder).summary
+        return summary is not None and summary["stop_reason"] == "members_missing"
 
     @property
     def is_lost(self) -> bool:
@@ -261,7 +269,6 @@ def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any
         "confirmed": study.digest,
         "listen": card.address,
         "state": "state",
-        "greet_timeout_s": 120.0,
         **settings,
     }
     (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")
@@ -310,6 +317,9 @@ class _Network:
         if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):
             reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
             raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
+        if untrained := [site for site in self._sites if site.has_not_started()]:
+            reasons = [f"{site.name}: {site.last_words() or 'too few nodes were ready'}; its log is {site.log}" for site in untrained]
+            raise MembersMissing("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
     def _hear_signals(self) -> None:
         """Pause everything before a signal ends this process; not where somebody else hears it, or has it ignored."""
@@ -357,7 +367,7 @@ class _Network:
         progress_log.info("no new round for %.0f s; waiting for %s%s", now_s - self._quiet_since_s, where, because)
 
     def _start(self, site: _Site) -> None:
-        arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes"]
+        arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
         site.starts += 1
         site.began_at = site.rounds_seen
         site.log_offset = site.log.stat().st_size if site.log.exists() else 0
@@ -494,6 +504,7 @@ class _Network:
                     *departures_of_events(self._folder.events()),
                     *non_finite_models(names, x_NP),
                 ],
+                started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
             )
             | deaths
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import BadMessage, PeerError
-from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendRecords, SendUpdate
+from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame, encode
@@ -28,6 +28,7 @@ from p2pfl.wire.messages import (
     Goodbye,
     Hello,
     News,
+    Ready,
     Records,
     Remembered,
     Sent,
@@ -39,6 +40,7 @@ from p2pfl.wire.messages import (
 from p2pfl.wire.newest import Held, NewestUpdates
 from p2pfl.wire.pace import CEILING_S, RoundPace
 from p2pfl.wire.shared_sum import SharedSum
+from p2pfl.wire.start_agreement import StartAgreement
 from p2pfl.wire.update import Arrived, Parcel, Whole
 from p2pfl.wire.view import NetworkView
 
@@ -142,7 +144,13 @@ class Protocol:
     """Exchanges of the training rounds: those after them take next to no time."""
 
     start_by_s: float = float("-inf")
-    """Until then the first exchange waits for every neighbour that is alive: it may still be waiting for its own neighbours."""
+    """Until then the first exchanges wait for every neighbour that is alive: it may still hear of the start, or wait for who does."""
+
+    starting_exchanges: int = 1
+    """So many exchanges after the start everybody has gone through one, as far as news need from end to end of the graph."""
+
+    start: StartAgreement | None = None
+    """Its part in agreeing to start."""
 
     stop_round: int | None = None
     agreed_for: int = 0
@@ -207,6 +215,9 @@ class Protocol:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
             self._hear_records(peer, heard.message, now_s)
+            if self.start is not None and isinstance(heard.message, Ready):
+                self.start.hear(peer, heard.message, now_s)
+                self._say_ready(now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
             return
@@ -267,7 +278,7 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent):
+        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready):
             neighbour.queue(self.closing_message(neighbour))
 
     @property
@@ -309,6 +320,8 @@ class Protocol:
         else:  # what it says of the edge and of stopping may be true all the same
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
+        if isinstance(message, Alive) and message.exchange < self.exchange and self.exchange in self.sent:
+            neighbour.behind_s = now_s
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
         if self.meetings is not None and (self.closing is not None or isinstance(message, Closing)):
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
@@ -405,6 +418,8 @@ class Protocol:
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
+            if self.start is not None:
+                self.start.say_again(neighbour.name)
             if now_s - neighbour.last_resent_s < RESEND_AFTER_S:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
@@ -635,11 +650,23 @@ class Protocol:
             return True
         if now_s < self.barrier.deadline_s:
             return False
-        starting = self.exchange == 0 and now_s < self.start_by_s
+        starting = self.exchange < self.starting_exchanges and now_s < self.start_by_s
         return not any(
-            neighbour.is_flowing(self.exchange, now_s, self._patience_s) or (starting and neighbour.was_seen(now_s, self.allowance_s()))
+            neighbour.is_flowing(self.exchange, now_s, self._patience_s)
+            or now_s < self._deadline_of(neighbour)
+            or (starting and neighbour.heard_exchange <= self.exchange and neighbour.was_seen(now_s, self.allowance_s()))
             for neighbour in awaited
         )
+
+    def _deadline_of(self, neighbour: Neighbour) -> float:
+        """Until when a neighbour is waited for that has itself waited for somebody else.
+
+        Its time for this exchange begins when it has left the one before; it has at most one allowance more. With one deadline for all,
+        a node that is gone would make its neighbours late for theirs, and those for the next.
+        """
+        assert self.barrier is not None
+        allowance_s = self.allowance_s()
+        return min(neighbour.behind_s + allowance_s, self.barrier.deadline_s + allowance_s)
 
     @property
     def _patience_s(self) -> float:
@@ -755,7 +782,7 @@ class Protocol:
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""
         return self.newest is not None or all(
-            neighbour.left or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
+            neighbour.left or neighbour.ledger.is_untouched or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
             for neighbour in self.neighbours.values()
         )
 
@@ -779,6 +806,13 @@ class Protocol:
                     neighbour.queue(self._alive(neighbour))
         self._ask_again(now_s)
         self._pass_on(now_s)
+        self._say_ready(now_s)
+
+    def _say_ready(self, now_s: float) -> None:
+        """What is new of the start, or was said and has no receipt."""
+        for neighbour in self.neighbours.values():
+            if self.start is not None and neighbour.session.is_open and self.start.is_due(neighbour.name, now_s):
+                neighbour.queue(SendReady())
 
     def _pass_on(self, now_s: float) -> None:
         """What is new of the network and has waited long enough."""

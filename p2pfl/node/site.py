@@ -64,8 +64,8 @@ class SiteFile:
     linger_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """How long a node that has stopped still answers neighbours that have not."""
 
-    greet_timeout_s: Seconds = 86400.0
-    """How long the first round waits for the neighbours."""
+    greet_timeout_s: Seconds | None = None
+    """Of earlier versions, accepted for one more: how long this node waits for all members; None: as the study's require.within_s says."""
 
     deadline_floor_s: Seconds = 30.0
     """A round waits at least so long for a neighbour."""

@@ -19,6 +19,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from
+from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
@@ -32,7 +33,14 @@ from p2pfl.yaml_files import check
 log = logging.getLogger(__name__)
 
 
-def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: bool = False, start_anew: bool = False) -> str:
+def start(
+    site_path: Path,
+    *,
+    confirmed: str | None = None,
+    until_stdin_closes: bool = False,
+    start_anew: bool = False,
+    start_within_s: float | None = None,
+) -> str:
     """Run the node of a site until its network stops or somebody stops it.
 
     Args:
@@ -40,6 +48,7 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
         confirmed: the study's digest as the administrator confirmed it; None: the one in the file.
         start_anew: put aside what is in the state folder and begin without it, as the administrator has decided.
         until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.
+        start_within_s: wait no longer than this for all members; None: as long as the study says.
 
     Returns:
         The stop reason.
@@ -47,6 +56,7 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
     Raises:
         ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data are not there.
         StoreError: the disk failed.
+        MembersMissing: fewer members than the study requires were there in time; nobody has trained.
     """
     site = SiteFile.load(site_path)
     study = Study.load(site.study)
@@ -57,6 +67,13 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     torch.set_num_threads(site.threads)
     plan = _plan(site, study, site_path)
+    waits_s = [plan.experiment.require.within_s]
+    if site.greet_timeout_s is not None:
+        log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
+        waits_s = [site.greet_timeout_s]
+    if start_within_s is not None:
+        waits_s.append(start_within_s)
+    keys = {member.name: bytes.fromhex(member.identity) for member in study.members}
     with _only_one(site.state):
         if start_anew:
             _put_aside(site.state)
@@ -77,17 +94,18 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
             study_digest=study.digest,
             state=site.state,
             limits=Limits(
-                greet_timeout_s=site.greet_timeout_s,
+                greet_timeout_s=min(waits_s),
                 deadline_floor_s=site.deadline_floor_s,
                 deadline_factor=site.deadline_factor,
                 linger_s=site.linger_s,
                 round_at_least_s=site.round_at_least_s,
             ),
             incarnation=secrets.randbelow(2**63 - 1) + 1,
+            signing=Signing(keys=keys, sign=identity.signing.sign),
             status_port=site.status_port,
             start_anew=start_anew,
             view=ViewTerms(
-                keys={member.name: bytes.fromhex(member.identity) for member in study.members},
+                keys=keys,
                 sign=identity.signing.sign,
                 policy=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
             ),

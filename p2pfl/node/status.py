@@ -106,6 +106,8 @@ def read_status(state: Path) -> dict[str, Any]:
 def _last_words(state: Path) -> str:
     """When a node that does not run gave its last sign of life, and how it is started."""
     run = state / "run"
+    if (run / "summary.json").exists() and json.loads((run / "summary.json").read_text()).get("stop_reason") == "members_missing":
+        return "it ended without training because too few members were ready; start it with p2pfl node start, and it waits anew"
     if (run / "summary.json").exists():
         return f"it has finished, and its result is in {run}"
     written = [path.stat().st_mtime for path in (state / CHECKPOINT, run / "nodes.jsonl", run / "events.jsonl") if path.exists()]

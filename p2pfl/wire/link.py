@@ -19,6 +19,7 @@ from p2pfl.wire.messages import (
     Goodbye,
     Hello,
     Message,
+    Ready,
     Records,
     Remembered,
     Report,
@@ -227,7 +228,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent():
+            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready():
                 return Heard(message=message)
 
     def _step(self, event: Event) -> None:

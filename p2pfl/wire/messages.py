@@ -1,4 +1,4 @@
-"""What neighbours say to each other: eleven messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: twelve messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -23,6 +23,12 @@ MAX_RECORDS: Final = 32
 """Round records in one message."""
 
 MAX_RECORD_BYTES: Final = 512
+
+MAX_READY: Final = 16
+"""Ready records, and receipts, in one message."""
+
+MAX_READY_BYTES: Final = 2048
+RECEIPT_BYTES: Final = 8
 
 _LARGEST = 2**53 - 1  # exact in a float64 too, and far from overflowing an int64 when rounds are added
 _LARGEST_63 = 2**63 - 1
@@ -57,6 +63,9 @@ Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
 """Lower case words joined by underscores: safe to print and to count by."""
 
 SealedRecord = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_RECORD_BYTES)]
+
+SealedReady = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_READY_BYTES)]
+Receipt = Annotated[bytes, Strict(), Field(min_length=RECEIPT_BYTES, max_length=RECEIPT_BYTES)]
 
 ChannelEntry = tuple[Name, Name, Size]
 """A channel's name, its dtype, how many numbers."""
@@ -305,11 +314,24 @@ class Sent:
     """Of which of the two kinds."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """How far nodes, near and far, are with their start, each under its own signature; said again until there is a receipt."""
+
+    code: ClassVar[int] = 12
+
+    sealed: Annotated[tuple[SealedReady, ...], Strict(), Field(max_length=MAX_READY)]
+    """As `ready_record` seals them."""
+
+    receipts: Annotated[tuple[Receipt, ...], Strict(), Field(max_length=MAX_READY)]
+    """Of records that have come from you."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent)
+    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready)
 }
 """By type code. A code is never used for anything else again."""

@@ -1,0 +1,282 @@
+"""The agreed start: nobody trains before enough members are known to be there and linked. No clock, no socket.
+
+Each member spreads a signed record of which links to its neighbours are up; neighbours pass records on, and say them again until there is a
+receipt. A member is there where records of both ends show a way of links that are up from here to it. It is ready where its links to all
+neighbours that are there are up. A node starts once all members are ready; or, after a time, once so many are ready as were agreed; or
+where it knows of everybody in whose company another node says that it has started. The last keeps nodes together whose clocks differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from p2pfl.errors import BadMessage
+from p2pfl.wire.messages import MAX_READY, Ready
+from p2pfl.wire.ready_record import ReadyRecord, packed, receipt, seal, unpacked, unseal, verify
+from p2pfl.wire.round_record import Sign
+
+RESEND_S: Final = 0.5
+"""After so long a record that a neighbour has given no receipt for is said again."""
+
+CHANGE_S: Final = 0.5
+"""A node whose links come and go makes no more than one record in this time."""
+
+_BURST_EACH: Final = 16
+_BURST: Final = 64
+_PER_S_EACH: Final = 0.5
+"""New records of each member that a neighbour may pass on: at once, and a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Awaited:
+    """What keeps a node from starting."""
+
+    absent: frozenset[int]
+    """Members that were never heard of although a neighbour of theirs was."""
+
+    behind: frozenset[int]
+    """Members that could only be heard of through those; nobody here knows anything of them."""
+
+    gone: frozenset[int]
+    """Members that were heard of, and that no way of links leads to now."""
+
+    broken: frozenset[tuple[int, int]]
+    """Neighbours that are both there and have no link with each other, the smaller place first."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Spoken:
+    """What one neighbour has been told and is yet to be told."""
+
+    owed: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    """By member the record that there is no receipt for, and when it was last said."""
+
+    receipts: list[bytes] = field(default_factory=list)
+    tokens: float
+    at_s: float = -math.inf
+
+
+class StartAgreement:
+    """One node's part in agreeing to start.
+
+    Args:
+        me: this node's place in the roster.
+        neighbours: for each member the places of its neighbours, rising.
+        names: this node's neighbours by name, with their places.
+        keys: every member's Ed25519 public key, 32 bytes, in the roster's order.
+        sign: with this node's own key.
+        study: the study's digest, 32 bytes.
+        needed: how many members must be ready once within_s is over.
+        within_s: how long a node waits for all members.
+        grace_s: how long after that news may still be on the way.
+        began_ms: when this process began, in milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: int,
+        neighbours: Sequence[Sequence[int]],
+        names: Mapping[str, int],
+        keys: Sequence[bytes],
+        sign: Sign,
+        study: bytes,
+        needed: int,
+        within_s: float,
+        grace_s: float,
+        began_ms: int,
+    ) -> None:
+        self.me, self.needed = me, needed
+        self.deadline_s = math.inf
+        """From then on not all members are needed."""
+        self.started: frozenset[int] | None = None
+        """Members that were ready when this node started; None: it has not."""
+        self._neighbours, self._places = neighbours, dict(names)
+        self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
+        self._sign, self._study, self._within_s, self._grace_s = sign, study, within_s, grace_s
+        self._began_ms, self._number = began_ms, 0
+        self._newest: dict[int, tuple[ReadyRecord, bytes]] = {}
+        self._spoken = {name: _Spoken(tokens=_BURST + _BURST_EACH * len(keys)) for name in names}
+        self._up: frozenset[str] = frozenset()
+        self._published_s = self._news_s = -math.inf
+        self._there: frozenset[int] | None = None  # None: to be found out anew
+        self._broken: frozenset[tuple[int, int]] = frozenset()
+
+    # ---- what this node says itself
+
+    def begin(self, now_s: float) -> None:
+        """The time for all members runs from now on."""
+        self.deadline_s = now_s + self._within_s
+
+    def note_links(self, up: Collection[str], now_s: float) -> None:
+        """Take up which neighbours this node has a link to, and tell the network where that has changed."""
+        up = frozenset(up)
+        is_urgent = len(up) == len(self._places) or not self._newest
+        if self.me not in self._newest or (up != self._up and (is_urgent or now_s - self._published_s >= CHANGE_S)):
+            self._up = up
+            self._publish(now_s)
+
+    def start(self, members: Collection[int], now_s: float) -> None:
+        """This node starts, in the company of some members; it says so and decides no more."""
+        self.started = frozenset(members)
+        self._publish(now_s)
+
+    def _publish(self, now_s: float) -> None:
+        own = self._neighbours[self.me]
+        record = ReadyRecord(
+            member=self.me,
+            began=self._began_ms,
+            number=self._number,
+            links=packed(own.index(self._places[name]) for name in self._up),
+            started=None if self.started is None else packed(self.started),
+        )
+        self._number += 1
+        self._published_s = now_s
+        self._take_in(record, seal(record, self._sign, self._study), now_s)
+
+    # ---- what comes and goes
+
+    def hear(self, peer: str, message: Ready, now_s: float) -> None:
+        """Take in what a neighbour passes on.
+
+        Raises:
+            BadMessage: one of the records is none, of nobody in the roster, not signed by whom it is of, or more came than anybody needs
+                to say; those before it stand.
+        """
+        spoken = self._spoken[peer]
+        got = set(message.receipts)
+        spoken.owed = {member: owed for member, owed in spoken.owed.items() if receipt(owed[0]) not in got}
+        for sealed in message.sealed:
+            record = unseal(sealed)
+            if record.member >= len(self._keys):
+                raise BadMessage("a ready record of nobody in the roster", reason="bad_record")
+            held = self._newest.get(record.member)
+            if held is not None and held[1] != sealed and record.age <= held[0].age:
+                continue  # it is told of the newer one
+            if held is None or held[1] != sealed:
+                self._spend(spoken, now_s)
+                verify(sealed, self._keys[record.member], self._study)
+                if record.member == self.me:  # of an earlier process, which had a later clock
+                    self._began_ms = record.began + 1
+                    self._publish(now_s)
+                else:
+                    self._take_in(record, sealed, now_s)
+            if record.member in spoken.owed and spoken.owed[record.member][0] == sealed:
+                del spoken.owed[record.member]  # it has it
+            if receipt(sealed) not in spoken.receipts:
+                spoken.receipts.append(receipt(sealed))
+
+    def _spend(self, spoken: _Spoken, now_s: float) -> None:
+        """Count a new record against what one neighbour may pass on; each costs a signature's check and is told to everybody."""
+        most = _BURST + _BURST_EACH * len(self._keys)
+        if spoken.at_s > -math.inf:
+            spoken.tokens = min(most, spoken.tokens + (now_s - spoken.at_s) * (1 + _PER_S_EACH * len(self._keys)))
+        spoken.at_s = now_s
+        if spoken.tokens < 1:
+            raise BadMessage("more ready records than there can be to say", reason="too_many_records")
+        spoken.tokens -= 1
+
+    def is_due(self, name: str, now_s: float) -> bool:
+        """Whether there is something to say to a neighbour now."""
+        spoken = self._spoken[name]
+        return bool(spoken.receipts) or any(now_s - said_s >= RESEND_S for _, said_s in spoken.owed.values())
+
+    def take(self, name: str, now_s: float) -> Ready | None:
+        """What to say to a neighbour now; None: nothing. As long as `is_due` there is more."""
+        spoken = self._spoken[name]
+        due = [member for member, (_, said_s) in spoken.owed.items() if now_s - said_s >= RESEND_S][:MAX_READY]
+        receipts, spoken.receipts = spoken.receipts[:MAX_READY], spoken.receipts[MAX_READY:]
+        if not due and not receipts:
+            return None
+        sealed = tuple(spoken.owed[member][0] for member in due)
+        spoken.owed |= {member: (spoken.owed[member][0], now_s) for member in due}
+        return Ready(sealed=sealed, receipts=tuple(receipts))
+
+    def say_again(self, name: str) -> None:
+        """A neighbour's process is another one: it knows nothing of what was said."""
+        self._spoken[name].owed = {member: (sealed, -math.inf) for member, (_, sealed) in self._newest.items()}
+
+    def is_said(self, names: Collection[str]) -> bool:
+        """Whether some neighbours have given receipts for all that is known here."""
+        return not any(self._spoken[name].owed for name in names)
+
+    def _take_in(self, record: ReadyRecord, sealed: bytes, now_s: float) -> None:
+        self._newest[record.member] = record, sealed
+        self._there, self._news_s = None, now_s
+        for spoken in self._spoken.values():
+            spoken.owed[record.member] = sealed, -math.inf
+
+    # ---- what it comes to
+
+    def decide(self, now_s: float) -> frozenset[int] | None:
+        """Members to start with now; None: the start has to wait, or has been."""
+        if self.started is not None or self.me not in self._newest:
+            return None
+        companies = [unpacked(record.started) for record, _ in self._newest.values() if record.started is not None]
+        known = [company for company in companies if len(company) >= self.needed and company <= self._newest.keys()]
+        if known:
+            return max(known, key=lambda company: (len(company), sorted(company)))
+        there = self.there()
+        num_ready = len(there) - _cover(self._broken)
+        if num_ready == len(self._keys) or (now_s >= self.deadline_s and num_ready >= self.needed):
+            return there
+        return None
+
+    def is_hopeless(self, now_s: float) -> bool:
+        """Whether time is up, also for what may have been on the way: this node is not going to train."""
+        if self.started is not None or now_s < self.deadline_s + self._grace_s:
+            return False
+        has_started = any(record.started is not None for record, _ in self._newest.values())
+        return not (has_started and now_s < self._news_s + self._grace_s)
+
+    def there(self) -> frozenset[int]:
+        """Members to which a way of links leads that are up by both ends' newest records, this one among them."""
+        if self._there is None:
+            links = {member: self._linked(record) for member, (record, _) in self._newest.items()}
+            found, edge = {self.me}, [self.me]
+            while edge:
+                member = edge.pop()
+                following = [other for other in links.get(member, ()) if other not in found and member in links.get(other, ())]
+                found.update(following)
+                edge += following
+            self._there = frozenset(found)
+            self._broken = frozenset(
+                (member, other)
+                for member in found
+                for other in self._neighbours[member]
+                if other in found and member < other and not (other in links.get(member, ()) and member in links.get(other, ()))
+            )
+        return self._there
+
+    def _linked(self, record: ReadyRecord) -> frozenset[int]:
+        """Members that one has a link to, as it says."""
+        own = self._neighbours[record.member]
+        return frozenset(own[k] for k in unpacked(record.links) if k < len(own))
+
+    def neighbours_of(self, place: int) -> Sequence[int]:
+        """Places of a member's neighbours, rising."""
+        return self._neighbours[place]
+
+    def awaited(self) -> Awaited:
+        """What keeps this node from starting, were its time not up."""
+        there, heard = self.there(), self._newest.keys()
+        unheard = frozenset(range(len(self._keys))) - heard - there
+        absent = frozenset(member for member in unheard if any(other in heard for other in self._neighbours[member]))
+        return Awaited(absent=absent, behind=unheard - absent, gone=frozenset(heard) - there, broken=self._broken)
+
+
+def _cover(broken: Collection[tuple[int, int]]) -> int:
+    """Number of members without whom no broken pair would be left; the most often broken ones go first."""
+    left, count = set(broken), 0
+    while left:
+        often = Counter(member for pair in left for member in pair)
+        worst = max(often, key=lambda member: (often[member], member))
+        left = {pair for pair in left if worst not in pair}
+        count += 1
+    return count
