@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, some
 
 _MOST_LINE_SHOWN = 60
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -150,4 +150,4 @@ def _check_header(header: Sequence[str], names: Sequence[str], line: int, place:
             raise ConfigError(
                 f"line {line}: the columns are separated by {word}: expected commas; save it with commas and decimal points", place
             )
-    raise ConfigError(f"line {line}: the header lacks {', '.join(missing)}; expected {', '.join(names)}", place)
+    raise ConfigError(f"line {line}: the header lacks {some(missing)}; expected {some(names)}", place)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 from p2pfl.errors import ConfigError
+from p2pfl.text_files import decode
 
 T = TypeVar("T")
 
@@ -173,17 +174,11 @@ def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
             content = file.read(_MAX_BYTES + 1)
         if content in _KEPT:
             return copy.deepcopy(_KEPT[content])
-        text = content.decode("utf-8")
+        text = decode(content, str(path))
     except FileNotFoundError as error:
         raise ConfigError("no such file", str(path)) from error
     except IsADirectoryError as error:
         raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise ConfigError(
-            f"cannot be read: line {line} holds the byte 0x{byte:02x}, which is not UTF-8; save it as UTF-8", str(path)
-        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
     if len(content) > _MAX_BYTES:

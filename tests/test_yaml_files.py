@@ -131,6 +131,8 @@ def test_a_file_must_be_a_mapping_with_texts_as_keys(tmp_path):
     assert fault(b"- 1\n") == ["holds [1]: expected a mapping (key: value)"]
     assert fault(b"") == ["is empty: expected a mapping (key: value)"]
     assert fault(b"1: a\n2: b\n") == ["the key 1: expected a text", "the key 2: expected a text"]
+    assert fault("a: 1".encode("utf-16")) == ["cannot be read: line 1 begins with the byte order mark of UTF-16; save it as UTF-8"]
+    assert fault(b"a: 1\nb: \x002\n") == ["cannot be read: line 2 holds a NUL byte; save it as UTF-8 text"]
     assert fault(b"a: \xff\xfe")[0].startswith("cannot be read: line 1 holds the byte 0xff")
     with pytest.raises(ConfigError, match="no such file"):
         load_yaml(tmp_path / "nothing.yaml")
