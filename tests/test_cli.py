@@ -16,6 +16,7 @@ import typer
 
 from commands import start_command
 from p2pfl.cli import app, main
+from p2pfl.cli.run import _Progress
 from p2pfl.records import read_run
 from p2pfl.results import Run
 from p2pfl.simulator import simulate
@@ -224,6 +225,16 @@ def test_a_run_says_how_it_goes_on_standard_error_and_the_result_on_standard_out
     assert "3 nodes, 2 rounds, at its cap of rounds" in out
     assert "more: p2pfl inspect runs/learning" in out
     assert err.splitlines()[-1].startswith("round 2: loss ")
+
+
+def test_in_a_pipe_progress_is_a_line_each_tenth_and_each_five_seconds(capsys, monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("p2pfl.cli.run.monotonic", lambda: now_s)
+    with _Progress(enabled=True) as progress:
+        for number, now_s in [(1, 1.0), (2, 2.0), (3, 5.9), (4, 6.1), (99, 7.0), (100, 8.0), (1000, 9.0)]:  # noqa: B007
+            progress(number, 1000, {"loss": 0.5})
+
+    assert capsys.readouterr().err == "".join(f"round {number}: loss 0.5000\n" for number in (1, 4, 100, 1000))
 
 
 def test_options_replace_keys_of_the_file(folder, p2pfl):

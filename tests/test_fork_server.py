@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,11 @@ def are_at_work(place: Path, num_daemons: int) -> bool:
 
 
 def daemons(place: Path) -> dict[str, int]:
-    return {Path(f"/proc/{pid}/fd/1").readlink().parent.name: pid for pid in running(place / "run" / "sites")}
+    found = {}
+    for pid in running(place / "run" / "sites"):
+        with suppress(FileNotFoundError):  # it has just ended
+            found[Path(f"/proc/{pid}/fd/1").readlink().parent.name] = pid
+    return found
 
 
 def said_last(run: Path) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must 
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
+
+
+_EVERY_S = 5.0
 
 
 def up(
@@ -271,11 +275,11 @@ def _say_figures(run: Run) -> None:
 
 
 class _Progress(Bar):
-    """A bar on a terminal, a line every tenth of the way otherwise; nothing where the output is for a machine."""
+    """A bar on a terminal; otherwise a line every tenth of the way and every five seconds. Nothing where the output is for a machine."""
 
     def __init__(self, *, enabled: bool) -> None:
         super().__init__("round {task.completed}", width=24, enabled=enabled)
-        self._said = -1
+        self._said, self._said_s = -1, monotonic()
 
     def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
         if not self.enabled:
@@ -287,6 +291,7 @@ class _Progress(Bar):
         note = ", ".join(part for part in parts if part)
         if self.is_there:
             self.show(round, most, note)
-        elif round * 10 // max(most, 1) > self._said:
-            self._said = round * 10 // max(most, 1)
+        elif round * 10 // max(most, 1) > self._said or monotonic() - self._said_s >= _EVERY_S:
+            self._said, self._said_s = round * 10 // max(most, 1), monotonic()
             sys.stderr.write(f"round {round}: {note}\n")
+            sys.stderr.flush()

@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 1.0
 """How long a message waits for room in its link before it is asked whether it is still of use. A link that is down says so at once."""
+SAY_AWAITED_S = 10.0
+"""A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
@@ -470,15 +472,31 @@ class Daemon:
             updates, wholes, mark = await asyncio.to_thread(self._updates, outgoing)
             protocol.post(updates, self._now(), wholes=wholes, mark=mark)
             self._wake_senders()
+        began_s, say_after_s = self._now(), SAY_AWAITED_S
         while not protocol.is_behind():
             if protocol.is_over(self._now()):
                 return True
             if self._stopping or (protocol.stop_round is not None and self._round > protocol.stop_round):
                 return False
+            if self._now() - began_s >= say_after_s:
+                self._say_awaited(self._now() - began_s)
+                say_after_s *= 2
             assert protocol.barrier is not None
             await self._wait(max(protocol.barrier.deadline_s, self._now() + TICK_S))
         self._jump()
         return False
+
+    def _say_awaited(self, seconds: float) -> None:
+        """One line that says whom this round waits for, and what is known of them."""
+        reports, awaited = self.link_reports(), self.protocol.awaited()
+        if not awaited:
+            return
+        said = []
+        for name in awaited:
+            heard_s = _seconds_since(self._now(), self.protocol.neighbours[name].last_seen_s, self._transport.link(name).heard_s)
+            last = "never heard" if heard_s is None else f"last heard {heard_s:.0f} s ago"
+            said.append(f"{name} ({reports[name].detail or last})")
+        log.info("round %d: waiting for %.0f s for %s", self._round, seconds, ", ".join(said))
 
     def _updates(self, outgoing: Mapping[str, Tensor]) -> tuple[dict[str, Parcel], dict[str, Whole], bytes | None]:
         """What goes out now, by receiver; where it continues what was sent before also what it leads to, and the mark of that."""

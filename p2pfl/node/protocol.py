@@ -668,6 +668,13 @@ class Protocol:
         allowance_s = self.allowance_s()
         return min(neighbour.behind_s + allowance_s, self.barrier.deadline_s + allowance_s)
 
+    def awaited(self) -> list[str]:
+        """Neighbours whose update of this exchange is not here, and that are still waited for."""
+        if self.newest is not None or self.barrier is None:
+            return []
+        there = {*self.barrier.arrived, *self._refused_here()}
+        return [name for name in self.now_linked.weights if name not in there and not self.neighbours[name].missed]
+
     @property
     def _patience_s(self) -> float:
         """How long an update of which a part is here may rest."""

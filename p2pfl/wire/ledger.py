@@ -150,7 +150,12 @@ class EdgeLedger:
         )
         heard = saved.get("heard")
         if heard is not None:
-            ledger.heard = Report(**{**heard, "merged": tuple(heard["merged"])})
+            ledger.heard = Report(
+                closed_through=heard["closed_through"],
+                merged=tuple(heard["merged"]),
+                confirmed=heard["confirmed"],
+                settled=heard["settled"],
+            )
         ledger.anew = saved.get("anew", 0)
         ledger.checkpointed(saved)
         return ledger
