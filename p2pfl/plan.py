@@ -204,7 +204,7 @@ def make_plan(
         layout = _layout(model, experiment)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
-    try_out(task, model, experiment.algorithm.batch_size)
+    try_out(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
     if layout.personal:
         algorithm = PartlyShared(algorithm, layout)
     return Plan(
@@ -219,6 +219,7 @@ def make_plan(
             algorithm=algorithm,
             optimizer=experiment.optimizer,
             batch_size=experiment.algorithm.batch_size,
+            repeats_rows=experiment.schema == 1,
             rounds=experiment.rounds,
             local_steps=experiment.algorithm.local_steps,
             seed=experiment.seed,

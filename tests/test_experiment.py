@@ -23,6 +23,7 @@ QUADRATIC = {"task": {"name": "quadratic"}}
 
 DEFAULTS = """
 name: NAME
+schema: 2
 task: {name: breast-cancer}
 nodes: null
 partition: {name: dirichlet, alpha: 0.5}

@@ -166,12 +166,12 @@ def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, s
     import torch
 
     from p2pfl.errors import TaskError
-    from p2pfl.experiment import experiment_from
+    from p2pfl.experiment import recorded_experiment
     from p2pfl.params import Layout
     from p2pfl.plan import load_sites
     from p2pfl.training import build_model
 
-    experiment = experiment_from(study.experiment, str(place))
+    experiment = recorded_experiment(study.experiment, str(place))
     try:
         task = load_sites(experiment)
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)

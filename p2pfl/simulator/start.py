@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment, experiment_from, resolve
+from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import Run
@@ -58,11 +58,11 @@ def simulate(
     """
     if resume is not None:
         place = Path(resume)
-        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
             return Run(place)
     elif replay is not None:
-        resolved = experiment_from(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
+        resolved = recorded_experiment(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
         place = Path(out) if out is not None else Path("runs") / f"{resolved.name}-replayed"
     else:
         resolved = resolve(experiment, overrides)
