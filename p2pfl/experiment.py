@@ -73,6 +73,11 @@ def _batch_size(value: object) -> object:
     return value
 
 
+def _switch(value: object) -> object:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 _LARGEST_BATCH = 10**6
 
 AGGREGATORS = ("mean",)
@@ -250,6 +255,9 @@ class Experiment:
     checkpoint_every: Positive = 1
     save_models_every: Positive | None = None
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
+    compiled: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """Whether local steps are those of compiled loops. "auto": where model and rows qualify and the extra `fast` is installed; a plan says
+    which of both it is."""
     personal: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Patterns of names of trained parameters that stay at their node; the others travel."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -288,6 +296,8 @@ class Experiment:
             del plain["personal"]
         if self.schema == 1:  # likewise: digests were made of it
             del plain["schema"]
+            if self.compiled == "auto":
+                del plain["compiled"]
         return {
             key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()

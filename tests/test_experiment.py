@@ -45,6 +45,7 @@ evaluate_every: 10
 checkpoint_every: 1
 save_models_every: null
 baselines: [local, pooled]
+compiled: auto
 seed: 0
 """
 

@@ -131,6 +131,8 @@ class Daemon:
         self._transport, self._limits, self._status_port = transport, limits, status_port
         self._row = plan.names.index(me)
         self._population = plan.population([me])
+        if plan.recipe.compiled:
+            self._population.compile()  # a second, or ten the first time on a machine, that no round should wait for
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]

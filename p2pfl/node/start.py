@@ -122,6 +122,8 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
 
 def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
     experiment = recorded_experiment(study.experiment, str(site.study))
+    if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
+        experiment = replace(experiment, compiled="off")
     task = load_sites(experiment, site.task)
     mine = [s for s in task.sites if s.name == site.member]
     if not mine:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def _run(
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
+    if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
+        experiment = replace(experiment, compiled="off")
     plan = make_plan(experiment, load_sites(experiment))
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
@@ -132,6 +135,8 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | Non
     pace, clock = experiment.pace.name, experiment.clock
     if clock is not None and faults is not None:
         raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
+    if experiment.compiled == "on" and ranks.device.type != "cpu":
+        raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")
     if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
         raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
     if ranks.count == 1:

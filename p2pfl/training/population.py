@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
-from p2pfl.errors import TaskError
+from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
@@ -46,6 +46,22 @@ class Recipe:
     seed: int
     repeats_rows: bool = False
     """Whether batches have exactly `batch_size` rows, also at a site with fewer, as in files of schema 1."""
+    compiled: bool = False
+    """Whether local steps are those of compiled loops, which round otherwise than torch."""
+
+    @property
+    def why_not_compiled(self) -> str | None:
+        """Why its local steps are none of those that are compiled; None where they are plain SGD on x and nothing else."""
+        rule, spec = type(self.algorithm), self.optimizer
+        if spec.name != "sgd":
+            return f"optimizer.name = {spec.name!r}: only plain sgd is compiled"
+        if spec.momentum:
+            return f"optimizer.momentum = {spec.momentum:g}: only plain sgd is compiled"
+        if spec.clip_norm is not None:
+            return f"optimizer.clip_norm = {spec.clip_norm:g}: only plain sgd is compiled"
+        if any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate")):
+            return f"the local steps of {rule.__name__} are more than plain sgd, which alone is compiled"
+        return None
 
     def batch_sizes(self, sizes_N: Tensor) -> Tensor:
         """Rows in each site's batches, int64 (N,), from the numbers of its training rows."""
@@ -236,6 +252,8 @@ class Population:
         """
         self._round = round
         recipe, num_rows = self.recipe, len(self.sites)
+        if recipe.compiled:
+            self.compile()
         self.diverged = self.without_loss = ()
         loss_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
@@ -431,11 +449,9 @@ class Population:
     @property
     def _steps_down_only(self) -> bool:
         """Whether a local step is one of plain SGD on x and nothing else, which needs no gradient in between."""
-        recipe, rule = self.recipe, type(self.recipe.algorithm)
-        plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum and recipe.optimizer.clip_norm is None
-        own = any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate"))
         assert self._gradients is not None
-        return plain and not own and self._gradients.batched is not None and self._gradients.row_by_row is None
+        knows_layers = self._gradients.batched is not None and self._gradients.row_by_row is None
+        return knows_layers and self.recipe.why_not_compiled is None
 
     def _descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
         """The same for plain SGD on a chain of known layers."""
@@ -467,10 +483,21 @@ class Population:
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     def compile(self) -> None:
-        """From now on train in compiled loops, where there are any for this model; the same but for rounding."""
-        if self._gradients is not None and self._steps_down_only:
+        """From now on train in compiled loops, the same but for rounding; in torch where there are none and the recipe asks for none.
+
+        Raises:
+            ConfigError: the recipe asks for them, and this model, its rows or this machine cannot have them.
+        """
+        if self._compiled is not None or self._gradients is None:
+            return
+        found: Compiled | str = self.recipe.why_not_compiled or "the model's gradients cannot be written out"
+        if self._steps_down_only:
             assert self._gradients.batched is not None
-            self._compiled = Compiled.of(self._gradients.batched, self.state["x"][:1], self._inputs, self._targets)
+            found = Compiled.of(self._gradients.batched, self.state["x"][:1], self._inputs, self._targets)
+        if isinstance(found, Compiled):
+            self._compiled = found
+        elif self.recipe.compiled:
+            raise ConfigError(f"compiled = 'on': {found}; take off")
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """What each row sends in an exchange, by channel, (N, ...)."""
