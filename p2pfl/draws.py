@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 import torch
@@ -184,13 +185,34 @@ def _continued(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor, l
     return orders_NEM
 
 
+def batch_sizes(sizes_N: Tensor, batch_size: int | Literal["full"], *, repeating: bool = False) -> Tensor:
+    """Rows in each node's batches, int64 (N,): no more than the node has.
+
+    Args:
+        sizes_N: int64, how many training rows each node has.
+        batch_size: of the experiment; "full": all rows of a node.
+        repeating: batches of exactly `batch_size` rows, also at a node with fewer, as in files of schema 1.
+    """
+    if batch_size == "full":
+        return sizes_N.clone()
+    return torch.full_like(sizes_N, batch_size) if repeating else sizes_N.clamp(max=batch_size)
+
+
 def batch_positions(
-    seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int, last: LastEpoch | None = None
+    seed: int,
+    nodes_N: Tensor,
+    sizes_N: Tensor,
+    first_step: int,
+    num_steps: int,
+    batch_size: int,
+    last: LastEpoch | None = None,
+    *,
+    repeating: bool = False,
 ) -> Tensor:
     """Which rows each node trains on in steps [first_step, first_step + num_steps).
 
-    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B), so every batch
-    has exactly B rows, also at a site with fewer than B.
+    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B). A batch that is
+    all of a node's rows has them in their order.
 
     Args:
         seed: of the experiment.
@@ -198,12 +220,32 @@ def batch_positions(
         sizes_N: int64, how many training rows each node has.
         first_step: counted from the start of the run.
         num_steps: how many.
-        batch_size: B.
+        batch_size: B, of all these nodes; see `batch_sizes`.
         last: kept by the caller for the same nodes; makes what follows the steps before quicker, and nothing else.
+        repeating: a node may have fewer than B rows, and B rows are a permutation, as in files of schema 1.
 
     Returns:
         (N, num_steps, B) int64 indices into each node's rows.
+
+    Raises:
+        ValueError: a node has fewer than B rows, and `repeating` is not set.
     """
+    if repeating:
+        return _of_stream(seed, nodes_N, sizes_N, first_step, num_steps, batch_size, last)
+    if int(sizes_N.min()) < batch_size:
+        raise ValueError(f"batch_size = {batch_size}: a node has {int(sizes_N.min())} rows; take batch_sizes() of each node")
+    in_order = torch.arange(batch_size, device=nodes_N.device).expand(len(nodes_N), num_steps, batch_size)
+    all_N = sizes_N == batch_size
+    if bool(all_N.all()):
+        return in_order
+    drawn = _of_stream(seed, nodes_N, sizes_N, first_step, num_steps, batch_size, last)
+    return torch.where(all_N[:, None, None], in_order, drawn) if bool(all_N.any()) else drawn
+
+
+def _of_stream(
+    seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int, last: LastEpoch | None
+) -> Tensor:
+    """Positions [s B, (s + 1) B) of each node's stream of permutations, as they come."""
     first = first_step * batch_size
     stream_T = torch.arange(first, first + num_steps * batch_size, device=nodes_N.device)
     epoch_NT = stream_T // sizes_N[:, None]

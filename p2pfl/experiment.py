@@ -65,6 +65,21 @@ def _no_privacy(value: object) -> None:
         raise ValueError("expected null; there is no privacy mechanism to choose yet")
 
 
+def _batch_size(value: object) -> object:
+    """A whole number or "full"; others are refused in one sentence."""
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_BATCH
+    if value != "full" and not is_number:
+        raise ValueError(f"expected a whole number from 1 to {_LARGEST_BATCH:,}, or full for all rows of each site")
+    return value
+
+
+def _switch(value: object) -> object:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+_LARGEST_BATCH = 10**6
+
 AGGREGATORS = ("mean",)
 
 _NEEDS_ROUNDS = frozenset({"synchronous", "reliable", "complete"})
@@ -92,7 +107,8 @@ class AlgorithmSpec:
     name: str = "dpsgd"
     local_steps: Count = 5
     """K, steps of a node in one round."""
-    batch_size: Positive = 32
+    batch_size: Annotated[Positive | Literal["full"], BeforeValidator(_batch_size)] = 32
+    """The most rows in a batch; a site with fewer takes each of its rows once. "full": all rows of every site."""
     options: dict[str, Any] = field(default_factory=dict)
     """The rule's own arguments; in the file they stand beside `name`."""
 
@@ -239,6 +255,9 @@ class Experiment:
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
     name: Annotated[str, AfterValidator(_folder_name)]
+    schema: Literal[1, 2] = 2
+    """Number of the rules by which batches are drawn: 1, as in files without it that earlier versions resolved, gives every batch exactly
+    `batch_size` rows, also at a site with fewer; 2 gives no batch a row twice."""
     task: Named
     nodes: Nodes | None = None
     partition: Named = field(default_factory=lambda: Named(name="dirichlet", options={"alpha": 0.5}))
@@ -262,6 +281,9 @@ class Experiment:
     checkpoint_every: Positive = 1
     save_models_every: Positive | None = None
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
+    compiled: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """Whether local steps are those of compiled loops. "auto": where model and rows qualify and the extra `fast` is installed; a plan says
+    which of both it is."""
     personal: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Patterns of names of trained parameters that stay at their node; the others travel."""
     require: RequireSpec = field(default_factory=RequireSpec)
@@ -301,6 +323,10 @@ class Experiment:
             del plain["personal"]
         if self.require == RequireSpec():
             del plain["require"]
+        if self.schema == 1:  # likewise: digests were made of it
+            del plain["schema"]
+            if self.compiled == "auto":
+                del plain["compiled"]
         return {
             key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()
@@ -510,6 +536,15 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
     return experiment
 
 
+def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment that a study or a run's folder holds; without a schema it is what an earlier version resolved.
+
+    Raises:
+        ConfigError: as `experiment_from`.
+    """
+    return experiment_from({"schema": 1, **raw}, place, overrides)
+
+
 def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with some dotted keys replaced, names first: they drop the options of the name before them.
 
@@ -534,7 +569,7 @@ def _with_default_pace(pace: Any, algorithm: Any) -> Any:
 def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """An Experiment from whatever names one: itself, a mapping as a file would hold, or a file's path."""
     if isinstance(experiment, Experiment):
-        return experiment_from(experiment.as_dict(), "experiment", overrides) if overrides else experiment
+        return recorded_experiment(experiment.as_dict(), "experiment", overrides) if overrides else experiment
     if isinstance(experiment, Mapping):
         return experiment_from(experiment, "experiment", overrides)
     return load_experiment(experiment, overrides)

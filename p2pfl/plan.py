@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from p2pfl.algorithms import Algorithm, PartlyShared
-from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError, some
+from p2pfl.algorithms import DPSGD, Algorithm, PartlyShared
+from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskError, TopologyError, some
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
 from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
+from p2pfl.training.compiled import LOOPS, compiled_loops, why_no_loops, why_not_compiled
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
@@ -204,9 +205,9 @@ def make_plan(
         layout = _layout(model, experiment)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
-    try_out(task, model, experiment.algorithm.batch_size)
-    if layout.personal:
-        algorithm = PartlyShared(algorithm, layout)
+    try_out(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
+    recipe = settled_recipe(experiment, algorithm, task, model, layout)
+    experiment = settled(experiment, recipe)
     return Plan(
         experiment=experiment,
         task=task,
@@ -215,17 +216,70 @@ def make_plan(
         topology=graph,
         schedule=schedule,
         model=model,
-        recipe=Recipe(
-            algorithm=algorithm,
-            optimizer=experiment.optimizer,
-            batch_size=experiment.algorithm.batch_size,
-            rounds=experiment.rounds,
-            local_steps=experiment.algorithm.local_steps,
-            seed=experiment.seed,
-        ),
+        recipe=recipe,
         stop_rule=experiment.stop_rule(schedule),
         samples=counts if experiment.weighting == "samples" else None,
     )
+
+
+def settled(experiment: Experiment, recipe: Recipe) -> Experiment:
+    """The experiment with on or off where it says `compiled: auto`; what earlier versions resolved stays as it is."""
+    if experiment.schema == 1 and experiment.compiled == "auto":
+        return experiment
+    return replace(experiment, compiled="on" if recipe.compiled else "off")
+
+
+def settled_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, layout: Layout) -> Recipe:
+    """How an experiment's nodes learn, with the answer to `compiled: auto`; rows that are not here cannot qualify.
+
+    Raises:
+        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have.
+    """
+    recipe = Recipe(
+        algorithm=PartlyShared(algorithm, layout) if layout.personal else algorithm,
+        optimizer=experiment.optimizer,
+        batch_size=experiment.algorithm.batch_size,
+        repeats_rows=experiment.schema == 1,
+        rounds=experiment.rounds,
+        local_steps=experiment.algorithm.local_steps,
+        seed=experiment.seed,
+    )
+    if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
+        return recipe
+    site = next((site for site in task.sites if site.train is not None), None)
+    reason = recipe.why_not_compiled or _why_not_compiled(task, model)
+    if reason is None and site is None and experiment.compiled == "auto":
+        reason = "there are no rows here"
+    if reason is None and compiled_loops(LOOPS) is None:
+        if experiment.compiled == "on":
+            raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
+        reason = why_no_loops()
+    compiled = replace(recipe, compiled=True)
+    if reason is None and site is not None and recipe.local_steps:
+        try:
+            Population(task, [site], [0], model, replace(compiled, algorithm=DPSGD())).compile()
+        except ConfigError as error:
+            reason = error.findings[0].removeprefix("compiled = 'on': ").removesuffix("; take off")
+    if reason is None:
+        return compiled
+    if experiment.compiled == "on":
+        raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
+    return recipe
+
+
+def _why_not_compiled(task: Task, model: nn.Module) -> str | None:
+    """Why a task's model is not trained in compiled loops on the rows that are here; None where it can be."""
+    if task.loss is None:
+        return f"the task {task.name} trains nothing"
+    dtype = next(model.parameters()).dtype
+    if isinstance(task.sites, SiteTable):
+        rows = [(task.sites.inputs, task.sites.targets)]
+    else:
+        rows = [site.train for site in task.sites if site.train is not None and len(site.train[0])]
+    kinds = {inputs.dtype for inputs, _ in rows if not inputs.dtype.is_floating_point} or {dtype}
+    if len(kinds) > 1:
+        return "some sites have whole numbers as inputs and others none"
+    return why_not_compiled(model, task.loss, dtype, rows, kinds.pop())
 
 
 def _layout(model: nn.Module, experiment: Experiment) -> Layout:

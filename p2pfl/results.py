@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, StoreError, some
-from p2pfl.experiment import Experiment, experiment_from
+from p2pfl.experiment import Experiment, recorded_experiment
 from p2pfl.params import Layout, load_parameters
 from p2pfl.plan import load_sites
 from p2pfl.records import RunRecords, read_run
@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def experiment(self) -> Experiment:
         """As it was resolved when the run began."""
-        return experiment_from(self._read.experiment, str(self.path / "experiment.yaml"))
+        return recorded_experiment(self._read.experiment, str(self.path / "experiment.yaml"))
 
     @property
     def models(self) -> Mapping[str, Tensor]:

@@ -151,6 +151,7 @@ def finish_summary(
         "node_rounds_per_second": len(plan.names) * rounds / working if working > 0 else None,
         "peak_rss_bytes": peak_rss_bytes,
         "row_by_row": row_by_row,
+        "compiled": plan.experiment.compiled,
     }
 
 

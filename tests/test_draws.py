@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.draws import LastEpoch, Purpose, batch_positions, epoch_orders, philox, sort_keys, torch_seed
+from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, epoch_orders, philox, sort_keys, torch_seed
 
 ALL_ONES = 0xFFFFFFFF
 
@@ -120,14 +120,14 @@ def test_epochs_and_nodes_have_orders_of_their_own():
 @settings(max_examples=60, deadline=None)
 def test_a_rows_batches_are_the_same_whoever_computes_them(seed, sizes, first_step, num_steps, batch_size):
     nodes, sizes_N = torch.arange(len(sizes)) + 5, torch.tensor(sizes)
-    together = batch_positions(seed, nodes, sizes_N, first_step, num_steps, batch_size)
+    together = batch_positions(seed, nodes, sizes_N, first_step, num_steps, batch_size, repeating=True)
 
     assert (len(sizes), num_steps, batch_size) == tuple(together.shape)
     for row in range(len(sizes)):
-        alone = batch_positions(seed, nodes[row : row + 1], sizes_N[row : row + 1], first_step, num_steps, batch_size)
+        alone = batch_positions(seed, nodes[row : row + 1], sizes_N[row : row + 1], first_step, num_steps, batch_size, repeating=True)
         assert alone[0].tolist() == together[row].tolist()
     # and in whatever portions the steps are asked for
-    one_by_one = [batch_positions(seed, nodes, sizes_N, first_step + k, 1, batch_size) for k in range(num_steps)]
+    one_by_one = [batch_positions(seed, nodes, sizes_N, first_step + k, 1, batch_size, repeating=True) for k in range(num_steps)]
     assert torch.cat(one_by_one, dim=1).tolist() == together.tolist()
 
 
@@ -136,14 +136,39 @@ def test_a_rows_batches_are_the_same_whoever_computes_them(seed, sizes, first_st
 def test_a_stream_is_whole_permutations_one_after_the_other(size, batch_size, num_epochs):
     """Also at a site with fewer rows than a batch, where one batch runs over several epochs."""
     num_steps = -(-size * num_epochs // batch_size)
-    stream = batch_positions(1, torch.tensor([2]), torch.tensor([size]), 0, num_steps, batch_size).flatten().tolist()
+    drawn = batch_positions(1, torch.tensor([2]), torch.tensor([size]), 0, num_steps, batch_size, repeating=True)
+    stream = drawn.flatten().tolist()
 
     for epoch in range(num_epochs):
         assert list(range(size)) == sorted(stream[epoch * size : (epoch + 1) * size])
 
 
-def test_a_site_of_three_rows_gives_full_batches_of_eight():
-    batches = batch_positions(0, torch.tensor([0]), torch.tensor([3]), 0, 3, 8)[0]
+def test_no_batch_has_more_rows_than_its_site():
+    sizes_N = torch.tensor([3, 8, 20])
+
+    assert batch_sizes(sizes_N, 8).tolist() == [3, 8, 8]
+    assert batch_sizes(sizes_N, "full").tolist() == [3, 8, 20]
+    assert batch_sizes(sizes_N, 8, repeating=True).tolist() == [8, 8, 8]  # files of schema 1
+    with pytest.raises(ValueError, match="a node has 3 rows"):
+        batch_positions(0, torch.arange(3), sizes_N, 0, 1, 8)
+
+
+@given(sizes=st.lists(st.integers(4, 9), min_size=1, max_size=5), first_step=st.integers(0, 50), num_steps=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_of_all_rows_has_each_once_in_order_and_smaller_ones_are_drawn_as_ever(sizes, first_step, num_steps):
+    nodes, sizes_N, last = torch.arange(len(sizes)), torch.tensor(sizes), LastEpoch()
+    found = batch_positions(3, nodes, sizes_N, first_step, num_steps, 4, last)
+
+    expected = batch_positions(3, nodes, sizes_N, first_step, num_steps, 4, repeating=True)
+    for row, size in enumerate(sizes):
+        whole = [[0, 1, 2, 3]] * num_steps
+        assert found[row].tolist() == (whole if size == 4 else expected[row].tolist())
+    following = batch_positions(3, nodes, sizes_N, first_step + num_steps, 1, 4, last)
+    assert torch.equal(following, batch_positions(3, nodes, sizes_N, first_step + num_steps, 1, 4))
+
+
+def test_a_site_of_three_rows_gave_batches_of_eight_in_files_of_schema_1():
+    batches = batch_positions(0, torch.tensor([0]), torch.tensor([3]), 0, 3, 8, repeating=True)[0]
 
     assert tuple(batches.shape) == (3, 8)
     # 24 draws of 3 rows in 8 whole epochs
@@ -171,7 +196,7 @@ def test_the_quick_way_on_the_cpu_draws_the_same_bits(seed, size, epoch, node):
 def test_what_was_drawn_last_is_not_drawn_again_and_changes_nothing(sizes, first_step, portions, batch_size):
     nodes, sizes_N, last = torch.arange(len(sizes)), torch.tensor(sizes), LastEpoch()
     for num_steps in portions:
-        continued = batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size, last)
+        continued = batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size, last, repeating=True)
 
-        assert torch.equal(continued, batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size))
+        assert torch.equal(continued, batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size, repeating=True))
         first_step += num_steps

@@ -23,6 +23,7 @@ QUADRATIC = {"task": {"name": "quadratic"}}
 
 DEFAULTS = """
 name: NAME
+schema: 2
 task: {name: breast-cancer}
 nodes: null
 partition: {name: dirichlet, alpha: 0.5}
@@ -44,6 +45,7 @@ evaluate_every: 10
 checkpoint_every: 1
 save_models_every: null
 baselines: [local, pooled]
+compiled: auto
 seed: 0
 """
 

@@ -115,6 +115,7 @@ def test_training_is_torchs_with_weight_decay_and_momentum(spec, make_model):
         torch.testing.assert_close(population.state["x"][row], parameters_of(expected), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("numba")
 @pytest.mark.parametrize("make_model", MODELS.values(), ids=MODELS)
 def test_plain_steps_with_decay_are_torchs(make_model):
     recipe = recipe_of(p2pfl.training.OptimizerSpec(lr=0.1, weight_decay=0.1))

@@ -28,7 +28,7 @@ def by_messages(x_NP, index_NK, weights_NK, present_NK):
 @pytest.fixture(params=[False, True], ids=["torch", "compiled"])
 def compiled(request):
     if request.param:
-        pytest.importorskip("numba")
+        request.getfixturevalue("numba")
         assert mixing.load_compiled(torch.float32)
     return request.param
 

@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import PeerError
+from p2pfl.experiment import recorded_experiment
 from p2pfl.inspector import read
 from p2pfl.records import read_run
 from p2pfl.results import read_models
+from p2pfl.simulator import simulate
 from p2pfl.study import Study
 from p2pfl.wire.codec import decode
+from p2pfl.yaml_files import dump_yaml, load_yaml
 
 RECORDED = sorted((Path(__file__).parent / "recorded").iterdir())
 MEMBERS = ("hospital-0", "hospital-1", "hospital-2")
@@ -49,6 +53,15 @@ def test_a_run_folder_is_read(recorded):
     assert len(run.rounds) == run.summary["rounds"]
     assert sorted(read_models(recorded / "run")) == list(MEMBERS)
     assert read(recorded / "run") is not None
+
+
+def test_a_run_is_computed_again_to_the_same_weights(recorded, tmp_path):
+    experiment = recorded_experiment(load_yaml(recorded / "run" / "experiment.yaml"), "experiment.yaml")
+    again = simulate(experiment, out=tmp_path / "again")
+
+    assert dump_yaml(experiment.as_dict()) == (recorded / "run" / "experiment.yaml").read_text()
+    for name, expected_P in read_models(recorded / "run").items():
+        torch.testing.assert_close(again.models[name], expected_P, rtol=0, atol=1e-6)
 
 
 def test_every_recorded_message_is_understood_or_refused_by_its_schema(recorded):

@@ -25,7 +25,8 @@ from p2pfl.results import read_models
 from p2pfl.transports import MAX_FRAME_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Closing, Goodbye, Report, StopNews, Update, Want
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, Want
+from p2pfl.wire.ready_record import ReadyRecord, packed, seal
 
 OTHER = "dd" * 32
 HONEST, EVIL = ("node-0", "node-1"), "node-2"
@@ -72,7 +73,7 @@ class EvilPeer:
             await send_when_up(self.transport, peer, frames)
 
     async def greet(self) -> None:
-        """A conversation as it should be, until everybody knows everybody."""
+        """A conversation as it should be, until everybody knows everybody and nothing keeps the honest nodes from starting."""
         sessions = {peer: LinkSession(peer=peer, member=EVIL, terms=self.terms, incarnation=666, formats=(self.format,)) for peer in HONEST}
         theirs = [self._network.nodes[peer].daemon.protocol.neighbours[EVIL].session for peer in HONEST]
         for peer, session in sessions.items():
@@ -82,6 +83,10 @@ class EvilPeer:
             if received.frames[0].nbytes and sessions[received.peer].receive(received.frames, exchange=0).greet:
                 answer = sessions[received.peer].hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)
                 await self.say(encode(answer), peer=received.peer)
+        record = ReadyRecord(member=len(HONEST), began=1, number=0, links=packed(range(len(HONEST))), started=None)
+        ready = Ready(sealed=(seal(record, self._network.signing[EVIL].sign, bytes.fromhex(STUDY)),), receipts=())
+        for peer in HONEST:
+            await self.say(encode(ready), peer=peer)
 
     async def is_counted(self, reason: str, times: int = 1) -> None:
         await until(lambda: self.daemon.protocol.refused[reason] >= times)

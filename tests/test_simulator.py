@@ -40,6 +40,7 @@ SUMMARY_KEYS = [
     "node_rounds_per_second",
     "peak_rss_bytes",
     "row_by_row",
+    "compiled",
 ]
 
 # ---- averaging contracts as the spectrum says

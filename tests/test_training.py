@@ -85,11 +85,12 @@ def trained_by_hand(site, node, recipe, rounds, *, make_model=mlp, scale=1.0, dt
     model = build_model(task_of([site], make_model), dtype, SEED)
     optimizer = by_torch(recipe.optimizer, model.parameters())
     inputs, targets = (tensor.to(dtype) for tensor in site.train)
-    losses = []
+    losses, size_1 = [], torch.tensor([len(inputs)])
+    batch_size = int(recipe.batch_sizes(size_1))
     for number in range(rounds):
         optimizer.param_groups[0]["lr"] = recipe.optimizer.lr_at(number, recipe.rounds)
         steps = batch_positions(
-            SEED, torch.tensor([node]), torch.tensor([len(inputs)]), number * recipe.local_steps, recipe.local_steps, recipe.batch_size
+            SEED, torch.tensor([node]), size_1, number * recipe.local_steps, recipe.local_steps, batch_size, repeating=recipe.repeats_rows
         )[0]
         of_round = []
         for batch in steps:
@@ -262,8 +263,9 @@ def test_nothing_to_train_is_nothing_done():
     assert averaging.train(0).isnan().all()
 
 
-def test_a_site_smaller_than_a_batch_trains_on_full_batches():
-    recipe = recipe_of(batch_size=16)
+@pytest.mark.parametrize("repeats_rows", [False, True])
+def test_a_site_smaller_than_a_batch_trains_on_all_of_its_rows(repeats_rows):
+    recipe = recipe_of(batch_size=16, repeats_rows=repeats_rows)
     population = population_of(recipe)
     population.train(0)
 

@@ -54,7 +54,7 @@ def up(
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json, simulated=False)
+        _say_plan(given, overrides, as_json=as_json, simulated=False, recorded=experiment is None)
         return
     from p2pfl.node.processes import ForkServer, can_fork
 
@@ -105,7 +105,7 @@ def simulate(
         given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
         if is_first:
-            _say_plan(given, overrides, as_json=as_json, simulated=True)
+            _say_plan(given, overrides, as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
@@ -168,16 +168,16 @@ def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str]
     return overrides
 
 
-def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, simulated: bool) -> None:
+def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, simulated: bool, recorded: bool) -> None:
     import torch
 
-    from p2pfl.experiment import resolve
+    from p2pfl.experiment import recorded_experiment, resolve
     from p2pfl.plan import load_sites, make_plan
     from p2pfl.topology import describe, is_spectrum_quick
-    from p2pfl.yaml_files import dump_yaml
+    from p2pfl.yaml_files import dump_yaml, load_yaml
 
     with of_file(experiment):
-        resolved = resolve(experiment, overrides)
+        resolved = recorded_experiment(load_yaml(experiment), str(experiment)) if recorded else resolve(experiment, overrides)
         plan = make_plan(resolved, load_sites(resolved))
     graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None
     population_bytes = len(plan.names) * plan.layout.size_bytes

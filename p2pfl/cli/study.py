@@ -75,7 +75,9 @@ def new(
     content = resolved.agreeing_on(schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())
-    table, reason = _table_of(study, experiment)
+    table, reason, compiled = _table_of(study, experiment)
+    if compiled != content.get("compiled", "auto"):
+        study = Study.create({**content, "compiled": compiled}, cards, schedule.union())
     if table is not None:
         study = study.with_layout(table)
     else:
@@ -158,8 +160,8 @@ def join(
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
-def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, str]:
-    """The tensors of a study's model as rows; None with the reason where its task cannot be made on this machine.
+def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, str, str]:
+    """The tensors of a study's model as rows, None with the reason where its task cannot be made on this machine; and what `compiled` is.
 
     Raises:
         ConfigError: the experiment asks something of the model that this one cannot give.
@@ -167,21 +169,24 @@ def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, s
     import torch
 
     from p2pfl.errors import TaskError
-    from p2pfl.experiment import experiment_from
+    from p2pfl.experiment import recorded_experiment
     from p2pfl.params import Layout
-    from p2pfl.plan import load_sites
+    from p2pfl.plan import load_sites, settled, settled_recipe
     from p2pfl.training import build_model
 
-    experiment = experiment_from(study.experiment, str(place))
+    experiment = recorded_experiment(study.experiment, str(place))
+    unknown = "off" if experiment.compiled == "auto" and experiment.schema != 1 else experiment.compiled
     try:
         task = load_sites(experiment)
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except (ConfigError, TaskError) as error:
-        return None, str(error).splitlines()[0]
+        return None, str(error).splitlines()[0], unknown
     try:
-        return Layout.of(model, personal=experiment.personal, with_values=True).table(), ""
+        layout = Layout.of(model, personal=experiment.personal, with_values=True)
     except ValueError as error:
         raise ConfigError(str(error), str(place)) from error
+    recipe = settled_recipe(experiment, experiment.build_algorithm(), task, model, layout)
+    return layout.table(), "", settled(experiment, recipe).compiled
 
 
 def _layout_rows(study: Study) -> list[dict[str, Any]] | None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -141,8 +142,9 @@ class Daemon:
         self._transport, self._limits, self._status_port = transport, limits, status_port
         if start_anew and self._checkpoint.exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
-        self._row = plan.names.index(me)
-        self._population = plan.population([me])
+        self._row, self._population = plan.names.index(me), plan.population([me])
+        if plan.recipe.compiled:
+            self._population.compile()  # a second, or ten the first time on a machine, that no round should wait for
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]
@@ -152,10 +154,8 @@ class Daemon:
         ahead = 1 if plan.schedule.period == 1 and not plan.schedule.directed else AHEAD
         if not in_step:
             ahead = plan.experiment.last_possible_round
-        neighbours = {}
-        for name in plan.neighbours(me):
-            session = LinkSession(peer=name, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
-            neighbours[name] = Neighbour(name=name, session=session)
+        session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
+        neighbours = {name: Neighbour(name=name, session=session_with(peer=name)) for name in plan.neighbours(me)}
         self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
         self._agreed_start = AgreedStart(
             plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())

@@ -26,7 +26,7 @@ from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
 from p2pfl.departures import Departure, departures_of_events
 from p2pfl.errors import MembersMissing, P2PFLError, StoreError
-from p2pfl.experiment import Experiment, experiment_from, resolve
+from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -214,7 +214,7 @@ def up(
     """
     if resume is not None:
         place = Path(resume)
-        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
             return Run(place)
     else:

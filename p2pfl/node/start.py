@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from
+from p2pfl.experiment import recorded_experiment
 from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
@@ -156,7 +156,9 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
 
 
 def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
-    experiment = experiment_from(study.experiment, str(site.study))
+    experiment = recorded_experiment(study.experiment, str(site.study))
+    if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
+        experiment = replace(experiment, compiled="off")
     task = load_sites(experiment, site.task)
     mine = [s for s in task.sites if s.name == site.member]
     if not mine:

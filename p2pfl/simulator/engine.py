@@ -115,7 +115,7 @@ class Simulation:
         self._meetings = plan.meetings(plan.names)
         self._sent_MP: Tensor | None = None  # models of the last round, where the graph changes
         self._recorded = spread(num_nodes, most=100, all_up_to=STACKED_ABOVE)
-        if training_is_worth_it(plan):
+        if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
         self._setup_s = self._stopwatch.lap("setup")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment, experiment_from, resolve
+from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import Run
@@ -58,11 +59,11 @@ def simulate(
     """
     if resume is not None:
         place = Path(resume)
-        resolved = experiment_from(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
             return Run(place)
     elif replay is not None:
-        resolved = experiment_from(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
+        resolved = recorded_experiment(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
         place = Path(out) if out is not None else Path("runs") / f"{resolved.name}-replayed"
     else:
         resolved = resolve(experiment, overrides)
@@ -87,6 +88,8 @@ def _run(
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
+    if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
+        experiment = replace(experiment, compiled="off")
     plan = make_plan(experiment, load_sites(experiment))
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
@@ -132,6 +135,8 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | Non
     pace, clock = experiment.pace.name, experiment.clock
     if clock is not None and faults is not None:
         raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
+    if experiment.compiled == "on" and ranks.device.type != "cpu":
+        raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")
     if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
         raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
     if ranks.count == 1:

@@ -60,7 +60,8 @@ def refuse_another(folder: Path, there: Grid, asked: Grid) -> None:
     Raises:
         ConfigError: it is another one; the message names what differs.
     """
-    found = _differences("experiment.", there.experiment, asked.experiment)
+    wanted = {key: value for key, value in asked.experiment.items() if key != "schema" or key in there.experiment}  # it goes on as it began
+    found = _differences("experiment.", there.experiment, wanted)
     found += _differences("--vary ", there.vary, asked.vary)
     if list(there.vary) != list(asked.vary) and not found:
         found.append(f"--vary in the order {', '.join(there.vary)}, asked: {', '.join(asked.vary)}")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from p2pfl.errors import ConfigError, Contradiction, TopologyError, summed_up
-from p2pfl.experiment import Experiment, experiment_from, overridden, raw_experiment, with_files_found
+from p2pfl.experiment import Experiment, overridden, raw_experiment, recorded_experiment, with_files_found
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.yaml_files import parse_yaml, shown
 
@@ -70,7 +70,7 @@ class Grid:
             Contradiction: the cell's values do not go together.
             ConfigError: one of them is wrong.
         """
-        return experiment_from(self.experiment, "experiment", {**cell.values, "seed": seed})
+        return recorded_experiment(self.experiment, "experiment", {**cell.values, "seed": seed})
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
@@ -147,10 +147,10 @@ def as_text(value: object) -> str:
 def _raw(experiment: Experiment | Mapping[str, Any] | Path | str) -> tuple[dict[str, Any], Path]:
     """What it says, and the folder where its files lie."""
     if isinstance(experiment, Experiment):
-        return experiment.as_dict(), Path()
+        return {"schema": 1, **experiment.as_dict()}, Path()
     if isinstance(experiment, Mapping):
-        return dict(experiment), Path()
-    return raw_experiment(experiment), Path(experiment).parent
+        return {"schema": Experiment.schema, **experiment}, Path()
+    return {"schema": Experiment.schema, **raw_experiment(experiment)}, Path(experiment).parent
 
 
 def _with_file_found(key: str, value: Any, folder: Path) -> Any:

@@ -19,6 +19,7 @@ _SMALL = 4096  # products of so few numbers are done sooner than BLAS is called
 _IN, _OUT = 0, 1
 _RELU, _TANH, _SIGMOID = 1, 2, 3
 _CROSS_ENTROPY, _BINARY_CROSS_ENTROPY = 0, 1
+_PLUS, _MINUS, _TIMES = 0, 1, 2
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _reordering = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
@@ -139,6 +140,24 @@ def _copy(numbers: Any, into: Any) -> None:
 
 
 @_compiled  # type: ignore[untyped-decorator]
+def _prepare(numbers: Any, kinds: Any, operands: Any) -> None:
+    for step in range(len(kinds)):
+        kind, operand = kinds[step], operands[step]
+        if kind == _PLUS:
+            for i in range(len(numbers)):
+                numbers[i] += operand
+        elif kind == _MINUS:
+            for i in range(len(numbers)):
+                numbers[i] -= operand
+        elif kind == _TIMES:
+            for i in range(len(numbers)):
+                numbers[i] *= operand
+        else:
+            for i in range(len(numbers)):
+                numbers[i] /= operand
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def _activate(numbers: Any, kind: Any) -> None:
     if kind == _RELU:
         for i in range(len(numbers)):
@@ -241,6 +260,8 @@ def _backward(x_P: Any, layers: Any, flat: Any, ends: Any, batch: Any, slopes: A
 def descend(
     x_CP: Any,
     inputs_MD: Any,
+    kinds: Any,
+    operands: Any,
     classes_M: Any,
     wanted_MO: Any,
     positions_CKB: Any,
@@ -256,7 +277,9 @@ def descend(
 
     Args:
         x_CP: changed.
-        inputs_MD: of its dtype.
+        inputs_MD: of its dtype, or whole numbers.
+        kinds: int64, what is done to each input first: plus, minus, times, over a number.
+        operands: the numbers, of x's dtype.
         classes_M: int64, for cross-entropy.
         wanted_MO: of x's dtype, for the other losses.
         positions_CKB: int64, examples.
@@ -285,6 +308,7 @@ def descend(
             rows_B = positions_CKB[i, k]
             for b in range(batch):
                 _copy(inputs_MD[rows_B[b]], first_BD[b])
+                _prepare(first_BD[b], kinds, operands)
             _forward(x_P, layers, flat, ends, batch)
             if head == _CROSS_ENTROPY:
                 loss_C[i] += _classes(out_BO, classes_M, rows_B, slope_BO)

@@ -473,14 +473,15 @@ def _function(node: fx.Node) -> Layer | None:
     elif len(node.args) == 1 and not (node.kwargs.keys() - {"inplace"}):
         layer = FUNCTIONS.get(node.target)
     elif node.target == "to" and isinstance(second, torch.dtype):
-        layer = Pointwise(partial(_as_dtype, second), _unchanged)
+        layer = Pointwise(partial(as_dtype, second), _unchanged)
     elif node.target in ARITHMETIC and isinstance(second, int | float):
         function, slope = ARITHMETIC[node.target]
         layer = Pointwise(partial(function, second), partial(slope, second))
     return layer
 
 
-def _as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
+def as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    """Convert the inputs."""
     return inputs.to(dtype)
 
 

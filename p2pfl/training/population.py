@@ -14,14 +14,15 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice, pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from p2pfl.algorithms import Algorithm, Context, Inbox, State
-from p2pfl.draws import LastEpoch, Purpose, batch_positions, torch_seed
-from p2pfl.errors import TaskError
+from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
+from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
@@ -37,11 +38,34 @@ class Recipe:
 
     algorithm: Algorithm
     optimizer: OptimizerSpec
-    batch_size: int
+    batch_size: int | Literal["full"]
+    """The most examples in a batch; a site with fewer rows takes each of them once. "full": all rows of every site."""
     rounds: int
     """Training rounds, for the learning rate's schedule."""
     local_steps: int
     seed: int
+    repeats_rows: bool = False
+    """Whether batches have exactly `batch_size` rows, also at a site with fewer, as in files of schema 1."""
+    compiled: bool = False
+    """Whether local steps are those of compiled loops, which round otherwise than torch."""
+
+    @property
+    def why_not_compiled(self) -> str | None:
+        """Why its local steps are none of those that are compiled; None where they are plain SGD on x and nothing else."""
+        rule, spec = type(self.algorithm), self.optimizer
+        if spec.name != "sgd":
+            return f"optimizer.name = {spec.name!r}: only plain sgd is compiled"
+        if spec.momentum:
+            return f"optimizer.momentum = {spec.momentum:g}: only plain sgd is compiled"
+        if spec.clip_norm is not None:
+            return f"optimizer.clip_norm = {spec.clip_norm:g}: only plain sgd is compiled"
+        if any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate")):
+            return f"the local steps of {rule.__name__} are more than plain sgd, which alone is compiled"
+        return None
+
+    def batch_sizes(self, sizes_N: Tensor) -> Tensor:
+        """Rows in each site's batches, int64 (N,), from the numbers of its training rows."""
+        return batch_sizes(sizes_N, self.batch_size, repeating=self.repeats_rows)
 
 
 Rows = Tensor | slice
@@ -64,7 +88,7 @@ class _Trained:
 class _Ahead:
     """Examples that some rows train on in rounds to come."""
 
-    rows: slice | None = None
+    rows: Rows | None = None
     first: int = 0
     """Round."""
     rounds: int = 0
@@ -228,15 +252,18 @@ class Population:
         """
         self._round = round
         recipe, num_rows = self.recipe, len(self.sites)
+        if recipe.compiled:
+            self.compile()
         self.diverged = self.without_loss = ()
         loss_N = torch.full((num_rows,), torch.nan, dtype=self.layout.dtype)
         rows = self._training_rows if active_N is None else self._training_rows[active_N.to(self.device)[self._training_rows]]
         if self._gradients is None or recipe.local_steps == 0 or len(rows) == 0:
             return loss_N
-        groups = self._groups(rows)
+        groups = [group for alike in self._with_equal_batches(rows) for group in self._groups(alike)]
         # a rule may hold one tensor under two names: writing x over would change the other as well
         alone = len({tensor.untyped_storage().data_ptr() for tensor in self.state.values()}) == len(self.state)
-        train = partial(self._train_group, round, in_place=in_place and alone)
+        everybody = len(rows) == len(self._training_rows)
+        train = partial(self._train_group, round, in_place=in_place and alone, ahead=everybody)
         covered = len(groups) == 1 and len(groups[0]) == 1 and len(rows) == num_rows
         new: _Writing | None = None
         left = []
@@ -251,7 +278,7 @@ class Population:
                     left += numbers[~trained.finite_C].tolist()
         assert new is not None
         self.state, self.optimizer_state = new.state, new.optimizer_state
-        self.diverged = tuple(self.sites[row].name for row in left)
+        self.diverged = tuple(self.sites[row].name for row in sorted(left))
         self.without_loss = self._without_loss(loss_N, rows, left)
         return loss_N
 
@@ -262,6 +289,19 @@ class Population:
         lost = rows[~loss_N[rows.cpu()].isfinite().to(rows.device)].tolist()
         return tuple(self.sites[row].name for row in sorted(set(lost) - set(left)))
 
+    def _with_equal_batches(self, rows: Tensor) -> list[Tensor]:
+        """The rows whose batches have as many examples, from the fewest on: a loss is a mean over its batch, which has no padding."""
+        sizes_C = self._batch_sizes_N[rows]
+        if bool((sizes_C == sizes_C[0]).all()):
+            return [rows]
+        order = sizes_C.argsort(stable=True)
+        changes = sizes_C[order].diff().nonzero().flatten() + 1
+        return list(torch.tensor_split(rows[order], changes.tolist()))
+
+    def _batch_size(self, rows: Rows) -> int:
+        """Examples in a batch of rows that have as many."""
+        return int(self._batch_sizes_N[rows.start if isinstance(rows, slice) else rows[0]])
+
     def _groups(self, rows: Tensor) -> list[list[Rows]]:
         """Rows that are trained together, as many as stay in the cache, in groups that share what is worked out but once.
 
@@ -269,7 +309,8 @@ class Population:
         """
         assert self._gradients is not None
         batched = self._gradients.batched
-        kept_bytes = batched.saved_bytes if batched is not None else 2 * self._example_bytes * self.recipe.batch_size
+        batch_size = self._batch_size(rows)
+        kept_bytes = batched.saved_bytes * batch_size // self._sample_size if batched is not None else 2 * self._example_bytes * batch_size
         together = rows_together(self.layout.size_bytes, kept_bytes)
         if self._compiled is not None:
             together = max(together, _GROUPED)
@@ -302,7 +343,7 @@ class Population:
             while waiting:
                 yield from waiting.popleft().result()
 
-    def _train_group(self, round: int, parts: list[Rows], *, in_place: bool) -> list[_Trained]:
+    def _train_group(self, round: int, parts: list[Rows], *, in_place: bool, ahead: bool) -> list[_Trained]:
         """K local steps of some rows, a part of them after the other."""
         ends = [part.stop - part.start if isinstance(part, slice) else len(part) for part in parts]
         if isinstance(parts[0], slice):
@@ -311,27 +352,40 @@ class Population:
             rows = torch.cat([part for part in parts if isinstance(part, Tensor)])
         return [
             self._train_rows(round, part, positions, in_place=in_place)
-            for part, positions in zip(parts, torch.split(self._examples(round, rows), ends), strict=True)
+            for part, positions in zip(parts, torch.split(self._examples(round, rows, ahead=ahead), ends), strict=True)
         ]
 
-    def _examples(self, round: int, rows: Rows) -> Tensor:
-        """Where the examples are that rows train on in a round, (C, K, B); of a few rows drawn for several rounds at once."""
-        recipe, steps = self.recipe, self.recipe.local_steps
-        if not isinstance(rows, slice):
+    def _examples(self, round: int, rows: Rows, *, ahead: bool) -> Tensor:
+        """Where the examples are that rows train on in a round, (C, K, B); of a few rows drawn for several rounds at once.
+
+        Args:
+            round: of training.
+            rows: with batches of as many examples.
+            ahead: these rows will be asked for together in the rounds to come.
+        """
+        recipe, steps, batch_size = self.recipe, self.recipe.local_steps, self._batch_size(rows)
+        if not ahead and not isinstance(rows, slice):
             return self._drawn(rows, round * steps, steps, None)
-        drawn = self._drawn_ahead.setdefault(rows.start, _Ahead())
-        if drawn.positions is None or drawn.rows != rows or not 0 <= round - drawn.first < drawn.rounds:
-            drawn.rows, drawn.first = rows, round
-            drawn.rounds = max(1, min(recipe.rounds - round, _DRAWN // ((rows.stop - rows.start) * steps * recipe.batch_size)))
+        drawn = self._drawn_ahead.setdefault(rows.start if isinstance(rows, slice) else int(rows[0]), _Ahead())
+        if not _are_the_same(rows, drawn.rows):
+            drawn.rows, drawn.positions, drawn.last = rows, None, LastEpoch()
+        if drawn.positions is None or not 0 <= round - drawn.first < drawn.rounds:
+            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            drawn.first = round
+            drawn.rounds = max(1, min(recipe.rounds - round, _DRAWN // (count * steps * batch_size)))
             drawn.positions = self._drawn(rows, round * steps, drawn.rounds * steps, drawn.last)
         first = (round - drawn.first) * steps
         return drawn.positions[:, first : first + steps]
 
     def _drawn(self, rows: Rows, first_step: int, num_steps: int, last: LastEpoch | None) -> Tensor:
-        """The same of any steps."""
-        which = self._nodes_N[rows], self._sizes_N[rows], first_step, num_steps, self.recipe.batch_size
-        positions_CKB = batch_positions(self.recipe.seed, *which, last) + self._offsets_N[rows, None, None]
-        return positions_CKB if self._places is None else self._places[positions_CKB]
+        """Where the examples are that rows train on in any steps, (C, num_steps, B)."""
+        recipe, which = self.recipe, (self._nodes_N[rows], self._sizes_N[rows], first_step, num_steps, self._batch_size(rows))
+        positions_CKB = batch_positions(recipe.seed, *which, last, repeating=recipe.repeats_rows)
+        if positions_CKB.stride(1) == 0:  # every step has all rows: one step's places stand for all
+            positions_CKB = positions_CKB[:, :1]
+        positions_CKB = positions_CKB + self._offsets_N[rows, None, None]
+        places_CKB = positions_CKB if self._places is None else self._places[positions_CKB]
+        return places_CKB.expand(-1, num_steps, -1)
 
     def _train_rows(self, round: int, rows: Rows, positions_CKB: Tensor, *, in_place: bool) -> _Trained:
         """K local steps of some rows: on a copy of them, or where they are if that is allowed."""
@@ -395,11 +449,9 @@ class Population:
     @property
     def _steps_down_only(self) -> bool:
         """Whether a local step is one of plain SGD on x and nothing else, which needs no gradient in between."""
-        recipe, rule = self.recipe, type(self.recipe.algorithm)
-        plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum and recipe.optimizer.clip_norm is None
-        own = any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate"))
         assert self._gradients is not None
-        return plain and not own and self._gradients.batched is not None and self._gradients.row_by_row is None
+        knows_layers = self._gradients.batched is not None and self._gradients.row_by_row is None
+        return knows_layers and self.recipe.why_not_compiled is None
 
     def _descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
         """The same for plain SGD on a chain of known layers."""
@@ -431,10 +483,21 @@ class Population:
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     def compile(self) -> None:
-        """From now on train in compiled loops, where there are any for this model; the same but for rounding."""
-        if self._gradients is not None and self._steps_down_only:
+        """From now on train in compiled loops, the same but for rounding; in torch where there are none and the recipe asks for none.
+
+        Raises:
+            ConfigError: the recipe asks for them, and this model, its rows or this machine cannot have them.
+        """
+        if self._compiled is not None or self._gradients is None:
+            return
+        found: Compiled | str = self.recipe.why_not_compiled or "the model's gradients cannot be written out"
+        if self._steps_down_only:
             assert self._gradients.batched is not None
-            self._compiled = Compiled.of(self._gradients.batched, self.state["x"][:1], self._inputs, self._targets)
+            found = Compiled.of(self._gradients.batched, self.state["x"][:1], self._inputs, self._targets)
+        if isinstance(found, Compiled):
+            self._compiled = found
+        elif self.recipe.compiled:
+            raise ConfigError(f"compiled = 'on': {found}; take off")
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """What each row sends in an exchange, by channel, (N, ...)."""
@@ -606,7 +669,10 @@ class Population:
         """How this model's gradients are computed, found out on a batch."""
         assert self.task.loss is not None
         self._example_bytes = self._inputs[0].nbytes + self._targets[0].nbytes
-        sample_B = torch.arange(self.recipe.batch_size, device=self.device) % len(self._inputs)
+        self._batch_sizes_N = self.recipe.batch_sizes(self._sizes_N)
+        largest = int(self._batch_sizes_N[self._training_rows].max())
+        self._sample_size = min(largest, _MOST_TRIED) if self.recipe.batch_size == "full" else largest
+        sample_B = torch.arange(self._sample_size, device=self.device) % len(self._inputs)
         sample = self._inputs[sample_B], self._targets[sample_B]
         self._gradients = Gradients(self._model, self.task.loss, sample, len(names), task=self.task.name, sites=names)
 
@@ -622,7 +688,14 @@ def _are_finite(rows_CP: Tensor) -> Tensor:
     return finite_C
 
 
+def _are_the_same(rows: Rows, others: Rows | None) -> bool:
+    if isinstance(rows, Tensor):
+        return isinstance(others, Tensor) and torch.equal(rows, others)
+    return rows == others if isinstance(others, slice) else False
+
+
 _GROUPED = 32
+_MOST_TRIED = 256  # examples of a batch of all rows
 _DRAWN = 2**14  # examples
 _CACHE_BYTES = 4 * 1024**2
 

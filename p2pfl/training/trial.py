@@ -11,12 +11,14 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pfl.draws import batch_sizes
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
 from p2pfl.tasks import Site, SiteTable, Task
@@ -38,13 +40,14 @@ _OF_PROBABILITIES = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 _BUILT_IN = frozenset(CLASSIFICATION.values())
 
 
-def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
+def try_out(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> None:
     """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
     Args:
         task: what to try; a task without rows here passes.
         model: as `build_model` made it; not changed.
         batch_size: of training.
+        repeating: as in `batch_sizes`.
 
     Raises:
         ConfigError: a site's start does not fit the model; a function fails, or returns what it must not; targets are none that a metric
@@ -63,7 +66,7 @@ def try_out(task: Task, model: nn.Module, batch_size: int) -> None:
             model = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a target size")  # a finding says it better
-            trial = _Trial(task, model, layout, batch_size)
+            trial = _Trial(task, model, layout, batch_size, repeating=repeating)
             errors = [*trial.of_training(), *trial.of_evaluation()]
     except TaskError as error:
         errors = [error]
@@ -90,8 +93,9 @@ def _summed_up(errors: Sequence[TaskError]) -> list[str]:
 
 
 class _Trial:
-    def __init__(self, task: Task, model: nn.Module, layout: Layout, batch_size: int) -> None:
-        self._task, self._model, self._layout, self._batch_size = task, model, layout, batch_size
+    def __init__(self, task: Task, model: nn.Module, layout: Layout, batch_size: int | Literal["full"], *, repeating: bool) -> None:
+        self._task, self._model, self._layout = task, model, layout
+        self._batch_size, self._repeating = batch_size, repeating
         most = max(1, min(_MOST_OF_A_TABLE if isinstance(task.sites, SiteTable) else _MOST_SITES, _MOST_PARAMETERS // layout.size))
         number = len(task.sites)
         self._places = range(number) if number <= most else sorted({round(at * (number - 1) / max(most - 1, 1)) for at in range(most)})
@@ -145,8 +149,9 @@ class _Trial:
     def _batch(self, rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = rows
         # spread over the table, which may be sorted by class
-        places_B = torch.linspace(0, len(inputs) - 1, min(len(inputs), self._batch_size)).long()
-        places_B = places_B[torch.arange(self._batch_size) % len(places_B)]
+        size = int(batch_sizes(torch.tensor([len(inputs)]), self._batch_size, repeating=self._repeating))
+        places_B = torch.linspace(0, len(inputs) - 1, min(len(inputs), size)).long()
+        places_B = places_B[torch.arange(size) % len(places_B)]
         return of_dtype(inputs[places_B], self._layout.dtype), of_dtype(targets[places_B], self._layout.dtype)
 
     def _gradients(self, batch: tuple[Tensor, Tensor], site: str) -> Gradients:
