@@ -10,6 +10,8 @@ import pytest
 from p2pfl import simulate
 from p2pfl.errors import Contradiction, TopologyError
 from p2pfl.experiment import experiment_from, load_experiment
+from p2pfl.node.identity import Identity
+from p2pfl.study import Study
 from p2pfl.topology import load, load_over
 
 PATH = [[i, i + 1] for i in range(10)]
@@ -159,3 +161,17 @@ def test_a_run_of_sites_that_are_numbers_has_each_under_its_name(tmp_path, monke
 
     assert {frozenset(record["nodes"][i] for i in edge[:2]) for edge in record["edges"]} == {frozenset(map(str, pair)) for pair in PATH}
     assert sorted(run.models) == sorted(path.stem for path in (tmp_path / "run" / "models").iterdir()) == NUMBERS
+
+
+def test_a_study_of_members_that_are_numbers_has_the_links_of_the_file(tmp_path):
+    (tmp_path / "net.yaml").write_text(yaml_of([{"name": i, "mass": 10 + i} for i in range(11)], PATH), encoding="utf-8")
+    experiment = experiment_from(
+        {"task": {"name": "averaging"}, "weights": "stationary", "topology": {"file": str(tmp_path / "net.yaml")}, "stop": None}
+    )
+    cards = [Identity.new().card(name, f"tcp://ward-{name}.example:7700", 100) for name in NUMBERS]
+    Study.create(experiment.as_dict(), cards, experiment.build_topology(NUMBERS)).save(tmp_path / "study.yaml")
+    study = Study.load(tmp_path / "study.yaml")
+
+    assert study.neighbours("2") == ("1", "3")
+    assert study.neighbours("10") == ("9",)
+    assert {frozenset(edge[:2]) for edge in study.graph.edges} == {frozenset(map(str, pair)) for pair in PATH}
