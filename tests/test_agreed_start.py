@@ -13,9 +13,12 @@ from links import ZeroMQLinks
 from networks import PATIENT, Institutions, Network, averaging, finish, until, wait_until
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment import experiment_from
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.verdict import verdict
 from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
 from p2pfl.plan import load_sites, make_plan
+from p2pfl.records import read_run
 from p2pfl.transports import Endpoint, resolver
 from test_link_states import needs_ipv6
 
@@ -109,6 +112,7 @@ def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(t
                 assert (summary["rounds"], summary["stop_reason"]) == (0, "members_missing")
                 assert [departure["kind"] for departure in summary["departures"]] == ["members_missing"]
                 assert absent in summary["departures"][0]["detail"]
+                assert f"missing: {absent}" in str(end)
                 assert network.rows(name) == []
 
     finish(main(), 60)
@@ -127,7 +131,9 @@ def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_p
             for name in there:
                 assert network.events(name).count("started_without") == 1
                 assert network.summary(name)["started_without"] == [absent]
-                assert not network.summary(name).get("departures")
+                assert not network.summary(name)["departures"]
+                records = read_run(network.states[name] / "run")
+                assert f"It began without {absent}, as the study allows." in verdict(records, convergence(records))
                 assert not {"unsettled", "jumped"} & set(network.events(name))
             assert len({network.summary(name)["rounds"] for name in there}) == 1
             return ends
