@@ -26,8 +26,8 @@ DEADLINE_S = 0.25
 LIMITS = Limits(deadline_floor_s=DEADLINE_S, deadline_factor=1.0, linger_s=5.0)
 
 
-def ring(*, members="all", within_s=60.0, settle=2000, **experiment):
-    plan = averaging({"name": "ring"}, 8, tolerance=1e-3, **experiment)
+def ring(*, nodes=8, members="all", within_s=60.0, settle=2000, **experiment):
+    plan = averaging({"name": "ring"}, nodes, tolerance=1e-3, **experiment)
     stop = plan.experiment.stop
     plan = replace(plan, experiment=replace(plan.experiment, stop=replace(stop, settle=settle)))
     require = replace(plan.experiment.require, members=members, within_s=within_s)
@@ -159,7 +159,7 @@ def test_two_halves_of_a_ring_do_not_train_and_both_name_the_two_absent(tmp_path
 
 
 def test_a_node_that_is_restarted_after_the_start_does_not_wait_again(tmp_path):
-    plan = ring(within_s=3600.0)
+    plan = ring(nodes=3, within_s=3600.0)
     dies, *_ = plan.names
 
     async def main():
@@ -176,7 +176,7 @@ def test_a_node_that_is_restarted_after_the_start_does_not_wait_again(tmp_path):
 
 
 def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short_grace):
-    plan = ring(within_s=0.3)
+    plan = ring(nodes=3, within_s=0.3)
     there = plan.names[:-1]
 
     async def main():
@@ -185,7 +185,7 @@ def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short
             await asyncio.gather(*(network.nodes[name].task for name in there), return_exceptions=True)
             network.limits = replace(LIMITS, greet_timeout_s=30.0)
             network.start()
-            assert await network.ended() == ["converged"] * 8
+            assert await network.ended() == ["converged"] * 3
             assert network.summary(there[0])["stop_reason"] == "converged"
             assert not network.summary(there[0]).get("departures")
 
