@@ -61,7 +61,8 @@ class AgreedStart:
             grace_s=GRACE_S + RESEND_S * self.way,
             began_ms=began_ms,
         )
-        self._said = self._verdict = ""
+        self._said: list[str] | None = None
+        self._verdict = ""
 
     @property
     def company(self) -> list[str] | None:
@@ -107,13 +108,14 @@ class AgreedStart:
 
     def news(self, waiting_for: Mapping[str, str]) -> str | None:
         """One line about whom this node waits for, where that has changed since the last call."""
-        absent = ", ".join(list(waiting_for)[:_MOST_NAMED]) + (", …" if len(waiting_for) > _MOST_NAMED else "")
-        num_members = len(self._names)
-        line = f"{num_members - len(waiting_for)} of {num_members} members are ready; waiting for {absent or 'news'}"
-        if line == self._said:
+        if list(waiting_for) == self._said:  # reasons change with every attempt to connect
             return None
-        self._said = line
-        return line
+        self._said = list(waiting_for)
+        named = [f"{name} ({why})" for name, why in list(waiting_for.items())[:_MOST_NAMED]]
+        more = [f"{len(waiting_for) - len(named)} more"] if len(waiting_for) > len(named) else []
+        num_members = len(self._names)
+        there = f"{num_members - len(waiting_for)} of {num_members} members are ready"
+        return f"{there}; waiting for {', '.join([*named, *more]) or 'news of the start'}"
 
     def verdict(self, reports: Mapping[str, LinkReport], now_s: float) -> str | None:
         """One sentence about who was missing when time was up, as it was at the first call after that; None: it is not up yet."""
