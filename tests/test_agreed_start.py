@@ -9,19 +9,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from networks import Institutions, Network, averaging, finish, until, wait_until
+from links import ZeroMQLinks
+from networks import PATIENT, Institutions, Network, averaging, finish, until, wait_until
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment import experiment_from
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.verdict import verdict
 from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
 from p2pfl.plan import load_sites, make_plan
+from p2pfl.records import read_run
+from p2pfl.transports import Endpoint, resolver
+from test_link_states import needs_ipv6
 
 DEADLINE_S = 0.25
 LIMITS = Limits(deadline_floor_s=DEADLINE_S, deadline_factor=1.0, linger_s=5.0)
 
 
-def ring(*, members="all", within_s=60.0, settle=2000, **experiment):
-    plan = averaging({"name": "ring"}, 8, tolerance=1e-3, **experiment)
+def ring(*, nodes=8, members="all", within_s=60.0, settle=2000, **experiment):
+    plan = averaging({"name": "ring"}, nodes, tolerance=1e-3, **experiment)
     stop = plan.experiment.stop
     plan = replace(plan, experiment=replace(plan.experiment, stop=replace(stop, settle=settle)))
     require = replace(plan.experiment.require, members=members, within_s=within_s)
@@ -106,6 +112,7 @@ def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(t
                 assert (summary["rounds"], summary["stop_reason"]) == (0, "members_missing")
                 assert [departure["kind"] for departure in summary["departures"]] == ["members_missing"]
                 assert absent in summary["departures"][0]["detail"]
+                assert f"missing: {absent}" in str(end)
                 assert network.rows(name) == []
 
     finish(main(), 60)
@@ -124,7 +131,9 @@ def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_p
             for name in there:
                 assert network.events(name).count("started_without") == 1
                 assert network.summary(name)["started_without"] == [absent]
-                assert not network.summary(name).get("departures")
+                assert not network.summary(name)["departures"]
+                records = read_run(network.states[name] / "run")
+                assert f"It began without {absent}, as the study allows." in verdict(records, convergence(records))
                 assert not {"unsettled", "jumped"} & set(network.events(name))
             assert len({network.summary(name)["rounds"] for name in there}) == 1
             return ends
@@ -150,7 +159,7 @@ def test_two_halves_of_a_ring_do_not_train_and_both_name_the_two_absent(tmp_path
 
 
 def test_a_node_that_is_restarted_after_the_start_does_not_wait_again(tmp_path):
-    plan = ring(within_s=3600.0)
+    plan = ring(nodes=3, within_s=3600.0)
     dies, *_ = plan.names
 
     async def main():
@@ -167,7 +176,7 @@ def test_a_node_that_is_restarted_after_the_start_does_not_wait_again(tmp_path):
 
 
 def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short_grace):
-    plan = ring(within_s=0.3)
+    plan = ring(nodes=3, within_s=0.3)
     there = plan.names[:-1]
 
     async def main():
@@ -176,7 +185,7 @@ def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short
             await asyncio.gather(*(network.nodes[name].task for name in there), return_exceptions=True)
             network.limits = replace(LIMITS, greet_timeout_s=30.0)
             network.start()
-            assert await network.ended() == ["converged"] * 8
+            assert await network.ended() == ["converged"] * 3
             assert network.summary(there[0])["stop_reason"] == "converged"
             assert not network.summary(there[0]).get("departures")
 
@@ -265,3 +274,55 @@ def test_processes_that_wait_in_vain_end_with_exit_code_3_and_say_who_is_missing
             assert "p2pfl: this node has not trained: all 3 members must be ready within 3 s" in log
             assert absent in log.splitlines()[-1]
             assert institutions.summary(name)["departures"][0]["kind"] == "members_missing"
+
+
+@pytest.mark.slow
+def test_one_that_stands_still_costs_no_healthy_neighbour_a_skipped_exchange(tmp_path):
+    plan = averaging({"name": "ring"}, 6, tolerance=1e-300)
+    plan = replace(plan, experiment=replace(plan.experiment, stop=replace(plan.experiment.stop, settle=12)))
+    still, *_ = plan.names
+    limits = Limits(deadline_floor_s=2.0, deadline_factor=1.0, linger_s=1.0)
+
+    async def main():
+        async with Network(plan, tmp_path, limits=limits) as network:
+            network.start()
+            await network.reached(8)
+            network.pause(still)
+            others = [name for name in plan.names if name != still]
+            await asyncio.gather(*(network.nodes[name].task for name in others))
+            return {skipped for name in others for row in network.rows(name) for skipped in row["skipped"]}
+
+    assert finish(main(), 60) == {still}
+
+
+class LinksOverIPv6(ZeroMQLinks):
+    """Cards with IPv6 addresses alone, one of them a host name; every member listens as it does by default."""
+
+    def endpoint(self, name):
+        found = super().endpoint(name)
+        host = "ip6-only" if name == "node-3" else "[::1]"
+        return Endpoint(name, found.address.replace("127.0.0.1", host), found.public_key)
+
+    def member(self, name, neighbours, **options):
+        port = self.endpoint(name).address.rpartition(":")[2]
+        return super().member(name, neighbours, listen=f"tcp://*:{port}", **options)
+
+
+@needs_ipv6
+@pytest.mark.slow
+def test_a_ring_over_ipv6_and_a_name_with_no_other_address_gives_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(resolver, "look_up", lambda host: {"ip6-only": ["::1"]}[host])
+    plan = ring()
+    links = LinksOverIPv6()
+
+    async def main():
+        async with Network(plan, tmp_path / "ipv6", limits=PATIENT, links=links) as network:
+            network.start()
+            assert await network.ended() == ["converged"] * 8
+            return network.models()
+
+    try:
+        models = finish(main(), 120)
+    finally:
+        links.close()
+    assert torch.equal(models, undisturbed(tmp_path / "undisturbed", plan))

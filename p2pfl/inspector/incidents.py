@@ -11,7 +11,7 @@ from p2pfl.inspector.perspective import is_complete, member_of
 from p2pfl.inspector.run_state import clock_time
 from p2pfl.records import Row, RunRecords
 
-_EVERYDAY = frozenset({"started", "greeted", "skipped", "returned"})
+_EVERYDAY = frozenset({"started", "start_agreed", "greeted", "skipped", "returned"})
 """Skipped and returned are told of the node that they are about."""
 _SHORTEST = 2  # rounds; a shorter outage stands in the tables of missed messages
 

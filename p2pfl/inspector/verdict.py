@@ -75,7 +75,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
             "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
-    found = [*departed, *halted, _agreement(run, course), *_diverged(run), *_inexact(run)]
+    found = [*departed, *halted, *_started_without(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
     if run.summary is not None and run.summary.get("metrics"):
@@ -157,6 +157,12 @@ def _diverged(run: RunRecords) -> list[str]:
         return []
     listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
     return [f"Training left the finite numbers and was taken back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
+
+
+def _started_without(run: RunRecords) -> list[str]:
+    """Whom the network began without, where the study allows that."""
+    names = (run.summary or {}).get("started_without") or ()
+    return [f"It began without {', '.join(names)}, as the study allows."] if names else []
 
 
 def _inexact(run: RunRecords) -> list[str]:

@@ -61,7 +61,8 @@ class AgreedStart:
             grace_s=GRACE_S + RESEND_S * self.way,
             began_ms=began_ms,
         )
-        self._said = ""
+        self._said: list[str] | None = None
+        self._verdict = ""
 
     @property
     def company(self) -> list[str] | None:
@@ -107,16 +108,22 @@ class AgreedStart:
 
     def news(self, waiting_for: Mapping[str, str]) -> str | None:
         """One line about whom this node waits for, where that has changed since the last call."""
-        absent = ", ".join(list(waiting_for)[:_MOST_NAMED]) + (", …" if len(waiting_for) > _MOST_NAMED else "")
-        num_members = len(self._names)
-        line = f"{num_members - len(waiting_for)} of {num_members} members are ready; waiting for {absent or 'news'}"
-        if line == self._said:
+        if list(waiting_for) == self._said:  # reasons change with every attempt to connect
             return None
-        self._said = line
-        return line
+        self._said = list(waiting_for)
+        named = [f"{name} ({why})" for name, why in list(waiting_for.items())[:_MOST_NAMED]]
+        more = [f"{len(waiting_for) - len(named)} more"] if len(waiting_for) > len(named) else []
+        num_members = len(self._names)
+        there = f"{num_members - len(waiting_for)} of {num_members} members are ready"
+        return f"{there}; waiting for {', '.join([*named, *more]) or 'news of the start'}"
 
-    def verdict(self, reports: Mapping[str, LinkReport]) -> str:
-        """One sentence about why nobody trains here: who is missing."""
+    def verdict(self, reports: Mapping[str, LinkReport], now_s: float) -> str | None:
+        """One sentence about who was missing when time was up, as it was at the first call after that; None: it is not up yet."""
+        if not self._verdict and now_s >= self.agreement.deadline_s:  # not later: who gives up is missing for the others
+            self._verdict = self._verdict_now(reports)
+        return self._verdict or None
+
+    def _verdict_now(self, reports: Mapping[str, LinkReport]) -> str:
         agreement, awaited = self.agreement, self.agreement.awaited()
         total = len(self._names)
         needed = f"all {total} members" if agreement.needed == total else f"{agreement.needed} of {total} members"
@@ -130,7 +137,7 @@ class AgreedStart:
             ]
             parts.append(f"missing: {', '.join(own[:_MOST_NAMED])}")
         if awaited.gone:
-            parts.append(f"no longer there: {self._list(sorted(awaited.gone))}")
+            parts.append(f"no link leads now to {self._list(sorted(awaited.gone))}")
         if awaited.behind:
             parts.append(f"not heard of, as they are behind those: {self._list(sorted(awaited.behind))}")
         if awaited.broken:

@@ -295,9 +295,10 @@ class Daemon:
             if (company := agreed.decide(self._now())) is not None:
                 await self._start(company)
                 return
-            if agreed.agreement.is_hopeless(self._now()):
-                await self._give_up()
             reports = self.link_reports()
+            verdict = agreed.verdict(reports, self._now())
+            if verdict is not None and agreed.agreement.is_hopeless(self._now()):
+                await self._give_up(verdict)
             if (news := agreed.news(agreed.waiting_for(reports))) is not None:
                 log.info("%s", news)
             self._wake_senders()
@@ -325,10 +326,9 @@ class Daemon:
         """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
         self.protocol.start_by_s = self._now() + self._agreed_start.within_s
 
-    async def _give_up(self) -> NoReturn:
+    async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
         assert self._folder is not None
-        why = self._agreed_start.verdict(self.link_reports())
         log.error("%s", why)
         self._event("not_started", why)
         self._seconds["setup"] = self._now() - self._made_s
