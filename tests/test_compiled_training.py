@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from networks import Network, finish
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment import experiment_from, recorded_experiment
 from p2pfl.plan import load_sites, make_plan
@@ -185,6 +186,23 @@ def test_a_run_is_the_same_with_and_without(threads, tmp_path, monkeypatch):
         assert loss == pytest.approx(expected_loss, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+def test_three_hundred_rounds_with_relu_are_as_far_apart_as_documented(dtype, tmp_path):
+    """docs/performance.md says 6e-15 and 4.6e-5; a processor may round otherwise."""
+    found = []
+    for compiled in ("off", "on"):
+        settings = {"task": {"name": "digits", "hidden": 8}, "nodes": 3, "optimizer": {"lr": 0.1}, "rounds": 300, "dtype": dtype}
+        population = plan_of({**settings, "algorithm": {"batch_size": 8, "local_steps": 2}, "compiled": compiled}).population(
+            ["node-0", "node-1", "node-2"]
+        )
+        for number in range(300):
+            population.train(number, in_place=True)
+        found.append(population.state["x"])
+
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9 if dtype == "float64" else 1e-2)
+
+
 @pytest.mark.parametrize("rounds", [1, 10**6])
 @pytest.mark.parametrize("asked", ["auto", True, "on"])
 def test_auto_is_on_where_model_and_rows_qualify_however_short_the_run(asked, rounds):
@@ -269,6 +287,24 @@ def test_where_numba_is_switched_off_it_is_not_used(monkeypatch):
     assert plan_of(LOGISTIC).experiment.compiled == "off"
     with pytest.raises(MissingExtraError, match="NUMBA_DISABLE_JIT is set"):
         plan_of({**LOGISTIC, "compiled": "on"})
+
+
+def test_daemons_take_the_same_loops_as_the_simulator(tmp_path):
+    plan = plan_of({**LOGISTIC, "nodes": 4, "topology": {"name": "ring"}, "rounds": 5, "save_models_every": 1})
+    simulation = Simulation(plan, RunFolder.create(tmp_path / "simulator", {}))
+    for _ in range(5):
+        simulation.step()
+    assert simulation.population.is_compiled
+
+    async def main():
+        async with Network(plan, tmp_path) as network:
+            network.start()
+            await network.ended()
+            assert all(node.daemon._population.is_compiled for node in network.nodes.values())
+            assert network.summary(plan.names[0])["compiled"] == "on"
+            assert float((network.models(4) - simulation.population.estimate()).abs().max()) < 1e-6
+
+    finish(main())
 
 
 @pytest.mark.parametrize("worth", [0, 10**30])

@@ -440,6 +440,25 @@ TABLE = [
 ]
 
 
+@pytest.mark.usefixtures("numba")
+@pytest.mark.parametrize(
+    ("more", "answer"),
+    [("", "on"), ("compiled: off\n", "off"), ("optimizer: {momentum: 0.5}\n", "off"), ("schema: 1\n", None)],
+)
+def test_a_study_says_whether_its_members_train_in_compiled_loops(sites, more, answer):
+    made = make_study(sites, PERSONAL.replace("personal: [bias]\n", more), "--json")
+    assert made.exit_code == 0, made.output
+
+    assert Study.load(sites / "study.yaml").experiment.get("compiled") == answer
+
+
+def test_a_study_whose_task_is_not_here_leaves_compiled_loops_out(sites):
+    made = make_study(sites, "name: elsewhere\ntask: {name: 'nowhere:task'}\n")
+
+    assert made.exit_code == 0, made.output
+    assert Study.load(sites / "study.yaml").experiment["compiled"] == "off"
+
+
 def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, monkeypatch):
     said = json.loads(make_study(sites, PERSONAL, "--json").output)
 
