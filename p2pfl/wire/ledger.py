@@ -131,12 +131,7 @@ class EdgeLedger:
 
     def checkpointed(self, saved: SavedLedger) -> None:
         """This state is durable: from now on it is what we report, even if more has happened since it was taken."""
-        self._durable = Report(
-            closed_through=saved["closed_through"],
-            merged=tuple(saved["merged"]),
-            confirmed=saved["confirmed"],
-            settled=saved["settled"],
-        )
+        self._durable = _report(saved)
 
     @classmethod
     def from_dict(cls, saved: SavedLedger) -> EdgeLedger:
@@ -150,7 +145,7 @@ class EdgeLedger:
         )
         heard = saved.get("heard")
         if heard is not None:
-            ledger.heard = Report(**{**heard, "merged": tuple(heard["merged"])})
+            ledger.heard = _report(heard)
         ledger.anew = saved.get("anew", 0)
         ledger.checkpointed(saved)
         return ledger
@@ -202,6 +197,15 @@ def goes_back(before: Remembered, now: Remembered) -> bool:
     if now.anew != before.anew:
         return now.anew < before.anew
     return any(then > later for then, later in zip(_age(before.report), _age(now.report), strict=True))
+
+
+def _report(saved: SavedReport | SavedLedger) -> Report:
+    return Report(
+        closed_through=saved["closed_through"],
+        merged=tuple(saved["merged"]),
+        confirmed=saved["confirmed"],
+        settled=saved["settled"],
+    )
 
 
 def _saved(report: Report) -> SavedReport:
