@@ -131,12 +131,7 @@ class EdgeLedger:
 
     def checkpointed(self, saved: SavedLedger) -> None:
         """This state is durable: from now on it is what we report, even if more has happened since it was taken."""
-        self._durable = Report(
-            closed_through=saved["closed_through"],
-            merged=tuple(saved["merged"]),
-            confirmed=saved["confirmed"],
-            settled=saved["settled"],
-        )
+        self._durable = _report(saved)
 
     @classmethod
     def from_dict(cls, saved: SavedLedger) -> EdgeLedger:
@@ -150,12 +145,7 @@ class EdgeLedger:
         )
         heard = saved.get("heard")
         if heard is not None:
-            ledger.heard = Report(
-                closed_through=heard["closed_through"],
-                merged=tuple(heard["merged"]),
-                confirmed=heard["confirmed"],
-                settled=heard["settled"],
-            )
+            ledger.heard = _report(heard)
         ledger.anew = saved.get("anew", 0)
         ledger.checkpointed(saved)
         return ledger
@@ -182,11 +172,6 @@ class EdgeLedger:
         """Whether the neighbour has said the same, for every exchange that we have closed: it needs us no longer."""
         return self.heard is not None and self.heard.closed_through >= self.closed_through and not self.heard.merged
 
-    @property
-    def is_untouched(self) -> bool:
-        """Whether the two have never met: nothing was heard of the neighbour, in this process or before, and nothing merged."""
-        return self.heard is None and self.open_flow is None and not self.merged and self.settled == self.confirmed == -1
-
     def _settle(self) -> int | None:
         """Draw every conclusion from the latest report that what is closed here allows."""
         report = self.heard
@@ -212,6 +197,15 @@ def goes_back(before: Remembered, now: Remembered) -> bool:
     if now.anew != before.anew:
         return now.anew < before.anew
     return any(then > later for then, later in zip(_age(before.report), _age(now.report), strict=True))
+
+
+def _report(saved: SavedReport | SavedLedger) -> Report:
+    return Report(
+        closed_through=saved["closed_through"],
+        merged=tuple(saved["merged"]),
+        confirmed=saved["confirmed"],
+        settled=saved["settled"],
+    )
 
 
 def _saved(report: Report) -> SavedReport:
