@@ -22,6 +22,7 @@ DEPARTING: Mapping[str, DepartureKind] = {
     "stopped_late": "rounds_missed",
     "unsettled": "rounds_missed",
     "inexact": "rounds_missed",
+    "gone": "rounds_missed",
     "state_lost": "state_lost",
     "started_anew": "state_lost",
     "diverged": "non_finite",

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from networks import HASTY, Network, finish, plan_of
 from p2pfl.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
+from p2pfl.node.daemon import Limits
+from p2pfl.node.identity import Identity
+from p2pfl.node.network_view import ViewPolicy, ViewTerms
+
+BRIEF = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
 
 
 def event(node: str, kind: str, detail: str = "", number: int = 0) -> dict[str, object]:
@@ -58,3 +68,61 @@ def test_the_exit_code_is_3_exactly_where_a_departure_is_listed():
     assert exit_code_of({"departures": rows}) == 3
     assert departures_in({"departures": rows}) == ["a"]
     assert exit_code_of({"departures": []}) == exit_code_of({}) == exit_code_of(None) == 0
+
+
+# ---- daemons
+
+
+class Watched(Network):
+    """A network whose nodes also tell each other how it goes."""
+
+    def start(self, *names):
+        identities = {name: Identity.new() for name in self.plan.names}
+        keys = {name: bytes.fromhex(identity.card(name, "tcp://127.0.0.1:1").identity) for name, identity in identities.items()}
+        for name in names or self.plan.names:
+            self.options["view"] = ViewTerms(keys=keys, sign=identities[name].signing.sign, policy=ViewPolicy(bytes_per_s=None))
+            super().start(name)
+
+
+def fixed_rounds(nodes, rounds):
+    return plan_of(task={"name": "averaging", "dimension": 3}, nodes=nodes, topology={"name": "ring"}, rounds=rounds, stop=None)
+
+
+@pytest.mark.slow
+def test_a_node_that_went_for_good_is_a_departure_near_and_far(tmp_path):
+    plan = fixed_rounds(6, 60)
+
+    async def run():
+        async with Watched(plan, tmp_path, limits=BRIEF) as network:
+            network.start()
+            await network.reached(10)
+            await network.kill("node-3")
+            left = [name for name in plan.names if name != "node-3"]
+            await asyncio.gather(*(network.nodes[name].task for name in left))
+            return {name: network.summary(name) for name in left}
+
+    summaries = finish(run())
+
+    for name in ("node-2", "node-4"):
+        assert any("without the last word of a neighbour" in detail and "node-3" in detail for detail in departures_in(summaries[name]))
+    assert any(detail.startswith("node-0: node-3: last heard of in round ") for detail in departures_in(summaries["node-0"]))
+    assert {exit_code_of(summary) for summary in summaries.values()} == {3}
+
+
+def test_a_node_that_jumped_over_rounds_says_so_and_the_others_were_there(tmp_path):
+    plan = fixed_rounds(4, 80)
+
+    async def run():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            await network.reached(5)
+            network.pause("node-1")
+            await network.reached(20, ["node-0", "node-2", "node-3"])
+            network.wake("node-1")
+            await network.ended()
+            return {name: network.summary(name) for name in plan.names}
+
+    summaries = finish(run())
+
+    assert [row["kind"] for row in summaries["node-1"]["departures"]] == ["rounds_missed"]
+    assert "node-1: jumped over rounds, which were not trained (" in summaries["node-1"]["departures"][0]["detail"]

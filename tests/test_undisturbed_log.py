@@ -77,15 +77,16 @@ def test_an_undisturbed_run_logs_no_warning(plan, links, latency_s, tmp_path, ca
             for name in order:  # each begins while those before it are dialling
                 network.start(name)
                 await asyncio.sleep(0)
-            return await network.ended()
+            return await network.ended(), [network.summary(name)["departures"] for name in order]
 
     caplog.clear()  # of what the task had to say of its partition
     try:
-        reasons = finish(run())
+        reasons, departures = finish(run())
     finally:
         made.close()
 
     assert set(reasons) <= {"converged", "rounds"}
+    assert departures == [[]] * len(order)
     assert alarms(caplog) == []
     assert sum(record.getMessage().startswith("started") for record in caplog.records) == len(order)
 

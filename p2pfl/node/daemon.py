@@ -25,7 +25,7 @@ import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site
-from p2pfl.departures import Departure, departures_of_events
+from p2pfl.departures import Departure, departure_rows, departures_of_events
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
@@ -37,7 +37,7 @@ from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
-from p2pfl.records import RunFolder
+from p2pfl.records import RunFolder, read_summary
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.subgroups import subgroups
@@ -685,8 +685,19 @@ class Daemon:
         deadline_s = self._now() + min(self._limits.linger_s, LAST_RECORDS_S)
         while self.protocol.is_spreading() and self._now() < deadline_s and not self._stopping:
             await self._wait(deadline_s)
-        if self._outlook is not None and self._folder is not None:
-            self._outlook.take_note(self._folder)
+        if self._outlook is None or self._folder is None:
+            return
+        self._outlook.take_note(self._folder)
+        if gone := self._outlook.gone(self._round):
+            for name, number in gone.items():
+                self._event("gone", f"{name}: last heard of in round {number} of {self._round}")
+            self._folder.write_summary({**(read_summary(self._folder.path) or {}), "departures": self._departures()})
+
+    def _departures(self) -> list[dict[str, str]]:
+        """As summary.json lists them."""
+        assert self._folder is not None
+        found = departures_of_events(self._folder.events())
+        return departure_rows([*found, *non_finite_models([self.me], self._population.estimate())])
 
     def _alone(self) -> Population | None:
         """What this site would get without the network."""
@@ -721,9 +732,9 @@ class Daemon:
                 seconds=self._seconds,
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
-                departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
                 started_without=self._agreed_start.missing,
             )
+            | {"departures": self._departures()}
         )
 
     def _finish_without_result(self, reason: str) -> None:

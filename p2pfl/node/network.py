@@ -300,6 +300,7 @@ class _Network:
         self._known = {_key(event) for event in self._folder.events()}
         self._hear_signals()
         progress_log.info("%d daemons are being started", len(self._sites))
+        self._quiet_since_s = time.monotonic()
         try:
             for site in self._sites:
                 self._start(site)

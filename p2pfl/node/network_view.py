@@ -190,6 +190,18 @@ class Outlook:
         """Members that have been seen, since the last call, to begin once more."""
         return {self._plan.names[place] for place in self.view.begun_again()}
 
+    def gone(self, rounds: int) -> dict[str, int]:
+        """Members that have not ended with the others, and the newest round that was heard of each; where all go in step.
+
+        Args:
+            rounds: how many this node has made.
+        """
+        if self._plan.experiment.pace.name != "synchronous":
+            return {}
+        late = rounds - 1 - (self.view.news_rounds << self.view.level)
+        heard = {self._plan.names[place]: heard.record for place, heard in sorted(self.view.newest.items())}
+        return {name: record.round for name, record in heard.items() if not record.closing and record.round < late}
+
     def rows(self, now_s: float) -> list[Row]:
         """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""
         newest = sorted(self.view.newest.items())

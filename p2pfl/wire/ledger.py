@@ -172,6 +172,11 @@ class EdgeLedger:
         """Whether the neighbour has said the same, for every exchange that we have closed: it needs us no longer."""
         return self.heard is not None and self.heard.closed_through >= self.closed_through and not self.heard.merged
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the two have never met: nothing was heard of the neighbour, in this process or before, and nothing merged."""
+        return self.heard is None and self.open_flow is None and not self.merged and self.settled == self.confirmed == -1
+
     def _settle(self) -> int | None:
         """Draw every conclusion from the latest report that what is closed here allows."""
         report = self.heard
