@@ -37,6 +37,9 @@ Row = dict[str, Any]
 MAX_PER_NODE = 1000
 """Above this many nodes a summary holds quantiles instead of one figure a node."""
 
+NOT_FOR_CHOOSING = "not used for choosing"
+"""The mark of figures on test rows while choices are made on validation rows."""
+
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
 
@@ -314,6 +317,12 @@ def statistics(values_by_node: Mapping[str, float | None]) -> Row:
     if len(per_node) <= MAX_PER_NODE:
         return {**short, "per_node": per_node}
     return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+
+
+def validation_share(experiment: Mapping[str, Any]) -> float:
+    """The fraction of each site's training rows that a run took out for validation; its metrics are measured on them. 0: on test rows."""
+    share = experiment.get("validation")
+    return float(share) if isinstance(share, int | float) else 0.0
 
 
 def primary_metric(metrics: Iterable[str]) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from p2pfl.departures import Departure, departure_rows
 from p2pfl.plan import Plan
-from p2pfl.records import statistics
+from p2pfl.records import NOT_FOR_CHOOSING, statistics
 from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
@@ -115,6 +115,7 @@ def finish_summary(
     metrics: Mapping[str, Metrics],
     mean_model: Metrics | None,
     mean_model_reason: str | None = None,
+    test: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Any],
     bytes_sent: int,
     seconds: Mapping[str, float],
@@ -143,6 +144,7 @@ def finish_summary(
         "metrics": by_metric(plan, metrics),
         "mean_model": dict(mean_model) if mean_model is not None else None,
         **({"mean_model_reason": reason} if (reason := mean_model_reason or why_no_mean_model(plan)) is not None else {}),
+        **({"test": dict(test)} if test is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
@@ -161,6 +163,42 @@ def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
         return []
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     return [Departure(kind="non_finite", detail=f"the final model of {', '.join(bad[:_NAMED])}{more} holds numbers that are not finite")]
+
+
+def test_figures(
+    plan: Plan, population: Population, x_NP: Tensor, buffers: Mapping[str, Tensor], rows: Mapping[str, int], mean: MeanModel | str
+) -> dict[str, Any] | None:
+    """Measure final models on the test rows that were set aside while validation rows stood in their place.
+
+    Args:
+        plan: of the run.
+        population: any rows of the run; its model evaluates.
+        x_NP: parameters.
+        buffers: each row's own, (N, ...).
+        rows: of the nodes to measure, each at its own site.
+        mean: of all nodes' models.
+
+    Returns:
+        The summary's part "test"; None where no test rows were set aside.
+    """
+    if isinstance(plan.task.sites, SiteTable):  # one whose rows were held out is a list
+        return None
+    aside = {name: site.set_aside for name, site in plan.sites.items() if site.set_aside is not None}
+    if not aside:
+        return None
+    metrics = plan.task.metrics
+    per_node: dict[str, Metrics] = {}
+    for name, row in rows.items():
+        if name in aside:
+            inputs, targets = aside[name]
+            outputs = population.outputs(x_NP[row], inputs, site=name, buffers={key: own[row] for key, own in buffers.items()})
+            per_node[name] = {metric: figure(plan.task, metric, outputs, targets, site=name) for metric in metrics}
+    of_mean = None
+    if not isinstance(mean, str):
+        inputs, targets = (torch.cat(tensors) for tensors in zip(*aside.values(), strict=True))
+        outputs = population.outputs(mean.x_P, inputs, buffers=mean.buffers)
+        of_mean = {metric: figure(plan.task, metric, outputs, targets) for metric in metrics}
+    return {"use": NOT_FOR_CHOOSING, "metrics": by_metric(plan, per_node), "mean_model": of_mean}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:
