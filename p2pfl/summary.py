@@ -142,6 +142,7 @@ def finish_summary(
         "consensus_distance": distance,
         "relative_consensus": distance / norm if distance is not None and norm else None,
         "metrics": by_metric(plan, metrics),
+        "lower_is_better": sorted(plan.task.lower_is_better & set(plan.task.metrics)),
         "mean_model": dict(mean_model) if mean_model is not None else None,
         **({"mean_model_reason": reason} if (reason := mean_model_reason or why_no_mean_model(plan)) is not None else {}),
         **({"test": dict(test)} if test is not None else {}),

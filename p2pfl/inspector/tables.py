@@ -101,12 +101,17 @@ def write_tables(tables: Tables, folder: Path, kind: str) -> list[Path]:
     for name, rows in tables.named().items():
         if rows:
             path = folder / f"{name}.{kind}"
-            (_write_csv if kind == "csv" else _write_parquet)(path, rows)
+            (write_csv if kind == "csv" else write_parquet)(path, rows)
             written.append(path)
     return written
 
 
-def _write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
+def write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
+    """Write rows as CSV with a header; no cell can be taken for a formula.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
@@ -114,7 +119,13 @@ def _write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
     replace_file(path, text.getvalue())
 
 
-def _write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
+def write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
+    """Write rows as Parquet, every column of one type.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        StoreError: the file cannot be written.
+    """
     try:
         import pyarrow as pa  # an extra
         from pyarrow import parquet
