@@ -325,6 +325,12 @@ def validation_share(experiment: Mapping[str, Any]) -> float:
     return float(share) if isinstance(share, int | float) else 0.0
 
 
+def rows_word(document: Mapping[str, Any] | None) -> str:
+    """On which rows metrics are measured, as a resolved experiment or a summary says it: "validation rows" or "test rows"."""
+    document = document or {}
+    return str(document.get("measured_on") or ("validation rows" if validation_share(document) else "test rows"))
+
+
 def primary_metric(metrics: Iterable[str]) -> str | None:
     """The metric that decides: AUROC where there is one, else accuracy, else the first."""
     names = list(metrics)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from p2pfl.departures import Departure, departure_rows
 from p2pfl.plan import Plan
-from p2pfl.records import NOT_FOR_CHOOSING, statistics
+from p2pfl.records import NOT_FOR_CHOOSING, rows_word, statistics
 from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
@@ -141,6 +141,7 @@ def finish_summary(
         "departures": departure_rows(departures),
         "consensus_distance": distance,
         "relative_consensus": distance / norm if distance is not None and norm else None,
+        **({"measured_on": rows_word(plan.experiment.as_dict())} if plan.experiment.validation else {}),
         "metrics": by_metric(plan, metrics),
         "lower_is_better": sorted(plan.task.lower_is_better & set(plan.task.metrics)),
         "mean_model": dict(mean_model) if mean_model is not None else None,

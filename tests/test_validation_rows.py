@@ -7,8 +7,13 @@ import torch
 
 from networks import Network, finish, plan_of
 from p2pfl.experiment import experiment_from
+from p2pfl.inspector import read
+from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.report import report
+from p2pfl.inspector.verdict import verdict
 from p2pfl.params import load_parameters
 from p2pfl.plan import load_sites
+from p2pfl.records import read_run
 from p2pfl.results import build_loaded, read_buffers
 from p2pfl.simulator import simulate
 from p2pfl.tasks.metrics import auroc
@@ -52,8 +57,32 @@ def test_metrics_are_of_validation_rows_and_test_rows_stand_beside(run):
     assert test["mean_model"]["auroc"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_pages_and_tables_name_the_rows_and_mark_what_chooses_nothing(run):
+    records = read_run(run.path)
+    figures = run.summary["test"]
+    said = (
+        f"On test rows, not used for choosing: auroc {figures['mean_model']['auroc']:.3f} of the mean model, "
+        f"{figures['metrics']['auroc']['mean']:.3f} on average over the sites, {figures['metrics']['auroc']['min']:.3f} at the worst site."
+    )
+
+    assert said in verdict(records, convergence(records))
+    row = next(row for row in read(run.path).sites if (row["node"], row["metric"]) == ("node-1", "auroc"))
+    assert row["network"] == run.summary["metrics"]["auroc"]["per_node"]["node-1"]
+    assert (row["measured_on"], row["test_is"]) == ("validation rows", "not used for choosing")
+    assert row["test"] == figures["metrics"]["auroc"]["per_node"]["node-1"]
+
+
+def test_the_report_has_test_rows_apart_from_validation_rows(run):
+    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'p2pfl-mesh[report]'")
+    page = report(read_run(run.path))
+
+    assert "<h3>On test rows, not used for choosing</h3>" in page
+    assert "The mean model, on all validation rows together: " in page
+    assert "own test rows" not in page.rsplit("</script>", 1)[-1]
+
+
 def test_without_validation_rows_a_summary_has_no_part_for_test_rows(tmp_path):
-    assert "test" not in simulate({**LOGISTIC, "validation": 0.0}, out=tmp_path / "run").summary
+    assert {"test", "measured_on"}.isdisjoint(simulate({**LOGISTIC, "validation": 0.0}, out=tmp_path / "run").summary)
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
     parts = sorted({part for row in rows for part in row.get("seconds") or ()})
     found = {
         "training loss": {"loss": points("loss")},
-        "metrics on its test rows": {metric: points(metric, "metrics") for metric in metrics},
+        "metrics on its own rows": {metric: points(metric, "metrics") for metric in metrics},
         "disagreement with neighbours": {"disagreement": [(number, value) for number, value in points("disagreement") if value > 0]},
         "seconds a round": {part: points(part, "seconds") for part in parts},
     }

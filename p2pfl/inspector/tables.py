@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.verdict import betterness, lower_is_better
-from p2pfl.records import Row, RunRecords, read_run, replace_file
+from p2pfl.records import Row, RunRecords, read_run, replace_file, rows_word
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]
@@ -33,7 +33,10 @@ class Tables:
     edges: list[FlatRow]
     """One row for each direction of a link, with the weight that the receiver gives the sender. Empty where the graph changes."""
     sites: list[FlatRow]
-    """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
+    """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes.
+
+    Where they were measured on validation rows, `measured_on` says so, and `test` has the figure on test rows, which chooses nothing.
+    """
     network: list[FlatRow] = field(default_factory=list)
     """Of a node's own records: one row a round of the network, as far as the node came to know it."""
     worth: list[FlatRow]
@@ -175,13 +178,17 @@ def _edges(graph: Row) -> list[FlatRow]:
 
 def _sites(summary: Row) -> list[FlatRow]:
     found: list[FlatRow] = []
-    baselines = summary.get("baselines") or {}
+    baselines, test = summary.get("baselines") or {}, summary.get("test")
     for metric, figures in (summary.get("metrics") or {}).items():
         others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
         for node, value in (figures.get("per_node") or {}).items():
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
             direction = "lower is better" if lower_is_better(metric) else "higher is better"
-            found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction})
+            row: FlatRow = {"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction}
+            if test is not None:
+                own = (test["metrics"][metric].get("per_node") or {}).get(node)
+                row |= {"measured_on": rows_word(summary), "test": own, "test_is": test["use"]}
+            found.append(row)
     return found
 
 

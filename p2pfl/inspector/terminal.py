@@ -26,7 +26,7 @@ from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import duration, run_state
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, percent, scores, verdict
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, of_rows, percent, scores, verdict
 from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
@@ -121,7 +121,8 @@ def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
     ordered = sorted(summary["metrics"], key=lambda name: name != first)
     pairs = [ordered[start : start + _METRICS_BESIDE] for start in range(0, len(ordered), _METRICS_BESIDE)]
     tables = [_metric_table(summary, metrics) for metrics in pairs]
-    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)))
+    said = [Text(_printable(sentence), style="dim") for sentence in of_rows(summary)]
+    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)), *said)
 
 
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:

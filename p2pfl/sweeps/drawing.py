@@ -87,15 +87,16 @@ def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | N
     return Band(rounds_R=rounds_R.astype(np.float64), mean_R=mean_R, low_R=low_R, high_R=high_R)
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, key: str) -> None:
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, key: str, rows: str) -> None:
     """One picture of all cells.
 
     Args:
         path: of the image.
-        runs: folders of the runs with a result, by the cell's label, the best cell first.
+        runs: folders of the runs with a result, by the cell's label, in the table's order.
         metric: drawn beside the disagreement; None: the task has none.
         title: above both.
         key: what the labels say.
+        rows: on which rows the metric is measured.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -114,13 +115,13 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | No
         if metric in _AT_MOST_ONE:  # a band may reach further than any value can
             low, high = panels[0].get_ylim()
             panels[0].set_ylim(max(low, 0.0), min(high, 1.0))
-        panels[0].set_ylabel(f"{metric}, mean over the sites")
+        panels[0].set_ylabel(f"{metric} on {rows}, mean over the sites")
     _draw(panels[-1], {label: [distances_of(run) for run in places] for label, places in shown.items()}, logarithmic=True)
     panels[-1].set_ylabel("distance of the models from their mean")
     panels[-1].set_yscale("log")
     several = max((len(places) for places in shown.values()), default=0)
     over = f"; mean and {CONFIDENCE:.0%} confidence over {several} seeds" if several > 1 else ""
-    hidden = f"; the best {len(shown)} of {len(runs)} cells" if len(runs) > len(shown) else ""
+    hidden = f"; the first {len(shown)} of {len(runs)} cells" if len(runs) > len(shown) else ""
     figure.suptitle(f"{title}{over}{hidden}", fontsize=11)
     handles, labels = panels[-1].get_legend_handles_labels()
     if not handles:

@@ -18,7 +18,7 @@ from p2pfl.sweeps.folder import held, place_of, read_grid, refuse_another, write
 from p2pfl.sweeps.grid import Grid, Vary, as_text, checked, make_grid
 from p2pfl.sweeps.on_ray import import_ray, run_on_ray
 from p2pfl.sweeps.processes import run_in_processes
-from p2pfl.sweeps.table import CellResult, Choice, choice_of, metric_of, over_seeds, row_of, with_choice, write_table
+from p2pfl.sweeps.table import VALIDATION_PREFIX, CellResult, Choice, choice_of, metric_of, over_seeds, row_of, with_choice, write_table
 from p2pfl.sweeps.work import Executor, Job, News
 
 EXECUTORS: dict[str, Executor] = {"processes": run_in_processes, "ray": run_on_ray}
@@ -177,8 +177,9 @@ def _drawn(result: Sweep) -> Sweep:
     if not runs:
         return result
     try:
+        word = "validation rows" if any(key.startswith(VALIDATION_PREFIX) for row in result.rows for key in row) else "test rows"
         keys = ", ".join(key.removesuffix(".name") for key in result.grid.vary)
-        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]), keys)
+        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]), keys, word)
     except MissingExtraError as error:
         return replace(result, no_plot=str(error))
     return replace(result, plot=result.path / "plot.png")

@@ -15,7 +15,7 @@ from p2pfl.inspector.sections import facts
 
 _REFRESH_S = 0.5
 _NOTHING: Drawing = {"data": [], "layout": {}}
-_SITE_PICTURES = ("training loss", "metrics on its test rows", "disagreement with neighbours", "seconds a round")
+_SITE_PICTURES = ("training loss", "metrics on its own rows", "disagreement with neighbours", "seconds a round")
 
 _OWN_STYLE = """
 body { line-height: 1.5; }
