@@ -51,13 +51,36 @@ _REQUIRED = {
 }
 _KNOWN = {
     "rounds.jsonl": _REQUIRED["rounds.jsonl"]
-    | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {
+        "nodes",
+        "loss",
+        "disagreement",
+        "bound_low",
+        "bound_high",
+        "rms_norm",
+        "rms_disagreement",
+        "consensus_distance",
+        "bytes_sent",
+        "skipped",
+        "seconds",
+    }
     | {"simulated_s"},
     "nodes.jsonl": _REQUIRED["nodes.jsonl"]
     | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
     | {"merged", "simulated_s"},
     "network.jsonl": _REQUIRED["network.jsonl"]
-    | {"loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {
+        "loss",
+        "disagreement",
+        "bound_low",
+        "bound_high",
+        "rms_norm",
+        "rms_disagreement",
+        "consensus_distance",
+        "bytes_sent",
+        "skipped",
+        "seconds",
+    }
     | {"known_in", "missing"},
     "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
 }
@@ -245,11 +268,12 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     folder = _existing(path)
     documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
     environment, topology, cross_site, subgroups, worth, summary = (_read_document(folder / f"{name}.json") for name in documents)
+    read_experiment = dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml")
     return RunRecords(
-        experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
+        experiment=read_experiment,
         environment=environment or {},
         topology=topology,
-        rounds=_read_lines(folder / "rounds.jsonl"),
+        rounds=with_both_distances(_read_lines(folder / "rounds.jsonl"), read_experiment),
         nodes=_read_lines(folder / "nodes.jsonl"),
         events=_read_lines(folder / "events.jsonl"),
         network=_in_order(_read_lines(folder / "network.jsonl")),
@@ -289,6 +313,38 @@ def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
     names = [*(str(row["node"]) for row in rows), *map(str, network["not_heard_of"])]
     topology = _read_document(folder / "topology.json") or {"nodes": names, "edges": []}
     return RunRecords(experiment={}, environment={}, topology=topology, rounds=[], nodes=rows, events=[], summary=None)
+
+
+def with_both_distances(rows: list[Row], experiment: Mapping[str, Any]) -> list[Row]:
+    """Rounds as they are written today: `rms_disagreement` before mixing, `consensus_distance` after mixing.
+
+    Earlier versions had one name: in step `consensus_distance` was what is now `rms_disagreement`, at the nodes' own pace what it is now.
+
+    Args:
+        rows: of rounds.jsonl.
+        experiment: of the run.
+    """
+    in_step = (experiment.get("pace") or {}).get("name", "synchronous") == "synchronous"
+    return [
+        row
+        if "rms_disagreement" in row or "consensus_distance" not in row
+        else row
+        | {"rms_disagreement": row["consensus_distance"] if in_step else None}
+        | {"consensus_distance": None if in_step else row["consensus_distance"]}
+        for row in rows
+    ]
+
+
+def read_rounds(path: Path | str) -> list[Row]:
+    """One row a round of the whole network, of a run of any version; empty where there are none.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    folder = Path(path)
+    rows = _read_lines(folder / "rounds.jsonl")
+    is_old = any("consensus_distance" in row and "rms_disagreement" not in row for row in rows)
+    return with_both_distances(rows, load_yaml(folder / "experiment.yaml") if is_old else {})
 
 
 def read_summary(path: Path | str) -> Row | None:

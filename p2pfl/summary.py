@@ -29,12 +29,21 @@ from p2pfl.training.running_statistics import recalibrated
 Metrics = Mapping[str, float]
 
 _NAMED = 5
+_BLOCK = 2**19  # numbers
+_LEAST_WIDTH = 16  # columns that are worth a pass
 
 
 def disagreement_row(
-    plan: Plan, number: int, kind: str, losses: Sequence[float | None], disagreement: float, mean_squared_norm: float, exact: float | None
+    plan: Plan,
+    number: int,
+    kind: str,
+    losses: Sequence[float | None],
+    disagreement: float,
+    mean_squared_norm: float,
+    exact: float | None,
+    mixed: float | None = None,
 ) -> dict[str, Any]:
-    """The part of a round's record that says how far the nodes are apart.
+    """The part of a round's record that says how far the nodes' models differ, before and after mixing.
 
     Args:
         plan: of the run.
@@ -43,10 +52,11 @@ def disagreement_row(
         losses: each node's mean training loss; None or NaN where it did not train.
         disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged.
         mean_squared_norm: of these models.
-        exact: their consensus distance, where somebody sees them all.
+        exact: their root mean square distance from their mean, before mixing, where somebody sees them all.
+        mixed: the consensus distance, which is the same of the models after mixing, where somebody sees them all.
 
     Returns:
-        S with the bounds on the consensus distance that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
+        S with the bounds on the root mean square disagreement that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
     """
     lambda_2, lambda_max = _extremes(plan.topology) if plan.schedule.period == 1 else (math.nan, math.nan)
     defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
@@ -59,14 +69,37 @@ def disagreement_row(
         "bound_low": None if math.isnan(lambda_max) else math.sqrt(disagreement / (len(plan.names) * lambda_max)),
         "bound_high": None if math.isnan(lambda_2) else math.sqrt(disagreement / (len(plan.names) * lambda_2)),
         "rms_norm": math.sqrt(mean_squared_norm),
-        "consensus_distance": exact,
+        "rms_disagreement": exact,
+        "consensus_distance": mixed,
     }
 
 
 def consensus_distance(x_NP: Tensor) -> float:
     """sqrt(mean_i ||x_i - mean||**2) of rows."""
-    distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
-    return float(distances_N.square().mean().sqrt())
+    return float(squared_distances_from_mean(x_NP).mean().sqrt())
+
+
+def squared_distances_from_mean(x_NP: Tensor, mean_P: Tensor | None = None) -> Tensor:
+    """||x_i - mean||**2 of rows, (N,) float64 on the CPU; a block after the other, so that no second population is held.
+
+    Args:
+        x_NP: the rows.
+        mean_P: what they are measured from; None: their own mean.
+    """
+    num_rows, num_columns = x_NP.shape
+    total_N = torch.zeros(num_rows, dtype=torch.float64)
+    if num_rows <= _BLOCK // _LEAST_WIDTH:  # blocks of columns: the mean and the distances in one pass over the memory
+        width = _BLOCK // max(num_rows, 1)
+        for first in range(0, num_columns, width):
+            block_NW = x_NP[:, first : first + width]
+            centre_W = block_NW.mean(dim=0) if mean_P is None else mean_P[first : first + width]
+            total_N += torch.linalg.vector_norm(block_NW - centre_W, dim=-1).double().square().cpu()
+        return total_N
+    centre_P, height = x_NP.mean(dim=0) if mean_P is None else mean_P, max(1, _BLOCK // max(num_columns, 1))
+    for first in range(0, num_rows, height):
+        off_MP = x_NP[first : first + height] - centre_P
+        total_N[first : first + height] = torch.linalg.vector_norm(off_MP, dim=-1).double().square().cpu()
+    return total_N
 
 
 def asks_for(plan: Plan, baseline: str) -> bool:

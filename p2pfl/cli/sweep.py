@@ -244,7 +244,7 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for key in done.grid.vary:
         table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold", vertical="bottom")
-    numbers = ["rounds", "consensus\ndistance", "MB"]
+    numbers = ["rounds", "relative\nconsensus\ndistance", "MB"]
     if column is not None:
         numbers = [f"{metric},\nvalidation", *(["test", "test,\nworst\nsite"] if has_test else []), *numbers]
     elif metric is not None and has_test:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p2pfl.inspector import figures
-from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
 from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import edge_health, in_need, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
@@ -110,9 +110,11 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
         return ""
     fitted = f"{course.fitted_rate:.6f} a round, fitted" if course.fitted_rate is not None else f"no fitted rate: {course.fit_missing}"
     predicted = f"{course.predicted_rate:.6f} a round from the spectrum" if course.predicted_rate is not None else ""
-    size = f"in the end {course.relative:.1e} of the models' size" if course.relative is not None else ""
-    wanted = f"wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
-    told = "; ".join(fact for fact in (fitted, predicted, size, wanted) if fact)
+    wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
+    is_before = course.relative is not None and course.basis != "after mixing"
+    before = f"{BASES[course.basis]} in the last round {course.relative:.1e} of the models' size{wanted}" if is_before else ""
+    after = f"{CONSENSUS} in the end {course.relative_consensus:.1e}" if course.relative_consensus is not None else ""
+    told = "; ".join(fact for fact in (fitted, predicted, before, after) if fact)
     return _drawn(figure, "how far the models are apart, round by round") + note(told)
 
 

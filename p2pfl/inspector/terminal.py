@@ -19,7 +19,7 @@ from rich.text import Text
 
 from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
-from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.incidents import incidents, no_incidents, time_column
@@ -39,11 +39,6 @@ _MAX_RANGES = 12
 _STYLES = {"well": "green", "late": "yellow", "slow": "yellow", "lost": "bold red", "unknown": "dim", "finished": "cyan"}
 _MAX_GAPS = 3
 _MAX_NAMED = 8
-_BASES = {
-    "exact": "consensus distance",
-    "upper bound": "consensus distance (upper bound)",
-    "local": "distance to the neighbours",
-}
 
 
 def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ()) -> None:
@@ -229,19 +224,30 @@ def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: boo
         sign, dot = ("*", ".") if ascii_only else ("⣀⡠", "·")
         lines += [
             Text("\n".join(chart), no_wrap=True),
-            Text(f"{sign} {_BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
+            Text(f"{sign} {BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
             *(Text(_printable(sentence), style="dim") for sentence in _gap_sentences(gaps(run, course))),
         ]
     table = Table.grid(padding=(0, 2))
-    table.add_row("last distance", _distance(course))
-    if course.relative is not None:
-        wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
-        table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
+    if course.basis != "after mixing":
+        table.add_row(BASES[course.basis], _distance(course))
+        if course.relative is not None:
+            wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
+            table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
+    if (distance := _consensus(run, course)) is not None:
+        table.add_row(CONSENSUS, f"{distance:.3e}")
+    if course.relative_consensus is not None:
+        table.add_row("of the models' size", f"{course.relative_consensus:.2e}")
     table.add_row("rate a round, fitted", f"{course.fitted_rate:.6f}" if course.fitted_rate is not None else f"none: {course.fit_missing}")
     table.add_row(
         "rate a round, predicted", f"{course.predicted_rate:.6f}" if course.predicted_rate is not None else "none: no topology.json"
     )
     return [*lines, table]
+
+
+def _consensus(run: RunRecords, course: Convergence) -> float | None:
+    """The last consensus distance: of a run that has ended as its summary has it."""
+    recorded = (run.summary or {}).get("consensus_distance")
+    return recorded if recorded is not None else course.consensus[-1]
 
 
 def _gap_sentences(found: Sequence[Gap]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import run_state
@@ -92,7 +92,7 @@ def percent(fraction: float) -> str:
 
 
 def certificate(run: RunRecords, course: Convergence) -> str:
-    """What the nodes' own records prove about how far the models are apart, which needs nobody's trust in the mean model."""
+    """What the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
     proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
     if not proven:
         return "The nodes' records certify no distance: that takes a round in which every message came."
@@ -103,7 +103,7 @@ def certificate(run: RunRecords, course: Convergence) -> str:
     relative = f", which is {_between(low / size, high / size, 'to')} of their size" if size else ""
     wanted = f"; wanted is {course.tolerance:.1e}" if course.tolerance is not None and relative else ""
     since = "" if last == len(course.rounds) - 1 else " Since then messages were missed, and nothing is certified."
-    return f"In round {course.rounds[last]} the models were certainly {_between(low, high, 'and')} apart{relative}{wanted}.{since}"
+    return f"In round {course.rounds[last]} the disagreement was certainly {_between(low, high, 'and')}{relative}{wanted}.{since}"
 
 
 def _between(low: float, high: float, word: str) -> str:
@@ -122,16 +122,22 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
             return f"Not done: round {course.rounds[-1]} is the newest that is known of {'the network' if run.network else 'it'}."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
         left = _left(course)
-        return f"Not done: in round {course.rounds[-1]} the models differ by {course.relative:.1e} of their size{wanted}.{left}"
-    relative = summary.get("relative_consensus", course.relative)
-    differ = f"their models differ by {relative:.1e} of their size" if relative is not None else "how far their models differ is not known"
+        return f"Not done: in round {course.rounds[-1]} the {_said(course)} is {course.relative:.1e} of the models' size{wanted}.{left}"
+    relative = summary.get("relative_consensus", course.relative_consensus)
+    known = f"the models' consensus distance is {relative:.1e} of their size" if relative is not None else None
+    differ = known or "how far the models differ after mixing is not known"
     if summary.get("stop_reason") == "converged":
         return f"It has converged: the nodes agreed to stop after {summary['rounds']} rounds, and {differ}."
     if (run.experiment.get("stop", "") is None) and summary.get("stop_reason") == "rounds":
         return f"It ran the {summary['rounds']} rounds that were asked for, without a test for agreement; {differ}."
-    within = relative is not None and course.tolerance is not None and relative <= course.tolerance
-    though = ", which is within the tolerance, but not every node could certify it" if within else ""
+    within = course.relative is not None and course.tolerance is not None and course.relative <= course.tolerance
+    though = "; their last disagreement is within the tolerance, but not every node could certify it" if within else ""
     return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
+
+
+def _said(course: Convergence) -> str:
+    """The name of the distance that the tolerance is compared with."""
+    return BASES[course.basis].split(" (")[0] + (", at most," if course.basis == "upper bound" else "")
 
 
 def _left(course: Convergence) -> str:
