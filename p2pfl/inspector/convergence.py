@@ -28,16 +28,16 @@ _NEWEST_AMONG = 20_000  # rows
 
 Basis = Literal["exact", "upper bound", "after mixing", "local"]
 
+DISAGREEMENT, CONSENSUS = "disagreement (before mixing)", "consensus distance (after mixing)"
+"""The names of the two distances on every page: of the models sent in a round, and of what each node had made of them."""
+
 BASES: Mapping[Basis, str] = {
-    "exact": "disagreement (before mixing)",
-    "upper bound": "disagreement (before mixing), upper bound",
-    "after mixing": "consensus distance (after mixing)",
+    "exact": DISAGREEMENT,
+    "upper bound": f"{DISAGREEMENT}, upper bound",
+    "after mixing": CONSENSUS,
     "local": "disagreement with the neighbours (before mixing)",
 }
 """How a page calls the distance that it shows, round by round."""
-
-DISAGREEMENT, CONSENSUS = "disagreement (before mixing)", "consensus distance (after mixing)"
-"""The names of the two distances on every page: of the models sent in a round, and of what each node had made of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class Convergence:
     certified: list[tuple[int, float, float]]
     """Round, low and high where both are known: in rounds without a missed message. Not to be joined over gaps: see `gaps`."""
     basis: Basis
-    """What `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or what one
+    """What `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or what a
     "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
     """The spectral bound: the distance of the first round that only mixes, times |lambda| to the power of the rounds since."""

@@ -113,7 +113,7 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
     is_before = course.relative is not None and course.basis != "after mixing"
     before = f"{BASES[course.basis]} in the last round {course.relative:.1e} of the models' size{wanted}" if is_before else ""
-    after = f"{CONSENSUS} in the end {course.relative_consensus:.1e}" if course.relative_consensus is not None else ""
+    after = f"{CONSENSUS} in the end {course.relative_consensus:.1e} of the models' size" if course.relative_consensus is not None else ""
     told = "; ".join(fact for fact in (fitted, predicted, before, after) if fact)
     return _drawn(figure, "how far the models are apart, round by round") + note(told)
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
-from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, convergence
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.incidents import incidents, no_incidents, time_column
@@ -229,7 +229,7 @@ def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: boo
         ]
     table = Table.grid(padding=(0, 2))
     if course.basis != "after mixing":
-        table.add_row(BASES[course.basis], _distance(course))
+        table.add_row(BASES["local"] if course.basis == "local" else DISAGREEMENT, _distance(course))
         if course.relative is not None:
             wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
             table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
@@ -260,7 +260,7 @@ def _gap_sentences(found: Sequence[Gap]) -> list[str]:
 def _distance(course: Convergence) -> str:
     last, low, high = course.distance[-1], course.low[-1], course.high[-1]
     between = f" (bounds {low:.2e} to {high:.2e})" if low is not None and high is not None else ""
-    return f"{last:.3e}{between}" if last is not None else f"unknown{between}"
+    return f"{'at most ' if course.basis == 'upper bound' else ''}{last:.3e}{between}" if last is not None else f"unknown{between}"
 
 
 def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:

@@ -122,7 +122,7 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
             return f"Not done: round {course.rounds[-1]} is the newest that is known of {'the network' if run.network else 'it'}."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
         left = _left(course)
-        return f"Not done: in round {course.rounds[-1]} the {_said(course)} is {course.relative:.1e} of the models' size{wanted}.{left}"
+        return f"Not done: in round {course.rounds[-1]} the {_said(course)} {course.relative:.1e} of the models' size{wanted}.{left}"
     relative = summary.get("relative_consensus", course.relative_consensus)
     known = f"the models' consensus distance is {relative:.1e} of their size" if relative is not None else None
     differ = known or "how far the models differ after mixing is not known"
@@ -136,8 +136,8 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
 
 
 def _said(course: Convergence) -> str:
-    """The name of the distance that the tolerance is compared with."""
-    return BASES[course.basis].split(" (")[0] + (", at most," if course.basis == "upper bound" else "")
+    """The name of the distance that is known, and a verb."""
+    return BASES[course.basis].split(" (")[0] + (" is at most" if course.basis == "upper bound" else " is")
 
 
 def _left(course: Convergence) -> str:
