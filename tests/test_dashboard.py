@@ -568,7 +568,7 @@ def test_two_runs_stand_beside_each_other(tmp_path, serve_here, visit, shoot):
 
     assert rows == [["run", "graph"], ["ring", "ring"], ["complete", "complete"]]
     assert table.get_by_role("cell", name="converged").count() == 2
-    agreement = page.get_by_role("img", name="how far the models are apart")
+    agreement = page.get_by_role("img", name="the disagreement of the models")
     assert agreement.locator(".legendtext").all_text_contents() == ["ring", "complete"]
     assert agreement.locator(".scatterlayer .trace").count() == 4  # each with its bound
     page.get_by_role("combobox", name="Run").select_option("1")

@@ -264,7 +264,8 @@ def _say_figures(run: Run) -> None:
     reason = {"converged": "converged", "rounds": "at its cap of rounds"}.get(summary["stop_reason"], summary["stop_reason"])
     distance = summary["relative_consensus"]
     apart = f", relative consensus distance {distance:.2g}" if distance is not None else ""
-    console.print(f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent")
+    ended = f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent"
+    console.print(ended, soft_wrap=True)
     if any(event["event"] == "diverged" for event in run.events):
         console.print("where training became non-finite: lower optimizer.lr or set optimizer.clip_norm")
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)

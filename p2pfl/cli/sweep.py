@@ -110,7 +110,9 @@ def inspect_sweep(folder: Path, folders: Mapping[str, Path | None], *, as_json: 
     found = read_sweep(folder)
     if any(folders.values()):
         for kind, place in folders.items():
-            for name, rows in flat_tables(found.grid, found.rows).items() if place is not None else ():
+            if place is None:
+                continue
+            for name, rows in flat_tables(found.grid, found.rows).items():
                 place.mkdir(parents=True, exist_ok=True)
                 (write_csv if kind == "csv" else write_parquet)(place / f"{name}.{kind}", rows)
                 sys.stdout.write(f"{place / f'{name}.{kind}'}\n")

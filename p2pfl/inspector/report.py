@@ -115,7 +115,7 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     before = f"{BASES[course.basis]} in the last round {course.relative:.1e} of the models' size{wanted}" if is_before else ""
     after = f"{CONSENSUS} in the end {course.relative_consensus:.1e} of the models' size" if course.relative_consensus is not None else ""
     told = "; ".join(fact for fact in (fitted, predicted, before, after) if fact)
-    return _drawn(figure, "how far the models are apart, round by round") + note(told)
+    return _drawn(figure, "the disagreement of the models, round by round") + note(told)
 
 
 def _loss(run: RunRecords) -> str:
