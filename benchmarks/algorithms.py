@@ -50,7 +50,7 @@ COLUMNS = {
     "log loss, mean model": 4,
     "auroc, worst site": 3,
     "accuracy, worst site": 3,
-    "disagreement": 4,
+    "consensus distance": 4,
     "MB sent": 2,
 }
 """And how many decimals are shown."""

@@ -35,7 +35,7 @@ SAMPLES = 8000  # of the 60,000 training images: 500 a site on average
 SEEDS = range(3)
 CHOICE_SEED = 1000
 VALIDATION = 0.2
-COLUMNS = ("accuracy, mean model", "accuracy, own models", "accuracy, worst site", "disagreement", "MB sent")
+COLUMNS = ("accuracy, mean model", "accuracy, own models", "accuracy, worst site", "consensus distance", "MB sent")
 OWN = COLUMNS.index("accuracy, own models")
 
 Figures = list[float]

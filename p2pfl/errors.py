@@ -60,6 +60,10 @@ class DataError(ConfigError):
     """A site's data are missing or not as the task needs them."""
 
 
+class ValidationRowsError(DataError):
+    """A site has too few training rows for validation rows to be taken out of them."""
+
+
 class MissingExtraError(ConfigError):
     """An optional dependency is not installed; the message names the extra."""
 

@@ -37,6 +37,9 @@ Row = dict[str, Any]
 MAX_PER_NODE = 1000
 """Above this many nodes a summary holds quantiles instead of one figure a node."""
 
+NOT_FOR_CHOOSING = "not used for choosing"
+"""The mark of figures on test rows while choices are made on validation rows."""
+
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
 
@@ -48,13 +51,36 @@ _REQUIRED = {
 }
 _KNOWN = {
     "rounds.jsonl": _REQUIRED["rounds.jsonl"]
-    | {"nodes", "loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {
+        "nodes",
+        "loss",
+        "disagreement",
+        "bound_low",
+        "bound_high",
+        "rms_norm",
+        "rms_disagreement",
+        "consensus_distance",
+        "bytes_sent",
+        "skipped",
+        "seconds",
+    }
     | {"simulated_s"},
     "nodes.jsonl": _REQUIRED["nodes.jsonl"]
     | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
     | {"merged", "simulated_s"},
     "network.jsonl": _REQUIRED["network.jsonl"]
-    | {"loss", "disagreement", "bound_low", "bound_high", "rms_norm", "consensus_distance", "bytes_sent", "skipped", "seconds"}
+    | {
+        "loss",
+        "disagreement",
+        "bound_low",
+        "bound_high",
+        "rms_norm",
+        "rms_disagreement",
+        "consensus_distance",
+        "bytes_sent",
+        "skipped",
+        "seconds",
+    }
     | {"known_in", "missing"},
     "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
 }
@@ -242,11 +268,12 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     folder = _existing(path)
     documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
     environment, topology, cross_site, subgroups, worth, summary = (_read_document(folder / f"{name}.json") for name in documents)
+    read_experiment = dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml")
     return RunRecords(
-        experiment=dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml"),
+        experiment=read_experiment,
         environment=environment or {},
         topology=topology,
-        rounds=_read_lines(folder / "rounds.jsonl"),
+        rounds=with_both_distances(_read_lines(folder / "rounds.jsonl"), read_experiment),
         nodes=_read_lines(folder / "nodes.jsonl"),
         events=_read_lines(folder / "events.jsonl"),
         network=_in_order(_read_lines(folder / "network.jsonl")),
@@ -288,6 +315,38 @@ def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
     return RunRecords(experiment={}, environment={}, topology=topology, rounds=[], nodes=rows, events=[], summary=None)
 
 
+def with_both_distances(rows: list[Row], experiment: Mapping[str, Any]) -> list[Row]:
+    """Rounds as they are written today: `rms_disagreement` before mixing, `consensus_distance` after mixing.
+
+    Earlier versions had one name: in step `consensus_distance` was what is now `rms_disagreement`, at the nodes' own pace what it is now.
+
+    Args:
+        rows: of rounds.jsonl.
+        experiment: of the run.
+    """
+    in_step = (experiment.get("pace") or {}).get("name", "synchronous") == "synchronous"
+    return [
+        row
+        if "rms_disagreement" in row or "consensus_distance" not in row
+        else row
+        | {"rms_disagreement": row["consensus_distance"] if in_step else None}
+        | {"consensus_distance": None if in_step else row["consensus_distance"]}
+        for row in rows
+    ]
+
+
+def read_rounds(path: Path | str) -> list[Row]:
+    """One row a round of the whole network, of a run of any version; empty where there are none.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    folder = Path(path)
+    rows = _read_lines(folder / "rounds.jsonl")
+    is_old = any("consensus_distance" in row and "rms_disagreement" not in row for row in rows)
+    return with_both_distances(rows, load_yaml(folder / "experiment.yaml") if is_old else {})
+
+
 def read_summary(path: Path | str) -> Row | None:
     """What a run's summary.json holds; None where it has not ended.
 
@@ -314,6 +373,18 @@ def statistics(values_by_node: Mapping[str, float | None]) -> Row:
     if len(per_node) <= MAX_PER_NODE:
         return {**short, "per_node": per_node}
     return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+
+
+def validation_share(experiment: Mapping[str, Any]) -> float:
+    """The fraction of each site's training rows that a run took out for validation; its metrics are measured on them. 0: on test rows."""
+    share = experiment.get("validation")
+    return float(share) if isinstance(share, int | float) else 0.0
+
+
+def rows_word(document: Mapping[str, Any] | None) -> str:
+    """On which rows metrics are measured, as a resolved experiment or a summary says it: "validation rows" or "test rows"."""
+    document = document or {}
+    return str(document.get("measured_on") or ("validation rows" if validation_share(document) else "test rows"))
 
 
 def primary_metric(metrics: Iterable[str]) -> str | None:

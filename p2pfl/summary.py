@@ -18,7 +18,7 @@ from torch import Tensor
 
 from p2pfl.departures import Departure, departure_rows
 from p2pfl.plan import Plan
-from p2pfl.records import statistics
+from p2pfl.records import NOT_FOR_CHOOSING, rows_word, statistics
 from p2pfl.tasks import SiteTable
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
@@ -29,12 +29,21 @@ from p2pfl.training.running_statistics import recalibrated
 Metrics = Mapping[str, float]
 
 _NAMED = 5
+_BLOCK = 2**19  # numbers
+_LEAST_WIDTH = 16  # columns that are worth a pass
 
 
 def disagreement_row(
-    plan: Plan, number: int, kind: str, losses: Sequence[float | None], disagreement: float, mean_squared_norm: float, exact: float | None
+    plan: Plan,
+    number: int,
+    kind: str,
+    losses: Sequence[float | None],
+    disagreement: float,
+    mean_squared_norm: float,
+    exact: float | None,
+    mixed: float | None = None,
 ) -> dict[str, Any]:
-    """The part of a round's record that says how far the nodes are apart.
+    """The part of a round's record that says how far the nodes' models differ, before and after mixing.
 
     Args:
         plan: of the run.
@@ -43,10 +52,11 @@ def disagreement_row(
         losses: each node's mean training loss; None or NaN where it did not train.
         disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged.
         mean_squared_norm: of these models.
-        exact: their consensus distance, where somebody sees them all.
+        exact: their root mean square distance from their mean, before mixing, where somebody sees them all.
+        mixed: the consensus distance, which is the same of the models after mixing, where somebody sees them all.
 
     Returns:
-        S with the bounds on the consensus distance that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
+        S with the bounds on the root mean square disagreement that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
     """
     lambda_2, lambda_max = _extremes(plan.topology) if plan.schedule.period == 1 else (math.nan, math.nan)
     defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
@@ -59,14 +69,37 @@ def disagreement_row(
         "bound_low": None if math.isnan(lambda_max) else math.sqrt(disagreement / (len(plan.names) * lambda_max)),
         "bound_high": None if math.isnan(lambda_2) else math.sqrt(disagreement / (len(plan.names) * lambda_2)),
         "rms_norm": math.sqrt(mean_squared_norm),
-        "consensus_distance": exact,
+        "rms_disagreement": exact,
+        "consensus_distance": mixed,
     }
 
 
 def consensus_distance(x_NP: Tensor) -> float:
     """sqrt(mean_i ||x_i - mean||**2) of rows."""
-    distances_N = torch.linalg.vector_norm(x_NP - x_NP.mean(dim=0), dim=-1).double()
-    return float(distances_N.square().mean().sqrt())
+    return float(squared_distances_from_mean(x_NP).mean().sqrt())
+
+
+def squared_distances_from_mean(x_NP: Tensor, mean_P: Tensor | None = None) -> Tensor:
+    """||x_i - mean||**2 of rows, (N,) float64 on the CPU; a block after the other, so that no second population is held.
+
+    Args:
+        x_NP: the rows.
+        mean_P: what they are measured from; None: their own mean.
+    """
+    num_rows, num_columns = x_NP.shape
+    total_N = torch.zeros(num_rows, dtype=torch.float64)
+    if num_rows <= _BLOCK // _LEAST_WIDTH:  # blocks of columns: the mean and the distances in one pass over the memory
+        width = _BLOCK // max(num_rows, 1)
+        for first in range(0, num_columns, width):
+            block_NW = x_NP[:, first : first + width]
+            centre_W = block_NW.mean(dim=0) if mean_P is None else mean_P[first : first + width]
+            total_N += torch.linalg.vector_norm(block_NW - centre_W, dim=-1).double().square().cpu()
+        return total_N
+    centre_P, height = x_NP.mean(dim=0) if mean_P is None else mean_P, max(1, _BLOCK // max(num_columns, 1))
+    for first in range(0, num_rows, height):
+        off_MP = x_NP[first : first + height] - centre_P
+        total_N[first : first + height] = torch.linalg.vector_norm(off_MP, dim=-1).double().square().cpu()
+    return total_N
 
 
 def asks_for(plan: Plan, baseline: str) -> bool:
@@ -115,6 +148,7 @@ def finish_summary(
     metrics: Mapping[str, Metrics],
     mean_model: Metrics | None,
     mean_model_reason: str | None = None,
+    test: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Any],
     bytes_sent: int,
     seconds: Mapping[str, float],
@@ -142,9 +176,12 @@ def finish_summary(
         **({"started_without": list(started_without)} if started_without else {}),
         "consensus_distance": distance,
         "relative_consensus": distance / norm if distance is not None and norm else None,
+        **({"measured_on": rows_word(plan.experiment.as_dict())} if plan.experiment.validation else {}),
         "metrics": by_metric(plan, metrics),
+        "lower_is_better": sorted(plan.task.lower_is_better & set(plan.task.metrics)),
         "mean_model": dict(mean_model) if mean_model is not None else None,
         **({"mean_model_reason": reason} if (reason := mean_model_reason or why_no_mean_model(plan)) is not None else {}),
+        **({"test": dict(test)} if test is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
         "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
@@ -164,6 +201,42 @@ def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
         return []
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     return [Departure(kind="non_finite", detail=f"the final model of {', '.join(bad[:_NAMED])}{more} holds numbers that are not finite")]
+
+
+def test_figures(
+    plan: Plan, population: Population, x_NP: Tensor, buffers: Mapping[str, Tensor], rows: Mapping[str, int], mean: MeanModel | str
+) -> dict[str, Any] | None:
+    """Measure final models on the test rows that were set aside while validation rows stood in their place.
+
+    Args:
+        plan: of the run.
+        population: any rows of the run; its model evaluates.
+        x_NP: parameters.
+        buffers: each row's own, (N, ...).
+        rows: of the nodes to measure, each at its own site.
+        mean: of all nodes' models.
+
+    Returns:
+        The summary's part "test"; None where no test rows were set aside.
+    """
+    if isinstance(plan.task.sites, SiteTable):  # one whose rows were held out is a list
+        return None
+    aside = {name: site.set_aside for name, site in plan.sites.items() if site.set_aside is not None}
+    if not aside:
+        return None
+    metrics = plan.task.metrics
+    per_node: dict[str, Metrics] = {}
+    for name, row in rows.items():
+        if name in aside:
+            inputs, targets = aside[name]
+            outputs = population.outputs(x_NP[row], inputs, site=name, buffers={key: own[row] for key, own in buffers.items()})
+            per_node[name] = {metric: figure(plan.task, metric, outputs, targets, site=name) for metric in metrics}
+    of_mean = None
+    if not isinstance(mean, str):
+        inputs, targets = (torch.cat(tensors) for tensors in zip(*aside.values(), strict=True))
+        outputs = population.outputs(mean.x_P, inputs, buffers=mean.buffers)
+        of_mean = {metric: figure(plan.task, metric, outputs, targets) for metric in metrics}
+    return {"use": NOT_FOR_CHOOSING, "metrics": by_metric(plan, per_node), "mean_model": of_mean}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:

@@ -405,7 +405,7 @@ def test_the_page_shows_a_run_in_light_and_dark_and_at_200_percent(dashboard, vi
         "Events",
     ]
     shown(page, "It has converged: the nodes agreed to stop after 14 rounds")
-    shown(page, "In round 13 the models were certainly between 6.8e-03 and 2.7e-02 apart")
+    shown(page, "In round 13 the disagreement was certainly between 6.8e-03 and 2.7e-02")
     shown(page, "The slowest link is basel - bern: 2 of 28 messages over it were missed in rounds 0-13.")
     state_of(page, "zurich", "finished")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -568,7 +568,7 @@ def test_two_runs_stand_beside_each_other(tmp_path, serve_here, visit, shoot):
 
     assert rows == [["run", "graph"], ["ring", "ring"], ["complete", "complete"]]
     assert table.get_by_role("cell", name="converged").count() == 2
-    agreement = page.get_by_role("img", name="how far the models are apart")
+    agreement = page.get_by_role("img", name="the disagreement of the models")
     assert agreement.locator(".legendtext").all_text_contents() == ["ring", "complete"]
     assert agreement.locator(".scatterlayer .trace").count() == 4  # each with its bound
     page.get_by_role("combobox", name="Run").select_option("1")

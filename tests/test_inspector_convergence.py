@@ -34,7 +34,7 @@ def records(rounds, *, nodes=(), experiment=None, topology=GRAPH, summary=None):
     )
 
 
-def decay(start, count, kind="settle", first=0, key="consensus_distance", **others):
+def decay(start, count, kind="settle", first=0, key="rms_disagreement", **others):
     return [{"round": first + t, "kind": kind, key: start * RING_8**t, "rms_norm": 1.0, **others} for t in range(count)]
 
 
@@ -48,7 +48,7 @@ def test_the_fitted_rate_of_a_ring_of_8_is_the_predicted_one():
 
 
 def test_training_rounds_are_neither_fitted_nor_bounded():
-    training = [{"round": t, "kind": "train", "loss": 0.5, "consensus_distance": 7.0, "rms_norm": 1.0} for t in range(4)]
+    training = [{"round": t, "kind": "train", "loss": 0.5, "rms_disagreement": 7.0, "rms_norm": 1.0} for t in range(4)]
     course = convergence(records(training + decay(1.0, 5, first=4)))
 
     assert course.first_mixing_round == 4
@@ -65,7 +65,7 @@ def test_all_rounds_count_where_there_is_nothing_to_train():
 
 
 def test_while_it_trains_there_is_no_rate_and_the_reason_is_given():
-    training = [{"round": t, "kind": "train", "loss": 0.5, "consensus_distance": 7.0, "rms_norm": 1.0} for t in range(4)]
+    training = [{"round": t, "kind": "train", "loss": 0.5, "rms_disagreement": 7.0, "rms_norm": 1.0} for t in range(4)]
     course = convergence(records(training))
 
     assert course.fitted_rate is None
@@ -74,7 +74,7 @@ def test_while_it_trains_there_is_no_rate_and_the_reason_is_given():
 
 def test_points_at_the_floor_of_rounding_are_not_fitted():
     above = decay(1.0, 2)
-    floor = [{"round": t, "kind": "settle", "consensus_distance": 1e-15, "rms_norm": 1.0} for t in range(2, 9)]
+    floor = [{"round": t, "kind": "settle", "rms_disagreement": 1e-15, "rms_norm": 1.0} for t in range(2, 9)]
 
     course = convergence(records(above + floor))
 
@@ -92,15 +92,15 @@ def test_the_floor_is_that_of_the_runs_own_dtype():
 
 def test_exact_agreement_is_not_a_point_of_the_fit():
     rows = [
-        {"round": 0, "kind": "settle", "consensus_distance": 1.0},
-        *({"round": t, "kind": "settle", "consensus_distance": 0.0} for t in (1, 2, 3)),
+        {"round": 0, "kind": "settle", "rms_disagreement": 1.0},
+        *({"round": t, "kind": "settle", "rms_disagreement": 0.0} for t in (1, 2, 3)),
     ]
 
     assert convergence(records(rows)).fitted_points == 1
 
 
 def test_daemons_records_are_read_by_their_upper_bound():
-    rows = decay(0.5, 4, key="bound_high", consensus_distance=None, bound_low=0.01)
+    rows = decay(0.5, 4, key="bound_high", rms_disagreement=None, bound_low=0.01)
     course = convergence(records(rows))
 
     assert course.basis == "upper bound"
@@ -145,7 +145,7 @@ def test_a_steady_rate_leaves_no_doubt_how_many_rounds_are_left():
 def test_how_sure_the_forecast_is_follows_from_how_rounds_scatter():
     rows = decay(1.0, 21)
     for row in rows:
-        row["consensus_distance"] *= 1.3 if row["round"] % 2 else 0.7
+        row["rms_disagreement"] *= 1.3 if row["round"] % 2 else 0.7
     course = convergence(records(rows))
     fewest, most = course.rounds_to_go_between
 
@@ -156,7 +156,7 @@ def test_how_sure_the_forecast_is_follows_from_how_rounds_scatter():
 def test_where_nothing_contracts_nothing_is_foreseen():
     rows = decay(1.0, 11)
     for row in rows:
-        row["consensus_distance"] = 0.5
+        row["rms_disagreement"] = 0.5
     course = convergence(records(rows))
 
     assert (course.rounds_to_go, course.rounds_to_go_between, course.seconds_to_go) == (None, None, None)
@@ -180,7 +180,7 @@ GRAPHS = [({"name": "ring"}, 16), ({"name": "random-regular", "degree": 4}, 32),
 def test_the_forecast_at_half_time_of_pure_averaging_is_within_a_fifth(topology, nodes, tmp_path):
     settings = {"task": {"name": "averaging"}, "nodes": nodes, "topology": topology, "rounds": 300, "stop": {"relative_consensus": 1e-6}}
     run = read_run(p2pfl.simulate({**settings, "seed": 1}, out=tmp_path / "run").path)
-    relative = [row["consensus_distance"] / row["rms_norm"] for row in run.rounds]
+    relative = [row["rms_disagreement"] / row["rms_norm"] for row in run.rounds]
     reached = next(number for number, value in enumerate(relative) if value <= settings["stop"]["relative_consensus"])
     course = convergence(replace(run, rounds=run.rounds[: reached // 2 + 1], summary=None))
     truth, (fewest, most) = reached - reached // 2, course.rounds_to_go_between

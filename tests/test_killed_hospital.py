@@ -266,7 +266,7 @@ def test_print_figures_break_too(tmp_path, monkeypatch):
     run = whole(tmp_path / "up", BACK, died=False)
     written = print_figures.write_figures(run, tmp_path / "figures")
     [axes] = kept["figure"].axes
-    x, y = next(line.get_data() for line in axes.lines if line.get_label().startswith("consensus"))
+    x, y = next(line.get_data() for line in axes.lines if line.get_label().startswith("disagreement"))
 
     assert "agreement.png" in {path.name for path in written}
     assert not [at for at, height in zip(x, y, strict=True) if 165 < at < 500 and np.isfinite(height)]
@@ -381,8 +381,8 @@ def test_the_caption_has_the_figure_of_the_summary(tmp_path):
     run = whole(tmp_path / "run", JUST_KILLED, died=False, summary={"stop_reason": "rounds", "rounds": 41, "relative_consensus": 3e-6})
     html = report(run)
 
-    assert "their models differ by 3.0e-06 of their size" in html
-    assert "in the end 3.0e-06 of the models&#x27; size" in html
+    assert "the models&#x27; consensus distance is 3.0e-06 of their size" in html
+    assert "consensus distance (after mixing) in the end 3.0e-06 of the models&#x27; size" in html
 
 
 # ---- with real daemons

@@ -359,7 +359,7 @@ def test_sixteen_processes_on_a_ring_certify_every_round_within_their_allowance(
         assert sorted(certificates) == list(range(rounds))
         for number, row in certificates.items():
             assert row["known_in"] - number <= 8 + 2
-            assert row["bound_low"] * (1 - 1e-6) <= truth[number]["consensus_distance"] <= row["bound_high"] * (1 + 1e-6)
+            assert row["bound_low"] * (1 - 1e-6) <= truth[number]["rms_disagreement"] <= row["bound_high"] * (1 + 1e-6)
 
 
 def test_each_institution_measures_the_models_that_it_was_sent_on_its_own_rows(tmp_path):

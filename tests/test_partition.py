@@ -232,6 +232,15 @@ def test_held_out_rows_do_not_have_the_test_rows_groups():
     assert hold_out(site, 0.5, seed=0).groups == {}
 
 
+def test_test_rows_are_set_aside_and_never_take_the_place_of_validation_rows():
+    train, test = (torch.arange(10.0)[:, None], torch.zeros(10, 1)), (torch.full((3, 1), -1.0), torch.zeros(3, 1))
+    trained, measured_only = (hold_out(Site(name="a", train=rows, test=test), 0.2, seed=0) for rows in (train, None))
+
+    assert torch.equal(trained.set_aside[0], test[0])
+    assert (trained.test[0] >= 0).all()
+    assert (measured_only.test, torch.equal(measured_only.set_aside[0], test[0])) == (None, True)
+
+
 def test_sites_of_different_names_hold_out_different_rows():
     rows = (torch.arange(100.0)[:, None], torch.zeros(100, 1))
     one, other = (hold_out(Site(name=name, train=rows, test=None), 0.2, seed=0) for name in "ab")

@@ -115,7 +115,7 @@ def test_they_hold_the_records_numbers(drawn, tmp_path):
     [agreement], [loss], [worth], [matrix] = (drawn[name].axes for name in ALL[1:])
 
     curves = {line.get_label(): line.get_ydata() for line in agreement.lines}
-    np.testing.assert_array_equal(curves["consensus distance"], course.distance)
+    np.testing.assert_array_equal(curves["disagreement (before mixing)"], course.distance)
     np.testing.assert_array_equal(curves["bound from the spectrum"], np.array(course.bound, dtype=float))
     band = agreement.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (min(course.low), max(course.high))

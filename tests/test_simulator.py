@@ -33,6 +33,7 @@ SUMMARY_KEYS = [
     "consensus_distance",
     "relative_consensus",
     "metrics",
+    "lower_is_better",
     "mean_model",
     "baselines",
     "bytes_sent",
@@ -62,7 +63,7 @@ def test_the_slowest_mode_contracts_by_the_second_eigenvalue_each_round(topology
     assert values[-2] == pytest.approx(contraction, rel=1e-12)
     x_NP = torch.from_numpy(vectors[:, -2:-1].copy())
     run = run_of(starting_at(plan, 3 + x_NP), tmp_path / "run")
-    distances = [row["consensus_distance"] for row in run.records]
+    distances = [row["rms_disagreement"] for row in run.records]
 
     assert distances == pytest.approx([distance(x_NP) * contraction**r for r in range(20)], rel=1e-10)
     torch.testing.assert_close(stacked(run.models), 3 + contraction**20 * x_NP, rtol=0, atol=1e-13)
@@ -82,7 +83,7 @@ def test_the_recorded_bounds_hold_the_exact_distance(topology, tmp_path):
     run = simulate({**QUICK, "task": {"name": "averaging"}, "nodes": 9, "topology": {"name": topology}, "rounds": 12}, out=tmp_path / "run")
 
     for row in run.records:
-        assert row["bound_low"] * (1 - 1e-9) <= row["consensus_distance"] <= row["bound_high"] * (1 + 1e-9)
+        assert row["bound_low"] * (1 - 1e-9) <= row["rms_disagreement"] <= row["bound_high"] * (1 + 1e-9)
     for row in run.records:
         of_nodes = [node["disagreement"] for node in run.node_records if node["round"] == row["round"]]
         norms = [node["norm"] for node in run.node_records if node["round"] == row["round"]]
@@ -201,7 +202,7 @@ def test_two_exchanges_a_round_are_two_rounds_of_mixing(tmp_path, monkeypatch):
 
     assert torch.equal(stacked(once.models), stacked(twice.models))
     assert twice.summary["bytes_sent"] == once.summary["bytes_sent"]
-    assert [row["consensus_distance"] for row in twice.records] == [row["consensus_distance"] for row in once.records[::2]]
+    assert [row["rms_disagreement"] for row in twice.records] == [row["rms_disagreement"] for row in once.records[::2]]
 
 
 def test_where_no_model_is_sent_the_disagreement_is_not_known(tmp_path, monkeypatch):
@@ -209,7 +210,7 @@ def test_where_no_model_is_sent_the_disagreement_is_not_known(tmp_path, monkeypa
     plan = plan_of({"task": {"name": "averaging"}, "nodes": 5, "rounds": 3, "algorithm": {"name": "differences"}})
     run = run_of(plan, tmp_path / "run")
 
-    assert [row["consensus_distance"] for row in run.records] == [None] * 3
+    assert [row["rms_disagreement"] for row in run.records] == [None] * 3
     expected = np.linalg.matrix_power(plan.topology.mixing_matrix().toarray(), 3) @ starts_of(plan).numpy()
     np.testing.assert_allclose(stacked(run.models).numpy(), expected, rtol=0, atol=1e-14)
 
@@ -240,7 +241,7 @@ def test_all_stop_together_two_diameters_after_the_first_announcement(topology, 
     assert run.summary["rounds"] == announced + 2 * diameter + 1
     assert {row["stop_round"] for row in run.node_records if row["round"] == run.summary["rounds"] - 1} == {announced + 2 * diameter}
     certified = run.records[announced - diameter]
-    assert certified["consensus_distance"] <= 1e-3 * certified["rms_norm"]
+    assert certified["rms_disagreement"] <= 1e-3 * certified["rms_norm"]
     assert run.summary["relative_consensus"] <= 1e-3
 
 
@@ -385,5 +386,5 @@ def test_a_round_with_a_missed_message_is_bounded_from_below_only(tmp_path):
 
     assert [row["round"] for row in rows if row["bound_high"] is None] == [3, 5, 7, 9, 11]
     for row in rows:
-        assert row["bound_low"] * (1 - 1e-12) <= row["consensus_distance"]
-        assert row["bound_high"] is None or row["consensus_distance"] <= row["bound_high"] * (1 + 1e-12)
+        assert row["bound_low"] * (1 - 1e-12) <= row["rms_disagreement"]
+        assert row["bound_high"] is None or row["rms_disagreement"] <= row["bound_high"] * (1 + 1e-12)

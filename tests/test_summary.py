@@ -68,8 +68,8 @@ def test_undefined_figures_are_null_and_counted(plan):
     assert set(by_metric(plan, per_node)) == set(plan.task.metrics)
 
 
-def test_a_rounds_record_bounds_the_consensus_distance_by_the_spectrum(plan):
-    row = disagreement_row(plan, 3, "train", [1.0, None, float("nan"), 2.0], 8.0, 4.0, 0.5)
+def test_a_rounds_record_bounds_the_disagreement_by_the_spectrum(plan):
+    row = disagreement_row(plan, 3, "train", [1.0, None, float("nan"), 2.0], 8.0, 4.0, 0.5, 0.25)
 
     assert row == {
         "round": 3,
@@ -79,7 +79,8 @@ def test_a_rounds_record_bounds_the_consensus_distance_by_the_spectrum(plan):
         "bound_low": pytest.approx(math.sqrt(8 / (4 * 4))),  # a ring of 4: the Laplacian's eigenvalues are 0, 2, 2, 4
         "bound_high": pytest.approx(math.sqrt(8 / (4 * 2))),
         "rms_norm": 2.0,
-        "consensus_distance": 0.5,
+        "rms_disagreement": 0.5,
+        "consensus_distance": 0.25,
     }
     assert disagreement_row(plan, 3, "settle", [None] * 4, 0.0, 0.0, None)["loss"] is None
 

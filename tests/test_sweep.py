@@ -251,6 +251,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(folder, p2pfl_):
         "complete, dpsgd",
         "complete, allreduce",
         "4 cells, 1 left out; 2 seeds: 6 runs",
+        "No cell will be called best: there are no validation rows: site 'node-0': one training row: validation = 0.2 needs at least two",
     ]
     document = json.loads(p2pfl_("sweep", "bowl.yaml", *options, "--json")[1])
     assert (document["runs"], [cell["left_out"] is None for cell in document["cells"]]) == (6, [True, False, True, True])
@@ -304,15 +305,13 @@ def test_a_run_of_a_sweep_is_the_run_that_simulate_makes(swept, tmp_path):
     assert {name: x.tolist() for name, x in inside.models.items()} == {name: x.tolist() for name, x in alone.models.items()}
 
 
-def test_cells_are_ranked_by_their_mean_over_the_seeds(swept):
-    best = swept.cells[0]
-    values = [row["mean_model.distance"] for row in swept.rows if row["cell"] == best.cell.name]
+def test_cells_have_means_over_the_seeds_and_without_validation_rows_the_grids_order(swept):
+    first = swept.cells[0]
+    values = [row["mean_model.distance"] for row in swept.rows if row["cell"] == first.cell.name]
 
-    assert [result.cell.name for result in swept.cells][-1] == "1-ring-allreduce"
-    assert best.figures["mean_model.distance"].mean == pytest.approx(statistics.mean(values), rel=1e-12)
-    means = [result.figures["mean_model.distance"].mean for result in swept.cells[:-1]]
-    assert means == sorted(means)
-    assert (best.done, best.asked, swept.cells[-1].done) == (2, 2, 0)
+    assert [result.cell.name for result in swept.cells] == ["0-ring-dpsgd", "2-complete-dpsgd", "3-complete-allreduce", "1-ring-allreduce"]
+    assert first.figures["mean_model.distance"].mean == pytest.approx(statistics.mean(values), rel=1e-12)
+    assert (first.done, first.asked, swept.cells[-1].done) == (2, 2, 0)
     assert len(list(swept.runs())) == 6
     assert swept.failed == []
 
@@ -366,8 +365,9 @@ def test_the_command_prints_a_page_of_80_columns_without_escapes(folder, p2pfl_)
     assert code == 0
     assert "\x1b" not in out + err
     assert max(map(len, (out + err).splitlines())) <= 80
-    assert out.splitlines()[0].split() == ["optimizer."]
-    assert out.splitlines()[1].split() == ["topology", "lr", "distance", "worst", "site", "rounds", "apart", "MB"]
+    assert out.splitlines()[0].split() == ["relative"]
+    assert out.splitlines()[1].split() == ["optimizer.", "consensus"]
+    assert out.splitlines()[2].split() == ["topology", "lr", "distance", "worst", "site", "rounds", "distance", "MB"]
     assert "4 of 4 runs done; all of them in runs/bowl-sweep/table.csv and plot.png" in out
     assert [line.split()[0] for line in err.splitlines()] == ["1/4", "2/4", "3/4", "4/4"]
     assert "1/4 0-ring-0.1, seed 0: 4 rounds" in err

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def inspect(
     run: Annotated[
-        str, typer.Argument(metavar="RUN|URL", help="The folder of a run, also while it is in progress, or a node's address (status.url).")
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP|URL", help="The folder of a run or a sweep, also while it is in progress, or a node's address (status.url)."
+        ),
     ],
     *,
     reach: Annotated[
@@ -40,6 +43,14 @@ def inspect(
 
     Example: p2pfl inspect http://127.0.0.1:43210/ --live
     """
+    if (Path(run) / "sweep.yaml").is_file():
+        from p2pfl.cli.sweep import inspect_sweep
+        from p2pfl.errors import ConfigError
+
+        if reach or live or to_html or to_png or to_tensorboard:
+            raise ConfigError("holds a sweep, which has a table: give the folder of one of its runs, CELL/seed-N, for anything else", run)
+        inspect_sweep(Path(run), {"csv": to_csv, "parquet": to_parquet}, as_json=as_json)
+        return
     from p2pfl.inspector.reached import reached
     from p2pfl.inspector.sources import read_source
 

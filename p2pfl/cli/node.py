@@ -134,6 +134,6 @@ def _network_status(console: Console, network: dict[str, Any], state: Path) -> N
             console.print(f"{name} is {health.state}: {health.why}", markup=False)
     last = network["certificate"]
     if last is not None and last["bound_low"] is not None:
-        most = f" and at most {last['bound_high']:.3g}" if last["bound_high"] is not None else ", as far as is known,"
-        size = f" (their size is {last['rms_norm']:.3g})" if last["rms_norm"] else ""
-        console.print(f"in round {last['round']} the models were at least {last['bound_low']:.3g}{most} apart{size}", markup=False)
+        most = f" and at most {last['bound_high']:.3g}" if last["bound_high"] is not None else ", as far as is known"
+        size = f" (the models' size is {last['rms_norm']:.3g})" if last["rms_norm"] else ""
+        console.print(f"in round {last['round']} the disagreement was at least {last['bound_low']:.3g}{most}{size}", markup=False)

@@ -267,8 +267,9 @@ def _say_figures(run: Run) -> None:
         console.print(hospital_table(summary))
     reason = {"converged": "converged", "rounds": "at its cap of rounds"}.get(summary["stop_reason"], summary["stop_reason"])
     distance = summary["relative_consensus"]
-    apart = f", relative disagreement {distance:.2g}" if distance is not None else ""
-    console.print(f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent")
+    apart = f", relative consensus distance {distance:.2g}" if distance is not None else ""
+    ended = f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent"
+    console.print(ended, soft_wrap=True)
     if any(event["event"] == "diverged" for event in run.events):
         console.print("where training became non-finite: lower optimizer.lr or set optimizer.clip_norm")
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
@@ -284,10 +285,12 @@ class _Progress(Bar):
     def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
         if not self.enabled:
             return
-        loss, bound = row.get("loss"), row.get("consensus_distance") or row.get("bound_high")
+        loss, bound = row.get("loss"), row.get("rms_disagreement") or row.get("bound_high")
         parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
         if bound is not None:
             parts.append(f"disagreement {bound:.2e}")
+        elif row.get("consensus_distance") is not None:  # at the nodes' own pace only what came of mixing is known
+            parts.append(f"consensus distance {row['consensus_distance']:.2e}")
         note = ", ".join(part for part in parts if part)
         if self.is_there:
             self.show(round, most, note)

@@ -1,4 +1,4 @@
-"""`p2pfl sweep`: a grid of experiments, and which of them is best."""
+"""`p2pfl sweep`: a grid of experiments, and which of them is best on validation rows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from p2pfl.cli.bar import Bar
 from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
 from p2pfl.departures import DEPARTED
 from p2pfl.errors import P2PFLError
+from p2pfl.records import NOT_FOR_CHOOSING
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
@@ -48,6 +49,8 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Simulate a grid of experiments in parallel; given again, it goes on where it stopped. Writes table.csv and plot.png.
+
+    Cells are ranked on validation rows: a fifth of each site's training rows, unless the experiment says another `validation`.
 
     Example: p2pfl sweep examples/breast_cancer.yaml --vary topology.name=ring,star,complete --seeds 3
     """
@@ -92,6 +95,33 @@ def sweep(
         raise typer.Exit(DEPARTED)
 
 
+def inspect_sweep(folder: Path, folders: Mapping[str, Path | None], *, as_json: bool) -> None:
+    """Print a sweep's table, or write it as files.
+
+    Args:
+        folder: of the sweep.
+        folders: where to write which kind of file, "csv" or "parquet".
+        as_json: print one JSON object instead.
+    """
+    from p2pfl.inspector.tables import write_csv, write_parquet
+    from p2pfl.sweeps import read_sweep
+    from p2pfl.sweeps.table import flat_tables
+
+    found = read_sweep(folder)
+    if any(folders.values()):
+        for kind, place in folders.items():
+            if place is None:
+                continue
+            for name, rows in flat_tables(found.grid, found.rows).items():
+                place.mkdir(parents=True, exist_ok=True)
+                (write_csv if kind == "csv" else write_parquet)(place / f"{name}.{kind}", rows)
+                sys.stdout.write(f"{place / f'{name}.{kind}'}\n")
+    elif as_json:
+        sys.stdout.write(json.dumps(_document(found), indent=2, allow_nan=False, default=str) + "\n")
+    else:
+        _say_result(found)
+
+
 def _document(done: Sweep) -> dict[str, Any]:
     cells = [
         {
@@ -99,6 +129,7 @@ def _document(done: Sweep) -> dict[str, Any]:
             "values": result.cell.values,
             "done": result.done,
             "asked": result.asked,
+            "rank": done.choice.ranks.get(result.cell.name),
             "left_out": result.left_out,
             "figures": {key: asdict(figure) for key, figure in result.figures.items()},
         }
@@ -107,6 +138,10 @@ def _document(done: Sweep) -> dict[str, Any]:
     return {
         "path": str(done.path),
         "seeds": done.grid.seeds,
+        "validation": done.grid.validation,
+        "best": done.choice.best,
+        "chosen_by": done.choice.column,
+        "no_best": done.choice.no_best,
         "cells": cells,
         "rows": done.rows,
         "plot": str(done.plot) if done.plot is not None else None,
@@ -120,7 +155,8 @@ def _say_grid(grid: Grid, *, as_json: bool) -> None:
             {"cell": cell.name, "values": cell.values, "left_out": grid.left_out.get(cell.name), "runs": len(grid.seeds)}
             for cell in grid.cells
         ]
-        document = {"experiment": grid.experiment, "seeds": grid.seeds, "cells": cells, "runs": len(grid.runs)}
+        said = {"validation": grid.validation, "no_validation": grid.no_validation}
+        document = {"experiment": grid.experiment, "seeds": grid.seeds, **said, "cells": cells, "runs": len(grid.runs)}
         sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
         return
     for cell in grid.cells[:_MOST_LISTED]:
@@ -132,6 +168,10 @@ def _say_grid(grid: Grid, *, as_json: bool) -> None:
         f"{_count(len(grid.cells), 'cell')}, {len(grid.left_out)} left out; {_count(len(grid.seeds), 'seed')}: "
         f"{_count(len(grid.runs), 'run')}\n"
     )
+    if grid.validation is not None:
+        sys.stdout.write(f"validation: {grid.validation:g} of each site's training rows, to rank by; validation=0 takes none\n")
+    elif len(grid.cells) > 1 and grid.no_validation is not None:
+        sys.stdout.write(f"No cell will be called best: there are no validation rows: {grid.no_validation}\n")
 
 
 def _say_result(done: Sweep) -> None:
@@ -146,6 +186,8 @@ def _say_result(done: Sweep) -> None:
     shown = [result for result in done.cells if result.left_out is None]
     if any(result.done for result in shown):
         console.print(_table(done, shown))
+        for line in _of_choice(done):
+            console.print(Text(line))
     for result in done.cells:
         if result.left_out is not None:
             console.print(Text(f"left out: {_label(result.cell.values)}: {result.left_out}"))
@@ -157,47 +199,81 @@ def _say_result(done: Sweep) -> None:
     if done.no_plot is not None:
         console.print(Text(done.no_plot), soft_wrap=True)
     drawn = f" and {done.plot.name}" if done.plot is not None else ""
+    ended = sum(row["status"] == "done" for row in done.rows)
     console.print(
-        f"{len(done.grid.runs) - len(done.failed)} of {_count(len(done.grid.runs), 'run')} done; all of them in "
-        f"{done.path / 'table.csv'}{drawn}",
+        f"{ended} of {_count(len(done.grid.runs), 'run')} done; all of them in {done.path / 'table.csv'}{drawn}",
         soft_wrap=True,
         markup=False,
     )
 
 
+def _of_choice(done: Sweep) -> list[str]:
+    """What the order of the table is, and which cell is best."""
+    choice, by_name = done.choice, {result.cell.name: result for result in done.cells}
+    if len(done.grid.cells) == 1:
+        return []
+    if choice.column is None:
+        return [f"No cell is called best: {choice.no_best}."]
+    of_mean_model = choice.column.startswith("validation.mean_model.")
+    shares = sorted({done.grid.validation_of(cell) for cell in done.grid.cells if cell.name not in done.grid.left_out})
+    said = f"{shares[0]:.0%}" if len(shares) == 1 else f"{shares[0]:.0%} to {shares[-1]:.0%}"
+    whose = "the mean model's" if of_mean_model else "the sites' mean"
+    direction = "lower" if choice.lower_is_better else "higher"
+    lines = [
+        f"validation: {whose} {choice.metric} on validation rows, which are {said} of each site's training rows; {direction} is better.",
+        *([f"test: on test rows, {NOT_FOR_CHOOSING}."] if _has_test(done.cells) else []),
+    ]
+    if choice.best is None:
+        return [*lines, f"No cell is called best: {choice.no_best}."]
+    best = by_name[choice.best]
+    return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({choice.metric} {_spread(best.figures.get(choice.column))})."]
+
+
+def _has_test(results: list[CellResult]) -> bool:
+    return any(key.startswith("mean.") for result in results for key in result.figures)
+
+
 def _table(done: Sweep, results: list[CellResult]) -> Any:
-    """The cells over their seeds, the best first."""
+    """The cells over their seeds, in the order of `Sweep.cells`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from p2pfl.sweeps.table import metric_of, quality
 
-    metric = metric_of(done.rows)
+    metric, column = metric_of(done.rows), done.choice.column
+    has_test = _has_test(results)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for key in done.grid.vary:
-        table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold")
-    numbers = [*([metric, "worst site"] if metric else []), "rounds", "apart", "MB"]
+        table.add_column(Text(key.removesuffix(".name").replace(".", ".\n")), overflow="fold", vertical="bottom")
+    numbers = ["rounds", "relative\nconsensus\ndistance", "MB"]
+    if column is not None:
+        numbers = [f"{metric},\nvalidation", *(["test", "test,\nworst\nsite"] if has_test else []), *numbers]
+    elif metric is not None and has_test:
+        numbers = [metric, "worst site", *numbers]
     missing = any(result.done < result.asked for result in results)
     for heading in [*numbers, *(["runs"] if missing else [])]:
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True, vertical="bottom")
     for result in results:
         figures = result.figures
         cells = [Text(_short(value)) for value in result.cell.values.values()]
-        if metric is not None:
-            cells += [Text(_spread(quality(figures, metric))), Text(_spread(figures.get(f"worst.{metric}")))]
+        if column is not None:
+            cells.append(Text(_spread(figures.get(column))))
+        if metric is not None and has_test:
+            worst = figures.get(f"worst.{metric}")
+            cells += [Text(_spread(quality(figures, metric), short=column is not None)), Text(_spread(worst, short=column is not None))]
         cells += [Text(_mean(figures.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
         cells.append(Text(_mean(figures.get("bytes_sent"), ".3g", 1e-6)))
         table.add_row(*cells, *([Text(f"{result.done}/{result.asked}")] if missing else []))
     return table
 
 
-def _spread(figure: Figure | None) -> str:
-    """Mean and standard deviation."""
+def _spread(figure: Figure | None, *, short: bool = False) -> str:
+    """Mean and standard deviation; the mean alone where room is short."""
     if figure is None or figure.mean is None:
         return "-"
     form = ".3f" if 1e-3 <= abs(figure.mean) < 1e3 or figure.mean == 0 else ".1e"  # noqa: PLR2004  # what six signs can show
-    return f"{figure.mean:{form}}" + (f" ±{figure.deviation:{form}}" if figure.deviation is not None else "")
+    return f"{figure.mean:{form}}" + (f" ±{figure.deviation:{form}}" if figure.deviation is not None and not short else "")
 
 
 def _mean(figure: Figure | None, form: str, unit: float = 1.0) -> str:

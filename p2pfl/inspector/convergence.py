@@ -26,7 +26,18 @@ _RECENT = 10
 _MAX_SLOWEST = 10
 _NEWEST_AMONG = 20_000  # rows
 
-Basis = Literal["exact", "upper bound", "local"]
+Basis = Literal["exact", "upper bound", "after mixing", "local"]
+
+DISAGREEMENT, CONSENSUS = "disagreement (before mixing)", "consensus distance (after mixing)"
+"""The names of the two distances on every page: of the models sent in a round, and of what each node had made of them."""
+
+BASES: Mapping[Basis, str] = {
+    "exact": DISAGREEMENT,
+    "upper bound": f"{DISAGREEMENT}, upper bound",
+    "after mixing": CONSENSUS,
+    "local": "disagreement with the neighbours (before mixing)",
+}
+"""How a page calls the distance that it shows, round by round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,20 +63,23 @@ class Skip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convergence:
-    """The course of a run. Lists run along `rounds`; distances are of the models exchanged in that round, before mixing."""
+    """The course of a run. Lists run along `rounds`; distances are of the models sent in that round, before mixing; `basis` says more."""
 
     rounds: list[int]
     simulated_s: list[float | None]
     """When the last node had ended the round, on the network's own clock; None where it has none."""
     distance: list[float | None]
-    """sqrt(1/n sum ||x_i - mean||**2), or what stands for it: see basis."""
+    """The disagreement, sqrt(1/n sum ||x_i - mean||**2) of the models sent, or what stands for it: see basis."""
+    consensus: list[float | None]
+    """The consensus distance: the same of the models after mixing, where somebody sees them all."""
     low: list[float | None]
     high: list[float | None]
     """Bounds that the nodes' own records give: sqrt(S / (n lambda_max(L))) and sqrt(S / (n lambda_2(L)))."""
     certified: list[tuple[int, float, float]]
     """Round, low and high where both are known: in rounds without a missed message. Not to be joined over gaps: see `gaps`."""
     basis: Basis
-    """What `distance` is: the "exact" figure, the "upper bound", or what one "local" node saw of its neighbours, sqrt(S)."""
+    """What `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or what a
+    "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
     """The spectral bound: the distance of the first round that only mixes, times |lambda| to the power of the rounds since."""
     first_mixing_round: int | None
@@ -77,7 +91,9 @@ class Convergence:
     fit_missing: str | None
     """Why there is no fitted rate."""
     relative: float | None
-    """The last distance over the models' root mean square norm: of a run that has ended as its summary has it."""
+    """The last distance over the models' root mean square norm, which the tolerance is for."""
+    relative_consensus: float | None
+    """The last consensus distance in the same way: of a run that has ended as its summary has it."""
     tolerance: float | None
     rounds_to_go: int | None
     """About how many more rounds of mixing reach the tolerance; None where that is not foreseeable or not needed."""
@@ -86,7 +102,7 @@ class Convergence:
     seconds_to_go: float | None
     """What that many rounds take if they take as long as the last ones that mixed."""
     slowest: list[SlowNode]
-    """The nodes with the largest disagreement in the last round, the largest first."""
+    """The nodes with the largest disagreement with their neighbours in the last round, the largest first."""
     skipped: list[Skip]
     """The most frequent first."""
 
@@ -101,8 +117,8 @@ def convergence(run: RunRecords) -> Convergence:
     scales = _resolutions(run, rows)
     points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
     fitted, missing = fit_rate(points, any(mixing))
-    recorded = (run.summary or {}).get("relative_consensus")
-    relative = recorded if recorded is not None else _relative(rows, distance)  # one figure on a page, that of the summary
+    consensus = [row.get("consensus_distance") for row in rows]
+    relative, recorded = _relative(rows, distance), (run.summary or {}).get("relative_consensus")
     tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
     to_go, between = None, None
     if mixing and mixing[-1] and run.summary is None:
@@ -111,6 +127,7 @@ def convergence(run: RunRecords) -> Convergence:
         rounds=[row["round"] for row in rows],
         simulated_s=[row.get("simulated_s") for row in rows],
         distance=distance,
+        consensus=consensus,
         low=[row.get("bound_low") for row in rows],
         high=[row.get("bound_high") for row in rows],
         certified=[
@@ -126,6 +143,7 @@ def convergence(run: RunRecords) -> Convergence:
         fitted_points=len(points),
         fit_missing=missing,
         relative=relative,
+        relative_consensus=recorded if recorded is not None else _relative(rows, consensus),
         tolerance=tolerance,
         rounds_to_go=to_go,
         rounds_to_go_between=between,
@@ -153,12 +171,14 @@ def fit_rate(points: Sequence[tuple[int, float]], mixes: bool = True) -> tuple[f
 
 def _distances(rows: Sequence[Row]) -> tuple[Basis, list[float | None]]:
     """One kind of figure for the whole run: two kinds in one curve would show a jump that never was."""
-    choices: tuple[tuple[Basis, str], ...] = (("exact", "consensus_distance"), ("upper bound", "bound_high"))
+    choices: tuple[tuple[Basis, str], ...] = (("exact", "rms_disagreement"), ("upper bound", "bound_high"))
     for basis, key in choices:
         if rows and all(row.get(key) is not None for row in rows):
             return basis, [row[key] for row in rows]
     if any(row.get("bound_high") is not None for row in rows):
         return "upper bound", [row.get("bound_high") for row in rows]
+    if rows and all(row.get("consensus_distance") is not None for row in rows):
+        return "after mixing", [row["consensus_distance"] for row in rows]
     return "local", [math.sqrt(s) if (s := row.get("disagreement")) is not None else None for row in rows]
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from p2pfl.errors import MissingExtraError
-from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_points, jumps
 from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, link_name
 from p2pfl.inspector.markup import escaped
@@ -42,12 +42,6 @@ _LOWEST = 1e-3
 """Of the upper bound, where the lower one is nought and a logarithmic axis has no place for it."""
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
-
-_BASES = {
-    "exact": "consensus distance",
-    "upper bound": "consensus distance, upper bound",
-    "local": "distance to the neighbours",
-}
 
 
 def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth], edges: Mapping[Ends, EdgeHealth]) -> Figure | None:
@@ -120,7 +114,7 @@ def agreement(courses: Mapping[str, Convergence], gaps: Sequence[Gap] = ()) -> F
             _draw_band(figure, course)
             _shade(figure, gaps, course.rounds)
         colour = _SEVERAL[number % len(_SEVERAL)]
-        label = _BASES[course.basis] if alone else _text(name)
+        label = BASES[course.basis] if alone else _text(name)
         line = {"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         _draw_line(figure, course.rounds, course.distance, name=label, line=line, legendgroup=str(number))
         # below the run's own noise the bound of a good graph falls without end
@@ -244,7 +238,7 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
     parts = sorted({part for row in rows for part in row.get("seconds") or ()})
     found = {
         "training loss": {"loss": points("loss")},
-        "metrics on its test rows": {metric: points(metric, "metrics") for metric in metrics},
+        "metrics on its own rows": {metric: points(metric, "metrics") for metric in metrics},
         "disagreement with neighbours": {"disagreement": [(number, value) for number, value in points("disagreement") if value > 0]},
         "seconds a round": {part: points(part, "seconds") for part in parts},
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from p2pfl.errors import MissingExtraError, StoreError
-from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.convergence import BASES, Convergence, convergence
 from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points, jumps
 from p2pfl.inspector.health import WINDOW, edge_health, node_health
 from p2pfl.inspector.verdict import betterness, lower_is_better
@@ -39,8 +39,6 @@ _ROOM = 0.08  # of the axis, for a line of letters
 _INK, _GREY, _PALE = "black", "0.45", "0.85"
 _DARK = 0.5  # shade from which on white ink is read
 _LEAST_SPAN = 0.1  # between white and black, of figures between 0 and 1: smaller differences are no contrast
-
-_DISTANCES = {"exact": "consensus distance", "upper bound": "consensus distance, upper bound", "local": "distance to the neighbours"}
 
 
 def write_figures(run: RunRecords, folder: Path) -> list[Path]:
@@ -169,7 +167,7 @@ def _agreement(run: RunRecords, course: Convergence) -> Any:
             label = ""
         _shade(axes, run, course)
     rounds, distances = _broken(course.rounds, course.distance)
-    axes.plot(rounds, _numbers(distances), color=_INK, label=_DISTANCES[course.basis])
+    axes.plot(rounds, _numbers(distances), color=_INK, label=BASES[course.basis])
     if single := isolated_points(course.rounds, course.distance):
         axes.plot(*zip(*single, strict=True), color=_INK, marker=".", markersize=3, linestyle="")
     if any(value is not None for value in course.bound):

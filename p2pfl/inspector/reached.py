@@ -11,7 +11,7 @@ from p2pfl.inspector.verdict import lower_is_better
 from p2pfl.records import RunRecords
 
 AGREEMENT = "relative_consensus"
-"""The consensus distance over the models' root mean square norm."""
+"""The consensus distance, after mixing, over the models' root mean square norm; of older runs, which lack it, the disagreement before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class Reached:
     what: str
     wanted: float
     rounds: int | None
-    """How many there had been, that one included; agreement is of the models exchanged in it. None: it was never so good."""
+    """How many there had been, that one included; agreement is of the models after mixing in it. None: it was never so good."""
     simulated_s: float | None
     """When the last node had ended them; None also where the run has no clock."""
 
@@ -33,7 +33,9 @@ def course_of(run: RunRecords, what: str) -> dict[int, float]:
         ConfigError: no such figure; the message names those that there are.
     """
     if what == AGREEMENT:
-        rows = [(row["round"], row.get("consensus_distance"), row.get("rms_norm")) for row in run.rounds]
+        has_any = any(row.get("consensus_distance") is not None for row in run.rounds)
+        key = "consensus_distance" if has_any else "rms_disagreement"
+        rows = [(row["round"], row.get(key), row.get("rms_norm")) for row in run.rounds]
         return {number: distance / norm for number, distance, norm in rows if distance is not None and norm}
     values: defaultdict[int, list[float]] = defaultdict(list)
     for row in run.nodes:

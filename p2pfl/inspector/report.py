@@ -10,15 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p2pfl.inspector import figures
-from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
 from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import edge_health, in_need, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
 from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sections import events, facts, node_states
-from p2pfl.inspector.verdict import SAME, Scores, betterness, mean_scores, metric_heading, scores, verdict, worth_sentence
-from p2pfl.records import Row, RunRecords, primary_metric, replace_file
+from p2pfl.inspector.verdict import (
+    SAME,
+    Scores,
+    betterness,
+    lower_is_better,
+    mean_scores,
+    metric_heading,
+    of_rows,
+    scores,
+    verdict,
+    worth_sentence,
+)
+from p2pfl.records import Row, RunRecords, primary_metric, replace_file, rows_word
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3
@@ -53,7 +64,7 @@ def report(run: RunRecords) -> str:
         ("Agreement", _agreement(run, course)),
         ("Loss", _loss(run)),
         ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and run.summary.get("metrics") else ""),
-        ("Every model at every site", _cross_site(run.cross_site) if run.cross_site else ""),
+        ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),
         ("Events", events(run)),
@@ -99,10 +110,12 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
         return ""
     fitted = f"{course.fitted_rate:.6f} a round, fitted" if course.fitted_rate is not None else f"no fitted rate: {course.fit_missing}"
     predicted = f"{course.predicted_rate:.6f} a round from the spectrum" if course.predicted_rate is not None else ""
-    size = f"in the end {course.relative:.1e} of the models' size" if course.relative is not None else ""
-    wanted = f"wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
-    told = "; ".join(fact for fact in (fitted, predicted, size, wanted) if fact)
-    return _drawn(figure, "how far the models are apart, round by round") + note(told)
+    wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
+    is_before = course.relative is not None and course.basis != "after mixing"
+    before = f"{BASES[course.basis]} in the last round {course.relative:.1e} of the models' size{wanted}" if is_before else ""
+    after = f"{CONSENSUS} in the end {course.relative_consensus:.1e} of the models' size" if course.relative_consensus is not None else ""
+    told = "; ".join(fact for fact in (fitted, predicted, before, after) if fact)
+    return _drawn(figure, "the disagreement of the models, round by round") + note(told)
 
 
 def _loss(run: RunRecords) -> str:
@@ -123,28 +136,42 @@ def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
         rows = [[Cell(node), *_figures(figure, intervals.get((node, metric)))] for node, figure in list(at.items())[:MAX_ROWS]]
         more = note(f"{len(at) - MAX_ROWS} more in summary.json.") if len(at) > MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
-        of_all = note(f"The mean model, on all test rows together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
+        of_all = note(f"The mean model, on all {rows_word(summary)} together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
         picture = _gains(at, metric) if metric == first and len(at) <= figures.MAX_DRAWN else ""
         figures_at = table(heads, rows, [Cell("mean"), *_figures(mean)], about=f"{metric} at each site")
         found += f"<h3>{escaped(metric_heading(metric))}</h3>{picture}{figures_at}{more}{of_all}"
-        found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS])
-    return found
+        found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS], rows_word(summary))
+    return listed(of_rows(summary)) + found + _test(summary)
 
 
-def _sentences(rows: Sequence[Row]) -> str:
+def _test(summary: Row) -> str:
+    """What test rows say beside validation rows, for every metric."""
+    test = summary.get("test")
+    if not test:
+        return ""
+    rows = []
+    for metric, over_sites in test["metrics"].items():
+        worst = over_sites["max" if lower_is_better(metric) else "min"]
+        values = ((test["mean_model"] or {}).get(metric), over_sites["mean"], worst)
+        rows.append([Cell(metric_heading(metric)), *(Cell(figure_text(value), "number") for value in values)])
+    heads = ["metric", "mean model", "mean over the sites", "worst site"]
+    return f"<h3>On test rows, {escaped(test['use'])}</h3>" + table(heads, rows, about="metrics on test rows, which choose nothing")
+
+
+def _sentences(rows: Sequence[Row], word: str) -> str:
     """Of each site, whether its gain is more than chance."""
     if not rows:
         return ""
     methods = "; ".join(sorted({row["method"] for row in rows if row.get("method")}))
     if not any(row["low"] is not None for row in rows):
-        return listed([worth_sentence(row) for row in rows])
+        return listed([worth_sentence(row, word) for row in rows])
     named = f" ({methods})" if methods else ""
     sure = (
         f"In brackets the {rows[0]['confidence']:.0%} interval of each difference, positive where the network is better, "
-        f"both models on the same test rows{named}. "
+        f"both models on the same {word}{named}. "
         "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
     )
-    return listed([worth_sentence(row) for row in rows]) + note(sure)
+    return listed([worth_sentence(row, word) for row in rows]) + note(sure)
 
 
 def _gains(at: Mapping[str, Scores], metric: str) -> str:
@@ -162,13 +189,13 @@ def _figures(figure: Scores, sure: Row | None = None) -> list[Cell]:
     return [*cells, Cell((f"{better:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
 
 
-def _cross_site(found: Row) -> str:
+def _cross_site(found: Row, word: str) -> str:
     """Models by sites, with intervals and support."""
     own = {name: number for number, name in enumerate(found["models"])}
     # one institution's own run has no mean model, but what its neighbours sent it; personal parameters leave none
     sites = {site["name"] for site in found["sites"]}
     shown = ["own model", *(model for model in found["models"] if model not in sites)]
-    heads = ["site", "test rows", "of each class", *shown]
+    heads = ["site", word, "of each class", *shown]
     rows = [
         [
             Cell(site["name"]),
@@ -182,8 +209,8 @@ def _cross_site(found: Row) -> str:
     reasons = Counter(why for row in found.get("no_interval") or () for why in row if why)
     none = "".join(f" No interval: {why} ({count:,} figure{'s' if count > 1 else ''})." for why, count in reasons.most_common())
     what = f"{found['metric']} of every model at every site"
-    told = note(f"By {found['metric']}, each on the site's own test rows.{sure}{none}")
-    return _drawn(figures.cross_site(found), what) + table(heads, rows, about=f"{what}, with test rows") + told
+    told = note(f"By {found['metric']}, each on the site's own {word}.{sure}{none}")
+    return _drawn(figures.cross_site(found), what) + table(heads, rows, about=f"{what}, with {word}") + told
 
 
 def _subgroups(found: Sequence[Row]) -> str:

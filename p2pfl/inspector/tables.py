@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.verdict import betterness, lower_is_better
-from p2pfl.records import Row, RunRecords, read_run, replace_file
+from p2pfl.records import Row, RunRecords, read_run, replace_file, rows_word
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]
@@ -33,7 +33,10 @@ class Tables:
     edges: list[FlatRow]
     """One row for each direction of a link, with the weight that the receiver gives the sender. Empty where the graph changes."""
     sites: list[FlatRow]
-    """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes."""
+    """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes.
+
+    Where they were measured on validation rows, `measured_on` says so, and `test` has the figure on test rows, which chooses nothing.
+    """
     network: list[FlatRow] = field(default_factory=list)
     """Of a node's own records: one row a round of the network, as far as the node came to know it."""
     worth: list[FlatRow]
@@ -101,12 +104,17 @@ def write_tables(tables: Tables, folder: Path, kind: str) -> list[Path]:
     for name, rows in tables.named().items():
         if rows:
             path = folder / f"{name}.{kind}"
-            (_write_csv if kind == "csv" else _write_parquet)(path, rows)
+            (write_csv if kind == "csv" else write_parquet)(path, rows)
             written.append(path)
     return written
 
 
-def _write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
+def write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
+    """Write rows as CSV with a header; no cell can be taken for a formula.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
@@ -114,7 +122,13 @@ def _write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
     replace_file(path, text.getvalue())
 
 
-def _write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
+def write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
+    """Write rows as Parquet, every column of one type.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        StoreError: the file cannot be written.
+    """
     try:
         import pyarrow as pa  # an extra
         from pyarrow import parquet
@@ -164,13 +178,17 @@ def _edges(graph: Row) -> list[FlatRow]:
 
 def _sites(summary: Row) -> list[FlatRow]:
     found: list[FlatRow] = []
-    baselines = summary.get("baselines") or {}
+    baselines, test = summary.get("baselines") or {}, summary.get("test")
     for metric, figures in (summary.get("metrics") or {}).items():
         others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
         for node, value in (figures.get("per_node") or {}).items():
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
             direction = "lower is better" if lower_is_better(metric) else "higher is better"
-            found.append({"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction})
+            row: FlatRow = {"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction}
+            if test is not None:
+                own = (test["metrics"][metric].get("per_node") or {}).get(node)
+                row |= {"measured_on": rows_word(summary), "test": own, "test_is": test["use"]}
+            found.append(row)
     return found
 
 

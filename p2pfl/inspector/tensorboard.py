@@ -16,7 +16,7 @@ from p2pfl.inspector.tables import FlatRow, tables_of
 from p2pfl.records import RunRecords
 
 _FILE = "events.out.tfevents.p2pfl"  # TensorBoard's own name would have this machine's in it, and pile up with each export
-_BOUNDS = ("bound_low", "bound_high", "consensus_distance")
+_BOUNDS = ("bound_low", "bound_high", "rms_disagreement", "consensus_distance")
 _NO_SCALARS = frozenset({"round", "kind", "node"})
 
 

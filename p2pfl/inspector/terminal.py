@@ -19,14 +19,14 @@ from rich.text import Text
 
 from p2pfl.errors import TransportError
 from p2pfl.inspector.chart import log_chart
-from p2pfl.inspector.convergence import Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, convergence
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, link_name, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import duration, run_state
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, percent, scores, verdict
+from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, of_rows, percent, scores, verdict
 from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
@@ -39,11 +39,6 @@ _MAX_RANGES = 12
 _STYLES = {"well": "green", "late": "yellow", "slow": "yellow", "lost": "bold red", "unknown": "dim", "finished": "cyan"}
 _MAX_GAPS = 3
 _MAX_NAMED = 8
-_BASES = {
-    "exact": "consensus distance",
-    "upper bound": "consensus distance (upper bound)",
-    "local": "distance to the neighbours",
-}
 
 
 def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ()) -> None:
@@ -121,7 +116,8 @@ def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
     ordered = sorted(summary["metrics"], key=lambda name: name != first)
     pairs = [ordered[start : start + _METRICS_BESIDE] for start in range(0, len(ordered), _METRICS_BESIDE)]
     tables = [_metric_table(summary, metrics) for metrics in pairs]
-    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)))
+    said = [Text(_printable(sentence), style="dim") for sentence in of_rows(summary)]
+    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)), *said)
 
 
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
@@ -228,19 +224,30 @@ def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: boo
         sign, dot = ("*", ".") if ascii_only else ("⣀⡠", "·")
         lines += [
             Text("\n".join(chart), no_wrap=True),
-            Text(f"{sign} {_BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
+            Text(f"{sign} {BASES[course.basis]}{f'   {dot} spectral bound' if bounded else ''}", style="dim"),
             *(Text(_printable(sentence), style="dim") for sentence in _gap_sentences(gaps(run, course))),
         ]
     table = Table.grid(padding=(0, 2))
-    table.add_row("last distance", _distance(course))
-    if course.relative is not None:
-        wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
-        table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
+    if course.basis != "after mixing":
+        table.add_row(BASES["local"] if course.basis == "local" else DISAGREEMENT, _distance(course))
+        if course.relative is not None:
+            wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
+            table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
+    if (distance := _consensus(run, course)) is not None:
+        table.add_row(CONSENSUS, f"{distance:.3e}")
+    if course.relative_consensus is not None:
+        table.add_row("of the models' size", f"{course.relative_consensus:.2e}")
     table.add_row("rate a round, fitted", f"{course.fitted_rate:.6f}" if course.fitted_rate is not None else f"none: {course.fit_missing}")
     table.add_row(
         "rate a round, predicted", f"{course.predicted_rate:.6f}" if course.predicted_rate is not None else "none: no topology.json"
     )
     return [*lines, table]
+
+
+def _consensus(run: RunRecords, course: Convergence) -> float | None:
+    """The last consensus distance: of a run that has ended as its summary has it."""
+    recorded = (run.summary or {}).get("consensus_distance")
+    return recorded if recorded is not None else course.consensus[-1]
 
 
 def _gap_sentences(found: Sequence[Gap]) -> list[str]:
@@ -253,7 +260,7 @@ def _gap_sentences(found: Sequence[Gap]) -> list[str]:
 def _distance(course: Convergence) -> str:
     last, low, high = course.distance[-1], course.low[-1], course.high[-1]
     between = f" (bounds {low:.2e} to {high:.2e})" if low is not None and high is not None else ""
-    return f"{last:.3e}{between}" if last is not None else f"unknown{between}"
+    return f"{'at most ' if course.basis == 'upper bound' else ''}{last:.3e}{between}" if last is not None else f"unknown{between}"
 
 
 def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:

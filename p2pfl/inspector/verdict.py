@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.inspector.convergence import Convergence
+from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import run_state
-from p2pfl.records import Row, RunRecords, primary_metric
+from p2pfl.records import Row, RunRecords, primary_metric, rows_word
 
 _MOST_OUTAGES = 3
 
@@ -80,7 +80,9 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
         found += _where_stuck(run, course)
     if run.summary is not None and run.summary.get("metrics"):
         found += _worth(run.summary)
-        found += _how_sure(run.worth, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")))
+        word = rows_word(run.experiment)
+        found += _how_sure(run.worth, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)
+        found += of_rows(run.summary)
     return found
 
 
@@ -90,7 +92,7 @@ def percent(fraction: float) -> str:
 
 
 def certificate(run: RunRecords, course: Convergence) -> str:
-    """What the nodes' own records prove about how far the models are apart, which needs nobody's trust in the mean model."""
+    """What the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
     proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
     if not proven:
         return "The nodes' records certify no distance: that takes a round in which every message came."
@@ -101,7 +103,7 @@ def certificate(run: RunRecords, course: Convergence) -> str:
     relative = f", which is {_between(low / size, high / size, 'to')} of their size" if size else ""
     wanted = f"; wanted is {course.tolerance:.1e}" if course.tolerance is not None and relative else ""
     since = "" if last == len(course.rounds) - 1 else " Since then messages were missed, and nothing is certified."
-    return f"In round {course.rounds[last]} the models were certainly {_between(low, high, 'and')} apart{relative}{wanted}.{since}"
+    return f"In round {course.rounds[last]} the disagreement was certainly {_between(low, high, 'and')}{relative}{wanted}.{since}"
 
 
 def _between(low: float, high: float, word: str) -> str:
@@ -120,16 +122,22 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
             return f"Not done: round {course.rounds[-1]} is the newest that is known of {'the network' if run.network else 'it'}."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
         left = _left(course)
-        return f"Not done: in round {course.rounds[-1]} the models differ by {course.relative:.1e} of their size{wanted}.{left}"
-    relative = summary.get("relative_consensus", course.relative)
-    differ = f"their models differ by {relative:.1e} of their size" if relative is not None else "how far their models differ is not known"
+        return f"Not done: in round {course.rounds[-1]} the {_said(course)} {course.relative:.1e} of the models' size{wanted}.{left}"
+    relative = summary.get("relative_consensus", course.relative_consensus)
+    known = f"the models' consensus distance is {relative:.1e} of their size" if relative is not None else None
+    differ = known or "how far the models differ after mixing is not known"
     if summary.get("stop_reason") == "converged":
         return f"It has converged: the nodes agreed to stop after {summary['rounds']} rounds, and {differ}."
     if (run.experiment.get("stop", "") is None) and summary.get("stop_reason") == "rounds":
         return f"It ran the {summary['rounds']} rounds that were asked for, without a test for agreement; {differ}."
-    within = relative is not None and course.tolerance is not None and relative <= course.tolerance
-    though = ", which is within the tolerance, but not every node could certify it" if within else ""
+    within = course.relative is not None and course.tolerance is not None and course.relative <= course.tolerance
+    though = "; their last disagreement is within the tolerance, but not every node could certify it" if within else ""
     return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
+
+
+def _said(course: Convergence) -> str:
+    """The name of the distance that is known, and a verb."""
+    return BASES[course.basis].split(" (")[0] + (" is at most" if course.basis == "upper bound" else " is")
 
 
 def _left(course: Convergence) -> str:
@@ -197,24 +205,40 @@ def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     return found
 
 
-def worth_sentence(row: Row) -> str:
+def of_rows(summary: Mapping[str, Any]) -> list[str]:
+    """On which rows metrics were measured, where these are no test rows, and what the test rows say beside."""
+    if (word := rows_word(summary)) == "test rows":
+        return []
+    test, metric = summary.get("test"), primary_metric(summary["metrics"])
+    found = [f"These metrics are measured on {word}, which were taken out of the training rows."]
+    if test is None or metric is None:
+        return [*found, "No test rows were measured."]
+    over_sites, of_mean_model = test["metrics"][metric], (test.get("mean_model") or {}).get(metric)
+    worst = over_sites["max" if lower_is_better(metric) else "min"]
+    named = (("of the mean model", of_mean_model), ("on average over the sites", over_sites["mean"]), ("at the worst site", worst))
+    figures = ", ".join(f"{value:.3f} {what}" for what, value in named if value is not None)
+    return [*found, f"On test rows, {test['use']}: {metric_heading(metric)} {figures or 'undefined'}."]
+
+
+def worth_sentence(row: Row, word: str = "test rows") -> str:
     """One site's gain with its interval, positive where the network is better, and how sure it is.
 
     Args:
         row: of `RunRecords.worth`.
+        word: for the rows that it was measured on.
     """
     site, (gain, low, high) = row["site"], betterness(row)
     if gain is None:
-        return f"{site}: {row['metric']} is undefined on its {row['rows']:,} test rows."
+        return f"{site}: {row['metric']} is undefined on its {row['rows']:,} {word}."
     if (low is None or high is None) and row.get("no_interval"):
         return f"{site}: {gain:+.3f} (no interval: {row['no_interval']})."
     if low is None or high is None:
-        return f"{site}: {gain:+.3f}, without an interval from {row['rows']:,} test rows."
+        return f"{site}: {gain:+.3f}, without an interval from {row['rows']:,} {word}."
     if low > 0:
         return f"{site} gains {gain:.3f} ({low:.3f} to {high:.3f}): sure."
     if high < 0:
         return f"{site} loses {-gain:.3f} ({-high:.3f} to {-low:.3f}): sure."
-    return f"{site}: {gain:+.3f} ({low:+.3f} to {high:+.3f}): cannot be told from {row['rows']:,} test rows."
+    return f"{site}: {gain:+.3f} ({low:+.3f} to {high:+.3f}): cannot be told from {row['rows']:,} {word}."
 
 
 def betterness(row: Row) -> tuple[float | None, float | None, float | None]:
@@ -225,7 +249,7 @@ def betterness(row: Row) -> tuple[float | None, float | None, float | None]:
     return gain, low, high
 
 
-def _how_sure(rows: Sequence[Row], num_sites: int) -> list[str]:
+def _how_sure(rows: Sequence[Row], num_sites: int, word: str) -> list[str]:
     """How many sites gain, and lose, for sure."""
     told = [(low, high) for _, low, high in map(betterness, rows) if low is not None and high is not None]
     if not told:
@@ -239,7 +263,7 @@ def _how_sure(rows: Sequence[Row], num_sites: int) -> list[str]:
         *([f"{unsure} cannot be told"] if unsure else []),
         f"{lose or 'none'} {'loses' if lose <= 1 else 'lose'}{' for sure' if lose else ''}",
     ]
-    return [f"With {rows[0]['confidence']:.0%} intervals from each site's own test rows, {', '.join(parts)}."]
+    return [f"With {rows[0]['confidence']:.0%} intervals from each site's own {word}, {', '.join(parts)}."]
 
 
 def _worth(summary: Row) -> list[str]:

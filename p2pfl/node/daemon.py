@@ -41,7 +41,7 @@ from p2pfl.records import RunFolder, read_summary
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes
+from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
 from p2pfl.transports import Transport
@@ -727,6 +727,7 @@ class Daemon:
                 x_NP=None,
                 metrics={self.me: population.evaluate()[0]},
                 mean_model=None,
+                test=test_figures(plan, population, population.estimate(), population.buffers, {self.me: 0}, "this node has one model"),
                 baselines=baselines,
                 bytes_sent=self._bytes_sent,
                 seconds=self._seconds,

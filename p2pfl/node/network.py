@@ -34,7 +34,15 @@ from p2pfl.records import RunFolder, read_run
 from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.study import Study
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, disagreement_row, finish_summary, mean_model_metrics, mean_model_of, non_finite_models
+from p2pfl.summary import (
+    baselines_summary,
+    disagreement_row,
+    finish_summary,
+    mean_model_metrics,
+    mean_model_of,
+    non_finite_models,
+    test_figures,
+)
 from p2pfl.training import Population
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
@@ -495,6 +503,7 @@ class _Network:
                 metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
                 mean_model=mean_model_metrics(plan, mean, population),
                 mean_model_reason=mean if isinstance(mean, str) else None,
+                test=test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names)}, mean),
                 baselines=baselines_summary(plan, local or None)[0],
                 bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
                 seconds=seconds,

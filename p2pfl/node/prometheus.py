@@ -23,7 +23,10 @@ _GAUGES = {
     "rounds_configured": ("rounds", "Training rounds of the experiment."),
     "exchange": ("exchange", "The exchange that this node is in."),
     "agreed_for": ("agreed_for", "So many rounds in a row the node and all that it has heard of have agreed."),
-    "disagreement": ("disagreement", "Half the sum of squared distances from its neighbours' models in the last round."),
+    "disagreement": (
+        "disagreement",
+        "Before mixing: half the sum of squared distances from its neighbours' models, as they were sent in the last round.",
+    ),
     "loss": ("loss", "Training loss of the last round."),
     "last_round_timestamp_seconds": ("last_round_time", "When the last round was over, in seconds since 1970."),
 }

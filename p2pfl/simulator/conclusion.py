@@ -18,7 +18,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of, non_finite_models
+from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of, non_finite_models, test_figures
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
 from p2pfl.worth import worth
@@ -79,6 +79,7 @@ def conclude(
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers, frozen=frozen_of(plan.model))
     mean = mean_model_of(plan, x_NP, buffers)
     mean_model = mean_model_metrics(plan, mean, population)
+    test = test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names) if name in metrics}, mean)
     folder.write_cross_site(cross_site(plan, population, x_NP))
     if len(population.sites) == len(plan.names) or not population.buffers:
         folder.write_subgroups(subgroups(plan, population, x_NP, plan.names, mean))
@@ -96,6 +97,7 @@ def conclude(
         metrics=metrics,
         mean_model=mean_model,
         mean_model_reason=mean if isinstance(mean, str) else None,
+        test=test,
         baselines=baselines,
         bytes_sent=bytes_sent,
         seconds=stopwatch.spent,

@@ -31,7 +31,7 @@ from p2pfl.simulator.mixing import is_plain, load_compiled
 from p2pfl.simulator.part import Part
 from p2pfl.simulator.ranks import Ranks
 from p2pfl.stopping import NEVER
-from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes
+from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
 from p2pfl.training import trained_alone
 from p2pfl.worth import worth
 
@@ -166,7 +166,7 @@ class Simulation:
         is_plain = self._is_plain and (times is None or times.is_whole) and not self._exchange.is_open
         exchange = self._mix_plainly if is_plain else self._exchange_all
         exchanged = exchange(number, local_steps, delivered, running, active_M, there_N)
-        losses_N, squared_N, norms_N, exact, moved_N = self._of_all(losses_M, exchanged)
+        losses_N, squared_N, norms_N, exact, mixed, moved_N = self._of_all(losses_M, exchanged)
         for name in self.diverged if local_steps and self._ranks.is_first else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
             self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
@@ -189,7 +189,9 @@ class Simulation:
                 write_models(self.folder.path, self.plan.names, x_NP, self.plan.layout, buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
         losses = losses_N.tolist() if losses_N is not None else [None] * len(self.plan.names)
-        return self._record(number, losses, squared_N, norms_N, exact, index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times)
+        return self._record(
+            number, losses, squared_N, norms_N, (exact, mixed), index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times
+        )
 
     @property
     def _is_plain(self) -> bool:
@@ -270,11 +272,9 @@ class Simulation:
     def _apart(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
         if self._part.is_all:
-            mean_P = x_MP.mean(dim=0)
-        else:
-            mean_P = (self._ranks.sum(x_MP.sum(dim=0, dtype=torch.float64)) / len(self.plan.names)).to(x_MP.dtype)
-        norms_M: Tensor = torch.linalg.vector_norm(x_MP - mean_P, dim=-1)
-        return norms_M.double().square().cpu()
+            return squared_distances_from_mean(x_MP)
+        mean_P = (self._ranks.sum(x_MP.sum(dim=0, dtype=torch.float64)) / len(self.plan.names)).to(x_MP.dtype)
+        return squared_distances_from_mean(x_MP, mean_P)
 
     def _moved(self, sent_MP: Tensor) -> Tensor:
         """How far the models exchanged have moved since the last round, (M,) float64 on the CPU; 0 where nobody asks."""
@@ -287,8 +287,8 @@ class Simulation:
 
     def _of_all(
         self, losses_M: Tensor | None, exchanged: _Exchanged
-    ) -> tuple[Tensor | None, NDArray[np.float64], NDArray[np.float64], float | None, NDArray[np.float64]]:
-        """Losses, squared distances, squared norms, the consensus distance and ways of all nodes; and who has diverged."""
+    ) -> tuple[Tensor | None, NDArray[np.float64], NDArray[np.float64], float | None, float, NDArray[np.float64]]:
+        """Losses, squared distances, squared norms, root mean square distances before and after mixing, and ways of all nodes."""
         nothing_M = torch.zeros_like(exchanged.squared_M)
         left_M = nothing_M.clone()
         left, lossless = self.population.diverged, self.population.without_loss
@@ -302,12 +302,14 @@ class Simulation:
             exchanged.apart_M if exchanged.apart_M is not None else nothing_M,
             exchanged.moved_M,
             left_M,
+            self._apart(self.plan.layout.shared_of(self.population.estimate())),
         ]
-        losses_N, squared_N, norms_N, apart_N, moved_N, left_N = self._part.everybodys(torch.stack(columns, dim=1)).unbind(dim=1)
+        losses_N, squared_N, norms_N, apart_N, moved_N, left_N, mixed_N = self._part.everybodys(torch.stack(columns, dim=1)).unbind(dim=1)
         self.diverged = tuple(self.plan.names[node] for node in (left_N == _LEFT).nonzero().flatten().tolist())
         self._without_loss = tuple(self.plan.names[node] for node in (left_N == _WITHOUT_LOSS).nonzero().flatten().tolist())
         exact = float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None
-        return losses_N if losses_M is not None else None, squared_N.numpy(), norms_N.numpy(), exact, moved_N.numpy()
+        mixed = float(mixed_N.mean().sqrt())
+        return losses_N if losses_M is not None else None, squared_N.numpy(), norms_N.numpy(), exact, mixed, moved_N.numpy()
 
     def _evaluated(self, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
         """Some nodes' models on their own test rows."""
@@ -463,7 +465,7 @@ class Simulation:
         losses: Sequence[float | None],
         squared_N: NDArray[np.float64],
         norms_N: NDArray[np.float64],
-        exact: float | None,
+        distances: tuple[float | None, float],
         index_NK: NDArray[np.int64],
         skipped_NK: NDArray[np.bool_],
         metrics: dict[int, dict[str, float]] | None,
@@ -496,7 +498,7 @@ class Simulation:
             rows.append(row)
         if self._ranks.is_first:
             self.folder.append_node(*rows)
-        row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), exact)
+        row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), *distances)
         row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
         if row["skipped"]:  # edges are missing from the sum: it bounds from below only
             row["bound_high"] = None

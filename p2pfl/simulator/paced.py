@@ -266,8 +266,8 @@ class PacedRecords:
                 return
             losses, disagreement = [row["loss"] for row in rows], sum(row["disagreement"] for row in rows)
             squared_norm = math.fsum(row["norm"] ** 2 for row in rows) / len(rows)
-            distance = consensus_distance(torch.cat([node.population.estimate() for node in self.nodes]))
-            row = disagreement_row(self.plan, self.rounds, "train", losses, disagreement, squared_norm, distance)
+            mixed = consensus_distance(self.plan.layout.shared_of(torch.cat([node.population.estimate() for node in self.nodes])))
+            row = disagreement_row(self.plan, self.rounds, "train", losses, disagreement, squared_norm, None, mixed)
             row |= {
                 "bound_low": None,
                 "bound_high": None,

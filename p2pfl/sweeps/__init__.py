@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.sweeps.engine import Sweep, sweep
+from p2pfl.sweeps.engine import Sweep, read_sweep, sweep
 from p2pfl.sweeps.grid import Cell, Grid, make_grid, parse_variations
 
-__all__ = ["Cell", "Grid", "Sweep", "make_grid", "parse_variations", "sweep"]
+__all__ = ["Cell", "Grid", "Sweep", "make_grid", "parse_variations", "read_sweep", "sweep"]

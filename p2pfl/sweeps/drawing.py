@@ -1,4 +1,4 @@
-"""A sweep's curves: how far the nodes are apart and how good they are after each round, with bands over the seeds; needs the `plot` extra.
+"""A sweep's curves: the consensus distance and how good they are after each round, with bands over the seeds; needs the `plot` extra.
 
 Shapes: S seeds, R rounds.
 """
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.inspector.convergence import CONSENSUS, DISAGREEMENT
+from p2pfl.records import Row, read_rounds
 
 FloatArray = NDArray[np.float64]
 
@@ -45,10 +47,10 @@ class Band:
     high_R: FloatArray
 
 
-def distances_of(run: Path) -> Course:
-    """The consensus distance of the models exchanged in each round; zero and unknown ones are left out."""
-    rows = [row for row in _lines(run / "rounds.jsonl") if row.get("consensus_distance")]
-    return Course(rounds=[row["round"] + 1 for row in rows], values=[row["consensus_distance"] for row in rows])
+def distances_of(rows: Sequence[Row], key: str) -> Course:
+    """One of the two distances of a run round by round; zero and unknown ones are left out."""
+    known = [row for row in rows if row.get(key)]
+    return Course(rounds=[row["round"] + 1 for row in known], values=[row[key] for row in known])
 
 
 def metric_course(run: Path, metric: str) -> Course:
@@ -87,15 +89,16 @@ def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | N
     return Band(rounds_R=rounds_R.astype(np.float64), mean_R=mean_R, low_R=low_R, high_R=high_R)
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, key: str) -> None:
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, keys: str, measured_on: str) -> None:
     """One picture of all cells.
 
     Args:
         path: of the image.
-        runs: folders of the runs with a result, by the cell's label, the best cell first.
-        metric: drawn beside the disagreement; None: the task has none.
+        runs: folders of the runs with a result, by the cell's label, in the table's order.
+        metric: drawn beside the distance; None: the task has none.
         title: above both.
-        key: what the labels say.
+        keys: what the labels say.
+        measured_on: the rows that the metric is measured on.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -114,19 +117,23 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | No
         if metric in _AT_MOST_ONE:  # a band may reach further than any value can
             low, high = panels[0].get_ylim()
             panels[0].set_ylim(max(low, 0.0), min(high, 1.0))
-        panels[0].set_ylabel(f"{metric}, mean over the sites")
-    _draw(panels[-1], {label: [distances_of(run) for run in places] for label, places in shown.items()}, logarithmic=True)
-    panels[-1].set_ylabel("distance of the models from their mean")
+        panels[0].set_ylabel(f"{metric} on {measured_on}, mean over the sites")
+    rounds = {label: [read_rounds(run) for run in places] for label, places in shown.items()}
+    # runs of earlier versions know the one before mixing only
+    has_all = all(row.get("consensus_distance") is not None for runs_rows in rounds.values() for rows in runs_rows for row in rows)
+    key, name = ("consensus_distance", CONSENSUS) if has_all else ("rms_disagreement", DISAGREEMENT)
+    _draw(panels[-1], {label: [distances_of(rows, key) for rows in of_cell] for label, of_cell in rounds.items()}, logarithmic=True)
+    panels[-1].set_ylabel(name)
     panels[-1].set_yscale("log")
     several = max((len(places) for places in shown.values()), default=0)
     over = f"; mean and {CONFIDENCE:.0%} confidence over {several} seeds" if several > 1 else ""
-    hidden = f"; the best {len(shown)} of {len(runs)} cells" if len(runs) > len(shown) else ""
+    hidden = f"; the first {len(shown)} of {len(runs)} cells" if len(runs) > len(shown) else ""
     figure.suptitle(f"{title}{over}{hidden}", fontsize=11)
     handles, labels = panels[-1].get_legend_handles_labels()
     if not handles:
         handles, labels = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8, title=key, title_fontsize=8)
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8, title=keys, title_fontsize=8)
     temporary = path.with_name(f".{path.name}")
     try:
         figure.savefig(temporary, dpi=130, format="png")

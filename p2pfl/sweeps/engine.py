@@ -18,7 +18,7 @@ from p2pfl.sweeps.folder import held, place_of, read_grid, refuse_another, write
 from p2pfl.sweeps.grid import Grid, Vary, as_text, checked, make_grid
 from p2pfl.sweeps.on_ray import import_ray, run_on_ray
 from p2pfl.sweeps.processes import run_in_processes
-from p2pfl.sweeps.table import CellResult, metric_of, over_seeds, row_of, write_table
+from p2pfl.sweeps.table import VALIDATION_PREFIX, CellResult, Choice, choice_of, metric_of, over_seeds, row_of, with_choice, write_table
 from p2pfl.sweeps.work import Executor, Job, News
 
 EXECUTORS: dict[str, Executor] = {"processes": run_in_processes, "ray": run_on_ray}
@@ -42,8 +42,13 @@ class Sweep:
 
     @cached_property
     def cells(self) -> list[CellResult]:
-        """Each cell over its seeds, the best first."""
+        """Each cell over its seeds, the best on validation rows first; without them in the grid's order."""
         return over_seeds(self.grid, self.rows)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Which cell is best on validation rows, or why none is."""
+        return choice_of(self.grid, self.rows)
 
     @property
     def failed(self) -> list[Row]:
@@ -102,6 +107,22 @@ def sweep(
         return _run(folder, grid, EXECUTORS[executor], jobs, lock, progress)
 
 
+def read_sweep(folder: Path | str) -> Sweep:
+    """The results of a sweep as its folder holds them now, also while it is in progress or made by an earlier version.
+
+    Raises:
+        ConfigError: the folder holds no sweep.
+        StoreError: a file of it is damaged.
+    """
+    folder = Path(folder)
+    grid = read_grid(folder)
+    if grid is None:
+        raise ConfigError("holds no sweep: give the folder that `p2pfl sweep` made", str(folder))
+    rows = [row_of(grid, folder, cell, seed) for cell in grid.cells for seed in grid.seeds]
+    plot = folder / "plot.png"
+    return Sweep(path=folder, grid=grid, rows=with_choice(grid, rows), plot=plot if plot.exists() else None)
+
+
 def default_folder(grid: Grid) -> Path:
     """Where a sweep goes of which nobody says where."""
     return Path("runs") / f"{grid.experiment['name']}-sweep"
@@ -126,7 +147,7 @@ def _run(folder: Path, grid: Grid, execute: Executor, workers: int | None, lock:
     rows = {(cell.number, seed): row_of(grid, folder, cell, seed) for cell in grid.cells for seed in grid.seeds}
     jobs = [Job(cell.number, seed) for cell, seed in grid.runs if rows[cell.number, seed]["status"] == "unfinished"]
     total, done = len(grid.runs), len(grid.runs) - len(jobs)
-    write_table(folder / "table.csv", list(rows.values()))
+    write_table(folder / "table.csv", with_choice(grid, list(rows.values())))
     if jobs:
         # closed here and now, also where an interruption comes from the progress: no process may be left behind
         with closing(execute(folder, jobs, workers, lock)) as all_news:
@@ -135,11 +156,11 @@ def _run(folder: Path, grid: Grid, execute: Executor, workers: int | None, lock:
                 if news.ended:
                     row = row_of(grid, folder, grid.cells[news.job.cell], news.job.seed, news.failure)
                     rows[news.job.cell, news.job.seed] = row
-                    write_table(folder / "table.csv", list(rows.values()))
+                    write_table(folder / "table.csv", with_choice(grid, list(rows.values())))
                     done += 1
                 if progress is not None:
                     progress(news, row, done, total)
-    return _drawn(Sweep(path=folder, grid=grid, rows=list(rows.values()), plot=None))
+    return _drawn(Sweep(path=folder, grid=grid, rows=with_choice(grid, list(rows.values())), plot=None))
 
 
 def _drawn(result: Sweep) -> Sweep:
@@ -156,8 +177,9 @@ def _drawn(result: Sweep) -> Sweep:
     if not runs:
         return result
     try:
+        word = "validation rows" if any(key.startswith(VALIDATION_PREFIX) for row in result.rows for key in row) else "test rows"
         keys = ", ".join(key.removesuffix(".name") for key in result.grid.vary)
-        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]), keys)
+        draw_curves(result.path / "plot.png", runs, metric_of(result.rows), str(result.grid.experiment["name"]), keys, word)
     except MissingExtraError as error:
         return replace(result, no_plot=str(error))
     return replace(result, plot=result.path / "plot.png")

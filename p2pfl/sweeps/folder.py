@@ -22,7 +22,7 @@ from p2pfl.records import replace_file
 from p2pfl.sweeps.grid import Cell, Grid
 from p2pfl.yaml_files import check, dump_yaml, load_yaml, shown
 
-_GRID = "sweep.yaml"
+GRID = "sweep.yaml"
 _LOCK = ".lock"
 _ORPHANS_END_S = 10.0
 """So long processes of a sweep that was killed may take to see that they are alone."""
@@ -39,19 +39,19 @@ def read_grid(folder: Path) -> Grid | None:
     Raises:
         ConfigError: the folder is something else.
     """
-    path = folder / _GRID
+    path = folder / GRID
     if path.exists():
         return check(Grid, load_yaml(path), str(path))
     if folder.exists() and not folder.is_dir():
         raise ConfigError("is a file: choose another --out", str(folder))
     if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise ConfigError(f"exists already and holds no {_GRID}: choose another --out", str(folder))
+        raise ConfigError(f"exists already and holds no {GRID}: choose another --out", str(folder))
     return None
 
 
 def write_grid(folder: Path, grid: Grid) -> None:
     """Found a sweep."""
-    replace_file(folder / _GRID, dump_yaml(asdict(grid)))
+    replace_file(folder / GRID, dump_yaml(asdict(grid)))
 
 
 def refuse_another(folder: Path, there: Grid, asked: Grid) -> None:

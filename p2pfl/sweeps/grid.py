@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,15 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from p2pfl.errors import ConfigError, Contradiction, TopologyError, summed_up
+from p2pfl.errors import ConfigError, Contradiction, TopologyError, ValidationRowsError, summed_up
 from p2pfl.experiment import Experiment, overridden, raw_experiment, recorded_experiment, with_files_found
 from p2pfl.plan import load_sites, make_plan
+from p2pfl.records import validation_share
+from p2pfl.tasks import Task
 from p2pfl.yaml_files import parse_yaml, shown
+
+VALIDATION = 0.2
+"""The fraction of each site's training rows that a sweep takes out for validation where the experiment says nothing of it."""
 
 _MOST_RUNS = 100_000
 _MOST_SLUG = 60  # characters
@@ -47,6 +53,10 @@ class Grid:
     seeds: Annotated[list[int], Field(min_length=1)]
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a cell cannot be, by the cell's name."""
+    validation: float | None = None
+    """The `validation` of every cell where neither the experiment nor `vary` says one; None: nothing is added."""
+    no_validation: str | None = None
+    """Why no validation rows could be taken out."""
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -70,7 +80,12 @@ class Grid:
             Contradiction: the cell's values do not go together.
             ConfigError: one of them is wrong.
         """
-        return recorded_experiment(self.experiment, "experiment", {**cell.values, "seed": seed})
+        added = {"validation": self.validation} if self.validation is not None else {}
+        return recorded_experiment(self.experiment, "experiment", {**added, **cell.values, "seed": seed})
+
+    def validation_of(self, cell: Cell) -> float:
+        """The fraction of training rows that a cell takes out for validation."""
+        return validation_share({**self.experiment, **({"validation": self.validation} if self.validation else {}), **cell.values})
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
@@ -123,17 +138,28 @@ def make_grid(
     if not isinstance(first, int) or isinstance(first, bool):
         raise ConfigError(f"seed = {shown(first)}: expected a whole number")
     found = {key: [_with_file_found(key, value, folder) for value in values] for key, values in vary.items()}
-    return Grid(experiment=raw, vary=found, seeds=list(range(first, first + seeds)))
+    # an Experiment has every default written out and does not say what somebody asked for
+    is_said = bool(raw.get("validation")) if isinstance(experiment, Experiment) and "validation" not in overrides else "validation" in raw
+    by_default = not is_said and "validation" not in vary and math.prod(len(values) for values in vary.values()) > 1
+    seed_list = list(range(first, first + seeds))
+    return Grid(experiment=raw, vary=found, seeds=seed_list, validation=VALIDATION if by_default else None)
 
 
 def checked(grid: Grid) -> Grid:
-    """The grid with those cells left out whose values do not go together.
+    """The grid with those cells left out whose values do not go together, and without validation rows by default where a cell has none.
 
     Every cell is made ready with the first seed, so that what is wrong is known before anything runs.
 
     Raises:
         ConfigError: all values that are wrong by themselves, and those that no cell can have.
     """
+    try:
+        return _checked(grid)
+    except ValidationRowsError as error:  # of rows that nobody has asked for
+        return _checked(replace(grid, validation=None, no_validation=str(error)))
+
+
+def _checked(grid: Grid) -> Grid:
     cannot: dict[str, str] = {}
     _refuse(_faults_of_files(grid, cannot) or _faults_of_plans(grid, cannot) or _faults_of_values(grid, cannot))
     return replace(grid, left_out={cell.name: cannot[cell.name] for cell in grid.cells if cell.name in cannot})
@@ -198,7 +224,11 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
 
 
 def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
-    """What is wrong once graphs and rows are there; as before."""
+    """What is wrong once graphs and rows are there; as before.
+
+    Raises:
+        ValidationRowsError: a cell has no validation rows, and nobody has asked for them.
+    """
     experiments = [(cell, grid.experiment_of(cell, grid.seeds[0])) for cell in grid.cells if cell.name not in cannot]
     # cells with the same rows follow each other: those are loaded once, and only those of one cell are held
     experiments.sort(key=lambda pair: (_rows_of(pair[1]), pair[0].number))
@@ -207,7 +237,11 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
         pairs = list(same_rows)
         try:
             task = load_sites(pairs[0][1])
+            if grid.validation is not None:
+                _refuse_without_validation(task)
         except ConfigError as error:
+            if isinstance(error, ValidationRowsError) and grid.validation is not None:
+                raise
             found += error.findings
             continue
         for cell, experiment in pairs:
@@ -221,6 +255,18 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
             except ConfigError as error:
                 found += error.findings
     return list(dict.fromkeys(found))
+
+
+def _refuse_without_validation(task: Task) -> None:
+    """Refuse a task that validation rows tell nothing about.
+
+    Raises:
+        ValidationRowsError: it has no metric, or no site has validation rows.
+    """
+    if not task.metrics:
+        raise ValidationRowsError(f"task {task.name} has no metric")
+    if not any(site.test for site in task.sites):
+        raise ValidationRowsError(f"no site of task {task.name} has training rows to take them from")
 
 
 def _faults_of_values(grid: Grid, cannot: Mapping[str, str]) -> list[str]:

@@ -49,6 +49,9 @@ class Site:
     groups: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Attributes of the test rows, one value a row, for reports on subgroups."""
 
+    set_aside: Rows | None = None
+    """The test rows while validation rows stand in their place: measured once, at the end, and never used for choosing."""
+
     start: Tensor | None = None
     """(P,) where this node starts instead of at the model's own parameters."""
 
@@ -59,7 +62,7 @@ class Site:
     """Of the training inputs before they are standardised, for sites that agree on one scale (the option ``standardise: pooled``)."""
 
     def __post_init__(self) -> None:
-        findings = [*_faults_of_rows("train", self.train), *_faults_of_rows("test", self.test)]
+        findings = [fault for part in ("train", "test", "set_aside") for fault in _faults_of_rows(part, getattr(self, part))]
         findings += _faults_of_groups(self.groups, self.test)
         start: object = self.start
         if start is not None and (not isinstance(start, Tensor) or start.dim() != 1 or not start.is_floating_point()):

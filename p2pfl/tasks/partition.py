@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import ConfigError, DataError
+from p2pfl.errors import ConfigError, ValidationRowsError
 from p2pfl.tasks.base import Site, Task
 
 log = logging.getLogger(__name__)
@@ -223,26 +223,28 @@ def missing_classes(sites: Sequence[Site]) -> tuple[str, ...]:
 
 
 def hold_out(site: Site, share: float, seed: int) -> Site:
-    """The site with a share of its training rows, stratified by class, in the place of its test rows.
+    """Take validation rows out of a site's training rows and put them in the place of its test rows, which are set aside.
 
-    For choices such as hyper-parameters, which must never see the test rows. A site without training rows comes back as it is; inputs stay
-    as they were prepared, with the statistics of all the site's training rows.
+    For choices such as hyper-parameters, which must never see the test rows. They are a fraction of the training rows, stratified by class,
+    and follow from the seed and the site's name alone. A site without training rows has no validation rows. Inputs stay as they were
+    prepared, with the statistics of all the site's training rows.
 
     Raises:
         ConfigError: the share is not between 0 and 1.
-        DataError: the site has one training row only.
+        ValidationRowsError: the site has one training row only.
     """
     if not 0 < share < 1:
         raise ConfigError(f"validation = {share}: expected a number above 0 and below 1")
     if site.train is None:
-        return site
+        return site if site.test is None else replace(site, test=None, set_aside=site.test, groups={})
     inputs, targets = site.train
     if len(targets) < 2:  # noqa: PLR2004
-        raise DataError(f"one training row: validation = {share} needs at least two", place=f"site {site.name!r}")
+        raise ValidationRowsError(f"one training row: validation = {share} needs at least two", place=f"site {site.name!r}")
     classes = classes_of(targets)
     rng = _generator(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
     chosen = torch.from_numpy(_stratified(np.zeros(len(targets)) if classes is None else classes, share, rng))
-    return replace(site, train=(inputs[~chosen], targets[~chosen]), test=(inputs[chosen], targets[chosen]), groups={})
+    validation = inputs[chosen], targets[chosen]
+    return replace(site, train=(inputs[~chosen], targets[~chosen]), test=validation, set_aside=site.test, groups={})
 
 
 def classes_of(targets: Tensor) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -138,6 +139,10 @@ class _Trial:
                     yield error
                     tried.add(site.name)
                 is_first = False
+            if site.set_aside is not None and site.name not in tried:
+                for error in self._evaluated(replace(site, test=site.set_aside, set_aside=None), is_first=is_first):
+                    yield error
+                    tried.add(site.name)
         classes = [name for name, metric in self._task.metrics.items() if unwrapped(metric) in _BUILT_IN]
         if classes and self._num_outputs is not None:
             number = max(self._num_outputs, 2)

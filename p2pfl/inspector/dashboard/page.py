@@ -15,7 +15,7 @@ from p2pfl.inspector.sections import facts
 
 _REFRESH_S = 0.5
 _NOTHING: Drawing = {"data": [], "layout": {}}
-_SITE_PICTURES = ("training loss", "metrics on its test rows", "disagreement with neighbours", "seconds a round")
+_SITE_PICTURES = ("training loss", "metrics on its own rows", "disagreement with neighbours", "seconds a round")
 
 _OWN_STYLE = """
 body { line-height: 1.5; }
@@ -89,7 +89,7 @@ class Page:
                 self._links = _region("links that are lost or slow")
                 self._nodes = _region("how every node is")
             with _section("Agreement"):
-                self._agreement = _Picture("how far the models are apart, round by round")
+                self._agreement = _Picture("the disagreement of the models, round by round")
             self._comparison = None
             if len(self._board.sources) > 1:
                 with _section("The runs compared"):
