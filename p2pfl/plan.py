@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
-from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out, load_task, partition
+from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 
@@ -144,9 +144,9 @@ def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = Non
     task = load_task(experiment.task.name, **arguments)
     if experiment.nodes is not None and "nodes" not in accepted:
         task = partition(task, experiment.nodes, split, experiment.seed)
-    if isinstance(task.sites, SiteTable) and not experiment.validation:
-        return task  # sorted, and not to be made one by one
-    sites = [hold_out(site, experiment.validation, experiment.seed) if experiment.validation else site for site in task.sites]
+    sites = hold_out_everywhere(task.sites, experiment.validation, experiment.seed) if experiment.validation else task.sites
+    if isinstance(sites, SiteTable):  # sorted, and not to be made one by one
+        return task if sites is task.sites else replace(task, sites=sites)
     return replace(task, sites=sorted(sites, key=lambda site: site.name))
 
 

@@ -6,15 +6,18 @@ Shapes: S sites, M rows of the table, R row numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.errors import DataError
 from p2pfl.tasks.base import Rows, Site
+
+_CHECKED_AT_ONCE = 2**16  # rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,13 +52,23 @@ class SiteTable(Sequence[Site]):
         targets: (M, ...).
         train: whose rows are whose for training; every site has some.
         test: likewise for testing; None: no site has any.
+        prepare: raw features to model inputs, the same at all sites; see `Site.prepare`.
 
     Raises:
         DataError: names, rows and tables do not fit together, or a number is not finite.
     """
 
-    def __init__(self, *, names: Sequence[str], inputs: Tensor, targets: Tensor, train: Split, test: Split | None = None) -> None:
-        self.names, self.inputs, self.targets, self.train, self.test = tuple(names), inputs, targets, train, test
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        inputs: Tensor,
+        targets: Tensor,
+        train: Split,
+        test: Split | None = None,
+        prepare: Callable[[np.ndarray], Tensor] | None = None,
+    ) -> None:
+        self.names, self.inputs, self.targets, self.train, self.test, self.prepare = tuple(names), inputs, targets, train, test, prepare
         findings = []
         if len(inputs) != len(targets):
             findings.append(f"{len(inputs)} rows of inputs and {len(targets)} of targets: expected as many")
@@ -66,8 +79,9 @@ class SiteTable(Sequence[Site]):
                 findings += [f"{kind}: {fault}" for fault in _faults_of_split(split, len(self.names), len(inputs))]
         if not findings and not bool((train.starts.diff() > 0).all()):
             findings.append(f"site {self.names[int((train.starts.diff() <= 0).nonzero()[0])]!r} has no rows to train on")
-        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-            findings.append("inputs have a value that is not finite")
+        for kind, values in (("inputs", inputs), ("targets", targets)):
+            if values.is_floating_point() and (row := _first_not_finite(values)) is not None:
+                findings.append(f"{kind}: row {row} has a value that is not finite")
         if findings:
             raise DataError(findings, place="sites")
 
@@ -89,7 +103,11 @@ class SiteTable(Sequence[Site]):
         if test is not None and not len(test[0]):
             test = None
         own = self.train.of(site)
-        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test)
+        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test, prepare=self.prepare)
+
+    def split_anew(self, train: Split, test: Split | None) -> SiteTable:
+        """Make a table of the same sites and data whose rows are shared out between training and testing in another way."""
+        return SiteTable(names=self.names, inputs=self.inputs, targets=self.targets, train=train, test=test, prepare=self.prepare)
 
     def take(self, sites: Sequence[int]) -> SiteTable:
         """Some of the sites in the order given; of a table whose rows are each one site's, only their rows are kept."""
@@ -129,6 +147,15 @@ class _ByName(Mapping[str, Site]):
 
     def __len__(self) -> int:
         return len(self._table)
+
+
+def _first_not_finite(values: Tensor) -> int | None:
+    """The first row with a value that is not finite; some rows at a time, so that no copy of a large table is made."""
+    for first in range(0, len(values), _CHECKED_AT_ONCE):
+        part = values[first : first + _CHECKED_AT_ONCE]
+        if not bool(part.isfinite().all()):
+            return first + int((~part.isfinite()).reshape(len(part), -1).any(dim=1).nonzero()[0])
+    return None
 
 
 def _faults_of_split(split: Split, num_sites: int, num_rows: int) -> list[str]:
