@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError, Contradiction, TaskError, TopologyError
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
-from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
+from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 
@@ -89,8 +89,8 @@ class Plan:
         number_of = {name: number for number, name in enumerate(self.names)} if len(names) > 1 else {}
         numbers = range(len(names)) if everybody else [number_of.get(name, -1) if number_of else self.names.index(name) for name in names]
         sites: Sequence[Site]
-        if isinstance(self.task.sites, SiteTable) and len(names) > 1 and self.task.sites.names == self.names:
-            sites = self.task.sites if everybody else self.task.sites.take(numbers)
+        if isinstance(self.sites, SitesByName) and len(names) > 1 and self.sites.table.names == self.names:
+            sites = self.sites.table if everybody else self.sites.table.take(numbers)
         else:
             sites = [self.sites[name] for name in names]
         slots_NK = None

@@ -130,7 +130,6 @@ def finish_summary(
         distance = consensus_distance(shared_NS)
         norm = float(torch.linalg.vector_norm(mean_P))
     working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
-    named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other
     return {
         "experiment": plan.experiment.name,
         "engine": engine,
@@ -145,7 +144,7 @@ def finish_summary(
         **({"mean_model_reason": reason} if (reason := mean_model_reason or why_no_mean_model(plan)) is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
-        "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
+        "seconds": seconds_spent(seconds),
         "node_rounds_per_second": len(plan.names) * rounds / working if working > 0 else None,
         "peak_rss_bytes": peak_rss_bytes,
         "row_by_row": row_by_row,
@@ -161,6 +160,12 @@ def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
         return []
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     return [Departure(kind="non_finite", detail=f"the final model of {', '.join(bad[:_NAMED])}{more} holds numbers that are not finite")]
+
+
+def seconds_spent(parts: Mapping[str, float]) -> dict[str, float]:
+    """The summary's `seconds`: every part in the order of time, those that all runs have among them, and their total."""
+    missing = [name for name in ("setup", "train", "mix", "evaluate") if name not in parts]
+    return {**dict.fromkeys(missing, 0.0), **parts, "total": math.fsum(parts.values())}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:

@@ -105,10 +105,11 @@ def simulate(
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
+    from p2pfl.stopwatch import process_age_s
 
     with of_file(given), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
-        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress)
+        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress, waited_s=process_age_s())
     if is_first:
         _say_result(run, as_json=as_json)
 

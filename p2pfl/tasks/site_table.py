@@ -129,24 +129,33 @@ class SiteTable(Sequence[Site]):
         rows = places if self.test.rows is None else self.test.rows[places].long()
         return self.inputs[rows], self.targets[rows]
 
-    def by_name(self) -> Mapping[str, Site]:
+    def by_name(self) -> SitesByName:
         """The sites by name, made when somebody looks at one."""
-        return _ByName(self)
+        return SitesByName(self)
 
 
-class _ByName(Mapping[str, Site]):
+class SitesByName(Mapping[str, Site]):
+    """A table's sites by their names.
+
+    Args:
+        table: of the sites.
+    """
+
     def __init__(self, table: SiteTable) -> None:
-        self._table = table
+        self.table = table
         self._rows = {name: row for row, name in enumerate(table.names)}
 
     def __getitem__(self, name: str) -> Site:
-        return self._table[self._rows[name]]
+        """Make the site of that name."""
+        return self.table[self._rows[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table.names)
+        """Names, sorted."""
+        return iter(self.table.names)
 
     def __len__(self) -> int:
-        return len(self._table)
+        """How many sites."""
+        return len(self.table)
 
 
 def _first_not_finite(values: Tensor) -> int | None:
