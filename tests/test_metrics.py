@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from p2pfl.errors import TaskError
@@ -145,3 +146,14 @@ def test_a_row_that_is_wrong_beyond_doubt_counts_as_scikit_learn_counts_it():
     probabilities = torch.sigmoid(logits[:, 0].double()).numpy()
 
     assert log_loss(logits, targets) == pytest.approx(sklearn.metrics.log_loss(targets, probabilities), rel=1e-14)
+
+
+@pytest.mark.parametrize("rows", [2, 9, 20_000])
+def test_auroc_is_what_ranks_give_to_the_last_bit(rows):
+    draw = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, 1, generator=draw).mul(3).round(decimals=2)  # with ties
+    targets = torch.arange(rows)[torch.randperm(rows, generator=draw)] % 2
+    positive, ranks = targets.numpy() == 1, rankdata(logits.double().numpy()[:, 0])
+    number = positive.sum()
+
+    assert auroc(logits, targets) == (ranks[positive].sum() - number * (number + 1) / 2) / (number * (rows - number))

@@ -328,10 +328,11 @@ class Simulation:
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
+        agrees = self.plan.stop_rule is not None  # else nobody ever stops before the others
         story = {
             "round": self.round,
-            "agreed_for": self.agreed_for_N.tolist(),
-            "stop_round": self.stop_round_N.tolist(),
+            "agreed_for": self.agreed_for_N.tolist() if agrees else None,
+            "stop_round": self.stop_round_N.tolist() if agrees else None,
             "bytes_sent": self.bytes_sent,
             "seconds": self._stopwatch.spent,
             "diverged": list(self.diverged),
@@ -361,7 +362,8 @@ class Simulation:
             tensors, whole = self._part.from_first(rows), self._part.whole_from_first(common)
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
-            self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
+            if story["agreed_for"] is not None:
+                self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._stopwatch.resume(story["seconds"])
             self.diverged = tuple(story["diverged"])
             here = {self.plan.names[node] for node in self._part.mine} if self.diverged else set()

@@ -168,7 +168,8 @@ def dealt(classes_M: np.ndarray, num_nodes: int, seed: int) -> list[np.ndarray]:
 
 def node_names(prefix: str, num_nodes: int) -> list[str]:
     """prefix-0, prefix-1, … padded with zeros, so that sorting keeps the order."""
-    return [f"{prefix}-{node:0{len(str(num_nodes - 1))}}" for node in range(num_nodes)]
+    width = len(str(num_nodes - 1))
+    return [f"{prefix}-{node:0{width}}" for node in range(num_nodes)]
 
 
 def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *, prefix: str = "hospital") -> Task:

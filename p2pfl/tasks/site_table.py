@@ -98,12 +98,14 @@ class SiteTable(Sequence[Site]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         site = range(len(self))[index]
-        rows = self.test.of(site) if self.test is not None else None
-        test: Rows | None = None if rows is None else (self.inputs[rows], self.targets[rows])
-        if test is not None and not len(test[0]):
-            test = None
         own = self.train.of(site)
-        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test, prepare=self.prepare)
+        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=self.test_of(site), prepare=self.prepare)
+
+    def test_of(self, site: int) -> Rows | None:
+        """One site's test rows; None where it has none."""
+        rows = self.test.of(site) if self.test is not None else None
+        found = (self.inputs[rows], self.targets[rows]) if rows is not None else None
+        return found if found is not None and len(found[0]) else None
 
     def split_anew(self, train: Split, test: Split | None) -> SiteTable:
         """Make a table of the same sites and data whose rows are shared out between training and testing in another way."""
