@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -120,12 +121,16 @@ def synthetic_logistic(features: int = 10, samples: int = 100, heterogeneity: fl
     parts = [(slice(0, samples), slice(0, num_nodes * samples)), (slice(samples, None), slice(num_nodes * samples, None))]
     places = [(of, inputs[rows].view(num_nodes, -1, features), targets[rows].view(num_nodes, -1)) for of, rows in parts]
     at_once = max(1, _DRAWN_AT_ONCE // (num_rows * features))
-    for first in range(0, num_nodes, at_once):
+
+    def fill(first: int) -> None:
         block = slice(first, min(first + at_once, num_nodes))
         raw_CMD, classes_CM = _logistic_rows(seed, block, shared_D, num_rows, heterogeneity)
         for of, inputs_NMD, targets_NM in places:
             inputs_NMD[block] = torch.from_numpy(raw_CMD[:, of])
             targets_NM[block] = torch.from_numpy(classes_CM[:, of])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # drawing releases the interpreter's lock
+        list(pool.map(fill, range(0, num_nodes, at_once)))
     sites = _table_of(node_names("node", num_nodes), inputs, targets, num_train=samples, prepare=as_it_is)
     return logistic_regression("synthetic-logistic", sites, columns, num_inputs=features)
 
