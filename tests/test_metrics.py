@@ -148,6 +148,14 @@ def test_a_row_that_is_wrong_beyond_doubt_counts_as_scikit_learn_counts_it():
     assert log_loss(logits, targets) == pytest.approx(sklearn.metrics.log_loss(targets, probabilities), rel=1e-14)
 
 
+def test_log_loss_in_blocks_is_that_of_all_rows_to_the_last_bit(monkeypatch):
+    logits, targets = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)), torch.arange(1000) % 3
+    at_once = log_loss(logits, targets)
+    monkeypatch.setattr("p2pfl.tasks.metrics._AT_ONCE", 7)
+
+    assert log_loss(logits, targets) == at_once
+
+
 @pytest.mark.parametrize("rows", [2, 9, 20_000])
 def test_auroc_is_what_ranks_give_to_the_last_bit(rows):
     draw = torch.Generator().manual_seed(rows)
