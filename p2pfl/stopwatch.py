@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -35,10 +36,19 @@ class Stopwatch:
         self.spent[name] = self.spent.get(name, 0.0) + seconds
         return seconds
 
+    def so_far_s(self) -> float:
+        """Give all seconds until now, booked or not."""
+        return math.fsum(self.spent.values()) + time.perf_counter() - self._since
+
     def resume(self, earlier: Mapping[str, float]) -> None:
         """Add what an earlier process has spent on the same run."""
         for name, seconds in earlier.items():
             self.spent[name] = self.spent.get(name, 0.0) + seconds
+
+
+def with_rest(parts: Mapping[str, float], total_s: float) -> dict[str, float]:
+    """Add the time that no part has, as `other`, so that the sum is the total."""
+    return {**parts, "other": max(0.0, total_s - math.fsum(parts.values()))}
 
 
 def process_age_s() -> float:

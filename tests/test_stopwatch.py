@@ -15,7 +15,7 @@ from p2pfl import simulate, stopwatch
 from p2pfl.cli import app
 from p2pfl.records import read_summary
 from p2pfl.simulator import conclusion, engine, start
-from p2pfl.stopwatch import Stopwatch, process_age_s
+from p2pfl.stopwatch import Stopwatch, process_age_s, with_rest
 from p2pfl.yaml_files import dump_yaml
 from runs import LOGISTIC, QUICK
 
@@ -94,6 +94,20 @@ def test_what_an_earlier_process_took_is_added():
     assert now.spent["start"] == 5
     assert now.spent["train"] == 5
     assert earlier == {"start": 3.0, "train": 5.0}
+
+
+def test_what_no_part_has_is_in_the_rest():
+    assert with_rest({"train": 2.0, "mix": 1.0}, 10.0) == {"train": 2.0, "mix": 1.0, "other": 7.0}
+    assert with_rest({"train": 2.0}, 1.0) == {"train": 2.0, "other": 0.0}
+
+
+def test_all_seconds_until_now_are_those_booked_and_those_since(clock):
+    stopwatch = Stopwatch(waited_s=2.0)
+    clock.now_s += 3
+    stopwatch.lap("train")
+    clock.now_s += 4
+
+    assert stopwatch.so_far_s() == 9
 
 
 def test_a_command_counts_from_the_start_of_its_process(monkeypatch, tmp_path):

@@ -53,6 +53,7 @@ def up(
         _say_plan(given, overrides, as_json=as_json, simulated=False)
         return
     from p2pfl.node.processes import ForkServer, can_fork
+    from p2pfl.stopwatch import process_age_s
 
     with (
         of_file(given),
@@ -61,7 +62,7 @@ def up(
     ):
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
 
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork)
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=process_age_s())
     _say_result(run, as_json=as_json)
 
 

@@ -38,6 +38,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
+from p2pfl.stopwatch import with_rest
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes
 from p2pfl.topology.links import links_of
@@ -170,6 +171,7 @@ class Daemon:
         self._stopping, self._stopped_why = False, ""
         self._bytes_sent = 0
         self._seconds: dict[str, float] = {}
+        self._earlier_s = 0.0  # of the process that wrote the checkpoint
         self._last_row: dict[str, Any] = {}
         self._last_heard: dict[str, Tensor] = {}
         """The neighbours' models of the last round."""
@@ -610,7 +612,7 @@ class Daemon:
                 mean_model=None,
                 baselines=baselines,
                 bytes_sent=self._bytes_sent,
-                seconds=self._seconds,
+                seconds=with_rest(self._seconds, self._earlier_s + time.monotonic() - self._made_s),
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
                 departures=[*departures_of_events(self._folder.events()), *non_finite_models([self.me], population.estimate())],
@@ -885,6 +887,7 @@ class Daemon:
         self._round, self._phase = story["round"], story["phase"]
         self._loss, self._seen = story["loss"], Seen(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
+        self._earlier_s = math.fsum(self._seconds.values())
         self._last_row = {"total_bytes": self._bytes_sent}
         self._last_round_time = story["written"] if self._round else None
         restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)
