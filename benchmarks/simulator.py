@@ -10,8 +10,9 @@ W2: logistic regression on 13 features, 32 samples a node, batches of 4, 10 step
     python benchmarks/simulator.py --ranks 2             # W1 at n = 4096: two ranks beside one, one thread each
 
 Ways: `engine` is p2pfl.simulate; `hand` a Python loop over nn.Modules with torch.optim, then averaging; `limit` forward and backward passes
-written out for chunks of 8 nodes that stay in the cache, mixing fused into the same loop, a Python thread a core; `floor` the same matrix
-products alone, on one core. All give the same weights. Rates are node-rounds a second, medians; ratios are of runs side by side.
+written out for chunks of nodes that stay in the cache, mixing fused into the same loop, a Python thread a core; `floor` the matrix products
+of W1 alone, on one core. All give the same weights. Rates are node-rounds a second, medians; ratios are of runs side by side. Those to the
+limit and the floor hold from machine to machine; the one to a Python loop also tells how fast the machine's Python is.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from torch.nn import functional as F
 
 import p2pfl
 from p2pfl.draws import batch_positions
+from p2pfl.params import parameters_of
 from p2pfl.summary import peak_rss_bytes
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist
 from p2pfl.topology import cut, make, num_crossing, weighted
+from p2pfl.training import build_model
 
 CORES = len(os.sched_getaffinity(0))
 LR = 0.05
@@ -147,11 +150,11 @@ class Data:
     @classmethod
     def of(cls, workload: Workload, num_nodes: int) -> Data:
         """Of the task that the engine runs."""
-        sites = (images if workload is W1 else patients)(num_nodes).sites
+        task = (images if workload is W1 else patients)(num_nodes)
+        sites = task.sites
         assert isinstance(sites, SiteTable)
         rows = sites.train.rows if sites.train.rows is not None else torch.arange(num_nodes * workload.samples)
-        torch.manual_seed(0)
-        start_P = torch.cat([p.detach().reshape(-1) for p in workload.model().parameters()])
+        start_P = parameters_of(build_model(task, torch.float32, 0))
         return cls(workload, sites.inputs, sites.targets, rows.long().view(num_nodes, -1), start_P, *graph_of(num_nodes))
 
     def batches(self, round: int, nodes: slice) -> Tensor:
@@ -225,6 +228,34 @@ def limit(data: Data, rounds: int, chunk: int = 8) -> float:
     return num_nodes * rounds / (time.perf_counter() - began)
 
 
+def limit_of_patients(data: Data, rounds: int, chunk: int = 1024) -> float:
+    """W2 written out in the same way; its gradients in one product."""
+    torch.set_num_threads(1)
+    num_nodes, (features, _) = len(data.rows_NR), W2.sizes
+    x, y = data.start_P.repeat(num_nodes, 1), torch.empty(num_nodes, len(data.start_P))
+    own_N = 1 - data.weights_NK.sum(dim=1)
+
+    def work(number: int, first: int) -> None:
+        nodes = slice(first, min(first + chunk, num_nodes))
+        part = y[nodes]
+        torch.mul(x[nodes], own_N[nodes, None], out=part)
+        for k in range(data.index_NK.shape[1]):
+            part.addcmul_(x[data.index_NK[nodes, k]], data.weights_NK[nodes, k, None])
+        weights, offset = part[:, :features, None], part[:, features:, None]
+        for rows in data.batches(number, nodes).unbind(1):
+            inputs = data.inputs[rows]
+            slope = torch.baddbmm(offset, inputs, weights).sigmoid_().sub_(data.targets[rows]).mul_(LR / rows.shape[1])
+            weights.baddbmm_(inputs.transpose(1, 2), slope, alpha=-1)
+            offset.sub_(slope.sum(1, keepdim=True))
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as pool:
+        for number in range(rounds):
+            list(pool.map(lambda first, number=number: work(number, first), range(0, num_nodes, chunk)))
+            x, y = y, x
+    return num_nodes * rounds / (time.perf_counter() - began)
+
+
 def floor(repeats: int = 400) -> float:
     """The matrix products of a node-round of W1 alone, on one core."""
     torch.set_num_threads(1)
@@ -257,45 +288,36 @@ def ratio(found: dict[str, list[float]], one: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(found[one], found[other], strict=True))
 
 
-def best_threads(data: Data) -> int:
-    """How many of torch's threads a loop by hand is fastest with."""
-    return max(range(1, CORES + 1), key=lambda threads: hand(data, 1, threads))
+def ways_by_hand(data: Data, rounds: int) -> dict[str, Callable[[], float]]:
+    """Give the loop by hand with as many of torch's threads as it is fastest with."""
+    threads = max(range(1, CORES + 1), key=lambda threads: hand(data, 1, threads))
+    return {"hand": lambda: hand(data, rounds, threads)}
 
 
-def w1(num_nodes: int, repeats: int, rounds: int) -> dict[str, Any]:
+def w1(num_nodes: int, repeats: int, rounds: int, *, by_hand: bool = True) -> dict[str, Any]:
     """Ratios at one size."""
     data = Data.of(W1, num_nodes)
-    by_hand = Data.of(W1, min(num_nodes, 256))
-    threads = best_threads(by_hand)
-    hand_rounds = 3 if num_nodes > 16 else 20  # noqa: PLR2004
-    found = interleaved(
-        {
-            "engine": lambda: engine(W1, num_nodes, rounds),
-            "hand": lambda: hand(by_hand, hand_rounds, threads),
-            "limit": lambda: limit(data, rounds),
-            "floor": floor,
-        },
-        repeats,
-    )
+    ways = {"engine": lambda: engine(W1, num_nodes, rounds), "limit": lambda: limit(data, rounds), "floor": floor}
+    found = interleaved(ways | (ways_by_hand(Data.of(W1, min(num_nodes, 256)), 3 if num_nodes > 16 else 20) if by_hand else {}), repeats)  # noqa: PLR2004
     return {
         "nodes": num_nodes,
         "node_rounds_per_second": {name: statistics.median(values) for name, values in found.items()},
         "of_limit": ratio(found, "engine", "limit"),
-        "times_hand": ratio(found, "engine", "hand"),
         "of_floor_a_core": ratio(found, "engine", "floor") / CORES,
-        "hand_threads": threads,
+        "times_hand": ratio(found, "engine", "hand") if by_hand else None,
     }
 
 
-def w2(num_nodes: int, repeats: int, rounds: int) -> dict[str, Any]:
+def w2(num_nodes: int, repeats: int, rounds: int, *, by_hand: bool = True) -> dict[str, Any]:
     """Ratios at one size; by hand a thousand nodes are enough, its cost grows with them."""
-    by_hand = Data.of(W2, min(num_nodes, 1000))
-    threads = best_threads(by_hand)
-    found = interleaved({"engine": lambda: engine(W2, num_nodes, rounds), "hand": lambda: hand(by_hand, 1, threads)}, repeats)
+    data = Data.of(W2, num_nodes)
+    ways = {"engine": lambda: engine(W2, num_nodes, rounds), "limit": lambda: limit_of_patients(data, rounds)}
+    found = interleaved(ways | (ways_by_hand(Data.of(W2, min(num_nodes, 1000)), 1) if by_hand else {}), repeats)
     return {
         "nodes": num_nodes,
         "node_rounds_per_second": {name: statistics.median(values) for name, values in found.items()},
-        "times_hand": ratio(found, "engine", "hand"),
+        "of_limit": ratio(found, "engine", "limit"),
+        "times_hand": ratio(found, "engine", "hand") if by_hand else None,
     }
 
 

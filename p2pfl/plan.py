@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskErro
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of, parameters_of
 from p2pfl.stopping import Meetings, StopRule
-from p2pfl.tasks import Site, SiteTable, Task, find_task, hold_out, load_task, partition
+from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 from p2pfl.training.compiled import LOOPS, compiled_loops, why_no_loops, why_not_compiled
@@ -90,8 +90,8 @@ class Plan:
         number_of = {name: number for number, name in enumerate(self.names)} if len(names) > 1 else {}
         numbers = range(len(names)) if everybody else [number_of.get(name, -1) if number_of else self.names.index(name) for name in names]
         sites: Sequence[Site]
-        if isinstance(self.task.sites, SiteTable) and len(names) > 1 and self.task.sites.names == self.names:
-            sites = self.task.sites if everybody else self.task.sites.take(numbers)
+        if isinstance(self.sites, SitesByName) and len(names) > 1 and self.sites.table.names == self.names:
+            sites = self.sites.table if everybody else self.sites.table.take(numbers)
         else:
             sites = [self.sites[name] for name in names]
         slots_NK = None
@@ -145,9 +145,9 @@ def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = Non
     task = load_task(experiment.task.name, **arguments)
     if experiment.nodes is not None and "nodes" not in accepted:
         task = partition(task, experiment.nodes, split, experiment.seed)
-    if isinstance(task.sites, SiteTable) and not experiment.validation:
-        return task  # sorted, and not to be made one by one
-    sites = [hold_out(site, experiment.validation, experiment.seed) if experiment.validation else site for site in task.sites]
+    sites = hold_out_everywhere(task.sites, experiment.validation, experiment.seed) if experiment.validation else task.sites
+    if isinstance(sites, SiteTable):  # sorted, and not to be made one by one
+        return task if sites is task.sites else replace(task, sites=sites)
     return replace(task, sites=sorted(sites, key=lambda site: site.name))
 
 

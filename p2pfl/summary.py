@@ -165,7 +165,6 @@ def finish_summary(
         distance = consensus_distance(shared_NS)
         norm = float(torch.linalg.vector_norm(mean_P))
     working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
-    named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other
     return {
         "experiment": plan.experiment.name,
         "engine": engine,
@@ -184,7 +183,7 @@ def finish_summary(
         **({"test": dict(test)} if test is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": bytes_sent,
-        "seconds": {name: seconds.get(name, 0.0) for name in named} | {"total": math.fsum(seconds.values())},
+        "seconds": seconds_spent(seconds),
         "node_rounds_per_second": len(plan.names) * rounds / working if working > 0 else None,
         "peak_rss_bytes": peak_rss_bytes,
         "row_by_row": row_by_row,
@@ -219,7 +218,7 @@ def test_figures(
     Returns:
         The summary's part "test"; None where no test rows were set aside.
     """
-    if isinstance(plan.task.sites, SiteTable):  # one whose rows were held out is a list
+    if isinstance(plan.task.sites, SiteTable) and plan.task.sites.set_aside is None:
         return None
     aside = {name: site.set_aside for name, site in plan.sites.items() if site.set_aside is not None}
     if not aside:
@@ -237,6 +236,12 @@ def test_figures(
         outputs = population.outputs(mean.x_P, inputs, buffers=mean.buffers)
         of_mean = {metric: figure(plan.task, metric, outputs, targets) for metric in metrics}
     return {"use": NOT_FOR_CHOOSING, "metrics": by_metric(plan, per_node), "mean_model": of_mean}
+
+
+def seconds_spent(parts: Mapping[str, float]) -> dict[str, float]:
+    """The summary's `seconds`: every part in the order of time, those that all runs have among them, and their total."""
+    missing = [name for name in ("setup", "train", "mix", "evaluate") if name not in parts]
+    return {**dict.fromkeys(missing, 0.0), **parts, "total": math.fsum(parts.values())}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:

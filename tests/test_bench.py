@@ -44,7 +44,17 @@ def test_the_command_fails_on_a_drop_and_records_only_when_told_to(compare, monk
     assert capsys.readouterr().out.splitlines() == ["W1: 0.5 (recorded 1)", "W1: 0.5 (recorded 0.5)"]
 
 
-def test_what_is_recorded_is_what_is_measured(compare):
-    source = (BENCHMARKS / "compare.py").read_text()
+def test_only_ratios_to_the_limit_and_the_floor_are_measured_and_recorded(compare, monkeypatch):
+    def side_by_side(ways, repeats):
+        return {name: [float(len(name))] * repeats for name in ways}
 
-    assert all(f'"{name}": ' in source for name in json.loads(compare.RECORDED.read_text()))
+    monkeypatch.setattr(compare.simulator, "interleaved", side_by_side)
+    monkeypatch.setattr(compare.simulator.Data, "of", lambda workload, num_nodes: None)
+    monkeypatch.setattr(compare.simulator, "CORES", 2)
+
+    assert compare.measured() == {
+        "W1 at 256 nodes, of the limit": 6 / 5,
+        "W1 at 256 nodes, of the floor on as many cores": 6 / 5 / 2,
+        "W2 at 10,000 nodes, of the limit": 6 / 5,
+    }
+    assert json.loads(compare.RECORDED.read_text()).keys() == compare.measured().keys()

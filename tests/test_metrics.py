@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from p2pfl.errors import TaskError
@@ -145,3 +146,22 @@ def test_a_row_that_is_wrong_beyond_doubt_counts_as_scikit_learn_counts_it():
     probabilities = torch.sigmoid(logits[:, 0].double()).numpy()
 
     assert log_loss(logits, targets) == pytest.approx(sklearn.metrics.log_loss(targets, probabilities), rel=1e-14)
+
+
+def test_log_loss_in_blocks_is_that_of_all_rows_to_the_last_bit(monkeypatch):
+    logits, targets = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)), torch.arange(1000) % 3
+    at_once = log_loss(logits, targets)
+    monkeypatch.setattr("p2pfl.tasks.metrics._AT_ONCE", 7)
+
+    assert log_loss(logits, targets) == at_once
+
+
+@pytest.mark.parametrize("rows", [2, 9, 20_000])
+def test_auroc_is_what_ranks_give_to_the_last_bit(rows):
+    draw = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, 1, generator=draw).mul(3).round(decimals=2)  # with ties
+    targets = torch.arange(rows)[torch.randperm(rows, generator=draw)] % 2
+    positive, ranks = targets.numpy() == 1, rankdata(logits.double().numpy()[:, 0])
+    number = positive.sum()
+
+    assert auroc(logits, targets) == (ranks[positive].sum() - number * (number + 1) / 2) / (number * (rows - number))

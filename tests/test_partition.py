@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.tasks import Site, Task, hold_out, partition
+from p2pfl.tasks import Site, SiteTable, Split, Task, hold_out, hold_out_everywhere, partition
 from p2pfl.tasks.partition import MIN_OF_CLASS, MIN_ROWS, classes_of, missing_classes, node_names, shares
 
 RULES = [{"name": "iid"}, {"name": "dirichlet", "alpha": 0.3}, {"name": "unequal", "ratio": 0.7}, {"name": "unequal", "sizes": "linear"}]
@@ -246,6 +246,35 @@ def test_sites_of_different_names_hold_out_different_rows():
     one, other = (hold_out(Site(name=name, train=rows, test=None), 0.2, seed=0) for name in "ab")
 
     assert not torch.equal(one.test[0], other.test[0])
+
+
+@pytest.mark.parametrize("targets_of", [lambda rows: (rows % 3 == 0).float()[:, None], lambda rows: rows.sqrt()])
+@pytest.mark.parametrize("rows", [None, torch.arange(40, 0, -1, dtype=torch.int32)])
+def test_rows_are_held_out_of_a_table_as_of_its_sites_one_by_one(targets_of, rows):
+    numbers = torch.arange(50.0)
+    split = Split(starts=torch.tensor([2, 10, 12, 40]), rows=rows)
+    table = SiteTable(names=["a", "b", "c"], inputs=numbers[:, None], targets=targets_of(numbers), train=split, test=split)
+    together, apart = hold_out_everywhere(table, 0.3, 5), [hold_out(site, 0.3, 5) for site in table]
+
+    assert isinstance(together, SiteTable)
+    for one, other in zip(together, apart, strict=True):
+        assert all(torch.equal(*pair) for pair in zip((*one.train, *one.test), (*other.train, *other.test), strict=True))
+
+
+def test_a_site_of_a_table_with_one_row_is_named_where_rows_are_held_out():
+    table = SiteTable(names=["a", "b"], inputs=torch.zeros(3, 1), targets=torch.zeros(3), train=Split(starts=torch.tensor([0, 2, 3])))
+
+    with pytest.raises(DataError, match=r"site 'b': one training row: validation = 0\.5 needs at least two"):
+        hold_out_everywhere(table, 0.5, 0)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0.0, 1, 1, 1, 0, 2, 1, 1]), torch.arange(8) / 2, torch.arange(8) * 100])
+def test_missing_classes_are_told_of_a_table_as_of_its_sites(targets):
+    train, test = Split(starts=torch.tensor([0, 2, 4, 6])), Split(starts=torch.tensor([2, 4, 4, 8]))
+    table = SiteTable(names=["a", "b", "c"], inputs=torch.zeros(8, 1), targets=targets, train=train, test=test)
+
+    assert missing_classes(table) == missing_classes(list(table))
+    assert bool(missing_classes(table)) == bool((targets == targets.round()).all())
 
 
 def test_nothing_is_held_out_of_nothing():

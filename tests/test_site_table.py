@@ -68,7 +68,9 @@ def test_the_data_are_not_copied():
         ({"train": Split(starts=torch.tensor([0, 4, 9, 13]))}, "train: starts run from 0 to 13: expected rising numbers up to 12"),
         ({"train": Split(starts=STARTS, rows=DRAWN + 1)}, "train: rows run from 1 to 12: expected 0 to 11"),
         ({"targets": torch.zeros(11)}, "12 rows of inputs and 11 of targets: expected as many"),
-        ({"inputs": torch.full((12, 5), torch.nan)}, "inputs have a value that is not finite"),
+        ({"inputs": torch.full((12, 5), torch.nan)}, "inputs: row 0 has a value that is not finite"),
+        ({"inputs": torch.zeros(12, 5).index_fill(0, torch.tensor(7), torch.inf)}, "inputs: row 7 has a value that is not finite"),
+        ({"targets": torch.zeros(12).index_fill(0, torch.tensor(11), torch.nan)}, "targets: row 11 has a value that is not finite"),
     ],
 )
 def test_what_does_not_fit_together_is_said(changes, finding):

@@ -8,7 +8,7 @@ from torch import nn
 
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.params import Layout
-from p2pfl.tasks import TASKS, Site, Task, load_task
+from p2pfl.tasks import TASKS, Site, SiteTable, Task, load_task
 
 ROWS = (torch.zeros(3, 2), torch.zeros(3, 1))
 
@@ -210,6 +210,31 @@ def test_synthetic_logistic_nodes_differ_only_where_asked():
     assert means(1.0).abs().max() > 1
     site = load_task("synthetic-logistic", features=3, samples=7, nodes=2, seed=1).sites[1]
     assert (site.train[0].shape, site.test[0].shape) == ((7, 3), (4, 3))
+
+
+@pytest.mark.parametrize(("seed", "heterogeneity"), [(0, 1.0), (2**40 + 3, 0.5), (-1, 0.0)])
+def test_synthetic_logistic_draws_each_site_from_a_generator_of_its_own(seed, heterogeneity):
+    task = load_task("synthetic-logistic", features=3, samples=9, nodes=5, seed=seed, heterogeneity=heterogeneity)
+    shared = np.random.default_rng([seed % 2**64, 2]).standard_normal(3)
+
+    assert isinstance(task.sites, SiteTable)
+    for node, site in enumerate(task.sites):
+        rng = np.random.default_rng([seed % 2**64, 3, node])
+        weights = shared + heterogeneity * rng.standard_normal(3)
+        raw = heterogeneity * rng.standard_normal(3) + rng.standard_normal((13, 3))
+        classes = rng.random(13) < 1 / (1 + np.exp(-raw @ weights))
+        assert torch.cat([site.train[0], site.test[0]]).tolist() == raw.astype(np.float32).tolist()
+        assert torch.cat([site.train[1], site.test[1]]).flatten().tolist() == classes.tolist()
+        assert site.prepare(raw).tolist() == raw.astype(np.float32).tolist()
+
+
+def test_synthetic_sites_are_drawn_in_blocks_without_a_seam(monkeypatch):
+    whole = load_task("synthetic-logistic", features=2, samples=4, nodes=7).sites
+    monkeypatch.setattr("p2pfl.tasks.synthetic._DRAWN_AT_ONCE", 2 * 8 * 3)
+    in_blocks = load_task("synthetic-logistic", features=2, samples=4, nodes=7).sites
+
+    assert in_blocks.inputs.tolist() == whole.inputs.tolist()
+    assert in_blocks.targets.tolist() == whole.targets.tolist()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -133,10 +134,14 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, waited_s=1000.0)
     killer.join()
 
     assert run.summary["stop_reason"] == "rounds"
+    seconds = run.summary["seconds"]
+    assert seconds["start"] == 1000
+    assert seconds["other"] > 0  # making keys, starting processes, gathering
+    assert seconds["total"] == pytest.approx(math.fsum(value for part, value in seconds.items() if part != "total"))
     assert died(tmp_path / "run") == ["killed by signal 9"]
     assert (tmp_path / "run" / "sites" / "b" / "node.log").read_text().count("resumed from the checkpoint") == 1
 

@@ -57,6 +57,7 @@ def up(
         _say_plan(given, overrides, as_json=as_json, simulated=False, recorded=experiment is None)
         return
     from p2pfl.node.processes import ForkServer, can_fork
+    from p2pfl.stopwatch import process_age_s
 
     with (
         of_file(given),
@@ -65,7 +66,7 @@ def up(
     ):
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
 
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork)
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=process_age_s())
     _say_result(run, as_json=as_json)
 
 
@@ -109,10 +110,11 @@ def simulate(
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
+    from p2pfl.stopwatch import process_age_s
 
     with of_file(given), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
-        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress)
+        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress, waited_s=process_age_s())
     if is_first:
         _say_result(run, as_json=as_json)
 

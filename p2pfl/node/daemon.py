@@ -40,6 +40,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder, read_summary
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
+from p2pfl.stopwatch import with_rest
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
 from p2pfl.topology.links import links_of
@@ -184,10 +185,10 @@ class Daemon:
         self._last_round_time: float | None = None  # seconds since 1970
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
-        self._round = self._phase = 0
+        self._round = self._phase = self._bytes_sent = 0
         self._stopping, self._stopped_why = False, ""
-        self._bytes_sent = 0
         self._seconds: dict[str, float] = {}
+        self._earlier_s = 0.0  # of the process that wrote the checkpoint
         self._last_row: dict[str, Any] = {}
         self._last_heard: dict[str, Tensor] = {}
         """The neighbours' models of the last round."""
@@ -730,7 +731,7 @@ class Daemon:
                 test=test_figures(plan, population, population.estimate(), population.buffers, {self.me: 0}, "this node has one model"),
                 baselines=baselines,
                 bytes_sent=self._bytes_sent,
-                seconds=self._seconds,
+                seconds=with_rest(self._seconds, self._earlier_s + time.monotonic() - self._made_s),
                 row_by_row=population.row_by_row,
                 peak_rss_bytes=peak_rss_bytes(),
                 started_without=self._agreed_start.missing,
@@ -1044,6 +1045,7 @@ class Daemon:
         self._round, self._phase = story["round"], story["phase"]
         self._loss, self._seen = story["loss"], Seen(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
+        self._earlier_s = math.fsum(self._seconds.values())
         self._last_row = {"total_bytes": self._bytes_sent}
         self._last_round_time = story["written"] if self._round else None
         restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)

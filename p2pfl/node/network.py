@@ -32,6 +32,7 @@ from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder, read_run
 from p2pfl.results import Run, read_buffers, read_models
+from p2pfl.stopwatch import Stopwatch, with_rest
 from p2pfl.study import Study
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import (
@@ -201,6 +202,7 @@ def up(
     site: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     fork: bool | ForkServer = True,
+    waited_s: float = 0.0,
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -214,12 +216,14 @@ def up(
         progress: called after each round with the round, the last possible one and the network's record.
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
+        waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
         ConfigError: what is asked is wrong.
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
     """
+    stopwatch = Stopwatch(waited_s=waited_s)
     if resume is not None:
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
@@ -246,7 +250,7 @@ def up(
         finally:
             if network.ended_by is not None:
                 signal.raise_signal(network.ended_by)  # its handler went with the loop
-        network.gather()
+        network.gather(stopwatch)
     return Run(place)
 
 
@@ -452,8 +456,8 @@ class _Network:
         parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in ("train", "wait", "mix", "evaluate")}
         return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
 
-    def gather(self) -> None:
-        """Put the nodes' records, models and results together."""
+    def gather(self, stopwatch: Stopwatch) -> None:
+        """Put the nodes' records, models and results together; in the seconds is what the slowest node took, and the rest as `other`."""
         plan = self._plan
         experiment = plan.experiment.as_dict()
         lost, finished = [site for site in self._sites if site.is_lost], [site for site in self._sites if not site.is_lost]
@@ -485,9 +489,10 @@ class _Network:
         mean = f"{', '.join(site.name for site in lost)} did not finish" if lost else mean_model_of(plan, x_NP, buffers)
         reasons = {summary["stop_reason"] for summary in summaries.values()}
         reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
-        seconds: dict[str, float] = {}
+        seconds = {name: value for name, value in stopwatch.spent.items() if name == "start"}
         for summary in summaries.values():
-            seconds = {key: max(seconds.get(key, 0.0), value) for key, value in summary["seconds"].items() if key != "total"}
+            parts = {key: value for key, value in summary["seconds"].items() if key not in {"other", "total"}}
+            seconds |= {key: max(seconds.get(key, 0.0), value) for key, value in parts.items()}
         if not lost:
             self._folder.write_cross_site(cross_site(plan, population, x_NP))
         self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
@@ -506,7 +511,7 @@ class _Network:
                 test=test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names)}, mean),
                 baselines=baselines_summary(plan, local or None)[0],
                 bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
-                seconds=seconds,
+                seconds=with_rest(seconds, stopwatch.so_far_s()),
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
                 departures=[

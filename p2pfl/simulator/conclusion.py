@@ -5,9 +5,7 @@ Shapes: N nodes, P parameters.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,26 +15,21 @@ from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder
 from p2pfl.results import write_models
+from p2pfl.stopwatch import Stopwatch
 from p2pfl.subgroups import subgroups
-from p2pfl.summary import Metrics, baselines_summary, finish_summary, mean_model_metrics, mean_model_of, non_finite_models, test_figures
+from p2pfl.summary import (
+    Metrics,
+    baselines_summary,
+    finish_summary,
+    mean_model_metrics,
+    mean_model_of,
+    non_finite_models,
+    seconds_spent,
+    test_figures,
+)
 from p2pfl.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.training import Population
 from p2pfl.worth import worth
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent, by what on."""
-
-    spent: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> float:
-        """Book the time since the last lap."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.spent[name] = self.spent.get(name, 0.0) + seconds
-        return seconds
 
 
 def conclude(
@@ -76,7 +69,9 @@ def conclude(
         gains: what the network is worth to each node, where that is known already.
         peak_rss_bytes: of other processes of this run, the most that one held.
     """
+    stopwatch.lap("evaluate")
     write_models(folder.path, plan.names, x_NP, plan.layout, buffers, frozen=frozen_of(plan.model))
+    stopwatch.lap("write")
     mean = mean_model_of(plan, x_NP, buffers)
     mean_model = mean_model_metrics(plan, mean, population)
     test = test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names) if name in metrics}, mean)
@@ -105,6 +100,8 @@ def conclude(
         peak_rss_bytes=max(peak_rss_bytes, own_peak_bytes()),
         departures=departures,
     )
+    stopwatch.lap("write")
+    summary["seconds"] = seconds_spent(stopwatch.spent)
     if simulated_s is not None:
         summary["seconds"]["simulated"] = simulated_s
     folder.write_summary(summary)

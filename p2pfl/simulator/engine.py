@@ -24,13 +24,14 @@ from p2pfl.records import Row, RunFolder
 from p2pfl.results import STACKED_ABOVE, write_models
 from p2pfl.simulator.clock import RoundClock, RoundTimes
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
-from p2pfl.simulator.conclusion import Stopwatch, conclude
+from p2pfl.simulator.conclusion import conclude
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.mixing import is_plain, load_compiled
 from p2pfl.simulator.part import Part
 from p2pfl.simulator.ranks import Ranks
 from p2pfl.stopping import NEVER
+from p2pfl.stopwatch import Stopwatch
 from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
 from p2pfl.training import trained_alone
 from p2pfl.worth import worth
@@ -73,6 +74,7 @@ class Simulation:
         faults: what goes wrong by script.
         threads: train so many parts of the rows at the same time, each with one of torch's own threads.
         part: which rows are computed here; None: all.
+        stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
     def __init__(
@@ -84,8 +86,9 @@ class Simulation:
         faults: Faults | None = None,
         threads: int = 1,
         part: Part | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        self._stopwatch = Stopwatch()
+        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
         self.plan, self.folder = plan, folder
         self._part = part if part is not None else Part.of(Ranks(device=torch.device(device)), plan.topology)
         self._ranks = self._part.ranks
@@ -118,7 +121,7 @@ class Simulation:
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
-        self._setup_s = self._stopwatch.lap("setup")
+        self._stopwatch.lap("setup")
 
     @property
     def is_over(self) -> bool:
@@ -136,6 +139,7 @@ class Simulation:
             if due and self._ranks.told_by_first(time.monotonic() - saved_s >= _CHECKPOINT_S):
                 self.save()
                 saved_s = time.monotonic()
+            self._stopwatch.lap("write")
         self.finish()
 
     def step(self) -> dict[str, Any]:
@@ -326,10 +330,11 @@ class Simulation:
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
+        agrees = self.plan.stop_rule is not None  # else nobody ever stops before the others
         story = {
             "round": self.round,
-            "agreed_for": self.agreed_for_N.tolist(),
-            "stop_round": self.stop_round_N.tolist(),
+            "agreed_for": self.agreed_for_N.tolist() if agrees else None,
+            "stop_round": self.stop_round_N.tolist() if agrees else None,
             "bytes_sent": self.bytes_sent,
             "seconds": self._stopwatch.spent,
             "diverged": list(self.diverged),
@@ -359,8 +364,9 @@ class Simulation:
             tensors, whole = self._part.from_first(rows), self._part.whole_from_first(common)
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
-            self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
-            self._stopwatch.spent = dict(story["seconds"])
+            if story["agreed_for"] is not None:
+                self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
+            self._stopwatch.resume(story["seconds"])
             self.diverged = tuple(story["diverged"])
             here = {self.plan.names[node] for node in self._part.mine} if self.diverged else set()
             self.population.diverged = tuple(name for name in self.diverged if name in here)

@@ -21,7 +21,8 @@ from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
 from p2pfl.results import write_models
 from p2pfl.simulator.clock import Delays
-from p2pfl.simulator.conclusion import Stopwatch, conclude
+from p2pfl.simulator.conclusion import conclude
+from p2pfl.stopwatch import Stopwatch
 from p2pfl.summary import consensus_distance, disagreement_row
 from p2pfl.topology.links import links_of
 from p2pfl.wire.update import UpdateFormat
@@ -314,6 +315,6 @@ class PacedRecords:
     def restore(self, story: Mapping[str, Any]) -> None:
         """Take up what `story` gave."""
         self.rounds, self.bytes_sent = story["rounds"], story["bytes_sent"]
-        self.stopwatch.spent = dict(story["seconds"])
+        self.stopwatch.resume(story["seconds"])
         self._open = {int(number): list(rows) for number, rows in story["open"].items()}
         self.folder.truncate(self.rounds, {node.name: node.round for node in self.nodes})

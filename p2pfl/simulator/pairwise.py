@@ -17,8 +17,8 @@ from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
-from p2pfl.simulator.conclusion import Stopwatch
 from p2pfl.simulator.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
+from p2pfl.stopwatch import Stopwatch
 
 _RANKS = ("came", "left", "trained")
 HALF = 0.5
@@ -74,10 +74,17 @@ class PairwiseSimulation:
         plan: what to run; all sites' data are here.
         folder: where it writes.
         progress: as the engine's.
+        stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, progress: Callable[[int, int, Mapping[str, Any]], None] | None = None) -> None:
-        self._stopwatch = Stopwatch()
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
         self._plan, self._folder = plan, folder
         self._nodes = [PairwiseNode(plan, name) for name in plan.names]
         self._rows = {name: row for row, name in enumerate(plan.names)}

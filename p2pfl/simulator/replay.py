@@ -14,9 +14,9 @@ from p2pfl.errors import ConfigError, StoreError
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder, read_run
 from p2pfl.simulator.asynchronous import merge_newest
-from p2pfl.simulator.conclusion import Stopwatch
 from p2pfl.simulator.paced import Message, PacedDelays, PacedNode, PacedRecords, message_of
 from p2pfl.simulator.pairwise import PairwiseNode
+from p2pfl.stopwatch import Stopwatch
 from p2pfl.wire.newest import Held
 
 Row = Mapping[str, Any]
@@ -49,6 +49,7 @@ class AsynchronousReplay:
         folder: where this one writes.
         recorded: from `recorded_rows`.
         progress: as the engine's.
+        stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class AsynchronousReplay:
         folder: RunFolder,
         recorded: Mapping[str, deque[Row]],
         progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        self._stopwatch = Stopwatch()
+        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
         self._plan, self._rows = plan, recorded
         self._nodes = [PacedNode(plan, name) for name in plan.names]
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=self._nodes, progress=progress)
@@ -147,6 +149,7 @@ class PairwiseReplay:
         folder: where this one writes.
         recorded: from `recorded_rows`.
         progress: as the engine's.
+        stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
     def __init__(
@@ -155,8 +158,9 @@ class PairwiseReplay:
         folder: RunFolder,
         recorded: Mapping[str, deque[Row]],
         progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        self._stopwatch = Stopwatch()
+        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
         self._steps = {name: _steps(rows) for name, rows in recorded.items()}
         self._met = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "met"}
         self._offered = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "offered"}

@@ -26,6 +26,7 @@ from p2pfl.simulator.pairwise import PairwiseSimulation
 from p2pfl.simulator.part import Part, check_enough
 from p2pfl.simulator.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
+from p2pfl.stopwatch import Stopwatch
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 
@@ -38,6 +39,7 @@ def simulate(
     device: torch.device | str = "cpu",
     faults: Faults | None = None,
     progress: Progress | None = None,
+    waited_s: float = 0.0,
     **overrides: Any,
 ) -> Run:
     """Run an experiment in this process.
@@ -51,12 +53,14 @@ def simulate(
         device: where to compute.
         faults: what goes wrong, by script.
         progress: called after each round.
+        waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         overrides: top-level keys to replace, such as rounds=10.
 
     Raises:
         ConfigError: what is asked is wrong, with all findings.
         StoreError: the disk failed.
     """
+    stopwatch = Stopwatch(waited_s=waited_s)
     if resume is not None:
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
@@ -71,7 +75,14 @@ def simulate(
     check_device(device)
     with joined(device) as ranks:
         return _run(
-            resolved, place, ranks, faults, progress, resume=resume is not None, replay=Path(replay) if replay is not None else None
+            resolved,
+            place,
+            ranks,
+            faults,
+            progress,
+            resume=resume is not None,
+            replay=Path(replay) if replay is not None else None,
+            stopwatch=stopwatch,
         )
 
 
@@ -84,13 +95,16 @@ def _run(
     *,
     resume: bool,
     replay: Path | None,
+    stopwatch: Stopwatch,
 ) -> Run:
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
         experiment = replace(experiment, compiled="off")
-    plan = make_plan(experiment, load_sites(experiment))
+    task = load_sites(experiment)
+    stopwatch.lap("sites")
+    plan = make_plan(experiment, task)
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
     refuse_what_does_not_fit(plan, ranks.count, ranks_here())
@@ -103,13 +117,14 @@ def _run(
         folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if part.is_all else "sharded")
     else:
         folder = RunFolder(place)
+    stopwatch.lap("plan")
     if recorded is not None:
         replay_of = AsynchronousReplay if pace == "asynchronous" else PairwiseReplay
-        replay_of(plan, folder, recorded, progress).run()
+        replay_of(plan, folder, recorded, progress, stopwatch).run()
         return Run(place)
     if pace != "synchronous":
         paced = AsynchronousSimulation if pace == "asynchronous" else PairwiseSimulation
-        at_own_pace = paced(plan, folder, progress)
+        at_own_pace = paced(plan, folder, progress, stopwatch)
         if resume:
             at_own_pace.restore()
         at_own_pace.run()
@@ -117,7 +132,8 @@ def _run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
     try:
-        simulation = Simulation(plan, folder, device=device, faults=faults, threads=threads if device.type == "cpu" else 1, part=part)
+        num_threads = threads if device.type == "cpu" else 1
+        simulation = Simulation(plan, folder, device=device, faults=faults, threads=num_threads, part=part, stopwatch=stopwatch)
         if resume:
             simulation.restore()
         simulation.run(progress)

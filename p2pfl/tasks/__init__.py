@@ -5,9 +5,9 @@ from __future__ import annotations
 from p2pfl.tasks.base import MetricFunction, Rows, Site, Task
 from p2pfl.tasks.loading import TASKS, find_task, load_task
 from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
-from p2pfl.tasks.partition import PARTITIONS, hold_out, partition
+from p2pfl.tasks.partition import PARTITIONS, hold_out, hold_out_everywhere, partition
 from p2pfl.tasks.scoring import Metric
-from p2pfl.tasks.site_table import SiteTable, Split
+from p2pfl.tasks.site_table import SitesByName, SiteTable, Split
 
 __all__ = [
     "PARTITIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "Rows",
     "Site",
     "SiteTable",
+    "SitesByName",
     "Split",
     "Task",
     "accuracy",
@@ -24,6 +25,7 @@ __all__ = [
     "balanced_accuracy",
     "find_task",
     "hold_out",
+    "hold_out_everywhere",
     "load_task",
     "log_loss",
     "partition",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, ValidationRowsError
 from p2pfl.tasks.base import Site, Task
+from p2pfl.tasks.site_table import SiteTable, Split
+from p2pfl.tasks.streams import generator_of, generators_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ DRAWS = 100
 
 _OWNERS, _SPLIT, _HOLD_OUT, _DRAWN, _DEALT = 1, 2, 3, 4, 5
 _MAX_CLASSES = 100
+_AT_ONCE = 2**20  # rows
 
 
 def iid(classes_M: np.ndarray, num_nodes: int, rng: np.random.Generator) -> np.ndarray:
@@ -137,18 +142,18 @@ def shares(
         raise ConfigError(unknown)
     if not 1 <= num_nodes <= len(classes_M) // 2:
         raise ConfigError(f"nodes = {num_nodes}: expected 1 to {len(classes_M) // 2}, two of the {len(classes_M)} rows for each")
-    owners_M = PARTITIONS[name](classes_M, num_nodes, _generator(seed, _OWNERS), **options)
+    owners_M = PARTITIONS[name](classes_M, num_nodes, generator_of(seed, _OWNERS), **options)
     by_node = np.split(np.argsort(owners_M, kind="stable"), np.cumsum(np.bincount(owners_M, minlength=num_nodes))[:-1])
     parts = []
     for node, rows in enumerate(by_node):
-        is_test = _stratified(classes_M[rows], test_share, _generator(seed, _SPLIT, node))
+        is_test = _stratified(classes_M[rows], test_share, generator_of(seed, _SPLIT, node))
         parts.append((rows[~is_test], rows[is_test]))
     return parts
 
 
 def drawn(num_rows: int, num_drawn: int, seed: int) -> np.ndarray:
     """Some of the rows, without repetition: sorted row numbers, (num_drawn,)."""
-    return np.sort(_generator(seed, _DRAWN).permutation(num_rows)[:num_drawn])
+    return np.sort(generator_of(seed, _DRAWN).permutation(num_rows)[:num_drawn])
 
 
 def dealt(classes_M: np.ndarray, num_nodes: int, seed: int) -> list[np.ndarray]:
@@ -156,14 +161,15 @@ def dealt(classes_M: np.ndarray, num_nodes: int, seed: int) -> list[np.ndarray]:
 
     Sizes differ by one at most, and so do the numbers of rows of each class.
     """
-    shuffled = _generator(seed, _DEALT).permutation(len(classes_M))
+    shuffled = generator_of(seed, _DEALT).permutation(len(classes_M))
     by_class = shuffled[np.argsort(classes_M[shuffled], kind="stable")]
     return [np.sort(by_class[node::num_nodes]) for node in range(num_nodes)]
 
 
 def node_names(prefix: str, num_nodes: int) -> list[str]:
     """prefix-0, prefix-1, … padded with zeros, so that sorting keeps the order."""
-    return [f"{prefix}-{node:0{len(str(num_nodes - 1))}}" for node in range(num_nodes)]
+    width = len(str(num_nodes - 1))
+    return [f"{prefix}-{node:0{width}}" for node in range(num_nodes)]
 
 
 def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *, prefix: str = "hospital") -> Task:
@@ -204,22 +210,81 @@ def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *,
 
 def missing_classes(sites: Sequence[Site]) -> tuple[str, ...]:
     """One sentence for each site whose test rows lack a class that the task has; they are logged as a warning, too."""
+    if isinstance(sites, SiteTable) and (table := _ClassesOfTable.of(sites)) is not None:
+        return _noted(table.missing())
     classes = {site.name: found for site in sites if site.test and (found := classes_of(site.test[1])) is not None}
     trained = [found for site in sites if site.train and (found := classes_of(site.train[1])) is not None]
     if not classes:
         return ()
     everywhere = np.unique(np.concatenate([*classes.values(), *trained]))
+    absent = ((name, np.setdiff1d(everywhere, found).tolist(), len(np.unique(found))) for name, found in classes.items())
+    return _noted((name, missing, number) for name, missing, number in absent if missing)
+
+
+def _noted(absent: Iterable[tuple[str, list[int], int]]) -> tuple[str, ...]:
+    """Sentences, and a warning, on sites by name: the classes that their test rows lack, and how many they have."""
     notes = tuple(
         f"site {name!r} has no test row of class {', '.join(map(str, missing))}: AUROC and balanced accuracy there "
-        + ("are undefined" if len(np.unique(found)) == 1 else "are means over the other classes")
-        for name, found in classes.items()
-        if len(missing := np.setdiff1d(everywhere, found))
+        + ("are undefined" if number == 1 else "are means over the other classes")
+        for name, missing, number in absent
     )
     if notes:
         shown = 5
         more = f" (and {len(notes) - shown} more sites)" if len(notes) > shown else ""
         log.warning("%s%s", "; ".join(notes[:shown]), more)
     return notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClassesOfTable:
+    """Classes of all rows of a table of sites, found at once and not site by site.
+
+    Shapes: M rows, S sites with test rows, C classes.
+    """
+
+    table: SiteTable
+    least: int
+    codes_M: np.ndarray
+    """uint8, each row's class less the least one."""
+
+    @classmethod
+    def of(cls, table: SiteTable) -> _ClassesOfTable | None:
+        """Find them; None where `classes_of` has to look at each site's own rows."""
+        targets = table.targets.reshape(-1)
+        if not len(targets) or targets.numel() != len(table.targets):
+            return None
+        least, most = targets.min().item(), targets.max().item()
+        if not (math.isfinite(least) and math.isfinite(most) and most - least < _MAX_CLASSES):
+            return None
+        codes_M = np.empty(len(targets), dtype=np.uint8)
+        for first in range(0, len(targets), _AT_ONCE):
+            part = targets[first : first + _AT_ONCE]
+            if not bool((part == part.round()).all()):
+                return None
+            codes_M[first : first + _AT_ONCE] = (part - least).numpy()
+        return cls(table=table, least=int(least), codes_M=codes_M)
+
+    def at(self, split: Split) -> np.ndarray:
+        """Those of a split's places, one site after the other."""
+        places = slice(int(split.starts[0]), int(split.starts[-1]))
+        return self.codes_M[places] if split.rows is None else self.codes_M[split.rows[places].numpy()]
+
+    def missing(self) -> Iterator[tuple[str, list[int], int]]:
+        """Give the sites whose test rows lack a class of the task: name, classes, and how many classes they have."""
+        table = self.table
+        if table.test is None:
+            return
+        sizes = table.test.starts.diff().numpy()
+        there_S = np.flatnonzero(sizes)
+        codes_R, trained_R = self.at(table.test), self.at(table.train)
+        num_codes = int(max(codes_R.max(initial=0), trained_R.max(initial=0))) + 1
+        present_SC = np.zeros((len(there_S), num_codes), dtype=np.bool_)
+        present_SC[np.repeat(np.arange(len(there_S)), sizes[there_S]), codes_R] = True
+        trained_C = np.array([bool((trained_R == code).any()) for code in range(num_codes)])
+        everywhere_C = np.logical_or(present_SC.any(axis=0), trained_C)
+        for place in np.flatnonzero((present_SC != everywhere_C).any(axis=1)).tolist():
+            missing = np.flatnonzero(everywhere_C & ~present_SC[place]) + self.least
+            yield table.names[there_S[place]], missing.tolist(), int(present_SC[place].sum())
 
 
 def hold_out(site: Site, share: float, seed: int) -> Site:
@@ -233,18 +298,52 @@ def hold_out(site: Site, share: float, seed: int) -> Site:
         ConfigError: the share is not between 0 and 1.
         ValidationRowsError: the site has one training row only.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"validation = {share}: expected a number above 0 and below 1")
+    _check_share(share)
     if site.train is None:
         return site if site.test is None else replace(site, test=None, set_aside=site.test, groups={})
     inputs, targets = site.train
-    if len(targets) < 2:  # noqa: PLR2004
-        raise ValidationRowsError(f"one training row: validation = {share} needs at least two", place=f"site {site.name!r}")
-    classes = classes_of(targets)
-    rng = _generator(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
-    chosen = torch.from_numpy(_stratified(np.zeros(len(targets)) if classes is None else classes, share, rng))
+    rng = generator_of(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
+    chosen = torch.from_numpy(_held_out(site.name, targets, classes_of(targets), share, rng))
     validation = inputs[chosen], targets[chosen]
     return replace(site, train=(inputs[~chosen], targets[~chosen]), test=validation, set_aside=site.test, groups={})
+
+
+def hold_out_everywhere(sites: Sequence[Site], share: float, seed: int) -> Sequence[Site]:
+    """`hold_out` at every site; of a table of sites without making them one by one."""
+    _check_share(share)
+    if not isinstance(sites, SiteTable):
+        return [hold_out(site, share, seed) for site in sites]
+    known, split = _ClassesOfTable.of(sites), sites.train
+    first = int(split.starts[0])
+    codes_R = known.at(split) if known is not None else None
+    rows_R = np.arange(first, int(split.starts[-1])) if split.rows is None else split.rows[first : int(split.starts[-1])].numpy()
+    rows_R = rows_R.astype(np.int32 if len(sites.targets) <= np.iinfo(np.int32).max else np.int64)
+    chosen_R = np.zeros(len(rows_R), dtype=np.bool_)
+    numbers = [zlib.crc32(name.encode()) for name in sites.names]
+    ends = pairwise((split.starts - first).tolist())
+    for name, (start, stop), rng in zip(sites.names, ends, generators_of(seed, _HOLD_OUT, numbers=numbers), strict=True):
+        targets = sites.targets[torch.from_numpy(rows_R[start:stop]).long()] if codes_R is None else sites.targets[: stop - start]
+        classes_M = codes_R[start:stop] if codes_R is not None else classes_of(targets)
+        chosen_R[start:stop] = _held_out(name, targets, classes_M, share, rng)
+    return sites.with_validation(*(_kept(split.starts - first, rows_R, kept_R) for kept_R in (~chosen_R, chosen_R)))
+
+
+def _kept(starts: Tensor, rows_R: np.ndarray, kept_R: np.ndarray) -> Split:
+    """Some of the rows at each place, sites in between as they were."""
+    counts_R = np.concatenate([[0], np.cumsum(kept_R)])
+    return Split(starts=torch.from_numpy(counts_R)[starts], rows=torch.from_numpy(rows_R[kept_R]))
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ConfigError(f"validation = {share}: expected a number above 0 and below 1")
+
+
+def _held_out(name: str, targets: Tensor, classes_M: np.ndarray | None, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which of a site's training rows are held out, (M,) bool."""
+    if len(targets) < 2:  # noqa: PLR2004
+        raise ValidationRowsError(f"one training row: validation = {share} needs at least two", place=f"site {name!r}")
+    return _stratified(np.zeros(len(targets)) if classes_M is None else classes_M, share, rng)
 
 
 def classes_of(targets: Tensor) -> np.ndarray | None:
@@ -269,10 +368,6 @@ def _stratified(classes_M: np.ndarray, share: float, rng: np.random.Generator) -
     if not chosen_M.any():
         chosen_M[rng.integers(len(classes_M))] = True
     return chosen_M
-
-
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng([seed % 2**64, *key])
 
 
 def _floor(classes_M: np.ndarray, num_nodes: int) -> int:

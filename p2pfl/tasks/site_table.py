@@ -6,15 +6,18 @@ Shapes: S sites, M rows of the table, R row numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.errors import DataError
 from p2pfl.tasks.base import Rows, Site
+
+_CHECKED_AT_ONCE = 2**16  # rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,25 +52,39 @@ class SiteTable(Sequence[Site]):
         targets: (M, ...).
         train: whose rows are whose for training; every site has some.
         test: likewise for testing; None: no site has any.
+        set_aside: likewise for test rows in whose place validation rows stand; see `Site.set_aside`.
+        prepare: raw features to model inputs, the same at all sites; see `Site.prepare`.
 
     Raises:
         DataError: names, rows and tables do not fit together, or a number is not finite.
     """
 
-    def __init__(self, *, names: Sequence[str], inputs: Tensor, targets: Tensor, train: Split, test: Split | None = None) -> None:
-        self.names, self.inputs, self.targets, self.train, self.test = tuple(names), inputs, targets, train, test
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        inputs: Tensor,
+        targets: Tensor,
+        train: Split,
+        test: Split | None = None,
+        set_aside: Split | None = None,
+        prepare: Callable[[np.ndarray], Tensor] | None = None,
+    ) -> None:
+        self.names, self.inputs, self.targets, self.prepare = tuple(names), inputs, targets, prepare
+        self.train, self.test, self.set_aside = train, test, set_aside
         findings = []
         if len(inputs) != len(targets):
             findings.append(f"{len(inputs)} rows of inputs and {len(targets)} of targets: expected as many")
         if any(first >= second for first, second in zip(self.names, self.names[1:], strict=False)):
             findings.append("names are not sorted, or one is there twice")
-        for kind, split in (("train", train), ("test", test)):
+        for kind, split in (("train", train), ("test", test), ("set aside", set_aside)):
             if split is not None:
                 findings += [f"{kind}: {fault}" for fault in _faults_of_split(split, len(self.names), len(inputs))]
         if not findings and not bool((train.starts.diff() > 0).all()):
             findings.append(f"site {self.names[int((train.starts.diff() <= 0).nonzero()[0])]!r} has no rows to train on")
-        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-            findings.append("inputs have a value that is not finite")
+        for kind, values in (("inputs", inputs), ("targets", targets)):
+            if values.is_floating_point() and (row := _first_not_finite(values)) is not None:
+                findings.append(f"{kind}: row {row} has a value that is not finite")
         if findings:
             raise DataError(findings, place="sites")
 
@@ -84,12 +101,35 @@ class SiteTable(Sequence[Site]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         site = range(len(self))[index]
-        rows = self.test.of(site) if self.test is not None else None
-        test: Rows | None = None if rows is None else (self.inputs[rows], self.targets[rows])
-        if test is not None and not len(test[0]):
-            test = None
         own = self.train.of(site)
-        return Site(name=self.names[site], train=(self.inputs[own], self.targets[own]), test=test)
+        return Site(
+            name=self.names[site],
+            train=(self.inputs[own], self.targets[own]),
+            test=self.test_of(site),
+            set_aside=self._of(self.set_aside, site),
+            prepare=self.prepare,
+        )
+
+    def test_of(self, site: int) -> Rows | None:
+        """One site's test rows; None where it has none."""
+        return self._of(self.test, site)
+
+    def _of(self, split: Split | None, site: int) -> Rows | None:
+        rows = split.of(site) if split is not None else None
+        found = (self.inputs[rows], self.targets[rows]) if rows is not None else None
+        return found if found is not None and len(found[0]) else None
+
+    def with_validation(self, train: Split, validation: Split) -> SiteTable:
+        """Make a table of the same sites and data in which validation rows stand in the place of the test rows, which are set aside."""
+        return SiteTable(
+            names=self.names,
+            inputs=self.inputs,
+            targets=self.targets,
+            train=train,
+            test=validation,
+            set_aside=self.test,
+            prepare=self.prepare,
+        )
 
     def take(self, sites: Sequence[int]) -> SiteTable:
         """Some of the sites in the order given; of a table whose rows are each one site's, only their rows are kept."""
@@ -98,7 +138,8 @@ class SiteTable(Sequence[Site]):
         chosen = torch.tensor(list(sites), dtype=torch.int64)
         taken.train = self.train.take(chosen)
         taken.test = self.test.take(chosen) if self.test is not None else None
-        if self.test is None and self.train.rows is None and taken.train.rows is not None:
+        taken.set_aside = self.set_aside.take(chosen) if self.set_aside is not None else None
+        if self.test is self.set_aside is None and self.train.rows is None and taken.train.rows is not None:
             taken.inputs, taken.targets = self.inputs[taken.train.rows], self.targets[taken.train.rows]
             taken.train = Split(starts=taken.train.starts)
         return taken
@@ -111,24 +152,42 @@ class SiteTable(Sequence[Site]):
         rows = places if self.test.rows is None else self.test.rows[places].long()
         return self.inputs[rows], self.targets[rows]
 
-    def by_name(self) -> Mapping[str, Site]:
+    def by_name(self) -> SitesByName:
         """The sites by name, made when somebody looks at one."""
-        return _ByName(self)
+        return SitesByName(self)
 
 
-class _ByName(Mapping[str, Site]):
+class SitesByName(Mapping[str, Site]):
+    """A table's sites by their names.
+
+    Args:
+        table: of the sites.
+    """
+
     def __init__(self, table: SiteTable) -> None:
-        self._table = table
+        self.table = table
         self._rows = {name: row for row, name in enumerate(table.names)}
 
     def __getitem__(self, name: str) -> Site:
-        return self._table[self._rows[name]]
+        """Make the site of that name."""
+        return self.table[self._rows[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table.names)
+        """Names, sorted."""
+        return iter(self.table.names)
 
     def __len__(self) -> int:
-        return len(self._table)
+        """How many sites."""
+        return len(self.table)
+
+
+def _first_not_finite(values: Tensor) -> int | None:
+    """The first row with a value that is not finite; some rows at a time, so that no copy of a large table is made."""
+    for first in range(0, len(values), _CHECKED_AT_ONCE):
+        part = values[first : first + _CHECKED_AT_ONCE]
+        if not bool(part.isfinite().all()):
+            return first + int((~part.isfinite()).reshape(len(part), -1).any(dim=1).nonzero()[0])
+    return None
 
 
 def _faults_of_split(split: Split, num_sites: int, num_rows: int) -> list[str]:

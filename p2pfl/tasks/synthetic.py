@@ -1,11 +1,13 @@
 """Problems whose answer is known, and rows made to order.
 
-Shapes: N nodes, D dimensions, M rows.
+Shapes: N nodes, C of them, D dimensions, M rows, R random numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -16,9 +18,12 @@ from p2pfl.errors import ConfigError
 from p2pfl.tasks.base import Site, Task
 from p2pfl.tasks.medical import logistic_regression
 from p2pfl.tasks.partition import node_names
-from p2pfl.tasks.tables import Preparation, column_targets
+from p2pfl.tasks.site_table import SiteTable, Split
+from p2pfl.tasks.streams import generator_of, generators_of
+from p2pfl.tasks.tables import Preparation
 
 _START, _SHARED, _ROWS = 1, 2, 3
+_DRAWN_AT_ONCE = 2**20  # numbers
 
 
 class Point(nn.Module):
@@ -49,11 +54,15 @@ def quadratic(nodes: int | None = None, dimension: int = 1, homogeneous: bool = 
     numbers_N = np.arange(1, num_nodes + 1)
     curvature_N = np.ones(num_nodes) if homogeneous else 2 * numbers_N / num_nodes  # a
     minimum_N = np.cos(2 * math.pi * (numbers_N - 1) / num_nodes) if homogeneous else numbers_N - 1.0  # b
-    optimum = torch.full((1, dimension), float(curvature_N @ minimum_N / curvature_N.sum()), dtype=torch.float64)
-    sites = []
-    for name, curvature, minimum in zip(node_names("node", num_nodes), curvature_N, minimum_N, strict=True):
-        root = torch.tensor([[math.sqrt(curvature)]], dtype=torch.float64)
-        sites.append(Site(name=name, train=(root, (root * minimum).expand(1, dimension)), test=(torch.ones_like(root), optimum)))
+    optimum = float(curvature_N @ minimum_N / curvature_N.sum())
+    root_N1 = torch.from_numpy(np.sqrt(curvature_N)).unsqueeze(1)
+    fits_ND = (root_N1 * torch.from_numpy(minimum_N).unsqueeze(1)).expand(num_nodes, dimension)
+    sites = _table_of(
+        node_names("node", num_nodes),
+        torch.cat([root_N1, torch.ones_like(root_N1)]),
+        torch.cat([fits_ND, torch.full((num_nodes, dimension), optimum, dtype=torch.float64)]),
+        num_train=1,
+    )
     return Task(
         name="quadratic",
         model=partial(Point, dimension),
@@ -81,8 +90,8 @@ def averaging(dimension: int = 10, nodes: int | None = None, seed: int = 0) -> T
     num_nodes = _count("nodes", 8 if nodes is None else nodes)
     _count("task.dimension", dimension)
     sites = [
-        Site(name=name, train=None, test=None, start=torch.from_numpy(_generator(seed, _START, node).standard_normal(dimension)))
-        for node, name in enumerate(node_names("node", num_nodes))
+        Site(name=name, train=None, test=None, start=torch.from_numpy(rng.standard_normal(dimension)))
+        for name, rng in zip(node_names("node", num_nodes), generators_of(seed, _START, numbers=range(num_nodes)), strict=True)
     ]
     return Task(name="averaging", model=partial(Point, dimension), loss=None, metrics={}, sites=sites, dtype="float64")
 
@@ -104,18 +113,25 @@ def synthetic_logistic(features: int = 10, samples: int = 100, heterogeneity: fl
         raise ConfigError(f"task.heterogeneity = {heterogeneity}: expected a number of at least 0")
     columns = tuple(node_names("x", features))
     as_it_is = Preparation(columns=columns, centre=np.zeros(features), scale=np.ones(features))
-    shared_D = _generator(seed, _SHARED).standard_normal(features)  # w
-    num_rows = samples + max(samples // 4, 4)
-    sites = []
-    for node, name in enumerate(node_names("node", num_nodes)):
-        rng = _generator(seed, _ROWS, node)
-        weights_D = shared_D + heterogeneity * rng.standard_normal(features)
-        raw_MD = heterogeneity * rng.standard_normal(features) + rng.standard_normal((num_rows, features))
-        classes_M = (rng.random(num_rows) < 1 / (1 + np.exp(-raw_MD @ weights_D))).astype(np.int64)
-        inputs, targets = as_it_is(raw_MD), column_targets(classes_M)
-        sites.append(
-            Site(name=name, train=(inputs[:samples], targets[:samples]), test=(inputs[samples:], targets[samples:]), prepare=as_it_is)
-        )
+    shared_D = generator_of(seed, _SHARED).standard_normal(features)  # w
+    num_test = max(samples // 4, 4)
+    num_rows = samples + num_test
+    inputs = torch.empty(num_nodes * num_rows, features)
+    targets = torch.empty(num_nodes * num_rows, 1)
+    parts = [(slice(0, samples), slice(0, num_nodes * samples)), (slice(samples, None), slice(num_nodes * samples, None))]
+    places = [(of, inputs[rows].view(num_nodes, -1, features), targets[rows].view(num_nodes, -1)) for of, rows in parts]
+    at_once = max(1, _DRAWN_AT_ONCE // (num_rows * features))
+
+    def fill(first: int) -> None:
+        block = slice(first, min(first + at_once, num_nodes))
+        raw_CMD, classes_CM = _logistic_rows(seed, block, shared_D, num_rows, heterogeneity)
+        for of, inputs_NMD, targets_NM in places:
+            inputs_NMD[block] = torch.from_numpy(raw_CMD[:, of])
+            targets_NM[block] = torch.from_numpy(classes_CM[:, of])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # drawing releases the interpreter's lock
+        list(pool.map(fill, range(0, num_nodes, at_once)))
+    sites = _table_of(node_names("node", num_nodes), inputs, targets, num_train=samples, prepare=as_it_is)
     return logistic_regression("synthetic-logistic", sites, columns, num_inputs=features)
 
 
@@ -123,8 +139,35 @@ def _distance(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs - targets).norm(dim=-1).mean())
 
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng([seed % 2**64, *key])
+def _logistic_rows(seed: int, block: slice, shared_D: np.ndarray, num_rows: int, heterogeneity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Features (C, M, D) float64 and classes (C, M) bool of the nodes whose numbers are in a block."""
+    num_nodes, features = block.stop - block.start, len(shared_D)
+    normal_CR, uniform_CM = np.empty((num_nodes, (2 + num_rows) * features)), np.empty((num_nodes, num_rows))
+    for place, rng in enumerate(generators_of(seed, _ROWS, numbers=range(block.start, block.stop))):
+        rng.standard_normal(out=normal_CR[place])
+        rng.random(out=uniform_CM[place])
+    normal_CRD = normal_CR.reshape(num_nodes, 2 + num_rows, features)
+    weights_CD = shared_D + heterogeneity * normal_CRD[:, 0]
+    raw_CMD = heterogeneity * normal_CRD[:, 1:2] + normal_CRD[:, 2:]
+    with np.errstate(over="ignore"):  # a probability of 0
+        probability_CM = 1 / (1 + np.exp(-(raw_CMD @ weights_CD[:, :, None])[:, :, 0]))
+    return raw_CMD, uniform_CM < probability_CM
+
+
+def _table_of(
+    names: Sequence[str], inputs: Tensor, targets: Tensor, *, num_train: int, prepare: Callable[[np.ndarray], Tensor] | None = None
+) -> SiteTable:
+    """Sites of one size: first all their training rows, then all their test rows."""
+    places = torch.arange(len(names) + 1)
+    num_test = len(inputs) // len(names) - num_train
+    return SiteTable(
+        names=names,
+        inputs=inputs,
+        targets=targets,
+        train=Split(starts=places * num_train),
+        test=Split(starts=len(names) * num_train + places * num_test),
+        prepare=prepare,
+    )
 
 
 def _count(key: str, value: int) -> int:

@@ -24,6 +24,7 @@ from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of
+from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.compiled import Compiled, one_blas_thread
@@ -543,36 +544,47 @@ class Population:
             rows: which; None: all.
         """
         x_NP, found = self.estimate(), list[dict[str, float]]()
-        sites = ((row, self.sites[row]) for row in (range(len(self.sites)) if rows is None else rows))  # each made once
-        for shape, alike in groupby(sites, lambda pair: pair[1].test[0].shape if pair[1].test is not None else None):
+        tests = ((row, self._test_of(row)) for row in (range(len(self.sites)) if rows is None else rows))  # each made once
+        for shape, alike in groupby(tests, lambda pair: pair[1][0].shape if pair[1] is not None else None):
             together = 1 if shape is None else max(1, _CACHE_BYTES // (self.layout.size_bytes + 4 * math.prod(shape)))
             while some := list(islice(alike, together)):
-                found += self._evaluate_alike(x_NP, [row for row, _ in some], [site for _, site in some])
+                with_rows = [(row, test) for row, test in some if test is not None]
+                found += self._evaluate_alike(x_NP, with_rows) if with_rows else [{} for _ in some]
         return found
 
-    def _evaluate_alike(self, x_NP: Tensor, rows: list[int], sites: list[Site]) -> list[dict[str, float]]:
-        """As `evaluate`, of sites with as many test rows each."""
+    def _test_of(self, row: int) -> Examples | None:
+        """A row's own test rows; of a table, which is checked already, without making the site."""
+        return self.sites.test_of(row) if isinstance(self.sites, SiteTable) else self.sites[row].test
+
+    def _name_of(self, row: int) -> str:
+        return self.sites.names[row] if isinstance(self.sites, SiteTable) else self.sites[row].name
+
+    def _evaluate_alike(self, x_NP: Tensor, tests: list[tuple[int, Examples]]) -> list[dict[str, float]]:
+        """As `evaluate`, of rows with as many test rows each."""
         batched = self._gradients.batched if self._gradients else None
-        if sites[0].test is not None and batched is not None and batched.evaluates:
-            inputs_CB = torch.stack([of_dtype(site.test[0], self.layout.dtype) for site in sites if site.test is not None])
+        if batched is not None and batched.evaluates:
+            inputs_CB = torch.stack([of_dtype(inputs, self.layout.dtype) for _, (inputs, _) in tests])
             outputs_CB = None
             with suppress(Exception, SystemExit):  # one by one tells whose fault it is
-                outputs_CB = batched.outputs(x_NP[rows], inputs_CB.to(self.device)).cpu()
+                outputs_CB = batched.outputs(x_NP[[row for row, _ in tests]], inputs_CB.to(self.device)).cpu()
             if outputs_CB is not None:
-                return [self._figures(outputs_B, site) for outputs_B, site in zip(outputs_CB, sites, strict=True)]
-        return [self.metrics(x_NP[row], site, row) for row, site in zip(rows, sites, strict=True)]
+                return [
+                    self._figures(outputs_B, targets, self._name_of(row))
+                    for outputs_B, (row, (_, targets)) in zip(outputs_CB, tests, strict=True)
+                ]
+        return [self._metrics_on(x_NP[row], test, self._name_of(row), row) for row, test in tests]
 
-    def _figures(self, outputs: Tensor, site: Site) -> dict[str, float]:
+    def _figures(self, outputs: Tensor, targets: Tensor, site: str) -> dict[str, float]:
         """Of outputs on one site's test rows."""
-        if site.test is None:
-            return {}
-        return {name: figure(self.task, name, outputs, site.test[1], site=site.name, round=self._round) for name in self.task.metrics}
+        return {name: figure(self.task, name, outputs, targets, site=site, round=self._round) for name in self.task.metrics}
 
     def metrics(self, x_P: Tensor, site: Site, row: int = 0) -> dict[str, float]:
         """One parameter vector, with one row's buffers, on one site's test rows."""
-        if site.test is None:
-            return {}
-        return self._figures(self.outputs(x_P, site.test[0], row, site=site.name), site)
+        return self._metrics_on(x_P, site.test, site.name, row) if site.test is not None else {}
+
+    def _metrics_on(self, x_P: Tensor, test: Examples, site: str, row: int) -> dict[str, float]:
+        inputs, targets = test
+        return self._figures(self.outputs(x_P, inputs, row, site=site), targets, site)
 
     def outputs(
         self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None, buffers: Mapping[str, Tensor] | None = None
