@@ -126,7 +126,8 @@ def finish_summary(
         distance = consensus_distance(shared_NS)
         norm = float(torch.linalg.vector_norm(mean_P))
     working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
-    named = ("setup", "train", "mix", "evaluate", *(["wait"] if "wait" in seconds else []))  # daemons wait for each other
+    of_daemons = [part for part in ("wait", "checkpoint") if part in seconds]  # which wait for each other, and write in each round
+    named = ("setup", "train", "mix", "evaluate", *of_daemons)
     return {
         "experiment": plan.experiment.name,
         "engine": engine,

@@ -185,6 +185,8 @@ class Daemon:
         """Whether every message came; where not, and the algorithm needs them all, it has been said."""
         self._metrics_now: dict[str, float] | None = None
         self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
+        self._checkpoint_s = 0.0
+        """Seconds spent on checkpoints since the last recorded round: the next row says them."""
         self._to_return: list[tuple[Neighbour, Flow]] = []
         self._terms = terms
         self._pairwise = PairwiseRounds(plan, me, self._population, self.protocol, self._formats[0], self._surroundings())
@@ -586,6 +588,8 @@ class Daemon:
 
     def _finish(self, reason: str) -> None:
         assert self._folder is not None
+        self._seconds["checkpoint"] = self._seconds.get("checkpoint", 0.0) + self._checkpoint_s
+        self._checkpoint_s = 0.0
         alone = self._alone()
         population, plan = self._population, self.plan
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
@@ -753,6 +757,7 @@ class Daemon:
     def _row_of(
         self, number: int, loss: float | None, squared: float, norm: float, skipped: Sequence[str], seconds: dict[str, float]
     ) -> dict[str, Any]:
+        seconds["checkpoint"], self._checkpoint_s = self._checkpoint_s, 0.0
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
         row = {
@@ -814,6 +819,7 @@ class Daemon:
 
     async def _keep(self) -> None:
         """Write a checkpoint; only then may it be told what it contains."""
+        began_s = self._now()
         ledgers = self.protocol.ledgers()
         if self.protocol.closing is not None or self._joined or self._round % self.plan.experiment.checkpoint_every == 0:
             tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
@@ -843,6 +849,7 @@ class Daemon:
             }
             await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
+        self._checkpoint_s += self._now() - began_s
 
     @property
     def _checkpoint(self) -> Path:
