@@ -23,15 +23,16 @@ from torch import Tensor
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
-from p2pfl.cross_site import at_one_site
+from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.errors import ConfigError, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
+from p2pfl.node.memory import NodeMemory, forecast_node, return_freed_memory
 from p2pfl.node.neighbour import Neighbour, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.node.status import serve_status
-from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
+from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 1.0
 """How long a message waits for room in its link before it is asked whether it is still of use. A link that is down says so at once."""
 TICK_S = 0.1
+TRIM_FROM_BYTES = 8 * 2**20
+"""Of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
 
@@ -366,6 +369,8 @@ class Daemon:
             return None
         began_s = self._now()
         loss = float((await asyncio.to_thread(self._population.train, self._round))[0])
+        if self.plan.layout.size_bytes >= TRIM_FROM_BYTES:
+            return_freed_memory()  # of gradients, before anything else comes in
         while self._now() < (until_s := began_s + self._limits.round_at_least_s) and not self._stopping:
             await self._wait(until_s)
         seconds["train"] = self._now() - began_s
@@ -424,13 +429,13 @@ class Daemon:
         for name, arrived in came.items():
             message = messages[name]
             protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
-        if self._model_channel is not None and self._is_last_round():
+        if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
             self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
-        if all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
+        if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
         else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
@@ -475,12 +480,12 @@ class Daemon:
         values = over_an_edge(channels, outgoing, whole=True)
         messages: dict[str, dict[str, Tensor] | None] = {}
         for name, arrived in came.items():
-            message = {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
+            message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
                 before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
-            is_finite = all(bool(message[of].isfinite().all()) for of in self._encoded & message.keys())
+            is_finite = all(_is_finite(message[of]) for of in self._encoded & message.keys())
             messages[name] = message if is_finite else None
         return messages
 
@@ -498,6 +503,8 @@ class Daemon:
             dtype=self.plan.layout.dtype,
             returns=self._returns(outgoing),
             flows={},
+            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
+            writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
         )
 
     def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
@@ -590,15 +597,16 @@ class Daemon:
         assert self._folder is not None
         self._seconds["checkpoint"] = self._seconds.get("checkpoint", 0.0) + self._checkpoint_s
         self._checkpoint_s = 0.0
-        alone = self._alone()
         population, plan = self._population, self.plan
+        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
+        self._last_heard = {}  # models: the baseline needs the room
+        alone = self._alone()
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
         here = {self.me: alone.evaluate()[0]} if alone is not None else {}
         baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
         self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
-        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
         self._folder.write_worth(worth(plan, population, population.estimate(), [self.me], alone))
         self._folder.write_summary(
             finish_summary(
@@ -911,6 +919,10 @@ class Daemon:
             return None
         return self._outlook.document(self._folder, self._now())
 
+    def memory(self) -> NodeMemory:
+        """What this node will need at most."""
+        return forecast_node(self.plan, self._population, len(self.protocol.neighbours))
+
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
@@ -961,6 +973,11 @@ def _seconds_since(now_s: float, *times_s: float | None) -> float | None:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite; they are not looked at one by one where their sum says so."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

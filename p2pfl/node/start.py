@@ -20,6 +20,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
+from p2pfl.node.memory import return_freed_memory
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -86,6 +87,9 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
                 policy=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
             ),
         )
+        return_freed_memory()
+        needed = daemon.memory()
+        log.info("memory: %s", needed.text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
 
 
