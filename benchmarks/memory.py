@@ -205,7 +205,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             path = place / name / "site.yaml"
             path.write_text(dump_yaml(site), encoding="utf-8")
             command = [sys.executable, __file__, "--node", str(path)]
-            processes.append(subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True))
+            processes.append(subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True))  # noqa: S603  # our own command
         outputs = [process.communicate(timeout=DEADLINE_S)[0] for process in processes]
     return {"parameters": plan.layout.size, "nodes": [json.loads(output.splitlines()[-1]) for output in outputs]}
 

@@ -72,7 +72,7 @@ class PairwiseRounds:
         self._row = plan.names.index(me)
         self.round = 0
         self.now: State = population.state if protocol.meetings is not None else {}
-        """The model as it is, with all that it has met; the population's may be one that trains. Nothing where nodes do not meet in pairs."""
+        """The model as it is, with all that it has met; the population's may be one that trains. Empty where nobody meets in pairs."""
         self._before: dict[str, Tensor] = {}
         """The population's tensors as they were when the training began, for a checkpoint in the meantime."""
         self._partner: str | None = None

@@ -21,6 +21,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -67,6 +68,7 @@ ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start
 ROUTES_KEPT = 4
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
+RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 SIGN_OF_LIFE = b""
 
@@ -172,6 +174,8 @@ class ZeroMQTransport:
         self._sockets: list[zmq.asyncio.Socket] = []  # the links', in the order in which they were opened
         self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP and monitors
         self._dealers: dict[str, zmq.asyncio.Socket] = {}
+        self._came = asyncio.Event()  # something has come over some link
+        self._taken_s: dict[str, float] = {}  # when a link's queue last took a message
         self._up: set[str] = set()  # dialled neighbours with a link
         self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
         self._beating: set[str] = set()  # neighbours that send signs of life
@@ -210,7 +214,6 @@ class ZeroMQTransport:
         self._check_open()
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        pause_s = RETRY_S
         # tried again instead of awaited: a ROUTER always says that it can be written to, and would be asked in a busy loop
         while not (self._send_dialled(peer, frames) if peer in self._dealers else self._send_back(peer, frames)):
             left_s = started_s + timeout_s - loop.time()
@@ -219,9 +222,14 @@ class ZeroMQTransport:
                 raise self._no_link(peer)
             if left_s <= 0:
                 raise QueueFull(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
-            await asyncio.sleep(min(pause_s, left_s))
+            # as long as the queue has been full, or some of it: what empties fast must not stand empty, nor a slow one be asked often
+            full_s = loop.time() - self._taken_s.get(peer, started_s)
+            self._came.clear()
+            with suppress(TimeoutError):  # who is busy both ways is awake when something comes, and looks then
+                async with asyncio.timeout(min(max(RETRY_S, RETRY_FRACTION * full_s), RETRY_MAX_S, left_s)):
+                    await self._came.wait()
             self._check_open()
-            pause_s = min(2 * pause_s, RETRY_MAX_S)
+        self._taken_s[peer] = loop.time()
 
     async def receive(self) -> Received:
         """See Transport.receive."""
@@ -533,6 +541,7 @@ class ZeroMQTransport:
                 self._beating.add(peer)
 
     async def _deliver(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
+        self._came.set()
         if len(frames) > MAX_FRAMES:
             self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
         elif len(frames) > 1 or len(frames[0]) > 0:  # a single empty frame only shows the way back
@@ -608,7 +617,7 @@ async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: f
 def _send_now(link: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> None:
     """Hand a message to libzmq, or raise zmq.Again where there is no room.
 
-    Not by the asyncio socket's own method: an error that this puts into a Future holds the frames until Python looks for garbage in circles,
+    Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of garbage,
     and the frames may hold a model.
     """
     try:
