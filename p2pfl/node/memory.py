@@ -94,7 +94,8 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> No
         encoded = {channel.encodes for channel in algorithm.channels.values()}
         posted_bytes += update_bytes * (num_neighbours if per_edge else 1)
         received_bytes = max(received_bytes, update_bytes)
-        flow_bytes += sum(values[name].nbytes for name in values if algorithm.channels[name].missing == "own")
+        # of one phase: over an edge one exchange at most is open
+        flow_bytes = max(flow_bytes, sum(values[name].nbytes for name in values if algorithm.channels[name].missing == "own"))
         value_bytes += sum(values[name].nbytes for name in values if name in encoded)
         fresh = [tensor for tensor in sent.values() if tensor.untyped_storage().data_ptr() not in in_state]
         fresh_bytes = max(fresh_bytes, _bytes_of(fresh) + (update_bytes if len(travels) > 1 else 0))

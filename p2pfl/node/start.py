@@ -88,8 +88,7 @@ def start(site_path: Path, *, confirmed: str | None = None, until_stdin_closes: 
             ),
         )
         return_freed_memory()
-        needed = daemon.memory()
-        log.info("memory: %s", needed.text)
+        log.info("memory: %s", daemon.memory().text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
 
 
