@@ -1,6 +1,8 @@
 """100 MB in frames of 1 MB between two processes on loopback: libzmq with CURVE as it is, and through our transport.
 
-Prints JSON: MB/s of each run, their medians, and transport / raw. Runs are interleaved, because the machine's speed drifts.
+Then as much both ways at once, by libzmq as it is and by two node daemons that average a model of that size: from the moment at which the
+later of the two has its update ready until both have taken in the other's, checked. Prints JSON: MB/s in each direction of each run, their
+medians, and their ratios. Runs are interleaved, because the machine's speed drifts.
 
     python benchmarks/transport.py [--repeats 5] [--megabytes 100]
 """
@@ -11,11 +13,19 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import secrets
+import tempfile
 import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import zmq
 
+from p2pfl.experiment import experiment_from
+from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.plan import load_sites, make_plan
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
 
 FRAME_BYTES = 1_000_000
@@ -117,6 +127,116 @@ async def measure(repeats: int, megabytes: int) -> dict[str, object]:
     }
 
 
+def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames: int, repeats: int, turn: Barrier, results: Any) -> None:
+    """One end of a connection over which as much comes as goes; the one without the other's key listens. Sends and reads in turns."""
+    payload = bytes(FRAME_BYTES)
+    with zmq.Context() as context, context.socket(zmq.PAIR) as pair:
+        pair.curve_publickey, pair.curve_secretkey = keys
+        pair.sndhwm = pair.rcvhwm = 32
+        pair.linger = 0
+        if server_key is None:
+            pair.curve_server = 1
+            pair.bind(address)
+        else:
+            pair.curve_serverkey = server_key
+            pair.connect(address)
+        pair.send(b"up")
+        pair.recv()
+        for number in range(repeats):
+            turn.wait(TIMEOUT_S)  # the daemons' turn is over
+            pair.send(b"now")
+            pair.recv()
+            started_s = time.perf_counter()
+            to_send = to_read = num_frames
+            while to_send or to_read:
+                ready = pair.poll(1000 * TIMEOUT_S, (zmq.POLLIN if to_read else 0) | (zmq.POLLOUT if to_send else 0))
+                if ready & zmq.POLLIN:
+                    pair.recv_multipart(copy=False)
+                    to_read -= 1
+                if ready & zmq.POLLOUT:
+                    pair.send_multipart([b"header", payload], copy=False)
+                    to_send -= 1
+            results.put(("raw", number, time.perf_counter() - started_s))
+            turn.wait(TIMEOUT_S)
+
+
+class TimedDaemon(Daemon):
+    """A daemon that takes turns with the others, and notes when its update was ready and when the neighbour's was here."""
+
+    turn: Barrier
+    results: Any
+
+    async def _exchange(self, outgoing: Any) -> bool:
+        number = self._round
+        await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
+        await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
+        started_s = time.perf_counter()
+        is_over = await super()._exchange(outgoing)
+        self.results.put(("daemons", number, time.perf_counter() - started_s))
+        return is_over
+
+
+def both_ways_daemon(
+    place: str, number: int, endpoints: list[Endpoint], secret_key: bytes, megabytes: int, repeats: int, turn: Barrier, results: Any
+) -> None:
+    """One of two nodes that average a model for some rounds."""
+    experiment = experiment_from(
+        {
+            "task": {"name": "averaging", "dimension": megabytes * 10**6 // 4},
+            "nodes": 2,
+            "topology": {"name": "complete"},
+            "rounds": repeats,
+            "dtype": "float32",
+            "stop": None,
+            "baselines": [],
+        }
+    )
+    plan = make_plan(experiment, load_sites(experiment))
+    me, peer = endpoints[number], endpoints[1 - number]
+    transport = ZeroMQTransport(me, secret_key, [peer])
+    limits = Limits(deadline_floor_s=TIMEOUT_S, linger_s=5.0, greet_timeout_s=TIMEOUT_S)
+    state = Path(place) / me.name
+    daemon = TimedDaemon(
+        plan, me.name, transport, study_digest="ab" * 32, state=state, limits=limits, incarnation=secrets.randbits(60) + 1, status_port=None
+    )
+    daemon.turn, daemon.results = turn, results
+    asyncio.run(daemon.run())
+
+
+def measure_both_ways(repeats: int, megabytes: int) -> dict[str, object]:
+    """Measure libzmq and the daemons in turns; the first turn warms up and is not counted."""
+    processes = multiprocessing.get_context("spawn")
+    turn, results = processes.Barrier(4), processes.Queue()
+    keys = [zmq.curve_keypair() for _ in range(4)]
+    with reserve_port() as raw_port, reserve_port() as port, tempfile.TemporaryDirectory() as place:
+        endpoints = [Endpoint("node-0", port.address, keys[2][0]), Endpoint("node-1", None, keys[3][0])]
+        raw = (repeats + 1, turn, results)
+        children = [
+            processes.Process(target=both_ways_raw, args=(raw_port.address, keys[0], None, megabytes, *raw)),
+            processes.Process(target=both_ways_raw, args=(raw_port.address, keys[1], keys[0][0], megabytes, *raw)),
+            *(
+                processes.Process(target=both_ways_daemon, args=(place, number, endpoints, keys[2 + number][1], megabytes, *raw))
+                for number in (0, 1)
+            ),
+        ]
+        for child in children:
+            child.start()
+        ends = [results.get(timeout=10 * TIMEOUT_S) for _ in range(4 * (repeats + 1))]
+        for child in children:
+            child.join(TIMEOUT_S)
+    # both ends of a turn: it takes as long as the slower one says
+    speeds = {
+        name: [megabytes / max(taken_s for n, turn_, taken_s in ends if (n, turn_) == (name, number)) for number in range(1, repeats + 1)]
+        for name in ("raw", "daemons")
+    }
+    medians = {name: median(each) for name, each in speeds.items()}
+    return {
+        "megabytes_per_second_each_way": {name: [round(speed, 1) for speed in each] for name, each in speeds.items()},
+        "median": {name: round(speed, 1) for name, speed in medians.items()},
+        "daemons_over_raw": round(medians["daemons"] / medians["raw"], 3),
+    }
+
+
 async def linked(transport: ZeroMQTransport) -> None:
     """Wait until the other process is there."""
     async with asyncio.timeout(TIMEOUT_S):
@@ -130,7 +250,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=100)
     arguments = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(arguments.repeats, arguments.megabytes)), indent=2))
+    found = asyncio.run(measure(arguments.repeats, arguments.megabytes))
+    print(json.dumps(found | {"both_ways": measure_both_ways(arguments.repeats, arguments.megabytes)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # Path.open takes no mode
-            _stream(file, tensors, story)
+            write_tensors(file, tensors, {_KEY: json.dumps(story)})
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -64,11 +64,11 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
         raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
-def _stream(file: BinaryIO, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write in the format of safetensors, one tensor after the other; only one that is not contiguous or not on the CPU is copied."""
     # as the library orders them: the widest dtype first, so that every tensor is aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(story)}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for name in names:
         tensor = tensors[name]

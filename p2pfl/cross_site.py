@@ -76,6 +76,11 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     return _matrix(plan, metric, [*plan.names, *([MEAN_MODEL] if has_mean else [])], sites, cells)
 
 
+def measures_neighbours(plan: Plan, population: Population) -> bool:
+    """Whether a node measures at its end the models that its neighbours have sent it; it must then keep those of the last round."""
+    return primary_metric(plan.task.metrics) is not None and not population.buffers and not plan.layout.personal
+
+
 def at_one_site(
     plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[str, str], None]
 ) -> dict[str, Any] | None:
@@ -93,7 +98,7 @@ def at_one_site(
         As `cross_site`, with one site and no mean model.
     """
     metric = primary_metric(plan.task.metrics)
-    if metric is None or population.buffers or not neighbours or plan.layout.personal:
+    if metric is None or not neighbours or not measures_neighbours(plan, population):
         return None
     models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
     too_many = why_not_left_out(len(models), len(models) * (len(site.test[0]) if site.test is not None else 0))

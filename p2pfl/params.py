@@ -5,6 +5,7 @@ Shapes: P parameters; any leading axes, usually N nodes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -193,6 +195,12 @@ def parameters_of(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
 
+def sharing_parameters(model: nn.Module) -> nn.Module:
+    """A copy of a model with buffers of its own, and parameters that lie where the model's lie: calling it needs no second model."""
+    same = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter}
+    return copy.deepcopy(model, dict[int, Any](same))
+
+
 def frozen_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters that do not require a gradient, by name, detached."""
     return {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
@@ -236,11 +244,14 @@ def load_parameters(model: nn.Module, flat: Tensor) -> None:
                 parameter.copy_(views[name])
 
 
-def digest_of(flat: Tensor) -> str:
-    """SHA-256 of a vector's bytes, little-endian, as 64 hexadecimal digits."""
-    there = flat.detach().cpu().contiguous()
-    array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
-    return hashlib.sha256(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
+def digest_of(*parts: Tensor) -> str:
+    """SHA-256 of the bytes of one vector in any number of parts, little-endian, as 64 hexadecimal digits; nothing is copied."""
+    found = hashlib.sha256()
+    for part in parts:
+        there = part.detach().cpu().contiguous().reshape(-1)
+        array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
+        found.update(array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def _spec(name: str, parameter: Tensor) -> TensorSpec:

@@ -15,7 +15,7 @@ from torch import nn
 from p2pfl.algorithms import DPSGD, Algorithm, PartlyShared
 from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskError, TopologyError, some
 from p2pfl.experiment import Experiment, news_rounds
-from p2pfl.params import Layout, digest_of, parameters_of
+from p2pfl.params import Layout, digest_of
 from p2pfl.stopping import Meetings, StopRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
@@ -56,7 +56,7 @@ class Plan:
     @property
     def start_digest(self) -> str:
         """SHA-256 of the common start."""
-        return digest_of(parameters_of(self.model))
+        return digest_of(*(p for p in self.model.parameters() if p.requires_grad))
 
     def neighbours(self, name: str) -> list[str]:
         """Everybody whom a node ever sends to or hears from, sorted."""

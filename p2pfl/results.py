@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from p2pfl.checkpoints import write_tensors
 from p2pfl.errors import ConfigError, StoreError, some
 from p2pfl.experiment import Experiment, recorded_experiment
 from p2pfl.params import Layout, load_parameters
@@ -142,13 +142,14 @@ def write_models(
         target.parent.mkdir(parents=True, exist_ok=True)
         stacked = {f"{_BUFFER}{key}": tensor.cpu().contiguous() for key, tensor in buffers.items()}
         stacked |= {f"{_FROZEN}{key}": tensor for key, tensor in fixed.items()}
-        save_file({"x": x_NP.contiguous(), **stacked}, target, {"nodes": "\n".join(names)})
+        with target.open("wb") as file:
+            write_tensors(file, {"x": x_NP, **stacked}, {"nodes": "\n".join(names)})
         return
     place.mkdir(parents=True, exist_ok=True)
     for row, name in enumerate(names):
-        tensors = {key: view.contiguous() for key, view in layout.views(x_NP[row]).items()}
-        tensors |= {key: rows[row].cpu().contiguous() for key, rows in buffers.items()} | fixed
-        save_file(tensors, place / f"{name}.safetensors", {"parameters": "\n".join(spec.name for spec in layout.tensors)})
+        tensors = {**layout.views(x_NP[row]), **{key: rows[row] for key, rows in buffers.items()}, **fixed}
+        with (place / f"{name}.safetensors").open("wb") as file:
+            write_tensors(file, tensors, {"parameters": "\n".join(spec.name for spec in layout.tensors)})
 
 
 def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ class TcpProxy:
         self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
         self.passed_bytes = [0, 0]
         """From the dialling side to the target, and back."""
+        self.received_bytes = [0, 0]
+        """The same as it came in here, also what was lost in a cut."""
         self._target = ("", 0)
         if target is not None:
             self.lead_to(target)
@@ -116,6 +118,7 @@ class TcpProxy:
             free_s = loop.time()
             with suppress(ConnectionError):
                 while chunk := await reader.read(PIECE_BYTES):
+                    self.received_bytes[way] += len(chunk)
                     await self._flowing.wait()
                     if self._flip:
                         chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from networks import PATIENT, STUDY, averaging, finish, signing_of
+from p2pfl.checkpoints import write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.store import CHECKPOINT
@@ -76,3 +78,23 @@ def test_a_start_that_was_killed_at_once_does_not_stand_in_the_way(tmp_path):
     (tmp_path / plan.names[0] / "run").mkdir(parents=True)
 
     assert finish(all_of(daemons(plan, tmp_path))) == ["converged"] * 3
+
+
+def test_the_time_of_checkpoints_is_in_the_seconds_of_every_round_and_of_the_summary(tmp_path, monkeypatch):
+    plan, waited_s = averaging({"name": "ring"}, 3), dict.fromkeys(("node-0", "node-1", "node-2"), 0.0)
+
+    def slowly(path, tensors, story):
+        write_checkpoint(path, tensors, story)
+        waited_s[path.parent.name] += 5.0
+
+    monkeypatch.setattr("p2pfl.node.daemon.write_checkpoint", slowly)
+    network = daemons(plan, tmp_path)
+    for daemon in network:
+        daemon._now = lambda name=daemon.me: time.monotonic() + waited_s[name]
+    finish(all_of(network))
+    run = read_run(tmp_path / "node-0" / "run")
+    written = [row["seconds"]["checkpoint"] for row in run.nodes]
+
+    assert all(spent >= 5.0 for spent in written[1:])  # that of the round before
+    assert sum(written) + 5.0 <= run.summary["seconds"]["checkpoint"]
+    assert run.summary["seconds"]["total"] >= sum(written)

@@ -61,7 +61,7 @@ def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[fl
                 await cable.cut_for(cut_s)
             await network.ended()
             assert [row["skipped"] for name in names for row in network.rows(name)] == [[]] * 3 * ROUNDS
-            models = [way / model_bytes / ROUNDS for each in cables.values() for way in each.passed_bytes]
+            models = [way / model_bytes / ROUNDS for each in cables.values() for way in each.received_bytes]
             print(f"models a round, by edge and direction: {[round(each, 3) for each in models]}")  # noqa: T201  # the figure of make soak
             return models
 

@@ -146,6 +146,15 @@ class Algorithm(Protocol):
     weighs: ClassVar[bool] = True
     """Whether the graph's weights mean anything to it; where not, an experiment that asks for some is refused."""
 
+    reads_once: ClassVar[bool] = False
+    """Whether `merge` asks its inbox for each message once, and by `mix` alone: a runtime may then write over what has been read."""
+
+    def __init_subclass__(cls) -> None:
+        """Take nothing for granted of a rule that has a merge of its own."""
+        super().__init_subclass__()
+        if "merge" in cls.__dict__ and "reads_once" not in cls.__dict__:
+            cls.reads_once = False
+
     @property
     def alone(self) -> Algorithm:
         """The rule for coordinates that are never exchanged, where W = 1: itself, unless it says otherwise."""
@@ -229,6 +238,10 @@ class SlotInbox:
     asked_NK: Tensor | None = None
     """bool: whose flows are taken; None: all."""
 
+    writes_over: bool = False
+    """Whether a message may be written over when it has been mixed: its flow then takes its place, and no more memory. Only where each is
+    asked for once; see Algorithm.reads_once."""
+
     _squared: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -244,6 +257,7 @@ class SlotInbox:
         dtype: torch.dtype,
         returns: Mapping[str, Tensor] | None = None,
         flows: dict[tuple[int, int], dict[str, Tensor]] | None = None,
+        writes_over: bool = False,
     ) -> SlotInbox:
         """The inbox of one node.
 
@@ -257,6 +271,7 @@ class SlotInbox:
             dtype: of the model.
             returns: as the attribute.
             flows: as the attribute.
+            writes_over: as the attribute.
         """
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
@@ -271,6 +286,7 @@ class SlotInbox:
             slot=slot,
             returns=returns or {},
             flows=flows,
+            writes_over=writes_over,
         )
 
     def own(self, channel: str) -> Tensor:
@@ -288,9 +304,10 @@ class SlotInbox:
             rows = self._rows(k)
             if rows is None:
                 theirs, weight = self.slot(channel, k, None), _column(weights_NK[:, k], own)
-                added = flow(weight, theirs, own) if keeps_mean else weight * theirs
+                difference = theirs.sub_(own) if self.writes_over and keeps_mean else theirs - own
+                squared_N += _squared_norms(difference)
+                added = difference.mul_(weight) if keeps_mean else weight * theirs  # bit for bit what `flow` gives
                 total += added
-                squared_N += _squared_norms(theirs - own)
             elif len(rows):
                 theirs, weight = self.slot(channel, k, rows), _column(weights_NK[rows, k], own)
                 added = flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs

@@ -36,6 +36,7 @@ class ExactDiffusion(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No correction."""
@@ -69,6 +70,7 @@ class EXTRA(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No correction; "start" is where the model was at the start of a round."""

@@ -31,6 +31,7 @@ class DPSGD(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """The start itself."""
@@ -110,6 +111,7 @@ class QGDSGDm(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No momentum; "start" is where the model was at the start of a round."""

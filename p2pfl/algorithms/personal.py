@@ -32,7 +32,7 @@ class PartlyShared(Algorithm):
     def __init__(self, rule: Algorithm, layout: Layout) -> None:
         self.rule, self._alone = rule, rule.alone
         self.phases, self.channels = rule.phases, rule.channels
-        self.requires, self.weighs = rule.requires, rule.weighs  # type: ignore[misc]  # likewise
+        self.requires, self.weighs, self.reads_once = rule.requires, rule.weighs, rule.reads_once  # type: ignore[misc]  # likewise
         self._shared, self._shared_places = layout.part(personal=False)
         self._own, self._own_places = layout.part(personal=True)
 

@@ -33,6 +33,7 @@ class GradientTracking(Algorithm):
     phases: ClassVar[int] = 2
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"y": Channel(missing="own"), "x": Channel(missing="own", model=True)})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "synchronous"})
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing tracked."""
@@ -73,6 +74,7 @@ class KGT(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"x": Channel(missing="own", model=True), "z": Channel(missing="own")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "synchronous"})
+    reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No correction; z of a row that does not train is c, as if its gradients were 0."""

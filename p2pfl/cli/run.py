@@ -203,6 +203,12 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
         facts |= {"memory": asdict(forecast_memory(plan, ranks, ranks_here())), "seconds": forecast_seconds(plan, threads) / ranks}
         if ranks > 1:
             facts["parts"] = record_of(plan.topology, ranks)
+    else:
+        from p2pfl.node.memory import forecast_node
+
+        busiest = max(plan.names, key=lambda name: len(plan.neighbours(name)))
+        node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)))
+        facts["memory"] = {**asdict(node), "peak_bytes": node.peak_bytes, "models": node.models}
     if as_json:
         sys.stdout.write(json.dumps({"experiment": resolved.as_dict(), **facts}) + "\n")
         return
@@ -216,6 +222,8 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
             f"spectral gap {graph['spectral_gap']:.6f}, about {graph['rounds_to_1e-6']} rounds to 1e-6, diameter {graph['diameter']}\n"
         )
     sys.stdout.write(f"at most {resolved.last_possible_round} rounds\n")
+    if not simulated:
+        sys.stdout.write(f"memory of a node: {node.text}\n")
     if simulated:
         if "parts" in facts:
             parts = facts["parts"]

@@ -250,7 +250,7 @@ def _skips(course: Convergence) -> str:
 
 
 def _cost(run: RunRecords) -> str:
-    parts = ("train", "wait", "mix", "evaluate")
+    parts = ("train", "wait", "mix", "evaluate", "checkpoint")
     rows = []
     for kind, label in (("train", "training"), ("settle", "settling")):
         some = [row for row in run.rounds if row["kind"] == kind]

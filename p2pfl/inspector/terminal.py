@@ -397,13 +397,12 @@ def _events(run: RunRecords) -> list[RenderableType]:
 def _cost(run: RunRecords) -> list[RenderableType]:
     if not run.rounds:
         return []
-    table = _table("rounds", "number", "bytes", "train", "wait", "mix", "evaluate")
+    parts = ("train", "wait", "mix", "evaluate", "checkpoint")
+    table = _table("rounds", "number", "bytes", *parts)
     for kind, label in (("train", "training"), ("settle", "settling")):
         rows = [row for row in run.rounds if row["kind"] == kind]
         if rows:
-            seconds = [
-                _seconds(_mean((row.get("seconds") or {}).get(part) for row in rows)) for part in ("train", "wait", "mix", "evaluate")
-            ]
+            seconds = [_seconds(_mean((row.get("seconds") or {}).get(part) for row in rows)) for part in parts]
             table.add_row(label, str(len(rows)), _bytes(_mean(row.get("bytes_sent") for row in rows)), *seconds)
     sent = (run.summary or {}).get("bytes_sent")
     total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)

@@ -24,17 +24,18 @@ from torch import Tensor
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
-from p2pfl.cross_site import at_one_site
+from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
+from p2pfl.node.memory import NodeMemory, forecast_node, return_freed_memory
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
 from p2pfl.node.status import serve_status
-from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
+from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder, read_summary
@@ -61,6 +62,8 @@ LOOK_AGAIN_S = 1.0
 SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
+TRIM_FROM_BYTES = 8 * 2**20
+"""Of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
 
@@ -123,7 +126,7 @@ class Daemon:
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # one line for each thing that it keeps
         self,
         plan: Plan,
         me: str,
@@ -205,6 +208,8 @@ class Daemon:
         """Whether every message came; where not, and the algorithm needs them all, it has been said."""
         self._metrics_now: dict[str, float] | None = None
         self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
+        self._checkpoint_s = 0.0
+        """Seconds spent on checkpoints since the last recorded round: the next row says them."""
         self._to_return: list[tuple[Neighbour, Flow]] = []
         self._terms = terms
         self._pairwise = PairwiseRounds(plan, me, self._population, self.protocol, self._formats[0], self._surroundings())
@@ -456,6 +461,8 @@ class Daemon:
             return None
         began_s = self._now()
         loss = float((await asyncio.to_thread(self._population.train, self._round))[0])
+        if self.plan.layout.size_bytes >= TRIM_FROM_BYTES:
+            return_freed_memory()  # of gradients, before anything else comes in
         while self._now() < (until_s := began_s + self._limits.round_at_least_s) and not self._stopping:
             await self._wait(until_s)
         seconds["train"] = self._now() - began_s
@@ -532,13 +539,13 @@ class Daemon:
         for name, arrived in came.items():
             message = messages[name]
             protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
-        if self._model_channel is not None and self._is_last_round():
+        if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
             self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
-        if all(bool(tensor.isfinite().all()) for tensor in self._population.state.values()):
+        if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
         else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
@@ -583,12 +590,12 @@ class Daemon:
         values = over_an_edge(channels, outgoing, whole=True)
         messages: dict[str, dict[str, Tensor] | None] = {}
         for name, arrived in came.items():
-            message = {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
+            message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
                 before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
-            is_finite = all(bool(message[of].isfinite().all()) for of in self._encoded & message.keys())
+            is_finite = all(_is_finite(message[of]) for of in self._encoded & message.keys())
             messages[name] = message if is_finite else None
         return messages
 
@@ -606,6 +613,8 @@ class Daemon:
             dtype=self.plan.layout.dtype,
             returns=self._returns(outgoing),
             flows={},
+            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
+            writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
         )
 
     def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
@@ -709,15 +718,18 @@ class Daemon:
 
     def _finish(self, reason: str) -> None:
         assert self._folder is not None
-        alone = self._alone()
+        self._seconds["checkpoint"] = self._seconds.get("checkpoint", 0.0) + self._checkpoint_s
+        self._checkpoint_s = 0.0
         population, plan = self._population, self.plan
+        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
+        self._last_heard = {}  # models: the baseline needs the room
+        alone = self._alone()
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
         here = {self.me: alone.evaluate()[0]} if alone is not None else {}
         baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
         if alone is not None:
             baselines["local"] = by_metric(plan, here)
         self._folder.write_subgroups(subgroups(plan, population, population.estimate(), [self.me]))
-        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
         self._folder.write_worth(worth(plan, population, population.estimate(), [self.me], alone))
         self._folder.write_summary(
             finish_summary(
@@ -908,6 +920,7 @@ class Daemon:
     def _row_of(
         self, number: int, loss: float | None, squared: float, norm: float, skipped: Sequence[str], seconds: dict[str, float]
     ) -> dict[str, Any]:
+        seconds["checkpoint"], self._checkpoint_s = self._checkpoint_s, 0.0
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
         row = {
@@ -973,6 +986,7 @@ class Daemon:
         It is written after every exchange, whatever `checkpoint_every` says: the next update tells of this one, and what has been told must
         be there after a crash.
         """
+        began_s = self._now()
         ledgers = self.protocol.ledgers()
         tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
         tensors |= edge_tensors(self.protocol)
@@ -1002,6 +1016,7 @@ class Daemon:
         }
         await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
+        self._checkpoint_s += self._now() - began_s
 
     @property
     def _checkpoint(self) -> Path:
@@ -1069,6 +1084,10 @@ class Daemon:
             return None
         return self._outlook.document(self._folder, self._now())
 
+    def memory(self) -> NodeMemory:
+        """What this node will need at most."""
+        return forecast_node(self.plan, self._population, len(self.protocol.neighbours))
+
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
@@ -1124,6 +1143,11 @@ def _seconds_since(now_s: float, *times_s: float | None) -> float | None:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite; they are not looked at one by one where their sum says so."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

@@ -453,7 +453,8 @@ class _Network:
             row |= {"bound_low": None, "bound_high": None}
         elif skipped or len(rows) < len(self._sites):  # edges are missing from the sum: it bounds from below only
             row["bound_high"] = None
-        parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in ("train", "wait", "mix", "evaluate")}
+        named = ("train", "wait", "mix", "evaluate", "checkpoint")
+        parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in named}
         return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
 
     def gather(self, stopwatch: Stopwatch) -> None:

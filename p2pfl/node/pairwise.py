@@ -23,6 +23,7 @@ from p2pfl.algorithms import ADPSGD, SlotInbox, State
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.node.neighbour import Neighbour
 from p2pfl.node.protocol import HALF, Flow, Protocol
+from p2pfl.node.store import tensor_over
 from p2pfl.plan import Plan
 from p2pfl.training import Population
 from p2pfl.wire.messages import Decline
@@ -70,8 +71,8 @@ class PairwiseRounds:
         self._format, self._around = update_format, around
         self._row = plan.names.index(me)
         self.round = 0
-        self.now: State = population.state
-        """The model as it is, with all that it has met; the population's may be one that trains."""
+        self.now: State = population.state if protocol.meetings is not None else {}
+        """The model as it is, with all that it has met; the population's may be one that trains. Empty where nobody meets in pairs."""
         self._before: dict[str, Tensor] = {}
         """The population's tensors as they were when the training began, for a checkpoint in the meantime."""
         self._partner: str | None = None
@@ -218,7 +219,7 @@ class PairwiseRounds:
 
     async def _merge(self, neighbour: Neighbour, arrived: Arrived, own: Mapping[str, Tensor], *, answers: bool = False) -> None:
         """Half of the way to a neighbour's model, on the disk before anything else is done with either."""
-        theirs = {channel: torch.from_numpy(np.array(array)) for channel, array in arrived.arrays.items()}
+        theirs = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
         inbox = SlotInbox.of_one_row(
             self._algorithm.channels,
             own,
@@ -228,10 +229,11 @@ class PairwiseRounds:
             self_weight=HALF,
             dtype=self._plan.layout.dtype,
             flows={},
+            writes_over=self._algorithm.reads_once,
         )
         ctx = self._population.context(self.round, local_steps=self._plan.experiment.algorithm.local_steps)
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
-        if not all(bool(tensor.isfinite().all()) for tensor in merged.values()):
+        if not all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in merged.values()):
             self._around.event("overflow", f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
             self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
             return

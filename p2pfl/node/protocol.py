@@ -323,6 +323,8 @@ class Protocol:
         if isinstance(message, Alive) and message.exchange < self.exchange and self.exchange in self.sent:
             neighbour.behind_s = now_s
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
+        if self.in_step:
+            self._forget_sent()
         if self.meetings is not None and (self.closing is not None or isinstance(message, Closing)):
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
             if through > neighbour.ledger.closed_through:
@@ -567,7 +569,7 @@ class Protocol:
             self.barrier = self.barrier.next(exchange=exchange, expected=senders, deadline_s=never_s)
         elif self.barrier is None or self.barrier.exchange != exchange:
             self.barrier = ExchangeBarrier(exchange=exchange, expected=senders, deadline_s=never_s, ahead=self.ahead)
-        self.sent = {e: sent for e, sent in self.sent.items() if e >= exchange - self.ahead}
+        self._forget_sent()
         for name in senders:
             neighbour, arrived = self.neighbours[name], self.barrier.arrived.get(name)
             neighbour.begin_waiting(now_s)
@@ -576,6 +578,15 @@ class Protocol:
                 del self.barrier.arrived[name]
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept
+
+    def _forget_sent(self) -> None:
+        """Let go of what was sent in exchanges before this one and nobody can ask for any more: each update is as large as a model."""
+        self.sent = {
+            e: posted
+            for e, posted in self.sent.items()
+            if e >= self.exchange
+            or (e >= self.exchange - self.ahead and any(self.is_of_use(e, self.neighbours[name]) for name in posted.parcels))
+        }
 
     @property
     def now_linked(self) -> Links:

@@ -22,6 +22,7 @@ from p2pfl.experiment import recorded_experiment
 from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
+from p2pfl.node.memory import return_freed_memory
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.store import CHECKPOINT
@@ -110,6 +111,8 @@ def start(
                 policy=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
             ),
         )
+        return_freed_memory()
+        log.info("memory: %s", daemon.memory().text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
 
 

@@ -41,19 +41,19 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.amounts.items()}
     for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
-        tensors |= {f"newest/{name}/{channel}": _not_copied(array) for channel, array in arrived.payload.arrays.items()}
+        tensors |= {f"newest/{name}/{channel}": tensor_over(array) for channel, array in arrived.payload.arrays.items()}
     for name, neighbour in protocol.neighbours.items():
         tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
     for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
         for to, parcel in _by_receiver(posted.parcels).items():
-            tensors[f"sent/{exchange}/{to}"] = _not_copied(np.frombuffer(parcel.payload, dtype=np.uint8))
+            tensors[f"sent/{exchange}/{to}"] = tensor_over(np.frombuffer(parcel.payload, dtype=np.uint8))
         for to, whole in _by_receiver(posted.wholes).items():
             tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in whole.arrays.items()}
     return tensors
 
 
-def _not_copied(array: np.ndarray) -> Tensor:
-    """A read-only array as a tensor that is only read: torch warns of such, and a copy would cost as much as a model."""
+def tensor_over(array: np.ndarray) -> Tensor:
+    """An array as a tensor over the same memory, also where the array is read-only, of which torch warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)

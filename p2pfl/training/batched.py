@@ -83,7 +83,9 @@ class Batched:
         """Whether the model says the same when it is not training."""
 
     @classmethod
-    def of(cls, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> Batched | None:
+    def of(
+        cls, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], x_P: Tensor | None = None
+    ) -> Batched | None:
         """What computes a model's gradients so, None where it cannot.
 
         Args:
@@ -91,13 +93,14 @@ class Batched:
             loss: (outputs, targets) -> mean over the batch.
             sample: inputs and targets of one small batch.
             expected: gradient (P,) and loss on the sample at the model's own parameters; a chain that gives others is none.
+            x_P: these parameters, where somebody has them as a vector already.
         """
         layout = Layout.of(model)
         layers = chain_of(model, {spec.name: place for spec, place in layout.slices()})
         if layers is None:
             return None
         inputs_B, targets_B = sample
-        x_1P = parameters_of(model).unsqueeze(0)
+        x_1P = (parameters_of(model) if x_P is None else x_P).unsqueeze(0)
         try:
             with torch.no_grad():
                 outputs_1B, saved = inputs_B.unsqueeze(0), []
@@ -111,10 +114,9 @@ class Batched:
             return None
         gradient_P, loss_value = expected
         eps = torch.finfo(x_1P.dtype).eps
-        scale = float(gradient_P.abs().max()) + eps
-        as_expected = (gradient_1P[0] - gradient_P).abs().max() <= eps**0.5 * scale and (loss_1[0] - loss_value).abs() <= eps**0.5 * (
-            1 + loss_value.abs()
-        )
+        scale = float(torch.linalg.vector_norm(gradient_P, torch.inf)) + eps
+        furthest = torch.linalg.vector_norm(gradient_1P[0].sub_(gradient_P), torch.inf)
+        as_expected = furthest <= eps**0.5 * scale and (loss_1[0] - loss_value).abs() <= eps**0.5 * (1 + loss_value.abs())
         batched.evaluates = _close(_evaluated(model, inputs_B), outputs_1B[0])
         return batched if bool(as_expected) else None
 

@@ -5,7 +5,6 @@ Shapes: N rows, B examples in a batch, P parameters.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torch.func import grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
-from p2pfl.params import Layout, call_with, parameters_of
+from p2pfl.params import Layout, call_with, parameters_of, sharing_parameters
 from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.batched import Batched
 
@@ -54,6 +53,7 @@ class Gradients:
         self._loss = loss
         self._task = task
         self._sites = sites
+        self._num_rows = num_rows
         self._layout = Layout.of(model)
         self.buffers: dict[str, Tensor] = {
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
@@ -116,17 +116,19 @@ class Gradients:
             unused.append(unused_P)
         found = [torch.zeros_like(x_NP[0], dtype=torch.bool) if unused_P is None else unused_P for unused_P in unused]
         self.row_by_row = reason
-        return torch.stack(gradients), torch.stack(losses), None if all(part is None for part in unused) else torch.stack(found)
+        gradient_NP = gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)
+        return gradient_NP, torch.stack(losses), None if all(part is None for part in unused) else torch.stack(found)
 
     def _together(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (N, P) and losses (N,) in one vectorised call."""
         if self.batched is not None:
             return self.batched.gradients(x_NP, inputs_NB, targets_NB)
-        gradient_NP, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(x_NP, inputs_NB, targets_NB)
-        return gradient_NP, loss_N
+        # by tensor: of a slice of one vector torch would make a gradient as long as the vector
+        gradients, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(self._layout.views(x_NP), inputs_NB, targets_NB)
+        return _side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
 
-    def _row_loss(self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor) -> Tensor:
-        outputs: Any = call_with(self._model, self._layout.views(x_P), inputs_B)
+    def _row_loss(self, tensors: Mapping[str, Tensor], inputs_B: Tensor, targets_B: Tensor) -> Tensor:
+        outputs: Any = call_with(self._model, tensors, inputs_B)
         return self._loss(outputs, targets_B)
 
     def _alone(
@@ -150,12 +152,15 @@ class Gradients:
             raise TaskError(f"{fault}; {given}", task=self._task, function="loss", site=site, round=round)
         assert isinstance(loss, Tensor)
         with users_code(self._task, "gradient of the loss", outputs, targets_B, site=site, round=round):
-            found = torch.autograd.grad(loss, list(views.values()), allow_unused=True)
+            found = list(torch.autograd.grad(loss, list(views.values()), allow_unused=True))
         unused_P = None
         if any(part is None for part in found):
             unused_P = torch.cat([torch.full((v.numel(),), g is None, device=v.device) for g, v in zip(found, views.values(), strict=True)])
-        parts = [torch.zeros_like(view) if part is None else part for part, view in zip(found, views.values(), strict=True)]
-        return torch.cat([part.reshape(-1) for part in parts]), loss.detach(), unused_P
+        for number, view in enumerate(views.values()):
+            part = found[number]
+            found[number] = (torch.zeros_like(view) if part is None else part).reshape(1, -1)
+            del part
+        return _side_by_side(found)[0], loss.detach(), unused_P
 
     def outputs_on(self, inputs_B: Tensor, site: str) -> Tensor:
         """What the model gives for a batch in training.
@@ -183,7 +188,7 @@ class Gradients:
     def _why_row_by_row(self, sample: tuple[Tensor, Tensor]) -> str | None:
         inputs_B, targets_B = sample
         site = self._sites[0] if self._sites and len(self._sites) == 1 else None
-        trial = copy.deepcopy(self._model)
+        trial = sharing_parameters(self._model)
         before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
         x_P = parameters_of(self._model)
         with torch.random.fork_rng(devices=[]):
@@ -195,14 +200,27 @@ class Gradients:
         if changed:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
         if self._never_used_P is None:  # written-out layers know of no gradient that is none
-            self.batched = Batched.of(self._model, self._loss, sample, (expected[0], expected[1]))
+            self.batched = Batched.of(self._model, self._loss, sample, (expected[0], expected[1]), x_P)
         if self.batched is not None:
             return None
+        del expected
+        rows = min(self._num_rows, 2)  # a node alone needs no memory for a second one
         try:
-            self._together(x_P.expand(2, -1), inputs_B.expand(2, *inputs_B.shape), targets_B.expand(2, *targets_B.shape))
+            self._together(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
             return _why(error)
         return None
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """Parts (N, ...) as one tensor (N, P), each let go when it has been taken: all of them and it would be two gradients."""
+    whole_NP = parts[0].new_empty((len(parts[0]), sum(part.shape[1] for part in parts)))
+    start = 0
+    for number, part in enumerate(parts):
+        whole_NP[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+        parts[number] = part.new_empty(0)
+    return whole_NP
 
 
 def _why(error: BaseException) -> str:

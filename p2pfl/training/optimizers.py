@@ -108,6 +108,7 @@ class StackedOptimizer:
         before = None if unused is None else (self.x.clone(), {name: tensor.clone() for name, tensor in self.state.items()})
         self._x.grad = gradient_NP
         self._optimizer.step()
+        self._x.grad = None
         if before is None or unused is None:
             return
         x_NP, state = before

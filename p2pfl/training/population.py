@@ -5,7 +5,6 @@ Shapes: N rows, B examples in a batch, K local steps, P parameters.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
-from p2pfl.params import Layout, parameters_of
+from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
@@ -189,11 +188,11 @@ class Population:
         self.layout = Layout.of(model)
         self.device = torch.device(device)
         self._slots_NK = slots_NK.to(self.device) if slots_NK is not None else None
-        self._model = copy.deepcopy(model).to(self.device)  # functional_call borrows the module: two threads must not share one
+        # functional_call borrows the module: two threads must not share one
+        self._model = sharing_parameters(model).to(self.device)
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
-        start_P = parameters_of(self._model)
         self._is_scaled = loss_scale is not None
-        self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=start_P.dtype, device=self.device).expand(len(sites))
+        self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=self.layout.dtype, device=self.device).expand(len(sites))
         self.threads = 1
         """Parts of the rows are trained at the same time in so many threads."""
         self._compiled: Compiled | None = None
@@ -204,7 +203,7 @@ class Population:
         """Sites whose last training left the finite numbers; they have kept what they had before it."""
         self.without_loss: tuple[str, ...] = ()
         """Sites whose last training gave finite weights, and a loss that is infinite or no number."""
-        x_NP = self._starts(start_P)
+        x_NP = self._starts()
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
 
@@ -425,6 +424,7 @@ class Population:
             if recipe.optimizer.clip_norm is not None:
                 gradient_CP = clipped(gradient_CP, recipe.optimizer.clip_norm)
             optimizer.step(recipe.algorithm.correct(moving, gradient_CP, ctx), unused_CP)
+            del gradient_CP, unused_CP  # of the next step there is one more
             total_C += loss_C
         adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
         moved = optimizer.state
@@ -482,6 +482,23 @@ class Population:
             x_CP = x_CP.clone(memory_format=torch.contiguous_format)
         loss_C, finite_C = self._compiled.descend(x_CP, positions_CKB, lr, self.recipe.optimizer.weight_decay, scale_C)
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
+
+    @property
+    def training_bytes(self) -> int:
+        """What a round of local steps needs for each row beside the row itself: moved parameters, gradients, the optimiser's next state."""
+        if self._gradients is None:
+            return 0
+        moved = [self.state["x"]]
+        if self._steps_down_only:
+            return moved[0].nbytes // len(self.sites)
+        rule, gradients = type(self.recipe.algorithm), 2  # of each tensor, and side by side
+        if self._gradients.batched is not None:
+            gradients = 1
+        corrected = rule.correct is not Algorithm.correct or bool(self.recipe.optimizer.weight_decay) or self._is_scaled
+        moved += [*self.optimizer_state.values()]
+        changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if rule.adapt is not Algorithm.adapt else 0
+        steps = (gradients + int(corrected)) * self.state["x"].nbytes
+        return (sum(tensor.nbytes for tensor in moved) + max(steps, changed)) // len(self.sites)
 
     def compile(self) -> None:
         """From now on train in compiled loops, the same but for rounding; in torch where there are none and the recipe asks for none.
@@ -566,7 +583,7 @@ class Population:
             inputs_CB = torch.stack([of_dtype(inputs, self.layout.dtype) for _, (inputs, _) in tests])
             outputs_CB = None
             with suppress(Exception, SystemExit):  # one by one tells whose fault it is
-                outputs_CB = batched.outputs(x_NP[[row for row, _ in tests]], inputs_CB.to(self.device)).cpu()
+                outputs_CB = batched.outputs(_some_of(x_NP, [row for row, _ in tests]), inputs_CB.to(self.device)).cpu()
             if outputs_CB is not None:
                 return [
                     self._figures(outputs_B, targets, self._name_of(row))
@@ -630,12 +647,13 @@ class Population:
             if name in buffers:
                 own.copy_(buffers[name])
 
-    def _starts(self, start_P: Tensor) -> Tensor:
+    def _starts(self) -> Tensor:
         """Where each row begins, (N, P)."""
-        x_NP = start_P.repeat(len(self.sites), 1)
+        start_1P = parameters_of(self._model).unsqueeze(0)
+        x_NP = start_1P if len(self.sites) == 1 else start_1P.repeat(len(self.sites), 1)
         for row, site in enumerate(self.sites if isinstance(self.sites, tuple) else ()):
             if site.start is not None:
-                if site.start.shape != start_P.shape:
+                if site.start.shape != start_1P.shape[1:]:
                     shape = tuple(site.start.shape)
                     raise ValueError(f"site {site.name}: start has shape {shape}, the model has {self.layout.size} parameters")
                 x_NP[row] = site.start
@@ -726,6 +744,12 @@ def shared_out(start: int, stop: int, most: int) -> list[int]:
 def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Real numbers in the population's dtype; class numbers as they are."""
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
+
+
+def _some_of(x_NP: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows; a view where they lie side by side."""
+    side_by_side = rows[-1] - rows[0] == len(rows) - 1 and all(after - before == 1 for before, after in pairwise(rows))
+    return x_NP[rows[0] : rows[-1] + 1] if side_by_side else x_NP[list(rows)]
 
 
 def _column(values_N: Tensor, like: Tensor) -> Tensor:

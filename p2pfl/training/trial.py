@@ -6,7 +6,6 @@ Targets are compared with the classes and probabilities that metrics and loss ex
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from p2pfl.draws import batch_sizes
 from p2pfl.errors import ConfigError, TaskError
-from p2pfl.params import Layout, parameters_of
+from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import watched
 from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
@@ -64,7 +63,7 @@ def try_out(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, 
         raise ConfigError(_shortened(misfits), f"task {task.name!r}")
     try:
         with users_code(task.name, "copy of the model"):
-            model = copy.deepcopy(model)
+            model = sharing_parameters(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a target size")  # a finding says it better
             trial = _Trial(task, model, layout, batch_size, repeating=repeating)

@@ -21,6 +21,9 @@ MAX_FRAME_BYTES = 2**20 + 2**16
 MAX_QUEUED = 32
 """Messages that wait in one direction of one link before its sender has to wait as well."""
 
+MAX_RECEIVED = 8
+"""Of messages that came over a link at most so many wait to be read: each may be a chunk of 1 MiB."""
+
 MAX_SENDING = 4
 """Of these at most so many wait at the sender, so that a short message is never long behind a large one."""
 

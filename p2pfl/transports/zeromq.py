@@ -21,6 +21,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -35,6 +36,7 @@ from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
     MAX_QUEUED,
+    MAX_RECEIVED,
     MAX_SENDING,
     Endpoint,
     LinkCondition,
@@ -66,6 +68,7 @@ ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start
 ROUTES_KEPT = 4
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
+RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 SIGN_OF_LIFE = b""
 
@@ -167,10 +170,12 @@ class ZeroMQTransport:
 
     async def __aenter__(self) -> Self:
         self._context = zmq.asyncio.Context()
-        self._inbox: asyncio.Queue[Received] = asyncio.Queue(self._max_queued)
+        self._inbox: asyncio.Queue[Received] = asyncio.Queue(min(self._max_queued, MAX_RECEIVED))
         self._sockets: list[zmq.asyncio.Socket] = []  # the links', in the order in which they were opened
         self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP and monitors
         self._dealers: dict[str, zmq.asyncio.Socket] = {}
+        self._came = asyncio.Event()  # something has come over some link
+        self._taken_s: dict[str, float] = {}  # when a link's queue last took a message
         self._up: set[str] = set()  # dialled neighbours with a link
         self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
         self._beating: set[str] = set()  # neighbours that send signs of life
@@ -209,18 +214,22 @@ class ZeroMQTransport:
         self._check_open()
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        pause_s = RETRY_S
         # tried again instead of awaited: a ROUTER always says that it can be written to, and would be asked in a busy loop
-        while not await (self._send_dialled(peer, frames) if peer in self._dealers else self._send_back(peer, frames)):
+        while not (self._send_dialled(peer, frames) if peer in self._dealers else self._send_back(peer, frames)):
             left_s = started_s + timeout_s - loop.time()
             # a DEALER says the same without a link and with a full queue, and the event that tells them apart may be under way
             if peer in self._dealers and peer not in self._up and loop.time() >= started_s + min(timeout_s, NEWS_S):
                 raise self._no_link(peer)
             if left_s <= 0:
                 raise QueueFull(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
-            await asyncio.sleep(min(pause_s, left_s))
+            # as long as the queue has been full, or some of it: what empties fast must not stand empty, nor a slow one be asked often
+            full_s = loop.time() - self._taken_s.get(peer, started_s)
+            self._came.clear()
+            with suppress(TimeoutError):  # who is busy both ways is awake when something comes, and looks then
+                async with asyncio.timeout(min(max(RETRY_S, RETRY_FRACTION * full_s), RETRY_MAX_S, left_s)):
+                    await self._came.wait()
             self._check_open()
-            pause_s = min(2 * pause_s, RETRY_MAX_S)
+        self._taken_s[peer] = loop.time()
 
     async def receive(self) -> Received:
         """See Transport.receive."""
@@ -243,10 +252,10 @@ class ZeroMQTransport:
     def _no_link(self, peer: str) -> TransportError:
         return TransportError(f"no link from {self.me.name} to {peer}")
 
-    async def _send_dialled(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
+    def _send_dialled(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
         """Whether a link's queue took it."""
         try:
-            await self._dealers[peer].send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+            _send_now(self._dealers[peer], frames)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -256,12 +265,12 @@ class ZeroMQTransport:
         self._up.add(peer)  # the event that says so may be under way
         return True
 
-    async def _send_back(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
+    def _send_back(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
         """The same for a neighbour that dials us, over its newest connection that still exists; raises if there is none."""
         routes = self._routes[peer]
         while routes:
             try:
-                await self._router.send_multipart([routes[-1], *frames], flags=zmq.DONTWAIT, copy=False)
+                _send_now(self._router, [routes[-1], *frames])
             except zmq.Again:
                 return False
             except zmq.ZMQError as error:
@@ -388,7 +397,7 @@ class ZeroMQTransport:
         options = {
             zmq.MAXMSGSIZE: self._max_frame_bytes + CURVE_OVERHEAD_BYTES,
             zmq.SNDHWM: min(self._max_queued, MAX_SENDING),  # libzmq tells of room only when half of them have gone
-            zmq.RCVHWM: self._max_queued,
+            zmq.RCVHWM: min(self._max_queued, MAX_RECEIVED),
             # The kernel's heartbeats, not libzmq's: libzmq 4.3.5 aborts the process when its heartbeat is due on a connection that ended
             # while its messages waited for us to read (!_io_error), and takes a slow reader for a dead one.
             zmq.TCP_KEEPALIVE: 1,
@@ -453,19 +462,19 @@ class ZeroMQTransport:
             except TimeoutError:
                 late_s, turn_s = loop.time() - turn_s - self._heartbeat_s, loop.time()
                 for name in sorted(self._up):
-                    await self._sign_of_life(self._dealers[name], name, [SIGN_OF_LIFE])
-                await self._look_at_routes()
+                    self._sign_of_life(self._dealers[name], name, [SIGN_OF_LIFE])
+                self._look_at_routes()
                 if late_s < self._heartbeat_s:  # else this node itself was held up, and what came meanwhile is still to be read
                     self._look_for_silence()
             else:
                 await asyncio.sleep(LOOK_AFTER_S)
                 self._ended.clear()
-                await self._look_at_routes()
+                self._look_at_routes()
 
-    async def _sign_of_life(self, link: zmq.asyncio.Socket, peer: str, frames: Sequence[bytes]) -> bool:
+    def _sign_of_life(self, link: zmq.asyncio.Socket, peer: str, frames: Sequence[bytes]) -> bool:
         """Whether there is a connection; one whose queue is full is one."""
         try:
-            await link.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+            _send_now(link, frames)
         except zmq.Again:
             return True
         except zmq.ZMQError as error:
@@ -475,10 +484,10 @@ class ZeroMQTransport:
             return False
         return True
 
-    async def _look_at_routes(self) -> None:
+    def _look_at_routes(self) -> None:
         """Forget the ways back that are gone; a neighbour that dials this node and has none is not connected."""
         for name, routes in self._routes.items():
-            while routes and not await self._sign_of_life(self._router, name, [routes[-1], SIGN_OF_LIFE]):
+            while routes and not self._sign_of_life(self._router, name, [routes[-1], SIGN_OF_LIFE]):
                 routes.pop()
             if not routes and name not in self._dealers and self._links.state(name).is_up:
                 self._links.counters[name]["disconnected"] += 1
@@ -532,6 +541,7 @@ class ZeroMQTransport:
                 self._beating.add(peer)
 
     async def _deliver(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
+        self._came.set()
         if len(frames) > MAX_FRAMES:
             self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
         elif len(frames) > 1 or len(frames[0]) > 0:  # a single empty frame only shows the way back
@@ -602,6 +612,18 @@ async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: f
     if fault.errno == errno.ECONNREFUSED:
         return LinkCondition.REFUSED, f"connection refused at {said}"
     return LinkCondition.NO_ROUTE, f"{fault.strerror} at {said}"
+
+
+def _send_now(link: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> None:
+    """Hand a message to libzmq, or raise zmq.Again where there is no room.
+
+    Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of garbage,
+    and the frames may hold a model.
+    """
+    try:
+        zmq.Socket.shadow(link).send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+    finally:
+        link.get(zmq.EVENTS)  # sending may have taken the notice that something has come
 
 
 async def _next(source: zmq.asyncio.Socket, *, copy: bool = True) -> list[Any]:

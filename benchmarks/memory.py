@@ -1,0 +1,230 @@
+"""Memory that a node takes: three daemons on a ring, each with two neighbours, over encrypted links on loopback. Prints JSON.
+
+    python benchmarks/memory.py                                      # 25 million float32 parameters, plain SGD
+    python benchmarks/memory.py --parameters 4000000 --optimizer adam --model residual
+
+Each node is a process of its own, as `p2pfl node start` runs it. Looked at every two milliseconds is RssAnon of /proc: memory that belongs
+to the process alone, not files or libraries. `before` is just before the model is made, `peak` the most from then on, in all and by what
+the node was doing; `models` is the difference between the two in sizes of one model, `foretold` the difference that the node's own
+forecast gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from p2pfl.tasks import Site, Task
+
+NAMES = ("node-0", "node-1", "node-2")
+CLASSES = 10
+LOOK_S = 0.002
+DEADLINE_S = 600.0
+
+
+class Residual(nn.Module):
+    """A layer whose output is added to its input: nothing that is written out by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, W) to the same."""
+        return inputs + F.gelu(self.inner(inputs))
+
+
+def model_of(kind: str, parameters: int) -> nn.Module:
+    """A network of about so many parameters: 24 layers, or one."""
+    if kind == "point":
+        from p2pfl.tasks.synthetic import Point
+
+        return Point(parameters)
+    layers = 1 if kind == "one" else 24
+    width = round(math.sqrt(parameters / layers))
+    inner = [Residual(width) if kind == "residual" else nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers)]
+    return nn.Sequential(*inner, nn.Linear(width, CLASSES))
+
+
+def network(parameters: int, kind: str) -> Task:
+    """A few random rows at each node, of ten classes."""
+    width = 1 if kind == "point" else next(iter(model_of(kind, parameters).parameters())).shape[1]
+    generator = torch.Generator().manual_seed(0)
+    sites = []
+    for name in NAMES:
+        inputs, classes = torch.randn(40, width, generator=generator), torch.randint(0, CLASSES, (40,), generator=generator)
+        train, test = (inputs[:32], classes[:32]), (inputs[32:], classes[32:])
+        sites.append(Site(name=name, train=None if kind == "point" else train, test=None if kind == "point" else test))
+    learns = kind != "point"
+    metrics = {"loss": lambda outputs, targets: float(F.cross_entropy(outputs, targets))} if learns else {}
+    return Task(
+        name="memory", model=partial(model_of, kind, parameters), loss=F.cross_entropy if learns else None, metrics=metrics, sites=sites
+    )
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+class Watch:
+    """The most memory of this process, in all and by what it was doing."""
+
+    def __init__(self) -> None:
+        self.before_bytes = self.model_bytes = 0
+        self.foretold_bytes: int | None = None
+        self.stage = "start"
+        self.peaks: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Look again and again."""
+        while True:
+            now_bytes = anonymous_bytes()
+            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), now_bytes)
+            time.sleep(LOOK_S)
+
+    def during(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, noted as a stage while it runs."""
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            before, self.stage = self.stage, stage
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.stage = before
+
+        return noted
+
+
+def node(site: Path) -> None:
+    """Run one node and print what it took."""
+    from p2pfl import plan as plans
+    from p2pfl.node import daemon
+    from p2pfl.node.memory import NodeMemory
+    from p2pfl.node.start import start
+    from p2pfl.training import Population
+
+    watch = Watch()
+    build = plans.build_model
+
+    def watched(*arguments: Any) -> nn.Module:
+        watch.before_bytes = anonymous_bytes()
+        threading.Thread(target=watch.run, daemon=True).start()
+        model = build(*arguments)
+        watch.model_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        return model
+
+    plans.build_model = watched
+    for name in ("train", "merge", "evaluate"):
+        setattr(Population, name, watch.during(name, getattr(Population, name)))
+    daemon.write_checkpoint = watch.during("checkpoint", daemon.write_checkpoint)
+    for name, stage in {"_finish": "finish", "_updates": "send", "_messages": "merge"}.items():
+        setattr(daemon.Daemon, name, watch.during(stage, getattr(daemon.Daemon, name)))
+    run = daemon.Daemon.run
+
+    async def running(self: daemon.Daemon) -> str:
+        watch.stage = "wait"
+        return await run(self)
+
+    daemon.Daemon.run = running
+    forecast = daemon.Daemon.memory
+
+    def foretelling(self: daemon.Daemon) -> NodeMemory:
+        found = forecast(self)
+        watch.foretold_bytes = found.peak_bytes
+        return found
+
+    daemon.Daemon.memory = foretelling
+    reason = start(site)
+    one = watch.model_bytes
+    found = {
+        "before_bytes": watch.before_bytes,
+        "model_bytes": one,
+        "peak_bytes": max(watch.peaks.values()),
+        "models": round((max(watch.peaks.values()) - watch.before_bytes) / one, 2),
+        "foretold": None if watch.foretold_bytes is None else round(watch.foretold_bytes / one, 2),
+        "by_stage": {stage: round((peak - watch.before_bytes) / one, 2) for stage, peak in watch.peaks.items()},
+        "ended": reason,
+    }
+    print(json.dumps(found))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Three nodes, each with what it took."""
+    from p2pfl.experiment import experiment_from
+    from p2pfl.node.identity import Identity
+    from p2pfl.plan import load_sites, make_plan
+    from p2pfl.study import Study
+    from p2pfl.transports import reserve_port
+    from p2pfl.yaml_files import dump_yaml
+
+    small = experiment_from(
+        {
+            "task": {"name": "memory:network", "parameters": arguments.parameters, "kind": arguments.model},
+            "topology": {"name": "ring"},
+            "algorithm": {"name": arguments.algorithm, "local_steps": 2, "batch_size": 8},
+            "optimizer": {"name": arguments.optimizer},
+            "rounds": 0 if arguments.model == "point" else arguments.rounds,
+            "stop": {"relative_consensus": 1e-300, "settle": arguments.rounds} if arguments.model == "point" else None,
+            "baselines": [],
+            "dtype": "float32",
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ports:
+        place = Path(folder)
+        cards, addresses = [], {}
+        for name in NAMES:
+            addresses[name] = ports.enter_context(reserve_port()).address
+            identity = Identity.new()
+            identity.save(place / name / "keys")
+            cards.append(identity.card(name, addresses[name], 32))
+        plan = make_plan(small, load_sites(small))
+        study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+        study.save(place / "study.yaml")
+        processes = []
+        for name in NAMES:
+            site = {"member": name, "study": "../study.yaml", "confirmed": study.digest, "listen": addresses[name], "linger_s": 5}
+            path = place / name / "site.yaml"
+            path.write_text(dump_yaml(site), encoding="utf-8")
+            command = [sys.executable, __file__, "--node", str(path)]
+            processes.append(subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True))  # noqa: S603  # our own command
+        outputs = [process.communicate(timeout=DEADLINE_S)[0] for process in processes]
+    return {"parameters": plan.layout.size, "nodes": [json.loads(output.splitlines()[-1]) for output in outputs]}
+
+
+def main() -> None:
+    """Read the command line, print the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=25_000_000)
+    parser.add_argument("--model", choices=["chain", "one", "residual", "point"], default="chain", help="24 layers, one, or blocks")
+    parser.add_argument("--algorithm", default="dpsgd")
+    parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--node", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.node is not None:
+        node(arguments.node)
+    else:
+        print(json.dumps(measure(arguments), indent=2))
+
+
+if __name__ == "__main__":
+    main()
