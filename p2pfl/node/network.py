@@ -492,7 +492,7 @@ class _Network:
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
                 departures=[
                     *[_departure(site, rounds) for site in lost],
-                    *departures_of_events(self._folder.events()),
+                    *departures_of_events(self._folder.events(), agreed_from=plan.experiment.rounds if reason == "converged" else None),
                     *non_finite_models(names, x_NP),
                 ],
             )
