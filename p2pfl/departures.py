@@ -31,6 +31,7 @@ DEPARTING: Mapping[str, DepartureKind] = {
 }
 """Kinds of events that are departures, and the kind of departure that each is."""
 
+_OF_MIXING = frozenset({"jumped", "stopped_late"})
 _SENTENCES = {
     "jumped": "jumped over rounds, which were not trained",
     "stopped_late": "did not hear in time that the network had agreed to stop",
@@ -60,19 +61,25 @@ class Departure:
         return {"kind": self.kind, "detail": self.detail}
 
 
-def departures_of_events(events: Iterable[Mapping[str, Any]], *, simulated: bool = False) -> list[Departure]:
+def departures_of_events(
+    events: Iterable[Mapping[str, Any]], *, simulated: bool = False, agreed_from: int | None = None
+) -> list[Departure]:
     """Departures that events tell of, each once, in the order of their first events.
 
     Args:
         events: rows of events.jsonl, of one node or of many; those of other kinds are passed over.
         simulated: outages and losses are what was asked for, so that only what became non-finite is a departure.
+        agreed_from: the first round that only mixes, of a network that has agreed to stop: what it agreed on holds, whoever jumped over
+            such rounds or mixed on for some more. None: it has not agreed.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     seen = set()
     for event in events:
         kind = str(event["event"])
         same = event.get("round"), event["node"], kind, event.get("detail")
-        if kind in DEPARTING and same not in seen and not (simulated and DEPARTING[kind] != "non_finite"):
+        is_harmless = agreed_from is not None and kind in _OF_MIXING and int(event.get("round", 0)) >= agreed_from
+        is_asked_for = simulated and DEPARTING.get(kind) != "non_finite"
+        if kind in DEPARTING and same not in seen and not is_harmless and not is_asked_for:
             seen.add(same)  # a run that is resumed goes through some rounds again
             found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)
         elif kind == "state_restored":

@@ -61,6 +61,14 @@ def test_a_flood_is_summed_up():
     assert found[-1].detail == "80 more of the kind state_lost, which events.jsonl holds"
 
 
+def test_a_network_that_agreed_may_have_jumped_over_rounds_of_mixing():
+    jumps = [event("a", "jumped", "from exchange 30 to 33", 30), event("a", "stopped_late", "one round", 41)]
+
+    assert departures_of_events(jumps, agreed_from=30) == []
+    assert [each.kind for each in departures_of_events(jumps, agreed_from=31)] == ["rounds_missed"]
+    assert len(departures_of_events(jumps)) == 2
+
+
 def test_the_exit_code_is_3_exactly_where_a_departure_is_listed():
     rows = departure_rows([Departure(kind="non_finite", detail="a")] * 2)
 

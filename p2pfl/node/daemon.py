@@ -706,7 +706,8 @@ class Daemon:
     def _departures(self) -> list[dict[str, str]]:
         """As summary.json lists them."""
         assert self._folder is not None
-        found = departures_of_events(self._folder.events())
+        agreed = self.protocol.closing == "converged"
+        found = departures_of_events(self._folder.events(), agreed_from=self.plan.experiment.rounds if agreed else None)
         return departure_rows([*found, *non_finite_models([self.me], self._population.estimate())])
 
     def _alone(self) -> Population | None:

@@ -517,7 +517,7 @@ class _Network:
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
                 departures=[
                     *[_departure(site, rounds) for site in lost],
-                    *departures_of_events(self._folder.events()),
+                    *departures_of_events(self._folder.events(), agreed_from=plan.experiment.rounds if reason == "converged" else None),
                     *non_finite_models(names, x_NP),
                 ],
                 started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
