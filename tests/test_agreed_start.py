@@ -142,6 +142,22 @@ def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_p
     assert f"1 of 8 members are missing at the start: {absent}" in caplog.text
 
 
+def test_who_comes_after_the_start_enters_as_after_an_outage(tmp_path):
+    plan = ring(nodes=3, members=2, within_s=0.5)
+    *there, late = plan.names
+
+    async def main():
+        async with Network(plan, tmp_path, limits=LIMITS) as network:
+            network.start(*there)
+            await network.reached(2, there)
+            network.start(late)
+            assert await network.ended() == ["converged"] * 3
+            assert [network.summary(name)["started_without"] for name in plan.names] == [[late]] * 3
+            assert network.rows(late)
+
+    finish(main(), 60)
+
+
 def test_two_halves_of_a_ring_do_not_train_and_both_name_the_two_absent(tmp_path, short_grace):
     plan = ring(members=6, within_s=0.5)
     absent = plan.names[0], plan.names[4]

@@ -51,7 +51,7 @@ class AgreedStart:
         """The most links that news cross."""
         self.agreement = StartAgreement(
             me=places[me],
-            neighbours=[sorted(graph.neighbours(place)) for place in range(len(plan.names))],
+            neighbours=[graph.neighbours(place).tolist() for place in range(len(plan.names))],
             names={name: places[name] for name in plan.neighbours(me)},
             keys=[signing.keys[name] for name in plan.names],
             sign=signing.sign,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Final
 
@@ -59,6 +60,7 @@ def packed(places: Iterable[int]) -> bytes:
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
 
 
+@lru_cache(maxsize=64)
 def unpacked(bits: bytes) -> frozenset[int]:
     """The set of places that bits stand for."""
     return frozenset(8 * number + bit for number, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)

@@ -218,7 +218,8 @@ class StartAgreement:
         """Members to start with now; None: the start has to wait, or has been."""
         if self.started is not None or self.me not in self._newest:
             return None
-        companies = [unpacked(record.started) for record, _ in self._newest.values() if record.started is not None]
+        named = {record.started for record, _ in self._newest.values() if record.started is not None}  # nearly all name the same
+        companies = [unpacked(bits) for bits in named]
         known = [company for company in companies if len(company) >= self.needed and company <= self._newest.keys()]
         if known:
             return max(known, key=lambda company: (len(company), sorted(company)))
