@@ -103,7 +103,8 @@ class AgreedStart:
                 if self._names[place] != self._me:
                     reasons[place] = f"it has no link with {self._names[end]}"
         words = {self._names[place]: reasons[place] for place in sorted(reasons)}
-        return words | {name: _state_of(reports[name]) for name in words if name in reports}
+        never = {self._names[place] for place in awaited.absent}
+        return words | {name: _state_of(now) for name, now in reports.items() if name in words and (name in never or not now.is_good)}
 
     def news(self, waiting_for: Mapping[str, str]) -> str | None:
         """One line about whom this node waits for, where that has changed since the last call."""
