@@ -88,6 +88,8 @@ def test_a_blocked_link_between_two_that_are_there_is_waited_for(tmp_path):
             network.start()
             await until(lambda: all(set(network.nodes[n].daemon.status()["waiting_for"]) == set(pair) - {n} for n in plan.names))
             await asyncio.sleep(4 * DEADLINE_S)
+            waits = network.nodes[plan.names[2]].daemon.status()["waiting_for"]
+            assert waits == {pair[0]: f"it has no link with {pair[1]}", pair[1]: f"it has no link with {pair[0]}"}
             assert {network.round(name) for name in plan.names} == {0}
             network.cut = set()
             assert await network.ended() == ["converged"] * 8

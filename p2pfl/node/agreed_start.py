@@ -95,7 +95,7 @@ class AgreedStart:
             return {}
         agreement, awaited = self.agreement, self.agreement.awaited()
         reasons = {place: f"no neighbour has a link with it: {self._list(agreement.neighbours_of(place))}" for place in awaited.absent}
-        reasons |= dict.fromkeys(awaited.gone, "it was there, and no link leads to it now")
+        reasons |= dict.fromkeys(awaited.gone, "it was heard of, and no way of links to it is known now")
         for place in awaited.behind:
             reasons[place] = f"nobody here has heard of it: it can only be heard through {self._list(sorted(awaited.absent))}"
         for one, other in sorted(awaited.broken):
@@ -103,8 +103,8 @@ class AgreedStart:
                 if self._names[place] != self._me:
                     reasons[place] = f"it has no link with {self._names[end]}"
         words = {self._names[place]: reasons[place] for place in sorted(reasons)}
-        own = {name: f"{reports[name].state}: {reports[name].detail}" for name in words if name in reports and not reports[name].is_good}
-        return words | own
+        never = {self._names[place] for place in awaited.absent}
+        return words | {name: _state_of(now) for name, now in reports.items() if name in words and (name in never or not now.is_good)}
 
     def news(self, waiting_for: Mapping[str, str]) -> str | None:
         """One line about whom this node waits for, where that has changed since the last call."""
@@ -130,9 +130,7 @@ class AgreedStart:
         parts = []
         if awaited.absent:
             own = [
-                f"{name} ({reports[name].state}: {reports[name].detail})"
-                if name in reports and not reports[name].is_good and reports[name].detail
-                else name
+                f"{name} ({_state_of(reports[name])})" if name in reports else name
                 for name in (self._names[place] for place in sorted(awaited.absent))
             ]
             parts.append(f"missing: {', '.join(own[:_MOST_NAMED])}")
@@ -148,3 +146,10 @@ class AgreedStart:
     def _list(self, places: Sequence[int]) -> str:
         names = [self._names[place] for place in places]
         return ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+
+
+def _state_of(report: LinkReport) -> str:
+    """How the link to a neighbour is that is not ready."""
+    if report.is_good:
+        return "connected, and it has not told that it is ready"
+    return f"{report.state}: {report.detail}" if report.detail else report.state
