@@ -97,6 +97,7 @@ def test_institutions_join_start_and_agree(institutions):
     assert {name: (node.returncode, output[name].splitlines()[-1]) for name, node in nodes.items()} == dict.fromkeys(
         HOSPITALS, (0, "stopped: converged")
     ), output
+    assert all("greet_timeout_s in " in text and "it is require.within_s in the experiment now" in text for text in output.values())
     summaries = {name: json.loads((root / name / "state" / "run" / "summary.json").read_text()) for name in HOSPITALS}
     assert len({summary["rounds"] for summary in summaries.values()}) == 1
     for name in HOSPITALS:

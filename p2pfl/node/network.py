@@ -330,7 +330,7 @@ class _Network:
         if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):
             reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
             raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
-        if untrained := [site for site in self._sites if site.has_not_started()]:
+        if untrained := [site for site in self._sites if site.is_finished and site.has_not_started()]:
             reasons = [f"{site.name}: {site.last_words() or 'too few nodes were ready'}; its log is {site.log}" for site in untrained]
             raise MembersMissing("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
