@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from links import ZeroMQLinks
 from networks import PATIENT, Institutions, Network, averaging, finish, until, wait_until
+from p2pfl.cli import app
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment import experiment_from
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.verdict import verdict
 from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
+from p2pfl.node.status import read_status
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.records import read_run
 from p2pfl.transports import Endpoint, resolver
@@ -279,17 +282,21 @@ def test_what_cannot_be_required_is_refused_by_name(bad):
 @pytest.mark.slow
 def test_processes_that_wait_in_vain_end_with_exit_code_3_and_say_who_is_missing(tmp_path):
     plan = averaging({"name": "ring"}, 3)
-    plan = replace(plan, experiment=replace(plan.experiment, require=replace(plan.experiment.require, within_s=3.0)))
+    plan = replace(plan, experiment=replace(plan.experiment, require=replace(plan.experiment.require, within_s=15.0)))
     *there, absent = plan.names
     with Institutions(plan, tmp_path) as institutions:
         institutions.start(*there)
-        wait_until(lambda: absent in (institutions.status(there[0]) or {}).get("waiting_for", {}), 60)
+        wait_until(lambda: list((institutions.status(there[0]) or {}).get("waiting_for", {})) == [absent], 60)
+        status = CliRunner().invoke(app, ["node", "status", str(institutions.site(there[0]))])
         wait_until(institutions.is_over, 120)
 
         assert [institutions.exit_code(name) for name in there] == [3] * 2
+        assert f"{there[0]} waits for 1 of 3 members before it trains:\n  {absent}: " in status.output
+        with pytest.raises(ConfigError, match="it ended without training because too few members were ready"):
+            read_status(institutions.state(there[0]))
         for name in there:
             log = (institutions.place / name / "node.log").read_text()
-            assert "p2pfl: this node has not trained: all 3 members must be ready within 3 s" in log
+            assert "p2pfl: this node has not trained: all 3 members must be ready within 15 s" in log
             assert absent in log.splitlines()[-1]
             assert institutions.summary(name)["departures"][0]["kind"] == "members_missing"
 

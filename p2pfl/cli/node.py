@@ -84,7 +84,7 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
 
     console = Console()
     if waiting_for := found.get("waiting_for"):
-        console.print(f"{found['member']} waits for {len(waiting_for)} members before it trains:", markup=False)
+        console.print(f"{found['member']} waits for {len(waiting_for)} of {found['members']} members before it trains:", markup=False)
         for name, why in waiting_for.items():
             console.print(f"  {name}: {why}", markup=False, soft_wrap=True)
     if without := found.get("started_without"):

@@ -1096,6 +1096,7 @@ class Daemon:
         return network | {
             "version": p2pfl.__version__,
             "member": self.me,
+            "members": len(self.plan.names),
             "waiting_for": self._agreed_start.waiting_for(reports),
             "started_with": self._agreed_start.company,
             "started_without": self._agreed_start.missing,
