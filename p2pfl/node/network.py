@@ -330,7 +330,7 @@ class _Network:
         if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):
             reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
             raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
-        if untrained := [site for site in self._sites if site.has_not_started()]:
+        if untrained := [site for site in self._sites if site.is_finished and site.has_not_started()]:
             reasons = [f"{site.name}: {site.last_words() or 'too few nodes were ready'}; its log is {site.log}" for site in untrained]
             raise MembersMissing("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
@@ -352,10 +352,10 @@ class _Network:
     def _is_pointless(self) -> bool:
         """Whether those that are left cannot go on: half of all or fewer, or too few to begin."""
         lost = sum(site.is_lost for site in self._sites)
-        there, require = len(self._sites) - lost, getattr(self._plan.experiment, "require", None)
+        total = len(self._sites)
         has_begun = any(site.rounds_seen >= 0 for site in self._sites)
-        needed = require.at_least(len(self._sites)) if require is not None and not has_begun else len(self._sites) // 2 + 1
-        return lost > 0 and there < needed
+        needed = total // 2 + 1 if has_begun else self._plan.experiment.require.at_least(total)
+        return lost > 0 and total - lost < needed
 
     def _take_events(self) -> None:
         """Write down what the nodes have, each event once."""
