@@ -355,7 +355,9 @@ class _Network:
         total = len(self._sites)
         has_begun = any(site.rounds_seen >= 0 for site in self._sites)
         needed = total // 2 + 1 if has_begun else self._plan.experiment.require.at_least(total)
-        return lost > 0 and total - lost < needed
+        # who died once and has not greeted since may die once more: its end is reported, too
+        undecided = any(site.process is not None and site.fruitless and not site.has_greeted for site in self._sites)
+        return lost > 0 and total - lost < needed and (has_begun or not undecided)
 
     def _take_events(self) -> None:
         """Write down what the nodes have, each event once."""
