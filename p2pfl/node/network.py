@@ -352,10 +352,12 @@ class _Network:
     def _is_pointless(self) -> bool:
         """Whether those that are left cannot go on: half of all or fewer, or too few to begin."""
         lost = sum(site.is_lost for site in self._sites)
-        there, require = len(self._sites) - lost, getattr(self._plan.experiment, "require", None)
+        total = len(self._sites)
         has_begun = any(site.rounds_seen >= 0 for site in self._sites)
-        needed = require.at_least(len(self._sites)) if require is not None and not has_begun else len(self._sites) // 2 + 1
-        return lost > 0 and there < needed
+        needed = total // 2 + 1 if has_begun else self._plan.experiment.require.at_least(total)
+        # who died once and has not greeted since may die once more: its end is reported, too
+        undecided = any(site.process is not None and site.fruitless and not site.has_greeted for site in self._sites)
+        return lost > 0 and total - lost < needed and (has_begun or not undecided)
 
     def _take_events(self) -> None:
         """Write down what the nodes have, each event once."""
