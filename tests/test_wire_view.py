@@ -28,6 +28,20 @@ def record(member: int, round: int, **changes) -> RoundRecord:
     return replace(RECORD, **{"member": member, "round": round, "level": 0, "skipped": 0, "without": ()} | changes)
 
 
+def test_a_member_that_begins_once_more_is_told_once():
+    gossip = Gossip(nx.path_graph(3))
+    gossip.round(0, 1.0)
+    gossip.round(1, 2.0)
+    assert [view.begun_again() for view in gossip.views] == [set()] * 3
+    later = replace(record(0, 5), began=RECORD.began + 1)
+    gossip.views[0].publish(later, 3.0)
+    gossip.round(6, 3.5, away={0})
+    gossip.views[2].hear("1", [seal(later, gossip.secrets[0].sign, STUDY)], 4.0)
+
+    assert gossip.views[2].begun_again() == {0}
+    assert gossip.views[2].begun_again() == set()
+
+
 class Gossip:
     """Views of the nodes of a graph, whose messages arrive within a round, unless they are lost."""
 
