@@ -16,7 +16,7 @@ from p2pfl.experiment import experiment_from, load_experiment
 from p2pfl.sweeps import make_grid, read_sweep
 from p2pfl.sweeps.folder import write_grid
 from p2pfl.sweeps.grid import checked
-from p2pfl.sweeps.table import choice_of, over_seeds, with_choice
+from p2pfl.sweeps.table import choice_of, is_lower_better, over_seeds, with_choice
 from p2pfl.sweeps.work import Job, run_one
 
 LOGISTIC = {
@@ -144,6 +144,12 @@ def test_the_best_cell_is_best_on_validation_rows_whatever_its_test_rows_say():
     assert choice_of(grid, rows_of(grid, validation=(0.7, 0.8), test=(0.6, 0.9))).best == "1-0.1"
     lower = rows_of(grid, validation=(0.8, 0.7), test=(0.6, 0.9), metric="log_loss", direction="lower is better")
     assert choice_of(grid, lower).best == "1-0.1"
+
+
+def test_whether_less_is_better_is_what_the_task_says_and_not_what_a_name_sounds_like():
+    assert is_lower_better("mae", frozenset({"mae"}))
+    assert not is_lower_better("lossless", frozenset())
+    assert is_lower_better("log_loss", None)  # a run of an earlier version
 
 
 def test_table_rows_say_the_rank_and_which_figures_choose_nothing():
