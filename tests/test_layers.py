@@ -15,20 +15,8 @@ DEADLINE_S = 60
 
 LAYERS = [
     {"errors"},
-    {
-        "departures",
-        "draws",
-        "moments",
-        "names",
-        "params",
-        "progress",
-        "records",
-        "stopwatch",
-        "text_files",
-        "yaml_files",
-        "checkpoints",
-        "topology",
-    },
+    {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "yaml_files"}
+    | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},
     {"cross_site", "experiment", "plan", "subgroups", "summary", "results", "prediction", "worth"},
