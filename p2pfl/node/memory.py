@@ -30,6 +30,8 @@ from p2pfl.training import Population
 _OVERHEAD_BYTES = 32 * 2**20
 """Messages on their way in and out, what torch and Python take for themselves while they work; measured."""
 
+_WORTH_SAYING_BYTES = 10**6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeMemory:
@@ -63,10 +65,8 @@ class NodeMemory:
     @property
     def text(self) -> str:
         """A sentence for people."""
-        return (
-            f"models need at most {_mb(self.peak_bytes)} MB, {self.models:.1f} times the {_mb(self.model_bytes)} MB of one; "
-            "what the process and its rows take comes on top"
-        )
+        times = f", {self.models:.1f} times the {_mb(self.model_bytes)} MB of one" if self.model_bytes >= _WORTH_SAYING_BYTES else ""
+        return f"models need at most {_mb(self.peak_bytes)} MB{times}; what the process and its rows take comes on top"
 
 
 def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> NodeMemory:
