@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p2pfl.plan import Plan
 from p2pfl.summary import MeanModel, mean_model_of
-from p2pfl.tasks import Site, SiteTable
+from p2pfl.tasks import Site, SitesByName
 from p2pfl.tasks.intervals import interval_of
 from p2pfl.tasks.metrics import auroc, logits_and_classes
 from p2pfl.training import Population
@@ -44,7 +44,7 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
         specificity 0.9 in the group, "calibration_error": mean distance of probability from frequency over ten bins, weighted by their
         rows}; null where undefined, and all of it below 10 rows. Empty for tasks of other than two classes and sites without groups.
     """
-    if isinstance(plan.task.sites, SiteTable):
+    if isinstance(plan.sites, SitesByName):
         return []
     if mean is None and len(names) == len(plan.names):
         mean = mean_model_of(plan, x_NP, population.buffers)

@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pfl.departures import Departure, departure_rows
 from p2pfl.plan import Plan
 from p2pfl.records import NOT_FOR_CHOOSING, rows_word, statistics
-from p2pfl.tasks import SiteTable
+from p2pfl.tasks import SitesByName
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, both_baselines, pooled_baseline, trained_alone
@@ -218,7 +218,7 @@ def test_figures(
     Returns:
         The summary's part "test"; None where no test rows were set aside.
     """
-    if isinstance(plan.task.sites, SiteTable) and plan.task.sites.set_aside is None:
+    if isinstance(plan.sites, SitesByName) and plan.sites.table.set_aside is None:
         return None
     aside = {name: site.set_aside for name, site in plan.sites.items() if site.set_aside is not None}
     if not aside:
@@ -302,8 +302,8 @@ def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> Me
         return MeanModel(x_P=mean_P, buffers={})
     if len(plan.sites) != len(plan.names):
         return "its running statistics need all nodes' training rows, which are not here"
-    sites = plan.task.sites
-    if isinstance(sites, SiteTable):
+    if isinstance(plan.sites, SitesByName):
+        sites = plan.sites.table
         places = slice(int(sites.train.starts[0]), int(sites.train.starts[-1]))
         inputs_M = sites.inputs[places if sites.train.rows is None else sites.train.rows[places].long()]
     else:
@@ -317,8 +317,8 @@ def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population
     """Metrics of the mean model on all sites' test rows pooled; None where there is no such model."""
     if isinstance(mean, str):
         return None
-    if isinstance(plan.task.sites, SiteTable):
-        pooled = plan.task.sites.tests()
+    if isinstance(plan.sites, SitesByName):
+        pooled = plan.sites.table.tests()
     else:
         tests = [site.test for site in plan.sites.values() if site.test is not None]
         pooled = (torch.cat([inputs for inputs, _ in tests]), torch.cat([targets for _, targets in tests])) if tests else None

@@ -130,7 +130,7 @@ def test_live_a_finished_run_is_shown_once(runs, columns):
 
 def is_followed(terminal, *, number):
     """Whether a round is told of, and the curve with its whole axis goes so far."""
-    told = f"round {number} the models differ" in " ".join(" ".join(terminal.lines).split())
+    told = f"in round {number} the disagreement is" in " ".join(" ".join(terminal.lines).split())
     return told and any(re.fullmatch(rf" +0 +{number}", line) for line in terminal.lines)
 
 

@@ -16,7 +16,6 @@ from p2pfl.cli.bar import Bar
 from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
 from p2pfl.departures import DEPARTED
 from p2pfl.errors import P2PFLError
-from p2pfl.records import NOT_FOR_CHOOSING
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
@@ -209,6 +208,8 @@ def _say_result(done: Sweep) -> None:
 
 def _of_choice(done: Sweep) -> list[str]:
     """What the order of the table is, and which cell is best."""
+    from p2pfl.records import NOT_FOR_CHOOSING
+
     choice, by_name = done.choice, {result.cell.name: result for result in done.cells}
     if len(done.grid.cells) == 1:
         return []
