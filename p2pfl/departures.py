@@ -129,6 +129,6 @@ def _told(kind: str, same: Sequence[Mapping[str, Any]]) -> str:
     who = f"{named} and {more:,} more" if more > 0 else named
     first = str(same[0].get("detail", ""))
     if kind not in _SENTENCES:
-        return f"{who}: {first}" if first else f"{who}: {kind.replace('_', ' ')}"
+        return f"{who}: {first.removeprefix(f'{who}: ')}" if first else f"{who}: {kind.replace('_', ' ')}"
     times = f"{len(same):,} times, first " if len(same) > 1 else ""
     return f"{who}: {_SENTENCES[kind]} ({times}{first})"
