@@ -441,6 +441,27 @@ def test_a_loss_that_compares_every_row_with_every_row_is_refused(loss, flat):
     assert f"loss, site 'basel': outputs are {shapes}: every row's output is compared with every row's target" in str(tried(task))
 
 
+def sites_after_one_of_one_row(**first):
+    """Sites whose targets are flat; the first is small."""
+    (x, y), (other_x, other_y) = rows(), rows()
+    sizes = {"train": NUM_ROWS, "test": NUM_ROWS, **first}
+    small = Site(name="aarau", **{part: (other_x[:size], other_y[:size, 0]) for part, size in sizes.items()})
+    return [small, Site(name="basel", train=(x, y[:, 0]), test=(x, y[:, 0]))]
+
+
+def test_a_loss_that_compares_every_row_with_every_row_is_found_behind_a_site_of_one_row():
+    task = task_of(loss=lambda outputs, targets: ((outputs - targets) ** 2).mean(), sites=sites_after_one_of_one_row(train=1))
+    assert "loss, site 'basel': outputs are float32[4, 1], targets float32[4]: every row's" in str(tried(task))
+
+
+def test_a_metric_that_compares_every_row_with_every_row_is_found_behind_a_site_of_one_row():
+    metrics = {name: lambda outputs, targets: ((outputs - targets) ** 2).mean() for name in ("error", "again")}
+    task = task_of(loss=lambda o, t: F.mse_loss(o[:, 0], t), sites=sites_after_one_of_one_row(test=1), metrics=metrics)
+    said = str(tried(task))
+    for name in metrics:
+        assert f"metric '{name}', site 'basel': outputs are float32[6, 1], targets float32[6]: every row's" in said
+
+
 def test_a_metric_that_compares_every_row_with_every_row_is_refused():
     task = task_of(metrics={"error": lambda outputs, targets: F.mse_loss(outputs[:, 0], targets).item()})
     said = tried(task).findings

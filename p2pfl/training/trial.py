@@ -103,13 +103,15 @@ class _Trial:
         """How many outputs the model has for each row, once it has been called."""
         self._is_broken = False
         """Whether the model has failed on the first batch."""
+        self._watched: set[str] = set()
+        """Metrics that were watched with at least two rows."""
 
     def of_training(self) -> Iterator[TaskError]:
         """What is wrong with batches and training targets."""
         if self._task.loss is None:
             return
         gradients: Gradients | None = None
-        tried = set()
+        tried, is_watched = set(), False
         for site in self._some():
             if site.train is None:
                 continue
@@ -119,6 +121,11 @@ class _Trial:
                     gradients = self._gradients(batch, site.name)
                 else:
                     gradients.try_on(batch, site.name)
+                if not is_watched and len(batch[0]) > 1:  # of one row nothing shows that all pairs are taken
+                    is_watched = True
+                    if (fault := self._pairing_in_loss(gradients, batch, site.name)) is not None:
+                        yield fault
+                        return
             except TaskError as error:
                 yield error
                 tried.add(site.name)
@@ -131,15 +138,14 @@ class _Trial:
         """What is wrong with outputs, metrics and test targets."""
         if self._is_broken or (isinstance(self._task.sites, SiteTable) and self._task.sites.test is None):
             return
-        tried, is_first = set(), True
+        tried = set()
         for site in self._some():
             if site.test is not None:
-                for error in self._evaluated(site, is_first=is_first):
+                for error in self._evaluated(site):
                     yield error
                     tried.add(site.name)
-                is_first = False
             if site.set_aside is not None and site.name not in tried:
-                for error in self._evaluated(replace(site, test=site.set_aside, set_aside=None), is_first=is_first):
+                for error in self._evaluated(replace(site, test=site.set_aside, set_aside=None)):
                     yield error
                     tried.add(site.name)
         classes = [name for name, metric in self._task.metrics.items() if unwrapped(metric) in _BUILT_IN]
@@ -159,19 +165,24 @@ class _Trial:
         return of_dtype(inputs[places_B], self._layout.dtype), of_dtype(targets[places_B], self._layout.dtype)
 
     def _gradients(self, batch: tuple[Tensor, Tensor], site: str) -> Gradients:
-        """How gradients are computed, after a look at what the loss does with the shapes of one batch."""
+        """How gradients are computed, tried on one batch."""
         task = self._task
         assert task.loss is not None
         gradients = Gradients(self._model, task.loss, batch, 1, task=task.name, sites=[site])
         gradients.try_on(batch, site)
-        outputs, targets = gradients.outputs_on(batch[0], site), batch[1]
+        outputs = gradients.outputs_on(batch[0], site)
         if outputs.dim() == 2 or outputs.dim() == 1:  # noqa: PLR2004
             self._num_outputs = outputs.shape[1] if outputs.dim() == 2 else 1  # noqa: PLR2004
+        return gradients
+
+    def _pairing_in_loss(self, gradients: Gradients, batch: tuple[Tensor, Tensor], site: str) -> TaskError | None:
+        """What is wrong where the loss takes all pairs of rows in a batch of at least two."""
+        task = self._task
+        assert task.loss is not None
+        outputs, targets = gradients.outputs_on(batch[0], site), batch[1]
         with users_code(task.name, "loss", outputs, targets, site=site), watched(outputs, targets) as watch:
             task.loss(outputs, targets)
-        if watch.fault is not None:
-            raise TaskError(watch.fault, task=task.name, function="loss", site=site)
-        return gradients
+        return None if watch.fault is None else TaskError(watch.fault, task=task.name, function="loss", site=site)
 
     def _fault_for_loss(self) -> Callable[[np.ndarray], str | None]:
         """What finds targets that the loss takes and should not, or takes in no batch but one."""
@@ -196,7 +207,7 @@ class _Trial:
             if rows is not None and site.name not in tried and (fault := fault_of(rows[1].numpy().reshape(-1))):
                 yield TaskError(fault, task=self._task.name, function=function, site=site.name)
 
-    def _evaluated(self, site: Site, *, is_first: bool) -> Iterator[TaskError]:
+    def _evaluated(self, site: Site) -> Iterator[TaskError]:
         """What is wrong with the metrics of one site's test rows."""
         assert site.test is not None
         task, num_rows = self._task, len(site.test[0])
@@ -208,8 +219,10 @@ class _Trial:
             return
         for name in task.metrics:
             try:
-                with watched(outputs, targets) if is_first else nullcontext() as watch:
+                with watched(outputs, targets) if name not in self._watched else nullcontext() as watch:
                     figure(task, name, outputs, targets, site=site.name)
+                if len(rows) > 1:  # of one row nothing shows that all pairs are taken
+                    self._watched.add(name)
                 if watch is not None and watch.fault is not None:
                     yield TaskError(watch.fault, task=task.name, function=f"metric {name!r}", site=site.name)
             except TaskError as error:
