@@ -470,6 +470,49 @@ def test_a_metric_that_compares_every_row_with_every_row_is_refused():
     assert "metric 'error', site 'basel': outputs are float32[6, 1], targets float32[6, 1]: every row's" in said[0]
 
 
+def flat_targets(task):
+    return replace(task, sites=[replace(site, test=(site.test[0], site.test[1][:, 0])) for site in task.sites])
+
+
+@pytest.mark.parametrize("flat", ["targets", "outputs"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, t: ((o.numpy() > 0) == (t.numpy() > 0)).mean(),
+        lambda o, t: np.square(np.subtract(o.numpy(), t.numpy())).mean(),
+    ],
+)
+def test_a_metric_in_numpy_that_compares_every_row_with_every_row_is_refused(metric, flat):
+    def unlike():
+        x, y = rows(20)
+        return x, torch.where(torch.arange(20)[:, None] % 3 == 0, y.abs(), -y.abs())
+
+    sites = [Site(name=name, train=rows(), test=unlike()) for name in ("basel", "bern")]
+    model = (lambda: nn.Linear(3, 1)) if flat == "targets" else (lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
+    task = task_of(model=model, loss=lambda o, t: F.mse_loss(o.reshape(-1), t.reshape(-1)), metrics={"error": metric}, sites=sites)
+    shapes = "float32[20, 1], targets float32[20]" if flat == "targets" else "float32[20], targets float32[20, 1]"
+
+    said = str(tried(flat_targets(task) if flat == "targets" else task))
+    assert f"metric 'error', site 'basel': outputs are {shapes}: every row's output is compared with every row's target" in said
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, t: np.square(o.numpy()[:, 0] - t.numpy()).mean(),
+        lambda o, t: np.square(o.numpy()[..., 0] - t.numpy()).mean(),
+        lambda o, t: np.square(o.numpy().mean(-1) - t.numpy()).mean(),
+        lambda o, t: (np.sign(o.numpy() - o.numpy().T) == np.sign(t.numpy()[:, None] - t.numpy()[None])).mean(),
+        lambda o, t: o.numpy().mean() - t.numpy().mean(),
+        lambda _o, _t: np.random.default_rng().random(),
+        lambda _o, _t: float("nan"),
+    ],
+)
+def test_a_metric_in_numpy_that_minds_the_shape_is_taken(metric):
+    task = flat_targets(task_of(metrics={"error": metric}))
+    make_plan(experiment_from({"task": {"name": "stroke:stroke"}}), task)
+
+
 def test_a_loss_over_risk_sets_may_compare_all_times_with_all():
     def cox(outputs, targets):
         at_risk = targets >= targets[:, None]

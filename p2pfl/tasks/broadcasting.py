@@ -7,6 +7,7 @@ Shapes: B rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,7 @@ class Watch(TorchFunctionMode):
         self.fault: str | None = None
         """One sentence with both shapes."""
         self._from: dict[int, tuple[Tensor, int]] = {id(outputs): (outputs, _OUTPUTS), id(targets): (targets, _TARGETS)}
-        self._shapes = f"outputs are {describe(outputs)}, targets {describe(targets)}"
+        self._outputs, self._targets = outputs, targets
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -58,8 +59,44 @@ class Watch(TorchFunctionMode):
             return
         every_pair = isinstance(result, Tensor) and result.shape == (len(first), len(first))
         if every_pair or func in _BY_ROW:
-            remedy = "give both the same shape, by outputs.squeeze(1) or targets.unsqueeze(1)"
-            self.fault = f"{self._shapes}: every row's output is compared with every row's target; {remedy}"
+            self.fault = _fault(self._outputs, self._targets)
+
+
+def _fault(outputs: Tensor, targets: Tensor) -> str:
+    remedy = "give both the same shape, by outputs.squeeze(1) or targets.unsqueeze(1)"
+    shapes = f"outputs are {describe(outputs)}, targets {describe(targets)}"
+    return f"{shapes}: every row's output is compared with every row's target; {remedy}"
+
+
+def pairing_in(metric: Callable[[Tensor, Tensor], float], outputs: Tensor, targets: Tensor) -> str | None:
+    """One sentence where a metric's figure is another one for equal shapes, also where it does not compute with tensors.
+
+    A metric that means its shapes, as one that takes outputs[..., 0], has another figure for flat outputs than for two columns.
+
+    Args:
+        metric: as a number; it may raise anything, which says nothing of pairs.
+        outputs: (B, 1) where targets are (B,), or the reverse; of other shapes nothing is found.
+        targets: likewise.
+    """
+    if {tuple(outputs.shape), tuple(targets.shape)} != {(len(outputs),), (len(outputs), 1)}:
+        return None
+    probes = (
+        [outputs, outputs - outputs.mean()] if outputs.is_floating_point() else [outputs]
+    )  # an untrained model may say one class of all
+    for probe in probes:
+        try:
+            given = metric(probe, targets)
+            flat = metric(probe.reshape(-1), targets.reshape(-1))
+            columns = metric(probe.reshape(-1, 1), targets.reshape(-1, 1))
+        except Exception:  # noqa: BLE001, S112  # it minds the shape
+            continue
+        if _is_same(flat, columns) and not _is_same(given, flat):
+            return _fault(outputs, targets)
+    return None
+
+
+def _is_same(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from p2pfl.draws import batch_sizes
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
-from p2pfl.tasks.broadcasting import watched
+from p2pfl.tasks.broadcasting import pairing_in, watched
 from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
 from p2pfl.tasks.scoring import unwrapped
@@ -105,6 +106,8 @@ class _Trial:
         """Whether the model has failed on the first batch."""
         self._watched: set[str] = set()
         """Metrics that were watched with at least two rows."""
+        self._compared = {name for name, metric in task.metrics.items() if unwrapped(metric) in _BUILT_IN}
+        """Metrics whose figure was compared with that for equal shapes; built-in ones need none."""
 
     def of_training(self) -> Iterator[TaskError]:
         """What is wrong with batches and training targets."""
@@ -223,8 +226,12 @@ class _Trial:
                     figure(task, name, outputs, targets, site=site.name)
                 if len(rows) > 1:  # of one row nothing shows that all pairs are taken
                     self._watched.add(name)
-                if watch is not None and watch.fault is not None:
-                    yield TaskError(watch.fault, task=task.name, function=f"metric {name!r}", site=site.name)
+                fault = watch.fault if watch is not None else None
+                if fault is None and name not in self._compared and len(targets.unique()) > 1:
+                    self._compared.add(name)
+                    fault = pairing_in(partial(figure, task, name, site=site.name), outputs, targets)
+                if fault is not None:
+                    yield TaskError(fault, task=task.name, function=f"metric {name!r}", site=site.name)
             except TaskError as error:
                 if len(rows) == num_rows:
                     yield error
