@@ -19,7 +19,7 @@ from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task
 from p2pfl.training import compiled as loops_of
 from p2pfl.training.batched import Batched
-from p2pfl.training.compiled import Compiled
+from p2pfl.training.compiled import Compiled, why_not_compiled
 from p2pfl.training.layers import Descent
 from runs import plan_of
 from thorough import first_fast
@@ -97,15 +97,18 @@ def test_a_row_that_leaves_the_finite_numbers_is_as_it_was_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(
-    "model",
-    [nn.Sequential(nn.Linear(7, 4), nn.LayerNorm(4), nn.Linear(4, 3)), nn.Sequential(nn.ReLU(), nn.Linear(7, 3))],
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(7, 4), nn.LayerNorm(4), nn.Linear(4, 3)), "LayerNorm is none of them"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(7, 3)), "a function stands where a linear layer should"),
+    ],
     ids=["layer norm", "activation first"],
 )
-def test_what_is_not_compiled_is_left_to_torch(model):
+def test_what_is_not_compiled_is_left_to_torch(model, reason):
     batched, compiled, *_ = both(model, *classes(10))
 
     assert batched is not None
-    assert compiled == "only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the model is none"
+    assert compiled == f"only chains of linear layers with ReLU, tanh or sigmoid are compiled, and {reason}"
 
 
 def test_a_loss_of_the_users_own_is_left_to_torch():
@@ -147,6 +150,65 @@ def test_whole_numbers_that_the_model_standardises_are_compiled(whole, dtype):
     compiled.descend(found, positions, 0.2, 0.0, None)
 
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-14)
+
+
+class Prepared(nn.Module):
+    """A layer behind what is done to whole numbers."""
+
+    def __init__(self, prepare):
+        super().__init__()
+        self.prepare, self.layer = prepare, nn.Linear(7, 3)
+
+    def forward(self, pixels):
+        return self.layer(self.prepare(pixels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "prepare"),
+    [
+        (torch.float32, lambda pixels: (pixels.float() / 255 - 0.5) / 0.25),
+        (torch.float32, lambda pixels: pixels.float().div(255).sub(0.5).mul(4).add(1)),
+        (torch.float32, lambda pixels: torch.mul(torch.sub(torch.div(pixels.float(), 255), 0.5), 4)),
+        (torch.float64, lambda pixels: pixels.double().div(255).sub(0.5).mul(4).add(1)),
+    ],
+)
+def test_whole_numbers_are_compiled_where_methods_prepare_them(dtype, prepare):
+    torch.manual_seed(0)
+    model = Prepared(prepare)
+    batched, compiled, x_1P, inputs, targets = both(model, *classes(40), dtype, torch.uint8)
+    assert isinstance(compiled, Compiled), compiled
+    positions = torch.randint(0, 40, (1, 3, 8))
+    expected, found = x_1P.clone(), x_1P.clone()
+    for step in positions[0]:
+        outputs = F.cross_entropy(torch.func.functional_call(model, weights := unflat(expected), inputs[step]), targets[step])
+        expected -= 0.2 * torch.cat([part.reshape(-1) for part in torch.autograd.grad(outputs, list(weights.values()))])
+    compiled.descend(found, positions, 0.2, 0.0, None)
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-14)
+    torch.testing.assert_close(batched.outputs(x_1P, inputs[None])[0], model(inputs).detach(), rtol=0, atol=1e-6)
+
+
+def unflat(x_1P):
+    """The parameters of Prepared."""
+    weight, bias = x_1P[0].detach().clone().split([21, 3])
+    return {"layer.weight": weight.view(3, 7).requires_grad_(), "layer.bias": bias.requires_grad_()}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "step"),
+    [
+        (lambda pixels: pixels.float().sin(), ".sin()"),
+        (lambda pixels: pixels.float().div(255, rounding_mode="floor"), ".div()"),
+        (lambda pixels: torch.sub(pixels.float(), 1, alpha=2), "sub"),
+        (lambda pixels: torch.exp(pixels.float()), "exp"),
+        (nn.Softplus(), "prepare (Softplus)"),
+    ],
+)
+def test_the_step_that_is_not_compiled_is_named(prepare, step):
+    reason = why_not_compiled(Prepared(prepare), F.cross_entropy, torch.float32, [], torch.uint8)
+
+    assert reason.startswith("only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the step ")
+    assert f"the step {step} is none of them" in reason
 
 
 def test_whole_numbers_that_the_model_computes_with_are_left_to_torch():

@@ -31,6 +31,14 @@ class OnPixels(nn.Sequential):
         return outputs * 0.5
 
 
+class OnPixelsByMethods(nn.Sequential):
+    def forward(self, pixels):
+        outputs = pixels.double().div(255).sub(0.1).mul(2.5).add(1)
+        for layer in self:
+            outputs = layer(outputs)
+        return outputs.mul(0.5).double()
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -76,6 +84,7 @@ CHAINS = {
         IMAGE,
     ),
     "numbers": (lambda: OnPixels(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)), IMAGE),
+    "numbers by methods": (lambda: OnPixelsByMethods(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)), IMAGE),
 }
 
 

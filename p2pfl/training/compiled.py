@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from p2pfl.params import Layout
 from p2pfl.training.batched import Batched
-from p2pfl.training.layers import ARITHMETIC, RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape, as_dtype, chain_of
+from p2pfl.training.layers import ARITHMETIC, RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape, as_dtype, chain_or_fault
 
 LOOPS = "p2pfl.training.fused"
 _DTYPES = (torch.float32, torch.float64)
@@ -61,8 +61,8 @@ class Chain:
         number = next((n for n, layer in enumerate(layers) if not _comes_first(layer)), len(layers))
         first = _first_of(layers[:number], dtype, inputs_dtype)
         rows = _linear_layers(layers[number:])
-        if isinstance(first, str) or rows is None:
-            return first if isinstance(first, str) else _NO_CHAIN
+        if isinstance(first, str) or isinstance(rows, str):
+            return first if isinstance(first, str) else f"{_ONLY_CHAINS}, and {rows}"
         kinds, operands = [kind for kind, _ in first], [operand for _, operand in first]
         return cls(np.array(rows, dtype=np.int64), np.array(kinds, dtype=np.int64), np.array(operands, dtype=np.float64))
 
@@ -89,8 +89,8 @@ def _first_of(layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.d
     return found if is_real else f"inputs are {inputs_dtype} where the first layer takes {dtype}".replace("torch.", "")
 
 
-def _linear_layers(layers: Sequence[Layer]) -> list[list[int]] | None:
-    """The layers' sizes and places, None where one is none of those that are compiled."""
+def _linear_layers(layers: Sequence[Layer]) -> list[list[int]] | str:
+    """The layers' sizes and places, or what is none of those that are compiled."""
     last = max((n for n, layer in enumerate(layers) if not isinstance(layer, Reshape)), default=-1)
     rows: list[list[int]] = []
     for layer in layers[: last + 1]:
@@ -100,12 +100,17 @@ def _linear_layers(layers: Sequence[Layer]) -> list[list[int]] | None:
         elif isinstance(layer, Pointwise) and layer in _ACTIVATIONS and rows and rows[-1][-1] == 0:
             rows[-1][-1] = _ACTIVATIONS[layer]
         else:
-            return None
+            found = (
+                "a function stands where a linear layer should"
+                if isinstance(layer, Pointwise)
+                else f"{type(layer).__name__} is none of them"
+            )
+            return found if not isinstance(layer, Reshape) else "values get another shape between layers"
     fits = all(before[1] == after[0] for before, after in pairwise(rows))
-    return rows if rows and fits else None
+    return rows if rows and fits else "the layers' sizes do not fit each other"
 
 
-_NO_CHAIN = "only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the model is none"
+_ONLY_CHAINS = "only chains of linear layers with ReLU, tanh or sigmoid are compiled"
 
 
 def why_not_compiled(
@@ -120,9 +125,9 @@ def why_not_compiled(
         rows: inputs and targets of each site; none: the model alone is looked at.
         inputs_dtype: of the rows as they are trained on; None: real numbers.
     """
-    layers = chain_of(model, {spec.name: place for spec, place in Layout.of(model).slices()})
-    if layers is None:
-        return _NO_CHAIN
+    layers = chain_or_fault(model, {spec.name: place for spec, place in Layout.of(model).slices()})
+    if isinstance(layers, str):
+        return f"{_ONLY_CHAINS}, and {layers}"
     if dtype not in _DTYPES:
         return f"parameters are {dtype}".replace("torch.", "")
     chain = Chain.of(layers, dtype, inputs_dtype or dtype)

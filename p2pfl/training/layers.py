@@ -417,31 +417,56 @@ def chain_of(model: nn.Module, places: dict[str, slice]) -> list[Layer] | None:
 
     Args:
         model: in training mode.
+        places: as in `chain_or_fault`.
+    """
+    found = chain_or_fault(model, places)
+    return None if isinstance(found, str) else found
+
+
+def chain_or_fault(model: nn.Module, places: dict[str, slice]) -> list[Layer] | str:  # noqa: PLR0911
+    """A model's layers in their order, or what in it is no known one.
+
+    Args:
+        model: in training mode.
         places: where each parameter lies in the flat vector; a model with parameters that do not, or that are used in several places, is
             no chain.
     """
-    if any(True for _ in model.buffers()) or any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
-        return None
+    if any(True for _ in model.buffers()):
+        return "the model has buffers"
+    if any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
+        return "the model has parameters that are frozen or shared by layers"
     if (make := MODULES.get(type(model))) is not None:
         layer = make(model, places)
-        return None if layer is None else [layer]
+        return f"{type(model).__name__} is none of them here" if layer is None else [layer]
     try:
         graph = fx.symbolic_trace(model).graph
     except (Exception, SystemExit):  # noqa: BLE001  # a model may do anything while it is traced; torch.func will show what
-        return None
+        return "what the model does depends on its inputs"
     first, *steps, last = graph.nodes
-    if first.op != "placeholder" or last.op != "output" or last.args != ((steps or [first])[-1],):
-        return None
+    if first.op != "placeholder" or last.op != "output":
+        return "the model takes or returns more than one tensor"
     called = [str(node.target) for node in steps if node.op == "call_module"]
     used = [name for module in called for name, _ in model.get_submodule(module).named_parameters(prefix=module)]
-    is_chain = sorted(used) == sorted(places)  # each once: a layer sets its own part of the gradient and adds to no other's
     layers = []
     for before, node in pairwise([first, *steps]):
-        found = _layer(node, model, places) if is_chain and node.args and node.args[0] is before else None
+        found = _layer(node, model, places) if node.args and node.args[0] is before else None
         if found is None:
-            return None
+            return f"the step {_step(node, model)} is none of them, or takes more than the step before it gives"
         layers += [found] if found is not _NOTHING else []
-    return layers or None
+    if last.args != ((steps or [first])[-1],):
+        return "the model returns more than its last step gives"
+    if sorted(used) != sorted(places):  # each once: a layer sets its own part of the gradient and adds to no other's
+        return "the model uses some parameters never, twice, or outside of layers"
+    return layers or "the model has no layers"
+
+
+def _step(node: fx.Node, model: nn.Module) -> str:
+    """The name of what a step calls."""
+    if node.op == "call_module":
+        return f"{node.target} ({type(model.get_submodule(str(node.target))).__name__})"
+    if node.op == "call_method":
+        return f".{node.target}()"
+    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
 
 
 _NOTHING = Reshape(tuple)
@@ -470,12 +495,14 @@ def _function(node: fx.Node) -> Layer | None:
         start, end = node.kwargs.get("start_dim", arguments.get(1, 0)), node.kwargs.get("end_dim", arguments.get(2, -1))
         if isinstance(start, int) and isinstance(end, int) and start >= 1:
             layer = Reshape(partial(_flattened, start, end))
+    elif node.target in _DTYPES and len(node.args) == 1 and not node.kwargs:
+        layer = Pointwise(partial(as_dtype, _DTYPES[node.target]), _as_before)
     elif len(node.args) == 1 and not (node.kwargs.keys() - {"inplace"}):
         layer = FUNCTIONS.get(node.target)
     elif node.target == "to" and isinstance(second, torch.dtype):
-        layer = Pointwise(partial(as_dtype, second), _unchanged)
-    elif node.target in ARITHMETIC and isinstance(second, int | float):
-        function, slope = ARITHMETIC[node.target]
+        layer = Pointwise(partial(as_dtype, second), _as_before)
+    elif (sign := _SIGNS.get(node.target, node.target)) in ARITHMETIC and isinstance(second, int | float) and not node.kwargs:
+        function, slope = ARITHMETIC[sign]
         layer = Pointwise(partial(function, second), partial(slope, second))
     return layer
 
@@ -485,8 +512,8 @@ def as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
     return inputs.to(dtype)
 
 
-def _unchanged(gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
-    return gradient
+def _as_before(gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient.to(before.dtype)
 
 
 def _plus(number: float, inputs: Tensor) -> Tensor:
@@ -524,3 +551,13 @@ ARITHMETIC: dict[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     operator.truediv: (_over, _slope_of_over),
 }
 """With a number on the right."""
+
+_SIGNS: dict[Any, Any] = {
+    **dict.fromkeys(["add", torch.add], operator.add),
+    **dict.fromkeys(["sub", "subtract", torch.sub, torch.subtract], operator.sub),
+    **dict.fromkeys(["mul", "multiply", torch.mul, torch.multiply], operator.mul),
+    **dict.fromkeys(["div", "divide", "true_divide", torch.div, torch.divide, torch.true_divide], operator.truediv),
+}
+"""The same as methods and functions of tensors; with alpha or a rounding mode they are another thing."""
+
+_DTYPES: dict[Any, torch.dtype] = {"float": torch.float32, "double": torch.float64}
