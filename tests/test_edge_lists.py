@@ -87,6 +87,9 @@ def test_a_matrix_of_matrix_market_is_read_with_its_size(tmp_path):
     assert links(graph) == undirected(("1", "2"), ("1", "3"), ("2", "3"))
 
 
+APART = "topology net is not connected: nothing from a can reach u; add an edge on the way between them"
+
+
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
@@ -114,6 +117,10 @@ def test_a_matrix_of_matrix_market_is_read_with_its_size(tmp_path):
         ("a b\nb a\n", "line 2: b - a is there already, at line 1; keep one of them"),
         ("a b 1\n\nb c\n", "line 3: no weight, but line 1 has one; give it for all edges or for none"),
         ("clinic partner\na b\nb c\n", "line 1: 'clinic partner': no other line has these names: leave a header out"),
+        ("u,v\na,b\n", f"{APART}; line 1, 'u,v', may be a header: leave it out then"),
+        ("1 2\n3 4\n", APART.replace("from a can reach u", "from 1 can reach 3")),
+        ("a b\nb c//x\n", "line 2: 'b c//x': expected # before a comment, or the name in quotes"),
+        ("a b\nb,c //x\n", "line 2: 'b,c //x': expected # before a comment, or the name in quotes"),
         ("[a, b]\n", f"line 1: '[a, b]': {ENCLOSED}"),
         ("“a” b\n", f"line 1: '“a” b': {ENCLOSED}"),
         ("a: b\n", f"line 1: 'a: b': {ENCLOSED}"),
@@ -133,6 +140,10 @@ def test_a_matrix_of_matrix_market_is_read_with_its_size(tmp_path):
 )  # fmt: skip
 def test_a_list_is_refused_with_its_line(tmp_path, text, finding):
     assert findings(tmp_path, text) == [finding]
+
+
+def test_two_slashes_of_an_address_or_in_quotes_are_no_comment(tmp_path):
+    assert links(load(written(tmp_path, 'http://a b\nb "c//x"\n'))) == undirected(("http://a", "b"), ("b", "c//x"))
 
 
 def test_a_list_with_each_link_in_both_directions_gets_one_sentence(tmp_path):

@@ -20,6 +20,7 @@ _MAX_NODES = 10**6
 _REMEDY = "keep one line a link, or begin the file with '% sym' if both lines are one link, with '% asym' if directions are meant"
 _PLAIN = re.compile(r"[\w.@+-]+(?:(?: +[\w.@+-]+)*|(?:\t+[\w.@+-]+)*)")
 _ENCLOSED = re.compile(r"^[\[(<“„«]|[\])>”»:]$")
+_SLASHES = re.compile(r"(?<!:)//")  # an address has a colon before them
 _SEPARATED = {" ": "spaces", ",": "','", ";": "';'"}
 _BETWEEN = {" ": "a space", ",": "a comma", ";": "a semicolon"}
 _HEADERS = {
@@ -69,7 +70,14 @@ def read_edge_list(text: str) -> Sketch:
     if comments.directed is False:
         edges = _merged(edges, findings)
     findings.sort(key=lambda finding: int(re.match("line ([0-9]+)|", finding)[1] or 0))  # type: ignore[index]  # it matches anything
-    sketch = Sketch(nodes=_nodes(edges, comments), edges=edges, directed=comments.directed is True, faults=findings, remedy=_REMEDY)
+    sketch = Sketch(
+        nodes=_nodes(edges, comments),
+        edges=edges,
+        directed=comments.directed is True,
+        faults=findings,
+        remedy=_REMEDY,
+        if_apart=_perhaps_header(lines),
+    )
     if comments.says_directed and comments.directed is None and not _each_twice(edges):
         findings.insert(0, comments.says_directed)
     return sketch
@@ -255,7 +263,7 @@ def _name(found: re.Match[str], *, after_field: bool) -> str:
         raise ValueError("a quotation mark inside a name: put the name in quotes and write it twice")
     if found["bare"] is not None and piece.startswith("{"):
         raise ValueError("expected values as {'weight': 0.5}")
-    if found["bare"] is not None and piece.startswith("//"):
+    if found["bare"] is not None and _SLASHES.search(piece):
         raise ValueError("expected # before a comment, or the name in quotes")
     if found["bare"] is not None and _ENCLOSED.search(piece):
         raise ValueError("a bracket, a colon or a quotation mark around a name: put names in double quotes, and nothing else")
@@ -286,6 +294,15 @@ def _without_header(lines: list[_Line], findings: list[str]) -> tuple[list[_Line
         findings.append(first.fault("no other line has these names: leave a header out"))
         return rest, "weight"
     return lines, "weight"
+
+
+def _perhaps_header(lines: list[_Line]) -> str:
+    """A sentence for two lines without a name in common, of which the first may be a header; empty where it cannot be one."""
+    if len(lines) != 2 or not set(lines[0].fields[:_NUM_ENDS]).isdisjoint(lines[1].fields[:_NUM_ENDS]):  # noqa: PLR2004
+        return ""
+    if any(re.match(r"[+-]?[0-9.]", field) for field in lines[0].fields):
+        return ""
+    return f"; line {lines[0].number}, {quoted(lines[0].text)}, may be a header: leave it out then"
 
 
 def _edges(lines: list[_Line], key: str, findings: list[str]) -> list[Edge]:

@@ -107,7 +107,10 @@ def _load(path: Path) -> tuple[Topology, bool]:
             raise TopologyError("no such file")
         sketch = reader(path)
         topology = build(path.stem, sketch)
-        check_connected(topology)
+        try:
+            check_connected(topology)
+        except TopologyError as error:
+            raise TopologyError([f"{finding}{sketch.if_apart}" for finding in error.findings]) from error
     except ConfigError as error:
         raise TopologyError(error.findings, str(path)) from error
     except OSError as error:

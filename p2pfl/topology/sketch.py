@@ -56,6 +56,9 @@ class Sketch:
     remedy: str = "keep one edge a link, or say that the graph is directed"
     """Advice for a file that has each link in both directions."""
 
+    if_apart: str = ""
+    """What to add where nothing is wrong but that the graph is not connected."""
+
 
 def build(name: str, sketch: Sketch) -> Topology:
     """A topology from a sketch.
