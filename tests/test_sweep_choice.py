@@ -11,9 +11,10 @@ import yaml
 
 import p2pfl
 from p2pfl.cli import main
+from p2pfl.cli.sweep import _of_choice
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from, load_experiment
-from p2pfl.sweeps import make_grid, read_sweep
+from p2pfl.sweeps import Sweep, make_grid, read_sweep
 from p2pfl.sweeps.folder import write_grid
 from p2pfl.sweeps.grid import checked
 from p2pfl.sweeps.table import choice_of, is_lower_better, over_seeds, with_choice
@@ -144,6 +145,20 @@ def test_the_best_cell_is_best_on_validation_rows_whatever_its_test_rows_say():
     assert choice_of(grid, rows_of(grid, validation=(0.7, 0.8), test=(0.6, 0.9))).best == "1-0.1"
     lower = rows_of(grid, validation=(0.8, 0.7), test=(0.6, 0.9), metric="log_loss", direction="lower is better")
     assert choice_of(grid, lower).best == "1-0.1"
+
+
+def test_cells_that_are_exactly_tied_are_said_to_be(tmp_path):
+    grid = make_grid(LOGISTIC, {"optimizer.lr": [0.01, 0.1, 0.5]}, 1)
+    rows = rows_of(grid, validation=(0.8, 0.8, 0.7), test=(0.6, 0.9, 0.5))
+    rows[0]["rounds_run"] = 9
+    choice = choice_of(grid, rows)
+
+    assert (choice.best, choice.tied) == ("1-0.1", 1)
+    said = _of_choice(Sweep(path=tmp_path, grid=grid, rows=rows, plot=None))[-1]
+    assert said == "Best on validation rows: 0.1 (auroc 0.800); tied with 1 more; fewer rounds, then closer models, decided."
+    alone = rows_of(grid, validation=(0.8, 0.7, 0.7), test=(0.6, 0.9, 0.5))
+    assert choice_of(grid, alone).tied == 0
+    assert _of_choice(Sweep(path=tmp_path, grid=grid, rows=alone, plot=None))[-1] == "Best on validation rows: 0.01 (auroc 0.800)."
 
 
 def test_whether_less_is_better_is_what_the_task_says_and_not_what_a_name_sounds_like():

@@ -139,6 +139,7 @@ def _document(done: Sweep) -> dict[str, Any]:
         "seeds": done.grid.seeds,
         "validation": done.grid.validation,
         "best": done.choice.best,
+        "tied_with_best": done.choice.tied,
         "chosen_by": done.choice.column,
         "no_best": done.choice.no_best,
         "cells": cells,
@@ -227,7 +228,9 @@ def _of_choice(done: Sweep) -> list[str]:
     if choice.best is None:
         return [*lines, f"No cell is called best: {choice.no_best}."]
     best = by_name[choice.best]
-    return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({choice.metric} {_spread(best.figures.get(choice.column))})."]
+    tied = f"; tied with {choice.tied} more; fewer rounds, then closer models, decided" if choice.tied else ""
+    figure = f"{choice.metric} {_spread(best.figures.get(choice.column))}"
+    return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({figure}){tied}."]
 
 
 def _has_test(results: list[CellResult]) -> bool:

@@ -128,6 +128,9 @@ class Choice:
     no_best: str | None
     """Why no cell is called best; None also where there is only one."""
 
+    tied: int = 0
+    """How many other cells have exactly the best one's figure; fewer rounds, then closer models, decided between them."""
+
     @property
     def best(self) -> str | None:
         """The name of the cell that is best on validation rows."""
@@ -188,8 +191,10 @@ def _ranked(grid: Grid, rows: Sequence[Row]) -> tuple[list[CellResult], Choice]:
         return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks={}, no_best="runs are unfinished")
     complete = [result for result in results if _is_comparable(result, column)]
     ranks = {result.cell.name: number for number, result in enumerate(complete, 1)}
+    figures = [result.figures[column].mean for result in complete]
+    tied = max(figures.count(figures[0]) - 1, 0) if figures else 0
     none = None if ranks else "no cell has a result of every seed on validation rows"
-    return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks=ranks, no_best=none)
+    return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks=ranks, no_best=none, tied=tied)
 
 
 def _result_of(grid: Grid, cell: Cell, mine: Sequence[Row]) -> CellResult:
