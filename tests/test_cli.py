@@ -278,10 +278,12 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(command, folder, p2pfl
     assert code == 0
     assert "3 nodes: hospital-0, hospital-1, hospital-2\n" in out
     assert "at most 2 rounds" in out
+    assert re.search("^compiled: '?(on|off)'?$", out, re.MULTILINE)
     code, out, err = p2pfl(command, "learning.yaml", "--dry-run", "--json", "--rounds", "9")
     plan = json.loads(out)
 
     assert (code, err) == (0, "")
+    assert plan["experiment"]["compiled"] in ("on", "off")
     assert plan["nodes"] == ["hospital-0", "hospital-1", "hospital-2"]
     # 30 features and a bias, four bytes each, over six directed edges
     assert (plan["parameters"], plan["bytes_per_model"], plan["bytes_per_round"]) == (31, 124, 744)

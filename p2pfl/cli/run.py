@@ -210,9 +210,9 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
         node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)))
         facts["memory"] = {**asdict(node), "peak_bytes": node.peak_bytes, "models": node.models}
     if as_json:
-        sys.stdout.write(json.dumps({"experiment": resolved.as_dict(), **facts}) + "\n")
+        sys.stdout.write(json.dumps({"experiment": plan.experiment.as_dict(), **facts}) + "\n")
         return
-    sys.stdout.write(dump_yaml(resolved.as_dict()) + "\n")
+    sys.stdout.write(dump_yaml(plan.experiment.as_dict()) + "\n")
     sys.stdout.write(
         f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}\n"  # noqa: PLR2004
         f"{plan.layout.size:,} parameters, {plan.layout.shared_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
