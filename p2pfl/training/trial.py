@@ -227,7 +227,7 @@ class _Trial:
                 if len(rows) > 1:  # of one row nothing shows that all pairs are taken
                     self._watched.add(name)
                 fault = watch.fault if watch is not None else None
-                if fault is None and name not in self._compared and len(targets.unique()) > 1:
+                if fault is None and name not in self._compared and bool((targets != targets.reshape(-1)[:1]).any()):
                     self._compared.add(name)
                     fault = pairing_in(partial(figure, task, name, site=site.name), outputs, targets)
                 if fault is not None:
