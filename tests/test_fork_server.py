@@ -365,6 +365,10 @@ def test_up_leaves_no_process_behind_however_it_is_ended(number, code, tmp_path,
     wait_until(lambda: running(tmp_path) == [] and not Path(f"/proc/{server}").exists())
 
     assert said_last(tmp_path / "run") == (["stopped: paused"] * 3)
+    said = [line for line in (tmp_path / "said").read_text().splitlines() if "paused by" in line]
+    name = signal.Signals(number).name
+    expected = [f"p2pfl: paused by {name}; go on with: p2pfl up --resume {tmp_path / 'run'}"]
+    assert said == ([] if number == signal.SIGKILL else expected)
 
 
 @pytest.mark.slow

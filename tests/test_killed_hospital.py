@@ -317,6 +317,21 @@ def test_a_run_that_was_started_again_is_not_paused(tmp_path):
     assert run_state(replace(run, events=[*run.events, resumed])).kind == "running"
 
 
+def interrupted(run, *later):
+    kinds = [(FAR, "died", "killed by signal 9"), ("p2pfl up", "interrupted", "by SIGINT"), *later]
+    rows = [{"time": "2026-01-01T02:08:00.000Z", "round": 40, "node": who, "event": kind, "detail": why} for who, kind, why in kinds]
+    return replace(paused(run), events=[*run.events, *rows])
+
+
+def test_a_run_that_was_interrupted_is_paused_whoever_died_before_or_had_ended(tmp_path):
+    run = whole(tmp_path / "run", died=False)
+
+    assert run_state(interrupted(run)).sentence == "paused by SIGINT at 02:08:00 UTC on 01 Jan 2026"
+    assert run_state(interrupted(run)).kind == "paused"
+    assert run_state(interrupted(run, (FAR, "resumed", ""))).kind != "paused"
+    assert run_state(interrupted(run, (FAR, "died", "exit code 1"))).kind != "paused"
+
+
 def test_long_rounds_are_waited_for(tmp_path):
     run = own(tmp_path / "run")
     slow = replace(run, rounds=[row | {"seconds": {"train": 600.0}} for row in run.rounds])

@@ -35,14 +35,16 @@ BRIEFLY = {"deadline_floor_s": 1.0, "deadline_factor": 2.0, "linger_s": 1.0}
 DEADLINE_S = 60.0
 
 
-def two_sites(fails_at: int | None = None, killed_at: int | None = None) -> Task:
-    """At site b (five test rows) the metric fails, or kills its daemon, at the call of that number; 0 is the trial before the start."""
+def two_sites(fails_at: int | None = None, killed_at: int | None = None, stays_at: int | None = None) -> Task:
+    """At site b (five test rows) the metric fails, kills its daemon or stays at the call of that number; 0 is the trial at the start."""
     calls = count()
 
     def error(outputs: torch.Tensor, targets: torch.Tensor) -> float:
         number = next(calls) if len(targets) == 5 else -1
         if number == fails_at:
             raise OSError("disk full")
+        if number == stays_at and "node" in sys.argv:
+            threading.Event().wait(DEADLINE_S)
         if number == killed_at and "node" in sys.argv:  # a daemon's command line; not `up`, which tries every site as well
             os.kill(os.getpid(), signal.SIGKILL)
         return float((outputs - targets).abs().mean())
@@ -144,6 +146,10 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
     assert seconds["total"] == pytest.approx(math.fsum(value for part, value in seconds.items() if part != "total"))
     assert died(tmp_path / "run") == ["killed by signal 9"]
     assert (tmp_path / "run" / "sites" / "b" / "node.log").read_text().count("resumed from the checkpoint") == 1
+    (tmp_path / "run" / "summary.json").unlink()  # as where `up` was ended before it wrote it
+    again = p2pfl.up({}, resume=tmp_path / "run")
+
+    assert [(death["node"], death["exit_code"], death["detail"]) for death in again.summary["deaths"]] == [("b", -9, "killed by signal 9")]
 
 
 def test_two_dead_of_three_are_both_named_and_the_third_is_stopped_at_once(tmp_path, caplog):
@@ -189,13 +195,17 @@ def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_mi
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_pauses_the_run_and_the_records_say_so(number, tmp_path):
-    experiment = {**EXPERIMENT, "rounds": 100_000}
+def start_up(experiment, place):
+    """`p2pfl.up` in a process of its own, which writes to up.log."""
     code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
-    command = [sys.executable, "-c", code, json.dumps(experiment), str(tmp_path / "run"), json.dumps(BRIEFLY)]
-    with (tmp_path / "up.log").open("wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=hear_interrupts)  # noqa: PLW1509
+    command = [sys.executable, "-c", code, json.dumps(experiment), str(place / "run"), json.dumps(BRIEFLY)]
+    with (place / "up.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=hear_interrupts)  # noqa: PLW1509
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_pauses_the_run_and_the_records_say_so(number, tmp_path):
+    running = start_up({**EXPERIMENT, "rounds": 100_000}, tmp_path)
     try:
         wait_until(lambda: (tmp_path / "run" / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
         running.send_signal(number)
@@ -206,5 +216,43 @@ def test_a_signal_pauses_the_run_and_the_records_say_so(number, tmp_path):
     state = run_state(read_run(tmp_path / "run"))
 
     assert state.kind == "paused"
-    assert state.sentence.startswith("paused by SIGTERM at ")
+    assert state.sentence.startswith(f"paused by {number.name} at ")
     assert died(tmp_path / "run") == []
+    events = read_run(tmp_path / "run").events
+    assert [event["detail"] for event in events if event["event"] == "paused"] == [f"by {number.name}"] * 2
+    said = f"paused by {number.name}; go on with: p2pfl up --resume {tmp_path / 'run'}"
+    assert [line for line in (tmp_path / "up.log").read_text().splitlines() if "paused by" in line] == [said]
+
+
+def test_a_signal_while_a_daemon_is_at_its_end_pauses_the_run_too(tmp_path):
+    running = start_up({**EXPERIMENT, "task": {**EXPERIMENT["task"], "stays_at": 1}}, tmp_path)
+    ended = tmp_path / "run" / "sites" / "a" / "state" / "run" / "summary.json"
+    try:
+        wait_until(lambda: ended.exists() or running.poll() is not None, DEADLINE_S)
+        running.send_signal(signal.SIGHUP)
+
+        assert running.wait(DEADLINE_S) == -signal.SIGHUP
+    finally:
+        running.kill()
+        running.wait(DEADLINE_S)
+    assert "paused" not in {event["event"] for event in read_run(tmp_path / "run").events}  # no daemon was asked in its rounds
+    assert run_state(read_run(tmp_path / "run")).sentence.startswith("paused by SIGHUP at ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_results_are_gathered_pauses_the_run_too(number, tmp_path):
+    code = (
+        "import os, sys, json, p2pfl; from p2pfl.node import network; "
+        "network.subgroups = lambda *_: os.kill(os.getpid(), int(sys.argv[4])); "
+        "p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(EXPERIMENT), str(tmp_path / "run"), json.dumps(BRIEFLY), str(int(number))]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, start_new_session=True, preexec_fn=hear_interrupts
+    )
+
+    assert ended.returncode == -number
+    assert f"paused by {number.name}; go on with: p2pfl up --resume {tmp_path / 'run'}" in ended.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert run_state(read_run(tmp_path / "run")).sentence.startswith(f"paused by {number.name} at ")
+    assert p2pfl.up({}, resume=tmp_path / "run").summary["stop_reason"] == "rounds"

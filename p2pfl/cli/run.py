@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -66,7 +66,14 @@ def up(
     ):
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
 
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=process_age_s())
+        def say(sentence: str) -> None:
+            progress.stop()  # a signal may end this process next
+            with suppress(OSError):  # the terminal is gone
+                sys.stderr.write(f"p2pfl: {sentence}\n")
+                sys.stderr.flush()
+
+        waited_s = process_age_s()
+        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=waited_s, say=say)
     _say_result(run, as_json=as_json)
 
 

@@ -16,7 +16,8 @@ _SILENT_ROUNDS = 10
 """Without a record for so many of its longest recent rounds a run has probably stopped."""
 _RECENT = 20  # rounds
 _NAMED = 5
-_COMING_AND_GOING = frozenset({"started", "resumed", "paused", "died"})
+_GOING_ON = frozenset({"started", "resumed", "died"})
+_COMING_AND_GOING = _GOING_ON | {"paused"}
 
 StateKind = Literal["running", "paused", "silent", "finished", "departed"]
 _ENDINGS = {"rounds": "ended at its last round"}
@@ -84,11 +85,22 @@ def _patience_s(run: RunRecords) -> float:
 
 def _halted(run: RunRecords) -> RunState | None:
     """Whether everybody that is left was paused."""
-    if (paused := _paused(run)) is not None:
+    if (paused := _interrupted(run) or _paused(run)) is not None:
         by = f" {paused['detail']}" if paused.get("detail") else ""
         return RunState(kind="paused", sentence=f"paused{by} at {clock_time(paused.get('time'))}")
     broken = _broken(run)
     return RunState(kind="silent", sentence=broken) if broken is not None else None
+
+
+def _interrupted(run: RunRecords) -> Row | None:
+    """The event by which a signal paused `p2pfl up` with all its daemons; None where anybody has come or died since."""
+    last = None
+    for event in run.events:
+        if event["event"] == "interrupted":
+            last = event
+        elif event["event"] in _GOING_ON:
+            last = None
+    return last
 
 
 def _broken(run: RunRecords) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -66,6 +68,7 @@ RESTARTS = 5
 
 _NAMED = 5
 _LINE = 200  # characters of a log's line that are quoted
+_HERE = "p2pfl up"  # in the place of a node's name, which has no blanks
 _UNGREETED = " before it greeted"
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
@@ -119,6 +122,13 @@ class _Site:
         """Whether it has ended without a round because too few nodes were ready."""
         summary = read_run(self.run_folder).summary
         return summary is not None and summary["stop_reason"] == "members_missing"
+
+    def has_ended_its_rounds(self, last_possible_round: int) -> bool:
+        """Whether it has recorded its last round: the last that there can be, or the one after which the network stops."""
+        if self.rounds_seen < 0:
+            return False
+        stop_round = self.rows[self.rounds_seen].get("stop_round")
+        return self.rounds_seen + 1 >= last_possible_round or (stop_round is not None and self.rounds_seen >= stop_round)
 
     @property
     def is_lost(self) -> bool:
@@ -203,6 +213,7 @@ def up(
     progress: Progress | None = None,
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
+    say: Callable[[str], None] = log.warning,
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -217,10 +228,12 @@ def up(
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
+        say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
         ConfigError: what is asked is wrong.
+        KeyboardInterrupt: Ctrl-C has paused the run.
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
     """
     stopwatch = Stopwatch(waited_s=waited_s)
@@ -245,13 +258,28 @@ def up(
         if resume is None:
             _found(plan, place, stack, site or {})
         network = _Network(plan, place, folder, progress, forks)
-        try:
-            asyncio.run(network.run())
-        finally:
-            if network.ended_by is not None:
-                signal.raise_signal(network.ended_by)  # its handler went with the loop
-        network.gather(stopwatch)
+        if (number := _complete(network, stopwatch)) is not None:
+            network.write_interruption(number)
+            say(f"paused by {number.name}; go on with: p2pfl up --resume {shlex.quote(str(place))}")
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.raise_signal(number)  # nobody hears it any more: it ends this process
     return Run(place)
+
+
+def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
+    """Run a network to its end and gather what it has; returns the signal that paused it before that."""
+    try:
+        asyncio.run(network.run())
+        if network.ended_by is None:
+            with network.hearing_signals():
+                network.gather(stopwatch)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return network.ended_by or signal.SIGINT
+    except P2PFLError:
+        if network.ended_by is None:
+            raise
+    return network.ended_by
 
 
 def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any]) -> None:
@@ -301,16 +329,22 @@ class _Network:
         self.ended_by: signal.Signals | None = None
         """The signal that has ended it; everything is paused."""
 
+    def write_interruption(self, number: signal.Signals) -> None:
+        """Write down that a signal has paused all this, whatever the nodes have written."""
+        self._folder.append_event({"round": self._shown, "node": _HERE, "event": "interrupted", "detail": f"by {number.name}"})
+
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
+        self._hear_signals()
         if self._forks is not None and not await self._forks.is_fit():
             log.warning("each daemon is a Python of its own, since the process to fork them from is unfit: %s", self._forks.unfit)
             self._forks = None
         if self._forks is not None:
             self._forks.say(read=str((self._place / "study.yaml").absolute()))
         self._folder.truncate(0)  # of a run that is resumed: its nodes have all that it held
-        self._known = {_key(event) for event in self._folder.events()}
-        self._hear_signals()
+        earlier = self._folder.events()
+        self._known = {_key(event) for event in earlier}
+        self._deaths = [_death_of(event) for event in earlier if event["event"] == "died"]
         progress_log.info("%d daemons are being started", len(self._sites))
         self._quiet_since_s = time.monotonic()
         try:
@@ -323,6 +357,9 @@ class _Network:
                 self._take_events()
                 self._show()
                 self._say_what_is_waited_for()
+        except asyncio.CancelledError:
+            self.ended_by = self.ended_by or signal.SIGINT  # which asyncio.run hears
+            raise
         finally:
             await self._stop_all()
             self._take_events()
@@ -345,9 +382,28 @@ class _Network:
             self.ended_by = number
             running.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                loop.add_signal_handler(number, end, number)
+        for number in _unheard():
+            loop.add_signal_handler(number, end, number)
+
+    @contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """Inside of it a signal that would end this process raises KeyboardInterrupt, and `ended_by` says which."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(number: int, _: object) -> None:
+            self.ended_by = signal.Signals(number)
+            raise KeyboardInterrupt
+
+        heard = _unheard()
+        try:
+            for number in heard:
+                signal.signal(number, end)
+            yield
+        finally:
+            for number in heard:
+                signal.signal(number, signal.SIG_DFL)
 
     def _is_pointless(self) -> bool:
         """Whether those that are left cannot go on: half of all or fewer, or too few to begin."""
@@ -370,13 +426,16 @@ class _Network:
     def _say_what_is_waited_for(self) -> None:
         """A line where no round has ended for long."""
         now_s = time.monotonic()
-        if now_s - self._quiet_since_s < self._say_after_s:
+        at_work = [site for site in self._sites if site.process is not None]
+        if now_s - self._quiet_since_s < self._say_after_s or not at_work:
             return
         self._say_after_s = min(2 * self._say_after_s, self._say_after_s + SAY_AT_MOST_S)
-        at_work = [site for site in self._sites if site.process is not None]
-        behind = [site for site in at_work if site.rounds_seen < self._shown]
-        named = ", ".join(site.name for site in behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
-        where = f"round {self._shown + 1} of {named}" if behind else f"the end of {len(at_work)} daemons"
+        where = what_is_waited_for(
+            {site.name: site.rounds_seen for site in at_work},
+            {site.name for site in at_work if site.has_ended_its_rounds(self._plan.experiment.last_possible_round)},
+            self._shown,
+            train_alone="local" in self._plan.experiment.baselines and any(site.train for site in self._plan.sites.values()),
+        )
         reasons = [f"{site.name} waits for {why}" for site in at_work for why in site.waits.values()]
         because = "".join(f"; {reason}" for reason in reasons[:_NAMED])
         progress_log.info("no new round for %.0f s; waiting for %s%s", now_s - self._quiet_since_s, where, because)
@@ -416,7 +475,7 @@ class _Network:
         log.warning("%s; not started again; %sits log is %s", site.fate, also, site.log)
 
     async def _stop_all(self) -> None:
-        for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+        for number, patience_s in ((self.ended_by or signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
             for process in self._running():
                 process.send_signal(number)
             try:
@@ -526,6 +585,38 @@ class _Network:
             )
             | deaths
         )
+
+
+def what_is_waited_for(seen: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:
+    """Says what keeps a network whose last round was long ago.
+
+    Args:
+        seen: the last round on record of every daemon at work, -1 for none.
+        ended: those that have made their last round.
+        shown: how many rounds the network has made.
+        train_alone: whether each site trains alone at its end, for comparison.
+    """
+    behind = [name for name, number in seen.items() if number < shown and name not in ended]
+    if not behind:
+        count = "1 daemon" if len(seen) == 1 else f"{len(seen)} daemons"
+        alone = f", which train{'s' if len(seen) == 1 else ''} alone for comparison" if train_alone and set(seen) <= set(ended) else ""
+        return f"the end of {count}{alone}"
+    named = ", ".join(behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
+    return f"round {shown + 1} of {named}"
+
+
+def _unheard() -> list[signal.Signals]:
+    """Signals to pause at that nobody else hears, or has ignored."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+
+
+def _death_of(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A death before the run was resumed, from its event; null is what that does not tell."""
+    detail = str(event.get("detail", ""))
+    killed, ended = re.fullmatch(r"killed by signal (\d+)", detail), re.fullmatch(r"exit code (\d+)(?:: (.*))?", detail, re.DOTALL)
+    code = -int(killed[1]) if killed else int(ended[1]) if ended else None
+    last_line = (ended[2] or "") if ended else None
+    return {"node": event["node"], "round": event["round"], "exit_code": code, "detail": detail, "last_line": last_line}
 
 
 def _key(event: Mapping[str, Any]) -> str:
