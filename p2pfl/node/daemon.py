@@ -721,7 +721,7 @@ class Daemon:
         One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
         """
         schedule, company = self.plan.schedule, self._agreed_start.company
-        if not self.protocol.in_step or schedule.period > 1 or schedule.directed or self._folder is None:
+        if not self.protocol.in_step or schedule.period != 1 or schedule.directed or self._folder is None:
             return []
         expected = {name for name in self.protocol.neighbours if company is None or name in company}
         rows = read_run(self._folder.path, experiment=self.plan.experiment.as_dict()).nodes if expected else []

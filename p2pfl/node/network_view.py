@@ -217,7 +217,7 @@ class Outlook:
         return found
 
     def _is_left_behind(self, name: str, heard: int, newest: Mapping[str, RoundRecord]) -> bool:
-        """Whether all that exchange with a member and can tell made their last rounds, after the newest that was heard of it, without it."""
+        """Whether all that exchange with a member and can tell made their last rounds, which are newer than its records, without it."""
         place = self._places[name]
         last = [newest[other] for other in self._plan.neighbours(name) if other in newest]
         able = [each for each in last if each.closing and each.round > heard and (place in each.without or each.skipped <= MAX_NAMED)]
@@ -225,7 +225,7 @@ class Outlook:
         return any(says) and (all(says) or not self._is_steady)  # where the graph changes, not everybody waited for it in the last round
 
     def sees_most_end(self, company: Collection[str]) -> bool:
-        """Whether the last records of more than half of the members that have started are here: the network has ended, and not this side of it.
+        """Whether the last records of more than half of those that have started are here: the network has ended, and not this side of it.
 
         Args:
             company: members that have started.
