@@ -23,6 +23,8 @@ DEPARTING: Mapping[str, DepartureKind] = {
     "unsettled": "rounds_missed",
     "inexact": "rounds_missed",
     "gone": "rounds_missed",
+    "end_unknown": "rounds_missed",
+    "rounds_alone": "rounds_missed",
     "state_lost": "state_lost",
     "started_anew": "state_lost",
     "diverged": "non_finite",
@@ -35,7 +37,6 @@ _OF_MIXING = frozenset({"jumped", "stopped_late"})
 _SENTENCES = {
     "jumped": "jumped over rounds, which were not trained",
     "stopped_late": "did not hear in time that the network had agreed to stop",
-    "unsettled": "ended without the last word of a neighbour",
     "diverged": "training became non-finite and was rolled back",
     "no_loss": "the training loss was infinite or no number, while the weights stayed finite",
     "overflow": "a sum of what neighbours sent was not finite and was not taken in",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from networks import HASTY, Network, finish, plan_of
+from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.node.daemon import Limits
 from p2pfl.node.identity import Identity
-from p2pfl.node.network_view import ViewPolicy, ViewTerms
+from p2pfl.node.network_view import Outlook, ViewPolicy, ViewTerms
 
 BRIEF = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
 
@@ -78,22 +79,164 @@ def test_the_exit_code_is_3_exactly_where_a_departure_is_listed():
     assert exit_code_of({"departures": []}) == exit_code_of({}) == exit_code_of(None) == 0
 
 
+# ---- members that have not ended with the others
+
+
+class Ends:
+    """A ring whose members' last words come to one of them, node-0, or do not."""
+
+    def __init__(self, nodes, rounds=30):
+        self.plan, self.rounds = fixed_rounds(nodes, rounds), rounds
+        signing = signing_of(self.plan)
+        policy = ViewPolicy(bytes_per_s=None)
+        terms = {name: ViewTerms(keys=each.keys, sign=each.sign, policy=policy) for name, each in signing.items()}
+        self.outlooks = {name: Outlook(self.plan, name, terms[name], STUDY) for name in self.plan.names}
+
+    def says(self, place, number, *, without=(), closing=True):
+        name = f"node-{place}"
+        row = {"round": number, "kind": "train", "loss": None, "disagreement": 0.0, "norm": 1.0, "agreed_for": 0, "bytes_sent": 1}
+        row |= {"skipped": [f"node-{other}" for other in without], "seconds": {}}
+        self.outlooks[name].say(row, 0.0, closing=closing)
+        if place:
+            self.outlooks["node-0"].view.hear("node-1", [self.outlooks[name].view.newest[place].sealed], 0.0)
+
+    def found(self, company=None):
+        return self.outlooks["node-0"].unended(self.rounds, self.plan.names if company is None else company)
+
+    @property
+    def sees_most(self):
+        return self.outlooks["node-0"].sees_most_end(self.plan.names)
+
+
+def test_a_member_without_a_last_record_is_gone_where_its_neighbours_went_on_without_it():
+    ends = Ends(4)
+    ends.says(2, 0, closing=False)  # where records are rare, no later one tells when it went
+    ends.says(0, 29)
+    ends.says(1, 29, without=[2])
+    ends.says(3, 29, without=[2])
+
+    assert ends.found() == {"node-2": 0}
+    assert ends.sees_most
+
+
+def test_a_member_is_gone_of_which_nothing_came_for_longer_than_news_need():
+    ends = Ends(4)
+    ends.says(2, 6, closing=False)
+    ends.says(0, 29)
+    ends.says(1, 29)
+
+    assert ends.found() == {"node-2": 6, "node-3": None}
+
+
+def test_news_of_rare_records_need_the_step_once():
+    ends = Ends(4)
+    ends.outlooks["node-0"].view.level = 3
+    ends.says(2, 8, closing=False)
+    for place in (0, 1, 3):
+        ends.says(place, 29)
+
+    assert ends.found() == {"node-2": 8}
+
+
+def test_a_member_whose_last_record_was_only_not_passed_on_is_not_gone():
+    ends = Ends(4)
+    ends.says(2, 27, closing=False)
+    for place in (0, 1, 3):
+        ends.says(place, 29)
+
+    assert ends.found() == {}
+
+
+def test_a_member_that_one_neighbour_missed_is_not_gone():
+    ends = Ends(4)
+    ends.says(2, 27, closing=False)
+    ends.says(0, 29)
+    ends.says(1, 29, without=[2])
+    ends.says(3, 29)
+
+    assert ends.found() == {}
+
+
+def test_a_member_that_did_not_start_is_not_gone():
+    ends = Ends(4)
+    ends.says(0, 29)
+    ends.says(1, 29, without=[2])
+    ends.says(3, 29, without=[2])
+
+    assert ends.found(["node-0", "node-1", "node-3"]) == {}
+
+
+def test_who_ends_alone_does_not_know_how_the_others_ended():
+    ends = Ends(4)
+    for place in (1, 2, 3):
+        ends.says(place, 8, closing=False)
+    ends.says(0, 29, without=[1, 3])
+
+    assert ends.found() == {"node-1": 8, "node-2": 8, "node-3": 8}
+    assert not ends.sees_most
+
+
 # ---- daemons
 
 
 class Watched(Network):
     """A network whose nodes also tell each other how it goes."""
 
+    def __init__(self, plan, place, *, policy=ViewPolicy(bytes_per_s=None), **options):  # noqa: B008  # frozen
+        super().__init__(plan, place, **options)
+        self.policy = policy
+
     def start(self, *names):
         identities = {name: Identity.new() for name in self.plan.names}
         keys = {name: bytes.fromhex(identity.card(name, "tcp://127.0.0.1:1").identity) for name, identity in identities.items()}
         for name in names or self.plan.names:
-            self.options["view"] = ViewTerms(keys=keys, sign=identities[name].signing.sign, policy=ViewPolicy(bytes_per_s=None))
+            self.options["view"] = ViewTerms(keys=keys, sign=identities[name].signing.sign, policy=self.policy)
             super().start(name)
 
 
 def fixed_rounds(nodes, rounds):
     return plan_of(task={"name": "averaging", "dimension": 3}, nodes=nodes, topology={"name": "ring"}, rounds=rounds, stop=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [ViewPolicy(), ViewPolicy(bytes_per_s=None)], ids=["rare records", "every round"])
+def test_the_opposite_of_a_node_that_went_for_good_says_so(tmp_path, policy):
+    plan = fixed_rounds(4, 30)
+
+    async def run():
+        async with Watched(plan, tmp_path, limits=replace(BRIEF, linger_s=2.0), policy=policy) as network:
+            network.start()
+            await network.reached(6)
+            await network.kill("node-2")
+            left = [name for name in plan.names if name != "node-2"]
+            await asyncio.gather(*(network.nodes[name].task for name in left))
+            return {name: network.summary(name) for name in left}
+
+    summaries = finish(run())
+
+    assert [row["detail"].partition(" in round ")[0] for row in summaries["node-0"]["departures"]] == ["node-0: node-2: last heard of"]
+    for name in ("node-1", "node-3"):  # which have settled with node-0
+        assert f"{name}: ended without the last word of node-2, for which it waited 2 s" in departures_in(summaries[name])
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_on_alone_says_so_and_does_not_know_how_the_others_ended(tmp_path):
+    plan = fixed_rounds(4, 30)
+
+    async def run():
+        async with Watched(plan, tmp_path, limits=BRIEF) as network:
+            network.start()
+            await network.reached(6)
+            for name in ("node-0", "node-1", "node-3"):
+                await network.kill(name)
+            await network.nodes["node-2"].task
+            return network.summary("node-2")
+
+    said = departures_in(finish(run()))
+
+    assert any(detail.startswith("node-2: how node-0 ended is not known here: ") for detail in said)
+    assert any(detail.startswith("node-2: rounds ") and detail.endswith(" to 29 were made without any neighbour") for detail in said)
+    assert not any("node-2: node-0: last heard of" in detail for detail in said)
 
 
 @pytest.mark.slow
@@ -112,7 +255,7 @@ def test_a_node_that_went_for_good_is_a_departure_near_and_far(tmp_path):
     summaries = finish(run())
 
     for name in ("node-2", "node-4"):
-        assert any("without the last word of a neighbour" in detail and "node-3" in detail for detail in departures_in(summaries[name]))
+        assert any("ended without the last word of " in detail and "node-3" in detail for detail in departures_in(summaries[name]))
     assert any(detail.startswith("node-0: node-3: last heard of in round ") for detail in departures_in(summaries["node-0"]))
     assert {exit_code_of(summary) for summary in summaries.values()} == {3}
 

@@ -112,6 +112,20 @@ def test_once_the_run_has_ended_everybody_has_finished():
     assert {edge.state for edge in edge_health(run).values()} == {"well", "slow"}
 
 
+def test_where_members_were_missing_at_the_start_nobody_has_finished():
+    run = run_of(
+        [], summary={"stop_reason": "members_missing", "rounds": 0, "metrics": {"accuracy": {"per_node": {"a": None}, "mean": None}}}
+    )
+    stream = io.StringIO()
+    print_page(run, Console(file=stream, width=100))
+    shown = stream.getvalue()
+
+    assert set(states(run).values()) == {"has not trained"}
+    assert "5 have not trained" in shown
+    assert "finished" not in shown
+    assert "Hospital by hospital" not in shown
+
+
 def test_who_died_and_stayed_away_has_not_finished_when_the_run_ends():
     run = run_of([*all_at(3), *[row(name, 4, skipped="c" if name in "bd" else "") for name in "abde"]], summary={"stop_reason": "rounds"})
 

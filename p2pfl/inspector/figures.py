@@ -60,7 +60,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         state = nodes[name].state if name in nodes else "unknown"
-        groups["well" if state == "finished" else state].append(name)
+        groups[{"finished": "well", "has not trained": "unknown"}.get(state, state)].append(name)
     for state, symbol, colour in (
         ("well", "circle", None),
         ("unknown", "circle-open", _GREY),

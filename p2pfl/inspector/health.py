@@ -11,10 +11,10 @@ from typing import Literal
 
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
-from p2pfl.inspector.run_state import duration, run_state
+from p2pfl.inspector.run_state import duration, never_trained, run_state
 from p2pfl.records import Row, RunRecords
 
-NodeState = Literal["well", "late", "lost", "unknown", "finished"]
+NodeState = Literal["well", "late", "lost", "unknown", "finished", "has not trained"]
 EdgeState = Literal["well", "slow", "lost", "unknown"]
 Ends = frozenset[str]
 """The two nodes of a link."""
@@ -74,6 +74,7 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
     "lost": it has died and recorded nothing since, or every neighbour that can tell goes on without it and is ahead of it.
     "late": some neighbour went on without it in its newest round.
     "finished": the run has ended, or it says so of itself.
+    "has not trained": too few members were there at the start, so that the run ended before its first round.
     "unknown": no record says how it is now.
 
     Args:
@@ -85,6 +86,7 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
     state = run_state(run, time.time() if now_s is None else now_s)
     now = _Now(
         is_over=run.summary is not None,
+        never_trained=never_trained(run.summary),
         is_simulated=((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED,
         silence=state.sentence if state.kind in ("paused", "silent") else "",
         member=None if is_asked(run) else member_of(run),
@@ -337,6 +339,7 @@ class _Now:
     """What there is to judge a node by."""
 
     is_over: bool
+    never_trained: bool
     is_simulated: bool
     silence: str
     """Why nothing new is recorded; empty while the run goes on."""
@@ -379,6 +382,8 @@ class _Now:
         return "well", "Nobody goes on without it."
 
     def _at_the_end(self, name: str, row: Row | None, died: str) -> tuple[NodeState, str]:  # noqa: PLR0911  # a line for each state
+        if self.never_trained and self.member in (None, name):
+            return "has not trained", "Too few members were there at the start."
         if name in self.dead:
             return "lost", f"{died}; the run has ended without it."
         if name in self.left:

@@ -15,7 +15,7 @@ from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import edge_health, in_need, links_in_order, node_health, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
 from p2pfl.inspector.perspective import banner
-from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.run_state import has_figures, run_state
 from p2pfl.inspector.sections import events, facts, node_states
 from p2pfl.inspector.verdict import (
     SAME,
@@ -63,7 +63,7 @@ def report(run: RunRecords) -> str:
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(run, course)),
         ("Loss", _loss(run)),
-        ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and run.summary.get("metrics") else ""),
+        ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and has_figures(run.summary) else ""),
         ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from p2pfl.departures import departures_in
 from p2pfl.inspector.perspective import member_of
@@ -55,6 +56,16 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
         return RunState(kind="running", sentence=f"running (last record {duration(age_s)} ago)")
     doubt = "probably stopped" if run.rounds or run.nodes else "stopped, or still in its first round"
     return RunState(kind="silent", sentence=f"no record for {duration(age_s)}, {doubt}")
+
+
+def never_trained(summary: Mapping[str, Any] | None) -> bool:
+    """Whether a run ended before its first round, because members were missing."""
+    return summary is not None and summary.get("stop_reason") == "members_missing"
+
+
+def has_figures(summary: Mapping[str, Any] | None) -> bool:
+    """Whether a summary has metrics of trained models."""
+    return summary is not None and bool(summary.get("metrics")) and not never_trained(summary)
 
 
 def duration(seconds: float) -> str:

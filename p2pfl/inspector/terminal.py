@@ -25,7 +25,7 @@ from p2pfl.inspector.health import WINDOW, NodeHealth, edge_health, in_need, lin
 from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
-from p2pfl.inspector.run_state import duration, run_state
+from p2pfl.inspector.run_state import duration, has_figures, run_state
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, of_rows, percent, scores, verdict
 from p2pfl.records import Row, RunRecords, primary_metric
 
@@ -36,7 +36,15 @@ _METRICS_BESIDE = 2  # what 80 columns hold
 _HEADING = 9
 _REGULAR = 3  # steps of the same size that are no chance
 _MAX_RANGES = 12
-_STYLES = {"well": "green", "late": "yellow", "slow": "yellow", "lost": "bold red", "unknown": "dim", "finished": "cyan"}
+_STYLES = {
+    "well": "green",
+    "late": "yellow",
+    "slow": "yellow",
+    "lost": "bold red",
+    "unknown": "dim",
+    "finished": "cyan",
+    "has not trained": "yellow",
+}
 _MAX_GAPS = 3
 _MAX_NAMED = 8
 
@@ -88,7 +96,7 @@ def page(
         *_section("Agreement", _agreement(run, course, width, ascii_only)),
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
-        *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and run.summary.get("metrics") else []),
+        *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and has_figures(run.summary) else []),
         *_section("Nodes, as this one has heard of them", _heard_of(run, nodes)),
         *(() if is_live else _section("Nodes now" if run.summary is None else "Nodes", _nodes(nodes))),
         *_section("Furthest from their neighbours", _slowest(run, course)),
@@ -324,8 +332,8 @@ def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
         return []
     counts = Counter(health.state for health in nodes.values())
     told = Text(", ").join(
-        Text(f"{counts[state]:,} {state}", style=_STYLES[state])
-        for state in ("lost", "late", "unknown", "well", "finished")
+        Text(f"{counts[state]:,} {state if counts[state] == 1 else state.replace('has ', 'have ')}", style=_STYLES[state])
+        for state in ("lost", "late", "unknown", "well", "finished", "has not trained")
         if counts[state]
     )
     bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late")]

@@ -10,7 +10,7 @@ from typing import Any
 from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
-from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.run_state import has_figures, run_state
 from p2pfl.records import Row, RunRecords, primary_metric, rows_word
 
 _MOST_OUTAGES = 3
@@ -78,7 +78,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     found = [*departed, *halted, *_started_without(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
-    if run.summary is not None and run.summary.get("metrics"):
+    if run.summary is not None and has_figures(run.summary):
         found += _worth(run.summary)
         word = rows_word(run.experiment)
         found += _how_sure(run.worth, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)

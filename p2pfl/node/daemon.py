@@ -38,7 +38,7 @@ from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
-from p2pfl.records import RunFolder, read_summary
+from p2pfl.records import RunFolder, read_run, read_summary
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.stopwatch import with_rest
@@ -66,6 +66,9 @@ TRIM_FROM_BYTES = 8 * 2**20
 """Of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
+
+_SPANS = 5
+"""Of rounds without any neighbour so many spans are named."""
 
 _ALARMING = frozenset({STATE_LOST, STARTED_ANEW})
 """Kinds of events that somebody should look at."""
@@ -682,9 +685,12 @@ class Daemon:
             )
             self._population.merge(self._round, phase, inbox, local_steps=0)
         await self._keep()
-        if not protocol.is_settled():
-            open_with = [name for name, n in protocol.neighbours.items() if not n.left]
-            self._event("unsettled", f"left with edges open after {self._limits.linger_s} s: {', '.join(open_with)}")
+        if unsettled := protocol.unsettled():
+            waited = f"for which it waited {self._limits.linger_s:g} s"
+            self._event("unsettled", f"ended without the last word of {', '.join(unsettled)}, {waited}")
+        if alone := await asyncio.to_thread(self._rounds_alone):
+            spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
+            self._event("rounds_alone", f"rounds {spans} were made without any neighbour")
         await asyncio.to_thread(self._finish, reason)
         self._finished = True
         await self._keep()
@@ -698,10 +704,34 @@ class Daemon:
         if self._outlook is None or self._folder is None:
             return
         self._outlook.take_note(self._folder)
-        if gone := self._outlook.gone(self._round):
-            for name, number in gone.items():
-                self._event("gone", f"{name}: last heard of in round {number} of {self._round}")
+        company = self._agreed_start.company or list(self.plan.names)
+        if unended := self._outlook.unended(self._round, company, self.protocol.ahead):
+            sees_most = self._outlook.sees_most_end(company)
+            for name, number in unended.items():
+                last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {self._round}"
+                if sees_most:
+                    self._event("gone", f"{name}: {last}")
+                else:  # the others may have ended while this node was away
+                    self._event("end_unknown", f"how {name} ended is not known here: {last}")
             self._folder.write_summary({**(read_summary(self._folder.path) or {}), "departures": self._departures()})
+
+    def _rounds_alone(self) -> list[tuple[int, int]]:
+        """First and last of training rounds in a row in which no neighbour came, of those that had started; where everybody waits for all.
+
+        One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
+        """
+        schedule, company = self.plan.schedule, self._agreed_start.company
+        if not self.protocol.in_step or schedule.period != 1 or schedule.directed or self._folder is None:
+            return []
+        expected = {name for name in self.protocol.neighbours if company is None or name in company}
+        rows = read_run(self._folder.path, experiment=self.plan.experiment.as_dict()).nodes if expected else []
+        spans: list[tuple[int, int]] = []
+        for number in sorted({row["round"] for row in rows if row["kind"] == "train" and expected <= set(row["skipped"])}):
+            if spans and number == spans[-1][1] + 1:
+                spans[-1] = (spans[-1][0], number)
+            else:
+                spans.append((number, number))
+        return [(first, last) for first, last in spans if first < last]
 
     def _departures(self) -> list[dict[str, str]]:
         """As summary.json lists them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -190,17 +190,48 @@ class Outlook:
         """Members that have been seen, since the last call, to begin once more."""
         return {self._plan.names[place] for place in self.view.begun_again()}
 
-    def gone(self, rounds: int) -> dict[str, int]:
-        """Members that have not ended with the others, and the newest round that was heard of each; where all go in step.
+    def unended(self, rounds: int, company: Collection[str], ahead: int = 1) -> dict[str, int | None]:
+        """Members that have not ended with the others, and the newest round that was heard of each, None where none was; in step only.
+
+        No last record has come of such a member, and either all its neighbours of which one has come made their last rounds without it, or
+        nothing has come of it for longer than news need.
 
         Args:
             rounds: how many this node has made.
+            company: members that have started.
+            ahead: how many exchanges two neighbours can be apart.
         """
         if self._plan.experiment.pace.name != "synchronous":
             return {}
-        late = rounds - 1 - (self.view.news_rounds << self.view.level)
-        heard = {self._plan.names[place]: heard.record for place, heard in sorted(self.view.newest.items())}
-        return {name: record.round for name, record in heard.items() if not record.closing and record.round < late}
+        newest = {self._plan.names[place]: heard.record for place, heard in self.view.newest.items()}
+        step = 1 << max([self.view.level, *(record.level for record in newest.values())])
+        late = rounds - 1 - self.view.news_rounds * ahead - step
+        found: dict[str, int | None] = {}
+        for name in self._plan.names:
+            record = newest.get(name)
+            if name not in company or (record is not None and record.closing):
+                continue
+            heard = -1 if record is None else record.round
+            if heard < late or self._is_left_behind(name, heard, newest):
+                found[name] = None if record is None else heard
+        return found
+
+    def _is_left_behind(self, name: str, heard: int, newest: Mapping[str, RoundRecord]) -> bool:
+        """Whether all that exchange with a member and can tell made their last rounds, which are newer than its records, without it."""
+        place = self._places[name]
+        last = [newest[other] for other in self._plan.neighbours(name) if other in newest]
+        able = [each for each in last if each.closing and each.round > heard and (place in each.without or each.skipped <= MAX_NAMED)]
+        says = [place in each.without for each in able]
+        return any(says) and (all(says) or not self._is_steady)  # where the graph changes, not everybody waited for it in the last round
+
+    def sees_most_end(self, company: Collection[str]) -> bool:
+        """Whether the last records of more than half of those that have started are here: the network has ended, and not this side of it.
+
+        Args:
+            company: members that have started.
+        """
+        ended = sum(heard.record.closing and self._plan.names[place] in company for place, heard in self.view.newest.items())
+        return 2 * ended > len(company)
 
     def rows(self, now_s: float) -> list[Row]:
         """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""

@@ -799,10 +799,17 @@ class Protocol:
 
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""
-        return self.newest is not None or all(
-            neighbour.left or neighbour.ledger.is_untouched or (neighbour.ledger.is_settled and neighbour.ledger.neighbour_is_settled)
-            for neighbour in self.neighbours.values()
-        )
+        return not self.unsettled()
+
+    def unsettled(self) -> list[str]:
+        """Neighbours that are still there with which something is open."""
+        if self.newest is not None:
+            return []
+        return [
+            name
+            for name, each in self.neighbours.items()
+            if not (each.left or each.ledger.is_untouched or (each.ledger.is_settled and each.ledger.neighbour_is_settled))
+        ]
 
     def closing_message(self, neighbour: Neighbour) -> Closing:
         """What a stopped node has to say."""
