@@ -22,8 +22,10 @@ from statistics import median
 from typing import Any
 
 import zmq
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.experiment import experiment_from
+from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
@@ -195,9 +197,21 @@ def both_ways_daemon(
     me, peer = endpoints[number], endpoints[1 - number]
     transport = ZeroMQTransport(me, secret_key, [peer])
     limits = Limits(deadline_floor_s=TIMEOUT_S, linger_s=5.0, greet_timeout_s=TIMEOUT_S)
-    state = Path(place) / me.name
+    signers = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (0, 1)]  # known to both, and of no other use
+    names = [endpoint.name for endpoint in endpoints]
     daemon = TimedDaemon(
-        plan, me.name, transport, study_digest="ab" * 32, state=state, limits=limits, incarnation=secrets.randbits(60) + 1, status_port=None
+        plan,
+        me.name,
+        transport,
+        study_digest="ab" * 32,
+        state=Path(place) / me.name,
+        limits=limits,
+        incarnation=secrets.randbits(60) + 1,
+        signing=Signing(
+            keys={name: signer.public_key().public_bytes_raw() for name, signer in zip(names, signers, strict=True)},
+            sign=signers[number].sign,
+        ),
+        status_port=None,
     )
     daemon.turn, daemon.results = turn, results
     asyncio.run(daemon.run())

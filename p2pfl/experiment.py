@@ -73,6 +73,14 @@ def _batch_size(value: object) -> object:
     return value
 
 
+def _members(value: object) -> object:
+    """A whole number or "all"; others are refused in one sentence."""
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "all" and not is_number:
+        raise ValueError("expected all, or a whole number that is more than half of the members")
+    return value
+
+
 def _switch(value: object) -> object:
     """YAML reads a bare on and off as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -220,7 +228,7 @@ class RequireSpec:
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
-    members: Literal["all"] | Positive = "all"
+    members: Annotated[Literal["all"] | Positive, BeforeValidator(_members)] = "all"
     """How many are enough once within_s is over: more than half of them, or all."""
     within_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
     """How long a node waits for all members. With fewer than `members` then, it ends without training, with exit code 3."""

@@ -111,6 +111,17 @@ def test_a_blocked_link_between_two_that_are_there_is_waited_for(tmp_path):
     assert torch.equal(finish(main(), 120), undisturbed(tmp_path / "undisturbed", plan))
 
 
+@pytest.mark.parametrize("members", [0, -1, 3.0, "some"])
+def test_what_is_no_number_of_members_is_refused_in_one_sentence(members):
+    with pytest.raises(ConfigError) as refused:
+        experiment_from({"task": {"name": "averaging"}, "nodes": 4, "require": {"members": members}}, "study.yaml")
+
+    assert (
+        str(refused.value)
+        == f"study.yaml: require.members = {members!r}: expected all, or a whole number that is more than half of the members"
+    )
+
+
 def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(tmp_path, short_grace, caplog):
     caplog.set_level(logging.INFO)
     plan = ring()

@@ -102,6 +102,31 @@ def test_steps_are_those_of_torch_alone_on_the_sites_own_rows(batch_size, change
         torch.testing.assert_close(population.state["x"][row], model.weight.detach().flatten(), rtol=0, atol=1e-13)
 
 
+class Residual(nn.Module):
+    """Layers that are not written out: its own module computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.last = nn.Linear(FEATURES, FEATURES), nn.LayerNorm(FEATURES), nn.Linear(FEATURES, 1)
+
+    def forward(self, inputs):
+        return self.last(inputs + self.norm(torch.tanh(self.inner(inputs))))
+
+
+def test_a_module_that_computes_itself_is_used_by_one_thread_alone():
+    """Two threads would train on each other's parameters: other weights in each run, without a word."""
+    task, found = replace(LINEAR, model=Residual), []
+    for threads in (1, 4):
+        plan = plan_of(task, algorithm={"name": "dpsgd", "local_steps": 40, "batch_size": 8})
+        population = plan.population(plan.names)
+        population.threads = threads
+        for number in range(3):
+            population.train(number)
+        found.append(population.estimate().clone())
+
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_with_batches_of_other_sizes_are_trained_in_threads_and_some_at_a_time(threads):
     plan = plan_of(algorithm={"name": "dpsgd", "local_steps": 2, "batch_size": "full"}, rounds=3)

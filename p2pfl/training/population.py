@@ -194,7 +194,7 @@ class Population:
         self._is_scaled = loss_scale is not None
         self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=self.layout.dtype, device=self.device).expand(len(sites))
         self.threads = 1
-        """Parts of the rows are trained at the same time in so many threads."""
+        """Parts of the rows are trained at the same time in so many threads; one where the model's own module computes."""
         self._compiled: Compiled | None = None
         self._drawn_ahead: dict[int, _Ahead] = {}  # by the first row of a part
         self._load_data()
@@ -331,7 +331,9 @@ class Population:
 
     def _trained(self, train: Callable[[list[Rows]], list[_Trained]], groups: Sequence[list[Rows]]) -> Iterator[_Trained]:
         """What training makes of each part, in their order; several groups at a time where there are threads."""
-        if self.threads == 1 or len(groups) == 1:
+        assert self._gradients is not None
+        borrows = self._compiled is None and self._gradients.batched is None  # the module, whose tensors functional_call swaps
+        if self.threads == 1 or len(groups) == 1 or borrows:
             yield from chain.from_iterable(map(train, groups))
             return
         with ThreadPoolExecutor(self.threads, thread_name_prefix="train") as pool:
