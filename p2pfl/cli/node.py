@@ -90,8 +90,10 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if without := found.get("started_without"):
         console.print(f"the network started without {', '.join(without)}", markup=False)
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
-    if found["disagreement"] is not None:
-        console.print(f"disagreement with neighbours {found['disagreement']:.3g}, agreed for {found['agreed_for']} rounds")
+    apart = found["disagreement"]
+    if apart is not None or found.get("last_round_time") is not None:
+        far = "unknown (no models were compared in the last round)" if apart is None else f"{apart:.3g}"
+        console.print(f"disagreement with neighbours {far}, agreed for {found['agreed_for']} rounds", soft_wrap=True)
     table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
     for name, seen in found["neighbours"].items():
         ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
