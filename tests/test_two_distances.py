@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 from rich.console import Console
 
 from networks import HASTY, Network, finish, plan_of, until
+from p2pfl.cli.node import _apart
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.terminal import print_page
 from p2pfl.inspector.verdict import certificate
 from p2pfl.node.network import disagreement_of, squared_norm_of
-from p2pfl.records import read_rounds, read_run
+from p2pfl.records import RunRecords, read_rounds, read_run
 from p2pfl.results import Run
 from p2pfl.simulator import Faults, simulate
 from p2pfl.summary import consensus_distance, squared_distances_from_mean
@@ -115,7 +117,32 @@ def test_where_no_models_are_sent_no_disagreement_is_known(experiment, tmp_path)
     with (console := Console(width=100)).capture() as page:
         print_page(found, console)
     assert "before mixing" not in page.get()
+    by_daemons = replace(found, rounds=[{**row, "consensus_distance": None} for row in found.rounds], summary=None)
+    with console.capture() as theirs:  # nobody sees all models
+        print_page(by_daemons, console)
+    assert "unknown (no models were compared)" in theirs.get()
     assert "consensus distance (after mixing)" in page.get()
+
+
+def test_the_zeros_of_earlier_versions_are_still_read():
+    zeros = dict.fromkeys(("disagreement", "bound_low", "bound_high", "rms_norm"), 0.0)
+    rows = [{"round": number, "kind": "train", **zeros, "rms_disagreement": None, "consensus_distance": 0.3} for number in range(3)]
+    course = convergence(RunRecords(experiment={}, environment={}, topology=None, rounds=rows, nodes=[], events=[], summary=None))
+
+    assert (course.basis, course.distance, course.consensus) == ("upper bound", [0.0] * 3, [0.3] * 3)
+
+
+def test_the_status_says_that_nothing_was_compared():
+    assert _apart(2.718, 3) == "disagreement with neighbours 2.72, agreed for 3 rounds"
+    assert _apart(None, 0) == "disagreement with neighbours unknown (no models were compared in the last round), agreed for 0 rounds"
+
+
+def test_a_node_that_meets_nobody_in_a_round_of_pairs_compares_nothing(tmp_path):
+    run = simulate({**AVERAGING, "algorithm": {"name": "ad-psgd"}, "rounds": 6}, out=tmp_path / "run")
+
+    met = [any(len(entry) == 3 and entry[0] != row["node"] for entry in row["merged"]) for row in run.node_records]
+    assert [row["disagreement"] is not None for row in run.node_records] == met
+    assert all(row["disagreement"] is None for row in run.records) is (not any(met))
 
 
 def test_a_simulated_node_that_hears_nobody_in_a_round_compares_nothing(tmp_path):
