@@ -38,8 +38,8 @@ def disagreement_row(
     number: int,
     kind: str,
     losses: Sequence[float | None],
-    disagreement: float,
-    mean_squared_norm: float,
+    disagreement: float | None,
+    mean_squared_norm: float | None,
     exact: float | None,
     mixed: float | None = None,
 ) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def disagreement_row(
         number: the round.
         kind: "train" or "settle".
         losses: each node's mean training loss; None or NaN where it did not train.
-        disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged.
-        mean_squared_norm: of these models.
+        disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged; None where none were compared.
+        mean_squared_norm: of these models; None where none were sent.
         exact: their root mean square distance from their mean, before mixing, where somebody sees them all.
         mixed: the consensus distance, which is the same of the models after mixing, where somebody sees them all.
 
@@ -60,15 +60,19 @@ def disagreement_row(
     """
     lambda_2, lambda_max = _extremes(plan.topology) if plan.schedule.period == 1 else (math.nan, math.nan)
     defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
+
+    def bound(eigenvalue: float) -> float | None:
+        return None if disagreement is None or math.isnan(eigenvalue) else math.sqrt(disagreement / (len(plan.names) * eigenvalue))
+
     return {
         "round": number,
         "kind": kind,
         "loss": math.fsum(defined) / len(defined) if defined else None,
         "disagreement": disagreement,
         # where the graph changes, those who do not meet in this round may be anywhere
-        "bound_low": None if math.isnan(lambda_max) else math.sqrt(disagreement / (len(plan.names) * lambda_max)),
-        "bound_high": None if math.isnan(lambda_2) else math.sqrt(disagreement / (len(plan.names) * lambda_2)),
-        "rms_norm": math.sqrt(mean_squared_norm),
+        "bound_low": bound(lambda_max),
+        "bound_high": bound(lambda_2),
+        "rms_norm": None if mean_squared_norm is None else math.sqrt(mean_squared_norm),
         "rms_disagreement": exact,
         "consensus_distance": mixed,
     }

@@ -237,6 +237,21 @@ def test_in_a_pipe_progress_is_a_line_each_tenth_and_each_five_seconds(capsys, m
     assert capsys.readouterr().err == "".join(f"round {number}: loss 0.5000\n" for number in (1, 4, 100, 1000))
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"rms_disagreement": 0.0, "bound_high": 0.5}, "disagreement 0.00e+00"),
+        ({"rms_disagreement": None, "bound_high": 0.5}, "disagreement 5.00e-01"),
+        ({"rms_disagreement": None, "bound_high": None, "consensus_distance": 0.25}, "consensus distance 2.50e-01"),
+    ],
+)
+def test_progress_says_the_exact_distance_also_where_it_is_zero(row, said, capsys):
+    with _Progress(enabled=True) as progress:
+        progress(1, 10, {"loss": 0.5, **row})
+
+    assert capsys.readouterr().err == f"round 1: loss 0.5000, {said}\n"
+
+
 def test_options_replace_keys_of_the_file(folder, p2pfl):
     options = [
         "--nodes",

@@ -73,7 +73,9 @@ def two_ranks(tmp_path_factory):
 def told(run):
     """Of each node's rounds all but what two ranks add up in another order."""
     sums = ("disagreement", "norm")
-    return [{**row, **{name: float(f"{row[name]:.12g}") for name in sums}} for row in without_seconds(run.node_records)]
+    return [
+        {**row, **{name: float(f"{row[name]:.12g}") for name in sums if row[name] is not None}} for row in without_seconds(run.node_records)
+    ]
 
 
 def refusals(place):

@@ -90,6 +90,8 @@ def test_a_rounds_record_bounds_the_disagreement_by_the_spectrum(plan):
         "consensus_distance": 0.25,
     }
     assert disagreement_row(plan, 3, "settle", [None] * 4, 0.0, 0.0, None)["loss"] is None
+    nothing = disagreement_row(plan, 3, "train", [1.0] * 4, None, None, None)
+    assert {nothing[key] for key in ("disagreement", "bound_low", "bound_high", "rms_norm")} == {None}
 
 
 def test_baselines_are_those_asked_for(plan):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from networks import Network, finish, plan_of
+from networks import HASTY, Network, finish, plan_of, until
+from p2pfl.cli.node import _apart
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
-from p2pfl.records import read_rounds, read_run
+from p2pfl.inspector.terminal import print_page
+from p2pfl.inspector.verdict import certificate
+from p2pfl.node.network import disagreement_of, squared_norm_of
+from p2pfl.records import RunRecords, read_rounds, read_run
 from p2pfl.results import Run
-from p2pfl.simulator import simulate
+from p2pfl.simulator import Faults, simulate
 from p2pfl.summary import consensus_distance, squared_distances_from_mean
 
 AVERAGING = {
@@ -87,6 +94,98 @@ def test_at_their_own_pace_only_the_distance_after_mixing_is_known(tmp_path):
     assert run.records[-1]["consensus_distance"] == pytest.approx(distance_from_mean(numbers_of(run.models)), rel=1e-12)
     course = convergence(read_run(run.path))
     assert (course.basis, course.distance) == ("after mixing", [row["consensus_distance"] for row in run.records])
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        CHOCO,
+        {"weights": "push-sum", "algorithm": {"name": "push-sum"}, "topology": {"name": "path"}},
+        {"topology": {"name": "path"}, "algorithm": {"name": "relaysgd"}},
+    ],
+)
+def test_where_no_models_are_sent_no_disagreement_is_known(experiment, tmp_path):
+    run = simulate({**AVERAGING, "nodes": 4, "topology": {"name": "ring"}, "rounds": 2, **experiment}, out=tmp_path / "run")
+
+    unknown = ("disagreement", "bound_low", "bound_high", "rms_norm", "rms_disagreement")
+    assert {row[key] for row in run.records for key in unknown} == {None}
+    assert {row[key] for row in run.node_records for key in ("disagreement", "norm")} == {None}
+    assert run.records[-1]["consensus_distance"] > 0
+    course = convergence(found := read_run(run.path))
+    assert (course.basis, course.slowest) == ("after mixing", [])
+    assert certificate(found, course) == "The nodes' records certify no distance: no models were compared."
+    with (console := Console(width=100)).capture() as page:
+        print_page(found, console)
+    assert "before mixing" not in page.get()
+    by_daemons = replace(found, rounds=[{**row, "consensus_distance": None} for row in found.rounds], summary=None)
+    with console.capture() as theirs:  # nobody sees all models
+        print_page(by_daemons, console)
+    assert "unknown (no models were compared)" in theirs.get()
+    assert "consensus distance (after mixing)" in page.get()
+
+
+def test_the_zeros_of_earlier_versions_are_still_read():
+    zeros = dict.fromkeys(("disagreement", "bound_low", "bound_high", "rms_norm"), 0.0)
+    rows = [{"round": number, "kind": "train", **zeros, "rms_disagreement": None, "consensus_distance": 0.3} for number in range(3)]
+    course = convergence(RunRecords(experiment={}, environment={}, topology=None, rounds=rows, nodes=[], events=[], summary=None))
+
+    assert (course.basis, course.distance, course.consensus) == ("upper bound", [0.0] * 3, [0.3] * 3)
+
+
+def test_the_status_says_that_nothing_was_compared():
+    assert _apart(2.718, 3) == "disagreement with neighbours 2.72, agreed for 3 rounds"
+    assert _apart(None, 0) == "disagreement with neighbours unknown (no models were compared in the last round), agreed for 0 rounds"
+
+
+def test_a_node_that_meets_nobody_in_a_round_of_pairs_compares_nothing(tmp_path):
+    run = simulate({**AVERAGING, "algorithm": {"name": "ad-psgd"}, "rounds": 6}, out=tmp_path / "run")
+
+    met = [any(len(entry) == 3 and entry[0] != row["node"] for entry in row["merged"]) for row in run.node_records]
+    assert [row["disagreement"] is not None for row in run.node_records] == met
+    assert all(row["disagreement"] is None for row in run.records) is (not any(met))
+
+
+def test_a_simulated_node_that_hears_nobody_in_a_round_compares_nothing(tmp_path):
+    cut = Faults(cut={(other, "node-0"): frozenset({2}) for other in ("node-1", "node-4")})
+    run = simulate(AVERAGING, out=tmp_path / "run", faults=cut)
+
+    unknown = [(row["round"], row["node"]) for row in run.node_records if row["disagreement"] is None]
+    assert unknown == [(2, "node-0")]
+    assert all(row["norm"] > 0 for row in run.node_records)
+    seen = [row["disagreement"] for row in run.node_records if row["round"] == 2 and row["node"] != "node-0"]
+    assert run.records[2]["disagreement"] == pytest.approx(math.fsum(seen), rel=1e-12)
+    assert run.records[2]["bound_high"] is None
+
+
+def test_a_daemon_that_goes_on_without_anybody_knows_no_disagreement(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "p2pfl.node.daemon")
+    plan = plan_of(**{**AVERAGING, "nodes": 2, "topology": {"name": "path"}, "rounds": 6, "save_models_every": None})
+
+    async def main():
+        async with Network(plan, tmp_path, limits=HASTY) as network:
+            network.start()
+            await network.reached(2)
+            network.cut |= {("node-0", "node-1"), ("node-1", "node-0")}
+            await until(lambda: any(row["skipped"] for row in network.rows("node-0")) or network.nodes["node-0"].task.done())
+            status = network.nodes["node-0"].daemon.status()
+            return network.rows("node-0"), status
+
+    rows, status = finish(main())
+    assert {(row["disagreement"] is None) for row in rows if row["skipped"]} == {True}
+    assert {(row["disagreement"] is None) for row in rows if not row["skipped"]} == {False}
+    assert status["disagreement"] is None
+    assert "disagreement unknown, skipped node-1" in caplog.text
+
+
+def test_the_network_sums_what_its_daemons_compared():
+    in_step, by_choco = plan_of(**AVERAGING), plan_of(**AVERAGING, **CHOCO)
+    heard, alone = {"disagreement": 3.0, "norm": 2.0, "skipped": []}, {"disagreement": None, "norm": 2.0, "skipped": ["node-1"]}
+    large, unsent = {"disagreement": None, "norm": None, "skipped": []}, {"disagreement": None, "norm": None, "skipped": []}
+
+    assert (disagreement_of(in_step, [heard, alone]), squared_norm_of(in_step, [heard, alone])) == (3.0, 4.0)
+    assert disagreement_of(in_step, [alone, alone]) is None
+    assert (disagreement_of(in_step, [heard, large]), squared_norm_of(in_step, [heard, large])) == (math.inf, math.inf)
+    assert (disagreement_of(by_choco, [unsent, unsent]), squared_norm_of(by_choco, [unsent, unsent])) == (None, None)
 
 
 @pytest.mark.slow

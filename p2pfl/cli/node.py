@@ -90,8 +90,8 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if without := found.get("started_without"):
         console.print(f"the network started without {', '.join(without)}", markup=False)
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
-    if found["disagreement"] is not None:
-        console.print(f"disagreement with neighbours {found['disagreement']:.3g}, agreed for {found['agreed_for']} rounds")
+    if found["disagreement"] is not None or found.get("last_round_time") is not None:
+        console.print(_apart(found["disagreement"], found["agreed_for"]), soft_wrap=True)
     table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
     for name, seen in found["neighbours"].items():
         ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
@@ -111,6 +111,12 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
             console.print(f"{name}: {seen['link_detail']}", markup=False, soft_wrap=True)
     if network := found.get("network"):
         _network_status(console, network, state)
+
+
+def _apart(disagreement: float | None, agreed_for: int) -> str:
+    """How far the node was from its neighbours in its last round."""
+    far = "unknown (no models were compared in the last round)" if disagreement is None else f"{disagreement:.3g}"
+    return f"disagreement with neighbours {far}, agreed for {agreed_for} rounds"
 
 
 def _link_of(seen: dict[str, Any]) -> str:

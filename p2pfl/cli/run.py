@@ -302,7 +302,8 @@ class _Progress(Bar):
     def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
         if not self.enabled:
             return
-        loss, bound = row.get("loss"), row.get("rms_disagreement") or row.get("bound_high")
+        loss, exact = row.get("loss"), row.get("rms_disagreement")
+        bound = row.get("bound_high") if exact is None else exact
         parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
         if bound is not None:
             parts.append(f"disagreement {bound:.2e}")

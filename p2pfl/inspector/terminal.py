@@ -268,7 +268,8 @@ def _gap_sentences(found: Sequence[Gap]) -> list[str]:
 def _distance(course: Convergence) -> str:
     last, low, high = course.distance[-1], course.low[-1], course.high[-1]
     between = f" (bounds {low:.2e} to {high:.2e})" if low is not None and high is not None else ""
-    return f"{'at most ' if course.basis == 'upper bound' else ''}{last:.3e}{between}" if last is not None else f"unknown{between}"
+    why = "" if any(value is not None for value in course.distance) else " (no models were compared)"
+    return f"{'at most ' if course.basis == 'upper bound' else ''}{last:.3e}{between}" if last is not None else f"unknown{why}{between}"
 
 
 def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:

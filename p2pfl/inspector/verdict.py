@@ -95,6 +95,8 @@ def certificate(run: RunRecords, course: Convergence) -> str:
     """What the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
     proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
     if not proven:
+        if run.rounds and all(row.get("disagreement") is None for row in [*run.rounds, *run.network]):
+            return "The nodes' records certify no distance: no models were compared."
         return "The nodes' records certify no distance: that takes a round in which every message came."
     last = proven[-1]
     low, high, size = course.low[last], course.high[last], (run.network or run.rounds)[last].get("rms_norm")

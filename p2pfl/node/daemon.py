@@ -100,14 +100,14 @@ class Limits:
 class Seen:
     """What the exchanges of one round have shown so far."""
 
-    squared: float = 0.0
-    """sum_j ||x_i - x_j||**2 over the neighbours that came, of the model's channel."""
+    squared: float | None = None
+    """sum_j ||x_i - x_j||**2 over the neighbours that came, of the model's channel; None where no models were compared."""
 
     met: float = 0.0
     """What the stop rule makes of it."""
 
-    norm: float = 0.0
-    """||x_i||."""
+    norm: float | None = None
+    """||x_i||; None where no model was sent."""
 
     skipped: set[str] = field(default_factory=set)
 
@@ -399,7 +399,7 @@ class Daemon:
         async def train() -> None:
             self._loss = await self._train(self.plan.experiment.local_steps_at(self._round), self._pair_seconds)
 
-        async def end_round(squared: float, norm: float, skipped: list[str]) -> None:
+        async def end_round(squared: float | None, norm: float | None, skipped: list[str]) -> None:
             self._seen = Seen(squared=squared, norm=norm, skipped=set(skipped))
             number, self._round = self._round, self._round + 1
             self.protocol.begin(self._exchange_now, self._now())
@@ -443,7 +443,7 @@ class Daemon:
             await self._keep()
             protocol.begin(self._exchange_now, self._now())
         seen = self._seen
-        self._agree(seen.met, seen.norm, heard, skipped=bool(seen.skipped))
+        self._agree(seen.met, seen.norm or 0.0, heard, skipped=bool(seen.skipped))
         self._round, self._phase = number + 1, 0
         await self._evaluate(number, seconds)
         self._record(self._row_of(number, self._loss, seen.squared, seen.norm, sorted(seen.skipped), seconds))
@@ -554,9 +554,10 @@ class Daemon:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
         if self._model_channel is not None and self._model_channel in outgoing:
-            self._seen.squared = float(inbox.squared_distances(self._model_channel)[0])
+            squared = float(inbox.squared_distances(self._model_channel)[0])
+            self._seen.squared = squared if inbox.present_NK.any() else None
             self._seen.norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
-            self._seen.met = self._met(outgoing[self._model_channel][0])
+            self._seen.met = self._met(squared, outgoing[self._model_channel][0])
         self._seen.skipped.update(protocol.close(merged, self._now()))
         if self._exact and self._seen.skipped and "reliable" in self._algorithm.requires:
             self._exact = False
@@ -566,13 +567,13 @@ class Daemon:
     def _is_last_round(self) -> bool:
         return self._round in (self.protocol.stop_round, self.plan.experiment.last_possible_round - 1)
 
-    def _met(self, sent_P: Tensor) -> float:
+    def _met(self, squared: float, sent_P: Tensor) -> float:
         """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
         if self._meetings is None:
-            return self._seen.squared
+            return squared
         moved = float(torch.linalg.vector_norm(sent_P - self._sent_P).double()) if self._sent_P is not None else 0.0
         self._sent_P = sent_P.clone()
-        return float(self._meetings.bound(np.array([self._seen.squared]), np.array([moved]))[0])
+        return float(self._meetings.bound(np.array([squared]), np.array([moved]))[0])
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""
@@ -949,7 +950,13 @@ class Daemon:
         seconds["evaluate"] = self._now() - began_s
 
     def _row_of(
-        self, number: int, loss: float | None, squared: float, norm: float, skipped: Sequence[str], seconds: dict[str, float]
+        self,
+        number: int,
+        loss: float | None,
+        squared: float | None,
+        norm: float | None,
+        skipped: Sequence[str],
+        seconds: dict[str, float],
     ) -> dict[str, Any]:
         seconds["checkpoint"], self._checkpoint_s = self._checkpoint_s, 0.0
         for name, spent in seconds.items():
@@ -959,7 +966,7 @@ class Daemon:
             "node": self.me,
             "kind": "train" if number < self.plan.experiment.rounds else "settle",
             "loss": loss,
-            "disagreement": squared / 2,
+            "disagreement": None if squared is None else squared / 2,
             "norm": norm,
             "skipped": sorted(skipped),
             "agreed_for": self.protocol.agreed_for,
@@ -986,10 +993,10 @@ class Daemon:
         self._folder.append_round(self._own_view(alone))
         self._tell(alone)
         log.info(
-            "round %d: loss %s, disagreement %.3g, skipped %s",
+            "round %d: loss %s, disagreement %s, skipped %s",
             row["round"],
             "-" if row["loss"] is None or math.isnan(row["loss"]) else f"{row['loss']:.4f}",
-            row["disagreement"],
+            "unknown" if row["disagreement"] is None else f"{row['disagreement']:.3g}",
             ", ".join(row["skipped"]) or "nobody",
         )
 
@@ -1007,7 +1014,8 @@ class Daemon:
 
     def _own_view(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The round as far as this node sees it: its own edges, which bound nothing for the network."""
-        seen = disagreement_row(self.plan, row["round"], row["kind"], [row["loss"]], row["disagreement"], row["norm"] ** 2, exact=None)
+        squared_norm = None if row["norm"] is None else row["norm"] ** 2
+        seen = disagreement_row(self.plan, row["round"], row["kind"], [row["loss"]], row["disagreement"], squared_norm, exact=None)
         seen |= {"bound_low": None, "bound_high": None, "nodes": 1, "bytes_sent": row["bytes_sent"]}
         return seen | {"skipped": len(row["skipped"]), "seconds": row["seconds"]}
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import RunFolder, read_run
+from p2pfl.records import Row, RunFolder, read_run
 from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.stopwatch import Stopwatch, with_rest
 from p2pfl.study import Study
@@ -504,10 +505,15 @@ class _Network:
     def _network_row(self, number: int) -> dict[str, Any]:
         rows = [site.rows[number] for site in self._sites if number in site.rows]
         skipped = sum(len(row["skipped"]) for row in rows)
-        disagreement, squared_norms = sum(_size(row["disagreement"]) for row in rows), sum(_size(row["norm"]) ** 2 for row in rows)
         kind = "train" if number < self._plan.experiment.rounds else "settle"
         row = disagreement_row(
-            self._plan, number, kind, [r["loss"] for r in rows], disagreement, squared_norms / max(len(rows), 1), exact=None
+            self._plan,
+            number,
+            kind,
+            [r["loss"] for r in rows],
+            disagreement_of(self._plan, rows),
+            squared_norm_of(self._plan, rows),
+            exact=None,
         )
         in_step = self._plan.experiment.pace.name == "synchronous"
         if not in_step:  # the models were not exchanged in one round
@@ -664,6 +670,23 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _size(value: float | None) -> float:
-    """A length or a sum of squares as a record holds it: null where it was too large for a number."""
-    return float("inf") if value is None else value
+def disagreement_of(plan: Plan, rows: Sequence[Row]) -> float | None:
+    """The sum of what nodes saw in a round; None where none compared models, infinite where one saw more than a number holds."""
+    seen = [row["disagreement"] for row in rows if row["disagreement"] is not None]
+    # null is unknown where a node heard nobody: it skipped somebody, or it may have had no neighbour in this round
+    if _sends_models(plan) and plan.experiment.pace.name == "synchronous" and plan.schedule.period == 1:
+        seen += [math.inf for row in rows if row["disagreement"] is None and not row["skipped"]]
+    return sum(seen) if seen else None
+
+
+def squared_norm_of(plan: Plan, rows: Sequence[Row]) -> float | None:
+    """The mean of the models' squared norms; None where none were sent, infinite where one is more than a number holds."""
+    if not _sends_models(plan):
+        return None
+    in_step = plan.experiment.pace.name == "synchronous"
+    norms = [math.inf if row["norm"] is None else row["norm"] for row in rows if in_step or row["norm"] is not None]
+    return sum(norm**2 for norm in norms) / len(norms) if norms else None
+
+
+def _sends_models(plan: Plan) -> bool:
+    return any(channel.model for channel in plan.recipe.algorithm.channels.values())

@@ -334,10 +334,10 @@ class Outlook:
         """What the records of a round certify."""
         records, plan = list(known.records.values()), self._plan
         norms = [record.norm for record in records if record.norm is not None]
-        squared = sum(norm**2 for norm in norms) / len(norms) if norms else 0.0
+        squared = sum(norm**2 for norm in norms) / len(norms) if norms else None
         kind = "settle" if known.number >= plan.experiment.rounds else "train"
         total = known.disagreement
-        row = disagreement_row(plan, known.number, kind, [record.loss for record in records], total or 0.0, squared, exact=None)
+        row = disagreement_row(plan, known.number, kind, [record.loss for record in records], total, squared, exact=None)
         in_step = plan.experiment.pace.name == "synchronous"
         if total is None or not in_step:  # the models were not exchanged in one round
             row |= {"disagreement": total, "bound_low": None}
@@ -357,7 +357,8 @@ class Outlook:
         kind = "settle" if summed.round >= self._plan.experiment.rounds else "train"
         own = self.view.newest.get(self._places[self._me])
         norm = own.record.norm if own is not None else None
-        low, high = (disagreement_row(self._plan, summed.round, kind, [], s, (norm or 0.0) ** 2, None) for s in (summed.low, summed.high))
+        squared = None if norm is None else norm**2
+        low, high = (disagreement_row(self._plan, summed.round, kind, [], s, squared, None) for s in (summed.low, summed.high))
         return self._widened(low | {"bound_high": high["bound_high"]}) | {
             "disagreement": None,
             "nodes": len(self._plan.names),

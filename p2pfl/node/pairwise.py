@@ -48,8 +48,10 @@ class Surroundings:
     """Write a checkpoint."""
     train: Callable[[], Coroutine[Any, Any, None]]
     """The round's local steps, on the population's state."""
-    end_round: Callable[[float, float, list[str]], Awaitable[None]]
-    """Record a round with sum ||x_i - x_j||**2, ||x_i|| and who was skipped; takes `merged` and writes a checkpoint."""
+    end_round: Callable[[float | None, float | None, list[str]], Awaitable[None]]
+    """Record a round with sum ||x_i - x_j||**2, ||x_i|| and who was skipped; the sum is None where nobody was met.
+
+    It takes `merged` and writes a checkpoint."""
 
 
 class PairwiseRounds:
@@ -80,7 +82,8 @@ class PairwiseRounds:
         """By neighbour, its newest."""
         self._stage = "training"
         self.merged: list[Entry] = []
-        self._squared = self._norm = 0.0
+        self._squared: float | None = None
+        self._norm: float | None = None
 
     @property
     def _algorithm(self) -> ADPSGD:
@@ -113,7 +116,7 @@ class PairwiseRounds:
             self._population.state = self.now
             self.round += 1
             squared, norm = self._squared, self._norm
-            self._squared, self._stage = 0.0, "training"
+            self._squared, self._stage = None, "training"
             await self._around.end_round(squared, norm, skipped)
         return "rounds"
 
@@ -238,7 +241,7 @@ class PairwiseRounds:
             self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
             return
         self.now = merged
-        self._squared += float(inbox.squared_distances("x")[0])
+        self._squared = (self._squared or 0.0) + float(inbox.squared_distances("x")[0])
         self._norm = float(torch.linalg.vector_norm(own["x"][0]).double())
         self.merged.append([neighbour.name, arrived.exchange, self._stage])
         (amounts,) = (inbox.flows or {}).values()

@@ -56,6 +56,8 @@ class _Exchanged:
     moved_M: Tensor
     """float64, ||x_i - x_i of the round before||, where the stop rule asks."""
     bytes_N: NDArray[np.int64]
+    phase: int | None
+    """The phase in which models were sent; None: in no phase."""
 
 
 _LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
@@ -191,10 +193,12 @@ class Simulation:
             x_NP, buffers = self._models()
             if x_NP is not None:
                 write_models(self.folder.path, self.plan.names, x_NP, self.plan.layout, buffers, number)
+        heard_NK = tables.linked_NK & both_NK & delivered[exchanged.phase] if exchanged.phase is not None else None
+        compared_N = heard_NK.any(dim=1).cpu().numpy() if heard_NK is not None else None
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
         losses = losses_N.tolist() if losses_N is not None else [None] * len(self.plan.names)
         return self._record(
-            number, losses, squared_N, norms_N, (exact, mixed), index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times
+            number, losses, squared_N, norms_N, compared_N, (exact, mixed), index_NK, skipped_NK, metrics, bytes_N.tolist(), seconds, times
         )
 
     @property
@@ -241,7 +245,9 @@ class Simulation:
             off_P = off_P - self._ranks.sum(off_P * len(apart_M)) / len(self.plan.names)
             apart_M = apart_M + off_P.square().sum()
         moved_M = torch.zeros_like(apart_M)
-        return _Exchanged(squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N)
+        return _Exchanged(
+            squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N, phase=0
+        )
 
     def _exchange_all(
         self,
@@ -256,7 +262,7 @@ class Simulation:
         phases, channel = self.plan.recipe.algorithm.phases, self._model_channel
         bytes_N = np.zeros(len(self.plan.names), dtype=np.int64)
         squared_M = norms_M = moved_M = torch.zeros(len(self._part.mine), dtype=torch.float64)
-        apart_M = None
+        apart_M = measured = None
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
             inboxes = self._exchange.inboxes(number * phases + phase, delivered[phase], running, sent, active_M)
@@ -266,12 +272,13 @@ class Simulation:
                 event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
                 self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
             if channel in sent and apart_M is None:
+                measured = phase
                 squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
                 norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
                 apart_M = self._apart(sent[channel])
                 moved_M = self._moved(sent[channel])
         self._exchange.done()
-        return _Exchanged(squared_M=squared_M, norms_M=norms_M, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N)
+        return _Exchanged(squared_M=squared_M, norms_M=norms_M, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N, phase=measured)
 
     def _apart(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
@@ -471,6 +478,7 @@ class Simulation:
         losses: Sequence[float | None],
         squared_N: NDArray[np.float64],
         norms_N: NDArray[np.float64],
+        compared_N: NDArray[np.bool_] | None,
         distances: tuple[float | None, float],
         index_NK: NDArray[np.int64],
         skipped_NK: NDArray[np.bool_],
@@ -489,8 +497,8 @@ class Simulation:
                 "node": plan.names[i],
                 "kind": kind,
                 "loss": losses[i],
-                "disagreement": float(squared_N[i] / 2),
-                "norm": math.sqrt(norms_N[i]),
+                "disagreement": float(squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
+                "norm": math.sqrt(norms_N[i]) if compared_N is not None else None,
                 "skipped": skipped,
                 "agreed_for": int(self.agreed_for_N[i]),
                 "stop_round": None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
@@ -504,7 +512,8 @@ class Simulation:
             rows.append(row)
         if self._ranks.is_first:
             self.folder.append_node(*rows)
-        row = disagreement_row(plan, number, kind, losses, float(squared_N.sum() / 2), float(norms_N.mean()), *distances)
+        total = float(squared_N.sum() / 2) if compared_N is not None and compared_N.any() else None
+        row = disagreement_row(plan, number, kind, losses, total, float(norms_N.mean()) if compared_N is not None else None, *distances)
         row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
         if row["skipped"]:  # edges are missing from the sum: it bounds from below only
             row["bound_high"] = None

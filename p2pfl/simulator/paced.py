@@ -52,8 +52,9 @@ class PacedNode:
         self.loss: float | None = None
         self.merged: list[list[Any]] = []
         """What has been merged in this round, in order, as the records hold it."""
-        self.squared = self.norm = 0.0
-        """sum_j ||x_i - x_j||**2 and ||x_i|| of this round's merges."""
+        self.squared: float | None = None
+        self.norm: float | None = None
+        """sum_j ||x_i - x_j||**2 and ||x_i|| of this round's merges; None where no models were compared, or sent."""
         self._plan, self._channels = plan, algorithm.channels
         self._model_channel = next((channel for channel, c in algorithm.channels.items() if c.model), None)
 
@@ -85,7 +86,8 @@ class PacedNode:
         )
         self.population.merge(self.round, 0, inbox, local_steps=self._plan.experiment.local_steps_at(self.round))
         if self._model_channel is not None:
-            self.squared += float(inbox.squared_distances(self._model_channel)[0])
+            if inbox.present_NK.any():
+                self.squared = (self.squared or 0.0) + float(inbox.squared_distances(self._model_channel)[0])
             self.norm = float(torch.linalg.vector_norm(sent[self._model_channel][0]).double())
 
 
@@ -234,7 +236,7 @@ class PacedRecords:
             "node": node.name,
             "kind": "train",
             "loss": node.loss,
-            "disagreement": node.squared / 2,
+            "disagreement": None if node.squared is None else node.squared / 2,
             "norm": node.norm,
             "skipped": skipped,
             "agreed_for": 0,
@@ -244,7 +246,7 @@ class PacedRecords:
             "merged": node.merged,
             "simulated_s": time_s,
         }
-        node.merged, node.squared = [], 0.0
+        node.merged, node.squared = [], None
         if node.round % experiment.evaluate_every == 0 or node.round == experiment.rounds:
             row["metrics"] = node.population.evaluate()[0]
         if experiment.save_models_every and node.round % experiment.save_models_every == 0:
@@ -265,8 +267,10 @@ class PacedRecords:
             rows = self._open.pop(self.rounds, [])
             if not rows:
                 return
-            losses, disagreement = [row["loss"] for row in rows], sum(row["disagreement"] for row in rows)
-            squared_norm = math.fsum(row["norm"] ** 2 for row in rows) / len(rows)
+            losses, norms = [row["loss"] for row in rows], [row["norm"] for row in rows if row["norm"] is not None]
+            compared = [row["disagreement"] for row in rows if row["disagreement"] is not None]
+            disagreement = sum(compared) if compared else None
+            squared_norm = math.fsum(norm**2 for norm in norms) / len(norms) if norms else None
             mixed = consensus_distance(self.plan.layout.shared_of(torch.cat([node.population.estimate() for node in self.nodes])))
             row = disagreement_row(self.plan, self.rounds, "train", losses, disagreement, squared_norm, None, mixed)
             row |= {
