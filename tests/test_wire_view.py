@@ -247,6 +247,14 @@ def test_no_neighbour_makes_a_node_check_signatures_for_ever():
     assert gossip.views[0].newest[1].record.round == 4999
 
 
+def test_rounds_that_come_at_once_are_all_passed_on():
+    """A busy node hears several rounds of a member before it gets to say anything: none of them may lose its certificate."""
+    gossip = Gossip(nx.path_graph(3))
+    gossip.views[1].hear("0", [seal(record(0, number), gossip.secrets[0].sign, STUDY) for number in range(9)], 0.0)
+
+    assert sorted(unseal(sealed).round for _, _, sealeds in gossip.said(1, 0.0) for sealed in sealeds) == list(range(9))
+
+
 def test_what_a_node_keeps_of_a_member_is_bounded():
     gossip = Gossip(nx.cycle_graph(3))
     for number in range(0, 10_000, 7):

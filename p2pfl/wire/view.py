@@ -30,7 +30,7 @@ _RECORD_BYTES = 130  # as long as none has been seen
 _BURST_S = 5.0  # of the allowance may be saved up
 _HEARD_BYTES_PER_S = 64_000.0  # from a neighbour: some five hundred records, whose signatures take a twentieth of a core
 _SPARE_ROUNDS = 8
-_PENDING_EACH = 4  # records of one member that wait for a neighbour
+_PENDING_EACH = 16  # records of one member that wait for a neighbour; several rounds of a far one may come at once
 _SLACK = 4  # so many times as long as news need at this node's level a round stays open: others may speak more rarely
 
 _Key = tuple[int, int, bool]
