@@ -49,39 +49,24 @@ _REQUIRED = {
     "nodes.jsonl": {"round", "node", "kind"},
     "events.jsonl": {"round", "node", "event"},
 }
+_OF_ALL_NODES = {
+    "loss",
+    "disagreement",
+    "bound_low",
+    "bound_high",
+    "rms_norm",
+    "rms_disagreement",
+    "consensus_distance",
+    "bytes_sent",
+    "skipped",
+    "seconds",
+}
 _KNOWN = {
-    "rounds.jsonl": _REQUIRED["rounds.jsonl"]
-    | {
-        "nodes",
-        "loss",
-        "disagreement",
-        "bound_low",
-        "bound_high",
-        "rms_norm",
-        "rms_disagreement",
-        "consensus_distance",
-        "bytes_sent",
-        "skipped",
-        "seconds",
-    }
-    | {"simulated_s"},
+    "rounds.jsonl": _REQUIRED["rounds.jsonl"] | _OF_ALL_NODES | {"nodes", "simulated_s"},
     "nodes.jsonl": _REQUIRED["nodes.jsonl"]
     | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
     | {"merged", "simulated_s"},
-    "network.jsonl": _REQUIRED["network.jsonl"]
-    | {
-        "loss",
-        "disagreement",
-        "bound_low",
-        "bound_high",
-        "rms_norm",
-        "rms_disagreement",
-        "consensus_distance",
-        "bytes_sent",
-        "skipped",
-        "seconds",
-    }
-    | {"known_in", "missing"},
+    "network.jsonl": _REQUIRED["network.jsonl"] | _OF_ALL_NODES | {"known_in", "missing"},
     "events.jsonl": _REQUIRED["events.jsonl"] | {"time", "detail"},
 }
 

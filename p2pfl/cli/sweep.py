@@ -208,7 +208,7 @@ def _say_result(done: Sweep) -> None:
 
 
 def _of_choice(done: Sweep) -> list[str]:
-    """What the order of the table is, and which cell is best."""
+    """Say what the order of the table is, and which cell is best."""
     from p2pfl.records import NOT_FOR_CHOOSING
 
     choice, by_name = done.choice, {result.cell.name: result for result in done.cells}

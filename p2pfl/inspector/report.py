@@ -145,7 +145,7 @@ def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
 
 
 def _test(summary: Row) -> str:
-    """What test rows say beside validation rows, for every metric."""
+    """Tell what test rows say beside validation rows, for every metric."""
     test = summary.get("test")
     if not test:
         return ""

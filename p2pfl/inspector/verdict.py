@@ -92,7 +92,7 @@ def percent(fraction: float) -> str:
 
 
 def certificate(run: RunRecords, course: Convergence) -> str:
-    """What the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
+    """Tell what the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
     proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
     if not proven:
         if run.rounds and all(row.get("disagreement") is None for row in [*run.rounds, *run.network]):

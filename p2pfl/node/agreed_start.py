@@ -13,7 +13,7 @@ from p2pfl.wire.round_record import Sign
 from p2pfl.wire.start_agreement import RESEND_S, StartAgreement
 
 GRACE_S = 1.0
-"""What news may need beside one repetition on each link of their way."""
+"""Time that news may need beside one repetition on each link of their way."""
 
 _LONG_WAY = 50  # links, where the diameter is not known
 _MOST_NAMED = 8
@@ -21,7 +21,7 @@ _MOST_NAMED = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signing:
-    """What a node signs with, and what it checks the others' signatures by."""
+    """A node's own key to sign with, and the others' to check by."""
 
     keys: Mapping[str, bytes]
     """Every member's Ed25519 public key, 32 bytes."""

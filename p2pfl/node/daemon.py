@@ -63,7 +63,7 @@ SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
 TRIM_FROM_BYTES = 8 * 2**20
-"""Of a model from which on freed memory is given back after training; it takes less than a millisecond."""
+"""Size of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
 LAST_RECORDS_S = 5.0
 

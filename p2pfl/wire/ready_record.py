@@ -10,16 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from hashlib import sha256
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgpack
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic import Field, Strict, TypeAdapter
 
-from p2pfl.errors import BadMessage
 from p2pfl.wire.messages import MAX_READY_BYTES, RECEIPT_BYTES, Exchange
-from p2pfl.wire.round_record import SIGNATURE_BYTES, Place, Sign
+from p2pfl.wire.round_record import Place, Sign
+from p2pfl.wire.sealing import check_signature, unseal_as
 
 _DOMAIN: Final = b"p2pfl ready record v1\0"
 
@@ -78,18 +77,7 @@ def unseal(sealed: bytes) -> ReadyRecord:
     Raises:
         BadMessage: it is none; reason "bad_record".
     """
-    try:
-        if not SIGNATURE_BYTES < len(sealed) <= MAX_READY_BYTES:
-            raise BadMessage(f"{len(sealed)} bytes: expected at most {MAX_READY_BYTES}", reason="bad_record")
-        body: Any = msgpack.unpackb(sealed[SIGNATURE_BYTES:], use_list=False, max_array_len=len(_FIELDS), max_map_len=0)
-        if not isinstance(body, tuple):
-            raise TypeError("not an array")
-        return _ADAPTER.validate_python(dict(zip(_FIELDS, body, strict=True)))
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))
-        raise BadMessage(f"a ready record with a wrong {place[:64]!r}", reason="bad_record") from None
-    except (ValueError, TypeError, msgpack.UnpackException):
-        raise BadMessage("a ready record that is not one of this version", reason="bad_record") from None
+    return unseal_as(_ADAPTER, _FIELDS, sealed, most_bytes=MAX_READY_BYTES, kind="ready record")
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
@@ -98,10 +86,7 @@ def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
     Raises:
         BadMessage: it is not; reason "wrong_signature".
     """
-    try:
-        key.verify(sealed[:SIGNATURE_BYTES], _DOMAIN + study + sealed[SIGNATURE_BYTES:])
-    except InvalidSignature:
-        raise BadMessage("a ready record that its node has not signed", reason="wrong_signature") from None
+    check_signature(sealed, key, _DOMAIN + study, kind="ready record")
 
 
 def receipt(sealed: bytes) -> bytes:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgpack
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic import Field, Strict, TypeAdapter
 
-from p2pfl.errors import BadMessage
 from p2pfl.wire.messages import LARGEST_AMOUNT, MAX_RECORD_BYTES, Amount, Exchange, Flag
+from p2pfl.wire.sealing import check_signature, unseal_as
 
-SIGNATURE_BYTES: Final = 64
 MAX_NAMED: Final = 16
 """Of those whom a node went on without in a round, so many are named."""
 
@@ -105,16 +103,7 @@ def unseal(sealed: bytes) -> RoundRecord:
     Raises:
         BadMessage: it is none; reason "bad_record".
     """
-    try:
-        if not SIGNATURE_BYTES < len(sealed) <= MAX_RECORD_BYTES:
-            raise BadMessage(f"{len(sealed)} bytes: expected at most {MAX_RECORD_BYTES}", reason="bad_record")
-        body = msgpack.unpackb(sealed[SIGNATURE_BYTES:], use_list=False, max_array_len=len(_FIELDS), max_map_len=0)
-        return _ADAPTER.validate_python(dict(zip(_FIELDS, _in_full(body), strict=True)))
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))
-        raise BadMessage(f"a record with a wrong {place[:64]!r}", reason="bad_record") from None
-    except (ValueError, TypeError, msgpack.UnpackException):
-        raise BadMessage("a record that is not one of this version", reason="bad_record") from None
+    return unseal_as(_ADAPTER, _FIELDS, sealed, most_bytes=MAX_RECORD_BYTES, kind="record")
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
@@ -123,13 +112,4 @@ def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
     Raises:
         BadMessage: it is not; reason "wrong_signature".
     """
-    try:
-        key.verify(sealed[:SIGNATURE_BYTES], _DOMAIN + study + sealed[SIGNATURE_BYTES:])
-    except InvalidSignature:
-        raise BadMessage("a record that its node has not signed", reason="wrong_signature") from None
-
-
-def _in_full(body: object) -> tuple[Any, ...]:
-    if not isinstance(body, tuple):
-        raise TypeError("not an array")
-    return body
+    check_signature(sealed, key, _DOMAIN + study, kind="record")
