@@ -33,6 +33,7 @@ from p2pfl.inspector.sources import read_source
 from p2pfl.inspector.terminal import page
 from p2pfl.inspector.verdict import verdict
 from p2pfl.records import read_run
+from p2pfl.writing_process import MARK, process_state
 
 DEADLINE_S = 60.0
 MINUTE = 60.0
@@ -95,6 +96,44 @@ def test_its_own_folder_calls_it_unknown_once_it_has_fallen_silent(tmp_path):
 
     assert (health.state, health.why) == ("unknown", "No record for 12 min, probably stopped.")
     assert node_health(run, run.written_s + 2)[KILLED].state == "well"
+
+
+def test_its_own_folder_calls_it_lost_at_once_where_its_process_is_gone(tmp_path):
+    pytest.importorskip("plotly")
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process="gone")
+    health = node_health(run, run.written_s + 2)
+
+    assert (health[KILLED].state, health["hospital-1"].state) == ("lost", "unknown")
+    assert health[KILLED].why == "Stopped: its process ended without a word, as one that is killed (last record 2 s ago)."
+    assert run_state(run, run.written_s + 2).kind == "silent"
+    assert {edge.state for ends, edge in edge_health(run).items() if KILLED in ends} == {"lost"}
+    for text in (printed(run, width=120), printed(run, is_live=True, width=120), report(run)):
+        assert "its process ended without a word" in text
+        assert not calls_well(text)
+        assert "running (" not in text
+
+
+def test_a_simulation_whose_process_is_gone_is_not_running(tmp_path):
+    run = replace(whole(tmp_path / "run", JUST_KILLED, died=False), process="gone")
+
+    assert run_state(run, run.written_s + 2).kind == "silent"
+    assert {health.state for health in node_health(run, run.written_s + 2).values()} == {"unknown"}
+
+
+def test_where_its_process_cannot_be_seen_it_is_unknown_and_not_well(tmp_path):
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process=None)
+    health = node_health(run, run.written_s + 2)[KILLED]
+
+    assert (health.state, health.why) == ("unknown", "Last record 2 s ago; whether it still runs cannot be seen from here.")
+    assert run_state(run, run.written_s + 2).kind == "unknown"
+    assert run_state(run, run.written_s + 12 * MINUTE).kind == "silent"
+
+
+def test_a_process_that_a_signal_has_stopped_is_not_running(tmp_path):
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process="stopped")
+
+    assert run_state(run, run.written_s + 2).sentence == "standing still: a signal has stopped its process (last record 2 s ago)"
+    assert node_health(run, run.written_s + 2)[KILLED].state == "unknown"
 
 
 def test_others_are_unknown_in_one_institutions_folder_with_the_last_that_was_heard(tmp_path):
@@ -446,4 +485,61 @@ def test_a_daemon_that_stands_still_is_lost_in_every_folder_and_well_again_when_
         if stopped is not None:
             os.kill(stopped, signal.SIGCONT)
         running.send_signal(signal.SIGINT)
+        running.wait(DEADLINE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_killed_simulation_is_not_running_a_moment_later(tmp_path):
+    code = "import sys, p2pfl; p2pfl.simulate({'task': {'name': 'breast-cancer'}, 'rounds': 10**6, 'stop': None}, out=sys.argv[1])"
+    place = tmp_path / "run"
+    running = subprocess.Popen([sys.executable, "-c", code, str(place)], start_new_session=True)
+    try:
+        wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        assert run_state(read_source(str(place))).kind == "running"
+    finally:
+        running.kill()
+        running.wait(DEADLINE_S)
+    told = printed(read_source(str(place)), width=120)
+
+    assert "stopped: its process ended without a word" in told
+    assert not re.search(r"\b(running|well)\b", told)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_killed_daemon_is_lost_in_its_own_folder_a_moment_later(tmp_path):
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    place = tmp_path / "run"
+    home = place / "sites" / "hospital-2"
+    own_run = home / "state" / "run"
+    site = {"round_at_least_s": 0.5}
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (own_run / "nodes.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        wait_until(lambda: node_health(read_source(str(own_run)))["hospital-2"].state == "well", DEADLINE_S)
+        daemon = pid_of(home / "site.yaml")
+        os.kill(running.pid, signal.SIGSTOP)  # or it would start the daemon again
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: process_state(own_run) == "gone", 5.0)
+        run = read_source(str(own_run))
+        assert node_health(run)["hospital-2"].state == "lost"
+        for text in (printed(run, width=120), printed(run, is_live=True, width=120)):
+            assert "its process ended without a word" in text
+            assert not calls_well(text, "hospital-2")
+        os.kill(running.pid, signal.SIGCONT)
+        wait_until(lambda: node_health(read_source(str(own_run)))["hospital-2"].state == "well", DEADLINE_S)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait(DEADLINE_S)
+        assert run_state(read_source(str(place))).kind == "silent"
+        wait_until(lambda: run_state(read_source(str(own_run))).kind == "paused", DEADLINE_S)
+        assert not (own_run / MARK).exists()
+    finally:
+        for number in (signal.SIGCONT, signal.SIGINT):
+            running.send_signal(number)
         running.wait(DEADLINE_S)

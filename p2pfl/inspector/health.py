@@ -11,7 +11,7 @@ from typing import Literal
 
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
-from p2pfl.inspector.run_state import duration, never_trained, run_state
+from p2pfl.inspector.run_state import RunState, duration, never_trained, run_state
 from p2pfl.records import Row, RunRecords
 
 NodeState = Literal["well", "late", "lost", "unknown", "finished", "has not trained"]
@@ -89,6 +89,7 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
         never_trained=never_trained(run.summary),
         is_simulated=((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED,
         silence=state.sentence if state.kind in ("paused", "silent") else "",
+        own=_own_state(run, state),
         member=None if is_asked(run) else member_of(run),
         heard_in=heard_in(run),
         left=_left(run),
@@ -210,6 +211,14 @@ def _dead(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
         for name, event in last.items()
         if name not in newest or newest[name]["round"] <= (event["round"] or 0)
     }
+
+
+def _own_state(run: RunRecords, state: RunState) -> tuple[NodeState, str] | None:
+    """How the member of an institution's own records is; None where nothing speaks against its going on."""
+    said = f"{state.sentence[0].upper()}{state.sentence[1:]}."
+    if state.kind == "silent" and run.process == "gone":
+        return "lost", said
+    return ("unknown", said) if state.kind in ("silent", "unknown") else None
 
 
 def _left(run: RunRecords) -> dict[str, str]:
@@ -343,6 +352,8 @@ class _Now:
     is_simulated: bool
     silence: str
     """Why nothing new is recorded; empty while the run goes on."""
+    own: tuple[NodeState, str] | None
+    """How the member is whose own folder this is, and why, where its process or the time since its last record tells."""
     member: str | None
     """Whose own folder this is, where it has no reports of others."""
     heard_in: Mapping[str, int]
@@ -371,6 +382,8 @@ class _Now:
             return "finished", f"{self.left[name]} has heard that it finished."
         if name in self.dead:
             return "lost", f"{died} yet."
+        if self.own is not None and name == self.member:
+            return self.own
         if skippers := self.skippers.get(name, set()):
             return self._missed(name, row, skippers)
         if self.silence:

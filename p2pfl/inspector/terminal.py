@@ -193,7 +193,7 @@ def _header(run: RunRecords) -> list[RenderableType]:
     name = str(run.experiment.get("name", "run"))
     engine = summary.get("engine") or run.environment.get("engine") or "unknown engine"
     state = run_state(run)
-    colours = {"running": "cyan", "paused": "yellow", "silent": "bold red", "departed": "bold red"}
+    colours = {"running": "cyan", "unknown": "yellow", "paused": "yellow", "silent": "bold red", "departed": "bold red"}
     endings = {"converged": "green", "rounds": "yellow"}
     colour = colours.get(state.kind) or endings.get(str(summary.get("stop_reason")), "red")
     member = member_of(run)

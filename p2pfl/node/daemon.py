@@ -232,6 +232,7 @@ class Daemon:
         """
         self._open_folder()
         if self._finished and self.protocol.closing is not None:
+            self._leave_folder()
             return self._outcome(self.protocol.closing)
         try:
             return await self._run()
@@ -257,7 +258,13 @@ class Daemon:
             reason = await self._take_part()
             for task in background:
                 task.cancel()
+        self._leave_folder()
         return reason
+
+    def _leave_folder(self) -> None:
+        """Say that this process came to a clean end."""
+        assert self._folder is not None
+        self._folder.leave()
 
     def stop(self, why: str = "") -> None:
         """Leave after what is in hand; the state is on disk and a later start goes on from it.

@@ -333,6 +333,7 @@ class _Network:
     def write_interruption(self, number: signal.Signals) -> None:
         """Write down that a signal has paused all this, whatever the nodes have written."""
         self._folder.append_event({"round": self._shown, "node": _HERE, "event": "interrupted", "detail": f"by {number.name}"})
+        self._folder.leave()
 
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
