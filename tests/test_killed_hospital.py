@@ -32,6 +32,7 @@ from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import read_source
 from p2pfl.inspector.terminal import page
 from p2pfl.inspector.verdict import verdict
+from p2pfl.node.status import read_status
 from p2pfl.records import read_run
 from p2pfl.writing_process import MARK, process_state
 
@@ -427,6 +428,66 @@ def test_at_the_end_of_its_own_run_an_institution_knows_of_those_alone_that_it_h
     assert nodes["hospital-1"].why == "hospital-0 had its record of the last round."
 
 
+# ---- paused, and not late, lost or dead
+
+
+def pausing(run, by=NEIGHBOURS[0], *later, number=41):
+    rows = [
+        {"time": f"2026-01-01T01:48:0{place}.000Z", "round": number, "node": by, "event": kind, "detail": f"{KILLED} {what}"}
+        for place, (kind, what) in enumerate([("left", "is pausing"), *later])
+    ]
+    return replace(run, events=[*rows, *run.events])
+
+
+def test_who_said_that_it_pauses_is_paused_and_neither_late_nor_lost(tmp_path):
+    pytest.importorskip("plotly")
+    run = pausing(own(tmp_path / "run", NEIGHBOURS[0]))
+    health, edges = node_health(run), edge_health(run)
+
+    assert health[KILLED].state == "paused"
+    assert health[KILLED].why == "It said to hospital-4 at 01:48:00 UTC on 01 Jan 2026 that it pauses, and is not back yet."
+    assert edges[frozenset((KILLED, NEIGHBOURS[0]))].state == "paused"
+    assert edges[frozenset((KILLED, NEIGHBOURS[0]))].why == "hospital-5 has paused."
+    assert "stopped answering" not in {event["event"] for event in incidents(run)}
+    assert "paused" in {event["event"] for event in incidents(run) if event["node"] == KILLED}
+    for text in (printed(run, is_live=True, width=120), report(run), sections.node_states(health)):
+        assert "paused" in text
+        assert f"{KILLED} is lost" not in text
+        assert not calls_well(text)
+
+
+@pytest.mark.parametrize("later", [("greeted", "at exchange 43"), ("returned", "is back at exchange 43"), ("left", "has finished")])
+def test_who_came_back_or_finished_is_not_paused_any_more(tmp_path, later):
+    assert node_health(pausing(own(tmp_path / "run", NEIGHBOURS[0]), NEIGHBOURS[0], later))[KILLED].state != "paused"
+
+
+def test_a_node_that_made_rounds_after_its_pause_is_not_paused(tmp_path):
+    run = pausing(whole(tmp_path / "run", BACK, died=False), number=166)
+
+    assert node_health(run)[KILLED].state == "well"
+    assert [event["event"] for event in incidents(run) if event["node"] == KILLED] == ["paused", "is back"]
+
+
+def test_a_node_that_is_asked_tells_that_its_neighbour_paused(tmp_path):
+    run = asked(tmp_path / "run", AWAY, FAR)
+    rows = [row | {"state": "paused"} if row["node"] == KILLED and "state" in row else row for row in run.nodes]
+    health = node_health(replace(run, nodes=rows))[KILLED]
+
+    assert (health.state, health.why[:48]) == ("paused", "It said that it pauses, and is not back yet. Las")
+
+
+def test_a_paused_network_has_paused_nodes_and_one_that_ended_without_a_paused_one_says_so(tmp_path):
+    pause = {"time": "2026-01-01T02:08:00.000Z", "round": 41, "node": KILLED, "event": "paused", "detail": "by SIGTERM"}
+    run = whole(tmp_path / "run", died=False, summary=DEPARTED)
+    health = node_health(replace(run, events=[pause]))[KILLED]
+
+    assert (health.state, health.why) == (
+        "paused",
+        "It paused by SIGTERM at 02:08:00 UTC on 01 Jan 2026; the run has ended without it.",
+    )
+    assert node_health(paused(own(tmp_path / "own")))[FAR].state == "paused"
+
+
 # ---- one number for one thing
 
 
@@ -538,7 +599,42 @@ def test_a_killed_daemon_is_lost_in_its_own_folder_a_moment_later(tmp_path):
         running.wait(DEADLINE_S)
         assert run_state(read_source(str(place))).kind == "silent"
         wait_until(lambda: run_state(read_source(str(own_run))).kind == "paused", DEADLINE_S)
-        assert not (own_run / MARK).exists()
+        wait_until(lambda: not (own_run / MARK).exists(), DEADLINE_S)
+    finally:
+        for number in (signal.SIGCONT, signal.SIGINT):
+            running.send_signal(number)
+        running.wait(DEADLINE_S)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the daemon in /proc")
+def test_a_daemon_that_is_told_to_pause_is_paused_for_its_neighbours(tmp_path):
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    place = tmp_path / "run"
+    near = place / "sites" / "hospital-1" / "state"
+    site = {"round_at_least_s": 0.5, "deadline_floor_s": 2.0, "deadline_factor": 2.0}
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "well", DEADLINE_S)
+        os.kill(running.pid, signal.SIGSTOP)  # or it would start the daemon again
+        os.kill(pid_of(place / "sites" / "hospital-2" / "site.yaml"), signal.SIGTERM)
+        link = frozenset(("hospital-1", "hospital-2"))
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "paused", DEADLINE_S)
+        wait_until(lambda: "hospital-2" in read_source(str(near / "run")).nodes[-1]["skipped"], DEADLINE_S)
+        for run in (read_source(str(near / "run")), read_run(near / "run")):
+            assert node_health(run)["hospital-2"].state == "paused"
+            assert edge_health(run)[link].state == "paused"
+        assert read_status(near)["neighbours"]["hospital-2"]["paused"]
+        os.kill(running.pid, signal.SIGCONT)
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "well", DEADLINE_S)
+        assert not read_status(near)["neighbours"]["hospital-2"]["paused"]
     finally:
         for number in (signal.SIGCONT, signal.SIGINT):
             running.send_signal(number)

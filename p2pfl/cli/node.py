@@ -102,7 +102,7 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
             "yes" if seen["greeted"] else "no",
             str(seen["exchange"]),
             ago,
-            "yes" if seen["skipped"] else "no",
+            f"{'yes' if seen['skipped'] else 'no'}{', paused' if seen.get('paused') else ''}",
             refused,
         )
     console.print(table)

@@ -39,6 +39,7 @@ _MAX_RANGES = 12
 _STYLES = {
     "well": "green",
     "late": "yellow",
+    "paused": "yellow",
     "slow": "yellow",
     "lost": "bold red",
     "unknown": "dim",
@@ -328,17 +329,17 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
 
 
 def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
-    """How many nodes are in which state, and a line for each that is lost or late."""
+    """How many nodes are in which state, and a line for each that is lost, late or paused."""
     if not nodes:
         return []
     counts = Counter(health.state for health in nodes.values())
     told = Text(", ").join(
         Text(f"{counts[state]:,} {state if counts[state] == 1 else state.replace('has ', 'have ')}", style=_STYLES[state])
-        for state in ("lost", "late", "unknown", "well", "finished", "has not trained")
+        for state in ("lost", "late", "paused", "unknown", "well", "finished", "has not trained")
         if counts[state]
     )
-    bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late")]
-    bad.sort(key=lambda pair: pair[1].state != "lost")
+    bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late", "paused")]
+    bad.sort(key=lambda pair: ("lost", "late", "paused").index(pair[1].state))
     unknown: defaultdict[str, list[str]] = defaultdict(list)
     for name, health in nodes.items():
         if health.state == "unknown":

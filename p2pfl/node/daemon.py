@@ -1128,7 +1128,11 @@ class Daemon:
         """What gathers all that this node knows of the run now, by the names of `RunRecords`; None where it takes no part in the view."""
         if self._outlook is None or self._folder is None:
             return None
-        return self._outlook.document(self._folder, self._now())
+        return self._outlook.document(self._folder, self._now(), self._paused())
+
+    def _paused(self) -> list[str]:
+        """Neighbours that have said that they pause, and are not back."""
+        return [name for name, neighbour in self.protocol.neighbours.items() if neighbour.is_paused]
 
     def memory(self) -> NodeMemory:
         """What this node will need at most."""
@@ -1137,7 +1141,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
-        network = {"network": self._outlook.status(now_s)} if self._outlook is not None else {}
+        network = {"network": self._outlook.status(now_s, self._paused())} if self._outlook is not None else {}
         return network | {
             "version": p2pfl.__version__,
             "member": self.me,
@@ -1171,6 +1175,7 @@ class Daemon:
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
                     "left": n.left,
+                    "paused": n.is_paused,
                     "state_lost": n.state_lost or None,
                     "refused": dict(n.session.counters),
                 }

@@ -417,6 +417,10 @@ class Protocol:
             neighbour.queue(self.hello(neighbour))
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
+        is_told = neighbour.is_pause_told and neighbour.session.is_open
+        if is_told:  # always: otherwise the events would call it paused for ever
+            neighbour.is_pause_told = False
+            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -426,7 +430,7 @@ class Protocol:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
-            if _is_said(neighbour.greetings):
+            if _is_said(neighbour.greetings) and not is_told:
                 self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
@@ -494,6 +498,7 @@ class Protocol:
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
             if _is_said(neighbour.goodbyes):
+                neighbour.is_pause_told = True
                 self.event("left", f"{neighbour.name} is pausing")
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
