@@ -17,6 +17,7 @@ from p2pfl.cli import app
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment import experiment_from
 from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.verdict import verdict
 from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
@@ -183,6 +184,9 @@ def test_who_comes_after_the_start_enters_as_after_an_outage(tmp_path):
             assert await network.ended() == ["converged"] * 3
             assert [network.summary(name)["started_without"] for name in plan.names] == [[late]] * 3
             assert network.rows(late)
+            for name in plan.names:
+                records = read_run(network.states[name] / "run")
+                assert not [e for e in incidents(records) if (e["event"], e["round"], e["node"]) == ("stopped answering", 0, late)]
 
     finish(main(), 60)
 

@@ -170,7 +170,7 @@ def test_node_status_names_it(tmp_path, capsys):
     run = asked(tmp_path / "asked", AWAY, FAR)
     rows = [row for row in run.nodes if "age_s" in row]
     network = {"rows": rows, "not_heard_of": [], "certificate": None, "every": 1, "bytes_sent": 0}
-    node_cli._network_status(Console(width=200), network, tmp_path)
+    node_cli._network_status(Console(width=200), network, tmp_path, FAR)
     told = capsys.readouterr().out
 
     assert "hospital-5 is lost: Every neighbour that can tell goes on without it after round 40. Last heard of 75 s ago." in told
@@ -486,6 +486,54 @@ def test_a_paused_network_has_paused_nodes_and_one_that_ended_without_a_paused_o
         "It paused by SIGTERM at 02:08:00 UTC on 01 Jan 2026; the run has ended without it.",
     )
     assert node_health(paused(own(tmp_path / "own")))[FAR].state == "paused"
+
+
+# ---- a late start
+
+
+def started_without(run):
+    event = {"time": "2026-01-01T01:00:00.000Z", "round": 0, "node": NEIGHBOURS[0], "event": "started_without"}
+    return replace(run, events=[event | {"detail": f"{KILLED}: 7 of 8 members were ready"}, *run.events])
+
+
+@pytest.mark.parametrize("folder", ["up", "near"])
+def test_who_was_not_there_at_the_start_has_not_started_and_no_link_is_blamed(tmp_path, folder):
+    def read(place, course):
+        path = tmp_path / place
+        return started_without(whole(path, course, died=False) if folder == "up" else own(path, NEIGHBOURS[0], course))
+
+    link = frozenset((KILLED, NEIGHBOURS[0]))
+    never, late = read("never", Course(killed=-1)), read("late", Course(killed=-1, back=20))
+
+    assert node_health(never)[KILLED].why == "The network started without it, and it has not come yet."
+    assert node_health(never)[KILLED].state == "has not trained"
+    assert (edge_health(never)[link].state, edge_health(never)[link].why) == ("unknown", "hospital-5 has not started.")
+    assert edge_health(late)[link].missed == edge_health(late)[link].missed_ever == 0
+    assert slowest_edge(edge_health(late)) is None
+    assert [event["event"] for event in incidents(late) if event["node"] == KILLED] == ["not started", "has come"]
+    assert "hospital-5 started late: the others made rounds 0-19 without it." in [event["detail"] for event in incidents(late)]
+
+
+def test_who_comes_late_itself_blames_none_of_its_neighbours(tmp_path):
+    run = own(tmp_path / "run", NEIGHBOURS[0], JUST_KILLED)
+    rows = [row | {"skipped": ["hospital-3", KILLED] if row["round"] == 30 else []} for row in run.nodes if row["round"] >= 30]
+    jump = {"time": "2026-01-01T01:00:00.000Z", "round": 0, "node": NEIGHBOURS[0], "event": "jumped", "detail": "from exchange 0 to 30"}
+    late = replace(run, nodes=rows, events=[*run.events, jump])
+
+    assert outages(late).found == []
+    assert {edge.missed for edge in edge_health(late).values()} == {0}
+    assert [outage.first for outage in outages(replace(run, nodes=rows)).found] == [30, 30]
+
+
+def test_node_status_before_the_start_says_nothing_of_a_network_that_nobody_has_heard_of(tmp_path, capsys):
+    whole_folder(tmp_path / "run", AWAY)
+    network = {"rows": [], "not_heard_of": list(EIGHT), "certificate": None, "every": 1, "bytes_sent": 0}
+    node_cli._network_status(Console(width=200), network, tmp_path, FAR)
+    told = capsys.readouterr().out
+
+    assert "it has heard of 1 of 8 members" in told
+    assert f"{FAR} is" not in told
+    assert f"never of {FAR}" not in told
 
 
 # ---- one number for one thing

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from p2pfl.inspector.outages import Outages, outages
+from p2pfl.inspector.outages import Outages, not_started, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
 from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
 from p2pfl.records import Row, RunRecords
@@ -76,7 +76,8 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
     "late": some neighbour went on without it in its newest round.
     "paused": it said that it pauses, and has not come back since.
     "finished": the run has ended, or it says so of itself.
-    "has not trained": too few members were there at the start, so that the run ended before its first round.
+    "has not trained": too few members were there at the start, so that the run ended before its first round; or the network has
+    started without it.
     "unknown": no record says how it is now.
 
     Args:
@@ -96,6 +97,7 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
         heard_in=heard_in(run),
         left=_left(run),
         paused=paused_nodes(run),
+        unstarted=not_started(run) if run.summary is None else frozenset(),
         newest=newest,
         dead=dead,
         neighbours=neighbours_of(run),
@@ -339,6 +341,8 @@ class _Links:
             return "lost", f"{' and '.join(gone)} cannot be reached."
         if (paused := sorted(end for end in ends if end in self.known and self.known[end].state == "paused")) and not self.is_over:
             return "paused", f"{' and '.join(paused)} {'has' if len(paused) == 1 else 'have'} paused."
+        if absent := sorted(end for end in ends if end in self.known and self.known[end].state == "has not trained"):
+            return "unknown", f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} not started."
         if ends in self.cut:
             return "lost", self.cut[ends]
         return self._counted(ends, missed, expected, ever)
@@ -387,6 +391,7 @@ class _Now:
     heard_in: Mapping[str, int]
     left: Mapping[str, str]
     paused: Mapping[str, str]
+    unstarted: frozenset[str]
     newest: Mapping[str, Row]
     dead: Mapping[str, str]
     neighbours: Mapping[str, frozenset[str]]
@@ -430,6 +435,8 @@ class _Now:
             return "finished", f"{self.left[name]} has heard that it finished."
         if name in self.paused or word == "paused":
             return "paused", f"{self.paused.get(name, 'It said that it pauses')}, and is not back yet."
+        if name in self.unstarted:
+            return "has not trained", "The network started without it, and it has not come yet."
         return None
 
     def _at_the_end(self, name: str, row: Row | None, died: str) -> tuple[NodeState, str]:  # noqa: PLR0911  # a line for each state
