@@ -142,9 +142,12 @@ def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(t
                 assert absent in summary["departures"][0]["detail"]
                 assert f"missing: {absent}" in str(end)
                 assert network.rows(name) == []
+                assert summary["seconds"]["waiting"] > summary["seconds"]["setup"] >= 0
+                assert "not_started" in network.events(name)
 
     finish(main(), 60)
     assert f"7 of 8 members are ready; waiting for {absent}" in caplog.text
+    assert "this node has not trained" not in caplog.text  # whoever catches the error says it
 
 
 def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_path, caplog):
@@ -326,6 +329,7 @@ def test_processes_that_wait_in_vain_end_with_exit_code_3_and_say_who_is_missing
         for name in there:
             log = (institutions.place / name / "node.log").read_text()
             assert "p2pfl: this node has not trained: all 3 members must be ready within 15 s" in log
+            assert log.count("this node has not trained") == 1
             assert absent in log.splitlines()[-1]
             assert institutions.summary(name)["departures"][0]["kind"] == "members_missing"
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
@@ -30,6 +31,7 @@ from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, 
 from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
+_ANY_WIDTH = 10_000
 _MAX_NODES = 40
 _MAX_ROWS = 12
 _METRICS_BESIDE = 2  # what 80 columns hold
@@ -123,10 +125,24 @@ def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
         raise ValueError("a summary without metrics has no table")
     first = primary_metric(summary["metrics"])
     ordered = sorted(summary["metrics"], key=lambda name: name != first)
-    pairs = [ordered[start : start + _METRICS_BESIDE] for start in range(0, len(ordered), _METRICS_BESIDE)]
-    tables = [_metric_table(summary, metrics) for metrics in pairs]
     said = [Text(_printable(sentence), style="dim") for sentence in of_rows(summary)]
-    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)), *said)
+    return Group(_MetricTables(summary=summary, metrics=ordered), *said)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _MetricTables:
+    """Every node's metrics, two in a table where that many fit beside each other without folding a name."""
+
+    summary: Mapping[str, Any]
+    metrics: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for start in range(0, len(self.metrics), _METRICS_BESIDE):
+            pair = self.metrics[start : start + _METRICS_BESIDE]
+            together = _metric_table(self.summary, pair)
+            fits = console.measure(together, options=options.update(max_width=_ANY_WIDTH)).maximum <= options.max_width
+            for place, table in enumerate([together] if fits else [_metric_table(self.summary, [metric]) for metric in pair]):
+                yield from (Text(), table) if start + place else (table,)
 
 
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:

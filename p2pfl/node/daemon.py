@@ -144,7 +144,7 @@ class Daemon:
         view: ViewTerms | None = None,
         start_anew: bool = False,
     ) -> None:
-        self._made_s = time.monotonic()
+        self._made_s = self._await_from_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
         if start_anew and self._checkpoint.exists():
@@ -305,6 +305,7 @@ class Daemon:
             MembersMissing: too few were there in time.
         """
         agreed = self._agreed_start
+        self._await_from_s = self._now()
         agreed.agreement.begin(self._now())
         while not self._stopping:
             self._note_links()
@@ -327,7 +328,7 @@ class Daemon:
         self._may_wait_at_start()
         for name, neighbour in self.protocol.neighbours.items():
             neighbour.missed = name not in company and not neighbour.session.is_open
-        self._seconds["setup"] = self._now() - self._made_s
+        self._book_the_start()
         if agreed.missing:
             log.warning(
                 "%s of %d members are missing at the start: %s", len(agreed.missing), len(self.plan.names), ", ".join(agreed.missing)
@@ -338,6 +339,11 @@ class Daemon:
         await self._keep()
         self._wake_senders()
 
+    def _book_the_start(self) -> None:
+        """Tell the seconds until everything was set up from those spent waiting for the other members."""
+        self._seconds["setup"] = self._await_from_s - self._made_s
+        self._seconds["waiting"] = self._now() - self._await_from_s
+
     def _may_wait_at_start(self) -> None:
         """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
         self.protocol.start_by_s = self._now() + self._agreed_start.within_s
@@ -345,9 +351,10 @@ class Daemon:
     async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
         assert self._folder is not None
-        log.error("%s", why)
-        self._event("not_started", why)
-        self._seconds["setup"] = self._now() - self._made_s
+        self._folder.append_event(
+            {"round": self._round, "node": self.me, "event": "not_started", "detail": why}
+        )  # whoever catches it logs it
+        self._book_the_start()
         summary = finish_summary(
             self.plan,
             engine="daemons",
