@@ -67,7 +67,7 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
 
 @app.command()
 def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
-    """What this institution's running node says of itself, and how the link to each neighbour is.
+    """Show how this institution's running node is, its links to the neighbours, and what it has heard of the network.
 
     Example: p2pfl node status site.yaml
     """

@@ -132,7 +132,7 @@ def predict(
     node: Annotated[str, typer.Option("--node", help="Whose model, and whose standardisation.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
 ) -> None:
-    """What a node's final model says of new rows, one line of probabilities for each.
+    """Apply a node's final model to new rows: one line of probabilities for each.
 
     Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
     """

@@ -326,7 +326,7 @@ def _counted(run: RunRecords, explained: Outages, newest: Mapping[str, Row]) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Links:
-    """What there is to judge a link by, besides its counts."""
+    """Facts to judge a link by, besides its counts."""
 
     known: Mapping[str, NodeHealth]
     is_over: bool
@@ -377,7 +377,7 @@ def _few(texts: list[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Now:
-    """What there is to judge a node by."""
+    """Facts to judge a node by."""
 
     is_over: bool
     never_trained: bool
