@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.node.daemon import Limits
@@ -77,6 +78,31 @@ def test_the_exit_code_is_3_exactly_where_a_departure_is_listed():
     assert exit_code_of({"departures": rows}) == 3
     assert departures_in({"departures": rows}) == ["a"]
     assert exit_code_of({"departures": []}) == exit_code_of({}) == exit_code_of(None) == 0
+
+
+def test_a_simulated_network_that_did_not_mix_is_a_departure_and_one_halving_of_gamma_is_none():
+    found = departures_of_events([event("a", "gamma_halved", "round 3"), event("b", "gamma_exhausted", "round 9: hardly")], simulated=True)
+
+    assert [each.as_row() for each in found] == [
+        {"kind": "not_mixed", "detail": "b: choco has halved its gamma as often as it may, and hardly mixes (round 9: hardly)"}
+    ]
+
+
+def test_a_run_whose_gamma_drives_the_models_apart_is_not_as_agreed(tmp_path):
+    task = {"name": "averaging", "dimension": 100}
+    choco = {"name": "choco", "gamma": 1.0}
+    compressor = {"name": "random-k", "share": 0.1}
+    options = {"topology": {"name": "ring"}, "nodes": 8, "rounds": 60, "stop": None, "baselines": []}
+    run = p2pfl.simulate({"task": task, "algorithm": choco, "compressor": compressor, **options}, out=tmp_path / "run")
+
+    assert {row["kind"] for row in run.summary["departures"]} == {"not_mixed"}
+    assert exit_code_of(run.summary) == 3
+    assert "drives the models apart at the gamma that was set" in run.summary["departures"][0]["detail"]
+    halved = {**choco, "gamma": "auto"}
+    again = p2pfl.simulate({"task": task, "algorithm": halved, "compressor": compressor, **options}, out=tmp_path / "auto")
+
+    assert again.summary["departures"] == []
+    assert "gamma_halved" in {event["event"] for event in again.events}
 
 
 # ---- members that have not ended with the others

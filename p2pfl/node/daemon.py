@@ -546,10 +546,13 @@ class Daemon:
             self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
-        await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
+        notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
         if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
+            for notice in notices:
+                log.warning("round %d: %s", self._round, notice.detail)
+                self._event(notice.event, f"round {self._round}: {notice.detail}")
         else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
