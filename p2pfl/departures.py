@@ -38,7 +38,7 @@ DEPARTING: Mapping[str, DepartureKind] = {
 _NEVER_ASKED_FOR = frozenset({"non_finite", "not_mixed"})
 _OF_MIXING = frozenset({"jumped", "stopped_late"})
 _SENTENCES = {
-    "jumped": "jumped over rounds, which were not trained",
+    "jumped": "jumped over rounds",
     "stopped_late": "did not hear in time that the network had agreed to stop",
     "diverged": "training became non-finite and was rolled back",
     "no_loss": "the training loss was infinite or no number, while the weights stayed finite",

@@ -583,11 +583,19 @@ class Daemon:
         protocol = self.protocol
         phases = self._algorithm.phases
         target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
-        protocol.jump(target * phases, self._now())
+        protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
         if self._meetings is not None:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
+
+    def _left_out(self, target: int) -> str:
+        """Which rounds a jump to another leaves untrained: that one only mixes."""
+        first, last = self._round + 1, min(target, self.plan.experiment.rounds - 1)
+        where = f"from round {self._round} to round {target}"
+        if first > last:
+            return f"{where}; all that were left out only mix"
+        return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
 
     def _messages(
         self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
