@@ -243,6 +243,11 @@ def up(
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
+            if without := _without_result(place):
+                names = ", ".join(without)
+                log.warning(
+                    "%s has ended, and %s without a result: nobody is left to go on with; start anew with another --out", place, names
+                )
             return Run(place)
     else:
         resolved = resolve(experiment, {**(overrides or {}), **more})
@@ -270,6 +275,14 @@ def up(
                 raise KeyboardInterrupt  # it has been told
             signal.raise_signal(number)  # nobody hears it any more: it ends this process
     return Run(place)
+
+
+def _without_result(place: Path) -> list[str]:
+    """Names of the nodes of a run that has ended which did not."""
+    sites = place / "sites"
+    return sorted(
+        site.name for site in (sites.iterdir() if sites.is_dir() else ()) if not (site / "state" / "run" / "summary.json").exists()
+    )
 
 
 def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
