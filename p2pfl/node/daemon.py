@@ -560,10 +560,13 @@ class Daemon:
             self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
-        await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
+        notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
         if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
+            for notice in notices:
+                log.warning("round %d: %s", self._round, notice.detail)
+                self._event(notice.event, f"round {self._round}: {notice.detail}")
         else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
@@ -594,11 +597,19 @@ class Daemon:
         protocol = self.protocol
         phases = self._algorithm.phases
         target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
-        protocol.jump(target * phases, self._now())
+        protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
         if self._meetings is not None:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
+
+    def _left_out(self, target: int) -> str:
+        """Which rounds a jump to another leaves untrained: that one only mixes."""
+        first, last = self._round + 1, min(target, self.plan.experiment.rounds - 1)
+        where = f"from round {self._round} to round {target}"
+        if first > last:
+            return f"{where}; all that were left out only mix"
+        return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
 
     def _messages(
         self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int

@@ -779,8 +779,14 @@ class Protocol:
             self._in_step = (self.exchange + 1, now_s)
         return skipped
 
-    def jump(self, exchange: int, now_s: float) -> None:
-        """Leave out the exchanges before this one: they took place without this node."""
+    def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
+        """Leave out the exchanges before this one: they took place without this node.
+
+        Args:
+            exchange: the next one with it.
+            now_s: on its clock.
+            left_out: for the record, which rounds these are; empty: the exchanges are named.
+        """
         senders = self.links(exchange // self.phases).weights
         for name, neighbour in self.neighbours.items():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
@@ -788,7 +794,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
-        self.event("jumped", f"from exchange {self.exchange} to {exchange}")
+        self.event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
         self._in_step = (exchange, now_s)
 
     def ledgers(self) -> dict[str, SavedLedger]:

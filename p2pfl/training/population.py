@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from p2pfl.algorithms import Algorithm, Context, Inbox, State
+from p2pfl.algorithms import Algorithm, Context, Inbox, Notice, State
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
@@ -523,13 +523,13 @@ class Population:
         """What each row sends in an exchange, by channel, (N, ...)."""
         return self.recipe.algorithm.outgoing(self.state, phase, self.context(round, local_steps=local_steps))
 
-    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:
-        """Take in what came; rows that are not active stay as they are."""
-        self.merge_in_parts(round, phase, [(slice(0, len(self.sites)), inbox)], local_steps=local_steps, active_N=active_N)
+    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> list[Notice]:
+        """Take in what came; rows that are not active stay as they are. Returns what the rule has changed of its own accord."""
+        return self.merge_in_parts(round, phase, [(slice(0, len(self.sites)), inbox)], local_steps=local_steps, active_N=active_N)
 
     def merge_in_parts(
         self, round: int, phase: int, inboxes: Sequence[tuple[slice, Inbox]], *, local_steps: int, active_N: Tensor | None = None
-    ) -> None:
+    ) -> list[Notice]:
         """The same with an inbox for each part of the rows, in their order; what comes late is waited for when its part's turn comes."""
         self._round = round
         merged, before = [], []
@@ -538,7 +538,9 @@ class Population:
             context = self.context(round, local_steps=local_steps, rows=None if len(inboxes) == 1 else rows)
             before.append(state)
             merged.append(self.recipe.algorithm.merge(state, phase, inbox, context))
+        was = self.state
         self._take_up(merged, before, active_N)
+        return self.recipe.algorithm.notices(was, self.state) if self.recipe.algorithm.tells else []
 
     def _take_up(self, merged_parts: Sequence[State], before: Sequence[State], active_N: Tensor | None) -> None:
         """What a merge has made of each part of the rows."""
@@ -639,7 +641,8 @@ class Population:
         group = {
             prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS
         }
-        self.state, self.optimizer_state = group["state/"], group["optimizer/"]
+        # what an earlier version did not keep begins as at the start
+        self.state, self.optimizer_state = {**self.state, **group["state/"]}, group["optimizer/"]
         for name, buffer in group["buffers/"].items():
             self.buffers[name].copy_(buffer)
 
