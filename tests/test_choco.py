@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+import p2pfl
 from p2pfl.algorithms import over_an_edge
 from p2pfl.algorithms.compressed import Choco
 from p2pfl.algorithms.compressors import QSGD, BFloat16, Float16, Identity, Int8, LowRank, RandomK, Sign, TopK
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.topology import make, weighted
 from rows import context, inbox_of, one_round
@@ -344,8 +346,8 @@ def trained(compressor, gradient_of, *, local_steps, lr, rounds, gamma="auto", *
     ("compressor", "gradient_of", "options"),
     first_fast(
         [
-            (Sign(), slow_network, {}),
             (Int8(), drift, {}),
+            (Sign(), slow_network, {}),
             (Float16(), slow_network, {}),
             (BFloat16(), logistic, {"unlike": 1.0}),
             (QSGD(levels=16), logistic, {"unlike": 0.0}),
@@ -411,3 +413,27 @@ def test_auto_halves_nothing_over_rounding(dtype):
         state = one_round(algorithm, RING, {**state, "x": 1.7 * state["x"]}, context_of(RING, x_NP, number))
 
     assert state["halvings"].tolist() == [0] * 8
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    """It does not hold what gamma is now watched by."""
+    task = {"name": "averaging", "dimension": 20}
+    options = {"nodes": 6, "rounds": 12, "stop": None, "baselines": [], "checkpoint_every": 1}
+    experiment = {"task": task, "algorithm": {"name": "choco"}, "compressor": {"name": "sign"}, **options}
+    monkeypatch.setattr("p2pfl.simulator.engine._CHECKPOINT_S", 0)
+
+    def interrupt(number, most, row):
+        if number == 8:
+            raise KeyboardInterrupt
+
+    whole = p2pfl.simulate(experiment, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        p2pfl.simulate(experiment, out=tmp_path / "run", progress=interrupt)
+    place = tmp_path / "run" / "checkpoint.safetensors"
+    tensors, story = read_checkpoint(place)
+    new = {"state/lag", "state/stepped", "state/driven_apart"}
+    write_checkpoint(place, {name: tensor for name, tensor in tensors.items() if name not in new}, story)
+    run = p2pfl.simulate({}, resume=tmp_path / "run")
+
+    assert new < tensors.keys()
+    assert all(torch.equal(run.models[name], x_P) for name, x_P in whole.models.items())
