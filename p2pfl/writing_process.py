@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from p2pfl.errors import StoreError
 
 MARK = "process.json"
 
-ProcessState = Literal["alive", "stopped", "gone"]
-"""stopped: a signal keeps it from doing anything, as SIGSTOP does."""
+ProcessState = Literal["alive", "stopped", "paused", "gone"]
+"""stopped: a signal keeps it from doing anything, as SIGSTOP does. paused: it has left the run and said so."""
 
 _PROC = Path("/proc")
 _BOOT = _PROC / "sys/kernel/random/boot_id"
@@ -47,14 +48,22 @@ def unmark_process(folder: Path) -> None:
     (folder / MARK).unlink(missing_ok=True)
 
 
+def mark_pause(folder: Path) -> None:
+    """Say in a folder that its writer was interrupted and left; whoever goes on takes this away."""
+    with suppress(OSError):  # a full disk: the process is gone then, which is true as well
+        (folder / MARK).write_text(json.dumps({"paused": True}) + "\n", encoding="utf-8")
+
+
 def process_state(folder: Path) -> ProcessState | None:
     """How the process is that writes a folder; None: not known here, or it came to a clean end."""
     surroundings = _surroundings()
     try:
         mark: Any = json.loads((folder / MARK).read_bytes())
+        if mark.get("paused") is True:
+            return "paused"
         pid, began = int(mark["pid"]), str(mark["began"])
         is_here = surroundings is not None and all(mark[key] == value for key, value in surroundings.items())
-    except (OSError, ValueError, TypeError, KeyError):  # no mark, or half of one
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no mark, or half of one
         return None
     if not is_here or pid < 1:
         return None

@@ -11,6 +11,8 @@ import typer
 import p2pfl
 from p2pfl.cli.pausing import pausable
 from p2pfl.errors import Paused
+from p2pfl.inspector.run_state import run_state
+from p2pfl.records import read_run
 from p2pfl.simulator import Faults
 
 AVERAGING = {"task": {"name": "averaging", "dimension": 3}, "nodes": 3, "rounds": 5, "stop": None, "baselines": []}
@@ -61,7 +63,9 @@ def test_an_interrupted_simulation_says_how_it_goes_on(tmp_path):
         p2pfl.simulate(AVERAGING, out=place, progress=interrupt)
 
     assert str(paused.value) == f"paused by SIGINT; go on with: p2pfl simulate --resume '{place}'"
+    assert run_state(read_run(place)).sentence.startswith("paused: it was interrupted")
     assert p2pfl.simulate({}, resume=place).summary["rounds"] == 5
+    assert run_state(read_run(place)).kind == "finished"
 
 
 def test_a_simulation_of_scripted_faults_cannot_be_gone_on_with(tmp_path):

@@ -61,6 +61,8 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
 
 def _since_its_last_record(run: RunRecords, age_s: float) -> RunState:
     """How a run is whose last record is so old, and which has not said that it halts."""
+    if run.process == "paused":
+        return RunState(kind="paused", sentence=f"paused: it was interrupted (last record {duration(age_s)} ago)")
     if run.process in _STILL:
         return RunState(kind="silent", sentence=f"{_STILL[run.process]} (last record {duration(age_s)} ago)")
     if age_s <= _patience_s(run):

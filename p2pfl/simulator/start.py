@@ -28,6 +28,7 @@ from p2pfl.simulator.part import Part, check_enough
 from p2pfl.simulator.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopwatch import Stopwatch
+from p2pfl.writing_process import mark_pause
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 
@@ -90,6 +91,8 @@ def simulate(
             )
     except KeyboardInterrupt:
         is_kept = (place / "experiment.yaml").exists() and existed == (resume is not None)
+        if is_kept:
+            mark_pause(place)
         if not is_kept or faults is not None or replay is not None:
             raise
         raise Paused(f"go on with: p2pfl simulate --resume {shlex.quote(str(place))}") from None
