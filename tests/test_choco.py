@@ -355,7 +355,7 @@ def trained(compressor, gradient_of, *, local_steps, lr, rounds, gamma="auto", *
             (LowRank(rank=1), slow_network, {}),
         ]
     ),
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) and hasattr(value, "__name__") else str(value),
 )
 def test_auto_does_not_take_training_for_divergence(compressor, gradient_of, options, local_steps, lr):
     """Where the gamma that it starts with converges: steps alone make all figures grow at times. Sign's error may add up to that once."""
