@@ -817,7 +817,8 @@ class Daemon:
     async def _receive(self) -> None:
         while True:
             received = await self._transport.receive()
-            self.protocol.hear(received.peer, received.frames, self._now())
+            if not self.protocol.hear(received.peer, received.frames, self._now()):
+                continue
             if self.protocol.lost and not self._stopping:
                 self.stop()
             self._wake_senders()
