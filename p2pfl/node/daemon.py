@@ -29,7 +29,7 @@ from p2pfl.departures import Departure, departure_rows, departures_of_events
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
-from p2pfl.node.memory import NodeMemory, forecast_node, return_freed_memory
+from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
@@ -46,6 +46,7 @@ from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
+from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
@@ -842,7 +843,8 @@ class Daemon:
     async def _receive(self) -> None:
         while True:
             received = await self._transport.receive()
-            self.protocol.hear(received.peer, received.frames, self._now())
+            if not self.protocol.hear(received.peer, received.frames, self._now()):
+                continue
             if self.protocol.lost and not self._stopping:
                 self.stop()
             self._wake_senders()

@@ -208,8 +208,12 @@ class Protocol:
 
     # ---- what comes in
 
-    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> None:
-        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised."""
+    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> bool:
+        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised.
+
+        Returns:
+            False where an update has only grown by a chunk: there is nothing to decide and nothing to send.
+        """
         neighbour = self.neighbours[peer]
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
@@ -220,16 +224,18 @@ class Protocol:
                 self._say_ready(now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
-            return
+            return True
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
         message = heard.message
         if isinstance(message, Hello) and not self._has_its_state(neighbour, message):
-            return
+            return True
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
             if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
+        elif isinstance(message, Chunk) and heard.arrived is None and self.closing is None:
+            return False
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
@@ -237,6 +243,7 @@ class Protocol:
             self._ask_for_lost(neighbour, message.exchange, whole=False)
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
+        return True
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
         if self.shared is not None and isinstance(message, Share):

@@ -27,7 +27,7 @@ from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.compiled import Compiled, one_blas_thread
-from p2pfl.training.gradients import Gradients, outputs_of
+from p2pfl.training.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, returns_parts
 from p2pfl.training.layers import Descent
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
@@ -486,6 +486,11 @@ class Population:
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     @property
+    def vectorises(self) -> bool:
+        """Whether torch vectorises the gradients, because they are not written out here."""
+        return self._gradients is not None and self._gradients.batched is None and self._gradients.row_by_row is None
+
+    @property
     def training_bytes(self) -> int:
         """What a round of local steps needs for each row beside the row itself: moved parameters, gradients, the optimiser's next state."""
         if self._gradients is None:
@@ -500,6 +505,9 @@ class Population:
         moved += [*self.optimizer_state.values()]
         changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if rule.adapt is not Algorithm.adapt else 0
         steps = (gradients + int(corrected)) * self.state["x"].nbytes
+        if gradients == 2 and returns_parts(self.state["x"]):  # noqa: PLR2004  # what has been put into the whole one is given back
+            largest = max(spec.size for spec in self.layout.tensors) * self.state["x"].element_size()
+            steps -= max(0, self.state["x"].nbytes - RETURN_AT_ONCE_BYTES - largest)
         return (sum(tensor.nbytes for tensor in moved) + max(steps, changed)) // len(self.sites)
 
     def compile(self) -> None:
