@@ -215,6 +215,7 @@ def up(
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
     say: Callable[[str], None] = log.warning,
+    allow_tasks: Collection[str] = (),
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -230,9 +231,11 @@ def up(
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong.
         KeyboardInterrupt: Ctrl-C has paused the run.
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
@@ -250,18 +253,18 @@ def up(
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
             forks = stack.enter_context(ForkServer())  # it imports while we prepare
-        plan = make_plan(resolved, load_sites(resolved))
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
         folder = (
             RunFolder.open(place)
             if resume is not None
             else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
         )
         if resume is None:
-            _found(plan, place, stack, site or {})
-        network = _Network(plan, place, folder, progress, forks)
+            _found(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+        network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
-            say(f"paused by {number.name}; go on with: p2pfl up --resume {shlex.quote(str(place))}")
+            say(f"paused by {number.name}; go on with: {shlex.join(['p2pfl', 'up', '--resume', str(place), *options_of(allow_tasks)])}")
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             signal.raise_signal(number)  # nobody hears it any more: it ends this process
@@ -318,7 +321,10 @@ def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any
 class _Network:
     """The daemons of one run, from their start to what is gathered of them."""
 
-    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None) -> None:
+    def __init__(
+        self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None, allow_tasks: Collection[str]
+    ) -> None:
+        self._allow_tasks = allow_tasks
         self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
         self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
@@ -443,6 +449,7 @@ class _Network:
 
     def _start(self, site: _Site) -> None:
         arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
+        arguments += ["--only-these-tasks", *options_of(self._allow_tasks)]  # a folder that is resumed may have come from anywhere
         site.starts += 1
         site.began_at = site.rounds_seen
         site.log_offset = site.log.stat().st_size if site.log.exists() else 0
@@ -591,6 +598,11 @@ class _Network:
             )
             | deaths
         )
+
+
+def options_of(allow_tasks: Collection[str]) -> list[str]:
+    """Allowed tasks as a command takes them."""
+    return [word for name in allow_tasks for word in ("--allow-task", name)]
 
 
 def what_is_waited_for(seen: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:

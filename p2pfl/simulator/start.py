@@ -6,7 +6,7 @@ One process, or each of several ranks, does so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def simulate(
     faults: Faults | None = None,
     progress: Progress | None = None,
     waited_s: float = 0.0,
+    allow_tasks: Collection[str] = (),
     **overrides: Any,
 ) -> Run:
     """Run an experiment in this process.
@@ -54,9 +55,11 @@ def simulate(
         faults: what goes wrong, by script.
         progress: called after each round.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         overrides: top-level keys to replace, such as rounds=10.
 
     Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong, with all findings.
         StoreError: the disk failed.
     """
@@ -83,6 +86,7 @@ def simulate(
             resume=resume is not None,
             replay=Path(replay) if replay is not None else None,
             stopwatch=stopwatch,
+            allow_tasks=allow_tasks,
         )
 
 
@@ -96,13 +100,14 @@ def _run(
     resume: bool,
     replay: Path | None,
     stopwatch: Stopwatch,
+    allow_tasks: Collection[str],
 ) -> Run:
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
         experiment = replace(experiment, compiled="off")
-    task = load_sites(experiment)
+    task = load_sites(experiment, allow_tasks=allow_tasks)
     stopwatch.lap("sites")
     plan = make_plan(experiment, task)
     if ranks.count > 1:
