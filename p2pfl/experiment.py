@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -551,6 +551,24 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
         ConfigError: as `experiment_from`.
     """
     return experiment_from({"schema": 1, **raw}, place, overrides)
+
+
+def defaults_left_out(raw: Mapping[str, Any], place: str) -> list[str]:
+    """Keys that a recorded experiment does not write out, dotted: each reader would fill them with its own version's defaults.
+
+    Raises:
+        ConfigError: as `experiment_from`.
+    """
+    return sorted(_missing_keys(recorded_experiment(raw, place).as_dict(), raw))
+
+
+def _missing_keys(resolved: Mapping[str, Any], raw: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Dotted keys of one mapping that another one lacks."""
+    for key, value in resolved.items():
+        if key not in raw:
+            yield f"{of}{key}"
+        elif isinstance(value, Mapping) and isinstance(given := raw[key], Mapping):
+            yield from _missing_keys(value, given, f"{of}{key}.")
 
 
 def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

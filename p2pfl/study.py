@@ -141,8 +141,21 @@ class Study:
 
     @classmethod
     def load(cls, path: Path | str) -> Study:
-        """A study from its file, checked; ConfigError naming the file otherwise."""
-        return cls.from_mapping(load_yaml(path), str(path))
+        """A study from its file, checked, its experiment included; ConfigError naming the file otherwise.
+
+        Raises:
+            ConfigError: something in it cannot be, or its experiment leaves keys to the defaults of each reader's version.
+        """
+        from p2pfl.experiment import defaults_left_out
+
+        study = cls.from_mapping(load_yaml(path), str(path))
+        if missing := defaults_left_out(study.experiment, str(path)):
+            raise ConfigError(
+                f"experiment: {some(missing)} not written out, so that each site would take its own version's defaults; "
+                "make the study with p2pfl study new, which resolves it",
+                str(path),
+            )
+        return study
 
     def with_layout(self, table: Sequence[Mapping[str, Any]]) -> Study:
         """The same study with a table of its model's tensors."""

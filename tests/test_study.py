@@ -38,6 +38,7 @@ EXPERIMENT = {
     "optimizer": {"lr": 0.1 + 0.2, "nesterov": False},
     "rounds": 15,
 }
+RESOLVED = experiment_from({"name": "heart", "task": {"name": "averaging", "dimension": 3}, "rounds": 15}).as_dict()
 
 
 def card(name, **content):
@@ -49,8 +50,8 @@ def ring(names=NAMES):
     return weighted(make("ring", len(names)), "metropolis").renamed(sorted(names))
 
 
-def study(cards=None, topology=None, **experiment):
-    return Study.create({**EXPERIMENT, **experiment}, cards or [card(name) for name in NAMES], topology or ring())
+def study(cards=None, topology=None, experiment=EXPERIMENT, **changes):
+    return Study.create({**experiment, **changes}, cards or [card(name) for name in NAMES], topology or ring())
 
 
 def mapping():
@@ -72,13 +73,46 @@ def faults_of(content):
 
 
 def test_a_study_survives_its_file(tmp_path):
-    made = study()
+    made = study(experiment=RESOLVED)
     made.save(tmp_path / "study.yaml")
     loaded = Study.load(tmp_path / "study.yaml")
 
     assert loaded == made
     assert loaded.digest == made.digest
-    assert loaded.experiment == EXPERIMENT
+    assert loaded.experiment == RESOLVED
+
+
+def loaded_with(tmp_path, experiment):
+    study(experiment=experiment).save(tmp_path / "study.yaml")
+    return Study.load(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize("key", ["rounds", "stop", "optimizer", "compiled"])
+def test_a_study_whose_experiment_leaves_a_default_to_its_readers_is_refused(tmp_path, key):
+    with pytest.raises(ConfigError) as refused:
+        loaded_with(tmp_path, {name: value for name, value in RESOLVED.items() if name != key})
+
+    assert refused.value.findings == (
+        f"experiment: {key} not written out, so that each site would take its own version's defaults; "
+        "make the study with p2pfl study new, which resolves it",
+    )
+
+
+def test_a_default_within_a_section_is_written_out_too(tmp_path):
+    lacking = {**RESOLVED, "optimizer": {key: value for key, value in RESOLVED["optimizer"].items() if key != "lr"}}
+
+    with pytest.raises(ConfigError, match=r"experiment: optimizer\.lr not written out"):
+        loaded_with(tmp_path, lacking)
+
+
+def test_a_study_of_name_task_and_nodes_alone_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not written out.*p2pfl study new"):
+        loaded_with(tmp_path, {key: RESOLVED[key] for key in ("name", "task", "nodes")})
+
+
+def test_a_study_whose_experiment_cannot_be_is_refused_when_it_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="names the run's folder"):
+        loaded_with(tmp_path, {**RESOLVED, "name": "\x1b]0;mine\x07"})
 
 
 def test_the_digest_of_a_given_study_is_fixed():
@@ -103,7 +137,7 @@ def test_the_digest_of_a_given_study_is_fixed():
 @pytest.mark.parametrize("name", ["ring", "star", "complete", "path"])
 def test_the_graph_comes_back_bit_for_bit(tmp_path, name, rule):
     topology = weighted(make(name, 4), rule).renamed(NAMES)
-    study(topology=topology).save(tmp_path / "study.yaml")
+    study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
     back = Study.load(tmp_path / "study.yaml").topology()
 
     assert back.names == NAMES
@@ -325,7 +359,7 @@ def test_a_weight_is_a_finite_number(weight):
 def test_a_directed_graph_comes_back_bit_for_bit(tmp_path):
     senders, receivers, weights = [0, 1, 2, 3, 0], [1, 2, 3, 0, 2], [0.1, 0.2, 0.3, 0.4, 0.5]
     topology = Topology.from_edges("one way", 4, senders, receivers, directed=True, names=NAMES, weights=weights)
-    study(topology=topology).save(tmp_path / "study.yaml")
+    study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
     found = Study.load(tmp_path / "study.yaml")
 
     assert found.topology().directed
