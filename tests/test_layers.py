@@ -20,7 +20,7 @@ LAYERS = [
     {"algorithms", "tasks", "stopping"},
     {"training"},
     {"cross_site", "experiment", "plan", "subgroups", "summary", "results", "prediction", "worth"},
-    {"card", "study", "wire", "transports"},
+    {"card", "result_contract", "study", "wire", "transports"},
     {"node", "simulator", "inspector"},
     {"sweeps"},
     {"cli"},

@@ -32,8 +32,10 @@ from p2pfl.errors import MembersMissing, P2PFLError, StoreError
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
+from p2pfl.node.site import SiteFile
 from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import Row, RunFolder, read_run
+from p2pfl.records import Row, RunFolder, read_run, replace_file
+from p2pfl.result_contract import accepted, contract_here, differences_here
 from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.stopwatch import Stopwatch, with_rest
 from p2pfl.study import Study
@@ -211,6 +213,7 @@ def up(
     out: Path | str | None = None,
     resume: Path | str | None = None,
     site: Mapping[str, Any] | None = None,
+    accept_differences: Sequence[str] = (),
     progress: Progress | None = None,
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
@@ -226,6 +229,7 @@ def up(
         out: the run's folder, which must not exist; None: runs/NAME.
         resume: the folder of an interrupted run; its daemons go on from their checkpoints.
         site: settings for every site.yaml, such as deadline_floor_s.
+        accept_differences: in what this machine may differ from the result contract of a run that is resumed; every site.yaml says so then.
         progress: called after each round with the round, the last possible one and the network's record.
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
@@ -249,6 +253,8 @@ def up(
     else:
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
+    if resume is not None:
+        _check_result_contract(place, accept_differences)
     with ExitStack() as stack:
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
@@ -300,9 +306,32 @@ def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any
         card.save(place / "cards" / f"{name}.yaml")
         cards.append(card)
     study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    study = study.with_result_contract(contract_here(plan.experiment.task.name))
     study.save(place / "study.yaml")
     for card in cards:
         _write_site(place / "sites" / card.name, card, study, settings)
+
+
+def _check_result_contract(place: Path, accept: Sequence[str]) -> None:
+    """Compare this machine with the result contract of a run before its daemons go on.
+
+    Raises:
+        ConfigError: it differs, and nobody has accepted that.
+    """
+    path = place / "study.yaml"
+    if not path.exists():
+        return  # said by whoever needs it
+    study = Study.load(path)
+    if study.result_contract is None:
+        return
+    sites = sorted((place / "sites").glob("*/site.yaml"))
+    for site in sites if accept else ():
+        content = load_yaml(site)
+        kinds = dict.fromkeys([*content.get("accept_differences", ()), *accept])
+        replace_file(site, dump_yaml({**content, "accept_differences": list(kinds)}))
+    differs = differences_here(study.result_contract, study.task_name)
+    for site in sites if differs else ():
+        accepted(differs, SiteFile.load(site).accept_differences, str(site))
 
 
 def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
@@ -573,6 +602,7 @@ class _Network:
         self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
         self._folder.write_worth([row for name in names for row in runs[name].worth])
         deaths: dict[str, Any] = {"deaths": self._deaths} if self._deaths else {}
+        differs = [row for summary in summaries.values() for row in summary.get("accepted_differences", ())]
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -597,6 +627,7 @@ class _Network:
                 started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
             )
             | deaths
+            | ({"accepted_differences": differs} if differs else {})
         )
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from p2pfl.card import Card, Name, plain_digest, split_address
 from p2pfl.errors import ConfigError
 from p2pfl.names import checked_task_name
+from p2pfl.result_contract import Kind
 from p2pfl.yaml_files import check, load_yaml
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +44,9 @@ class SiteFile:
 
     confirmed: Annotated[str, AfterValidator(plain_digest)] | None = None
     """The study's digest as the administrator compared it with the other members, in groups or not; a node does not start without it."""
+
+    accept_differences: tuple[Kind, ...] = ()
+    """In what this site may differ from the study's result contract; events.jsonl and summary.json say so."""
 
     listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
     """tcp://address:port to bind; None: the card's port on all interfaces, IPv4 and IPv6, or nothing if the card has no address."""

@@ -27,6 +27,7 @@ from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.result_contract import accepted, differences_here
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.transports import Endpoint, ZeroMQTransport
 from p2pfl.yaml_files import check
@@ -71,6 +72,11 @@ def start(
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     torch.set_num_threads(site.threads)
+    differs = accepted(
+        differences_here(study.result_contract, study.task_name), site.accept_differences, str(site_path)
+    )  # before the task's code runs
+    for difference in differs:
+        log.warning("accepted, as %s says: %s", site_path, difference.detail)
     plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
@@ -109,6 +115,7 @@ def start(
             signing=Signing(keys=keys, sign=identity.signing.sign),
             status_port=site.status_port,
             start_anew=start_anew,
+            accepted_differences=differs,
             view=ViewTerms(
                 keys=keys,
                 sign=identity.signing.sign,
