@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from p2pfl.printable import on_one_line
+
 _ALL_SHOWN_UP_TO = 20
 _MOST_SHOWN = 10
 """Of more findings than can be read at once."""
@@ -41,10 +43,11 @@ class ConfigError(P2PFLError):
     def __init__(self, findings: str | Sequence[str], place: str | None = None) -> None:
         self.findings = (findings,) if isinstance(findings, str) else tuple(findings)
         self.place = place
-        lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
+        shown_place = on_one_line(place or "")
+        lines = [f"{shown_place}:" if len(self.findings) > 1 else f"{shown_place}: {on_one_line(self.findings[0])}"] if place else []
         if not place or len(self.findings) > 1:
             indent = "  " if place else ""
-            lines += [indent + finding for finding in summed_up(self.findings)]
+            lines += [indent + on_one_line(finding) for finding in summed_up(self.findings)]
         super().__init__("\n".join(lines))
 
 

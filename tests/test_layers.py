@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "p2pfl"
 DEADLINE_S = 60
 
 LAYERS = [
-    {"errors"},
+    {"errors", "printable"},
     {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "yaml_files"}
     | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},

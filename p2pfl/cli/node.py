@@ -91,10 +91,11 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from p2pfl.cli.terminal import open_console
+
+    console = open_console()
     if waiting_for := found.get("waiting_for"):
         console.print(f"{found['member']} waits for {len(waiting_for)} of {found['members']} members before it trains:", markup=False)
         for name, why in waiting_for.items():

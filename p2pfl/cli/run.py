@@ -307,11 +307,10 @@ def say_departures(summary: Mapping[str, Any] | None) -> None:
 
 
 def _say_figures(run: Run) -> None:
-    from rich.console import Console
-
+    from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.terminal import hospital_table
 
-    console = Console()
+    console = open_console()
     summary = run.summary
     if summary["metrics"]:
         console.print(hospital_table(summary))

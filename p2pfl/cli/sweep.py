@@ -184,14 +184,11 @@ def _say_grid(grid: Grid, *, as_json: bool) -> None:
 
 
 def _say_result(done: Sweep) -> None:
-    import io
-
-    from rich.console import Console
     from rich.text import Text
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a value may have letters that this terminal lacks
-    console = Console(highlight=False)
+    from p2pfl.cli.terminal import open_console
+
+    console = open_console(highlight=False)
     shown = [result for result in done.cells if result.left_out is None]
     if any(result.done for result in shown):
         console.print(_table(done, shown))
