@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import FrozenInstanceError
 from hashlib import sha256
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 from zmq.utils import z85
 
+import p2pfl
 from p2pfl.card import Card
 from p2pfl.cli.keys import app as keys_app
 from p2pfl.cli.study import app
@@ -26,7 +28,7 @@ from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.topology import Topology, make, schedule, weighted
-from p2pfl.yaml_files import dump_yaml, parse_yaml
+from p2pfl.yaml_files import dump_yaml, load_yaml, parse_yaml
 
 NAMES = ("cleveland", "hungary", "switzerland", "va")
 IDENTITIES = {name: Identity.new() for name in (*NAMES, "stranger")}
@@ -505,11 +507,11 @@ def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, m
     assert said["layout"] == TABLE
     assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
     text = invoke("show", sites / "study.yaml").output
-    assert "stays" in next(line for line in text.splitlines() if "bias" in line)
+    assert "stays" in next(line for line in text.splitlines() if line.startswith("│ bias"))
     joined = invoke(
         "join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", said["digest"], "--out", sites / "site.yaml"
     )
-    assert "stays" in next(line for line in joined.output.splitlines() if "bias" in line)
+    assert "stays" in next(line for line in joined.output.splitlines() if line.startswith("│ bias"))
 
 
 def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites):
@@ -517,8 +519,12 @@ def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites)
 
     assert made.exit_code == 0, made.output
     assert "without a table of the model's tensors" in made.output
-    assert "no table" in invoke("show", sites / "study.yaml").output
-    assert Study.load(sites / "study.yaml").schema == 1
+    assert "no digest of the task's code" in made.output
+    shown = invoke("show", sites / "study.yaml").output
+    assert "no table" in shown
+    assert "not bound" in shown
+    agreed = Study.load(sites / "study.yaml")
+    assert (agreed.schema, agreed.layout, agreed.result_contract.task.source) == (3, None, None)
 
 
 def test_a_pattern_that_names_no_tensor_is_refused_when_the_study_is_made(sites):
@@ -576,6 +582,73 @@ def test_other_frozen_values_are_told_by_their_tensor():
     agreed, own = (row("a", trains=False, travels=False, values=digit * 64) for digit in "01")
 
     assert layout_faults([agreed], [own]) == ["tensor a: its frozen values are not the study's; take the same pretrained weights"]
+
+
+def test_study_show_and_join_say_what_will_be_done_in_80_columns(sites):
+    experiment = "name: lines\ntask: {name: synthetic-logistic, features: 3, samples: 40}\nnodes: 4\npersonal: [bias]\nrounds: 17\n"
+    made = make_study(sites, experiment, "--json")
+    assert made.exit_code == 0, made.output
+    digest = json.loads(made.output)["digest"]
+    arguments = ("--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "va" / "site.yaml")
+    for text in (invoke("show", sites / "study.yaml").output, invoke("join", sites / "study.yaml", *arguments).output):
+        rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+        assert max(map(len, [line for line in text.splitlines() if not line.startswith(str(sites))])) <= 80
+        assert ["task", "synthetic-logistic"] in rows
+        assert ["features", "3"] in rows
+        assert ["algorithm", "dpsgd"] in rows
+        assert ["graph", "ring: 4 members, 4 links"] in rows
+        assert any(row[0] == "rounds" and row[1].startswith("17, then at most 200") for row in rows)
+        assert ["bias", "1", "float32", "yes", "stays"] in rows
+        assert ["arithmetic", "revision 1"] in rows
+        assert ["task's code", "built in: the arithmetic revision covers it"] in rows
+
+
+def test_nothing_of_a_long_option_stays_unseen(sites):
+    long = "x" * 300 + "the end"
+    make_study(sites, HEART.replace("averaging, dimension: 3", f"'elsewhere.hospital:task', command: {long}, {'k' * 60}: 1"))
+    text = invoke("show", sites / "study.yaml").output
+    told = "".join(line.strip("│ ") for line in text.splitlines() if line.startswith("│"))
+
+    assert long.replace(" ", "") in "".join(told.replace("│", "").split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def unlike(sites, **changes):
+    """The study as a machine that computes otherwise would have made it."""
+    content = load_yaml(sites / "study.yaml")
+    content["result_contract"] |= changes
+    (sites / "study.yaml").write_text(dump_yaml(content))
+    return Study.load(sites / "study.yaml")
+
+
+def test_study_join_refuses_a_difference_by_name_or_writes_down_that_the_site_accepts_it(sites):
+    make_study(sites, HEART)
+    digest = unlike(sites, torch="1.99").digest
+    arguments = ("join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "site.yaml")
+    refused, strange = invoke(*arguments), invoke(*arguments, "--accept-difference", "colour")
+
+    assert re.search(r"torch \d+\.\d+ here, 1\.99 in the study: install torch 1\.99, or let", str(refused.exception))
+    assert "'colour': expected one of wire, arithmetic, torch, task" in str(strange.exception)
+    assert not (sites / "site.yaml").exists()
+    assert "differs here" in invoke("show", sites / "study.yaml").output
+    assert invoke(*arguments, "--accept-difference", "torch").exit_code == 0
+    assert SiteFile.load(sites / "site.yaml").accept_differences == ("torch",)
+
+
+def test_another_version_of_p2pfl_is_shown_and_not_refused(sites):
+    make_study(sites, HEART)
+    digest = unlike(sites, p2pfl="0.0.9").digest
+    joined = invoke("join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "site.yaml")
+
+    assert joined.exit_code == 0, joined.output
+    assert f"p2pfl 0.0.9 (here {p2pfl.__version__})" in joined.output
+
+
+def test_a_study_of_before_there_were_result_contracts_is_shown_as_not_bound(sites, tmp_path):
+    study(experiment=RESOLVED).save(tmp_path / "old.yaml")
+
+    assert "not bound" in invoke("show", tmp_path / "old.yaml").output
 
 
 def test_study_join_refuses_another_digest_and_does_not_tell_the_right_one(sites):
