@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
 from p2pfl.errors import ConfigError, Contradiction, some
+from p2pfl.printable import on_one_line
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
@@ -53,9 +54,10 @@ _NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00
 
 def _folder_name(text: str) -> str:
     """The run's folder is called so."""
-    if not _NAME.fullmatch(text):
+    if not _NAME.fullmatch(text) or on_one_line(text) != text:
         raise ValueError(
-            "it names the run's folder: expected 1 to 100 characters without / and \\, not starting with '.', no space at an end"
+            "it names the run's folder: expected 1 to 100 characters without / and \\ and control characters, not starting with '.', "
+            "no space at an end"
         )
     return text
 

@@ -12,6 +12,9 @@ TASK_RULE = "distribution:entry or module:function"
 
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # as package indexes allow
 _ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+NEW_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.' or '-'"
+"""In words: the rule for new members. A command takes what starts with '-' for an option."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
@@ -37,3 +40,8 @@ def checked_task_name(text: str) -> str:
     if not is_task_name(text):
         raise ValueError(f"expected {TASK_RULE}")
     return text
+
+
+def is_new_name(text: str) -> bool:
+    """Whether a new member may be called so; older studies may hold other names."""
+    return is_name(text) and not text.startswith("-")

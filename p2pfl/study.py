@@ -19,6 +19,7 @@ from pydantic import Field
 from p2pfl.card import Card, canonical, is_loopback, plain_digest
 from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.moments import Moments
+from p2pfl.names import NEW_RULE, is_new_name
 from p2pfl.result_contract import ResultContract
 from p2pfl.topology import Topology, check_connected
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
@@ -116,6 +117,7 @@ class Study:
             for (a, b), weight in weights.items()
             if a < b and not topology.directed and weight != weights[b, a]
         ]
+        faults += [f"members: name = {card.name!r}: expected {NEW_RULE}" for card in cards if not is_new_name(card.name)]
         if faults:
             raise ConfigError(faults)
         edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b or topology.directed]

@@ -74,6 +74,22 @@ def faults_of(content):
     return list(caught.value.findings)
 
 
+@pytest.mark.parametrize("name", ["-rf", "--help", "-"])
+def test_a_new_study_has_no_member_that_a_command_would_take_for_an_option(name):
+    stranger = IDENTITIES["stranger"].card(name, "tcp://stranger.example:1")
+    graph = weighted(make("path", 2), "metropolis").renamed(sorted([name, "va"]))
+
+    with pytest.raises(ConfigError, match=f"members: name = '{name}': expected 1 to 64 of .* not starting with '.' or '-'"):
+        study([card("va"), stranger], graph)
+
+
+def test_an_older_study_with_such_a_member_is_read():
+    stranger = IDENTITIES["stranger"].card("-rf", "tcp://stranger.example:1")
+    content = {"experiment": EXPERIMENT, "members": [stranger.as_dict()], "graph": {"name": "one", "edges": []}}
+
+    assert Study.from_mapping(content, "study.yaml").names == ("-rf",)
+
+
 def test_a_study_survives_its_file(tmp_path):
     made = study(experiment=RESOLVED)
     made.save(tmp_path / "study.yaml")
@@ -84,9 +100,15 @@ def test_a_study_survives_its_file(tmp_path):
     assert loaded.experiment == RESOLVED
 
 
+def saved(tmp_path, experiment):
+    path = tmp_path / "study.yaml"
+    path.unlink(missing_ok=True)
+    study(experiment=experiment).save(path)
+    return path
+
+
 def loaded_with(tmp_path, experiment):
-    study(experiment=experiment).save(tmp_path / "study.yaml")
-    return Study.load(tmp_path / "study.yaml")
+    return Study.load(saved(tmp_path, experiment))
 
 
 @pytest.mark.parametrize("key", ["rounds", "stop", "optimizer", "compiled"])
@@ -114,8 +136,9 @@ def test_a_study_of_name_task_and_nodes_alone_is_refused(tmp_path):
 
 
 def test_a_study_whose_experiment_cannot_be_is_refused_when_it_is_read(tmp_path):
-    with pytest.raises(ConfigError, match="names the run's folder"):
-        loaded_with(tmp_path, {**RESOLVED, "name": "\x1b]0;mine\x07"})
+    for name in ("\x1b]0;mine\x07", "mine\x9b2J", "mine\u202eevil", "mine\u2028p2pfl: all is well"):
+        with pytest.raises(ConfigError, match="names the run's folder"):
+            Study.load(saved(tmp_path, {**RESOLVED, "name": name}))
 
 
 def test_the_digest_of_a_given_study_is_fixed():

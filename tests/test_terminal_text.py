@@ -110,7 +110,8 @@ def test_a_hostile_card_does_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_the_resolved_experiment_of_a_dry_run_does_nothing(tmp_path, monkeypatch, capsys):
-    content = {"name": "calm\x9b\u202e", "task": {"name": "averaging"}, "nodes": 2}
+    (tmp_path / "graph.yaml").write_text("nodes: [a\\u001b, b]\nedges: [[a\\u001b, b]]\n")
+    content = {"name": "calm", "task": {"name": "averaging"}, "nodes": 2, "topology": {"file": "graph.yaml", HOSTILE: HOSTILE}}
     (tmp_path / "e.yaml").write_text(dump_yaml(content), encoding="utf-8")
     _, out, err = run("simulate", tmp_path / "e.yaml", "--dry-run", monkeypatch=monkeypatch, capsys=capsys)
 

@@ -46,8 +46,11 @@ def new(
 
     Example: p2pfl keys new --name cleveland --address tcp://node.cleveland.example:7700
     """
+    from p2pfl.names import NEW_RULE, is_new_name
     from p2pfl.node.identity import CARD_FILE, Identity, find_passphrase
 
+    if not is_new_name(name):
+        raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     identity = Identity.new()
     card = identity.card(name, address[0] if address is not None and len(address) == 1 else address or None, samples)
     path = out / CARD_FILE
