@@ -87,7 +87,8 @@ class Difference:
     """What makes it go away."""
 
     def __str__(self) -> str:
-        return f"{self.detail}: {self.remedy}, or let this site accept it (accept_differences: [{self.kind}] in site.yaml)"
+        accept = f"accept_differences: [{self.kind}] in site.yaml, or --accept-difference {self.kind}"
+        return f"{self.detail}: {self.remedy}, or let this site accept it on record: {accept}"
 
 
 def contract_here(task: str) -> ResultContract:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import sys
 import zipfile
+from contextlib import ExitStack
 from hashlib import sha256
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -19,7 +20,10 @@ from networks import Institutions, Network, averaging, finish, until
 from p2pfl.draws import Purpose, epoch_orders, shuffled, torch_seed
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import experiment_from
+from p2pfl.node.network import _check_result_contract, _found, up
+from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
+from p2pfl.records import RunFolder
 from p2pfl.result_contract import ARITHMETIC_REVISION, AgreedTask, ResultContract, accepted, contract_here, differences, public
 from p2pfl.simulator import simulate
 from p2pfl.study import Study
@@ -231,7 +235,7 @@ def test_a_difference_is_named_with_its_remedy(agreed, here, kind, words):
 
     assert found.kind == kind
     assert str(found).startswith(words)
-    assert str(found).endswith(f"or let this site accept it (accept_differences: [{kind}] in site.yaml)")
+    assert str(found).endswith(f"accept_differences: [{kind}] in site.yaml, or --accept-difference {kind}")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +332,49 @@ def test_another_torch_is_refused_before_any_code_of_the_task_runs(site, monkeyp
 
     with pytest.raises(ConfigError, match=r"torch .* here, 1\.99 in the study"):
         start(site)
+
+
+def test_a_difference_may_be_accepted_where_the_node_is_started(site):
+    bind(site, torch="1.99", wire=SCHEMA + 1)
+
+    with pytest.raises(ConfigError) as refused:
+        start(site, accept_differences=["torch"])
+    assert len(refused.value.findings) == 1
+    assert refused.value.findings[0].startswith("wire schema")
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The folder of a run of `up`, as far as what its institutions agreed on."""
+    plan = averaging({"name": "path"}, 2)
+    RunFolder.create(tmp_path / "run", plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
+    with ExitStack() as stack:
+        _found(plan, tmp_path / "run", stack, {})
+    return tmp_path / "run"
+
+
+def test_up_makes_a_study_with_a_result_contract(interrupted):
+    assert Study.load(interrupted / "study.yaml").result_contract == contract_here("averaging")
+
+
+def test_a_run_that_is_resumed_with_another_torch_is_refused_before_any_daemon_starts(interrupted, monkeypatch):
+    other = dataclasses.replace(contract_here("averaging"), torch="1.99")
+    monkeypatch.setattr("p2pfl.result_contract.contract_here", lambda _: other)
+    monkeypatch.setattr("p2pfl.node.network.ForkServer", lambda: pytest.fail("daemons were started"))
+    monkeypatch.setattr("p2pfl.node.network.load_sites", lambda *_, **__: pytest.fail("the task was made"))
+
+    with pytest.raises(ConfigError, match=r"torch 1\.99 here, .* in the study: .*--accept-difference torch"):
+        up("", resume=interrupted)
+
+
+def test_a_resumed_run_accepts_a_difference_in_every_site_file(interrupted, monkeypatch):
+    other = dataclasses.replace(contract_here("averaging"), torch="1.99")
+    monkeypatch.setattr("p2pfl.result_contract.contract_here", lambda _: other)
+    _check_result_contract(interrupted, ["torch"])
+    sites = [SiteFile.load(path) for path in sorted((interrupted / "sites").glob("*/site.yaml"))]
+
+    assert [site.accept_differences for site in sites] == [("torch",)] * 2
+    _check_result_contract(interrupted, [])
 
 
 def test_a_difference_that_a_site_accepts_goes_on_record_once(tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.run import AllowTask
+from p2pfl.cli.study import AcceptDifference, checked_kinds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,7 @@ def start(
     ] = False,
     allow_task: AllowTask = None,
     only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
+    accept_difference: AcceptDifference = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option("--start-within-s", hidden=True)] = None,
 ) -> None:
@@ -53,6 +55,7 @@ def start(
         start_within_s=start_within_s,
         allow_tasks=allow_task or (),
         only_these_tasks=only_these_tasks,
+        accept_differences=checked_kinds(accept_difference),
     )
     if reason == "diverged":
         sys.stderr.write(

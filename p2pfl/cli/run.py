@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
+from p2pfl.cli.study import AcceptDifference, checked_kinds
 from p2pfl.departures import departures_in, exit_code_of
 from p2pfl.errors import ConfigError
 
@@ -54,6 +55,7 @@ def up(
     out: Out = None,
     resume: Resume = None,
     allow_task: AllowTask = None,
+    accept_difference: AcceptDifference = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +65,7 @@ def up(
     """
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
+    kinds = checked_kinds(accept_difference)
     if dry_run:
         _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
         return
@@ -88,6 +91,7 @@ def up(
             overrides=overrides,
             out=out,
             resume=resume,
+            accept_differences=kinds,
             progress=progress,
             fork=fork,
             waited_s=waited_s,

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ def start(
     start_within_s: float | None = None,
     allow_tasks: Collection[str] = (),
     only_these_tasks: bool = False,
+    accept_differences: Sequence[str] = (),
 ) -> str:
     """Run the node of a site until its network stops or somebody stops it.
 
@@ -55,6 +56,7 @@ def start(
         start_within_s: wait no longer than this for all members; None: as long as the study says.
         allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
         only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
+        accept_differences: kinds of differences from the study's result contract, beside those in the file.
 
     Returns:
         The stop reason.
@@ -72,11 +74,10 @@ def start(
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     torch.set_num_threads(site.threads)
-    differs = accepted(
-        differences_here(study.result_contract, study.task_name), site.accept_differences, str(site_path)
-    )  # before the task's code runs
+    found = differences_here(study.result_contract, study.task_name)
+    differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs
     for difference in differs:
-        log.warning("accepted, as %s says: %s", site_path, difference.detail)
+        log.warning("this site has accepted: %s", difference.detail)
     plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
