@@ -27,7 +27,7 @@ def say_agreement(study: Study, differences: Sequence[Difference] = ()) -> None:
         differences: of this machine from the study's result contract.
     """
     _say_table("what will be done", _plan_rows(study))
-    _say_layout(study)
+    say_layout(study)
     _say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))
 
 
@@ -93,7 +93,7 @@ def _written(value: object) -> str:
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
 
 
-def _say_layout(study: Study) -> None:
+def say_layout(study: Study) -> None:
     """Print which tensors the members train, and which of them leave a member."""
     from rich.table import Table
 

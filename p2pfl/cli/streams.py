@@ -61,6 +61,6 @@ class OneLineFormatter(logging.Formatter):
 def guard_streams() -> None:
     """From now on nothing that this process prints steers the terminal, unless a console styles it."""
     if not isinstance(sys.stdout, VisibleText):
-        sys.stdout = VisibleText(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = VisibleText(sys.stdout)
     if not isinstance(sys.stderr, VisibleText):
-        sys.stderr = VisibleText(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = VisibleText(sys.stderr)

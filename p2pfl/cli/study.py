@@ -75,7 +75,7 @@ def new(
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
     """
     from p2pfl.card import Card
-    from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.agreed import say_layout
     from p2pfl.experiment import load_experiment
     from p2pfl.result_contract import contract_here
     from p2pfl.study import Study
@@ -115,8 +115,8 @@ def new(
     if as_json:
         typer.echo(json.dumps({"study": str(out), **_shown(study)}))
         return
-    say_agreement(study)
     typer.echo(f"{out}   public: send it to every member")
+    say_layout(study)
     _say_digest(study)
 
 
