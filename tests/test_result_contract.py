@@ -125,6 +125,14 @@ def test_a_wheel_an_editable_install_and_a_folder_give_the_same_digest(on_path, 
     assert folder == dataclasses.replace(wheel, distribution=None)
 
 
+def test_an_entry_point_is_the_code_that_it_leads_to(on_path):
+    points = "[p2pfl.tasks]\nheart = hospital_code.heart:make\n"
+    install_wheel(on_path, {**SOURCES, "hospital_code-1.0.dist-info/entry_points.txt": points})
+
+    assert task_code("hospital-code:heart") == dataclasses.replace(task_code("hospital_code.heart:make"), name="hospital-code:heart")
+    assert task_code("hospital-code:heart").distribution == "hospital-code"
+
+
 @pytest.mark.parametrize("path", SOURCES)
 def test_any_changed_file_of_the_package_changes_the_digest(on_path, path):
     write(on_path, SOURCES)

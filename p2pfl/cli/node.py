@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.run import AllowTask
-from p2pfl.cli.study import AcceptDifference, checked_kinds
+from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
 
 if TYPE_CHECKING:
     from rich.console import Console

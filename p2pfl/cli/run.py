@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
-from p2pfl.cli.study import AcceptDifference, checked_kinds
 from p2pfl.departures import departures_in, exit_code_of
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from p2pfl.result_contract import Kind
     from p2pfl.results import Run
 
 ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
@@ -31,6 +31,15 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
+AcceptDifference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-difference",
+        metavar="KIND",
+        help="Accept a difference from the study's result contract, on record: torch, task, arithmetic or wire.",
+        show_default=False,
+    ),
+]
 AllowTask = Annotated[
     list[str] | None,
     typer.Option(
@@ -179,6 +188,20 @@ def predict(
     else:
         for row in rows:
             sys.stdout.write(",".join(f"{value:.6g}" for value in row) + "\n")
+
+
+def checked_kinds(given: list[str] | None) -> list[Kind]:
+    """The kinds of differences that a command line accepts.
+
+    Raises:
+        ConfigError: one is no kind.
+    """
+    from p2pfl.result_contract import KINDS
+
+    kinds = list(dict.fromkeys(given or ()))
+    if strange := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError([f"{kind!r}: expected one of {', '.join(KINDS)}" for kind in strange], "--accept-difference")
+    return [kind for kind in KINDS if kind in kinds]
 
 
 def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Path:

@@ -10,27 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.run import AllowTask
+from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
-    from p2pfl.result_contract import Kind
     from p2pfl.study import Study
 
 app = typer.Typer(no_args_is_help=True, help="What institutions agree on before they start.")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="As `p2pfl study new` wrote it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-AcceptDifference = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--accept-difference",
-        metavar="KIND",
-        help="Accept a difference from the study's result contract, on record: torch, task, arithmetic or wire.",
-        show_default=False,
-    ),
-]
 
 _ACCEPTED = "# This site may differ from the study's result contract in these; its records say so.\n"
 
@@ -196,20 +185,6 @@ def join(
         return
     say_agreement(found, differs)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
-
-
-def checked_kinds(given: list[str] | None) -> list[Kind]:
-    """The kinds of differences that a command line accepts.
-
-    Raises:
-        ConfigError: one is no kind.
-    """
-    from p2pfl.result_contract import KINDS
-
-    kinds = list(dict.fromkeys(given or ()))
-    if strange := [kind for kind in kinds if kind not in KINDS]:
-        raise ConfigError([f"{kind!r}: expected one of {', '.join(KINDS)}" for kind in strange], "--accept-difference")
-    return [kind for kind in KINDS if kind in kinds]
 
 
 def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[list[dict[str, Any]] | None, str, str]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from p2pfl.errors import ConfigError
 from p2pfl.tasks.loading import TASKS
+from p2pfl.tasks.permission import find_source
 
 _DOMAIN = b"p2pfl task source v1\0"
 _INIT = "__init__.py"
@@ -40,15 +39,14 @@ def task_code(name: str) -> TaskCode | None:
     Raises:
         ConfigError: there is no such module here, it has no Python source, or that cannot be read.
     """
-    module = name.partition(":")[0]
-    if name in TASKS or module.partition(".")[0] == "p2pfl":
+    if name in TASKS or name.partition(":")[0].partition(".")[0] == "p2pfl":
         return None
-    file = _file_of(name, module)
+    found = find_source(name)
     try:
-        source = source_digest(module, file)
+        source = source_digest(found.module, found.file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"task.name = {name!r}: its source in {file.parent} cannot be read: {error}") from error
-    return TaskCode(name=name, distribution=distribution_of(file), source=source)
+        raise ConfigError(f"task.name = {name!r}: its source in {found.file.parent} cannot be read: {error}") from error
+    return TaskCode(name=name, distribution=found.distribution or distribution_of(found.file), source=source)
 
 
 def source_digest(module: str, file: Path) -> str:
@@ -124,27 +122,3 @@ def _python_files(root: Path, name: str) -> Iterator[tuple[str, Path]]:
 
 def _with_lf(content: bytes) -> bytes:
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-
-def _file_of(name: str, module: str) -> Path:
-    """The source of a dotted module, found part by part: `importlib.util.find_spec` would import the packages above it."""
-    parts = module.split(".")
-    paths: list[str] | None = None
-    spec: ModuleSpec | None = None
-    for depth in range(len(parts)) if all(part.isidentifier() for part in parts) else ():
-        full = ".".join(parts[: depth + 1])
-        spec = _top_spec(full) if paths is None else PathFinder.find_spec(full, paths)
-        if spec is None:
-            break
-        paths = list(spec.submodule_search_locations or ())
-    if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
-        raise ConfigError(f"task.name = {name!r}: no module {module} with Python source is installed or lies in {Path.cwd()}")
-    return Path(str(spec.origin))
-
-
-def _top_spec(name: str) -> ModuleSpec | None:
-    """Where a module without a dot is: as an import would find it, then in the current folder."""
-    for finder in sys.meta_path:
-        if (spec := finder.find_spec(name, None)) is not None:
-            return spec
-    return PathFinder.find_spec(name, [str(Path.cwd())])
