@@ -30,6 +30,8 @@ _B85 = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+
 _KEY_BYTES = 32
 _MAX_PORT = 65535
 _DIGEST_DIGITS = 64
+MAX_CARD_BYTES = 2**20
+"""The largest card that is read: room for the moments of 20,000 inputs."""
 MAX_ADDRESSES = 8
 """So many a card may name."""
 
@@ -175,7 +177,7 @@ class Card:
     @classmethod
     def load(cls, path: Path | str) -> Card:
         """A card from its file, checked, signature included; ConfigError naming the file otherwise."""
-        return cls.from_mapping(load_yaml(path), str(path))
+        return cls.from_mapping(load_yaml(path, most_bytes=MAX_CARD_BYTES), str(path))
 
     @property
     def addresses(self) -> tuple[str, ...]:

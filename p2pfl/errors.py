@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from p2pfl.printable import on_one_line
+
 _ALL_SHOWN_UP_TO = 20
 _MOST_SHOWN = 10
 """Of more findings than can be read at once."""
@@ -42,15 +44,20 @@ class ConfigError(P2PFLError):
     def __init__(self, findings: str | Sequence[str], place: str | None = None) -> None:
         self.findings = (findings,) if isinstance(findings, str) else tuple(findings)
         self.place = place
-        lines = [f"{place}:" if len(self.findings) > 1 else f"{place}: {self.findings[0]}"] if place else []
+        shown_place = on_one_line(place or "")
+        lines = [f"{shown_place}:" if len(self.findings) > 1 else f"{shown_place}: {on_one_line(self.findings[0])}"] if place else []
         if not place or len(self.findings) > 1:
             indent = "  " if place else ""
-            lines += [indent + finding for finding in summed_up(self.findings)]
+            lines += [indent + on_one_line(finding) for finding in summed_up(self.findings)]
         super().__init__("\n".join(lines))
 
 
 class Contradiction(ConfigError):
     """Values that are right one by one and wrong together: change one of them."""
+
+
+class TaskNotAllowed(ConfigError):
+    """A file asks for task code that nobody has allowed here: allow it, or leave it."""
 
 
 class TopologyError(ConfigError):

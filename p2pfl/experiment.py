@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
 from p2pfl.errors import ConfigError, Contradiction, some
+from p2pfl.printable import on_one_line
 from p2pfl.stopping import StopRule
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
@@ -53,9 +54,10 @@ _NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00
 
 def _folder_name(text: str) -> str:
     """The run's folder is called so."""
-    if not _NAME.fullmatch(text):
+    if not _NAME.fullmatch(text) or on_one_line(text) != text:
         raise ValueError(
-            "it names the run's folder: expected 1 to 100 characters without / and \\, not starting with '.', no space at an end"
+            "it names the run's folder: expected 1 to 100 characters without / and \\ and control characters, not starting with '.', "
+            "no space at an end"
         )
     return text
 
@@ -551,6 +553,24 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
         ConfigError: as `experiment_from`.
     """
     return experiment_from({"schema": 1, **raw}, place, overrides)
+
+
+def defaults_left_out(raw: Mapping[str, Any], place: str) -> list[str]:
+    """Keys that a recorded experiment does not write out, dotted: each reader would fill them with its own version's defaults.
+
+    Raises:
+        ConfigError: as `experiment_from`.
+    """
+    return sorted(_missing_keys(recorded_experiment(raw, place).as_dict(), raw))
+
+
+def _missing_keys(resolved: Mapping[str, Any], raw: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Dotted keys of one mapping that another one lacks."""
+    for key, value in resolved.items():
+        if key not in raw:
+            yield f"{of}{key}"
+        elif isinstance(value, Mapping) and isinstance(given := raw[key], Mapping):
+            yield from _missing_keys(value, given, f"{of}{key}.")
 
 
 def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

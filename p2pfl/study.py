@@ -19,6 +19,8 @@ from pydantic import Field
 from p2pfl.card import Card, canonical, is_loopback, plain_digest
 from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.moments import Moments
+from p2pfl.names import NEW_RULE, is_new_name
+from p2pfl.result_contract import ResultContract
 from p2pfl.topology import Topology, check_connected
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 
@@ -75,8 +77,8 @@ class Study:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    schema: Literal[1, 2] = 1
-    """Number of this file's format: 2 with a layout, 1 without, as before there were any."""
+    schema: Literal[1, 2, 3] = 1
+    """Number of this file's format: 3 with a result contract, 2 with a layout alone, 1 with neither, as before there were any."""
 
     experiment: dict[str, Any]
     """The resolved experiment."""
@@ -89,6 +91,9 @@ class Study:
 
     layout: tuple[TensorRow, ...] | None = None
     """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
+
+    result_contract: ResultContract | None = None
+    """What each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
@@ -112,6 +117,7 @@ class Study:
             for (a, b), weight in weights.items()
             if a < b and not topology.directed and weight != weights[b, a]
         ]
+        faults += [f"members: name = {card.name!r}: expected {NEW_RULE}" for card in cards if not is_new_name(card.name)]
         if faults:
             raise ConfigError(faults)
         edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b or topology.directed]
@@ -134,6 +140,7 @@ class Study:
             members=tuple(sorted(read.members, key=lambda card: card.name)),
             graph=Graph(name=read.graph.name, edges=tuple(edges), directed=directed),
             layout=read.layout,
+            result_contract=read.result_contract,
         )
         if faults := list(study._faults()):
             raise ConfigError(faults, place)
@@ -141,12 +148,30 @@ class Study:
 
     @classmethod
     def load(cls, path: Path | str) -> Study:
-        """A study from its file, checked; ConfigError naming the file otherwise."""
-        return cls.from_mapping(load_yaml(path), str(path))
+        """A study from its file, checked, its experiment included; ConfigError naming the file otherwise.
+
+        Raises:
+            ConfigError: something in it cannot be, or its experiment leaves keys to the defaults of each reader's version.
+        """
+        from p2pfl.experiment import defaults_left_out
+
+        study = cls.from_mapping(load_yaml(path), str(path))
+        if missing := defaults_left_out(study.experiment, str(path)):
+            raise ConfigError(
+                f"experiment: {some(missing)} not written out, so that each site would take its own version's defaults; "
+                "make the study with p2pfl study new, which resolves it",
+                str(path),
+            )
+        return study
 
     def with_layout(self, table: Sequence[Mapping[str, Any]]) -> Study:
         """The same study with a table of its model's tensors."""
-        return Study.from_mapping({**self.as_dict(), "schema": 2, "layout": [dict(row) for row in table]}, "the new study")
+        content = {**self.as_dict(), "layout": [dict(row) for row in table]}
+        return Study.from_mapping({**content, "schema": max(self.schema, 2)}, "the new study")
+
+    def with_result_contract(self, contract: ResultContract) -> Study:
+        """The same study with what its results need to be the same everywhere."""
+        return Study.from_mapping({**self.as_dict(), "schema": 3, "result_contract": contract.as_dict()}, "the new study")
 
     def save(self, path: Path) -> None:
         """Writes a new file; FileExistsError if there is one."""
@@ -156,18 +181,29 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
-        return {
+        content: dict[str, Any] = {
             "schema": self.schema,
             "experiment": self.experiment,
             "members": [card.as_dict() for card in self.members],
             "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]}
             | ({"directed": True} if self.graph.directed else {}),
-        } | ({"layout": [row.as_dict() for row in self.layout]} if self.layout is not None else {})
+        }
+        if self.layout is not None:  # what was not there keeps the digest that it had without
+            content["layout"] = [row.as_dict() for row in self.layout]
+        if self.result_contract is not None:
+            content["result_contract"] = self.result_contract.as_dict()
+        return content
 
     @property
     def digest(self) -> str:
         """SHA-256 of the content, 64 hex digits; `grouped` makes it readable, `confirms` compares."""
         return sha256(_STUDY_DOMAIN + canonical(self.as_dict())).hexdigest()
+
+    @property
+    def task_name(self) -> str:
+        """The experiment's task; empty where it names none."""
+        task = self.experiment.get("task")
+        return str(task.get("name", "")) if isinstance(task, Mapping) else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -224,11 +260,21 @@ class Study:
                 yield f"experiment.weighting = 'samples': needs `samples` in every card; missing in {some(silent)}"
 
     def _faults_of_layout(self) -> Iterator[str]:
-        if (self.layout is not None) != (self.schema == 2):  # noqa: PLR2004
-            yield f"schema = {self.schema}: schema 2 is that of a study with a layout, 1 that of one without"
+        expected = 3 if self.result_contract is not None else 2 if self.layout is not None else 1
+        if self.schema != expected:
+            yield (
+                f"schema = {self.schema}: schema 3 is that of a study with a result contract, 2 that of one with a layout alone, "
+                f"1 that of one with neither; expected {expected}"
+            )
+        yield from self._faults_of_result_contract()
         for name, count in Counter(row.name for row in self.layout or ()).items():
             if count > 1:
                 yield f"layout: tensor {name} is given {count} times; expected once"
+
+    def _faults_of_result_contract(self) -> Iterator[str]:
+        agreed = self.result_contract.task if self.result_contract is not None else None
+        if agreed is not None and agreed.name != self.task_name:
+            yield f"result_contract.task.name = {agreed.name!r}: expected {self.task_name!r}, which is the experiment's task"
 
     def _graph_faults(self) -> list[str]:
         addresses = {card.name: card.address for card in self.members}

@@ -23,6 +23,7 @@ T = TypeVar("T")
 _MAX_SHOWN = 60
 _MAX_BYTES = 64 * 1024**2
 _MAX_DEPTH = 50
+_MOST_EXPLAINED = 50  # findings; to look for what was meant takes time, and nobody reads so many
 _MAX_ALIASED = 10_000  # values that aliases may add to a file: nested ones can stand for more than any memory holds
 _TYPE_WORDS = {
     "int_type": "a whole number",
@@ -159,19 +160,20 @@ def parse_yaml(text: str, place: str) -> Any:
         raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}", place) from error
 
 
-def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
+def load_yaml(path: Path | str, such_as: str = "", most_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
     Args:
         path: the file.
         such_as: what the message for an empty file gives as an example.
+        most_bytes: a larger file is refused before it is parsed.
 
     Raises:
         ConfigError: the file is missing, unreadable, empty, not YAML or not a mapping with text keys.
     """
     try:
         with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+            content = file.read(most_bytes + 1)
         if content in _KEPT:
             return copy.deepcopy(_KEPT[content])
         text = decode(content, str(path))
@@ -181,8 +183,8 @@ def load_yaml(path: Path | str, such_as: str = "") -> dict[str, Any]:
         raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(f"cannot be read: more than {_MAX_BYTES} bytes", str(path))
+    if len(content) > most_bytes:
+        raise ConfigError(f"cannot be read: more than {most_bytes} bytes", str(path))
     value = parse_yaml(text, str(path))
     if value is None and all(line.partition("#")[0].strip() in ("", "---", "...") for line in text.splitlines()):
         raise ConfigError(f"is empty: expected a mapping (key: value){', such as ' if such_as else ''}{such_as}", str(path))
@@ -245,13 +247,16 @@ def _strict(schema: Any) -> Any:
 
 def findings(kind: type[Any], error: ValidationError) -> list[str]:
     """Each fault that pydantic found as one sentence for the person who wrote the file."""
-    sentences: list[str] = []
-    for fault in error.errors():
-        location = [part for part in fault["loc"] if isinstance(part, (str, int)) and not _is_type_name(part)]
-        sentence = _sentence(kind, location, fault)
-        if sentence not in sentences:
-            sentences.append(sentence)
-    return sentences
+    sentences: dict[str, None] = {}
+    for fault in error.errors(include_url=False):
+        is_key = fault["type"] == "unexpected_keyword_argument"  # and whatever somebody wrote as one, even the name of a type
+        parts, last = fault["loc"], len(fault["loc"]) - 1
+        location = [part for i, part in enumerate(parts) if (is_key and i == last) or not _is_type_name(part)]
+        if is_key and len(sentences) >= _MOST_EXPLAINED:
+            sentences[f"{'.'.join(map(str, location))}: unknown key"] = None
+        else:
+            sentences[_sentence(kind, location, fault)] = None
+    return list(sentences)
 
 
 def unknown_key(key: str, given: object, allowed: list[str]) -> str:

@@ -37,7 +37,10 @@ OF_EVERY_KEY = {
     "save_models_every": "expected a whole number",
     "seed": "expected a whole number",
 }
-FOLDER_NAME = "it names the run's folder: expected 1 to 100 characters without / and \\, not starting with '.', no space at an end"
+FOLDER_NAME = (
+    "it names the run's folder: expected 1 to 100 characters without / and \\ and control characters, not starting with '.', "
+    "no space at an end"
+)
 MAPPING = "expected a mapping (key: value)"
 NODES = "expected a list of names or how many there are, at most 1000000"
 EDGES = "expected a list of [a, b] or {between: [a, b], ...}"

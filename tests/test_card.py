@@ -229,3 +229,11 @@ def test_a_digest_is_read_in_sixteen_groups_and_comes_back():
 def test_what_is_no_digest_is_refused(text):
     with pytest.raises(ValueError, match="64 hex digits"):
         plain_digest(text)
+
+
+def test_a_card_that_is_too_large_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pfl.yaml_files.parse_yaml", lambda *_: pytest.fail("it was parsed"))
+    (tmp_path / "card.yaml").write_text("".join(f"unknown_key_{i}: 1\n" for i in range(100_000)))
+
+    with pytest.raises(ConfigError, match="cannot be read: more than 1048576 bytes"):
+        Card.load(tmp_path / "card.yaml")

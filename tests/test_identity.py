@@ -287,7 +287,10 @@ def test_keys_new_with_a_passphrase_encrypts(folder, monkeypatch):
     assert Identity.load(folder).owns(Card.load(folder / "card.yaml"))
 
 
-@pytest.mark.parametrize("arguments", [["--name", "a b"], ["--name", "a", "--address", "a:1"], ["--name", "a", "--samples", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--name", "a b"], ["--name=-rf"], ["--name=--help"], ["--name", "a", "--address", "a:1"], ["--name", "a", "--samples", "0"]],
+)
 def test_keys_new_writes_nothing_if_the_card_cannot_be(folder, arguments):
     result = invoke("new", *arguments, "--out", folder)
 

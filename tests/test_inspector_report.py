@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -151,6 +153,58 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path):
 
     assert "'=cmd()" in sites.read_text()
     assert "\n=cmd()" not in sites.read_text()
+
+
+def test_no_cell_of_a_table_steers_a_terminal(tmp_path):
+    run_of(tmp_path / "run", nodes=(*FIVE[:4], "a\x1b]0;mine\x07\x9b2J\u202eb"))
+    written = [path.read_text() for path in write_tables(read(tmp_path / "run"), tmp_path / "csv", "csv")]
+
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", "".join(written))
+    assert "a\\u001b]0;mine" in "".join(written)
+
+
+def test_the_page_allows_its_own_scripts_alone_and_no_network(tmp_path):
+    run_of(tmp_path / "run", nodes=(*FIVE[:4], "<script>x</script>"))
+    page, source = page_of(tmp_path / "run")
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', source)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    nonce = rules["script-src"].removeprefix("'nonce-").removesuffix("'")
+
+    assert rules["default-src"] == "'none'"
+    assert len(nonce) >= 20
+    assert page.tags.count("script") == len(re.findall(f'<script nonce="{nonce}"', source)) > 4
+    assert source.index("Content-Security-Policy") < source.index("<style")
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser_and_runs_no_script_of_others(tmp_path):
+    program = shutil.which("chromium")
+    if program is None:
+        assert os.environ.get("P2PFL_NEED_CHROMIUM") != "1", "chromium is not installed: apt-get install chromium"
+        pytest.skip("needs chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    run_of(tmp_path / "run")
+    _, source = page_of(tmp_path / "run")
+    injected = "<script>document.title = 'theirs'</script><img src=x onerror=\"document.title = 'theirs'\">"
+    said: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=60_000)
+        for name, text in (("page", source), ("injected", source.replace("<body>", f"<body>{injected}"))):
+            (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
+            page = browser.new_page()
+            page.on("console", lambda message, name=name: said.append(f"{name}: {message.text}"))
+            page.on("pageerror", lambda error, name=name: said.append(f"{name}: {error}"))
+            page.goto((tmp_path / f"{name}.html").as_uri(), timeout=60_000)
+            page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+
+            assert page.locator(".js-plotly-plot").count() >= 4
+            assert page.title() == "breast-cancer"
+            picture = page.evaluate("Plotly.toImage(document.querySelector('.js-plotly-plot'), {format: 'png'})")
+            assert picture.startswith("data:image/png")
+        browser.close()
+
+    assert [line for line in said if line.startswith("page: ")] == []
+    assert any("injected" in line and "Content Security Policy" in line for line in said)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parent.parent / "p2pfl"
 DEADLINE_S = 60
 
 LAYERS = [
-    {"errors"},
+    {"errors", "printable"},
     {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "writing_process", "yaml_files"}
     | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},
     {"cross_site", "experiment", "plan", "subgroups", "summary", "results", "prediction", "worth"},
-    {"card", "study", "wire", "transports"},
+    {"card", "result_contract", "study", "wire", "transports"},
     {"node", "simulator", "inspector"},
     {"sweeps"},
     {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import FrozenInstanceError
 from hashlib import sha256
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 from zmq.utils import z85
 
+import p2pfl
 from p2pfl.card import Card
 from p2pfl.cli.keys import app as keys_app
 from p2pfl.cli.study import app
@@ -26,7 +28,7 @@ from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.topology import Topology, make, schedule, weighted
-from p2pfl.yaml_files import dump_yaml, parse_yaml
+from p2pfl.yaml_files import dump_yaml, load_yaml, parse_yaml
 
 NAMES = ("cleveland", "hungary", "switzerland", "va")
 IDENTITIES = {name: Identity.new() for name in (*NAMES, "stranger")}
@@ -38,6 +40,7 @@ EXPERIMENT = {
     "optimizer": {"lr": 0.1 + 0.2, "nesterov": False},
     "rounds": 15,
 }
+RESOLVED = experiment_from({"name": "heart", "task": {"name": "averaging", "dimension": 3}, "rounds": 15}).as_dict()
 
 
 def card(name, **content):
@@ -49,8 +52,8 @@ def ring(names=NAMES):
     return weighted(make("ring", len(names)), "metropolis").renamed(sorted(names))
 
 
-def study(cards=None, topology=None, **experiment):
-    return Study.create({**EXPERIMENT, **experiment}, cards or [card(name) for name in NAMES], topology or ring())
+def study(cards=None, topology=None, experiment=EXPERIMENT, **changes):
+    return Study.create({**experiment, **changes}, cards or [card(name) for name in NAMES], topology or ring())
 
 
 def mapping():
@@ -71,14 +74,71 @@ def faults_of(content):
     return list(caught.value.findings)
 
 
+@pytest.mark.parametrize("name", ["-rf", "--help", "-"])
+def test_a_new_study_has_no_member_that_a_command_would_take_for_an_option(name):
+    stranger = IDENTITIES["stranger"].card(name, "tcp://stranger.example:1")
+    graph = weighted(make("path", 2), "metropolis").renamed(sorted([name, "va"]))
+
+    with pytest.raises(ConfigError, match=f"members: name = '{name}': expected 1 to 64 of .* not starting with '.' or '-'"):
+        study([card("va"), stranger], graph)
+
+
+def test_an_older_study_with_such_a_member_is_read():
+    stranger = IDENTITIES["stranger"].card("-rf", "tcp://stranger.example:1")
+    content = {"experiment": EXPERIMENT, "members": [stranger.as_dict()], "graph": {"name": "one", "edges": []}}
+
+    assert Study.from_mapping(content, "study.yaml").names == ("-rf",)
+
+
 def test_a_study_survives_its_file(tmp_path):
-    made = study()
+    made = study(experiment=RESOLVED)
     made.save(tmp_path / "study.yaml")
     loaded = Study.load(tmp_path / "study.yaml")
 
     assert loaded == made
     assert loaded.digest == made.digest
-    assert loaded.experiment == EXPERIMENT
+    assert loaded.experiment == RESOLVED
+
+
+def saved(tmp_path, experiment):
+    path = tmp_path / "study.yaml"
+    path.unlink(missing_ok=True)
+    study(experiment=experiment).save(path)
+    return path
+
+
+def loaded_with(tmp_path, experiment):
+    return Study.load(saved(tmp_path, experiment))
+
+
+@pytest.mark.parametrize("key", ["rounds", "stop", "optimizer", "compiled"])
+def test_a_study_whose_experiment_leaves_a_default_to_its_readers_is_refused(tmp_path, key):
+    with pytest.raises(ConfigError) as refused:
+        loaded_with(tmp_path, {name: value for name, value in RESOLVED.items() if name != key})
+
+    (finding,) = refused.value.findings
+    assert finding == (
+        f"experiment: {key} not written out, so that each site would take its own version's defaults; "
+        "make the study with p2pfl study new, which resolves it"
+    )
+
+
+def test_a_default_within_a_section_is_written_out_too(tmp_path):
+    lacking = {**RESOLVED, "optimizer": {key: value for key, value in RESOLVED["optimizer"].items() if key != "lr"}}
+
+    with pytest.raises(ConfigError, match=r"experiment: optimizer\.lr not written out"):
+        loaded_with(tmp_path, lacking)
+
+
+def test_a_study_of_name_task_and_nodes_alone_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"not written out.*p2pfl study new"):
+        loaded_with(tmp_path, {key: RESOLVED[key] for key in ("name", "task", "nodes")})
+
+
+def test_a_study_whose_experiment_cannot_be_is_refused_when_it_is_read(tmp_path):
+    for name in ("\x1b]0;mine\x07", "mine\x9b2J", "mine\u202eevil", "mine\u2028p2pfl: all is well"):
+        with pytest.raises(ConfigError, match="names the run's folder"):
+            Study.load(saved(tmp_path, {**RESOLVED, "name": name}))
 
 
 def test_the_digest_of_a_given_study_is_fixed():
@@ -103,7 +163,7 @@ def test_the_digest_of_a_given_study_is_fixed():
 @pytest.mark.parametrize("name", ["ring", "star", "complete", "path"])
 def test_the_graph_comes_back_bit_for_bit(tmp_path, name, rule):
     topology = weighted(make(name, 4), rule).renamed(NAMES)
-    study(topology=topology).save(tmp_path / "study.yaml")
+    study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
     back = Study.load(tmp_path / "study.yaml").topology()
 
     assert back.names == NAMES
@@ -325,7 +385,7 @@ def test_a_weight_is_a_finite_number(weight):
 def test_a_directed_graph_comes_back_bit_for_bit(tmp_path):
     senders, receivers, weights = [0, 1, 2, 3, 0], [1, 2, 3, 0, 2], [0.1, 0.2, 0.3, 0.4, 0.5]
     topology = Topology.from_edges("one way", 4, senders, receivers, directed=True, names=NAMES, weights=weights)
-    study(topology=topology).save(tmp_path / "study.yaml")
+    study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
     found = Study.load(tmp_path / "study.yaml")
 
     assert found.topology().directed
@@ -466,15 +526,15 @@ def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, m
         raise AssertionError("a task was looked for")
 
     monkeypatch.setattr("p2pfl.tasks.loading.find_task", no_task)
-    monkeypatch.setattr("p2pfl.plan.load_task", no_task)
+    monkeypatch.setattr("p2pfl.plan.find_task", no_task)
     assert said["layout"] == TABLE
     assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
     text = invoke("show", sites / "study.yaml").output
-    assert "stays" in next(line for line in text.splitlines() if "bias" in line)
+    assert "stays" in next(line for line in text.splitlines() if line.startswith("│ bias"))
     joined = invoke(
         "join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", said["digest"], "--out", sites / "site.yaml"
     )
-    assert "stays" in next(line for line in joined.output.splitlines() if "bias" in line)
+    assert "stays" in next(line for line in joined.output.splitlines() if line.startswith("│ bias"))
 
 
 def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites):
@@ -482,8 +542,12 @@ def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites)
 
     assert made.exit_code == 0, made.output
     assert "without a table of the model's tensors" in made.output
-    assert "no table" in invoke("show", sites / "study.yaml").output
-    assert Study.load(sites / "study.yaml").schema == 1
+    assert "no digest of the task's code" in made.output
+    shown = invoke("show", sites / "study.yaml").output
+    assert "no table" in shown
+    assert "not bound" in shown
+    agreed = Study.load(sites / "study.yaml")
+    assert (agreed.schema, agreed.layout, agreed.result_contract.task.source) == (3, None, None)
 
 
 def test_a_pattern_that_names_no_tensor_is_refused_when_the_study_is_made(sites):
@@ -501,9 +565,11 @@ def test_a_study_without_a_table_keeps_its_digest():
     assert Study.from_mapping(old.as_dict(), "here").digest == old.digest
     assert new.digest != old.digest
     assert Study.from_mapping(new.as_dict(), "here") == new
-    assert refusal_of({**old.as_dict(), "layout": TABLE}) == [
-        "schema = 1: schema 2 is that of a study with a layout, 1 that of one without"
-    ]
+    (finding,) = refusal_of({**old.as_dict(), "layout": TABLE})
+    assert finding == (
+        "schema = 1: schema 3 is that of a study with a result contract, 2 that of one with a layout alone, 1 that of one with neither; "
+        "expected 2"
+    )
     assert refusal_of({**new.as_dict(), "layout": [*TABLE, TABLE[0]]}) == ["layout: tensor weight is given 2 times; expected once"]
 
 
@@ -539,6 +605,73 @@ def test_other_frozen_values_are_told_by_their_tensor():
     agreed, own = (row("a", trains=False, travels=False, values=digit * 64) for digit in "01")
 
     assert layout_faults([agreed], [own]) == ["tensor a: its frozen values are not the study's; take the same pretrained weights"]
+
+
+def test_study_show_and_join_say_what_will_be_done_in_80_columns(sites):
+    experiment = "name: lines\ntask: {name: synthetic-logistic, features: 3, samples: 40}\nnodes: 4\npersonal: [bias]\nrounds: 17\n"
+    made = make_study(sites, experiment, "--json")
+    assert made.exit_code == 0, made.output
+    digest = json.loads(made.output)["digest"]
+    arguments = ("--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "va" / "site.yaml")
+    for text in (invoke("show", sites / "study.yaml").output, invoke("join", sites / "study.yaml", *arguments).output):
+        rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+        assert max(map(len, [line for line in text.splitlines() if not line.startswith(str(sites))])) <= 80
+        assert ["task", "synthetic-logistic"] in rows
+        assert ["features", "3"] in rows
+        assert ["algorithm", "dpsgd"] in rows
+        assert ["graph", "ring: 4 members, 4 links"] in rows
+        assert any(row[0] == "rounds" and row[1].startswith("17, then at most 200") for row in rows)
+        assert ["bias", "1", "float32", "yes", "stays"] in rows
+        assert ["arithmetic", "revision 1"] in rows
+        assert ["task's code", "built in: the arithmetic revision covers it"] in rows
+
+
+def test_nothing_of_a_long_option_stays_unseen(sites):
+    long = "x" * 300 + "the end"
+    make_study(sites, HEART.replace("averaging, dimension: 3", f"'elsewhere.hospital:task', command: {long}, {'k' * 60}: 1"))
+    text = invoke("show", sites / "study.yaml").output
+    told = "".join(line.strip("│ ") for line in text.splitlines() if line.startswith("│"))
+
+    assert long.replace(" ", "") in "".join(told.replace("│", "").split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def unlike(sites, **changes):
+    """The study as a machine that computes otherwise would have made it."""
+    content = load_yaml(sites / "study.yaml")
+    content["result_contract"] |= changes
+    (sites / "study.yaml").write_text(dump_yaml(content))
+    return Study.load(sites / "study.yaml")
+
+
+def test_study_join_refuses_a_difference_by_name_or_writes_down_that_the_site_accepts_it(sites):
+    make_study(sites, HEART)
+    digest = unlike(sites, torch="1.99").digest
+    arguments = ("join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "site.yaml")
+    refused, strange = invoke(*arguments), invoke(*arguments, "--accept-difference", "colour")
+
+    assert re.search(r"torch \d+\.\d+ here, 1\.99 in the study: install torch 1\.99, or let", str(refused.exception))
+    assert "'colour': expected one of wire, arithmetic, torch, task" in str(strange.exception)
+    assert not (sites / "site.yaml").exists()
+    assert "differs here" in invoke("show", sites / "study.yaml").output
+    assert invoke(*arguments, "--accept-difference", "torch").exit_code == 0
+    assert SiteFile.load(sites / "site.yaml").accept_differences == ("torch",)
+
+
+def test_another_version_of_p2pfl_is_shown_and_not_refused(sites):
+    make_study(sites, HEART)
+    digest = unlike(sites, p2pfl="0.0.9").digest
+    joined = invoke("join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", digest, "--out", sites / "site.yaml")
+
+    assert joined.exit_code == 0, joined.output
+    assert f"p2pfl 0.0.9 (here {p2pfl.__version__})" in joined.output
+
+
+def test_a_study_of_before_there_were_result_contracts_is_shown_as_not_bound(sites, tmp_path):
+    study(experiment=RESOLVED).save(tmp_path / "old.yaml")
+
+    assert "not bound" in invoke("show", tmp_path / "old.yaml").output
 
 
 def test_study_join_refuses_another_digest_and_does_not_tell_the_right_one(sites):

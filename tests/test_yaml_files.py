@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -275,3 +276,20 @@ def test_what_is_no_yaml_is_not_kept(tmp_path):
     for read in (keep_yaml, load_yaml):
         with pytest.raises(ConfigError, match="line 1, column 11"):
             read(path)
+
+
+def test_unknown_keys_with_capitals_or_brackets_are_named():
+    for key in ("Lr", "a[b]", "int", "", "x.y"):
+        with pytest.raises(ConfigError, match=re.escape(f"{key} = 1: unknown key")):
+            check(Motor, {key: 1}, "file")
+
+
+def test_many_unknown_keys_are_refused_without_looking_for_what_each_was_meant_to_be(monkeypatch):
+    looked_for = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda text, *_, **__: looked_for.append(text) or [])
+    with pytest.raises(ConfigError) as refused:
+        check(Motor, {f"unknown_{i}": i for i in range(50_000)}, "file")
+
+    assert len(refused.value.findings) == 50_000
+    assert str(refused.value).endswith("and 49,990 more")
+    assert len(looked_for) <= 100

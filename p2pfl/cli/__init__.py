@@ -14,6 +14,7 @@ from p2pfl.cli import data, keys, node, study, topology
 from p2pfl.cli.dashboard import dashboard
 from p2pfl.cli.inspect import inspect
 from p2pfl.cli.run import predict, simulate, up
+from p2pfl.cli.streams import OneLineFormatter, guard_streams
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
@@ -64,12 +65,15 @@ def _root(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error."),
     version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_say_version, is_eager=True),  # noqa: ARG001
 ) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     logging.getLogger("p2pfl.progress").setLevel(logging.INFO)  # what takes long says so
 
 
 def main() -> NoReturn:
     """The console script."""
+    guard_streams()
     try:
         app()
     except ConfigError as error:

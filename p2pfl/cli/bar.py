@@ -22,15 +22,16 @@ class Bar:
 
     def __enter__(self) -> Self:
         if self.enabled and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            from p2pfl.cli.terminal import open_console
 
             self._bar = Progress(
                 TextColumn(self._count),
                 BarColumn(bar_width=self._width),
                 TextColumn("{task.fields[note]}", markup=False),
                 TimeElapsedColumn(),
-                console=Console(stderr=True),
+                console=open_console(stderr=True),
             )
             self._bar.start()
         return self

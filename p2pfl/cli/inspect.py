@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from p2pfl.cli.run import AllowTask
+
 if TYPE_CHECKING:
     from p2pfl.records import RunRecords
 
@@ -31,6 +33,7 @@ def inspect(
         Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
+    allow_task: AllowTask = None,  # noqa: ARG001  # accepted by every command that takes a run; this one reads records only
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
@@ -88,16 +91,10 @@ def inspect(
         typer.echo(json.dumps(document, allow_nan=False))
         return
 
-    import io
-    import sys
-
-    from rich.console import Console
-
+    from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.terminal import print_page
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a node's name may have letters that this terminal lacks
-    print_page(records, Console(highlight=False), goals)
+    print_page(records, open_console(highlight=False), goals)
 
 
 def _is_small(records: RunRecords) -> bool:
@@ -112,12 +109,11 @@ def _followed(run: str) -> RunRecords:
     import time
     from functools import partial
 
-    from rich.console import Console
-
+    from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.sources import read_source
     from p2pfl.inspector.terminal import follow
 
-    return follow(partial(read_source, run), Console(highlight=False), every_s=1.0, pause=time.sleep)
+    return follow(partial(read_source, run), open_console(highlight=False), every_s=1.0, pause=time.sleep)
 
 
 def _write(records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,6 +30,9 @@ def start(
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
     ] = False,
+    allow_task: AllowTask = None,
+    only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
+    accept_difference: AcceptDifference = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option("--start-within-s", hidden=True)] = None,
 ) -> None:
@@ -41,7 +46,16 @@ def start(
     from p2pfl.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
-    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes, start_anew=start_anew, start_within_s=start_within_s)
+    reason = run(
+        site,
+        confirmed=confirm,
+        until_stdin_closes=until_stdin_closes,
+        start_anew=start_anew,
+        start_within_s=start_within_s,
+        allow_tasks=allow_task or (),
+        only_these_tasks=only_these_tasks,
+        accept_differences=checked_kinds(accept_difference),
+    )
     if reason == "diverged":
         sys.stderr.write(
             "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"
@@ -79,10 +93,11 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from p2pfl.cli.terminal import open_console
+
+    console = open_console()
     if waiting_for := found.get("waiting_for"):
         console.print(f"{found['member']} waits for {len(waiting_for)} of {found['members']} members before it trains:", markup=False)
         for name, why in waiting_for.items():

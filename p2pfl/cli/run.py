@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from p2pfl.departures import departures_in, exit_code_of
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from p2pfl.result_contract import Kind
     from p2pfl.results import Run
 
 ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
@@ -31,6 +32,24 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
+AcceptDifference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-difference",
+        metavar="KIND",
+        help="Accept a difference from the study's result contract, on record: torch, task, arithmetic or wire.",
+        show_default=False,
+    ),
+]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Let the code of this task run: distribution:entry or module:function; can be repeated.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
@@ -45,6 +64,8 @@ def up(
     assignments: Set = None,
     out: Out = None,
     resume: Resume = None,
+    allow_task: AllowTask = None,
+    accept_difference: AcceptDifference = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -54,8 +75,9 @@ def up(
     """
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
+    kinds = checked_kinds(accept_difference)
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json, simulated=False, recorded=experiment is None)
+        _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
         return
     from p2pfl.node.processes import ForkServer, can_fork
     from p2pfl.stopwatch import process_age_s
@@ -69,7 +91,18 @@ def up(
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
 
         waited_s = process_age_s()
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=waited_s, say=None)
+        run = run_up(
+            given,
+            overrides=overrides,
+            out=out,
+            resume=resume,
+            accept_differences=kinds,
+            progress=progress,
+            fork=fork,
+            waited_s=waited_s,
+            say=None,
+            allow_tasks=allow_task or (),
+        )
     _say_result(run, as_json=as_json)
 
 
@@ -90,6 +123,7 @@ def simulate(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +143,7 @@ def simulate(
         given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
         if is_first:
-            _say_plan(given, overrides, as_json=as_json, simulated=True, recorded=experiment is None)
+            _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
@@ -117,7 +151,16 @@ def simulate(
 
     with of_file(given), pausable(hears=True), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
-        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress, waited_s=process_age_s())
+        run = run_simulation(
+            resolved,
+            out=out,
+            resume=resume,
+            replay=replay,
+            device=device,
+            progress=progress,
+            waited_s=process_age_s(),
+            allow_tasks=allow_task or (),
+        )
     if is_first:
         _say_result(run, as_json=as_json)
 
@@ -126,6 +169,7 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; columns as the task names them.")],
     node: Annotated[str, typer.Option("--node", help="Whose model, and whose standardisation.")],
+    allow_task: AllowTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
 ) -> None:
     """Apply a node's final model to new rows: one line of probabilities for each.
@@ -134,12 +178,26 @@ def predict(
     """
     from p2pfl.prediction import predict_file
 
-    rows = predict_file(run, node, file)
+    rows = predict_file(run, node, file, allow_task or ())
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
     else:
         for row in rows:
             sys.stdout.write(",".join(f"{value:.6g}" for value in row) + "\n")
+
+
+def checked_kinds(given: list[str] | None) -> list[Kind]:
+    """The kinds of differences that a command line accepts.
+
+    Raises:
+        ConfigError: one is no kind.
+    """
+    from p2pfl.result_contract import KINDS
+
+    kinds = list(dict.fromkeys(given or ()))
+    if strange := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError([f"{kind!r}: expected one of {', '.join(KINDS)}" for kind in strange], "--accept-difference")
+    return [kind for kind in KINDS if kind in kinds]
 
 
 def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Path:
@@ -173,7 +231,9 @@ def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str]
     return overrides
 
 
-def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, simulated: bool, recorded: bool) -> None:
+def _say_plan(
+    experiment: Path, overrides: Mapping[str, Any], allow_tasks: Collection[str], *, as_json: bool, simulated: bool, recorded: bool
+) -> None:
     import torch
 
     from p2pfl.experiment import recorded_experiment, resolve
@@ -183,7 +243,7 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
 
     with of_file(experiment):
         resolved = recorded_experiment(load_yaml(experiment), str(experiment)) if recorded else resolve(experiment, overrides)
-        plan = make_plan(resolved, load_sites(resolved))
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
     graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None
     population_bytes = len(plan.names) * plan.layout.size_bytes
     facts: dict[str, Any] = {
@@ -270,11 +330,10 @@ def say_departures(summary: Mapping[str, Any] | None) -> None:
 
 
 def _say_figures(run: Run) -> None:
-    from rich.console import Console
-
+    from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.terminal import hospital_table
 
-    console = Console()
+    console = open_console()
     summary = run.summary
     if summary["metrics"]:
         console.print(hospital_table(summary))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="What institutions agree on before 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="As `p2pfl study new` wrote it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
+_ACCEPTED = "# This site may differ from the study's result contract in these; its records say so.\n"
+
 _SITE = """\
 # Private to this site. Paths are relative to this file's folder.
 member: {member}
@@ -26,11 +30,15 @@ study: {study}
 keys: {keys}
 # The study's digest as you compared it with the other members.
 confirmed: {confirmed}
-
+{accepted}
 # Where this site's own data are; these replace arguments of the experiment's task:
 # task: {{data: ./data}}
 
+# Tasks that may run here beside p2pfl's own, once you have read their code, such as ["custom_task:stroke"]:
+# allow_tasks: []
+
 # The rest may stay out; these are the defaults.
+# accept_differences: []    # torch, task, arithmetic, wire: in what this site may differ from the study's result contract
 # listen: null              # tcp://address:port to bind; null: the card's port on all interfaces, IPv4 and IPv6
 # state: state              # checkpoints and records
 # passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
@@ -48,6 +56,7 @@ def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
     card: Annotated[list[Path], typer.Option("--card", metavar="CARD", help="A member's card.yaml; once for each member.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("study.yaml"),
+    allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
     """Make a study from an experiment and the members' cards. The topology's nodes are the members in the order of their names.
@@ -55,7 +64,9 @@ def new(
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
     """
     from p2pfl.card import Card
+    from p2pfl.cli.agreed import say_layout
     from p2pfl.experiment import load_experiment
+    from p2pfl.result_contract import contract_here
     from p2pfl.study import Study
 
     faults: list[str] = []
@@ -75,9 +86,13 @@ def new(
     content = resolved.agreeing_on(schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())
-    table, reason, compiled = _table_of(study, experiment)
+    table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
         study = Study.create({**content, "compiled": compiled}, cards, schedule.union())
+    contract = contract_here(study.task_name)
+    study = study.with_result_contract(contract)
+    if contract.task is not None and contract.task.source is None:
+        typer.echo(f"no digest of the task's code: {contract.task.name} is not here, so that nothing binds it", err=True)
     if table is not None:
         study = study.with_layout(table)
     else:
@@ -90,13 +105,13 @@ def new(
         typer.echo(json.dumps({"study": str(out), **_shown(study)}))
         return
     typer.echo(f"{out}   public: send it to every member")
-    _say_layout(study)
+    say_layout(study)
     _say_digest(study)
 
 
 @app.command()
 def show(study: StudyFile, as_json: Json = False) -> None:
-    """Check a study and every signature in it; print its members, its graph and its digest.
+    """Check a study and every signature in it; print what it will do, its members, its graph and its digest.
 
     Example: p2pfl study show study.yaml
     """
@@ -106,17 +121,23 @@ def show(study: StudyFile, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"study": str(study), **_shown(found)}))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("member", "address", "samples", "exchanges with (weight)", title=f"{found.experiment.get('name')}: {found.graph.name}")
+    from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.terminal import open_console
+    from p2pfl.printable import on_one_line
+    from p2pfl.result_contract import differences_here
+
+    say_agreement(found, differences_here(found.result_contract, found.task_name))
+    table = Table(title=on_one_line(f"{found.experiment.get('name')}: {found.graph.name}"))
+    for column in ("member", "address", "samples", "exchanges with (weight)"):
+        table.add_column(column, overflow="fold")
     for member in _shown(found)["members"]:
         neighbours = ", ".join(f"{name} ({weight:.4g})" for name, weight in member["neighbours"].items())
         samples = "" if member["samples"] is None else str(member["samples"])
         address = member["address"] or "dials out"
         table.add_row(member["name"], address if isinstance(address, str) else "\n".join(address), samples, neighbours)
-    Console(markup=False, highlight=False).print(table)
-    _say_layout(found)
+    open_console(markup=False, highlight=False).print(table)
     _say_digest(found)
 
 
@@ -126,13 +147,16 @@ def join(
     keys: Annotated[Path, typer.Option("--keys", help="The folder that `p2pfl keys new` made.")],
     confirm: Annotated[str, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as the other members read it out.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("site.yaml"),
+    accept_difference: AcceptDifference = None,
     as_json: Json = False,
 ) -> None:
-    """Write site.yaml for the member whose keys these are.
+    """Say what will be done, and write site.yaml for the member whose keys these are.
 
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """
     from p2pfl.card import Card, grouped
+    from p2pfl.cli.agreed import say_agreement
+    from p2pfl.result_contract import accepted, differences_here
     from p2pfl.study import Study, confirms
     from p2pfl.yaml_files import dump_yaml
 
@@ -145,22 +169,25 @@ def join(
     member = next((card for card in found.members if (card.identity, card.curve) == (mine.identity, mine.curve)), None)
     if member is None:
         raise ConfigError(f"--keys = {str(keys)!r}: these are no member's keys; the members are {some(found.names)}", str(study))
+    kinds = checked_kinds(accept_difference)
+    differs = accepted(differences_here(found.result_contract, found.task_name), kinds, str(study))
     folder = out.absolute().parent
     said = {"member": member.name, "study": os.path.relpath(study, folder), "keys": os.path.relpath(keys, folder)}
     values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}
+    agreed = f"{_ACCEPTED}accept_differences: [{', '.join(kinds)}]\n" if kinds else ""
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write(_SITE.format(**values, confirmed=grouped(found.digest)))
+            file.write(_SITE.format(**values, confirmed=grouped(found.digest), accepted=agreed))
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", str(out)) from error
     if as_json:
         typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return
-    _say_layout(found)
+    say_agreement(found, differs)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
-def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, str, str]:
+def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[list[dict[str, Any]] | None, str, str]:
     """The tensors of a study's model as rows, None with the reason where its task cannot be made on this machine; and what `compiled` is.
 
     Raises:
@@ -177,7 +204,7 @@ def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, s
     experiment = recorded_experiment(study.experiment, str(place))
     unknown = "off" if experiment.compiled == "auto" and experiment.schema != 1 else experiment.compiled
     try:
-        task = load_sites(experiment)
+        task = load_sites(experiment, allow_tasks=allow_tasks)
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except (ConfigError, TaskError) as error:
         return None, str(error).splitlines()[0], unknown
@@ -191,21 +218,6 @@ def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, s
 
 def _layout_rows(study: Study) -> list[dict[str, Any]] | None:
     return None if study.layout is None else [row.as_dict() for row in study.layout]
-
-
-def _say_layout(study: Study) -> None:
-    """Print which tensors the members train, and which of them leave a member."""
-    if study.layout is None:
-        typer.echo("The study has no table of its model's tensors.")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tensor", "shape", "dtype", "trains", "travels", title="the model")
-    for row in study.layout:
-        shape = " x ".join(map(str, row.shape)) or "1"
-        table.add_row(row.name, shape, row.dtype, "yes" if row.trains else "frozen", "yes" if row.travels else "stays")
-    Console(markup=False, highlight=False).print(table)
 
 
 def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +251,8 @@ def _shown(study: Study) -> dict[str, Any]:
         "topology": study.graph.name,
         "members": members,
         "layout": _layout_rows(study),
+        "resolved": study.experiment,
+        "result_contract": None if study.result_contract is None else study.result_contract.as_dict(),
         "digest": study.digest,
         "digest_groups": grouped(study.digest),
     }

@@ -439,9 +439,10 @@ def _megabytes(megabytes: float) -> str:
 
 
 def _print_options(source: str, graph: Topology, found: list[Option], parameters: int) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from p2pfl.cli.terminal import open_console
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("use", style="cyan", overflow="fold")
@@ -454,7 +455,7 @@ def _print_options(source: str, graph: Topology, found: list[Option], parameters
         weights = option.weights if option.budget is None else f"budget {option.budget:g}"
         figures = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), _megabytes(option.bytes_sent / 1e6))
         table.add_row(use, weights, *figures)
-    console = Console()
+    console = open_console()
     title = f"{_short(source)}: {graph.num_nodes} nodes, {graph.num_edges} links, a model of {parameters:,} parameters"
     console.print(escape(title), style="bold", highlight=False)
     console.print(table)
@@ -463,25 +464,27 @@ def _print_options(source: str, graph: Topology, found: list[Option], parameters
 
 
 def _print_pairs(title: str, rows: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from p2pfl.cli.terminal import open_console
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", overflow="fold")
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(escape(key), escape(value))
-    console = Console()
+    console = open_console()
     console.print(escape(title), style="bold", highlight=False)
     console.print(table)
     console.print()
 
 
 def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from p2pfl.cli.terminal import open_console
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("graph", style="cyan", overflow="fold")
@@ -499,7 +502,7 @@ def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) ->
             "-" if row["exact_after"] is None else str(row["exact_after"]),
             "-" if row["megabytes_to_1e-6"] is None else _megabytes(row["megabytes_to_1e-6"]),
         )
-    console = Console()
+    console = open_console()
     console.print(table)
     console.print("rounds: until a millionth of the disagreement is left; exact: until none is", style="dim", highlight=False)
     console.print("degree: messages of a node in a round; MB: what a node sends in all rounds", style="dim", highlight=False)

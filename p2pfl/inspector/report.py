@@ -5,6 +5,7 @@ Names and details come from other machines: they are escaped wherever they stand
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,14 @@ from p2pfl.records import Row, RunRecords, primary_metric, replace_file, rows_wo
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3
+
+_NONCE = secrets.token_urlsafe(18)
+"""Whoever wrote the records cannot know it, so that no script of theirs would run."""
+
+_POLICY = (
+    f"default-src 'none'; script-src 'nonce-{_NONCE}'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+)
+"""The page's own scripts run, its styles count, figures can be saved as pictures, and nothing is loaded or sent."""
 
 _STYLE = f"""{COLOURS}{STYLE}
 body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -74,7 +83,8 @@ def report(run: RunRecords) -> str:
     body = "".join(f"<section><h2>{escaped(title)}</h2>{content}</section>\n" for title, content in sections if content)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(name)}</title><style>{_STYLE}</style><script>{figures.script()}</script></head>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<title>{escaped(name)}</title><style>{_STYLE}</style><script nonce="{_NONCE}">{figures.script()}</script></head>\n'
         f'<body><h1>{escaped(name)}</h1><p class="facts">{escaped(facts(run))}</p>{_notices(run)}\n{body}</body></html>\n'
     )
 
@@ -277,6 +287,7 @@ def _experiment(run: RunRecords) -> str:
 def _drawn(figure: figures.Figure, what: str) -> str:
     """The figure's place in the page, with what it shows for those who do not see it."""
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    drawn = drawn.replace("<script", f'<script nonce="{_NONCE}"')  # names in it have their < escaped
     return f'<div class="figure" role="img" aria-label="{escaped(what)}">{drawn}</div>'
 
 

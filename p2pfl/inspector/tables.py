@@ -11,6 +11,7 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.verdict import betterness, lower_is_better
+from p2pfl.printable import visible
 from p2pfl.records import Row, RunRecords, read_run, replace_file, rows_word
 
 Cell = str | int | float | bool | None
@@ -110,7 +111,7 @@ def write_tables(tables: Tables, folder: Path, kind: str) -> list[Path]:
 
 
 def write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
-    """Write rows as CSV with a header; no cell can be taken for a formula.
+    """Write rows as CSV with a header; no cell can be taken for a formula, or steers the terminal that shows it.
 
     Raises:
         StoreError: the file cannot be written.
@@ -119,7 +120,7 @@ def write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
-    replace_file(path, text.getvalue())
+    replace_file(path, visible(text.getvalue()))
 
 
 def write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:

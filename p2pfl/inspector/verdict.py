@@ -75,7 +75,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
             "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
-    found = [*departed, *halted, *_started_without(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
+    found = [*departed, *halted, *_started_without(run), *_differing(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
     if run.summary is not None and has_figures(run.summary):
@@ -173,6 +173,12 @@ def _started_without(run: RunRecords) -> list[str]:
     """Whom the network began without, where the study allows that."""
     names = (run.summary or {}).get("started_without") or ()
     return [f"It began without {', '.join(names)}, as the study allows."] if names else []
+
+
+def _differing(run: RunRecords) -> list[str]:
+    """Which sites computed with something else than the study's result contract says, as they have accepted."""
+    rows = (run.summary or {}).get("accepted_differences") or ()
+    return [f"{row['node']} differs from the study's result contract, as it accepts: {row['detail']}." for row in rows]
 
 
 def _inexact(run: RunRecords) -> list[str]:

@@ -39,6 +39,7 @@ from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_ove
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
 from p2pfl.records import RunFolder, read_run, read_summary
+from p2pfl.result_contract import Difference
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
 from p2pfl.stopwatch import with_rest
@@ -73,6 +74,9 @@ _SPANS = 5
 
 _ALARMING = frozenset({STATE_LOST, STARTED_ANEW})
 """Kinds of events that somebody should look at."""
+
+DIFFERENCE_ACCEPTED = "difference_accepted"
+"""The event that this site differs from the study's result contract and has accepted that."""
 
 T = TypeVar("T")
 
@@ -128,6 +132,7 @@ class Daemon:
         status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
         view: what it needs to know the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
+        accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
     """
 
     def __init__(  # noqa: PLR0915  # one line for each thing that it keeps
@@ -144,10 +149,12 @@ class Daemon:
         status_port: int | None = 0,
         view: ViewTerms | None = None,
         start_anew: bool = False,
+        accepted_differences: Sequence[Difference] = (),
     ) -> None:
         self._made_s = self._await_from_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
+        self._accepted = accepted_differences
         if start_anew and self._checkpoint.exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
         self._row, self._population = plan.names.index(me), plan.population([me])
@@ -232,6 +239,7 @@ class Daemon:
             MembersMissing: too few members were there in time; this node has not trained.
         """
         self._open_folder()
+        self._note_differences()
         if self._finished and self.protocol.closing is not None:
             self._leave_folder()
             return self._outcome(self.protocol.closing)
@@ -807,7 +815,17 @@ class Daemon:
                 started_without=self._agreed_start.missing,
             )
             | {"departures": self._departures()}
+            | self._accepted_rows()
         )
+
+    def _accepted_rows(self) -> dict[str, Any]:
+        """The summary's part on differences from the result contract, of all starts."""
+        assert self._folder is not None
+        noted = [str(event["detail"]) for event in self._folder.events() if event["event"] == DIFFERENCE_ACCEPTED]
+        noted += [f"{found.kind}: {found.detail}" for found in self._accepted]
+        split = (text.partition(": ") for text in dict.fromkeys(noted))
+        rows = [{"node": self.me, "kind": kind, "detail": detail} for kind, _, detail in split]
+        return {"accepted_differences": rows} if rows else {}
 
     def _finish_without_result(self, reason: str) -> None:
         """A summary of a run that somebody has to decide on: the models here are not its result."""
@@ -827,7 +845,7 @@ class Daemon:
             peak_rss_bytes=peak_rss_bytes(),
             departures=departures_of_events(self._folder.events()),
         )
-        self._folder.write_summary(summary)
+        self._folder.write_summary(summary | self._accepted_rows())
 
     async def _say_goodbye(self, reason: str) -> None:
         for neighbour in self.protocol.neighbours.values():
@@ -1087,6 +1105,14 @@ class Daemon:
     @property
     def _checkpoint(self) -> Path:
         return self.state / CHECKPOINT
+
+    def _note_differences(self) -> None:
+        """Put on record what this site has accepted, once."""
+        assert self._folder is not None
+        noted = {event["detail"] for event in self._folder.events() if event["event"] == DIFFERENCE_ACCEPTED}
+        for difference in self._accepted:
+            if (detail := f"{difference.kind}: {difference.detail}") not in noted:
+                self._event(DIFFERENCE_ACCEPTED, detail)
 
     def _open_folder(self) -> None:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""

@@ -32,8 +32,10 @@ from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
+from p2pfl.node.site import SiteFile
 from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import Row, RunFolder, read_run
+from p2pfl.records import Row, RunFolder, read_run, replace_file
+from p2pfl.result_contract import accepted, contract_here, differences_here
 from p2pfl.results import Run, read_buffers, read_models
 from p2pfl.stopwatch import Stopwatch, with_rest
 from p2pfl.study import Study
@@ -47,6 +49,7 @@ from p2pfl.summary import (
     non_finite_models,
     test_figures,
 )
+from p2pfl.tasks.permission import options_of
 from p2pfl.training import Population
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
@@ -211,10 +214,12 @@ def up(
     out: Path | str | None = None,
     resume: Path | str | None = None,
     site: Mapping[str, Any] | None = None,
+    accept_differences: Sequence[str] = (),
     progress: Progress | None = None,
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
     say: Callable[[str], None] | None = log.warning,
+    allow_tasks: Collection[str] = (),
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -225,15 +230,18 @@ def up(
         out: the run's folder, which must not exist; None: runs/NAME.
         resume: the folder of an interrupted run; its daemons go on from their checkpoints.
         site: settings for every site.yaml, such as deadline_floor_s.
+        accept_differences: in what this machine may differ from the result contract of a run that is resumed; every site.yaml says so then.
         progress: called after each round with the round, the last possible one and the network's record.
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process, unless
             None: they are raised as Paused, too.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong.
         KeyboardInterrupt: Ctrl-C has paused the run.
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
@@ -252,22 +260,24 @@ def up(
     else:
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
+    if resume is not None:
+        _check_result_contract(place, accept_differences)
     with ExitStack() as stack:
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
             forks = stack.enter_context(ForkServer())  # it imports while we prepare
-        plan = make_plan(resolved, load_sites(resolved))
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
         folder = (
             RunFolder.open(place)
             if resume is not None
             else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
         )
         if resume is None:
-            _found(plan, place, stack, site or {})
-        network = _Network(plan, place, folder, progress, forks)
+            _found(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+        network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
-            paused = Paused(f"go on with: p2pfl up --resume {shlex.quote(str(place))}", number)
+            paused = Paused(f"go on with: {shlex.join(['p2pfl', 'up', '--resume', str(place), *options_of(allow_tasks)])}", number)
             if say is None:
                 raise paused
             say(str(paused))
@@ -314,9 +324,32 @@ def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any
         card.save(place / "cards" / f"{name}.yaml")
         cards.append(card)
     study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    study = study.with_result_contract(contract_here(plan.experiment.task.name))
     study.save(place / "study.yaml")
     for card in cards:
         _write_site(place / "sites" / card.name, card, study, settings)
+
+
+def _check_result_contract(place: Path, accept: Sequence[str]) -> None:
+    """Compare this machine with the result contract of a run before its daemons go on.
+
+    Raises:
+        ConfigError: it differs, and nobody has accepted that.
+    """
+    path = place / "study.yaml"
+    if not path.exists():
+        return  # said by whoever needs it
+    study = Study.load(path)
+    if study.result_contract is None:
+        return
+    sites = sorted((place / "sites").glob("*/site.yaml"))
+    for site in sites if accept else ():
+        content = load_yaml(site)
+        kinds = dict.fromkeys([*content.get("accept_differences", ()), *accept])
+        replace_file(site, dump_yaml({**content, "accept_differences": list(kinds)}))
+    differs = differences_here(study.result_contract, study.task_name)
+    for site in sites if differs else ():
+        accepted(differs, SiteFile.load(site).accept_differences, str(site))
 
 
 def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
@@ -335,7 +368,10 @@ def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any
 class _Network:
     """The daemons of one run, from their start to what is gathered of them."""
 
-    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None) -> None:
+    def __init__(
+        self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None, allow_tasks: Collection[str]
+    ) -> None:
+        self._allow_tasks = allow_tasks
         self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
         self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
@@ -461,6 +497,7 @@ class _Network:
 
     def _start(self, site: _Site) -> None:
         arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
+        arguments += ["--only-these-tasks", *options_of(self._allow_tasks)]  # a folder that is resumed may have come from anywhere
         site.starts += 1
         site.began_at = site.rounds_seen
         site.log_offset = site.log.stat().st_size if site.log.exists() else 0
@@ -584,6 +621,7 @@ class _Network:
         self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
         self._folder.write_worth([row for name in names for row in runs[name].worth])
         deaths: dict[str, Any] = {"deaths": self._deaths} if self._deaths else {}
+        differs = [row for summary in summaries.values() for row in summary.get("accepted_differences", ())]
         self._folder.write_summary(
             finish_summary(
                 plan,
@@ -608,6 +646,7 @@ class _Network:
                 started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
             )
             | deaths
+            | ({"accepted_differences": differs} if differs else {})
         )
 
 

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.card import Card, Name, plain_digest, split_address
 from p2pfl.errors import ConfigError
+from p2pfl.names import checked_task_name
+from p2pfl.result_contract import Kind
 from p2pfl.yaml_files import check, load_yaml
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +45,9 @@ class SiteFile:
     confirmed: Annotated[str, AfterValidator(plain_digest)] | None = None
     """The study's digest as the administrator compared it with the other members, in groups or not; a node does not start without it."""
 
+    accept_differences: tuple[Kind, ...] = ()
+    """In what this site may differ from the study's result contract; events.jsonl and summary.json say so."""
+
     listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
     """tcp://address:port to bind; None: the card's port on all interfaces, IPv4 and IPv6, or nothing if the card has no address."""
 
@@ -51,6 +56,9 @@ class SiteFile:
 
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task that are this site's own, such as where its data are. A text that starts with ./ ../ or ~/ is a path."""
+
+    allow_tasks: tuple[Annotated[str, AfterValidator(checked_task_name)], ...] = ()
+    """Tasks that may run here beside the built-in ones, as distribution:entry or module:function; a study can only ask."""
 
     passphrase_file: Path | None = None
     """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""

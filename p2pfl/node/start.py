@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, TaskNotAllowed
 from p2pfl.experiment import recorded_experiment
 from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
@@ -26,6 +26,7 @@ from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.result_contract import accepted, differences_here
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import Endpoint, ZeroMQTransport
@@ -41,6 +42,9 @@ def start(
     until_stdin_closes: bool = False,
     start_anew: bool = False,
     start_within_s: float | None = None,
+    allow_tasks: Collection[str] = (),
+    only_these_tasks: bool = False,
+    accept_differences: Sequence[str] = (),
 ) -> str:
     """Run the node of a site until its network stops or somebody stops it.
 
@@ -50,6 +54,9 @@ def start(
         start_anew: put aside what is in the state folder and begin without it, as the administrator has decided.
         until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.
         start_within_s: wait no longer than this for all members; None: as long as the study says.
+        allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
+        only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
+        accept_differences: kinds of differences from the study's result contract, beside those in the file.
 
     Returns:
         The stop reason.
@@ -67,7 +74,11 @@ def start(
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     torch.set_num_threads(site.threads)
-    plan = _plan(site, study, site_path)
+    found = differences_here(study.result_contract, study.task_name)
+    differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs
+    for difference in differs:
+        log.warning("this site has accepted: %s", difference.detail)
+    plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -105,6 +116,7 @@ def start(
             signing=Signing(keys=keys, sign=identity.signing.sign),
             status_port=site.status_port,
             start_anew=start_anew,
+            accepted_differences=differs,
             view=ViewTerms(
                 keys=keys,
                 sign=identity.signing.sign,
@@ -158,11 +170,14 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
         )
 
 
-def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
+def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
     experiment = recorded_experiment(study.experiment, str(site.study))
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")
-    task = load_sites(experiment, site.task)
+    try:
+        task = load_sites(experiment, site.task, allow_tasks=allow_tasks)
+    except TaskNotAllowed as error:
+        raise TaskNotAllowed(error.findings, str(site.study)) from error
     mine = [s for s in task.sites if s.name == site.member]
     if not mine:
         names = ", ".join(s.name for s in task.sites)

@@ -13,6 +13,7 @@ from typing import Any
 from p2pfl.departures import departures_in
 from p2pfl.inspector.tables import FlatRow
 from p2pfl.inspector.verdict import lower_is_better
+from p2pfl.printable import visible
 from p2pfl.records import Row, primary_metric, read_summary, replace_file
 from p2pfl.sweeps.folder import place_of
 from p2pfl.sweeps.grid import Cell, Grid, as_text
@@ -112,7 +113,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         results = row.keys() - varied
         writer.writerow({key: "" if value is None and key in results else as_text(value) for key, value in row.items()})
-    replace_file(path, text.getvalue())
+    replace_file(path, visible(text.getvalue()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
