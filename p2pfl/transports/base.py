@@ -206,6 +206,16 @@ class Transport(Protocol):
         """By neighbour, what happened to its link: "connected", "disconnected", and what else is known of attempts."""
         ...
 
+    def disconnect(self, peer: str, for_s: float, why: str) -> None:
+        """End the link to a neighbour, and have none with it for so long; it comes back by itself afterwards.
+
+        Args:
+            peer: the neighbour.
+            for_s: seconds from now.
+            why: for the state of the link.
+        """
+        ...
+
     def link(self, peer: str) -> LinkState:
         """How the link to a neighbour is now; may be asked at any time, also of a transport that is not open.
 
