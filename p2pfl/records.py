@@ -172,12 +172,12 @@ class RunFolder:
         self._append("events.jsonl", [{"time": utc_now(), **row}])
 
     def events(self) -> list[Row]:
-        """Rows of events.jsonl so far.
+        """Rows of events.jsonl so far, by time: one that repeats is written later than it happened.
 
         Raises:
             StoreError: the file is damaged.
         """
-        return _read_lines(self.path / "events.jsonl")
+        return sorted(_read_lines(self.path / "events.jsonl"), key=lambda row: str(row.get("time", "")))
 
     def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
         """cross_site.json; nothing where nothing was found."""

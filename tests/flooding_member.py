@@ -139,22 +139,19 @@ class FloodingMember:
 
     def fixed(self, kind: str) -> list[list[bytes | memoryview]]:
         """Messages that are the same every time."""
-        if kind == "want":
-            return [encode(Want(exchange=0, whole=False, lost=False, offset=0, digest=None))]
-        if kind == "alive":
-            return [encode(Alive(exchange=_UNBELIEVABLE, report=NOTHING_CLOSED, stop=NO_STOP))]
         if kind == "signed_records":
             records = [self.record(number) for number in range(1024)]
             return [encode(Records(sealed=tuple(records[i : i + 32]))) for i in range(0, len(records), 32)]
-        if kind == "deep_header":
-            return [[b"\x91" * 65_000]]
-        if kind == "wide_header":
-            maps = [[[{"": 0} for _ in range(20)] for _ in range(32)] for _ in range(32)]
-            return [[msgpack.packb({"v": SCHEMA, "t": Alive.code, "exchange": maps})]]
-        if kind == "chunks":
-            return [encode(Chunk(exchange=0, offset=CHUNK_BYTES), memoryview(bytes(CHUNK_BYTES)))]
-        assert kind == "three_frames", kind
-        return [[b"a", b"b", b"c"]]
+        maps = [[[{"": 0} for _ in range(20)] for _ in range(32)] for _ in range(32)]
+        message: list[bytes | memoryview] = {
+            "want": encode(Want(exchange=0, whole=False, lost=False, offset=0, digest=None)),
+            "alive": encode(Alive(exchange=_UNBELIEVABLE, report=NOTHING_CLOSED, stop=NO_STOP)),
+            "deep_header": [b"\x91" * 65_000],
+            "wide_header": [msgpack.packb({"v": SCHEMA, "t": Alive.code, "exchange": maps})],
+            "chunks": encode(Chunk(exchange=0, offset=CHUNK_BYTES), memoryview(bytes(CHUNK_BYTES))),
+            "three_frames": [b"a", b"b", b"c"],
+        }[kind]
+        return [message]
 
     def record(self, number: int) -> bytes:
         """What this member says of a round, under its own signature."""

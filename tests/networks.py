@@ -90,6 +90,7 @@ class Line:
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         self.counters, self.link_counters, self.link = inner.counters, inner.link_counters, inner.link
+        self.disconnect = inner.disconnect
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.dead = False

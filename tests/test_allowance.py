@@ -131,7 +131,12 @@ def test_three_frames_counted_by_the_transport_end_a_link():
 
 @pytest.mark.parametrize(
     ("size_bytes", "per_s", "within_s", "why"),
-    [(300, 20_000, 0.3, "more messages"), (300, 2_000, 6.0, "more messages"), (CHUNK_BYTES, 300, 0.3, "more bytes"), (65_000, 2_000, 0.7, "more bytes")],
+    [
+        (300, 20_000, 0.3, "more messages"),
+        (300, 2_000, 6.0, "more messages"),
+        (CHUNK_BYTES, 300, 0.3, "more bytes"),
+        (65_000, 2_000, 0.7, "more bytes"),
+    ],
 )
 def test_a_flood_is_dropped_and_then_ends_the_link(size_bytes, per_s, within_s, why):
     dropped, after_s, found = send(NeighbourAllowance(update_bytes=SMALL), size_bytes, per_s, seconds=20)

@@ -305,7 +305,11 @@ def test_a_waiting_receiver_can_be_cancelled_and_nothing_is_lost(links):
 @pytest.mark.parametrize(("excludes", "excluded"), BOTH_ENDS)
 def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itself(links, excludes, excluded):
     async def main():
-        async with links.member(excludes, excluded + "c") as ours, links.member(excluded, excludes) as theirs, links.member("c", excludes) as c:
+        async with (
+            links.member(excludes, excluded + "c") as ours,
+            links.member(excluded, excludes) as theirs,
+            links.member("c", excludes) as c,
+        ):
             await send_when_up(theirs, excludes, [b"before"])
             await send_when_up(c, excludes, [b"here"])
             await receive(ours, 2)

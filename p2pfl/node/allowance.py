@@ -67,14 +67,14 @@ NONSENSE = frozenset(
         "wrong_size",
     }
 )
-"""Reasons of refusals that an honest member gives no cause for. It may hold another study, be restarted, diverge, or say more than needed."""
+"""Reasons of refusals for which no honest member gives cause. It may hold another study, be restarted, diverge, or say more than needed."""
 
 
 @dataclass(slots=True)
 class NeighbourAllowance:
     """What one neighbour may still send. Times are on the caller's clock."""
 
-    update_bytes: int
+    update_bytes: int = 0
     """Size of its largest update."""
 
     num_dropped: int = 0
@@ -129,7 +129,7 @@ class NeighbourAllowance:
     @property
     def _further_chunks(self) -> int:
         """Messages of one update, but for the first."""
-        return (self.update_bytes - 1) // CHUNK_BYTES
+        return max(0, self.update_bytes - 1) // CHUNK_BYTES
 
     def exclusion(self, now_s: float) -> tuple[float, str] | None:
         """How long the neighbour is to be disconnected from now on, and why; None: not at all. Each exclusion is told once."""

@@ -15,6 +15,9 @@ from p2pfl.errors import ConfigError
 MAX_FRAMES = 2
 """In one message: a header and, where there is one, its payload."""
 
+UNREADABLE = ("frame_count", "routing_id")
+"""Of a link's counters: messages that were not delivered because no honest neighbour sends them."""
+
 MAX_FRAME_BYTES = 2**20 + 2**16
 """A chunk of 1 MiB and room for whatever is put around it."""
 

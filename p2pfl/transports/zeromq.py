@@ -315,7 +315,9 @@ class ZeroMQTransport:
         def is_excluded(key: bytes) -> bool:
             return self._is_excluded(self._names[key])
 
-        self._readers.append(self._group.create_task(answer_for_keys(zap, allowed, self._refuse, is_excluded), name=f"{self.me.name} answers for keys"))
+        self._readers.append(
+            self._group.create_task(answer_for_keys(zap, allowed, self._refuse, is_excluded), name=f"{self.me.name} answers for keys")
+        )
         self._router, events = self._link_socket(zmq.ROUTER)
         self._monitors.append(self._group.create_task(self._watch(events), name=f"{self.me.name} watches"))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -465,19 +467,23 @@ class ZeroMQTransport:
                 if kind == zmq.EVENT_DISCONNECTED:
                     self._ended.set()
                 continue
-            if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
-                self._links.counters[dialled][EVENTS[kind]] += 1
-            if kind == zmq.EVENT_CONNECTED:
-                self._note_descriptor(dialled, event["value"])
-            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up.add(dialled)
-                self._links.note(dialled, LinkCondition.UP)
-            else:
-                self._up.discard(dialled)
-                if kind == zmq.EVENT_DISCONNECTED and self._links.state(dialled).is_up:
-                    self._lost(dialled)
+            self._note_event(dialled, kind, event["value"])
             if news is not None:
                 news.put_nowait(dict(event))
+
+    def _note_event(self, dialled: str, kind: int, value: int) -> None:
+        """Take note of what libzmq reports of the connection to a neighbour that this node dials."""
+        if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
+            self._links.counters[dialled][EVENTS[kind]] += 1
+        if kind == zmq.EVENT_CONNECTED:
+            self._note_descriptor(dialled, value)
+        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._up.add(dialled)
+            self._links.note(dialled, LinkCondition.UP)
+        else:
+            self._up.discard(dialled)
+            if kind == zmq.EVENT_DISCONNECTED and self._links.state(dialled).is_up:
+                self._lost(dialled)
 
     def _lost(self, peer: str) -> None:
         self._beating.discard(peer)
