@@ -26,7 +26,7 @@ from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
-from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.allowance import NeighbourAllowance
 from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
@@ -64,6 +64,9 @@ LOOK_AGAIN_S = 1.0
 SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
+ROOM_AFTER_S = 1.0
+"""A full disk is tried again after so long, then after twice as long, and so on."""
+ROOM_AT_MOST_S = 30.0
 TRIM_FROM_BYTES = 8 * 2**20
 """Size of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
@@ -72,7 +75,7 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, "refused"})
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
 T = TypeVar("T")
@@ -195,6 +198,8 @@ class Daemon:
         )
         self._link_watch = LinkWatch(neighbours)
         self._throttle = EventThrottle()
+        self._disk_full: str | None = None
+        """Why nothing can be written; None where it can."""
         self._unreadable: Counter[tuple[str, str]] = Counter()
         self._last_round_time: float | None = None  # seconds since 1970
         self._wake = asyncio.Event()
@@ -882,7 +887,7 @@ class Daemon:
             if saying.event is not None and self._folder is not None:
                 kind, detail = saying.event
                 row: Row = {"time": utc_now(), "round": self._round, "node": self.me, "event": kind, "detail": detail}
-                if (written := self._throttle.offer(kind, now.name, row, self._now())) is not None:
+                if (written := self._throttle.offer(kind, now.name, row, self._now(), is_settled=True)) is not None:
                     self._folder.append_event(written)
 
     async def _send_to(self, neighbour: Neighbour) -> None:
@@ -974,7 +979,7 @@ class Daemon:
             self._metrics_now = self._metrics = (await asyncio.to_thread(self._population.evaluate))[0]
         if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
             assert self._folder is not None
-            await asyncio.to_thread(
+            await self._written(
                 write_models, self._folder.path, (self.me,), self._population.estimate(), self.plan.layout, self._population.buffers, number
             )
         seconds["evaluate"] = self._now() - began_s
@@ -1083,9 +1088,48 @@ class Daemon:
             "terms": asdict(self._terms),
             "written": time.time(),
         }
-        await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
+        await self._written(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
         self._checkpoint_s += self._now() - began_s
+
+    async def _written(self, write: Callable[..., object], *arguments: Any) -> None:
+        """Write a file; where the disk is full, wait for room. What is not on the disk is not acknowledged, and no further round begins.
+
+        Raises:
+            StoreError: the disk failed, or it is full and the node is to stop.
+        """
+        pause_s = ROOM_AFTER_S
+        while True:
+            try:
+                await asyncio.to_thread(write, *arguments)
+                self._flush_rows()
+            except DiskFull as error:
+                if self._stopping:
+                    raise
+                if self._disk_full is None:
+                    self._disk_full = str(error)
+                    self._event("disk_full", f"this node waits until there is room: {error}")
+                    pause_s = ROOM_AFTER_S
+            else:
+                break
+            until_s = self._now() + pause_s
+            while self._now() < until_s and not self._stopping:
+                await self._wait(until_s)
+            pause_s = min(2 * pause_s, ROOM_AT_MOST_S)
+        if self._disk_full is not None:
+            self._disk_full = None
+            self._event("disk_free", "there is room again, and this node goes on")
+
+    def _flush_rows(self) -> None:
+        """Write rows that were kept while the disk was full.
+
+        Raises:
+            DiskFull: it still is.
+        """
+        if self._folder is not None:
+            self._folder.write_waiting()
+            if self._folder.num_waiting:
+                raise DiskFull(f"{self._folder.path}: {self._folder.num_waiting} rows wait for room")
 
     @property
     def _checkpoint(self) -> Path:
@@ -1107,6 +1151,7 @@ class Daemon:
         else:
             experiment, topology = self.plan.experiment.as_dict(), self.plan.graph_record()
             self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
+        self._folder.waits_for_room = True
         if self._outlook is not None:
             self._outlook.start(self._folder.began(), again=again or bool(self.protocol.anew))
         if found is None or not found[1]["finished"]:
@@ -1182,6 +1227,7 @@ class Daemon:
             "stop_round": protocol.stop_round,
             "agreed_for": protocol.agreed_for,
             "closing": protocol.closing,
+            "disk_full": self._disk_full,
             "state_lost": "; ".join(protocol.lost.values()) or None,
             "disagreement": self._last_row.get("disagreement"),
             "loss": self._last_row.get("loss"),

@@ -6,9 +6,9 @@ counted, and the newest of it is written when its time has come, or at the end. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from p2pfl.records import Row
 
 EXCLUDED = "excluded"
 """Kind of the event that a neighbour is disconnected because it sends too much: from then on it is written of as of one that repeats."""
@@ -26,8 +26,6 @@ QUIET_S = 900.0
 
 EXCLUDED_FOR_S = 3600.0
 """So long after it was disconnected no event of a neighbour is one of the first."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -55,7 +53,7 @@ class EventThrottle:
         """Those of `_told` that hold something back, in the order in which it last happened."""
         self._excluded_s: dict[str, float] = {}
 
-    def offer(self, kind: str, member: str, row: Row, now_s: float) -> Row | None:
+    def offer(self, kind: str, member: str, row: Row, now_s: float, *, is_settled: bool = False) -> Row | None:
         """Take an event about a neighbour; the row to write now, or None.
 
         Args:
@@ -63,12 +61,14 @@ class EventThrottle:
             member: the neighbour that it is about.
             row: as it would be written, with its detail.
             now_s: on the caller's clock.
+            is_settled: it has lasted, so that how closely it follows another one says nothing.
         """
         told = self._told.setdefault((kind, member), _Told())
         if now_s - told.event_s >= QUIET_S and told.held is None:
             told.rows, told.pause_s = 0, PAUSE_S
         excluded_s = self._excluded_s.get(member, float("-inf"))
-        is_first = told.rows < FIRST and now_s - told.event_s >= CLOSELY_S and now_s - excluded_s >= EXCLUDED_FOR_S
+        is_apart = is_settled or now_s - told.event_s >= CLOSELY_S
+        is_first = told.rows < FIRST and is_apart and now_s - excluded_s >= EXCLUDED_FOR_S
         told.event_s = now_s
         self._held.pop((kind, member), None)
         told.held = row
