@@ -90,6 +90,8 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if without := found.get("started_without"):
         console.print(f"the network started without {', '.join(without)}", markup=False)
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
+    if found.get("disk_full"):
+        console.print(f"it waits for room on its disk: {found['disk_full']}", markup=False, soft_wrap=True)
     if found["disagreement"] is not None or found.get("last_round_time") is not None:
         console.print(_apart(found["disagreement"], found["agreed_for"]), soft_wrap=True)
     table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
