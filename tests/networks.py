@@ -175,7 +175,11 @@ class Network:
 
     async def ended(self) -> list[str]:
         """Every daemon's stop reason, in the order of the names."""
-        return await asyncio.gather(*(self.nodes[name].task for name in self.plan.names))
+        reasons = await asyncio.gather(*(self.nodes[name].task for name in self.plan.names))
+        for name in self.plan.names:
+            for neighbour in self.nodes[name].daemon.protocol.neighbours.values():
+                assert neighbour.allowance.num_dropped == neighbour.allowance.times_excluded == 0  # they are all honest
+        return reasons
 
     def round(self, name: str) -> int:
         return self.nodes[name].daemon.status()["round"]
