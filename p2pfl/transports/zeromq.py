@@ -73,6 +73,8 @@ RETRY_MAX_S = 0.02
 RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 SIGN_OF_LIFE = b""
+THROWN_AWAY_BYTES = 64 * 2**20
+"""More than a connection's buffer in the kernel holds."""
 
 _ADDRESS = re.compile(r"tcp://(?:\[([^\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
 _TELLING = (
@@ -645,10 +647,18 @@ def _other_end(descriptor: int) -> object:
 
 
 def _shut(descriptor: int, place: object) -> None:
-    """End a connection that libzmq holds, so that libzmq lets it go; nothing where the file is by now another one."""
+    """End a connection that libzmq holds, so that libzmq lets it go; nothing where the file is by now another one.
+
+    What has come and is not read is thrown away: libzmq would first read all of it, tens of thousands of short messages.
+    """
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.getpeername() == place:
-            connection.shutdown(socket.SHUT_RDWR)
+        if connection.getpeername() != place:
+            return
+        connection.shutdown(socket.SHUT_RDWR)
+        waste = bytearray(MAX_FRAME_BYTES)
+        for _ in range(THROWN_AWAY_BYTES // MAX_FRAME_BYTES):
+            if not connection.recv_into(waste, 0, socket.MSG_DONTWAIT):
+                return
 
 
 async def _until_over(news: asyncio.Queue[dict[str, Any]], patience_s: float) -> AsyncIterator[dict[str, Any]]:
