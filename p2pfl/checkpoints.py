@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from p2pfl.errors import StoreError
+from p2pfl.errors import StoreError, store_error
 
 _KEY = "p2pfl"
 
@@ -61,7 +62,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a checkpoint only takes room
+        raise store_error(path, error) from error
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Sequence
 
@@ -123,6 +124,16 @@ class Paused(KeyboardInterrupt):
 
 class StoreError(P2PFLError):
     """The disk failed or holds something unreadable: stop before more is lost."""
+
+
+class DiskFull(StoreError):
+    """The disk has no room: make some; what could not be written can be tried again."""
+
+
+def store_error(place: object, error: OSError) -> StoreError:
+    """The error for a file that could not be written, because the disk is full or for another reason."""
+    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+    return kind(f"{place}: cannot be written: {error.strerror or error}")
 
 
 class QueueFull(TransportError):

@@ -18,11 +18,14 @@ A line counts once its newline is there: a reader may come while a row is being 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +33,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
 from p2pfl.writing_process import ProcessState, mark_process, process_state, unmark_process
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -104,6 +107,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.waits_for_room = False
+        """Whether rows for which the disk has no room are kept until it has; else they are a StoreError."""
+        self._waiting: deque[tuple[str, str]] = deque()  # a file's name, and rows for it
 
     @classmethod
     def create(
@@ -178,12 +184,12 @@ class RunFolder:
         self._append("events.jsonl", [{"time": utc_now(), **row}])
 
     def events(self) -> list[Row]:
-        """Rows of events.jsonl so far.
+        """Rows of events.jsonl so far, by time: one that repeats is written later than it happened.
 
         Raises:
             StoreError: the file is damaged.
         """
-        return _read_lines(self.path / "events.jsonl")
+        return sorted(_read_lines(self.path / "events.jsonl"), key=lambda row: str(row.get("time", "")))
 
     def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
         """cross_site.json; nothing where nothing was found."""
@@ -235,11 +241,42 @@ class RunFolder:
                     f"a row of {name} with unknown keys {sorted(unknown)}, without {sorted(missing)}: known {sorted(_KNOWN[name])}"
                 )
             lines.append(_line(row))
+        if self.waits_for_room:
+            self._waiting.append((name, "".join(lines)))
+            self.write_waiting()
+        else:
+            self._write(name, "".join(lines))
+
+    @property
+    def num_waiting(self) -> int:
+        """How often rows were appended that are not on the disk, because it has no room."""
+        return len(self._waiting)
+
+    def write_waiting(self) -> None:
+        """Write rows that wait for room on the disk, in their order, as far as there is some.
+
+        Raises:
+            StoreError: the disk refuses for another reason.
+        """
+        with suppress(DiskFull):
+            while self._waiting:
+                self._write(*self._waiting[0])
+                self._waiting.popleft()
+
+    def _write(self, name: str, text: str) -> None:
+        place = self.path / name
         try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+            with place.open("ab", buffering=0) as file:
+                before, encoded = file.seek(0, os.SEEK_END), text.encode()
+                try:
+                    if file.write(encoded) < len(encoded):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)  # half a row would spoil the next one
+                    raise
         except OSError as error:
-            raise StoreError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+            raise store_error(place, error) from error
 
     def _cut_torn_line(self, name: str) -> None:
         path = self.path / name
@@ -410,7 +447,7 @@ def replace_file(path: Path, text: str) -> None:
             os.close(directory)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+        raise store_error(path, error) from error
 
 
 def utc_now() -> str:

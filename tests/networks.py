@@ -90,6 +90,7 @@ class Line:
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         self.counters, self.link_counters, self.link = inner.counters, inner.link_counters, inner.link
+        self.disconnect = inner.disconnect
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.dead = False
@@ -174,7 +175,11 @@ class Network:
 
     async def ended(self) -> list[str]:
         """Every daemon's stop reason, in the order of the names."""
-        return await asyncio.gather(*(self.nodes[name].task for name in self.plan.names))
+        reasons = await asyncio.gather(*(self.nodes[name].task for name in self.plan.names))
+        for name in self.plan.names:
+            for neighbour in self.nodes[name].daemon.protocol.neighbours.values():
+                assert neighbour.allowance.num_dropped == neighbour.allowance.times_excluded == 0  # they are all honest
+        return reasons
 
     def round(self, name: str) -> int:
         return self.nodes[name].daemon.status()["round"]

@@ -37,6 +37,7 @@ class LongCables:
     def __init__(self, inner: Transport, latency_s: Mapping[str, float]) -> None:
         self._inner, self._latency_s = inner, latency_s
         self.counters, self.link_counters, self.link = inner.counters, inner.link_counters, inner.link
+        self.disconnect = inner.disconnect
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()

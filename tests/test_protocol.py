@@ -16,6 +16,7 @@ from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, LinkState, Terms
 from p2pfl.wire.messages import (
     NO_STOP,
+    NOTHING_CLOSED,
     NOTHING_REMEMBERED,
     NOTHING_SAID,
     Alive,
@@ -61,7 +62,7 @@ class Node:
             train_exchanges=NUM_EXCHANGES,
             earliest_stop=EARLIEST_STOP,
             pace=RoundPace(factor=5.0, floor_s=FLOOR_S, window=20),
-            event=lambda kind, detail: self.events.append((kind, detail)),
+            event=lambda kind, detail, about="": self.events.append((kind, detail)),
         )
         self.protocol.begin(0, 0.0)
 
@@ -1009,13 +1010,44 @@ def test_being_refused_is_an_event():
     assert a.events[-1] == ("refused", "b does not talk to this node: wrong_study")
 
 
-def test_refusals_are_events_more_and_more_rarely():
-    a, _ = pair()
-    for _ in range(5):
-        a.protocol.hear("b", (memoryview(b"\xc1"),), 0.0)
+# ---- one neighbour's part
 
-    assert a.protocol.refused == {"bad_message": 5}
-    assert a.kinds().count("refused") == 3
+
+def test_who_sends_nonsense_is_disconnected_and_not_waited_for():
+    a, b, c = Node("a", "b", "c"), Node("b", "a", incarnation=2), Node("c", "a", incarnation=3)
+    greeted(a, b)
+    greeted(a, c)
+    a.post()
+    a.hear_update("c", 0)
+    assert not a.protocol.is_over(a.now_s)
+    for _ in range(33):
+        a.protocol.hear("b", (memoryview(b"\xc1"),), a.now_s)
+
+    assert a.protocol.exclusion("c", a.now_s) is None
+    assert a.protocol.exclusion("b", a.now_s) == (10.0, "messages that no member sends (bad_message)")
+    assert a.events[-1] == ("excluded", "b is disconnected for 10 s: it sends messages that no member sends (bad_message)")
+    assert a.protocol.is_over(a.now_s)
+
+
+def test_messages_above_what_a_round_needs_are_not_even_decoded():
+    a, _ = pair()
+    for _ in range(3000):
+        a.protocol.hear("b", (memoryview(bytes(100)),), a.now_s)
+
+    decoded = a.protocol.refused["bad_message"]
+    assert decoded <= 2000
+    assert a.protocol.neighbours["b"].allowance.num_dropped == 3000 - decoded
+
+
+def test_an_exchange_that_nobody_believes_brings_nobody_back():
+    a, _ = pair()
+    a.alone_until_the_deadline()
+    assert a.protocol.neighbours["b"].missed
+    for _ in range(10):
+        a.hear("b", Goodbye(reason="finished"), hello(exchange=10**9, report=NOTHING_CLOSED))
+
+    assert "returned" not in a.kinds()
+    assert a.protocol.neighbours["b"].missed
 
 
 # ---- checkpoints

@@ -300,3 +300,35 @@ def test_a_waiting_receiver_can_be_cancelled_and_nothing_is_lost(links):
                     await c.receive()
 
     finish(main())
+
+
+@pytest.mark.parametrize(("excludes", "excluded"), BOTH_ENDS)
+def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itself(links, excludes, excluded):
+    async def main():
+        async with (
+            links.member(excludes, excluded + "c") as ours,
+            links.member(excluded, excludes) as theirs,
+            links.member("c", excludes) as c,
+        ):
+            await send_when_up(theirs, excludes, [b"before"])
+            await send_when_up(c, excludes, [b"here"])
+            await receive(ours, 2)
+            began_s = time.monotonic()
+            ours.disconnect(excluded, 1.0, "too much")
+
+            assert not ours.link(excluded).is_up
+            assert ours.link(excluded).detail == "this node has ended the connection for 1 s: too much"
+            await until(lambda: not theirs.link(excludes).is_up)
+            with pytest.raises(TransportError, match=f"no link from {excludes} to {excluded}"):
+                await ours.send(excluded, [b"anybody?"], 1.0)
+            await send_when_up(c, excludes, [b"still here"])
+            assert await receive(ours, 1) == [("c", [b"still here"])]
+
+            await send_when_up(theirs, excludes, [b"after"])
+            assert await receive(ours, 1) == [(excluded, [b"after"])]
+            assert time.monotonic() - began_s >= 1.0
+            assert ours.link(excluded).is_up
+            assert ours.link_counters[excluded]["connected"] == 2
+            assert ours.link_counters[excluded]["disconnected"] == 1
+
+    finish(main())

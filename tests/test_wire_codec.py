@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from p2pfl.errors import BadMessage
+from p2pfl.wire import codec
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES, decode, encode
 from p2pfl.wire.messages import MESSAGES, SCHEMA, Goodbye, Ready, Report, Sent, Want
 from wire_samples import CHUNK, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, frames_of
@@ -210,3 +211,14 @@ def test_every_nasty_of_the_corpus_is_refused_by_the_name_in_its_first_line(path
 
 def test_the_corpus_is_there():
     assert len(CORPUS) >= 20
+
+
+def test_a_header_of_many_maps_is_given_up_early(monkeypatch):
+    looked_at = []
+    unique = codec._unique
+    monkeypatch.setattr(codec, "_unique", lambda pairs: looked_at.append(None) or unique(pairs))
+    maps = [[[{"": 0} for _ in range(20)] for _ in range(32)] for _ in range(32)]
+
+    with pytest.raises(BadMessage, match="not msgpack"):
+        decode([msgpack.packb({"v": SCHEMA, "t": 5, "exchange": maps})])
+    assert len(looked_at) <= 8

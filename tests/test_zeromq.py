@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import zmq.asyncio
 
 from links import ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
-from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport, reserve_port
+from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, LinkCondition, ZeroMQTransport, reserve_port
 from tcp_proxy import TcpProxy
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"  # ZMTP 3.0: signature and version; mechanism, as-server and filler follow
@@ -556,3 +556,40 @@ def test_a_reserved_port_is_given_to_nobody_else():
 
 def test_the_limit_of_a_frame_leaves_room_for_a_chunk_of_1_mib():
     assert MAX_FRAME_BYTES == 2**20 + 2**16
+
+
+# who is disconnected
+
+
+def test_every_connection_of_a_disconnected_member_ends_and_nobody_elses(links):
+    async def main():
+        async with links.member("a", "bc") as a, links.member("c", "a") as c:
+            await send_when_up(c, "a", [b"here"])
+            with ExitStack() as opened:
+                many = [opened.enter_context(raw_socket(zmq.DEALER, a.bound_address, **curve(links, "b", "a"))) for _ in range(5)]
+                for link in many:
+                    await link.send(b"here")
+                await receive(a, 6)
+                before = a.counters["disconnected"]
+                a.disconnect("b", 30.0, "too much")
+                await until(lambda: a.counters["disconnected"] >= before + 5)
+                for link in many:
+                    await link.send(b"let me in")  # each dials again, and is refused
+                await until(lambda: a.counters["handshake_failed"] >= 2)
+                await c.send("a", [b"still here"], 1.0)
+
+                assert await receive(a, 1) == [("c", [b"still here"])]
+                assert a.link_counters["c"]["connected"] == 1
+
+    finish(main())
+
+
+def test_who_is_excluded_is_told_so(links):
+    async def main():
+        async with linked_pair(links) as (a, b):
+            a.disconnect("b", 30.0, "too much")
+            await until(lambda: b.link("a").state == LinkCondition.HANDSHAKE_FAILED)
+
+            assert "has excluded b for a while" in b.link("a").detail
+
+    finish(main())

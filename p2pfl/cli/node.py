@@ -105,8 +105,8 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
     if without := found.get("started_without"):
         console.print(f"the network started without {', '.join(without)}", markup=False)
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
-    if found["disagreement"] is not None or found.get("last_round_time") is not None:
-        console.print(_apart(found["disagreement"], found["agreed_for"]), soft_wrap=True)
+    for sentence in _standing(found):
+        console.print(sentence, markup=False, soft_wrap=True)
     table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
     for name, seen in found["neighbours"].items():
         ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
@@ -126,6 +126,14 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
             console.print(f"{name}: {seen['link_detail']}", markup=False, soft_wrap=True)
     if (network := found.get("network")) and found.get("started_with", []) is not None:  # before the start nobody has told of anything
         _network_status(console, network, state, str(found["member"]))
+
+
+def _standing(found: dict[str, Any]) -> list[str]:
+    """Sentences on the node's disk and its last round."""
+    sentences = [f"it waits for room on its disk: {found['disk_full']}"] if found.get("disk_full") else []
+    if found["disagreement"] is not None or found.get("last_round_time") is not None:
+        sentences.append(_apart(found["disagreement"], found["agreed_for"]))
+    return sentences
 
 
 def _apart(disagreement: float | None, agreed_for: int) -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,8 +26,10 @@ from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
-from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
+from p2pfl.node.allowance import NeighbourAllowance
+from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
@@ -38,7 +40,7 @@ from p2pfl.node.status import serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
-from p2pfl.records import RunFolder, read_run, read_summary
+from p2pfl.records import Row, RunFolder, read_run, read_summary, utc_now
 from p2pfl.result_contract import Difference
 from p2pfl.results import write_models
 from p2pfl.stopping import NEVER
@@ -48,7 +50,7 @@ from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
 from p2pfl.training.freed_memory import return_freed_memory
-from p2pfl.transports import Transport
+from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
@@ -64,6 +66,9 @@ LOOK_AGAIN_S = 1.0
 SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
+ROOM_AFTER_S = 1.0
+"""A full disk is tried again after so long, then after twice as long, and so on."""
+ROOM_AT_MOST_S = 30.0
 TRIM_FROM_BYTES = 8 * 2**20
 """Size of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 FLUSH_S = 0.3
@@ -72,7 +77,7 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW})
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
 DIFFERENCE_ACCEPTED = "difference_accepted"
@@ -170,7 +175,11 @@ class Daemon:
         if not in_step:
             ahead = plan.experiment.last_possible_round
         session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=self._formats, ahead=ahead)
-        neighbours = {name: Neighbour(name=name, session=session_with(peer=name)) for name in plan.neighbours(me)}
+        update_bytes = max((whole or travels).size_bytes for travels in self._formats for whole in (None, travels.whole))
+        neighbours = {
+            name: Neighbour(name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=update_bytes))
+            for name in plan.neighbours(me)
+        }
         self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
         self._agreed_start = AgreedStart(
             plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())
@@ -196,6 +205,10 @@ class Daemon:
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
         )
         self._link_watch = LinkWatch(neighbours)
+        self._throttle = EventThrottle()
+        self._disk_full: str | None = None
+        """Why nothing can be written; None where it can."""
+        self._unreadable: Counter[tuple[str, str]] = Counter()
         self._last_round_time: float | None = None  # seconds since 1970
         self._wake = asyncio.Event()
         self._outgoing = {name: asyncio.Event() for name in neighbours}
@@ -267,6 +280,7 @@ class Daemon:
             reason = await self._take_part()
             for task in background:
                 task.cancel()
+        self._say(*self._throttle.rest(self._now()))
         self._leave_folder()
         return reason
 
@@ -771,6 +785,7 @@ class Daemon:
     def _departures(self) -> list[dict[str, str]]:
         """As summary.json lists them."""
         assert self._folder is not None
+        self._say(*self._throttle.rest(self._now()))
         agreed = self.protocol.closing == "converged"
         found = departures_of_events(self._folder.events(), agreed_from=self.plan.experiment.rounds if agreed else None)
         return departure_rows([*found, *non_finite_models([self.me], self._population.estimate())])
@@ -861,7 +876,9 @@ class Daemon:
     async def _receive(self) -> None:
         while True:
             received = await self._transport.receive()
-            if not self.protocol.hear(received.peer, received.frames, self._now()):
+            decides = self.protocol.hear(received.peer, received.frames, self._now())
+            self._exclude(received.peer)
+            if not decides:
                 continue
             if self.protocol.lost and not self._stopping:
                 self.stop()
@@ -874,12 +891,29 @@ class Daemon:
                 self._note_links()
             self.protocol.tick(self._now())
             self._wake_senders()
+            self._count_unreadable()
+            self._say(*self._throttle.due(self._now()))
             self._watch_links()
             if self._outlook is not None and self._folder is not None:
                 self._outlook.take_note(self._folder)
                 for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
                     self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
             await asyncio.sleep(TICK_S)
+
+    def _count_unreadable(self) -> None:
+        """Hold against neighbours what their links did not deliver because it was no message."""
+        for name, neighbour in self.protocol.neighbours.items():
+            for reason in UNREADABLE:
+                count = self._transport.link_counters[name][reason]
+                if new := count - self._unreadable[name, reason]:
+                    self._unreadable[name, reason] = count
+                    neighbour.allowance.refused(reason, self._now(), times=new)
+                    self._exclude(name)
+
+    def _exclude(self, name: str) -> None:
+        """Disconnect a neighbour that sends too much."""
+        if (found := self.protocol.exclusion(name, self._now())) is not None:
+            self._transport.disconnect(name, *found)
 
     def link_reports(self) -> dict[str, LinkReport]:
         """How the link to each neighbour is, and why it is not up."""
@@ -898,7 +932,9 @@ class Daemon:
             log.log(saying.level, "%s", saying.text)
             if saying.event is not None and self._folder is not None:
                 kind, detail = saying.event
-                self._folder.append_event({"round": self._round, "node": self.me, "event": kind, "detail": detail})
+                row: Row = {"time": utc_now(), "round": self._round, "node": self.me, "event": kind, "detail": detail}
+                if (written := self._throttle.offer(kind, now.name, row, self._now(), is_settled=True)) is not None:
+                    self._folder.append_event(written)
 
     async def _send_to(self, neighbour: Neighbour) -> None:
         """Send what lies in one neighbour's outbox. What cannot be sent is dropped: whoever misses it asks for it."""
@@ -989,7 +1025,7 @@ class Daemon:
             self._metrics_now = self._metrics = (await asyncio.to_thread(self._population.evaluate))[0]
         if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
             assert self._folder is not None
-            await asyncio.to_thread(
+            await self._written(
                 write_models, self._folder.path, (self.me,), self._population.estimate(), self.plan.layout, self._population.buffers, number
             )
         seconds["evaluate"] = self._now() - began_s
@@ -1098,9 +1134,48 @@ class Daemon:
             "terms": asdict(self._terms),
             "written": time.time(),
         }
-        await asyncio.to_thread(write_checkpoint, self._checkpoint, tensors, story)
+        await self._written(write_checkpoint, self._checkpoint, tensors, story)
         self.protocol.checkpointed(ledgers)
         self._checkpoint_s += self._now() - began_s
+
+    async def _written(self, write: Callable[..., object], *arguments: Any) -> None:
+        """Write a file; where the disk is full, wait for room. What is not on the disk is not acknowledged, and no further round begins.
+
+        Raises:
+            StoreError: the disk failed, or it is full and the node is to stop.
+        """
+        pause_s = ROOM_AFTER_S
+        while True:
+            try:
+                await asyncio.to_thread(write, *arguments)
+                self._flush_rows()
+            except DiskFull as error:
+                if self._stopping:
+                    raise
+                if self._disk_full is None:
+                    self._disk_full = str(error)
+                    self._event("disk_full", f"this node waits until there is room: {error}")
+                    pause_s = ROOM_AFTER_S
+            else:
+                break
+            until_s = self._now() + pause_s
+            while self._now() < until_s and not self._stopping:
+                await self._wait(until_s)
+            pause_s = min(2 * pause_s, ROOM_AT_MOST_S)
+        if self._disk_full is not None:
+            self._disk_full = None
+            self._event("disk_free", "there is room again, and this node goes on")
+
+    def _flush_rows(self) -> None:
+        """Write rows that were kept while the disk was full.
+
+        Raises:
+            DiskFull: it still is.
+        """
+        if self._folder is not None:
+            self._folder.write_waiting()
+            if self._folder.num_waiting:
+                raise DiskFull(f"{self._folder.path}: {self._folder.num_waiting} rows wait for room")
 
     @property
     def _checkpoint(self) -> Path:
@@ -1130,6 +1205,7 @@ class Daemon:
         else:
             experiment, topology = self.plan.experiment.as_dict(), self.plan.graph_record()
             self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
+        self._folder.waits_for_room = True
         if self._outlook is not None:
             self._outlook.start(self._folder.began(), again=again or bool(self.protocol.anew))
         if found is None or not found[1]["finished"]:
@@ -1163,10 +1239,18 @@ class Daemon:
         self.protocol.restore_pace(saved["in_step"], saved["recent_s"], self._now() - max(0.0, time.time() - story["written"]))
         self._event("resumed", f"from the checkpoint before round {self._round}")
 
-    def _event(self, kind: str, detail: str) -> None:
-        log.log(logging.WARNING if kind in _ALARMING else logging.INFO, "%s %s", kind, detail)
-        if self._folder is not None:
-            self._folder.append_event({"round": self._round, "node": self.me, "event": kind, "detail": detail})
+    def _event(self, kind: str, detail: str, about: str = "") -> None:
+        """Log an event and write it down; of one about a neighbour only when its time has come."""
+        row: Row = {"time": utc_now(), "round": self._round, "node": self.me, "event": kind, "detail": detail}
+        written = self._throttle.offer(kind, about, row, self._now()) if about else row
+        if written is not None:
+            self._say(written)
+
+    def _say(self, *rows: Row) -> None:
+        for row in rows:
+            log.log(logging.WARNING if row["event"] in _ALARMING else logging.INFO, "%s %s", row["event"], row["detail"])
+            if self._folder is not None:
+                self._folder.append_event(row)
 
     # ---- status
 
@@ -1201,6 +1285,7 @@ class Daemon:
             "stop_round": protocol.stop_round,
             "agreed_for": protocol.agreed_for,
             "closing": protocol.closing,
+            "disk_full": self._disk_full,
             "state_lost": "; ".join(protocol.lost.values()) or None,
             "disagreement": self._last_row.get("disagreement"),
             "loss": self._last_row.get("loss"),
@@ -1223,6 +1308,7 @@ class Daemon:
                     "left": n.left,
                     "paused": n.is_paused,
                     "state_lost": n.state_lost or None,
+                    "dropped": n.allowance.num_dropped,
                     "refused": dict(n.session.counters),
                 }
                 for name, n in protocol.neighbours.items()

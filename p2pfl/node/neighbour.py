@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.node.allowance import NeighbourAllowance
 from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import Goodbye, Message
@@ -52,6 +53,7 @@ class Neighbour:
 
     name: str
     session: LinkSession
+    allowance: NeighbourAllowance = field(default_factory=NeighbourAllowance)
     ledger: EdgeLedger = field(default_factory=EdgeLedger)
     outbox: deque[Message | SendUpdate | SendRecords | SendReady] = field(default_factory=deque)
     heard_exchange: int = -1
@@ -69,8 +71,6 @@ class Neighbour:
     """It has stopped, and is there only to settle what is open."""
     is_paused: bool = False
     """It said that it pauses, and has not greeted since."""
-    is_pause_told: bool = False
-    """Whether the events say that it pauses, so that they must say when it is back."""
     refusal: str = ""
     """Why the two do not talk although they are connected, such as another study; empty where nothing stands in the way."""
     next_want_s: float = 0.0
@@ -88,7 +88,6 @@ class Neighbour:
     """Incarnations whose state was as it is remembered here: a process does not go back."""
     state_lost_of: int = 0
     """The last incarnation of which that was said."""
-    goodbyes: int = 0
     said_last: bool = False
     """Whether this node has said goodbye to it. Anything said afterwards would be refused, and a greeting would take the goodbye back."""
     told_again_s: float = float("-inf")

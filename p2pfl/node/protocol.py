@@ -5,13 +5,14 @@ The loops around it (the daemon) hand in frames and the time, and send what lies
 
 from __future__ import annotations
 
-import logging
+import typing
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import BadMessage, PeerError
+from p2pfl.node.event_throttle import EXCLUDED
 from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
@@ -44,8 +45,6 @@ from p2pfl.wire.start_agreement import StartAgreement
 from p2pfl.wire.update import Arrived, Parcel, Whole
 from p2pfl.wire.view import NetworkView
 
-log = logging.getLogger(__name__)
-
 HELLO_EVERY_S = 0.5
 CLOSING_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
@@ -75,13 +74,15 @@ It is for links that carry a chunk of 1 MiB in a minute, and for one that was cu
 PLAUSIBLE_SPEED = 8.0
 """A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
 
-_ALWAYS_SAID = 16
-
 HALF = 0.5
 """How far two that meet go towards each other."""
 
-Event = Callable[[str, str], None]
-"""Takes the kind of an event and a sentence about it."""
+
+class Event(typing.Protocol):
+    """Takes the kind of an event, a sentence about it, and the neighbour that it is about, if it is about one."""
+
+    def __call__(self, kind: str, detail: str, about: str = "") -> None:
+        """Take one event; *about* is the neighbour's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,11 @@ class Protocol:
         """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised.
 
         Returns:
-            False where an update has only grown by a chunk: there is nothing to decide and nothing to send.
+            False where an update has only grown by a chunk, or nothing was taken: there is nothing to decide and nothing to send.
         """
         neighbour = self.neighbours[peer]
+        if not neighbour.allowance.admits(sum(memoryview(frame).nbytes for frame in frames), now_s):
+            return False
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
@@ -224,6 +227,7 @@ class Protocol:
                 self._say_ready(now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
+            neighbour.allowance.refused(error.reason, now_s)
             return True
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
@@ -244,6 +248,16 @@ class Protocol:
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
         return True
+
+    def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
+        """How long a neighbour is to be disconnected from now on, because it sends too much, and why; None: not at all."""
+        neighbour = self.neighbours[peer]
+        found = neighbour.allowance.exclusion(now_s)
+        if found is not None:
+            neighbour.missed = neighbour.is_faulty = True  # nobody waits for it until it sends an update
+            for_s, why = found
+            self.event(EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
+        return found
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
         if self.shared is not None and isinstance(message, Share):
@@ -322,7 +336,8 @@ class Protocol:
             raise PeerError(f"a stop after round {stop_round}: {earliest}", reason="implausible_stop")
 
     def _news(self, neighbour: Neighbour, message: News, now_s: float) -> None:
-        if self._is_plausible(message.exchange, now_s):
+        is_plausible = self._is_plausible(message.exchange, now_s)
+        if is_plausible:
             neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
         else:  # what it says of the edge and of stopping may be true all the same
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
@@ -339,10 +354,10 @@ class Protocol:
         heard_stop = message.stop.stop_round
         if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
             self.stop_round = heard_stop
-        in_reach = not self.in_step or message.exchange >= self.exchange - self.ahead
+        in_reach = is_plausible and (not self.in_step or message.exchange >= self.exchange - self.ahead)
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
-            self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}")
+            self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
 
     def _has_its_state(self, neighbour: Neighbour, message: Hello) -> bool:
         """Whether both ends know of themselves what the other one remembers; if not they do not talk, and nothing is averaged."""
@@ -354,7 +369,7 @@ class Protocol:
                 then, now = self._as_of(message.remembered, here), self._as_of(here, message.remembered)
                 self.lost[neighbour.name] = f"{neighbour.name} remembers it {then}, and it is {now}"
                 remedy = "restore its newest state, or start it with --start-anew"
-                self.event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}")
+                self.event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}", neighbour.name)
             self._refuse_state(neighbour, is_new=is_new)
             return False
         if message.incarnation in neighbour.accepted:
@@ -366,14 +381,14 @@ class Protocol:
                 neighbour.state_lost_of = message.incarnation
                 neighbour.state_lost = f"it was {self._as_of(before, there)}, and now is {self._as_of(there, before)}"
                 remedy = "nothing of it is taken in until its state is restored, or it is started with --start-anew"
-                self.event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}")
+                self.event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name)
             self._refuse_state(neighbour, is_new=is_new)
             return False
         neighbour.accepted.append(message.incarnation)
         if there.anew > before.anew:
             self._begin_anew(neighbour, before, there)
         elif neighbour.state_lost:
-            self.event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}")
+            self.event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}", neighbour.name)
         neighbour.state_lost = ""
         return True
 
@@ -394,7 +409,7 @@ class Protocol:
             self.meetings.extend(kept)
         if before != NOTHING_REMEMBERED:
             states = f"it was {self._as_of(before)}, and now is {self._as_of(now)}"
-            self.event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}")
+            self.event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
 
     def _refuse_state(self, neighbour: Neighbour, *, is_new: bool) -> None:
         """Talk no more to the neighbour, but to say what is remembered of it: once now, and with every Hello."""
@@ -422,12 +437,11 @@ class Protocol:
     def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
+        was_paused = neighbour.is_paused and neighbour.session.is_open
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
-        is_told = neighbour.is_pause_told and neighbour.session.is_open
-        if is_told:  # always: otherwise the events would call it paused for ever
-            neighbour.is_pause_told = False
-            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
+        if was_paused:  # always: otherwise the events would call it paused for ever
+            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -437,8 +451,8 @@ class Protocol:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
-            if _is_said(neighbour.greetings) and not is_told:
-                self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
+            if not was_paused:
+                self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
                 self.view.say_again(neighbour.name, now_s)
@@ -497,24 +511,19 @@ class Protocol:
         return first <= exchange <= first + self.ahead
 
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
-        neighbour.goodbyes += 1
         if message.reason == "finished":
             neighbour.missed = neighbour.left = True
-            if _is_said(neighbour.goodbyes):
-                self.event("left", f"{neighbour.name} has finished")
+            self.event("left", f"{neighbour.name} has finished", neighbour.name)
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
-            if _is_said(neighbour.goodbyes):
-                neighbour.is_pause_told = True
-                self.event("left", f"{neighbour.name} is pausing")
+            self.event("left", f"{neighbour.name} is pausing", neighbour.name)
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
             neighbour.refusal = neighbour.refusal or f"it refuses this node: {message.reason}"
-            if _is_power_of_two(self.refused[key]):
-                self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}{_times(self.refused[key])}")
+            self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
 
     def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
         neighbour.missed = neighbour.is_faulty = False
@@ -555,10 +564,7 @@ class Protocol:
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
         self.refused[error.reason] += 1
-        said = _is_power_of_two(self.refused[error.reason])  # whoever floods us must not fill the disk
-        log.log(logging.WARNING if said else logging.DEBUG, "refused from %s: %s", neighbour.name, error)
-        if said:
-            self.event("refused", f"{neighbour.name}: {error}{_times(self.refused[error.reason])}")
+        self.event("refused", f"{neighbour.name}: {error}", neighbour.name)
 
     def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
         self._count(neighbour, error)
@@ -573,6 +579,8 @@ class Protocol:
     def begin(self, exchange: int, now_s: float) -> None:
         """Be at an exchange from now on, with what has come early for it."""
         self.exchange, self._began_s = exchange, now_s
+        for neighbour in self.neighbours.values():
+            neighbour.allowance.earn()
         if not self.in_step:
             self._taken = None
             return
@@ -646,7 +654,7 @@ class Protocol:
             self.asked = None
         if missed and not neighbour.missed:
             neighbour.missed = True
-            self.event("skipped", f"{name} did not answer")
+            self.event("skipped", f"{name} did not answer", name)
         if number > neighbour.ledger.closed_through:  # it may have left in the meantime
             self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
 
@@ -758,7 +766,7 @@ class Protocol:
             after, neighbour.marks[arrived.exchange % self.phases] = arrived.marks
             if after is None:
                 self.resynchronised += 1
-                self.event("resynchronised", f"{name} at exchange {arrived.exchange}")
+                self.event("resynchronised", f"{name} at exchange {arrived.exchange}", name)
 
     def advance(self) -> None:
         """What was posted in this exchange is in this node's own values now: its next update continues it."""
@@ -776,7 +784,7 @@ class Protocol:
             elif name in links.weights and name not in merged:
                 skipped.append(name)
                 if not neighbour.missed:
-                    self.event("skipped", f"{name} did not come to exchange {self.exchange}")
+                    self.event("skipped", f"{name} did not come to exchange {self.exchange}", name)
                 neighbour.missed = neighbour.missed or name not in refused  # it is there, further on
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
         if not skipped:
@@ -964,7 +972,7 @@ class Protocol:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
         if flow is not None and flow.amounts:
             self.taken_back.append((neighbour, flow))
-            self.event("took_back", f"{neighbour.name} did not match exchange {exchange}")
+            self.event("took_back", f"{neighbour.name} did not match exchange {exchange}", neighbour.name)
         for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
             del self.flows[key]
 
@@ -975,16 +983,3 @@ def _want(neighbour: Neighbour, exchange: int) -> Want:
 
 def _in_hex(marks: Mapping[int, bytes]) -> dict[str, str]:
     return {str(phase): mark.hex() for phase, mark in marks.items()}
-
-
-def _times(count: int) -> str:
-    return "" if count == 1 else f" ({count} times)"
-
-
-def _is_said(count: int) -> bool:
-    """What a neighbour does again and again is said more and more rarely: it must not fill the disk."""
-    return count <= _ALWAYS_SAID or _is_power_of_two(count)
-
-
-def _is_power_of_two(count: int) -> bool:
-    return count & (count - 1) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, Endpoint, LinkCondition, LinkState, Received, Transport
+from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, UNREADABLE, Endpoint, LinkCondition, LinkState, Received, Transport
 from p2pfl.transports.memory import MemoryNetwork, MemoryTransport
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.zeromq import ZeroMQTransport
@@ -10,6 +10,7 @@ from p2pfl.transports.zeromq import ZeroMQTransport
 __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_QUEUED",
+    "UNREADABLE",
     "Endpoint",
     "LinkCondition",
     "LinkState",

@@ -15,6 +15,9 @@ from p2pfl.errors import ConfigError
 MAX_FRAMES = 2
 """In one message: a header and, where there is one, its payload."""
 
+UNREADABLE = ("frame_count", "routing_id")
+"""Of a link's counters: messages that were not delivered because no honest neighbour sends them."""
+
 MAX_FRAME_BYTES = 2**20 + 2**16
 """A chunk of 1 MiB and room for whatever is put around it."""
 
@@ -204,6 +207,16 @@ class Transport(Protocol):
     @property
     def link_counters(self) -> Mapping[str, Counter[str]]:
         """By neighbour, what happened to its link: "connected", "disconnected", and what else is known of attempts."""
+        ...
+
+    def disconnect(self, peer: str, for_s: float, why: str) -> None:
+        """End the link to a neighbour, and have none with it for so long; it comes back by itself afterwards.
+
+        Args:
+            peer: the neighbour.
+            for_s: seconds from now.
+            why: for the state of the link.
+        """
         ...
 
     def link(self, peer: str) -> LinkState:

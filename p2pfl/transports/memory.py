@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -42,6 +43,7 @@ class MemoryTransport:
         self.counters: Counter[str] = Counter()
         self._network = network
         self._links = LinkStates(sorted(neighbours))
+        self._excluded_until_s: dict[str, float] = {}
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(network.max_queued)
 
     async def __aenter__(self) -> Self:
@@ -82,6 +84,8 @@ class MemoryTransport:
         if self.name not in receiver.neighbours:
             receiver.counters["unauthorized"] += 1
             raise TransportError(f"no link from {self.name} to {peer}")
+        if self._are_apart(receiver):
+            raise TransportError(f"no link from {self.name} to {peer}")
         copies = tuple(memoryview(bytes(frame)) for frame in frames)
         if self._network.lost is not None and self._network.lost(self.name, peer, copies):
             return
@@ -95,6 +99,8 @@ class MemoryTransport:
         """See Transport.receive."""
         self._check_open()
         received = await self._inbox.get()
+        while received.peer in self._excluded_until_s:
+            received = await self._inbox.get()
         if self._links.state(received.peer).is_up:
             self._links.heard(received.peer)
         return received
@@ -103,6 +109,27 @@ class MemoryTransport:
     def link_counters(self) -> Mapping[str, Counter[str]]:
         """See Transport.link_counters."""
         return self._links.counters
+
+    def disconnect(self, peer: str, for_s: float, why: str) -> None:
+        """See Transport.disconnect."""
+        self._excluded_until_s[peer] = time.monotonic() + for_s
+        self._links.note(peer, LinkCondition.DOWN, f"this node has ended the connection for {for_s:g} s: {why}")
+        self._links.counters[peer]["disconnected"] += 1
+        other = self._network.members.get(peer)
+        if other is not None and self.name in other.neighbours:
+            other._links.note(self.name, LinkCondition.DOWN, f"{self.name} has ended the connection")  # noqa: SLF001 - two ends of one link
+            other._links.counters[self.name]["disconnected"] += 1  # noqa: SLF001 - two ends of one link
+
+    def _are_apart(self, other: MemoryTransport) -> bool:
+        """Whether one of two members has ended their link, and the time is not over; else the link is up again."""
+        ends = ((self, other.name), (other, self.name))
+        if any(time.monotonic() < end._excluded_until_s.get(name, 0.0) for end, name in ends):  # noqa: SLF001 - two ends of one link
+            return True
+        if any(end._excluded_until_s.pop(name, None) is not None for end, name in ends):  # noqa: SLF001 - two ends of one link
+            for end, name in ends:
+                end._links.note(name, LinkCondition.UP)  # noqa: SLF001 - two ends of one link
+                end._links.counters[name]["connected"] += 1  # noqa: SLF001 - two ends of one link
+        return False
 
     def link(self, peer: str) -> LinkState:
         """See Transport.link."""

@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import re
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -47,7 +49,7 @@ from p2pfl.transports.base import (
     dials,
 )
 from p2pfl.transports.resolver import Lookup, Resolver, connection_fault
-from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
+from p2pfl.transports.zap import NOT_NOW, ZAP_ADDRESS, answer_for_keys
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ RETRY_MAX_S = 0.02
 RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 SIGN_OF_LIFE = b""
+THROWN_AWAY_BYTES = 64 * 2**20
+"""More than a connection's buffer in the kernel holds."""
 
 _ADDRESS = re.compile(r"tcp://(?:\[([^\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
 _TELLING = (
@@ -180,6 +184,8 @@ class ZeroMQTransport:
         self._up: set[str] = set()  # dialled neighbours with a link
         self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
         self._beating: set[str] = set()  # neighbours that send signs of life
+        self._excluded_until_s: dict[str, float] = {}  # neighbours that have no link now because of disconnect()
+        self._descriptors: dict[int, tuple[str, object]] = {}  # whose connection a file is, and where its other end is
         self._ended = asyncio.Event()  # a connection that somebody made to this node is over
         self._resolver = Resolver(self._lookup)
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -246,6 +252,26 @@ class ZeroMQTransport:
         """See Transport.link."""
         return self._links.state(peer)
 
+    def disconnect(self, peer: str, for_s: float, why: str) -> None:
+        """See Transport.disconnect."""
+        self._excluded_until_s[peer] = time.monotonic() + for_s
+        if peer not in self._dealers and self._links.state(peer).is_up:  # of a dialled one libzmq tells
+            self._links.counters[peer]["disconnected"] += 1
+        self._links.note(peer, LinkCondition.DOWN, f"this node has ended the connection for {for_s:g} s: {why}")
+        for descriptor in [each for each, (owner, _) in self._descriptors.items() if owner == peer]:
+            _shut(descriptor, self._descriptors.pop(descriptor)[1])
+
+    def _is_excluded(self, peer: str) -> bool:
+        return time.monotonic() < self._excluded_until_s.get(peer, 0.0)
+
+    def _note_descriptor(self, peer: str, descriptor: int) -> None:
+        """Remember a connection of a neighbour, so that it can be ended; one that should not be is ended at once."""
+        place = _other_end(descriptor)
+        if not self._is_excluded(peer):
+            self._descriptors[descriptor] = peer, place
+        elif self._descriptors.get(descriptor) in (None, (peer, place)):  # else its number is by now another's
+            _shut(descriptor, place)
+
     def _check_open(self) -> None:
         if not self._open:
             raise TransportError(f"{self.me.name} is closed")
@@ -299,7 +325,13 @@ class ZeroMQTransport:
         self._own_sockets.append(zap)
         zap.bind(ZAP_ADDRESS)
         allowed = frozenset(self._names)
-        self._readers.append(self._group.create_task(answer_for_keys(zap, allowed, self._refuse), name=f"{self.me.name} answers for keys"))
+
+        def is_excluded(key: bytes) -> bool:
+            return self._is_excluded(self._names[key])
+
+        self._readers.append(
+            self._group.create_task(answer_for_keys(zap, allowed, self._refuse, is_excluded), name=f"{self.me.name} answers for keys")
+        )
         self._router, events = self._link_socket(zmq.ROUTER)
         self._monitors.append(self._group.create_task(self._watch(events), name=f"{self.me.name} watches"))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -360,7 +392,7 @@ class ZeroMQTransport:
                 state = min((state for state, _ in failures), key=_TELLING.index)
                 self._links.note(peer, state, "; ".join(dict.fromkeys(detail for _, detail in failures)))
             pause_s = RECONNECT_S if was_up else min(2 * pause_s, RECONNECT_MAX_S)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(max(pause_s, self._excluded_until_s.get(peer, 0.0) - time.monotonic()))
 
     async def _numeric(self, peer: str, place: _Place) -> Sequence[str]:
         self._links.begin(peer, LinkCondition.RESOLVING, f"looking up its name {place.host}")
@@ -382,7 +414,7 @@ class ZeroMQTransport:
             dealer.connect(numeric)
         except zmq.ZMQError as error:
             return LinkCondition.NO_ROUTE, f"{error.strerror} at {said}"
-        kinds = [kind async for kind in _until_over(news, patience_s)]
+        said_of = {event["event"]: event["value"] async for event in _until_over(news, patience_s)}
         await asyncio.sleep(LOOK_AFTER_S)  # libzmq is done with the connection soon, and must be before it is told to forget it
         if not dealer.closed:
             try:
@@ -390,11 +422,13 @@ class ZeroMQTransport:
             except zmq.ZMQError as error:
                 if error.errno != errno.ENOENT:
                     raise
-        if zmq.EVENT_HANDSHAKE_SUCCEEDED in kinds:
+        if zmq.EVENT_HANDSHAKE_SUCCEEDED in said_of:
             return None
-        if zmq.EVENT_HANDSHAKE_FAILED_AUTH in kinds:
+        if said_of.get(zmq.EVENT_HANDSHAKE_FAILED_AUTH) == NOT_NOW:
+            return LinkCondition.HANDSHAKE_FAILED, f"{said} has excluded {self.me.name} for a while: it got too much from it"
+        if zmq.EVENT_HANDSHAKE_FAILED_AUTH in said_of:
             return LinkCondition.WRONG_KEY, f"{said} does not know the key of {self.me.name}: it holds another study or another card"
-        if zmq.EVENT_DISCONNECTED in kinds:
+        if zmq.EVENT_DISCONNECTED in said_of:
             return LinkCondition.HANDSHAKE_FAILED, f"{said} ended the connection before it was encrypted: {_NOT_IT}"
         self._links.counters[peer]["not_connected"] += 1
         return await _why_not(host, place.port, said, patience_s, time.monotonic() - began_s)
@@ -448,21 +482,28 @@ class ZeroMQTransport:
                 if kind == zmq.EVENT_DISCONNECTED:
                     self._ended.set()
                 continue
-            if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
-                self._links.counters[dialled][EVENTS[kind]] += 1
-            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up.add(dialled)
-                self._links.note(dialled, LinkCondition.UP)
-            else:
-                self._up.discard(dialled)
-                if kind == zmq.EVENT_DISCONNECTED and self._links.state(dialled).is_up:
-                    self._lost(dialled)
+            self._note_event(dialled, kind, event["value"])
             if news is not None:
                 news.put_nowait(dict(event))
 
+    def _note_event(self, dialled: str, kind: int, value: int) -> None:
+        """Take note of what libzmq reports of the connection to a neighbour that this node dials."""
+        if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
+            self._links.counters[dialled][EVENTS[kind]] += 1
+        if kind == zmq.EVENT_CONNECTED:
+            self._note_descriptor(dialled, value)
+        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._up.add(dialled)
+            self._links.note(dialled, LinkCondition.UP)
+        else:
+            self._up.discard(dialled)
+            if kind == zmq.EVENT_DISCONNECTED and self._links.state(dialled).is_up:
+                self._lost(dialled)
+
     def _lost(self, peer: str) -> None:
         self._beating.discard(peer)
-        self._links.note(peer, LinkCondition.DOWN, "the connection has ended")
+        if not self._is_excluded(peer):  # else it has been said why
+            self._links.note(peer, LinkCondition.DOWN, "the connection has ended")
 
     async def _beat(self) -> None:
         """Send signs of life, and notice who sends none and whose connection is gone."""
@@ -523,10 +564,16 @@ class ZeroMQTransport:
             if len(route) != ROUTE_BYTES or route.bytes[0] != 0:
                 # the dialler chose it; taking the one that another member had before would bring it that member's messages
                 self._refuse("routing_id", f"{peer} set {route.bytes!r}")
+                self._links.counters[peer]["routing_id"] += 1
+                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))
+                continue
+            if self._is_excluded(peer):
+                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))  # it was let in before
                 continue
             # a late message of an old connection must not change the way back: only a route not yet known is the newest
             if route.bytes not in self._routes[peer]:
                 self._routes[peer].append(route.bytes)
+                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))
                 self._links.counters[peer]["connected"] += 1
                 self._links.heard(peer)
             else:
@@ -551,6 +598,8 @@ class ZeroMQTransport:
     async def _read_dialled(self, dealer: zmq.asyncio.Socket, peer: str) -> None:
         while True:
             frames = await self._next_message(dealer)
+            if self._is_excluded(peer):
+                continue
             self._hear(peer, frames)
             await self._deliver(peer, frames)
 
@@ -565,6 +614,7 @@ class ZeroMQTransport:
         self._came.set()
         if len(frames) > MAX_FRAMES:
             self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
+            self._links.counters[peer]["frame_count"] += 1
         elif len(frames) > 1 or len(frames[0]) > 0:  # a single empty frame only shows the way back
             await self._inbox.put(Received(peer, tuple(frame.buffer.toreadonly() for frame in frames)))
 
@@ -608,17 +658,42 @@ def _families(listen: str) -> tuple[int, ...]:
     return (1,) if "[" in host else (0, 1)
 
 
-async def _until_over(news: asyncio.Queue[dict[str, Any]], patience_s: float) -> AsyncIterator[int]:
+def _other_end(descriptor: int) -> object:
+    """Address and port at the other end of a connection; None where the file is no connection any more."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            return connection.getpeername()
+    except OSError:
+        return None
+
+
+def _shut(descriptor: int, place: object) -> None:
+    """End a connection that libzmq holds, so that libzmq lets it go; nothing where the file is by now another one.
+
+    What has come and is not read is thrown away: libzmq would first read all of it, tens of thousands of short messages.
+    """
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.getpeername() != place:
+            return
+        connection.shutdown(socket.SHUT_RDWR)
+        waste = bytearray(MAX_FRAME_BYTES)
+        for _ in range(THROWN_AWAY_BYTES // MAX_FRAME_BYTES):
+            if not connection.recv_into(waste, 0, socket.MSG_DONTWAIT):
+                return
+
+
+async def _until_over(news: asyncio.Queue[dict[str, Any]], patience_s: float) -> AsyncIterator[dict[str, Any]]:
     """What libzmq says of one attempt to connect, until that has failed or the connection is over."""
     kind = 0
     while kind not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
         try:
             # libzmq says nothing of a socket that the system did not give it; a connection that was made it always ends itself
             async with asyncio.timeout(None if kind else patience_s + PROBE_S):
-                kind = (await news.get())["event"]
+                event = await news.get()
         except TimeoutError:
             return
-        yield kind
+        kind = event["event"]
+        yield event
 
 
 async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: float) -> tuple[LinkCondition, str]:

@@ -23,6 +23,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 """Of payload in one message; only the last chunk of an update is shorter."""
 
 _MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
+_MAX_MAPS = 8  # in one header; the longest legal one has five, and each costs a call of ours
 _ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(kind)) for code, kind in MESSAGES.items()}
 
 
@@ -74,11 +75,20 @@ def _unpack(header: Frame) -> dict[str, Any]:
     size_bytes = memoryview(header).nbytes
     if size_bytes > MAX_HEADER_BYTES:
         raise BadMessage(f"a header of {size_bytes} bytes: expected at most {MAX_HEADER_BYTES}")
+    num_maps = 0
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal num_maps
+        num_maps += 1
+        if num_maps > _MAX_MAPS:
+            raise ValueError("too many maps")
+        return _unique(pairs)
+
     try:
         fields = msgpack.unpackb(
             header,
             use_list=False,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
             max_array_len=_MAX_ITEMS,
             max_map_len=_MAX_ITEMS,
         )
