@@ -187,7 +187,12 @@ class Daemon:
             shared=self._outlook.shared if self._outlook is not None else None,
             start=self._agreed_start.agreement,
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
+            num_others=len(plan.names) - 1,
+            places={name: plan.names.index(name) for name in neighbours},
+            stop_rule=plan.stop_rule if in_step else None,
         )
+        if self._outlook is not None:
+            self.protocol.prove, self.protocol.waits_for_others = self._outlook.proof, self._outlook.waits_for_others
         self._link_watch = LinkWatch(neighbours)
         self._last_round_time: float | None = None  # seconds since 1970
         self._wake = asyncio.Event()
@@ -327,6 +332,8 @@ class Daemon:
         agreed = self._agreed_start
         agreed.start(company, self._now())
         self._may_wait_at_start()
+        if self.me in company and not self.protocol.anew:
+            self.protocol.start_in_company(self._now())
         for name, neighbour in self.protocol.neighbours.items():
             neighbour.missed = name not in company and not neighbour.session.is_open
         self._book_the_start()
@@ -346,8 +353,9 @@ class Daemon:
         self._seconds["waiting"] = self._now() - self._await_from_s
 
     def _may_wait_at_start(self) -> None:
-        """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
-        self.protocol.start_by_s = self._now() + self._agreed_start.within_s
+        """The first exchanges wait longer for neighbours that are alive: news of the start may still be on their way to them."""
+        longest_s = self._agreed_start.agreement.grace_s + 2 * self.protocol.allowance_s()
+        self.protocol.start_by_s = self._now() + min(self._agreed_start.within_s, longest_s)
 
     async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
@@ -449,7 +457,7 @@ class Daemon:
                 return
             seconds["wait"] += self._now() - began_s
             began_s = self._now()
-            heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
+            heard = [arrived.stop.agreed_for for arrived in protocol.arrivals().values()]
             await self._merge(outgoing, local_steps)
             seconds["mix"] += self._now() - began_s
             if self._phase == self._algorithm.phases - 1:
@@ -507,8 +515,7 @@ class Daemon:
             if self._now() - began_s >= say_after_s:
                 self._say_awaited(self._now() - began_s)
                 say_after_s *= 2
-            assert protocol.barrier is not None
-            await self._wait(max(protocol.barrier.deadline_s, self._now() + TICK_S))
+            await self._wait(protocol.look_again_s(self._now(), TICK_S))
         self._jump()
         return False
 
@@ -664,17 +671,17 @@ class Daemon:
                 returns[name] = returns[name] - amount[None] if name in returns else -amount[None]
         return returns
 
-    def _agree(self, squared: float, norm: float, heard: list[tuple[int, int]], *, skipped: bool) -> None:
+    def _agree(self, squared: float, norm: float, heard: list[int], *, skipped: bool) -> None:
         rule, protocol = self.plan.stop_rule, self.protocol
         if rule is None or self._round < self.plan.experiment.rounds:
             return
         passed_N = rule.passes(np.array([squared]), np.array([norm**2])) & (not skipped)
-        agreed_NK = np.array([[agreed for agreed, _ in heard]], dtype=np.int64).reshape(1, -1)
-        stops_NK = np.array([[stop for _, stop in heard]], dtype=np.int64).reshape(1, -1)
+        agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
+        stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
         agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)
         own = NEVER if protocol.stop_round is None else protocol.stop_round
         stop = int(rule.stop_round(self._round, agreed_N, np.array([own]), stops_NK)[0])
-        protocol.agreed_for = int(agreed_N[0])
+        protocol.agree(self._round, int(agreed_N[0]))
         if stop not in (NEVER, protocol.stop_round):
             self._event("agreed", f"to stop after round {stop}")
             protocol.stop_round = stop
@@ -1194,6 +1201,9 @@ class Daemon:
                     "last_seen_s_ago": _seconds_since(now_s, n.last_seen_s, self._transport.link(name).heard_s),
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
+                    "patience": n.patience,
+                    "held": n.held,
+                    "unconfirmed": n.unconfirmed_s is not None,
                     "left": n.left,
                     "paused": n.is_paused,
                     "state_lost": n.state_lost or None,

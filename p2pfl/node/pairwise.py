@@ -158,7 +158,7 @@ class PairwiseRounds:
         own = self._outgoing()
         protocol.ask(neighbour.name, self._format.pack(number, _arrays(own)), around.now_s())
         around.wake()
-        deadline_s, answer, is_over = around.now_s() + protocol.allowance_s(), None, False
+        deadline_s, answer, is_over = around.now_s() + protocol.patience_with(neighbour.name), None, False
         assert protocol.meetings is not None
         while not (is_over or neighbour.ledger.refuses(number) or around.is_stopping() or around.now_s() >= deadline_s):
             if neighbour.left or neighbour.closing or number <= neighbour.ledger.closed_through:

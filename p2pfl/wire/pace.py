@@ -40,10 +40,14 @@ class RoundPace:
         """
         self._durations_s.append(duration_s)
 
-    def allowance_s(self) -> float:
-        """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank."""
+    def allowance_s(self, own_s: float = 0.0) -> float:
+        """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank.
+
+        Args:
+            own_s: how long this node has needed itself, which counts as long as there was no round in which everybody came.
+        """
         if not self._durations_s:
-            return self.floor_s
+            return max(self.floor_s, self._factor * own_s)
         ordered = sorted(self._durations_s)
         q95 = ordered[math.ceil(SHARE * len(ordered)) - 1]
         return max(self.floor_s, self._factor * q95)

@@ -33,6 +33,8 @@ _SPARE_ROUNDS = 8
 _PENDING_EACH = 16  # records of one member that wait for a neighbour; several rounds of a far one may come at once
 _SLACK = 4  # so many times as long as news need at this node's level a round stays open: others may speak more rarely
 
+_PROOF = 3  # members whose newest records prove where the others are: one of them may lie, one may be who asks
+
 _Key = tuple[int, int, bool]
 """Member, round, whether it is the last."""
 
@@ -134,6 +136,7 @@ class NetworkView:
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
         self._begun_again: set[int] = set()
+        self._furthest: dict[int, tuple[int, int, bytes]] = {}  # by member: when its run began, rounds that it has ended, its sealed record
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
@@ -184,7 +187,8 @@ class NetworkView:
             peer: the neighbour.
             sealed_records: as they came.
             now_s: on the node's clock.
-            furthest: no member can be in a later round; such records are left alone. None: the run's last.
+            furthest: no member can be in a later round, as far as this node knows; such records count as proof of where a member is, and
+                for nothing else. None: the run's last.
 
         Raises:
             BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
@@ -200,14 +204,36 @@ class NetworkView:
                 raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
             self._pending[peer].pop(_key(record), None)  # it knows
             too_far = furthest is not None and record.round > furthest
-            if record.member == self.me or too_far or not self._is_new(record):
+            if record.member == self.me or not (self._is_further(record) if too_far else self._is_new(record)):
                 continue
             verify(sealed, self._keys[record.member], self._study)
+            self._note_furthest(record, sealed)
+            if too_far:
+                continue
             self._take_in(record, sealed, now_s)
             if self.speaks_of(record.round) or record.closing:
                 for name in self._pending:
                     if name != peer:
                         self._to_say(name, record, sealed, now_s)
+
+    def ended_rounds(self) -> dict[int, int]:
+        """How many rounds the other members have ended, by their own signed records, by place in the roster."""
+        return {member: rounds for member, (_, rounds, _) in self._furthest.items()}
+
+    def proof(self, own: bytes | None, *, without: int | None) -> list[bytes]:
+        """Sealed records of the members that are furthest, and this node's own one.
+
+        Args:
+            own: of this node's last round; None: it has ended none.
+            without: a member that knows its own; None: nobody.
+        """
+        others = [(rounds, member, sealed) for member, (_, rounds, sealed) in self._furthest.items() if member != without]
+        return [*([] if own is None else [own]), *(sealed for _, _, sealed in sorted(others, reverse=True)[:_PROOF])]
+
+    def sealed(self, record: RoundRecord) -> bytes:
+        """This node's own record of a round, as it was published or would have been."""
+        newest = self.newest.get(self.me)
+        return newest.sealed if newest is not None and newest.record == record else seal(record, self._sign, self._study)
 
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether it is time to say what is new to a neighbour, between two rounds."""
@@ -298,6 +324,16 @@ class NetworkView:
         """The middle of what the members say, so that none of them decides it."""
         levels = sorted(heard.record.level for heard in self.newest.values())
         return min(MAX_LEVEL, levels[len(levels) // 2]) if levels else self.level
+
+    def _is_further(self, record: RoundRecord) -> bool:
+        """Whether a record shows that its member is further than its others do, in the same run or a later one."""
+        newest, known = self.newest.get(record.member), self._furthest.get(record.member, (-1, 0, b""))
+        is_past = newest is not None and record.began < newest.record.began
+        return not is_past and (record.began, record.round + 1) > known[:2]
+
+    def _note_furthest(self, record: RoundRecord, sealed: bytes) -> None:
+        if self._is_further(record):
+            self._furthest[record.member] = record.began, record.round + 1, sealed
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)
