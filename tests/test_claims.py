@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.node.neighbour import LATER, SOON
 from p2pfl.stopping import StopRule
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import NO_STOP, Alive, ProofRequest, Records, Report, StopNews
+from p2pfl.wire.messages import NO_STOP, Alive, Closing, ProofRequest, Records, Report, StopNews
 from p2pfl.wire.round_record import RoundRecord, seal, unseal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from p2pfl.wire.view import NetworkView
@@ -493,6 +493,18 @@ def test_a_stop_that_cannot_be_judged_yet_is_judged_when_it_can():
 
     assert a.protocol.stop_round == 14
     assert a.protocol.refused["implausible_stop"] == 1
+
+
+def test_a_node_that_was_away_believes_two_members_that_have_stopped():
+    a = mixing([0, 0, 0])
+    closing = Closing(exchange=31, report=alive(31).report, stop=StopNews(agreed_for=9, stop_round=30), reason="converged")
+    a.hear("d", closing)
+    assert a.protocol.stop_round is None
+    a.hear("d", Records(sealed=(signed("d", 2, closing=True),)), closing)
+    assert a.protocol.stop_round is None
+    a.hear("d", Records(sealed=(signed("c", 2, closing=True),)), closing)
+
+    assert a.protocol.stop_round == 30
 
 
 def test_a_node_that_was_away_ends_once_its_own_test_passes():

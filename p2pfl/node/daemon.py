@@ -211,6 +211,8 @@ class Daemon:
         self._seen = Seen()
         self._folder: RunFolder | None = None
         self._finished = False
+        self._own_test_holds = True
+        """Whether the models of the neighbours that came to the last round were as close as the stop rule asks."""
         self._joined = False
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
         self._exact = True
@@ -409,7 +411,12 @@ class Daemon:
         if stop_round is not None and self._round > stop_round:
             if self._round > stop_round + 1:
                 self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
-            return "converged"
+            if self._own_test_holds:
+                return "converged"
+            self._event(
+                "hurried", f"{self.me}: the network stopped after round {stop_round}, and its own test did not pass in its last round"
+            )
+            return "rounds"
         return "paused" if self._round < experiment.last_possible_round else "rounds"
 
     def _surroundings(self) -> Surroundings:
@@ -607,6 +614,7 @@ class Daemon:
         target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
         protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
+        self._own_test_holds = False
         if self._meetings is not None:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
@@ -675,7 +683,10 @@ class Daemon:
         rule, protocol = self.plan.stop_rule, self.protocol
         if rule is None or self._round < self.plan.experiment.rounds:
             return
-        passed_N = rule.passes(np.array([squared]), np.array([norm**2])) & (not skipped)
+        passed_N = rule.passes(np.array([squared]), np.array([norm**2]))
+        if self._seen.squared is not None and math.isfinite(squared):  # it is not known yet where nobody came or the graph changes
+            self._own_test_holds = bool(passed_N[0])
+        passed_N &= not skipped
         agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
         stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
         agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)

@@ -104,6 +104,8 @@ class Neighbour:
     """Until then it is told of what others answer."""
     stop_said: int | None = None
     """The stop round that it last spoke of, while this node cannot tell whether it holds."""
+    has_converged: bool = False
+    """Its last word was that it has stopped because all agree."""
     is_faulty: bool = False
     """Its last update was refused for what is in it; being alive is not enough to be waited for again."""
     left: bool = False

@@ -317,7 +317,7 @@ class Protocol:
         if not self.in_step or self.view is None:
             return None
         heard = max((neighbour.heard_exchange for neighbour in self.neighbours.values()), default=0)
-        exchange = max(self.exchange, min(heard, self.believed()), 0)
+        exchange = max(self.exchange, self._as_believed(heard), 0)
         return exchange // self.phases + self.view.news_rounds * self.ahead
 
     def is_spreading(self) -> bool:
@@ -408,7 +408,7 @@ class Protocol:
         """The exchange that two members have reached; one of them may lie about itself, and no more than one does."""
         reached: dict[int | str, int] = {}
         if self.view is not None:
-            reached |= {place: rounds * self.phases for place, rounds in self.view.ended_rounds().items()}
+            reached |= {place: rounds * self.phases for place, rounds in self.view.furthest().items()}
         for name, neighbour in self.neighbours.items():
             member = self.places.get(name, name)
             reached[member] = max(reached.get(member, -1), neighbour.heard_exchange)
@@ -416,7 +416,13 @@ class Protocol:
 
     def _claims_too_much(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour says that it is so far ahead that this node has to jump, and nobody confirms it."""
-        return self.closing is None and neighbour.heard_exchange > max(self.exchange + self.ahead, self.believed())
+        return self.closing is None and neighbour.heard_exchange > max(
+            self.exchange + self.ahead, self._as_believed(neighbour.heard_exchange)
+        )
+
+    def _as_believed(self, exchange: int) -> int:
+        """An exchange that somebody has spoken of, or the furthest that is believed; what this node can make up for needs no proof."""
+        return exchange if exchange <= self.exchange + self.ahead else int(min(exchange, self.believed()))
 
     def _look_at_claims(self, now_s: float) -> None:
         """Ask for proof of what is claimed, and say so where none comes."""
@@ -487,6 +493,7 @@ class Protocol:
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
             if through > neighbour.ledger.closed_through:
                 self._take_back(neighbour, neighbour.ledger.close(through, merged=False))
+        neighbour.has_converged = isinstance(message, Closing) and message.reason == "converged"
         self._hear_stop(neighbour, message.stop.stop_round)
         in_reach = not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH)
         if neighbour.missed and not neighbour.is_faulty and in_reach:
@@ -510,8 +517,9 @@ class Protocol:
         if stop_round is None or (self.stop_round is not None and stop_round >= self.stop_round):
             return
         holds = None if self.stop_rule is None else self.stop_rule.admits(stop_round, self.agreements)
-        if holds is None and self.stop_rule is not None and max(self.agreements, default=-1) > stop_round - 3 * self.stop_rule.diameter:
-            holds = True if self.agreed_for else None  # this node was away then: what it knows is that its own test passes now
+        if holds is None and self.stop_rule is not None:
+            was_away = max(self.agreements, default=-1) > stop_round - 3 * self.stop_rule.diameter
+            holds = True if (was_away and self.agreed_for) or self._others_have_stopped() else None
         if holds or self.stop_rule is None:
             self.stop_round = stop_round
         elif holds is None:
@@ -519,6 +527,16 @@ class Protocol:
         else:
             detail = f"a stop after round {stop_round}: this node's own test did not pass when it must have"
             self._count(neighbour, PeerError(detail, reason="implausible_stop"))
+
+    def _others_have_stopped(self) -> bool:
+        """Whether two members say of themselves that they have stopped because all agree, or the only other one does."""
+        stopped = [name for name, neighbour in self.neighbours.items() if neighbour.has_converged]
+        signed = (
+            0
+            if self.view is None
+            else self.view.num_closed([self.view.me, *(self.places[name] for name in stopped if name in self.places)])
+        )
+        return len(stopped) + signed >= min(2, max(self.num_others, len(self.neighbours)))
 
     def _has_its_state(self, neighbour: Neighbour, message: Hello) -> bool:
         """Whether both ends know of themselves what the other one remembers; if not they do not talk, and nothing is averaged."""
@@ -805,6 +823,8 @@ class Protocol:
     def ask(self, name: str, parcel: Parcel, now_s: float) -> None:
         """Offer a neighbour an exchange of this edge alone, and wait for its answer."""
         self._post_to(name, parcel)
+        self._note_time(now_s)
+        self._stood_still = False
         self.asked, self._began_s = (name, parcel.exchange), now_s
         self.neighbours[name].begin_waiting(now_s)
 
@@ -959,8 +979,7 @@ class Protocol:
             for name, neighbour in self.neighbours.items()
             if neighbour.session.is_open and (name in links.weights or name in links.receivers)
         ]
-        claimed = (max if self._recent_s or self._was_in_step else min)(heard, default=-1)
-        return int(min(claimed, self.believed()))
+        return self._as_believed((max if self._recent_s or self._was_in_step else min)(heard, default=-1))
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""

@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
 from statistics import median
 from typing import Final
 
@@ -137,6 +138,7 @@ class NetworkView:
         """By place in the roster."""
         self._begun_again: set[int] = set()
         self._furthest: dict[int, tuple[int, int, bytes]] = {}  # by member: when its run began, rounds that it has ended, its sealed record
+        self._ranked: list[tuple[int, int, bytes]] | None = None  # of the furthest: rounds, member, record; None: to be found out anew
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
@@ -216,9 +218,17 @@ class NetworkView:
                     if name != peer:
                         self._to_say(name, record, sealed, now_s)
 
-    def ended_rounds(self) -> dict[int, int]:
-        """How many rounds the other members have ended, by their own signed records, by place in the roster."""
-        return {member: rounds for member, (_, rounds, _) in self._furthest.items()}
+    def furthest(self) -> dict[int, int]:
+        """How many rounds the members that are furthest have ended, by their own signed records, by place in the roster."""
+        return {member: rounds for rounds, member, _ in self._in_front()}
+
+    def num_closed(self, other_than: Collection[int]) -> int:
+        """How many members have signed that they have stopped.
+
+        Args:
+            other_than: places in the roster of members that do not count.
+        """
+        return sum(heard.record.closing and member not in other_than for member, heard in self.newest.items())
 
     def proof(self, own: bytes | None, *, without: int | None) -> list[bytes]:
         """Sealed records of the members that are furthest, and this node's own one.
@@ -227,8 +237,13 @@ class NetworkView:
             own: of this node's last round; None: it has ended none.
             without: a member that knows its own; None: nobody.
         """
-        others = [(rounds, member, sealed) for member, (_, rounds, sealed) in self._furthest.items() if member != without]
-        return [*([] if own is None else [own]), *(sealed for _, _, sealed in sorted(others, reverse=True)[:_PROOF])]
+        others = [sealed for _, member, sealed in self._in_front() if member != without]
+        return [*([] if own is None else [own]), *others]
+
+    def _in_front(self) -> list[tuple[int, int, bytes]]:
+        if self._ranked is None:
+            self._ranked = nlargest(_PROOF, ((rounds, member, sealed) for member, (_, rounds, sealed) in self._furthest.items()))
+        return self._ranked
 
     def sealed(self, record: RoundRecord) -> bytes:
         """This node's own record of a round, as it was published or would have been."""
@@ -334,6 +349,7 @@ class NetworkView:
     def _note_furthest(self, record: RoundRecord, sealed: bytes) -> None:
         if self._is_further(record):
             self._furthest[record.member] = record.began, record.round + 1, sealed
+            self._ranked = None
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)
