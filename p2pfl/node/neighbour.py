@@ -29,8 +29,14 @@ SOON = 2
 LATER = 64
 """The same after further misses."""
 
+MOST_MISSES = 8
+"""So many misses count; more of them change nothing."""
+
 FORGIVEN_AFTER_S = 3600.0
 """A miss counts for so long at most."""
+
+REST_FACTOR = 4
+"""After a miss with little patience a neighbour is not waited for in so many exchanges, after the next one in that many times more."""
 
 HELD_AFTER = 3
 """A neighbour that speaks and does not come to so many exchanges that waited for it has held this node."""
@@ -82,6 +88,12 @@ class Neighbour:
     """How often it was waited for in vain and has not made up for it."""
     complete: int = 0
     """Complete updates in a row since its last miss."""
+    rests: int = 0
+    """How often it was waited for in vain with so little patience that it could not have caught up in a round's usual time."""
+    rests_until: int = -1
+    """Before this exchange nobody waits for it, because of that."""
+    came_to: int = -(2**53)
+    """The last exchange that its update came to."""
     missed_s: float = float("-inf")
     """When it was last waited for in vain."""
     extended_s: float = 0.0
@@ -196,11 +208,16 @@ class Neighbour:
         if progress is not None and (self.progress is None or progress > self.progress):
             self.progress, self.progress_s = progress, now_s
 
+    def rest(self, exchange: int) -> None:
+        """Wait for it more and more rarely, where waiting for a shorter time would never let it catch up."""
+        self.rests = min(self.rests + 1, MOST_MISSES)
+        self.rests_until = exchange + 1 + REST_FACTOR**self.rests
+
     def note_miss(self, now_s: float) -> None:
         """It was waited for in vain: the next time it is waited for half as long, or a quarter where it has used up more than its time."""
         halvings = 2 if self.extended_s > 0 else 1
-        self.misses += halvings
-        self.patience /= 2**halvings
+        self.misses = min(self.misses + halvings, MOST_MISSES)
+        self.patience = max(self.patience / 2**halvings, 2.0**-MOST_MISSES)
         self.complete, self.missed_s = 0, now_s
 
     def note_complete(self) -> None:
@@ -214,13 +231,13 @@ class Neighbour:
         if self.patience < 1:
             self.patience = min(1.0, 2 * self.patience)
         else:
-            self.misses = 0
+            self.misses = self.rests = 0
 
     def forgive(self, now_s: float) -> None:
         """Take back one miss for each hour since the last one."""
         while self.misses and now_s - self.missed_s >= FORGIVEN_AFTER_S:
             self.missed_s += FORGIVEN_AFTER_S
-            self.misses -= 1
+            self.misses, self.rests = self.misses - 1, max(0, self.rests - 1)
             self.patience = min(1.0, 2 * self.patience) if self.misses else 1.0
 
     def is_flowing(self, exchange: int, now_s: float, stall_s: float) -> bool:

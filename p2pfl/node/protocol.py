@@ -78,6 +78,15 @@ It is for links that carry a chunk of 1 MiB in a minute, and for one that was cu
 PLAUSIBLE_SPEED = 8.0
 """Where no records of the others are heard, a neighbour is believed to be at most so many times as fast as this node's rounds."""
 
+LITTLE_PATIENCE = 1 / 16
+"""With less than this part of the usual patience a neighbour is waited for rarely, for a round's usual time."""
+
+IN_SYNC = 2
+"""Whose update came to one of so many exchanges before this one is with the others."""
+
+LATER_THAN_USUAL = 2.0
+"""Such a neighbour may be so many times as late as updates usually are."""
+
 RETURN_REACH = 4
 """A neighbour that was missed is waited for again once it is no more than so many exchanges behind: it cannot aim better where rounds are
 short."""
@@ -246,6 +255,9 @@ class Protocol:
     """How many exchanges the others can have made while this process stood still or did not run."""
     _untrained_before: int = 0
     """Exchanges before this one are of a round that was jumped to: they take less time than others."""
+    _posted_s: float = 0.0
+    _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """From this node's own update to the last one of the others, of exchanges to which everybody came."""
     _own_s: float = 0.0
     """How long this node took to send its last update."""
     _last_came_s: float = float("-inf")
@@ -811,6 +823,7 @@ class Protocol:
             assert self.barrier is not None
             self.barrier.deadline_s = now_s + self.allowance_s()
         self._note_time(now_s)
+        self._posted_s = now_s
         self._stood_still, self._last_came_s, self._own_s = False, now_s, now_s - self._began_s
         self.sent[self.exchange] = Posted(parcels=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
         for name, neighbour in self.neighbours.items():
@@ -885,10 +898,11 @@ class Protocol:
     def _waits_for(self, neighbour: Neighbour, now_s: float) -> bool:
         """Whether a neighbour that has not come still has time."""
         assert self.barrier is not None
-        its_time_s = neighbour.patience * self.allowance_s()
-        deadline_s = self._deadline_of(neighbour)
+        its_time_s, deadline_s = self.patience_with(neighbour.name), self._deadline_of(neighbour)
         if now_s < deadline_s:
             return True
+        if self._has_little_patience(neighbour):
+            return False
         longer = (
             self._is_flowing(neighbour, now_s)
             or now_s < self._deadline_after_waiting(neighbour)
@@ -907,7 +921,7 @@ class Protocol:
     def _deadline_of(self, neighbour: Neighbour) -> float:
         """Until when a neighbour is waited for; sooner for one that was waited for in vain before."""
         assert self.barrier is not None
-        return self.barrier.deadline_s - (1 - neighbour.patience) * self.allowance_s()
+        return self.barrier.deadline_s - self.allowance_s() + self.patience_with(neighbour.name)
 
     def _deadline_after_waiting(self, neighbour: Neighbour) -> float:
         """Until when a neighbour is waited for that has itself waited for somebody else.
@@ -918,7 +932,7 @@ class Protocol:
         """
         if neighbour.misses and not self.waits_for_others(neighbour.name, self.exchange // self.phases - 1):
             return float("-inf")
-        its_time_s = neighbour.patience * self.allowance_s()
+        its_time_s = self.patience_with(neighbour.name)
         return min(neighbour.behind_s, self._deadline_of(neighbour)) + its_time_s
 
     def _is_flowing(self, neighbour: Neighbour, now_s: float) -> bool:
@@ -933,8 +947,25 @@ class Protocol:
         return now_s <= began_s + neighbour.patience * neighbour.session.announced_bytes / LEAST_BYTES_PER_S
 
     def patience_with(self, name: str) -> float:
-        """How long a neighbour has for an exchange of one edge."""
-        return self.neighbours[name].patience * self.allowance_s()
+        """How long a neighbour has for an exchange.
+
+        Where the patience with it is little, it has as long as updates usually need where it came to one of the last exchanges. Else it may
+        be late by a round, and needs a round's usual time to catch up: it has that, but more and more rarely, and in between none.
+        """
+        neighbour = self.neighbours[name]
+        its_time_s = neighbour.patience * self.allowance_s()
+        if not self._has_little_patience(neighbour):
+            return its_time_s
+        usual_s = self.pace.usual_s()
+        if self._is_in_sync(neighbour):
+            return min(usual_s, LATER_THAN_USUAL * max(self._waits_s, default=usual_s))
+        return 0.0 if self.exchange < neighbour.rests_until else usual_s
+
+    def _is_in_sync(self, neighbour: Neighbour) -> bool:
+        return self.exchange - neighbour.came_to <= IN_SYNC
+
+    def _has_little_patience(self, neighbour: Neighbour) -> bool:
+        return neighbour.patience * self.allowance_s() < max(self.pace.usual_s(), LITTLE_PATIENCE * self.allowance_s())
 
     def look_again_s(self, now_s: float, soon_s: float) -> float:
         """When this exchange may be over if nothing comes: the next deadline of anybody, or soon where none is left."""
@@ -1036,8 +1067,10 @@ class Protocol:
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
             if name in merged:
                 neighbour.note_complete()
+                neighbour.came_to = self.exchange
         if not skipped:
             self.pace.record(now_s - self._began_s)
+            self._waits_s.append(max(0.0, self._last_came_s - self._posted_s))
             if self.exchange >= self._untrained_before:
                 self._recent_s.append(now_s - self._began_s)
         self._away_exchanges = 0.0 if merged else max(0.0, self._away_exchanges - 1)
@@ -1047,8 +1080,10 @@ class Protocol:
 
     def _note_miss(self, neighbour: Neighbour, now_s: float) -> None:
         """A neighbour was waited for in vain; one that speaks all the same holds this node."""
-        if self._stood_still:
+        if self._stood_still or not self.patience_with(neighbour.name):
             return
+        if self._has_little_patience(neighbour) and not self._is_in_sync(neighbour):
+            neighbour.rest(self.exchange)
         neighbour.note_miss(now_s)
         if neighbour.last_seen_s is None or neighbour.last_seen_s < self._began_s:
             return

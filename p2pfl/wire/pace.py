@@ -46,8 +46,9 @@ class RoundPace:
         Args:
             own_s: how long this node has needed itself, which counts as long as there was no round in which everybody came.
         """
-        if not self._durations_s:
-            return max(self.floor_s, self._factor * own_s)
+        return max(self.floor_s, self._factor * (self.usual_s() if self._durations_s else own_s))
+
+    def usual_s(self) -> float:
+        """How long nearly all recent rounds needed, by nearest rank; 0 before the first."""
         ordered = sorted(self._durations_s)
-        q95 = ordered[math.ceil(SHARE * len(ordered)) - 1]
-        return max(self.floor_s, self._factor * q95)
+        return ordered[math.ceil(SHARE * len(ordered)) - 1] if ordered else 0.0
