@@ -10,13 +10,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.node.neighbour import LATER, SOON
+from p2pfl.node.protocol import Flow
 from p2pfl.stopping import StopRule
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Alive, Closing, ProofRequest, Records, Report, StopNews
 from p2pfl.wire.round_record import RoundRecord, seal, unseal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from p2pfl.wire.view import NetworkView
-from test_protocol import FLOOR_S, Node, alive, hello
+from test_protocol import FLOOR_S, FORMAT, Node, alive, hello, meeting_in_pairs
 from wire_samples import RECORD
 
 STUDY = b"\xaa" * 32
@@ -482,6 +483,21 @@ def test_an_update_that_drips_in_is_waited_for_no_longer_than_the_slowest_link_n
             a.protocol.hear("d", tuple(map(memoryview, frames.pop(0))), a.now_s)
 
     assert a.one_round("b", drip, train_s=TICK_S) <= FLOOR_S + format_.size_bytes / 2**16 + 1.0
+
+
+def test_a_member_that_did_not_answer_has_half_the_time_in_the_next_meeting():
+    node = meeting_in_pairs(ahead=1000)
+    protocol = node.protocol
+    protocol.ask("a", FORMAT.pack(0, {"x": np.zeros(2)}), 0.0)
+    protocol.give_up("a", 0, missed=True)
+    assert protocol.patience_with("a") == FLOOR_S / 2
+
+    for number in range(1, 1 + SOON):
+        node.hear("a", alive(number))
+        protocol.ask("a", FORMAT.pack(number, {"x": np.zeros(2)}), 1.0)
+        protocol.met("a", Flow(exchange=number, amounts={}), 1.1)
+
+    assert protocol.patience_with("a") == FLOOR_S
 
 
 # ---- stopping

@@ -188,7 +188,8 @@ class PairwiseRounds:
         neighbours = list(self._protocol.neighbours.values())
         order = shuffled(self._plan.experiment.seed, Purpose.PARTNER, len(neighbours), node=self._row, round=self.round)
         for neighbour in (neighbours[k] for k in order):
-            if neighbour.session.is_open and not (neighbour.left or neighbour.closing or neighbour.missed):
+            is_there = neighbour.session.is_open and not (neighbour.left or neighbour.closing or neighbour.missed)
+            if is_there and self._protocol.patience_with(neighbour.name) > 0:
                 return neighbour
         return None
 

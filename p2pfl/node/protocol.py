@@ -852,6 +852,7 @@ class Protocol:
             self.asked = None
             self.pace.record(now_s - self._began_s)
             neighbour.note_complete()
+            neighbour.came_to = self.exchange
         self.flows[name, flow.exchange] = flow
         self._take_back(neighbour, neighbour.ledger.close(flow.exchange, merged=True))
 
