@@ -19,6 +19,7 @@ DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_f
 DEPARTING: Mapping[str, DepartureKind] = {
     "jumped": "rounds_missed",
     "held": "rounds_missed",
+    "hurried": "rounds_missed",
     "stopped_late": "rounds_missed",
     "unsettled": "rounds_missed",
     "inexact": "rounds_missed",

@@ -39,6 +39,21 @@ class StopRule:
         """The smallest stop round that can ever be announced after so many training rounds."""
         return rounds + self.patience + self.diameter - 1 + 2 * self.diameter
 
+    def admits(self, stop_round: int, agreed_for: Mapping[int, int]) -> bool | None:
+        """Whether a stop round can be true, by what a node knows of itself; None: it cannot tell yet, or was away.
+
+        Whoever announces it has agreed for patience + diameter rounds 2 diameter rounds before it. Each node's own h of d rounds earlier, d
+        being its distance, was then at least patience + diameter - d, so that after the diameter it is at least the patience.
+
+        Args:
+            stop_round: as somebody says.
+            agreed_for: the node's h by round, of the rounds that it has made.
+        """
+        number = stop_round - 3 * self.diameter
+        if number not in agreed_for:
+            return None
+        return agreed_for[number] >= self.patience
+
     def passes(self, squared_distances_N: NDArray[np.float64], squared_norms_N: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The local test on the models exchanged in one round.
 

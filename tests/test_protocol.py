@@ -436,8 +436,24 @@ def test_a_neighbour_cannot_be_far_ahead_in_no_time():
     assert a.protocol.refused == {"implausible_exchange": 1}
     assert not a.protocol.is_behind()
 
-    a.hear("b", alive(10 + 8 + 2))
+    a.hear("b", alive(10 + 2))
+    assert a.protocol.refused == {"implausible_exchange": 2}
+    a.now_s += 1.0
+    a.hear("b", alive(10 + 8))
     assert a.protocol.is_behind()
+
+
+def test_a_jump_gives_no_time_back():
+    a, _ = pair()
+    in_step(a, 10, 1.0)
+    a.now_s += 1.0
+    a.hear("b", alive(10 + 8))
+    a.protocol.jump(a.protocol.furthest(), a.now_s)
+    a.protocol.begin(18, a.now_s)
+    for exchange in range(20, 300):
+        a.hear("b", alive(exchange))
+
+    assert not a.protocol.is_behind()
 
 
 @pytest.mark.parametrize("exchange", [NUM_EXCHANGES + 1, 2**50])

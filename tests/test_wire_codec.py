@@ -63,7 +63,15 @@ def test_each_key_is_needed_and_no_other_allowed(message):
     assert refused([msgpack.packb(keys | {"further": 1}), *payload]) == "bad_message"
 
 
-ALLOWED = {("is_open", "True"), ("whole", "True"), ("lost", "True"), ("marks", "None"), ("pad", "b''"), ("void", "True")}
+ALLOWED = {
+    ("is_open", "True"),
+    ("whole", "True"),
+    ("lost", "True"),
+    ("marks", "None"),
+    ("pad", "b''"),
+    ("void", "True"),
+    ("relayed", "True"),
+}
 ALLOWED |= {(name, str(value)) for name in ("sum", "weight", "low", "high") for value in (1.0, 2**64 - 1)} | {
     ("low", "None"),
     ("high", "None"),

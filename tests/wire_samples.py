@@ -14,6 +14,7 @@ from p2pfl.wire.messages import (
     Decline,
     Goodbye,
     Hello,
+    ProofRequest,
     Ready,
     Records,
     Remembered,
@@ -92,6 +93,7 @@ EVERY_MESSAGE = (
     Share(round=0, step=7, sum=0.75, weight=1.5, low=None, high=None, outage=0, hops=0, void=False),
     Sent(exchange=7, whole=False),
     Ready(sealed=(seal_ready(READY_RECORD, KEY.sign, b"\xaa" * 32),), receipts=(b"receipt.",)),
+    ProofRequest(relayed=False),
 )
 
 

@@ -203,7 +203,12 @@ class Daemon:
             shared=self._outlook.shared if self._outlook is not None else None,
             start=self._agreed_start.agreement,
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
+            num_others=len(plan.names) - 1,
+            places={name: plan.names.index(name) for name in neighbours},
+            stop_rule=plan.stop_rule if in_step else None,
         )
+        if self._outlook is not None:
+            self.protocol.prove, self.protocol.waits_for_others = self._outlook.proof, self._outlook.waits_for_others
         self._link_watch = LinkWatch(neighbours)
         self._throttle = EventThrottle()
         self._disk_full: str | None = None
@@ -226,6 +231,8 @@ class Daemon:
         self._seen = Seen()
         self._folder: RunFolder | None = None
         self._finished = False
+        self._own_test_holds = True
+        """Whether the models of the neighbours that came to the last round were as close as the stop rule asks."""
         self._joined = False
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
         self._exact = True
@@ -349,6 +356,8 @@ class Daemon:
         agreed = self._agreed_start
         agreed.start(company, self._now())
         self._may_wait_at_start()
+        if self.me in company and not self.protocol.anew:
+            self.protocol.start_in_company(self._now())
         for name, neighbour in self.protocol.neighbours.items():
             neighbour.missed = name not in company and not neighbour.session.is_open
         self._book_the_start()
@@ -368,8 +377,9 @@ class Daemon:
         self._seconds["waiting"] = self._now() - self._await_from_s
 
     def _may_wait_at_start(self) -> None:
-        """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
-        self.protocol.start_by_s = self._now() + self._agreed_start.within_s
+        """The first exchanges wait longer for neighbours that are alive: news of the start may still be on their way to them."""
+        longest_s = self._agreed_start.agreement.grace_s + 2 * self.protocol.allowance_s()
+        self.protocol.start_by_s = self._now() + min(self._agreed_start.within_s, longest_s)
 
     async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
@@ -423,7 +433,12 @@ class Daemon:
         if stop_round is not None and self._round > stop_round:
             if self._round > stop_round + 1:
                 self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
-            return "converged"
+            if self._own_test_holds:
+                return "converged"
+            self._event(
+                "hurried", f"{self.me}: the network stopped after round {stop_round}, and its own test did not pass in its last round"
+            )
+            return "rounds"
         return "paused" if self._round < experiment.last_possible_round else "rounds"
 
     def _surroundings(self) -> Surroundings:
@@ -471,7 +486,7 @@ class Daemon:
                 return
             seconds["wait"] += self._now() - began_s
             began_s = self._now()
-            heard = [(a.stop.agreed_for, NEVER if a.stop.stop_round is None else a.stop.stop_round) for a in protocol.arrivals().values()]
+            heard = [arrived.stop.agreed_for for arrived in protocol.arrivals().values()]
             await self._merge(outgoing, local_steps)
             seconds["mix"] += self._now() - began_s
             if self._phase == self._algorithm.phases - 1:
@@ -529,8 +544,7 @@ class Daemon:
             if self._now() - began_s >= say_after_s:
                 self._say_awaited(self._now() - began_s)
                 say_after_s *= 2
-            assert protocol.barrier is not None
-            await self._wait(max(protocol.barrier.deadline_s, self._now() + TICK_S))
+            await self._wait(protocol.look_again_s(self._now(), TICK_S))
         self._jump()
         return False
 
@@ -622,6 +636,7 @@ class Daemon:
         target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
         protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
+        self._own_test_holds = False
         if self._meetings is not None:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
@@ -686,17 +701,20 @@ class Daemon:
                 returns[name] = returns[name] - amount[None] if name in returns else -amount[None]
         return returns
 
-    def _agree(self, squared: float, norm: float, heard: list[tuple[int, int]], *, skipped: bool) -> None:
+    def _agree(self, squared: float, norm: float, heard: list[int], *, skipped: bool) -> None:
         rule, protocol = self.plan.stop_rule, self.protocol
         if rule is None or self._round < self.plan.experiment.rounds:
             return
-        passed_N = rule.passes(np.array([squared]), np.array([norm**2])) & (not skipped)
-        agreed_NK = np.array([[agreed for agreed, _ in heard]], dtype=np.int64).reshape(1, -1)
-        stops_NK = np.array([[stop for _, stop in heard]], dtype=np.int64).reshape(1, -1)
+        passed_N = rule.passes(np.array([squared]), np.array([norm**2]))
+        if self._seen.squared is not None and math.isfinite(squared):  # it is not known yet where nobody came or the graph changes
+            self._own_test_holds = bool(passed_N[0])
+        passed_N &= not skipped
+        agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
+        stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
         agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)
         own = NEVER if protocol.stop_round is None else protocol.stop_round
         stop = int(rule.stop_round(self._round, agreed_N, np.array([own]), stops_NK)[0])
-        protocol.agreed_for = int(agreed_N[0])
+        protocol.agree(self._round, int(agreed_N[0]))
         if stop not in (NEVER, protocol.stop_round):
             self._event("agreed", f"to stop after round {stop}")
             protocol.stop_round = stop
@@ -1305,6 +1323,9 @@ class Daemon:
                     "last_seen_s_ago": _seconds_since(now_s, n.last_seen_s, self._transport.link(name).heard_s),
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
+                    "patience": n.patience,
+                    "held": n.held,
+                    "unconfirmed": n.unconfirmed_s is not None,
                     "left": n.left,
                     "paused": n.is_paused,
                     "state_lost": n.state_lost or None,

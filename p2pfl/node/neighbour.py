@@ -21,6 +21,27 @@ RESEND_AFTER_S = 0.25
 
 OUTBOX_LIMIT = 64
 
+LEAST_BYTES_PER_S = 2**16
+"""An update that takes longer than at so many bytes a second is not waited for to its end."""
+
+SOON = 2
+"""So many complete updates in a row double the patience with a neighbour after its first miss."""
+
+LATER = 64
+"""The same after further misses."""
+
+MOST_MISSES = 8
+"""So many misses count; more of them change nothing."""
+
+FORGIVEN_AFTER_S = 3600.0
+"""A miss counts for so long at most."""
+
+REST_FACTOR = 4
+"""After a miss with little patience a neighbour is not waited for in so many exchanges, after the next one in that many times more."""
+
+HELD_AFTER = 3
+"""A neighbour that speaks and does not come to so many exchanges that waited for it has held this node."""
+
 LAST_WORDS = frozenset({"finished", "pausing"})
 """Reasons of a Goodbye after which a node says nothing more to the neighbour."""
 
@@ -63,6 +84,42 @@ class Neighbour:
     """When it last said that it is still at an earlier exchange than this node, which has sent its own: it waits for somebody else."""
     missed: bool = False
     """It did not come in time, so nobody waits for it until it is heard again."""
+    patience: float = 1.0
+    """Fraction of the usual time for which it is waited for: halved by each miss, doubled by complete updates."""
+    misses: int = 0
+    """How often it was waited for in vain and has not made up for it."""
+    complete: int = 0
+    """Complete updates in a row since its last miss."""
+    rests: int = 0
+    """How often it was waited for in vain with so little patience that it could not have caught up in a round's usual time."""
+    rests_until: int = -1
+    """Before this exchange nobody waits for it, because of that."""
+    came_to: int = -(2**53)
+    """The last exchange that its update came to."""
+    missed_s: float = float("-inf")
+    """When it was last waited for in vain."""
+    extended_s: float = 0.0
+    """How long this exchange has waited for it beyond its own time, for an update that was coming in or because it said that it waits."""
+    held: int = 0
+    """Exchanges that waited for it in vain although it spoke."""
+    held_s: float = 0.0
+    """Seconds that they took."""
+    unconfirmed_s: float | None = None
+    """Since when it says that it is further than anybody confirms; None: it does not."""
+    hurried: int = 0
+    """How often such a claim lasted longer than an exchange may take."""
+    asked_proof_s: float = float("-inf")
+    """When this node last asked it for proof of where the others are."""
+    relayed_proof_s: float = float("-inf")
+    """When it was last asked for proof for somebody else."""
+    gave_proof_s: float = float("-inf")
+    """When it last got proof from this node."""
+    wants_proof_until_s: float = float("-inf")
+    """Until then it is told of what others answer."""
+    stop_said: int | None = None
+    """The stop round that it last spoke of, while this node cannot tell whether it holds."""
+    has_converged: bool = False
+    """Its last word was that it has stopped because all agree."""
     is_faulty: bool = False
     """Its last update was refused for what is in it; being alive is not enough to be waited for again."""
     left: bool = False
@@ -146,8 +203,41 @@ class Neighbour:
     def note_progress(self, now_s: float) -> None:
         """Look whether more of an update has come in."""
         progress = self.session.progress
-        if progress is not None and progress != self.progress:
+        # an update that is begun again is no progress before it is longer than it has been
+        if progress is not None and (self.progress is None or progress > self.progress):
             self.progress, self.progress_s = progress, now_s
+
+    def rest(self, exchange: int) -> None:
+        """Wait for it more and more rarely, where waiting for a shorter time would never let it catch up."""
+        self.rests = min(self.rests + 1, MOST_MISSES)
+        self.rests_until = exchange + 1 + REST_FACTOR**self.rests
+
+    def note_miss(self, now_s: float) -> None:
+        """It was waited for in vain: the next time it is waited for half as long, or a quarter where it has used up more than its time."""
+        halvings = 2 if self.extended_s > 0 else 1
+        self.misses = min(self.misses + halvings, MOST_MISSES)
+        self.patience = max(self.patience / 2**halvings, 2.0**-MOST_MISSES)
+        self.complete, self.missed_s = 0, now_s
+
+    def note_complete(self) -> None:
+        """Its update came in time: enough of them in a row double the patience with it, and then make its misses forgotten."""
+        if not self.misses:
+            return
+        self.complete += 1
+        if self.complete < (SOON if self.misses == 1 and self.patience < 1 else LATER):
+            return
+        self.complete = 0
+        if self.patience < 1:
+            self.patience = min(1.0, 2 * self.patience)
+        else:
+            self.misses = self.rests = 0
+
+    def forgive(self, now_s: float) -> None:
+        """Take back one miss for each hour since the last one."""
+        while self.misses and now_s - self.missed_s >= FORGIVEN_AFTER_S:
+            self.missed_s += FORGIVEN_AFTER_S
+            self.misses, self.rests = self.misses - 1, max(0, self.rests - 1)
+            self.patience = min(1.0, 2 * self.patience) if self.misses else 1.0
 
     def is_flowing(self, exchange: int, now_s: float, stall_s: float) -> bool:
         """Whether its update of an exchange is coming in just now."""

@@ -86,6 +86,8 @@ class Outlook:
         """Whether the disagreement of this node's last round bounds anything."""
         self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
+        self._last_row: Mapping[str, Any] | None = None
+        """This process's last round, for a record of it that may be asked for."""
         is_many = len(plan.names) > ROWS_UP_TO
         self.shared = self._shared_sum() if is_many and self._is_steady else None
         """Where records are not summed: the sum of everybody's disagreement."""
@@ -138,6 +140,7 @@ class Outlook:
         self._bounds = agreed and not self._unsure_rounds
         self._unsure_rounds = max(self._unsure_rounds - 1, 0)
         self.say(row, now_s)
+        self._last_row = row
         if self.shared is not None:
             value = _finite(row["disagreement"]) if self._bounds and not row["skipped"] else None
             self.shared.end_round(row["round"], value)
@@ -154,9 +157,27 @@ class Outlook:
             self._measured = row["round"], tuple(_finite(row["metrics"].get(name)) for name in self._metrics)
         if not closing and not self.view.speaks_of(row["round"]):
             return
+        self.view.publish(self._record(row, closing=closing), now_s)
+
+    def proof(self) -> bytes | None:
+        """Signed record of this process's last round, also where that is not one that is spoken of; None before its first."""
+        return None if self._last_row is None else self.view.sealed(self._record(self._last_row, closing=False))
+
+    def waits_for_others(self, name: str, number: int) -> bool:
+        """Whether a third member has signed that a neighbour of this member did not come to a round, so that it may wait for that one.
+
+        Args:
+            name: a member that says that it waits.
+            number: the round; a record of a later one counts, too.
+        """
+        place, nearby = self._places[name], {self._places[other] for other in self._plan.neighbours(name)}
+        said = [heard.record for member, heard in self.view.newest.items() if member not in (place, self._places[self._me])]
+        return any(record.round >= number and nearby & {*record.without} for record in said)
+
+    def _record(self, row: Mapping[str, Any], *, closing: bool) -> RoundRecord:
         without = [self._places[name] for name in row["skipped"]]
         measured, metrics = self._measured or (None, ())
-        record = RoundRecord(
+        return RoundRecord(
             member=self._places[self._me],
             began=self._began_ms,
             round=row["round"],
@@ -175,7 +196,6 @@ class Outlook:
             metrics=metrics,
             rows=self._rows(),
         )
-        self.view.publish(record, now_s)
 
     def take_note(self, folder: RunFolder) -> None:
         """Write down the rounds that have become known."""

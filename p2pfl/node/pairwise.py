@@ -158,7 +158,7 @@ class PairwiseRounds:
         own = self._outgoing()
         protocol.ask(neighbour.name, self._format.pack(number, _arrays(own)), around.now_s())
         around.wake()
-        deadline_s, answer, is_over = around.now_s() + protocol.allowance_s(), None, False
+        deadline_s, answer, is_over = around.now_s() + protocol.patience_with(neighbour.name), None, False
         assert protocol.meetings is not None
         while not (is_over or neighbour.ledger.refuses(number) or around.is_stopping() or around.now_s() >= deadline_s):
             if neighbour.left or neighbour.closing or number <= neighbour.ledger.closed_through:
@@ -188,7 +188,8 @@ class PairwiseRounds:
         neighbours = list(self._protocol.neighbours.values())
         order = shuffled(self._plan.experiment.seed, Purpose.PARTNER, len(neighbours), node=self._row, round=self.round)
         for neighbour in (neighbours[k] for k in order):
-            if neighbour.session.is_open and not (neighbour.left or neighbour.closing or neighbour.missed):
+            is_there = neighbour.session.is_open and not (neighbour.left or neighbour.closing or neighbour.missed)
+            if is_there and self._protocol.patience_with(neighbour.name) > 0:
                 return neighbour
         return None
 

@@ -9,11 +9,13 @@ import typing
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.node.event_throttle import EXCLUDED
-from p2pfl.node.neighbour import RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
+from p2pfl.node.neighbour import HELD_AFTER, LEAST_BYTES_PER_S, RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
+from p2pfl.stopping import StopRule
 from p2pfl.topology.links import Links
 from p2pfl.wire.barrier import ExchangeBarrier
 from p2pfl.wire.codec import Frame, encode
@@ -29,6 +31,7 @@ from p2pfl.wire.messages import (
     Goodbye,
     Hello,
     News,
+    ProofRequest,
     Ready,
     Records,
     Remembered,
@@ -72,7 +75,32 @@ PATIENCE_FACTOR = 2.0
 It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut in the middle of an update."""
 
 PLAUSIBLE_SPEED = 8.0
-"""A neighbour may be this many times as fast as this node's fastest recent round before its exchange number is not believed."""
+"""Where no records of the others are heard, a neighbour is believed to be at most so many times as fast as this node's rounds."""
+
+LITTLE_PATIENCE = 1 / 16
+"""With less than this part of the usual patience a neighbour is waited for rarely, for a round's usual time."""
+
+IN_SYNC = 2
+"""Whose update came to one of so many exchanges before this one is with the others."""
+
+LATER_THAN_USUAL = 2.0
+"""Such a neighbour may be so many times as late as updates usually are."""
+
+RETURN_REACH = 4
+"""A neighbour that was missed is waited for again once it is no more than so many exchanges behind: it cannot aim better where rounds are
+short."""
+
+PROOF_EVERY_S = 0.5
+"""How often a neighbour is asked for proof, at most."""
+
+PROOF_AFTER_S = 0.2
+"""A neighbour that asks for proof more often than this gets one answer."""
+
+PROOF_FOR_S = 2.0
+"""For so long a neighbour that asked for proof is told what others answer."""
+
+_MORE_KEPT = 16
+"""Consensus counters that are kept beyond those that a stop round needs."""
 
 HALF = 0.5
 """How far two that meet go towards each other."""
@@ -153,6 +181,24 @@ class Protocol:
     start: StartAgreement | None = None
     """Its part in agreeing to start."""
 
+    num_others: int = 0
+    """Members beside this one; 0: its neighbours are all."""
+
+    places: Mapping[str, int] = field(default_factory=dict)
+    """Places in the roster, by name; without them a neighbour's word and its records count as those of two members."""
+
+    prove: Callable[[], bytes | None] = lambda: None
+    """This node's own signed record of its last round; None: there is none."""
+
+    waits_for_others: Callable[[str, int], bool] = lambda _name, _round: False
+    """Whether a third member has signed that a neighbour may be waiting for somebody in a round."""
+
+    stop_rule: StopRule | None = None
+    """By which the network agrees to stop; None: it does not, or this node cannot tell whether a stop round holds."""
+
+    agreements: dict[int, int] = field(default_factory=dict)
+    """The consensus counter by round, of the last rounds."""
+
     stop_round: int | None = None
     agreed_for: int = 0
     """h of the last round that is over."""
@@ -202,7 +248,24 @@ class Protocol:
     _next_hello_s: float = float("-inf")
     _in_step: tuple[int, float] = (0, 0.0)
     """The exchange, and when, at which this node last began in company."""
+    _was_in_step: bool = False
+    """Whether it ever was in company."""
     _began_s: float = 0.0
+    _clock_s: float = float("nan")
+    """The newest time that this node knows of."""
+    _stood_still: bool = False
+    """Whether this process has stood still since it sent its last update: nobody else is to blame for what did not come."""
+    _away_exchanges: float = 0.0
+    """How many exchanges the others can have made while this process stood still or did not run."""
+    _untrained_before: int = 0
+    """Exchanges before this one are of a round that was jumped to: they take less time than others."""
+    _posted_s: float = 0.0
+    _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """From this node's own update to the last one of the others, of exchanges to which everybody came."""
+    _own_s: float = 0.0
+    """How long this node took to send its last update."""
+    _last_came_s: float = float("-inf")
+    """When the last update of this exchange was complete."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     _taken: dict[str, Held[Arrived]] | None = None
     """Of the newest updates those of the exchange's merge; None before it."""
@@ -216,18 +279,11 @@ class Protocol:
             False where an update has only grown by a chunk, or nothing was taken: there is nothing to decide and nothing to send.
         """
         neighbour = self.neighbours[peer]
+        self._note_time(now_s)
         if not neighbour.allowance.admits(sum(memoryview(frame).nbytes for frame in frames), now_s):
             return False
-        try:
-            heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
-            self._check(heard.message)
-            self._hear_records(peer, heard.message, now_s)
-            if self.start is not None and isinstance(heard.message, Ready):
-                self.start.hear(peer, heard.message, now_s)
-                self._say_ready(now_s)
-        except PeerError as error:
-            self._refuse(neighbour, error)
-            neighbour.allowance.refused(error.reason, now_s)
+        heard = self._read(neighbour, frames, now_s)
+        if heard is None:
             return True
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
@@ -236,7 +292,12 @@ class Protocol:
             return True
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
-            if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
+            if (
+                isinstance(message, Update)
+                and self.exchange - self.ahead <= message.exchange < self.exchange
+                and neighbour.missed
+                and neighbour.misses <= 1
+            ):
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
         elif isinstance(message, Chunk) and heard.arrived is None and self.closing is None:
             return False
@@ -246,8 +307,24 @@ class Protocol:
         if heard.dropped in ("out_of_order", "stray_chunk") and isinstance(message, Chunk):
             self._ask_for_lost(neighbour, message.exchange, whole=False)
         if heard.arrived is not None:
+            self._last_came_s = now_s
             self._arrived(neighbour, heard.arrived)
         return True
+
+    def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> Heard | None:
+        """A message that is in order, with what it says of the start and of others taken up; None: it was refused and counted."""
+        try:
+            heard = neighbour.session.receive(frames, exchange=self._expected_from(neighbour.name))
+            self._check(heard.message)
+            self._hear_records(neighbour.name, heard.message, now_s)
+            if self.start is not None and isinstance(heard.message, Ready):
+                self.start.hear(neighbour.name, heard.message, now_s)
+                self._say_ready(now_s)
+        except PeerError as error:
+            self._refuse(neighbour, error)
+            neighbour.allowance.refused(error.reason, now_s)
+            return None
+        return heard
 
     def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
         """How long a neighbour is to be disconnected from now on, because it sends too much, and why; None: not at all."""
@@ -265,6 +342,9 @@ class Protocol:
         if self.view is None or not isinstance(message, Records):
             return
         self.view.hear(peer, message.sealed, now_s, furthest=self._furthest_round())
+        for asker in self.neighbours.values():
+            if asker.name != peer and now_s < asker.wants_proof_until_s:
+                self._give_proof(asker)
         if self.closing is not None:  # no round will take it further
             self._pass_on(now_s)
 
@@ -272,7 +352,8 @@ class Protocol:
         """A round that no member can have passed: nodes in step are apart by no more than there are links between them."""
         if not self.in_step or self.view is None:
             return None
-        exchange = max(self.exchange, *(neighbour.heard_exchange for neighbour in self.neighbours.values()), 0)
+        heard = max((neighbour.heard_exchange for neighbour in self.neighbours.values()), default=0)
+        exchange = max(self.exchange, self._as_believed(heard), 0)
         return exchange // self.phases + self.view.news_rounds * self.ahead
 
     def is_spreading(self) -> bool:
@@ -283,14 +364,14 @@ class Protocol:
     def _take_in(self, neighbour: Neighbour, heard: Heard, now_s: float) -> None:
         """What a message asks of this node, beside what it brings."""
         message = heard.message
-        if isinstance(message, Hello):
+        if isinstance(message, ProofRequest):
+            self._asked_for_proof(neighbour, message, now_s)
+        elif isinstance(message, Hello):
             self._greeted(neighbour, message, heard, now_s)
         elif isinstance(message, Want):
             self._answer(neighbour, message, now_s)
         elif isinstance(message, Sent):
-            if not neighbour.session.has(message.exchange, whole=message.whole):
-                neighbour.asked_from = None  # a repeated answer shows that the last request was lost
-                self._ask_for_lost(neighbour, message.exchange, whole=message.whole)
+            self._sent_all(neighbour, message)
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
         elif isinstance(message, Decline):
@@ -299,8 +380,13 @@ class Protocol:
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
             neighbour.queue(self._alive(neighbour))
-        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready):
+        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready | ProofRequest):
             neighbour.queue(self.closing_message(neighbour))
+
+    def _sent_all(self, neighbour: Neighbour, message: Sent) -> None:
+        if not neighbour.session.has(message.exchange, whole=message.whole):
+            neighbour.asked_from = None  # a repeated answer shows that the last request was lost
+            self._ask_for_lost(neighbour, message.exchange, whole=message.whole)
 
     @property
     def in_step(self) -> bool:
@@ -316,15 +402,105 @@ class Protocol:
         held = self.newest.held.get(peer)
         return 0 if held is None else held.number + 1
 
-    def _is_plausible(self, exchange: int, now_s: float) -> bool:
-        """Whether a neighbour can be that far: one that lies about it must not drag this node along."""
-        if not self.in_step:  # nobody is dragged along
-            return True
-        # counted from when this node was last in step: one that is cut off goes on alone, slowly, and must not measure the others by that
-        in_step_exchange, in_step_s = self._in_step
-        fastest_s = min(self._recent_s, default=0.0)
-        ahead = min(exchange, self.train_exchanges) - in_step_exchange - 2
-        return exchange <= self.num_exchanges and ahead * fastest_s <= PLAUSIBLE_SPEED * (now_s - in_step_s + fastest_s)
+    def _note_time(self, now_s: float) -> None:
+        """Take up the time; a gap that is as long as a deadline shows that this process has stood still, or did not run."""
+        gap_s = now_s - self._clock_s
+        if gap_s >= self.pace.floor_s:
+            self._stood_still = True
+            self._away_exchanges += gap_s / (median(self._recent_s) if self._recent_s and median(self._recent_s) else self.allowance_s())
+        self._clock_s = now_s
+
+    # ---- where the others are
+
+    def start_in_company(self, now_s: float) -> None:
+        """Everybody begins now: nobody can be further than this node, whatever they say."""
+        self._in_step, self._was_in_step = (self.exchange, now_s), True
+
+    def believed(self) -> float:
+        """The furthest exchange to which this node lets itself be taken.
+
+        A single member's word is not enough: a second one has to be there, by what it says itself over its own link or by its signed record
+        of the round before. Without a second one the neighbour that says so has been alone, and then it waits for its deadline in each
+        exchange, so it cannot be further than the time allows. No jump gives any of that time back.
+        """
+        is_pair = len(self.neighbours) <= 1 and self.num_others <= 1
+        if not self._was_in_step and (self.view is None or is_pair):
+            return float("inf")
+        exchange, since_s = self._in_step
+        now_s, allowance_s = self._clock_s, self.allowance_s()
+        if self.view is None:  # nothing signed can be heard
+            usual_s = median(self._recent_s) if self._recent_s else allowance_s
+            by_time = exchange + PLAUSIBLE_SPEED * (now_s - since_s) / usual_s if usual_s else float("inf")
+            return max(by_time, self._second_furthest())
+        num_others = max(self.num_others, len(self.neighbours))
+        there = sum(n.session.is_open and n.was_seen(now_s, 2 * allowance_s) for n in self.neighbours.values())
+        is_left_with_one = num_others == len(self.neighbours) and there <= 1
+        if not is_left_with_one:  # else both have been alone, or one of them was away
+            exchange, since_s = self.exchange, self._began_s
+        by_time = exchange + (now_s - since_s) / allowance_s
+        return max(by_time, self.exchange + self._away_exchanges, self._second_furthest())
+
+    def _second_furthest(self) -> int:
+        """The exchange that two members have reached; one of them may lie about itself, and no more than one does."""
+        reached: dict[int | str, int] = {}
+        if self.view is not None:
+            reached |= {place: rounds * self.phases for place, rounds in self.view.furthest().items()}
+        for name, neighbour in self.neighbours.items():
+            member = self.places.get(name, name)
+            reached[member] = max(reached.get(member, -1), neighbour.heard_exchange)
+        return sorted([-1, -1, *reached.values()])[-2]
+
+    def _claims_too_much(self, neighbour: Neighbour) -> bool:
+        """Whether a neighbour says that it is so far ahead that this node has to jump, and nobody confirms it."""
+        return self.closing is None and neighbour.heard_exchange > max(
+            self.exchange + self.ahead, self._as_believed(neighbour.heard_exchange)
+        )
+
+    def _as_believed(self, exchange: int) -> int:
+        """An exchange that somebody has spoken of, or the furthest that is believed; what this node can make up for needs no proof."""
+        return exchange if exchange <= self.exchange + self.ahead else int(min(exchange, self.believed()))
+
+    def _look_at_claims(self, now_s: float) -> None:
+        """Ask for proof of what is claimed, and say so where none comes."""
+        if self.view is None or not self.in_step or self.closing is not None:
+            return
+        for neighbour in self.neighbours.values():
+            if not neighbour.session.is_open or not self._claims_too_much(neighbour):
+                neighbour.unconfirmed_s = None
+                continue
+            if neighbour.unconfirmed_s is None:
+                neighbour.unconfirmed_s = now_s
+            if now_s - neighbour.asked_proof_s >= PROOF_EVERY_S:
+                for other in self.neighbours.values():  # whoever is there may know
+                    if other.session.is_open and now_s - other.asked_proof_s >= PROOF_EVERY_S:
+                        other.asked_proof_s = now_s
+                        other.queue(ProofRequest(relayed=False))
+            if now_s - neighbour.unconfirmed_s > self.allowance_s():
+                neighbour.unconfirmed_s = now_s
+                neighbour.hurried += 1
+                if _is_power_of_two(neighbour.hurried):
+                    where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self.exchange}"
+                    self.event("hurried", f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}")
+
+    def _asked_for_proof(self, neighbour: Neighbour, message: ProofRequest, now_s: float) -> None:
+        """Say where the furthest members are, and ask the other neighbours, which may be further by now."""
+        if self.view is None or now_s - neighbour.gave_proof_s < PROOF_AFTER_S:
+            return
+        neighbour.gave_proof_s = now_s
+        self._give_proof(neighbour)
+        if message.relayed:
+            return
+        neighbour.wants_proof_until_s = now_s + PROOF_FOR_S
+        for other in self.neighbours.values():
+            if other is not neighbour and other.session.is_open and now_s - other.relayed_proof_s >= PROOF_AFTER_S:
+                other.relayed_proof_s = now_s
+                other.queue(ProofRequest(relayed=True))
+
+    def _give_proof(self, neighbour: Neighbour) -> None:
+        assert self.view is not None
+        sealed = self.view.proof(self.prove(), without=self.places.get(neighbour.name))
+        if sealed:
+            neighbour.queue(Records(sealed=tuple(sealed)))
 
     def _check(self, message: object) -> None:
         """The network cannot have agreed to stop before its time."""
@@ -336,12 +512,14 @@ class Protocol:
             raise PeerError(f"a stop after round {stop_round}: {earliest}", reason="implausible_stop")
 
     def _news(self, neighbour: Neighbour, message: News, now_s: float) -> None:
-        is_plausible = self._is_plausible(message.exchange, now_s)
-        if is_plausible:
-            neighbour.heard_exchange = max(neighbour.heard_exchange, message.exchange)
-        else:  # what it says of the edge and of stopping may be true all the same
+        if not self.in_step or message.exchange <= self.num_exchanges:
+            before, neighbour.heard_exchange = neighbour.heard_exchange, max(neighbour.heard_exchange, message.exchange)
+        if self.in_step and (message.exchange > self.num_exchanges or (self.view is None and self._claims_too_much(neighbour))):
+            # what it says of the edge and of stopping may be true all the same
+            neighbour.heard_exchange = before if message.exchange <= self.num_exchanges else neighbour.heard_exchange
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
+        self._look_at_claims(now_s)
         if isinstance(message, Alive) and message.exchange < self.exchange and self.exchange in self.sent:
             neighbour.behind_s = now_s
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
@@ -351,13 +529,50 @@ class Protocol:
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
             if through > neighbour.ledger.closed_through:
                 self._take_back(neighbour, neighbour.ledger.close(through, merged=False))
-        heard_stop = message.stop.stop_round
-        if heard_stop is not None and (self.stop_round is None or heard_stop < self.stop_round):
-            self.stop_round = heard_stop
-        in_reach = is_plausible and (not self.in_step or message.exchange >= self.exchange - self.ahead)
+        neighbour.has_converged = isinstance(message, Closing) and message.reason == "converged"
+        self._hear_stop(neighbour, message.stop.stop_round)
+        in_reach = not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH)
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
+
+    # ---- agreeing to stop
+
+    def agree(self, number: int, agreed_for: int) -> None:
+        """Take up the consensus counter of a round, and look again at stop rounds that could not be told to hold before it."""
+        self.agreed_for = self.agreements[number] = agreed_for
+        if self.stop_rule is not None:
+            oldest = number - 4 * self.stop_rule.diameter - self.stop_rule.patience - _MORE_KEPT
+            self.agreements = {of: counter for of, counter in self.agreements.items() if of >= oldest}
+        for neighbour in self.neighbours.values():
+            self._hear_stop(neighbour, neighbour.stop_said)
+
+    def _hear_stop(self, neighbour: Neighbour, stop_round: int | None) -> None:
+        """Believe a stop round where this node's own tests have passed as they must have if it is true."""
+        neighbour.stop_said = None
+        if stop_round is None or (self.stop_round is not None and stop_round >= self.stop_round):
+            return
+        holds = None if self.stop_rule is None else self.stop_rule.admits(stop_round, self.agreements)
+        if holds is None and self.stop_rule is not None:
+            was_away = max(self.agreements, default=-1) > stop_round - 3 * self.stop_rule.diameter
+            holds = True if (was_away and self.agreed_for) or self._others_have_stopped() else None
+        if holds or self.stop_rule is None:
+            self.stop_round = stop_round
+        elif holds is None:
+            neighbour.stop_said = stop_round
+        else:
+            detail = f"a stop after round {stop_round}: this node's own test did not pass when it must have"
+            self._count(neighbour, PeerError(detail, reason="implausible_stop"))
+
+    def _others_have_stopped(self) -> bool:
+        """Whether two members say of themselves that they have stopped because all agree, or the only other one does."""
+        stopped = [name for name, neighbour in self.neighbours.items() if neighbour.has_converged]
+        signed = (
+            0
+            if self.view is None
+            else self.view.num_closed([self.view.me, *(self.places[name] for name in stopped if name in self.places)])
+        )
+        return len(stopped) + signed >= min(2, max(self.num_others, len(self.neighbours)))
 
     def _has_its_state(self, neighbour: Neighbour, message: Hello) -> bool:
         """Whether both ends know of themselves what the other one remembers; if not they do not talk, and nothing is averaged."""
@@ -397,6 +612,7 @@ class Protocol:
         neighbour.ledger.begin_anew(now.anew)
         neighbour.session.forget_updates()
         neighbour.heard_exchange = -1
+        neighbour.progress = None
         neighbour.marks.clear()
         neighbour.values.clear()
         if self.barrier is not None:
@@ -578,6 +794,7 @@ class Protocol:
 
     def begin(self, exchange: int, now_s: float) -> None:
         """Be at an exchange from now on, with what has come early for it."""
+        self._note_time(now_s)
         self.exchange, self._began_s = exchange, now_s
         for neighbour in self.neighbours.values():
             neighbour.allowance.earn()
@@ -622,15 +839,22 @@ class Protocol:
         else:
             assert self.barrier is not None
             self.barrier.deadline_s = now_s + self.allowance_s()
+        self._note_time(now_s)
+        self._posted_s = now_s
+        self._stood_still, self._last_came_s, self._own_s = False, now_s, now_s - self._began_s
         self.sent[self.exchange] = Posted(parcels=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
         for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
+            neighbour.forgive(now_s)
+            neighbour.extended_s = 0.0
             if neighbour.session.is_open and name in updates:
                 neighbour.queue(SendUpdate(exchange=self.exchange, again=False))
 
     def ask(self, name: str, parcel: Parcel, now_s: float) -> None:
         """Offer a neighbour an exchange of this edge alone, and wait for its answer."""
         self._post_to(name, parcel)
+        self._note_time(now_s)
+        self._stood_still = False
         self.asked, self._began_s = (name, parcel.exchange), now_s
         self.neighbours[name].begin_waiting(now_s)
 
@@ -644,6 +868,8 @@ class Protocol:
         if self.asked == (name, flow.exchange):
             self.asked = None
             self.pace.record(now_s - self._began_s)
+            neighbour.note_complete()
+            neighbour.came_to = self.exchange
         self.flows[name, flow.exchange] = flow
         self._take_back(neighbour, neighbour.ledger.close(flow.exchange, merged=True))
 
@@ -654,6 +880,7 @@ class Protocol:
             self.asked = None
         if missed and not neighbour.missed:
             neighbour.missed = True
+            self._note_miss(neighbour, self._clock_s)
             self.event("skipped", f"{name} did not answer", name)
         if number > neighbour.ledger.closed_through:  # it may have left in the meantime
             self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
@@ -674,30 +901,95 @@ class Protocol:
         if self.newest is not None:
             return True
         assert self.barrier is not None
+        self._note_time(now_s)
         came, senders = self.barrier.arrived.keys(), self.now_linked.weights
         refused = self._refused_here()
         awaited = [self.neighbours[name] for name in senders if name not in {*came, *refused} and not self.neighbours[name].missed]
-        if not senders or ((came or refused) and not awaited):
+        is_in_company = bool(came or refused)
+        if not senders or (is_in_company and not awaited):
             return True
-        if now_s < self.barrier.deadline_s:
+        if not is_in_company and now_s < self.barrier.deadline_s:
             return False
-        starting = self.exchange < self.starting_exchanges and now_s < self.start_by_s
-        return not any(
-            neighbour.is_flowing(self.exchange, now_s, self._patience_s)
-            or now_s < self._deadline_of(neighbour)
-            or (starting and neighbour.heard_exchange <= self.exchange and neighbour.was_seen(now_s, self.allowance_s()))
-            for neighbour in awaited
+        waits = [self._waits_for(neighbour, now_s) for neighbour in awaited]  # each says how long it was waited for beyond its time
+        return not any(waits)
+
+    def _waits_for(self, neighbour: Neighbour, now_s: float) -> bool:
+        """Whether a neighbour that has not come still has time."""
+        assert self.barrier is not None
+        its_time_s, deadline_s = self.patience_with(neighbour.name), self._deadline_of(neighbour)
+        if now_s < deadline_s:
+            return True
+        if self._has_little_patience(neighbour):
+            return False
+        longer = (
+            self._is_flowing(neighbour, now_s)
+            or now_s < self._deadline_after_waiting(neighbour)
+            or (
+                self.exchange < self.starting_exchanges
+                and now_s < self.start_by_s
+                and not neighbour.misses
+                and neighbour.heard_exchange <= self.exchange
+                and neighbour.was_seen(now_s, self.allowance_s())
+            )
         )
+        if longer and now_s - deadline_s > its_time_s / 2:
+            neighbour.extended_s = now_s - deadline_s
+        return longer
 
     def _deadline_of(self, neighbour: Neighbour) -> float:
+        """Until when a neighbour is waited for; sooner for one that was waited for in vain before."""
+        assert self.barrier is not None
+        return self.barrier.deadline_s - self.allowance_s() + self.patience_with(neighbour.name)
+
+    def _deadline_after_waiting(self, neighbour: Neighbour) -> float:
         """Until when a neighbour is waited for that has itself waited for somebody else.
 
-        Its time for this exchange begins when it has left the one before; it has at most one allowance more. With one deadline for all,
-        a node that is gone would make its neighbours late for theirs, and those for the next.
+        Its time for this exchange begins when it has left the one before; it has at most as much once more. With one deadline for all,
+        a node that is gone would make its neighbours late for theirs, and those for the next. A neighbour that was waited for in vain
+        before has that time only where a third member has signed that somebody near it did not come.
+        """
+        if neighbour.misses and not self.waits_for_others(neighbour.name, self.exchange // self.phases - 1):
+            return float("-inf")
+        its_time_s = self.patience_with(neighbour.name)
+        return min(neighbour.behind_s, self._deadline_of(neighbour)) + its_time_s
+
+    def _is_flowing(self, neighbour: Neighbour, now_s: float) -> bool:
+        """Whether a neighbour's update is coming in, and is not slower than a link may be.
+
+        Its time for that begins with the deadline, or when the last update of another neighbour was complete: they share a link.
         """
         assert self.barrier is not None
-        allowance_s = self.allowance_s()
-        return min(neighbour.behind_s + allowance_s, self.barrier.deadline_s + allowance_s)
+        if not neighbour.is_flowing(self.exchange, now_s, self._patience_s * neighbour.patience):
+            return False
+        began_s = max(self._deadline_of(neighbour), self._last_came_s)
+        return now_s <= began_s + neighbour.patience * neighbour.session.announced_bytes / LEAST_BYTES_PER_S
+
+    def patience_with(self, name: str) -> float:
+        """How long a neighbour has for an exchange.
+
+        Where the patience with it is little, it has as long as updates usually need where it came to one of the last exchanges. Else it may
+        be late by a round, and needs a round's usual time to catch up: it has that, but more and more rarely, and in between none.
+        """
+        neighbour = self.neighbours[name]
+        its_time_s = neighbour.patience * self.allowance_s()
+        if not self._has_little_patience(neighbour):
+            return its_time_s
+        usual_s = self.pace.usual_s()
+        if self._is_in_sync(neighbour):
+            return min(usual_s, LATER_THAN_USUAL * max(self._waits_s, default=usual_s))
+        return 0.0 if self.exchange < neighbour.rests_until else usual_s
+
+    def _is_in_sync(self, neighbour: Neighbour) -> bool:
+        return self.exchange - neighbour.came_to <= IN_SYNC
+
+    def _has_little_patience(self, neighbour: Neighbour) -> bool:
+        return neighbour.patience * self.allowance_s() < max(self.pace.usual_s(), LITTLE_PATIENCE * self.allowance_s())
+
+    def look_again_s(self, now_s: float, soon_s: float) -> float:
+        """When this exchange may be over if nothing comes: the next deadline of anybody, or soon where none is left."""
+        assert self.barrier is not None
+        deadlines_s = [self.barrier.deadline_s, *(self._deadline_of(self.neighbours[name]) for name in self.awaited())]
+        return min((each for each in deadlines_s if each > now_s), default=now_s + soon_s)
 
     def awaited(self) -> list[str]:
         """Neighbours whose update of this exchange is not here, and that are still waited for."""
@@ -717,24 +1009,26 @@ class Protocol:
 
     def allowance_s(self) -> float:
         """How long a neighbour has for an exchange."""
-        return min(self.pace.allowance_s(), max(CEILING_S, self.pace.floor_s))
+        return min(self.pace.allowance_s(self._own_s), max(CEILING_S, self.pace.floor_s))
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
         return self.in_step and self.furthest() > self.exchange + self.ahead
 
     def furthest(self) -> int:
-        """The furthest exchange that a neighbour of this round has spoken of.
+        """The furthest exchange that a neighbour of this round has spoken of, as far as it is believed.
 
-        While no round of this node's own can tell what is plausible, it is the furthest that all of them have reached.
+        While this node has not been in company, it is the furthest that all of them have reached.
         """
+        if not self.in_step:
+            return -1
         links = self.now_linked
         heard = [
             neighbour.heard_exchange
             for name, neighbour in self.neighbours.items()
             if neighbour.session.is_open and (name in links.weights or name in links.receivers)
         ]
-        return (max if self._recent_s else min)(heard, default=-1)
+        return self._as_believed((max if self._recent_s or self._was_in_step else min)(heard, default=-1))
 
     def arrivals(self) -> dict[str, Arrived]:
         """What this exchange may merge, in the roster's order."""
@@ -783,16 +1077,39 @@ class Protocol:
                 self.flows[name, self.exchange] = merged[name]
             elif name in links.weights and name not in merged:
                 skipped.append(name)
+                if not neighbour.missed and name not in refused:
+                    self._note_miss(neighbour, now_s)
                 if not neighbour.missed:
                     self.event("skipped", f"{name} did not come to exchange {self.exchange}", name)
                 neighbour.missed = neighbour.missed or name not in refused  # it is there, further on
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
+            if name in merged:
+                neighbour.note_complete()
+                neighbour.came_to = self.exchange
         if not skipped:
             self.pace.record(now_s - self._began_s)
-            self._recent_s.append(now_s - self._began_s)
+            self._waits_s.append(max(0.0, self._last_came_s - self._posted_s))
+            if self.exchange >= self._untrained_before:
+                self._recent_s.append(now_s - self._began_s)
+        self._away_exchanges = 0.0 if merged else max(0.0, self._away_exchanges - 1)
         if merged:
-            self._in_step = (self.exchange + 1, now_s)
+            self._in_step, self._was_in_step = (self.exchange + 1, now_s), True
         return skipped
+
+    def _note_miss(self, neighbour: Neighbour, now_s: float) -> None:
+        """A neighbour was waited for in vain; one that speaks all the same holds this node."""
+        if self._stood_still or not self.patience_with(neighbour.name):
+            return
+        if self._has_little_patience(neighbour) and not self._is_in_sync(neighbour):
+            neighbour.rest(self.exchange)
+        neighbour.note_miss(now_s)
+        if neighbour.last_seen_s is None or neighbour.last_seen_s < self._began_s:
+            return
+        neighbour.held += 1
+        neighbour.held_s += now_s - self._began_s
+        if neighbour.held >= HELD_AFTER and _is_power_of_two(neighbour.held // HELD_AFTER) and neighbour.held % HELD_AFTER == 0:
+            spoke = f"{neighbour.name} spoke and did not come to {neighbour.held} exchanges"
+            self.event("held", f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
 
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
         """Leave out the exchanges before this one: they took place without this node.
@@ -810,7 +1127,8 @@ class Protocol:
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
         self.event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
-        self._in_step = (exchange, now_s)
+        self._away_exchanges = max(0.0, self._away_exchanges - (exchange - self.exchange))
+        self._in_step, self._untrained_before = (exchange, now_s), exchange + self.phases
 
     def ledgers(self) -> dict[str, SavedLedger]:
         """Every edge's ledger, for a checkpoint."""
@@ -846,6 +1164,8 @@ class Protocol:
 
     def tick(self, now_s: float) -> None:
         """Put into the outboxes what is due: greetings, questions, closing words."""
+        self._note_time(now_s)
+        self._look_at_claims(now_s)
         if now_s >= self._next_hello_s:
             self._next_hello_s = now_s + HELLO_EVERY_S
             for neighbour in self.neighbours.values():
@@ -954,6 +1274,7 @@ class Protocol:
             "closing": self.closing,
             "in_step": self._in_step[0],
             "recent_s": list(self._recent_s),
+            "agreements": [[number, counter] for number, counter in self.agreements.items()],
             "ledgers": self.ledgers(),
             "newest": {name: [held.number, held.age] for name, held in (self.newest.held if self.newest is not None else {}).items()},
             "sent": {str(exchange): posted.story() for exchange, posted in self.sent.items()} if self.meetings is None else {},
@@ -965,8 +1286,9 @@ class Protocol:
 
     def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:
         """Take up what `story` said, which was at since_s on this process's clock."""
-        self._in_step = (in_step, since_s)
+        self._in_step, self._was_in_step = (in_step, since_s), in_step > 0
         self._recent_s.extend(recent_s)
+        self._clock_s = since_s
 
     def _take_back(self, neighbour: Neighbour, exchange: int | None) -> None:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
@@ -983,3 +1305,11 @@ def _want(neighbour: Neighbour, exchange: int) -> Want:
 
 def _in_hex(marks: Mapping[int, bytes]) -> dict[str, str]:
     return {str(phase): mark.hex() for phase, mark in marks.items()}
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
+
+
+def _times(count: int) -> str:
+    return "" if count == 1 else f" ({count} times)"

@@ -73,6 +73,7 @@ def restore_edges(
         raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
     protocol.exchange, protocol.agreed_for = story["exchange"], story["agreed_for"]
     protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
+    protocol.agreements = dict(map(tuple, story.get("agreements", [])))
     _restore_what_is_remembered(protocol, story)
     held = _tree(tensors)
 

@@ -19,6 +19,7 @@ from p2pfl.wire.messages import (
     Goodbye,
     Hello,
     Message,
+    ProofRequest,
     Ready,
     Records,
     Remembered,
@@ -153,6 +154,12 @@ class LinkSession:
         update = self._assembly.update
         return None if update is None else (update.exchange, self._assembly.received_bytes)
 
+    @property
+    def announced_bytes(self) -> int:
+        """Size of the update that is coming in; 0 between updates."""
+        update = self._assembly.update
+        return 0 if update is None else update.size_bytes
+
     def has(self, exchange: int, *, whole: bool) -> bool:
         """Whether the update of an exchange has come to its end; whole: the one that stands by itself."""
         return (exchange, whole) in self._complete
@@ -228,7 +235,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready():
+            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
                 return Heard(message=message)
 
     def _step(self, event: Event) -> None:

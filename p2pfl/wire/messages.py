@@ -1,4 +1,4 @@
-"""What neighbours say to each other: twelve messages and the two pieces of news that ride in most of them.
+"""What neighbours say to each other: thirteen messages and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -327,11 +327,21 @@ class Ready:
     """Of records that have come from you."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProofRequest:
+    """Request for the newest signed records of the members that are furthest: one member's word does not move this node."""
+
+    code: ClassVar[int] = 13
+
+    relayed: Flag
+    """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
+
+
+Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready)
+    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

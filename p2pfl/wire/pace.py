@@ -40,10 +40,15 @@ class RoundPace:
         """
         self._durations_s.append(duration_s)
 
-    def allowance_s(self) -> float:
-        """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank."""
-        if not self._durations_s:
-            return self.floor_s
+    def allowance_s(self, own_s: float = 0.0) -> float:
+        """How long the next round may wait: max(floor, factor * q95), q95 by nearest rank.
+
+        Args:
+            own_s: how long this node has needed itself, which counts as long as there was no round in which everybody came.
+        """
+        return max(self.floor_s, self._factor * (self.usual_s() if self._durations_s else own_s))
+
+    def usual_s(self) -> float:
+        """How long nearly all recent rounds needed, by nearest rank; 0 before the first."""
         ordered = sorted(self._durations_s)
-        q95 = ordered[math.ceil(SHARE * len(ordered)) - 1]
-        return max(self.floor_s, self._factor * q95)
+        return ordered[math.ceil(SHARE * len(ordered)) - 1] if ordered else 0.0

@@ -99,7 +99,9 @@ class StartAgreement:
         """Members that were ready when this node started; None: it has not."""
         self._neighbours, self._places = neighbours, dict(names)
         self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
-        self._sign, self._study, self._within_s, self._grace_s = sign, study, within_s, grace_s
+        self._sign, self._study, self._within_s = sign, study, within_s
+        self.grace_s = grace_s
+        """How long news of the start may be on the way."""
         self._began_ms, self._number = began_ms, 0
         self._newest: dict[int, tuple[ReadyRecord, bytes]] = {}
         self._spoken = {name: _Spoken(tokens=_BURST + _BURST_EACH * len(keys)) for name in names}
@@ -231,10 +233,10 @@ class StartAgreement:
 
     def is_hopeless(self, now_s: float) -> bool:
         """Whether time is up, also for what may have been on the way: this node is not going to train."""
-        if self.started is not None or now_s < self.deadline_s + self._grace_s:
+        if self.started is not None or now_s < self.deadline_s + self.grace_s:
             return False
         has_started = any(record.started is not None for record, _ in self._newest.values())
-        return not (has_started and now_s < self._news_s + self._grace_s)
+        return not (has_started and now_s < self._news_s + self.grace_s)
 
     def there(self) -> frozenset[int]:
         """Members to which a way of links leads that are up by both ends' newest records, this one among them."""

@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
 from statistics import median
 from typing import Final
 
@@ -32,6 +33,8 @@ _HEARD_BYTES_PER_S = 64_000.0  # from a neighbour: some five hundred records, wh
 _SPARE_ROUNDS = 8
 _PENDING_EACH = 16  # records of one member that wait for a neighbour; several rounds of a far one may come at once
 _SLACK = 4  # so many times as long as news need at this node's level a round stays open: others may speak more rarely
+
+_PROOF = 3  # members whose newest records prove where the others are: one of them may lie, one may be who asks
 
 _Key = tuple[int, int, bool]
 """Member, round, whether it is the last."""
@@ -134,6 +137,8 @@ class NetworkView:
         self.newest: dict[int, Heard] = {}
         """By place in the roster."""
         self._begun_again: set[int] = set()
+        self._furthest: dict[int, tuple[int, int, bytes]] = {}  # by member: when its run began, rounds that it has ended, its sealed record
+        self._ranked: list[tuple[int, int, bytes]] | None = None  # of the furthest: rounds, member, record; None: to be found out anew
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
@@ -184,7 +189,8 @@ class NetworkView:
             peer: the neighbour.
             sealed_records: as they came.
             now_s: on the node's clock.
-            furthest: no member can be in a later round; such records are left alone. None: the run's last.
+            furthest: no member can be in a later round, as far as this node knows; such records count as proof of where a member is, and
+                for nothing else. None: the run's last.
 
         Raises:
             BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
@@ -200,14 +206,49 @@ class NetworkView:
                 raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
             self._pending[peer].pop(_key(record), None)  # it knows
             too_far = furthest is not None and record.round > furthest
-            if record.member == self.me or too_far or not self._is_new(record):
+            if record.member == self.me or not (self._is_further(record) if too_far else self._is_new(record)):
                 continue
             verify(sealed, self._keys[record.member], self._study)
+            self._note_furthest(record, sealed)
+            if too_far:
+                continue
             self._take_in(record, sealed, now_s)
             if self.speaks_of(record.round) or record.closing:
                 for name in self._pending:
                     if name != peer:
                         self._to_say(name, record, sealed, now_s)
+
+    def furthest(self) -> dict[int, int]:
+        """How many rounds the members that are furthest have ended, by their own signed records, by place in the roster."""
+        return {member: rounds for rounds, member, _ in self._in_front()}
+
+    def num_closed(self, other_than: Collection[int]) -> int:
+        """How many members have signed that they have stopped.
+
+        Args:
+            other_than: places in the roster of members that do not count.
+        """
+        return sum(heard.record.closing and member not in other_than for member, heard in self.newest.items())
+
+    def proof(self, own: bytes | None, *, without: int | None) -> list[bytes]:
+        """Sealed records of the members that are furthest, and this node's own one.
+
+        Args:
+            own: of this node's last round; None: it has ended none.
+            without: a member that knows its own; None: nobody.
+        """
+        others = [sealed for _, member, sealed in self._in_front() if member != without]
+        return [*([] if own is None else [own]), *others]
+
+    def _in_front(self) -> list[tuple[int, int, bytes]]:
+        if self._ranked is None:
+            self._ranked = nlargest(_PROOF, ((rounds, member, sealed) for member, (_, rounds, sealed) in self._furthest.items()))
+        return self._ranked
+
+    def sealed(self, record: RoundRecord) -> bytes:
+        """This node's own record of a round, as it was published or would have been."""
+        newest = self.newest.get(self.me)
+        return newest.sealed if newest is not None and newest.record == record else seal(record, self._sign, self._study)
 
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether it is time to say what is new to a neighbour, between two rounds."""
@@ -298,6 +339,17 @@ class NetworkView:
         """The middle of what the members say, so that none of them decides it."""
         levels = sorted(heard.record.level for heard in self.newest.values())
         return min(MAX_LEVEL, levels[len(levels) // 2]) if levels else self.level
+
+    def _is_further(self, record: RoundRecord) -> bool:
+        """Whether a record shows that its member is further than its others do, in the same run or a later one."""
+        newest, known = self.newest.get(record.member), self._furthest.get(record.member, (-1, 0, b""))
+        is_past = newest is not None and record.began < newest.record.began
+        return not is_past and (record.began, record.round + 1) > known[:2]
+
+    def _note_furthest(self, record: RoundRecord, sealed: bytes) -> None:
+        if self._is_further(record):
+            self._furthest[record.member] = record.began, record.round + 1, sealed
+            self._ranked = None
 
     def _take_in(self, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         newest = self.newest.get(record.member)

@@ -1,0 +1,132 @@
+"""A member that breaks the rules: a daemon with its own keys takes part in the start and some rounds, and lies from then on.
+
+    python tests/lying_members.py PROGRAM EXCHANGE SITE
+
+It is a process of its own, so that it can have a core of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.cli import app
+from p2pfl.errors import P2PFLError
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.neighbour import Neighbour, SendUpdate
+from p2pfl.node.protocol import Protocol
+from p2pfl.wire.codec import encode
+from p2pfl.wire.messages import NO_STOP, Alive, Report, StopNews
+
+LIE_EVERY_S = 0.2
+
+
+def alive(exchange: int) -> Alive:
+    return Alive(exchange=exchange, report=Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1), stop=NO_STOP)
+
+
+def ahead(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
+    """A ladder of exchange numbers, so that the largest that is believed is among them."""
+    at = daemon.protocol.exchange + 2
+    while at < daemon.protocol.num_exchanges:
+        yield encode(alive(at))
+        at = int(1.15 * at) + 1
+    yield encode(alive(daemon.protocol.num_exchanges))
+
+
+def only_alive(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
+    yield encode(alive(max(neighbour.heard_exchange, 0)))
+
+
+def waiting(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
+    """That it still waits in the exchange before."""
+    yield encode(alive(max(neighbour.heard_exchange - 1, 0)))
+
+
+def endless(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
+    """An update that is begun, goes on for a chunk, and is begun again."""
+    exchange, update_format = max(neighbour.heard_exchange, 0), daemon._formats[0]
+    arrays = {channel.name: np.zeros(channel.shape, channel.dtype) for channel in update_format.channels}
+    frames = update_format.pack(exchange, arrays).messages(alive(exchange).report, NO_STOP)
+    if step % 5 == 0:
+        yield next(iter(frames))
+    elif step % 5 == 2:
+        yield [*frames][1]
+
+
+def restarts(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
+    """A greeting from another process each time."""
+    yield encode(replace(daemon.protocol.hello(neighbour), incarnation=2**40 + step, exchange=max(neighbour.heard_exchange, 0)))
+
+
+def silent(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
+    """It says nothing more and stays connected."""
+    yield from ()
+
+
+PROGRAMS: dict[str, Callable[[Daemon, Neighbour, int], Iterator[list]]] = {
+    "ahead": ahead,
+    "only_alive": only_alive,
+    "waiting": waiting,
+    "endless": endless,
+    "restarts": restarts,
+    "silent": silent,
+}
+
+
+async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], Iterator[list]], step: int) -> None:
+    for neighbour in daemon.protocol.neighbours.values():
+        for frames in program(daemon, neighbour, step):
+            try:
+                await daemon._transport.send(neighbour.name, frames, 0.1)
+            except P2PFLError:
+                break
+
+
+def lie(program: str, exchange: int, site: str) -> None:
+    """Run a daemon that lies from an exchange on; "early_stop" takes part in all of them and announces a stop as early as it can."""
+    send_update, tick, is_over, is_behind = Daemon._send_update, Daemon._tick, Protocol.is_over, Protocol.is_behind
+
+    def lies(protocol: Protocol) -> bool:
+        return protocol.exchange >= exchange and program in PROGRAMS and bool(protocol.sent)
+
+    async def send_no_update(self: Daemon, neighbour: Neighbour, item: SendUpdate) -> None:
+        if not lies(self.protocol):
+            await send_update(self, neighbour, item)
+
+    async def tick_and_lie(self: Daemon) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tick(self), name="honest tick")
+            for step in count():
+                if lies(self.protocol):
+                    await say_lies(self, PROGRAMS[program], step)
+                await asyncio.sleep(LIE_EVERY_S)
+
+    def announce(self: Protocol, agreed_for: int | None = None) -> StopNews:
+        return StopNews(agreed_for=10**6, stop_round=self.earliest_stop)
+
+    Daemon._send_update, Daemon._tick = send_no_update, tick_and_lie
+    Protocol.is_over = lambda self, now_s: not lies(self) and is_over(self, now_s)
+    Protocol.is_behind = lambda self: not lies(self) and is_behind(self)
+    if program == "early_stop":
+        Protocol.stop_news = announce
+    app(["node", "start", site])
+
+
+def start_liar(program: str, exchange: int, site: Path) -> subprocess.Popen[bytes]:
+    """A process that lies, with the member's own log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with (site.parent / "node.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, __file__, program, str(exchange), str(site)], stdout=log, stderr=log, env=environment)
+
+
+if __name__ == "__main__":
+    lie(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,125 @@
+"""Networks of real daemons of which one member lies: it harms itself only."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from lying_members import start_liar
+from networks import Institutions, plan_of, wait_until
+
+pytestmark = pytest.mark.slow
+
+TRAIN_S = 0.3
+ROUNDS = 40
+FIRST_LIE = 5
+DEADLINE_S = 3.0
+MOST_DEADLINES = 3
+"""That one member costs each other one."""
+
+
+def training(nodes, topology, rounds=ROUNDS):
+    return plan_of(
+        task={"name": "synthetic-logistic", "features": 10, "samples": 60},
+        nodes=nodes,
+        topology=topology,
+        algorithm={"local_steps": 2, "batch_size": 16},
+        rounds=rounds,
+        stop=None,
+        evaluate_every=rounds,
+    )
+
+
+def three_chunks():
+    return plan_of(
+        task={"name": "averaging", "dimension": 300_000},
+        nodes=3,
+        topology={"name": "complete"},
+        rounds=0,
+        stop={"relative_consensus": 1e-300, "settle": 100_000},
+    )
+
+
+@contextmanager
+def lied_to(plan, place, program, first_lie=FIRST_LIE, **settings):
+    """A network whose last member lies; the others' names come with it."""
+    *honest, liar = plan.names
+    with Institutions(plan, place, **{"linger_s": 2.0, "deadline_floor_s": DEADLINE_S, **settings}) as network:
+        network.start(*honest)
+        process = start_liar(program, first_lie, network.site(liar))
+        try:
+            yield network, honest
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ended(network, names):
+    wait_until(lambda: all(network.exit_code(name) is not None for name in names))
+
+
+@pytest.mark.parametrize("topology", ["complete", "path"])
+def test_a_member_that_claims_to_be_ahead_costs_nobody_a_round_of_training(topology, tmp_path):
+    with lied_to(training(4, {"name": topology}), tmp_path, "ahead", round_at_least_s=TRAIN_S) as (network, honest):
+        ended(network, honest)
+        trained = {name: sum(row["loss"] is not None for row in network.rows(name)) for name in honest}
+
+        assert min(trained.values()) >= ROUNDS - 1
+        assert all("jumped" not in network.events(name) for name in honest)
+        assert [network.exit_code(name) for name in honest] == [3] * 3  # a member did not end with the others
+
+
+@pytest.mark.parametrize("program", ["only_alive", "waiting", "endless", "restarts", "silent"])
+@pytest.mark.parametrize("first_lie", [0, FIRST_LIE])
+def test_a_member_stops_nobodys_clock(program, first_lie, tmp_path):
+    with lied_to(three_chunks(), tmp_path, program, first_lie, deadline_factor=2.0) as (network, honest):
+        wait_until(lambda: all(network.round(name) >= first_lie + ROUNDS + 1 for name in honest))
+        for name in honest:
+            rows = network.rows(name)[first_lie : first_lie + ROUNDS]
+            lost_s = sum(max(0.0, row["seconds"]["wait"] - 0.5) for row in rows)  # what a round needs here without a liar, at most
+            print(f"{program} from {first_lie}: {name} lost {lost_s / DEADLINE_S:.2f} deadlines in {len(rows)} rounds")  # noqa: T201
+
+            assert lost_s <= MOST_DEADLINES * DEADLINE_S
+
+
+def test_an_honest_member_that_was_stopped_is_waited_for_again_while_another_one_lies(tmp_path):
+    plan = plan_of(
+        task={"name": "averaging", "dimension": 5},
+        nodes=4,
+        topology={"name": "complete"},
+        rounds=0,
+        stop={"relative_consensus": 1e-300, "settle": 100_000},
+    )
+    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0) as (network, honest):
+        *others, sleeper = honest
+        wait_until(lambda: all(network.round(name) >= FIRST_LIE + 30 for name in honest))
+        network.signal(sleeper, signal.SIGSTOP)
+        time.sleep(4 * DEADLINE_S)  # that is how long it stands still
+        network.signal(sleeper, signal.SIGCONT)
+        at = len(network.rows(sleeper))
+        wait_until(lambda: len(network.rows(sleeper)) >= at + 10)
+        met = [set(others) - set(row["skipped"]) for row in network.rows(sleeper)[at:]]
+
+        assert met[3]  # one round it was in when it was stopped, one to which it jumped, two more
+        wait_until(lambda: all(set(network.rows(name)[-1]["skipped"]).isdisjoint({sleeper}) for name in others))
+
+
+def test_a_member_that_announces_a_stop_ends_nobodys_run_as_converged(tmp_path):
+    plan = plan_of(
+        task={"name": "averaging", "dimension": 50},
+        nodes=4,
+        topology={"name": "path"},
+        rounds=0,
+        stop={"relative_consensus": 1e-9, "settle": 2000},
+    )
+    with lied_to(plan, tmp_path, "early_stop", deadline_floor_s=10.0) as (network, honest):
+        ended(network, honest)
+        for name in honest:
+            summary, rows = network.summary(name), network.rows(name)
+            tolerated = plan.stop_rule.lambda_2 * (plan.stop_rule.tolerance * rows[-1]["norm"]) ** 2
+
+            assert len(rows) > plan.stop_rule.earliest(0) + 10
+            assert summary["stop_reason"] == "rounds" or rows[-1]["disagreement"] <= tolerated
