@@ -512,11 +512,12 @@ class Protocol:
             raise PeerError(f"a stop after round {stop_round}: {earliest}", reason="implausible_stop")
 
     def _news(self, neighbour: Neighbour, message: News, now_s: float) -> None:
-        if not self.in_step or message.exchange <= self.num_exchanges:
-            before, neighbour.heard_exchange = neighbour.heard_exchange, max(neighbour.heard_exchange, message.exchange)
-        if self.in_step and (message.exchange > self.num_exchanges or (self.view is None and self._claims_too_much(neighbour))):
-            # what it says of the edge and of stopping may be true all the same
-            neighbour.heard_exchange = before if message.exchange <= self.num_exchanges else neighbour.heard_exchange
+        before, is_there = neighbour.heard_exchange, not self.in_step or message.exchange <= self.num_exchanges
+        if is_there:
+            neighbour.heard_exchange = max(before, message.exchange)
+        is_believed = is_there and not (self.in_step and self.view is None and self._claims_too_much(neighbour))
+        if not is_believed:  # what it says of the edge and of stopping may be true all the same
+            neighbour.heard_exchange = before
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
         self._look_at_claims(now_s)
@@ -531,7 +532,7 @@ class Protocol:
                 self._take_back(neighbour, neighbour.ledger.close(through, merged=False))
         neighbour.has_converged = isinstance(message, Closing) and message.reason == "converged"
         self._hear_stop(neighbour, message.stop.stop_round)
-        in_reach = not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH)
+        in_reach = is_believed and (not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH))
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
             self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
