@@ -1,8 +1,8 @@
 """The door of a node: watches the TCP connections that libzmq holds, and shuts those that `Admission` wants shut.
 
 libzmq accepts every connection and counts whole messages only. It tells which file descriptor a connection has, though, and the kernel
-tells what came over it. A connection is shut under libzmq's hands: libzmq then sees its end and clears up by itself. What flows over a link that
-is up passes by here untouched, so the door costs nothing per byte.
+tells what came over it. A connection is shut under libzmq's hands: libzmq then sees its end and clears up by itself. What flows over a
+link that is up passes by here untouched, so the door costs nothing per byte.
 
 The door has a thread of its own, for it must also act while the event loop is held up: at 500 MiB/s a pause of a second is half a gigabyte.
 It owns all that it knows; the loop hands it what it has learned through a queue, and is told in turn through the loop's own.
@@ -212,7 +212,8 @@ class Door:
 
     def _arrived(self, fd: int, watched: _Watched) -> None:
         try:
-            with _borrowed(fd) as line:
+            # a twin whose family the system is asked for: a listener for both has IPv4 addresses in those of IPv6
+            with socket.socket(fileno=os.dup(fd)) as line:
                 inode, host, port = os.fstat(fd).st_ino, line.getpeername()[0], line.getsockname()[1]
             source = source_of(host)
         except (OSError, IndexError, TypeError, ValueError):  # it has ended already, and its number may be a file's by now
