@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.open_files import open_patiently
 from p2pfl.writing_process import ProcessState, mark_process, process_state, unmark_process
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -236,7 +237,7 @@ class RunFolder:
                 )
             lines.append(_line(row))
         try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
+            with open_patiently(lambda: (self.path / name).open("a", encoding="utf-8")) as file:
                 file.write("".join(lines))
         except OSError as error:
             raise StoreError(f"{self.path / name}: cannot be written: {error.strerror}") from error
@@ -398,12 +399,12 @@ def replace_file(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open_patiently(lambda: temporary.open("w", encoding="utf-8")) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
+        directory = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
         try:
             os.fsync(directory)  # the new name itself must survive a power cut
         finally:
