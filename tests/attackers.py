@@ -156,6 +156,16 @@ def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
     return line
 
 
+def member_at(port: int, keys: tuple[bytes, bytes], server: bytes) -> RawCurve:
+    """An encrypted connection with a node by somebody who has a member's keys."""
+    line = connect(port)
+    try:
+        return RawCurve(line, keys, server)
+    except OSError:
+        line.close()
+        raise
+
+
 def endless_message(member: RawCurve, part: bytes, most_bytes: int, until: Callable[[], bool] = lambda: False) -> int:
     """Send one message that never ends, part by part; bytes sent until the other end cut it off, or enough were."""
     sent = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -74,9 +74,6 @@ class Connection:
     account: Account = field(default_factory=Account)
     """What was delivered of it."""
 
-    held_bytes: int = 0
-    """What it sent and was not delivered, when it was last looked at."""
-
 
 def source_of(host: str) -> str:
     """The party that an address stands for: itself, or for IPv6 its network of 64 bits, which one party has as a whole."""
@@ -93,6 +90,7 @@ class Admission:
 
     Every method that takes a decision returns the numbers of the connections that must be shut now, with the reason: "evicted" (a stranger
     whose place another one took, or that found none), "replaced" (a member's connection too many), "oversent" (more bytes than allowed).
+    They count until the caller has told that they `leave`.
 
     Args:
         limits: the figures.
@@ -104,7 +102,8 @@ class Admission:
         self._draw = draw or random.SystemRandom().random
         self._connections: dict[int, Connection] = {}  # in the order of arrival
         self._known: OrderedDict[str, None] = OrderedDict()
-        self._remains: Counter[str] = Counter()  # of each member, bytes of connections that are over and not read yet
+        # bytes of encrypted connections that are over and not read yet; by member, None where no message had been read
+        self._remains: Counter[str | None] = Counter()
 
     @property
     def strangers(self) -> list[int]:
@@ -117,9 +116,9 @@ class Admission:
         return list(self._connections)
 
     @property
-    def remaining(self) -> frozenset[str]:
-        """Members of whose ended connections there may still be messages to read."""
-        return frozenset(self._remains)
+    def has_remains(self) -> bool:
+        """Whether there may still be messages to read that came over connections which are over."""
+        return bool(self._remains)
 
     def member(self, number: int) -> str | None:
         """The neighbour at the other end of a connection; None: a stranger."""
@@ -127,6 +126,8 @@ class Admission:
 
     def arrive(self, number: int, source: str, now_s: float) -> dict[int, str]:
         """A connection was accepted."""
+        if self._remains[None] > self.limits.newcomer_bytes:  # each would leave more behind that nobody reads
+            return {number: "evicted"}
         least_s, most_s = self.limits.grace_s
         newcomer = Connection(source, is_known=source in self._known, movable_s=now_s + least_s * (most_s / least_s) ** self._draw())
         rivals = {
@@ -147,10 +148,8 @@ class Admission:
         movable = [other for other, connection in rivals.items() if connection.source in crowd and connection.movable_s <= now_s]
         if not movable:
             return {number: "evicted"}
-        evicted = movable[int(self._draw() * len(movable))]
-        del self._connections[evicted]
         self._connections[number] = newcomer
-        return {evicted: "evicted"}
+        return {movable[int(self._draw() * len(movable))]: "evicted"}
 
     def dial(self, number: int, source: str) -> None:
         """This node made a connection; it takes no place, and its bytes are counted as those of any other."""
@@ -168,27 +167,37 @@ class Admission:
             self._known.popitem(last=False)
         own = [other for other, each in self._connections.items() if each.member == member]
         surplus = own[: max(0, len(own) - self.limits.connections_per_member)]
-        for other in surplus:
-            self.leave(other)
         return dict.fromkeys(surplus, "replaced")
 
-    def leave(self, number: int) -> None:
-        """A connection has ended."""
-        connection = self._connections.pop(number, None)
-        if connection is not None and connection.member is not None and connection.held_bytes > 0:
-            self._remains[connection.member] += connection.held_bytes
+    def leave(self, number: int, taken_bytes: tuple[int, bool] = (0, False)) -> None:
+        """A connection has ended.
 
-    def drained(self) -> None:
-        """All messages that had come were read, those of ended connections included."""
-        self._remains.clear()
+        Args:
+            number: known or not.
+            taken_bytes: as for `weigh`.
+        """
+        connection = self._connections.pop(number, None)
+        taken, is_encrypted = taken_bytes
+        if connection is None or not (is_encrypted or connection.member is not None):
+            return
+        held = taken - connection.account.delivered_bytes
+        if held > 0:
+            self._remains[connection.member] += held
+
+    def drained(self, dialled: Collection[str], peer: str | None) -> None:
+        """All messages that had come were read, those of ended connections included.
+
+        Args:
+            dialled: neighbours that this node dials.
+            peer: the one of them whose messages they are; None: of all others.
+        """
+        for member in [member for member in self._remains if (member == peer if peer is not None else member not in dialled)]:
+            del self._remains[member]
 
     def newest_stranger(self) -> int | None:
-        """Give up the stranger that came last, for one who needs its file descriptor; None: there is none."""
+        """The stranger that came last, for one who needs its file descriptor; None: there is none."""
         strangers = [number for number in self.strangers if self._connections[number].movable_s != float("inf")]
-        if not strangers:
-            return None
-        del self._connections[strangers[-1]]
-        return strangers[-1]
+        return strangers[-1] if strangers else None
 
     def weigh(self, taken_bytes: Mapping[int, tuple[int, bool]]) -> dict[int, str]:
         """Compare what connections sent with what they may.
@@ -199,18 +208,19 @@ class Admission:
         shut: list[int] = []
         newcomers: list[tuple[int, int]] = []
         totals = Counter(self._remains)
+        excess = totals.pop(None, 0) - self.limits.newcomer_bytes
         for number, (taken, is_encrypted) in taken_bytes.items():
             connection = self._connections.get(number)
             if connection is None:
                 continue
-            connection.held_bytes = taken - connection.account.delivered_bytes
+            held = taken - connection.account.delivered_bytes
             if connection.member is not None:
-                totals[connection.member] += max(0, connection.held_bytes)
+                totals[connection.member] += max(0, held)
             elif is_encrypted:
-                newcomers.append((connection.held_bytes, number))
-            elif connection.held_bytes > self.limits.stranger_bytes:
+                newcomers.append((held, number))
+            elif held > self.limits.stranger_bytes:
                 shut.append(number)
-        excess = sum(held for held, _ in newcomers) - self.limits.newcomer_bytes
+        excess += sum(held for held, _ in newcomers)
         for held, number in sorted(newcomers, reverse=True):
             if excess <= 0:
                 break
@@ -218,6 +228,4 @@ class Admission:
             excess -= held
         excessive = {member for member, total in totals.items() if total > self.limits.member_bytes}
         shut += [number for number, connection in self._connections.items() if connection.member in excessive]
-        for number in shut:
-            self.leave(number)
         return dict.fromkeys(shut, "oversent")

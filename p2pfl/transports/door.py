@@ -1,8 +1,9 @@
 """The door of a node: watches the TCP connections that libzmq holds, and shuts those that `Admission` wants shut.
 
 libzmq accepts every connection and counts whole messages only. It tells which file descriptor a connection has, though, and the kernel
-tells what came over it. A connection is shut under libzmq's hands: libzmq then sees its end and clears up by itself. What flows over a
-link that is up passes by here untouched, so the door costs nothing per byte.
+tells what came over it. The door keeps a second descriptor of each connection, so that it never mistakes one for another, and shuts a
+connection under libzmq's hands: libzmq then sees its end and clears up by itself. What flows over a link that is up passes by here
+untouched, so the door costs nothing per byte.
 
 The door has a thread of its own, for it must also act while the event loop is held up: at 500 MiB/s a pause of a second is half a gigabyte.
 It owns all that it knows; the loop hands it what it has learned through a queue, and is told in turn through the loop's own.
@@ -22,8 +23,8 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
@@ -49,6 +50,7 @@ ENCRYPTED_BYTES = 260
 _TCP_INFO_BYTES = 136  # up to tcpi_bytes_received
 _TCP_INFO_COUNTS = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _COUNTS_AT = 120
+_AT_ONCE = struct.pack("ii", 1, 0)
 _EVENT = struct.Struct("=Hi")
 
 Events = list[int]
@@ -71,12 +73,26 @@ class _Watched:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One TCP connection. A number of a file is given again soon; together with the inode it is unmistakable."""
+    """One TCP connection."""
 
     fd: int
+    """libzmq's descriptor, whose number is given to something else soon after the end."""
+
     inode: int
+    """The kernel's number of the connection, by which that is noticed."""
+
+    twin: socket.socket
+    """The door's own descriptor."""
+
     source: str
     watched: _Watched
+
+    def is_open(self) -> bool:
+        """Whether libzmq still has it."""
+        try:
+            return os.fstat(self.fd).st_ino == self.inode
+        except OSError:
+            return False
 
 
 class Door:
@@ -133,14 +149,19 @@ class Door:
         else:
             self._thread.join(LEAVE_S)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether events are told."""
+        return self._thread.is_alive()
+
     def authenticated(self, fd: int, host: str, peer: str, account: Account) -> None:
         """The first message of a neighbour came over an accepted connection."""
         self._learned.append(lambda: self._promote(fd, host, peer, account))
 
-    def drained(self) -> None:
-        """All messages that had come were read."""
-        self.has_remains = False
-        self._learned.append(self._admission.drained)
+    def drained(self, peer: str | None) -> None:
+        """All messages were read that had come from a neighbour that this node dials, or, where it is None, to the listener."""
+        dialled = [watched.peer for watched in self._watched if watched.peer is not None]
+        self._learned.append(lambda: self._admission.drained(dialled, peer))
 
     # what the thread does
 
@@ -163,12 +184,13 @@ class Door:
                 for watched in tuple(self._watched):
                     if (ready or taken_bytes) and not self._read(watched):
                         poller.unregister(watched.events)
+                        self._forget_all(watched)
                         self._watched.remove(watched)
                         watched.events.close(linger=0)
                 self._learn()
                 # weighed after the events were read: what came since a handshake was over is not a stranger's
                 self._shut(self._admission.weigh(taken_bytes))
-                self.has_remains = bool(self._admission.remaining)
+                self.has_remains = self._admission.has_remains
         except Exception:
             log.exception("the door has broken: connections are not watched any more")
             raise
@@ -176,8 +198,15 @@ class Door:
             self._close()
 
     def _close(self) -> None:
+        for number in tuple(self._lines):
+            self._forget(number)
         for watched in self._watched:
             watched.events.close(linger=0)
+
+    def _forget_all(self, watched: _Watched) -> None:
+        for number, line in tuple(self._lines.items()):
+            if line.watched is watched:
+                self._forget(number)
 
     def _learn(self) -> None:
         while self._learned:
@@ -212,22 +241,24 @@ class Door:
 
     def _arrived(self, fd: int, watched: _Watched) -> None:
         try:
-            # a twin whose family the system is asked for: a listener for both has IPv4 addresses in those of IPv6
-            with socket.socket(fileno=os.dup(fd)) as line:
-                inode, host, port = os.fstat(fd).st_ino, line.getpeername()[0], line.getsockname()[1]
-            source = source_of(host)
-        except (OSError, IndexError, TypeError, ValueError):  # it has ended already, and its number may be a file's by now
+            # no family given: a listener for both has IPv4 addresses in those of IPv6
+            twin = socket.socket(fileno=os.dup(fd))
+        except OSError:  # it has ended already, and its number may be a file's by now
             return
-        if watched.peer is None and port != self.port:  # or another socket's
-            return
+        try:
+            inode, source, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
+        except (OSError, IndexError, TypeError, ValueError):  # or another socket's
+            inode, source, port = 0, "", -1
         before = self._numbers.get(fd)
+        is_known = before is not None and self._lines[before].inode == inode
+        if port < 0 or is_known or (watched.peer is None and port != self.port):
+            twin.close()
+            return
         if before is not None:
-            if self._lines[before].inode == inode:
-                return
             self._forget(before)
         self._count += 1
         number = self._count
-        self._lines[number] = _Line(fd, inode, source, watched)
+        self._lines[number] = _Line(fd, inode, twin, source, watched)
         self._numbers[fd] = number
         if watched.peer is None:
             self._learn()
@@ -245,49 +276,37 @@ class Door:
     def _promote(self, fd: int, host: str, peer: str, account: Account) -> None:
         number = self._numbers.get(fd)
         # the number may be another connection's by now: only one whose handshake is over, from the same address, can be the one
-        if number is None or self._lines[number].source != source_of(host) or not self._has_encrypted(self._lines[number]):
+        if number is None or self._lines[number].source != source_of(host):
+            return
+        counts = self._bytes_of(self._lines[number])
+        if counts is not None and not counts[1]:
             return
         self._shut(self._admission.authenticate(number, peer, account))
-
-    def _has_encrypted(self, line: _Line) -> bool:
-        counts = self._bytes_of(line)
-        return counts is None or counts[1] > ENCRYPTED_BYTES
 
     def _look(self) -> dict[int, tuple[int, bool]]:
         """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone."""
         found: dict[int, tuple[int, bool]] = {}
-        if not self._lines:
-            return found
         for number, line in tuple(self._lines.items()):
-            counts = self._bytes_of(line)
-            if counts is None:
-                continue
-            taken, sent = counts
-            if taken < 0:
+            if not line.is_open():  # libzmq does not tell of every end
                 self._forget(number)
-            else:
-                found[number] = taken, line.watched.peer is None and sent > ENCRYPTED_BYTES
+            elif (counts := self._bytes_of(line)) is not None:
+                found[number] = counts
         if self._admission.strangers and not _can_open():
             self._give_one_up()
         return found
 
-    def _bytes_of(self, line: _Line) -> tuple[int, int] | None:
-        """Bytes that libzmq took and that the other end has acknowledged; -1 where it is gone, None where the system does not say."""
-        if not hasattr(socket, "TCP_INFO"):
-            return None
+    def _bytes_of(self, line: _Line) -> tuple[int, bool] | None:
+        """Bytes that libzmq took, and whether its handshake as a listener is over; None where the system does not say."""
         try:
-            if os.fstat(line.fd).st_ino != line.inode:
-                return -1, 0
-            with _borrowed(line.fd) as twin:
-                known = twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            known = line.twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             # asked second, so that what comes in between makes the count smaller and not larger
-            unread = int.from_bytes(fcntl.ioctl(line.fd, termios.FIONREAD, bytes(4)), "little")
-        except OSError:
-            return -1, 0
+            unread = int.from_bytes(fcntl.ioctl(line.twin.fileno(), termios.FIONREAD, bytes(4)), "little")
+        except (OSError, AttributeError):
+            return None
         if len(known) < _TCP_INFO_BYTES:
             return None
         acknowledged, received = _TCP_INFO_COUNTS.unpack_from(known, _COUNTS_AT)
-        return max(0, received - unread), acknowledged
+        return max(0, received - unread), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
 
     def _give_one_up(self) -> None:
         number = self._admission.newest_stranger()
@@ -295,39 +314,26 @@ class Door:
             self._shut({number: "evicted"})
 
     def _forget(self, number: int) -> None:
-        self._admission.leave(number)
         line = self._lines.pop(number)
+        self._admission.leave(number, self._bytes_of(line) or (0, False))
+        line.twin.close()
         if self._numbers.get(line.fd) == number:
             del self._numbers[line.fd]
 
     def _shut(self, reasons: dict[int, str]) -> None:
-        told: list[tuple[str, str]] = []
-        for number, reason in reasons.items():
-            line = self._lines.pop(number)
-            if self._numbers.get(line.fd) == number:
-                del self._numbers[line.fd]
+        told = [(reason, f"a connection with {self._lines[number].source}") for number, reason in reasons.items()]
+        for number in reasons:
+            twin = self._lines[number].twin
             with suppress(OSError):  # it has ended by itself
-                twin = os.dup(line.fd)  # from here on the number stands for this connection, whatever libzmq does
-                with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=twin) as connection:
-                    if os.fstat(twin).st_ino == line.inode:
-                        connection.shutdown(socket.SHUT_RDWR)
-            told.append((reason, f"a connection with {line.source}"))
+                twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)  # nothing of it stays in the kernel
+                twin.shutdown(socket.SHUT_RDWR)
+            self._forget(number)
         if told:
             self._tell(lambda: self._say(told))
 
     def _say(self, told: list[tuple[str, str]]) -> None:
         for reason, detail in told:
             self._refuse(reason, detail)
-
-
-@contextmanager
-def _borrowed(fd: int) -> Iterator[socket.socket]:
-    """A file descriptor of libzmq's as a socket, which stays open."""
-    line = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-    try:
-        yield line
-    finally:
-        line.detach()
 
 
 def _can_open() -> bool:

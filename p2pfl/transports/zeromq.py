@@ -187,7 +187,7 @@ class ZeroMQTransport:
         self._beating: set[str] = set()  # neighbours that send signs of life
         self._ended = asyncio.Event()  # a connection that somebody made to this node is over
         self._resolver = Resolver(self._lookup)
-        self._door = Door(Admission(self._limits()), asyncio.get_running_loop(), self._refuse)
+        self._door = Door(Admission(self._limits()), asyncio.get_running_loop(), self._shut)
         self._group = await asyncio.TaskGroup().__aenter__()
         self._readers: list[asyncio.Task[None]] = []
         self._monitors: list[asyncio.Task[None]] = []
@@ -547,7 +547,7 @@ class ZeroMQTransport:
                 self._links.heard(peer)
             else:
                 self._hear(peer, frames)
-            self._book(self._accounts.get(route.bytes), self._router, frames)
+            self._book(self._accounts.get(route.bytes), None, frames)
             await self._deliver(peer, frames)
 
     async def _next_message(self, link: zmq.asyncio.Socket) -> list[zmq.Frame]:
@@ -565,12 +565,25 @@ class ZeroMQTransport:
         self._accounts[route] = Account()
         self._door.authenticated(cast(int, frame.get(zmq.SRCFD)), cast(str, frame.get("Peer-Address")), peer, self._accounts[route])
 
-    def _book(self, account: Account | None, link: zmq.asyncio.Socket, frames: Sequence[zmq.Frame]) -> None:
+    def _book(self, account: Account | None, dialled: str | None, frames: Sequence[zmq.Frame]) -> None:
         """Count what was delivered of a connection."""
         if account is not None:
             account.delivered_bytes += sum(len(frame) + WRAPPING_BYTES for frame in frames)
-        if self._door.has_remains and not cast(int, link.get(zmq.EVENTS)) & zmq.POLLIN:
-            self._door.drained()
+        if self._door.has_remains:
+            self._look_for_rest(dialled)
+
+    def _look_for_rest(self, dialled: str | None) -> None:
+        """Tell the door where nothing is left to read of connections that are over."""
+        link = self._router if dialled is None else self._dealers[dialled]
+        if not link.closed and not cast(int, link.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._door.drained(dialled)
+
+    def _shut(self, reason: str, detail: str) -> None:
+        """The door has shut a connection."""
+        self._refuse(reason, detail)
+        if self._door.has_remains:  # what is left of a message that was never complete is gone without being read
+            for dialled in (*self._dealers, *([None] if len(self._dealers) < len(self.neighbours) else [])):
+                self._look_for_rest(dialled)
 
     def _sender(self, frame: zmq.Frame) -> str | None:
         """The neighbour whose key authenticated the connection that the frame came over."""
@@ -583,7 +596,7 @@ class ZeroMQTransport:
         while True:
             frames = await self._next_message(dealer)
             self._hear(peer, frames)
-            self._book(self._door.accounts.get(peer), dealer, frames)
+            self._book(self._door.accounts.get(peer), peer, frames)
             await self._deliver(peer, frames)
 
     def _hear(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
@@ -615,7 +628,7 @@ class ZeroMQTransport:
             for link in self._sockets:
                 link.close(linger=round(1000 * linger_s))
             # a socket's last event comes when nothing of it is left to send: waiting for it keeps term(), which would stop the loop, short
-            if self._monitors:
+            if self._monitors and self._door.is_watching:
                 await asyncio.wait(self._monitors, timeout=linger_s + 1)
         finally:
             for monitor in self._monitors:
