@@ -175,7 +175,7 @@ class Door:
                 poller.register(watched.events, zmq.POLLIN)
             due_s = 0.0
             while not self._is_stopping.is_set() and self._watched:
-                ready = dict(poller.poll(1000 * (TURN_S if self._lines else IDLE_TURN_S)))
+                ready = dict(poller.poll(round(1000 * (TURN_S if self._lines else IDLE_TURN_S))))
                 taken_bytes = {}
                 if time.monotonic() >= due_s:
                     due_s = time.monotonic() + TURN_S

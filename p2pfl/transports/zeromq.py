@@ -440,7 +440,7 @@ class ZeroMQTransport:
         }
         for option, number in options.items():
             link.setsockopt(option, number)
-        events = self._context.socket(zmq.PAIR, socket_class=zmq.Socket)
+        events = cast("zmq.Socket[bytes]", self._context.socket(zmq.PAIR, socket_class=cast(Any, zmq.Socket)))
         # unbounded: libzmq's I/O thread would block on a full queue of events, and closing would wait for that thread for ever
         events.setsockopt(zmq.RCVHWM, 0)
         address = f"inproc://events-{len(self._sockets)}"
@@ -563,7 +563,7 @@ class ZeroMQTransport:
         kept = {route for routes in self._routes.values() for route in routes}
         self._accounts = {known: account for known, account in self._accounts.items() if known in kept}
         self._accounts[route] = Account()
-        self._door.authenticated(cast(int, frame.get(zmq.SRCFD)), cast(str, frame.get("Peer-Address")), peer, self._accounts[route])
+        self._door.authenticated(frame.get(zmq.SRCFD), cast(str, frame.get("Peer-Address")), peer, self._accounts[route])
 
     def _book(self, account: Account | None, dialled: str | None, frames: Sequence[zmq.Frame]) -> None:
         """Count what was delivered of a connection."""
