@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 import threading
@@ -132,6 +133,49 @@ def test_a_listener_that_floods_its_dialler_before_the_handshake_is_shut(links):
                 assert b.counters["oversent"] == 1
 
     finish(main())
+
+
+@pytest.mark.parametrize(("place", "fails"), [("os.dup", OSError(errno.EMFILE, "")), ("p2pfl.transports.door._can_open", False)])
+def test_where_files_run_out_the_newest_stranger_goes_and_links_stay(links, monkeypatch, place, fails):
+    def fail(*_):
+        if isinstance(fails, OSError):
+            raise fails
+        return fails
+
+    async def main():
+        async with links.member("a", "bc") as a, links.member("b", "a") as b:
+            await send_when_up(b, "a", [b"up"])
+            await receive(a, 1)
+            with monkeypatch.context() as short:
+                short.setattr(place, fail)
+                with connect(port_of(a)) as line:
+                    while not await has_ended(line):
+                        pass
+
+                await until(lambda: a.counters["evicted"] == 1)
+
+                assert await keep_up(a, b)
+
+            async with links.member("c", "a") as c:
+                await send_when_up(c, "a", [b"again"])
+
+                assert await receive(a, 1) == [("c", [b"again"])]
+
+    finish(main())
+
+
+def test_a_door_that_breaks_ends_the_node_and_says_so(links, monkeypatch):
+    async def main():
+        async with links.member("a", "b") as a:
+            monkeypatch.setattr(a._door._admission, "arrive", None)
+            with connect(port_of(a)):
+                await a.receive()
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with pytest.raises(BaseExceptionGroup) as raised:
+        finish(main())
+
+    assert raised.group_contains(RuntimeError, match="the door of a has broken")
 
 
 # members

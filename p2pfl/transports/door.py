@@ -56,6 +56,9 @@ _EVENT = struct.Struct("=Hi")
 Events = list[int]
 """Kinds of events of one socket, in order."""
 
+BROKEN = -1
+"""An event of the door's own: it has failed, and nobody watches any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
@@ -154,9 +157,9 @@ class Door:
         """Whether events are told."""
         return self._thread.is_alive()
 
-    def authenticated(self, fd: int, host: str, peer: str, account: Account) -> None:
-        """The first message of a neighbour came over an accepted connection."""
-        self._learned.append(lambda: self._promote(fd, host, peer, account))
+    def authenticated(self, fd: int, source: str, peer: str, account: Account) -> None:
+        """The first message of a neighbour came over an accepted connection from a source, see `source_of`."""
+        self._learned.append(lambda: self._promote(fd, source, peer, account))
 
     def drained(self, peer: str | None) -> None:
         """All messages were read that had come from a neighbour that this node dials, or, where it is None, to the listener."""
@@ -191,8 +194,9 @@ class Door:
                 # weighed after the events were read: what came since a handshake was over is not a stranger's
                 self._shut(self._admission.weigh(taken_bytes))
                 self.has_remains = self._admission.has_remains
-        except Exception:
-            log.exception("the door has broken: connections are not watched any more")
+        except BaseException:
+            for watched in self._watched:
+                self._tell(lambda tell=watched.tell: tell([BROKEN]))  # type: ignore[misc]
             raise
         finally:
             self._close()
@@ -243,7 +247,9 @@ class Door:
         try:
             # no family given: a listener for both has IPv4 addresses in those of IPv6
             twin = socket.socket(fileno=os.dup(fd))
-        except OSError:  # it has ended already, and its number may be a file's by now
+        except OSError as error:  # it has ended already, and its number may be a file's by now
+            if error.errno in NO_MORE_FILES:
+                self._turn_away(fd, watched)
             return
         try:
             inode, source, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
@@ -266,6 +272,17 @@ class Door:
         else:
             self._admission.dial(number, source)
 
+    def _turn_away(self, fd: int, watched: _Watched) -> None:
+        """Shut a connection that there is no descriptor left to watch with."""
+        with suppress(OSError):
+            line = socket.socket(fileno=fd)
+            try:
+                if watched.peer is not None or line.getsockname()[1] == self.port:
+                    line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
+        self._tell(lambda: self._refuse("evicted", "a connection, for want of open files"))
+
     def _dialled(self, peer: str) -> None:
         for number, line in reversed(self._lines.items()):
             if line.watched.peer == peer:
@@ -273,10 +290,10 @@ class Door:
                 self._shut(self._admission.authenticate(number, peer, self.accounts[peer]))
                 return
 
-    def _promote(self, fd: int, host: str, peer: str, account: Account) -> None:
+    def _promote(self, fd: int, source: str, peer: str, account: Account) -> None:
         number = self._numbers.get(fd)
         # the number may be another connection's by now: only one whose handshake is over, from the same address, can be the one
-        if number is None or self._lines[number].source != source_of(host):
+        if number is None or self._lines[number].source != source:
             return
         counts = self._bytes_of(self._lines[number])
         if counts is not None and not counts[1]:
@@ -341,7 +358,5 @@ def _can_open() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        if error.errno in NO_MORE_FILES:
-            return False
-        raise
+        return error.errno not in NO_MORE_FILES
     return True

@@ -31,7 +31,7 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from p2pfl.errors import ConfigError, QueueFull, TransportError
-from p2pfl.transports.admission import Account, Admission, AdmissionLimits
+from p2pfl.transports.admission import Account, Admission, AdmissionLimits, source_of
 from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
@@ -46,7 +46,7 @@ from p2pfl.transports.base import (
     check_frames,
     dials,
 )
-from p2pfl.transports.door import WRAPPING_BYTES, Door, Events
+from p2pfl.transports.door import BROKEN, WRAPPING_BYTES, Door, Events
 from p2pfl.transports.resolver import Lookup, Resolver, connection_fault
 from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
 
@@ -454,6 +454,8 @@ class ZeroMQTransport:
             for kind in await happened.get():
                 if kind == zmq.EVENT_MONITOR_STOPPED:
                     return
+                if kind == BROKEN:
+                    raise RuntimeError(f"the door of {self.me.name} has broken")
                 if kind in EVENTS:
                     self.counters[EVENTS[kind]] += 1
                 if dialled is not None:
@@ -563,7 +565,8 @@ class ZeroMQTransport:
         kept = {route for routes in self._routes.values() for route in routes}
         self._accounts = {known: account for known, account in self._accounts.items() if known in kept}
         self._accounts[route] = Account()
-        self._door.authenticated(frame.get(zmq.SRCFD), cast(str, frame.get("Peer-Address")), peer, self._accounts[route])
+        with suppress(zmq.ZMQError, ValueError):  # the address was not to be had: the connection has ended
+            self._door.authenticated(frame.get(zmq.SRCFD), source_of(cast(str, frame.get("Peer-Address"))), peer, self._accounts[route])
 
     def _book(self, account: Account | None, dialled: str | None, frames: Sequence[zmq.Frame]) -> None:
         """Count what was delivered of a connection."""
