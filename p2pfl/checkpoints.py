@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from p2pfl.errors import StoreError, store_error
+from p2pfl.open_files import open_patiently
 
 _KEY = "p2pfl"
 
@@ -51,12 +52,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # Path.open takes no mode
+        descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # Path.open takes no mode
             write_tensors(file, tensors, {_KEY: json.dumps(story)})
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
         try:
             os.fsync(folder)
         finally:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
+from p2pfl.open_files import open_patiently
 from p2pfl.writing_process import ProcessState, mark_process, process_state, unmark_process
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -266,7 +267,7 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         place = self.path / name
         try:
-            with place.open("ab", buffering=0) as file:
+            with open_patiently(lambda: place.open("ab", buffering=0)) as file:
                 before, encoded = file.seek(0, os.SEEK_END), text.encode()
                 try:
                     if file.write(encoded) < len(encoded):
@@ -435,12 +436,12 @@ def replace_file(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open_patiently(lambda: temporary.open("w", encoding="utf-8")) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
+        directory = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
         try:
             os.fsync(directory)  # the new name itself must survive a power cut
         finally:

@@ -25,6 +25,7 @@ from p2pfl.node.identity import Identity
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.store import CHECKPOINT
+from p2pfl.open_files import raise_file_limit
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.result_contract import accepted, differences_here
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
@@ -66,6 +67,7 @@ def start(
         StoreError: the disk failed.
         MembersMissing: fewer members than the study requires were there in time; nobody has trained.
     """
+    raise_file_limit()
     site = SiteFile.load(site_path)
     study = Study.load(site.study)
     _check_confirmed(site, study, confirmed, site_path)

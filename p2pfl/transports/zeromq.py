@@ -8,8 +8,8 @@ learns the way back. Either end sends such a frame now and then as a sign of lif
 libzmq is given numeric addresses only, and one at a time: it would resolve names in the thread that serves all links. Dialling again, from
 the first address of the card and with names looked up anew, is this module's.
 
-What this cannot refuse: libzmq's queues count whole messages, so a neighbour (nobody else gets that far) could grow one message without
-end, frame by frame.
+libzmq accepts every connection, and its queues count whole messages. `Door` bounds both: how many connections nobody has authenticated,
+and how many bytes a connection may send before its handshake and ahead of what was read.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import re
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -31,9 +29,9 @@ from typing import Any, Self, cast
 import zmq
 import zmq.asyncio
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
 from p2pfl.errors import ConfigError, QueueFull, TransportError
+from p2pfl.transports.admission import Account, Admission, AdmissionLimits, source_of
 from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
@@ -48,6 +46,7 @@ from p2pfl.transports.base import (
     check_frames,
     dials,
 )
+from p2pfl.transports.door import BROKEN, WRAPPING_BYTES, Door, Events
 from p2pfl.transports.resolver import Lookup, Resolver, connection_fault
 from p2pfl.transports.zap import NOT_NOW, ZAP_ADDRESS, answer_for_keys
 
@@ -68,13 +67,13 @@ LOOK_AFTER_S = 0.05
 """After a connection has ended, libzmq's queues for it are gone soon, and not at once."""
 ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
 ROUTES_KEPT = 4
+MESSAGES_HELD = 2
+"""Beside those that wait in libzmq's queue for a link: one on its way out of it, one that is still incomplete."""
 RETRY_S = 0.001
 RETRY_MAX_S = 0.02
 RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 SIGN_OF_LIFE = b""
-THROWN_AWAY_BYTES = 64 * 2**20
-"""More than a connection's buffer in the kernel holds."""
 
 _ADDRESS = re.compile(r"tcp://(?:\[([^\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
 _TELLING = (
@@ -116,7 +115,8 @@ class ZeroMQTransport:
     of them that went away or were refused before they were up), "unauthorized" (a key that is no neighbour's), "frame_count" (messages of
     too many frames), "routing_id" (messages over a connection with an id that its dialler chose). What libzmq refuses by itself shows as
     "disconnected": bytes that are not its protocol, no CURVE, a frame that was tampered with or is above the limit (before it is
-    allocated). The dialler dials again.
+    allocated). The dialler dials again. The door shuts connections, which then end as any other: "evicted" (a stranger, when too many are
+    there), "replaced" (a neighbour has newer ones), "oversent" (more bytes than a connection may send).
 
     Args:
         me: this member, as the neighbours know it.
@@ -177,7 +177,8 @@ class ZeroMQTransport:
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(min(self._max_queued, MAX_RECEIVED))
         self._sockets: list[zmq.asyncio.Socket] = []  # the links', in the order in which they were opened
         self._plain: dict[zmq.asyncio.Socket, zmq.Socket[bytes]] = {}  # the same sockets, without futures
-        self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP and monitors
+        self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP
+        self._accounts: dict[bytes, Account] = {}  # what was delivered over each way back
         self._dealers: dict[str, zmq.asyncio.Socket] = {}
         self._came = asyncio.Event()  # something has come over some link
         self._taken_s: dict[str, float] = {}  # when a link's queue last took a message
@@ -185,9 +186,9 @@ class ZeroMQTransport:
         self._routes: dict[str, deque[bytes]] = {name: deque(maxlen=ROUTES_KEPT) for name in self.neighbours}  # newest last
         self._beating: set[str] = set()  # neighbours that send signs of life
         self._excluded_until_s: dict[str, float] = {}  # neighbours that have no link now because of disconnect()
-        self._descriptors: dict[int, tuple[str, object]] = {}  # whose connection a file is, and where its other end is
         self._ended = asyncio.Event()  # a connection that somebody made to this node is over
         self._resolver = Resolver(self._lookup)
+        self._door = Door(Admission(self._limits()), asyncio.get_running_loop(), self._shut)
         self._group = await asyncio.TaskGroup().__aenter__()
         self._readers: list[asyncio.Task[None]] = []
         self._monitors: list[asyncio.Task[None]] = []
@@ -197,6 +198,7 @@ class ZeroMQTransport:
             for name in self._dialled:
                 self._start_dialling(self.neighbours[name])
             self._readers.append(self._group.create_task(self._beat(), name=f"{self.me.name} gives signs of life"))
+            self._door.start()
         except BaseException:
             await self._close(linger_s=0)
             await self._group.__aexit__(None, None, None)
@@ -258,19 +260,14 @@ class ZeroMQTransport:
         if peer not in self._dealers and self._links.state(peer).is_up:  # of a dialled one libzmq tells
             self._links.counters[peer]["disconnected"] += 1
         self._links.note(peer, LinkCondition.DOWN, f"this node has ended the connection for {for_s:g} s: {why}")
-        for descriptor in [each for each, (owner, _) in self._descriptors.items() if owner == peer]:
-            _shut(descriptor, self._descriptors.pop(descriptor)[1])
+        self._door.disconnect(peer)
 
     def _is_excluded(self, peer: str) -> bool:
         return time.monotonic() < self._excluded_until_s.get(peer, 0.0)
 
-    def _note_descriptor(self, peer: str, descriptor: int) -> None:
-        """Remember a connection of a neighbour, so that it can be ended; one that should not be is ended at once."""
-        place = _other_end(descriptor)
-        if not self._is_excluded(peer):
-            self._descriptors[descriptor] = peer, place
-        elif self._descriptors.get(descriptor) in (None, (peer, place)):  # else its number is by now another's
-            _shut(descriptor, place)
+    def _limits(self) -> AdmissionLimits:
+        messages = min(self._max_queued, MAX_RECEIVED) + MESSAGES_HELD
+        return AdmissionLimits(member_bytes=messages * MAX_FRAMES * (self._max_frame_bytes + WRAPPING_BYTES))
 
     def _check_open(self) -> None:
         if not self._open:
@@ -333,7 +330,9 @@ class ZeroMQTransport:
             self._group.create_task(answer_for_keys(zap, allowed, self._refuse, is_excluded), name=f"{self.me.name} answers for keys")
         )
         self._router, events = self._link_socket(zmq.ROUTER)
-        self._monitors.append(self._group.create_task(self._watch(events), name=f"{self.me.name} watches"))
+        happened: asyncio.Queue[Events] = asyncio.Queue()
+        self._monitors.append(self._group.create_task(self._watch(happened), name=f"{self.me.name} watches"))
+        self._door.watch(events, happened.put_nowait)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.CURVE_SERVER, 1)
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"p2pfl")
@@ -351,13 +350,16 @@ class ZeroMQTransport:
         for name in sorted(self.neighbours.keys() - set(self._dialled)):
             self._links.note(name, LinkCondition.AWAITED)
         self.bound_address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._door.port = int(self.bound_address.rpartition(":")[2])
         self._readers.append(self._group.create_task(self._read_listener(), name=f"{self.me.name} reads"))
 
     def _start_dialling(self, peer: Endpoint) -> None:
         places = [_place(peer.name, address) for address in peer.addresses]  # dials() has seen to it that there is one
         dealer, events = self._link_socket(zmq.DEALER)
-        news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._monitors.append(self._group.create_task(self._watch(events, peer.name, news), name=f"{self.me.name} watches {peer.name}"))
+        news: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        happened: asyncio.Queue[Events] = asyncio.Queue()
+        self._monitors.append(self._group.create_task(self._watch(happened, peer.name, news), name=f"{self.me.name} watches {peer.name}"))
+        self._door.watch(events, happened.put_nowait, peer.name)
         dealer.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key)
         dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a link that is not up
         dealer.setsockopt(zmq.PROBE_ROUTER, 1)
@@ -366,7 +368,7 @@ class ZeroMQTransport:
         self._readers.append(self._group.create_task(self._dial(peer.name, places, news), name=f"{self.me.name} dials {peer.name}"))
         self._readers.append(self._group.create_task(self._read_dialled(dealer, peer.name), name=f"{self.me.name} reads {peer.name}"))
 
-    async def _dial(self, peer: str, places: Sequence[_Place], news: asyncio.Queue[dict[str, Any]]) -> None:
+    async def _dial(self, peer: str, places: Sequence[_Place], news: asyncio.Queue[tuple[int, int]]) -> None:
         """Keep a connection to a neighbour: try its addresses in order, and all over again when one that worked has ended."""
         pause_s = RECONNECT_S
         while True:
@@ -401,7 +403,7 @@ class ZeroMQTransport:
         return found
 
     async def _connect(
-        self, peer: str, place: _Place, host: str, patience_s: float, news: asyncio.Queue[dict[str, Any]]
+        self, peer: str, place: _Place, host: str, patience_s: float, news: asyncio.Queue[tuple[int, int]]
     ) -> tuple[LinkCondition, str] | None:
         """Have libzmq connect to a numeric address once, until that has failed (and why), or until the link was up and is over (None)."""
         dealer = self._dealers[peer]
@@ -414,7 +416,7 @@ class ZeroMQTransport:
             dealer.connect(numeric)
         except zmq.ZMQError as error:
             return LinkCondition.NO_ROUTE, f"{error.strerror} at {said}"
-        said_of = {event["event"]: event["value"] async for event in _until_over(news, patience_s)}
+        said_of = {kind: value async for kind, value in _until_over(news, patience_s)}
         await asyncio.sleep(LOOK_AFTER_S)  # libzmq is done with the connection soon, and must be before it is told to forget it
         if not dealer.closed:
             try:
@@ -433,7 +435,7 @@ class ZeroMQTransport:
         self._links.counters[peer]["not_connected"] += 1
         return await _why_not(host, place.port, said, patience_s, time.monotonic() - began_s)
 
-    def _link_socket(self, kind: int) -> tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
+    def _link_socket(self, kind: int) -> tuple[zmq.asyncio.Socket, zmq.Socket[bytes]]:
         """A socket that has all that must be set before it binds or connects, and where its events come."""
         link = self._context.socket(kind)
         self._sockets.append(link)
@@ -458,40 +460,39 @@ class ZeroMQTransport:
         }
         for option, number in options.items():
             link.setsockopt(option, number)
-        events = self._context.socket(zmq.PAIR)
-        self._own_sockets.append(events)
+        events = cast("zmq.Socket[bytes]", self._context.socket(zmq.PAIR, socket_class=cast(Any, zmq.Socket)))
         # unbounded: libzmq's I/O thread would block on a full queue of events, and closing would wait for that thread for ever
         events.setsockopt(zmq.RCVHWM, 0)
-        address = f"inproc://events-{len(self._own_sockets)}"
-        link.monitor(address, sum(EVENTS) | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED)
+        address = f"inproc://events-{len(self._sockets)}"
+        link.monitor(address, sum(EVENTS) | zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED)
         events.connect(address)
         return link, events
 
     async def _watch(
-        self, events: zmq.asyncio.Socket, dialled: str | None = None, news: asyncio.Queue[dict[str, Any]] | None = None
+        self, happened: asyncio.Queue[Events], dialled: str | None = None, news: asyncio.Queue[tuple[int, int]] | None = None
     ) -> None:
         """Count what libzmq reports of a socket, and pass it on to whoever dials, until the socket is gone."""
         while True:
-            event = parse_monitor_message(await _next(events))
-            kind = event["event"]
-            if kind == zmq.EVENT_MONITOR_STOPPED:
-                return
-            if kind in EVENTS:
-                self.counters[EVENTS[kind]] += 1
-            if dialled is None:
-                if kind == zmq.EVENT_DISCONNECTED:
+            for kind, value in await happened.get():
+                if kind == zmq.EVENT_MONITOR_STOPPED:
+                    return
+                if kind == BROKEN:
+                    raise RuntimeError(f"the door of {self.me.name} has broken")
+                if kind in EVENTS:
+                    self.counters[EVENTS[kind]] += 1
+                if dialled is not None:
+                    self._note(kind, dialled)
+                elif kind == zmq.EVENT_DISCONNECTED:
                     self._ended.set()
-                continue
-            self._note_event(dialled, kind, event["value"])
-            if news is not None:
-                news.put_nowait(dict(event))
+                if news is not None:
+                    news.put_nowait((kind, value))
 
-    def _note_event(self, dialled: str, kind: int, value: int) -> None:
-        """Take note of what libzmq reports of the connection to a neighbour that this node dials."""
+    def _note(self, kind: int, dialled: str) -> None:
+        """Put down what happened to the connection with a neighbour that this node dials."""
         if kind in EVENTS and (kind != zmq.EVENT_DISCONNECTED or dialled in self._up):
             self._links.counters[dialled][EVENTS[kind]] += 1
-        if kind == zmq.EVENT_CONNECTED:
-            self._note_descriptor(dialled, value)
+        if kind == zmq.EVENT_CONNECTED and self._is_excluded(dialled):
+            self._door.disconnect(dialled)
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._up.add(dialled)
             self._links.note(dialled, LinkCondition.UP)
@@ -565,19 +566,21 @@ class ZeroMQTransport:
                 # the dialler chose it; taking the one that another member had before would bring it that member's messages
                 self._refuse("routing_id", f"{peer} set {route.bytes!r}")
                 self._links.counters[peer]["routing_id"] += 1
-                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))
+                self._name_connection(peer, frames[0], Account())
                 continue
-            if self._is_excluded(peer):
-                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))  # it was let in before
+            if self._is_excluded(peer):  # it was let in before
+                self._name_connection(peer, frames[0], Account())
+                self._door.disconnect(peer)
                 continue
             # a late message of an old connection must not change the way back: only a route not yet known is the newest
             if route.bytes not in self._routes[peer]:
                 self._routes[peer].append(route.bytes)
-                self._note_descriptor(peer, frames[0].get(zmq.SRCFD))
+                self._introduce(peer, route.bytes, frames[0])
                 self._links.counters[peer]["connected"] += 1
                 self._links.heard(peer)
             else:
                 self._hear(peer, frames)
+            self._book(self._accounts.get(route.bytes), None, frames)
             await self._deliver(peer, frames)
 
     async def _next_message(self, link: zmq.asyncio.Socket) -> list[zmq.Frame]:
@@ -587,6 +590,37 @@ class ZeroMQTransport:
             return self._plain[link].recv_multipart(flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:  # only to wait takes a future and a watch on the socket
             return await link.recv_multipart(copy=False)
+
+    def _introduce(self, peer: str, route: bytes, frame: zmq.Frame) -> None:
+        """Tell the door whose connection it is that a first message came over."""
+        kept = {route for routes in self._routes.values() for route in routes}
+        self._accounts = {known: account for known, account in self._accounts.items() if known in kept}
+        self._accounts[route] = Account()
+        self._name_connection(peer, frame, self._accounts[route])
+
+    def _name_connection(self, peer: str, frame: zmq.Frame, account: Account) -> None:
+        with suppress(zmq.ZMQError, ValueError):  # the address was not to be had: the connection has ended
+            self._door.authenticated(frame.get(zmq.SRCFD), source_of(cast(str, frame.get("Peer-Address"))), peer, account)
+
+    def _book(self, account: Account | None, dialled: str | None, frames: Sequence[zmq.Frame]) -> None:
+        """Count what was delivered of a connection."""
+        if account is not None:
+            account.delivered_bytes += sum(len(frame) + WRAPPING_BYTES for frame in frames)
+        if self._door.has_remains:
+            self._look_for_rest(dialled)
+
+    def _look_for_rest(self, dialled: str | None) -> None:
+        """Tell the door where nothing is left to read of connections that are over."""
+        link = self._router if dialled is None else self._dealers[dialled]
+        if not link.closed and not cast(int, link.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._door.drained(dialled)
+
+    def _shut(self, reason: str, detail: str) -> None:
+        """The door has shut a connection."""
+        self._refuse(reason, detail)
+        if self._door.has_remains:  # what is left of a message that was never complete is gone without being read
+            for dialled in (*self._dealers, *([None] if len(self._dealers) < len(self.neighbours) else [])):
+                self._look_for_rest(dialled)
 
     def _sender(self, frame: zmq.Frame) -> str | None:
         """The neighbour whose key authenticated the connection that the frame came over."""
@@ -601,6 +635,7 @@ class ZeroMQTransport:
             if self._is_excluded(peer):
                 continue
             self._hear(peer, frames)
+            self._book(self._door.accounts.get(peer), peer, frames)
             await self._deliver(peer, frames)
 
     def _hear(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
@@ -633,11 +668,12 @@ class ZeroMQTransport:
             for link in self._sockets:
                 link.close(linger=round(1000 * linger_s))
             # a socket's last event comes when nothing of it is left to send: waiting for it keeps term(), which would stop the loop, short
-            if self._monitors:
+            if self._monitors and self._door.is_watching:
                 await asyncio.wait(self._monitors, timeout=linger_s + 1)
         finally:
             for monitor in self._monitors:
                 monitor.cancel()
+            self._door.stop()
             for own in self._own_sockets:
                 own.close(linger=0)
             self._context.term()
@@ -658,42 +694,17 @@ def _families(listen: str) -> tuple[int, ...]:
     return (1,) if "[" in host else (0, 1)
 
 
-def _other_end(descriptor: int) -> object:
-    """Address and port at the other end of a connection; None where the file is no connection any more."""
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as connection:
-            return connection.getpeername()
-    except OSError:
-        return None
-
-
-def _shut(descriptor: int, place: object) -> None:
-    """End a connection that libzmq holds, so that libzmq lets it go; nothing where the file is by now another one.
-
-    What has come and is not read is thrown away: libzmq would first read all of it, tens of thousands of short messages.
-    """
-    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.getpeername() != place:
-            return
-        connection.shutdown(socket.SHUT_RDWR)
-        waste = bytearray(MAX_FRAME_BYTES)
-        for _ in range(THROWN_AWAY_BYTES // MAX_FRAME_BYTES):
-            if not connection.recv_into(waste, 0, socket.MSG_DONTWAIT):
-                return
-
-
-async def _until_over(news: asyncio.Queue[dict[str, Any]], patience_s: float) -> AsyncIterator[dict[str, Any]]:
+async def _until_over(news: asyncio.Queue[tuple[int, int]], patience_s: float) -> AsyncIterator[tuple[int, int]]:
     """What libzmq says of one attempt to connect, until that has failed or the connection is over."""
     kind = 0
     while kind not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
         try:
             # libzmq says nothing of a socket that the system did not give it; a connection that was made it always ends itself
             async with asyncio.timeout(None if kind else patience_s + PROBE_S):
-                event = await news.get()
+                kind, value = await news.get()
         except TimeoutError:
             return
-        kind = event["event"]
-        yield event
+        yield kind, value
 
 
 async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: float) -> tuple[LinkCondition, str]:

@@ -1,0 +1,388 @@
+"""The door of a node: watches the TCP connections that libzmq holds, and shuts those that `Admission` wants shut.
+
+libzmq accepts every connection and counts whole messages only. It tells which file descriptor a connection has, though, and the kernel
+tells what came over it. The door keeps a second descriptor of each connection, so that it never mistakes one for another, and shuts a
+connection under libzmq's hands: libzmq then sees its end and clears up by itself. What flows over a link that is up passes by here
+untouched, so the door costs nothing per byte.
+
+The door has a thread of its own, for it must also act while the event loop is held up: at 500 MiB/s a pause of a second is half a gigabyte.
+It owns all that it knows; the loop hands it what it has learned through a queue, and is told in turn through the loop's own.
+
+Only Linux tells the bytes of a connection; elsewhere places are kept, and bytes are not watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+import struct
+import termios
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from p2pfl.open_files import NO_MORE_FILES, when_out_of_files
+from p2pfl.transports.admission import Account, Admission, source_of
+
+log = logging.getLogger(__name__)
+
+TURN_S = 0.02
+"""How often connections are looked at while there are any."""
+
+IDLE_TURN_S = 0.2
+LEAVE_S = 5.0
+EVENTS_A_TURN = 1000
+
+WRAPPING_BYTES = 42
+"""Of one frame on the wire: libzmq's header of up to 9, and CURVE's command name, nonce, authenticator and flags."""
+
+ENCRYPTED_BYTES = 260
+"""A listener that has sent more has said READY: greeting 64, WELCOME 170, then ERROR 12 or READY 67."""
+
+_TCP_INFO_BYTES = 136  # up to tcpi_bytes_received
+_TCP_INFO_COUNTS = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
+_COUNTS_AT = 120
+_AT_ONCE = struct.pack("ii", 1, 0)
+_EVENT = struct.Struct("=Hi")
+
+THROWN_AWAY_BYTES = 64 * 2**20
+"""More than a connection's buffer in the kernel holds."""
+
+WASTE_BYTES = 2**16
+
+Events = list[tuple[int, int]]
+"""Kinds and values of events of one socket, in order."""
+
+BROKEN = -1
+"""An event of the door's own: it has failed, and nobody watches any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One socket of libzmq."""
+
+    events: zmq.Socket[bytes]
+    """Where libzmq tells what happens to it."""
+
+    peer: str | None
+    """The neighbour that it dials; None: it listens."""
+
+    tell: Callable[[Events], None]
+    """Called in the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One TCP connection."""
+
+    fd: int
+    """libzmq's descriptor, whose number is given to something else soon after the end."""
+
+    inode: int
+    """The kernel's number of the connection, by which that is noticed."""
+
+    twin: socket.socket
+    """The door's own descriptor."""
+
+    source: str
+    watched: _Watched
+
+    def is_open(self) -> bool:
+        """Whether libzmq still has it."""
+        try:
+            return os.fstat(self.fd).st_ino == self.inode
+        except OSError:
+            return False
+
+
+class Door:
+    """Watches the sockets of one transport from `start` to `stop`.
+
+    Args:
+        admission: the policy; from now on the door's own.
+        loop: the transport's.
+        refuse: told (reason, detail) of each connection that was shut, in the loop.
+    """
+
+    def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop, refuse: Callable[[str, str], None]) -> None:
+        self.accounts: dict[str, Account] = {}
+        """Of each neighbour that this node dials, what was delivered over the connection that it has now."""
+        self.port = 0
+        """Where the transport listens; set before `start`."""
+        self.has_remains = False
+        """Whether unread messages of ended connections may exist."""
+        self._admission = admission
+        self._loop = loop
+        self._refuse = refuse
+        self._watched: list[_Watched] = []
+        self._lines: dict[int, _Line] = {}
+        self._numbers: dict[int, int] = {}  # of connections, by file descriptor
+        self._count = 0
+        self._learned: deque[Callable[[], None]] = deque()
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="door", daemon=True)
+
+    # what the loop calls
+
+    def watch(self, events: zmq.Socket[bytes], tell: Callable[[Events], None], peer: str | None = None) -> None:
+        """Before `start`: watch a socket, which the door closes.
+
+        Args:
+            events: PAIR, connected to the socket's monitor, which reports connected, accepted, handshake and disconnected.
+            tell: called in the loop with what happened, in order.
+            peer: whom the socket dials; None: it listens.
+        """
+        self._watched.append(_Watched(events, peer, tell))
+
+    def start(self) -> None:
+        """Begin to watch."""
+        when_out_of_files.append(self._make_room)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more; returns when the door's sockets are closed."""
+        with suppress(ValueError):
+            when_out_of_files.remove(self._make_room)
+        self._is_stopping.set()
+        if self._thread.ident is None:
+            self._close()
+        else:
+            self._thread.join(LEAVE_S)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether events are told."""
+        return self._thread.is_alive()
+
+    def authenticated(self, fd: int, source: str, peer: str, account: Account) -> None:
+        """The first message of a neighbour came over an accepted connection from a source, see `source_of`."""
+        self._learned.append(lambda: self._promote(fd, source, peer, account))
+
+    def disconnect(self, peer: str) -> None:
+        """End all connections of a neighbour that there are now, and throw away what came over them and was not read."""
+        self._learned.append(lambda: self._disconnect(peer))
+
+    def drained(self, peer: str | None) -> None:
+        """All messages were read that had come from a neighbour that this node dials, or, where it is None, to the listener."""
+        dialled = [watched.peer for watched in self._watched if watched.peer is not None]
+        self._learned.append(lambda: self._admission.drained(dialled, peer))
+
+    # what the thread does
+
+    def _make_room(self) -> None:
+        self._learned.append(self._give_one_up)
+
+    def _run(self) -> None:
+        try:
+            poller = zmq.Poller()
+            for watched in self._watched:
+                poller.register(watched.events, zmq.POLLIN)
+            due_s = 0.0
+            while not self._is_stopping.is_set() and self._watched:
+                ready = dict(poller.poll(round(1000 * (TURN_S if self._lines else IDLE_TURN_S))))
+                taken_bytes = {}
+                if time.monotonic() >= due_s:
+                    due_s = time.monotonic() + TURN_S
+                    taken_bytes = self._look()
+                self._learn()
+                for watched in tuple(self._watched):
+                    if (ready or taken_bytes) and not self._read(watched):
+                        poller.unregister(watched.events)
+                        self._forget_all(watched)
+                        self._watched.remove(watched)
+                        watched.events.close(linger=0)
+                self._learn()
+                # weighed after the events were read: what came since a handshake was over is not a stranger's
+                self._shut(self._admission.weigh(taken_bytes))
+                self.has_remains = self._admission.has_remains
+        except BaseException:
+            for watched in self._watched:
+                self._tell(lambda tell=watched.tell: tell([(BROKEN, 0)]))  # type: ignore[misc]
+            raise
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for number in tuple(self._lines):
+            self._forget(number)
+        for watched in self._watched:
+            watched.events.close(linger=0)
+
+    def _forget_all(self, watched: _Watched) -> None:
+        for number, line in tuple(self._lines.items()):
+            if line.watched is watched:
+                self._forget(number)
+
+    def _learn(self) -> None:
+        while self._learned:
+            self._learned.popleft()()
+
+    def _read(self, watched: _Watched) -> bool:
+        """Take in what happened to a socket; False when it is gone."""
+        happened: Events = []
+        for _ in range(EVENTS_A_TURN):
+            try:
+                description, _endpoint = watched.events.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            kind, number = _EVENT.unpack(description)
+            if kind == zmq.EVENT_ACCEPTED:
+                self._arrived(number, watched)
+                continue
+            if kind == zmq.EVENT_CONNECTED:
+                self._arrived(number, watched)
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and watched.peer is not None:
+                self._dialled(watched.peer)
+            elif kind == zmq.EVENT_DISCONNECTED and number in self._numbers and self._lines[self._numbers[number]].watched is watched:
+                self._forget(self._numbers[number])
+            happened.append((kind, number))
+        if happened:
+            self._tell(lambda: watched.tell(happened))
+        return all(kind != zmq.EVENT_MONITOR_STOPPED for kind, _ in happened)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(call)
+
+    def _arrived(self, fd: int, watched: _Watched) -> None:
+        try:
+            # no family given: a listener for both has IPv4 addresses in those of IPv6
+            twin = socket.socket(fileno=os.dup(fd))
+        except OSError as error:  # it has ended already, and its number may be a file's by now
+            if error.errno in NO_MORE_FILES:
+                self._turn_away(fd, watched)
+            return
+        try:
+            inode, source, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
+        except (OSError, IndexError, TypeError, ValueError):  # or another socket's
+            inode, source, port = 0, "", -1
+        before = self._numbers.get(fd)
+        is_known = before is not None and self._lines[before].inode == inode
+        if port < 0 or is_known or (watched.peer is None and port != self.port):
+            twin.close()
+            return
+        if before is not None:
+            self._forget(before)
+        self._count += 1
+        number = self._count
+        self._lines[number] = _Line(fd, inode, twin, source, watched)
+        self._numbers[fd] = number
+        if watched.peer is None:
+            self._learn()
+            self._shut(self._admission.arrive(number, source, time.monotonic()))
+        else:
+            self._admission.dial(number, source)
+
+    def _turn_away(self, fd: int, watched: _Watched) -> None:
+        """Shut a connection that there is no descriptor left to watch with."""
+        with suppress(OSError):
+            line = socket.socket(fileno=fd)
+            try:
+                if watched.peer is not None or line.getsockname()[1] == self.port:
+                    line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
+        self._tell(lambda: self._refuse("evicted", "a connection, for want of open files"))
+
+    def _dialled(self, peer: str) -> None:
+        for number, line in reversed(self._lines.items()):
+            if line.watched.peer == peer:
+                self.accounts[peer] = Account()
+                self._shut(self._admission.authenticate(number, peer, self.accounts[peer]))
+                return
+
+    def _promote(self, fd: int, source: str, peer: str, account: Account) -> None:
+        number = self._numbers.get(fd)
+        # the number may be another connection's by now: only one whose handshake is over, from the same address, can be the one
+        if number is None or self._lines[number].source != source:
+            return
+        counts = self._bytes_of(self._lines[number])
+        if counts is not None and not counts[1]:
+            return
+        self._shut(self._admission.authenticate(number, peer, account))
+
+    def _look(self) -> dict[int, tuple[int, bool]]:
+        """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone."""
+        found: dict[int, tuple[int, bool]] = {}
+        for number, line in tuple(self._lines.items()):
+            if not line.is_open():  # libzmq does not tell of every end
+                self._forget(number)
+            elif (counts := self._bytes_of(line)) is not None:
+                found[number] = counts
+        if self._admission.strangers and not _can_open():
+            self._give_one_up()
+        return found
+
+    def _bytes_of(self, line: _Line) -> tuple[int, bool] | None:
+        """Bytes that libzmq took, and whether its handshake as a listener is over; None where the system does not say."""
+        try:
+            known = line.twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            # asked second, so that what comes in between makes the count smaller and not larger
+            unread = int.from_bytes(fcntl.ioctl(line.twin.fileno(), termios.FIONREAD, bytes(4)), "little")
+        except (OSError, AttributeError):
+            return None
+        if len(known) < _TCP_INFO_BYTES:
+            return None
+        acknowledged, received = _TCP_INFO_COUNTS.unpack_from(known, _COUNTS_AT)
+        return max(0, received - unread), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
+
+    def _give_one_up(self) -> None:
+        number = self._admission.newest_stranger()
+        if number is not None:
+            self._shut({number: "evicted"})
+
+    def _disconnect(self, peer: str) -> None:
+        for number, line in tuple(self._lines.items()):
+            if line.watched.peer == peer or self._admission.member(number) == peer:
+                before = self._bytes_of(line)
+                with suppress(OSError):  # it has ended by itself
+                    line.twin.shutdown(socket.SHUT_RDWR)
+                    _throw_away(line.twin)  # else libzmq would first read all of it, tens of thousands of short messages
+                self._forget(number, before)
+
+    def _forget(self, number: int, taken_bytes: tuple[int, bool] | None = None) -> None:
+        line = self._lines.pop(number)
+        self._admission.leave(number, taken_bytes or self._bytes_of(line) or (0, False))
+        line.twin.close()
+        if self._numbers.get(line.fd) == number:
+            del self._numbers[line.fd]
+
+    def _shut(self, reasons: dict[int, str]) -> None:
+        told = [(reason, f"a connection with {self._lines[number].source}") for number, reason in reasons.items()]
+        for number in reasons:
+            twin = self._lines[number].twin
+            with suppress(OSError):  # it has ended by itself
+                twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)  # nothing of it stays in the kernel
+                twin.shutdown(socket.SHUT_RDWR)
+            self._forget(number)
+        if told:
+            self._tell(lambda: self._say(told))
+
+    def _say(self, told: list[tuple[str, str]]) -> None:
+        for reason, detail in told:
+            self._refuse(reason, detail)
+
+
+def _throw_away(connection: socket.socket) -> None:
+    """Read what is left of a connection, and forget it."""
+    waste = bytearray(WASTE_BYTES)
+    for _ in range(THROWN_AWAY_BYTES // WASTE_BYTES):
+        if not connection.recv_into(waste, 0, socket.MSG_DONTWAIT):
+            return
+
+
+def _can_open() -> bool:
+    """Whether the process could open another file."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in NO_MORE_FILES
+    return True
