@@ -209,11 +209,18 @@ class Protocol:
 
     # ---- what comes in
 
-    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> None:
-        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised."""
+    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> bool:
+        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised.
+
+        Returns:
+            False where an update has only grown by a chunk, or nothing more of the neighbour is taken: there is nothing to decide or send.
+        """
         neighbour = self.neighbours[peer]
-        if not neighbour.allowance.admits(sum(memoryview(frame).nbytes for frame in frames), now_s):
-            return
+        is_admitted = neighbour.allowance.admits(sum(memoryview(frame).nbytes for frame in frames), now_s)
+        return is_admitted and self._hear(neighbour, frames, now_s)
+
+    def _hear(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> bool:
+        peer = neighbour.name
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
             self._check(heard.message)
@@ -224,16 +231,18 @@ class Protocol:
         except PeerError as error:
             self._refuse(neighbour, error)
             neighbour.allowance.refused(error.reason, now_s)
-            return
+            return True
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
         message = heard.message
         if isinstance(message, Hello) and not self._has_its_state(neighbour, message):
-            return
+            return True
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
             if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
+        elif isinstance(message, Chunk) and heard.arrived is None and self.closing is None:
+            return False
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
@@ -241,6 +250,7 @@ class Protocol:
             self._ask_for_lost(neighbour, message.exchange, whole=False)
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
+        return True
 
     def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
         """How long a neighbour is to be disconnected from now on, because it sends too much, and why; None: not at all."""
@@ -432,6 +442,10 @@ class Protocol:
             neighbour.queue(self.hello(neighbour))
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
+        is_told = neighbour.is_pause_told and neighbour.session.is_open
+        if is_told:  # always: otherwise the events would call it paused for ever
+            neighbour.is_pause_told = False
+            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -441,7 +455,8 @@ class Protocol:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
-            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
+            if not is_told:
+                self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
                 self.view.say_again(neighbour.name, now_s)
@@ -505,6 +520,7 @@ class Protocol:
             self.event("left", f"{neighbour.name} has finished", neighbour.name)
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
+            neighbour.is_pause_told = True
             self.event("left", f"{neighbour.name} is pausing", neighbour.name)
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
@@ -783,8 +799,14 @@ class Protocol:
             self._in_step = (self.exchange + 1, now_s)
         return skipped
 
-    def jump(self, exchange: int, now_s: float) -> None:
-        """Leave out the exchanges before this one: they took place without this node."""
+    def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
+        """Leave out the exchanges before this one: they took place without this node.
+
+        Args:
+            exchange: the next one with it.
+            now_s: on its clock.
+            left_out: for the record, which rounds these are; empty: the exchanges are named.
+        """
         senders = self.links(exchange // self.phases).weights
         for name, neighbour in self.neighbours.items():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
@@ -792,7 +814,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
-        self.event("jumped", f"from exchange {self.exchange} to {exchange}")
+        self.event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
         self._in_step = (exchange, now_s)
 
     def ledgers(self) -> dict[str, SavedLedger]:
