@@ -290,7 +290,7 @@ def send(lab, honest, task):
     (lab.folder / "patients.csv").write_text(",".join(f"x-{i}" for i in range(10)) + "\n" + ",".join("0" * 10) + "\n")
     cards = [Card.load(lab.folder / folder / CARD_FILE) for folder in ("keys", "other")]
     graph = replace(weighted(make("complete", 2), "metropolis"), names=NODES)
-    study = Study.create({**{key: value for key, value in content.items() if key != "nodes"}, "task": task}, cards, graph)
+    study = Study.create({**content, "nodes": None, "task": task}, cards, graph)
     study.save(lab.folder / "study.yaml")
     site = {"member": "node-0", "study": "study.yaml", "keys": "keys", "confirmed": study.digest}
     (lab.folder / "site.yaml").write_text(dump_yaml(site))
