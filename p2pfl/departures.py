@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 DEPARTED: Final = 3
 """Exit code of a run that has ended, and not as agreed."""
 
-DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite"]
+DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite", "not_mixed"]
 
 DEPARTING: Mapping[str, DepartureKind] = {
     "jumped": "rounds_missed",
@@ -30,16 +30,21 @@ DEPARTING: Mapping[str, DepartureKind] = {
     "diverged": "non_finite",
     "no_loss": "non_finite",
     "overflow": "non_finite",
+    "gamma_exhausted": "not_mixed",
+    "running_away": "not_mixed",
 }
 """Kinds of events that are departures, and the kind of departure that each is."""
 
+_NEVER_ASKED_FOR = frozenset({"non_finite", "not_mixed"})
 _OF_MIXING = frozenset({"jumped", "stopped_late"})
 _SENTENCES = {
-    "jumped": "jumped over rounds, which were not trained",
+    "jumped": "jumped over rounds",
     "stopped_late": "did not hear in time that the network had agreed to stop",
     "diverged": "training became non-finite and was rolled back",
     "no_loss": "the training loss was infinite or no number, while the weights stayed finite",
     "overflow": "a sum of what neighbours sent was not finite and was not taken in",
+    "gamma_exhausted": "choco has halved its gamma as often as it may, and hardly mixes",
+    "running_away": "choco's exchange drives the models apart at the gamma that was set",
 }
 """For events of which there may be many: they are told in one sentence, with the first as the example."""
 _NAMED = 5
@@ -52,7 +57,8 @@ class Departure:
 
     kind: DepartureKind
     """members_missing: who was not there at the start. rounds_missed: rounds were jumped over or held, or a node did not come back.
-    state_lost: a node's past was lost or rolled back. non_finite: weights or a loss became infinite or no number."""
+    state_lost: a node's past was lost or rolled back. non_finite: weights or a loss became infinite or no number.
+    not_mixed: the exchange drove the models apart, or was made so small that it hardly mixes."""
 
     detail: str
     """A sentence without a full stop that names the nodes."""
@@ -69,7 +75,7 @@ def departures_of_events(
 
     Args:
         events: rows of events.jsonl, of one node or of many; those of other kinds are passed over.
-        simulated: outages and losses are what was asked for, so that only what became non-finite is a departure.
+        simulated: outages and losses are what was asked for, so that only what became non-finite, or did not mix, is a departure.
         agreed_from: the first round that only mixes, of a network that has agreed to stop: what it agreed on holds, whoever jumped over
             such rounds or mixed on for some more. None: it has not agreed.
     """
@@ -79,7 +85,7 @@ def departures_of_events(
         kind = str(event["event"])
         same = event.get("round"), event["node"], kind, event.get("detail")
         is_harmless = agreed_from is not None and kind in _OF_MIXING and int(event.get("round", 0)) >= agreed_from
-        is_asked_for = simulated and DEPARTING.get(kind) != "non_finite"
+        is_asked_for = simulated and DEPARTING.get(kind) not in _NEVER_ASKED_FOR
         if kind in DEPARTING and same not in seen and not is_harmless and not is_asked_for:
             seen.add(same)  # a run that is resumed goes through some rounds again
             found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 from p2pfl.printable import on_one_line
@@ -105,6 +106,19 @@ class TransportError(P2PFLError):
 
 class MembersMissing(P2PFLError):
     """Fewer members than agreed were there in time, and nobody has trained: see to those that are named, then start again."""
+
+
+class Paused(KeyboardInterrupt):
+    """A signal has ended a run before its end, and what it has is kept.
+
+    Args:
+        go_on: how it goes on, as half a sentence.
+        by: the signal.
+    """
+
+    def __init__(self, go_on: str, by: signal.Signals = signal.SIGINT) -> None:
+        self.go_on, self.by = go_on, by
+        super().__init__(f"paused by {by.name}; {go_on}")
 
 
 class StoreError(P2PFLError):

@@ -11,6 +11,7 @@
     subgroups.json     figures of groups of patients, where sites have any
     worth.json         what each site has of the network, where it was also trained alone
     summary.json       written once, at the end
+    process.json       which process writes all this, until it has come to a clean end (writing_process.py)
 
 A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.writing_process import ProcessState, mark_process, process_state, unmark_process
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 Row = dict[str, Any]
@@ -93,6 +95,8 @@ class RunRecords:
     """As `p2pfl.worth` gives them."""
     written_s: float | None = field(default=None, compare=False)
     """When the newest row was written, in seconds since 1970; None where a node at work told all this."""
+    process: ProcessState | None = None
+    """How the process is that writes the folder; None: not known here, or the run has ended."""
 
 
 class RunFolder:
@@ -136,6 +140,7 @@ class RunFolder:
         replace_file(folder.path / "environment.json", _document(_environment(engine) | ({"member": member} if member is not None else {})))
         if topology is not None:
             replace_file(folder.path / "topology.json", _document(topology))
+        mark_process(folder.path)
         return folder
 
     @classmethod
@@ -148,6 +153,7 @@ class RunFolder:
         folder = cls(_existing(path))
         for name in _KNOWN:
             folder._cut_torn_line(name)
+        mark_process(folder.path)
         return folder
 
     def began(self) -> str | None:
@@ -197,6 +203,11 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: there whole or not at all."""
         replace_file(self.path / "summary.json", _document(summary))
+        self.leave()
+
+    def leave(self) -> None:
+        """This process writes no more, and whoever reads the folder must not miss it."""
+        unmark_process(self.path)
 
     def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
         """Forget rounds and nodes rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
@@ -267,6 +278,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         worth=tuple((worth or {}).get("rows") or ()),
         summary=summary,
         written_s=_written_s(folder),
+        process=process_state(folder) if summary is None else None,
     )
 
 

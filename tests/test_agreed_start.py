@@ -17,6 +17,7 @@ from p2pfl.cli import app
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment import experiment_from
 from p2pfl.inspector.convergence import convergence
+from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.verdict import verdict
 from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
@@ -141,9 +142,12 @@ def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(t
                 assert absent in summary["departures"][0]["detail"]
                 assert f"missing: {absent}" in str(end)
                 assert network.rows(name) == []
+                assert summary["seconds"]["waiting"] > summary["seconds"]["setup"] >= 0
+                assert "not_started" in network.events(name)
 
     finish(main(), 60)
     assert f"7 of 8 members are ready; waiting for {absent}" in caplog.text
+    assert "this node has not trained" not in caplog.text  # whoever catches the error says it
 
 
 def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_path, caplog):
@@ -183,6 +187,9 @@ def test_who_comes_after_the_start_enters_as_after_an_outage(tmp_path):
             assert await network.ended() == ["converged"] * 3
             assert [network.summary(name)["started_without"] for name in plan.names] == [[late]] * 3
             assert network.rows(late)
+            for name in plan.names:
+                records = read_run(network.states[name] / "run")
+                assert not [e for e in incidents(records) if (e["event"], e["round"], e["node"]) == ("stopped answering", 0, late)]
 
     finish(main(), 60)
 
@@ -322,6 +329,7 @@ def test_processes_that_wait_in_vain_end_with_exit_code_3_and_say_who_is_missing
         for name in there:
             log = (institutions.place / name / "node.log").read_text()
             assert "p2pfl: this node has not trained: all 3 members must be ready within 15 s" in log
+            assert log.count("this node has not trained") == 1
             assert absent in log.splitlines()[-1]
             assert institutions.summary(name)["departures"][0]["kind"] == "members_missing"
 

@@ -7,15 +7,18 @@ Shapes: N nodes, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import p2pfl
 from p2pfl.algorithms import over_an_edge
 from p2pfl.algorithms.compressed import Choco
-from p2pfl.algorithms.compressors import QSGD, Identity, Int8, LowRank, RandomK, Sign, TopK
+from p2pfl.algorithms.compressors import QSGD, BFloat16, Float16, Identity, Int8, LowRank, RandomK, Sign, TopK
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.topology import make, weighted
 from rows import context, inbox_of, one_round
@@ -280,6 +283,127 @@ def test_auto_does_not_take_noisy_gradients_for_divergence():
     assert max(state["halvings"].tolist()) == 0
 
 
+COMPLETE = weighted(make("complete", 3), "metropolis")
+
+
+def logistic(x_NP, *, unlike):
+    """Gradients of logistic regressions whose minima lie far away: steps grow and shrink as the models do."""
+    rng = np.random.default_rng(0)
+    num_nodes, size = x_NP.shape
+    inputs_NBP = torch.from_numpy(rng.standard_normal((num_nodes, 30, size)))
+    rules_NP = torch.from_numpy(rng.standard_normal((num_nodes, size)) * unlike + rng.standard_normal((1, size)))
+    targets_NB = (torch.einsum("nbp,np->nb", inputs_NBP, rules_NP) > 0).double()
+
+    def gradient(v_NP, number, step):
+        guess_NB = torch.sigmoid(torch.einsum("nbp,np->nb", inputs_NBP, v_NP))
+        return torch.einsum("nbp,nb->np", inputs_NBP, guess_NB - targets_NB) / 30
+
+    return gradient
+
+
+def drift(x_NP):
+    """All sites pull one way, more and more."""
+    way_1P = torch.from_numpy(np.random.default_rng(0).standard_normal((1, x_NP.shape[1])))
+    return lambda v_NP, number, step: way_1P.expand_as(v_NP) * (1 + 0.05 * number)
+
+
+def slow_network(x_NP):
+    """Small networks with one hidden layer of tanh on rows with noise: gradients grow before they shrink."""
+    rng = np.random.default_rng(0)
+    num_nodes, hidden = len(x_NP), (x_NP.shape[1] - 1) // 6
+    inputs_NBF = torch.from_numpy(rng.standard_normal((num_nodes, 30, 4)))
+    rules_NF = torch.from_numpy(rng.standard_normal((num_nodes, 4)) * 0.5 + 1)
+    noise_NB = torch.from_numpy(rng.standard_normal((num_nodes, 30)))
+    targets_NB = (torch.einsum("nbf,nf->nb", inputs_NBF, rules_NF) + 0.5 * noise_NB > 0).double()
+
+    def gradient(v_NP, number, step):
+        v_NP = v_NP.clone().requires_grad_(True)
+        first_NFH, bias_NH, last_NH = (
+            v_NP[:, : 4 * hidden].reshape(-1, 4, hidden),
+            v_NP[:, 4 * hidden : 5 * hidden],
+            v_NP[:, 5 * hidden : 6 * hidden],
+        )
+        outputs_NB = (torch.tanh(inputs_NBF @ first_NFH + bias_NH[:, None]) * last_NH[:, None]).sum(dim=-1)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs_NB, targets_NB, reduction="none").mean(dim=1).sum()
+        return torch.autograd.grad(loss, v_NP)[0]
+
+    return gradient
+
+
+def trained(compressor, gradient_of, *, local_steps, lr, rounds, gamma="auto", **options):
+    """The state after rounds of training of three nodes that know each other."""
+    x_NP = start(100, 1).expand(3, 100).clone() * 0.3
+    algorithm, gradient = Choco(compressor=compressor, gamma=gamma), gradient_of(x_NP, **options)
+    state = algorithm.init(x_NP, context_of(COMPLETE, x_NP, 0))
+    for number in range(rounds):
+        ctx = replace(context_of(COMPLETE, x_NP, number, local_steps=local_steps), lr=lr)
+        state = one_round(algorithm, COMPLETE, state, ctx, gradient)
+    return state
+
+
+@pytest.mark.parametrize(("local_steps", "lr"), first_fast([(1, 0.3), (5, 0.02), (2, 0.001)]))
+@pytest.mark.parametrize(
+    ("compressor", "gradient_of", "options"),
+    first_fast(
+        [
+            (Int8(), drift, {}),
+            (Sign(), slow_network, {}),
+            (Float16(), slow_network, {}),
+            (BFloat16(), logistic, {"unlike": 1.0}),
+            (QSGD(levels=16), logistic, {"unlike": 0.0}),
+            (TopK(share=0.1), drift, {}),
+            (LowRank(rank=1), slow_network, {}),
+        ]
+    ),
+    ids=lambda value: value.__name__ if callable(value) and hasattr(value, "__name__") else str(value),
+)
+def test_auto_does_not_take_training_for_divergence(compressor, gradient_of, options, local_steps, lr):
+    """Where the gamma that it starts with converges: steps alone make all figures grow at times. Sign's error may add up to that once."""
+    state = trained(compressor, gradient_of, local_steps=local_steps, lr=lr, rounds=250, **options)
+
+    assert max(state["halvings"].tolist()) <= isinstance(compressor, Sign)
+
+
+@pytest.mark.parametrize(("local_steps", "lr"), first_fast([(1, 0.3), (5, 0.02)]))
+def test_auto_halves_a_gamma_that_diverges_while_it_trains(local_steps, lr):
+    """Random 10 % at .2 drives three nodes apart until their distance is their size; at a quarter of that it mixes."""
+    fixed = trained(RandomK(share=0.1), slow_network, local_steps=local_steps, lr=lr, rounds=250, gamma=0.2)
+    state = trained(RandomK(share=0.1), slow_network, local_steps=local_steps, lr=lr, rounds=250)
+
+    assert 1 <= max(state["halvings"].tolist()) <= 3
+    assert spread(state["x"]) < 0.01 * spread(fixed["x"])
+
+
+def test_each_halving_is_told_and_the_last_one_as_what_it_is():
+    algorithm, x_NP = Choco(compressor=Sign()), start()
+    before = algorithm.init(x_NP, context_of(RING, x_NP, 0))
+    before["halvings"] = torch.tensor([0, 0, 2, 9, 0, 0, 0, 10], dtype=torch.uint8)
+    after = {**before, "halvings": torch.tensor([0, 1, 3, 10, 0, 0, 0, 10], dtype=torch.uint8)}
+
+    told = algorithm.notices(before, after)
+
+    assert [(notice.row, notice.event) for notice in told] == [(1, "gamma_halved"), (2, "gamma_halved"), (3, "gamma_exhausted")]
+    assert [notice.detail.rpartition("halved ")[2] for notice in told[:2]] == ["once", "3 times"]
+    assert "hardly mixes" in told[2].detail
+
+
+def test_a_gamma_that_was_set_and_drives_the_models_apart_is_told_of():
+    algorithm = Choco(compressor=RandomK(share=0.1), gamma=1.0)
+    states = [algorithm.init(start(), context_of(RING, start(), 0)), *gossip(algorithm, RING, start(), 60)]
+    told = [notice for before, after in itertools.pairwise(states) for notice in algorithm.notices(before, after)]
+
+    assert {notice.event for notice in told} == {"running_away"}
+    assert len({notice.row for notice in told}) == len(told) >= 1
+    assert told[0].detail.startswith("at gamma 1 the exchange drives the models apart")
+
+
+def test_a_gamma_that_was_set_and_mixes_is_not_told_of():
+    algorithm = Choco(compressor=TopK(share=0.1), gamma=0.2)
+    states = [algorithm.init(start(), context_of(RING, start(), 0)), *gossip(algorithm, RING, start(), 300)]
+
+    assert not [notice for before, after in itertools.pairwise(states) for notice in algorithm.notices(before, after)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_auto_halves_nothing_over_rounding(dtype):
     """A compressor that loses nothing leaves rounding behind, on each device another one, and models drift apart while they train."""
@@ -289,3 +413,27 @@ def test_auto_halves_nothing_over_rounding(dtype):
         state = one_round(algorithm, RING, {**state, "x": 1.7 * state["x"]}, context_of(RING, x_NP, number))
 
     assert state["halvings"].tolist() == [0] * 8
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    """It does not hold what gamma is now watched by."""
+    task = {"name": "averaging", "dimension": 20}
+    options = {"nodes": 6, "rounds": 12, "stop": None, "baselines": [], "checkpoint_every": 1}
+    experiment = {"task": task, "algorithm": {"name": "choco"}, "compressor": {"name": "sign"}, **options}
+    monkeypatch.setattr("p2pfl.simulator.engine._CHECKPOINT_S", 0)
+
+    def interrupt(number, most, row):
+        if number == 8:
+            raise KeyboardInterrupt
+
+    whole = p2pfl.simulate(experiment, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        p2pfl.simulate(experiment, out=tmp_path / "run", progress=interrupt)
+    place = tmp_path / "run" / "checkpoint.safetensors"
+    tensors, story = read_checkpoint(place)
+    new = {"state/lag", "state/stepped", "state/driven_apart"}
+    write_checkpoint(place, {name: tensor for name, tensor in tensors.items() if name not in new}, story)
+    run = p2pfl.simulate({}, resume=tmp_path / "run")
+
+    assert new < tensors.keys()
+    assert all(torch.equal(run.models[name], x_P) for name, x_P in whole.models.items())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 
 import pytest
 
+import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.node.daemon import Limits
@@ -63,7 +65,10 @@ def test_a_flood_is_summed_up():
 
 
 def test_a_network_that_agreed_may_have_jumped_over_rounds_of_mixing():
-    jumps = [event("a", "jumped", "from exchange 30 to 33", 30), event("a", "stopped_late", "one round", 41)]
+    jumps = [
+        event("a", "jumped", "from round 30 to round 33; all that were left out only mix", 30),
+        event("a", "stopped_late", "one round", 41),
+    ]
 
     assert departures_of_events(jumps, agreed_from=30) == []
     assert [each.kind for each in departures_of_events(jumps, agreed_from=31)] == ["rounds_missed"]
@@ -77,6 +82,31 @@ def test_the_exit_code_is_3_exactly_where_a_departure_is_listed():
     assert exit_code_of({"departures": rows}) == 3
     assert departures_in({"departures": rows}) == ["a"]
     assert exit_code_of({"departures": []}) == exit_code_of({}) == exit_code_of(None) == 0
+
+
+def test_a_simulated_network_that_did_not_mix_is_a_departure_and_one_halving_of_gamma_is_none():
+    found = departures_of_events([event("a", "gamma_halved", "round 3"), event("b", "gamma_exhausted", "round 9: hardly")], simulated=True)
+
+    assert [each.as_row() for each in found] == [
+        {"kind": "not_mixed", "detail": "b: choco has halved its gamma as often as it may, and hardly mixes (round 9: hardly)"}
+    ]
+
+
+def test_a_run_whose_gamma_drives_the_models_apart_is_not_as_agreed(tmp_path):
+    task = {"name": "averaging", "dimension": 100}
+    choco = {"name": "choco", "gamma": 1.0}
+    compressor = {"name": "random-k", "share": 0.1}
+    options = {"topology": {"name": "ring"}, "nodes": 8, "rounds": 60, "stop": None, "baselines": []}
+    run = p2pfl.simulate({"task": task, "algorithm": choco, "compressor": compressor, **options}, out=tmp_path / "run")
+
+    assert {row["kind"] for row in run.summary["departures"]} == {"not_mixed"}
+    assert exit_code_of(run.summary) == 3
+    assert "drives the models apart at the gamma that was set" in run.summary["departures"][0]["detail"]
+    halved = {**choco, "gamma": "auto"}
+    again = p2pfl.simulate({"task": task, "algorithm": halved, "compressor": compressor, **options}, out=tmp_path / "auto")
+
+    assert again.summary["departures"] == []
+    assert "gamma_halved" in {event["event"] for event in again.events}
 
 
 # ---- members that have not ended with the others
@@ -276,4 +306,7 @@ def test_a_node_that_jumped_over_rounds_says_so_and_the_others_were_there(tmp_pa
     summaries = finish(run())
 
     assert [row["kind"] for row in summaries["node-1"]["departures"]] == ["rounds_missed"]
-    assert "node-1: jumped over rounds, which were not trained (" in summaries["node-1"]["departures"][0]["detail"]
+    detail = summaries["node-1"]["departures"][0]["detail"]
+    assert re.search(
+        r"node-1: jumped over rounds \((\d+ times, first )?from round \d+ to round \d+; rounds? \d+ .*not trained\)", detail
+    ), detail

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.params import Layout, parameters_of
-from p2pfl.training.gradients import Gradients, outputs_of
+from p2pfl.training import gradients as gradients_module
+from p2pfl.training.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, put_side_by_side
 
 SEED, ROUND, STEP = 11, 4, 2
 NODES = torch.tensor([3, 0, 9])
@@ -227,3 +228,19 @@ def test_outputs_are_those_of_evaluation_with_the_rows_buffers():
     assert not outputs.requires_grad
     assert model.training
     assert buffers["1.num_batches_tracked"] == 1
+
+
+def test_parts_of_a_large_gradient_are_given_back_while_they_are_put_together(monkeypatch):
+    left: list[int] = []
+    parts = [torch.full((1, RETURN_AT_ONCE_BYTES // 8), float(number)) for number in range(5)]  # each half of what is given back at once
+    expected = torch.cat(parts, dim=1)
+    monkeypatch.setattr(gradients_module, "return_freed_memory", lambda: left.append(len(parts)))
+
+    assert torch.equal(expected, put_side_by_side(parts))
+    assert left == [3, 1]
+
+
+def test_nothing_is_given_back_for_small_gradients_or_many_rows(monkeypatch):
+    monkeypatch.setattr(gradients_module, "return_freed_memory", lambda: pytest.fail("it takes time"))
+    put_side_by_side([torch.ones(1, 100), torch.ones(1, 100)])
+    put_side_by_side([torch.ones(2, RETURN_AT_ONCE_BYTES // 8), torch.ones(2, RETURN_AT_ONCE_BYTES // 8)])

@@ -212,6 +212,21 @@ def test_names_and_details_from_strangers_are_not_read_as_markup_or_control(tmp_
     assert "\x1b" not in page
 
 
+def test_metrics_that_do_not_fit_beside_each_other_stand_one_below_the_other_and_fold_no_name():
+    nodes = ("a-name-of-20-letters", "another")
+    of_all = statistics(dict.fromkeys(nodes, 0.9))
+    baselines = {kind: {"auroc": of_all, "balanced_accuracy": of_all} for kind in ("local", "pooled")}
+    summary = summary_of(nodes, baselines=baselines)
+    texts = {}
+    for width in (80, 120):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(hospital_table(summary))
+        texts[width] = console.file.getvalue()
+
+    assert [text.count("a-name-of-20-letters") for text in texts.values()] == [2, 1]
+    assert max(map(len, texts[80].splitlines())) <= 80
+
+
 def test_hospital_by_hospital_shows_alone_network_pooled_and_gain():
     rows = {row[0]: row[1:] for row in table(summary_of()) if row}
 

@@ -32,7 +32,9 @@ from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import read_source
 from p2pfl.inspector.terminal import page
 from p2pfl.inspector.verdict import verdict
+from p2pfl.node.status import read_status
 from p2pfl.records import read_run
+from p2pfl.writing_process import MARK, process_state
 
 DEADLINE_S = 60.0
 MINUTE = 60.0
@@ -97,6 +99,44 @@ def test_its_own_folder_calls_it_unknown_once_it_has_fallen_silent(tmp_path):
     assert node_health(run, run.written_s + 2)[KILLED].state == "well"
 
 
+def test_its_own_folder_calls_it_lost_at_once_where_its_process_is_gone(tmp_path):
+    pytest.importorskip("plotly")
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process="gone")
+    health = node_health(run, run.written_s + 2)
+
+    assert (health[KILLED].state, health["hospital-1"].state) == ("lost", "unknown")
+    assert health[KILLED].why == "Stopped: its process ended without a word, as one that is killed (last record 2 s ago)."
+    assert run_state(run, run.written_s + 2).kind == "silent"
+    assert {edge.state for ends, edge in edge_health(run).items() if KILLED in ends} == {"lost"}
+    for text in (printed(run, width=120), printed(run, is_live=True, width=120), report(run)):
+        assert "its process ended without a word" in text
+        assert not calls_well(text)
+        assert "running (" not in text
+
+
+def test_a_simulation_whose_process_is_gone_is_not_running(tmp_path):
+    run = replace(whole(tmp_path / "run", JUST_KILLED, died=False), process="gone")
+
+    assert run_state(run, run.written_s + 2).kind == "silent"
+    assert {health.state for health in node_health(run, run.written_s + 2).values()} == {"unknown"}
+
+
+def test_where_its_process_cannot_be_seen_it_is_unknown_and_not_well(tmp_path):
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process=None)
+    health = node_health(run, run.written_s + 2)[KILLED]
+
+    assert (health.state, health.why) == ("unknown", "Last record 2 s ago; whether it still runs cannot be seen from here.")
+    assert run_state(run, run.written_s + 2).kind == "unknown"
+    assert run_state(run, run.written_s + 12 * MINUTE).kind == "silent"
+
+
+def test_a_process_that_a_signal_has_stopped_is_not_running(tmp_path):
+    run = replace(own(tmp_path / "run", KILLED, JUST_KILLED), process="stopped")
+
+    assert run_state(run, run.written_s + 2).sentence == "standing still: a signal has stopped its process (last record 2 s ago)"
+    assert node_health(run, run.written_s + 2)[KILLED].state == "unknown"
+
+
 def test_others_are_unknown_in_one_institutions_folder_with_the_last_that_was_heard(tmp_path):
     nodes = node_health(own(tmp_path / "run"))
 
@@ -130,7 +170,7 @@ def test_node_status_names_it(tmp_path, capsys):
     run = asked(tmp_path / "asked", AWAY, FAR)
     rows = [row for row in run.nodes if "age_s" in row]
     network = {"rows": rows, "not_heard_of": [], "certificate": None, "every": 1, "bytes_sent": 0}
-    node_cli._network_status(Console(width=200), network, tmp_path)
+    node_cli._network_status(Console(width=200), network, tmp_path, FAR)
     told = capsys.readouterr().out
 
     assert "hospital-5 is lost: Every neighbour that can tell goes on without it after round 40. Last heard of 75 s ago." in told
@@ -388,6 +428,114 @@ def test_at_the_end_of_its_own_run_an_institution_knows_of_those_alone_that_it_h
     assert nodes["hospital-1"].why == "hospital-0 had its record of the last round."
 
 
+# ---- paused, and not late, lost or dead
+
+
+def pausing(run, by=NEIGHBOURS[0], *later, number=41):
+    rows = [
+        {"time": f"2026-01-01T01:48:0{place}.000Z", "round": number, "node": by, "event": kind, "detail": f"{KILLED} {what}"}
+        for place, (kind, what) in enumerate([("left", "is pausing"), *later])
+    ]
+    return replace(run, events=[*rows, *run.events])
+
+
+def test_who_said_that_it_pauses_is_paused_and_neither_late_nor_lost(tmp_path):
+    pytest.importorskip("plotly")
+    run = pausing(own(tmp_path / "run", NEIGHBOURS[0]))
+    health, edges = node_health(run), edge_health(run)
+
+    assert health[KILLED].state == "paused"
+    assert health[KILLED].why == "It said to hospital-4 at 01:48:00 UTC on 01 Jan 2026 that it pauses, and is not back yet."
+    assert edges[frozenset((KILLED, NEIGHBOURS[0]))].state == "paused"
+    assert edges[frozenset((KILLED, NEIGHBOURS[0]))].why == "hospital-5 has paused."
+    assert "stopped answering" not in {event["event"] for event in incidents(run)}
+    assert "paused" in {event["event"] for event in incidents(run) if event["node"] == KILLED}
+    for text in (printed(run, is_live=True, width=120), report(run), sections.node_states(health)):
+        assert "paused" in text
+        assert f"{KILLED} is lost" not in text
+        assert not calls_well(text)
+
+
+@pytest.mark.parametrize("later", [("greeted", "at exchange 43"), ("returned", "is back at exchange 43"), ("left", "has finished")])
+def test_who_came_back_or_finished_is_not_paused_any_more(tmp_path, later):
+    assert node_health(pausing(own(tmp_path / "run", NEIGHBOURS[0]), NEIGHBOURS[0], later))[KILLED].state != "paused"
+
+
+def test_a_node_that_made_rounds_after_its_pause_is_not_paused(tmp_path):
+    run = pausing(whole(tmp_path / "run", BACK, died=False), number=166)
+
+    assert node_health(run)[KILLED].state == "well"
+    assert [event["event"] for event in incidents(run) if event["node"] == KILLED] == ["paused", "is back"]
+
+
+def test_a_node_that_is_asked_tells_that_its_neighbour_paused(tmp_path):
+    run = asked(tmp_path / "run", AWAY, FAR)
+    rows = [row | {"state": "paused"} if row["node"] == KILLED and "state" in row else row for row in run.nodes]
+    health = node_health(replace(run, nodes=rows))[KILLED]
+
+    assert (health.state, health.why[:48]) == ("paused", "It said that it pauses, and is not back yet. Las")
+
+
+def test_a_paused_network_has_paused_nodes_and_one_that_ended_without_a_paused_one_says_so(tmp_path):
+    pause = {"time": "2026-01-01T02:08:00.000Z", "round": 41, "node": KILLED, "event": "paused", "detail": "by SIGTERM"}
+    run = whole(tmp_path / "run", died=False, summary=DEPARTED)
+    health = node_health(replace(run, events=[pause]))[KILLED]
+
+    assert (health.state, health.why) == (
+        "paused",
+        "It paused by SIGTERM at 02:08:00 UTC on 01 Jan 2026; the run has ended without it.",
+    )
+    assert node_health(paused(own(tmp_path / "own")))[FAR].state == "paused"
+
+
+# ---- a late start
+
+
+def started_without(run):
+    event = {"time": "2026-01-01T01:00:00.000Z", "round": 0, "node": NEIGHBOURS[0], "event": "started_without"}
+    return replace(run, events=[event | {"detail": f"{KILLED}: 7 of 8 members were ready"}, *run.events])
+
+
+@pytest.mark.parametrize("folder", ["up", "near"])
+def test_who_was_not_there_at_the_start_has_not_started_and_no_link_is_blamed(tmp_path, folder):
+    def read(place, course):
+        path = tmp_path / place
+        return started_without(whole(path, course, died=False) if folder == "up" else own(path, NEIGHBOURS[0], course))
+
+    link = frozenset((KILLED, NEIGHBOURS[0]))
+    never, late = read("never", Course(killed=-1)), read("late", Course(killed=-1, back=20))
+
+    assert node_health(never)[KILLED].why == "The network started without it, and it has not come yet."
+    assert node_health(never)[KILLED].state == "has not trained"
+    assert (edge_health(never)[link].state, edge_health(never)[link].why) == ("unknown", "hospital-5 has not started.")
+    assert edge_health(late)[link].missed == edge_health(late)[link].missed_ever == 0
+    assert slowest_edge(edge_health(late)) is None
+    assert [event["event"] for event in incidents(late) if event["node"] == KILLED] == ["not started", "has come"]
+    assert "hospital-5 started late: the others made rounds 0-19 without it." in [event["detail"] for event in incidents(late)]
+
+
+def test_who_comes_late_itself_blames_none_of_its_neighbours(tmp_path):
+    run = own(tmp_path / "run", NEIGHBOURS[0], JUST_KILLED)
+    rows = [row | {"skipped": ["hospital-3", KILLED] if row["round"] == 30 else []} for row in run.nodes if row["round"] >= 30]
+    jump = {"time": "2026-01-01T01:00:00.000Z", "round": 0, "node": NEIGHBOURS[0], "event": "jumped", "detail": "from exchange 0 to 30"}
+    late = replace(run, nodes=rows, events=[*run.events, jump])
+
+    assert outages(late).found == []
+    assert {edge.missed for edge in edge_health(late).values()} == {0}
+    assert [outage.first for outage in outages(replace(run, nodes=rows)).found] == [30, 30]
+
+
+def test_node_status_before_the_start_says_nothing_of_a_network_that_nobody_has_heard_of(tmp_path, capsys):
+    whole_folder(tmp_path / "run", AWAY)
+    network = {"rows": [], "not_heard_of": list(EIGHT), "certificate": None, "every": 1, "bytes_sent": 0}
+    node_cli._network_status(Console(width=200), network, tmp_path, FAR)
+    told = capsys.readouterr().out
+
+    assert "it has heard of 1 of 8 members" in told
+    assert f"{FAR} is" not in told
+    assert f"never of {FAR}" not in told
+
+
 # ---- one number for one thing
 
 
@@ -446,4 +594,96 @@ def test_a_daemon_that_stands_still_is_lost_in_every_folder_and_well_again_when_
         if stopped is not None:
             os.kill(stopped, signal.SIGCONT)
         running.send_signal(signal.SIGINT)
+        running.wait(DEADLINE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_killed_simulation_is_not_running_a_moment_later(tmp_path):
+    code = "import sys, p2pfl; p2pfl.simulate({'task': {'name': 'breast-cancer'}, 'rounds': 10**6, 'stop': None}, out=sys.argv[1])"
+    place = tmp_path / "run"
+    running = subprocess.Popen([sys.executable, "-c", code, str(place)], start_new_session=True)
+    try:
+        wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        assert run_state(read_source(str(place))).kind == "running"
+    finally:
+        running.kill()
+        running.wait(DEADLINE_S)
+    told = printed(read_source(str(place)), width=120)
+
+    assert "stopped: its process ended without a word" in told
+    assert not re.search(r"\b(running|well)\b", told)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_killed_daemon_is_lost_in_its_own_folder_a_moment_later(tmp_path):
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    place = tmp_path / "run"
+    home = place / "sites" / "hospital-2"
+    own_run = home / "state" / "run"
+    site = {"round_at_least_s": 0.5}
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (own_run / "nodes.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        wait_until(lambda: node_health(read_source(str(own_run)))["hospital-2"].state == "well", DEADLINE_S)
+        daemon = pid_of(home / "site.yaml")
+        os.kill(running.pid, signal.SIGSTOP)  # or it would start the daemon again
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: process_state(own_run) == "gone", 5.0)
+        run = read_source(str(own_run))
+        assert node_health(run)["hospital-2"].state == "lost"
+        for text in (printed(run, width=120), printed(run, is_live=True, width=120)):
+            assert "its process ended without a word" in text
+            assert not calls_well(text, "hospital-2")
+        os.kill(running.pid, signal.SIGCONT)
+        wait_until(lambda: node_health(read_source(str(own_run)))["hospital-2"].state == "well", DEADLINE_S)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait(DEADLINE_S)
+        assert run_state(read_source(str(place))).kind == "silent"
+        wait_until(lambda: run_state(read_source(str(own_run))).kind == "paused", DEADLINE_S)
+        wait_until(lambda: not (own_run / MARK).exists(), DEADLINE_S)
+    finally:
+        for number in (signal.SIGCONT, signal.SIGINT):
+            running.send_signal(number)
+        running.wait(DEADLINE_S)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the daemon in /proc")
+def test_a_daemon_that_is_told_to_pause_is_paused_for_its_neighbours(tmp_path):
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    place = tmp_path / "run"
+    near = place / "sites" / "hospital-1" / "state"
+    site = {"round_at_least_s": 0.5, "deadline_floor_s": 2.0, "deadline_factor": 2.0}
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "well", DEADLINE_S)
+        os.kill(running.pid, signal.SIGSTOP)  # or it would start the daemon again
+        os.kill(pid_of(place / "sites" / "hospital-2" / "site.yaml"), signal.SIGTERM)
+        link = frozenset(("hospital-1", "hospital-2"))
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "paused", DEADLINE_S)
+        wait_until(lambda: "hospital-2" in read_source(str(near / "run")).nodes[-1]["skipped"], DEADLINE_S)
+        for run in (read_source(str(near / "run")), read_run(near / "run")):
+            assert node_health(run)["hospital-2"].state == "paused"
+            assert edge_health(run)[link].state == "paused"
+        assert read_status(near)["neighbours"]["hospital-2"]["paused"]
+        os.kill(running.pid, signal.SIGCONT)
+        wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "well", DEADLINE_S)
+        assert not read_status(near)["neighbours"]["hospital-2"]["paused"]
+    finally:
+        for number in (signal.SIGCONT, signal.SIGINT):
+            running.send_signal(number)
         running.wait(DEADLINE_S)

@@ -15,7 +15,7 @@ DEADLINE_S = 60
 
 LAYERS = [
     {"errors", "printable"},
-    {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "yaml_files"}
+    {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "writing_process", "yaml_files"}
     | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},

@@ -102,8 +102,8 @@ class Node:
 
     def post(self) -> None:
         exchange, peers = self.protocol.exchange, self.protocol.neighbours
-        if self.update_format is FORMAT:
-            update = FORMAT.pack(exchange, {"x": np.zeros(2)})
+        if self.update_format.whole is None:
+            update = self.update_format.pack(exchange, {"x": np.zeros(self.update_format.channels[0].shape)})
             self.protocol.post(dict.fromkeys(peers, update), self.now_s)
             return
         after, mark = self.protocol.marks.get(0, NOTHING_SAID), mark_of(exchange)
@@ -195,6 +195,18 @@ def test_two_nodes_greet_each_other_and_exchange():
     assert b.protocol.is_over(0.0)
     assert (a.close(), b.close()) == ([], [])
     assert a.protocol.exchange == 1
+
+
+def test_a_chunk_that_only_makes_an_update_grow_gives_nothing_to_decide():
+    large = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
+    a, _ = pair(large)
+    a.post()
+    report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+    first, second, last = (tuple(map(memoryview, f)) for f in large.pack(0, {"x": np.ones(300_000)}).messages(report, NO_STOP))
+    news = [a.protocol.hear("b", frames, 0.0) for frames in (first, second, second, last)]
+
+    assert news == [True, False, True, True]  # the news in the first one, one chunk twice, and the last one, which completes it
+    assert a.protocol.is_over(0.0)
 
 
 def test_a_node_that_is_not_greeted_gets_nothing_but_greetings():
@@ -940,6 +952,21 @@ def test_a_neighbour_that_pauses_has_the_time_that_everybody_has():
     assert a.protocol.is_over(a.now_s)
     assert a.close() == []
     assert not a.protocol.is_settled()
+
+
+def test_the_return_of_a_neighbour_that_paused_is_an_event_however_often_it_comes_and_goes():
+    a, _ = pair()
+    told = []
+    for number in range(40):
+        a.hear("b", Goodbye(reason="pausing"))
+        assert a.protocol.neighbours["b"].is_paused
+        told.append(a.kinds()[-1])
+        a.hear("b", replace(hello(exchange=0), incarnation=100 + number))
+        assert not a.protocol.neighbours["b"].is_paused
+        if told[-1] == "left":
+            assert a.kinds()[-1] == "greeted"
+
+    assert "greeted" in told  # a goodbye that was not written down
 
 
 def test_the_smallest_stop_round_heard_is_taken():

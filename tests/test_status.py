@@ -197,6 +197,7 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
         "exchange": None,
         "skipped": False,
         "left": False,
+        "paused": False,
         "state_lost": None,
         "refused": {},
     }
@@ -245,6 +246,7 @@ def test_prometheus_collects_the_status(tmp_path):
         "exchange": None,
         "skipped": True,
         "left": False,
+        "paused": True,
         "state_lost": "it was after round 3, and now is at the start",
         "refused": {"stale_round": 4},
         "link": "up",
@@ -289,6 +291,7 @@ def test_prometheus_collects_the_status(tmp_path):
         ("p2pfl_neighbour_greeted", basel, bern): 1,
         ("p2pfl_neighbour_skipped", basel, bern): 1,
         ("p2pfl_neighbour_left", basel, bern): 0,
+        ("p2pfl_neighbour_paused", basel, bern): 1,
         ("p2pfl_neighbour_state_lost", basel, bern): 1,
         ("p2pfl_neighbour_up", basel, bern): 1,
         ("p2pfl_neighbour_link_events_total", ("event", "connected"), basel, bern): 3,

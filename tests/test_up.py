@@ -196,6 +196,11 @@ def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_mi
     assert verdict(read_run(run.path), convergence(read_run(run.path)))[0].startswith(
         "It ended, and not as agreed: c ended with exit code 1"
     )
+    caplog.clear()
+    again = p2pfl.up({}, resume=tmp_path / "run")
+
+    assert exit_code_of(again.summary) == 3
+    assert f"{tmp_path / 'run'} has ended, and c without a result: nobody is left to go on with" in caplog.text
 
 
 def start_up(experiment, place):

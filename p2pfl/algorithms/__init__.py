@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pfl.algorithms.accelerated import Chebyshev
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, SlotInbox, State, flow, over_an_edge
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, SlotInbox, State, flow, over_an_edge
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
@@ -53,6 +53,7 @@ __all__ = [
     "ExactDiffusion",
     "GradientTracking",
     "Inbox",
+    "Notice",
     "PartlyShared",
     "PowerGossip",
     "PushSum",

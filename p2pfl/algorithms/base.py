@@ -119,6 +119,10 @@ class Inbox(Protocol):
         """Sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64."""
         ...
 
+    def weighted_squared_distances(self, channel: str) -> Tensor:
+        """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, with the weights and scales of the last `mix`, (N,) float64."""
+        ...
+
     def own_weights(self) -> Tensor:
         """What each row's own message counts for, (N,): W_ii."""
         ...
@@ -126,6 +130,20 @@ class Inbox(Protocol):
     def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
         """Single messages (N, K, ...), their weights (N, K) and which are there (N, K) bool."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """One change that a rule has made of its own accord at one row."""
+
+    row: int
+    """Counted from 0 in the state that the rule was given."""
+
+    event: str
+    """Kind of the event that tells of it."""
+
+    detail: str
+    """A sentence without the round and without a full stop."""
 
 
 class Algorithm(Protocol):
@@ -148,6 +166,9 @@ class Algorithm(Protocol):
 
     reads_once: ClassVar[bool] = False
     """Whether `merge` asks its inbox for each message once, and by `mix` alone: a runtime may then write over what has been read."""
+
+    tells: ClassVar[bool] = False
+    """Whether `notices` may have something to tell."""
 
     def __init_subclass__(cls) -> None:
         """Take nothing for granted of a rule that has a merge of its own."""
@@ -197,6 +218,10 @@ class Algorithm(Protocol):
         """The parameters to evaluate and to take gradients at, (N, P)."""
         return state["x"]
 
+    def notices(self, before: State, after: State) -> list[Notice]:  # noqa: ARG002
+        """Changes that a rule has made of its own accord in a merge, and that the run's events must tell."""
+        return []
+
 
 def flow(weight: Tensor | float, theirs: Tensor, own: Tensor) -> Tensor:
     """What a merge over one edge adds to the own row: w_ij (m_j - m_i).
@@ -243,6 +268,7 @@ class SlotInbox:
     asked for once; see Algorithm.reads_once."""
 
     _squared: dict[str, Tensor] = field(default_factory=dict)
+    _weighted: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_one_row(
@@ -300,24 +326,27 @@ class SlotInbox:
         weights_NK = self.weights_NK if scale_NK is None else self.weights_NK * scale_NK
         total = own.clone() if keeps_mean else _column(self.own_weights(), own) * own
         squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
+        weighted_N = torch.zeros_like(squared_N)
         for k in range(weights_NK.shape[1]):
             rows = self._rows(k)
             if rows is None:
                 theirs, weight = self.slot(channel, k, None), _column(weights_NK[:, k], own)
                 difference = theirs.sub_(own) if self.writes_over and keeps_mean else theirs - own
-                squared_N += _squared_norms(difference)
+                squared_N += (apart_N := _squared_norms(difference))
+                weighted_N += weights_NK[:, k] * apart_N
                 added = difference.mul_(weight) if keeps_mean else weight * theirs  # bit for bit what `flow` gives
                 total += added
             elif len(rows):
                 theirs, weight = self.slot(channel, k, rows), _column(weights_NK[rows, k], own)
                 added = flow(weight, theirs, own[rows]) if keeps_mean else weight * theirs
                 total[rows] += added
-                squared_N[rows] += _squared_norms(theirs - own[rows])
+                squared_N[rows] += (apart_N := _squared_norms(theirs - own[rows]))
+                weighted_N[rows] += weights_NK[rows, k] * apart_N
             else:
                 continue
             if keeps_mean:
                 self._note(channel, k, rows, added)
-        self._squared[channel] = squared_N
+        self._squared[channel], self._weighted[channel] = squared_N, weighted_N
         if channel in self.returns:
             total += self.returns[channel]
         return total
@@ -354,6 +383,10 @@ class SlotInbox:
         if channel not in self._squared:
             self.mix(channel)
         return self._squared[channel]
+
+    def weighted_squared_distances(self, channel: str) -> Tensor:
+        """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, (N,) float64; a by-product of the last `mix`."""
+        return self._weighted[channel]
 
     def _note(self, channel: str, k: int, rows: Tensor | None, added: Tensor) -> None:
         if self.flows is None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, State
 from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity, gaussian_columns
 from p2pfl.algorithms.gossip import DPSGD
 from p2pfl.errors import ConfigError
@@ -35,10 +35,15 @@ class Choco(Algorithm):
     x' is what the local steps made of x, and xhat starts at 0. The mean stands still at any gamma that both ends of an edge use, also where
     the models run away because gamma is too large.
 
-    gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where sum_j ||xhat_j - xhat_i||**2 has grown in three
-    exchanges running and its own ||x' - xhat||**2 is four times its least since the last halving: the first alone also grows while xhat is
-    on its way from 0, and under noisy gradients. Over an edge the smaller gamma of both ends counts, or the mean would drift: one byte
-    beside each message says how often its sender has halved.
+    gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where the exchange itself runs away:
+    - sum_j ||xhat_j - xhat_i||**2 has grown in three exchanges running, and its own ||x' - xhat||**2 is four times its least so far,
+    - local steps do not explain that: ||x' - xhat|| has grown by more than they have added to ||x - xhat|| since then,
+    - and since then x+ - x' has driven the models apart. By it sum_i ||x_i - mean||**2 grows by the sum over rows of
+      ||x+ - xhat||**2 - ||x' - xhat||**2 - gamma sum_j w_ij ||xhat_j - xhat_i||**2, and a row adds up its own terms.
+    The first alone also holds while xhat is on its way from 0, and where gradients are noisy or grow. Where sites differ, steps drive the
+    models apart and the exchange brings them together; where all drift alike and xhat lags behind, steps explain what the exchange does.
+    Over an edge the smaller gamma of both ends counts, or the mean would drift: one byte beside each message says how often its sender has
+    halved. Each halving is an event. A gamma that is given stays; a row counts in the same way, and tells when it has counted ten.
 
     Source: Koloskova, Stich & Jaggi, "Decentralized stochastic optimization and gossip algorithms with compressed communication",
     Algorithm 2 (arXiv:1902.00340); with local steps and any compressor Koloskova et al. 2020 (arXiv:1907.09356).
@@ -59,6 +64,7 @@ class Choco(Algorithm):
         }
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages", "synchronous"})
+    tells: ClassVar[bool] = True
 
     @property
     def alone(self) -> Algorithm:
@@ -68,8 +74,6 @@ class Choco(Algorithm):
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing is known of anyone."""
         nothing_NP = torch.zeros_like(x_NP)
-        if self.gamma != "auto":
-            return {"x": x_NP, "xhat": nothing_NP}
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
         return {
             "x": x_NP,
@@ -78,6 +82,9 @@ class Choco(Algorithm):
             "growing": count_N,
             "disagreement": nothing_N,
             "least_residual": nothing_N + torch.finfo(x_NP.dtype).max,
+            "lag": nothing_N,
+            "stepped": nothing_N,
+            "driven_apart": nothing_N,
         }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
@@ -93,14 +100,42 @@ class Choco(Algorithm):
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """A step towards what is known of the neighbours."""
         xhat_NP = inbox.own("xhat")
+        scale: Tensor | float
+        if self.gamma == "auto":
+            halvings_NK = torch.maximum(inbox.stack("halvings")[0][..., 0], inbox.own("halvings")).clamp(max=_MOST_HALVINGS)
+            scale = self._gammas(ctx, xhat_NP)[halvings_NK.long()]
+        else:
+            scale = self.gamma
+        mixed_NP = inbox.mix("xhat", scale_NK=scale)
+        x_NP = state["x"] + (mixed_NP - xhat_NP)
+        seen = _Seen(
+            disagreement_N=inbox.squared_distances("xhat").to(xhat_NP.dtype),
+            pulled_N=inbox.weighted_squared_distances("xhat").to(xhat_NP.dtype),
+            ahead_N=torch.linalg.vector_norm(state["x"] - state["xhat"], dim=-1),
+            residual_N=_squared_norms(state["x"] - xhat_NP),
+            lag_N=torch.linalg.vector_norm(x_NP - xhat_NP, dim=-1),
+            rounding_N=(_ROUNDING * torch.finfo(xhat_NP.dtype).eps) ** 2 * _squared_norms(xhat_NP),
+        )
+        return {"x": x_NP, "xhat": xhat_NP, **_watched(state, seen)}
+
+    def notices(self, before: State, after: State) -> list[Notice]:
+        """Rows that have halved gamma, and those at which that has not helped."""
+        rows = (after["halvings"] > before["halvings"]).nonzero()[:, 0].tolist()
+        found = ((row, int(after["halvings"][row])) for row in rows)
+        return [self._notice(row, number) for row, number in found if self.gamma == "auto" or number == _MOST_HALVINGS]
+
+    def _notice(self, row: int, number: int) -> Notice:
+        """The event of one row's halving, or of a gamma that stays and would have been halved as often as there is."""
         if self.gamma != "auto":
-            return {"x": state["x"] + (inbox.mix("xhat", scale_NK=self.gamma) - xhat_NP), "xhat": xhat_NP}
-        halvings_NK = torch.maximum(inbox.stack("halvings")[0][..., 0], inbox.own("halvings")).clamp(max=_MOST_HALVINGS)
-        mixed_NP = inbox.mix("xhat", scale_NK=self._gammas(ctx, xhat_NP)[halvings_NK.long()])
-        disagreement_N = inbox.squared_distances("xhat").to(xhat_NP.dtype)
-        rounding_N = (_ROUNDING * torch.finfo(xhat_NP.dtype).eps) ** 2 * _squared_norms(xhat_NP)
-        watched = _watched(state, disagreement_N, _squared_norms(state["x"] - xhat_NP), rounding_N)
-        return {"x": state["x"] + (mixed_NP - xhat_NP), "xhat": xhat_NP, **watched}
+            detail = f"at gamma {self.gamma:g} the exchange drives the models apart, {number} times by now; lower it, or leave it to auto"
+            return Notice(row=row, event="running_away", detail=detail)
+        if number == _MOST_HALVINGS:
+            detail = (
+                f"gamma was halved {number} times, the most there are, so that this node hardly mixes; set it, or take another compressor"
+            )
+            return Notice(row=row, event="gamma_exhausted", detail=detail)
+        times = "once" if number == 1 else f"{number} times"
+        return Notice(row=row, event="gamma_halved", detail=f"the exchange drove the models apart; gamma has been halved {times}")
 
     def _gammas(self, ctx: Context, like: Tensor) -> Tensor:
         """By number of halvings."""
@@ -108,16 +143,48 @@ class Choco(Algorithm):
         return like.new_tensor([start * 0.5**number for number in range(_MOST_HALVINGS + 1)])
 
 
-def _watched(state: State, disagreement_N: Tensor, residual_N: Tensor, rounding_N: Tensor) -> State:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """Figures of one exchange that decide on gamma."""
+
+    disagreement_N: Tensor
+    """sum_j ||xhat_j - xhat_i||**2"""
+
+    pulled_N: Tensor
+    """gamma sum_j w_ij ||xhat_j - xhat_i||**2"""
+
+    ahead_N: Tensor
+    """||x' - xhat|| before xhat takes in what is sent."""
+
+    residual_N: Tensor
+    """||x' - xhat||**2 after that."""
+
+    lag_N: Tensor
+    """||x+ - xhat||"""
+
+    rounding_N: Tensor
+    """What residual_N may be by rounding alone."""
+
+
+def _watched(state: State, seen: _Seen) -> State:
     """What decides on gamma, after an exchange."""
-    growing_N = torch.where(disagreement_N > state["disagreement"], (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
-    has_grown_N = (residual_N > _GROWTH * state["least_residual"]) & (residual_N > rounding_N)
-    runs_away_N = (growing_N == _HALVE_AFTER) & has_grown_N & (state["halvings"] < _MOST_HALVINGS)
+    residual_N, is_growing_N = seen.residual_N, seen.disagreement_N > state["disagreement"]
+    growing_N = torch.where(is_growing_N, (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
+    driven_apart_N = state["driven_apart"] + (seen.lag_N.square() - residual_N - seen.pulled_N)
+    stepped_N = state["stepped"] + (seen.ahead_N - state["lag"]).clamp(min=0)
+    has_grown_N = (residual_N > _GROWTH * state["least_residual"]) & (residual_N > seen.rounding_N)
+    is_unexplained_N = residual_N.sqrt() > state["least_residual"].sqrt() + stepped_N
+    runs_away_N = (growing_N == _HALVE_AFTER) & has_grown_N & is_unexplained_N & (driven_apart_N > 0)
+    runs_away_N = runs_away_N & (state["halvings"] < _MOST_HALVINGS)
+    is_least_N = runs_away_N | (residual_N <= state["least_residual"])
     return {
         "halvings": state["halvings"] + runs_away_N,
         "growing": torch.where(runs_away_N, 0, growing_N),
-        "disagreement": disagreement_N,
-        "least_residual": torch.where(runs_away_N, residual_N, torch.minimum(state["least_residual"], residual_N)),
+        "disagreement": seen.disagreement_N,
+        "least_residual": torch.where(is_least_N, residual_N, state["least_residual"]),
+        "lag": seen.lag_N,
+        "stepped": torch.where(is_least_N, 0, stepped_N),
+        "driven_apart": torch.where(is_least_N, 0, driven_apart_N),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Context, Inbox, SlotInbox, State
+from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, SlotInbox, State
 from p2pfl.params import Layout, taken
 
 _PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates
@@ -33,6 +33,7 @@ class PartlyShared(Algorithm):
         self.rule, self._alone = rule, rule.alone
         self.phases, self.channels = rule.phases, rule.channels
         self.requires, self.weighs, self.reads_once = rule.requires, rule.weighs, rule.reads_once  # type: ignore[misc]  # likewise
+        self.tells = rule.tells  # type: ignore[misc]  # likewise
         self._shared, self._shared_places = layout.part(personal=False)
         self._own, self._own_places = layout.part(personal=True)
 
@@ -92,6 +93,10 @@ class PartlyShared(Algorithm):
         """Join both parts' parameters to evaluate."""
         shared, own = self._parts(state)
         return self._whole(state["x"], self.rule.estimate(shared), self._alone.estimate(own))
+
+    def notices(self, before: State, after: State) -> list[Notice]:
+        """Tell what the rule has changed of its own accord on the shared coordinates."""
+        return self.rule.notices(before, after)
 
     def caught_up(self, now: State, start: State, trained: State) -> State:
         """Add what training made of `start` to what x has become meanwhile, for rules that meet neighbours while they train."""

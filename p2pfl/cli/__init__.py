@@ -20,13 +20,15 @@ from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
 _EXIT_CODES = """\b
 Exit codes:
-  0  what was agreed happened; also where a signal paused a node
+  0  what was agreed happened; also where a signal has paused a run,
+     which then says how it goes on
   1  it broke: a disk, a process, a piece of the task
   2  what was asked is wrong; nothing was run
   3  it ended, and not as agreed: members missing, rounds missed,
-     state lost, numbers that are not finite; summary.json lists them
-  130, 143, 129  Ctrl-C, SIGTERM or SIGHUP ended a command before there
-     was a result; `up` is paused and says how it goes on
+     state lost, numbers that are not finite, no mixing; summary.json
+     lists them
+  130, 143, 129  Ctrl-C, SIGTERM or SIGHUP ended a command, and there is
+     nothing to go on with
 """
 
 app = typer.Typer(

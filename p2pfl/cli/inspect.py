@@ -117,7 +117,7 @@ def _followed(run: str) -> RunRecords:
 
 
 def _write(records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:
-    """What was asked for as files; says which they are."""
+    """Write the files that were asked for, and say which they are."""
     if page is not None:
         from p2pfl.inspector.report import write_report
 

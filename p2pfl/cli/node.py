@@ -81,7 +81,7 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
 
 @app.command()
 def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
-    """What this institution's running node says of itself, and how the link to each neighbour is.
+    """Show how this institution's running node is, its links to the neighbours, and what it has heard of the network.
 
     Example: p2pfl node status site.yaml
     """
@@ -117,15 +117,15 @@ def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help=
             "yes" if seen["greeted"] else "no",
             str(seen["exchange"]),
             ago,
-            "yes" if seen["skipped"] else "no",
+            f"{'yes' if seen['skipped'] else 'no'}{', paused' if seen.get('paused') else ''}",
             refused,
         )
     console.print(table)
     for name, seen in found["neighbours"].items():
         if seen.get("link_detail"):
             console.print(f"{name}: {seen['link_detail']}", markup=False, soft_wrap=True)
-    if network := found.get("network"):
-        _network_status(console, network, state)
+    if (network := found.get("network")) and found.get("started_with", []) is not None:  # before the start nobody has told of anything
+        _network_status(console, network, state, str(found["member"]))
 
 
 def _apart(disagreement: float | None, agreed_for: int) -> str:
@@ -141,17 +141,18 @@ def _link_of(seen: dict[str, Any]) -> str:
     return f"{seen['link']} for {seen['link_for_s']:,.0f} s"
 
 
-def _network_status(console: Console, network: dict[str, Any], state: Path) -> None:
+def _network_status(console: Console, network: dict[str, Any], state: Path, me: str) -> None:
     """How everybody is as far as the node has heard: a line for each member that is not known to be well."""
     from p2pfl.inspector.health import node_health
     from p2pfl.records import heard_records
 
-    rows, unheard = network["rows"], network["not_heard_of"]
+    rows, unheard = network["rows"], [name for name in network["not_heard_of"] if name != me]
+    members = len(network["rows"]) + len(network["not_heard_of"])
     oldest = max((row["age_rounds"] for row in rows), default=0)
     silent = f"; never of {', '.join(unheard)}" if unheard else ""
-    console.print(f"it has heard of {len(rows)} of {len(rows) + len(unheard)} members, at most {oldest} rounds ago{silent}", markup=False)
+    console.print(f"it has heard of {members - len(unheard)} of {members} members, at most {oldest} rounds ago{silent}", markup=False)
     for name, health in node_health(heard_records(network, state / "run")).items():
-        if health.state not in ("well", "finished"):
+        if health.state not in ("well", "finished") and (name != me or rows):
             console.print(f"{name} is {health.state}: {health.why}", markup=False)
     last = network["certificate"]
     if last is not None and last["bound_low"] is not None:

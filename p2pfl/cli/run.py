@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
+from p2pfl.cli.pausing import pausable
 from p2pfl.departures import departures_in, exit_code_of
 from p2pfl.errors import ConfigError
 
@@ -83,16 +84,11 @@ def up(
 
     with (
         of_file(given),
+        pausable(),
         _Progress(enabled=not as_json) as progress,
         ForkServer() if can_fork() else nullcontext(enter_result=False) as fork,
     ):
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
-
-        def say(sentence: str) -> None:
-            progress.stop()  # a signal may end this process next
-            with suppress(OSError):  # the terminal is gone
-                sys.stderr.write(f"p2pfl: {sentence}\n")
-                sys.stderr.flush()
 
         waited_s = process_age_s()
         run = run_up(
@@ -104,7 +100,7 @@ def up(
             progress=progress,
             fork=fork,
             waited_s=waited_s,
-            say=say,
+            say=None,
             allow_tasks=allow_task or (),
         )
     _say_result(run, as_json=as_json)
@@ -153,7 +149,7 @@ def simulate(
     from p2pfl.simulator import simulate as run_simulation
     from p2pfl.stopwatch import process_age_s
 
-    with of_file(given), _Progress(enabled=is_first and not as_json) as progress:
+    with of_file(given), pausable(hears=True), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
         run = run_simulation(
             resolved,
@@ -176,7 +172,7 @@ def predict(
     allow_task: AllowTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
 ) -> None:
-    """What a node's final model says of new rows, one line of probabilities for each.
+    """Apply a node's final model to new rows: one line of probabilities for each.
 
     Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
     """

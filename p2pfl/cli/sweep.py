@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
+from p2pfl.cli.pausing import pausable
 from p2pfl.cli.run import AllowTask, Nodes, Rounds, Set, of_file, overrides_from
 from p2pfl.departures import DEPARTED
-from p2pfl.errors import P2PFLError
+from p2pfl.errors import P2PFLError, Paused
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
@@ -67,7 +68,7 @@ def sweep(
         _say_grid(grid, as_json=as_json)
         return
     # what a task or Ray prints is none of our output
-    with of_file(experiment), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
+    with of_file(experiment), pausable(hears=True), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
         try:
             done = run_sweep(
                 experiment,
@@ -81,8 +82,7 @@ def sweep(
                 allow_tasks=allow_task or (),
             )
         except KeyboardInterrupt:
-            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-            raise
+            raise Paused("the same command goes on where it stopped") from None
     if as_json:
         sys.stdout.write(json.dumps(_document(done), indent=2, allow_nan=False, default=str) + "\n")
     else:

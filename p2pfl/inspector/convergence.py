@@ -48,7 +48,7 @@ class SlowNode:
     share: float
     """Of the network's remaining disagreement, 0 to 1."""
     relative: float | None
-    """What its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
+    """The figure that its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
     agreed_for: int | None
 
 
@@ -78,8 +78,8 @@ class Convergence:
     certified: list[tuple[int, float, float]]
     """Round, low and high where both are known: in rounds without a missed message. Not to be joined over gaps: see `gaps`."""
     basis: Basis
-    """What `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or what a
-    "local" node saw of its neighbours, sqrt(S)."""
+    """Tells what `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or
+    what a "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
     """The spectral bound: the distance of the first round that only mixes, times |lambda| to the power of the rounds since."""
     first_mixing_round: int | None
@@ -100,7 +100,7 @@ class Convergence:
     rounds_to_go_between: tuple[int, int | None] | None
     """The fewest and the most that the records allow; None in it: they do not say that it ever will."""
     seconds_to_go: float | None
-    """What that many rounds take if they take as long as the last ones that mixed."""
+    """How long that many rounds take if they take as long as the last ones that mixed."""
     slowest: list[SlowNode]
     """The nodes with the largest disagreement with their neighbours in the last round, the largest first."""
     skipped: list[Skip]

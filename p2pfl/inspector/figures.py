@@ -65,6 +65,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
         ("well", "circle", None),
         ("unknown", "circle-open", _GREY),
         ("late", "diamond", _ORANGE),
+        ("paused", "square", _ORANGE),
         ("lost", "x", _RED),
     ):
         some = groups.get(state, [])
@@ -288,6 +289,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
     styles = {
         "well": (_GREY, "solid", "link"),
         "unknown": ("#cbd5e0", "solid", "link of which nothing is known now"),
+        "paused": ("#cbd5e0", "solid", "link to a node that has paused"),
         "slow": (_RED, "dash", "slow link"),
         "lost": (_RED, "dot", "link lost now"),
     }
@@ -299,7 +301,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
         texts: list[str | None] = []
         for ends, edge in some:
             (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
-            if state in ("well", "unknown"):  # there may be thousands of them, and they have nothing to tell
+            if state in ("well", "unknown", "paused"):  # there may be thousands of them, and they have nothing to tell
                 x += [x_0, x_1, None]
                 y += [y_0, y_1, None]
                 continue

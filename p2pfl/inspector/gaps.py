@@ -106,7 +106,7 @@ def _why(run: RunRecords, course: Convergence, away: Outages, begin: int, end: i
         word = "not heard of"
     else:
         word = "late" if all(outage.kind == "late" for outage in absent) else "offline"
-        word = "unheard" if all(outage.kind == "unheard" for outage in absent) else word
+        word = next((kind for kind in ("unheard", "not started") if all(outage.kind == kind for outage in absent)), word)
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return f"not certified: {', '.join(names[:_NAMED])}{more} {word}"

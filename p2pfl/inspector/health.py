@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from p2pfl.inspector.outages import Outages, outages
+from p2pfl.inspector.outages import Outages, not_started, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
-from p2pfl.inspector.run_state import duration, never_trained, run_state
+from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
 from p2pfl.records import Row, RunRecords
 
-NodeState = Literal["well", "late", "lost", "unknown", "finished", "has not trained"]
-EdgeState = Literal["well", "slow", "lost", "unknown"]
+NodeState = Literal["well", "late", "lost", "paused", "unknown", "finished", "has not trained"]
+EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]
 Ends = frozenset[str]
 """The two nodes of a link."""
 
@@ -73,8 +74,10 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
 
     "lost": it has died and recorded nothing since, or every neighbour that can tell goes on without it and is ahead of it.
     "late": some neighbour went on without it in its newest round.
+    "paused": it said that it pauses, and has not come back since.
     "finished": the run has ended, or it says so of itself.
-    "has not trained": too few members were there at the start, so that the run ended before its first round.
+    "has not trained": too few members were there at the start, so that the run ended before its first round; or the network has
+    started without it.
     "unknown": no record says how it is now.
 
     Args:
@@ -89,9 +92,12 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
         never_trained=never_trained(run.summary),
         is_simulated=((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED,
         silence=state.sentence if state.kind in ("paused", "silent") else "",
+        own=_own_state(run, state),
         member=None if is_asked(run) else member_of(run),
         heard_in=heard_in(run),
         left=_left(run),
+        paused=paused_nodes(run),
+        unstarted=not_started(run) if run.summary is None else frozenset(),
         newest=newest,
         dead=dead,
         neighbours=neighbours_of(run),
@@ -107,6 +113,7 @@ def edge_health(run: RunRecords, nodes: Mapping[str, NodeHealth] | None = None, 
     """Every link of the graph, and those over which a message was missed where the graph changes.
 
     "lost": one end went on without the other in its newest round, or is lost itself. Of a run that has ended none is lost.
+    "paused": one end has paused.
     "slow": more than 2 % of its messages were missed in the newest 50 rounds.
     "unknown": an end of it is unknown, or neither end has a record.
 
@@ -212,6 +219,14 @@ def _dead(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
     }
 
 
+def _own_state(run: RunRecords, state: RunState) -> tuple[NodeState, str] | None:
+    """How the member of an institution's own records is; None where nothing speaks against its going on."""
+    said = f"{state.sentence[0].upper()}{state.sentence[1:]}."
+    if state.kind == "silent" and run.process == "gone":
+        return "lost", said
+    return ("unknown", said) if state.kind in ("silent", "unknown") else None
+
+
 def _left(run: RunRecords) -> dict[str, str]:
     """Who was heard to finish, and by whom."""
     found = {}
@@ -220,6 +235,24 @@ def _left(run: RunRecords) -> dict[str, str]:
         if event["event"] == "left" and name and not rest:
             found[name] = str(event["node"])
     return found
+
+
+def paused_nodes(run: RunRecords) -> dict[str, str]:
+    """Who said that it pauses and has not come back as far as is recorded, each with how that is known, in words without a full stop."""
+    found: dict[str, tuple[float, str]] = {}
+    for event in run.events:
+        kind, by, detail = event["event"], str(event["node"]), str(event.get("detail") or "")
+        about = detail.split(" ", maxsplit=1)[0]
+        if kind == "paused":
+            found[by] = math.inf, f"It paused{f' {detail}' if detail else ''} at {clock_time(event.get('time'))}"
+        elif kind == "left" and detail == f"{about} is pausing":
+            found.setdefault(about, (event["round"] or 0, f"It said to {by} at {clock_time(event.get('time'))} that it pauses"))
+        elif kind in ("left", "greeted", "returned"):
+            found.pop(about, None)
+        elif kind in ("started", "resumed", "died"):
+            found.pop(by, None)
+    newest = _newest(run.nodes)  # who has come back far from here is known by its rounds alone
+    return {name: why for name, (number, why) in found.items() if name not in newest or newest[name]["round"] <= number + 1}
 
 
 def _since(run: RunRecords, newest: Mapping[str, Row]) -> dict[tuple[str, str], int]:
@@ -293,7 +326,7 @@ def _counted(run: RunRecords, explained: Outages, newest: Mapping[str, Row]) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Links:
-    """What there is to judge a link by, besides its counts."""
+    """Facts to judge a link by, besides its counts."""
 
     known: Mapping[str, NodeHealth]
     is_over: bool
@@ -304,14 +337,22 @@ class _Links:
 
     def judged(self, ends: Ends, missed: int, expected: int, ever: int) -> tuple[EdgeState, str]:
         gone = sorted(end for end in ends if end in self.known and self.known[end].state == "lost")
+        if gone and not self.is_over:
+            return "lost", f"{' and '.join(gone)} cannot be reached."
+        if (paused := sorted(end for end in ends if end in self.known and self.known[end].state == "paused")) and not self.is_over:
+            return "paused", f"{' and '.join(paused)} {'has' if len(paused) == 1 else 'have'} paused."
+        if absent := sorted(end for end in ends if end in self.known and self.known[end].state == "has not trained"):
+            return "unknown", f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} not started."
+        if ends in self.cut:
+            return "lost", self.cut[ends]
+        return self._counted(ends, missed, expected, ever)
+
+    def _counted(self, ends: Ends, missed: int, expected: int, ever: int) -> tuple[EdgeState, str]:
+        """How a link is of which nobody says that it is cut."""
         unsure = sorted(end for end in ends if end not in self.known or self.known[end].state == "unknown")
         counted = f"{missed} of {expected} messages over it were missed in {self.window}"
         without = " and ".join(f"{end} was away in {self.away[end]}" for end in sorted(ends) if end in self.away)
         but = f" Not counted: {without}." if without else ""
-        if gone and not self.is_over:
-            return "lost", f"{' and '.join(gone)} cannot be reached."
-        if ends in self.cut:
-            return "lost", self.cut[ends]
         if missed > SLOW_FROM * expected:
             return "slow", f"{counted}.{but}"
         if unsure or not expected:
@@ -336,17 +377,21 @@ def _few(texts: list[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Now:
-    """What there is to judge a node by."""
+    """Facts to judge a node by."""
 
     is_over: bool
     never_trained: bool
     is_simulated: bool
     silence: str
     """Why nothing new is recorded; empty while the run goes on."""
+    own: tuple[NodeState, str] | None
+    """How the member is whose own folder this is, and why, where its process or the time since its last record tells."""
     member: str | None
     """Whose own folder this is, where it has no reports of others."""
     heard_in: Mapping[str, int]
     left: Mapping[str, str]
+    paused: Mapping[str, str]
+    unstarted: frozenset[str]
     newest: Mapping[str, Row]
     dead: Mapping[str, str]
     neighbours: Mapping[str, frozenset[str]]
@@ -365,12 +410,12 @@ class _Now:
         died = f"It died {self._after(row)}{f' ({self.dead[name]})' if self.dead.get(name) else ''} and has not come back"
         if self.is_over:
             return self._at_the_end(name, row, died)
-        if row is not None and row.get("state") == "finished":
-            return "finished", "It has finished."
-        if name in self.left:
-            return "finished", f"{self.left[name]} has heard that it finished."
+        if (said := self._said(name, row)) is not None:
+            return said
         if name in self.dead:
             return "lost", f"{died} yet."
+        if self.own is not None and name == self.member:
+            return self.own
         if skippers := self.skippers.get(name, set()):
             return self._missed(name, row, skippers)
         if self.silence:
@@ -381,6 +426,19 @@ class _Now:
             return "unknown", "Its newest record is too old to say how it is; nobody is known to go on without it."
         return "well", "Nobody goes on without it."
 
+    def _said(self, name: str, row: Row | None) -> tuple[NodeState, str] | None:
+        """How a node is by what it said last of itself; None where that is nothing but its rounds."""
+        word = (row or {}).get("state")
+        if word == "finished":
+            return "finished", "It has finished."
+        if name in self.left:
+            return "finished", f"{self.left[name]} has heard that it finished."
+        if name in self.paused or word == "paused":
+            return "paused", f"{self.paused.get(name, 'It said that it pauses')}, and is not back yet."
+        if name in self.unstarted:
+            return "has not trained", "The network started without it, and it has not come yet."
+        return None
+
     def _at_the_end(self, name: str, row: Row | None, died: str) -> tuple[NodeState, str]:  # noqa: PLR0911  # a line for each state
         if self.never_trained and self.member in (None, name):
             return "has not trained", "Too few members were there at the start."
@@ -389,18 +447,26 @@ class _Now:
         if name in self.left:
             return "finished", f"{self.left[name]} has heard that it finished."
         if self.member is not None and name != self.member:
-            last = self._round(self.member)
-            if last is not None and self.heard_in.get(name, -1) >= last:
-                return "finished", f"{self.member} had its record of the last round."
-            if self._is_given_up(name, self.skippers.get(name, set())):
-                return "lost", f"{self._gone_on(name)}; the run has ended without it."
-            return "unknown", self._no_report(name)
+            return self._heard_at_the_end(name, self.member)
+        if name in self.paused:
+            return "paused", f"{self.paused[name]}; the run has ended without it."
         last = max((int(other["round"]) for other in self.newest.values()), default=-1)
         if row is None and self.newest and not self.is_simulated:
             return "unknown", NO_REPORT
         if row is not None and row["round"] < last and self._is_given_up(name, self.skippers.get(name, set())):
             return "lost", f"Its last record is of round {row['round']}; the run has ended without it, after round {last}."
         return "finished", "The run has ended."
+
+    def _heard_at_the_end(self, name: str, member: str) -> tuple[NodeState, str]:
+        """How another member is in the records of one that has ended."""
+        last = self._round(member)
+        if last is not None and self.heard_in.get(name, -1) >= last:
+            return "finished", f"{member} had its record of the last round."
+        if name in self.paused:
+            return "paused", f"{self.paused[name]}; the run has ended without it."
+        if self._is_given_up(name, self.skippers.get(name, set())):
+            return "lost", f"{self._gone_on(name)}; the run has ended without it."
+        return "unknown", self._no_report(name)
 
     def _missed(self, name: str, row: Row | None, skippers: set[str]) -> tuple[NodeState, str]:
         if self.member is not None and row is None:

@@ -72,11 +72,23 @@ def _told(outage: Outage, events: Sequence[Row], last_heard: str | None) -> list
     back = [e for e in events if e["event"] == "returned" and str(e.get("detail") or "").startswith(f"{name} is back ")]
     stopped_at = min((str(e["time"]) for e in went if e.get("time") and e["round"] == outage.first), default=last_heard)
     kind, detail = ("late", outage.sentence) if outage.kind == "late" else ("stopped answering", _detail(outage))
+    came = "is back"
+    if outage.kind == "not started":
+        kind, detail, came = "not started", outage.sentence, "has come"
+    elif outage.kind != "late" and _has_said_so(outage, events):
+        kind = "paused"
     rows: list[Row] = [{"time": stopped_at, "round": outage.first, "node": name, "event": kind, "detail": detail}]
     if outage.is_over and outage.kind != "late":
         times = [str(e["time"]) for e in back if e.get("time") and e["round"] is not None and e["round"] >= outage.last]
-        rows.append({"time": min(times, default=None), "round": outage.last + 1, "node": name, "event": "is back", "detail": ""})
+        rows.append({"time": min(times, default=None), "round": outage.last + 1, "node": name, "event": came, "detail": ""})
     return rows
+
+
+def _has_said_so(outage: Outage, events: Sequence[Row]) -> bool:
+    """Whether a node said that it pauses when it went away."""
+    said = [e for e in events if e["event"] == "left" and e.get("detail") == f"{outage.node} is pausing"]
+    said += [e for e in events if e["event"] == "paused" and e["node"] == outage.node]
+    return any(outage.first - 2 <= (e["round"] or 0) <= outage.first for e in said)
 
 
 def _detail(outage: Outage) -> str:

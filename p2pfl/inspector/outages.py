@@ -10,9 +10,9 @@ from typing import Literal
 from p2pfl.inspector.perspective import neighbours_of
 from p2pfl.records import RunRecords
 
-Kind = Literal["offline", "late", "unheard"]
+Kind = Literal["offline", "late", "unheard", "not started"]
 """late: it made these rounds as well, but its messages came too late for everybody. unheard: one institution alone tells, which cannot know
-whether the node or the link between them failed."""
+whether the node or the link between them failed. not started: the network started without it, and it had not come yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,9 @@ class Outage:
     @property
     def sentence(self) -> str:
         """What happened, in words."""
+        if self.kind == "not started":
+            until = f": the others made {self.rounds} without it" if self.is_over else ", and has not come yet"
+            return f"{self.node} {'started late' if self.is_over else 'was not there at the start'}{until}."
         if self.kind == "unheard":
             done, since = f"went on without {self.node} in {self.rounds}", f"has gone on without {self.node} since round {self.first}"
             return f"{self.by} {done if self.is_over else since}."
@@ -55,7 +58,7 @@ class Outages:
     away: frozenset[tuple[str, int]] = field(default_factory=frozenset)
     """Node and round, offline or late."""
     isolated: frozenset[tuple[str, int]] = field(default_factory=frozenset)
-    """Node and round in which it was offline although it has a row of that round: it went on alone."""
+    """Node and round in which it was offline, or had just come, although it has a row of that round."""
 
     def explain(self, by: str, other: str, number: int) -> bool:
         """Whether *by* went on without *other* in that round because one of the two was away, not because of their link."""
@@ -81,10 +84,11 @@ def outages(run: RunRecords) -> Outages:
         missed_in[number] |= others
     kinds: dict[tuple[str, int], Kind] = {}
     witness: dict[tuple[str, int], str] = {}
-    isolated = set()
+    behind = _behind(run, present)
+    isolated = set(behind)
     for node, number in {(other, number) for (_, number), others in skipped.items() for other in others}:
         around = neighbours.get(node, frozenset())
-        telling = [by for by in around or present.keys() - {node} if number in present.get(by, ())]
+        telling = [by for by in around or present.keys() - {node} if number in present.get(by, ()) and (by, number) not in behind]
         if not telling or not all(node in skipped.get((by, number), ()) for by in telling):
             continue
         is_undecided = newest.get(node, -1) < number
@@ -98,9 +102,50 @@ def outages(run: RunRecords) -> Outages:
         elif len(telling) > 1 and (own := _own_word(around, skipped.get((node, number), frozenset()))) is not None:
             kinds[node, number] = own
             isolated |= {(node, number)} if own == "offline" else set()
+    _mark_late_starts(kinds, late_starters(run), present)
     found = _in_ranges(kinds, witness, present, neighbours)
     away = frozenset(place for place, kind in kinds.items() if kind != "unheard")
     return Outages(found=found, away=away, isolated=frozenset(isolated))
+
+
+def late_starters(run: RunRecords) -> frozenset[str]:
+    """Members without which the network started, as its events say."""
+    told = (str(event.get("detail") or "") for event in run.events if event["event"] == "started_without")
+    return frozenset(name for detail in told for name in detail.rpartition(": ")[0].split(", ") if name)
+
+
+def not_started(run: RunRecords, away: Outages | None = None) -> frozenset[str]:
+    """Members without which the network started, and which have not come yet.
+
+    Args:
+        run: its records.
+        away: the answer of `outages`, if at hand.
+    """
+    if not late_starters(run):
+        return frozenset()
+    found = (outages(run) if away is None else away).found
+    return frozenset(outage.node for outage in found if outage.kind == "not started" and not outage.is_over)
+
+
+def _behind(run: RunRecords, present: Mapping[str, set[int]]) -> set[tuple[str, int]]:
+    """Nodes and the rounds to which they jumped, since they were behind: what they missed there was their own lateness."""
+    found = set()
+    for event in run.events:
+        if event["event"] == "jumped":
+            by = str(event["node"])
+            after = [number for number in present.get(by, ()) if number >= (event["round"] or 0)]
+            found |= {(by, min(after))} if after else set()
+    return found
+
+
+def _mark_late_starts(kinds: dict[tuple[str, int], Kind], late: frozenset[str], present: Mapping[str, set[int]]) -> None:
+    """A late starter was not away but had not started, in its rounds from the first that anybody recorded on."""
+    first = min((number for rounds in present.values() for number in rounds), default=0)
+    for node in late:
+        number = first
+        while kinds.get((node, number)) in ("offline", "unheard"):
+            kinds[node, number] = "not started"
+            number += 1
 
 
 def _own_word(around: frozenset[str], went_without: frozenset[str]) -> Kind | None:

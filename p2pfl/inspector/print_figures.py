@@ -120,7 +120,7 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     size = 160 if are_numbered else 60 if are_named else 15
     known = np.array([name in nodes and nodes[name].state in ("well", "late", "finished") for name in names])
     axes.scatter(*points[known].T, s=size, c=np.array(greys)[known], edgecolors=_INK, linewidths=0.8, zorder=3)
-    for state, style in (("unknown", ":"), ("lost", "-")):
+    for state, style in (("unknown", ":"), ("paused", "--"), ("lost", "-")):
         some = np.array([name in nodes and nodes[name].state == state for name in names])
         if not some.any():
             continue
@@ -139,6 +139,7 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     said += [f"dashed: messages missed, last {WINDOW} rounds"] if failed else []
     states = {health.state for health in nodes.values()}
     said += ["crossed: lost"] if "lost" in states else []
+    said += ["dashed ring: paused"] if "paused" in states else []
     said += ["dotted: nothing known"] if "unknown" in states else []
     axes.set_title("\n".join(said))
     return figure

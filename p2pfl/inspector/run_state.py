@@ -1,4 +1,4 @@
-"""Whether a run goes on, was paused, has fallen silent or has ended: from its records and the time at which they are read."""
+"""Whether a run goes on, was paused, has fallen silent or has ended: from its records, its process and the time at which they are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _NAMED = 5
 _GOING_ON = frozenset({"started", "resumed", "died"})
 _COMING_AND_GOING = _GOING_ON | {"paused"}
 
-StateKind = Literal["running", "paused", "silent", "finished", "departed"]
+StateKind = Literal["running", "unknown", "paused", "silent", "finished", "departed"]
+_STILL: dict[str | None, str] = {
+    "gone": "stopped: its process ended without a word, as one that is killed",
+    "stopped": "standing still: a signal has stopped its process",
+}
 _ENDINGS = {"rounds": "ended at its last round"}
 
 
@@ -29,7 +33,8 @@ class RunState:
     """How a run is."""
 
     kind: StateKind
-    """departed: it has ended, and not as was agreed."""
+    """departed: it has ended, and not as was agreed. silent: it has stopped, or probably. unknown: of one institution, whose node's process
+    cannot be seen from here."""
     sentence: str
     """In words, without a full stop, beginning small."""
 
@@ -51,8 +56,18 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
         return halted
     if run.written_s is None:
         return RunState(kind="running", sentence="running")
-    age_s = max((time.time() if now_s is None else now_s) - run.written_s, 0.0)
+    return _since_its_last_record(run, max((time.time() if now_s is None else now_s) - run.written_s, 0.0))
+
+
+def _since_its_last_record(run: RunRecords, age_s: float) -> RunState:
+    """How a run is whose last record is so old, and which has not said that it halts."""
+    if run.process == "paused":
+        return RunState(kind="paused", sentence=f"paused: it was interrupted (last record {duration(age_s)} ago)")
+    if run.process in _STILL:
+        return RunState(kind="silent", sentence=f"{_STILL[run.process]} (last record {duration(age_s)} ago)")
     if age_s <= _patience_s(run):
+        if run.process is None and member_of(run) is not None:
+            return RunState(kind="unknown", sentence=f"last record {duration(age_s)} ago; whether it still runs cannot be seen from here")
         return RunState(kind="running", sentence=f"running (last record {duration(age_s)} ago)")
     doubt = "probably stopped" if run.rounds or run.nodes else "stopped, or still in its first round"
     return RunState(kind="silent", sentence=f"no record for {duration(age_s)}, {doubt}")

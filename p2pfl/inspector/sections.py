@@ -52,7 +52,7 @@ def events(run: RunRecords) -> str:
 
 def node_states(nodes: Mapping[str, NodeHealth]) -> str:
     """How every node is now, those in need first."""
-    order = {"lost": 0, "late": 1, "unknown": 2, "well": 3, "finished": 4, "has not trained": 5}
+    order = {"lost": 0, "late": 1, "paused": 2, "unknown": 3, "well": 4, "finished": 5, "has not trained": 6}
     ranked = sorted(nodes.items(), key=lambda pair: order[pair[1].state])
     alike: defaultdict[object, list[str]] = defaultdict(list)
     for name, health in ranked[:MAX_ROWS]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
@@ -30,6 +31,7 @@ from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, 
 from p2pfl.records import Row, RunRecords, primary_metric
 
 _MAX_WIDTH = 100
+_ANY_WIDTH = 10_000
 _MAX_NODES = 40
 _MAX_ROWS = 12
 _METRICS_BESIDE = 2  # what 80 columns hold
@@ -39,6 +41,7 @@ _MAX_RANGES = 12
 _STYLES = {
     "well": "green",
     "late": "yellow",
+    "paused": "yellow",
     "slow": "yellow",
     "lost": "bold red",
     "unknown": "dim",
@@ -122,10 +125,24 @@ def hospital_table(summary: Mapping[str, Any]) -> RenderableType:
         raise ValueError("a summary without metrics has no table")
     first = primary_metric(summary["metrics"])
     ordered = sorted(summary["metrics"], key=lambda name: name != first)
-    pairs = [ordered[start : start + _METRICS_BESIDE] for start in range(0, len(ordered), _METRICS_BESIDE)]
-    tables = [_metric_table(summary, metrics) for metrics in pairs]
     said = [Text(_printable(sentence), style="dim") for sentence in of_rows(summary)]
-    return Group(tables[0], *(part for table in tables[1:] for part in (Text(), table)), *said)
+    return Group(_MetricTables(summary=summary, metrics=ordered), *said)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _MetricTables:
+    """Every node's metrics, two in a table where that many fit beside each other without folding a name."""
+
+    summary: Mapping[str, Any]
+    metrics: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for start in range(0, len(self.metrics), _METRICS_BESIDE):
+            pair = self.metrics[start : start + _METRICS_BESIDE]
+            together = _metric_table(self.summary, pair)
+            fits = console.measure(together, options=options.update(max_width=_ANY_WIDTH)).maximum <= options.max_width
+            for place, table in enumerate([together] if fits else [_metric_table(self.summary, [metric]) for metric in pair]):
+                yield from (Text(), table) if start + place else (table,)
 
 
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
@@ -193,7 +210,7 @@ def _header(run: RunRecords) -> list[RenderableType]:
     name = str(run.experiment.get("name", "run"))
     engine = summary.get("engine") or run.environment.get("engine") or "unknown engine"
     state = run_state(run)
-    colours = {"running": "cyan", "paused": "yellow", "silent": "bold red", "departed": "bold red"}
+    colours = {"running": "cyan", "unknown": "yellow", "paused": "yellow", "silent": "bold red", "departed": "bold red"}
     endings = {"converged": "green", "rounds": "yellow"}
     colour = colours.get(state.kind) or endings.get(str(summary.get("stop_reason")), "red")
     member = member_of(run)
@@ -328,17 +345,17 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
 
 
 def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
-    """How many nodes are in which state, and a line for each that is lost or late."""
+    """How many nodes are in which state, and a line for each that is lost, late or paused."""
     if not nodes:
         return []
     counts = Counter(health.state for health in nodes.values())
     told = Text(", ").join(
         Text(f"{counts[state]:,} {state if counts[state] == 1 else state.replace('has ', 'have ')}", style=_STYLES[state])
-        for state in ("lost", "late", "unknown", "well", "finished", "has not trained")
+        for state in ("lost", "late", "paused", "unknown", "well", "finished", "has not trained")
         if counts[state]
     )
-    bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late")]
-    bad.sort(key=lambda pair: pair[1].state != "lost")
+    bad = [(name, health) for name, health in nodes.items() if health.state in ("lost", "late", "paused")]
+    bad.sort(key=lambda pair: ("lost", "late", "paused").index(pair[1].state))
     unknown: defaultdict[str, list[str]] = defaultdict(list)
     for name, health in nodes.items():
         if health.state == "unknown":

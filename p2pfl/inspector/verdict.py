@@ -68,7 +68,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     """Sentences for somebody who has to decide what to do next."""
     state = run_state(run)
     departed = [f"It {state.sentence}."] if state.kind == "departed" else []
-    halted = [f"{state.sentence[0].upper()}{state.sentence[1:]}."] if state.kind in ("paused", "silent") else []
+    halted = [f"{state.sentence[0].upper()}{state.sentence[1:]}."] if state.kind in ("paused", "silent", "unknown") else []
     if run.summary is not None and run.summary.get("stop_reason") == "diverged":
         return [
             *departed,

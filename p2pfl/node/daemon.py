@@ -29,7 +29,7 @@ from p2pfl.departures import Departure, departure_rows, departures_of_events
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
-from p2pfl.node.memory import NodeMemory, forecast_node, return_freed_memory
+from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
@@ -47,6 +47,7 @@ from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
+from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
@@ -150,7 +151,7 @@ class Daemon:
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
     ) -> None:
-        self._made_s = time.monotonic()
+        self._made_s = self._await_from_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
         self._transport, self._limits, self._status_port = transport, limits, status_port
         self._accepted = accepted_differences
@@ -240,6 +241,7 @@ class Daemon:
         self._open_folder()
         self._note_differences()
         if self._finished and self.protocol.closing is not None:
+            self._leave_folder()
             return self._outcome(self.protocol.closing)
         try:
             return await self._run()
@@ -265,7 +267,13 @@ class Daemon:
             reason = await self._take_part()
             for task in background:
                 task.cancel()
+        self._leave_folder()
         return reason
+
+    def _leave_folder(self) -> None:
+        """Say that this process came to a clean end."""
+        assert self._folder is not None
+        self._folder.leave()
 
     def stop(self, why: str = "") -> None:
         """Leave after what is in hand; the state is on disk and a later start goes on from it.
@@ -306,6 +314,7 @@ class Daemon:
             MembersMissing: too few were there in time.
         """
         agreed = self._agreed_start
+        self._await_from_s = self._now()
         agreed.agreement.begin(self._now())
         while not self._stopping:
             self._note_links()
@@ -328,7 +337,7 @@ class Daemon:
         self._may_wait_at_start()
         for name, neighbour in self.protocol.neighbours.items():
             neighbour.missed = name not in company and not neighbour.session.is_open
-        self._seconds["setup"] = self._now() - self._made_s
+        self._book_the_start()
         if agreed.missing:
             log.warning(
                 "%s of %d members are missing at the start: %s", len(agreed.missing), len(self.plan.names), ", ".join(agreed.missing)
@@ -339,6 +348,11 @@ class Daemon:
         await self._keep()
         self._wake_senders()
 
+    def _book_the_start(self) -> None:
+        """Tell the seconds until everything was set up from those spent waiting for the other members."""
+        self._seconds["setup"] = self._await_from_s - self._made_s
+        self._seconds["waiting"] = self._now() - self._await_from_s
+
     def _may_wait_at_start(self) -> None:
         """The first exchanges wait for neighbours that are alive: news of the start, or slow first rounds, may be on their way to them."""
         self.protocol.start_by_s = self._now() + self._agreed_start.within_s
@@ -346,9 +360,10 @@ class Daemon:
     async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
         assert self._folder is not None
-        log.error("%s", why)
-        self._event("not_started", why)
-        self._seconds["setup"] = self._now() - self._made_s
+        self._folder.append_event(
+            {"round": self._round, "node": self.me, "event": "not_started", "detail": why}
+        )  # whoever catches it logs it
+        self._book_the_start()
         summary = finish_summary(
             self.plan,
             engine="daemons",
@@ -554,10 +569,13 @@ class Daemon:
             self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
         inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
         before, to_return = self._population.state, list(self._to_return)
-        await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
+        notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
         if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
+            for notice in notices:
+                log.warning("round %d: %s", self._round, notice.detail)
+                self._event(notice.event, f"round {self._round}: {notice.detail}")
         else:
             self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
@@ -588,11 +606,19 @@ class Daemon:
         protocol = self.protocol
         phases = self._algorithm.phases
         target = min(-(-protocol.furthest() // phases), self.plan.experiment.last_possible_round)  # rounds are begun at their beginning
-        protocol.jump(target * phases, self._now())
+        protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
         if self._meetings is not None:
             self._meetings.forget()
         self._round, self._phase, self._joined = target, 0, True
+
+    def _left_out(self, target: int) -> str:
+        """Which rounds a jump to another leaves untrained: that one only mixes."""
+        first, last = self._round + 1, min(target, self.plan.experiment.rounds - 1)
+        where = f"from round {self._round} to round {target}"
+        if first > last:
+            return f"{where}; all that were left out only mix"
+        return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
 
     def _messages(
         self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
@@ -835,7 +861,8 @@ class Daemon:
     async def _receive(self) -> None:
         while True:
             received = await self._transport.receive()
-            self.protocol.hear(received.peer, received.frames, self._now())
+            if not self.protocol.hear(received.peer, received.frames, self._now()):
+                continue
             if self.protocol.lost and not self._stopping:
                 self.stop()
             self._wake_senders()
@@ -1147,7 +1174,11 @@ class Daemon:
         """What gathers all that this node knows of the run now, by the names of `RunRecords`; None where it takes no part in the view."""
         if self._outlook is None or self._folder is None:
             return None
-        return self._outlook.document(self._folder, self._now())
+        return self._outlook.document(self._folder, self._now(), self._paused())
+
+    def _paused(self) -> list[str]:
+        """Neighbours that have said that they pause, and are not back."""
+        return [name for name, neighbour in self.protocol.neighbours.items() if neighbour.is_paused]
 
     def memory(self) -> NodeMemory:
         """What this node will need at most."""
@@ -1156,7 +1187,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
-        network = {"network": self._outlook.status(now_s)} if self._outlook is not None else {}
+        network = {"network": self._outlook.status(now_s, self._paused())} if self._outlook is not None else {}
         return network | {
             "version": p2pfl.__version__,
             "member": self.me,
@@ -1190,6 +1221,7 @@ class Daemon:
                     "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                     "skipped": n.missed,
                     "left": n.left,
+                    "paused": n.is_paused,
                     "state_lost": n.state_lost or None,
                     "refused": dict(n.session.counters),
                 }

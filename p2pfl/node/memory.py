@@ -15,9 +15,7 @@ in before this node has mixed its last one; the flow to that neighbour has then 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +27,9 @@ from p2pfl.training import Population
 
 _OVERHEAD_BYTES = 32 * 2**20
 """Messages on their way in and out, what torch and Python take for themselves while they work; measured."""
+
+_VECTORISING_BYTES = 48 * 2**20
+"""Beside that, of torch's libraries that it loads when it first vectorises a model; measured."""
 
 _WORTH_SAYING_BYTES = 10**6
 
@@ -52,10 +53,13 @@ class NodeMemory:
     ending_bytes: int
     """Beside them in the last round."""
 
+    library_bytes: int = 0
+    """Code that is loaded only for a model of this kind."""
+
     @property
     def peak_bytes(self) -> int:
         """The most at any time."""
-        return self.held_bytes + max(self.training_bytes, self.mixing_bytes, self.ending_bytes) + _OVERHEAD_BYTES
+        return self.held_bytes + max(self.training_bytes, self.mixing_bytes, self.ending_bytes) + self.library_bytes + _OVERHEAD_BYTES
 
     @property
     def models(self) -> float:
@@ -115,13 +119,8 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> No
         training_bytes=training_bytes,
         mixing_bytes=mixing_bytes,
         ending_bytes=ending_bytes,
+        library_bytes=_VECTORISING_BYTES if trains and population.vectorises else 0,
     )
-
-
-def return_freed_memory() -> None:
-    """Have the C library give back to the system what has been freed in between; where it is another than glibc, nothing happens."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mb(size_bytes: int) -> str:

@@ -69,6 +69,8 @@ class Neighbour:
     """It has stopped, and is there only to settle what is open."""
     is_paused: bool = False
     """It said that it pauses, and has not greeted since."""
+    is_pause_told: bool = False
+    """Whether the events say that it pauses, so that they must say when it is back."""
     refusal: str = ""
     """Why the two do not talk although they are connected, such as another study; empty where nothing stands in the way."""
     next_want_s: float = 0.0

@@ -28,7 +28,7 @@ from torch import Tensor
 from p2pfl.card import Card
 from p2pfl.cross_site import cross_site
 from p2pfl.departures import Departure, departures_of_events
-from p2pfl.errors import MembersMissing, P2PFLError, StoreError
+from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
@@ -217,7 +217,7 @@ def up(
     progress: Progress | None = None,
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
-    say: Callable[[str], None] = log.warning,
+    say: Callable[[str], None] | None = log.warning,
     allow_tasks: Collection[str] = (),
     **more: Any,
 ) -> Run:
@@ -234,7 +234,8 @@ def up(
         fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
             False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
-        say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process.
+        say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process, unless
+            None: they are raised as Paused, too.
         allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         more: top-level keys to replace, such as rounds=10.
 
@@ -249,6 +250,11 @@ def up(
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
+            if without := _without_result(place):
+                names = ", ".join(without)
+                log.warning(
+                    "%s has ended, and %s without a result: nobody is left to go on with; start anew with another --out", place, names
+                )
             return Run(place)
     else:
         resolved = resolve(experiment, {**(overrides or {}), **more})
@@ -270,11 +276,23 @@ def up(
         network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
-            say(f"paused by {number.name}; go on with: {shlex.join(['p2pfl', 'up', '--resume', str(place), *options_of(allow_tasks)])}")
+            resumed = shlex.join(["p2pfl", "up", "--resume", str(place), *options_of(allow_tasks)])
+            paused = Paused(f"go on with: {resumed}", number)
+            if say is None:
+                raise paused
+            say(str(paused))
             if number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt  # it has been told
             signal.raise_signal(number)  # nobody hears it any more: it ends this process
     return Run(place)
+
+
+def _without_result(place: Path) -> list[str]:
+    """Names of the nodes of a run that has ended which did not."""
+    sites = place / "sites"
+    return sorted(
+        site.name for site in (sites.iterdir() if sites.is_dir() else ()) if not (site / "state" / "run" / "summary.json").exists()
+    )
 
 
 def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
@@ -368,6 +386,7 @@ class _Network:
     def write_interruption(self, number: signal.Signals) -> None:
         """Write down that a signal has paused all this, whatever the nodes have written."""
         self._folder.append_event({"round": self._shown, "node": _HERE, "event": "interrupted", "detail": f"by {number.name}"})
+        self._folder.leave()
 
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""

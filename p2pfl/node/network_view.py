@@ -233,32 +233,37 @@ class Outlook:
         ended = sum(heard.record.closing and self._plan.names[place] in company for place, heard in self.view.newest.items())
         return 2 * ended > len(company)
 
-    def rows(self, now_s: float) -> list[Row]:
-        """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row."""
+    def rows(self, now_s: float, paused: Collection[str] = ()) -> list[Row]:
+        """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row.
+
+        Args:
+            now_s: on the node's clock.
+            paused: members that have said that they pause.
+        """
         newest = sorted(self.view.newest.items())
         last = max((heard.record.round for _, heard in newest), default=0)
         return [
             self._node_row(heard.record)
             | {"age_s": round(now_s - heard.at_s, 3), "age_rounds": last - heard.record.round}
-            | {"state": "finished" if heard.record.closing else "running"}
-            for _, heard in newest
+            | {"state": "finished" if heard.record.closing else "paused" if self._plan.names[place] in paused else "running"}
+            for place, heard in newest
         ]
 
-    def status(self, now_s: float) -> dict[str, Any]:
-        """For the status endpoint."""
+    def status(self, now_s: float, paused: Collection[str] = ()) -> dict[str, Any]:
+        """For the status endpoint; see `rows`."""
         last = self._network_row(self._kept[-1]) if self._kept else self._summed
         return {
-            "rows": self.rows(now_s),
+            "rows": self.rows(now_s, paused),
             "not_heard_of": [name for name, place in self._places.items() if place not in self.view.newest],
             "certificate": last,
             "every": 2**self.view.level,
             "bytes_sent": self.view.bytes_sent,
         }
 
-    def document(self, folder: RunFolder, now_s: float) -> Callable[[], dict[str, Any]]:
+    def document(self, folder: RunFolder, now_s: float, paused: Collection[str] = ()) -> Callable[[], dict[str, Any]]:
         """All that this node knows of the run, by the names of `RunRecords`: what is returned gathers it from the disk, in any thread."""
         records = [record for known in self._kept for record in known.records.values()] + self.view.open_records()
-        newest = self.rows(now_s)
+        newest = self.rows(now_s, paused)
 
         def gather() -> dict[str, Any]:
             own = read_run(folder.path, experiment=self._plan.experiment.as_dict())

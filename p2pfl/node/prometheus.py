@@ -36,7 +36,8 @@ _NEIGHBOUR_GAUGES = {
     "greeted": "1 where neighbour and node have greeted and are connected.",
     "exchange": "The last exchange heard of from the neighbour.",
     "skipped": "1 while the node goes on without the neighbour.",
-    "left": "1 once the neighbour has said goodbye.",
+    "left": "1 once the neighbour has said that it has finished.",
+    "paused": "1 while the neighbour is away because it said that it pauses.",
 }
 
 

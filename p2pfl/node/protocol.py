@@ -208,8 +208,12 @@ class Protocol:
 
     # ---- what comes in
 
-    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> None:
-        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised."""
+    def hear(self, peer: str, frames: tuple[Frame, ...], now_s: float) -> bool:
+        """Take one message from the link that the key of `peer` authenticated. Whatever is wrong with it is counted, never raised.
+
+        Returns:
+            False where an update has only grown by a chunk: there is nothing to decide and nothing to send.
+        """
         neighbour = self.neighbours[peer]
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(peer))
@@ -220,16 +224,18 @@ class Protocol:
                 self._say_ready(now_s)
         except PeerError as error:
             self._refuse(neighbour, error)
-            return
+            return True
         neighbour.last_seen_s = now_s
         neighbour.note_progress(now_s)
         message = heard.message
         if isinstance(message, Hello) and not self._has_its_state(neighbour, message):
-            return
+            return True
         if heard.dropped is not None:
             self.refused[heard.dropped] += 1
             if isinstance(message, Update) and self.exchange - self.ahead <= message.exchange < self.exchange and neighbour.missed:
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
+        elif isinstance(message, Chunk) and heard.arrived is None and self.closing is None:
+            return False
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
@@ -237,6 +243,7 @@ class Protocol:
             self._ask_for_lost(neighbour, message.exchange, whole=False)
         if heard.arrived is not None:
             self._arrived(neighbour, heard.arrived)
+        return True
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
         if self.shared is not None and isinstance(message, Share):
@@ -417,6 +424,10 @@ class Protocol:
             neighbour.queue(self.hello(neighbour))
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
+        is_told = neighbour.is_pause_told and neighbour.session.is_open
+        if is_told:  # always: otherwise the events would call it paused for ever
+            neighbour.is_pause_told = False
+            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -426,7 +437,7 @@ class Protocol:
                 return  # it asks for what it lacks
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
-            if _is_said(neighbour.greetings):
+            if _is_said(neighbour.greetings) and not is_told:
                 self.event("greeted", f"{neighbour.name} at exchange {message.exchange}")
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
@@ -494,6 +505,7 @@ class Protocol:
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
             if _is_said(neighbour.goodbyes):
+                neighbour.is_pause_told = True
                 self.event("left", f"{neighbour.name} is pausing")
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
@@ -774,8 +786,14 @@ class Protocol:
             self._in_step = (self.exchange + 1, now_s)
         return skipped
 
-    def jump(self, exchange: int, now_s: float) -> None:
-        """Leave out the exchanges before this one: they took place without this node."""
+    def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
+        """Leave out the exchanges before this one: they took place without this node.
+
+        Args:
+            exchange: the next one with it.
+            now_s: on its clock.
+            left_out: for the record, which rounds these are; empty: the exchanges are named.
+        """
         senders = self.links(exchange // self.phases).weights
         for name, neighbour in self.neighbours.items():
             self._take_back(neighbour, neighbour.ledger.close(exchange - 1, merged=False))
@@ -783,7 +801,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
-        self.event("jumped", f"from exchange {self.exchange} to {exchange}")
+        self.event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
         self._in_step = (exchange, now_s)
 
     def ledgers(self) -> dict[str, SavedLedger]:

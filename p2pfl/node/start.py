@@ -22,13 +22,13 @@ from p2pfl.experiment import recorded_experiment
 from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
-from p2pfl.node.memory import return_freed_memory
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.result_contract import accepted, differences_here
 from p2pfl.study import Study, TensorRow, confirms, layout_faults
+from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import Endpoint, ZeroMQTransport
 from p2pfl.yaml_files import check
 

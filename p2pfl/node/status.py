@@ -80,7 +80,7 @@ async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state
 
 
 def read_status(state: Path) -> dict[str, Any]:
-    """What the node with this state folder says of itself now.
+    """Ask the node with this state folder how it is now.
 
     Raises:
         ConfigError: no node runs there.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox
+from p2pfl.algorithms import Notice, SlotInbox
 from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.plan import Plan
@@ -266,7 +266,7 @@ class Simulation:
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
             inboxes = self._exchange.inboxes(number * phases + phase, delivered[phase], running, sent, active_M)
-            self.population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=active_M)
+            self._tell(number, self.population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=active_M))
             bytes_N += self._exchange.bytes_sent(number * phases + phase, sent, there_N)
             for receiver, sender in self._exchange.resynchronised if self._ranks.is_first else ():
                 event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
@@ -279,6 +279,17 @@ class Simulation:
                 moved_M = self._moved(sent[channel])
         self._exchange.done()
         return _Exchanged(squared_M=squared_M, norms_M=norms_M, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N, phase=measured)
+
+    def _tell(self, number: int, notices: Sequence[Notice]) -> None:
+        """Put on record what the rule has changed of its own accord, at all ranks."""
+        if not self.plan.recipe.algorithm.tells:
+            return
+        here = [(int(self._part.mine[notice.row]), notice.event, notice.detail) for notice in notices]
+        for node, kind, detail in sorted(told for part in self._ranks.told_by_all(here) for told in part):
+            if self._ranks.is_first:
+                self.folder.append_event(
+                    {"round": number, "node": self.plan.names[node], "event": kind, "detail": f"round {number}: {detail}"}
+                )
 
     def _apart(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""

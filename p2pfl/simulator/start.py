@@ -6,6 +6,7 @@ One process, or each of several ranks, does so.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Paused
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
@@ -27,6 +28,7 @@ from p2pfl.simulator.part import Part, check_enough
 from p2pfl.simulator.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.stopwatch import Stopwatch
+from p2pfl.writing_process import mark_pause
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 
@@ -62,6 +64,7 @@ def simulate(
         TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong, with all findings.
         StoreError: the disk failed.
+        Paused: it was interrupted, and `resume` goes on from its last checkpoint; as KeyboardInterrupt where it cannot.
     """
     stopwatch = Stopwatch(waited_s=waited_s)
     if resume is not None:
@@ -76,18 +79,29 @@ def simulate(
         resolved = resolve(experiment, overrides)
         place = Path(out) if out is not None else Path("runs") / resolved.name
     check_device(device)
-    with joined(device) as ranks:
-        return _run(
-            resolved,
-            place,
-            ranks,
-            faults,
-            progress,
-            resume=resume is not None,
-            replay=Path(replay) if replay is not None else None,
-            stopwatch=stopwatch,
-            allow_tasks=allow_tasks,
-        )
+    existed = (place / "experiment.yaml").exists()
+    try:
+        with joined(device) as ranks:
+            return _run(
+                resolved,
+                place,
+                ranks,
+                faults,
+                progress,
+                resume=resume is not None,
+                replay=Path(replay) if replay is not None else None,
+                stopwatch=stopwatch,
+                allow_tasks=allow_tasks,
+            )
+    except KeyboardInterrupt:
+        is_kept = (place / "experiment.yaml").exists() and existed == (resume is not None)
+        if is_kept:
+            mark_pause(place)
+        if not is_kept or faults is not None or replay is not None:
+            raise
+        allowed = [word for name in allow_tasks for word in ("--allow-task", name)]
+        resumed = shlex.join(["p2pfl", "simulate", "--resume", str(place), *allowed])
+        raise Paused(f"go on with: {resumed}") from None
 
 
 def _run(

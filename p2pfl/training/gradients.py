@@ -17,8 +17,14 @@ from p2pfl.errors import TaskError
 from p2pfl.params import Layout, call_with, parameters_of, sharing_parameters
 from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.batched import Batched
+from p2pfl.training.freed_memory import return_freed_memory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+RETURN_FROM_BYTES = 8 * 2**20
+"""Of one gradient that is so large, the parts are given back to the system while they are put together."""
+
+RETURN_AT_ONCE_BYTES = 16 * 2**20
 
 
 class Gradients:
@@ -125,7 +131,7 @@ class Gradients:
             return self.batched.gradients(x_NP, inputs_NB, targets_NB)
         # by tensor: of a slice of one vector torch would make a gradient as long as the vector
         gradients, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(self._layout.views(x_NP), inputs_NB, targets_NB)
-        return _side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
+        return put_side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
 
     def _row_loss(self, tensors: Mapping[str, Tensor], inputs_B: Tensor, targets_B: Tensor) -> Tensor:
         outputs: Any = call_with(self._model, tensors, inputs_B)
@@ -160,7 +166,7 @@ class Gradients:
             part = found[number]
             found[number] = (torch.zeros_like(view) if part is None else part).reshape(1, -1)
             del part
-        return _side_by_side(found)[0], loss.detach(), unused_P
+        return put_side_by_side(found)[0], loss.detach(), unused_P
 
     def outputs_on(self, inputs_B: Tensor, site: str) -> Tensor:
         """What the model gives for a batch in training.
@@ -212,14 +218,25 @@ class Gradients:
         return None
 
 
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    """Parts (N, ...) as one tensor (N, P), each let go when it has been taken: all of them and it would be two gradients."""
+def returns_parts(gradient_NP: Tensor) -> bool:
+    """Whether the parts of a gradient are given back to the system while they are put together; so many rows at once are not worth it."""
+    return gradient_NP.device.type == "cpu" and len(gradient_NP) == 1 and gradient_NP.nbytes >= RETURN_FROM_BYTES
+
+
+def put_side_by_side(parts: list[Tensor]) -> Tensor:
+    """Put parts (N, ...) into one tensor (N, P), each let go when it has been taken: all of them and it would be two gradients."""
     whole_NP = parts[0].new_empty((len(parts[0]), sum(part.shape[1] for part in parts)))
-    start = 0
-    for number, part in enumerate(parts):
+    start = freed_bytes = 0
+    returns = returns_parts(whole_NP)
+    while parts:
+        part = parts.pop(0)
         whole_NP[:, start : start + part.shape[1]] = part
         start += part.shape[1]
-        parts[number] = part.new_empty(0)
+        freed_bytes += part.nbytes
+        del part
+        if returns and freed_bytes >= RETURN_AT_ONCE_BYTES:
+            freed_bytes = 0
+            return_freed_memory()  # else what is freed here stays with the process while the whole one grows
     return whole_NP
 
 

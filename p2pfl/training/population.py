@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from p2pfl.algorithms import Algorithm, Context, Inbox, State
+from p2pfl.algorithms import Algorithm, Context, Inbox, Notice, State
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
@@ -27,7 +27,7 @@ from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.compiled import Compiled, one_blas_thread
-from p2pfl.training.gradients import Gradients, outputs_of
+from p2pfl.training.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, returns_parts
 from p2pfl.training.layers import Descent
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
@@ -486,6 +486,11 @@ class Population:
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     @property
+    def vectorises(self) -> bool:
+        """Whether torch vectorises the gradients, because they are not written out here."""
+        return self._gradients is not None and self._gradients.batched is None and self._gradients.row_by_row is None
+
+    @property
     def training_bytes(self) -> int:
         """What a round of local steps needs for each row beside the row itself: moved parameters, gradients, the optimiser's next state."""
         if self._gradients is None:
@@ -500,6 +505,9 @@ class Population:
         moved += [*self.optimizer_state.values()]
         changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if rule.adapt is not Algorithm.adapt else 0
         steps = (gradients + int(corrected)) * self.state["x"].nbytes
+        if gradients == 2 and returns_parts(self.state["x"]):  # noqa: PLR2004  # what has been put into the whole one is given back
+            largest = max(spec.size for spec in self.layout.tensors) * self.state["x"].element_size()
+            steps -= max(0, self.state["x"].nbytes - RETURN_AT_ONCE_BYTES - largest)
         return (sum(tensor.nbytes for tensor in moved) + max(steps, changed)) // len(self.sites)
 
     def compile(self) -> None:
@@ -523,13 +531,13 @@ class Population:
         """What each row sends in an exchange, by channel, (N, ...)."""
         return self.recipe.algorithm.outgoing(self.state, phase, self.context(round, local_steps=local_steps))
 
-    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> None:
-        """Take in what came; rows that are not active stay as they are."""
-        self.merge_in_parts(round, phase, [(slice(0, len(self.sites)), inbox)], local_steps=local_steps, active_N=active_N)
+    def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> list[Notice]:
+        """Take in what came; rows that are not active stay as they are. Returns what the rule has changed of its own accord."""
+        return self.merge_in_parts(round, phase, [(slice(0, len(self.sites)), inbox)], local_steps=local_steps, active_N=active_N)
 
     def merge_in_parts(
         self, round: int, phase: int, inboxes: Sequence[tuple[slice, Inbox]], *, local_steps: int, active_N: Tensor | None = None
-    ) -> None:
+    ) -> list[Notice]:
         """The same with an inbox for each part of the rows, in their order; what comes late is waited for when its part's turn comes."""
         self._round = round
         merged, before = [], []
@@ -538,7 +546,9 @@ class Population:
             context = self.context(round, local_steps=local_steps, rows=None if len(inboxes) == 1 else rows)
             before.append(state)
             merged.append(self.recipe.algorithm.merge(state, phase, inbox, context))
+        was = self.state
         self._take_up(merged, before, active_N)
+        return self.recipe.algorithm.notices(was, self.state) if self.recipe.algorithm.tells else []
 
     def _take_up(self, merged_parts: Sequence[State], before: Sequence[State], active_N: Tensor | None) -> None:
         """What a merge has made of each part of the rows."""
@@ -639,7 +649,8 @@ class Population:
         group = {
             prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS
         }
-        self.state, self.optimizer_state = group["state/"], group["optimizer/"]
+        # what an earlier version did not keep begins as at the start
+        self.state, self.optimizer_state = {**self.state, **group["state/"]}, group["optimizer/"]
         for name, buffer in group["buffers/"].items():
             self.buffers[name].copy_(buffer)
 

@@ -172,6 +172,7 @@ class ZeroMQTransport:
         self._context = zmq.asyncio.Context()
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(min(self._max_queued, MAX_RECEIVED))
         self._sockets: list[zmq.asyncio.Socket] = []  # the links', in the order in which they were opened
+        self._plain: dict[zmq.asyncio.Socket, zmq.Socket[bytes]] = {}  # the same sockets, without futures
         self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP and monitors
         self._dealers: dict[str, zmq.asyncio.Socket] = {}
         self._came = asyncio.Event()  # something has come over some link
@@ -255,7 +256,7 @@ class ZeroMQTransport:
     def _send_dialled(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
         """Whether a link's queue took it."""
         try:
-            _send_now(self._dealers[peer], frames)
+            self._send_now(self._dealers[peer], frames)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -270,7 +271,7 @@ class ZeroMQTransport:
         routes = self._routes[peer]
         while routes:
             try:
-                _send_now(self._router, [routes[-1], *frames])
+                self._send_now(self._router, [routes[-1], *frames])
             except zmq.Again:
                 return False
             except zmq.ZMQError as error:
@@ -280,6 +281,17 @@ class ZeroMQTransport:
             else:
                 return True
         raise self._no_link(peer)
+
+    def _send_now(self, link: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> None:
+        """Hand a message to libzmq, or raise zmq.Again where there is no room.
+
+        Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of
+        garbage, and the frames may hold a model.
+        """
+        try:
+            self._plain[link].send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+        finally:
+            link.get(zmq.EVENTS)  # sending may have taken the notice that something has come
 
     def _start_listening(self) -> None:
         # before the ROUTER binds: without a ZAP handler libzmq would let every key in, and ZAP_ENFORCE_DOMAIN is there for the same reason
@@ -391,6 +403,7 @@ class ZeroMQTransport:
         """A socket that has all that must be set before it binds or connects, and where its events come."""
         link = self._context.socket(kind)
         self._sockets.append(link)
+        self._plain[link] = zmq.Socket.shadow(link)
         link.setsockopt(zmq.CURVE_PUBLICKEY, self.me.public_key)
         link.setsockopt(zmq.CURVE_SECRETKEY, self._secret_key)
         patience_ms = 1000 * MISSED_HEARTBEATS * self._heartbeat_s
@@ -474,7 +487,7 @@ class ZeroMQTransport:
     def _sign_of_life(self, link: zmq.asyncio.Socket, peer: str, frames: Sequence[bytes]) -> bool:
         """Whether there is a connection; one whose queue is full is one."""
         try:
-            _send_now(link, frames)
+            self._send_now(link, frames)
         except zmq.Again:
             return True
         except zmq.ZMQError as error:
@@ -502,7 +515,7 @@ class ZeroMQTransport:
 
     async def _read_listener(self) -> None:
         while True:
-            route, *frames = await _next(self._router, copy=False)
+            route, *frames = await self._next_message(self._router)
             peer = self._sender(frames[0])
             if peer is None:
                 self._refuse("unauthorized", "frames over a connection that nobody authenticated")
@@ -520,6 +533,14 @@ class ZeroMQTransport:
                 self._hear(peer, frames)
             await self._deliver(peer, frames)
 
+    async def _next_message(self, link: zmq.asyncio.Socket) -> list[zmq.Frame]:
+        # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
+        await asyncio.sleep(0)
+        try:
+            return self._plain[link].recv_multipart(flags=zmq.DONTWAIT, copy=False)
+        except zmq.Again:  # only to wait takes a future and a watch on the socket
+            return await link.recv_multipart(copy=False)
+
     def _sender(self, frame: zmq.Frame) -> str | None:
         """The neighbour whose key authenticated the connection that the frame came over."""
         try:
@@ -529,7 +550,7 @@ class ZeroMQTransport:
 
     async def _read_dialled(self, dealer: zmq.asyncio.Socket, peer: str) -> None:
         while True:
-            frames = await _next(dealer, copy=False)
+            frames = await self._next_message(dealer)
             self._hear(peer, frames)
             await self._deliver(peer, frames)
 
@@ -614,22 +635,9 @@ async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: f
     return LinkCondition.NO_ROUTE, f"{fault.strerror} at {said}"
 
 
-def _send_now(link: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> None:
-    """Hand a message to libzmq, or raise zmq.Again where there is no room.
-
-    Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of garbage,
-    and the frames may hold a model.
-    """
-    try:
-        zmq.Socket.shadow(link).send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
-    finally:
-        link.get(zmq.EVENTS)  # sending may have taken the notice that something has come
-
-
-async def _next(source: zmq.asyncio.Socket, *, copy: bool = True) -> list[Any]:
-    # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
-    await asyncio.sleep(0)
-    return await source.recv_multipart(copy=copy)
+async def _next(source: zmq.asyncio.Socket) -> list[Any]:
+    await asyncio.sleep(0)  # as in _next_message
+    return await source.recv_multipart()
 
 
 def _refused(what: str, error: zmq.ZMQError) -> ConfigError | TransportError:

@@ -21,6 +21,7 @@ from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.records import RunRecords
+from p2pfl.writing_process import process_state
 
 EVERY_S = 1.0
 _SHARE = 3.0
@@ -150,12 +151,12 @@ def _has_fallen_silent(view: View | None) -> bool:
 
 
 def _mark(place: str) -> object:
-    """Changes when a folder does; None for what has to be asked."""
+    """Changes when a folder does, or the process that writes it ends; None for what has to be asked."""
     if is_url(place) or not Path(place).is_dir():
         return None
     files = sorted(path for path in Path(place).iterdir() if path.suffix in (".json", ".jsonl", ".yaml"))
     found = [(path.name, path.stat()) for path in files if path.exists()]
-    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found)
+    return process_state(Path(place)), *((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
 def _view(run: RunRecords) -> View:
