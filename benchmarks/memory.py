@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, Task, task
 
+TASK = "memory:network"
 NAMES = ("node-0", "node-1", "node-2")
 CLASSES = 10
 LOOK_S = 0.002
@@ -61,6 +62,7 @@ def model_of(kind: str, parameters: int) -> nn.Module:
     return nn.Sequential(*inner, nn.Linear(width, CLASSES))
 
 
+@task
 def network(parameters: int, kind: str) -> Task:
     """A few random rows at each node, of ten classes."""
     width = 1 if kind == "point" else next(iter(model_of(kind, parameters).parameters())).shape[1]
@@ -178,7 +180,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     small = experiment_from(
         {
-            "task": {"name": "memory:network", "parameters": arguments.parameters, "kind": arguments.model},
+            "task": {"name": TASK, "parameters": arguments.parameters, "kind": arguments.model},
             "topology": {"name": "ring"},
             "algorithm": {"name": arguments.algorithm, "local_steps": 2, "batch_size": 8},
             "optimizer": {"name": arguments.optimizer},
@@ -196,12 +198,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             identity = Identity.new()
             identity.save(place / name / "keys")
             cards.append(identity.card(name, addresses[name], 32))
-        plan = make_plan(small, load_sites(small))
+        plan = make_plan(small, load_sites(small, allow_tasks=[TASK]))
         study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
         study.save(place / "study.yaml")
         processes = []
         for name in NAMES:
-            site = {"member": name, "study": "../study.yaml", "confirmed": study.digest, "listen": addresses[name], "linger_s": 5}
+            site = {
+                "member": name,
+                "study": "../study.yaml",
+                "confirmed": study.digest,
+                "listen": addresses[name],
+                "linger_s": 5,
+                "allow_tasks": [TASK],
+            }
             path = place / name / "site.yaml"
             path.write_text(dump_yaml(site), encoding="utf-8")
             command = [sys.executable, __file__, "--node", str(path)]

@@ -79,6 +79,7 @@ W2 = Workload("W2", (13, 1), samples=32, batch=4, steps=10, rounds=20)
 WORKLOADS = {"W1": W1, "W2": W2}
 
 
+@p2pfl.task
 def images(num_nodes: int) -> Task:
     """W1: every node's own draw of one table."""
     if "P2PFL_DATA" in os.environ:
@@ -95,6 +96,7 @@ def images(num_nodes: int) -> Task:
     return Task(name="images", model=W1.model, loss=F.cross_entropy, metrics={"accuracy": accuracy}, sites=sites)
 
 
+@p2pfl.task
 def patients(num_nodes: int) -> Task:
     """W2: every node's own rows."""
     draw = torch.Generator().manual_seed(0)
@@ -121,8 +123,9 @@ def engine(workload: Workload, num_nodes: int, rounds: int) -> float:
 
 def run_engine(workload: Workload, num_nodes: int, rounds: int, out: Path) -> p2pfl.Run:
     """By itself, or as one of torchrun's ranks."""
+    task = f"simulator:{'images' if workload is W1 else 'patients'}"
     experiment = {
-        "task": {"name": f"simulator:{'images' if workload is W1 else 'patients'}", "num_nodes": num_nodes},
+        "task": {"name": task, "num_nodes": num_nodes},
         "topology": {"name": "random-regular", "degree": 4},
         "algorithm": {"name": "dpsgd", "local_steps": workload.steps, "batch_size": workload.batch},
         "optimizer": {"name": "sgd", "lr": LR},
@@ -132,7 +135,7 @@ def run_engine(workload: Workload, num_nodes: int, rounds: int, out: Path) -> p2
         "evaluate_every": 10**6,
         "checkpoint_every": 10**6,
     }
-    return p2pfl.simulate(experiment, out=out)
+    return p2pfl.simulate(experiment, out=out, allow_tasks=[task])
 
 
 @dataclass

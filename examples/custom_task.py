@@ -4,7 +4,8 @@ Name it in an experiment file as
 
     task: {name: "custom_task:stroke", data: tables}
 
-run from the folder that holds this file. `tables` is a folder with one CSV file for each hospital (charite.csv, ucl.csv, …), with the
+and run it from the folder that holds this file, with --allow-task custom_task:stroke: what an experiment names runs only where somebody has
+allowed it, and only if it is marked as a task. `tables` is a folder with one CSV file for each hospital (charite.csv, ucl.csv, …), with the
 columns below in any order. Without `data`, three hospitals with INVENTED patients stand in, so that you can try it at once.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import p2pfl
 from p2pfl.tasks import Site, Task, accuracy, auroc
 
 FEATURES = ("age", "systolic_pressure", "diabetes", "atrial_fibrillation")
@@ -26,6 +28,7 @@ TYPICAL = ((65.0, 140.0, 0.2, 0.2), (10.0, 20.0, 0.4, 0.4))  # agreed on in adva
 LABEL = "stroke"  # 0 or 1
 
 
+@p2pfl.task
 def stroke(data: str | None = None) -> Task:
     """One site for each hospital whose table is on this machine: all of them when you simulate, exactly one at an institution."""
     tables = (

@@ -15,13 +15,14 @@ _HOME = {
     "load": "p2pfl.results",
     "Run": "p2pfl.results",
     "Task": "p2pfl.tasks",
+    "task": "p2pfl.tasks",
     "Metric": "p2pfl.tasks",
     "Site": "p2pfl.tasks",
     "Topology": "p2pfl.topology",
     "Layout": "p2pfl.params",
 }
 
-__all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "up"]
+__all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "task", "up"]
 
 
 def __getattr__(name: str) -> Any:

@@ -53,6 +53,10 @@ class Contradiction(ConfigError):
     """Values that are right one by one and wrong together: change one of them."""
 
 
+class TaskNotAllowed(ConfigError):
+    """A file asks for task code that nobody has allowed here: allow it, or leave it."""
+
+
 class TopologyError(ConfigError):
     """The graph is not one that gossip can run on."""
 

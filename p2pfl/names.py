@@ -1,15 +1,45 @@
-"""What a member, a site and a node may be called: the name becomes part of a file's name and is printed."""
+"""What members, sites, nodes and tasks may be called: a name becomes part of a file's name, is printed, or leads to code."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'"
 """In words, for messages."""
 
+TASK_RULE = "distribution:entry or module:function"
+"""In words: how a task that is not built in is named."""
+
+DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # as package indexes allow
+_ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 def is_name(text: str) -> bool:
     """Whether a member may be called so."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_task_name(text: str) -> bool:
+    """Whether a text has the form distribution:entry or module:function; dotted attributes and relative modules have not."""
+    home, colon, entry = text.partition(":")
+    if not colon or not (_ENTRY.fullmatch(entry) or entry.isidentifier()):
+        return False
+    return DISTRIBUTION.fullmatch(home) is not None or all(part.isidentifier() for part in home.split("."))
+
+
+def checked_task_name(text: str) -> str:
+    """A name that may stand in a list of allowed tasks.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    if not is_task_name(text):
+        raise ValueError(f"expected {TASK_RULE}")
+    return text
+
+
+def options_of(allow_tasks: Collection[str]) -> list[str]:
+    """Allowed tasks as a command takes them."""
+    return [word for name in allow_tasks for word in ("--allow-task", name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskErro
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of
 from p2pfl.stopping import Meetings, StopRule
-from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, load_task, partition
+from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
 from p2pfl.training.compiled import LOOPS, compiled_loops, why_no_loops, why_not_compiled
@@ -125,24 +125,27 @@ class Plan:
         }
 
 
-def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -> Task:
+def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = None, *, allow_tasks: Collection[str] = ()) -> Task:
     """The experiment's task with the sites whose data are here, partitioned and held out as the experiment says, sorted by name.
 
     Args:
         experiment: what to train on.
         overrides: a site's own arguments of the task, such as paths.
+        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
 
     Raises:
+        TaskNotAllowed: the task is not among them; nothing of it has been imported.
         ConfigError: the task is unknown or refuses its arguments.
     """
     arguments = {**experiment.task.options, **(overrides or {})}
-    accepted = inspect.signature(find_task(experiment.task.name)).parameters
+    function = find_task(experiment.task.name, allow_tasks)
+    accepted = inspect.signature(function).parameters
     split = {"name": experiment.partition.name, **experiment.partition.options}
     from_experiment: dict[str, Any] = {"seed": experiment.seed, "nodes": experiment.nodes, "partition": split}
     for key, value in from_experiment.items():
         if key in accepted and key not in arguments and value is not None:
             arguments[key] = value
-    task = load_task(experiment.task.name, **arguments)
+    task = make_task(experiment.task.name, function, arguments)
     if experiment.nodes is not None and "nodes" not in accepted:
         task = partition(task, experiment.nodes, split, experiment.seed)
     sites = hold_out_everywhere(task.sites, experiment.validation, experiment.seed) if experiment.validation else task.sites

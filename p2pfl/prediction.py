@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError, TaskError, some
-from p2pfl.plan import load_sites
-from p2pfl.results import Run, build_loaded, read_buffers
+from p2pfl.results import Run, build_loaded, load_run_sites, read_buffers
 from p2pfl.tasks.calling import described, probabilities_of, users_code
 from p2pfl.text_files import read_columns
 
 
-def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
+def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collection[str] = ()) -> list[list[float]]:
     """Probabilities (or outputs, where the task has no probabilities) of a node's final model for the rows of a CSV file.
 
     Args:
         run_folder: of a run that has ended.
         node: whose model, and whose site's standardisation of features.
         file: with a header; the columns that the task names, in any order, others are left out of account.
+        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
 
     Returns:
         One list for each row.
 
     Raises:
+        TaskNotAllowed: the run's task is not among them; nothing of it has been imported.
         ConfigError: there is no such node, the task does not say how rows become inputs, a column is missing, a value is no number.
         TaskError: the task's own functions fail.
     """
@@ -36,7 +37,7 @@ def predict_file(run_folder: Path, node: str, file: Path) -> list[list[float]]:
     models = run.models
     if node not in models:
         raise ConfigError(f"--node {node!r}: one of {some(list(models))}", str(run_folder))
-    task = load_sites(run.experiment)
+    task = load_run_sites(run, allow_tasks)
     site = next((site for site in task.sites if site.name == node), None)
     if task.features is None or site is None or site.prepare is None:
         raise ConfigError(f"task {task.name} does not say how a row of a table becomes an input (features, Site.prepare)", str(run_folder))

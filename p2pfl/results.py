@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from p2pfl.checkpoints import write_tensors
-from p2pfl.errors import ConfigError, StoreError, some
+from p2pfl.errors import ConfigError, StoreError, TaskNotAllowed, some
 from p2pfl.experiment import Experiment, recorded_experiment
 from p2pfl.params import Layout, load_parameters
 from p2pfl.plan import load_sites
@@ -85,17 +85,36 @@ class Run:
         return read_models(self.path, round)
 
 
-def load(run: Run | Path | str, node: str) -> nn.Module:
+def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ()) -> nn.Module:
     """A node's final model, ready to use.
 
+    Args:
+        run: a run, or its folder.
+        node: whose.
+        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
+
     Raises:
+        TaskNotAllowed: the run's task is not among them; nothing of it has been imported.
         ConfigError: there is no such run or node; the message lists the nodes.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     models = run.models
     if node not in models:
         raise ConfigError(f"node {node!r}: one of {some(list(models))}", str(run.path))
-    return build_loaded(load_sites(run.experiment), run.experiment, models[node], read_buffers(run.path, node))
+    return build_loaded(load_run_sites(run, allow_tasks), run.experiment, models[node], read_buffers(run.path, node))
+
+
+def load_run_sites(run: Run, allow_tasks: Collection[str] = ()) -> Task:
+    """The task of a run with its sites.
+
+    Raises:
+        TaskNotAllowed: it is neither built in nor allowed; the message names the run's file.
+        ConfigError: as in `load_sites`.
+    """
+    try:
+        return load_sites(run.experiment, allow_tasks=allow_tasks)
+    except TaskNotAllowed as error:
+        raise TaskNotAllowed(error.findings, str(run.path / "experiment.yaml")) from error
 
 
 def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:

@@ -72,7 +72,9 @@ def test_an_interrupted_run_remembers_that_its_last_training_diverged(tmp_path):
 def test_where_one_site_learns_there_is_a_result_and_the_others_are_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     run = p2pfl.simulate(
-        {**HOPELESS, "task": {"name": "test_diverged:one_steep_site"}, "optimizer": {"lr": 0.1}, "nodes": None}, out=tmp_path / "run"
+        {**HOPELESS, "task": {"name": "test_diverged:one_steep_site"}, "optimizer": {"lr": 0.1}, "nodes": None},
+        out=tmp_path / "run",
+        allow_tasks=["test_diverged:one_steep_site"],
     )
     said = verdict(read_run(run.path), convergence(read_run(run.path)))
 
@@ -95,7 +97,9 @@ def test_one_site_that_diverges_is_exit_code_3_and_is_named(tmp_path, monkeypatc
     experiment = {**HOPELESS, "task": {"name": "test_diverged:one_steep_site"}, "optimizer": {"lr": 0.1}}
     del experiment["nodes"]
     (tmp_path / "one.yaml").write_text(dump_yaml(experiment))
-    code, out, err = command(monkeypatch, capfd, "simulate", tmp_path / "one.yaml", "--out", tmp_path / "run")
+    code, out, err = command(
+        monkeypatch, capfd, "simulate", tmp_path / "one.yaml", "--out", tmp_path / "run", "--allow-task", "test_diverged:one_steep_site"
+    )
 
     assert code == 3
     assert "not as agreed: steep: training became non-finite" in err
@@ -113,7 +117,9 @@ def test_a_loss_that_is_no_number_is_not_as_agreed_though_the_weights_are_finite
         "pace": {"name": pace},
         "optimizer": {"lr": 0.2},
     }
-    run = p2pfl.simulate({**experiment, "topology": {"name": "complete"}}, out=tmp_path / "run")
+    run = p2pfl.simulate(
+        {**experiment, "topology": {"name": "complete"}}, out=tmp_path / "run", allow_tasks=["test_diverged:no_loss_at_one_site"]
+    )
 
     assert run.summary["departures"] == [
         {
@@ -123,6 +129,7 @@ def test_a_loss_that_is_no_number_is_not_as_agreed_though_the_weights_are_finite
     ]
 
 
+@p2pfl.task
 def no_loss_at_one_site() -> p2pfl.tasks.Task:
     """Two sites of one number; where b has learnt its target the loss is no number, and its gradient is finite."""
     import torch
@@ -154,6 +161,7 @@ def test_final_models_that_are_not_finite_are_named():
     assert [each.detail for each in non_finite_models(["a", "b", "c"], x_NP)] == ["the final model of b holds numbers that are not finite"]
 
 
+@p2pfl.task
 def one_steep_site() -> p2pfl.tasks.Task:
     """Three sites of one number; the loss of one of them has a slope that no step survives."""
     import torch

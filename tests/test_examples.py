@@ -73,7 +73,7 @@ def test_heart_disease_learns(tmp_path):
 
 @pytest.mark.parametrize("runtime", [simulate, pytest.param(up, marks=pytest.mark.slow)])
 def test_a_task_of_ones_own_runs_in_both_runtimes(runtime, tmp_path):
-    run = runtime("custom_task.yaml", out=tmp_path / "run", rounds=5, stop=None)
+    run = runtime("custom_task.yaml", out=tmp_path / "run", rounds=5, stop=None, allow_tasks=["custom_task:stroke"])
 
     assert run.summary["rounds"] == 5
     assert sorted(run.summary["metrics"]["auroc"]["per_node"]) == ["hospital-a", "hospital-b", "hospital-c"]
@@ -81,7 +81,7 @@ def test_a_task_of_ones_own_runs_in_both_runtimes(runtime, tmp_path):
 
 
 def test_a_task_of_ones_own_gains_from_the_network(tmp_path):
-    summary = simulate("custom_task.yaml", out=tmp_path / "run").summary
+    summary = simulate("custom_task.yaml", out=tmp_path / "run", allow_tasks=["custom_task:stroke"]).summary
 
     assert summary["stop_reason"] == "converged"
     assert summary["metrics"]["auroc"]["mean"] > summary["baselines"]["local"]["auroc"]["mean"]

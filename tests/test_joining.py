@@ -70,7 +70,9 @@ def institutions(tmp_path_factory):
         cards = []
         for name in HOSPITALS:
             cards += ["--card", shutil.copy(root / name / "keys" / "card.yaml", first / f"{name}.yaml")]
-        digest = json.loads(run(first, "study", "new", "stroke.yaml", *cards, "--json"))["digest_groups"]
+        digest = json.loads(run(first, "study", "new", "stroke.yaml", *cards, "--allow-task", "custom_task:stroke", "--json"))[
+            "digest_groups"
+        ]
         for name in HOSPITALS[:-1]:
             shutil.copy(first / "study.yaml", root / name)
         yield root, digest
@@ -83,7 +85,7 @@ def test_institutions_join_start_and_agree(institutions):
         assert json.loads(run(root / name, "study", "show", "study.yaml", "--json"))["digest_groups"] == digest
         run(root / name, "study", "join", "study.yaml", "--keys", "keys", "--confirm", digest)
         with (root / name / "site.yaml").open("a") as file:
-            file.write("task: {data: ./tables}\ngreet_timeout_s: 60\n")
+            file.write("task: {data: ./tables}\nallow_tasks: ['custom_task:stroke']\ngreet_timeout_s: 60\n")
     with ExitStack() as processes:
         nodes = {
             name: processes.enter_context(subprocess.Popen(**command(root / name, "node", "start", "site.yaml"))) for name in HOSPITALS

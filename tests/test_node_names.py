@@ -141,8 +141,9 @@ def test_a_node_called_by_a_word_for_false_or_true_needs_quotes(tmp_path, word):
 MODULE = """
 import torch
 from torch import nn
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, Task, task
 
+@task
 def wards():
     rows = (torch.ones(4, 2), torch.zeros(4, 1))
     sites = [Site(name=name, train=rows, test=None) for name in map(str, range(10, -1, -1))]
@@ -156,7 +157,7 @@ def test_a_run_of_sites_that_are_numbers_has_each_under_its_name(tmp_path, monke
     (tmp_path / "net.txt").write_text("\n".join(f"{i} {i + 1}" for i in range(10)), encoding="utf-8")
     task = {"name": "wards_of_a_test:wards"}
     keys = {"topology": {"file": str(tmp_path / "net.txt")}, "rounds": 1, "stop": None, "baselines": []}
-    run = simulate({"task": task, **keys}, out=tmp_path / "run")
+    run = simulate({"task": task, **keys}, out=tmp_path / "run", allow_tasks=[task["name"]])
     record = json.loads((tmp_path / "run" / "topology.json").read_text(encoding="utf-8"))
 
     assert {frozenset(record["nodes"][i] for i in edge[:2]) for edge in record["edges"]} == {frozenset(map(str, pair)) for pair in PATH}

@@ -199,6 +199,7 @@ def task_of(name, model, make):
     return Task(name=name, model=model, loss=F.binary_cross_entropy_with_logits, metrics={"error": error}, sites=sites_of(make))
 
 
+@p2pfl.task
 def encoder_task():
     return task_of("encoder", Encoder, tokens)
 
@@ -312,12 +313,13 @@ def test_of_a_frozen_encoder_only_adapters_travel(personal, tmp_path):
 @pytest.mark.slow
 def test_processes_leave_an_encoder_as_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)  # where a task of one's own is looked for
-    run = up({**experiment_of("encoder"), "task": {"name": "test_personal:encoder_task"}}, out=tmp_path / "up")
+    name = "test_personal:encoder_task"
+    run = up({**experiment_of("encoder"), "task": {"name": name}}, out=tmp_path / "up", allow_tasks=[name])
     simulated = p2pfl.simulate(experiment_of("encoder"), out=tmp_path / "simulator")
 
     assert run.summary["bytes_sent"] == simulated.summary["bytes_sent"]
     assert float((stacked(run.models) - stacked(simulated.models)).norm() / stacked(simulated.models).norm()) < 1e-6
-    start, end = build_model(encoder_task(), torch.float32, 0), p2pfl.load(run, "bern")
+    start, end = build_model(encoder_task(), torch.float32, 0), p2pfl.load(run, "bern", allow_tasks=[name])
     assert all(torch.equal(value, frozen_of(end)[name]) for name, value in frozen_of(start).items())
 
 

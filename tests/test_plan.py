@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import ClassVar
 
@@ -17,13 +18,15 @@ from p2pfl.plan import load_sites, make_plan
 from p2pfl.topology import make, weighted
 
 LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 20}, "nodes": 4}
+CLINICS = ("clinics_of_a_test:clinics", "clinics_of_a_test:plain")
 DIGITS = {"task": {"name": "digits", "hidden": 4}, "nodes": 5}
 
 MODULE = """
 import torch
 from torch import nn
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, Task, task
 
+@task
 def clinics(nodes=None, seed=None, partition=None, names=("b", "a")):
     SEEN.update(nodes=nodes, seed=seed, partition=partition)
     rows = (torch.ones(4, 2), torch.zeros(4, 1))
@@ -35,6 +38,7 @@ def clinics(nodes=None, seed=None, partition=None, names=("b", "a")):
         sites=[Site(name=name, train=rows, test=None) for name in names],
     )
 
+@task
 def plain():
     return clinics()
 
@@ -44,7 +48,7 @@ SEEN = {}
 
 def plan_of(raw, **overrides):
     experiment = experiment_from(raw, overrides=overrides)
-    return make_plan(experiment, load_sites(experiment))
+    return make_plan(experiment, load_sites(experiment, allow_tasks=CLINICS))
 
 
 @pytest.fixture
@@ -52,6 +56,7 @@ def clinics(tmp_path, monkeypatch):
     (tmp_path / "clinics_of_a_test.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "clinics_of_a_test", raising=False)  # of an earlier test's folder
     import clinics_of_a_test
 
     clinics_of_a_test.SEEN.clear()
@@ -60,25 +65,27 @@ def clinics(tmp_path, monkeypatch):
 
 def test_a_task_gets_seed_nodes_and_partition_where_it_asks_for_them(clinics):
     raw = {"task": {"name": "clinics_of_a_test:clinics"}, "seed": 9, "nodes": 2, "partition": {"name": "iid"}}
-    task = load_sites(experiment_from(raw))
+    task = load_sites(experiment_from(raw), allow_tasks=CLINICS)
 
     assert clinics.SEEN == {"nodes": 2, "seed": 9, "partition": {"name": "iid"}}
     assert [site.name for site in task.sites] == ["a", "b"]
-    load_sites(experiment_from({**raw, "task": {**raw["task"], "seed": 3}}))
+    load_sites(experiment_from({**raw, "task": {**raw["task"], "seed": 3}}), allow_tasks=CLINICS)
     assert clinics.SEEN["seed"] == 3
-    load_sites(experiment_from({**raw, "nodes": None}))
+    load_sites(experiment_from({**raw, "nodes": None}), allow_tasks=CLINICS)
     assert clinics.SEEN["nodes"] is None
 
 
 def test_a_sites_own_arguments_take_the_place_of_the_experiments(clinics):
     raw = {"task": {"name": "clinics_of_a_test:clinics", "names": ["x", "y"]}}
 
-    assert [site.name for site in load_sites(experiment_from(raw)).sites] == ["x", "y"]
-    assert [site.name for site in load_sites(experiment_from(raw), {"names": ["z"]}).sites] == ["z"]
+    assert [site.name for site in load_sites(experiment_from(raw), allow_tasks=CLINICS).sites] == ["x", "y"]
+    assert [site.name for site in load_sites(experiment_from(raw), {"names": ["z"]}, allow_tasks=CLINICS).sites] == ["z"]
 
 
 def test_a_number_of_nodes_partitions_a_task_that_does_not_do_so_itself(clinics):
-    task = load_sites(experiment_from({"task": {"name": "clinics_of_a_test:plain"}, "nodes": 3, "partition": {"name": "iid"}}))
+    task = load_sites(
+        experiment_from({"task": {"name": "clinics_of_a_test:plain"}, "nodes": 3, "partition": {"name": "iid"}}), allow_tasks=CLINICS
+    )
 
     assert len(task.sites) == 3
     assert sum(len(site.train[0]) for site in task.sites) == 8

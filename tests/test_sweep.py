@@ -423,9 +423,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, Task, task
 
 
+@task
 def fragile(fault: str = "", home: str = "") -> Task:
     print("not an answer of the worker's", flush=True)
 
@@ -457,7 +458,7 @@ def test_a_run_that_fails_is_named_with_its_reason_and_tried_again(fault, words,
     (folder / "fragile.py").write_text(FRAGILE)
     raw = {"task": {"name": "fragile:fragile", "home": str(folder)}, "rounds": 1, "stop": None, "baselines": []}
     (folder / "fragile.yaml").write_text(json.dumps(raw))
-    command = ["sweep", "fragile.yaml", "--vary", f"task.fault='',{fault},none", "--jobs", 1]
+    command = ["sweep", "fragile.yaml", "--vary", f"task.fault='',{fault},none", "--jobs", 1, "--allow-task", "fragile:fragile"]
     table = folder / "runs" / "fragile-sweep" / "table.csv"
     # it breaks once the cells have been checked: what they are checked with is whole
     real = engine.write_grid

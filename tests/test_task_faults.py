@@ -34,6 +34,10 @@ def rows(num_rows=NUM_ROWS, features=3):
     return torch.randn(num_rows, features, generator=GENERATOR), torch.randn(num_rows, 1, generator=GENERATOR)
 
 
+MARK = "import p2pfl\n@p2pfl.task\n"
+MARKED = f"{MARK}def stroke(): ...\n"
+
+
 def task_of(**fields):
     sites = [Site(name=name, train=rows(), test=rows()) for name in ("basel", "bern", "zurich")]
     whole = {"name": "stroke", "model": lambda: nn.Linear(3, 1), "loss": F.mse_loss, "metrics": {}, "sites": sites, **fields}
@@ -83,22 +87,26 @@ def module(tmp_path, monkeypatch):
     ("source", "fault", "line"),
     [
         ("def stroke(:\n", "cannot be imported: SyntaxError: invalid syntax", 1),
-        ("\nraise ValueError('which year?')\n", "cannot be imported: ValueError: which year?", 2),
-        ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3", 2),
-        ("from math import no_such_thing\n", "cannot be imported: ImportError: cannot import name 'no_such_thing'", 1),
-        ("import not_there_at_all.deep\n", "it needs the module not_there_at_all, which is not installed", 1),
-        ("def stroke():\n    return {}['age']\n", "the function failed: KeyError: 'age'", 2),
-        ("def stroke():\n    raise SystemExit\n", "the function failed: SystemExit", 2),
-        ("import ast\ndef stroke():\n    return ast.literal_eval('(')\n", "the function failed: SyntaxError: '(' was never closed", 3),
-        ("import json\ndef stroke():\n    return json.loads('{')\n", "the function failed: JSONDecodeError: Expecting", 3),
-        ("def stroke():\n    return 3\n", "it returned int, expected p2pfl.tasks.Task", None),
-        ("stroke = iter\n", "stroke does not say which arguments it takes", None),
+        (f"\nraise ValueError('which year?')\n{MARKED}", "cannot be imported: ValueError: which year?", 2),
+        (f"import sys\nsys.exit(3)\n{MARKED}", "cannot be imported: SystemExit: 3", 2),
+        (f"from math import no_such_thing\n{MARKED}", "cannot be imported: ImportError: cannot import name 'no_such_thing'", 1),
+        (f"import not_there_at_all.deep\n{MARKED}", "it needs the module not_there_at_all, which is not installed", 1),
+        (f"{MARK}def stroke():\n    return {{}}['age']\n", "the function failed: KeyError: 'age'", 4),
+        (f"{MARK}def stroke():\n    raise SystemExit\n", "the function failed: SystemExit", 4),
+        (
+            f"import ast\n{MARK}def stroke():\n    return ast.literal_eval('(')\n",
+            "the function failed: SyntaxError: '(' was never closed",
+            5,
+        ),
+        (f"import json\n{MARK}def stroke():\n    return json.loads('{{')\n", "the function failed: JSONDecodeError: Expecting", 5),
+        (f"{MARK}def stroke():\n    return 3\n", "it returned int, expected p2pfl.tasks.Task", None),
+        ("stroke = iter\n", "has no function stroke", None),
     ],
 )
 def test_a_module_that_cannot_be_loaded_is_told_with_its_line(module, source, fault, line):
     name = module(source)
     with pytest.raises(ConfigError) as caught:
-        load_task(name)
+        load_task(name, allow_tasks=[name])
 
     assert str(caught.value).startswith(f"task.name = {name!r}: ")
     assert fault in str(caught.value)
@@ -108,19 +116,20 @@ def test_a_module_that_cannot_be_loaded_is_told_with_its_line(module, source, fa
 
 
 def test_what_a_task_says_on_purpose_is_left_as_it_is(module):
-    at_import = module("from p2pfl.errors import StoreError\nraise StoreError('the archive is closed')\n")
-    when_made = module("from p2pfl.errors import DataError\ndef stroke():\n    raise DataError('no rows', 'ucl.csv')\n")
+    at_import = module("from p2pfl.errors import StoreError\nraise StoreError('the archive is closed')\n" + MARKED)
+    when_made = module(f"from p2pfl.errors import DataError\n{MARK}def stroke():\n    raise DataError('no rows', 'ucl.csv')\n")
 
     with pytest.raises(P2PFLError, match=r"^the archive is closed$"):
-        load_task(at_import)
+        load_task(at_import, allow_tasks=[at_import])
     with pytest.raises(DataError, match=r"^ucl.csv: no rows$"):
-        load_task(when_made)
+        load_task(when_made, allow_tasks=[when_made])
 
 
-@pytest.mark.parametrize("source", ["raise KeyboardInterrupt\n", "def stroke():\n    raise KeyboardInterrupt\n"])
+@pytest.mark.parametrize("source", [f"raise KeyboardInterrupt\n{MARKED}", f"{MARK}def stroke():\n    raise KeyboardInterrupt\n"])
 def test_an_interrupt_in_a_task_stays_an_interrupt(module, source):
+    name = module(source)
     with pytest.raises(KeyboardInterrupt):
-        load_task(module(source))
+        load_task(name, allow_tasks=[name])
 
 
 def test_an_interrupt_in_a_loss_stays_an_interrupt():
@@ -658,16 +667,16 @@ def test_what_a_metric_says_on_purpose_is_left_as_it_is():
 def test_the_line_is_the_innermost_of_the_users_own(module):
     name = module("""
         import json
-
+        import p2pfl
         def parse(text):
             return json.loads(text)
-
+        @p2pfl.task
         def stroke():
             return parse("{")
         """)
 
     with pytest.raises(ConfigError, match=r"\.py:5\)$"):
-        load_task(name)
+        load_task(name, allow_tasks=[name])
 
 
 def test_the_traceback_is_logged_for_those_who_ask(caplog):
@@ -682,7 +691,7 @@ GOOD = """
 import torch
 from torch import nn
 from torch.nn import functional as F
-from p2pfl.tasks import Site, Task
+from p2pfl.tasks import Site, Task, task
 
 ROWS = torch.randn(8, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(8, 1)
 CALLS = []
@@ -699,6 +708,7 @@ def probabilities(outputs):
 def mse(outputs, targets):
     return F.mse_loss(outputs, targets)
 
+@task
 def stroke():
     sites = [Site(name=name, train=ROWS, test=ROWS, prepare=lambda raw: prepare(raw)) for name in ("a", "b")]
     return Task(name="stroke", model=lambda: nn.Linear(2, 1), loss=loss, metrics={"mse": mse}, sites=sites,
@@ -720,13 +730,15 @@ def p2pfl(capfd, monkeypatch):
 
 
 def experiment_with(module, tmp_path, source):
-    file = tmp_path / "stroke.yaml"
-    file.write_text(f"task: {{name: '{module(source)}'}}\nrounds: 3\nstop: null\nevaluate_every: 1\nbaselines: []\n")
-    return file
+    """The file, and the task that it names."""
+    file, name = tmp_path / "stroke.yaml", module(source)
+    file.write_text(f"task: {{name: '{name}'}}\nrounds: 3\nstop: null\nevaluate_every: 1\nbaselines: []\n")
+    return file, name
 
 
 def test_a_broken_module_ends_a_command_with_2_and_no_traceback(module, tmp_path, p2pfl):
-    code, said = p2pfl("simulate", experiment_with(module, tmp_path, GOOD.replace("import torch\n", "import torhc\n", 1)))
+    file, name = experiment_with(module, tmp_path, GOOD.replace("import torch\n", "import torhc\n", 1))
+    code, said = p2pfl("simulate", file, "--allow-task", name)
 
     assert code == 2
     assert "it needs the module torhc, which is not installed" in said
@@ -734,7 +746,8 @@ def test_a_broken_module_ends_a_command_with_2_and_no_traceback(module, tmp_path
 
 
 def test_a_misfit_ends_a_command_with_2_before_there_is_a_run(module, tmp_path, p2pfl):
-    code, said = p2pfl("simulate", experiment_with(module, tmp_path, GOOD.replace("nn.Linear(2, 1)", "nn.Linear(5, 1)")))
+    file, name = experiment_with(module, tmp_path, GOOD.replace("nn.Linear(2, 1)", "nn.Linear(5, 1)"))
+    code, said = p2pfl("simulate", file, "--allow-task", name)
 
     assert code == 2
     assert "task 'stroke', model, site 'a': RuntimeError: mat1 and mat2 shapes cannot be multiplied" in said
@@ -747,7 +760,8 @@ def test_a_metric_that_fails_in_the_run_ends_a_command_with_1(module, tmp_path, 
         "def mse(outputs, targets):\n",
         "def mse(outputs, targets):\n    CALLS.append(outputs)\n    if len(CALLS) == 6: raise OSError('disk full')\n",
     )
-    code, said = p2pfl("simulate", experiment_with(module, tmp_path, source))
+    file, name = experiment_with(module, tmp_path, source)
+    code, said = p2pfl("simulate", file, "--allow-task", name)
 
     assert code == 1
     assert "p2pfl: task 'stroke', metric 'mse', site 'b', round 1: OSError: disk full (" in said
@@ -767,31 +781,34 @@ def test_a_metric_that_fails_in_the_run_ends_a_command_with_1(module, tmp_path, 
     ],
 )
 def test_what_fails_in_a_prediction_is_named(module, tmp_path, old, new, fault):
-    run = simulate(experiment_with(module, tmp_path, GOOD), out=tmp_path / "run")
+    file, name = experiment_with(module, tmp_path, GOOD)
+    run = simulate(file, out=tmp_path / "run", allow_tasks=[name])
     (tmp_path / "new.csv").write_text("age,weight\n50,70\n60,80\n")
-    assert len(predict_file(run.path, "a", tmp_path / "new.csv")) == 2
+    assert len(predict_file(run.path, "a", tmp_path / "new.csv", [name])) == 2
     users = sys.modules[run.experiment.task.name.partition(":")[0]]
     exec(GOOD.replace(old, new), users.__dict__)
     with pytest.raises(TaskError) as caught:
-        predict_file(run.path, "a", tmp_path / "new.csv")
+        predict_file(run.path, "a", tmp_path / "new.csv", [name])
 
     assert str(caught.value).startswith(f"task 'stroke', {fault}")
 
 
 def test_rows_that_cannot_be_prepared_are_named_by_the_lines_of_their_file(module, tmp_path):
-    run = simulate(experiment_with(module, tmp_path, GOOD), out=tmp_path / "run")
+    file, name = experiment_with(module, tmp_path, GOOD)
+    run = simulate(file, out=tmp_path / "run", allow_tasks=[name])
     (tmp_path / "new.csv").write_text('note,age,weight\n\n"two\nlines",50,70\n-,60,80\n')
     users = sys.modules[run.experiment.task.name.partition(":")[0]]
     faults = ["row 1, weight = 80: expected less", "row 0, age = 50: expected less", "expected other rows"]
     exec(GOOD.replace("return torch.tensor(raw)", f"from p2pfl.errors import DataError; raise DataError({faults})"), users.__dict__)
     with pytest.raises(DataError) as caught:
-        predict_file(run.path, "a", tmp_path / "new.csv")
+        predict_file(run.path, "a", tmp_path / "new.csv", [name])
 
     assert caught.value.place == str(tmp_path / "new.csv")
     assert caught.value.findings == ("line 5, weight = 80: expected less", "line 4, age = 50: expected less", "expected other rows")
 
 
 def test_what_make_plan_takes_of_a_module_is_what_the_module_gives(module):
-    experiment = experiment_from({"task": {"name": module(GOOD)}})
+    name = module(GOOD)
+    experiment = experiment_from({"task": {"name": name}})
 
-    assert make_plan(experiment, load_sites(experiment)).layout.size == 3
+    assert make_plan(experiment, load_sites(experiment, allow_tasks=[name])).layout.size == 3

@@ -278,12 +278,12 @@ def test_an_unknown_task_is_answered_with_the_known_ones():
 
 
 def test_unknown_and_missing_arguments_are_named_all_at_once(tmp_path, monkeypatch):
-    (tmp_path / "my_needy_task.py").write_text("def stroke(data, *, depth=1): ...\n")
+    (tmp_path / "my_needy_task.py").write_text("import p2pfl\n@p2pfl.task\ndef stroke(data, *, depth=1): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     with pytest.raises(ConfigError) as caught:
-        load_task("my_needy_task:stroke", deep=2, wide=3)
+        load_task("my_needy_task:stroke", allow_tasks=["my_needy_task:stroke"], deep=2, wide=3)
     assert caught.value.findings == (
         "task.deep = 2: my_needy_task:stroke takes data, depth",
         "task.wide = 3: my_needy_task:stroke takes data, depth",
@@ -293,15 +293,15 @@ def test_unknown_and_missing_arguments_are_named_all_at_once(tmp_path, monkeypat
 
 def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_own_task.py").write_text(
-        "from p2pfl.tasks import load_task\n"
-        "def stroke(**options): return load_task('quadratic', **options)\n"
-        "def wrong(): return 3\n"
+        "from p2pfl.tasks import load_task, task\n"
+        "@task\ndef stroke(**options): return load_task('quadratic', **options)\n"
+        "@task\ndef wrong(): return 3\n"
         "number = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    assert len(load_task("my_own_task:stroke", nodes=3).sites) == 3
+    assert len(load_task("my_own_task:stroke", allow_tasks=["my_own_task:stroke"], nodes=3).sites) == 3
     for name, fault in {
         "my_own_task:wrong": "it returned int",
         "my_own_task:strok": "has no function strok",
@@ -311,4 +311,4 @@ def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
         "../my_own_task:stroke": "or package.module:function",
     }.items():
         with pytest.raises(ConfigError, match=fault):
-            load_task(name)
+            load_task(name, allow_tasks=[name] if name.startswith("my_") and not name.endswith(":") else [])

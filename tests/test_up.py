@@ -31,10 +31,12 @@ from p2pfl.tasks import Site, Task
 pytestmark = pytest.mark.slow
 
 EXPERIMENT = {"task": {"name": "test_up:two_sites"}, "topology": {"name": "complete"}, "rounds": 3, "stop": None, "baselines": []}
+ALLOWED = ("test_up:two_sites", "test_up:three_sites")
 BRIEFLY = {"deadline_floor_s": 1.0, "deadline_factor": 2.0, "linger_s": 1.0}
 DEADLINE_S = 60.0
 
 
+@p2pfl.task
 def two_sites(fails_at: int | None = None, killed_at: int | None = None, stays_at: int | None = None) -> Task:
     """At site b (five test rows) the metric fails, kills its daemon or stays at the call of that number; 0 is the trial at the start."""
     calls = count()
@@ -67,6 +69,7 @@ def here(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
+@p2pfl.task
 def three_sites(killed_at: int | None = None, fails_at: int | None = None, of: tuple[str, ...] = ("b", "c")) -> Task:
     """Three sites of four test rows each; the daemons of some of them are killed, or fail, at a call of the metric by its number."""
     name = next((name for name in "abc" if f"/sites/{name}/" in " ".join(sys.argv)), None)
@@ -98,7 +101,7 @@ def died(place):
 def test_a_daemon_that_fails_of_its_own_accord_is_quoted_and_not_started_again(tmp_path):
     experiment = {**EXPERIMENT, "task": {**EXPERIMENT["task"], "fails_at": 2}, "evaluate_every": 1}
     with pytest.raises(P2PFLError) as told:
-        p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+        p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED)
 
     assert "b did not finish: task 'two-sites', metric 'error', site 'b'" in str(told.value)
     assert "disk full" in str(told.value)
@@ -109,7 +112,7 @@ def test_a_daemon_that_fails_of_its_own_accord_is_quoted_and_not_started_again(t
 def test_a_daemon_that_is_killed_before_any_round_is_not_started_for_ever(tmp_path):
     experiment = {**EXPERIMENT, "task": {**EXPERIMENT["task"], "killed_at": 0}}
     with pytest.raises(P2PFLError, match="b did not finish: killed by signal 9"):
-        p2pfl.up(experiment, out=tmp_path / "run", site={**BRIEFLY, "greet_timeout_s": 1.0})
+        p2pfl.up(experiment, out=tmp_path / "run", site={**BRIEFLY, "greet_timeout_s": 1.0}, allow_tasks=ALLOWED)
 
     assert died(tmp_path / "run") == ["killed by signal 9"] * 2
 
@@ -136,7 +139,7 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, waited_s=1000.0)
+    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED, waited_s=1000.0)
     killer.join()
 
     assert run.summary["stop_reason"] == "rounds"
@@ -147,7 +150,7 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
     assert died(tmp_path / "run") == ["killed by signal 9"]
     assert (tmp_path / "run" / "sites" / "b" / "node.log").read_text().count("resumed from the checkpoint") == 1
     (tmp_path / "run" / "summary.json").unlink()  # as where `up` was ended before it wrote it
-    again = p2pfl.up({}, resume=tmp_path / "run")
+    again = p2pfl.up({}, resume=tmp_path / "run", allow_tasks=ALLOWED)
 
     assert [(death["node"], death["exit_code"], death["detail"]) for death in again.summary["deaths"]] == [("b", -9, "killed by signal 9")]
 
@@ -155,7 +158,7 @@ def test_a_daemon_that_was_killed_once_is_started_again(tmp_path):
 def test_two_dead_of_three_are_both_named_and_the_third_is_stopped_at_once(tmp_path, caplog):
     experiment = {**EXPERIMENT, "task": {"name": "test_up:three_sites", "killed_at": 0}}
     with pytest.raises(P2PFLError) as told:
-        p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+        p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED)
     said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
 
     for name in "bc":
@@ -175,7 +178,7 @@ def test_two_dead_of_three_are_both_named_and_the_third_is_stopped_at_once(tmp_p
 def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_missing(tmp_path, caplog):
     task = {"name": "test_up:three_sites", "fails_at": 3, "of": ["c"]}
     experiment = {**EXPERIMENT, "task": task, "evaluate_every": 1, "rounds": 5}
-    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY)
+    run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED)
     said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
 
     first = run.summary["departures"][0]
@@ -202,7 +205,9 @@ def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_mi
 
 def start_up(experiment, place):
     """`p2pfl.up` in a process of its own, which writes to up.log."""
-    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    code = (
+        f"import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]), allow_tasks={ALLOWED})"
+    )
     command = [sys.executable, "-c", code, json.dumps(experiment), str(place / "run"), json.dumps(BRIEFLY)]
     with (place / "up.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=hear_interrupts)  # noqa: PLW1509
@@ -225,7 +230,8 @@ def test_a_signal_pauses_the_run_and_the_records_say_so(number, tmp_path):
     assert died(tmp_path / "run") == []
     events = read_run(tmp_path / "run").events
     assert [event["detail"] for event in events if event["event"] == "paused"] == [f"by {number.name}"] * 2
-    said = f"paused by {number.name}; go on with: p2pfl up --resume {tmp_path / 'run'}"
+    allowed = " ".join(f"--allow-task {name}" for name in ALLOWED)
+    said = f"paused by {number.name}; go on with: p2pfl up --resume {tmp_path / 'run'} {allowed}"
     assert [line for line in (tmp_path / "up.log").read_text().splitlines() if "paused by" in line] == [said]
 
 
@@ -249,7 +255,7 @@ def test_a_signal_while_results_are_gathered_pauses_the_run_too(number, tmp_path
     code = (
         "import os, sys, json, p2pfl; from p2pfl.node import network; "
         "network.subgroups = lambda *_: os.kill(os.getpid(), int(sys.argv[4])); "
-        "p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+        f"p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]), allow_tasks={ALLOWED})"
     )
     command = [sys.executable, "-c", code, json.dumps(EXPERIMENT), str(tmp_path / "run"), json.dumps(BRIEFLY), str(int(number))]
     ended = subprocess.run(
@@ -260,4 +266,4 @@ def test_a_signal_while_results_are_gathered_pauses_the_run_too(number, tmp_path
     assert f"paused by {number.name}; go on with: p2pfl up --resume {tmp_path / 'run'}" in ended.stderr
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run_state(read_run(tmp_path / "run")).sentence.startswith(f"paused by {number.name} at ")
-    assert p2pfl.up({}, resume=tmp_path / "run").summary["stop_reason"] == "rounds"
+    assert p2pfl.up({}, resume=tmp_path / "run", allow_tasks=ALLOWED).summary["stop_reason"] == "rounds"

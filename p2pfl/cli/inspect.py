@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from p2pfl.cli.run import AllowTask
+
 if TYPE_CHECKING:
     from p2pfl.records import RunRecords
 
@@ -31,6 +33,7 @@ def inspect(
         Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
+    allow_task: AllowTask = None,  # noqa: ARG001  # accepted by every command that takes a run; this one reads records only
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.

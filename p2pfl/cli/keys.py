@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.run import AllowTask, of_file
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def describe(
     passphrase_file: Annotated[
         Path | None, typer.Option("--passphrase-file", help="Holds the passphrase of the keys.", show_default=False)
     ] = None,
+    allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
     """Write on this site's card how many training rows it has, and the means and deviations of their inputs; sign it again.
@@ -110,7 +112,8 @@ def describe(
         raise ConfigError("is not of the keys beside it", str(path))
     wanted = load_experiment(experiment, dict(map(parse_assignment, set_ or ())))
     alone = {"standardise": "site"} if wanted.task.options.get("standardise") == "pooled" else {}  # the others' moments are not here yet
-    task = load_sites(wanted, alone)
+    with of_file(experiment):
+        task = load_sites(wanted, alone, allow_tasks=allow_task or ())
     site = next((site for site in task.sites if site.name == card.name), None)
     if site is None:
         raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))

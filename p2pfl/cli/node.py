@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.run import AllowTask
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,6 +30,8 @@ def start(
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
     ] = False,
+    allow_task: AllowTask = None,
+    only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option("--start-within-s", hidden=True)] = None,
 ) -> None:
@@ -41,7 +45,15 @@ def start(
     from p2pfl.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
-    reason = run(site, confirmed=confirm, until_stdin_closes=until_stdin_closes, start_anew=start_anew, start_within_s=start_within_s)
+    reason = run(
+        site,
+        confirmed=confirm,
+        until_stdin_closes=until_stdin_closes,
+        start_anew=start_anew,
+        start_within_s=start_within_s,
+        allow_tasks=allow_task or (),
+        only_these_tasks=only_these_tasks,
+    )
     if reason == "diverged":
         sys.stderr.write(
             "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"

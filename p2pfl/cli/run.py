@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +31,15 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Let the code of this task run: distribution:entry or module:function; can be repeated.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
@@ -45,6 +54,7 @@ def up(
     assignments: Set = None,
     out: Out = None,
     resume: Resume = None,
+    allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +65,7 @@ def up(
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
-        _say_plan(given, overrides, as_json=as_json, simulated=False, recorded=experiment is None)
+        _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
         return
     from p2pfl.node.processes import ForkServer, can_fork
     from p2pfl.stopwatch import process_age_s
@@ -69,7 +79,17 @@ def up(
         from p2pfl.node import up as run_up  # after the fork server has begun to import the same
 
         waited_s = process_age_s()
-        run = run_up(given, overrides=overrides, out=out, resume=resume, progress=progress, fork=fork, waited_s=waited_s, say=None)
+        run = run_up(
+            given,
+            overrides=overrides,
+            out=out,
+            resume=resume,
+            progress=progress,
+            fork=fork,
+            waited_s=waited_s,
+            say=None,
+            allow_tasks=allow_task or (),
+        )
     _say_result(run, as_json=as_json)
 
 
@@ -90,6 +110,7 @@ def simulate(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +130,7 @@ def simulate(
         given = _given(experiment, resume, changed=bool(overrides or out))
     if dry_run:
         if is_first:
-            _say_plan(given, overrides, as_json=as_json, simulated=True, recorded=experiment is None)
+            _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment import resolve
     from p2pfl.simulator import simulate as run_simulation
@@ -117,7 +138,16 @@ def simulate(
 
     with of_file(given), pausable(hears=True), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
-        run = run_simulation(resolved, out=out, resume=resume, replay=replay, device=device, progress=progress, waited_s=process_age_s())
+        run = run_simulation(
+            resolved,
+            out=out,
+            resume=resume,
+            replay=replay,
+            device=device,
+            progress=progress,
+            waited_s=process_age_s(),
+            allow_tasks=allow_task or (),
+        )
     if is_first:
         _say_result(run, as_json=as_json)
 
@@ -126,6 +156,7 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; columns as the task names them.")],
     node: Annotated[str, typer.Option("--node", help="Whose model, and whose standardisation.")],
+    allow_task: AllowTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
 ) -> None:
     """Apply a node's final model to new rows: one line of probabilities for each.
@@ -134,7 +165,7 @@ def predict(
     """
     from p2pfl.prediction import predict_file
 
-    rows = predict_file(run, node, file)
+    rows = predict_file(run, node, file, allow_task or ())
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
     else:
@@ -173,7 +204,9 @@ def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str]
     return overrides
 
 
-def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, simulated: bool, recorded: bool) -> None:
+def _say_plan(
+    experiment: Path, overrides: Mapping[str, Any], allow_tasks: Collection[str], *, as_json: bool, simulated: bool, recorded: bool
+) -> None:
     import torch
 
     from p2pfl.experiment import recorded_experiment, resolve
@@ -183,7 +216,7 @@ def _say_plan(experiment: Path, overrides: Mapping[str, Any], *, as_json: bool, 
 
     with of_file(experiment):
         resolved = recorded_experiment(load_yaml(experiment), str(experiment)) if recorded else resolve(experiment, overrides)
-        plan = make_plan(resolved, load_sites(resolved))
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
     graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None
     population_bytes = len(plan.names) * plan.layout.size_bytes
     facts: dict[str, Any] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.run import AllowTask
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ confirmed: {confirmed}
 # Where this site's own data are; these replace arguments of the experiment's task:
 # task: {{data: ./data}}
 
+# Tasks that may run here beside p2pfl's own, once you have read their code, such as ["custom_task:stroke"]:
+# allow_tasks: []
+
 # The rest may stay out; these are the defaults.
 # listen: null              # tcp://address:port to bind; null: the card's port on all interfaces, IPv4 and IPv6
 # state: state              # checkpoints and records
@@ -48,6 +53,7 @@ def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
     card: Annotated[list[Path], typer.Option("--card", metavar="CARD", help="A member's card.yaml; once for each member.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("study.yaml"),
+    allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
     """Make a study from an experiment and the members' cards. The topology's nodes are the members in the order of their names.
@@ -75,7 +81,7 @@ def new(
     content = resolved.agreeing_on(schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())
-    table, reason, compiled = _table_of(study, experiment)
+    table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
         study = Study.create({**content, "compiled": compiled}, cards, schedule.union())
     if table is not None:
@@ -160,7 +166,7 @@ def join(
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
-def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, str, str]:
+def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[list[dict[str, Any]] | None, str, str]:
     """The tensors of a study's model as rows, None with the reason where its task cannot be made on this machine; and what `compiled` is.
 
     Raises:
@@ -177,7 +183,7 @@ def _table_of(study: Study, place: Path) -> tuple[list[dict[str, Any]] | None, s
     experiment = recorded_experiment(study.experiment, str(place))
     unknown = "off" if experiment.compiled == "auto" and experiment.schema != 1 else experiment.compiled
     try:
-        task = load_sites(experiment)
+        task = load_sites(experiment, allow_tasks=allow_tasks)
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except (ConfigError, TaskError) as error:
         return None, str(error).splitlines()[0], unknown

@@ -14,7 +14,7 @@ import typer
 
 from p2pfl.cli.bar import Bar
 from p2pfl.cli.pausing import pausable
-from p2pfl.cli.run import Nodes, Rounds, Set, of_file, overrides_from
+from p2pfl.cli.run import AllowTask, Nodes, Rounds, Set, of_file, overrides_from
 from p2pfl.departures import DEPARTED
 from p2pfl.errors import P2PFLError, Paused
 
@@ -45,6 +45,7 @@ def sweep(
     jobs: Annotated[int | None, typer.Option("--jobs", help="Runs at a time.  [default: one a core]", show_default=False)] = None,
     executor: Annotated[str, typer.Option("--executor", help="processes, or ray: a Ray cluster.")] = "processes",
     out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder. Default: runs/NAME-sweep.", show_default=False)] = None,
+    allow_task: AllowTask = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -63,14 +64,22 @@ def sweep(
     check_executor(executor, jobs)
     if dry_run:
         with of_file(experiment), redirect_stdout(sys.stderr):
-            grid = checked(make_grid(experiment, varied, seeds, overrides))
+            grid = checked(make_grid(experiment, varied, seeds, overrides), allow_task or ())
         _say_grid(grid, as_json=as_json)
         return
     # what a task or Ray prints is none of our output
     with of_file(experiment), pausable(hears=True), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
         try:
             done = run_sweep(
-                experiment, vary=varied, seeds=seeds, overrides=overrides, out=out, jobs=jobs, executor=executor, progress=progress
+                experiment,
+                vary=varied,
+                seeds=seeds,
+                overrides=overrides,
+                out=out,
+                jobs=jobs,
+                executor=executor,
+                progress=progress,
+                allow_tasks=allow_task or (),
             )
         except KeyboardInterrupt:
             raise Paused("the same command goes on where it stopped") from None

@@ -30,6 +30,7 @@ from p2pfl.cross_site import cross_site
 from p2pfl.departures import Departure, departures_of_events
 from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
+from p2pfl.names import options_of
 from p2pfl.node.identity import Identity
 from p2pfl.node.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -215,6 +216,7 @@ def up(
     fork: bool | ForkServer = True,
     waited_s: float = 0.0,
     say: Callable[[str], None] | None = log.warning,
+    allow_tasks: Collection[str] = (),
     **more: Any,
 ) -> Run:
     """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
@@ -231,9 +233,11 @@ def up(
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process, unless
             None: they are raised as Paused, too.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         more: top-level keys to replace, such as rounds=10.
 
     Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong.
         KeyboardInterrupt: Ctrl-C has paused the run.
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
@@ -256,18 +260,18 @@ def up(
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
             forks = stack.enter_context(ForkServer())  # it imports while we prepare
-        plan = make_plan(resolved, load_sites(resolved))
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
         folder = (
             RunFolder.open(place)
             if resume is not None
             else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
         )
         if resume is None:
-            _found(plan, place, stack, site or {})
-        network = _Network(plan, place, folder, progress, forks)
+            _found(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+        network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
-            paused = Paused(f"go on with: p2pfl up --resume {shlex.quote(str(place))}", number)
+            paused = Paused(f"go on with: {shlex.join(['p2pfl', 'up', '--resume', str(place), *options_of(allow_tasks)])}", number)
             if say is None:
                 raise paused
             say(str(paused))
@@ -335,7 +339,10 @@ def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any
 class _Network:
     """The daemons of one run, from their start to what is gathered of them."""
 
-    def __init__(self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None) -> None:
+    def __init__(
+        self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None, allow_tasks: Collection[str]
+    ) -> None:
+        self._allow_tasks = allow_tasks
         self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
         self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
@@ -461,6 +468,7 @@ class _Network:
 
     def _start(self, site: _Site) -> None:
         arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
+        arguments += ["--only-these-tasks", *options_of(self._allow_tasks)]  # a folder that is resumed may have come from anywhere
         site.starts += 1
         site.began_at = site.rounds_seen
         site.log_offset = site.log.stat().st_size if site.log.exists() else 0

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.card import Card, Name, plain_digest, split_address
 from p2pfl.errors import ConfigError
+from p2pfl.names import checked_task_name
 from p2pfl.yaml_files import check, load_yaml
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,6 +52,9 @@ class SiteFile:
 
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task that are this site's own, such as where its data are. A text that starts with ./ ../ or ~/ is a path."""
+
+    allow_tasks: tuple[Annotated[str, AfterValidator(checked_task_name)], ...] = ()
+    """Tasks that may run here beside the built-in ones, as distribution:entry or module:function; a study can only ask."""
 
     passphrase_file: Path | None = None
     """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, TaskNotAllowed
 from p2pfl.experiment import recorded_experiment
 from p2pfl.node.agreed_start import Signing
 from p2pfl.node.daemon import Daemon, Limits
@@ -41,6 +41,8 @@ def start(
     until_stdin_closes: bool = False,
     start_anew: bool = False,
     start_within_s: float | None = None,
+    allow_tasks: Collection[str] = (),
+    only_these_tasks: bool = False,
 ) -> str:
     """Run the node of a site until its network stops or somebody stops it.
 
@@ -50,6 +52,8 @@ def start(
         start_anew: put aside what is in the state folder and begin without it, as the administrator has decided.
         until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.
         start_within_s: wait no longer than this for all members; None: as long as the study says.
+        allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
+        only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
 
     Returns:
         The stop reason.
@@ -67,7 +71,7 @@ def start(
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     torch.set_num_threads(site.threads)
-    plan = _plan(site, study, site_path)
+    plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -158,11 +162,14 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
         )
 
 
-def _plan(site: SiteFile, study: Study, place: Path) -> Plan:
+def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
     experiment = recorded_experiment(study.experiment, str(site.study))
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")
-    task = load_sites(experiment, site.task)
+    try:
+        task = load_sites(experiment, site.task, allow_tasks=allow_tasks)
+    except TaskNotAllowed as error:
+        raise TaskNotAllowed(error.findings, str(site.study)) from error
     mine = [s for s in task.sites if s.name == site.member]
     if not mine:
         names = ", ".join(s.name for s in task.sites)

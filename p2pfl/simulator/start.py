@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from p2pfl.errors import ConfigError, Paused
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
+from p2pfl.names import options_of
 from p2pfl.plan import Plan, load_sites, make_plan
 from p2pfl.records import RunFolder
 from p2pfl.results import Run
@@ -42,6 +43,7 @@ def simulate(
     faults: Faults | None = None,
     progress: Progress | None = None,
     waited_s: float = 0.0,
+    allow_tasks: Collection[str] = (),
     **overrides: Any,
 ) -> Run:
     """Run an experiment in this process.
@@ -56,9 +58,11 @@ def simulate(
         faults: what goes wrong, by script.
         progress: called after each round.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
         overrides: top-level keys to replace, such as rounds=10.
 
     Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong, with all findings.
         StoreError: the disk failed.
         Paused: it was interrupted, and `resume` goes on from its last checkpoint; as KeyboardInterrupt where it cannot.
@@ -88,6 +92,7 @@ def simulate(
                 resume=resume is not None,
                 replay=Path(replay) if replay is not None else None,
                 stopwatch=stopwatch,
+                allow_tasks=allow_tasks,
             )
     except KeyboardInterrupt:
         is_kept = (place / "experiment.yaml").exists() and existed == (resume is not None)
@@ -95,7 +100,8 @@ def simulate(
             mark_pause(place)
         if not is_kept or faults is not None or replay is not None:
             raise
-        raise Paused(f"go on with: p2pfl simulate --resume {shlex.quote(str(place))}") from None
+        again = shlex.join(["p2pfl", "simulate", "--resume", str(place), *options_of(allow_tasks)])
+        raise Paused(f"go on with: {again}") from None
 
 
 def _run(
@@ -108,13 +114,14 @@ def _run(
     resume: bool,
     replay: Path | None,
     stopwatch: Stopwatch,
+    allow_tasks: Collection[str],
 ) -> Run:
     """What `simulate` has been asked for, at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
         experiment = replace(experiment, compiled="off")
-    task = load_sites(experiment)
+    task = load_sites(experiment, allow_tasks=allow_tasks)
     stopwatch.lap("sites")
     plan = make_plan(experiment, task)
     if ranks.count > 1:

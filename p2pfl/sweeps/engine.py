@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +75,7 @@ def sweep(
     jobs: int | None = None,
     executor: str = "processes",
     progress: Progress | None = None,
+    allow_tasks: Collection[str] = (),
 ) -> Sweep:
     """Run a grid of experiments, or go on with it.
 
@@ -87,8 +88,10 @@ def sweep(
         jobs: at most so many runs at a time; None: as many as there are cores.
         executor: "processes" or "ray".
         progress: called with each news.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
 
     Raises:
+        TaskNotAllowed: a cell asks for another task; nothing of it has been imported.
         ConfigError: what is asked is wrong, with all findings; nothing has been started.
         StoreError: the disk failed.
     """
@@ -100,11 +103,11 @@ def sweep(
         refuse_another(folder, there, grid)
         grid = there
     else:
-        grid = checked(grid)
+        grid = checked(grid, allow_tasks)
     with held(folder) as lock:
         if there is None:
             write_grid(folder, grid)
-        return _run(folder, grid, EXECUTORS[executor], jobs, lock, progress)
+        return _run(folder, grid, EXECUTORS[executor], jobs, lock, progress, tuple(allow_tasks))
 
 
 def read_sweep(folder: Path | str) -> Sweep:
@@ -143,9 +146,17 @@ def check_executor(executor: str, jobs: int | None) -> None:
         import_ray()
 
 
-def _run(folder: Path, grid: Grid, execute: Executor, workers: int | None, lock: int, progress: Progress | None) -> Sweep:
+def _run(
+    folder: Path,
+    grid: Grid,
+    execute: Executor,
+    workers: int | None,
+    lock: int,
+    progress: Progress | None,
+    allow_tasks: tuple[str, ...],
+) -> Sweep:
     rows = {(cell.number, seed): row_of(grid, folder, cell, seed) for cell in grid.cells for seed in grid.seeds}
-    jobs = [Job(cell.number, seed) for cell, seed in grid.runs if rows[cell.number, seed]["status"] == "unfinished"]
+    jobs = [Job(cell.number, seed, allow_tasks) for cell, seed in grid.runs if rows[cell.number, seed]["status"] == "unfinished"]
     total, done = len(grid.runs), len(grid.runs) - len(jobs)
     write_table(folder / "table.csv", with_choice(grid, list(rows.values())))
     if jobs:

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +145,7 @@ def make_grid(
     return Grid(experiment=raw, vary=found, seeds=seed_list, validation=VALIDATION if by_default else None)
 
 
-def checked(grid: Grid) -> Grid:
+def checked(grid: Grid, allow_tasks: Collection[str] = ()) -> Grid:
     """The grid with those cells left out whose values do not go together, and without validation rows by default where a cell has none.
 
     Every cell is made ready with the first seed, so that what is wrong is known before anything runs.
@@ -154,14 +154,14 @@ def checked(grid: Grid) -> Grid:
         ConfigError: all values that are wrong by themselves, and those that no cell can have.
     """
     try:
-        return _checked(grid)
+        return _checked(grid, allow_tasks)
     except ValidationRowsError as error:  # of rows that nobody has asked for
-        return _checked(replace(grid, validation=None, no_validation=str(error)))
+        return _checked(replace(grid, validation=None, no_validation=str(error)), allow_tasks)
 
 
-def _checked(grid: Grid) -> Grid:
+def _checked(grid: Grid, allow_tasks: Collection[str]) -> Grid:
     cannot: dict[str, str] = {}
-    _refuse(_faults_of_files(grid, cannot) or _faults_of_plans(grid, cannot) or _faults_of_values(grid, cannot))
+    _refuse(_faults_of_files(grid, cannot) or _faults_of_plans(grid, cannot, allow_tasks) or _faults_of_values(grid, cannot))
     return replace(grid, left_out={cell.name: cannot[cell.name] for cell in grid.cells if cell.name in cannot})
 
 
@@ -223,7 +223,7 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
+def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection[str]) -> list[str]:
     """What is wrong once graphs and rows are there; as before.
 
     Raises:
@@ -236,7 +236,7 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str]) -> list[str]:
     for _, same_rows in itertools.groupby(experiments, key=lambda pair: _rows_of(pair[1])):
         pairs = list(same_rows)
         try:
-            task = load_sites(pairs[0][1])
+            task = load_sites(pairs[0][1], allow_tasks=allow_tasks)
             if grid.validation is not None:
                 _refuse_without_validation(task)
         except ConfigError as error:

@@ -33,7 +33,7 @@ def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int
         while waiting or running:
             while waiting and len(running) < most:
                 job = waiting.pop()
-                running[run.remote(str(folder.resolve()), job.cell, job.seed, str(Path.cwd()), sys.path)] = job
+                running[run.remote(str(folder.resolve()), job.cell, job.seed, str(Path.cwd()), sys.path, job.allow_tasks)] = job
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 yield News(running.pop(reference), ended=True, failure=_failure(ray, reference))
@@ -59,12 +59,12 @@ def import_ray() -> Any:
     return ray
 
 
-def _run(folder: str, cell: int, seed: int, here: str, paths: list[str]) -> str | None:
+def _run(folder: str, cell: int, seed: int, here: str, paths: list[str], allow_tasks: tuple[str, ...]) -> str | None:
     """On a machine of the cluster: as if it were started where the sweep was."""
     if Path(here).is_dir():
         os.chdir(here)
     sys.path += [path for path in paths if path not in sys.path]
-    return run_one(Path(folder), Job(cell, seed))
+    return run_one(Path(folder), Job(cell, seed, allow_tasks))
 
 
 def _failure(ray: Any, reference: Any) -> str | None:

@@ -21,6 +21,8 @@ class Job:
 
     cell: int
     seed: int
+    allow_tasks: tuple[str, ...] = ()
+    """Tasks that may run beside the built-in ones; as the person says who runs the sweep, never its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,11 @@ def run_one(folder: Path, job: Job, progress: Progress | None = None) -> str | N
         cell = grid.cells[job.cell]
         place = place_of(folder, cell, job.seed)
         if (place / "rounds.jsonl").exists():
-            simulate({}, resume=place, progress=progress)
+            simulate({}, resume=place, progress=progress, allow_tasks=job.allow_tasks)
             return None
         if place.exists():  # killed before its first round: there is nothing to go on from
             shutil.rmtree(place)
-        simulate(grid.experiment_of(cell, job.seed), out=place, progress=progress)
+        simulate(grid.experiment_of(cell, job.seed), out=place, progress=progress, allow_tasks=job.allow_tasks)
     except P2PFLError as error:
         traceback.print_exception(error)
         return str(error)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from p2pfl.tasks.base import MetricFunction, Rows, Site, Task
-from p2pfl.tasks.loading import TASKS, find_task, load_task
+from p2pfl.tasks.loading import TASKS, find_task, load_task, make_task
 from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
 from p2pfl.tasks.partition import PARTITIONS, hold_out, hold_out_everywhere, partition
+from p2pfl.tasks.permission import task
 from p2pfl.tasks.scoring import Metric
 from p2pfl.tasks.site_table import SitesByName, SiteTable, Split
 
@@ -28,5 +29,7 @@ __all__ = [
     "hold_out_everywhere",
     "load_task",
     "log_loss",
+    "make_task",
     "partition",
+    "task",
 ]

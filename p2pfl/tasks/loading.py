@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.names import is_task_name
 from p2pfl.tasks.base import Task
 from p2pfl.tasks.calling import fault_of
 from p2pfl.tasks.medical import breast_cancer, heart_disease
+from p2pfl.tasks.permission import TaskSource, check_allowed, check_marked, find_source, is_marked, is_only_here
 from p2pfl.tasks.synthetic import averaging, quadratic, synthetic_logistic
 from p2pfl.tasks.vision import digits, mnist
 
@@ -31,55 +33,88 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def find_task(name: str) -> Callable[..., Task]:
+def find_task(name: str, allow_tasks: Collection[str] = ()) -> Callable[..., Task]:
     """The function that makes a task.
 
+    What is not built in must be allowed, and marked with `@p2pfl.task`; both is checked before anything of it is imported.
+
     Args:
-        name: registered in TASKS, or "package.module:function"; a module is looked for in the current folder, too.
+        name: registered in TASKS, distribution:entry or package.module:function; a module is looked for in the current folder, too.
+        allow_tasks: names that may run here, as the person says who runs this program. Never from a file that came from somebody else.
 
     Raises:
-        ConfigError: there is no such task, module or function, or the module cannot be imported.
+        TaskNotAllowed: it is neither built in nor allowed.
+        ConfigError: there is no such task, module or function, it is not marked, or the module cannot be imported.
     """
     if name in TASKS:
         return TASKS[name]
-    allowed = f"one of {', '.join(TASKS)}, or package.module:function"
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise ConfigError(f"task.name = {name!r}: {allowed}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        # last, so that nothing here can take the place of an installed module; it stays, for what the module imports later
-        sys.path.append(here)
-    importlib.invalidate_caches()
+    if not is_task_name(name):
+        raise ConfigError(f"task.name = {name!r}: one of {', '.join(TASKS)}, or package.module:function")
+    check_allowed(name, allow_tasks)
+    found = find_source(name)
     try:
-        module = importlib.import_module(module_name)
+        check_marked(found)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise _broken(name, f"{found.module} cannot be imported", error) from error
+    function: object = getattr(_imported(found), found.function, None)
+    if not is_marked(function):
+        raise ConfigError(
+            f"task.name = {name!r}: {found.function} in {found.file} is no longer the function under @p2pfl.task once the module is "
+            "imported: keep the mark outermost, and give the name to nothing else"
+        )
+    return cast("Callable[..., Task]", function)
+
+
+def _imported(found: TaskSource) -> ModuleType:
+    """The module of a task that may run.
+
+    Raises:
+        ConfigError: it cannot be imported, or Python has another one of that name.
+    """
+    if is_only_here(found.module):
+        here = str(Path.cwd())
+        if here not in sys.path:
+            # last, so that nothing here can take the place of an installed module; it stays, for what the module imports later
+            sys.path.append(here)
+            importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(found.module)
     except P2PFLError:
         raise
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # something that the user's module imports
-            raise _broken(name, f"it needs the module {error.name}, which is not installed", error) from error
-        raise ConfigError(f"task.name = {name!r}: no module {error.name} is installed or lies in {here}; {allowed}") from error
+    except ModuleNotFoundError as error:  # something that the user's module imports
+        raise _broken(found.name, f"it needs the module {error.name}, which is not installed", error) from error
     except (Exception, SystemExit) as error:
-        raise _broken(name, f"{module_name} cannot be imported", error) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigError(f"task.name = {name!r}: {module.__file__} has no function {function_name}")
-    try:
-        inspect.signature(function)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"task.name = {name!r}: {function_name} does not say which arguments it takes: expected a function") from error
-    found: Callable[..., Task] = function
-    return found
+        raise _broken(found.name, f"{found.module} cannot be imported", error) from error
+    if not _is_at(module, found.file):
+        raise ConfigError(
+            f"task.name = {found.name!r}: {found.file} was looked at, and Python imported {module.__file__}: rename one of them"
+        )
+    return module
 
 
-def load_task(name: str, **arguments: Any) -> Task:
+def load_task(name: str, /, *, allow_tasks: Collection[str] = (), **arguments: Any) -> Task:
     """The task of that name, made with these arguments.
 
     Raises:
+        TaskNotAllowed: it is neither built in nor allowed.
         ConfigError: as in find_task; an argument that the task does not take, or lacks; it raises, or what it returns is not a Task.
         DataError: its rows are missing or not as it needs them.
     """
-    function = find_task(name)
+    return make_task(name, find_task(name, allow_tasks), arguments)
+
+
+def make_task(name: str, function: Callable[..., Task], arguments: Mapping[str, Any]) -> Task:
+    """What a task's function makes of these arguments.
+
+    Args:
+        name: of the task, for messages.
+        function: from `find_task`.
+        arguments: a file's options and what a runtime adds.
+
+    Raises:
+        ConfigError: an argument that the task does not take, or lacks; it raises, or what it returns is not a Task.
+        DataError: its rows are missing or not as it needs them.
+    """
     parameters = inspect.signature(function).parameters
     takes = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -109,3 +144,7 @@ def load_task(name: str, **arguments: Any) -> Task:
 def _broken(name: str, what: str, error: BaseException) -> ConfigError:
     log.info("task %r:", name, exc_info=error)
     return ConfigError(f"task.name = {name!r}: {what}: {fault_of(error)}")
+
+
+def _is_at(module: ModuleType, file: Path) -> bool:
+    return module.__file__ is not None and Path(module.__file__).resolve() == file.resolve()
