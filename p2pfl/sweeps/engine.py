@@ -15,7 +15,7 @@ from p2pfl.records import Row
 from p2pfl.results import Run
 from p2pfl.sweeps.drawing import draw_curves
 from p2pfl.sweeps.folder import held, place_of, read_grid, refuse_another, write_grid
-from p2pfl.sweeps.grid import Grid, Vary, as_text, checked, make_grid
+from p2pfl.sweeps.grid import Grid, Vary, as_text, check_tasks, checked, make_grid
 from p2pfl.sweeps.on_ray import import_ray, run_on_ray
 from p2pfl.sweeps.processes import run_in_processes
 from p2pfl.sweeps.table import VALIDATION_PREFIX, CellResult, Choice, choice_of, metric_of, over_seeds, row_of, with_choice, write_table
@@ -102,6 +102,7 @@ def sweep(
     if there is not None:
         refuse_another(folder, there, grid)
         grid = there
+        check_tasks(grid, allow_tasks)
     else:
         grid = checked(grid, allow_tasks)
     with held(folder) as lock:

@@ -18,7 +18,7 @@ from p2pfl.errors import ConfigError, Contradiction, TopologyError, ValidationRo
 from p2pfl.experiment import Experiment, overridden, raw_experiment, recorded_experiment, with_files_found
 from p2pfl.plan import load_sites, make_plan
 from p2pfl.records import validation_share
-from p2pfl.tasks import Task
+from p2pfl.tasks import Task, check_may_run
 from p2pfl.yaml_files import parse_yaml, shown
 
 VALIDATION = 0.2
@@ -163,6 +163,16 @@ def _checked(grid: Grid, allow_tasks: Collection[str]) -> Grid:
     cannot: dict[str, str] = {}
     _refuse(_faults_of_files(grid, cannot) or _faults_of_plans(grid, cannot, allow_tasks) or _faults_of_values(grid, cannot))
     return replace(grid, left_out={cell.name: cannot[cell.name] for cell in grid.cells if cell.name in cannot})
+
+
+def check_tasks(grid: Grid, allow_tasks: Collection[str]) -> None:
+    """Refuse a grid of a folder that asks for a task which may not run here; a new grid's tasks are loaded before it is one.
+
+    Raises:
+        TaskNotAllowed: a cell asks for such a task.
+    """
+    for name in {experiment["task"]["name"]: None for experiment in (overridden(grid.experiment, cell.values) for cell in grid.cells)}:
+        check_may_run(name, allow_tasks)
 
 
 def as_text(value: object) -> str:

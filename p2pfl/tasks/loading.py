@@ -46,11 +46,9 @@ def find_task(name: str, allow_tasks: Collection[str] = ()) -> Callable[..., Tas
         TaskNotAllowed: it is neither built in nor allowed.
         ConfigError: there is no such task, module or function, it is not marked, or the module cannot be imported.
     """
+    check_may_run(name, allow_tasks)
     if name in TASKS:
         return TASKS[name]
-    if not is_task_name(name):
-        raise ConfigError(f"task.name = {name!r}: one of {', '.join(TASKS)}, or package.module:function")
-    check_allowed(name, allow_tasks)
     found = find_source(name)
     try:
         check_marked(found)
@@ -63,6 +61,20 @@ def find_task(name: str, allow_tasks: Collection[str] = ()) -> Callable[..., Tas
             "imported: keep the mark outermost, and give the name to nothing else"
         )
     return cast("Callable[..., Task]", function)
+
+
+def check_may_run(name: str, allow_tasks: Collection[str] = ()) -> None:
+    """Refuse a task that is neither built in nor allowed, by its name alone.
+
+    Raises:
+        TaskNotAllowed: it is neither.
+        ConfigError: nothing can have this name.
+    """
+    if name in TASKS:
+        return
+    if not is_task_name(name):
+        raise ConfigError(f"task.name = {name!r}: one of {', '.join(TASKS)}, or package.module:function")
+    check_allowed(name, allow_tasks)
 
 
 def _imported(found: TaskSource) -> ModuleType:

@@ -15,7 +15,16 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -28,6 +37,11 @@ GROUP = "p2pfl.tasks"
 
 _MARK = "__p2pfl_task__"
 _NAMES_OF_MARK = frozenset({"p2pfl.task", "p2pfl.tasks.task", "p2pfl.tasks.permission.task"})
+_LOADERS: tuple[Any, ...] = (  # in Python's own order
+    (ExtensionFileLoader, EXTENSION_SUFFIXES),
+    (SourceFileLoader, SOURCE_SUFFIXES),
+    (SourcelessFileLoader, BYTECODE_SUFFIXES),
+)
 _TARGET = re.compile(r"\s*([\w.]+)\s*:\s*(\w+)\s*(\[.*\])?\s*")
 
 _Function = TypeVar("_Function", bound="Any")
@@ -184,7 +198,7 @@ def _file_of(name: str, module: str) -> Path:
 def _found(parts: Sequence[str], paths: list[str] | None) -> tuple[ModuleSpec | None, str]:
     """Where a module is, and the first part of its name that is nowhere; `importlib.util.find_spec` would import its parents."""
     search, spec = paths, None
-    for depth, part in enumerate(parts):
+    for depth in range(len(parts)):
         full = ".".join(parts[: depth + 1])
         spec = _spec(full, search)
         if spec is None:
@@ -193,20 +207,24 @@ def _found(parts: Sequence[str], paths: list[str] | None) -> tuple[ModuleSpec | 
             break
         if spec.submodule_search_locations is None:  # not a package
             return None, ".".join(parts[: depth + 2])
-        if spec.origin is None and depth:  # a namespace computes its own folders from its parent, which is not imported
-            search = [str(Path(folder) / part) for folder in search or () if (Path(folder) / part).is_dir()]
-        else:
-            search = list(spec.submodule_search_locations)
+        search = list(spec.submodule_search_locations)
     return spec, ""
 
 
 def _spec(full: str, search: list[str] | None) -> ModuleSpec | None:
-    if search is not None:
-        return PathFinder.find_spec(full, search)
-    for finder in sys.meta_path:
-        if (find_spec := getattr(finder, "find_spec", None)) is not None and (spec := find_spec(full, None)) is not None:
-            return spec if isinstance(spec, ModuleSpec) else None
-    return None
+    """A module or package by its full name; search: the folders of its parent, or of somewhere; None: wherever Python looks."""
+    if search is None:
+        asked = (finder.find_spec(full, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        return next((spec for spec in asked if spec is not None), None)
+    namespace = ModuleSpec(full, None, is_package=True)
+    namespace.submodule_search_locations = []
+    for folder in search:  # as PathFinder does, which asks the parent of a namespace; that one is not imported
+        spec = FileFinder(folder, *_LOADERS).find_spec(full)
+        if spec is not None and spec.loader is not None:
+            return spec
+        if spec is not None:
+            namespace.submodule_search_locations += spec.submodule_search_locations or []
+    return namespace if namespace.submodule_search_locations else None
 
 
 def _meanings(statements: Iterable[ast.stmt]) -> dict[str, str]:
