@@ -297,7 +297,7 @@ def send(lab, honest, task):
     return study.digest
 
 
-QUICK = {"a shell command", "an entry point", "a module of the current folder"}
+QUICK = {"a module of the current folder"}
 
 
 @pytest.mark.parametrize("attack", [attack if attack in QUICK else pytest.param(attack, marks=pytest.mark.slow) for attack in ATTACKS])
@@ -340,6 +340,37 @@ def test_site_yaml_allows_a_task_and_a_parent_can_leave_that_out(lab, honest, co
     assert code == 2
     assert "plain is not marked as a task" in said
     lab.assert_untouched(name)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_resumed_allows_nothing(lab, honest, command):
+    """Its experiment is harmless, its study is not, and its site files allow what the study asks for."""
+    name = f"{MODULES[0]}:stroke"
+    send(lab, honest, {"name": name})
+    content = load_yaml(lab.folder / "interrupted" / "experiment.yaml")
+    (lab.folder / "interrupted" / "experiment.yaml").write_text(dump_yaml({**content, "task": {"name": "synthetic-logistic"}}))
+    for node, folder in zip(NODES, ("keys", "other"), strict=True):
+        home = lab.folder / "interrupted" / "sites" / node
+        shutil.copytree(lab.folder / folder, home / "keys")
+        site = {**load_yaml(lab.folder / "site.yaml"), "member": node, "study": str(lab.folder / "study.yaml"), "allow_tasks": [name]}
+        (home / "site.yaml").write_text(dump_yaml(site))
+    code, said = command("up", "--resume", "interrupted")
+
+    lab.assert_untouched(said)
+    assert code == 1
+    assert said.count(f"study.yaml: task.name = {name!r}: nobody has allowed") >= 2
+
+
+@pytest.mark.slow
+def test_modules_beside_an_experiment_take_the_place_of_none_in_the_processes_that_are_started(lab, command):
+    for name in ("json", "numpy", "pydantic", "torch", "typing", "yaml", "zmq"):
+        (lab.folder / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(lab.marks / name)!r}).touch()\n")
+    (lab.folder / "sent.yaml").write_text(dump_yaml({**EXPERIMENT, "nodes": 2, "stop": None}))
+    for words in (["up", "sent.yaml", "--out", "fresh"], ["sweep", "sent.yaml", "--seeds", 2, "--jobs", 1, "--out", "sweep"]):
+        code, said = command(*words)
+
+        lab.assert_untouched(f"{words}: {said}")
+        assert code == 0, said
 
 
 def test_a_wrong_name_in_a_list_of_allowed_tasks_is_told(tmp_path):

@@ -17,6 +17,9 @@ from typing import Any, Protocol, Self
 
 from p2pfl.node.fork_server import PATIENCE_S, ROOM
 
+PYTHON = (sys.executable, "-P")
+"""Our own Python. Without -P, modules of the current folder, which somebody may have sent, would take the place of installed ones."""
+
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 POLL_S = 0.05
@@ -41,6 +44,11 @@ Start = Callable[[str, Sequence[str], Path], Process]
 
 It is told by the end of its standard input that whoever started it is gone.
 """
+
+
+def own_path() -> dict[str, str]:
+    """Where a Python that we start looks for modules: where this one does, in the same order."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def can_fork() -> bool:
@@ -68,11 +76,11 @@ def start_plainly(name: str, arguments: Sequence[str], log: Path) -> Process:  #
     """A Python of its own, which imports everything for itself; see Start."""
     with log.open("ab") as output:
         running = subprocess.Popen(  # noqa: S603  # our own command
-            [sys.executable, "-m", "p2pfl", *arguments],
+            [*PYTHON, "-m", "p2pfl", *arguments],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"},
+            env={"OMP_NUM_THREADS": "1", **os.environ, **own_path(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
     return _Plain(running)
@@ -103,7 +111,7 @@ class ForkServer:
     none of its processes is left (fork_server.py says how), and polling them says so.
     """
 
-    command: Sequence[str] = (sys.executable, "-m", "p2pfl", "--verbose", "node", "fork-server", " " * ROOM)
+    command: Sequence[str] = (*PYTHON, "-m", "p2pfl", "--verbose", "node", "fork-server", " " * ROOM)
     """What runs `fork_server.serve`."""
     unfit: str | None = None
     """Why it cannot fork, in its own words; known once it is ready."""
@@ -119,7 +127,7 @@ class ForkServer:
             self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **own_path(), **_ONE_THREAD, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         assert self._process.stdin is not None

@@ -6,12 +6,12 @@ import json
 import os
 import select
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from p2pfl.node.processes import PYTHON, own_path
 from p2pfl.sweeps.work import Job, News
 
 _STOP_S = 10.0
@@ -108,10 +108,10 @@ def num_cores() -> int:
 
 
 def _start(folder: Path, log: Path, job: Job, lock: int) -> _Worker:
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **own_path(), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-m", "p2pfl.sweeps.worker", str(folder)],
+            [*PYTHON, "-m", "p2pfl.sweeps.worker", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
