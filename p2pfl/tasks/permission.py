@@ -13,7 +13,7 @@ import importlib.metadata
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -44,7 +44,7 @@ _LOADERS: tuple[Any, ...] = (  # in Python's own order
 )
 _TARGET = re.compile(r"\s*([\w.]+)\s*:\s*(\w+)\s*(\[.*\])?\s*")
 
-_Function = TypeVar("_Function", bound="Any")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
