@@ -48,8 +48,8 @@ It is told by the end of its standard input that whoever started it is gone.
 
 def own_path() -> dict[str, str]:
     """Where a Python that we start looks for modules: where the environment says, then where this one does; an empty part would be here."""
-    said = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [*said, *sys.path])))}
+    said, ours = os.environ.get("PYTHONPATH", "").split(os.pathsep), Path(__file__).parents[2]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [*said, *sys.path, str(ours)])))}
 
 
 def can_fork() -> bool:
