@@ -358,7 +358,7 @@ def test_a_folder_that_is_resumed_allows_nothing(lab, honest, command):
 
     lab.assert_untouched(said)
     assert code == 1
-    assert said.count(f"study.yaml: task.name = {name!r}: nobody has allowed") >= 2
+    assert f"study.yaml: task.name = {name!r}: nobody has allowed" in said  # of whichever daemon ended first
 
 
 @pytest.mark.slow
