@@ -345,7 +345,7 @@ def test_no_member_costs_more_than_three_deadlines_in_forty_rounds(program):
 
 def test_the_first_round_waits_for_a_member_that_only_speaks_no_longer_than_news_need():
     a = Member("a", "b", "c", "d")
-    a.protocol.starting_exchanges, a.protocol.start_by_s = 4, 2.5 + 2 * FLOOR_S
+    a.protocol.starting_exchanges, a.protocol.start_by_s = 4, 2.5 + FLOOR_S
     lie = only_alive(a)
     lost_s = sum(a.one_round("bc", lie, train_s=TICK_S) for _ in range(40))
 

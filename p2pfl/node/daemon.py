@@ -378,7 +378,7 @@ class Daemon:
 
     def _may_wait_at_start(self) -> None:
         """The first exchanges wait longer for neighbours that are alive: news of the start may still be on their way to them."""
-        longest_s = self._agreed_start.agreement.grace_s + 2 * self.protocol.allowance_s()
+        longest_s = self._agreed_start.agreement.grace_s + self.protocol.allowance_s()
         self.protocol.start_by_s = self._now() + min(self._agreed_start.within_s, longest_s)
 
     async def _give_up(self, why: str) -> NoReturn:
