@@ -213,3 +213,27 @@ def anonymous_bytes(pid: int) -> int:
 
 def open_files_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  # names only, and many
+
+
+def wrong_key_handshakes(port: int, server: bytes, source: str, rate: float, is_over: Callable[[], bool]) -> int:
+    """Whole handshakes at a rate with keys that nobody knows, each given up after 0.3 s; how many were begun."""
+    began_s, begun = time.monotonic(), 0
+    dealers: list[tuple[float, zmq.Socket[bytes]]] = []
+    with zmq.Context() as context:
+        context.set(zmq.MAX_SOCKETS, 4000)
+        keys = [zmq.curve_keypair() for _ in range(20)]
+        while not is_over():
+            while begun < (time.monotonic() - began_s) * rate:
+                dealer = context.socket(zmq.DEALER)
+                dealer.linger, dealer.reconnect_ivl = 0, -1
+                dealer.curve_publickey, dealer.curve_secretkey = keys[begun % len(keys)]
+                dealer.curve_serverkey = server
+                dealer.connect(f"tcp://{source}:0;127.0.0.1:{port}")
+                dealers.append((time.monotonic(), dealer))
+                begun += 1
+            while dealers and time.monotonic() > dealers[0][0] + 0.3:
+                dealers.pop(0)[1].close(0)
+            time.sleep(0.002)
+        for _, dealer in dealers:
+            dealer.close(0)
+    return begun

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import resource
+import signal
 import socket
+import statistics
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -23,6 +25,7 @@ from attackers import (
     silent_connections,
     sodium,
     unfinished_command,
+    wrong_key_handshakes,
 )
 from links import ZeroMQLinks, finish, receive, send_when_up, until
 from networks import Institutions, plan_of
@@ -390,13 +393,47 @@ def test_strangers_with_unfinished_commands_take_little_memory(hospitals):
     assert hospitals.exit_code("node-0") is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "median_s", "most_s"), [("127.0.0.2", 2.0, 2.0), ("127.0.0.1", 30.0, 180.0)], ids=["another", "same"])
+def test_a_neighbour_comes_in_while_a_stranger_shakes_hands_700_times_a_second(hospitals, source, median_s, most_s):
+    port, server = listening_port(hospitals, "node-0"), hospitals.study.member("node-0").curve.encode()
+    hospitals.end("node-2", signal.SIGKILL)
+    keys = Identity.load(hospitals.place / "node-2" / "keys")
+    over = threading.Event()
+    flood = threading.Thread(target=wrong_key_handshakes, args=(port, server, source, 700, over.is_set))
+    flood.start()
+    took_s = []
+
+    async def come_in():
+        node = Endpoint("node-0", f"tcp://127.0.0.1:{port}", server)
+        async with ZeroMQTransport(Endpoint("node-2", None, keys.curve_public), keys.curve_secret, [node]) as member:
+            began_s = time.monotonic()
+            await until(lambda: member.link("node-0").is_up)
+            took_s.append(time.monotonic() - began_s)
+
+    def turned_away():
+        links = hospitals.status("node-0")["links"]
+        return links.get("evicted", 0) + links.get("unauthorized", 0)
+
+    try:
+        wait(lambda: turned_away() > 500)
+        for _ in range(20):
+            asyncio.run(asyncio.wait_for(come_in(), most_s))
+    finally:
+        over.set()
+        flood.join()
+
+    assert statistics.median(took_s) < median_s
+    assert max(took_s) < most_s
+
+
 @needs_sodium
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, MIB])
 def test_a_member_with_a_message_without_end_takes_no_more_memory_than_128_mib(hospitals, tmp_path, size):
     port, keys = listening_port(hospitals, "node-0"), Identity.load(tmp_path / "node-2" / "keys")
     server = hospitals.study.member("node-0").curve.encode()
-    hospitals.end("node-2", 9)
+    hospitals.end("node-2", signal.SIGKILL)
     with Memory(hospitals.pid("node-0")) as memory:
         until_s = time.monotonic() + 8.0
         while time.monotonic() < until_s:
