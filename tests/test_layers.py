@@ -15,7 +15,20 @@ DEADLINE_S = 60
 
 LAYERS = [
     {"errors"},
-    {"departures", "draws", "moments", "names", "params", "progress", "records", "stopwatch", "text_files", "writing_process", "yaml_files"}
+    {
+        "departures",
+        "draws",
+        "moments",
+        "names",
+        "params",
+        "progress",
+        "records",
+        "status_client",
+        "stopwatch",
+        "text_files",
+        "writing_process",
+        "yaml_files",
+    }
     | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},
