@@ -9,13 +9,15 @@ import stat
 import subprocess
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from networks import Institutions, plan_of, wait_until
+from networks import Institutions, averaging, plan_of, wait_until
 from p2pfl.checkpoints import write_checkpoint
 from p2pfl.errors import ConfigError
+from p2pfl.node.network import _found
 from p2pfl.node.state_folder import held_state
 
 NOBODY = 65534
@@ -153,6 +155,14 @@ def test_a_look_at_the_lock_does_not_keep_a_node_from_starting(place):
     finally:
         ends.join()
         looking.close()
+
+
+def test_what_up_makes_for_its_sites_is_behind_one_closed_folder(place):
+    with ExitStack() as held:
+        _found(averaging({"name": "path"}, 2), place, held, {})
+
+    assert mode(place / "sites") == 0o700
+    assert (place / "sites" / "node-0" / "site.yaml").exists()
 
 
 def holds(lock):

@@ -400,6 +400,27 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
     assert sum(r["bytes_sent"] for r in rows[: row["round"] + 1]) <= during["bytes_sent"]
 
 
+def test_a_node_that_waits_for_members_is_ready_and_one_that_leaves_is_not(tmp_path):
+    plan = averaging({"name": "path"}, 2)
+    first, _ = plan.names
+
+    async def main():
+        async with Network(plan, tmp_path, status_port=0) as network:
+            network.start(first)
+            await until((network.states[first] / "status.url").exists)
+            request = "GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: none\r\n\r\n"
+            heard = await ask_plainly(network.states[first], request)
+            daemon = network.nodes[first].daemon
+            daemon.stop()
+            return heard, daemon.is_ready(), await network.nodes[first].task
+
+    (head, body), still, reason = finish(main())
+
+    assert (head.split()[1], body) == ("200", "ready\n")
+    assert not still
+    assert reason == "paused"
+
+
 def test_asking_changes_nothing(tmp_path):
     plan = averaging({"name": "ring"}, 3)
 
