@@ -17,6 +17,8 @@ import pytest
 import zmq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from p2pfl.card import Card, grouped, z85_encode
@@ -416,3 +418,14 @@ def test_keys_new_keeps_what_is_there(folder):
 
     assert isinstance(result.exception, ConfigError)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+SEALED = key_file.seal(b"two keys", PASSPHRASE)
+
+
+@given(st.binary(max_size=40), st.integers(0, len(SEALED)), st.integers(0, 40))
+def test_a_changed_key_file_is_called_damaged_whatever_was_changed(noise, start, length):
+    changed = SEALED[:start] + noise + SEALED[start + length :]
+    if changed.rstrip(b"\n") != SEALED.rstrip(b"\n"):
+        with pytest.raises(ValueError, match=r"key file|checksum|refused|base64|padding|data"):
+            key_file.unseal(changed, PASSPHRASE)

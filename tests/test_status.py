@@ -11,6 +11,8 @@ import time
 from types import MappingProxyType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import p2pfl
 from links import ZeroMQLinks
@@ -19,7 +21,7 @@ from p2pfl.errors import ConfigError, TransportError
 from p2pfl.inspector.sources import read_source
 from p2pfl.node.link_watch import STATES
 from p2pfl.node.prometheus import exposition
-from p2pfl.node.status import Asked, read_status, requested, serve_status
+from p2pfl.node.status import Answer, Asked, read_status, requested, serve_status
 
 GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
@@ -555,3 +557,14 @@ def test_without_prometheus_client_it_says_what_to_install(tmp_path, monkeypatch
 
     assert code == 501
     assert "pip install 'p2pfl-mesh[prometheus]'" in body["error"]
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"GET /live HTTP/1.1\r\n"]),
+    st.booleans(),
+)
+def test_no_bytes_get_more_than_a_word_out_of_it_without_the_token(noise, begins, local):
+    found = requested(begins + noise + b"\r\n\r\n", TOKEN, local=local)
+
+    assert found in ("/live", "/ready") or (isinstance(found, Answer) and 400 <= found.code < 500)
