@@ -1,13 +1,15 @@
 """Tensors and their story on disk, in one file that is either the old one or the new one, never something between.
 
 A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata. The file is written here and not by the safetensors
-library, which makes bytes of every tensor before it writes the first. Only its owner can read it: it holds models.
+library, which makes bytes of every tensor before it writes the first. Only its owner can read it, for it holds models; and the group of
+a folder that was set up for one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +42,13 @@ _DTYPES = {
 """Names of the dtypes in a safetensors file."""
 
 _ALIGNMENT_BYTES = 8
+_SHARED = 0o2750
+"""The mode of a folder whose files belong to its own group, which may read them."""
+
+
+def mode_in(folder: Path) -> int:
+    """The mode of a private file in a folder: the owner's alone, but for a folder of mode 2750, which shares all with its group."""
+    return 0o640 if stat.S_IMODE(folder.stat().st_mode) == _SHARED else 0o600
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
@@ -52,7 +61,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
-        descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)))
         with open(descriptor, "wb") as file:  # noqa: PTH123  # Path.open takes no mode
             write_tensors(file, tensors, {_KEY: json.dumps(story)})
             file.flush()

@@ -110,4 +110,5 @@ def test_the_scrape_example_asks_this_machines_own_node():
     [job] = load_yaml(GRAFANA / "prometheus.yml")["scrape_configs"]
 
     assert "metrics_path" not in job  # /metrics is Prometheus's own default
+    assert job["authorization"].keys() == {"credentials_file"}  # Bearer is its default; the node answers nobody without
     assert [target.partition(":")[0] for group in job["static_configs"] for target in group["targets"]] == ["127.0.0.1"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import errno
 import io
 import logging
 import os
@@ -14,13 +16,16 @@ import traceback
 import pytest
 import zmq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from p2pfl.card import Card, grouped, z85_encode
 from p2pfl.cli.keys import app
 from p2pfl.errors import ConfigError
 from p2pfl.node import identity as identity_module
+from p2pfl.node import key_file
 from p2pfl.node.identity import Identity, find_passphrase
 
 PASSPHRASE = b"correct horse battery staple"
@@ -151,7 +156,7 @@ def test_encrypted_keys_need_their_passphrase(folder, tmp_path, monkeypatch):
     identity = Identity.new()
     path = identity.save(folder, PASSPHRASE)
     assert_no_secret(path.read_text(), identity)
-    assert path.read_text().count("BEGIN ENCRYPTED PRIVATE KEY") == 2
+    assert path.read_text().startswith("-----BEGIN P2PFL ENCRYPTED PRIVATE KEYS-----\nKdf: scrypt n=131072 r=8 p=1 salt=")
 
     file = tmp_path / "passphrase"
     file.write_bytes(PASSPHRASE + b"\n")
@@ -230,6 +235,117 @@ def test_a_damaged_file_is_refused_without_showing_what_is_in_it(folder, monkeyp
         assert_no_secret("".join(traceback.format_exception(caught.value)), identity)
 
 
+@pytest.fixture
+def sealed(folder, monkeypatch):
+    """Encrypted keys, and their file."""
+    monkeypatch.setenv("P2PFL_PASSPHRASE", PASSPHRASE.decode())
+    identity = Identity.new()
+    return identity, identity.save(folder, PASSPHRASE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n=131072", "n=65536"),
+        ("n=131072", "n=131071"),
+        ("n=131072", "n=1"),
+        ("n=131072 r=8", "n=1073741824 r=1024"),  # 140 TB
+        ("p=1", "p=9999"),
+        ("n=131072", "n=99999999999999999999"),
+        ("salt=", "salt=0"),
+        ("ChaCha20-Poly1305", "none"),
+        ("-----END P2PFL", "-----END"),
+        ("\n\n", "\n\nA"),
+        ("\n\n", "\n"),
+    ],
+)
+def test_a_damaged_or_greedy_key_file_is_refused_at_once_and_not_taken_for_a_wrong_passphrase(sealed, folder, old, new):
+    identity, path = sealed
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ConfigError, match=r"the file is damaged .*; restore it") as caught:
+        Identity.load(folder)
+
+    assert_no_secret("".join(traceback.format_exception(caught.value)), identity)
+
+
+def test_a_checksum_that_was_put_right_does_not_hide_a_change(sealed, folder):
+    _, path = sealed
+    found = key_file._FILE.fullmatch(path.read_bytes())
+    head = found["head"]
+    body = base64.b64decode(found["body"].replace(b"\n", b""))
+    changed = bytes([body[0] ^ 1]) + body[1:]
+    text = path.read_bytes().replace(found["body"], base64.b64encode(changed) + b"\n")
+    path.write_bytes(text.replace(found["checksum"], key_file._checksum(head, changed)))
+
+    with pytest.raises(ConfigError, match="wrong passphrase"):
+        Identity.load(folder)
+
+
+def as_earlier_versions_wrote(identity, folder):
+    """Both keys under PBKDF2 with 2,048 iterations."""
+    folder.mkdir(parents=True, mode=0o700)
+    encryption = BestAvailableEncryption(PASSPHRASE)
+    blocks = [key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption) for key in (identity.signing, identity.curve)]
+    (folder / "private.pem").write_bytes(b"".join(blocks))
+    (folder / "private.pem").chmod(0o600)
+    return folder / "private.pem"
+
+
+def test_keys_that_an_earlier_version_encrypted_are_read_and_encrypted_anew(folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    identity = Identity.new()
+    path = as_earlier_versions_wrote(identity, folder)
+    monkeypatch.setenv("P2PFL_PASSPHRASE", "wrong")
+    with pytest.raises(ConfigError, match="wrong passphrase, or the file is damaged"):
+        Identity.load(folder)
+    assert path.read_text().count("BEGIN ENCRYPTED PRIVATE KEY") == 2
+    monkeypatch.setenv("P2PFL_PASSPHRASE", PASSPHRASE.decode())
+    before = os.umask(0)
+    try:
+        assert keys_of(Identity.load(folder)) == keys_of(identity)
+    finally:
+        os.umask(before)
+
+    assert path.read_bytes().startswith(key_file.BEGIN)
+    assert [(path.name, mode(path)) for path in folder.iterdir()] == [("private.pem", 0o600)]
+    assert "has been encrypted anew" in caplog.text
+    assert keys_of(Identity.load(folder)) == keys_of(identity)
+    assert_no_secret(caplog.text + path.read_text(), identity)
+
+
+def test_where_the_file_cannot_be_written_anew_the_old_one_stays_and_is_used(folder, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    identity = Identity.new()
+    path = as_earlier_versions_wrote(identity, folder)
+    old = path.read_bytes()
+    monkeypatch.setenv("P2PFL_PASSPHRASE", PASSPHRASE.decode())
+    monkeypatch.setattr(identity_module.os, "fsync", refuse)
+
+    assert keys_of(Identity.load(folder)) == keys_of(identity)
+    assert path.read_bytes() == old
+    assert [path.name for path in folder.iterdir()] == ["private.pem"]
+    assert "cannot be written anew: Read-only file system" in caplog.text
+
+
+def test_keys_without_a_passphrase_stay_as_they_are(folder):
+    path = Identity.new().save(folder)
+    before = path.read_bytes(), path.stat().st_ino
+    Identity.load(folder)
+
+    assert (path.read_bytes(), path.stat().st_ino) == before
+
+
+def test_what_is_far_too_long_for_a_key_is_not_read(folder):
+    path = Identity.new().save(folder)
+    with path.open("ab") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(ConfigError, match="neither a key nor a passphrase"):
+        Identity.load(folder)
+
+
 def test_nothing_private_shows_in_repr_or_card_or_log(folder, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     identity = Identity.new()
@@ -283,7 +399,7 @@ def test_keys_new_with_a_passphrase_encrypts(folder, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "encrypted" in result.output
     assert PASSPHRASE.decode() not in result.output
-    assert (folder / "private.pem").read_text().count("BEGIN ENCRYPTED PRIVATE KEY") == 2
+    assert (folder / "private.pem").read_text().startswith("-----BEGIN P2PFL ENCRYPTED PRIVATE KEYS-----")
     assert Identity.load(folder).owns(Card.load(folder / "card.yaml"))
 
 
@@ -305,3 +421,14 @@ def test_keys_new_keeps_what_is_there(folder):
 
     assert isinstance(result.exception, ConfigError)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+SEALED = key_file.seal(b"two keys", PASSPHRASE)
+
+
+@given(st.binary(max_size=40), st.integers(0, len(SEALED)), st.integers(0, 40))
+def test_a_changed_key_file_is_called_damaged_whatever_was_changed(noise, start, length):
+    changed = SEALED[:start] + noise + SEALED[start + length :]
+    if changed.rstrip(b"\n") != SEALED.rstrip(b"\n"):
+        with pytest.raises(ValueError, match=r"key file|checksum|refused|base64|padding|data"):
+            key_file.unseal(changed, PASSPHRASE)

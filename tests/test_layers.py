@@ -15,8 +15,21 @@ DEADLINE_S = 60
 
 LAYERS = [
     {"errors", "printable"},
-    {"departures", "draws", "moments", "names", "open_files", "params", "progress", "records", "stopwatch", "text_files"}
-    | {"writing_process", "yaml_files"}
+    {
+        "departures",
+        "draws",
+        "moments",
+        "names",
+        "open_files",
+        "params",
+        "progress",
+        "records",
+        "status_client",
+        "stopwatch",
+        "text_files",
+        "writing_process",
+        "yaml_files",
+    }
     | {"checkpoints", "topology"},
     {"algorithms", "tasks", "stopping"},
     {"training"},

@@ -288,7 +288,7 @@ def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_els
     assert status["network"]["not_heard_of"] == ["node-1"]
 
 
-def test_a_nodes_address_tells_an_inspector_of_the_whole_network(tmp_path):
+def test_a_nodes_address_tells_an_inspector_of_the_whole_network(tmp_path, monkeypatch):
     plan = averaging({"name": "ring"}, 6, tolerance=1e-9)
     found = {}
 
@@ -296,8 +296,13 @@ def test_a_nodes_address_tells_an_inspector_of_the_whole_network(tmp_path):
         async with Watched(plan, tmp_path, status_port=0) as network:
             network.start()
             await network.reached(30)
-            url = (network.states["node-4"] / "status.url").read_text().strip()
-            found["run"] = await asyncio.to_thread(read_source, url)
+            state = network.states["node-4"]
+            found["run"] = await asyncio.to_thread(read_source, str(state / "status.url"))
+            url = (state / "status.url").read_text().strip()
+            with pytest.raises(ConfigError, match=r"set P2PFL_STATUS_TOKEN to what is in its state folder's status\.token"):
+                await asyncio.to_thread(read_source, url)
+            monkeypatch.setenv("P2PFL_STATUS_TOKEN", (state / "status.token").read_text())
+            assert (await asyncio.to_thread(read_source, url)).experiment == found["run"].experiment
             await network.ended()
 
     finish(main())
@@ -329,8 +334,7 @@ def test_what_is_no_node_is_said_so(tmp_path):
     from test_status import served
 
     async def ask():
-        url = (tmp_path / "status.url").read_text().strip()
-        await asyncio.to_thread(read_source, url)
+        await asyncio.to_thread(read_source, str(tmp_path / "status.url"))
 
     with pytest.raises((StoreError, TransportError)):
         served(tmp_path, {}, ask)
@@ -344,7 +348,7 @@ def test_sixteen_processes_on_a_ring_certify_every_round_within_their_allowance(
         sites.start()
         name = plan.names[5]
         wait_until(lambda: sites.round(name) >= 11)
-        run = read_source((sites.state(name) / "status.url").read_text().strip())
+        run = read_source(str(sites.state(name) / "status.url"))
         ages = [row["age_rounds"] for row in sites.status(name)["network"]["rows"]]
         wait_until(sites.is_over)
         found = {name: {row["round"]: row for row in read_run(sites.state(name) / "run").network} for name in plan.names}

@@ -119,7 +119,7 @@ def test_a_node_with_another_model_than_the_studys_is_refused_by_tensor_name(sit
 
 def test_a_corrupt_checkpoint_is_said_and_nothing_is_overwritten(site):
     state = site.parent / "state"
-    state.mkdir()
+    state.mkdir(mode=0o700)
     (state / "checkpoint.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
 
     with pytest.raises(StoreError, match=r"checkpoint\.safetensors: not a readable checkpoint"):

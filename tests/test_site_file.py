@@ -36,7 +36,9 @@ def test_defaults(site, tmp_path):
         task={},
         passphrase_file=None,
         threads=1,
-        status_port=0,
+        status_port=None,
+        status_listen=None,
+        state_group=None,
         linger_s=30.0,
         greet_timeout_s=None,
         deadline_floor_s=30.0,
@@ -103,6 +105,39 @@ def test_all_faults_at_once_with_key_value_and_what_is_allowed(site, tmp_path):
         "study: required, but missing",
         "threads = 0: must be >= 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("", ("127.0.0.1", 0)),
+        ("status_port: 9464\n", ("127.0.0.1", 9464)),
+        ("status_listen: 127.0.0.1:9464\n", ("127.0.0.1", 9464)),
+        ("status_listen: '[::1]:9464'\n", ("::1", 9464)),
+        ("status_listen: 0.0.0.0:9464\n", ("0.0.0.0", 9464)),
+        ("status_listen: '[0::0]:0'\n", ("::", 0)),
+    ],
+)
+def test_where_the_status_page_listens(site, written, address):
+    assert site(LEAST + written).status_address == address
+
+
+@pytest.mark.parametrize(
+    "written", ["9464", "'9464'", "localhost:9464", "127.0.0.1", "::1:9464", "'[127.0.0.1]:1'", "127.0.0.1:65536", "127.0.0.1:-1"]
+)
+def test_a_status_page_somewhere_else_is_refused(site, written):
+    with pytest.raises(ConfigError, match="status_listen = "):
+        site(LEAST + f"status_listen: {written}\n")
+
+
+def test_two_places_for_the_status_page_are_refused(site):
+    with pytest.raises(ConfigError, match="status_port and status_listen: both say where the status page is; keep one of them"):
+        site(LEAST + "status_port: 0\nstatus_listen: 127.0.0.1:9464\n")
+
+
+@pytest.mark.parametrize(("written", "group"), [("backup", "backup"), ("34", 34)])
+def test_a_group_may_be_let_into_the_state(site, written, group):
+    assert site(LEAST + f"state_group: {written}\n").state_group == group
 
 
 def test_waiting_times_are_finite(site):

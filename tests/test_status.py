@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
+from types import MappingProxyType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import p2pfl
 from links import ZeroMQLinks
 from networks import HASTY, Network, averaging, finish, plan_of, until
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.inspector.sources import read_source
 from p2pfl.node.link_watch import STATES
 from p2pfl.node.prometheus import exposition
-from p2pfl.node.status import read_status, serve_status
+from p2pfl.node.status import Answer, Asked, read_status, requested, serve_status
 
 GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
@@ -29,8 +34,10 @@ async def ask(state, request: str) -> tuple[int, dict]:
 
 
 async def ask_plainly(state, request: str) -> tuple[str, str]:
-    """The same as it comes: head and body."""
+    """The same as it comes: head and body. Where a request says nothing of a token, it is shown the right one."""
     port = int((state / "status.url").read_text().strip().rstrip("/").rpartition(":")[2])
+    if "Authorization" not in request:
+        request = request.replace("\r\n\r\n", f"\r\nAuthorization: Bearer {(state / 'status.token').read_text().strip()}\r\n\r\n")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request.encode())
     answer = await reader.read()
@@ -39,11 +46,19 @@ async def ask_plainly(state, request: str) -> tuple[str, str]:
     return head, body
 
 
-def served(tmp_path, status, conversation):
-    """Run a conversation with an endpoint that answers with a status."""
+def served(tmp_path, status, conversation, *, at=MappingProxyType({}), **asked):
+    """Run a conversation with an endpoint that answers with a status.
+
+    Args:
+        tmp_path: the state folder.
+        status: the answer.
+        conversation: a coroutine function.
+        at: where it listens.
+        asked: more of the node.
+    """
 
     async def main():
-        server = asyncio.create_task(serve_status(lambda: status, 0, tmp_path), name="status")
+        server = asyncio.create_task(serve_status(Asked(status=lambda: status, **asked), tmp_path, **at), name="status")
         await until((tmp_path / "status.url").exists)
         try:
             return await conversation()
@@ -73,6 +88,15 @@ def test_the_status_is_json_without_nan(tmp_path):
         ("DELETE / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 405),
         ("GET /checkpoint.safetensors HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404),
         ("GET /../run HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404),
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1:80@evil\r\n\r\n", 403),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1:\r\n\r\n", 403),
+        ("GET / HTTP/1.1\r\nHost : 127.0.0.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n folded: x\r\n\r\n", 400),
+        ("GET / SMTP\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 200),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\n\r\n", 403),
     ],
 )
 def test_only_a_get_of_the_status_from_this_machine_is_answered(tmp_path, request_text, code):
@@ -80,6 +104,166 @@ def test_only_a_get_of_the_status_from_this_machine_is_answered(tmp_path, reques
 
     assert found == code
     assert (body == {"round": 1}) == (code == 200)
+
+
+TOKEN = "x" * 43
+
+
+@pytest.mark.parametrize("page", ["/", "/status", "/run", "/metrics", "/there-is-none"])
+@pytest.mark.parametrize("shown", ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic RIGHT\r\n", "Authorization: \xff\r\n"])
+def test_without_its_token_it_says_neither_what_it_knows_nor_what_there_is(page, shown):
+    request = f"GET {page} HTTP/1.1\r\nHost: 127.0.0.1\r\n{shown}\r\n".replace("RIGHT", TOKEN).encode("latin-1")
+    answer = requested(request, TOKEN, local=True)
+
+    assert answer.code == 401
+    assert "WWW-Authenticate: Bearer" in answer.more
+    assert TOKEN.encode() not in answer.to_bytes()
+
+
+def test_two_tokens_are_none():
+    shown = f"Authorization: Bearer {TOKEN}\r\n"
+
+    assert requested(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n{shown}\r\n".encode(), TOKEN, local=True) == "/"
+    assert requested(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n{shown}{shown}\r\n".encode(), TOKEN, local=True).code == 400
+
+
+@pytest.mark.parametrize(
+    ("page", "ready", "expected"),
+    [
+        ("live", True, (200, "live\n")),
+        ("ready", True, (200, "ready\n")),
+        ("live", False, (200, "live\n")),
+        ("ready", False, (503, "leaving\n")),
+    ],
+)
+def test_a_probe_hears_one_word_without_a_token(tmp_path, page, ready, expected):
+    request = f"GET /{page} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: none\r\n\r\n"
+    head, body = served(tmp_path, {"round": 1}, lambda: ask_plainly(tmp_path, request), is_ready=lambda: ready)
+
+    assert (int(head.split()[1]), body) == expected
+
+
+def test_every_answer_forbids_to_keep_it_to_guess_its_kind_and_to_use_it_elsewhere(tmp_path):
+    async def conversation():
+        return [
+            (await ask_plainly(tmp_path, request))[0]
+            for request in (GET, METRICS, GET.replace("127.0.0.1", "evil"), GET.replace("GET", "PUT"))
+        ]
+
+    for head in served(tmp_path, {"member": "basel"}, conversation):
+        assert "X-Content-Type-Options: nosniff" in head
+        assert "Cache-Control: no-store" in head
+        assert "Cross-Origin-Resource-Policy: same-origin" in head
+        assert "Content-Security-Policy: default-src 'none'" in head
+
+
+@pytest.mark.parametrize("silent", [8, 200])
+def test_connections_that_say_nothing_keep_nobody_from_an_answer(tmp_path, silent):
+    async def conversation():
+        port = int((tmp_path / "status.url").read_text().strip().rstrip("/").rpartition(":")[2])
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(silent)]
+        for _, writer in held:
+            writer.write(b"GET / HT")
+        try:
+            return [(await ask(tmp_path, GET))[0] for _ in range(3)]
+        finally:
+            for _, writer in held:
+                writer.close()
+
+    assert served(tmp_path, {"round": 1}, conversation) == [200, 200, 200]
+
+
+def test_the_token_is_the_owners_alone_and_stays_over_a_restart(tmp_path):
+    async def conversation():
+        return (tmp_path / "status.token").read_text()
+
+    before = os.umask(0)
+    try:
+        first, second = (served(tmp_path, {}, conversation) for _ in range(2))
+    finally:
+        os.umask(before)
+
+    assert first == second
+    assert len(first.strip()) >= 43
+    assert (tmp_path / "status.token").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("content", "mode"), [(TOKEN, 0o644), (TOKEN, 0o620), ("short", 0o600), ("", 0o600), ("a b" * 20, 0o600)])
+def test_a_token_that_others_may_know_or_that_is_damaged_is_not_used(tmp_path, content, mode):
+    (tmp_path / "status.token").write_text(content)
+    (tmp_path / "status.token").chmod(mode)
+
+    with pytest.raises(ConfigError) as caught:
+        finish(serve_status(Asked(status=dict), tmp_path), 10)
+    assert caught.value.place == str(tmp_path / "status.token")
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_it_listens_where_it_is_told_and_its_own_commands_find_it(tmp_path, host):
+    async def conversation():
+        return await asyncio.to_thread(read_status, tmp_path), (tmp_path / "status.url").read_text()
+
+    status, url = served(tmp_path, {"round": 3}, conversation, at={"host": host})
+
+    assert status == {"round": 3}
+    assert url.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
+
+
+def test_on_another_address_any_name_is_answered_to_but_only_with_the_token():
+    known = f"GET /metrics HTTP/1.1\r\nHost: node.hospital.example:9464\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+
+    assert requested(known.encode(), TOKEN, local=False) == "/metrics"
+    assert requested(known.encode(), TOKEN, local=True).code == 403
+    assert requested(known.replace("Bearer", "Basic").encode(), TOKEN, local=False).code == 401
+    assert requested(b"GET /live HTTP/1.1\r\nHost: 10.0.0.7:9464\r\n\r\n", TOKEN, local=False) == "/live"
+
+
+def test_a_port_that_somebody_else_holds_keeps_no_node_from_its_work(tmp_path, caplog):
+    async def conversation():
+        return await asyncio.to_thread(read_status, tmp_path)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status = served(tmp_path, {"round": 3}, conversation, at={"port": port})
+
+    assert status == {"round": 3}
+    assert f"cannot listen at 127.0.0.1, port {port}" in caplog.text
+
+
+def test_what_listens_at_the_address_of_a_killed_node_is_not_shown_its_token(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        (tmp_path / "status.url").write_text(f"http://127.0.0.1:{other.getsockname()[1]}/\n")
+        (tmp_path / "status.token").write_text(TOKEN)
+        (tmp_path / "lock").touch()
+        with pytest.raises(TransportError, match="may have been killed"):
+            read_status(tmp_path)
+        with pytest.raises(TransportError, match="does not run"):
+            read_source(str(tmp_path / "status.url"))
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+def test_the_token_goes_to_no_proxy_and_follows_no_redirection(tmp_path, monkeypatch):
+    heard = []
+
+    async def redirect(reader, writer):
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+            (tmp_path / "status.url").write_text(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/\n")
+            (tmp_path / "status.token").write_text(TOKEN)
+            await asyncio.to_thread(read_status, tmp_path)
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
+    with pytest.raises(TransportError, match="302"):
+        finish(main(), 20)
+    assert len(heard) == 1
+    assert f"Bearer {TOKEN}".encode() in heard[0]
 
 
 @pytest.mark.parametrize("noise", [b"", b"\xff\xfe\r\n\r\n", b"x" * 100_000, b"GET / HTTP/1.1\r\n" * 2000])
@@ -114,7 +298,7 @@ def test_the_address_is_written_down_and_taken_away(tmp_path):
 
 def test_who_is_let_in_as_it_ends_has_an_answer(tmp_path):
     async def main(steps):
-        server = asyncio.create_task(serve_status(lambda: {"round": 1}, 0, tmp_path), name="status")
+        server = asyncio.create_task(serve_status(Asked(status=lambda: {"round": 1}), tmp_path), name="status")
         await until((tmp_path / "status.url").exists)
         asked = asyncio.create_task(ask(tmp_path, GET))
         for _ in range(steps):
@@ -161,7 +345,7 @@ def test_an_address_that_a_killed_node_left_is_said(tmp_path):
 def test_an_address_elsewhere_is_not_asked(tmp_path):
     (tmp_path / "status.url").write_text("http://192.0.2.1:80/\n")
 
-    with pytest.raises(ConfigError, match=r"expected an address on 127\.0\.0\.1"):
+    with pytest.raises(ConfigError, match=r"a node answers only on its own machine"):
         read_status(tmp_path)
 
 
@@ -220,6 +404,27 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
     assert (before["last_round_time"], before["version"]) == (None, p2pfl.__version__)
     assert abs(time.time() - during["last_round_time"]) < 600
     assert sum(r["bytes_sent"] for r in rows[: row["round"] + 1]) <= during["bytes_sent"]
+
+
+def test_a_node_that_waits_for_members_is_ready_and_one_that_leaves_is_not(tmp_path):
+    plan = averaging({"name": "path"}, 2)
+    first, _ = plan.names
+
+    async def main():
+        async with Network(plan, tmp_path, status_port=0) as network:
+            network.start(first)
+            await until((network.states[first] / "status.url").exists)
+            request = "GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: none\r\n\r\n"
+            heard = await ask_plainly(network.states[first], request)
+            daemon = network.nodes[first].daemon
+            daemon.stop()
+            return heard, daemon.is_ready(), await network.nodes[first].task
+
+    (head, body), still, reason = finish(main())
+
+    assert (head.split()[1], body) == ("200", "ready\n")
+    assert not still
+    assert reason == "paused"
 
 
 def test_asking_changes_nothing(tmp_path):
@@ -356,3 +561,14 @@ def test_without_prometheus_client_it_says_what_to_install(tmp_path, monkeypatch
 
     assert code == 501
     assert "pip install 'p2pfl-mesh[prometheus]'" in body["error"]
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"GET /live HTTP/1.1\r\n"]),
+    st.booleans(),
+)
+def test_no_bytes_get_more_than_a_word_out_of_it_without_the_token(noise, begins, local):
+    found = requested(begins + noise + b"\r\n\r\n", TOKEN, local=local)
+
+    assert found in ("/live", "/ready") or (isinstance(found, Answer) and 400 <= found.code < 500)

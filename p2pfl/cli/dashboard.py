@@ -11,7 +11,7 @@ def dashboard(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|URL...", help="Folders of runs, or a node's address as its state/status.url has it; several are compared."
+            metavar="RUN|STATUS.URL...", help="Folders of runs, or the state/status.url of a node at work; several are compared."
         ),
     ],
     *,

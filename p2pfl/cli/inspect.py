@@ -17,7 +17,8 @@ def inspect(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|SWEEP|URL", help="The folder of a run or a sweep, also while it is in progress, or a node's address (status.url)."
+            metavar="RUN|SWEEP|STATUS.URL",
+            help="The folder of a run or a sweep, also while it is in progress, or the state/status.url of a node at work.",
         ),
     ],
     *,
@@ -44,7 +45,7 @@ def inspect(
 
     Example: p2pfl inspect runs/breast-cancer --html report.html
 
-    Example: p2pfl inspect http://127.0.0.1:43210/ --live
+    Example: p2pfl inspect state/status.url --live
     """
     if (Path(run) / "sweep.yaml").is_file():
         from p2pfl.cli.sweep import inspect_sweep

@@ -43,7 +43,8 @@ confirmed: {confirmed}
 # state: state              # checkpoints and records
 # passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
 # threads: 1
-# status_port: 0            # on 127.0.0.1; 0: one that is free
+# state_group: null         # a group of this machine that may read it, models and all, such as a backup's; null: nobody else
+# status_listen: null       # address:port of the status page; null: 127.0.0.1, and a port that is free
 # linger_s: 30              # how long a stopped node answers the others
 # deadline_floor_s: 30      # a round waits at least so long for a neighbour,
 # deadline_factor: 5        # or so many times as long as recent rounds took

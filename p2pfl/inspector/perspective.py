@@ -56,7 +56,7 @@ def banner(run: RunRecords) -> str:
         return f"You see the network as {member} has heard of it."
     if run.summary is not None:
         return f"You see {member} and what it heard, not the whole network."
-    return f"You see {member} and what it heard. For the whole network open the address in its state/status.url while its node runs."
+    return f"You see {member} and what it heard. For the whole network open its state/status.url while its node runs."
 
 
 def heard_in(run: RunRecords) -> dict[str, int]:

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
 from p2pfl.records import RunRecords, read_run, records_of
+from p2pfl.status_client import ADDRESS, address_in, checked_token, fetch_page, has_ended, token_in
 
-_OWN, _ADDRESS = "run", "status.url"
-"""In a node's state folder: its own records, and where it answers while it runs."""
-_HOSTS = frozenset({"127.0.0.1", "localhost"})
-_REQUEST_S = 5.0
-_MOST_BYTES = 256 * 2**20
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nobody to another machine."""
-
-    def redirect_request(self, *_: object) -> None:
-        """None: what redirects is no node."""
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
-"""Without the proxy that a hospital's machines use for everything else."""
+_OWN = "run"
+"""In a node's state folder: its own records."""
+TOKEN_VARIABLE = "P2PFL_STATUS_TOKEN"  # noqa: S105  # the variable's name
 
 
 def is_url(source: str) -> bool:
@@ -39,8 +26,9 @@ def read_source(source: str) -> RunRecords:
     """What there is now.
 
     Args:
-        source: the folder of a run, or the address of a node's status endpoint on this machine, as its state folder's status.url has it. In
-            the place of a node's own folder, state/run, stands what the node itself tells while it runs: it has heard of the others.
+        source: the folder of a run; or a node at work on this machine: its state folder's status.url, or the address that stands there,
+            with what is in status.token in the environment variable P2PFL_STATUS_TOKEN. In the place of a node's own folder, state/run,
+            stands what the node itself tells while it runs: it has heard of the others.
 
     Raises:
         ConfigError: no such folder, or an address that is not on this machine.
@@ -48,33 +36,45 @@ def read_source(source: str) -> RunRecords:
         TransportError: no node answers at that address.
     """
     if is_url(source):
-        return _ask(source)
+        given = os.environ.get(TOKEN_VARIABLE)
+        return _ask(source, checked_token(given, TOKEN_VARIABLE) if given else None)
+    if Path(source).name == ADDRESS:
+        return _ask_in(Path(source).absolute().parent)
     own = read_run(Path(source))
     return _as_the_node_tells(own, Path(source)) or own if own.summary is None else own
 
 
 def _as_the_node_tells(own: RunRecords, folder: Path) -> RunRecords | None:
     """The view of the node whose own folder this is; None where it does not run, or something else answers at its address."""
-    address = folder.resolve().parent / _ADDRESS
-    if folder.resolve().name != _OWN or not address.is_file():
+    state = folder.resolve().parent
+    if folder.resolve().name != _OWN or not (state / ADDRESS).is_file():
         return None
     try:
-        told = _ask(address.read_text(encoding="utf-8").strip())
+        told = _ask_in(state)
     except (P2PFLError, OSError, ValueError):
         return None
     return told if told.environment == own.environment else None
 
 
-def _ask(url: str) -> RunRecords:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "http" or parts.hostname not in _HOSTS:
-        raise ConfigError(f"{url!r}: a node answers only on its own machine: expected http://127.0.0.1:PORT/, as status.url has it")
-    place = f"http://{parts.netloc}/run"
+def _ask_in(state: Path) -> RunRecords:
+    """Records that the node with a state folder tells."""
+    url = address_in(state)
+    if url is None or has_ended(state):
+        raise TransportError(f"{state}: its node does not run: start it, or look at what it has recorded in {state / _OWN}")
+    return _ask(url, token_in(state))
+
+
+def _ask(url: str, token: str | None) -> RunRecords:
+    place = f"{url.rstrip('/')}/run"
     try:
-        with _OPENER.open(place, timeout=_REQUEST_S) as response:  # checked above
-            content = response.read(_MOST_BYTES)
+        content = fetch_page(url, "/run", token)
     except urllib.error.HTTPError as error:
-        error.close()
+        if error.code == http.client.UNAUTHORIZED:
+            raise ConfigError(
+                f"the node wants to be shown its token: give the path of its status.url, or set {TOKEN_VARIABLE} to what is in its state "
+                "folder's status.token",
+                url,
+            ) from error
         raise StoreError(f"{place}: what answers there is not a node of this version, or takes no part in the view ({error})") from error
     except http.client.HTTPException as error:
         raise StoreError(f"{place}: what answers there does not speak HTTP ({type(error).__name__}): it is not a node") from error

@@ -36,7 +36,7 @@ from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
-from p2pfl.node.status import serve_status
+from p2pfl.node.status import LOOPBACK, Asked, serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
 from p2pfl.params import frozen_of
 from p2pfl.plan import Plan
@@ -134,7 +134,8 @@ class Daemon:
         limits: its patience.
         incarnation: a random number in [1, 2**63), another one at each start.
         signing: what this node agrees on the start with.
-        status_port: for the status endpoint on 127.0.0.1; 0: chosen by the system, None: no endpoint.
+        status_port: for the status endpoint; 0: chosen by the system, None: no endpoint.
+        status_host: the address that it listens at.
         view: what it needs to know the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
@@ -152,13 +153,14 @@ class Daemon:
         incarnation: int,
         signing: Signing,
         status_port: int | None = 0,
+        status_host: str = LOOPBACK,
         view: ViewTerms | None = None,
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
     ) -> None:
         self._made_s = self._await_from_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
-        self._transport, self._limits, self._status_port = transport, limits, status_port
+        self._transport, self._limits, self._status_host, self._status_port = transport, limits, status_host, status_port
         self._accepted = accepted_differences
         if start_anew and self._checkpoint.exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
@@ -283,7 +285,9 @@ class Daemon:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
             background += [group.create_task(self._send_to(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
             if self._status_port is not None:
-                background.append(group.create_task(serve_status(self.status, self._status_port, self.state, self.records), name="status"))
+                asked = Asked(status=self.status, records=self.records, is_ready=self.is_ready)
+                page = serve_status(asked, self.state, host=self._status_host, port=self._status_port)
+                background.append(group.create_task(page, name="status"))
             reason = await self._take_part()
             for task in background:
                 task.cancel()
@@ -1210,7 +1214,6 @@ class Daemon:
     def _open_folder(self) -> None:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.state.chmod(0o700)  # of a node that was started by an earlier version
         place = self.state / "run"
         found = read_checkpoint(self._checkpoint)
         if found is not None and found[1]["terms"] != asdict(self._terms):
@@ -1285,6 +1288,10 @@ class Daemon:
     def memory(self) -> NodeMemory:
         """What this node will need at most."""
         return forecast_node(self.plan, self._population, len(self.protocol.neighbours))
+
+    def is_ready(self) -> bool:
+        """Whether it takes part: it waits for members, trains, or answers them; not once it is leaving, or its state went back."""
+        return not (self._stopping or self.protocol.lost)
 
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""

@@ -155,7 +155,7 @@ class _Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.close(self._gate[1])
         os.read(self._gate[0], 1)  # until all are there: the first ones would take the time that the others need for their start
         for mine, standard in ((self._lifeline[0], 0), (output, 1), (output, 2)):

@@ -314,6 +314,7 @@ def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any
     """What the institutions would do one after the other: keys, cards, a study, a site file each."""
     cards = []
     (place / "cards").mkdir()
+    (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
     for name in plan.names:
         port = stack.enter_context(reserve_port())
         train = plan.sites[name].train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,6 +15,8 @@ from p2pfl.names import checked_task_name
 from p2pfl.result_contract import Kind
 from p2pfl.yaml_files import check, load_yaml
 
+_LAST_PORT = 65535
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -24,6 +27,18 @@ def _checked_listen(text: str) -> str:
     split_address(f"tcp://listens.here:{port}")  # the port; a host may be a wildcard here
     if not host:
         raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
+    return text
+
+
+def _checked_status(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        is_fit = (":" in host) == host.startswith("[") and port.isascii() and port.isdigit() and int(port) <= _LAST_PORT
+    except ValueError:
+        is_fit = False
+    if not is_fit:
+        raise ValueError("expected address:port with an IP address of this machine, such as 127.0.0.1:9464 or [::1]:9464")
     return text
 
 
@@ -54,6 +69,9 @@ class SiteFile:
     state: Path = Path("state")
     """The folder of checkpoints and records."""
 
+    state_group: str | Annotated[int, Field(ge=0)] | None = None
+    """The group of this machine that may read the state, models and all, such as a backup's; None: only the node's own account."""
+
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task that are this site's own, such as where its data are. A text that starts with ./ ../ or ~/ is a path."""
 
@@ -66,8 +84,11 @@ class SiteFile:
     threads: Annotated[int, Field(ge=1)] = 1
     """To compute with."""
 
-    status_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Of the status page on 127.0.0.1; 0: one that is free."""
+    status_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Of the status page on 127.0.0.1; None or 0: one that is free."""
+
+    status_listen: Annotated[str, AfterValidator(_checked_status)] | None = None
+    """address:port of the status page instead, such as 127.0.0.1:9464, [::1]:9464 or, for another machine with its token, 0.0.0.0:9464."""
 
     linger_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """How long a node that has stopped still answers neighbours that have not."""
@@ -101,6 +122,8 @@ class SiteFile:
         """The settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
+        if site.status_port is not None and site.status_listen is not None:
+            raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
         return replace(
             site,
             study=_beside(folder, site.study),
@@ -109,6 +132,14 @@ class SiteFile:
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )
+
+    @property
+    def status_address(self) -> tuple[str, int]:
+        """Where the status page listens: an IP address, and a port or 0."""
+        if self.status_listen is None:
+            return "127.0.0.1", self.status_port or 0
+        host, _, port = self.status_listen.rpartition(":")
+        return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
 
     def listens_at(self, card: Card) -> str | None:
         """What to bind for this site's card: tcp://address:port, or None for a site that only dials out.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from p2pfl.node.daemon import Daemon, Limits
 from p2pfl.node.identity import Identity
 from p2pfl.node.network_view import ViewPolicy, ViewTerms
 from p2pfl.node.site import SiteFile
+from p2pfl.node.state_folder import held_state
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.open_files import raise_file_limit
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -88,7 +87,7 @@ def start(
     if start_within_s is not None:
         waits_s.append(start_within_s)
     keys = {member.name: bytes.fromhex(member.identity) for member in study.members}
-    with _only_one(site.state):
+    with held_state(site.state, site.state_group):
         if start_anew:
             _put_aside(site.state)
         transport = ZeroMQTransport(
@@ -116,7 +115,8 @@ def start(
             ),
             incarnation=secrets.randbelow(2**63 - 1) + 1,
             signing=Signing(keys=keys, sign=identity.signing.sign),
-            status_port=site.status_port,
+            status_host=site.status_address[0],
+            status_port=site.status_address[1],
             start_anew=start_anew,
             accepted_differences=differs,
             view=ViewTerms(
@@ -203,15 +203,3 @@ def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str
         if faults := layout_faults(study.layout, own):
             raise ConfigError([f"layout: {fault}" for fault in faults], str(place))
     return plan
-
-
-@contextmanager
-def _only_one(state: Path) -> Iterator[None]:
-    """Two processes on one state folder would overwrite each other's checkpoints."""
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError("another node is running on this state folder: stop it first", str(state)) from error
-        yield

@@ -1,101 +1,230 @@
-"""A node's status as JSON over HTTP on 127.0.0.1: who has an account on this machine can read it, and nobody else.
+"""A node's status as JSON over HTTP, for whoever shows the token in its state folder; /live and /ready say one word to everybody.
 
-Asking changes nothing, and the answer holds counts and aggregates, never a weight, a key or a row of data.
+Asking changes nothing, and the answer holds counts and aggregates, never a weight, a key or a row of data. Who connects and says nothing
+holds nobody up: when there are too many, the oldest of those that have not asked yet has to go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import http.client
+import ipaddress
 import json
+import logging
 import math
-import urllib.error
-import urllib.request
+import os
+import re
+import secrets
+import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from p2pfl.checkpoints import mode_in
 from p2pfl.errors import ConfigError, MissingExtraError, TransportError
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.records import replace_file
+from p2pfl.status_client import ADDRESS, REQUEST_S, TOKEN, address_in, checked_token, fetch_page, has_ended, token_in
 
-_REQUEST_S = 5.0
-_MAX_REQUEST_BYTES = 8192
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+_MAX_REQUEST_BYTES, _TOKEN_BYTES = 8192, 32
+_MOST_SILENT = 32
+"""Connections at once that have not asked for anything yet."""
 _MOST_AT_ONCE = 8
-_ENDPOINT = "status.url"
-_JSON = "application/json"
-
+"""Answers at once."""
+_JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PAGES = ("/", "/status", "/run", "/metrics")
+_WORDS = ("/live", "/ready")
+_WORDS_OF_A_REQUEST = 3
+_ONCE = ("host", "authorization", "origin", "sec-fetch-site")
+_SHOW_IT = "show the token: Authorization: Bearer and what is in the state folder's status.token"
+_HEADERS = (
+    "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nCross-Origin-Resource-Policy: same-origin\r\n"
+    "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\nConnection: close\r\n"
+)
 
 Records = Callable[[], Callable[[], Mapping[str, Any]] | None]
 
 
-async def serve_status(status: Callable[[], Mapping[str, Any]], port: int, state: Path, records: Records = lambda: None) -> None:
-    """Answer GET requests until cancelled; the URL stands in the state folder's status.url.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A node, as its status endpoint asks it."""
 
-    Args:
-        status: of the node, for / and /metrics.
-        port: 0: chosen by the system.
-        state: the node's folder.
-        records: what it knows of the whole run, for /run: something that gathers it, in any thread; None where it knows nothing of that.
-    """
-    busy = asyncio.Semaphore(_MOST_AT_ONCE)
+    status: Callable[[], Mapping[str, Any]]
+    """For / and /metrics."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if busy.locked():  # who asks without end must not take the node's memory
-            writer.transport.abort()
-            return
-        await busy.acquire()
+    records: Records = lambda: None
+    """What it knows of the whole run, for /run: something that gathers it, in any thread; None where it knows nothing of that."""
+
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether it takes part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer."""
+
+    code: int
+    body: bytes
+    kind: str = _JSON
+    more: str = ""
+    """Further header lines."""
+
+    def to_bytes(self) -> bytes:
+        """As it is sent."""
+        first = f"HTTP/1.1 {self.code} {http.client.responses[self.code]}"
+        head = f"{first}\r\nContent-Type: {self.kind}\r\nContent-Length: {len(self.body)}\r\n{_HEADERS}{self.more}\r\n"
+        return head.encode() + self.body
+
+
+@dataclass
+class _Page:
+    """The endpoint itself, with everybody who is connected."""
+
+    asked: Asked
+    token: str
+    silent: dict[asyncio.StreamWriter, None] = field(default_factory=dict)
+    """Who has not asked yet, the oldest first."""
+    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_AT_ONCE))
+
+    async def listen(self, host: str, port: int) -> asyncio.Server:
+        """Answer at an address; OSError where that cannot be."""
+        local = ipaddress.ip_address(host).is_loopback
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._answer(reader, writer, local=local)
+
+        return await asyncio.start_server(answer, host, port, limit=_MAX_REQUEST_BYTES)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, local: bool) -> None:
+        while len(self.silent) >= _MOST_SILENT:
+            oldest = next(iter(self.silent))
+            del self.silent[oldest]
+            oldest.transport.abort()
+        self.silent[writer] = None
         try:
-            async with asyncio.timeout(_REQUEST_S):
+            async with asyncio.timeout(REQUEST_S):
                 request = await reader.readuntil(b"\r\n\r\n")
-                code, kind, body = await _respond(request, status, records)
-                head = f"HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-                writer.write(head.encode() + body)
-                await writer.drain()
+                self.silent.pop(writer, None)
+                async with self.answers:
+                    writer.write((await _respond(request, self.asked, self.token, local=local)).to_bytes())
+                    await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()  # whoever asked has gone, does not read, or did not ask in HTTP
         finally:
-            busy.release()
+            self.silent.pop(writer, None)
             writer.close()
 
-    try:
-        server = await asyncio.start_server(answer, "127.0.0.1", port, limit=_MAX_REQUEST_BYTES)
-    except OSError as error:
-        raise ConfigError(
-            f"status_port = {port}: cannot listen on it ({error.strerror}); choose another, or 0 for any", "site.yaml"
-        ) from error
-    place = state / _ENDPOINT
-    real_port = server.sockets[0].getsockname()[1]
-    replace_file(place, f"http://127.0.0.1:{real_port}/\n")
+
+async def serve_status(asked: Asked, state: Path, *, host: str = LOOPBACK, port: int = 0) -> None:
+    """Answer GET requests until cancelled; an address on this machine stands in the state folder's status.url.
+
+    Where the port is taken, or the address is not this machine's, it says so and answers at any free port of 127.0.0.1: another account
+    that takes a port must not keep the node from its work.
+
+    Args:
+        asked: the node.
+        state: the node's folder.
+        host: an address of this machine, or 0.0.0.0 or :: for all of them.
+        port: 0: chosen by the system.
+
+    Raises:
+        ConfigError: status.token in the state folder is not its owner's alone, or is damaged.
+    """
+    servers = await _listen(_Page(asked, _own_token(state)), state, host, port)
+    if not servers:
+        return
+    place = state / ADDRESS
+    name, own_port = servers[-1].sockets[0].getsockname()[:2]  # :: and 0.0.0.0 listen at this machine's own address, too
+    replace_file(place, f"http://{'[::1]' if ':' in name else LOOPBACK}:{own_port}/\n")
     try:
         await asyncio.Event().wait()
     finally:
         place.unlink(missing_ok=True)
         # a server that is closed between letting somebody in and speaking to them never does: first nobody more is let in
-        for listening in server.sockets:
-            asyncio.get_running_loop().remove_reader(listening)
+        for server in servers:
+            for listening in server.sockets:
+                asyncio.get_running_loop().remove_reader(listening)
         await asyncio.sleep(0)
-        server.close()
+        for server in servers:
+            server.close()
+
+
+async def _listen(page: _Page, state: Path, host: str, port: int) -> list[asyncio.Server]:
+    """Servers of a page, the last one at an address that only this machine reaches; none where the system has none to give."""
+    servers: list[asyncio.Server] = []
+    address = ipaddress.ip_address(host)
+    try:
+        servers.append(await page.listen(host, port))
+    except OSError as error:
+        log.warning(
+            "the status page cannot listen at %s, port %s (%s), and who asks there reaches another program; its address is in %s instead",
+            host,
+            port,
+            error.strerror,
+            state / ADDRESS,
+        )
+    if servers and not address.is_loopback:
+        log.warning("the status page at %s is not encrypted: who listens in on that network learns its token and its figures", host)
+    if not servers or not (address.is_loopback or address.is_unspecified):
+        try:
+            servers.append(await page.listen(LOOPBACK, 0))  # for this machine's own commands
+        except OSError as error:
+            log.warning("there is no status page for this machine's own commands: %s", error.strerror)
+            for server in servers:
+                server.close()
+            return []
+    return servers
+
+
+def _own_token(state: Path) -> str:
+    """The token in a state folder, which stays the same over restarts; a new one where there is none.
+
+    Raises:
+        ConfigError: the file is not its owner's alone, or is damaged.
+    """
+    path = state / TOKEN
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(state))
+    except FileExistsError:
+        pass
+    else:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                raise ConfigError(f"mode {stat.S_IMODE(found.st_mode):04o}: other accounts may know it; remove it", str(path))
+            return checked_token(file.read(_MAX_REQUEST_BYTES), str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError("cannot be read; remove it, and the node makes a new one", str(path)) from error
 
 
 def read_status(state: Path) -> dict[str, Any]:
     """Ask the node with this state folder how it is now.
 
     Raises:
-        ConfigError: no node runs there.
+        ConfigError: no node runs there, or this account may not ask it.
         TransportError: it does not answer.
     """
-    place = state / _ENDPOINT
-    if not place.exists():
+    url = address_in(state)
+    if url is None:
         raise ConfigError(f"no node is running here: {_last_words(state)}", str(state))
-    url = place.read_text(encoding="utf-8").strip()
-    if not url.startswith("http://127.0.0.1:"):
-        raise ConfigError(f"{url!r}: expected an address on 127.0.0.1", str(place))
+    if has_ended(state):
+        raise TransportError(f"{url}: the node has ended; it may have been killed, or its machine restarted: {_last_words(state)}")
     try:
-        with urllib.request.urlopen(url, timeout=_REQUEST_S) as response:  # noqa: S310  # checked above
-            found = json.load(response)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        found = json.loads(fetch_page(url, "/status", token_in(state)))
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise TransportError(
             f"{url}: the node does not answer ({error}); it may have been killed, or its machine restarted: {_last_words(state)}"
         ) from error
@@ -117,32 +246,68 @@ def _last_words(state: Path) -> str:
     return f"its last sign of life was at {then:%Y-%m-%d %H:%M:%S} UTC; start it with p2pfl node start, and it goes on where it was"
 
 
-async def _respond(request: bytes, status: Callable[[], Mapping[str, Any]], records: Records) -> tuple[str, str, bytes]:
-    """Status line, content type and body."""
-    lines = request.decode("latin-1").split("\r\n")
-    method, _, rest = lines[0].partition(" ")
-    headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
-    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-    if host not in ("127.0.0.1", "localhost"):  # a page in a browser on this machine must not read it under another name
-        return "403 Forbidden", _JSON, b'{"error": "ask as 127.0.0.1 or localhost"}\n'
-    if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):  # nor make it work
-        return "403 Forbidden", _JSON, b'{"error": "no page of another origin may ask"}\n'
-    if method != "GET":
-        return "405 Method Not Allowed", _JSON, b'{"error": "only GET"}\n'
-    return await _page(rest.split(" ")[0].split("?")[0], status, records)
+def requested(request: bytes, token: str, *, local: bool) -> str | Answer:
+    """Path that somebody may have, or what to answer instead.
+
+    Args:
+        request: everything up to the empty line.
+        token: without it there is one word at most.
+        local: it came to an address of this machine alone. Then only this machine's names are answered to, so that a page in a browser
+            here cannot read it under a name of its own (DNS rebinding); elsewhere the token keeps such a page out.
+    """
+    lines = request.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    words = lines[0].split(" ")
+    fields = [line.partition(":") for line in lines[1:]]
+    names = [name.lower() for name, _, _ in fields]
+    headers = {name.lower(): value.strip() for name, _, value in fields}
+    path = words[1].split("?")[0] if len(words) > 1 else ""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    is_known = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode("ascii"))
+    found: str | Answer = path
+    if len(words) != _WORDS_OF_A_REQUEST or not words[2].startswith("HTTP/1.") or not all(c and _NAME.fullmatch(n) for n, c, _ in fields):
+        found = _refusal(400, "this is not HTTP/1.1")
+    elif any(names.count(name) > 1 for name in _ONCE):
+        found = _refusal(400, "a header that may stand once stands twice")
+    elif local and not _OWN_HOST.fullmatch(headers.get("host", "")):
+        found = _refusal(403, "ask as 127.0.0.1 or localhost")
+    elif "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        found = _refusal(403, "no page of another origin may ask")
+    elif words[0] != "GET":
+        found = _refusal(405, "only GET", "Allow: GET\r\n")
+    elif path not in _WORDS and not is_known:
+        found = _refusal(401, _SHOW_IT, "WWW-Authenticate: Bearer\r\n")
+    elif path not in (*_WORDS, *_PAGES):
+        found = _refusal(404, f"only {', '.join((*_PAGES, *_WORDS))}")
+    return found
 
 
-async def _page(path: str, status: Callable[[], Mapping[str, Any]], records: Records) -> tuple[str, str, bytes]:
+def _refusal(code: int, why: str, more: str = "") -> Answer:
+    return Answer(code, json.dumps({"error": why}).encode() + b"\n", more=more)
+
+
+async def _respond(request: bytes, asked: Asked, token: str, *, local: bool) -> Answer:
+    path = requested(request, token, local=local)
+    if isinstance(path, Answer):
+        return path
+    if path in _WORDS:
+        code, word = (200, path[1:]) if path == "/live" or asked.is_ready() else (503, "leaving")
+        return Answer(code, f"{word}\n".encode(), _TEXT)
     if path == "/metrics":
-        try:
-            return "200 OK", CONTENT_TYPE, exposition(status())
-        except MissingExtraError as error:
-            return "501 Not Implemented", _JSON, json.dumps({"error": str(error)}).encode() + b"\n"
-    if path == "/run" and (gather := records()) is not None:
-        return "200 OK", _JSON, await asyncio.to_thread(lambda: _document(gather()))
-    if path in ("/", "/status"):
-        return "200 OK", _JSON, _document(status())
-    return "404 Not Found", _JSON, b'{"error": "only /, /status, /run and /metrics"}\n'
+        return _metrics(asked)
+    if path == "/run":
+        gather = asked.records()
+        if gather is None:
+            return _refusal(404, "this node takes no part in the view of the network")
+        return Answer(200, await asyncio.to_thread(lambda: _document(gather())))
+    return Answer(200, _document(asked.status()))
+
+
+def _metrics(asked: Asked) -> Answer:
+    """Figures of a node in Prometheus's format."""
+    try:
+        return Answer(200, exposition(asked.status()), CONTENT_TYPE)
+    except MissingExtraError as error:
+        return _refusal(501, str(error))
 
 
 def _document(content: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.records import RunRecords
+from p2pfl.status_client import ADDRESS
 from p2pfl.writing_process import process_state
 
 EVERY_S = 1.0
@@ -197,7 +198,10 @@ def _drawing(figure: figures.Figure | None, what: str) -> Drawing | None:
 
 def _labels(places: Sequence[str]) -> list[str]:
     """A folder's own name, or an address without its scheme; all of it where two would be called the same."""
-    short = [place.split("://")[-1].rstrip("/") if is_url(place) else Path(place).resolve().name for place in places]
+    short = [
+        place.split("://")[-1].rstrip("/") if is_url(place) or Path(place).name == ADDRESS else Path(place).resolve().name
+        for place in places
+    ]
     times = Counter(short)
     full = [label if times[label] == 1 else place for label, place in zip(short, places, strict=True)]
     seen = Counter(full)
