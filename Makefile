@@ -8,7 +8,9 @@ export OMP_NUM_THREADS ?= 1
 # of those processes each would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test slow soak lint examples bench clean
+.PHONY: help install demo test slow soak lint examples bench fuzz dist clean
+
+SECONDS ?= 60
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -55,6 +57,16 @@ examples: $(INSTALLED) ## Run every file of examples/ as it is, in the simulator
 
 bench: $(INSTALLED) ## The simulator's speed in ratios, beside those recorded; fails where one has dropped by more than 15 %
 	@OMP_NUM_THREADS= $(BIN)/python benchmarks/compare.py
+
+fuzz: $(INSTALLED) ## Search for inputs that a parser does not survive, for SECONDS=60 in all; what is found is kept in runs/fuzz
+	@if $(BIN)/python -c "import atheris" 2>/dev/null; then PYTHONPATH=tests $(BIN)/python -m fuzz.drive --seconds $(SECONDS); \
+		else echo "left out: atheris has no wheel for this system"; fi
+
+dist: $(INSTALLED) ## What is released, in dist/: source, wheel, the list of software in it (CycloneDX), and the hashes of all of them
+	@rm -rf dist build
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/python release/sbom.py dist
+	@cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
 clean: ## Remove .venv, runs and what tools left behind
 	rm -rf .venv runs build dist htmlcov *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

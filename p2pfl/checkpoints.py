@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ from p2pfl.errors import StoreError, store_error
 from p2pfl.open_files import open_patiently
 
 _KEY = "p2pfl"
+_REMEDY = "restore it from a backup, or remove it to start again"
 
 _DTYPES = {
     torch.float64: "F64",
@@ -108,6 +109,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     try:
         with safe_open(path, framework="pt") as file:
             story = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(story, dict):
+                raise TypeError(f"{_KEY} is a {type(story).__name__}, expected a mapping")
             return {name: file.get_tensor(name) for name in file.keys()}, story  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: not a readable checkpoint: {error}; restore it from a backup, or remove it to start again") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
+
+
+@contextmanager
+def changes_told(path: Path) -> Iterator[None]:
+    """Raise a StoreError where a checkpoint that can be read does not hold what its reader in here needs.
+
+    Args:
+        path: the checkpoint's file.
+
+    Raises:
+        StoreError: somebody has changed the file, or it is of another version.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:  # the last from torch
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise StoreError(f"{path}: is not a checkpoint as p2pfl writes it for this run ({fault}); {_REMEDY}") from error

@@ -24,8 +24,8 @@ import math
 import os
 import platform
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -320,6 +320,23 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     )
 
 
+@contextmanager
+def damage_told(source: str) -> Iterator[None]:
+    """Raise a StoreError where records lack a field, or have one of another type: whoever reads them in here need not check each.
+
+    Args:
+        source: where the records come from.
+
+    Raises:
+        StoreError: the records are not as p2pfl writes them.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise StoreError(f"{source}: its records are not as p2pfl writes them ({fault}); take them from where the run was made") from error
+
+
 def records_of(document: Mapping[str, Any]) -> RunRecords:
     """Records from one document that has them by the names of `RunRecords`, as a node gives them.
 
@@ -506,7 +523,7 @@ def _read_lines(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise StoreError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
@@ -519,7 +536,7 @@ def _read_document(path: Path) -> Row | None:
         return None
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise StoreError(f"{path}: expected an object, got {type(document).__name__}")

@@ -6,9 +6,10 @@ import asyncio
 import time
 
 import pytest
+import torch
 
 from networks import PATIENT, STUDY, averaging, finish, signing_of
-from p2pfl.checkpoints import write_checkpoint
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.store import CHECKPOINT
@@ -71,6 +72,37 @@ def test_a_damaged_checkpoint_is_said_to_be_one(finished):
 
     with pytest.raises(StoreError, match="not a readable checkpoint"):
         finish(daemons(plan, folder)[0].run())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("round", "three"), ("diverged", 7), ("protocol", {"marks": 0}), ("seen", {"skipped": 0}), ("seconds", None)],
+)
+def test_a_checkpoint_that_somebody_has_changed_is_told_and_not_a_traceback(finished, key, value):
+    plan, folder = finished
+    path = folder / plan.names[0] / CHECKPOINT
+    tensors, metadata = read_checkpoint(path)
+    write_checkpoint(path, tensors, metadata | {"finished": False} | {key: value})
+
+    with pytest.raises(StoreError, match=r"is not a checkpoint as p2pfl writes it for this run.*restore it from a backup"):
+        finish(daemons(plan, folder)[0].run())
+
+
+@pytest.mark.parametrize("changed", [lambda tensors: {}, lambda tensors: tensors | {"state/x": torch.zeros(1, 7)}])
+def test_a_checkpoint_without_its_models_does_not_go_on_from_the_first_parameters(finished, changed):
+    plan, folder = finished
+    path = folder / plan.names[0] / CHECKPOINT
+    tensors, metadata = read_checkpoint(path)
+    write_checkpoint(path, changed(tensors), metadata)
+
+    with pytest.raises(StoreError, match=r"is not a checkpoint as p2pfl writes it for this run.*models:"):
+        finish(daemons(plan, folder)[0].run())
+
+
+def test_metadata_of_a_checkpoint_is_a_mapping(tmp_path):
+    write_checkpoint(tmp_path / CHECKPOINT, {}, ["not", "a", "mapping"])
+    with pytest.raises(StoreError, match="not a readable checkpoint"):
+        read_checkpoint(tmp_path / CHECKPOINT)
 
 
 def test_a_start_that_was_killed_at_once_does_not_stand_in_the_way(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.records import RunFolder
 from p2pfl.results import Run
@@ -64,6 +65,20 @@ def test_a_run_interrupted_at_any_round_goes_on_to_the_same_bits(after, uninterr
         _ = Run(tmp_path / "run").summary
 
     assert_same_run(simulate({}, resume=tmp_path / "run"), uninterrupted)
+
+
+@pytest.mark.parametrize("key", ["round", "seconds", "bytes_sent", "diverged"])
+def test_a_run_with_a_checkpoint_that_somebody_has_changed_is_not_resumed_and_says_why(key, tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pfl.simulator.engine._CHECKPOINT_S", 0.0)
+    with pytest.raises(Interrupted):
+        simulate({**RESUMABLE, "checkpoint_every": 1}, out=tmp_path / "run", progress=stop_after(3))
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    tensors, metadata = read_checkpoint(path)
+    del metadata[key]
+    write_checkpoint(path, tensors, metadata)
+
+    with pytest.raises(StoreError, match=f"is not a checkpoint as p2pfl writes it for this run.*'{key}'"):
+        simulate({}, resume=tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -12,7 +14,23 @@ from p2pfl.cli.run import AllowTask
 if TYPE_CHECKING:
     from p2pfl.records import RunRecords
 
+P = ParamSpec("P")
 
+
+def _damage_told(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, which says in a sentence that records are damaged."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **options: P.kwargs) -> None:
+        from p2pfl.records import damage_told
+
+        with damage_told(str(args[0] if args else options["run"])):
+            command(*args, **options)
+
+    return guarded
+
+
+@_damage_told
 def inspect(
     run: Annotated[
         str,

@@ -82,5 +82,5 @@ def _ask(url: str, token: str | None) -> RunRecords:
         raise TransportError(f"{url}: no node answers ({error}); look into its state/status.url for where it is, or start it") from error
     try:
         return records_of(json.loads(content))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{place}: what answers there is not a node of this version ({error})") from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.checkpoints import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
 from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
@@ -1216,7 +1216,7 @@ class Daemon:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = self.state / "run"
         found = read_checkpoint(self._checkpoint)
-        if found is not None and found[1]["terms"] != asdict(self._terms):
+        if found is not None and found[1].get("terms") != asdict(self._terms):
             raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(self.state))
         if found is None and place.exists() and not (place / "experiment.yaml").exists():
             shutil.rmtree(place)  # a start that was killed while it made the folder
@@ -1229,12 +1229,18 @@ class Daemon:
         self._folder.waits_for_room = True
         if self._outlook is not None:
             self._outlook.start(self._folder.began(), again=again or bool(self.protocol.anew))
-        if found is None or not found[1]["finished"]:
-            self._folder.truncate(found[1]["round"] if found is not None else 0)
+        with changes_told(self._checkpoint):
+            if found is None or not found[1]["finished"]:
+                self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
             self._event("started", "")
             return
-        tensors, story = found
+        with changes_told(self._checkpoint):
+            self._restore(*found)
+        self._event("resumed", f"from the checkpoint before round {self._round}")
+
+    def _restore(self, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+        """Take up where a checkpoint was written."""
         self._population.restore(tensors)
         self._finished, self._joined = story["finished"], story["joined"]
         # before there was an agreed start a checkpoint was written after the first exchange
@@ -1258,7 +1264,6 @@ class Daemon:
             self._pairwise.restore(story["merged"])
         saved = story["protocol"]
         self.protocol.restore_pace(saved["in_step"], saved["recent_s"], self._now() - max(0.0, time.time() - story["written"]))
-        self._event("resumed", f"from the checkpoint before round {self._round}")
 
     def _event(self, kind: str, detail: str, about: str = "") -> None:
         """Log an event and write it down; of one about a neighbour only when its time has come."""

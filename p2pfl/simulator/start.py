@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from p2pfl.checkpoints import changes_told
 from p2pfl.errors import ConfigError, Paused
 from p2pfl.experiment import Experiment, recorded_experiment, resolve
 from p2pfl.plan import Plan, load_sites, make_plan
@@ -23,6 +25,7 @@ from p2pfl.simulator.asynchronous import AsynchronousSimulation
 from p2pfl.simulator.engine import Progress, Simulation
 from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
+from p2pfl.simulator.paced import CHECKPOINT
 from p2pfl.simulator.pairwise import PairwiseSimulation
 from p2pfl.simulator.part import Part, check_enough
 from p2pfl.simulator.ranks import Ranks, joined, ranks_here
@@ -144,7 +147,8 @@ def _run(
         paced = AsynchronousSimulation if pace == "asynchronous" else PairwiseSimulation
         at_own_pace = paced(plan, folder, progress, stopwatch)
         if resume:
-            at_own_pace.restore()
+            with changes_told(place / CHECKPOINT):
+                at_own_pace.restore()
         at_own_pace.run()
         return Run(place)
     threads = torch.get_num_threads()
@@ -153,7 +157,8 @@ def _run(
         num_threads = threads if device.type == "cpu" else 1
         simulation = Simulation(plan, folder, device=device, faults=faults, threads=num_threads, part=part, stopwatch=stopwatch)
         if resume:
-            simulation.restore()
+            with changes_told(place / CHECKPOINT) if part.is_all else nullcontext():  # what other ranks do is no fault of the file
+                simulation.restore()
         simulation.run(progress)
     finally:
         torch.set_num_threads(threads)

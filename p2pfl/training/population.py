@@ -645,10 +645,18 @@ class Population:
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` gave."""
+        """Take up what `tensors` gave.
+
+        Raises:
+            ValueError: it is without models, or with those of another shape: nobody goes on from the first parameters unawares.
+        """
         group = {
             prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS
         }
+        found, own = group["state/"].get("x"), self.state["x"]
+        if found is None or (found.shape, found.dtype) != (own.shape, own.dtype):
+            given = "none" if found is None else f"{found.dtype} {tuple(found.shape)}"
+            raise ValueError(f"models: {given}, expected {own.dtype} {tuple(own.shape)}")
         # what an earlier version did not keep begins as at the start
         self.state, self.optimizer_state = {**self.state, **group["state/"]}, group["optimizer/"]
         for name, buffer in group["buffers/"].items():

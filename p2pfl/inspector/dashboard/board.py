@@ -20,7 +20,7 @@ from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
-from p2pfl.records import RunRecords
+from p2pfl.records import RunRecords, damage_told
 from p2pfl.status_client import ADDRESS
 from p2pfl.writing_process import process_state
 
@@ -134,10 +134,11 @@ def _look(source: Source) -> bool:
         mark = _mark(source.place)
         if mark is not None and mark == source.mark and not _has_fallen_silent(source.view):
             return False
-        run = read_source(source.place)
-        is_known = source.error is None and source.view is not None and source.view.run == run and not _has_fallen_silent(source.view)
-        if not is_known:
-            source.view = _view(run)
+        with damage_told(source.place):
+            run = read_source(source.place)
+            is_known = source.error is None and source.view is not None and source.view.run == run and not _has_fallen_silent(source.view)
+            if not is_known:
+                source.view = _view(run)
     except P2PFLError as error:
         is_new = str(error) != str(source.error)
         source.mark, source.error = None, error
