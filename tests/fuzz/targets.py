@@ -25,7 +25,9 @@ from p2pfl.errors import BadMessage, ConfigError, PeerError, StoreError
 from p2pfl.experiment import load_experiment
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.terminal import print_page
+from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
+from p2pfl.node.status import Answer, requested
 from p2pfl.records import damage_told, records_of
 from p2pfl.results import read_buffers, read_models
 from p2pfl.study import Study
@@ -56,6 +58,8 @@ RECORDS: Final = (
     "summary.json",
 )
 MOST_FRAMES = 64
+PASSPHRASE: Final = b"correct horse"
+TOKEN: Final = "0123456789abcdef" * 4
 
 
 def frames_of(content: bytes) -> Iterator[list[bytes]]:
@@ -189,8 +193,27 @@ def checkpoint(content: bytes) -> None:
             (folder / "models.safetensors").unlink(missing_ok=True)
 
 
+def key(content: bytes) -> None:
+    """private.pem, of a site whose passphrase is `PASSPHRASE`."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as name:
+        for file, inside in (("private.pem", content), ("passphrase", PASSPHRASE)):
+            path = Path(name, file)
+            path.touch(mode=0o600)
+            path.write_bytes(inside)
+        with suppress(ConfigError):
+            Identity.load(Path(name), Path(name, "passphrase"))
+
+
+def request(content: bytes) -> None:
+    """A request to the status page by somebody who does not know its token."""
+    for local in (True, False):
+        found = requested(content + b"\r\n\r\n", TOKEN, local=local)
+        assert found in ("/live", "/ready") or isinstance(found, Answer), "a page is given without the token"
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (wire, sealed, card, study, site, experiment, records, status, graph, table, checkpoint)
+    target.__name__: target
+    for target in (wire, sealed, card, study, site, experiment, records, status, graph, table, checkpoint, key, request)
 }
 
 
