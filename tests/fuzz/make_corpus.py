@@ -5,6 +5,7 @@ Valid inputs are made by p2pfl itself or taken from what an earlier version has 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -18,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 import p2pfl
 import wire_samples
-from fuzz.targets import CORPUS, GRAPH_SUFFIXES, PASSPHRASE, RECORDS, SECTION, bytes_of
-from p2pfl.checkpoints import write_checkpoint
+from fuzz.targets import CORPUS, GRAPH_SUFFIXES, PASSPHRASE, RECORDS, SECTION, bytes_of, pair
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.node.identity import Identity
+from p2pfl.node.store import CHECKPOINT
 from p2pfl.wire.codec import encode
 from p2pfl.wire.round_record import seal
 
@@ -120,6 +122,20 @@ def checkpoints() -> dict[str, bytes]:
     }
 
 
+def states() -> dict[str, bytes]:
+    """Metadata of a node that has ended, as if it had been killed then."""
+    with tempfile.TemporaryDirectory() as name:
+        nodes = pair(Path(name))
+
+        async def run() -> None:
+            await asyncio.gather(*(node.run() for node in nodes))
+
+        asyncio.run(run())
+        found = read_checkpoint(nodes[0].state / CHECKPOINT)
+    assert found is not None
+    return {"daemon": json.dumps(found[1] | {"finished": False}).encode()}
+
+
 def keys() -> dict[str, bytes]:
     """Private keys of nobody: not encrypted, encrypted, and of an earlier version."""
     with tempfile.TemporaryDirectory() as name:
@@ -163,6 +179,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "graph": graphs(),
         "table": {"small": TABLE},
         "checkpoint": checkpoints(),
+        "state": states(),
         "key": keys(),
         "request": {
             "word": b"GET /live HTTP/1.1\r\nHost: 127.0.0.1",
