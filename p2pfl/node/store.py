@@ -102,7 +102,8 @@ def _restore_what_is_remembered(protocol: Protocol, story: Mapping[str, Any]) ->
 def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:
     """What it held of its neighbours, where nodes do not wait for each other."""
     for name, (number, age) in story.items():
-        assert protocol.newest is not None
+        if protocol.newest is None:
+            raise ValueError(f"holds what {name} sent, as only nodes at their own pace do")
         arrays = {channel: tensor.numpy() for channel, tensor in held["newest"][name].items()}
         arrived = Arrived(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
         protocol.newest.held[name] = Held(number=number, payload=arrived, age=age)

@@ -5,6 +5,7 @@ Valid inputs are made by p2pfl itself or taken from what an earlier version has 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 import networkx as nx
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 import p2pfl
 import wire_samples
-from fuzz.targets import CORPUS, GRAPH_SUFFIXES, RECORDS, SECTION, bytes_of
-from p2pfl.checkpoints import write_checkpoint
+from fuzz.targets import CORPUS, GRAPH_SUFFIXES, PASSPHRASE, RECORDS, SECTION, bytes_of, pair
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.node.identity import Identity
+from p2pfl.node.store import CHECKPOINT
 from p2pfl.wire.codec import encode
 from p2pfl.wire.round_record import seal
 
@@ -117,6 +122,35 @@ def checkpoints() -> dict[str, bytes]:
     }
 
 
+def states() -> dict[str, bytes]:
+    """Metadata of a node that has ended, as if it had been killed then."""
+    with tempfile.TemporaryDirectory() as name:
+        nodes = pair(Path(name))
+
+        async def run() -> None:
+            await asyncio.gather(*(node.run() for node in nodes))
+
+        asyncio.run(run())
+        found = read_checkpoint(nodes[0].state / CHECKPOINT)
+    assert found is not None
+    return {"daemon": json.dumps(found[1] | {"finished": False}).encode()}
+
+
+def keys() -> dict[str, bytes]:
+    """Private keys of nobody: not encrypted, encrypted, and of an earlier version."""
+    with tempfile.TemporaryDirectory() as name:
+        identity = Identity.new()
+        identity.save(Path(name, "plain"))
+        identity.save(Path(name, "sealed"), PASSPHRASE)
+        found = {kind: Path(name, kind, "private.pem").read_bytes() for kind in ("plain", "sealed")}
+    encryption = BestAvailableEncryption(PASSPHRASE)
+    earlier = [
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        for key in (Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
+    ]
+    return found | {"earlier": b"".join(earlier)}
+
+
 def corpus() -> dict[str, dict[str, bytes]]:
     """Inputs by target and name."""
     study, card = (RECORDED / "study.yaml").read_bytes(), (RECORDED / "hospital-0" / "keys" / "card.yaml").read_bytes()
@@ -145,6 +179,13 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "graph": graphs(),
         "table": {"small": TABLE},
         "checkpoint": checkpoints(),
+        "state": states(),
+        "key": keys(),
+        "request": {
+            "word": b"GET /live HTTP/1.1\r\nHost: 127.0.0.1",
+            "page": b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost:9464\r\nAuthorization: Bearer 0123\r\nAccept: */*",
+            "browser": b"POST / HTTP/1.1\r\nHost: a.example\r\nOrigin: null\r\nSec-Fetch-Site: cross-site",
+        },
     }
 
 

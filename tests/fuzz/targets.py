@@ -12,25 +12,36 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Final
 
+import torch
 from rich.console import Console
 
 import wire_samples
+from networks import PATIENT, STUDY, averaging, signing_of
 from p2pfl.card import Card
-from p2pfl.checkpoints import read_checkpoint
+from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cli.inspect import inspect
 from p2pfl.errors import BadMessage, ConfigError, PeerError, StoreError
 from p2pfl.experiment import load_experiment
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.terminal import print_page
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
+from p2pfl.node.status import Answer, requested
+from p2pfl.node.store import CHECKPOINT
+from p2pfl.plan import Plan
 from p2pfl.records import damage_told, records_of
 from p2pfl.results import read_buffers, read_models
 from p2pfl.study import Study
 from p2pfl.text_files import read_columns
 from p2pfl.topology import files as graph_files
+from p2pfl.transports import MemoryNetwork
 from p2pfl.wire import ready_record, round_record
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession
@@ -56,6 +67,8 @@ RECORDS: Final = (
     "summary.json",
 )
 MOST_FRAMES = 64
+PASSPHRASE: Final = b"correct horse"
+TOKEN: Final = "0123456789abcdef" * 4
 
 
 def frames_of(content: bytes) -> Iterator[list[bytes]]:
@@ -189,8 +202,58 @@ def checkpoint(content: bytes) -> None:
             (folder / "models.safetensors").unlink(missing_ok=True)
 
 
+def state(content: bytes) -> None:
+    """Metadata of a node's checkpoint, as the node takes it up when it starts again."""
+    metadata = None
+    with suppress(ValueError, RecursionError):
+        metadata = json.loads(content)
+    if not isinstance(metadata, dict):
+        return
+    with tempfile.TemporaryDirectory(dir=_memory()) as name:
+        node = pair(Path(name))[0]
+        terms = asdict(node._terms)
+        write_checkpoint(node.state / CHECKPOINT, {"state/x": torch.zeros(1, 5, dtype=torch.float64)}, metadata | {"terms": terms})
+        with suppress(ConfigError, StoreError):
+            node._open_folder()
+
+
+def pair(folder: Path) -> list[Daemon]:
+    """Two nodes that average, not started."""
+    plan, network = _plan(), MemoryNetwork()
+    signing = signing_of(plan)
+    given = {"study_digest": STUDY, "limits": PATIENT, "status_port": None}
+    return [
+        Daemon(plan, name, network.transport(name, [other]), state=folder / name, incarnation=i, signing=signing[name], **given)
+        for i, (name, other) in enumerate(permutations(plan.names), start=1)
+    ]
+
+
+@cache
+def _plan() -> Plan:
+    return averaging({"name": "path"}, 2)
+
+
+def key(content: bytes) -> None:
+    """private.pem, of a site whose passphrase is `PASSPHRASE`."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as name:
+        for file, inside in (("private.pem", content), ("passphrase", PASSPHRASE)):
+            path = Path(name, file)
+            path.touch(mode=0o600)
+            path.write_bytes(inside)
+        with suppress(ConfigError):
+            Identity.load(Path(name), Path(name, "passphrase"))
+
+
+def request(content: bytes) -> None:
+    """A request to the status page by somebody who does not know its token."""
+    for local in (True, False):
+        found = requested(content + b"\r\n\r\n", TOKEN, local=local)
+        assert found in ("/live", "/ready") or isinstance(found, Answer), "a page is given without the token"
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (wire, sealed, card, study, site, experiment, records, status, graph, table, checkpoint)
+    target.__name__: target
+    for target in (wire, sealed, card, study, site, experiment, records, status, graph, table, checkpoint, state, key, request)
 }
 
 
