@@ -23,12 +23,14 @@ from torch import Tensor
 
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
+from p2pfl.algorithms.guard import norm_of, refusal_of
 from p2pfl.checkpoints import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
-from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.errors import BadMessage, ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.allowance import NeighbourAllowance
+from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.memory import NodeMemory, forecast_node
@@ -77,7 +79,7 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, "refused", "disk_full"})
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
 DIFFERENCE_ACCEPTED = "difference_accepted"
@@ -187,6 +189,9 @@ class Daemon:
             plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())
         )
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
+        self._taken_in: dict[str, int] = {}
+        """By neighbour, the last exchange that was merged since this process began."""
+        self._distances = {name: DistanceWatch() for name in neighbours}
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
@@ -596,15 +601,19 @@ class Daemon:
         messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
         for name, arrived in came.items():
             message = messages[name]
-            protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
+            is_refused = isinstance(message, BadMessage)
+            protocol.hold(name, arrived, message if is_refused else {c: message[c] for c in self._encoded & message.keys()})
+        taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
-            self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
-        inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
+            self._last_heard = {name: m[self._model_channel] for name, m in taken.items() if self._model_channel in m}
+        inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
         if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
+            self._look_at_distances(inbox, outgoing, came)
+            self._taken_in |= {name: came[name].exchange for name in merged}
             for notice in notices:
                 log.warning("round %d: %s", self._round, notice.detail)
                 self._event(notice.event, f"round {self._round}: {notice.detail}")
@@ -621,6 +630,24 @@ class Daemon:
             self._exact = False
             rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
             self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
+
+    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, Arrived]) -> None:
+        """Report models that are suddenly far away, where models can be compared one by one."""
+        channel = self._model_channel or next(iter(self._encoded), None)
+        if channel is None or channel not in outgoing:
+            return
+        distances, own_norm = inbox.distances(channel), None
+        for slot, name in enumerate(self.protocol.neighbours):
+            watch = self._distances[name]
+            if slot in distances:
+                if self._taken_in.get(name) == came[name].exchange:
+                    continue  # the newest one, merged again
+                own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
+                report = watch.look(distances[slot], own_norm, self.protocol.neighbours[name].greetings)
+                if report is not None:
+                    self._event(FAR_UPDATE, f"{name}: {report}")
+            elif name in self.protocol.now_linked.weights and name not in came:
+                watch.interrupt()
 
     def _is_last_round(self) -> bool:
         return self._round in (self.protocol.stop_round, self.plan.experiment.last_possible_round - 1)
@@ -643,6 +670,8 @@ class Daemon:
         self._own_test_holds = False
         if self._meetings is not None:
             self._meetings.forget()
+        for watch in self._distances.values():
+            watch.interrupt()
         self._round, self._phase, self._joined = target, 0, True
 
     def _left_out(self, target: int) -> str:
@@ -655,19 +684,27 @@ class Daemon:
 
     def _messages(
         self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
-    ) -> dict[str, dict[str, Tensor] | None]:
-        """What came as the algorithm sees it: values in place of what encodes them; None where they are not finite."""
+    ) -> dict[str, dict[str, Tensor] | BadMessage]:
+        """What came as the algorithm sees it: values in place of what encodes them; or why it is refused."""
         channels, ctx = self._algorithm.channels, self._population.context(self._round, local_steps=local_steps)
         values = over_an_edge(channels, outgoing, whole=True)
-        messages: dict[str, dict[str, Tensor] | None] = {}
+        messages: dict[str, dict[str, Tensor] | BadMessage] = {}
+        if not came:
+            return messages
+        slots = list(self.protocol.neighbours)
+        state, most = self._population.state, self.plan.guard.bound(self._population.state, self._phase, outgoing, ctx)
         for name, arrived in came.items():
             message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
                 before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
-            is_finite = all(_is_finite(message[of]) for of in self._encoded & message.keys())
-            messages[name] = message if is_finite else None
+            if not all(_is_finite(message[of]) for of in self._encoded & message.keys()):
+                messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
+                continue
+            num_exchanges = max(1, arrived.exchange - self._taken_in.get(name, -1))
+            norm = self.plan.guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
+            messages[name] = refusal_of(norm, most) or message
         return messages
 
     def _inbox(self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> SlotInbox:
