@@ -601,8 +601,9 @@ class Daemon:
         messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
         for name, arrived in came.items():
             message = messages[name]
-            is_refused = isinstance(message, BadMessage)
-            protocol.hold(name, arrived, message if is_refused else {c: message[c] for c in self._encoded & message.keys()})
+            protocol.hold(
+                name, arrived, message if isinstance(message, BadMessage) else {c: message[c] for c in self._encoded & message.keys()}
+            )
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
             self._last_heard = {name: m[self._model_channel] for name, m in taken.items() if self._model_channel in m}
