@@ -32,6 +32,7 @@ from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.allowance import NeighbourAllowance
 from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
+from p2pfl.node.evidence import EVIDENCE, EvidenceFile
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
@@ -79,7 +80,13 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, "refused", "disk_full"})
+EQUIVOCATION = "equivocation"
+"""A member has signed two different updates of one round."""
+
+UPDATE_DIFFERS = "update_differs"
+"""A neighbour has sent another update here than it has signed."""
+
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, EQUIVOCATION, UPDATE_DIFFERS, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
 DIFFERENCE_ACCEPTED = "difference_accepted"
@@ -191,6 +198,10 @@ class Daemon:
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
         self._taken_in: dict[str, int] = {}
         """By neighbour, the last exchange that was merged since this process began."""
+        self._is_broadcast = pace.name != "pairwise" and not any(channel.per_edge for channel in algorithm.channels.values())
+        self._sent_digests: list[bytes] = []
+        self._came_digests: dict[str, list[bytes]] = {}
+        self._evidence = EvidenceFile(state, study_digest)
         self._distances = {name: DistanceWatch() for name in neighbours}
         self.protocol = Protocol(
             me=me,
@@ -543,6 +554,7 @@ class Daemon:
         if not protocol.is_behind():
             updates, wholes, mark = await asyncio.to_thread(self._updates, outgoing)
             protocol.post(updates, self._now(), wholes=wholes, mark=mark)
+            self._note_sent(updates)
             self._wake_senders()
         began_s, say_after_s = self._now(), SAY_AWAITED_S
         while not protocol.is_behind():
@@ -556,6 +568,43 @@ class Daemon:
             await self._wait(protocol.look_again_s(self._now(), TICK_S))
         self._jump()
         return False
+
+    def _note_sent(self, updates: Mapping[str, Parcel]) -> None:
+        """Let this round's record say what went to all neighbours alike."""
+        if self._phase == 0:
+            self._sent_digests = []
+        if not self._is_broadcast or self._outlook is None or not updates:
+            return
+        self._sent_digests.append(next(iter(updates.values())).digest)
+        if len(self._sent_digests) == self._algorithm.phases:
+            self._outlook.note_sent(self._round, self._sent_digests)
+
+    def _note_came(self, came: Mapping[str, Arrived]) -> None:
+        """Hold what came from neighbours against what they sign of it."""
+        if not self._is_broadcast or self._outlook is None:
+            return
+        for name, arrived in came.items():
+            number, phase = divmod(arrived.exchange, self._algorithm.phases)
+            digests = self._came_digests.setdefault(name, [])
+            if phase == 0:
+                digests.clear()
+            stands_alone = arrived.marks is not None and arrived.marks[0] is None
+            if not arrived.digest or stands_alone or len(digests) != phase:
+                continue  # it is not what all others got, or not known
+            digests.append(arrived.digest)
+            if phase == self._algorithm.phases - 1:
+                self._outlook.note_came(name, number, digests)
+
+    def _look_for_lies(self) -> None:
+        """Keep what proves that a member says different things to different neighbours, and say so."""
+        if self._outlook is None:
+            return
+        for name, found in self._outlook.contradictions():
+            if self._evidence.keep(name, found):
+                detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
+                self._event(EQUIVOCATION, detail, name)
+        for name, number in self._outlook.differing():
+            self._event(UPDATE_DIFFERS, f"{name}: what it sent here in round {number} is not the update that it has signed", name)
 
     def _say_awaited(self, seconds: float) -> None:
         """One line that says whom this round waits for, and what is known of them."""
@@ -598,6 +647,7 @@ class Daemon:
         """Take in what came, and note who was skipped and, of the model's channel, sum_j ||x_i - x_j||**2 over the others."""
         protocol = self.protocol
         admitted, came = protocol.arrivals(), protocol.came()
+        self._note_came(came)
         messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
         for name, arrived in came.items():
             message = messages[name]
@@ -646,7 +696,7 @@ class Daemon:
                 own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
                 report = watch.look(distances[slot], own_norm, self.protocol.neighbours[name].greetings)
                 if report is not None:
-                    self._event(FAR_UPDATE, f"{name}: {report}")
+                    self._event(FAR_UPDATE, f"{name}: {report}", name)
             elif name in self.protocol.now_linked.weights and name not in came:
                 watch.interrupt()
 
@@ -955,6 +1005,7 @@ class Daemon:
             self._say(*self._throttle.due(self._now()))
             self._watch_links()
             if self._outlook is not None and self._folder is not None:
+                self._look_for_lies()
                 self._outlook.take_note(self._folder)
                 for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
                     self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
@@ -1149,6 +1200,7 @@ class Daemon:
             self._outlook.say(row, self._now(), closing=True)
         else:
             self._outlook.end_round(row, self._now(), agreed=self._model_channel is not None)
+        self._look_for_lies()
         self._outlook.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()
@@ -1361,6 +1413,7 @@ class Daemon:
             "bytes_sent": self._bytes_sent,
             "last_round_time": self._last_round_time,
             "refused": dict(protocol.refused),
+            "evidence": self._evidence.rounds(),
             "resynchronised": protocol.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": {
