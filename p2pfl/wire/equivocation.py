@@ -17,6 +17,9 @@ from p2pfl.wire.round_record import DIGEST_BYTES, RoundRecord
 KEPT_ROUNDS: Final = 32
 """Of each member the statements and updates of so many rounds are remembered."""
 
+KEPT_OF_MANY: Final = 4
+"""The same in a network of very many members."""
+
 MOST_EACH: Final = 3
 """So many contradictions of one member are kept as evidence and passed on; more prove nothing more."""
 
@@ -48,6 +51,7 @@ class _Statement:
 class Witness:
     """What one node remembers of the members' statements, and what it has found."""
 
+    kept_rounds: int = KEPT_ROUNDS
     found: list[Contradiction] = field(default_factory=list)
     """At most MOST_EACH of each member."""
     _statements: dict[int, dict[int, _Statement]] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Witness:
         before = said.get(record.round)
         if before is None:
             said[record.round] = _Statement(record.began, record.update, sealed)
-            _forget_oldest(said)
+            self._forget_oldest(said)
             self._compare(record.member, record.round)
             return None
         if not self.contradicts(record) or sum(each.member == record.member for each in self.found) >= MOST_EACH:
@@ -85,8 +89,10 @@ class Witness:
     def note_update(self, member: int, number: int, digest: bytes) -> None:
         """Remember what came from a member itself in a round."""
         updates = self._updates.setdefault(member, {})
+        if updates.get(number) == digest:
+            return
         updates[number] = digest
-        _forget_oldest(updates)
+        self._forget_oldest(updates)
         self._compare(member, number)
 
     def differing(self) -> list[tuple[int, int]]:
@@ -99,7 +105,6 @@ class Witness:
         if said is not None and came is not None and said.digest != came and len(self._differing) < KEPT_ROUNDS:
             self._differing.append((member, number))
 
-
-def _forget_oldest(by_round: dict[int, _Statement] | dict[int, bytes]) -> None:
-    while len(by_round) > KEPT_ROUNDS:
-        del by_round[min(by_round)]
+    def _forget_oldest(self, by_round: dict[int, _Statement] | dict[int, bytes]) -> None:
+        while len(by_round) > self.kept_rounds:
+            del by_round[min(by_round)]

@@ -18,7 +18,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.equivocation import Contradiction, Witness
+from p2pfl.wire.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Contradiction, Witness
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 
@@ -146,7 +146,7 @@ class NetworkView:
         self._rounds: dict[int, _Round] = {}
         self._known: deque[NetworkRound] = deque()
         self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
-        self.witness = Witness()
+        self.witness = Witness(kept_rounds=KEPT_ROUNDS if sums else KEPT_OF_MANY)
         self._evidence: dict[str, deque[Contradiction]] = {name: deque() for name in neighbours}  # to be passed on
         self._since_s: dict[str, float] = {}
         self._now_round = self._oldest = 0
