@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from p2pfl.algorithms import DPSGD, Algorithm, PartlyShared
+from p2pfl.algorithms import DPSGD, Algorithm, Guard, PartlyShared
 from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskError, TopologyError, some
 from p2pfl.experiment import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of
@@ -57,6 +57,12 @@ class Plan:
     def start_digest(self) -> str:
         """SHA-256 of the common start."""
         return digest_of(*(p for p in self.model.parameters() if p.requires_grad))
+
+    @cached_property
+    def guard(self) -> Guard:
+        """What every node bounds the norms of its neighbours' updates by."""
+        start = (p for p in self.model.parameters() if p.requires_grad)
+        return Guard.of(self.recipe.algorithm, self.layout, start, len(self.names))
 
     def neighbours(self, name: str) -> list[str]:
         """Everybody whom a node ever sends to or hears from, sorted."""

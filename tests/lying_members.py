@@ -11,12 +11,15 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from p2pfl.cli import app
 from p2pfl.errors import P2PFLError
@@ -82,6 +85,24 @@ PROGRAMS: dict[str, Callable[[Daemon, Neighbour, int], Iterator[list]]] = {
 }
 
 
+POISONS: dict[str, Callable[[int, int], float | None]] = {
+    "poison_once": lambda number, first: 1e38 if number == first else None,
+    "poison_always": lambda number, first: 3.4e38 if number >= first else None,
+}
+"""What every number of an update is, by its exchange and the first one with a lie; None: as it should be."""
+
+
+def poison(value_at: Callable[[int, int], float | None], first: int) -> None:
+    """Send updates that are full of one number."""
+    updates = Daemon._updates
+
+    def poisoned(self: Daemon, outgoing: Mapping[str, Tensor]) -> Any:
+        value = value_at(self.protocol.exchange, first)
+        return updates(self, outgoing if value is None else {name: torch.full_like(tensor, value) for name, tensor in outgoing.items()})
+
+    Daemon._updates = poisoned
+
+
 async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], Iterator[list]], step: int) -> None:
     for neighbour in daemon.protocol.neighbours.values():
         for frames in program(daemon, neighbour, step):
@@ -116,6 +137,8 @@ def lie(program: str, exchange: int, site: str) -> None:
     Daemon._send_update, Daemon._tick = send_no_update, tick_and_lie
     Protocol.is_over = lambda self, now_s: not lies(self) and is_over(self, now_s)
     Protocol.is_behind = lambda self: not lies(self) and is_behind(self)
+    if program in POISONS:
+        poison(POISONS[program], exchange)
     if program == "early_stop":
         Protocol.stop_news = announce
     app(["node", "start", site])

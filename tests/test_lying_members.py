@@ -10,6 +10,7 @@ import pytest
 
 from lying_members import start_liar
 from networks import Institutions, plan_of, wait_until
+from p2pfl.records import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +124,18 @@ def test_a_member_that_announces_a_stop_ends_nobodys_run_as_converged(tmp_path):
 
             assert len(rows) > plan.stop_rule.earliest(0) + 10
             assert summary["stop_reason"] == "rounds" or rows[-1]["disagreement"] <= tolerated
+
+
+@pytest.mark.parametrize("program", ["poison_once", "poison_always"])
+def test_updates_of_the_largest_numbers_harm_their_sender_only(program, tmp_path):
+    with lied_to(training(4, {"name": "complete"}, rounds=60), tmp_path, program, deadline_floor_s=0.5) as (network, honest):
+        ended(network, honest)
+        for name in honest:
+            events, rows = read_run(network.state(name) / "run").events, network.rows(name)
+            told = [event["detail"] for event in events if event["event"] == "refused"]
+
+            assert any("node-3: too_large: an update of norm" in detail for detail in told)
+            assert not {"overflow", "diverged", "no_loss"} & {event["event"] for event in events}
+            assert len(rows) == 60
+            assert all(row["norm"] < 20 and row["loss"] < 2 for row in rows)
+            assert "node-3" in rows[FIRST_LIE]["skipped"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from p2pfl.errors import BadMessage
 from p2pfl.node.neighbour import OUTBOX_LIMIT, RESEND_AFTER_S, Neighbour, SendUpdate
 from p2pfl.node.protocol import Flow, Protocol
 from p2pfl.topology.links import Links
@@ -646,7 +647,7 @@ def test_an_update_that_leads_to_no_numbers_is_refused_and_the_next_asked_for_wh
     a.post()
     a.hear_encoded("b", 0, NOTHING_SAID, mark_of(0))
     (arrived,) = a.protocol.came().values()
-    a.protocol.hold("b", arrived, None)
+    a.protocol.hold("b", arrived, BadMessage("an update that leads to NaN", reason="not_finite"))
 
     assert a.protocol.refused == {"not_finite": 1}
     assert a.protocol.neighbours["b"].is_faulty

@@ -10,6 +10,7 @@ from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, AllReduce, DFedAvgM, QGDSGDm
+from p2pfl.algorithms.guard import Guard
 from p2pfl.algorithms.outer import DiLoCo
 from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.push_sum import PushSum
@@ -52,6 +53,7 @@ __all__ = [
     "DiLoCo",
     "ExactDiffusion",
     "GradientTracking",
+    "Guard",
     "Inbox",
     "Notice",
     "PartlyShared",

@@ -11,6 +11,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
@@ -89,6 +90,20 @@ class Context:
 
     slots_NK: Tensor | None = None
     """int64, the roster's numbers of each row's neighbours, in sorted order, -1 in padding; for algorithms that require fixed slots."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sender:
+    """The neighbour that sent a message, for `Algorithm.as_models`."""
+
+    slot: int
+    """Column k of each row's neighbours."""
+
+    num_nodes: int
+    """Of the network."""
+
+    num_exchanges: int = 1
+    """Exchanges since the last message of it that was taken in: a running sum may have grown in all of them."""
 
 
 class Inbox(Protocol):
@@ -218,6 +233,28 @@ class Algorithm(Protocol):
         """The parameters to evaluate and to take gradients at, (N, P)."""
         return state["x"]
 
+    def as_models(
+        self,
+        state: State,  # noqa: ARG002
+        phase: int,  # noqa: ARG002
+        message: Mapping[str, Tensor],
+        sender: Sender | None,  # noqa: ARG002
+        ctx: Context,  # noqa: ARG002
+    ) -> list[Tensor]:
+        """Vectors of a model's size that one message of a phase comes to, (N, ...) each: their norms are bounded before it is merged.
+
+        A rule whose messages are no models says what they would make of one. An infinite vector says that no honest node sends it.
+        Unless a rule says otherwise every floating channel counts as a model.
+
+        Args:
+            state: of the receivers, before the merge.
+            phase: of the round.
+            message: by channel, decoded, (N, ...).
+            sender: None for what the rows themselves send, without channels that are per edge.
+            ctx: of the round.
+        """
+        return [tensor for tensor in message.values() if tensor.is_floating_point()]
+
     def notices(self, before: State, after: State) -> list[Notice]:  # noqa: ARG002
         """Changes that a rule has made of its own accord in a merge, and that the run's events must tell."""
         return []
@@ -268,6 +305,7 @@ class SlotInbox:
     asked for once; see Algorithm.reads_once."""
 
     _squared: dict[str, Tensor] = field(default_factory=dict)
+    _apart: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _weighted: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -327,12 +365,14 @@ class SlotInbox:
         total = own.clone() if keeps_mean else _column(self.own_weights(), own) * own
         squared_N = torch.zeros(own.shape[0], dtype=torch.float64, device=own.device)
         weighted_N = torch.zeros_like(squared_N)
+        by_slot = self._apart[channel] = {}
         for k in range(weights_NK.shape[1]):
             rows = self._rows(k)
             if rows is None:
                 theirs, weight = self.slot(channel, k, None), _column(weights_NK[:, k], own)
                 difference = theirs.sub_(own) if self.writes_over and keeps_mean else theirs - own
                 squared_N += (apart_N := _squared_norms(difference))
+                by_slot[k] = apart_N
                 weighted_N += weights_NK[:, k] * apart_N
                 added = difference.mul_(weight) if keeps_mean else weight * theirs  # bit for bit what `flow` gives
                 total += added
@@ -383,6 +423,10 @@ class SlotInbox:
         if channel not in self._squared:
             self.mix(channel)
         return self._squared[channel]
+
+    def distances(self, channel: str) -> dict[int, float]:
+        """||m_i - m_j|| of one row to each neighbour that is there, by slot; a by-product of `mix`, empty where there was none."""
+        return {k: math.sqrt(float(apart_N[0])) for k, apart_N in self._apart.get(channel, {}).items()}
 
     def weighted_squared_distances(self, channel: str) -> Tensor:
         """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, (N,) float64; a by-product of the last `mix`."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, Sender, State
 from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity, gaussian_columns
 from p2pfl.algorithms.gossip import DPSGD
 from p2pfl.errors import ConfigError
@@ -259,6 +259,22 @@ class PowerGossip(Algorithm):
         sent = {"left": self._products(state["x"], state["right"], ctx.layout, transposed=False)}
         places = _vector_places(ctx.layout)
         return {**sent, "vectors": torch.cat([state["x"][:, place] for place in places], dim=-1)} if places else sent
+
+    def as_models(
+        self,
+        state: State,
+        phase: int,
+        message: Mapping[str, Tensor],
+        sender: Sender | None,
+        ctx: Context,  # noqa: ARG002
+    ) -> list[Tensor]:
+        """Products, which are no longer than the matrices times V, and the vectors; U has columns of length 1."""
+        if sender is None:
+            return [message["vectors"]] if "vectors" in message else []
+        if phase == 1:
+            return [message["right"]]
+        columns_N = torch.linalg.vector_norm(state["right"][:, sender.slot], dim=-1, keepdim=True).clamp(min=1)
+        return [message["left"] / columns_N, *([message["vectors"]] if "vectors" in message else [])]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Each edge's U after the first phase, the models after the second."""

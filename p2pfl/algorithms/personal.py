@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, SlotInbox, State
+from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, Sender, SlotInbox, State
 from p2pfl.params import Layout, taken
 
 _PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates
@@ -88,6 +88,10 @@ class PartlyShared(Algorithm):
             )
             own = self._alone.merge(own, phase, alone, ctx_own)
         return self._joined(x_NP, shared, own)
+
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
+        """Say what a message makes of the shared coordinates."""
+        return self.rule.as_models(self._parts(state)[0], phase, message, sender, self._for_shared(ctx))
 
     def estimate(self, state: State) -> Tensor:
         """Join both parts' parameters to evaluate."""

@@ -13,8 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
+
+_ROUNDING = 1.01  # w is the difference of two running sums
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,23 @@ class PushSum(Algorithm):
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
         """The running sum with this round's x and w."""
         return {"sigma": state["sigma"] + torch.cat([state["x"], state["w"]], dim=-1)}
+
+    def as_models(
+        self,
+        state: State,
+        phase: int,  # noqa: ARG002
+        message: Mapping[str, Tensor],
+        sender: Sender | None,
+        ctx: Context,  # noqa: ARG002
+    ) -> list[Tensor]:
+        """The model x / w of what a running sum has grown by; w grows in each exchange, by the number of nodes at most."""
+        if sender is None:
+            return [self.estimate(state)]
+        grown = message["sigma"] - state["rho"][:, sender.slot]
+        x_NP, w_N1 = grown[:, :-1], grown[:, -1:]
+        most = sender.num_nodes * sender.num_exchanges * _ROUNDING
+        can_be_N1 = (w_N1 >= 0) & (w_N1 <= most)
+        return [torch.where(can_be_N1, x_NP / torch.where(w_N1 > 0, w_N1, 1), torch.inf)]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """What is kept and what neighbours have given since they were last heard."""

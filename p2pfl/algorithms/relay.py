@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
 
 
@@ -53,6 +53,21 @@ class RelaySGD(Algorithm):
         """To each neighbour the own model and what the other neighbours said."""
         own_NP = _own(state, ctx)
         return {"m": _without_each(own_NP, state["m"]), "count": _without_each(torch.ones_like(own_NP[:, :1]), state["count"])}
+
+    def as_models(
+        self,
+        state: State,  # noqa: ARG002
+        phase: int,  # noqa: ARG002
+        message: Mapping[str, Tensor],
+        sender: Sender | None,
+        ctx: Context,  # noqa: ARG002
+    ) -> list[Tensor]:
+        """The mean of the models in a sum; their number is one to all."""
+        if sender is None:
+            return []
+        count_N1 = message["count"]
+        can_be_N1 = (count_N1 >= 1) & (count_N1 <= sender.num_nodes)
+        return [torch.where(can_be_N1, message["m"] / count_N1, torch.inf)]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """The mean of all models known of."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ class GradientTracking(Algorithm):
         if phase == 0:
             return {"y": state["y"]}
         return {"x": state["x"] - ctx.lr * state["y"] if ctx.local_steps else state["x"]}
+
+    def as_models(
+        self,
+        state: State,  # noqa: ARG002
+        phase: int,
+        message: Mapping[str, Tensor],
+        sender: Sender | None,  # noqa: ARG002
+        ctx: Context,
+    ) -> list[Tensor]:
+        """The model, or how far y moves one."""
+        return [ctx.lr * message["y"]] if phase == 0 else [message["x"]]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """The weighted mean of what was sent."""
@@ -92,6 +103,17 @@ class KGT(Algorithm):
         """The model moved by the steps, and their mean."""
         z_NP = state["z"] if ctx.local_steps else torch.zeros_like(state["z"])
         return {"x": state["x"] - self.outer_lr * ctx.local_steps * ctx.lr * z_NP, "z": z_NP}
+
+    def as_models(
+        self,
+        state: State,  # noqa: ARG002
+        phase: int,  # noqa: ARG002
+        message: Mapping[str, Tensor],
+        sender: Sender | None,  # noqa: ARG002
+        ctx: Context,
+    ) -> list[Tensor]:
+        """The model, and how far K steps along z move one."""
+        return [message["x"], max(ctx.local_steps, 1) * ctx.lr * message["z"]]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """The weighted mean, and how the neighbourhood's steps differ from the own."""

@@ -23,13 +23,16 @@ from torch import Tensor
 
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
+from p2pfl.algorithms.guard import norm_of, refusal_of
 from p2pfl.checkpoints import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
-from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.errors import BadMessage, ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
 from p2pfl.node.agreed_start import AgreedStart, Signing
 from p2pfl.node.allowance import NeighbourAllowance
+from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
+from p2pfl.node.evidence import EVIDENCE, EvidenceFile
 from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
@@ -77,7 +80,13 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, "refused", "disk_full"})
+EQUIVOCATION = "equivocation"
+"""A member has signed two different updates of one round."""
+
+UPDATE_DIFFERS = "update_differs"
+"""A neighbour has sent another update here than it has signed."""
+
+_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, EQUIVOCATION, UPDATE_DIFFERS, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
 DIFFERENCE_ACCEPTED = "difference_accepted"
@@ -187,6 +196,13 @@ class Daemon:
             plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())
         )
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
+        self._taken_in: dict[str, int] = {}
+        """By neighbour, the last exchange that was merged since this process began."""
+        self._is_broadcast = pace.name != "pairwise" and not any(channel.per_edge for channel in algorithm.channels.values())
+        self._sent_digests: list[bytes] = []
+        self._came_digests: dict[str, list[bytes]] = {}
+        self._evidence = EvidenceFile(state, study_digest)
+        self._distances = {name: DistanceWatch() for name in neighbours}
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
@@ -538,6 +554,7 @@ class Daemon:
         if not protocol.is_behind():
             updates, wholes, mark = await asyncio.to_thread(self._updates, outgoing)
             protocol.post(updates, self._now(), wholes=wholes, mark=mark)
+            self._note_sent(updates)
             self._wake_senders()
         began_s, say_after_s = self._now(), SAY_AWAITED_S
         while not protocol.is_behind():
@@ -551,6 +568,43 @@ class Daemon:
             await self._wait(protocol.look_again_s(self._now(), TICK_S))
         self._jump()
         return False
+
+    def _note_sent(self, updates: Mapping[str, Parcel]) -> None:
+        """Let this round's record say what went to all neighbours alike."""
+        if self._phase == 0:
+            self._sent_digests = []
+        if not self._is_broadcast or self._outlook is None or not updates:
+            return
+        self._sent_digests.append(next(iter(updates.values())).digest)
+        if len(self._sent_digests) == self._algorithm.phases:
+            self._outlook.note_sent(self._round, self._sent_digests)
+
+    def _note_came(self, came: Mapping[str, Arrived]) -> None:
+        """Hold what came from neighbours against what they sign of it."""
+        if not self._is_broadcast or self._outlook is None:
+            return
+        for name, arrived in came.items():
+            number, phase = divmod(arrived.exchange, self._algorithm.phases)
+            digests = self._came_digests.setdefault(name, [])
+            if phase == 0:
+                digests.clear()
+            stands_alone = arrived.marks is not None and arrived.marks[0] is None
+            if not arrived.digest or stands_alone or len(digests) != phase:
+                continue  # it is not what all others got, or not known
+            digests.append(arrived.digest)
+            if phase == self._algorithm.phases - 1:
+                self._outlook.note_came(name, number, digests)
+
+    def _look_for_lies(self) -> None:
+        """Keep what proves that a member says different things to different neighbours, and say so."""
+        if self._outlook is None:
+            return
+        for name, found in self._outlook.contradictions():
+            if self._evidence.keep(name, found):
+                detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
+                self._event(EQUIVOCATION, detail, name)
+        for name, number in self._outlook.differing():
+            self._event(UPDATE_DIFFERS, f"{name}: what it sent here in round {number} is not the update that it has signed", name)
 
     def _say_awaited(self, seconds: float) -> None:
         """One line that says whom this round waits for, and what is known of them."""
@@ -593,18 +647,24 @@ class Daemon:
         """Take in what came, and note who was skipped and, of the model's channel, sum_j ||x_i - x_j||**2 over the others."""
         protocol = self.protocol
         admitted, came = protocol.arrivals(), protocol.came()
+        self._note_came(came)
         messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
         for name, arrived in came.items():
             message = messages[name]
-            protocol.hold(name, arrived, message and {channel: message[channel] for channel in self._encoded & message.keys()})
+            protocol.hold(
+                name, arrived, message if isinstance(message, BadMessage) else {c: message[c] for c in self._encoded & message.keys()}
+            )
+        taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
-            self._last_heard = {name: m[self._model_channel] for name, m in messages.items() if m is not None and self._model_channel in m}
-        inbox = self._inbox(outgoing, {name: message for name, message in messages.items() if message is not None and name in admitted})
+            self._last_heard = {name: m[self._model_channel] for name, m in taken.items() if self._model_channel in m}
+        inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted})
         before, to_return = self._population.state, list(self._to_return)
         notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
         merged = self._flows(inbox)
         if all(_is_finite(tensor) for tensor in self._population.state.values()):
             protocol.advance()
+            self._look_at_distances(inbox, outgoing, came)
+            self._taken_in |= {name: came[name].exchange for name in merged}
             for notice in notices:
                 log.warning("round %d: %s", self._round, notice.detail)
                 self._event(notice.event, f"round {self._round}: {notice.detail}")
@@ -621,6 +681,24 @@ class Daemon:
             self._exact = False
             rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
             self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
+
+    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, Arrived]) -> None:
+        """Report models that are suddenly far away, where models can be compared one by one."""
+        channel = self._model_channel or next(iter(self._encoded), None)
+        if channel is None or channel not in outgoing:
+            return
+        distances, own_norm = inbox.distances(channel), None
+        for slot, name in enumerate(self.protocol.neighbours):
+            watch = self._distances[name]
+            if slot in distances:
+                if self._taken_in.get(name) == came[name].exchange:
+                    continue  # the newest one, merged again
+                own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
+                report = watch.look(distances[slot], own_norm, self.protocol.neighbours[name].greetings)
+                if report is not None:
+                    self._event(FAR_UPDATE, f"{name}: {report}", name)
+            elif name in self.protocol.now_linked.weights and name not in came:
+                watch.interrupt()
 
     def _is_last_round(self) -> bool:
         return self._round in (self.protocol.stop_round, self.plan.experiment.last_possible_round - 1)
@@ -643,6 +721,8 @@ class Daemon:
         self._own_test_holds = False
         if self._meetings is not None:
             self._meetings.forget()
+        for watch in self._distances.values():
+            watch.interrupt()
         self._round, self._phase, self._joined = target, 0, True
 
     def _left_out(self, target: int) -> str:
@@ -655,19 +735,27 @@ class Daemon:
 
     def _messages(
         self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
-    ) -> dict[str, dict[str, Tensor] | None]:
-        """What came as the algorithm sees it: values in place of what encodes them; None where they are not finite."""
+    ) -> dict[str, dict[str, Tensor] | BadMessage]:
+        """What came as the algorithm sees it: values in place of what encodes them; or why it is refused."""
         channels, ctx = self._algorithm.channels, self._population.context(self._round, local_steps=local_steps)
         values = over_an_edge(channels, outgoing, whole=True)
-        messages: dict[str, dict[str, Tensor] | None] = {}
+        messages: dict[str, dict[str, Tensor] | BadMessage] = {}
+        if not came:
+            return messages
+        slots = list(self.protocol.neighbours)
+        state, most = self._population.state, self.plan.guard.bound(self._population.state, self._phase, outgoing, ctx)
         for name, arrived in came.items():
             message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
                 before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
-            is_finite = all(_is_finite(message[of]) for of in self._encoded & message.keys())
-            messages[name] = message if is_finite else None
+            if not all(_is_finite(message[of]) for of in self._encoded & message.keys()):
+                messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
+                continue
+            num_exchanges = max(1, arrived.exchange - self._taken_in.get(name, -1))
+            norm = self.plan.guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
+            messages[name] = refusal_of(norm, most) or message
         return messages
 
     def _inbox(self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> SlotInbox:
@@ -917,6 +1005,7 @@ class Daemon:
             self._say(*self._throttle.due(self._now()))
             self._watch_links()
             if self._outlook is not None and self._folder is not None:
+                self._look_for_lies()
                 self._outlook.take_note(self._folder)
                 for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
                     self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
@@ -1111,6 +1200,7 @@ class Daemon:
             self._outlook.say(row, self._now(), closing=True)
         else:
             self._outlook.end_round(row, self._now(), agreed=self._model_channel is not None)
+        self._look_for_lies()
         self._outlook.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()
@@ -1323,6 +1413,7 @@ class Daemon:
             "bytes_sent": self._bytes_sent,
             "last_round_time": self._last_round_time,
             "refused": dict(protocol.refused),
+            "evidence": self._evidence.rounds(),
             "resynchronised": protocol.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": {

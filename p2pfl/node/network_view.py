@@ -16,6 +16,7 @@ from p2pfl.plan import Plan
 from p2pfl.records import Row, RunFolder, read_run
 from p2pfl.summary import disagreement_row
 from p2pfl.topology import is_spectrum_quick, rounds_to
+from p2pfl.wire.equivocation import Contradiction, update_digest
 from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
 from p2pfl.wire.shared_sum import Shared, SharedSum
 from p2pfl.wire.view import NetworkRound, NetworkView
@@ -86,6 +87,9 @@ class Outlook:
         """Whether the disagreement of this node's last round bounds anything."""
         self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
+        self._num_found = 0
+        self._update: tuple[int, bytes] | None = None
+        """The round of the last update that went to all neighbours alike, and its digest."""
         self._last_row: Mapping[str, Any] | None = None
         """This process's last round, for a record of it that may be asked for."""
         is_many = len(plan.names) > ROWS_UP_TO
@@ -137,6 +141,8 @@ class Outlook:
             agreed: whether what was exchanged were models, so that its disagreement bounds something.
         """
         self.view.begin(row["round"] + 1, now_s)
+        if self._unsure_rounds:  # an earlier process may have sent, and signed, another one
+            self._update = None
         self._bounds = agreed and not self._unsure_rounds
         self._unsure_rounds = max(self._unsure_rounds - 1, 0)
         self.say(row, now_s)
@@ -195,7 +201,26 @@ class Outlook:
             measured=measured,
             metrics=metrics,
             rows=self._rows(),
+            update=self._update[1] if self._update is not None and self._update[0] == row["round"] else None,
         )
+
+    def note_sent(self, number: int, digests: Collection[bytes]) -> None:
+        """Take up the digests, by phase, of what went to all neighbours alike in a round; the round's record says so."""
+        self._update = number, update_digest(digests)
+
+    def note_came(self, name: str, number: int, digests: Collection[bytes]) -> None:
+        """Take up the same of what came from a neighbour."""
+        self.view.witness.note_update(self._places[name], number, update_digest(digests))
+
+    def contradictions(self) -> list[tuple[str, Contradiction]]:
+        """What was found since the last call, with the members' names."""
+        found = [(self._plan.names[each.member], each) for each in self.view.witness.found[self._num_found :]]
+        self._num_found = len(self.view.witness.found)
+        return found
+
+    def differing(self) -> list[tuple[str, int]]:
+        """Neighbours and rounds, since the last call, in which an update was another one than its sender has signed."""
+        return [(self._plan.names[place], number) for place, number in self.view.witness.differing()]
 
     def take_note(self, folder: RunFolder) -> None:
         """Write down the rounds that have become known."""

@@ -19,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import ADPSGD, SlotInbox, State
+from p2pfl.algorithms import ADPSGD, Context, SlotInbox, State
+from p2pfl.algorithms.guard import refusal_of
 from p2pfl.draws import Purpose, shuffled
+from p2pfl.errors import BadMessage
+from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.node.neighbour import Neighbour
 from p2pfl.node.protocol import HALF, Flow, Protocol
 from p2pfl.node.store import tensor_over
@@ -82,6 +85,7 @@ class PairwiseRounds:
         """By neighbour, its newest."""
         self._stage = "training"
         self.merged: list[Entry] = []
+        self._distances: dict[str, DistanceWatch] = {}
         self._squared: float | None = None
         self._norm: float | None = None
 
@@ -171,17 +175,24 @@ class PairwiseRounds:
                     answer, is_over = arrived, True
                 elif arrived is not None:
                     self._postpone(name, arrived)
-        if answer is not None and neighbour.ledger.admits(number):
-            await self._merge(neighbour, answer, own)
-        else:
-            self._protocol.give_up(neighbour.name, number, missed=around.now_s() >= deadline_s)
-            self.merged.append([neighbour.name, number, self._stage, "offered"])
-            answer = None
+        skipped = await self._conclude(neighbour, number, answer, own, missed=around.now_s() >= deadline_s)
         self._partner = None
         deferred, self._deferred = self._deferred, {}
         for name, arrived in deferred.items():
             await self._answer(name, arrived)
-        return [] if answer is not None else [neighbour.name]
+        return skipped
+
+    async def _conclude(
+        self, neighbour: Neighbour, number: int, answer: Arrived | None, own: Mapping[str, Tensor], *, missed: bool
+    ) -> list[str]:
+        """Merge an answer, or give the exchange up where none came that can be merged; returns who was skipped."""
+        if answer is not None and neighbour.ledger.admits(number):
+            if await self._merge(neighbour, answer, own):
+                return []
+        else:
+            self._protocol.give_up(neighbour.name, number, missed=missed)
+        self.merged.append([neighbour.name, number, self._stage, "offered"])
+        return [neighbour.name]
 
     def _choice(self) -> Neighbour | None:
         """Whom to ask in this round: one that is there, in an order that is drawn; None: nobody is."""
@@ -221,8 +232,8 @@ class PairwiseRounds:
         own = self._outgoing()
         await self._merge(neighbour, arrived, own, answers=True)
 
-    async def _merge(self, neighbour: Neighbour, arrived: Arrived, own: Mapping[str, Tensor], *, answers: bool = False) -> None:
-        """Half of the way to a neighbour's model, on the disk before anything else is done with either."""
+    async def _merge(self, neighbour: Neighbour, arrived: Arrived, own: Mapping[str, Tensor], *, answers: bool = False) -> bool:
+        """Half of the way to a neighbour's model, on the disk before anything else is done with either; False: it was not taken in."""
         theirs = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
         inbox = SlotInbox.of_one_row(
             self._algorithm.channels,
@@ -236,14 +247,23 @@ class PairwiseRounds:
             writes_over=self._algorithm.reads_once,
         )
         ctx = self._population.context(self.round, local_steps=self._plan.experiment.algorithm.local_steps)
+        if (refusal := self._refusal(neighbour, theirs, own, ctx)) is not None:
+            self._protocol.hold(neighbour.name, arrived, refusal)
+            if answers:
+                self._decline(neighbour.name, arrived.exchange)
+            else:
+                self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
+            return False
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
         if not all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in merged.values()):
             self._around.event("overflow", f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
             self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
-            return
+            return False
         self.now = merged
         self._squared = (self._squared or 0.0) + float(inbox.squared_distances("x")[0])
         self._norm = float(torch.linalg.vector_norm(own["x"][0]).double())
+        (distance,) = inbox.distances("x").values()
+        self._look_at_distance(neighbour, distance, self._norm)
         self.merged.append([neighbour.name, arrived.exchange, self._stage])
         (amounts,) = (inbox.flows or {}).values()
         taken = Flow(exchange=arrived.exchange, amounts=amounts)
@@ -253,6 +273,19 @@ class PairwiseRounds:
         self._take_back()
         await self._around.keep()
         self._around.wake()
+        return True
+
+    def _refusal(self, neighbour: Neighbour, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], ctx: Context) -> BadMessage | None:
+        """Why a neighbour's model is not met; None: it is."""
+        guard, slot = self._plan.guard, list(self._protocol.neighbours).index(neighbour.name)
+        return refusal_of(guard.norm(self.now, 0, theirs, ctx, slot=slot), guard.bound(self.now, 0, own, ctx))
+
+    def _look_at_distance(self, neighbour: Neighbour, distance: float, own_norm: float) -> None:
+        """Report a neighbour's model that is suddenly far away."""
+        watch = self._distances.setdefault(neighbour.name, DistanceWatch())
+        report = watch.look(distance, own_norm, neighbour.greetings)
+        if report is not None:
+            self._around.event(FAR_UPDATE, f"{neighbour.name}: {report}")
 
     def _take_back(self) -> None:
         """What only this side has merged goes back; never while a neighbour holds an offer of the model as it is."""

@@ -53,7 +53,7 @@ CLOSING_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
 """How often a neighbour that greets anew is told of everybody again, at most."""
 
-_FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report"})
+_FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report", "too_large"})
 
 _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
 
@@ -1051,11 +1051,14 @@ class Protocol:
         assert self.barrier is not None
         return {name: self.barrier.arrived[name] for name in self.now_linked.weights if name in self.barrier.arrived}
 
-    def hold(self, name: str, arrived: Arrived, values: Mapping[str, Any] | None) -> None:
-        """Keep what a neighbour's update leads to; None: no finite numbers, so that its next one will not continue what is here."""
+    def hold(self, name: str, arrived: Arrived, values: Mapping[str, Any] | BadMessage) -> None:
+        """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""
         neighbour = self.neighbours[name]
-        if values is None:
-            self._refuse(neighbour, BadMessage("an update that leads to NaN or an infinity", reason="not_finite"))
+        if isinstance(values, BadMessage):
+            self._refuse(neighbour, values)
+            if self.newest is not None:  # it would be merged again
+                self.newest.held.pop(name, None)
+                (self._taken or {}).pop(name, None)
         elif arrived.marks is not None:
             neighbour.values.update(values)
             after, neighbour.marks[arrived.exchange % self.phases] = arrived.marks

@@ -310,7 +310,14 @@ class LinkSession:
         if arrays is None:
             return Heard(message=message)
         self._complete[_kind(update)] = update.digest
-        arrived = Arrived(exchange=update.exchange, arrays=arrays, marks=update.marks, report=update.report, stop=update.stop)
+        arrived = Arrived(
+            exchange=update.exchange,
+            arrays=arrays,
+            marks=update.marks,
+            report=update.report,
+            stop=update.stop,
+            digest=update.digest,
+        )
         return Heard(message=message, arrived=arrived)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, Strict, TypeAdapter
 
 from p2pfl.wire.messages import LARGEST_AMOUNT, MAX_RECORD_BYTES, Amount, Exchange, Flag
-from p2pfl.wire.sealing import check_signature, unseal_as
+from p2pfl.wire.sealing import SIGNATURE_BYTES, check_signature, unseal_as
 
 MAX_NAMED: Final = 16
 """Of those whom a node went on without in a round, so many are named."""
@@ -23,6 +23,8 @@ MAX_NAMED: Final = 16
 MAX_METRICS: Final = 8
 PARTS: Final = ("train", "wait", "mix", "evaluate")
 """What the milliseconds of a round were spent on."""
+
+DIGEST_BYTES: Final = 20
 
 _DOMAIN = b"p2pfl round record v1\0"
 
@@ -84,16 +86,21 @@ class RoundRecord:
     rows: tuple[Exchange, Exchange] | None
     """Training and test rows of the site, as exactly as it says."""
 
+    update: Annotated[bytes, Strict(), Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)] | None = None
+    """Digest of the update that the node sent to all its neighbours in this round; None: it says nothing of that."""
+
 
 _FIELDS = tuple(field.name for field in fields(RoundRecord))
 _ADAPTER = TypeAdapter(RoundRecord)
+_WITH_UPDATE: bytes = msgpack.Packer().pack_array_header(len(_FIELDS))
 
 
 def seal(record: RoundRecord, sign: Sign, study: bytes) -> bytes:
     """The record as it travels; the disagreement keeps every bit, as it bounds something, all other numbers are shortened to 32."""
     exact, short = msgpack.Packer(), msgpack.Packer(use_single_float=True)
-    packed = [(exact if name == "disagreement" else short).pack(getattr(record, name)) for name in _FIELDS]
-    body: bytes = exact.pack_array_header(len(_FIELDS)) + b"".join(packed)
+    names = _FIELDS[:-1] if record.update is None else _FIELDS
+    packed = [(exact if name == "disagreement" else short).pack(getattr(record, name)) for name in names]
+    body: bytes = exact.pack_array_header(len(names)) + b"".join(packed)
     return sign(_DOMAIN + study + body) + body
 
 
@@ -103,7 +110,8 @@ def unseal(sealed: bytes) -> RoundRecord:
     Raises:
         BadMessage: it is none; reason "bad_record".
     """
-    return unseal_as(_ADAPTER, _FIELDS, sealed, most_bytes=MAX_RECORD_BYTES, kind="record")
+    names = _FIELDS if sealed[SIGNATURE_BYTES:].startswith(_WITH_UPDATE) else _FIELDS[:-1]
+    return unseal_as(_ADAPTER, names, sealed, most_bytes=MAX_RECORD_BYTES, kind="record")
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:

@@ -259,6 +259,9 @@ class Arrived:
     stop: StopNews
     """As they came with it."""
 
+    digest: bytes = b""
+    """SHA-256 of its payload; empty where it comes from a checkpoint."""
+
 
 class Assembly:
     """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.

@@ -18,6 +18,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
+from p2pfl.wire.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Contradiction, Witness
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 
@@ -145,6 +146,8 @@ class NetworkView:
         self._rounds: dict[int, _Round] = {}
         self._known: deque[NetworkRound] = deque()
         self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
+        self.witness = Witness(kept_rounds=KEPT_ROUNDS if sums else KEPT_OF_MANY)
+        self._evidence: dict[str, deque[Contradiction]] = {name: deque() for name in neighbours}  # to be passed on
         self._since_s: dict[str, float] = {}
         self._now_round = self._oldest = 0
         self._began_s: float | None = None
@@ -206,17 +209,26 @@ class NetworkView:
                 raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
             self._pending[peer].pop(_key(record), None)  # it knows
             too_far = furthest is not None and record.round > furthest
-            if record.member == self.me or not (self._is_further(record) if too_far else self._is_new(record)):
+            is_new = self._is_further(record) if too_far else self._is_new(record)
+            if record.member == self.me or not (is_new or self.witness.contradicts(record)):
                 continue
             verify(sealed, self._keys[record.member], self._study)
+            self._witness(record, sealed)
             self._note_furthest(record, sealed)
-            if too_far:
+            if too_far or not is_new:
                 continue
             self._take_in(record, sealed, now_s)
             if self.speaks_of(record.round) or record.closing:
                 for name in self._pending:
                     if name != peer:
                         self._to_say(name, record, sealed, now_s)
+
+    def _witness(self, record: RoundRecord, sealed: bytes) -> None:
+        """Hold a record against what its member has signed before, and pass on what proves that it says different things."""
+        contradiction = self.witness.note(record, sealed)
+        if contradiction is not None:
+            for evidence in self._evidence.values():
+                evidence.append(contradiction)
 
     def furthest(self) -> dict[int, int]:
         """How many rounds the members that are furthest have ended, by their own signed records, by place in the roster."""
@@ -253,6 +265,8 @@ class NetworkView:
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether it is time to say what is new to a neighbour, between two rounds."""
         pending = self._pending[name]
+        if self._evidence[name]:
+            return True
         if any(is_last for _, _, is_last in pending):
             return True
         if not pending or self._allowance.refill(now_s) <= 0:
@@ -271,7 +285,8 @@ class NetworkView:
             if key[2] or not is_spent:
                 ranked.append((newer[key[0]], -key[1], key))
                 newer[key[0]] += 1
-        said = [pending.pop(key) for _, _, key in sorted(ranked)[:MAX_RECORDS]]
+        proof = self._evidence[name].popleft().sealed if self._evidence[name] else ()
+        said = [*proof, *(pending.pop(key) for _, _, key in sorted(ranked)[: MAX_RECORDS - len(proof)])]
         if not said:
             return []
         spent = _MESSAGE_BYTES + sum(len(sealed) + _PER_RECORD_BYTES for sealed in said)

@@ -1,0 +1,96 @@
+"""The bound on the norm of an update: a floor that no update may break through, whatever its sender is.
+
+An update is refused whose norm, as a model, exceeds TOO_LARGE times the largest of the own norm, the norm of the first parameters that all
+have agreed on, and 1. An honest update is that far away only where the sender's training has left the others' within one round.
+
+Shapes: N rows, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms.base import Algorithm, Context, Sender, State
+from p2pfl.errors import BadMessage
+from p2pfl.params import Layout
+
+TOO_LARGE = 100.0
+"""How many times the largest of the own norm, the first parameters' norm and 1 an update's norm may be."""
+
+_SINGLE_BYTES = 4
+
+
+def norm_of(vector: Tensor) -> float:
+    """Euclidean norm of all numbers: infinite only where one is infinite or none, or the norm is beyond float64."""
+    wide = vector.float() if vector.dtype.itemsize < _SINGLE_BYTES else vector
+    found = float(torch.linalg.vector_norm(wide))
+    if math.isfinite(found):
+        return found
+    # squares of numbers beyond 1e19 are beyond float32, so all are scaled by the largest one
+    largest = wide.abs().max()
+    scaled = float(largest) * float(torch.linalg.vector_norm(wide / largest))
+    return math.inf if math.isnan(scaled) else scaled
+
+
+def bound(own_norm: float, first_norm: float, noise_norm: float = 0.0) -> float:
+    """The largest norm that an update may have.
+
+    Args:
+        own_norm: of the receiver's own model, or of its own message where that is larger.
+        first_norm: of the first parameters that all have agreed on.
+        noise_norm: of the noise that the sender adds, where it adds some.
+    """
+    return TOO_LARGE * max(own_norm, first_norm, 1.0) + noise_norm
+
+
+def refusal_of(norm: float, most: float) -> BadMessage | None:
+    """Why an update of this norm is refused; None: it is not."""
+    if norm <= most:
+        return None
+    what = f"an update of norm {norm:.3g}, and {most:.3g} is the most: {TOO_LARGE:g} times the largest of the own norm, the start's and 1"
+    return BadMessage(what, reason="too_large")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guard:
+    """What one node needs to judge its neighbours' updates by their norms."""
+
+    algorithm: Algorithm
+    layout: Layout
+    first_norm: float
+    """Of the first parameters that all have agreed on, as far as they travel."""
+
+    num_nodes: int
+    """Of the network."""
+
+    noise_norm: float = 0.0
+    """Of the noise that each sender adds."""
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, layout: Layout, parameters: Iterable[Tensor], num_nodes: int) -> Guard:
+        """A guard for models that begin at some parameters, which lie in the layout's order."""
+        first_P = torch.cat([parameter.detach().flatten().cpu() for parameter in parameters])
+        return cls(algorithm=algorithm, layout=layout, first_norm=norm_of(layout.shared_of(first_P)), num_nodes=num_nodes)
+
+    def bound(self, state: State, phase: int, sent: Mapping[str, Tensor], ctx: Context) -> float:
+        """The largest norm that an update may have at a node with this state, which sends this itself, (1, ...)."""
+        channels = self.algorithm.channels
+        own = {name: tensor for name, tensor in sent.items() if channels[name].encodes is None and not channels[name].per_edge}
+        vectors = [self.layout.shared_of(self.algorithm.estimate(state)), *self.algorithm.as_models(state, phase, own, None, ctx)]
+        return bound(max(norm_of(vector) for vector in _different(vectors)), self.first_norm, self.noise_norm)
+
+    def norm(self, state: State, phase: int, message: Mapping[str, Tensor], ctx: Context, *, slot: int, num_exchanges: int = 1) -> float:
+        """Norm of a neighbour's decoded message as a model, the largest of its channels; without the row's axis."""
+        sender = Sender(slot=slot, num_nodes=self.num_nodes, num_exchanges=num_exchanges)
+        rows = {name: tensor[None] for name, tensor in message.items()}
+        return max((norm_of(vector) for vector in self.algorithm.as_models(state, phase, rows, sender, ctx)), default=0.0)
+
+
+def _different(vectors: Iterable[Tensor]) -> list[Tensor]:
+    """Each tensor once: the model is often what is sent."""
+    return list({id(vector): vector for vector in vectors}.values())

@@ -1,0 +1,110 @@
+"""Statements that contradict each other: what a member has signed of its update, held against what it has signed elsewhere and sent.
+
+A round record carries a digest of the update that its member sent to all in that round. Two records of one member, run and round with
+different digests prove, to anybody who has its key, that it said different things to different neighbours. An update that is not the one
+of the record proves nothing to others, because updates are not signed; whoever has received it reports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from p2pfl.wire.round_record import DIGEST_BYTES, RoundRecord
+
+KEPT_ROUNDS: Final = 32
+"""Of each member the statements and updates of so many rounds are remembered."""
+
+KEPT_OF_MANY: Final = 4
+"""The same in a network of very many members."""
+
+MOST_EACH: Final = 3
+"""So many contradictions of one member are kept as evidence and passed on; more prove nothing more."""
+
+
+def update_digest(digests: Iterable[bytes]) -> bytes:
+    """What a record says of a round's updates, from the digests of their payloads by phase."""
+    return hashlib.sha256(b"".join(digests)).digest()[:DIGEST_BYTES]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contradiction:
+    """Two records that one member has signed of one round, with different updates."""
+
+    member: int
+    """Its place in the roster."""
+
+    round: int
+    sealed: tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    began: int
+    digest: bytes
+    sealed: bytes
+
+
+@dataclass(slots=True)
+class Witness:
+    """What one node remembers of the members' statements, and what it has found."""
+
+    kept_rounds: int = KEPT_ROUNDS
+    found: list[Contradiction] = field(default_factory=list)
+    """At most MOST_EACH of each member."""
+    _statements: dict[int, dict[int, _Statement]] = field(default_factory=dict)
+    """By member and round."""
+    _updates: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    _differing: list[tuple[int, int]] = field(default_factory=list)
+
+    def contradicts(self, record: RoundRecord) -> bool:
+        """Whether a record says otherwise than one that is remembered; its signature need not have been looked at."""
+        said = self._statements.get(record.member, {}).get(record.round)
+        return said is not None and record.update is not None and said.began == record.began and said.digest != record.update
+
+    def note(self, record: RoundRecord, sealed: bytes) -> Contradiction | None:
+        """Remember a record whose signature holds; a contradiction that it makes, if that is to be kept."""
+        if record.update is None:
+            return None
+        said = self._statements.setdefault(record.member, {})
+        if any(record.began > other.began for other in said.values()):  # it has begun again without its state
+            said.clear()
+            self._updates.pop(record.member, None)
+        before = said.get(record.round)
+        if before is None:
+            said[record.round] = _Statement(record.began, record.update, sealed)
+            self._forget_oldest(said)
+            self._compare(record.member, record.round)
+            return None
+        if not self.contradicts(record) or sum(each.member == record.member for each in self.found) >= MOST_EACH:
+            return None
+        if any((each.member, each.round) == (record.member, record.round) for each in self.found):
+            return None
+        contradiction = Contradiction(member=record.member, round=record.round, sealed=(before.sealed, sealed))
+        self.found.append(contradiction)
+        return contradiction
+
+    def note_update(self, member: int, number: int, digest: bytes) -> None:
+        """Remember what came from a member itself in a round."""
+        updates = self._updates.setdefault(member, {})
+        if updates.get(number) == digest:
+            return
+        updates[number] = digest
+        self._forget_oldest(updates)
+        self._compare(member, number)
+
+    def differing(self) -> list[tuple[int, int]]:
+        """Members and rounds, since the last call, in which an update was another one than its sender has signed."""
+        found, self._differing = self._differing, []
+        return found
+
+    def _compare(self, member: int, number: int) -> None:
+        said, came = self._statements.get(member, {}).get(number), self._updates.get(member, {}).get(number)
+        if said is not None and came is not None and said.digest != came and len(self._differing) < KEPT_ROUNDS:
+            self._differing.append((member, number))
+
+    def _forget_oldest(self, by_round: dict[int, _Statement] | dict[int, bytes]) -> None:
+        while len(by_round) > self.kept_rounds:
+            del by_round[min(by_round)]
