@@ -71,6 +71,15 @@ def test_paths_are_beside_the_file_wherever_one_stands(site, tmp_path, monkeypat
     }
 
 
+def test_a_home_folder_of_nobody_is_told_with_its_key(site):
+    with pytest.raises(ConfigError) as told:
+        site("member: hungary\nstudy: ~nobody-here/study.yaml\nstate: ~nobody-here/state\n")
+    assert [finding.partition(":")[0] for finding in told.value.findings] == [
+        "study = '~nobody-here/study.yaml'",
+        "state = '~nobody-here/state'",
+    ]
+
+
 @pytest.mark.parametrize(
     "written",
     [DIGEST, DIGEST.upper(), " ".join(DIGEST[i : i + 4] for i in range(0, 64, 4)), "-".join(DIGEST[i : i + 4] for i in range(0, 64, 4))],

@@ -13,7 +13,7 @@ from p2pfl.card import Card, Name, plain_digest, split_address
 from p2pfl.errors import ConfigError
 from p2pfl.names import checked_task_name
 from p2pfl.result_contract import Kind
-from p2pfl.yaml_files import check, load_yaml
+from p2pfl.yaml_files import check, load_yaml, shown
 
 _LAST_PORT = 65535
 
@@ -122,6 +122,13 @@ class SiteFile:
         """The settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
+        given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
+        given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
+        strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
+        if strange:
+            raise ConfigError(
+                [f"{key} = {shown(str(of))}: no account has this home folder; write the folder" for key, of in strange.items()], str(path)
+            )
         if site.status_port is not None and site.status_listen is not None:
             raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
         return replace(
@@ -165,6 +172,15 @@ class SiteFile:
 
 def _beside(folder: Path, path: Path) -> Path:
     return folder / path.expanduser()
+
+
+def _homeless(path: Path) -> bool:
+    """Whether a path begins with the home folder of an account that this machine does not know."""
+    try:
+        path.expanduser()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _is_path(value: object) -> bool:
