@@ -7,9 +7,11 @@ declared, ten seconds for one input, or a gigabyte of memory is a finding: its i
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MOST_SECONDS_PER_INPUT = 10
@@ -38,9 +40,9 @@ HOSTILE = (
 
 
 def main() -> int:
-    """Run the targets in turn; the number of those with a finding is more than zero: 1."""
+    """Run the targets, as many at once as there are processors: 1 where one has a finding, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="for all targets together")
+    parser.add_argument("--seconds", type=float, default=60, help="of searching, for all targets together; each takes some more to start")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="where what was found is kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="all where none is named")
@@ -52,8 +54,11 @@ def main() -> int:
     names = chosen.targets or list(TARGETS)
     if unknown := set(names) - set(TARGETS):
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(TARGETS)}")
-    each_s = max(1, round(chosen.seconds / len(names)))
-    failed = [name for name in names if not passes(name, each_s, chosen.out)]
+    at_once = min(len(names), os.cpu_count() or 1)
+    each_s = max(1, round(chosen.seconds * at_once / len(names)))
+    with ThreadPoolExecutor(at_once) as pool:
+        well = list(pool.map(lambda name: passes(name, each_s, chosen.out), names))
+    failed = [name for name, is_well in zip(names, well, strict=True) if not is_well]
     for name in failed:
         print(f"{name}: a finding; its input is in {chosen.out / name}, the end of what was said in {chosen.out / name / 'log'}")
     return 1 if failed else 0
