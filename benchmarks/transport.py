@@ -1,8 +1,9 @@
 """100 MB in frames of 1 MB between two processes on loopback: libzmq with CURVE as it is, and through our transport.
 
 Then as much both ways at once, by libzmq as it is and by two node daemons that average a model of that size: from the moment at which the
-later of the two has its update ready until both have taken in the other's, checked. Prints JSON: MB/s in each direction of each run, their
-medians, and their ratios. Runs are interleaved, because the machine's speed drifts.
+later of the two has its update ready to be sent, with its digest, until both have taken in the other's, checked. "packing" beside it is the
+same from the moment at which the model is there, so that the sender's digest counts as well. Prints JSON: MB/s in each direction of each
+run, their medians, and their ratios. Runs are interleaved, because the machine's speed drifts.
 
     python benchmarks/transport.py [--repeats 5] [--megabytes 100]
 """
@@ -131,7 +132,7 @@ async def measure(repeats: int, megabytes: int) -> dict[str, object]:
 
 def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames: int, repeats: int, turn: Barrier, results: Any) -> None:
     """One end of a connection over which as much comes as goes; the one without the other's key listens. Sends and reads in turns."""
-    payload = bytes(FRAME_BYTES)
+    model = memoryview(secrets.token_bytes(num_frames * FRAME_BYTES))  # as large as what daemons send: one frame again and again is cached
     with zmq.Context() as context, context.socket(zmq.PAIR) as pair:
         pair.curve_publickey, pair.curve_secretkey = keys
         pair.sndhwm = pair.rcvhwm = 32
@@ -148,7 +149,7 @@ def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames
             turn.wait(TIMEOUT_S)  # the daemons' turn is over
             pair.send(b"now")
             pair.recv()
-            started_s = time.perf_counter()
+            started_s = time.monotonic()
             to_send = to_read = num_frames
             while to_send or to_read:
                 ready = pair.poll(1000 * TIMEOUT_S, (zmq.POLLIN if to_read else 0) | (zmq.POLLOUT if to_send else 0))
@@ -156,9 +157,10 @@ def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames
                     pair.recv_multipart(copy=False)
                     to_read -= 1
                 if ready & zmq.POLLOUT:
-                    pair.send_multipart([b"header", payload], copy=False)
+                    first = (num_frames - to_send) * FRAME_BYTES
+                    pair.send_multipart([b"header", model[first : first + FRAME_BYTES]], copy=False)
                     to_send -= 1
-            results.put(("raw", number, time.perf_counter() - started_s))
+            results.put(("raw", number, (started_s, time.monotonic())))
             turn.wait(TIMEOUT_S)
 
 
@@ -168,14 +170,23 @@ class TimedDaemon(Daemon):
     turn: Barrier
     results: Any
 
+    _ready_s = 0.0
+
     async def _exchange(self, outgoing: Any) -> bool:
         number = self._round
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
-        started_s = time.perf_counter()
+        started_s = time.monotonic()
         is_over = await super()._exchange(outgoing)
-        self.results.put(("daemons", number, time.perf_counter() - started_s))
+        ended_s = time.monotonic()
+        self.results.put(("daemons", number, (self._ready_s, ended_s)))
+        self.results.put(("packing", number, (started_s, ended_s)))
         return is_over
+
+    def _updates(self, outgoing: Any) -> Any:
+        found = super()._updates(outgoing)
+        self._ready_s = time.monotonic()
+        return found
 
 
 def both_ways_daemon(
@@ -235,20 +246,23 @@ def measure_both_ways(repeats: int, megabytes: int) -> dict[str, object]:
         ]
         for child in children:
             child.start()
-        ends = [results.get(timeout=10 * TIMEOUT_S) for _ in range(4 * (repeats + 1))]
+        ends = [results.get(timeout=10 * TIMEOUT_S) for _ in range(6 * (repeats + 1))]
         for child in children:
             child.join(TIMEOUT_S)
-    # both ends of a turn: it takes as long as the slower one says
-    speeds = {
-        name: [megabytes / max(taken_s for n, turn_, taken_s in ends if (n, turn_) == (name, number)) for number in range(1, repeats + 1)]
-        for name in ("raw", "daemons")
-    }
+    # processes of one machine have one monotonic clock; from the later of both beginnings to the later of both ends
+    speeds = {name: [megabytes / _took_s(ends, name, number) for number in range(1, repeats + 1)] for name in ("raw", "daemons", "packing")}
     medians = {name: median(each) for name, each in speeds.items()}
     return {
         "megabytes_per_second_each_way": {name: [round(speed, 1) for speed in each] for name, each in speeds.items()},
         "median": {name: round(speed, 1) for name, speed in medians.items()},
         "daemons_over_raw": round(medians["daemons"] / medians["raw"], 3),
+        "packing_over_raw": round(medians["packing"] / medians["raw"], 3),
     }
+
+
+def _took_s(ends: list[tuple[str, int, tuple[float, float]]], name: str, number: int) -> float:
+    began_s, ended_s = zip(*(times for of, turn, times in ends if (of, turn) == (name, number)), strict=True)
+    return max(ended_s) - max(began_s)
 
 
 async def linked(transport: ZeroMQTransport) -> None:
