@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo test slow soak lint examples bench fuzz dist clean
 
 SECONDS ?= 60
+SEED ?= 0
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -59,7 +60,7 @@ bench: $(INSTALLED) ## The simulator's speed in ratios, beside those recorded; f
 	@OMP_NUM_THREADS= $(BIN)/python benchmarks/compare.py
 
 fuzz: $(INSTALLED) ## Search for inputs that a parser does not survive, for SECONDS=60 in all; what is found is kept in runs/fuzz
-	@if $(BIN)/python -c "import atheris" 2>/dev/null; then PYTHONPATH=tests $(BIN)/python -m fuzz.drive --seconds $(SECONDS); \
+	@if $(BIN)/python -c "import atheris" 2>/dev/null; then PYTHONPATH=tests $(BIN)/python -m fuzz.drive --seconds $(SECONDS) --seed $(SEED); \
 		else echo "left out: atheris has no wheel for this system"; fi
 
 dist: $(INSTALLED) ## What is released, in dist/: source, wheel, the list of software in it (CycloneDX), and the hashes of all of them

@@ -43,12 +43,15 @@ def main() -> int:
     """Run the targets, as many at once as there are processors: 1 where one has a finding, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="of searching, for all targets together; each takes some more to start")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the changes to inputs, to make the same ones again; 0: another one each time"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="where what was found is kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="all where none is named")
     chosen = parser.parse_args()
     if chosen.one:
-        return search(chosen.one, chosen.out / chosen.one, int(chosen.seconds))
+        return search(chosen.one, chosen.out / chosen.one, int(chosen.seconds), chosen.seed)
     from fuzz.targets import TARGETS  # not before a search: there it is imported under libFuzzer's eyes
 
     names = chosen.targets or list(TARGETS)
@@ -57,20 +60,20 @@ def main() -> int:
     at_once = min(len(names), os.cpu_count() or 1)
     each_s = max(1, round(chosen.seconds * at_once / len(names)))
     with ThreadPoolExecutor(at_once) as pool:
-        well = list(pool.map(lambda name: passes(name, each_s, chosen.out), names))
+        well = list(pool.map(lambda name: passes(name, each_s, chosen.seed, chosen.out), names))
     failed = [name for name, is_well in zip(names, well, strict=True) if not is_well]
     for name in failed:
         print(f"{name}: a finding; its input is in {chosen.out / name}, the end of what was said in {chosen.out / name / 'log'}")
     return 1 if failed else 0
 
 
-def passes(name: str, seconds: int, out: Path) -> bool:
+def passes(name: str, seconds: int, seed: int, out: Path) -> bool:
     """Whether a search through one target finds nothing."""
     folder = out / name
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     log = folder / "log"
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "fuzz.drive", "--one", name, "--seconds", str(seconds), "--out", str(out)]
+        command = [sys.executable, "-m", "fuzz.drive", "--one", name, "--seconds", str(seconds), "--seed", str(seed), "--out", str(out)]
         ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     said = log.read_text(errors="replace")
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", said)
@@ -81,7 +84,7 @@ def passes(name: str, seconds: int, out: Path) -> bool:
     return ended.returncode == 0
 
 
-def search(name: str, folder: Path, seconds: int) -> int:
+def search(name: str, folder: Path, seconds: int, seed: int) -> int:
     """Search through one target in this process; does not come back."""
     import atheris
 
@@ -94,6 +97,7 @@ def search(name: str, folder: Path, seconds: int) -> int:
     dictionary.write_text("".join(f'"{entry}"\n' for entry in entries))
     options = {
         "max_total_time": seconds,
+        "seed": seed,
         "timeout": MOST_SECONDS_PER_INPUT,
         "rss_limit_mb": MOST_MEMORY_MIB,
         "max_len": MOST_INPUT_BYTES,
