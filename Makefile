@@ -36,8 +36,9 @@ demo: $(INSTALLED) ## Five hospital daemons learn one model; prints each alone, 
 test: $(INSTALLED) ## The tests but the slow ones, with the coverage of p2pfl/, daemons in processes of their own included
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-slow: $(INSTALLED) ## The slow tests alone
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+slow: $(INSTALLED) ## The slow tests alone; those that measure attacks have the machine for themselves
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone"
+	@$(BIN)/python -m pytest -m alone
 
 soak: $(INSTALLED) ## Tests that take many minutes each: large models over slow links
 	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/test_slow_links.py

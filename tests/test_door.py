@@ -362,6 +362,7 @@ def listening_port(network, name):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_five_thousand_connections_of_strangers_do_not_end_a_node(hospitals):
     port, before = listening_port(hospitals, "node-0"), hospitals.round("node-0")
     with Memory(hospitals.pid("node-0")) as memory:
@@ -377,6 +378,7 @@ def test_five_thousand_connections_of_strangers_do_not_end_a_node(hospitals):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_strangers_with_unfinished_commands_take_little_memory(hospitals):
     port, data = listening_port(hospitals, "node-0"), unfinished_command(MAX_FRAME_BYTES)
     with Memory(hospitals.pid("node-0")) as memory, ExitStack() as lines:
@@ -394,6 +396,7 @@ def test_strangers_with_unfinished_commands_take_little_memory(hospitals):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("source", "median_s", "most_s"), [("127.0.0.2", 2.0, 2.0), ("127.0.0.1", 30.0, 180.0)], ids=["another", "same"])
 def test_a_neighbour_comes_in_while_a_stranger_shakes_hands_700_times_a_second(hospitals, source, median_s, most_s):
     port, server = listening_port(hospitals, "node-0"), hospitals.study.member("node-0").curve.encode()
@@ -429,6 +432,7 @@ def test_a_neighbour_comes_in_while_a_stranger_shakes_hands_700_times_a_second(h
 
 @needs_sodium
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("size", [0, MIB])
 def test_a_member_with_a_message_without_end_takes_no_more_memory_than_128_mib(hospitals, tmp_path, size):
     port, keys = listening_port(hospitals, "node-0"), Identity.load(tmp_path / "node-2" / "keys")

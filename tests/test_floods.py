@@ -39,7 +39,11 @@ TRAINING = {
     "require": {"members": 2, "within_s": 1.0},
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(CORES) < 2, reason="needs a core for the victim and one for the attacker")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(len(CORES) < 2, reason="needs a core for the victim and one for the attacker"),
+]
 
 
 class Attack:

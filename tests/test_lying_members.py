@@ -12,7 +12,7 @@ from lying_members import start_liar
 from networks import Institutions, plan_of, wait_until
 from p2pfl.records import read_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 TRAIN_S = 0.3
 ROUNDS = 40
