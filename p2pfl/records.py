@@ -23,6 +23,7 @@ import json
 import math
 import os
 import platform
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -111,6 +112,7 @@ class RunFolder:
         self.waits_for_room = False
         """Whether rows for which the disk has no room are kept until it has; else they are a StoreError."""
         self._waiting: deque[tuple[str, str]] = deque()  # a file's name, and rows for it
+        self._is_writing = threading.RLock()  # a node writes rows of rounds in one thread and events in another
 
     @classmethod
     def create(
@@ -242,11 +244,12 @@ class RunFolder:
                     f"a row of {name} with unknown keys {sorted(unknown)}, without {sorted(missing)}: known {sorted(_KNOWN[name])}"
                 )
             lines.append(_line(row))
-        if self.waits_for_room:
-            self._waiting.append((name, "".join(lines)))
-            self.write_waiting()
-        else:
-            self._write(name, "".join(lines))
+        with self._is_writing:
+            if self.waits_for_room:
+                self._waiting.append((name, "".join(lines)))
+                self.write_waiting()
+            else:
+                self._write(name, "".join(lines))
 
     @property
     def num_waiting(self) -> int:
@@ -259,7 +262,7 @@ class RunFolder:
         Raises:
             StoreError: the disk refuses for another reason.
         """
-        with suppress(DiskFull):
+        with self._is_writing, suppress(DiskFull):
             while self._waiting:
                 self._write(*self._waiting[0])
                 self._waiting.popleft()

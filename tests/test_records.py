@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -211,3 +212,19 @@ def test_records_and_inspector_leave_torch_out():
     code = "import sys, p2pfl.records, p2pfl.inspector.convergence, p2pfl.inspector.terminal; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_threads_that_write_rows_at_once_lose_none_and_write_none_twice(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.waits_for_room = True
+
+    def write(thread):
+        for number in range(50):
+            folder.append_event({"round": number, "node": f"node-{thread}", "event": "skipped", "detail": ""})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+
+    assert sorted((row["node"], row["round"]) for row in folder.events()) == [
+        (f"node-{thread}", n) for thread in range(4) for n in range(50)
+    ]
