@@ -82,7 +82,7 @@ def test_of_going_and_coming_back_the_newest_is_what_is_written():
             record.event(0.01 * number, kind=kind, detail=f"{kind} {number}")
     record.write(record.throttle.due(2 * PAUSE_S))
 
-    assert record.details() == ["left 0", "greeted 99 (and 198 times before)"]
+    assert record.details() == ["left 0", "greeted 0", "left 1", "greeted 1", "greeted 99 (and 195 times before)"]
 
 
 def test_one_neighbour_and_one_kind_do_not_hold_back_another():

@@ -40,6 +40,8 @@ class _Told:
     """When the last row was written."""
     event_s: float = float("-inf")
     """When it last happened."""
+    kind: str = ""
+    """Of the event that was the last one."""
     pause_s: float = PAUSE_S
     held: Row | None = None
     """The newest that is not written."""
@@ -71,9 +73,9 @@ class EventThrottle:
         if now_s - told.event_s >= QUIET_S and told.held is None:
             told.rows, told.pause_s = 0, PAUSE_S
         excluded_s = self._excluded_s.get(member, float("-inf"))
-        is_apart = is_settled or now_s - told.event_s >= CLOSELY_S
+        is_apart = is_settled or kind != told.kind or now_s - told.event_s >= CLOSELY_S
         is_first = told.rows < FIRST and is_apart and now_s - excluded_s >= EXCLUDED_FOR_S
-        told.event_s = now_s
+        told.event_s, told.kind = now_s, kind
         self._held.pop(key, None)
         told.held = row
         told.count += 1
