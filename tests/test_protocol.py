@@ -1176,6 +1176,20 @@ def test_a_refusal_is_held_once_and_only_of_what_was_asked():
     assert not node.protocol.meetings
 
 
+def test_closing_words_and_what_answers_them_do_not_answer_each_other_without_end():
+    node = meeting_in_pairs(ahead=1000)
+    closing = Closing(exchange=3, report=NOTHING_CLOSED, stop=NO_STOP, reason="rounds")
+    said = []
+    for _ in range(100):
+        node.hear("a", closing)
+        said += node.said_to("a")
+    assert [type(message) for message in said] == [Alive]
+
+    node.now_s += RESEND_AFTER_S  # what answered them may have been lost
+    node.hear("a", closing)
+    assert [type(message) for message in node.said_to("a")] == [Alive]
+
+
 def test_a_neighbour_that_has_closed_an_exchange_unmerged_is_not_waited_for():
     a, b, c = Node("a", "b", "c"), Node("b", "a", incarnation=2), Node("c", "a", incarnation=3)
     greeted(a, b)

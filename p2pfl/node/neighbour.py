@@ -126,6 +126,8 @@ class Neighbour:
     """It said that it has finished for good."""
     closing: bool = False
     """It has stopped, and is there only to settle what is open."""
+    closing_answered_s: float = float("-inf")
+    """When this node last told it, after its closing words, what it has done itself."""
     is_paused: bool = False
     """It said that it pauses, and has not greeted since."""
     refusal: str = ""

@@ -378,10 +378,16 @@ class Protocol:
             if self.closing is None and self.asked == (neighbour.name, message.exchange):
                 self._meet(neighbour.name, message.exchange, None)
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
-            neighbour.closing = True  # it meets nobody any more, and waits to hear what this node has done
-            neighbour.queue(self._alive(neighbour))
+            self._partner_closed(neighbour, now_s)
         elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready | ProofRequest):
             neighbour.queue(self.closing_message(neighbour))
+
+    def _partner_closed(self, neighbour: Neighbour, now_s: float) -> None:
+        """Tell a neighbour that meets nobody any more what this node has done, for which it waits."""
+        neighbour.closing = True
+        if now_s - neighbour.closing_answered_s >= RESEND_AFTER_S:  # it answers an answer: without a pause both would do nothing else
+            neighbour.closing_answered_s = now_s
+            neighbour.queue(self._alive(neighbour))
 
     def _sent_all(self, neighbour: Neighbour, message: Sent) -> None:
         if not neighbour.session.has(message.exchange, whole=message.whole):
