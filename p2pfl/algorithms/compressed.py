@@ -163,11 +163,11 @@ class _Seen:
     """||x+ - xhat||"""
 
     rounding_N: Tensor
-    """What residual_N may be by rounding alone."""
+    """The most that rounding alone may make of residual_N."""
 
 
 def _watched(state: State, seen: _Seen) -> State:
-    """What decides on gamma, after an exchange."""
+    """State that decides on gamma, after an exchange."""
     residual_N, is_growing_N = seen.residual_N, seen.disagreement_N > state["disagreement"]
     growing_N = torch.where(is_growing_N, (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
     driven_apart_N = state["driven_apart"] + (seen.lag_N.square() - residual_N - seen.pulled_N)

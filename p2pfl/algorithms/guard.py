@@ -58,18 +58,18 @@ def refusal_of(norm: float, most: float) -> BadMessage | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
-    """What one node needs to judge its neighbours' updates by their norms."""
+    """Figures by which one node judges the norms of its neighbours' updates."""
 
     algorithm: Algorithm
     layout: Layout
     first_norm: float
-    """Of the first parameters that all have agreed on, as far as they travel."""
+    """Norm of the first parameters that all have agreed on, as far as they travel."""
 
     num_nodes: int
-    """Of the network."""
+    """Number of members in the network."""
 
     noise_norm: float = 0.0
-    """Of the noise that each sender adds."""
+    """Norm of the noise that each sender adds."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, layout: Layout, parameters: Iterable[Tensor], num_nodes: int) -> Guard:

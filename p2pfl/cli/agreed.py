@@ -1,4 +1,4 @@
-"""What a study will make its members do, in words for the person who is asked to agree to it."""
+"""Description of all that a study makes its members do, for the person who is asked to agree to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command prints, on its way to the terminal: nothing in a file from elsewhere can steer the terminal with it."""
+"""Standard streams on which no text from a foreign file can steer the terminal."""
 
 from __future__ import annotations
 

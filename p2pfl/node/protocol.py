@@ -49,7 +49,6 @@ from p2pfl.wire.update import Arrived, Parcel, Whole
 from p2pfl.wire.view import NetworkView
 
 HELLO_EVERY_S = 0.5
-CLOSING_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
 """How often a neighbour that greets anew is told of everybody again, at most."""
 

@@ -721,11 +721,6 @@ async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: f
     return LinkCondition.NO_ROUTE, f"{fault.strerror} at {said}"
 
 
-async def _next(source: zmq.asyncio.Socket) -> list[Any]:
-    await asyncio.sleep(0)  # as in _next_message
-    return await source.recv_multipart()
-
-
 def _refused(what: str, error: zmq.ZMQError) -> ConfigError | TransportError:
     """The error for an address that cannot be used: written wrongly, or not to be had now."""
     if error.errno in (errno.EINVAL, zmq.EPROTONOSUPPORT, zmq.ENOCOMPATPROTO):

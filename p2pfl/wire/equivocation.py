@@ -15,17 +15,17 @@ from typing import Final
 from p2pfl.wire.round_record import DIGEST_BYTES, RoundRecord
 
 KEPT_ROUNDS: Final = 32
-"""Of each member the statements and updates of so many rounds are remembered."""
+"""So many rounds of each member's statements and updates are remembered."""
 
 KEPT_OF_MANY: Final = 4
-"""The same in a network of very many members."""
+"""So many rounds of each are remembered in a network of very many members."""
 
 MOST_EACH: Final = 3
 """So many contradictions of one member are kept as evidence and passed on; more prove nothing more."""
 
 
 def update_digest(digests: Iterable[bytes]) -> bytes:
-    """What a record says of a round's updates, from the digests of their payloads by phase."""
+    """Digest that a record carries of a round's updates, from the digests of their payloads by phase."""
     return hashlib.sha256(b"".join(digests)).digest()[:DIGEST_BYTES]
 
 
@@ -49,7 +49,7 @@ class _Statement:
 
 @dataclass(slots=True)
 class Witness:
-    """What one node remembers of the members' statements, and what it has found."""
+    """One node's memory of the members' statements, and the contradictions it has found."""
 
     kept_rounds: int = KEPT_ROUNDS
     found: list[Contradiction] = field(default_factory=list)
