@@ -104,6 +104,7 @@ def test_silent_strangers_are_few_and_the_link_that_is_up_stays(links, listen):
                 ended = sum([await has_ended(line) for line in lines])
 
                 assert ended >= 60 - PLACES.places_per_source - 1
+            await until(lambda: a.link_counters["b"]["connected"] == 1)
             assert a.link_counters["b"]["connected"] == 1
 
     finish(main())
@@ -276,6 +277,7 @@ def test_a_member_has_two_connections_and_the_oldest_goes(links):
                 await a.send("b", [b"to the newest"], 1.0)
 
                 assert await asyncio.to_thread(dealer.recv) == b"to the newest"
+                await until(lambda: a.counters["replaced"] == a.counters["disconnected"] == 1)
                 assert a.counters["replaced"] == a.counters["disconnected"] == 1
 
     finish(main())
@@ -297,6 +299,7 @@ def test_an_honest_queue_that_nobody_reads_is_not_too_much(links):
                 await asyncio.sleep(0.1)  # some turns of the door
 
                 assert len(await receive(receiver, taken)) == taken
+            await until(lambda: a.counters == b.counters == {"connected": 1})
             assert a.counters == b.counters == {"connected": 1}
 
     finish(main())

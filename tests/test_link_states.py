@@ -113,6 +113,7 @@ def test_of_several_addresses_the_first_that_works_is_used(links):
             async with links.member("a", "b") as a, dialler(links, addresses) as b:
                 await meet(a, b)
 
+                await until(lambda: b.link_counters["a"] == {"connected": 1, "not_connected": 1})
                 assert b.link_counters["a"] == {"connected": 1, "not_connected": 1}
             async with dialler(links, addresses) as b:
                 refused = await becomes(b, "a", LinkCondition.REFUSED)
@@ -314,6 +315,7 @@ def test_a_neighbour_that_does_not_know_our_key_is_said(links):
             said = await becomes(b, "a", LinkCondition.WRONG_KEY)
 
             assert said.detail.endswith("does not know the key of b: it holds another study or another card")
+            await until(lambda: b.link_counters["a"]["handshake_failed"] >= 1)
             assert b.link_counters["a"]["handshake_failed"] >= 1
 
     finish(main())
@@ -347,6 +349,7 @@ def test_a_link_that_is_cut_is_down_at_both_ends_and_comes_back(links):
             await meet(a, b)
 
             assert a.link("b").state == b.link("a").state == LinkCondition.UP
+            await until(lambda: a.link_counters["b"] == {"connected": 2, "disconnected": 1})
             assert a.link_counters["b"] == {"connected": 2, "disconnected": 1}
 
     finish(main())

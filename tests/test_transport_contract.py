@@ -251,10 +251,12 @@ def test_how_a_link_is_can_be_asked_at_any_time(links, comes, stays):
 
                     assert before.since_s <= staying.link(comes).since_s <= time.monotonic()
                     assert staying.link(comes).heard_s is not None
+                    await until(lambda: staying.link_counters[comes]["connected"] == life)  # noqa: B023 - awaited here
                     assert staying.link_counters[comes]["connected"] == life
                 await until(lambda: not staying.link(comes).is_up)
 
                 assert coming.link(stays).state == LinkCondition.CLOSED
+                await until(lambda: staying.link_counters[comes]["disconnected"] == life)  # noqa: B023 - awaited here
                 assert staying.link_counters[comes]["disconnected"] == life
 
         assert staying.link(comes).state == LinkCondition.CLOSED
@@ -328,7 +330,9 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             assert await receive(ours, 1) == [(excluded, [b"after"])]
             assert time.monotonic() - began_s >= 1.0
             assert ours.link(excluded).is_up
+            await until(lambda: ours.link_counters[excluded]["connected"] == 2)
             assert ours.link_counters[excluded]["connected"] == 2
+            await until(lambda: ours.link_counters[excluded]["disconnected"] == 1)
             assert ours.link_counters[excluded]["disconnected"] == 1
 
     finish(main())

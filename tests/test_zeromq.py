@@ -81,6 +81,7 @@ def test_a_stranger_with_valid_keys_of_its_own_is_refused_and_counted(links, cap
 
             assert await nothing_came(a, b)
             assert stranger.counters["connected"] == 0
+            await until(lambda: a.counters["connected"] == 1)
             assert a.counters["connected"] == 1
 
     finish(main())
@@ -109,6 +110,7 @@ def test_a_client_without_encryption_is_refused(links, options):
                 await until(lambda: a.counters["disconnected"])
 
                 assert await nothing_came(a, b)
+            await until(lambda: a.counters["connected"] == 1)
             assert a.counters["connected"] == 1
 
     finish(main())
@@ -236,6 +238,7 @@ def test_ten_thousand_random_frames_are_survived_and_not_delivered(links):
             await until(lambda: a.counters["disconnected"] == 10_000)
 
             assert await nothing_came(a, b)
+            await until(lambda: a.counters["connected"] == 1)
             assert a.counters["connected"] == 1
 
     finish(main(), 60.0)
@@ -306,6 +309,7 @@ def test_a_stalled_cable_fills_the_queue_and_loses_nothing(links):
                     cable.heal()
 
                     assert [frames[0] for _, frames in await receive(receiver, taken)] == [b"%d" % i for i in range(taken)]
+                await until(lambda: a.counters == b.counters == {"connected": 1})
                 assert a.counters == b.counters == {"connected": 1}
 
     finish(main())
@@ -446,6 +450,7 @@ def test_an_edge_is_one_connection(links):
             await send_when_up(a, "b", [b"x"])
             await receive(b, 1)
 
+            await until(lambda: (a.counters, b.counters) == ({"connected": 1}, {"connected": 1}))
             assert (a.counters, b.counters) == ({"connected": 1}, {"connected": 1})
             assert b.bound_address is None
 
@@ -579,6 +584,7 @@ def test_every_connection_of_a_disconnected_member_ends_and_nobody_elses(links):
                 await c.send("a", [b"still here"], 1.0)
 
                 assert await receive(a, 1) == [("c", [b"still here"])]
+                await until(lambda: a.link_counters["c"]["connected"] == 1)
                 assert a.link_counters["c"]["connected"] == 1
 
     finish(main())
