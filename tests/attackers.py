@@ -143,11 +143,17 @@ class RawCurve:
         return self._exactly(size)
 
 
+IP_BIND_ADDRESS_NO_PORT = 24
+"""Of Linux; the socket module of Python 3.11 does not name it."""
+
+
 def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
     """A connection with a node on this machine, from an address of the loopback network."""
     line = socket.socket()
     try:
         line.settimeout(5.0)
+        # the system chooses the port when it connects: one that is reserved at another address could not be listened at any more
+        line.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         line.bind((source, 0))
         line.connect(("127.0.0.1", port))
     except OSError:

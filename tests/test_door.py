@@ -32,7 +32,8 @@ from networks import Institutions, plan_of
 from p2pfl.errors import TransportError
 from p2pfl.node.identity import Identity
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport
-from p2pfl.transports.admission import AdmissionLimits
+from p2pfl.transports.admission import Account, Admission, AdmissionLimits
+from p2pfl.transports.door import ENCRYPTED_BYTES, Door, _Watched
 
 needs_sodium = pytest.mark.skipif(sodium() is None, reason="no libsodium to write CURVE by hand with")
 MIB = 2**20
@@ -118,6 +119,7 @@ def test_a_stranger_that_sends_more_than_a_handshake_is_shut(links):
             with connect(port_of(a)) as line:
                 await send_until_shut(line, unfinished_command(MAX_FRAME_BYTES)[:500_000])
 
+            await until(lambda: a.counters["oversent"])
             assert a.counters["oversent"] == 1
             assert await keep_up(a, b)
 
@@ -134,6 +136,7 @@ def test_a_listener_that_floods_its_dialler_before_the_handshake_is_shut(links):
                 with line:
                     await send_until_shut(line, unfinished_command(MAX_FRAME_BYTES)[:500_000])
 
+                await until(lambda: b.counters["oversent"])
                 assert b.counters["oversent"] == 1
 
     finish(main())
@@ -199,6 +202,7 @@ def test_a_member_that_sends_a_message_without_end_is_cut_off(links, part):
                 sent = await asyncio.to_thread(endless_message, evil, part, 64 * MIB)
 
             assert sent < 32 * MIB
+            await until(lambda: a.counters["oversent"])
             assert a.counters["oversent"] == 1
             assert await keep_up(a, b)
 
@@ -219,6 +223,7 @@ def test_a_listener_that_sends_a_message_without_end_is_cut_off(links):
                     sent = await asyncio.to_thread(endless_message, evil, bytes(2**16), 64 * MIB)
 
                 assert sent < 32 * MIB
+                await until(lambda: b.counters["oversent"])
                 assert b.counters["oversent"] == 1
                 await until(lambda: b.link_counters["a"]["disconnected"])
 
@@ -301,6 +306,26 @@ def test_an_honest_queue_that_nobody_reads_is_not_too_much(links):
                 assert len(await receive(receiver, taken)) == taken
             await until(lambda: a.counters == b.counters == {"connected": 1})
             assert a.counters == b.counters == {"connected": 1}
+
+    finish(main())
+
+
+def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_whose_it_is():
+    async def main():
+        door = Door(Admission(AdmissionLimits(member_bytes=2**20)), asyncio.get_running_loop(), lambda *_: None)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            door.port = server.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", door.port)) as far, server.accept()[0] as near:
+                near.sendall(bytes(ENCRYPTED_BYTES + 1))
+                far.recv(ENCRYPTED_BYTES + 1, socket.MSG_WAITALL)
+                door._promote(near.fileno(), "127.0.0.1", "b", Account())
+                door._arrived(near.fileno(), _Watched(None, None, lambda _: None))
+                (number,) = door._admission.numbers
+                assert door._admission.member(number) is None
+
+                await until(lambda: door._promote_early() or door._admission.member(number) == "b")
+                assert not door._early
+                door._forget(number)
 
     finish(main())
 

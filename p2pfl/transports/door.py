@@ -39,6 +39,8 @@ TURN_S = 0.02
 
 IDLE_TURN_S = 0.2
 LEAVE_S = 5.0
+EARLY_S = 5.0
+MOST_EARLY = 64
 EVENTS_A_TURN = 1000
 
 WRAPPING_BYTES = 42
@@ -127,6 +129,8 @@ class Door:
         self._numbers: dict[int, int] = {}  # of connections, by file descriptor
         self._count = 0
         self._learned: deque[Callable[[], None]] = deque()
+        # first messages whose connection is not known yet, and until when that is waited for
+        self._early: deque[tuple[float, tuple[int, str, str, Account]]] = deque(maxlen=MOST_EARLY)
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
 
@@ -200,6 +204,7 @@ class Door:
                         self._watched.remove(watched)
                         watched.events.close(linger=0)
                 self._learn()
+                self._promote_early()
                 # weighed after the events were read: what came since a handshake was over is not a stranger's
                 self._shut(self._admission.weigh(taken_bytes))
                 self.has_remains = self._admission.has_remains
@@ -300,14 +305,25 @@ class Door:
                 return
 
     def _promote(self, fd: int, source: str, peer: str, account: Account) -> None:
+        if not self._is_promoted(fd, source, peer, account):
+            self._early.append((time.monotonic() + EARLY_S, (fd, source, peer, account)))
+
+    def _promote_early(self) -> None:
+        """Try again with messages that the loop read before this thread read that their connection was there."""
+        now_s, early = time.monotonic(), list(self._early)
+        self._early.clear()
+        self._early.extend((until_s, known) for until_s, known in early if until_s > now_s and not self._is_promoted(*known))
+
+    def _is_promoted(self, fd: int, source: str, peer: str, account: Account) -> bool:
         number = self._numbers.get(fd)
         # the number may be another connection's by now: only one whose handshake is over, from the same address, can be the one
         if number is None or self._lines[number].source != source:
-            return
+            return False
         counts = self._bytes_of(self._lines[number])
         if counts is not None and not counts[1]:
-            return
+            return False
         self._shut(self._admission.authenticate(number, peer, account))
+        return True
 
     def _look(self) -> dict[int, tuple[int, bool]]:
         """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone."""
