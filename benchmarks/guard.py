@@ -20,10 +20,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.algorithms import Guard
-from p2pfl.experiment import experiment_from
-from p2pfl.node.agreed_start import Signing
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import MemoryNetwork
 
 NODES = 8

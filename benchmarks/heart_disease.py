@@ -28,9 +28,9 @@ from torch import Tensor
 
 import p2pfl
 from p2pfl.draws import batch_positions
-from p2pfl.experiment import Experiment, load_experiment, resolve
+from p2pfl.experiment.loading import Experiment, load_experiment, resolve
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import parameters_of
-from p2pfl.plan import load_sites, make_plan
 from p2pfl.tasks import Site
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "heart_disease.yaml"

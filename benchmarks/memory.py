@@ -118,7 +118,7 @@ class Watch:
 
 def node(site: Path) -> None:
     """Run one node and print what it took."""
-    from p2pfl import plan as plans
+    from p2pfl.experiment import plan as plans
     from p2pfl.node import daemon
     from p2pfl.node.memory import NodeMemory
     from p2pfl.node.start import start
@@ -171,10 +171,10 @@ def node(site: Path) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Three nodes, each with what it took."""
-    from p2pfl.experiment import experiment_from
-    from p2pfl.node.identity import Identity
-    from p2pfl.plan import load_sites, make_plan
-    from p2pfl.study import Study
+    from p2pfl.experiment.loading import experiment_from
+    from p2pfl.experiment.plan import load_sites, make_plan
+    from p2pfl.governance.identity import Identity
+    from p2pfl.governance.study import Study
     from p2pfl.transports import reserve_port
     from p2pfl.yaml_files import dump_yaml
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import p2pfl
+from p2pfl.experiment.plan import load_sites
 from p2pfl.params import load_parameters
-from p2pfl.plan import load_sites
 from p2pfl.training import build_model
 
 NODES = 16

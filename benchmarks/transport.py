@@ -25,10 +25,10 @@ from typing import Any
 import zmq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pfl.experiment import experiment_from
-from p2pfl.node.agreed_start import Signing
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.plan import load_sites, make_plan
+from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
 
 FRAME_BYTES = 1_000_000

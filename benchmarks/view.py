@@ -16,13 +16,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pfl.experiment import experiment_from
-from p2pfl.node.agreed_start import Signing
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.launcher.network import up
 from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.node.network import up
-from p2pfl.node.network_view import ViewTerms
 from p2pfl.node.status import read_status
-from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.protocol.agreed_start import Signing
+from p2pfl.protocol.network_view import ViewTerms
 from p2pfl.transports import MemoryNetwork
 
 LIMITS = Limits(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)

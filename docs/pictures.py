@@ -11,10 +11,10 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
+from p2pfl.faults.script import Faults
 from p2pfl.inspector.report import write_report
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.simulator import simulate
-from p2pfl.simulator.faults import Faults
 
 PICTURES = Path(__file__).parent / "pictures"
 WIDTH = 1100

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 _HOME = {
     "simulate": "p2pfl.simulator",
     "sweep": "p2pfl.sweeps",
-    "up": "p2pfl.node",
-    "load": "p2pfl.results",
-    "Run": "p2pfl.results",
+    "up": "p2pfl.launcher",
+    "load": "p2pfl.evaluation.results",
+    "Run": "p2pfl.evaluation.results",
     "Task": "p2pfl.tasks",
     "task": "p2pfl.tasks",
     "Metric": "p2pfl.tasks",

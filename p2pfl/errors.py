@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 from collections.abc import Sequence
+from typing import Final
 
-from p2pfl.printable import on_one_line
+_STEERS = "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f"
+"""Control characters of both sets, marks and overrides of direction, separators of lines, and what has no width."""
+
+_UNSAFE: Final = re.compile(f"[{_STEERS}]")
+_UNSAFE_OR_BREAK: Final = re.compile(f"[\t\n{_STEERS}]")
 
 _ALL_SHOWN_UP_TO = 20
 _MOST_SHOWN = 10
@@ -14,6 +20,24 @@ _MOST_SHOWN = 10
 
 
 _MOST_NAMES = 8
+
+
+def visible(text: str) -> str:
+    r"""The text with everything that steers a terminal as an escape, such as \u001b; line ends and tabs stay.
+
+    The escapes are those of JSON.
+    """
+    return _UNSAFE.sub(_escape, text)
+
+
+def on_one_line(text: str) -> str:
+    r"""The text as `visible` gives it, on one line: a line end becomes \u000a."""
+    return _UNSAFE_OR_BREAK.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004
 
 
 def summed_up(findings: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -276,3 +277,10 @@ def _personal(patterns: Sequence[str], specs: Sequence[TensorSpec], frozen: Sequ
 
 def _describe(spec: TensorSpec) -> str:
     return f"{spec.name} {spec.dtype}{list(spec.shape)}"
+
+
+def tensor_over(array: np.ndarray) -> Tensor:
+    """An array as a tensor over the same memory, also where the array is read-only, of which torch warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import difflib
 import re
@@ -16,7 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 from p2pfl.errors import ConfigError
-from p2pfl.text_files import decode
 
 T = TypeVar("T")
 
@@ -339,3 +339,45 @@ def _written(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
         return f"{'-' if value < 0 else ''}a whole number of more than {_MAX_SHOWN} digits"
     return repr(value)
+
+
+def decode(content: bytes, place: str) -> str:
+    """Text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        ConfigError: the bytes are another encoding or hold a NUL; the message names the line.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError("cannot be read: line 1 begins with the byte order mark of UTF-16; save it as UTF-8", place)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = error.start
+        line, byte = _line_of(content, start), content[start]
+        raise ConfigError(
+            f"cannot be read: line {line} holds the byte 0x{byte:02x}, which is not UTF-8; save it as UTF-8", place
+        ) from error
+    if (at := content.find(b"\0")) >= 0:
+        raise ConfigError(f"cannot be read: line {_line_of(content, at)} holds a NUL byte; save it as UTF-8 text", place)
+    return text
+
+
+def _line_of(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        ConfigError: the file is missing, a folder, unreadable or not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", str(path)) from error
+    except IsADirectoryError as error:
+        raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", str(path)) from error
+    return decode(content, str(path))

@@ -6,6 +6,11 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
+
+# no test is a matter of time, also where the machine is busy
+settings.register_profile("p2pfl", deadline=None)
+settings.load_profile("p2pfl")
 
 # the loops of the extra `fast` take a second to load in each process; tests of them ask for the fixture `numba`
 os.environ["NUMBA_DISABLE_JIT"] = "1"

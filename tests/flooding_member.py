@@ -17,8 +17,8 @@ from pathlib import Path
 import msgpack
 import zmq
 
-from p2pfl.node.identity import Identity
-from p2pfl.study import Study
+from p2pfl.experiment.loading import load_study
+from p2pfl.governance.identity import Identity
 from p2pfl.wire.codec import CHUNK_BYTES, decode, encode
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Goodbye, Hello, Records, Report, Update, Want
 from p2pfl.wire.round_record import RoundRecord, seal
@@ -42,7 +42,7 @@ class FloodingMember:
     """One end of a link, with valid keys, that says what it likes."""
 
     def __init__(self, place: Path, me: str, victim: str) -> None:
-        self.me, self.study = me, Study.load(place / "study.yaml")
+        self.me, self.study = me, load_study(place / "study.yaml")
         self.identity = Identity.load(place / me / "keys", None)
         card = self.study.member(victim)
         self.link = zmq.Context.instance().socket(zmq.DEALER)

@@ -24,8 +24,8 @@ from torch import Tensor
 from p2pfl.cli import app
 from p2pfl.errors import P2PFLError
 from p2pfl.node.daemon import Daemon
-from p2pfl.node.neighbour import Neighbour, SendUpdate
-from p2pfl.node.protocol import Protocol
+from p2pfl.protocol.neighbour import Neighbour, SendUpdate
+from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import NO_STOP, Alive, Report, StopNews
 

@@ -22,15 +22,15 @@ from torch import Tensor
 from commands import hear_interrupts
 from links import MemoryLinks, ZeroMQLinks
 from p2pfl.errors import P2PFLError, TransportError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.agreed_start import Signing
+from p2pfl.evaluation.results import read_models
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.node.identity import Identity
 from p2pfl.node.status import read_status
-from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import RunFolder, read_run
-from p2pfl.results import read_models
-from p2pfl.study import Study
+from p2pfl.protocol.agreed_start import Signing
+from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.transports import Received, Transport, reserve_port
 from p2pfl.yaml_files import dump_yaml
 

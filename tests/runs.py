@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from p2pfl.experiment import experiment_from
-from p2pfl.plan import load_sites, make_plan
-from p2pfl.records import RunFolder
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import Simulation
 
 QUICK = {"baselines": [], "stop": None, "checkpoint_every": 10**6, "evaluate_every": 10**6}

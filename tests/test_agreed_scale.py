@@ -12,12 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 import p2pfl
-from p2pfl.card import Card
 from p2pfl.cli import app
 from p2pfl.errors import ConfigError
-from p2pfl.node.identity import Identity
+from p2pfl.experiment.loading import load_study
+from p2pfl.governance.card import Card
+from p2pfl.governance.identity import Identity
 from p2pfl.node.start import start
-from p2pfl.study import Study
 from p2pfl.tasks import load_task
 from p2pfl.yaml_files import dump_yaml
 
@@ -70,7 +70,7 @@ def test_a_study_from_cards_trains_like_one_with_all_rows_in_one_place(instituti
         assert "means and deviations of 13 inputs" in describe(institutions / name)
     run("study", "new", institutions / "va" / "heart.yaml", *cards(institutions), "--out", institutions / "study.yaml")
 
-    study = Study.load(institutions / "study.yaml")
+    study = load_study(institutions / "study.yaml")
     assert study.experiment["task"]["scale"]["samples"] == 199 + 172 + 30 + 85
     together = {site.name: site for site in load_task("heart-disease", standardise="pooled").sites}
     options = {key: value for key, value in study.experiment["task"].items() if key != "name"}
@@ -98,7 +98,7 @@ def test_a_card_of_other_data_is_noticed_at_the_start(institutions):
     path.unlink()
     Identity.load(path.parent).card(card.name, card.address, card.samples, moments).save(path)
     run("study", "new", institutions / "va" / "heart.yaml", *cards(institutions), "--out", institutions / "va" / "study.yaml")
-    digest = Study.load(institutions / "va" / "study.yaml").digest
+    digest = load_study(institutions / "va" / "study.yaml").digest
     data = {"hospitals": ["va"], "data": str(institutions / "va" / "data")}
     (institutions / "va" / "site.yaml").write_text(dump_yaml({"member": "va", "study": "study.yaml", "confirmed": digest, "task": data}))
 

@@ -15,15 +15,15 @@ from links import ZeroMQLinks
 from networks import PATIENT, Institutions, Network, averaging, finish, until, wait_until
 from p2pfl.cli import app
 from p2pfl.errors import ConfigError, MembersMissing
-from p2pfl.experiment import experiment_from
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.verdict import verdict
-from p2pfl.node import agreed_start
 from p2pfl.node.daemon import Limits
 from p2pfl.node.status import read_status
-from p2pfl.plan import load_sites, make_plan
-from p2pfl.records import read_run
+from p2pfl.protocol import agreed_start
+from p2pfl.runs.records import read_run
 from p2pfl.transports import Endpoint, resolver
 from test_link_states import needs_ipv6
 

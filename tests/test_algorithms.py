@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from p2pfl.algorithms import ALGORITHMS, Channel, SlotInbox, flow
 from p2pfl.algorithms.base import Requirement
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.topology import Topology, make, weighted
 from rows import P, context, inbox_of, one_round
 

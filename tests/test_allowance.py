@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl.node.allowance import (
+from p2pfl.protocol.allowance import (
     BYTES_AT_ONCE,
     EXCLUDED_AT_MOST_S,
     EXCLUDED_S,
@@ -13,8 +13,8 @@ from p2pfl.node.allowance import (
     NONSENSE_AT_ONCE,
     NeighbourAllowance,
 )
+from p2pfl.protocol.token_bucket import TokenBucket
 from p2pfl.wire.codec import CHUNK_BYTES
-from p2pfl.wire.token_bucket import TokenBucket
 
 SMALL = 112
 GIB = 2**30

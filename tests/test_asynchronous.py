@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of
+from p2pfl.evaluation.results import Run
 from p2pfl.node.daemon import Limits
-from p2pfl.records import read_run
-from p2pfl.results import Run
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from thorough import first_fast
 

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from p2pfl.algorithms import DPSGD
 from p2pfl.draws import batch_positions
+from p2pfl.evaluation import baselines
+from p2pfl.evaluation.baselines import pooled_baseline, trained_alone
 from p2pfl.tasks import Site, Task
-from p2pfl.training import OptimizerSpec, Population, Recipe, baselines, build_model, pooled_baseline, trained_alone
+from p2pfl.training import OptimizerSpec, Population, Recipe, build_model
 from runs import LOGISTIC, plan_of, run_of
 from thorough import first_fast
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from p2pfl.card import Card, canonical, grouped, is_loopback, plain_digest, split_address, z85_decode, z85_encode
 from p2pfl.errors import ConfigError
-from p2pfl.node.identity import Identity
+from p2pfl.governance.card import Card, canonical, grouped, is_loopback, plain_digest, split_address, z85_decode, z85_encode
+from p2pfl.governance.identity import Identity
 
 ADDRESS = "tcp://node.hungary.example:7700"
 IDENTITY = Identity.new()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from networks import HASTY, Network, averaging, finish, plan_of
-from p2pfl.stopping import Meetings
+from p2pfl.algorithms.stopping import Meetings
 from runs import drift, run_of, starts_of
 from thorough import first_fast
 

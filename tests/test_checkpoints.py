@@ -11,9 +11,9 @@ import tracemalloc
 import pytest
 import torch
 
-from p2pfl import checkpoints
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import StoreError
+from p2pfl.runs import checkpoint as checkpoints
+from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 
 
 def test_tensors_and_story_come_back_bit_for_bit(tmp_path):

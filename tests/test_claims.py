@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pfl.node.neighbour import LATER, SOON
-from p2pfl.node.protocol import Flow
-from p2pfl.stopping import StopRule
+from p2pfl.algorithms.stopping import StopRule
+from p2pfl.protocol.neighbour import LATER, SOON
+from p2pfl.protocol.protocol import Flow
+from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Alive, Closing, ProofRequest, Records, Report, StopNews
 from p2pfl.wire.round_record import RoundRecord, seal, unseal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
-from p2pfl.wire.view import NetworkView
 from test_protocol import FLOOR_S, FORMAT, Node, alive, hello, meeting_in_pairs
 from wire_samples import RECORD
 

@@ -17,8 +17,8 @@ import typer
 from commands import start_command
 from p2pfl.cli import app, main
 from p2pfl.cli.run import _Progress
-from p2pfl.records import read_run
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from p2pfl.yaml_files import load_yaml
 

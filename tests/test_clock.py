@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import ChurnSpec, ClockSpec
+from p2pfl.experiment.loading import ChurnSpec, ClockSpec
+from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.simulator import Faults, simulate
-from p2pfl.simulator.clock import Delays, RoundClock, RoundPaces
+from p2pfl.simulator.events.clock import Delays, RoundClock, RoundPaces
 from p2pfl.topology import Schedule, Topology, make_schedule, weighted
-from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.yaml_files import dump_yaml
 from runs import LOGISTIC, distance, drift, plan_of, run_of, stacked, starting_at, starts_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
 from p2pfl.simulator import Simulation, simulate
 from runs import LOGISTIC, without_seconds
 

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 from networks import Network, finish
 from p2pfl.errors import ConfigError, MissingExtraError
-from p2pfl.experiment import experiment_from, recorded_experiment
-from p2pfl.plan import load_sites, make_plan
-from p2pfl.records import RunFolder
+from p2pfl.experiment.loading import experiment_from, recorded_experiment
+from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import compiling, simulate
 from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task
-from p2pfl.training import compiled as loops_of
-from p2pfl.training.batched import Batched
-from p2pfl.training.compiled import Compiled, why_not_compiled
-from p2pfl.training.layers import Descent
+from p2pfl.training.backends import compiled as loops_of
+from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.compiled import Compiled, why_not_compiled
+from p2pfl.training.backends.layers import Descent
 from runs import plan_of
 from thorough import first_fast
 

@@ -12,12 +12,12 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 import p2pfl
-from p2pfl import cross_site
 from p2pfl.draws import Purpose, torch_seed
+from p2pfl.evaluation import cross_site
+from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.experiment.plan import load_sites
 from p2pfl.inspector.report import report
-from p2pfl.plan import load_sites
-from p2pfl.records import read_run
-from p2pfl.worth import worth
+from p2pfl.runs.records import read_run
 from runs import LOGISTIC, plan_of
 
 EXPERIMENT = {"task": {"name": "breast-cancer"}, "nodes": 5, "rounds": 10, "stop": None, "baselines": []}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from p2pfl.records import RunFolder
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
+from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import Simulation
 from runs import plan_of, without_seconds
 

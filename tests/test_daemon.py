@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from networks import PATIENT, STUDY, averaging, finish, signing_of
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.store import CHECKPOINT
-from p2pfl.records import read_run
+from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.records import read_run
 from p2pfl.transports import MemoryNetwork
 
 

@@ -30,7 +30,7 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.dashboard.guard import Guard
 from p2pfl.inspector.dashboard.server import listening, serve
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.simulator import simulate
 from test_inspector_report import run_of
 from test_inspector_terminal import FIVE

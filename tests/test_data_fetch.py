@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from p2pfl.cli.data import app
+from p2pfl.data import sources
+from p2pfl.data.sources import SOURCES, Source, cache_folder, fetch, read
 from p2pfl.errors import ConfigError, DataError, StoreError, TransportError
-from p2pfl.tasks import load_task, sources
-from p2pfl.tasks.sources import SOURCES, Source, cache_folder, fetch, read
+from p2pfl.tasks import load_task
 
 FILES = {"one.data": b"1,2,3\n", "two.data": b"4,5,6\n"}
 

@@ -10,10 +10,10 @@ import pytest
 
 import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
-from p2pfl.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
+from p2pfl.governance.identity import Identity
 from p2pfl.node.daemon import Limits
-from p2pfl.node.identity import Identity
-from p2pfl.node.network_view import Outlook, ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import Outlook, ViewPolicy, ViewTerms
+from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 
 BRIEF = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
 

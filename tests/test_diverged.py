@@ -9,10 +9,10 @@ import pytest
 
 import p2pfl
 from p2pfl.cli import main
-from p2pfl.departures import exit_code_of
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.verdict import verdict
-from p2pfl.records import read_run
+from p2pfl.runs.departures import exit_code_of
+from p2pfl.runs.records import read_run
 from p2pfl.yaml_files import dump_yaml
 
 HOPELESS = {
@@ -153,7 +153,7 @@ def no_loss_at_one_site() -> p2pfl.tasks.Task:
 def test_final_models_that_are_not_finite_are_named():
     import torch
 
-    from p2pfl.summary import non_finite_models
+    from p2pfl.evaluation.summary import non_finite_models
 
     x_NP = torch.full((3, 2), 3e38)
     assert non_finite_models(["a", "b", "c"], x_NP) == []

@@ -30,7 +30,7 @@ from attackers import (
 from links import ZeroMQLinks, finish, receive, send_when_up, until
 from networks import Institutions, plan_of
 from p2pfl.errors import TransportError
-from p2pfl.node.identity import Identity
+from p2pfl.governance.identity import Identity
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport
 from p2pfl.transports.admission import Account, Admission, AdmissionLimits
 from p2pfl.transports.door import ENCRYPTED_BYTES, Door, _Watched

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from networks import HASTY, STUDY, Network, finish, plan_of
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.evidence import EVIDENCE, EvidenceFile
-from p2pfl.node.network_view import ViewPolicy, ViewTerms
-from p2pfl.wire.equivocation import KEPT_ROUNDS, MOST_EACH, Contradiction, Witness, update_digest
+from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Contradiction, Witness, update_digest
+from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.round_record import seal, unseal, verify
-from p2pfl.wire.view import NetworkView
 from wire_samples import RECORD
 
 ONE, OTHER = update_digest([b"one"]), update_digest([b"other"])

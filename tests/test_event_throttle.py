@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from p2pfl.node.event_throttle import EXCLUDED, FIRST, PAUSE_S, EventThrottle
+from p2pfl.protocol.event_throttle import EXCLUDED, FIRST, PAUSE_S, EventThrottle
 
 DAY_S = 86_400
 KINDS = ("left", "returned", "refused", "skipped", "took_back", "resynchronised", "state_lost", "link_down", "link_up", EXCLUDED)

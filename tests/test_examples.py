@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pfl.experiment import load_experiment
-from p2pfl.node import up
+from p2pfl.experiment.loading import load_experiment
+from p2pfl.launcher import up
 from p2pfl.simulator import simulate
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

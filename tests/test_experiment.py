@@ -11,7 +11,7 @@ import pytest
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError, Contradiction
-from p2pfl.experiment import Experiment, experiment_from, load_experiment, parse_assignment, resolve
+from p2pfl.experiment.loading import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
 from p2pfl.yaml_files import dump_yaml, parse_yaml

@@ -12,7 +12,7 @@ import torch
 from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from
+from p2pfl.experiment.loading import experiment_from
 from p2pfl.simulator import Faults, simulate
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"

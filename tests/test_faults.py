@@ -10,10 +10,10 @@ import pytest
 from torch import Tensor
 
 from networks import HASTY, Network, averaging, finish, plan_of, starts, until
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.verdict import verdict
-from p2pfl.records import read_run
+from p2pfl.runs.checkpoint import read_checkpoint
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from p2pfl.topology import describe
 from p2pfl.wire.codec import decode

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from networks import Network, finish
 from p2pfl.algorithms import ALGORITHMS, DPSGD
 from p2pfl.errors import ConfigError, MissingExtraError, TopologyError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.identity import Identity
-from p2pfl.plan import load_sites, make_plan, negative_weights
+from p2pfl.experiment.loading import experiment_from, load_study
+from p2pfl.experiment.plan import load_sites, make_plan, negative_weights
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.simulator import simulate
-from p2pfl.study import Study
 from p2pfl.topology import Schedule, Topology, make, make_schedule, spectral_gap, weighted
 from test_topology_weights import connected_graphs
 
@@ -140,7 +140,7 @@ def test_members_of_a_study_take_its_weights_and_need_no_solver(tmp_path, monkey
     cards = [Identity.new().card(name, f"tcp://127.0.0.1:{7700 + i}", None) for i, name in enumerate(plan.names)]
     Study.create(plan.experiment.as_dict(), cards, plan.topology).save(tmp_path / "study.yaml")
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    study = Study.load(tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
     member = make_plan(experiment_from(study.experiment), task, names=study.names, topology=study.topology())
 
     assert member.topology.weights.tobytes() == plan.topology.weights.tobytes()

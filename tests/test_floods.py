@@ -19,7 +19,7 @@ import torch
 
 import flooding_member
 from networks import DEADLINE_S, Institutions, plan_of, wait_until
-from p2pfl.results import read_models
+from p2pfl.evaluation.results import read_models
 
 CORES = sorted(os.sched_getaffinity(0))
 WARM_ROUNDS = 50

@@ -20,8 +20,8 @@ MIB = 2**20
 
 MEASURE = """
 import json, sys
-from p2pfl.experiment import experiment_from
-from p2pfl.plan import load_sites, make_plan
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.simulator import simulate
 from p2pfl.simulator.forecast import forecast_memory
 

@@ -16,8 +16,8 @@ import torch
 
 import p2pfl
 from networks import DEADLINE_S, finish, plan_of, start_process, starts, until, wait_until
-from p2pfl.node.fork_server import ROOM
-from p2pfl.node.processes import ForkServer, can_fork
+from p2pfl.launcher.fork_server import ROOM
+from p2pfl.launcher.processes import ForkServer, can_fork
 from p2pfl.yaml_files import dump_yaml
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="processes are forked on Linux only")
@@ -28,7 +28,7 @@ TWO_THREADS = "2 threads run in it, and what they hold at a fork nobody would ev
 
 SERVER = f"""
 import numpy.random, os, signal, sys, threading
-from p2pfl.node import fork_server
+from p2pfl.launcher import fork_server
 
 fork_server.PATIENCE_S = 0.3
 ballast = b"x" * {BALLAST_BYTES}
@@ -59,7 +59,7 @@ fork_server.serve(program, shared=[])
 PARENT = """
 import asyncio, json, sys
 from pathlib import Path
-from p2pfl.node.processes import ForkServer
+from p2pfl.launcher.processes import ForkServer
 
 async def main():
     with ForkServer(json.loads(sys.argv[1])) as server:
@@ -388,7 +388,7 @@ def test_where_nothing_can_be_forked_up_says_so_and_each_daemon_is_a_python_of_i
     run = p2pfl.up({**AVERAGING, "nodes": 2, "rounds": 3}, out=tmp_path / "run")
 
     assert run.summary["rounds"] == 3
-    assert [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "p2pfl.launcher.network"] == [
         f"each daemon is a Python of its own, since the process to fork them from is unfit: {TWO_THREADS}"
     ]
 

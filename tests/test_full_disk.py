@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from networks import HASTY, PATIENT, Institutions, Network, averaging, finish, plan_of, until, wait_until
-from p2pfl.checkpoints import write_checkpoint
 from p2pfl.errors import DiskFull, P2PFLError, StoreError
+from p2pfl.evaluation.results import read_models
 from p2pfl.node import daemon as daemon_module
 from p2pfl.node.status import read_status
-from p2pfl.records import RunFolder, read_run
-from p2pfl.results import read_models
+from p2pfl.runs.checkpoint import write_checkpoint
+from p2pfl.runs.records import RunFolder, read_run
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")

@@ -21,8 +21,8 @@ from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, SlotI
 from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.guard import bound, norm_of, refusal_of
 from p2pfl.node.daemon import Daemon
-from p2pfl.node.distance_watch import QUIET, DistanceWatch
 from p2pfl.node.pairwise import PairwiseRounds
+from p2pfl.protocol.distance_watch import QUIET, DistanceWatch
 from p2pfl.simulator import Faults, simulate
 from p2pfl.topology import Topology, make, weighted
 from p2pfl.training import Population

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from p2pfl.inspector.health import edge_health, in_need, link_name, node_health, slowest_edge
 from p2pfl.inspector.terminal import print_page
-from p2pfl.records import RunRecords
+from p2pfl.runs.records import RunRecords
 
 FIVE = ("a", "b", "c", "d", "e")
 RING = [[i, (i + step) % 5, 1 / 3] for i in range(5) for step in (1, 4)]

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 import p2pfl
 from p2pfl.cli import app
 from p2pfl.draws import batch_positions
-from p2pfl.experiment import load_experiment
+from p2pfl.experiment.loading import load_experiment
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.verdict import metric_heading
-from p2pfl.plan import load_sites, make_plan
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import p2pfl
-from p2pfl.experiment import load_experiment, resolve
+from p2pfl.experiment.loading import load_experiment, resolve
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "heart_disease.yaml"

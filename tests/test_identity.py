@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from p2pfl.card import Card, grouped, z85_encode
 from p2pfl.cli.keys import app
 from p2pfl.errors import ConfigError
-from p2pfl.node import identity as identity_module
-from p2pfl.node import key_file
-from p2pfl.node.identity import Identity, find_passphrase
+from p2pfl.governance import identity as identity_module
+from p2pfl.governance import key_file
+from p2pfl.governance.card import Card, grouped, z85_encode
+from p2pfl.governance.identity import Identity, find_passphrase
 
 PASSPHRASE = b"correct horse battery staple"
 

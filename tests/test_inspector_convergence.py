@@ -9,7 +9,7 @@ import pytest
 
 import p2pfl
 from p2pfl.inspector.convergence import SlowNode, convergence, fit_rate
-from p2pfl.records import RunRecords, read_run
+from p2pfl.runs.records import RunRecords, read_run
 
 RING_8 = (1 + 2 * math.cos(2 * math.pi / 8)) / 3
 GRAPH = {

@@ -18,7 +18,7 @@ from p2pfl.errors import StoreError
 from p2pfl.inspector import read
 from p2pfl.inspector.report import report
 from p2pfl.inspector.tables import write_tables
-from p2pfl.records import read_run
+from p2pfl.runs.records import read_run
 from test_inspector_terminal import FIVE, make_run, summary_of
 
 EDGES = [[i, (i + step) % 5, 1 / 3] for i in range(5) for step in (1, 4)]

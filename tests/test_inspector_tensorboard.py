@@ -18,7 +18,7 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector import read
 from p2pfl.inspector.tensorboard import write_events
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from test_inspector_terminal import FIVE, make_run, summary_of
 
 pytest.importorskip("tensorboard")
@@ -118,7 +118,7 @@ def test_the_command_writes_them_and_brings_neither_torch_nor_tensorflow(run, tm
 import sys
 from pathlib import Path
 from p2pfl.inspector.tensorboard import write_events
-from p2pfl.records import read_run
+from p2pfl.runs.records import read_run
 write_events(read_run({str(run)!r}), Path({str(tmp_path / "again")!r}))
 assert "tensorboard" in sys.modules
 assert not {{"torch", "tensorflow"}} & sys.modules.keys()

@@ -33,8 +33,8 @@ from p2pfl.inspector.sources import read_source
 from p2pfl.inspector.terminal import page
 from p2pfl.inspector.verdict import verdict
 from p2pfl.node.status import read_status
-from p2pfl.records import read_run
-from p2pfl.writing_process import MARK, process_state
+from p2pfl.runs.records import read_run
+from p2pfl.runs.writing_process import MARK, process_state
 
 DEADLINE_S = 60.0
 MINUTE = 60.0

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pfl.params import Layout, parameters_of
-from p2pfl.training.batched import Batched
-from p2pfl.training.layers import Descent
+from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.layers import Descent
 
 ROWS, BATCH = 3, 5
 
@@ -118,7 +118,7 @@ def smoothed(outputs, targets):
 @pytest.fixture(autouse=True)
 def many_patches(request, monkeypatch):
     if "as groups" in request.node.name:
-        monkeypatch.setattr("p2pfl.training.layers._MANY_PATCHES", 0)
+        monkeypatch.setattr("p2pfl.training.backends.layers._MANY_PATCHES", 0)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, smoothed])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from p2pfl.node.link_watch import STATES, LinkReport, LinkWatch, report
-from p2pfl.node.neighbour import Neighbour
+from p2pfl.protocol.link_watch import STATES, LinkReport, LinkWatch, report
+from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.transports import LinkCondition, LinkState
 
 REFUSED = "connection refused at tcp://127.0.0.1:17741"

@@ -10,7 +10,7 @@ import pytest
 
 from links import ZeroMQLinks
 from networks import HASTY, Institutions, Network, averaging, finish, until, wait_until
-from p2pfl.node import link_watch
+from p2pfl.protocol import link_watch
 from p2pfl.transports import Endpoint
 from test_link_states import needs_ipv6
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from networks import Institutions, averaging, plan_of, wait_until
-from p2pfl.checkpoints import write_checkpoint
 from p2pfl.errors import ConfigError
-from p2pfl.node.network import _found
+from p2pfl.launcher.network import _found
 from p2pfl.node.state_folder import held_state
+from p2pfl.runs.checkpoint import write_checkpoint
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, starts, until, wait_until
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.node.daemon import Limits
 from p2pfl.node.store import CHECKPOINT
-from p2pfl.records import read_run
-from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.protocol.ledger import EdgeLedger
+from p2pfl.runs.checkpoint import read_checkpoint
+from p2pfl.runs.records import read_run
 from runs import drift
 from test_protocol import Node, alive, carry, greeted, pair
 from test_real_faults import slow_ring

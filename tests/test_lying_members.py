@@ -10,7 +10,7 @@ import pytest
 
 from lying_members import start_liar
 from networks import Institutions, plan_of, wait_until
-from p2pfl.records import read_run
+from p2pfl.runs.records import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 

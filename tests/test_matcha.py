@@ -12,9 +12,9 @@ from hypothesis import given, settings
 
 from p2pfl.cli.study import _without_folders
 from p2pfl.errors import ConfigError, TopologyError
-from p2pfl.experiment import experiment_from, load_experiment
-from p2pfl.node import up
-from p2pfl.plan import load_sites, make_plan
+from p2pfl.experiment.loading import experiment_from, load_experiment
+from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.launcher import up
 from p2pfl.simulator import simulate
 from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, Topology, describe, make, make_schedule, schedule, schedule_faults, weighted
 from p2pfl.topology.matcha import activation, best_step, laplacian, matchings, mean_square_left, most_connected

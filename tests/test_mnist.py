@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import p2pfl
+from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.params import Layout
 from p2pfl.tasks import load_task
 from p2pfl.tasks.partition import dealt, drawn
-from p2pfl.tasks.sources import SOURCES, read
 
 needs_data = pytest.mark.skipif("P2PFL_DATA" not in os.environ, reason="P2PFL_DATA is not set: no MNIST files")
 

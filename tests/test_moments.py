@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import ConfigError
-from p2pfl.moments import Moments
+from p2pfl.statistics.moments import Moments
 from p2pfl.yaml_files import check
 
 ROWS = np.random.default_rng(0).normal([0.0, 1e6, -3.0], [1.0, 1e-2, 50.0], size=(60, 3))

@@ -13,13 +13,13 @@ from sklearn.metrics import roc_auc_score
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, wait_until
 from p2pfl.errors import ConfigError, StoreError, TransportError
+from p2pfl.evaluation.summary import consensus_distance
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.sources import read_source
-from p2pfl.node import network_view
-from p2pfl.node.network_view import ViewPolicy, ViewTerms
-from p2pfl.records import read_run
+from p2pfl.protocol import network_view
+from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
-from p2pfl.summary import consensus_distance
 from thorough import first_fast
 
 ALL = ViewPolicy(bytes_per_s=None)

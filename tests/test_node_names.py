@@ -9,9 +9,9 @@ import pytest
 
 from p2pfl import simulate
 from p2pfl.errors import Contradiction, TopologyError
-from p2pfl.experiment import experiment_from, load_experiment
-from p2pfl.node.identity import Identity
-from p2pfl.study import Study
+from p2pfl.experiment.loading import experiment_from, load_experiment, load_study
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.topology import load, load_over
 
 PATH = [[i, i + 1] for i in range(10)]
@@ -171,7 +171,7 @@ def test_a_study_of_members_that_are_numbers_has_the_links_of_the_file(tmp_path)
     )
     cards = [Identity.new().card(name, f"tcp://ward-{name}.example:7700", 100) for name in NUMBERS]
     Study.create(experiment.as_dict(), cards, experiment.build_topology(NUMBERS)).save(tmp_path / "study.yaml")
-    study = Study.load(tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
 
     assert study.neighbours("2") == ("1", "3")
     assert study.neighbours("10") == ("9",)

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process, starts, wait_until
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.evaluation.results import read_models
+from p2pfl.experiment.loading import load_study
 from p2pfl.inspector.run_state import run_state
 from p2pfl.node.start import _run, start
-from p2pfl.records import read_run
-from p2pfl.results import read_models
+from p2pfl.runs.checkpoint import read_checkpoint
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
-from p2pfl.study import Study
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -106,7 +106,7 @@ def test_two_nodes_on_one_state_folder_are_refused(tmp_path):
 
 
 def test_a_node_with_another_model_than_the_studys_is_refused_by_tensor_name(site):
-    agreed = Study.load(site.parent / load_yaml(site)["study"])
+    agreed = load_study(site.parent / load_yaml(site)["study"])
     table = [{"name": "x", "shape": [7], "dtype": "float64", "trains": True, "travels": True}]
     other = agreed.with_layout(table)
     (site.parent / "other.yaml").write_text(dump_yaml(other.as_dict()), encoding="utf-8")

@@ -71,7 +71,7 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    "code", ["import p2pfl.topology", "import p2pfl.records", "import p2pfl.inspector.terminal, p2pfl.inspector.convergence"]
+    "code", ["import p2pfl.topology", "import p2pfl.runs.records", "import p2pfl.inspector.terminal, p2pfl.inspector.convergence"]
 )
 def test_graphs_and_records_do_without_torch(code):
     assert "torch" not in loaded_after(code)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of, starts
-from p2pfl.experiment import experiment_from
+from p2pfl.experiment.loading import experiment_from
 from p2pfl.node.daemon import Limits
-from p2pfl.records import RunFolder
+from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import simulate
 from thorough import first_fast
 

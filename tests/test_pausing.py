@@ -12,7 +12,7 @@ import p2pfl
 from p2pfl.cli.pausing import pausable
 from p2pfl.errors import Paused
 from p2pfl.inspector.run_state import run_state
-from p2pfl.records import read_run
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import Faults
 
 AVERAGING = {"task": {"name": "averaging", "dimension": 3}, "nodes": 3, "rounds": 5, "stop": None, "baselines": []}

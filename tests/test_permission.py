@@ -16,12 +16,12 @@ import typer
 import p2pfl
 from p2pfl.cli import app, main
 from p2pfl.errors import ConfigError, TaskNotAllowed
-from p2pfl.experiment import experiment_from
-from p2pfl.node.identity import CARD_FILE, Identity
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites
+from p2pfl.governance.identity import CARD_FILE, Identity
+from p2pfl.governance.study import Study
 from p2pfl.node.site import SiteFile
-from p2pfl.plan import load_sites
 from p2pfl.simulator import simulate
-from p2pfl.study import Study
 from p2pfl.tasks import find_task, load_task
 from p2pfl.tasks.permission import find_source, source_of
 from p2pfl.topology import make, weighted
@@ -274,7 +274,7 @@ def honest(tmp_path_factory):
 
 def send(lab, honest, task):
     """Everything that somebody can send, with one task in all of it; returns the study's digest."""
-    from p2pfl.card import Card
+    from p2pfl.governance.card import Card
 
     for name in ("run", "keys", "other"):
         shutil.copytree(honest / name, lab.folder / name)

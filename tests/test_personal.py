@@ -12,7 +12,7 @@ import p2pfl
 from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Choco, PartlyShared
 from p2pfl.errors import ConfigError
-from p2pfl.node import up
+from p2pfl.launcher import up
 from p2pfl.params import Layout, frozen_of
 from p2pfl.tasks import TASKS, Site, Task
 from p2pfl.training import build_model

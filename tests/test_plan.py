@@ -12,9 +12,9 @@ import torch
 
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError, Contradiction, TopologyError
-from p2pfl.experiment import experiment_from
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import digest_of, parameters_of
-from p2pfl.plan import load_sites, make_plan
 from p2pfl.topology import make, weighted
 
 LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 20}, "nodes": 4}

@@ -16,7 +16,7 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.print_figures import write_figures
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from test_inspector_terminal import FIVE, make_run, summary_of
 
 pytest.importorskip("matplotlib")

@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from p2pfl import progress
-from p2pfl.node.network import _Site, what_is_waited_for
+from p2pfl.evaluation import progress
+from p2pfl.launcher.network import _Site, what_is_waited_for
 
 
 def test_a_line_says_how_many_are_done(caplog, monkeypatch):
     now_s = iter([0.0, 1.0, 3.5, 4.0, 7.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now_s))
-    with caplog.at_level(logging.INFO, logger="p2pfl.progress"):
+    with caplog.at_level(logging.INFO, logger="p2pfl.evaluation.progress"):
         items = list(progress.told("every model at every site", ["a", "b", "c", "d"]))
 
     assert items == ["a", "b", "c", "d"]

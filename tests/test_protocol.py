@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import BadMessage
-from p2pfl.node.neighbour import OUTBOX_LIMIT, RESEND_AFTER_S, Neighbour, SendUpdate
-from p2pfl.node.protocol import Flow, Protocol
+from p2pfl.protocol.ledger import EdgeLedger
+from p2pfl.protocol.neighbour import OUTBOX_LIMIT, RESEND_AFTER_S, Neighbour, SendUpdate
+from p2pfl.protocol.protocol import Flow, Protocol
+from p2pfl.protocol.round_pace import RoundPace
 from p2pfl.topology.links import Links
 from p2pfl.wire.codec import decode, encode
-from p2pfl.wire.ledger import EdgeLedger
 from p2pfl.wire.link import LinkSession, LinkState, Terms
 from p2pfl.wire.messages import (
     NO_STOP,
@@ -30,7 +31,6 @@ from p2pfl.wire.messages import (
     StopNews,
     Want,
 )
-from p2pfl.wire.pace import RoundPace
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
 FORMAT = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(2,)),))

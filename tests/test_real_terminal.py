@@ -13,7 +13,7 @@ from functools import cache, partial
 import pytest
 from rich.cells import cell_len
 
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from test_inspector_terminal import FIVE, RATE, make_run, summary_of
 
 pytest.importorskip("pyte")

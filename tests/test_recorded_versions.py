@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.errors import PeerError
-from p2pfl.experiment import recorded_experiment
+from p2pfl.evaluation.results import read_models
+from p2pfl.experiment.loading import load_study, recorded_experiment
 from p2pfl.inspector import read
-from p2pfl.records import read_run
-from p2pfl.results import read_models
+from p2pfl.runs.checkpoint import read_checkpoint
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
-from p2pfl.study import Study
 from p2pfl.wire.codec import decode
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -31,7 +30,7 @@ def recorded(request, tmp_path):
 
 
 def test_a_study_keeps_the_digest_that_its_members_have_confirmed(recorded):
-    study = Study.load(recorded / "study.yaml")
+    study = load_study(recorded / "study.yaml")
 
     assert (recorded / "digest.txt").read_text().strip() == study.digest
 

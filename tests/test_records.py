@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.records import RunFolder, read_run, statistics
+from p2pfl.runs.records import RunFolder, read_run, statistics
 
 EXPERIMENT = {"name": "ring", "rounds": 3, "optimizer": {"lr": 1e-6}, "baselines": ("local", "pooled"), "privacy": None}
 
@@ -209,7 +209,7 @@ def test_above_a_thousand_nodes_quantiles_stand_for_the_nodes():
 
 
 def test_records_and_inspector_leave_torch_out():
-    code = "import sys, p2pfl.records, p2pfl.inspector.convergence, p2pfl.inspector.terminal; sys.exit('torch' in sys.modules)"
+    code = "import sys, p2pfl.runs.records, p2pfl.inspector.convergence, p2pfl.inspector.terminal; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

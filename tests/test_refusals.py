@@ -21,8 +21,8 @@ from torch import Tensor
 
 from links import ZeroMQLinks, send_when_up
 from networks import STUDY, Network, averaging, finish, plan_of, until
-from p2pfl.node.allowance import NeighbourAllowance
-from p2pfl.results import read_models
+from p2pfl.evaluation.results import read_models
+from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.transports import MAX_FRAME_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms

@@ -19,14 +19,15 @@ import torch
 from networks import Institutions, Network, averaging, finish, until
 from p2pfl.draws import Purpose, epoch_orders, shuffled, torch_seed
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.network import _check_result_contract, _found, up
+from p2pfl.experiment.loading import experiment_from, load_study
+from p2pfl.governance.result_contract import ARITHMETIC_REVISION, AgreedTask, ResultContract, accepted, differences, public
+from p2pfl.governance.study import Study
+from p2pfl.launcher.network import _check_result_contract, _found, up
+from p2pfl.node.own_contract import contract_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
-from p2pfl.records import RunFolder
-from p2pfl.result_contract import ARITHMETIC_REVISION, AgreedTask, ResultContract, accepted, contract_here, differences, public
+from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import simulate
-from p2pfl.study import Study
 from p2pfl.tasks.provenance import distribution_of, source_digest, task_code
 from p2pfl.wire.messages import SCHEMA
 from p2pfl.yaml_files import dump_yaml, load_yaml
@@ -279,7 +280,7 @@ def site(tmp_path):
 def bind(site, **changes):
     """The site's study with a result contract, confirmed."""
     path = site.parent / "bound.yaml"
-    study = Study.load(site.parent / load_yaml(site)["study"])
+    study = load_study(site.parent / load_yaml(site)["study"])
     study = study.with_result_contract(dataclasses.replace(contract_here(study.task_name), **changes))
     path.write_text(dump_yaml(study.as_dict()), encoding="utf-8")
     site.write_text(dump_yaml({**load_yaml(site), "study": path.name, "confirmed": study.digest}), encoding="utf-8")
@@ -289,7 +290,7 @@ def bind(site, **changes):
 def test_a_study_with_a_result_contract_survives_its_file(site):
     made = bind(site)
 
-    assert Study.load(site.parent / "bound.yaml") == made
+    assert load_study(site.parent / "bound.yaml") == made
     assert made.schema == 3
     assert made.result_contract == contract_here("averaging")
 
@@ -307,7 +308,7 @@ def test_the_digest_binds_every_field_of_the_result_contract(site):
 
 
 def test_a_study_without_a_result_contract_keeps_its_digest(site):
-    old = Study.load(site.parent.parent / "study.yaml")
+    old = load_study(site.parent.parent / "study.yaml")
 
     assert "result_contract" not in old.as_dict()
     assert old.schema == 1
@@ -362,14 +363,14 @@ def interrupted(tmp_path):
 
 
 def test_up_makes_a_study_with_a_result_contract(interrupted):
-    assert Study.load(interrupted / "study.yaml").result_contract == contract_here("averaging")
+    assert load_study(interrupted / "study.yaml").result_contract == contract_here("averaging")
 
 
 def test_a_run_that_is_resumed_with_another_torch_is_refused_before_any_daemon_starts(interrupted, monkeypatch):
     other = dataclasses.replace(contract_here("averaging"), torch="1.99")
-    monkeypatch.setattr("p2pfl.result_contract.contract_here", lambda _: other)
-    monkeypatch.setattr("p2pfl.node.network.ForkServer", lambda: pytest.fail("daemons were started"))
-    monkeypatch.setattr("p2pfl.node.network.load_sites", lambda *_, **__: pytest.fail("the task was made"))
+    monkeypatch.setattr("p2pfl.node.own_contract.contract_here", lambda _: other)
+    monkeypatch.setattr("p2pfl.launcher.network.ForkServer", lambda: pytest.fail("daemons were started"))
+    monkeypatch.setattr("p2pfl.launcher.network.load_sites", lambda *_, **__: pytest.fail("the task was made"))
 
     with pytest.raises(ConfigError, match=r"torch 1\.99 here, .* in the study: .*--accept-difference torch"):
         up("", resume=interrupted)
@@ -377,7 +378,7 @@ def test_a_run_that_is_resumed_with_another_torch_is_refused_before_any_daemon_s
 
 def test_a_resumed_run_accepts_a_difference_in_every_site_file(interrupted, monkeypatch):
     other = dataclasses.replace(contract_here("averaging"), torch="1.99")
-    monkeypatch.setattr("p2pfl.result_contract.contract_here", lambda _: other)
+    monkeypatch.setattr("p2pfl.node.own_contract.contract_here", lambda _: other)
     _check_result_contract(interrupted, ["torch"])
     sites = [SiteFile.load(path) for path in sorted((interrupted / "sites").glob("*/site.yaml"))]
 
@@ -448,8 +449,8 @@ def results_of(name):
 
 
 MEANT = (
-    "Results have changed. If that is meant, raise ARITHMETIC_REVISION in p2pfl/result_contract.py by one and pin the new results here "
-    "under the new number, so that no study mixes both."
+    "Results have changed. If that is meant, raise ARITHMETIC_REVISION in p2pfl/governance/result_contract.py by one, and pin "
+    "the new results here under the new number, so that no study mixes both."
 )
 
 

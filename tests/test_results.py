@@ -12,8 +12,8 @@ from torch import nn
 
 import p2pfl
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.evaluation.results import STACKED_ABOVE, Run, build_loaded, load, read_buffers, read_models, write_models
 from p2pfl.params import Layout, parameters_of
-from p2pfl.results import STACKED_ABOVE, Run, build_loaded, load, read_buffers, read_models, write_models
 from p2pfl.simulator import simulate
 from runs import LOGISTIC, QUICK, plan_of, run_of
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from p2pfl.evaluation.results import Run, read_buffers
+from p2pfl.evaluation.subgroups import subgroups
+from p2pfl.evaluation.summary import mean_model_of
+from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.params import load_parameters
-from p2pfl.plan import Plan, make_plan
-from p2pfl.results import Run, read_buffers
-from p2pfl.subgroups import subgroups
-from p2pfl.summary import mean_model_of
 from p2pfl.tasks import auroc
 from p2pfl.training.running_statistics import recalibrated
 from runs import LOGISTIC, plan_of, run_of

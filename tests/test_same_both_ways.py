@@ -12,8 +12,8 @@ from torch import Tensor
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS
-from p2pfl.node import up
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
+from p2pfl.launcher import up
 from p2pfl.simulator import simulate
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
 from p2pfl.simulator import simulate
 from runs import without_seconds
 

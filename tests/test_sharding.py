@@ -18,15 +18,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.cli import app
 from p2pfl.errors import ConfigError, TransportError
-from p2pfl.records import read_run
-from p2pfl.results import Run
+from p2pfl.evaluation.results import Run
+from p2pfl.runs.checkpoint import read_checkpoint
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import Simulation, simulate
 from p2pfl.simulator.forecast import forecast_memory
-from p2pfl.simulator.part import Crossing, Part, check_enough
-from p2pfl.simulator.ranks import Ranks, _of_rank
+from p2pfl.simulator.sharding.ranks import Ranks, _of_rank
+from p2pfl.simulator.sharding.shard import Crossing, Part, check_enough
 from p2pfl.topology import Schedule, Topology, cut, is_schedule, make, make_schedule, num_crossing, weighted
 from p2pfl.yaml_files import dump_yaml
 from runs import plan_of

@@ -6,8 +6,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from p2pfl.protocol.push_sum import MAX_OUTAGE, SharedSum
 from p2pfl.wire.messages import Share
-from p2pfl.wire.shared_sum import MAX_OUTAGE, SharedSum
 
 
 class Sums:

@@ -17,7 +17,7 @@ import torch
 import p2pfl
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError
-from p2pfl.records import read_run
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import Faults, simulate
 from p2pfl.simulator.start import check_device
 from runs import LOGISTIC, QUICK, distance, drift, plan_of, run_of, stacked, starting_at, starts_of, without_seconds

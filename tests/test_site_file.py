@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pfl.errors import ConfigError
-from p2pfl.node.identity import Identity
+from p2pfl.governance.identity import Identity
 from p2pfl.node.site import SiteFile
 
 DIGEST = "0123456789abcdef" * 4

@@ -8,9 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage
+from p2pfl.protocol.start_agreement import CHANGE_S, RESEND_S, StartAgreement
 from p2pfl.wire.messages import Ready
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal, unpacked, unseal, verify
-from p2pfl.wire.start_agreement import CHANGE_S, RESEND_S, StartAgreement
 
 STUDY = b"\xaa" * 32
 WITHIN_S, GRACE_S = 30.0, 3.0

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from networks import HASTY, Network, finish
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, TopologyError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.identity import Identity
-from p2pfl.plan import load_sites, make_plan
+from p2pfl.experiment.loading import experiment_from, load_study
+from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.simulator import Faults
-from p2pfl.study import Study
 from p2pfl.topology import Topology, load, make, spectral_gap, weighted
 from rows import trained
 from runs import run_of, stacked, starting_at, starts_of
@@ -152,7 +152,7 @@ def test_a_study_takes_them_from_the_cards_and_members_take_its_weights(tmp_path
     cards = [Identity.new().card(name, f"tcp://{name}.example:7700", count) for name, count in samples.items()]
     schedule = experiment.build_schedule(sorted(samples), samples=samples)
     Study.create(experiment.as_dict(), cards, schedule.union()).save(tmp_path / "study.yaml")
-    study = Study.load(tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
     member = experiment.build_schedule(study.names, study.topology())
 
     assert member.at(0).weights.tobytes() == schedule.at(0).weights.tobytes()

@@ -19,9 +19,9 @@ from links import ZeroMQLinks
 from networks import HASTY, Network, averaging, finish, plan_of, until
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.inspector.sources import read_source
-from p2pfl.node.link_watch import STATES
 from p2pfl.node.prometheus import exposition
 from p2pfl.node.status import Answer, Asked, read_status, requested, serve_status
+from p2pfl.protocol.link_watch import STATES
 
 GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.stopping import NEVER, StopRule
+from p2pfl.algorithms.stopping import NEVER, StopRule
 from p2pfl.topology import diameter, laplacian_extremes, make, weighted
 
 GRAPHS = [

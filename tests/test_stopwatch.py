@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from p2pfl import simulate, stopwatch
+from p2pfl import simulate
 from p2pfl.cli import app
-from p2pfl.records import read_summary
-from p2pfl.simulator import conclusion, engine, start
-from p2pfl.stopwatch import Stopwatch, process_age_s, with_rest
+from p2pfl.evaluation import conclusion
+from p2pfl.runs import stopwatch
+from p2pfl.runs.records import read_summary
+from p2pfl.runs.stopwatch import Stopwatch, process_age_s, with_rest
+from p2pfl.simulator import engine, start
 from p2pfl.yaml_files import dump_yaml
 from runs import LOGISTIC, QUICK
 
@@ -123,7 +125,8 @@ def test_a_command_counts_from_the_start_of_its_process(monkeypatch, tmp_path):
 
 def test_the_age_of_a_process_is_counted_from_its_start_and_not_from_an_import():
     code = (
-        "import time; began = time.monotonic(); from p2pfl.stopwatch import process_age_s; print(began, time.monotonic() - process_age_s())"
+        "import time; began = time.monotonic(); from p2pfl.runs.stopwatch import process_age_s; "
+        "print(began, time.monotonic() - process_age_s())"
     )
     before = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=DEADLINE_S)

@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 from zmq.utils import z85
 
 import p2pfl
-from p2pfl.card import Card
 from p2pfl.cli.keys import app as keys_app
 from p2pfl.cli.study import app
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.identity import Identity
+from p2pfl.experiment.loading import experiment_from, load_study
+from p2pfl.governance.card import Card
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.site import SiteFile
-from p2pfl.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.topology import Topology, make, schedule, weighted
 from p2pfl.yaml_files import dump_yaml, load_yaml, parse_yaml
 
@@ -93,7 +93,7 @@ def test_an_older_study_with_such_a_member_is_read():
 def test_a_study_survives_its_file(tmp_path):
     made = study(experiment=RESOLVED)
     made.save(tmp_path / "study.yaml")
-    loaded = Study.load(tmp_path / "study.yaml")
+    loaded = load_study(tmp_path / "study.yaml")
 
     assert loaded == made
     assert loaded.digest == made.digest
@@ -108,7 +108,7 @@ def saved(tmp_path, experiment):
 
 
 def loaded_with(tmp_path, experiment):
-    return Study.load(saved(tmp_path, experiment))
+    return load_study(saved(tmp_path, experiment))
 
 
 @pytest.mark.parametrize("key", ["rounds", "stop", "optimizer", "compiled"])
@@ -138,7 +138,7 @@ def test_a_study_of_name_task_and_nodes_alone_is_refused(tmp_path):
 def test_a_study_whose_experiment_cannot_be_is_refused_when_it_is_read(tmp_path):
     for name in ("\x1b]0;mine\x07", "mine\x9b2J", "mine\u202eevil", "mine\u2028p2pfl: all is well"):
         with pytest.raises(ConfigError, match="names the run's folder"):
-            Study.load(saved(tmp_path, {**RESOLVED, "name": name}))
+            load_study(saved(tmp_path, {**RESOLVED, "name": name}))
 
 
 def test_the_digest_of_a_given_study_is_fixed():
@@ -164,7 +164,7 @@ def test_the_digest_of_a_given_study_is_fixed():
 def test_the_graph_comes_back_bit_for_bit(tmp_path, name, rule):
     topology = weighted(make(name, 4), rule).renamed(NAMES)
     study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
-    back = Study.load(tmp_path / "study.yaml").topology()
+    back = load_study(tmp_path / "study.yaml").topology()
 
     assert back.names == NAMES
     assert back.name == name
@@ -386,7 +386,7 @@ def test_a_directed_graph_comes_back_bit_for_bit(tmp_path):
     senders, receivers, weights = [0, 1, 2, 3, 0], [1, 2, 3, 0, 2], [0.1, 0.2, 0.3, 0.4, 0.5]
     topology = Topology.from_edges("one way", 4, senders, receivers, directed=True, names=NAMES, weights=weights)
     study(topology=topology, experiment=RESOLVED).save(tmp_path / "study.yaml")
-    found = Study.load(tmp_path / "study.yaml")
+    found = load_study(tmp_path / "study.yaml")
 
     assert found.topology().directed
     for field in ("senders", "receivers", "weights"):
@@ -472,7 +472,7 @@ def test_study_new_show_and_join_are_the_path_of_an_institution(sites):
     made = make_study(sites, HEART, "--json")
     assert made.exit_code == 0, made.output
     said = json.loads(made.output)
-    loaded = Study.load(sites / "study.yaml")
+    loaded = load_study(sites / "study.yaml")
     assert said["digest"] == loaded.digest
     assert said["digest_groups"].replace(" ", "") == loaded.digest
 
@@ -509,14 +509,14 @@ def test_a_study_says_whether_its_members_train_in_compiled_loops(sites, more, a
     made = make_study(sites, PERSONAL.replace("personal: [bias]\n", more), "--json")
     assert made.exit_code == 0, made.output
 
-    assert Study.load(sites / "study.yaml").experiment.get("compiled") == answer
+    assert load_study(sites / "study.yaml").experiment.get("compiled") == answer
 
 
 def test_a_study_whose_task_is_not_here_leaves_compiled_loops_out(sites):
     made = make_study(sites, "name: elsewhere\ntask: {name: 'nowhere:task'}\n")
 
     assert made.exit_code == 0, made.output
-    assert Study.load(sites / "study.yaml").experiment["compiled"] == "off"
+    assert load_study(sites / "study.yaml").experiment["compiled"] == "off"
 
 
 def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, monkeypatch):
@@ -526,7 +526,7 @@ def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, m
         raise AssertionError("a task was looked for")
 
     monkeypatch.setattr("p2pfl.tasks.loading.find_task", no_task)
-    monkeypatch.setattr("p2pfl.plan.find_task", no_task)
+    monkeypatch.setattr("p2pfl.experiment.plan.find_task", no_task)
     assert said["layout"] == TABLE
     assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
     text = invoke("show", sites / "study.yaml").output
@@ -546,7 +546,7 @@ def test_a_study_whose_task_cannot_be_made_here_says_that_it_has_no_table(sites)
     shown = invoke("show", sites / "study.yaml").output
     assert "no table" in shown
     assert "not bound" in shown
-    agreed = Study.load(sites / "study.yaml")
+    agreed = load_study(sites / "study.yaml")
     assert (agreed.schema, agreed.layout, agreed.result_contract.task.source) == (3, None, None)
 
 
@@ -642,7 +642,7 @@ def unlike(sites, **changes):
     content = load_yaml(sites / "study.yaml")
     content["result_contract"] |= changes
     (sites / "study.yaml").write_text(dump_yaml(content))
-    return Study.load(sites / "study.yaml")
+    return load_study(sites / "study.yaml")
 
 
 def test_study_join_refuses_a_difference_by_name_or_writes_down_that_the_site_accepts_it(sites):
@@ -676,7 +676,7 @@ def test_a_study_of_before_there_were_result_contracts_is_shown_as_not_bound(sit
 
 def test_study_join_refuses_another_digest_and_does_not_tell_the_right_one(sites):
     make_study(sites, HEART)
-    digest = Study.load(sites / "study.yaml").digest
+    digest = load_study(sites / "study.yaml").digest
     out = sites / "site.yaml"
     refused = invoke("join", sites / "study.yaml", "--keys", sites / "va" / "keys", "--confirm", "00" * 32, "--out", out)
 
@@ -689,7 +689,7 @@ def test_study_join_refuses_keys_that_are_no_members(sites):
     make_study(sites, HEART)
     IDENTITIES["stranger"].save(sites / "stranger")
     card("stranger").save(sites / "stranger" / "card.yaml")
-    digest = Study.load(sites / "study.yaml").digest
+    digest = load_study(sites / "study.yaml").digest
     refused = invoke("join", sites / "study.yaml", "--keys", sites / "stranger", "--confirm", digest, "--out", sites / "site.yaml")
 
     assert isinstance(refused.exception, ConfigError)
@@ -702,7 +702,7 @@ def test_study_new_takes_a_graph_from_a_file_and_names_the_differences(sites):
     (sites / "line.yaml").write_text(graph)
     experiment = HEART + "topology: {file: line.yaml}\n"
     assert make_study(sites, experiment).exit_code == 0
-    loaded = Study.load(sites / "study.yaml")
+    loaded = load_study(sites / "study.yaml")
     assert loaded.neighbours("hungary") == ("cleveland", "va")
     assert loaded.experiment["topology"] == {"file": "line.yaml"}  # and not the folder of who made it
 
@@ -735,7 +735,7 @@ def test_study_new_refuses_the_same_card_twice(sites):
 def test_a_card_in_the_study_is_the_card_that_was_sent(sites):
     make_study(sites, HEART)
 
-    assert Study.load(sites / "study.yaml").members == tuple(Card.load(sites / name / "keys" / "card.yaml") for name in NAMES)
+    assert load_study(sites / "study.yaml").members == tuple(Card.load(sites / name / "keys" / "card.yaml") for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -744,7 +744,7 @@ def test_a_card_in_the_study_is_the_card_that_was_sent(sites):
 def test_study_new_links_everybody_who_ever_meets_where_the_graph_changes(sites, topology):
     made = make_study(sites, f"{HEART}topology: {topology}\n")
     assert made.exit_code == 0, made.output
-    loaded = Study.load(sites / "study.yaml")
+    loaded = load_study(sites / "study.yaml")
     experiment = experiment_from(loaded.experiment)
 
     assert experiment.build_schedule(NAMES, loaded.topology()).union().num_edges == loaded.topology().num_edges
@@ -756,7 +756,7 @@ def test_study_new_writes_down_what_matcha_has_computed(sites, monkeypatch):
     )
     made = make_study(sites, f"{HEART}topology: {{name: matcha, base: {{file: line.yaml}}, budget: 0.4}}\n")
     assert made.exit_code == 0, made.output
-    loaded = Study.load(sites / "study.yaml")
+    loaded = load_study(sites / "study.yaml")
     said = loaded.experiment["topology"]
     monkeypatch.setattr(schedule, "activation", None)  # members do not compute it
     (sites / "line.yaml").unlink()

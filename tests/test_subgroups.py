@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pfl.algorithms import DPSGD
+from p2pfl.evaluation.subgroups import _figures, subgroups
 from p2pfl.inspector.report import report
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.simulator import Simulation
-from p2pfl.subgroups import _figures, subgroups
 from p2pfl.tasks import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model

@@ -19,9 +19,9 @@ import pytest
 
 import p2pfl
 from commands import start_command
-from p2pfl.checkpoints import read_checkpoint
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError, Contradiction, MissingExtraError
+from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.sweeps import engine, make_grid, parse_variations
 from p2pfl.sweeps.drawing import Course, band_of, metric_course
 from p2pfl.sweeps.folder import held, read_grid

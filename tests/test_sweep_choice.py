@@ -13,7 +13,7 @@ import p2pfl
 from p2pfl.cli import main
 from p2pfl.cli.sweep import _of_choice
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from, load_experiment
+from p2pfl.experiment.loading import experiment_from, load_experiment
 from p2pfl.sweeps import Sweep, make_grid, read_sweep
 from p2pfl.sweeps.folder import write_grid
 from p2pfl.sweeps.grid import checked

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pfl.algorithms import DPSGD
-from p2pfl.card import _checked_name
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError, DataError, P2PFLError, TaskError
-from p2pfl.experiment import experiment_from
-from p2pfl.plan import load_sites, make_plan
-from p2pfl.prediction import predict_file
+from p2pfl.evaluation.prediction import predict_file
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.governance.card import _checked_name
 from p2pfl.simulator import simulate
 from p2pfl.tasks import Site, SiteTable, Split, Task, accuracy, auroc, load_task
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model

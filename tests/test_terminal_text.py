@@ -16,11 +16,10 @@ import p2pfl
 from p2pfl.cli import main
 from p2pfl.cli.streams import OneLineFormatter, VisibleText
 from p2pfl.cli.terminal import open_console
-from p2pfl.errors import ConfigError
-from p2pfl.experiment import experiment_from
-from p2pfl.node.identity import Identity
-from p2pfl.printable import on_one_line, visible
-from p2pfl.study import Study
+from p2pfl.errors import ConfigError, on_one_line, visible
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.topology import make, weighted
 from p2pfl.yaml_files import dump_yaml
 

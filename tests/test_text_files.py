@@ -2,8 +2,8 @@
 
 import pytest
 
+from p2pfl.data.columns import read_columns
 from p2pfl.errors import ConfigError, TopologyError, some
-from p2pfl.text_files import read_columns
 from p2pfl.topology import load
 
 

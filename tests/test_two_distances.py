@@ -14,15 +14,15 @@ from rich.console import Console
 
 from networks import HASTY, Network, finish, plan_of, until
 from p2pfl.cli.node import _apart
+from p2pfl.evaluation.results import Run
+from p2pfl.evaluation.summary import consensus_distance, squared_distances_from_mean
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.terminal import print_page
 from p2pfl.inspector.verdict import certificate
-from p2pfl.node.network import disagreement_of, squared_norm_of
-from p2pfl.records import RunRecords, read_rounds, read_run
-from p2pfl.results import Run
+from p2pfl.launcher.network import disagreement_of, squared_norm_of
+from p2pfl.runs.records import RunRecords, read_rounds, read_run
 from p2pfl.simulator import Faults, simulate
-from p2pfl.summary import consensus_distance, squared_distances_from_mean
 
 AVERAGING = {
     "task": {"name": "averaging", "dimension": 3},

@@ -11,9 +11,9 @@ import pytest
 
 from links import MemoryLinks, ZeroMQLinks
 from networks import Institutions, Network, averaging, finish, plan_of, until, wait_until
+from p2pfl.governance.identity import Identity
 from p2pfl.node import daemon
-from p2pfl.node.identity import Identity
-from p2pfl.node.network_view import ViewTerms
+from p2pfl.protocol.network_view import ViewTerms
 from thorough import first_fast
 
 LEARNING = {"task": {"name": "breast-cancer"}, "nodes": 5, "topology": {"name": "ring"}, "rounds": 4, "stop": None}

@@ -20,12 +20,12 @@ from torch import nn
 import p2pfl
 from commands import hear_interrupts
 from networks import wait_until
-from p2pfl.departures import exit_code_of
 from p2pfl.errors import P2PFLError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.verdict import verdict
-from p2pfl.records import read_run
+from p2pfl.runs.departures import exit_code_of
+from p2pfl.runs.records import read_run
 from p2pfl.tasks import Site, Task
 
 pytestmark = pytest.mark.slow
@@ -159,7 +159,7 @@ def test_two_dead_of_three_are_both_named_and_the_third_is_stopped_at_once(tmp_p
     experiment = {**EXPERIMENT, "task": {"name": "test_up:three_sites", "killed_at": 0}}
     with pytest.raises(P2PFLError) as told:
         p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED)
-    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
+    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.launcher.network"]
 
     for name in "bc":
         log = tmp_path / "run" / "sites" / name / "node.log"
@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_without_one_of_three_has_a_result_and_says_who_is_mi
     task = {"name": "test_up:three_sites", "fails_at": 3, "of": ["c"]}
     experiment = {**EXPERIMENT, "task": task, "evaluate_every": 1, "rounds": 5}
     run = p2pfl.up(experiment, out=tmp_path / "run", site=BRIEFLY, allow_tasks=ALLOWED)
-    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.node.network"]
+    said = [record.getMessage() for record in caplog.records if record.name == "p2pfl.launcher.network"]
 
     first = run.summary["departures"][0]
     assert first["kind"] == "rounds_missed"

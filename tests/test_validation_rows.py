@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from networks import Network, finish, plan_of
-from p2pfl.experiment import experiment_from
+from p2pfl.evaluation.results import build_loaded, read_buffers
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import load_sites
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report
 from p2pfl.inspector.verdict import verdict
 from p2pfl.params import load_parameters
-from p2pfl.plan import load_sites
-from p2pfl.records import read_run
-from p2pfl.results import build_loaded, read_buffers
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from p2pfl.tasks.metrics import auroc
 

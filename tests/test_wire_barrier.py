@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from p2pfl.errors import StaleRound
-from p2pfl.wire.barrier import ExchangeBarrier
+from p2pfl.protocol.barrier import ExchangeBarrier
 from p2pfl.wire.update import Arrived
 from wire_samples import NEWS
 

@@ -82,11 +82,8 @@ def test_the_numbers_of_items_are_those_of_the_code():
 
 
 def test_every_reason_of_a_refusal_is_explained():
-    folder = Path(__file__).parents[1] / "p2pfl" / "wire"
-    code = "".join(
-        (folder / f"{name}.py").read_text()
-        for name in ("codec", "update", "link", "ledger", "round_record", "view", "ready_record", "start_agreement")
-    )
+    package = Path(__file__).parents[1] / "p2pfl"
+    code = "".join(path.read_text() for room in ("wire", "protocol") for path in sorted((package / room).glob("*.py")))
     reasons = set(re.findall(r'(?:reason=|dropped = |return |counters\[)"([a-z_]+)"', code)) | {"bad_message"}
 
     assert len(reasons) >= 12

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.wire.messages import NOTHING_CLOSED, Report
 
 

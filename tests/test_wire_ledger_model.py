@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from p2pfl.wire.ledger import EdgeLedger, goes_back
+from p2pfl.protocol.ledger import EdgeLedger, goes_back
 from p2pfl.wire.messages import Remembered, Report
 from thorough import first_fast
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl.wire.pace import RoundPace
+from p2pfl.protocol.round_pace import RoundPace
 
 
 def pace_after(durations_s, *, factor=3.0, floor_s=1.0, window=100):

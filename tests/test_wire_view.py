@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl.errors import BadMessage, PeerError
+from p2pfl.protocol.view import FLUSH_S, NetworkView
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import MAX_RECORDS, Records
 from p2pfl.wire.round_record import RoundRecord, seal, unseal, verify
-from p2pfl.wire.view import FLUSH_S, NetworkView
 from thorough import first_fast
 from wire_samples import KEY, RECORD
 

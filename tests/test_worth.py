@@ -14,16 +14,16 @@ from torch.nn import functional as F
 import networks
 import p2pfl
 from p2pfl.draws import Purpose, torch_seed
+from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report
 from p2pfl.inspector.tables import read, tables_of
 from p2pfl.inspector.verdict import verdict, worth_sentence
-from p2pfl.plan import load_sites, make_plan
-from p2pfl.records import RunFolder, read_run
+from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.tasks.differences import interval_of_difference
 from p2pfl.tasks.metrics import auroc, balanced_accuracy
-from p2pfl.training import trained_alone
-from p2pfl.worth import worth
 from runs import LOGISTIC, plan_of
 from test_daemon import all_of, daemons
 
@@ -194,7 +194,7 @@ def test_there_is_none_where_nothing_was_trained_alone_and_of_too_many_sites(reg
     monkeypatch.setattr("p2pfl.tasks.intervals.MOST_CALLS", 159)
     [why] = {row["no_interval"] for row in worth(plan, population, x_NP, plan.names, population)}
     assert why == "the metric's kind has none, and leaving out rows would take 160 calls of the metric, where 159 are the most"
-    monkeypatch.setattr("p2pfl.worth.MOST_SITES", 3)
+    monkeypatch.setattr("p2pfl.evaluation.gain_over_local.MOST_SITES", 3)
     assert worth(plan, population, x_NP, plan.names, population) == []
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from networks import wait_until
-from p2pfl import writing_process
-from p2pfl.records import RunFolder, read_run
-from p2pfl.writing_process import MARK, mark_process, process_state
+from p2pfl.runs import writing_process
+from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.writing_process import MARK, mark_process, process_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 DEADLINE_S = 30.0
@@ -23,7 +23,7 @@ DEADLINE_S = 30.0
 @contextmanager
 def writer(folder):
     """A process that has marked the folder, and waits."""
-    code = "import sys, pathlib; from p2pfl.writing_process import mark_process; mark_process(pathlib.Path(sys.argv[1])); input()"
+    code = "import sys, pathlib; from p2pfl.runs.writing_process import mark_process; mark_process(pathlib.Path(sys.argv[1])); input()"
     running = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE)
     try:
         wait_until(lambda: (folder / MARK).exists() or running.poll() is not None, DEADLINE_S)

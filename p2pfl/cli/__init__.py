@@ -68,7 +68,7 @@ def _root(
     handler = logging.StreamHandler()
     handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    logging.getLogger("p2pfl.progress").setLevel(logging.INFO)  # what takes long says so
+    logging.getLogger("p2pfl.evaluation.progress").setLevel(logging.INFO)  # what takes long says so
 
 
 def main() -> NoReturn:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2pfl.cli.terminal import open_console
-from p2pfl.printable import on_one_line
-from p2pfl.result_contract import KINDS, AgreedTask, Difference, ResultContract, contract_here
+from p2pfl.errors import on_one_line
+from p2pfl.governance.result_contract import KINDS, AgreedTask, Difference, ResultContract
+from p2pfl.node.own_contract import contract_here
 
 if TYPE_CHECKING:
-    from p2pfl.study import Study
+    from p2pfl.governance.study import Study
 
 _WIDTH = 80
 _KEY_WIDTH = 24

@@ -24,8 +24,8 @@ def fetch(
 
     Example: p2pfl data fetch heart-disease
     """
+    from p2pfl.data import sources
     from p2pfl.errors import ConfigError
-    from p2pfl.tasks import sources
 
     if name not in sources.SOURCES:
         raise ConfigError(f"NAME = {name!r}: one of {', '.join(sources.SOURCES)}")
@@ -49,7 +49,7 @@ def list_(*, as_json: AsJson = False) -> None:
 
     Example: p2pfl data list
     """
-    from p2pfl.tasks import sources
+    from p2pfl.data import sources
 
     if as_json:
         keys = ("name", "title", "url", "licence", "citation")

@@ -12,7 +12,7 @@ import typer
 from p2pfl.cli.run import AllowTask
 
 if TYPE_CHECKING:
-    from p2pfl.records import RunRecords
+    from p2pfl.runs.records import RunRecords
 
 P = ParamSpec("P")
 
@@ -22,7 +22,7 @@ def _damage_told(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def guarded(*args: P.args, **options: P.kwargs) -> None:
-        from p2pfl.records import damage_told
+        from p2pfl.runs.records import damage_told
 
         with damage_told(str(args[0] if args else options["run"])):
             command(*args, **options)
@@ -118,7 +118,7 @@ def inspect(
 
 def _is_small(records: RunRecords) -> bool:
     """Whether a state for each node has room in one object, as one figure for each has in a summary."""
-    from p2pfl.records import MAX_PER_NODE
+    from p2pfl.runs.records import MAX_PER_NODE
 
     return len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
 

@@ -12,7 +12,7 @@ from p2pfl.cli.run import AllowTask, of_file
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2pfl.card import Card
+    from p2pfl.governance.card import Card
 
 app = typer.Typer(no_args_is_help=True, help="A site's keys and its public card.")
 
@@ -46,8 +46,8 @@ def new(
 
     Example: p2pfl keys new --name cleveland --address tcp://node.cleveland.example:7700
     """
-    from p2pfl.names import NEW_RULE, is_new_name
-    from p2pfl.node.identity import CARD_FILE, Identity, find_passphrase
+    from p2pfl.governance.identity import CARD_FILE, Identity, find_passphrase
+    from p2pfl.governance.names import NEW_RULE, is_new_name
 
     if not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
@@ -75,7 +75,7 @@ def show(
 
     Example: p2pfl keys show keys
     """
-    from p2pfl.card import Card
+    from p2pfl.governance.card import Card
 
     found = Card.load(card / "card.yaml" if card.is_dir() else card)
     if as_json:
@@ -103,11 +103,11 @@ def describe(
 
     Example: p2pfl keys describe heart.yaml --set task.hospitals=[va] --set task.data=./data
     """
-    from p2pfl.card import Card
-    from p2pfl.experiment import load_experiment, parse_assignment
-    from p2pfl.node.identity import CARD_FILE, Identity
-    from p2pfl.plan import load_sites
-    from p2pfl.records import replace_file
+    from p2pfl.experiment.loading import load_experiment, parse_assignment
+    from p2pfl.experiment.plan import load_sites
+    from p2pfl.governance.card import Card
+    from p2pfl.governance.identity import CARD_FILE, Identity
+    from p2pfl.runs.records import replace_file
 
     path = keys / CARD_FILE
     card, identity = Card.load(path), Identity.load(keys, passphrase_file)
@@ -142,7 +142,7 @@ def _shown(card: Card) -> dict[str, Any]:
 
 
 def _say(card: Card) -> None:
-    from p2pfl.card import grouped
+    from p2pfl.governance.card import grouped
 
     typer.echo(f"name         {card.name}")
     typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")

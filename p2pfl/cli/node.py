@@ -43,7 +43,7 @@ def start(
     from p2pfl.cli.run import say_departures
     from p2pfl.node.site import SiteFile
     from p2pfl.node.start import start as run
-    from p2pfl.records import read_summary
+    from p2pfl.runs.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
     reason = run(
@@ -70,7 +70,7 @@ def start(
 def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place each process shows its own command line.")]) -> None:  # noqa: ARG001
     """Fork a process for each line of standard input that asks for one; `p2pfl up` speaks to it."""
     from p2pfl.cli import main
-    from p2pfl.node.fork_server import serve
+    from p2pfl.launcher.fork_server import serve
 
     def program(arguments: Sequence[str]) -> None:
         sys.argv = ["p2pfl", *arguments]
@@ -152,7 +152,7 @@ def _link_of(seen: dict[str, Any]) -> str:
 def _network_status(console: Console, network: dict[str, Any], state: Path, me: str) -> None:
     """How everybody is as far as the node has heard: a line for each member that is not known to be well."""
     from p2pfl.inspector.health import node_health
-    from p2pfl.records import heard_records
+    from p2pfl.runs.records import heard_records
 
     rows, unheard = network["rows"], [name for name in network["not_heard_of"] if name != me]
     members = len(network["rows"]) + len(network["not_heard_of"])

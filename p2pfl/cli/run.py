@@ -16,12 +16,12 @@ import typer
 
 from p2pfl.cli.bar import Bar
 from p2pfl.cli.pausing import pausable
-from p2pfl.departures import departures_in, exit_code_of
 from p2pfl.errors import ConfigError
+from p2pfl.runs.departures import departures_in, exit_code_of
 
 if TYPE_CHECKING:
-    from p2pfl.result_contract import Kind
-    from p2pfl.results import Run
+    from p2pfl.evaluation.results import Run
+    from p2pfl.governance.result_contract import Kind
 
 ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Partition the task's rows into so many nodes.", show_default=False)]
@@ -79,8 +79,8 @@ def up(
     if dry_run:
         _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
         return
-    from p2pfl.node.processes import ForkServer, can_fork
-    from p2pfl.stopwatch import process_age_s
+    from p2pfl.launcher.processes import ForkServer, can_fork
+    from p2pfl.runs.stopwatch import process_age_s
 
     with (
         of_file(given),
@@ -88,7 +88,7 @@ def up(
         _Progress(enabled=not as_json) as progress,
         ForkServer() if can_fork() else nullcontext(enter_result=False) as fork,
     ):
-        from p2pfl.node import up as run_up  # after the fork server has begun to import the same
+        from p2pfl.launcher import up as run_up  # after the fork server has begun to import the same
 
         waited_s = process_age_s()
         run = run_up(
@@ -145,9 +145,9 @@ def simulate(
         if is_first:
             _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
-    from p2pfl.experiment import resolve
+    from p2pfl.experiment.loading import resolve
+    from p2pfl.runs.stopwatch import process_age_s
     from p2pfl.simulator import simulate as run_simulation
-    from p2pfl.stopwatch import process_age_s
 
     with of_file(given), pausable(hears=True), _Progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
@@ -176,7 +176,7 @@ def predict(
 
     Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
     """
-    from p2pfl.prediction import predict_file
+    from p2pfl.evaluation.prediction import predict_file
 
     rows = predict_file(run, node, file, allow_task or ())
     if as_json:
@@ -192,7 +192,7 @@ def checked_kinds(given: list[str] | None) -> list[Kind]:
     Raises:
         ConfigError: one is no kind.
     """
-    from p2pfl.result_contract import KINDS
+    from p2pfl.governance.result_contract import KINDS
 
     kinds = list(dict.fromkeys(given or ()))
     if strange := [kind for kind in kinds if kind not in KINDS]:
@@ -221,7 +221,7 @@ def of_file(path: Path) -> Iterator[None]:
 
 def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
     """What --nodes, --rounds and --set ask for, by dotted key."""
-    from p2pfl.experiment import parse_assignment
+    from p2pfl.experiment.loading import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in assignments or [])
     if nodes is not None:
@@ -236,8 +236,8 @@ def _say_plan(
 ) -> None:
     import torch
 
-    from p2pfl.experiment import recorded_experiment, resolve
-    from p2pfl.plan import load_sites, make_plan
+    from p2pfl.experiment.loading import recorded_experiment, resolve
+    from p2pfl.experiment.plan import load_sites, make_plan
     from p2pfl.topology import describe, is_spectrum_quick
     from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -257,8 +257,8 @@ def _say_plan(
     }
     if simulated:
         from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
-        from p2pfl.simulator.part import record_of
-        from p2pfl.simulator.ranks import ranks_here, started
+        from p2pfl.simulator.sharding.ranks import ranks_here, started
+        from p2pfl.simulator.sharding.shard import record_of
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TextIO
 
-from p2pfl.printable import on_one_line, visible
+from p2pfl.errors import on_one_line, visible
 
 
 class VisibleText(io.TextIOBase):

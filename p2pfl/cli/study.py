@@ -14,7 +14,7 @@ from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
-    from p2pfl.study import Study
+    from p2pfl.governance.study import Study
 
 app = typer.Typer(no_args_is_help=True, help="What institutions agree on before they start.")
 
@@ -64,11 +64,11 @@ def new(
 
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
     """
-    from p2pfl.card import Card
     from p2pfl.cli.agreed import say_layout
-    from p2pfl.experiment import load_experiment
-    from p2pfl.result_contract import contract_here
-    from p2pfl.study import Study
+    from p2pfl.experiment.loading import load_experiment
+    from p2pfl.governance.card import Card
+    from p2pfl.governance.study import Study
+    from p2pfl.node.own_contract import contract_here
 
     faults: list[str] = []
     cards: list[Card] = []
@@ -116,9 +116,9 @@ def show(study: StudyFile, as_json: Json = False) -> None:
 
     Example: p2pfl study show study.yaml
     """
-    from p2pfl.study import Study
+    from p2pfl.experiment.loading import load_study
 
-    found = Study.load(study)
+    found = load_study(study)
     if as_json:
         typer.echo(json.dumps({"study": str(study), **_shown(found)}))
         return
@@ -126,8 +126,8 @@ def show(study: StudyFile, as_json: Json = False) -> None:
 
     from p2pfl.cli.agreed import say_agreement
     from p2pfl.cli.terminal import open_console
-    from p2pfl.printable import on_one_line
-    from p2pfl.result_contract import differences_here
+    from p2pfl.errors import on_one_line
+    from p2pfl.node.own_contract import differences_here
 
     say_agreement(found, differences_here(found.result_contract, found.task_name))
     table = Table(title=on_one_line(f"{found.experiment.get('name')}: {found.graph.name}"))
@@ -155,13 +155,15 @@ def join(
 
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """
-    from p2pfl.card import Card, grouped
     from p2pfl.cli.agreed import say_agreement
-    from p2pfl.result_contract import accepted, differences_here
-    from p2pfl.study import Study, confirms
+    from p2pfl.experiment.loading import load_study
+    from p2pfl.governance.card import Card, grouped
+    from p2pfl.governance.result_contract import accepted
+    from p2pfl.governance.study import confirms
+    from p2pfl.node.own_contract import differences_here
     from p2pfl.yaml_files import dump_yaml
 
-    found = Study.load(study)
+    found = load_study(study)
     if not confirms(found, confirm):
         raise ConfigError(
             f"--confirm = {confirm!r}: not the digest of this file; find out who holds another study before anybody starts", str(study)
@@ -197,9 +199,9 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
     import torch
 
     from p2pfl.errors import TaskError
-    from p2pfl.experiment import recorded_experiment
+    from p2pfl.experiment.loading import recorded_experiment
+    from p2pfl.experiment.plan import load_sites, settled, settled_recipe
     from p2pfl.params import Layout
-    from p2pfl.plan import load_sites, settled, settled_recipe
     from p2pfl.training import build_model
 
     experiment = recorded_experiment(study.experiment, str(place))
@@ -232,7 +234,7 @@ def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(study: Study) -> dict[str, Any]:
-    from p2pfl.card import grouped
+    from p2pfl.governance.card import grouped
 
     edges = study.graph.edges
     weights = {(other, one): 0.0 if study.graph.directed else weight for one, other, weight in edges}  # 0: nothing comes that way
@@ -260,7 +262,7 @@ def _shown(study: Study) -> dict[str, Any]:
 
 
 def _say_digest(study: Study) -> None:
-    from p2pfl.card import grouped
+    from p2pfl.governance.card import grouped
 
     groups = grouped(study.digest)
     half = len(groups) // 2

@@ -15,8 +15,8 @@ import typer
 from p2pfl.cli.bar import Bar
 from p2pfl.cli.pausing import pausable
 from p2pfl.cli.run import AllowTask, Nodes, Rounds, Set, of_file, overrides_from
-from p2pfl.departures import DEPARTED
 from p2pfl.errors import P2PFLError, Paused
+from p2pfl.runs.departures import DEPARTED
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
@@ -215,7 +215,7 @@ def _say_result(done: Sweep) -> None:
 
 def _of_choice(done: Sweep) -> list[str]:
     """Say what the order of the table is, and which cell is best."""
-    from p2pfl.records import NOT_FOR_CHOOSING
+    from p2pfl.runs.records import NOT_FOR_CHOOSING
 
     choice, by_name = done.choice, {result.cell.name: result for result in done.cells}
     if len(done.grid.cells) == 1:

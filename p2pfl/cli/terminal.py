@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from p2pfl.cli.streams import VisibleText
-from p2pfl.printable import visible
+from p2pfl.errors import visible
 
 
 class VisibleConsole(Console):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from p2pfl.records import Row, RunRecords
+from p2pfl.runs.records import Row, RunRecords
 
 MIN_FIT_POINTS = 3
 

@@ -9,7 +9,7 @@ from statistics import median
 
 from p2pfl.inspector.convergence import Convergence
 from p2pfl.inspector.outages import Outages, outages
-from p2pfl.records import RunRecords
+from p2pfl.runs.records import RunRecords
 
 _AROUND = 3
 _TIMES = 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from p2pfl.inspector.perspective import neighbours_of
-from p2pfl.records import RunRecords
+from p2pfl.runs.records import RunRecords
 
 Kind = Literal["offline", "late", "unheard", "not started"]
 """late: it made these rounds as well, but its messages came too late for everybody. unheard: one institution alone tells, which cannot know

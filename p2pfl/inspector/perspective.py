@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from p2pfl.records import Row, RunRecords
+from p2pfl.runs.records import Row, RunRecords
 
 NO_REPORT = "No report from this site here."
 

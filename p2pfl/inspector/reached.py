@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from p2pfl.errors import ConfigError
 from p2pfl.inspector.verdict import lower_is_better
-from p2pfl.records import RunRecords
+from p2pfl.runs.records import RunRecords
 
 AGREEMENT = "relative_consensus"
 """The consensus distance, after mixing, over the models' root mean square norm; of older runs, which lack it, the disagreement before."""

@@ -30,7 +30,7 @@ from p2pfl.inspector.verdict import (
     verdict,
     worth_sentence,
 )
-from p2pfl.records import Row, RunRecords, primary_metric, replace_file, rows_word
+from p2pfl.runs.records import Row, RunRecords, primary_metric, replace_file, rows_word
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from p2pfl.departures import departures_in
 from p2pfl.inspector.perspective import member_of
-from p2pfl.records import Row, RunRecords
+from p2pfl.runs.departures import departures_in
+from p2pfl.runs.records import Row, RunRecords
 
 _SILENT_AFTER_S = 60.0
 _SILENT_ROUNDS = 10

@@ -9,8 +9,8 @@ import urllib.error
 from pathlib import Path
 
 from p2pfl.errors import ConfigError, P2PFLError, StoreError, TransportError
-from p2pfl.records import RunRecords, read_run, records_of
-from p2pfl.status_client import ADDRESS, address_in, checked_token, fetch_page, has_ended, token_in
+from p2pfl.runs.records import RunRecords, read_run, records_of
+from p2pfl.runs.status_client import ADDRESS, address_in, checked_token, fetch_page, has_ended, token_in
 
 _OWN = "run"
 """In a node's state folder: its own records."""

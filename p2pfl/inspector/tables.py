@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import MissingExtraError, StoreError
+from p2pfl.errors import MissingExtraError, StoreError, visible
 from p2pfl.inspector.verdict import betterness, lower_is_better
-from p2pfl.printable import visible
-from p2pfl.records import Row, RunRecords, read_run, replace_file, rows_word
+from p2pfl.runs.records import Row, RunRecords, read_run, replace_file, rows_word
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]

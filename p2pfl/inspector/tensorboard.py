@@ -13,7 +13,7 @@ from pathlib import Path
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.gaps import jumps
 from p2pfl.inspector.tables import FlatRow, tables_of
-from p2pfl.records import RunRecords
+from p2pfl.runs.records import RunRecords
 
 _FILE = "events.out.tfevents.p2pfl"  # TensorBoard's own name would have this machine's in it, and pile up with each export
 _BOUNDS = ("bound_low", "bound_high", "rms_disagreement", "consensus_distance")

@@ -24,43 +24,52 @@ from torch import Tensor
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.algorithms.guard import norm_of, refusal_of
-from p2pfl.checkpoints import changes_told, read_checkpoint, write_checkpoint
-from p2pfl.cross_site import at_one_site, measures_neighbours
-from p2pfl.departures import Departure, departure_rows, departures_of_events
+from p2pfl.algorithms.stopping import NEVER
 from p2pfl.errors import BadMessage, ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
-from p2pfl.node.agreed_start import AgreedStart, Signing
-from p2pfl.node.allowance import NeighbourAllowance
-from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
-from p2pfl.node.event_throttle import EXCLUDED, EventThrottle
+from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.cross_site import at_one_site, measures_neighbours
+from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.results import write_models
+from p2pfl.evaluation.subgroups import subgroups
+from p2pfl.evaluation.summary import (
+    baselines_summary,
+    by_metric,
+    disagreement_row,
+    finish_summary,
+    non_finite_models,
+    peak_rss_bytes,
+    test_figures,
+)
+from p2pfl.experiment.plan import Plan
+from p2pfl.governance.result_contract import Difference
 from p2pfl.node.evidence import EVIDENCE, EvidenceFile
-from p2pfl.node.link_watch import LinkReport, LinkWatch, report
 from p2pfl.node.memory import NodeMemory, forecast_node
-from p2pfl.node.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
-from p2pfl.node.network_view import Outlook, ViewTerms
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
-from p2pfl.node.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
 from p2pfl.node.status import LOOPBACK, Asked, serve_status
-from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges, tensor_over
-from p2pfl.params import frozen_of
-from p2pfl.plan import Plan
-from p2pfl.records import Row, RunFolder, read_run, read_summary, utc_now
-from p2pfl.result_contract import Difference
-from p2pfl.results import write_models
-from p2pfl.stopping import NEVER
-from p2pfl.stopwatch import with_rest
-from p2pfl.subgroups import subgroups
-from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
+from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
+from p2pfl.params import frozen_of, tensor_over
+from p2pfl.protocol.agreed_start import AgreedStart, Signing
+from p2pfl.protocol.allowance import NeighbourAllowance
+from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.event_throttle import EXCLUDED, EventThrottle
+from p2pfl.protocol.link_watch import LinkReport, LinkWatch, report
+from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
+from p2pfl.protocol.network_view import Outlook, ViewTerms
+from p2pfl.protocol.newest import NewestUpdates
+from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
+from p2pfl.protocol.round_pace import WINDOW, RoundPace
+from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
+from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
+from p2pfl.runs.records import Row, RunFolder, read_run, read_summary, utc_now
+from p2pfl.runs.stopwatch import with_rest
 from p2pfl.topology.links import links_of
-from p2pfl.training import Population, trained_alone
+from p2pfl.training import Population
 from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
-from p2pfl.wire.newest import NewestUpdates
-from p2pfl.wire.pace import WINDOW, RoundPace
 from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
-from p2pfl.worth import worth
 
 log = logging.getLogger(__name__)
 
@@ -1318,7 +1327,7 @@ class Daemon:
             self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
         self._folder.waits_for_room = True
         if self._outlook is not None:
-            self._outlook.start(self._folder.began(), again=again or bool(self.protocol.anew))
+            self._outlook.start(self._folder.began_ms(), again=again or bool(self.protocol.anew))
         with changes_told(self._checkpoint):
             if found is None or not found[1]["finished"]:
                 self._folder.truncate(found[1]["round"] if found is not None else 0)

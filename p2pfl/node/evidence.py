@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from p2pfl.wire.equivocation import MOST_EACH, Contradiction
+from p2pfl.protocol.equivocation import MOST_EACH, Contradiction
 
 EVIDENCE = "evidence.jsonl"
 _MOST_BYTES = 2**20

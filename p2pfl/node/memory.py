@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from p2pfl.algorithms import over_an_edge
-from p2pfl.cross_site import measures_neighbours
-from p2pfl.plan import Plan
+from p2pfl.evaluation.cross_site import measures_neighbours
+from p2pfl.experiment.plan import Plan
 from p2pfl.training import Population
 
 _OVERHEAD_BYTES = 32 * 2**20

@@ -23,11 +23,11 @@ from p2pfl.algorithms import ADPSGD, Context, SlotInbox, State
 from p2pfl.algorithms.guard import refusal_of
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.errors import BadMessage
-from p2pfl.node.distance_watch import FAR_UPDATE, DistanceWatch
-from p2pfl.node.neighbour import Neighbour
-from p2pfl.node.protocol import HALF, Flow, Protocol
-from p2pfl.node.store import tensor_over
-from p2pfl.plan import Plan
+from p2pfl.experiment.plan import Plan
+from p2pfl.params import tensor_over
+from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.neighbour import Neighbour
+from p2pfl.protocol.protocol import HALF, Flow, Protocol
 from p2pfl.training import Population
 from p2pfl.wire.messages import Decline
 from p2pfl.wire.update import Arrived, UpdateFormat

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.errors import MissingExtraError
-from p2pfl.node.link_watch import STATES
+from p2pfl.protocol.link_watch import STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

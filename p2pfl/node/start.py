@@ -16,18 +16,19 @@ from pathlib import Path
 import torch
 
 from p2pfl.errors import ConfigError, TaskNotAllowed
-from p2pfl.experiment import recorded_experiment
-from p2pfl.node.agreed_start import Signing
+from p2pfl.experiment.loading import load_study, recorded_experiment
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.result_contract import accepted
+from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.node.identity import Identity
-from p2pfl.node.network_view import ViewPolicy, ViewTerms
+from p2pfl.node.own_contract import differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
 from p2pfl.node.store import CHECKPOINT
-from p2pfl.open_files import raise_file_limit
-from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.result_contract import accepted, differences_here
-from p2pfl.study import Study, TensorRow, confirms, layout_faults
+from p2pfl.protocol.agreed_start import Signing
+from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import Endpoint, ZeroMQTransport
 from p2pfl.yaml_files import check
@@ -68,7 +69,7 @@ def start(
     """
     raise_file_limit()
     site = SiteFile.load(site_path)
-    study = Study.load(site.study)
+    study = load_study(site.study)
     _check_confirmed(site, study, confirmed, site_path)
     identity = Identity.load(site.keys, site.passphrase_file)
     card = study.member(site.member)

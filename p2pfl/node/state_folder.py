@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pfl.errors import ConfigError
-from p2pfl.status_client import LOCK
+from p2pfl.runs.status_client import LOCK
 
 log = logging.getLogger(__name__)
 

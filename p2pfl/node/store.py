@@ -9,7 +9,6 @@ neighbours (newest/NEIGHBOUR/CHANNEL).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import BadMessage, StoreError
-from p2pfl.node.protocol import Flow, Posted, Protocol
-from p2pfl.wire.ledger import EdgeLedger
+from p2pfl.params import tensor_over
+from p2pfl.protocol.ledger import EdgeLedger
+from p2pfl.protocol.newest import Held
+from p2pfl.protocol.protocol import Flow, Posted, Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
-from p2pfl.wire.newest import Held
 from p2pfl.wire.update import Arrived, Parcel, UpdateFormat, Whole
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -50,13 +50,6 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
         for to, whole in _by_receiver(posted.wholes).items():
             tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in whole.arrays.items()}
     return tensors
-
-
-def tensor_over(array: np.ndarray) -> Tensor:
-    """An array as a tensor over the same memory, also where the array is read-only, of which torch warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
 
 
 def restore_edges(

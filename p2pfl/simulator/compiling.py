@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.plan import Plan
+from p2pfl.experiment.plan import Plan
 
 _WORTH = 10**9  # numbers
 _LARGE = 2000  # parameters

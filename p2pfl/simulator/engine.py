@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.algorithms import Notice, SlotInbox
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
+from p2pfl.algorithms.stopping import NEVER
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.plan import Plan
-from p2pfl.records import Row, RunFolder
-from p2pfl.results import STACKED_ABOVE, write_models
-from p2pfl.simulator.clock import RoundClock, RoundTimes
+from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.conclusion import conclude
+from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.results import STACKED_ABOVE, write_models
+from p2pfl.evaluation.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
+from p2pfl.experiment.plan import Plan
+from p2pfl.faults.script import Faults
+from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.records import Row, RunFolder
+from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
-from p2pfl.simulator.conclusion import conclude
+from p2pfl.simulator.events.clock import RoundClock, RoundTimes
 from p2pfl.simulator.exchange import Exchange
-from p2pfl.simulator.faults import Faults
 from p2pfl.simulator.mixing import is_plain, load_compiled
-from p2pfl.simulator.part import Part
-from p2pfl.simulator.ranks import Ranks
-from p2pfl.stopping import NEVER
-from p2pfl.stopwatch import Stopwatch
-from p2pfl.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
-from p2pfl.training import trained_alone
-from p2pfl.worth import worth
+from p2pfl.simulator.sharding.ranks import Ranks
+from p2pfl.simulator.sharding.shard import Part
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly

@@ -21,11 +21,11 @@ from torch import Tensor
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
 from p2pfl.algorithms.base import SlotMessages
 from p2pfl.errors import ConfigError
-from p2pfl.plan import links_between, matches_flows
-from p2pfl.simulator.faults import Faults
+from p2pfl.experiment.plan import links_between, matches_flows
+from p2pfl.faults.script import Faults
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
-from p2pfl.simulator.part import Columns, Crossing, Mail, Part
-from p2pfl.simulator.ranks import Ranks
+from p2pfl.simulator.sharding.ranks import Ranks
+from p2pfl.simulator.sharding.shard import Columns, Crossing, Mail, Part
 from p2pfl.topology import Schedule, Topology
 from p2pfl.wire.update import UpdateFormat
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError
-from p2pfl.plan import Plan
+from p2pfl.evaluation.summary import rss_bytes
+from p2pfl.experiment.plan import Plan
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
-from p2pfl.summary import rss_bytes
 from p2pfl.tasks import SiteTable
 from p2pfl.training import Population
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import DPSGD
-from p2pfl.plan import Plan
-from p2pfl.training.compiled import compiled_loops
+from p2pfl.experiment.plan import Plan
+from p2pfl.training.backends.compiled import compiled_loops
 from p2pfl.training.population import shared_out
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
 _PART_BYTES = 1024**2  # of some rows' columns: what a core's own cache holds
-_LOOPS = "p2pfl.simulator.fused"
+_LOOPS = "p2pfl.compiled.mixing_loops"
 _COMPILED = (torch.float32, torch.float64)
 
 

@@ -15,24 +15,24 @@ from typing import Any
 
 import torch
 
-from p2pfl.checkpoints import changes_told
 from p2pfl.errors import ConfigError, Paused
-from p2pfl.experiment import Experiment, recorded_experiment, resolve
-from p2pfl.plan import Plan, load_sites, make_plan
-from p2pfl.records import RunFolder
-from p2pfl.results import Run
-from p2pfl.simulator.asynchronous import AsynchronousSimulation
+from p2pfl.evaluation.results import Run
+from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.faults.script import Faults
+from p2pfl.runs.checkpoint import changes_told
+from p2pfl.runs.records import RunFolder
+from p2pfl.runs.stopwatch import Stopwatch
+from p2pfl.runs.writing_process import mark_pause
 from p2pfl.simulator.engine import Progress, Simulation
-from p2pfl.simulator.faults import Faults
+from p2pfl.simulator.events.asynchronous import AsynchronousSimulation
+from p2pfl.simulator.events.paced import CHECKPOINT
+from p2pfl.simulator.events.pairwise import PairwiseSimulation
+from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
-from p2pfl.simulator.paced import CHECKPOINT
-from p2pfl.simulator.pairwise import PairwiseSimulation
-from p2pfl.simulator.part import Part, check_enough
-from p2pfl.simulator.ranks import Ranks, joined, ranks_here
-from p2pfl.simulator.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
-from p2pfl.stopwatch import Stopwatch
+from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
+from p2pfl.simulator.sharding.shard import Part, check_enough
 from p2pfl.tasks.permission import options_of
-from p2pfl.writing_process import mark_pause
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 

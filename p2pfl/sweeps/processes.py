@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from p2pfl.node.processes import PYTHON, own_path
+from p2pfl.launcher.processes import PYTHON, own_path
 from p2pfl.sweeps.work import Job, News
 
 _STOP_S = 10.0

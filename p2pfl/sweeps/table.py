@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pfl.departures import departures_in
+from p2pfl.errors import visible
 from p2pfl.inspector.tables import FlatRow
 from p2pfl.inspector.verdict import lower_is_better
-from p2pfl.printable import visible
-from p2pfl.records import Row, primary_metric, read_summary, replace_file
+from p2pfl.runs.departures import departures_in
+from p2pfl.runs.records import Row, primary_metric, read_summary, replace_file
 from p2pfl.sweeps.folder import place_of
 from p2pfl.sweeps.grid import Cell, Grid, as_text
 

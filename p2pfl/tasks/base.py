@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import DataError
-from p2pfl.moments import Moments
-from p2pfl.names import RULE, is_name
+from p2pfl.governance.names import RULE, is_name
+from p2pfl.statistics.moments import Moments
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from p2pfl.errors import ConfigError, P2PFLError
-from p2pfl.names import is_task_name
+from p2pfl.governance.names import is_task_name
 from p2pfl.tasks.base import Task
 from p2pfl.tasks.calling import fault_of
 from p2pfl.tasks.medical import breast_cancer, heart_disease

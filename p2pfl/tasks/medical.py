@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.moments import Moments
+from p2pfl.statistics.moments import Moments
 from p2pfl.tasks.base import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
 from p2pfl.tasks.partition import missing_classes
-from p2pfl.tasks.sources import SOURCES, read
 from p2pfl.tasks.tables import Preparation, Table, column_targets, partitioned_sites, site_of
 from p2pfl.yaml_files import check
 

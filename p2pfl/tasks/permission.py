@@ -30,7 +30,7 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 from p2pfl.errors import ConfigError, TaskNotAllowed
-from p2pfl.names import DISTRIBUTION, TASK_RULE, is_task_name
+from p2pfl.governance.names import DISTRIBUTION, TASK_RULE, is_task_name
 
 GROUP = "p2pfl.tasks"
 """Entry points of this group give tasks names; being one allows nothing."""

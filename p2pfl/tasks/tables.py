@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.moments import Moments
+from p2pfl.statistics.moments import Moments
 from p2pfl.tasks.base import Site, floating
 from p2pfl.tasks.partition import node_names, shares
 

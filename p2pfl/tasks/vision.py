@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.tasks.base import Rows, Site, Task
 from p2pfl.tasks.medical import DIRICHLET
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
 from p2pfl.tasks.partition import dealt, drawn, missing_classes, node_names, shares
-from p2pfl.tasks.sources import SOURCES, read
 from p2pfl.tasks.tables import Preparation, Table, class_targets, partitioned_sites
 
 _LARGEST_PIXEL = 16.0  # of digits

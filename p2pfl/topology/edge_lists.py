@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from p2pfl.text_files import number, quoted
+from p2pfl.topology.numbers import number, quoted
 from p2pfl.topology.sketch import VALUES, Edge, Sketch, known
 
 _MAX_NODES = 10**6

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, Contradiction, TopologyError, some
-from p2pfl.text_files import read_text
 from p2pfl.topology.edge_lists import read_edge_list
 from p2pfl.topology.gml import read_gml
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.graphml import read_graphml
 from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label, known
-from p2pfl.yaml_files import load_yaml, shown, unknown_key
+from p2pfl.yaml_files import load_yaml, read_text, shown, unknown_key
 
 _MAX_NODES = 10**6
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from p2pfl.errors import TopologyError
-from p2pfl.text_files import quoted
+from p2pfl.topology.numbers import quoted
 from p2pfl.topology.sketch import Edge, Sketch, known
 from p2pfl.yaml_files import shown
 

@@ -11,7 +11,7 @@ from typing import Any
 from xml.parsers import expat
 
 from p2pfl.errors import TopologyError
-from p2pfl.text_files import number
+from p2pfl.topology.numbers import number
 from p2pfl.topology.sketch import VALUES, Edge, Sketch, known
 from p2pfl.yaml_files import shown
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from p2pfl.training.baselines import both_baselines, pooled_baseline, trained_alone
 from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
 from p2pfl.training.population import Population, Recipe, build_model
 from p2pfl.training.trial import try_out
@@ -12,10 +11,7 @@ __all__ = [
     "Population",
     "Recipe",
     "StackedOptimizer",
-    "both_baselines",
     "build_model",
     "clipped",
-    "pooled_baseline",
-    "trained_alone",
     "try_out",
 ]

@@ -26,9 +26,9 @@ from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
-from p2pfl.training.compiled import Compiled, one_blas_thread
-from p2pfl.training.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, returns_parts
-from p2pfl.training.layers import Descent
+from p2pfl.training.backends.compiled import Compiled, one_blas_thread
+from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, returns_parts
+from p2pfl.training.backends.layers import Descent
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
 

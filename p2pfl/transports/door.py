@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from p2pfl.open_files import NO_MORE_FILES, when_out_of_files
+from p2pfl.runs.open_files import NO_MORE_FILES, when_out_of_files
 from p2pfl.transports.admission import Account, Admission, source_of
 
 log = logging.getLogger(__name__)

@@ -23,23 +23,23 @@ from rich.console import Console
 
 import wire_samples
 from networks import PATIENT, STUDY, averaging, signing_of
-from p2pfl.card import Card
-from p2pfl.checkpoints import read_checkpoint, write_checkpoint
 from p2pfl.cli.inspect import inspect
+from p2pfl.data.columns import read_columns
 from p2pfl.errors import BadMessage, ConfigError, PeerError, StoreError
-from p2pfl.experiment import load_experiment
+from p2pfl.evaluation.results import read_buffers, read_models
+from p2pfl.experiment.loading import load_experiment, load_study
+from p2pfl.experiment.plan import Plan
+from p2pfl.governance.card import Card
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.terminal import print_page
 from p2pfl.node.daemon import Daemon
-from p2pfl.node.identity import Identity
 from p2pfl.node.site import SiteFile
 from p2pfl.node.status import Answer, requested
 from p2pfl.node.store import CHECKPOINT
-from p2pfl.plan import Plan
-from p2pfl.records import damage_told, records_of
-from p2pfl.results import read_buffers, read_models
-from p2pfl.study import Study
-from p2pfl.text_files import read_columns
+from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.records import damage_told, records_of
 from p2pfl.topology import files as graph_files
 from p2pfl.transports import MemoryNetwork
 from p2pfl.wire import ready_record, round_record
@@ -134,7 +134,7 @@ def card(content: bytes) -> None:
 def study(content: bytes) -> None:
     """study.yaml."""
     with _file(content, "study.yaml") as path, suppress(ConfigError):
-        read = Study.load(path)
+        read = load_study(path)
         assert Study.from_mapping(read.as_dict(), "again").digest == read.digest, "a study's digest changes by being written"
         read.topology()
 

@@ -20,9 +20,9 @@ from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
-from p2pfl.records import RunRecords, damage_told
-from p2pfl.status_client import ADDRESS
-from p2pfl.writing_process import process_state
+from p2pfl.runs.records import RunRecords, damage_told
+from p2pfl.runs.status_client import ADDRESS
+from p2pfl.runs.writing_process import process_state
 
 EVERY_S = 1.0
 _SHARE = 3.0

@@ -1,0 +1,1 @@
+"""Data before it is a task: downloads and tables."""

@@ -1,0 +1,112 @@
+"""What each site has of the network: its model against what it would have made alone, on the same test rows, and how sure that is.
+
+Shapes: N nodes, P parameters, M test rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from p2pfl.draws import Purpose, torch_seed
+from p2pfl.evaluation.progress import told
+from p2pfl.experiment.plan import Plan
+from p2pfl.runs.records import primary_metric
+from p2pfl.tasks import Site
+from p2pfl.tasks.calling import figure
+from p2pfl.tasks.differences import interval_of_difference
+from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, left_out_interval, why_not_left_out
+from p2pfl.tasks.scoring import kind_of
+from p2pfl.training import Population
+
+MOST_SITES = 100
+"""Of a network with more nothing is told: it would take longer than the run of many small nodes."""
+
+Row = dict[str, Any]
+
+
+def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:
+    """The primary metric of each site's own model and of the network's, with a paired interval of their difference.
+
+    Args:
+        plan: of the run.
+        population: its model evaluates; these sites' rows where they have buffers, else any.
+        x_NP: their parameters.
+        names: of the sites.
+        alone: their models trained alone, its first rows; None: they were not.
+
+    Returns:
+        {"site", "metric", "alone", "network", "gain": network minus alone, "low", "high": of the gain, "rows": test rows, "method": of the
+        interval, "confidence", "lower_is_better": whether the task says so, "no_interval": why there is none}; null where undefined.
+        As `interval_of_difference` says by the metric's kind; other metrics as `left_out_interval` does, the same groups of rows for both
+        models, drawn by the experiment's seed and the node, as long as all sites together take 1,000 calls of the metric at most.
+        Empty without test rows, above 100 nodes, and where the network's buffers are elsewhere.
+    """
+    metric = primary_metric(plan.task.metrics)
+    somewhere_else = bool(population.buffers) and len(population.sites) != len(names)
+    if metric is None or alone is None or len(plan.names) > MOST_SITES or somewhere_else:
+        return []
+    alone_NP, found = alone.estimate(), []
+    too_many = _why_too_many(plan)
+    for row, name in enumerate(told("what the network is worth to each site", names)):
+        site = plan.sites[name]
+        if site.test is None or not len(site.test[0]):
+            continue
+        inputs, targets = site.test
+        outputs = population.outputs(x_NP[row], inputs, row if population.buffers else 0, site=name)
+        before = alone.outputs(alone_NP[row], inputs, row, site=name)
+        network, by_itself = (figure(plan.task, metric, values, targets, site=name) for values in (outputs, before))
+        gain = network - by_itself
+        judged = _interval(plan, metric, outputs, before, site, (network, by_itself), too_many) if math.isfinite(gain) else UNDEFINED
+        interval, why = (judged, None) if isinstance(judged, Interval) else (None, judged)
+        found.append(
+            {
+                "site": name,
+                "metric": metric,
+                "alone": _defined(by_itself),
+                "network": _defined(network),
+                "gain": _defined(gain),
+                "low": interval and interval.low,
+                "high": interval and interval.high,
+                "rows": len(inputs),
+                "method": interval and interval.method,
+                "confidence": CONFIDENCE,
+                "lower_is_better": metric in plan.task.lower_is_better,
+                "no_interval": why,
+            }
+        )
+    return found
+
+
+def _why_too_many(plan: Plan) -> str | None:
+    """Why a metric without an interval of its own gets none here; None where it does."""
+    sizes = [len(site.test[0]) for site in plan.sites.values() if site.test is not None]
+    # a node knows its own rows alone, and the others' number of sites
+    return why_not_left_out(2 * len(sizes), 2 * sum(sizes))
+
+
+def _interval(
+    plan: Plan, metric: str, outputs: Tensor, before: Tensor, site: Site, values: tuple[float, float], too_many: str | None
+) -> Interval | str:
+    """Of the gain, or why there is none."""
+    assert site.test is not None
+    targets, task = site.test[1], plan.task
+    known = interval_of_difference(task.metrics[metric], outputs, before, targets, values=values)
+    if known is not None or too_many is not None:
+        return known or str(too_many)
+
+    def gain(rows: np.ndarray) -> float:
+        now, then = (figure(task, metric, tensor[rows], targets[rows], site=site.name) for tensor in (outputs, before))
+        return now - then
+
+    generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))
+    found = left_out_interval(gain, len(targets), generator, values[0] - values[1])
+    return clipped(found, kind_of(task.metrics[metric]), least=-1.0) if isinstance(found, Interval) else found
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None

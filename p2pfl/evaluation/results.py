@@ -1,0 +1,221 @@
+"""What a run left behind, as Python objects: its summary, its records, its models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from p2pfl.errors import ConfigError, StoreError, TaskNotAllowed, some
+from p2pfl.experiment.loading import Experiment, recorded_experiment
+from p2pfl.experiment.plan import load_sites
+from p2pfl.params import Layout, load_parameters
+from p2pfl.runs.checkpoint import write_tensors
+from p2pfl.runs.records import RunRecords, read_run
+from p2pfl.tasks import Task
+from p2pfl.training import build_model
+
+STACKED_ABOVE = 1000
+"""With more nodes than this, their models lie in one file and their records are sampled."""
+
+_STACKED = "models.safetensors"
+_BUFFER = "buffers/"
+_FROZEN = "frozen/"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a text is welcome
+
+    @cached_property
+    def _read(self) -> RunRecords:
+        return read_run(self.path)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds.
+
+        Raises:
+            ConfigError: the run has not ended.
+        """
+        if self._read.summary is None:
+            raise ConfigError(
+                "the run has no summary.json: it is still running or was interrupted; continue it with --resume", str(self.path)
+            )
+        return self._read.summary
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a round of the whole network; `pandas.DataFrame(run.records)` takes it."""
+        return self._read.rounds
+
+    @property
+    def node_records(self) -> list[dict[str, Any]]:
+        """One dict a node and round."""
+        return self._read.nodes
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened beside the numbers."""
+        return self._read.events
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """As it was resolved when the run began."""
+        return recorded_experiment(self._read.experiment, str(self.path / "experiment.yaml"))
+
+    @property
+    def models(self) -> Mapping[str, Tensor]:
+        """Each node's final parameters as a flat vector (P,)."""
+        return read_models(self.path)
+
+    def models_after(self, round: int) -> Mapping[str, Tensor]:
+        """Each node's parameters after a round, where `save_models_every` kept them."""
+        return read_models(self.path, round)
+
+
+def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ()) -> nn.Module:
+    """A node's final model, ready to use.
+
+    Args:
+        run: a run, or its folder.
+        node: whose.
+        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
+
+    Raises:
+        TaskNotAllowed: the run's task is not among them; nothing of it has been imported.
+        ConfigError: there is no such run or node; the message lists the nodes.
+    """
+    run = run if isinstance(run, Run) else Run(Path(run))
+    models = run.models
+    if node not in models:
+        raise ConfigError(f"node {node!r}: one of {some(list(models))}", str(run.path))
+    return build_loaded(load_run_sites(run, allow_tasks), run.experiment, models[node], read_buffers(run.path, node))
+
+
+def load_run_sites(run: Run, allow_tasks: Collection[str] = ()) -> Task:
+    """The task of a run with its sites.
+
+    Raises:
+        TaskNotAllowed: it is neither built in nor allowed; the message names the run's file.
+        ConfigError: as in `load_sites`.
+    """
+    try:
+        return load_sites(run.experiment, allow_tasks=allow_tasks)
+    except TaskNotAllowed as error:
+        raise TaskNotAllowed(error.findings, str(run.path / "experiment.yaml")) from error
+
+
+def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
+    """The task's model with given parameters and buffers (none: the model's own), in evaluation mode.
+
+    Raises:
+        ConfigError: the task's model is no longer the one that was trained.
+    """
+    model = build_model(task, flat_P.dtype, experiment.seed)
+    try:
+        load_parameters(model, flat_P)
+        model.load_state_dict(dict(buffers), strict=False)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"task {task.name}: its model has changed since it was trained: {error}; take the one of that time") from error
+    return model.eval()
+
+
+def write_models(
+    folder: Path,
+    names: tuple[str, ...],
+    x_NP: Tensor,
+    layout: Layout,
+    buffers: Mapping[str, Tensor],
+    round: int | None = None,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Each node's model in a safetensors file under its parameters' own names; above 1,000 nodes all in one file, stacked.
+
+    Args:
+        folder: of the run.
+        names: of the rows.
+        x_NP: parameters.
+        layout: of them.
+        buffers: each row's own, (N, ...).
+        round: after which round; None: the final models.
+        frozen: parameters that did not train, the same for all rows.
+    """
+    fixed = {key: tensor.detach().cpu().contiguous() for key, tensor in (frozen or {}).items()}
+    place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"
+    x_NP = x_NP.detach().cpu()
+    if len(names) > STACKED_ABOVE:
+        target = folder / _STACKED if round is None else place.with_suffix(".safetensors")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stacked = {f"{_BUFFER}{key}": tensor.cpu().contiguous() for key, tensor in buffers.items()}
+        stacked |= {f"{_FROZEN}{key}": tensor for key, tensor in fixed.items()}
+        with target.open("wb") as file:
+            write_tensors(file, {"x": x_NP, **stacked}, {"nodes": "\n".join(names)})
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    for row, name in enumerate(names):
+        tensors = {**layout.views(x_NP[row]), **{key: rows[row] for key, rows in buffers.items()}, **fixed}
+        with (place / f"{name}.safetensors").open("wb") as file:
+            write_tensors(file, tensors, {"parameters": "\n".join(spec.name for spec in layout.tensors)})
+
+
+def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
+    """Each node's parameters as a flat vector (P,), from what `write_models` wrote.
+
+    Raises:
+        ConfigError: there are none.
+        StoreError: a file cannot be read.
+    """
+    place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"
+    stacked = folder / _STACKED if round is None else place.with_suffix(".safetensors")
+    try:
+        if stacked.exists():
+            with safe_open(stacked, framework="pt") as file:
+                return dict(zip(file.metadata()["nodes"].split("\n"), file.get_tensor("x"), strict=True))
+        found = {path.stem: _flat_model(path) for path in sorted(place.glob("*.safetensors"), key=lambda path: path.stem)}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{place}: not readable as models: {error}") from error
+    if not found:
+        which = (
+            "final models: the run has not ended" if round is None else f"models of round {round}: save_models_every decides which are kept"
+        )
+        raise ConfigError(f"no {which}", str(folder))
+    return found
+
+
+def read_buffers(folder: Path, node: str) -> dict[str, Tensor]:
+    """Read what lies beside a node's final trained parameters: its own buffers, such as BatchNorm's statistics, and frozen parameters.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    stacked, single = folder / _STACKED, folder / "models" / f"{node}.safetensors"
+    try:
+        if stacked.exists():
+            with safe_open(stacked, framework="pt") as file:
+                row = file.metadata()["nodes"].split("\n").index(node)
+                keys = list(file.keys())
+                buffers = {name.removeprefix(_BUFFER): file.get_slice(name)[row] for name in keys if name.startswith(_BUFFER)}
+                return buffers | {name.removeprefix(_FROZEN): file.get_tensor(name) for name in keys if name.startswith(_FROZEN)}
+        with safe_open(single, framework="pt") as file:
+            parameters = file.metadata()["parameters"].split("\n")
+            return {name: file.get_tensor(name) for name in file.keys() if name not in parameters}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{folder}: the model of {node} is not readable: {error}") from error
+
+
+def _flat_model(path: Path) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return torch.cat([file.get_tensor(name).reshape(-1) for name in file.metadata()["parameters"].split("\n")])

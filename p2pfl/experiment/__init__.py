@@ -1,0 +1,1 @@
+"""An experiment from its file to a plan that every runtime runs."""

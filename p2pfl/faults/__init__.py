@@ -1,0 +1,1 @@
+"""Scripts of faults for simulated and real networks."""

@@ -1,0 +1,1 @@
+"""Agreements between institutions: identities, cards, studies and the result contract."""

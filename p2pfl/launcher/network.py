@@ -1,0 +1,751 @@
+"""A whole network of real node daemons on this machine, by exactly the path that institutions take.
+
+The run folder holds, for each site, what that institution would have on its own machine (sites/NAME: keys, site.yaml, state), the public
+files (cards/, study.yaml), and what is gathered from all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
+from p2pfl.evaluation.cross_site import cross_site
+from p2pfl.evaluation.results import Run, read_buffers, read_models
+from p2pfl.evaluation.subgroups import subgroups
+from p2pfl.evaluation.summary import (
+    baselines_summary,
+    disagreement_row,
+    finish_summary,
+    mean_model_metrics,
+    mean_model_of,
+    non_finite_models,
+    test_figures,
+)
+from p2pfl.experiment.loading import Experiment, load_study, recorded_experiment, resolve
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.governance.card import Card
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.result_contract import accepted
+from p2pfl.governance.study import Study
+from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
+from p2pfl.node.own_contract import contract_here, differences_here
+from p2pfl.node.site import SiteFile
+from p2pfl.runs.departures import Departure, departures_of_events
+from p2pfl.runs.records import Row, RunFolder, read_run, replace_file
+from p2pfl.runs.stopwatch import Stopwatch, with_rest
+from p2pfl.tasks.permission import options_of
+from p2pfl.training import Population
+from p2pfl.transports import reserve_port
+from p2pfl.yaml_files import dump_yaml, load_yaml
+
+log = logging.getLogger(__name__)
+progress_log = logging.getLogger("p2pfl.evaluation.progress")
+"""The command shows its INFO lines."""
+
+SAY_AFTER_S, SAY_AT_MOST_S = 5.0, 60.0
+"""Without a new round, what is waited for is said after so long, then after twice as long, and so on."""
+
+POLL_S = 0.25
+STOP_S = 15.0
+STOP_POLL_S = 0.05
+START_S = 120.0
+"""For all daemons to be ready: longer than this none of them waits for another, whatever the experiment says."""
+
+RESTARTS = 5
+"""How often a daemon that died is started again, as a service manager would."""
+
+_NAMED = 5
+_LINE = 200  # characters of a log's line that are quoted
+_HERE = "p2pfl up"  # in the place of a node's name, which has no blanks
+_UNGREETED = " before it greeted"
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+
+
+@dataclass
+class _Site:
+    """One daemon and what has been read of it."""
+
+    name: str
+    folder: Path
+    process: Process | None = None
+    starts: int = 0
+    began_at: int = -1
+    """The last round on record when it was last started."""
+    fruitless: int = 0
+    """How often in a row it died without a new round."""
+    log_offset: int = 0
+    """Where in its log its last start begins."""
+    why: str = ""
+    """Why its last process ended: in its own words where it has said anything."""
+    fate: str = ""
+    """A sentence on its end, where it is not started again."""
+    offset: int = 0
+    events_offset: int = 0
+    has_greeted: bool = False
+    waits: dict[str, str] = field(default_factory=dict)
+    """Why it cannot talk to a neighbour, by neighbour, as its records say."""
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "state" / "run"
+
+    @property
+    def rounds_seen(self) -> int:
+        """The last round on record, -1 for none."""
+        return max(self.rows, default=-1)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "node.log"
+
+    def is_away(self) -> bool:
+        """Whether it has died and has not recorded anything since."""
+        if self.process is None:
+            return not (self.run_folder / "summary.json").exists()
+        return self.starts > 1 and self.rounds_seen <= self.began_at
+
+    def has_not_started(self) -> bool:
+        """Whether it has ended without a round because too few nodes were ready."""
+        summary = read_run(self.run_folder).summary
+        return summary is not None and summary["stop_reason"] == "members_missing"
+
+    def has_ended_its_rounds(self, last_possible_round: int) -> bool:
+        """Whether it has recorded its last round: the last that there can be, or the one after which the network stops."""
+        if self.rounds_seen < 0:
+            return False
+        stop_round = self.rows[self.rounds_seen].get("stop_round")
+        return self.rounds_seen + 1 >= last_possible_round or (stop_round is not None and self.rounds_seen >= stop_round)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has died for good."""
+        return bool(self.fate)
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.run_folder / "summary.json").exists()
+
+    def last_lines(self) -> list[str]:
+        """What its last process wrote to its log."""
+        if not self.log.exists():
+            return []
+        with self.log.open("rb") as file:
+            file.seek(self.log_offset)
+            return [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def last_words(self) -> str:
+        """What its last process said at the end of its own accord; empty where it was killed or crashed."""
+        lines = self.last_lines()
+        starts = [i for i, line in enumerate(lines) if line.startswith("p2pfl: ")]
+        return "\n".join(lines[starts[-1] :]).removeprefix("p2pfl: ") if starts else ""
+
+    def last_line(self) -> str:
+        """The last line of its log, shortened; empty where it wrote none."""
+        lines = self.last_lines()
+        return shorten(lines[-1], _LINE, placeholder=" ...") if lines else ""
+
+    def read_new_events(self) -> list[dict[str, Any]]:
+        """What the node has written down since the last look that is out of the ordinary."""
+        path = self.run_folder / "events.jsonl"
+        if not path.exists():
+            return []
+        if path.stat().st_size < self.events_offset:  # its state was removed
+            self.events_offset = 0
+        with path.open("rb") as file:
+            file.seek(self.events_offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self.events_offset += len(complete)
+        found = [json.loads(line) for line in complete.splitlines()]
+        for event in found:
+            self._note(str(event["event"]), str(event.get("detail", "")))
+        return found
+
+    def _note(self, kind: str, detail: str) -> None:
+        name = detail.split(" ", maxsplit=1)[0].rstrip(":")
+        if kind in ("waiting", "link_down"):
+            self.waits[name] = detail
+        elif kind in ("link_up", "greeted"):
+            self.waits.pop(name, None)
+        self.has_greeted = self.has_greeted or kind == "greeted"
+
+    def read_new_rows(self) -> None:
+        """Take up what the node has recorded since the last look."""
+        path = self.run_folder / "nodes.jsonl"
+        if not path.exists():
+            return
+        if path.stat().st_size < self.offset:  # a restarted node has taken rows back
+            self.offset = 0
+        with path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for line in complete.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # rewritten under our eyes; it is read whole at the end
+            self.rows[row["round"]] = row
+
+
+def up(
+    experiment: Experiment | Mapping[str, Any] | Path | str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    site: Mapping[str, Any] | None = None,
+    accept_differences: Sequence[str] = (),
+    progress: Progress | None = None,
+    fork: bool | ForkServer = True,
+    waited_s: float = 0.0,
+    say: Callable[[str], None] | None = log.warning,
+    allow_tasks: Collection[str] = (),
+    **more: Any,
+) -> Run:
+    """Run an experiment with one daemon process a node, over encrypted sockets on 127.0.0.1.
+
+    Args:
+        experiment: its file, a mapping as the file would hold, or an Experiment.
+        overrides: dotted keys to values.
+        out: the run's folder, which must not exist; None: runs/NAME.
+        resume: the folder of an interrupted run; its daemons go on from their checkpoints.
+        site: settings for every site.yaml, such as deadline_floor_s.
+        accept_differences: in what this machine may differ from the result contract of a run that is resumed; every site.yaml says so then.
+        progress: called after each round with the round, the last possible one and the network's record.
+        fork: start the daemons by forking one process that has imported what they need, so that they start at once and share its memory.
+            False, and always where the system is not Linux: each is a Python of its own. A ForkServer at work: that one.
+        waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
+        say: told in a sentence that a signal has paused the run, and how it goes on. Then SIGTERM and SIGHUP end this process, unless
+            None: they are raised as Paused, too.
+        allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
+        more: top-level keys to replace, such as rounds=10.
+
+    Raises:
+        TaskNotAllowed: the experiment asks for another task; nothing of it has been imported.
+        ConfigError: what is asked is wrong.
+        KeyboardInterrupt: Ctrl-C has paused the run.
+        P2PFLError: daemons died and could not be started again, or what they are forked from died.
+    """
+    stopwatch = Stopwatch(waited_s=waited_s)
+    if resume is not None:
+        place = Path(resume)
+        resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
+        if (place / "summary.json").exists():
+            if without := _without_result(place):
+                names = ", ".join(without)
+                log.warning(
+                    "%s has ended, and %s without a result: nobody is left to go on with; start anew with another --out", place, names
+                )
+            return Run(place)
+    else:
+        resolved = resolve(experiment, {**(overrides or {}), **more})
+        place = Path(out) if out is not None else Path("runs") / resolved.name
+    if resume is not None:
+        _check_result_contract(place, accept_differences)
+    with ExitStack() as stack:
+        forks = fork if isinstance(fork, ForkServer) else None
+        if fork is True and can_fork():
+            forks = stack.enter_context(ForkServer())  # it imports while we prepare
+        plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
+        folder = (
+            RunFolder.open(place)
+            if resume is not None
+            else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
+        )
+        if resume is None:
+            _found(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+        network = _Network(plan, place, folder, progress, forks, allow_tasks)
+        if (number := _complete(network, stopwatch)) is not None:
+            network.write_interruption(number)
+            paused = Paused(f"go on with: {shlex.join(['p2pfl', 'up', '--resume', str(place), *options_of(allow_tasks)])}", number)
+            if say is None:
+                raise paused
+            say(str(paused))
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt  # it has been told
+            signal.raise_signal(number)  # nobody hears it any more: it ends this process
+    return Run(place)
+
+
+def _without_result(place: Path) -> list[str]:
+    """Names of the nodes of a run that has ended which did not."""
+    sites = place / "sites"
+    return sorted(
+        site.name for site in (sites.iterdir() if sites.is_dir() else ()) if not (site / "state" / "run" / "summary.json").exists()
+    )
+
+
+def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
+    """Run a network to its end and gather what it has; returns the signal that paused it before that."""
+    try:
+        asyncio.run(network.run())
+        if network.ended_by is None:
+            with network.hearing_signals():
+                network.gather(stopwatch)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return network.ended_by or signal.SIGINT
+    except P2PFLError:
+        if network.ended_by is None:
+            raise
+    return network.ended_by
+
+
+def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any]) -> None:
+    """What the institutions would do one after the other: keys, cards, a study, a site file each."""
+    cards = []
+    (place / "cards").mkdir()
+    (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
+    for name in plan.names:
+        port = stack.enter_context(reserve_port())
+        train = plan.sites[name].train
+        home = place / "sites" / name
+        identity = Identity.new()
+        identity.save(home / "keys")
+        card = identity.card(name=name, address=port.address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
+        card.save(place / "cards" / f"{name}.yaml")
+        cards.append(card)
+    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    study = study.with_result_contract(contract_here(plan.experiment.task.name))
+    study.save(place / "study.yaml")
+    for card in cards:
+        _write_site(place / "sites" / card.name, card, study, settings)
+
+
+def _check_result_contract(place: Path, accept: Sequence[str]) -> None:
+    """Compare this machine with the result contract of a run before its daemons go on.
+
+    Raises:
+        ConfigError: it differs, and nobody has accepted that.
+    """
+    path = place / "study.yaml"
+    if not path.exists():
+        return  # said by whoever needs it
+    study = load_study(path)
+    if study.result_contract is None:
+        return
+    sites = sorted((place / "sites").glob("*/site.yaml"))
+    for site in sites if accept else ():
+        content = load_yaml(site)
+        kinds = dict.fromkeys([*content.get("accept_differences", ()), *accept])
+        replace_file(site, dump_yaml({**content, "accept_differences": list(kinds)}))
+    differs = differences_here(study.result_contract, study.task_name)
+    for site in sites if differs else ():
+        accepted(differs, SiteFile.load(site).accept_differences, str(site))
+
+
+def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
+    content = {
+        "member": card.name,
+        "study": "../../study.yaml",
+        "keys": "keys",
+        "confirmed": study.digest,
+        "listen": card.address,
+        "state": "state",
+        **settings,
+    }
+    (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")
+
+
+class _Network:
+    """The daemons of one run, from their start to what is gathered of them."""
+
+    def __init__(
+        self, plan: Plan, place: Path, folder: RunFolder, progress: Progress | None, forks: ForkServer | None, allow_tasks: Collection[str]
+    ) -> None:
+        self._allow_tasks = allow_tasks
+        self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
+        self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
+        self._shown = 0
+        self._known: set[str] = set()
+        """Events that the folder holds already."""
+        self._deaths: list[dict[str, Any]] = []
+        self._quiet_since_s = time.monotonic()
+        self._say_after_s = SAY_AFTER_S
+        self.ended_by: signal.Signals | None = None
+        """The signal that has ended it; everything is paused."""
+
+    def write_interruption(self, number: signal.Signals) -> None:
+        """Write down that a signal has paused all this, whatever the nodes have written."""
+        self._folder.append_event({"round": self._shown, "node": _HERE, "event": "interrupted", "detail": f"by {number.name}"})
+        self._folder.leave()
+
+    async def run(self) -> None:
+        """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
+        self._hear_signals()
+        if self._forks is not None and not await self._forks.is_fit():
+            log.warning("each daemon is a Python of its own, since the process to fork them from is unfit: %s", self._forks.unfit)
+            self._forks = None
+        if self._forks is not None:
+            self._forks.say(read=str((self._place / "study.yaml").absolute()))
+        self._folder.truncate(0)  # of a run that is resumed: its nodes have all that it held
+        earlier = self._folder.events()
+        self._known = {_key(event) for event in earlier}
+        self._deaths = [_death_of(event) for event in earlier if event["event"] == "died"]
+        progress_log.info("%d daemons are being started", len(self._sites))
+        self._quiet_since_s = time.monotonic()
+        try:
+            for site in self._sites:
+                self._start(site)
+            while any(site.process is not None for site in self._sites) and not self._is_pointless():
+                await asyncio.sleep(POLL_S)
+                for site in self._sites:
+                    self._look_after(site)
+                self._take_events()
+                self._show()
+                self._say_what_is_waited_for()
+        except asyncio.CancelledError:
+            self.ended_by = self.ended_by or signal.SIGINT  # which asyncio.run hears
+            raise
+        finally:
+            await self._stop_all()
+            self._take_events()
+        missing = [site for site in self._sites if not site.is_finished]
+        if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):
+            reasons = [f"{site.name} did not finish: {site.why or 'stopped with the others'}; its log is {site.log}" for site in missing]
+            raise P2PFLError("\n".join([*reasons, f"go on with --resume {self._place}"]))
+        if untrained := [site for site in self._sites if site.is_finished and site.has_not_started()]:
+            reasons = [f"{site.name}: {site.last_words() or 'too few nodes were ready'}; its log is {site.log}" for site in untrained]
+            raise MembersMissing("\n".join([*reasons, f"go on with --resume {self._place}"]))
+
+    def _hear_signals(self) -> None:
+        """Pause everything before a signal ends this process; not where somebody else hears it, or has it ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        assert running is not None
+
+        def end(number: signal.Signals) -> None:
+            self.ended_by = number
+            running.cancel()
+
+        for number in _unheard():
+            loop.add_signal_handler(number, end, number)
+
+    @contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """Inside of it a signal that would end this process raises KeyboardInterrupt, and `ended_by` says which."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(number: int, _: object) -> None:
+            self.ended_by = signal.Signals(number)
+            raise KeyboardInterrupt
+
+        heard = _unheard()
+        try:
+            for number in heard:
+                signal.signal(number, end)
+            yield
+        finally:
+            for number in heard:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _is_pointless(self) -> bool:
+        """Whether those that are left cannot go on: half of all or fewer, or too few to begin."""
+        lost = sum(site.is_lost for site in self._sites)
+        total = len(self._sites)
+        has_begun = any(site.rounds_seen >= 0 for site in self._sites)
+        needed = total // 2 + 1 if has_begun else self._plan.experiment.require.at_least(total)
+        # who died once and has not greeted since may die once more: its end is reported, too
+        undecided = any(site.process is not None and site.fruitless and not site.has_greeted for site in self._sites)
+        return lost > 0 and total - lost < needed and (has_begun or not undecided)
+
+    def _take_events(self) -> None:
+        """Write down what the nodes have, each event once."""
+        for site in self._sites:
+            for event in site.read_new_events():
+                if _key(event) not in self._known:
+                    self._known.add(_key(event))
+                    self._folder.append_event(event)
+
+    def _say_what_is_waited_for(self) -> None:
+        """A line where no round has ended for long."""
+        now_s = time.monotonic()
+        at_work = [site for site in self._sites if site.process is not None]
+        if now_s - self._quiet_since_s < self._say_after_s or not at_work:
+            return
+        self._say_after_s = min(2 * self._say_after_s, self._say_after_s + SAY_AT_MOST_S)
+        where = what_is_waited_for(
+            {site.name: site.rounds_seen for site in at_work},
+            {site.name for site in at_work if site.has_ended_its_rounds(self._plan.experiment.last_possible_round)},
+            self._shown,
+            train_alone="local" in self._plan.experiment.baselines and any(site.train for site in self._plan.sites.values()),
+        )
+        reasons = [f"{site.name} waits for {why}" for site in at_work for why in site.waits.values()]
+        because = "".join(f"; {reason}" for reason in reasons[:_NAMED])
+        progress_log.info("no new round for %.0f s; waiting for %s%s", now_s - self._quiet_since_s, where, because)
+
+    def _start(self, site: _Site) -> None:
+        arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
+        arguments += ["--only-these-tasks", *options_of(self._allow_tasks)]  # a folder that is resumed may have come from anywhere
+        site.starts += 1
+        site.began_at = site.rounds_seen
+        site.log_offset = site.log.stat().st_size if site.log.exists() else 0
+        site.process = (start_plainly if self._forks is None else self._forks.start)(site.name, arguments, site.log)
+
+    def _look_after(self, site: _Site) -> None:
+        site.read_new_rows()
+        if site.process is None or (code := site.process.poll()) is None:
+            return
+        site.process = None
+        site.read_new_rows()  # of its last moment
+        self._take_events()
+        if site.is_finished:
+            return
+        if self._forks is not None and (fate := self._forks.fate()):
+            raise P2PFLError(f"{fate}; nothing is lost that their checkpoints hold: go on with --resume {self._place}")
+        said, last = site.last_words(), site.last_line()
+        site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}" + (f": {last}" if last else ""))
+        site.fruitless = site.fruitless + 1 if site.rounds_seen == site.began_at else 0
+        self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": site.why})
+        self._deaths.append(
+            {"node": site.name, "round": max(site.rounds_seen, 0), "exit_code": code, "detail": site.why, "last_line": last}
+        )
+        hopeless = bool(said) or site.fruitless > 1  # it would end in the same way
+        if not hopeless and site.starts <= RESTARTS:
+            log.warning("%s died (%s); starting it again", site.name, site.why)
+            self._start(site)
+            return
+        site.fate = _fate(site, code, said)
+        also = f"its last line is {last!r}; " if last and code < 0 else ""
+        log.warning("%s; not started again; %sits log is %s", site.fate, also, site.log)
+
+    async def _stop_all(self) -> None:
+        for number, patience_s in ((self.ended_by or signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+            for process in self._running():
+                process.send_signal(number)
+            try:
+                async with asyncio.timeout(patience_s):
+                    while self._running():  # noqa: ASYNC110  # processes, not an event
+                        await asyncio.sleep(STOP_POLL_S)
+            except TimeoutError:
+                continue
+
+    def _running(self) -> list[Process]:
+        return [site.process for site in self._sites if site.process is not None and site.process.poll() is None]
+
+    def _show(self) -> None:
+        """Record, and say, how far the network is: the last round that every node has recorded, or half of them while one is away."""
+        done = min(site.rounds_seen for site in self._sites) + 1
+        if any(site.is_away() for site in self._sites):
+            done = max(done, sorted(site.rounds_seen for site in self._sites)[len(self._sites) // 2] + 1)
+        for number in range(self._shown, done):  # for whoever looks on; `gather` writes it all anew from what the nodes have
+            self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
+            self._folder.append_round(self._network_row(number))
+        if done > self._shown:
+            self._shown, self._quiet_since_s, self._say_after_s = done, time.monotonic(), SAY_AFTER_S
+            if self._progress is not None:
+                self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
+
+    def _network_row(self, number: int) -> dict[str, Any]:
+        rows = [site.rows[number] for site in self._sites if number in site.rows]
+        skipped = sum(len(row["skipped"]) for row in rows)
+        kind = "train" if number < self._plan.experiment.rounds else "settle"
+        row = disagreement_row(
+            self._plan,
+            number,
+            kind,
+            [r["loss"] for r in rows],
+            disagreement_of(self._plan, rows),
+            squared_norm_of(self._plan, rows),
+            exact=None,
+        )
+        in_step = self._plan.experiment.pace.name == "synchronous"
+        if not in_step:  # the models were not exchanged in one round
+            row |= {"bound_low": None, "bound_high": None}
+        elif skipped or len(rows) < len(self._sites):  # edges are missing from the sum: it bounds from below only
+            row["bound_high"] = None
+        named = ("train", "wait", "mix", "evaluate", "checkpoint")
+        parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in named}
+        return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
+
+    def gather(self, stopwatch: Stopwatch) -> None:
+        """Put the nodes' records, models and results together; in the seconds is what the slowest node took, and the rest as `other`."""
+        plan = self._plan
+        experiment = plan.experiment.as_dict()
+        lost, finished = [site for site in self._sites if site.is_lost], [site for site in self._sites if not site.is_lost]
+        names = [site.name for site in finished]
+        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in finished}
+        summaries = {}
+        for name, records in runs.items():
+            if records.summary is None:
+                raise StoreError(f"{name}: its summary.json is gone")
+            summaries[name] = records.summary
+        self._folder.truncate(0)
+        for site in finished:
+            site.rows = {row["round"]: row for row in runs[site.name].nodes}
+        rounds = max(summary["rounds"] for summary in summaries.values())
+        for number in range(rounds):
+            self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
+            self._folder.append_round(self._network_row(number))
+        self._take_events()
+        x_NP = torch.stack([read_models(site.run_folder)[site.name] for site in finished])
+        _copy_models(self._sites, self._place)
+        local = {
+            name: {metric: values["per_node"][name] for metric, values in summary["baselines"]["local"].items()}
+            for name, summary in summaries.items()
+            if summary["baselines"].get("local")
+        }
+        population = plan.population(names)
+        buffers = _buffers_of(finished, population)
+        population.take_buffers(buffers)
+        mean = f"{', '.join(site.name for site in lost)} did not finish" if lost else mean_model_of(plan, x_NP, buffers)
+        reasons = {summary["stop_reason"] for summary in summaries.values()}
+        reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
+        seconds = {name: value for name, value in stopwatch.spent.items() if name == "start"}
+        for summary in summaries.values():
+            parts = {key: value for key, value in summary["seconds"].items() if key not in {"other", "total"}}
+            seconds |= {key: max(seconds.get(key, 0.0), value) for key, value in parts.items()}
+        if not lost:
+            self._folder.write_cross_site(cross_site(plan, population, x_NP))
+        self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
+        self._folder.write_worth([row for name in names for row in runs[name].worth])
+        deaths: dict[str, Any] = {"deaths": self._deaths} if self._deaths else {}
+        differs = [row for summary in summaries.values() for row in summary.get("accepted_differences", ())]
+        self._folder.write_summary(
+            finish_summary(
+                plan,
+                engine="daemons",
+                rounds=rounds,
+                stop_reason=reason,
+                x_NP=x_NP,
+                metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
+                mean_model=mean_model_metrics(plan, mean, population),
+                mean_model_reason=mean if isinstance(mean, str) else None,
+                test=test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names)}, mean),
+                baselines=baselines_summary(plan, local or None)[0],
+                bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
+                seconds=with_rest(seconds, stopwatch.so_far_s()),
+                row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
+                peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
+                departures=[
+                    *[_departure(site, rounds) for site in lost],
+                    *departures_of_events(self._folder.events(), agreed_from=plan.experiment.rounds if reason == "converged" else None),
+                    *non_finite_models(names, x_NP),
+                ],
+                started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
+            )
+            | deaths
+            | ({"accepted_differences": differs} if differs else {})
+        )
+
+
+def what_is_waited_for(seen: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:
+    """Says what keeps a network whose last round was long ago.
+
+    Args:
+        seen: the last round on record of every daemon at work, -1 for none.
+        ended: those that have made their last round.
+        shown: how many rounds the network has made.
+        train_alone: whether each site trains alone at its end, for comparison.
+    """
+    behind = [name for name, number in seen.items() if number < shown and name not in ended]
+    if not behind:
+        count = "1 daemon" if len(seen) == 1 else f"{len(seen)} daemons"
+        alone = f", which train{'s' if len(seen) == 1 else ''} alone for comparison" if train_alone and set(seen) <= set(ended) else ""
+        return f"the end of {count}{alone}"
+    named = ", ".join(behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
+    return f"round {shown + 1} of {named}"
+
+
+def _unheard() -> list[signal.Signals]:
+    """Signals to pause at that nobody else hears, or has ignored."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+
+
+def _death_of(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A death before the run was resumed, from its event; null is what that does not tell."""
+    detail = str(event.get("detail", ""))
+    killed, ended = re.fullmatch(r"killed by signal (\d+)", detail), re.fullmatch(r"exit code (\d+)(?:: (.*))?", detail, re.DOTALL)
+    code = -int(killed[1]) if killed else int(ended[1]) if ended else None
+    last_line = (ended[2] or "") if ended else None
+    return {"node": event["node"], "round": event["round"], "exit_code": code, "detail": detail, "last_line": last_line}
+
+
+def _key(event: Mapping[str, Any]) -> str:
+    """Equal for one event that is met twice."""
+    return json.dumps([event.get(part) for part in ("time", "node", "event", "round", "detail")])
+
+
+def _fate(site: _Site, code: int, said: str) -> str:
+    """A sentence without a full stop on the end of a daemon that is not started again."""
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    times = {1: "", 2: " twice"}.get(site.fruitless, f" {site.fruitless} times") if site.fruitless else ""
+    when = f" after round {site.rounds_seen}" if site.rounds_seen >= 0 else " before its first round" if site.has_greeted else _UNGREETED
+    reason = said or (site.why.partition(": ")[2] if code > 0 else "")
+    return f"{site.name} {how}{times}{when}{f' ({reason})' if reason else ''}"
+
+
+def _departure(site: _Site, rounds: int) -> Departure:
+    """The departure that a daemon died for good."""
+    last = f"; its last line: {site.last_line()}" if site.last_line() else ""
+    return Departure(
+        kind="rounds_missed" if site.rounds_seen >= 0 else "members_missing",
+        detail=f"{site.fate} and was not started again: it made {site.rounds_seen + 1} of {rounds} rounds{last}",
+    )
+
+
+def _buffers_of(sites: list[_Site], population: Population) -> dict[str, Tensor]:
+    """Every node's own buffers, (N, ...), from the models that the nodes have saved."""
+    if not population.buffers:
+        return {}
+    saved = [read_buffers(site.run_folder, site.name) for site in sites]
+    return {name: torch.stack([buffers[name] for buffers in saved]) for name in population.buffers}
+
+
+def _copy_models(sites: list[_Site], place: Path) -> None:
+    """Every node's models into the run's own folder, as the simulator leaves them."""
+    for site in sites:
+        source = site.run_folder / "models"
+        for path in source.rglob("*.safetensors"):
+            target = place / "models" / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def disagreement_of(plan: Plan, rows: Sequence[Row]) -> float | None:
+    """The sum of what nodes saw in a round; None where none compared models, infinite where one saw more than a number holds."""
+    seen = [row["disagreement"] for row in rows if row["disagreement"] is not None]
+    # null is unknown where a node heard nobody: it skipped somebody, or it may have had no neighbour in this round
+    if _sends_models(plan) and plan.experiment.pace.name == "synchronous" and plan.schedule.period == 1:
+        seen += [math.inf for row in rows if row["disagreement"] is None and not row["skipped"]]
+    return sum(seen) if seen else None
+
+
+def squared_norm_of(plan: Plan, rows: Sequence[Row]) -> float | None:
+    """The mean of the models' squared norms; None where none were sent, infinite where one is more than a number holds."""
+    if not _sends_models(plan):
+        return None
+    in_step = plan.experiment.pace.name == "synchronous"
+    norms = [math.inf if row["norm"] is None else row["norm"] for row in rows if in_step or row["norm"] is not None]
+    return sum(norm**2 for norm in norms) / len(norms) if norms else None
+
+
+def _sends_models(plan: Plan) -> bool:
+    return any(channel.model for channel in plan.recipe.algorithm.channels.values())

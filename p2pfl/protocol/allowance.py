@@ -1,0 +1,144 @@
+"""The part of this node that one neighbour may use: messages, bytes and nonsense, each with a limit; without input or output.
+
+What is above the limits is dropped before it is decoded: an honest neighbour is asked again for what it is needed for. Who goes on all the
+same, or sends what no honest member sends, is disconnected, each time for longer. The limits follow from what an honest member can need,
+and are several times as large: most of what a node may send is bounded by its own rounds, of which each ends with a checkpoint on its disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pfl.protocol.token_bucket import TokenBucket
+from p2pfl.wire.codec import CHUNK_BYTES
+
+MESSAGES_PER_S = 1000.0
+"""More than 300 rounds a second, each with an update, round records and a request: a checkpoint for each exchange allows no more."""
+
+MESSAGES_AT_ONCE = 2000.0
+"""What waits in a link while this node itself is held up for some seconds comes at once."""
+
+ROUNDS_PER_S = 500.0
+"""A neighbour that does not wait for this node sends it an update for each round of its own."""
+
+UPDATE_BYTES_PER_S = 128 * 2.0**20
+"""Updates of a neighbour that goes ahead may come as fast as a link of 1 Gbit/s; one that is in step earns more with each exchange."""
+
+OTHER_BYTES_PER_S = 2.0**20
+"""Everything but updates: a thousand messages of a kilobyte."""
+
+BYTES_AT_ONCE = 16 * 2.0**20
+"""And updates: those of all exchanges that a neighbour may be ahead."""
+
+UPDATES_AT_ONCE = 10
+"""Updates that may come at once after an outage: a node keeps nine where the graph changes."""
+
+UPDATES_PER_EXCHANGE = 2
+"""In each exchange of this node: the update, and the one that stands by itself or is sent again."""
+
+DROPPED_FRACTION = 0.25
+"""A neighbour may go on above its limits at this fraction of them, without being disconnected: all of that is dropped."""
+
+NONSENSE_PER_S = 4.0
+"""A neighbour with another version of the schema greets twice a second."""
+
+NONSENSE_AT_ONCE = 32.0
+
+EXCLUDED_S = 10.0
+"""How long a neighbour is disconnected the first time; twice as long each further time."""
+
+EXCLUDED_AT_MOST_S = 3600.0
+_DOUBLINGS = 16
+
+FORGIVEN_AFTER_S = 3600.0
+"""Who keeps to the limits for so long is treated as at the first time."""
+
+NONSENSE = frozenset(
+    {
+        "bad_message",
+        "bad_record",
+        "frame_count",
+        "routing_id",
+        "wrong_digest",
+        "wrong_format",
+        "wrong_report",
+        "wrong_schema",
+        "wrong_signature",
+        "wrong_size",
+    }
+)
+"""Reasons of refusals for which no honest member gives cause. It may hold another study, be restarted, diverge, or say more than needed."""
+
+
+@dataclass(slots=True)
+class NeighbourAllowance:
+    """What one neighbour may still send. Times are on the caller's clock."""
+
+    update_bytes: int = 0
+    """Size of its largest update."""
+
+    num_dropped: int = 0
+    """Messages above the limits so far."""
+
+    times_excluded: int = 0
+    """Since it last kept to the limits for long."""
+
+    excluded_until_s: float = float("-inf")
+    _messages: TokenBucket = field(init=False)
+    _bytes: TokenBucket = field(init=False)
+    _dropped_messages: TokenBucket = field(init=False)
+    _dropped_bytes: TokenBucket = field(init=False)
+    _nonsense: TokenBucket = field(init=False)
+    _broken: str = ""
+    """The limit that it has just broken for good; empty where there is none."""
+
+    def __post_init__(self) -> None:
+        bytes_per_s = OTHER_BYTES_PER_S + min(ROUNDS_PER_S * self.update_bytes, UPDATE_BYTES_PER_S)
+        bytes_at_once = BYTES_AT_ONCE + UPDATES_AT_ONCE * self.update_bytes
+        messages_at_once = MESSAGES_AT_ONCE + UPDATES_AT_ONCE * self._further_chunks
+        self._messages = TokenBucket(MESSAGES_PER_S, messages_at_once)
+        self._bytes = TokenBucket(bytes_per_s, bytes_at_once)
+        self._dropped_messages = TokenBucket(DROPPED_FRACTION * MESSAGES_PER_S, messages_at_once)
+        self._dropped_bytes = TokenBucket(DROPPED_FRACTION * bytes_per_s, bytes_at_once)
+        self._nonsense = TokenBucket(NONSENSE_PER_S, NONSENSE_AT_ONCE)
+
+    def earn(self) -> None:
+        """Note that this node has begun an exchange, for which the neighbour sends an update, however fast that comes."""
+        self._bytes.add(UPDATES_PER_EXCHANGE * self.update_bytes)
+        self._messages.add(UPDATES_PER_EXCHANGE * self._further_chunks)
+
+    def admits(self, size_bytes: int, now_s: float) -> bool:
+        """Whether a message may be decoded; one that may not is to be dropped."""
+        if now_s < self.excluded_until_s:  # on its way when the connection was ended
+            return False
+        if self._bytes.refill(now_s) >= size_bytes and self._messages.take(1, now_s):
+            self._bytes.take(size_bytes, now_s)
+            return True
+        self.num_dropped += 1
+        if not self._dropped_messages.take(1, now_s):
+            self._broken = "more messages than any round needs"
+        elif not self._dropped_bytes.take(size_bytes, now_s):
+            self._broken = "more bytes than any round needs"
+        return False
+
+    def refused(self, reason: str, now_s: float, *, times: int = 1) -> None:
+        """Note that what came was no message that may count."""
+        if reason in NONSENSE and not self._nonsense.take(times, now_s):
+            self._broken = f"messages that no member sends ({reason})"
+
+    @property
+    def _further_chunks(self) -> int:
+        """Messages of one update, but for the first."""
+        return max(0, self.update_bytes - 1) // CHUNK_BYTES
+
+    def exclusion(self, now_s: float) -> tuple[float, str] | None:
+        """How long the neighbour is to be disconnected from now on, and why; None: not at all. Each exclusion is told once."""
+        if not self._broken or now_s < self.excluded_until_s:
+            return None
+        if now_s - self.excluded_until_s > FORGIVEN_AFTER_S:
+            self.times_excluded = 0
+        for_s = min(EXCLUDED_S * 2.0 ** min(self.times_excluded, _DOUBLINGS), EXCLUDED_AT_MOST_S)
+        why, self._broken = self._broken, ""
+        self.times_excluded += 1
+        self.excluded_until_s = now_s + for_s
+        return for_s, why

@@ -1,0 +1,426 @@
+"""The network as a node sees it, for its administrator: everybody's newest record, certified rounds, and the same as records of a run."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from p2pfl.evaluation.summary import disagreement_row
+from p2pfl.experiment.loading import news_rounds
+from p2pfl.experiment.plan import Plan
+from p2pfl.protocol.equivocation import Contradiction, update_digest
+from p2pfl.protocol.push_sum import Shared, SharedSum
+from p2pfl.protocol.view import NetworkRound, NetworkView
+from p2pfl.runs.records import Row, RunFolder, read_run
+from p2pfl.topology import is_spectrum_quick, rounds_to
+from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
+
+Counts = Literal["exact", "tens", "withheld"]
+
+SMALL_CELL = 10
+"""Of fewer test rows than this no metric leaves the site."""
+
+ROWS_UP_TO = 256
+"""Of more members than this nobody hears of every round of each: the certificate is summed by push-sum."""
+
+_TENS = 10
+_MOST_STEPS = 200
+_UNSURE_ROUNDS = 2
+"""Nobody is more than one exchange ahead of its neighbours, so no more than these can have been begun by an earlier process."""
+
+_WELL_MIXED = 0.05
+_ROUNDING = 4.0
+_LARGEST = 3e38
+_MOST_ROWS = 2000  # of all nodes together that are kept for who asks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPolicy:
+    """What a site says of itself to the whole network, and what that may cost it."""
+
+    bytes_per_s: float | None = 1000.0
+    """Sent for the view; None: as much as there is to say."""
+
+    metrics: bool = True
+    """Whether metrics on the site's test rows, and losses, are said."""
+
+    counts: Counts = "exact"
+    """How many rows the site has: as it is, rounded down to tens, or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewTerms:
+    """What a node needs to take part in the network's view."""
+
+    keys: Mapping[str, bytes]
+    """Every member's Ed25519 public key, 32 bytes."""
+
+    sign: Sign
+    policy: ViewPolicy = ViewPolicy()
+
+
+class Outlook:
+    """One node's view of the network, in names and rows.
+
+    Args:
+        plan: of the study.
+        me: this node.
+        terms: keys and policy.
+        study_digest: 64 hexadecimal digits.
+    """
+
+    def __init__(self, plan: Plan, me: str, terms: ViewTerms, study_digest: str) -> None:
+        self._plan, self._me, self._policy = plan, me, terms.policy
+        self._metrics = sorted(plan.task.metrics)[:MAX_METRICS]
+        self._places = {name: place for place, name in enumerate(plan.names)}
+        self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
+        self._summed: Row | None = None
+        self._began_ms = 0
+        self._unsure_rounds = 0
+        self._bounds = False
+        """Whether the disagreement of this node's last round bounds anything."""
+        self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
+        self._measured: tuple[int, tuple[float | None, ...]] | None = None
+        self._num_found = 0
+        self._update: tuple[int, bytes] | None = None
+        """The round of the last update that went to all neighbours alike, and its digest."""
+        self._last_row: Mapping[str, Any] | None = None
+        """This process's last round, for a record of it that may be asked for."""
+        is_many = len(plan.names) > ROWS_UP_TO
+        self.shared = self._shared_sum() if is_many and self._is_steady else None
+        """Where records are not summed: the sum of everybody's disagreement."""
+        self.view = NetworkView(
+            me=self._places[me],
+            keys=[terms.keys[name] for name in plan.names],
+            sign=terms.sign,
+            study=bytes.fromhex(study_digest),
+            neighbours=plan.neighbours(me),
+            diameter=news_rounds(plan.topology) if is_spectrum_quick(plan.topology) else None,
+            last_round=plan.experiment.last_possible_round,
+            bytes_per_s=terms.policy.bytes_per_s,
+            sums=not is_many,
+        )
+
+    def start(self, began_ms: int, *, again: bool) -> None:
+        """Before the first round of this process.
+
+        Args:
+            began_ms: when the run began, in milliseconds since 1970; 0 if not known.
+            again: whether an earlier process has sent updates. It may have sent one of the exchanges that this one takes part in next, with
+                another model: neighbours keep the first, so the distances of these rounds are not said.
+        """
+        self._began_ms = began_ms
+        self._unsure_rounds = _UNSURE_ROUNDS if again else 0
+
+    @property
+    def _is_steady(self) -> bool:
+        """Whether everybody exchanges with all its neighbours in every round."""
+        schedule = self._plan.schedule
+        return self._plan.experiment.pace.name == "synchronous" and schedule.period == 1 and not schedule.directed
+
+    def _shared_sum(self) -> SharedSum:
+        plan = self._plan
+        diameter = news_rounds(plan.topology)
+        steps = (rounds_to(plan.topology, _WELL_MIXED) if is_spectrum_quick(plan.topology) else None) or 2 * diameter
+        return SharedSum(
+            neighbours=plan.neighbours(self._me), num_nodes=len(plan.names), diameter=diameter, steps=min(max(steps, 1), _MOST_STEPS)
+        )
+
+    def end_round(self, row: Mapping[str, Any], now_s: float, *, agreed: bool) -> None:
+        """A round of this node's own is over: say so, as `say` does, and take the next step of the sum.
+
+        Args:
+            row: as in nodes.jsonl, with the bytes of this round alone.
+            now_s: on the node's clock.
+            agreed: whether what was exchanged were models, so that its disagreement bounds something.
+        """
+        self.view.begin(row["round"] + 1, now_s)
+        if self._unsure_rounds:  # an earlier process may have sent, and signed, another one
+            self._update = None
+        self._bounds = agreed and not self._unsure_rounds
+        self._unsure_rounds = max(self._unsure_rounds - 1, 0)
+        self.say(row, now_s)
+        self._last_row = row
+        if self.shared is not None:
+            value = _finite(row["disagreement"]) if self._bounds and not row["skipped"] else None
+            self.shared.end_round(row["round"], value)
+
+    def say(self, row: Mapping[str, Any], now_s: float, *, closing: bool = False) -> None:
+        """Tell the network of a round of this node's own, if it is one that is spoken of.
+
+        Args:
+            row: as in nodes.jsonl, with the bytes of this round alone.
+            now_s: on the node's clock.
+            closing: whether it was the last one.
+        """
+        if row.get("metrics") is not None and self._shows_metrics:
+            self._measured = row["round"], tuple(_finite(row["metrics"].get(name)) for name in self._metrics)
+        if not closing and not self.view.speaks_of(row["round"]):
+            return
+        self.view.publish(self._record(row, closing=closing), now_s)
+
+    def proof(self) -> bytes | None:
+        """Signed record of this process's last round, also where that is not one that is spoken of; None before its first."""
+        return None if self._last_row is None else self.view.sealed(self._record(self._last_row, closing=False))
+
+    def waits_for_others(self, name: str, number: int) -> bool:
+        """Whether a third member has signed that a neighbour of this member did not come to a round, so that it may wait for that one.
+
+        Args:
+            name: a member that says that it waits.
+            number: the round; a record of a later one counts, too.
+        """
+        place, nearby = self._places[name], {self._places[other] for other in self._plan.neighbours(name)}
+        said = [heard.record for member, heard in self.view.newest.items() if member not in (place, self._places[self._me])]
+        return any(record.round >= number and nearby & {*record.without} for record in said)
+
+    def _record(self, row: Mapping[str, Any], *, closing: bool) -> RoundRecord:
+        without = [self._places[name] for name in row["skipped"]]
+        measured, metrics = self._measured or (None, ())
+        return RoundRecord(
+            member=self._places[self._me],
+            began=self._began_ms,
+            round=row["round"],
+            level=self.view.level,
+            settles=row["kind"] == "settle",
+            closing=closing,
+            disagreement=_finite(row["disagreement"]) if self._bounds else None,
+            norm=_finite(row["norm"]) if self._bounds else None,
+            loss=_finite(row["loss"]) if self._policy.metrics else None,
+            skipped=len(without),
+            without=tuple(without[:MAX_NAMED]),
+            agreed_for=row["agreed_for"],
+            sent=row["bytes_sent"],
+            milliseconds=_milliseconds(row["seconds"]),
+            measured=measured,
+            metrics=metrics,
+            rows=self._rows(),
+            update=self._update[1] if self._update is not None and self._update[0] == row["round"] else None,
+        )
+
+    def note_sent(self, number: int, digests: Collection[bytes]) -> None:
+        """Take up the digests, by phase, of what went to all neighbours alike in a round; the round's record says so."""
+        self._update = number, update_digest(digests)
+
+    def note_came(self, name: str, number: int, digests: Collection[bytes]) -> None:
+        """Take up the same of what came from a neighbour."""
+        self.view.witness.note_update(self._places[name], number, update_digest(digests))
+
+    def contradictions(self) -> list[tuple[str, Contradiction]]:
+        """What was found since the last call, with the members' names."""
+        found = [(self._plan.names[each.member], each) for each in self.view.witness.found[self._num_found :]]
+        self._num_found = len(self.view.witness.found)
+        return found
+
+    def differing(self) -> list[tuple[str, int]]:
+        """Neighbours and rounds, since the last call, in which an update was another one than its sender has signed."""
+        return [(self._plan.names[place], number) for place, number in self.view.witness.differing()]
+
+    def take_note(self, folder: RunFolder) -> None:
+        """Write down the rounds that have become known."""
+        for known in self.view.known_rounds():
+            self._kept.append(known)
+            folder.append_network(self._network_row(known))
+        if self.shared is not None and (summed := self.shared.known()) is not None:
+            self._summed = self._shared_row(summed)
+            folder.append_network(self._summed)
+
+    def begun_again(self) -> set[str]:
+        """Members that have been seen, since the last call, to begin once more."""
+        return {self._plan.names[place] for place in self.view.begun_again()}
+
+    def unended(self, rounds: int, company: Collection[str], ahead: int = 1) -> dict[str, int | None]:
+        """Members that have not ended with the others, and the newest round that was heard of each, None where none was; in step only.
+
+        No last record has come of such a member, and either all its neighbours of which one has come made their last rounds without it, or
+        nothing has come of it for longer than news need.
+
+        Args:
+            rounds: how many this node has made.
+            company: members that have started.
+            ahead: how many exchanges two neighbours can be apart.
+        """
+        if self._plan.experiment.pace.name != "synchronous":
+            return {}
+        newest = {self._plan.names[place]: heard.record for place, heard in self.view.newest.items()}
+        step = 1 << max([self.view.level, *(record.level for record in newest.values())])
+        late = rounds - 1 - self.view.news_rounds * ahead - step
+        found: dict[str, int | None] = {}
+        for name in self._plan.names:
+            record = newest.get(name)
+            if name not in company or (record is not None and record.closing):
+                continue
+            heard = -1 if record is None else record.round
+            if heard < late or self._is_left_behind(name, heard, newest):
+                found[name] = None if record is None else heard
+        return found
+
+    def _is_left_behind(self, name: str, heard: int, newest: Mapping[str, RoundRecord]) -> bool:
+        """Whether all that exchange with a member and can tell made their last rounds, which are newer than its records, without it."""
+        place = self._places[name]
+        last = [newest[other] for other in self._plan.neighbours(name) if other in newest]
+        able = [each for each in last if each.closing and each.round > heard and (place in each.without or each.skipped <= MAX_NAMED)]
+        says = [place in each.without for each in able]
+        return any(says) and (all(says) or not self._is_steady)  # where the graph changes, not everybody waited for it in the last round
+
+    def sees_most_end(self, company: Collection[str]) -> bool:
+        """Whether the last records of more than half of those that have started are here: the network has ended, and not this side of it.
+
+        Args:
+            company: members that have started.
+        """
+        ended = sum(heard.record.closing and self._plan.names[place] in company for place, heard in self.view.newest.items())
+        return 2 * ended > len(company)
+
+    def rows(self, now_s: float, paused: Collection[str] = ()) -> list[Row]:
+        """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row.
+
+        Args:
+            now_s: on the node's clock.
+            paused: members that have said that they pause.
+        """
+        newest = sorted(self.view.newest.items())
+        last = max((heard.record.round for _, heard in newest), default=0)
+        return [
+            self._node_row(heard.record)
+            | {"age_s": round(now_s - heard.at_s, 3), "age_rounds": last - heard.record.round}
+            | {"state": "finished" if heard.record.closing else "paused" if self._plan.names[place] in paused else "running"}
+            for place, heard in newest
+        ]
+
+    def status(self, now_s: float, paused: Collection[str] = ()) -> dict[str, Any]:
+        """For the status endpoint; see `rows`."""
+        last = self._network_row(self._kept[-1]) if self._kept else self._summed
+        return {
+            "rows": self.rows(now_s, paused),
+            "not_heard_of": [name for name, place in self._places.items() if place not in self.view.newest],
+            "certificate": last,
+            "every": 2**self.view.level,
+            "bytes_sent": self.view.bytes_sent,
+        }
+
+    def document(self, folder: RunFolder, now_s: float, paused: Collection[str] = ()) -> Callable[[], dict[str, Any]]:
+        """All that this node knows of the run, by the names of `RunRecords`: what is returned gathers it from the disk, in any thread."""
+        records = [record for known in self._kept for record in known.records.values()] + self.view.open_records()
+        newest = self.rows(now_s, paused)
+
+        def gather() -> dict[str, Any]:
+            own = read_run(folder.path, experiment=self._plan.experiment.as_dict())
+            rows = {(row["node"], row["round"]): row for row in map(self._node_row, records)}
+            rows |= {(row["node"], row["round"]): row for row in own.nodes}  # all of its own rounds, which it has spoken of in part only
+            for row in newest:
+                rows[row["node"], row["round"]] = rows.get((row["node"], row["round"]), {}) | row
+            return {
+                "experiment": own.experiment,
+                "environment": own.environment,
+                "topology": own.topology,
+                "rounds": own.rounds,
+                "nodes": [rows[key] for key in sorted(rows, key=lambda key: (key[1], key[0]))],
+                "events": own.events,
+                "network": list(own.network),
+                "summary": own.summary,
+                "cross_site": own.cross_site,
+                "subgroups": list(own.subgroups),
+                "worth": list(own.worth),
+            }
+
+        return gather
+
+    @property
+    def _shows_metrics(self) -> bool:
+        rows = self._test_rows()
+        return self._policy.metrics and rows >= SMALL_CELL
+
+    def _test_rows(self) -> int:
+        site = self._plan.sites.get(self._me)
+        return len(site.test[0]) if site is not None and site.test is not None else 0
+
+    def _rows(self) -> tuple[int, int] | None:
+        site = self._plan.sites.get(self._me)
+        if site is None or self._policy.counts == "withheld":
+            return None
+        counts = (len(site.train[0]) if site.train is not None else 0, self._test_rows())
+        return counts if self._policy.counts == "exact" else (counts[0] // _TENS * _TENS, counts[1] // _TENS * _TENS)
+
+    def _node_row(self, record: RoundRecord) -> Row:
+        row: Row = {
+            "round": record.round,
+            "node": self._plan.names[record.member],
+            "kind": "settle" if record.settles else "train",
+            "loss": record.loss,
+            "disagreement": record.disagreement,
+            "norm": record.norm,
+            "skipped": self._without(record),
+            "agreed_for": record.agreed_for,
+            "bytes_sent": record.sent,
+            "seconds": {part: spent / 1000 for part, spent in zip(PARTS, record.milliseconds, strict=True)},
+        }
+        if record.measured is not None:
+            row |= {"metrics": dict(zip(self._metrics, record.metrics, strict=False)), "measured": record.measured}
+        if record.rows is not None:
+            row |= {"rows": {"train": record.rows[0], "test": record.rows[1]}}
+        return row
+
+    def _without(self, record: RoundRecord) -> list[str]:
+        """Whom a member says it went on without, if these are its neighbours."""
+        names = [self._plan.names[place] for place in record.without if place < len(self._plan.names)]
+        known = self._neighbours.get(self._plan.names[record.member])
+        return names if known is None else [name for name in names if name in known]
+
+    def _widened(self, row: Row) -> Row:
+        """Bounds with room for rounding: distances are sums of P squares in the model's own precision."""
+        layout = self._plan.layout
+        room = _ROUNDING * torch.finfo(layout.dtype).eps * (math.log2(layout.size + 1) + 4)
+        low, high = row["bound_low"], row["bound_high"]
+        return row | {"bound_low": low and low * (1 - room), "bound_high": high and high * (1 + room)}
+
+    def _network_row(self, known: NetworkRound) -> Row:
+        """What the records of a round certify."""
+        records, plan = list(known.records.values()), self._plan
+        norms = [record.norm for record in records if record.norm is not None]
+        squared = sum(norm**2 for norm in norms) / len(norms) if norms else None
+        kind = "settle" if known.number >= plan.experiment.rounds else "train"
+        total = known.disagreement
+        row = disagreement_row(plan, known.number, kind, [record.loss for record in records], total, squared, exact=None)
+        in_step = plan.experiment.pace.name == "synchronous"
+        if total is None or not in_step:  # the models were not exchanged in one round
+            row |= {"disagreement": total, "bound_low": None}
+        if total is None or not in_step or not known.is_whole:  # what is missing may be anything
+            row |= {"bound_high": None}
+        return self._widened(row) | {
+            "nodes": len(records),
+            "missing": [name for name, place in self._places.items() if place not in known.records],
+            "known_in": known.known_in,
+            "bytes_sent": sum(record.sent for record in records),
+            "skipped": sum(record.skipped for record in records),
+            "seconds": {part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
+        }
+
+    def _shared_row(self, summed: Shared) -> Row:
+        """What a sum of everybody's disagreement certifies."""
+        kind = "settle" if summed.round >= self._plan.experiment.rounds else "train"
+        own = self.view.newest.get(self._places[self._me])
+        norm = own.record.norm if own is not None else None
+        squared = None if norm is None else norm**2
+        low, high = (disagreement_row(self._plan, summed.round, kind, [], s, squared, None) for s in (summed.low, summed.high))
+        return self._widened(low | {"bound_high": high["bound_high"]}) | {
+            "disagreement": None,
+            "nodes": len(self._plan.names),
+            "missing": [],
+            "known_in": summed.known_in,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that a record can hold, in 32 bits if need be."""
+    return float(value) if value is not None and abs(value) < _LARGEST else None
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> tuple[int, int, int, int]:
+    train, wait, mix, evaluate = (round(1000 * (seconds.get(part) or 0.0)) for part in PARTS)
+    return train, wait, mix, evaluate

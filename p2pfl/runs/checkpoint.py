@@ -1,0 +1,133 @@
+"""Tensors and their story on disk, in one file that is either the old one or the new one, never something between.
+
+A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata. The file is written here and not by the safetensors
+library, which makes bytes of every tensor before it writes the first. Only its owner can read it, for it holds models; and the group of
+a folder that was set up for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from p2pfl.errors import StoreError, store_error
+from p2pfl.runs.open_files import open_patiently
+
+_KEY = "p2pfl"
+_REMEDY = "restore it from a backup, or remove it to start again"
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the dtypes in a safetensors file."""
+
+_ALIGNMENT_BYTES = 8
+_SHARED = 0o2750
+"""The mode of a folder whose files belong to its own group, which may read them."""
+
+
+def mode_in(folder: Path) -> int:
+    """The mode of a private file in a folder: the owner's alone, but for a folder of mode 2750, which shares all with its group."""
+    return 0o640 if stat.S_IMODE(folder.stat().st_mode) == _SHARED else 0o600
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+    """Write durably: to a temporary name, fsync, rename, fsync of the folder.
+
+    Raises:
+        StoreError: the disk refused; the checkpoint that was there is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
+        descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)))
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # Path.open takes no mode
+            write_tensors(file, tensors, {_KEY: json.dumps(story)})
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a checkpoint only takes room
+        raise store_error(path, error) from error
+
+
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write in the format of safetensors, one tensor after the other; only one that is not contiguous or not on the CPU is copied."""
+    # as the library orders them: the widest dtype first, so that every tensor is aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name in names:
+        tensor = tensors[name]
+        size_bytes = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, start + size_bytes]}
+        start += size_bytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        if tensors[name].numel():
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and the story; None where there is no checkpoint.
+
+    Raises:
+        StoreError: there is one and it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            story = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(story, dict):
+                raise TypeError(f"{_KEY} is a {type(story).__name__}, expected a mapping")
+            return {name: file.get_tensor(name) for name in file.keys()}, story  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
+
+
+@contextmanager
+def changes_told(path: Path) -> Iterator[None]:
+    """Raise a StoreError where a checkpoint that can be read does not hold what its reader in here needs.
+
+    Args:
+        path: the checkpoint's file.
+
+    Raises:
+        StoreError: somebody has changed the file, or it is of another version.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:  # the last from torch
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise StoreError(f"{path}: is not a checkpoint as p2pfl writes it for this run ({fault}); {_REMEDY}") from error

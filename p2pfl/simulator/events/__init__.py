@@ -1,0 +1,1 @@
+"""Simulations on a virtual clock, in which each node goes at its own pace."""

@@ -1,0 +1,424 @@
+"""Seconds beside rounds: when each node of a simulated network begins and ends each round, and whose messages come too late or never.
+
+A node trains, sends, and waits as its daemon does: until everybody whom it waits for has come or the deadline is over. The clock never
+looks at a model: who is slow, whose messages are lost and who is away are drawn from the seed, so that all of a round is known before it
+is computed. Mixing and evaluating take no time.
+
+Shapes: N nodes, E directed edges of a round, W durations that are remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.algorithms import over_an_edge
+from p2pfl.draws import Purpose, chances
+from p2pfl.experiment.loading import NEEDS_ALL, ClockSpec
+from p2pfl.experiment.plan import Plan, counts_of, matches_flows
+from p2pfl.protocol.round_pace import CEILING_S, SHARE, WINDOW
+from p2pfl.topology import Schedule, Topology
+from p2pfl.wire.codec import CHUNK_BYTES
+from p2pfl.wire.update import UpdateFormat
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundTimes:
+    """What the clock says of one round."""
+
+    active_N: Bools
+    """Who takes part: neither away nor so late that all its neighbours were over before it began."""
+
+    trains_N: Bools
+    """Who takes local steps, where the round has any: a node that is back after missed rounds mixes first."""
+
+    came: tuple[Bools, ...]
+    """By phase, (E,): whose messages came in time, in the order of the round's edges."""
+
+    ended_N: Floats
+    """Seconds since the start; NaN for who took no part."""
+
+    now_s: float
+    """When the last of them ended this round or one before."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everybody took part and every message came."""
+        return bool(self.active_N.all()) and all(bool(came_E.all()) for came_E in self.came)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edges:
+    """Who sends to whom in a round, and how long that takes."""
+
+    senders: Ints
+    receivers: Ints
+    codes: Ints
+    """receiver * N + sender, rising."""
+
+    firsts: Ints
+    """Where the edges of each receiver that has any begin."""
+
+    hears_N: Bools
+    """Who has any."""
+
+    latency_E: Floats
+    seconds_a_byte_E: Floats
+    place_E: Ints
+    """The how manieth of its sender's messages it is, from 1."""
+
+    def latest(self, values_E: Floats) -> Floats:
+        """The largest of each receiver, (N,); -inf without edges."""
+        return self._reduced(np.maximum, values_E, -math.inf)
+
+    def earliest(self, values_E: Floats) -> Floats:
+        """The smallest of each receiver, (N,); inf without edges."""
+        return self._reduced(np.minimum, values_E, math.inf)
+
+    def _reduced(self, ufunc: np.ufunc, values_E: Floats, nothing: float) -> Floats:
+        reduced_N = np.full(len(self.hears_N), nothing)
+        if len(self.firsts):
+            reduced_N[self.hears_N] = ufunc.reduceat(values_E, self.firsts)
+        return reduced_N
+
+
+class Delays:
+    """How long things take: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
+
+    Args:
+        spec: what the experiment says.
+        links: the graph whose file gives latencies and bandwidths; None: there is none.
+        names: of the nodes.
+        seed: of the experiment.
+    """
+
+    def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:
+        self.spec, self._links, self._seed = spec, links, seed
+        self._speed_N = np.array([spec.speeds.get(name, 1.0) for name in names]) if spec.speeds else np.ones(len(names))
+        self._rows_N = np.arange(len(names))
+
+    def factors(self, round: int) -> Floats:
+        """By which each node's training takes longer in a round, (N,)."""
+        stragglers = self.spec.stragglers
+        if stragglers is None:
+            return np.ones(len(self._rows_N))
+        slow_N = chances(self._seed, Purpose.STRAGGLER, node=self._rows_N, round=round) < stragglers.share
+        return np.where(slow_N, stragglers.factor, 1.0)
+
+    def training(self, round: int) -> Floats:
+        """Seconds of each node's training in a round, (N,)."""
+        return self.spec.round_s / self._speed_N * self.factors(round)
+
+    def training_through(self, row: int, round: int) -> float:
+        """Seconds of a node's training in all rounds up to one, that one included."""
+        stragglers, slow = self.spec.stragglers, 0
+        if stragglers is not None:
+            slow_R = chances(self._seed, Purpose.STRAGGLER, node=row, round=np.arange(round + 1)) < stragglers.share
+            slow = int(slow_R.sum())
+        extra = slow * (stragglers.factor - 1) if stragglers is not None else 0.0
+        return float((round + 1 + extra) * (self.spec.round_s / self._speed_N[row]))
+
+    def lost(self, exchange: int, senders: Ints, receivers: Ints) -> Bools:
+        """Which messages of an exchange never come, (E,)."""
+        if not self.spec.loss:
+            return np.zeros(len(senders), dtype=np.bool_)
+        return chances(self._seed, Purpose.LOSS, node=senders, round=exchange, index=receivers) < self.spec.loss
+
+    def leaving(self, round: int) -> Bools:
+        """Who would leave in a round, (N,)."""
+        churn = self.spec.churn
+        if churn is None or round == 0:
+            return np.zeros(len(self._rows_N), dtype=np.bool_)
+        return chances(self._seed, Purpose.CHURN, node=self._rows_N, round=round) < churn.share
+
+    def message_s(self, edges: Edges, size_bytes: int) -> tuple[Floats, Floats]:
+        """Seconds from sending until a message begins to be there and until it is there, each (E,)."""
+        leaves_E = edges.place_E * (size_bytes * 8 / (self.spec.uplink_mbps * 1e6)) if self.spec.uplink_mbps else 0.0
+        before_E = edges.latency_E + leaves_E
+        return before_E + edges.seconds_a_byte_E * min(size_bytes, CHUNK_BYTES), before_E + edges.seconds_a_byte_E * size_bytes
+
+    def edges_of(self, graph: Topology) -> Edges:
+        """A graph's edges with what its file, or else the experiment, says of them."""
+        num_nodes, senders, receivers = graph.num_nodes, graph.senders, graph.receivers
+        codes = receivers * num_nodes + senders
+        latency_E = np.full(len(codes), self.spec.latency_ms / 1e3)
+        seconds_a_byte_E = np.full(len(codes), 8 / (self.spec.bandwidth_mbps * 1e6) if self.spec.bandwidth_mbps else 0.0)
+        if self._links is not None:
+            known = self._links.receivers * num_nodes + self._links.senders
+            where = np.searchsorted(known, codes).clip(max=max(len(known) - 1, 0))
+            there_E = known[where] == codes if len(known) else np.zeros(len(codes), dtype=np.bool_)
+            if self._links.latency_ms is not None:
+                latency_E = np.where(there_E, self._links.latency_ms[where] / 1e3, latency_E)
+            if self._links.bandwidth_mbps is not None:
+                seconds_a_byte_E = np.where(there_E, 8 / (self._links.bandwidth_mbps[where] * 1e6), seconds_a_byte_E)
+        by_sender = np.lexsort((receivers, senders))
+        sent_N = np.bincount(senders, minlength=num_nodes)
+        place_E = np.empty(len(codes), dtype=np.int64)
+        place_E[by_sender] = np.arange(1, len(codes) + 1) - np.repeat(np.cumsum(sent_N) - sent_N, sent_N)
+        heard_N = np.bincount(receivers, minlength=num_nodes)
+        return Edges(
+            senders=senders,
+            receivers=receivers,
+            codes=codes,
+            firsts=(np.cumsum(heard_N) - heard_N)[heard_N > 0],
+            hears_N=heard_N > 0,
+            latency_E=latency_E,
+            seconds_a_byte_E=seconds_a_byte_E,
+            place_E=place_E,
+        )
+
+
+class RoundClock:
+    """The clock of nodes that go round by round. Owned by one simulation, which asks it for one round after the other.
+
+    Args:
+        schedule: the graph of each round.
+        delays: how long things take.
+        bytes_of: what one message of an exchange has, as counted.
+        phases: exchanges in a round.
+        trains_N: bool, who has anything to train on.
+        gives_up: whether who is late is left behind; False: it is waited for however long it takes.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        delays: Delays,
+        *,
+        bytes_of: Callable[[int], int],
+        phases: int,
+        trains_N: Bools,
+        gives_up: bool = True,
+    ) -> None:
+        num_nodes = schedule.num_nodes
+        self._schedule, self._delays, self._bytes_of, self._phases = schedule, delays, bytes_of, phases
+        self._trains_N, self.gives_up = trains_N, gives_up
+        # a node may be further ahead of one that it does not wait for where the graph changes: whatever comes from there is news
+        self._reach = 1 if schedule.period == 1 and not schedule.directed else math.inf
+        self.now_s = 0.0
+        self.ready_N = np.zeros(num_nodes)
+        """When each ended its last round."""
+        self.back_N = np.zeros(num_nodes, dtype=np.int64)
+        """The round from which on each is there."""
+        self._was_out_N = np.zeros(num_nodes, dtype=np.bool_)
+        self._missed = np.zeros(0, dtype=np.int64)
+        """Codes of edges whose receiver waits for the sender no more, rising."""
+        self._late = np.zeros((4, 0))
+        """Messages that came after their exchange, or will: code, when, exchange, and what it would have taken to wait for it."""
+        self._paces = RoundPaces(num_nodes, factor=delays.spec.deadline_factor, floor_s=delays.spec.deadline_floor_s)
+        self._edges_at = lru_cache(maxsize=schedule.period or 4)(lambda number: delays.edges_of(schedule.at(number)))
+
+    @classmethod
+    def of(cls, plan: Plan) -> RoundClock:
+        """The clock of a plan whose experiment has one."""
+        assert plan.experiment.clock is not None
+        algorithm, names = plan.recipe.algorithm, plan.names
+        delays = Delays(plan.experiment.clock, plan.experiment.links(plan.topology, names), names, plan.experiment.seed)
+        sample = plan.population(names[:2])
+        formats = []
+        for phase in range(algorithm.phases):
+            sent = sample.outgoing(0, phase, local_steps=0)
+            formats.append(UpdateFormat.of(over_an_edge(algorithm.channels, sent), over_an_edge(algorithm.channels, sent, whole=True)))
+        counts = counts_of(plan.task.sites)
+        return cls(
+            plan.schedule,
+            delays,
+            bytes_of=lambda exchange: formats[exchange % algorithm.phases].encoded_bytes(exchange),
+            phases=algorithm.phases,
+            trains_N=np.array([plan.task.loss is not None and counts[name] > 0 for name in names]),
+            gives_up=NEEDS_ALL.isdisjoint(algorithm.requires) and matches_flows(algorithm, plan.topology),
+        )
+
+    def round(self, number: int, *, local_steps: int, running_N: Bools) -> RoundTimes:
+        """The next round.
+
+        Args:
+            number: one more than the last one asked for.
+            local_steps: 0: nobody trains.
+            running_N: who has not stopped; who has is not waited for, and its news of that comes.
+        """
+        edges = self._edges_at(number % self._schedule.period if self._schedule.period else number)
+        here_N = self._here(number, edges) & running_N
+        joins_N = self._was_out_N & here_N
+        trains_N = here_N & ~joins_N & self._trains_N & (local_steps > 0)
+        began_N = self.ready_N
+        sends_N = began_N + np.where(trains_N, self._delays.training(number), 0.0)
+        exchange = number * self._phases
+        active_N = here_N
+        wait = self._wait(edges, exchange, sends_N, active_N, running_N)
+        # who begins after all its neighbours are over has no part in this round: its messages would change nothing for anybody
+        known_N = np.where(here_N, wait.over_N, -math.inf)
+        last_N = np.full(len(here_N), -math.inf)
+        np.maximum.at(last_N, edges.senders, known_N[edges.receivers])
+        out_N = here_N & (last_N > -math.inf) & (began_N > last_N)
+        if out_N.any():
+            active_N = here_N & ~out_N
+            wait = self._wait(edges, exchange, sends_N, active_N, running_N)
+        came = []
+        for phase in range(self._phases):
+            if phase:
+                wait = self._wait(edges, exchange + phase, began_N, active_N, running_N)
+            came.append(self._close(edges, exchange + phase, wait, began_N, active_N, running_N))
+            began_N = np.where(active_N, wait.over_N, began_N)
+        self.ready_N = began_N
+        self._was_out_N = running_N & ~active_N
+        self.now_s = max(self.now_s, float(self.ready_N[active_N].max(initial=0.0)))
+        return RoundTimes(
+            active_N=active_N,
+            trains_N=active_N & ~joins_N,
+            came=tuple(came),
+            ended_N=np.where(active_N, self.ready_N, np.nan),
+            now_s=self.now_s,
+        )
+
+    def _here(self, number: int, edges: Edges) -> Bools:
+        """Who is there; who comes back does so when the first of its neighbours begins the round."""
+        churn = self._delays.spec.churn
+        if churn is None:
+            return np.ones(len(self.ready_N), dtype=np.bool_)
+        returns_N = (self.back_N == number) & (number > 0)
+        leaves_N = (self.back_N <= number) & self._delays.leaving(number)
+        self.back_N = np.where(leaves_N, number + churn.rounds, self.back_N)
+        here_N = self.back_N <= number
+        returns_N &= here_N
+        if returns_N.any():
+            others_N = np.where(here_N & ~returns_N, self.ready_N, math.inf)
+            first_N = edges.earliest(others_N[edges.senders])
+            anybody = others_N.min()
+            first_N = np.where(np.isfinite(first_N), first_N, anybody if np.isfinite(anybody) else 0.0)
+            self.ready_N = np.where(returns_N, np.maximum(self.ready_N, first_N), self.ready_N)
+        return here_N
+
+    def _wait(self, edges: Edges, exchange: int, sends_N: Floats, active_N: Bools, running_N: Bools) -> _Wait:
+        """Until when each receiver waits in an exchange."""
+        begins_E, takes_E = self._delays.message_s(edges, self._bytes_of(exchange))
+        lost_E = self._delays.lost(exchange, edges.senders, edges.receivers)
+        sent_E = active_N[edges.senders] & ~lost_E
+        stopped_E = ~running_N[edges.senders] & ~lost_E
+        arrival_E = np.where(sent_E, sends_N[edges.senders] + takes_E, np.where(stopped_E, -math.inf, math.inf))
+        begun_E = np.where(sent_E, sends_N[edges.senders] + begins_E, arrival_E)
+        deadline_N = sends_N + (self._paces.allowances_s() if self.gives_up else math.inf)
+        # what has begun to come in is waited for
+        until_E = np.where(begun_E <= deadline_N[edges.receivers], arrival_E, np.minimum(arrival_E, deadline_N[edges.receivers]))
+        waited_E = _not_among(edges.codes, self._missed) & running_N[edges.senders]
+        first_N = edges.earliest(arrival_E)
+        alone_N = np.where(edges.hears_N, np.minimum(first_N, deadline_N), -math.inf)
+        late = self._late[:, exchange - self._late[2] <= self._reach]
+        late_codes = late[0].astype(np.int64)
+        latest_N = edges.latest(np.where(waited_E, until_E, -math.inf))
+        someone_N = np.bincount(edges.receivers[waited_E], minlength=len(sends_N)) > 0
+        while True:
+            over_N = np.maximum(sends_N, np.where(someone_N, latest_N, alone_N))
+            # who is heard while the others are waited for is waited for again
+            heard = np.unique(late_codes[late[1] <= over_N[late_codes // len(over_N)]])
+            again_E = ~waited_E & ~_not_among(edges.codes, heard) & running_N[edges.senders]
+            if not again_E.any():
+                break
+            waited_E = waited_E | again_E
+            np.maximum.at(latest_N, edges.receivers[again_E], until_E[again_E])
+            someone_N[edges.receivers[again_E]] = True
+        return _Wait(over_N=over_N, arrival_E=arrival_E)
+
+    def _close(self, edges: Edges, exchange: int, wait: _Wait, began_N: Floats, active_N: Bools, running_N: Bools) -> Bools:
+        """The exchange is over: whose messages came, and what is remembered of it."""
+        receives_E = active_N[edges.receivers]
+        came_E: Bools = receives_E & (wait.arrival_E <= wait.over_N[edges.receivers])
+        if not self.gives_up:
+            return came_E
+        num_nodes = len(active_N)
+        # who came late has been heard, and how long it would have taken is remembered
+        codes = self._late[0].astype(np.int64)
+        to_N = codes // num_nodes
+        heard = active_N[to_N] & (self._late[1] <= wait.over_N[to_N])
+        near = heard & (exchange - self._late[2] <= self._reach)
+        for code, waited_s in zip(codes[near].tolist(), self._late[3][near].tolist(), strict=True):
+            self._paces.record(np.array([code // num_nodes]), np.array([waited_s]))
+        skipped_E = receives_E & ~came_E & running_N[edges.senders]
+        if skipped_E.any() or len(self._missed):
+            gone = np.concatenate([edges.codes[came_E], codes[near]])
+            self._missed = np.union1d(self._missed[_not_among(self._missed, np.unique(gone))], edges.codes[skipped_E])
+        late_E = skipped_E & np.isfinite(wait.arrival_E)
+        to_E = edges.receivers[late_E]
+        new = [edges.codes[late_E], wait.arrival_E[late_E], np.full(len(to_E), exchange), wait.arrival_E[late_E] - began_N[to_E]]
+        self._late = np.concatenate([self._late[:, ~heard], np.array(new, dtype=np.float64).reshape(4, -1)], axis=1)
+        missing_N = np.bincount(edges.receivers[receives_E & ~came_E], minlength=num_nodes) > 0
+        in_company = np.flatnonzero(active_N & ~missing_N)
+        self._paces.record(in_company, (wait.over_N - began_N)[in_company])
+        return came_E
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All that it remembers, for a checkpoint."""
+        return {
+            "now_s": np.array([self.now_s]),
+            "ready": self.ready_N,
+            "back": self.back_N,
+            "was_out": self._was_out_N,
+            "missed": self._missed,
+            "late": self._late,
+            "durations": self._paces.durations_NW,
+            "counts": self._paces.count_N,
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up what `arrays` gave."""
+        self.now_s = float(arrays["now_s"][0])
+        self.ready_N, self.back_N = arrays["ready"].astype(np.float64), arrays["back"].astype(np.int64)
+        self._was_out_N, self._missed = arrays["was_out"].astype(np.bool_), arrays["missed"].astype(np.int64)
+        self._late = arrays["late"].astype(np.float64)
+        self._paces.durations_NW, self._paces.count_N = arrays["durations"].astype(np.float64), arrays["counts"].astype(np.int64)
+
+
+class RoundPaces:
+    """`RoundPace` of many nodes at once.
+
+    Args:
+        num_nodes: N.
+        factor: as there.
+        floor_s: as there.
+    """
+
+    def __init__(self, num_nodes: int, *, factor: float, floor_s: float) -> None:
+        self._factor, self._floor_s = factor, floor_s
+        self.durations_NW = np.full((num_nodes, WINDOW), np.nan)
+        self.count_N = np.zeros(num_nodes, dtype=np.int64)
+        """How many were ever recorded."""
+
+    def record(self, rows: Ints, durations_s: Floats) -> None:
+        """Exchanges of some different nodes took so long."""
+        self.durations_NW[rows, self.count_N[rows] % WINDOW] = durations_s
+        self.count_N[rows] += 1
+
+    def allowances_s(self) -> Floats:
+        """How long the next exchange of each may wait, (N,)."""
+        known_N = np.minimum(self.count_N, WINDOW)
+        place_N = np.maximum(np.ceil(SHARE * known_N).astype(np.int64) - 1, 0)
+        ordered_NW = np.sort(self.durations_NW, axis=1)  # what is not known yet comes last
+        share_N = np.take_along_axis(ordered_NW, place_N[:, None], axis=1)[:, 0]
+        allowance_N = np.maximum(self._floor_s, self._factor * np.where(known_N > 0, share_N, 0.0))
+        return np.minimum(allowance_N, max(CEILING_S, self._floor_s))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wait:
+    over_N: Floats
+    """When each receiver waits no longer."""
+
+    arrival_E: Floats
+    """When each message is there; inf: never."""
+
+
+def _not_among(codes: Ints, known: Ints) -> Bools:
+    """Which codes are not among some, which rise."""
+    if not len(known):
+        return np.ones(len(codes), dtype=np.bool_)
+    found: Bools = known[np.searchsorted(known, codes).clip(max=len(known) - 1)] != codes
+    return found

@@ -1,0 +1,1 @@
+"""Ways to compute the gradients of many rows: one by one, batched, written out, compiled."""

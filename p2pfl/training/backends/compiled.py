@@ -1,0 +1,265 @@
+"""Training by compiled loops: which models and rows they can do, and how they are called. numba is loaded only where it is asked for.
+
+Shapes: C rows, K steps, B examples of a batch, P parameters, L layers, M examples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from p2pfl.params import Layout
+from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.layers import ARITHMETIC, RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape, as_dtype, chain_or_fault
+
+LOOPS = "p2pfl.compiled.training_loops"
+_DTYPES = (torch.float32, torch.float64)
+_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_ACTIVATIONS = {RELU: 1, TANH: 2, SIGMOID: 3}
+_LOSSES: dict[Any, int] = {F.cross_entropy: 0, F.binary_cross_entropy_with_logits: 1, F.mse_loss: 2}
+_OF_CLASSES = _LOSSES[F.cross_entropy]
+_FIRST = {function: kind for kind, (function, _) in enumerate(ARITHMETIC.values())}
+"""Plus, minus, times, over, as the loops number them."""
+_COMPARED = 2**16  # numbers at once, so that comparing takes no copies of a large model
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A model as the loops take it."""
+
+    layers: np.ndarray
+    """int64 (L, 5), as in `p2pfl.compiled.training_loops`."""
+
+    kinds: np.ndarray
+    """int64, what is done to each input first."""
+
+    operands: np.ndarray
+    """float64, with which numbers."""
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.dtype) -> Chain | str:
+        """The model of these layers, or why they are not compiled.
+
+        Args:
+            layers: from the inputs on.
+            dtype: of the parameters.
+            inputs_dtype: of the examples.
+        """
+        number = next((n for n, layer in enumerate(layers) if not _comes_first(layer)), len(layers))
+        first = _first_of(layers[:number], dtype, inputs_dtype)
+        rows = _linear_layers(layers[number:])
+        if isinstance(first, str) or isinstance(rows, str):
+            return first if isinstance(first, str) else f"{_ONLY_CHAINS}, and {rows}"
+        kinds, operands = [kind for kind, _ in first], [operand for _, operand in first]
+        return cls(np.array(rows, dtype=np.int64), np.array(kinds, dtype=np.int64), np.array(operands, dtype=np.float64))
+
+
+def _comes_first(layer: Layer) -> bool:
+    """Whether a layer only prepares its inputs: gives them another shape or dtype, or computes each with a number."""
+    return isinstance(layer, Reshape) or (isinstance(layer, Pointwise) and isinstance(layer.function, partial))
+
+
+def _first_of(layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.dtype) -> list[tuple[int, float]] | str:
+    """What is done to each input, with which number; or why that is not compiled."""
+    found: list[tuple[int, float]] = []
+    is_real = inputs_dtype == dtype
+    for function in (layer.function for layer in layers if isinstance(layer, Pointwise)):
+        assert isinstance(function, partial)
+        (given,) = function.args
+        if function.func is not as_dtype and not is_real:
+            return "the model computes with whole numbers before it makes real ones of them"
+        if function.func is not as_dtype:
+            found.append((_FIRST[function.func], float(given)))
+        elif given != dtype:
+            return f"the model makes {given} of its inputs, and its parameters are {dtype}".replace("torch.", "")
+        is_real = True
+    return found if is_real else f"inputs are {inputs_dtype} where the first layer takes {dtype}".replace("torch.", "")
+
+
+def _linear_layers(layers: Sequence[Layer]) -> list[list[int]] | str:
+    """The layers' sizes and places, or what is none of those that are compiled."""
+    last = max((n for n, layer in enumerate(layers) if not isinstance(layer, Reshape)), default=-1)
+    rows: list[list[int]] = []
+    for layer in layers[: last + 1]:
+        if isinstance(layer, Linear):
+            num_out, num_in = layer.shape
+            rows.append([num_in, num_out, layer.weight.start, layer.bias.start if layer.bias is not None else -1, 0])
+        elif isinstance(layer, Pointwise) and layer in _ACTIVATIONS and rows and rows[-1][-1] == 0:
+            rows[-1][-1] = _ACTIVATIONS[layer]
+        else:
+            found = (
+                "a function stands where a linear layer should"
+                if isinstance(layer, Pointwise)
+                else f"{type(layer).__name__} is none of them"
+            )
+            return found if not isinstance(layer, Reshape) else "values get another shape between layers"
+    fits = all(before[1] == after[0] for before, after in pairwise(rows))
+    return rows if rows and fits else "the layers' sizes do not fit each other"
+
+
+_ONLY_CHAINS = "only chains of linear layers with ReLU, tanh or sigmoid are compiled"
+
+
+def why_not_compiled(
+    model: nn.Module, loss: Any, dtype: torch.dtype, rows: Sequence[tuple[Tensor, Tensor]], inputs_dtype: torch.dtype | None = None
+) -> str | None:
+    """Why a model is not trained in compiled loops on some rows; None where it can be.
+
+    Args:
+        model: of the parameters' dtype, in training mode.
+        loss: (outputs, targets) -> mean over the batch.
+        dtype: of the parameters.
+        rows: inputs and targets of each site; none: the model alone is looked at.
+        inputs_dtype: of the rows as they are trained on; None: real numbers.
+    """
+    layers = chain_or_fault(model, {spec.name: place for spec, place in Layout.of(model).slices()})
+    if isinstance(layers, str):
+        return f"{_ONLY_CHAINS}, and {layers}"
+    if dtype not in _DTYPES:
+        return f"parameters are {dtype}".replace("torch.", "")
+    chain = Chain.of(layers, dtype, inputs_dtype or dtype)
+    if isinstance(chain, str):
+        return chain
+    return next((fault for inputs, targets in rows if (fault := _fault_of_rows(chain, loss, inputs, targets))), _fault_of_loss(loss))
+
+
+def _fault_of_loss(loss: Any) -> str | None:
+    names = ", ".join(function.__name__ for function in _LOSSES)
+    return None if loss in _LOSSES else f"of all losses only {names} of torch.nn.functional are compiled"
+
+
+def _fault_of_rows(chain: Chain, loss: Any, inputs: Tensor, targets: Tensor) -> str | None:
+    """Why a model is not trained in compiled loops on these rows."""
+    if (fault := _fault_of_loss(loss)) is not None:
+        return fault
+    num_in, num_out = int(chain.layers[0, 0]), int(chain.layers[-1, 1])
+    if not inputs.dtype.is_floating_point and inputs.dtype not in _WHOLE_NUMBERS:
+        return f"inputs are {inputs.dtype}".replace("torch.", "")
+    if inputs[0].numel() != num_in:
+        return f"a row has {inputs[0].numel()} inputs, and the first layer takes {num_in}"
+    return _fault_of_targets(targets, num_out, of_classes=_LOSSES[loss] == _OF_CLASSES)
+
+
+def _fault_of_targets(targets: Tensor, num_out: int, *, of_classes: bool) -> str | None:
+    if not of_classes:
+        fits = targets.is_floating_point() and targets[0].numel() == num_out
+        return None if fits else f"targets are not {num_out} real numbers for each row"
+    if targets.is_floating_point() or targets.dim() != 1:
+        return "targets are not one class for each row"
+    return None if 0 <= int(targets.min()) <= int(targets.max()) < num_out else f"targets are not all classes from 0 to {num_out - 1}"
+
+
+class Compiled:
+    """Steps of plain SGD on a chain of linear layers.
+
+    Args:
+        loops: `p2pfl.compiled.training_loops`.
+        chain: the model.
+        head: the loss, as there.
+        inputs: of all examples, (M, ...).
+        targets: likewise.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, loops: ModuleType, chain: Chain, head: int, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
+        self._loops, self._layers, self._head = loops, chain.layers, head
+        self._inputs = inputs.flatten(1).contiguous().numpy()
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        self._first = chain.kinds, chain.operands.astype(kind)
+        of_classes = head == _OF_CLASSES
+        self._classes = targets.long().numpy() if of_classes else np.zeros(0, dtype=np.int64)
+        self._wanted = np.zeros((0, 0), dtype=kind) if of_classes else targets.flatten(1).contiguous().numpy()
+
+    @classmethod
+    def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> Compiled | str:
+        """The same as a batched chain does, or why that cannot be done.
+
+        Args:
+            batched: the chain with its loss.
+            x_1P: parameters to try it with.
+            inputs: of all examples, (M, ...), as the population holds them.
+            targets: likewise.
+        """
+        if inputs.device.type != "cpu":
+            return f"compiled loops run on the CPU, not on {inputs.device.type}"
+        chain = Chain.of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
+        if isinstance(chain, str):
+            return chain
+        if (fault := _fault_of_rows(chain, batched.loss, inputs, targets)) is not None:
+            return fault
+        if (loops := compiled_loops(LOOPS)) is None:
+            return why_no_loops()
+        compiled = cls(loops, chain, _LOSSES[batched.loss], inputs, targets, x_1P.dtype)
+        return compiled if compiled._does_as(batched, x_1P, inputs, targets) else "compiled loops give another step here than torch"
+
+    def _does_as(self, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> bool:
+        """Whether a step is that of the chain; loads the loops."""
+        few = torch.arange(2).remainder(len(inputs))
+        expected_1P, expected_1 = batched.gradients(x_1P, inputs[few].unsqueeze(0), targets[few].unsqueeze(0))
+        expected_1P.neg_().add_(x_1P)
+        moved_1P = x_1P.clone(memory_format=torch.contiguous_format)
+        with one_blas_thread():
+            loss_1, _ = self.descend(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None)
+        eps = torch.finfo(x_1P.dtype).eps ** 0.5
+        parts = zip(torch.split(moved_1P, _COMPARED, dim=1), torch.split(expected_1P, _COMPARED, dim=1), strict=True)
+        close = all(torch.allclose(moved, expected, rtol=eps, atol=eps) for moved, expected in parts)
+        return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
+
+    def descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows are changed; the mean loss over the steps (C,), and whether each row has stayed finite (C,): it is as it was otherwise."""
+        x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
+        kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
+        scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)
+        data = self._inputs, *self._first, self._classes, self._wanted
+        self._loops.descend(
+            x, *data, positions, self._layers, self._head, kind(lr), kind(1 - lr * decay), np.ascontiguousarray(scale), loss_C, finite_C
+        )
+        return torch.from_numpy(loss_C).to(x_CP.dtype), torch.from_numpy(finite_C)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """A context in which a matrix product keeps to the thread that asked for it: rows are shared out already."""
+    context: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
+    return context
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def why_no_loops() -> str:
+    """The reason why there are no compiled loops on this machine."""
+    if _is_switched_off():
+        return "NUMBA_DISABLE_JIT is set in the environment; unset it"
+    return "it needs the extra fast: pip install 'p2pfl-mesh[fast]'"
+
+
+def _is_switched_off() -> bool:
+    return os.environ.get("NUMBA_DISABLE_JIT", "") not in ("", "0")
+
+
+def compiled_loops(module: str) -> ModuleType | None:
+    """A module of compiled loops, by its full name; None where numba is not there or is switched off."""
+    return None if _is_switched_off() else _loaded(module)
+
+
+@cache
+def _loaded(module: str) -> ModuleType | None:
+    try:
+        return import_module(module)  # a second to load
+    except (ImportError, RuntimeError):  # not there, too old for this numpy, or without a place for what it compiles
+        return None
