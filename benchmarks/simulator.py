@@ -43,7 +43,7 @@ from p2pfl.params import parameters_of
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist
-from p2pfl.topology import cut, make, num_crossing, weighted
+from p2pfl.topology import make, num_crossing, partition, weighted
 from p2pfl.training import build_model
 
 CORES = len(os.sched_getaffinity(0))
@@ -348,7 +348,7 @@ def sharded(num_nodes: int, ranks: int, repeats: int, rounds: int) -> dict[str, 
         "nodes": num_nodes,
         "ranks": ranks,
         "rounds": rounds,
-        "links_between_ranks": num_crossing(graph, cut(graph, ranks)),
+        "links_between_ranks": num_crossing(graph, partition(graph, ranks)),
         "node_rounds_per_second": {count: statistics.median(values) for count, values in found.items()},
         "times_one_rank": ratio(found, str(ranks), "1"),
     }

@@ -27,7 +27,7 @@ from p2pfl.simulator import Simulation, simulate
 from p2pfl.simulator.forecast import forecast_memory
 from p2pfl.simulator.sharding.ranks import Ranks, _of_rank
 from p2pfl.simulator.sharding.shard import Crossing, Part, check_enough
-from p2pfl.topology import Schedule, Topology, cut, is_schedule, make, make_schedule, num_crossing, weighted
+from p2pfl.topology import Schedule, Topology, is_schedule, make, make_schedule, num_crossing, partition, weighted
 from p2pfl.yaml_files import dump_yaml
 from runs import plan_of
 
@@ -248,7 +248,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on_with_any_number(
 )
 def test_parts_are_of_equal_size_and_few_links_run_between_them(name, num_nodes, num_parts, most):
     graph = make(name, num_nodes, 0)
-    part_N = cut(graph, num_parts)
+    part_N = partition(graph, num_parts)
 
     assert sorted(np.bincount(part_N)) == sorted(num_nodes // num_parts + (i < num_nodes % num_parts) for i in range(num_parts))
     assert num_crossing(graph, part_N) <= most
@@ -258,7 +258,7 @@ def test_a_random_graph_is_cut_at_less_than_a_third_of_its_nodes_number():
     """n / 3 is the best bound known for the least cut of random 4-regular graphs (Diaz, Serna & Wormald 2007); by chance it were n."""
     graph = make("random-regular", 2000, 0, degree=4)
 
-    assert num_crossing(graph, cut(graph, 2)) < 2000 / 3
+    assert num_crossing(graph, partition(graph, 2)) < 2000 / 3
 
 
 def test_numbers_that_say_nothing_do_not_hide_a_cut():
@@ -266,7 +266,7 @@ def test_numbers_that_say_nothing_do_not_hide_a_cut():
     order = np.random.default_rng(0).permutation(20)
     pairs = [(order[a + half], order[b + half]) for half in (0, 10) for a in range(10) for b in range(a)] + [(order[0], order[10])]
     graph = Topology.from_edges("cliques", 20, *np.array(pairs).T)
-    part_N = cut(graph, 2)
+    part_N = partition(graph, 2)
 
     assert num_crossing(graph, part_N) == 1
     assert sorted(map(sorted, (np.flatnonzero(part_N == p) for p in (0, 1)))) == sorted(map(sorted, (order[:10], order[10:])))
@@ -275,10 +275,10 @@ def test_numbers_that_say_nothing_do_not_hide_a_cut():
 def test_there_are_at_most_as_many_parts_as_nodes():
     graph = make("ring", 5, 0)
 
-    assert sorted(cut(graph, 5)) == [0, 1, 2, 3, 4]
-    assert list(cut(graph, 1)) == [0] * 5
+    assert sorted(partition(graph, 5)) == [0, 1, 2, 3, 4]
+    assert list(partition(graph, 1)) == [0] * 5
     with pytest.raises(ValueError, match="num_parts = 6: from 1 to the 5 nodes"):
-        cut(graph, 6)
+        partition(graph, 6)
     with pytest.raises(ConfigError, match="nodes = 5: 6 ranks would share them; start at most as many ranks as nodes"):
         check_enough(5, 6)
 
@@ -288,7 +288,7 @@ def test_what_one_rank_sends_is_what_the_other_expects(name):
     """Each rank's own view of a round, put together: every slot finds its neighbour's row, and only rows that somebody needs travel."""
     schedule = make_schedule(name, 24) if is_schedule(name) else Schedule.static(weighted(make(name, 24, 0)))
     links = schedule.union()
-    rank_N = cut(links, 3)
+    rank_N = partition(links, 3)
     parts = [Part.cut_so(Ranks(rank=rank, count=3), links, rank_N) for rank in range(3)]
     for number in range(3):
         graph = schedule.at(number)

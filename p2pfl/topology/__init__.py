@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.topology.cutting import cut, num_crossing
+from p2pfl.topology.partitioning import num_crossing, partition
 from p2pfl.topology.files import load, load_over
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, known_names, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
@@ -38,7 +38,6 @@ __all__ = [
     "Topology",
     "base_spec",
     "check_connected",
-    "cut",
     "describe",
     "describe_rounds",
     "diameter",
@@ -57,6 +56,7 @@ __all__ = [
     "num_crossing",
     "option_faults",
     "options_of",
+    "partition",
     "rounds_to",
     "schedule_faults",
     "spectral_gap",

@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pfl.algorithms import Channel
 from p2pfl.errors import ConfigError
 from p2pfl.simulator.sharding.ranks import Posted, Ranks
-from p2pfl.topology import Topology, cut, num_crossing
+from p2pfl.topology import Topology, num_crossing, partition
 
 Ints = NDArray[np.int64]
 
@@ -52,7 +52,7 @@ class Part:
         num_nodes = links.num_nodes
         if ranks.count == 1:
             return cls.cut_so(ranks, links, np.zeros(num_nodes, dtype=np.int64))
-        decided = torch.from_numpy(cut(links, ranks.count)) if ranks.is_first else None  # once: libraries may differ between machines
+        decided = torch.from_numpy(partition(links, ranks.count)) if ranks.is_first else None  # once: libraries may differ between machines
         rank_N = ranks.from_first(
             [decided] * ranks.count if decided is not None else None, torch.empty(num_nodes, dtype=torch.int64)
         ).numpy()
@@ -160,7 +160,7 @@ def record_of(links: Topology, num_ranks: int) -> dict[str, Any]:
         ConfigError: there are more ranks than nodes.
     """
     check_enough(links.num_nodes, num_ranks)
-    rank_N = cut(links, num_ranks)
+    rank_N = partition(links, num_ranks)
     sizes = np.bincount(rank_N, minlength=num_ranks).tolist()
     return {"ranks": num_ranks, "nodes": sizes, "crossing": num_crossing(links, rank_N)}
 

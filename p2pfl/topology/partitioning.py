@@ -1,4 +1,4 @@
-"""A graph cut into parts of equal size between which few links run.
+"""Partitions of a graph: parts of equal size between which few links run.
 
 Shapes: N nodes, E directed edges.
 """
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from p2pfl.topology.graph import IntArray, Topology
 
 _PASSES = 8
-_MOST_REFINED = 10**6  # directed edges in both directions: some ten seconds; of more the first cut is taken
+_MOST_REFINED = 10**6  # directed edges in both directions: some ten seconds; of more the first partition is taken
 _MOST_SEARCHED = 2 * 10**7  # of more, which only dense graphs have, the nodes' own order is as good as any
 _SHARE_IN_VAIN = 0.05  # of all nodes are moved without success before a pass gives up
 
 
-def cut(topology: Topology, num_parts: int) -> IntArray:
-    """The part of each node, (N,), from 0 to num_parts - 1; sizes differ by one at most, larger ones first.
+def partition(topology: Topology, num_parts: int) -> IntArray:
+    """Partition a graph: the part of each node, (N,), from 0 to num_parts - 1; sizes differ by one at most, larger ones first.
 
     Halved again and again: along the nodes' own order or a breadth-first one, whichever cuts less, then nodes are exchanged in pairs.
 
