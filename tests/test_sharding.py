@@ -25,8 +25,9 @@ from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import Simulation, simulate
 from p2pfl.simulator.forecast import forecast_memory
+from p2pfl.simulator.sharding.halo import HaloPlan
 from p2pfl.simulator.sharding.ranks import Ranks, _of_rank
-from p2pfl.simulator.sharding.shard import Crossing, Part, check_enough
+from p2pfl.simulator.sharding.shard import Shard, check_enough
 from p2pfl.topology import Schedule, Topology, is_schedule, make, make_schedule, num_crossing, partition, weighted
 from p2pfl.yaml_files import dump_yaml
 from runs import plan_of
@@ -289,11 +290,11 @@ def test_what_one_rank_sends_is_what_the_other_expects(name):
     schedule = make_schedule(name, 24) if is_schedule(name) else Schedule.static(weighted(make(name, 24, 0)))
     links = schedule.union()
     rank_N = partition(links, 3)
-    parts = [Part.cut_so(Ranks(rank=rank, count=3), links, rank_N) for rank in range(3)]
+    parts = [Shard.from_partition(Ranks(rank=rank, count=3), links, rank_N) for rank in range(3)]
     for number in range(3):
         graph = schedule.at(number)
         index_NK, _, linked_NK = graph.padded()
-        views = [Crossing.of(part, graph, index_NK, None, torch.device("cpu")) for part in parts]
+        views = [HaloPlan.of(part, graph, index_NK, None, torch.device("cpu")) for part in parts]
         for part, view in zip(parts, views, strict=True):
             far_G = np.full(view.num_rows, -1)
             for peer, place in view.receives.items():

@@ -258,14 +258,14 @@ def _say_plan(
     if simulated:
         from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
         from p2pfl.simulator.sharding.ranks import ranks_here, started
-        from p2pfl.simulator.sharding.shard import record_of
+        from p2pfl.simulator.sharding.shard import partition_record
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         ranks = started()[1]
         facts |= {"memory": asdict(forecast_memory(plan, ranks, ranks_here())), "seconds": forecast_seconds(plan, threads) / ranks}
         if ranks > 1:
-            facts["parts"] = record_of(plan.topology, ranks)
+            facts["parts"] = partition_record(plan.topology, ranks)
     else:
         from p2pfl.node.memory import forecast_node
 

@@ -34,7 +34,7 @@ from p2pfl.simulator.events.clock import RoundClock, RoundTimes
 from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.mixing import is_plain, load_compiled
 from p2pfl.simulator.sharding.ranks import Ranks
-from p2pfl.simulator.sharding.shard import Part
+from p2pfl.simulator.sharding.shard import Shard
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -75,7 +75,7 @@ class Simulation:
         device: where it computes.
         faults: what goes wrong by script.
         threads: train so many parts of the rows at the same time, each with one of torch's own threads.
-        part: which rows are computed here; None: all.
+        shard: which rows are computed here; None: all.
         stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
@@ -87,14 +87,14 @@ class Simulation:
         device: torch.device | str = "cpu",
         faults: Faults | None = None,
         threads: int = 1,
-        part: Part | None = None,
+        shard: Shard | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
         self.plan, self.folder = plan, folder
-        self._part = part if part is not None else Part.of(Ranks(device=torch.device(device)), plan.topology)
-        self._ranks = self._part.ranks
-        names = plan.names if self._part.is_all else [plan.names[node] for node in self._part.mine]
+        self._shard = shard if shard is not None else Shard.of(Ranks(device=torch.device(device)), plan.topology)
+        self._ranks = self._shard.ranks
+        names = plan.names if self._shard.is_all else [plan.names[node] for node in self._shard.mine]
         self.population = plan.population(names, device, all_slots=True)
         self.population.threads = threads
         self.diverged: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Simulation:
             device=self.population.device,
             faults=faults,
             is_lossy=self._clock is not None and self._clock.gives_up,
-            part=self._part,
+            shard=self._shard,
         )
         num_nodes = len(plan.names)
         self.round = 0
@@ -138,7 +138,7 @@ class Simulation:
             if progress is not None and self._ranks.is_first:
                 progress(self.round, experiment.last_possible_round, row)
             due = self.round % experiment.checkpoint_every == 0
-            if due and self._ranks.told_by_first(time.monotonic() - saved_s >= _CHECKPOINT_S):
+            if due and self._ranks.broadcast_object(time.monotonic() - saved_s >= _CHECKPOINT_S):
                 self.save()
                 saved_s = time.monotonic()
             self._stopwatch.lap("write")
@@ -163,10 +163,10 @@ class Simulation:
         tables = self._exchange.tables(number)
         both_NK = running[:, None] & running[tables.index_NK]
         present_NK = torch.stack(delivered).all(dim=0) & both_NK
-        if times is not None and not self._part.is_all:
+        if times is not None and not self._shard.is_all:
             self._refuse_losses(number, int((tables.linked_NK & both_NK & ~present_NK).sum()))
-        active_M = self._part.own(active_N) if active_N is not None else None
-        trains_M = self._part.own(trains_N) if trains_N is not None else active_M
+        active_M = self._shard.local(active_N) if active_N is not None else None
+        trains_M = self._shard.local(trains_N) if trains_N is not None else active_M
         losses_M = self.population.train(number, trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
         is_plain = self._is_plain and (times is None or times.is_whole) and not self._exchange.is_open
@@ -240,9 +240,9 @@ class Simulation:
             number, sent["x"], delivered_NK, running, threads=threads, active_M=active_M, compiled=self._compiled
         )
         apart_M = mixed.apart_N
-        if not self._part.is_all:  # measured from the mean of this rank's rows
+        if not self._shard.is_all:  # measured from the mean of this rank's rows
             off_P = mixed.mean_P.double()
-            off_P = off_P - self._ranks.sum(off_P * len(apart_M)) / len(self.plan.names)
+            off_P = off_P - self._ranks.all_reduce(off_P * len(apart_M)) / len(self.plan.names)
             apart_M = apart_M + off_P.square().sum()
         moved_M = torch.zeros_like(apart_M)
         return _Exchanged(
@@ -261,7 +261,7 @@ class Simulation:
         """What the algorithm's phases make of the rows."""
         phases, channel = self.plan.recipe.algorithm.phases, self._model_channel
         bytes_N = np.zeros(len(self.plan.names), dtype=np.int64)
-        squared_M = norms_M = moved_M = torch.zeros(len(self._part.mine), dtype=torch.float64)
+        squared_M = norms_M = moved_M = torch.zeros(len(self._shard.mine), dtype=torch.float64)
         apart_M = measured = None
         for phase in range(phases):
             sent = self.population.outgoing(number, phase, local_steps=local_steps)
@@ -284,8 +284,8 @@ class Simulation:
         """Put on record what the rule has changed of its own accord, at all ranks."""
         if not self.plan.recipe.algorithm.tells:
             return
-        here = [(int(self._part.mine[notice.row]), notice.event, notice.detail) for notice in notices]
-        for node, kind, detail in sorted(told for part in self._ranks.told_by_all(here) for told in part):
+        here = [(int(self._shard.mine[notice.row]), notice.event, notice.detail) for notice in notices]
+        for node, kind, detail in sorted(told for part in self._ranks.all_gather_object(here) for told in part):
             if self._ranks.is_first:
                 self.folder.append_event(
                     {"round": number, "node": self.plan.names[node], "event": kind, "detail": f"round {number}: {detail}"}
@@ -293,9 +293,9 @@ class Simulation:
 
     def _apart(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
-        if self._part.is_all:
+        if self._shard.is_all:
             return squared_distances_from_mean(x_MP)
-        mean_P = (self._ranks.sum(x_MP.sum(dim=0, dtype=torch.float64)) / len(self.plan.names)).to(x_MP.dtype)
+        mean_P = (self._ranks.all_reduce(x_MP.sum(dim=0, dtype=torch.float64)) / len(self.plan.names)).to(x_MP.dtype)
         return squared_distances_from_mean(x_MP, mean_P)
 
     def _moved(self, sent_MP: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ class Simulation:
         nothing_M = torch.zeros_like(exchanged.squared_M)
         left_M = nothing_M.clone()
         left, lossless = self.population.diverged, self.population.without_loss
-        row_of = {self.plan.names[node]: row for node, row in self._part.row_of.items()} if left or lossless else {}
+        row_of = {self.plan.names[node]: row for node, row in self._shard.row_of.items()} if left or lossless else {}
         left_M[[row_of[name] for name in left]] = _LEFT
         left_M[[row_of[name] for name in lossless]] = _WITHOUT_LOSS
         columns = [
@@ -326,7 +326,7 @@ class Simulation:
             left_M,
             self._apart(self.plan.layout.shared_of(self.population.estimate())),
         ]
-        losses_N, squared_N, norms_N, apart_N, moved_N, left_N, mixed_N = self._part.everybodys(torch.stack(columns, dim=1)).unbind(dim=1)
+        losses_N, squared_N, norms_N, apart_N, moved_N, left_N, mixed_N = self._shard.all_gather(torch.stack(columns, dim=1)).unbind(dim=1)
         self.diverged = tuple(self.plan.names[node] for node in (left_N == _LEFT).nonzero().flatten().tolist())
         self._without_loss = tuple(self.plan.names[node] for node in (left_N == _WITHOUT_LOSS).nonzero().flatten().tolist())
         exact = float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None
@@ -335,15 +335,15 @@ class Simulation:
 
     def _evaluated(self, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
         """Some nodes' models on their own test rows."""
-        here = [node for node in nodes if node in self._part.row_of]
-        figures = self.population.evaluate([self._part.row_of[node] for node in here])
-        told = self._ranks.told_by_all(list(zip(here, figures, strict=True)))
+        here = [node for node in nodes if node in self._shard.row_of]
+        figures = self.population.evaluate([self._shard.row_of[node] for node in here])
+        told = self._ranks.all_gather_object(list(zip(here, figures, strict=True)))
         return dict(sorted((node, found) for part in told for node, found in part))
 
     def _models(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Everybody's parameters and buffers at the first rank; None at the others."""
-        x_NP = self._part.to_first(self.population.estimate())
-        buffers = {name: self._part.to_first(rows) for name, rows in self.population.buffers.items()}
+        x_NP = self._shard.gather(self.population.estimate())
+        buffers = {name: self._shard.gather(rows) for name, rows in self.population.buffers.items()}
         return x_NP, {name: rows for name, rows in buffers.items() if rows is not None}
 
     def save(self) -> None:
@@ -365,7 +365,7 @@ class Simulation:
             return
         if self._clock is not None:
             story["exchange"] = self._exchange.story()
-        whole = {name: self._part.to_first(tensor) for name, tensor in tensors.items()}
+        whole = {name: self._shard.gather(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
             if self._clock is not None:  # the same at all ranks
@@ -376,22 +376,22 @@ class Simulation:
     def restore(self) -> None:
         """Go on from the folder's checkpoint, which any number of ranks may have written; from the start where it has none."""
         found = read_checkpoint(self.folder.path / _CHECKPOINT) if self._ranks.is_first else None
-        story = self._ranks.told_by_first(found[1] if found is not None else None)
+        story = self._ranks.broadcast_object(found[1] if found is not None else None)
         if story is not None:
             rows, common = _split(found[0]) if found is not None else (None, None)
-            tensors, whole = self._part.from_first(rows), self._part.whole_from_first(common)
+            tensors, whole = self._shard.scatter(rows), self._shard.broadcast(common)
             self.population.restore(tensors)
             self.round, self.bytes_sent = story["round"], story["bytes_sent"]
             if story["agreed_for"] is not None:
                 self.agreed_for_N, self.stop_round_N = np.array(story["agreed_for"]), np.array(story["stop_round"])
             self._stopwatch.resume(story["seconds"])
             self.diverged = tuple(story["diverged"])
-            here = {self.plan.names[node] for node in self._part.mine} if self.diverged else set()
+            here = {self.plan.names[node] for node in self._shard.mine} if self.diverged else set()
             self.population.diverged = tuple(name for name in self.diverged if name in here)
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
                 self._exchange.restore(_under("exchange/", whole), story["exchange"])
-                if self._exchange.is_open and not self._part.is_all:
+                if self._exchange.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
                         "go on in one process, without torchrun"
@@ -424,7 +424,7 @@ class Simulation:
         agreed = bool((self.stop_round_N < self.round).all()) and plan.stop_rule is not None
         reason = "converged" if agreed else "rounds"
         # a rank without anything to train has not learnt nothing
-        told = self._ranks.told_by_all([population.trains, population.all_diverged, peak_rss_bytes()])
+        told = self._ranks.all_gather_object([population.trains, population.all_diverged, peak_rss_bytes()])
         all_diverged = any(trains for trains, _, _ in told) and all(lost or not trains for trains, lost, _ in told)
         local, gains = self._local_baseline()
         x_NP, buffers = self._models()
@@ -441,7 +441,7 @@ class Simulation:
             rounds=self.round,
             stop_reason="diverged" if all_diverged else reason,
             bytes_sent=self.bytes_sent,
-            engine="simulator" if self._part.is_all else "sharded",
+            engine="simulator" if self._shard.is_all else "sharded",
             local=local,
             gains=gains,
             peak_rss_bytes=max(peak for _, _, peak in told),
@@ -451,13 +451,13 @@ class Simulation:
     def _local_baseline(self) -> tuple[dict[str, dict[str, float]] | None, list[Row]]:
         """Each node trained alone and what the network is worth to it, where several ranks share the work; else `conclude` does it."""
         plan = self.plan
-        if self._part.is_all or not asks_for(plan, "local"):
+        if self._shard.is_all or not asks_for(plan, "local"):
             return None, []
-        mine = self._part.mine.tolist()
+        mine = self._shard.mine.tolist()
         names = [plan.names[node] for node in mine]
         alone = trained_alone(plan.task, [plan.sites[name] for name in names], mine, plan.model, plan.recipe)
         gains = worth(plan, self.population, self.population.estimate(), names, alone)
-        told = self._ranks.told_by_all([list(zip(mine, alone.evaluate(), strict=True)), gains])
+        told = self._ranks.all_gather_object([list(zip(mine, alone.evaluate(), strict=True)), gains])
         figures = sorted((pair for part, _ in told for pair in part), key=lambda pair: pair[0])
         rows = sorted((row for _, part in told for row in part), key=lambda row: plan.names.index(row["site"]))
         return {plan.names[node]: found for node, found in figures}, rows

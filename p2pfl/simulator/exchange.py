@@ -24,8 +24,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import links_between, matches_flows
 from p2pfl.faults.script import Faults
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
+from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPlan
 from p2pfl.simulator.sharding.ranks import Ranks
-from p2pfl.simulator.sharding.shard import Columns, Crossing, Mail, Part
+from p2pfl.simulator.sharding.shard import Shard
 from p2pfl.topology import Schedule, Topology
 from p2pfl.wire.update import UpdateFormat
 
@@ -72,7 +73,7 @@ class Exchange:
         device: where they are.
         faults: what is lost by script.
         is_lossy: whether messages may stay out also without a script; where rows are shared none does.
-        part: which rows are here; None: all.
+        shard: which rows are here; None: all.
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class Exchange:
         device: torch.device,
         faults: Faults | None,
         is_lossy: bool = False,
-        part: Part | None = None,
+        shard: Shard | None = None,
     ) -> None:
-        self._part = part if part is not None else Part.of(Ranks(device=device), schedule.union())
-        self._mail: Mail | None = None
+        self._shard = shard if shard is not None else Shard.of(Ranks(device=device), schedule.union())
+        self._halo_exchange: HaloExchange | None = None
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._dtype, self._device, self._faults = dtype, device, faults
         self._is_lossy = is_lossy or faults is not None
@@ -110,18 +111,18 @@ class Exchange:
         if self._is_lossy and not matches_flows(algorithm, schedule.union()):
             raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
         self._cached = lru_cache(maxsize=schedule.period or 4)(self._make_tables)
-        self._cached_crossing = lru_cache(maxsize=schedule.period or 4)(self._make_crossing)
+        self._cached_halo = lru_cache(maxsize=schedule.period or 4)(self._make_halo)
 
     def tables(self, round: int) -> Tables:
         """Who exchanges with whom in a round."""
         return self._cached(round % self._schedule.period if self._schedule.period else round)
 
-    def _crossing(self, round: int) -> Crossing:
-        return self._cached_crossing(round % self._schedule.period if self._schedule.period else round)
+    def _halo(self, round: int) -> HaloPlan:
+        return self._cached_halo(round % self._schedule.period if self._schedule.period else round)
 
-    def _make_crossing(self, round: int) -> Crossing:
+    def _make_halo(self, round: int) -> HaloPlan:
         reverse_NK = self._reverse_NK.cpu().numpy() if self._reverse_NK is not None else None
-        return Crossing.of(self._part, self._schedule.at(round), self.tables(round).index_NK.cpu().numpy(), reverse_NK, self._device)
+        return HaloPlan.of(self._shard, self._schedule.at(round), self.tables(round).index_NK.cpu().numpy(), reverse_NK, self._device)
 
     def _make_tables(self, round: int) -> Tables:
         graph = self._schedule.at(round)
@@ -236,30 +237,30 @@ class Exchange:
             sent: by channel, (M, ...).
             active_M: bool, who takes part; None: all.
         """
-        if self._part.is_all:
+        if self._shard.is_all:
             return [(slice(0, len(self._names)), self.inbox(exchange, delivered_NK, running_N, sent, active_M))]
-        if self._mail is not None:
-            self._mail.done()
+        if self._halo_exchange is not None:
+            self._halo_exchange.done()
         number = exchange // self._phases
-        tables, crossing = self.tables(number), self._crossing(number)
-        mail = self._mail = Mail(self._part.ranks, crossing, self._channels, sent)
+        tables, halo = self.tables(number), self._halo(number)
+        received = self._halo_exchange = HaloExchange(self._shard.ranks, halo, self._channels, sent)
         if self._is_lossy:
             self._resynchronise(exchange, delivered_NK & running_N[:, None] & running_N[tables.index_NK], running_N, sent)
         present_MK = self.present(number, delivered_NK, running_N)
-        reverse_MK = self._part.own(self._reverse_NK) if self._reverse_NK is not None else None
-        weights_MK, self_weights_M = self._part.own(tables.weights_NK), self._part.own(tables.self_weights_N)
+        reverse_MK = self._shard.local(self._reverse_NK) if self._reverse_NK is not None else None
+        weights_MK, self_weights_M = self._shard.local(tables.weights_NK), self._shard.local(tables.self_weights_N)
 
         def slot(channel: str, k: int, rows: Tensor | slice) -> Tensor:
-            near, single = crossing.near_MK[rows, k], self._channels[channel].per_edge
+            near, single = halo.near_MK[rows, k], self._channels[channel].per_edge
             if single:
                 assert reverse_MK is not None
                 theirs = sent[channel][near, reverse_MK[rows, k]]
             else:
                 theirs = sent[channel].index_select(0, near)
-            far = (crossing.single_far_MK if single else crossing.far_MK)[rows, k]
+            far = (halo.single_far_MK if single else halo.far_MK)[rows, k]
             away = (far >= 0).nonzero().squeeze(-1)
             if len(away):
-                theirs[away] = mail.far(channel)[far[away]]
+                theirs[away] = received.far(channel)[far[away]]
             return theirs
 
         def slot_from(part: slice) -> SlotMessages:
@@ -277,27 +278,27 @@ class Exchange:
                     slot=slot_from(part),
                 ),
             )
-            for part in self._part.slices
+            for part in self._shard.slices
         ]
 
     def present(self, round: int, delivered_NK: Tensor, running_N: Tensor) -> Tensor:
         """Whose messages count at the rows of this rank, bool (M, K)."""
-        return self._part.own(delivered_NK & running_N[:, None] & running_N[self.tables(round).index_NK])
+        return self._shard.local(delivered_NK & running_N[:, None] & running_N[self.tables(round).index_NK])
 
     def mix_in_place(
         self, round: int, x_MP: Tensor, delivered_NK: Tensor, running_N: Tensor, *, threads: int, active_M: Tensor | None, compiled: bool
     ) -> Mixed:
         """Plain gossip of this rank's rows."""
         tables, present_MK = self.tables(round), self.present(round, delivered_NK, running_N)
-        if self._part.is_all:
+        if self._shard.is_all:
             whole = (x_MP, tables.index_NK, tables.weights_NK, present_MK)
             return mix_in_place(*whole, threads=threads, active_N=active_M, compiled=compiled)
-        crossing = self._crossing(round)
-        columns = Columns(self._part.ranks, crossing, self._part.num_inner)
+        halo = self._halo(round)
+        columns = BlockedExchange(self._shard.ranks, halo, self._shard.num_inner)
         mixed = mix_in_place(
             x_MP,
-            torch.where(crossing.far_MK >= 0, crossing.far_MK + len(x_MP), crossing.near_MK),
-            self._part.own(tables.weights_NK),
+            torch.where(halo.far_MK >= 0, halo.far_MK + len(x_MP), halo.near_MK),
+            self._shard.local(tables.weights_NK),
             present_MK,
             threads=threads,
             active_N=active_M,
@@ -311,8 +312,8 @@ class Exchange:
 
     def done(self) -> None:
         """Wait until other ranks have what they were sent."""
-        if self._mail is not None:
-            self._mail.done()
+        if self._halo_exchange is not None:
+            self._halo_exchange.done()
 
     def bytes_sent(self, exchange: int, sent: Messages, active_N: Tensor | None = None) -> np.ndarray:
         """What each daemon would send for this exchange, int64 (N,): its update over every edge, and whole where it was asked for so."""

@@ -31,7 +31,7 @@ from p2pfl.simulator.events.pairwise import PairwiseSimulation
 from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
-from p2pfl.simulator.sharding.shard import Part, check_enough
+from p2pfl.simulator.sharding.shard import Shard, check_enough
 from p2pfl.tasks.permission import options_of
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -130,12 +130,12 @@ def _run(
         _check_the_same_everywhere(plan, ranks)
     refuse_what_does_not_fit(plan, ranks.count, ranks_here())
     recorded = recorded_rows(replay, plan) if replay is not None else None
-    part = Part.of(ranks, plan.topology)
+    shard = Shard.of(ranks, plan.topology)
     if resume:
         folder = RunFolder.open(place) if ranks.is_first else RunFolder(place)
     elif ranks.is_first:
-        topology = plan.graph_record() | ({} if part.is_all else {"parts": part.record()})
-        folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if part.is_all else "sharded")
+        topology = plan.graph_record() | ({} if shard.is_all else {"parts": shard.record()})
+        folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if shard.is_all else "sharded")
     else:
         folder = RunFolder(place)
     stopwatch.lap("plan")
@@ -155,9 +155,9 @@ def _run(
     torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
     try:
         num_threads = threads if device.type == "cpu" else 1
-        simulation = Simulation(plan, folder, device=device, faults=faults, threads=num_threads, part=part, stopwatch=stopwatch)
+        simulation = Simulation(plan, folder, device=device, faults=faults, threads=num_threads, shard=shard, stopwatch=stopwatch)
         if resume:
-            with changes_told(place / CHECKPOINT) if part.is_all else nullcontext():  # what other ranks do is no fault of the file
+            with changes_told(place / CHECKPOINT) if shard.is_all else nullcontext():  # what other ranks do is no fault of the file
                 simulation.restore()
         simulation.run(progress)
     finally:
@@ -200,7 +200,7 @@ def _check_the_same_everywhere(plan: Plan, ranks: Ranks) -> None:
     """
     texts = {"experiment": dump_yaml(plan.experiment.as_dict()), "nodes": "\n".join(plan.names), "start": plan.start_digest}
     facts = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in texts.items()}
-    for rank, told in enumerate(ranks.told_by_all(facts)):
+    for rank, told in enumerate(ranks.all_gather_object(facts)):
         for what, own in facts.items():
             if told[what] != own:
                 raise ConfigError(f"rank {rank} has another {what} than rank {ranks.rank}: expected the same files at all ranks")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from p2pfl.topology.partitioning import num_crossing, partition
 from p2pfl.topology.files import load, load_over
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, known_names, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
+from p2pfl.topology.partitioning import num_crossing, partition
 from p2pfl.topology.schedule import (
     SCHEDULES,
     Schedule,

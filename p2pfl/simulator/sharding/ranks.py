@@ -1,4 +1,4 @@
-"""The processes that share one simulation, as torchrun starts them, and what they say to each other.
+"""Ranks: the processes that share one simulation, as torchrun starts them, and their collectives.
 
 Between two of them messages are tensors sent and received by name, so that whoever fails can be named. Small things go as JSON.
 
@@ -32,11 +32,11 @@ _GO_ON = "continue the run from its checkpoint with --resume, on any number of r
 
 
 @dataclass(kw_only=True)
-class Posted:
-    """Messages on their way."""
+class PendingTransfers:
+    """Messages between ranks that are on their way."""
 
     rank: int
-    """Of this process."""
+    """Rank of this process."""
 
     sends: list[tuple[int | None, Any, Tensor]] = field(default_factory=list)
     """To whom (None: several), the handle, and the buffer, which must live as long."""
@@ -65,7 +65,7 @@ class Posted:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The processes of one simulation. A single one needs no process group."""
+    """Processes that share one simulation; a single one needs no process group."""
 
     rank: int = 0
     count: int = 1
@@ -78,30 +78,32 @@ class Ranks:
 
     @property
     def others(self) -> list[int]:
-        """All but this one."""
+        """Every rank but this one."""
         return [peer for peer in range(self.count) if peer != self.rank]
 
-    def post(self, sends: Mapping[int, Sequence[Tensor]], receives: Mapping[int, Sequence[Tensor]]) -> Posted:
+    def post(self, sends: Mapping[int, Sequence[Tensor]], receives: Mapping[int, Sequence[Tensor]]) -> PendingTransfers:
         """Start messages to and from other ranks; between two of them they pair up in their order.
 
         Args:
-            sends: by receiver; contiguous, and not to be changed before `Posted.done`.
-            receives: by sender; filled once `Posted.arrived`.
+            sends: by receiver; contiguous, and not to be changed before `PendingTransfers.done`.
+            receives: by sender; filled once `PendingTransfers.arrived`.
         """
-        posted = Posted(rank=self.rank)
+        transfers = PendingTransfers(rank=self.rank)
         if self.device.type == "cuda":
-            self._post_together(posted, sends, receives)
-            return posted
+            self._post_together(transfers, sends, receives)
+            return transfers
         for peer in self.others:
             with _of_rank(self.rank, peer):
                 for tag, tensor in enumerate(sends.get(peer, ())):
-                    posted.sends.append((peer, dist.isend(_bytes_of(tensor), peer, tag=tag), tensor))
+                    transfers.sends.append((peer, dist.isend(_bytes_of(tensor), peer, tag=tag), tensor))
                 for tag, tensor in enumerate(receives.get(peer, ())):
-                    posted.receives.append((peer, dist.irecv(_bytes_of(tensor), peer, tag=tag)))
-        return posted
+                    transfers.receives.append((peer, dist.irecv(_bytes_of(tensor), peer, tag=tag)))
+        return transfers
 
-    def _post_together(self, posted: Posted, sends: Mapping[int, Sequence[Tensor]], receives: Mapping[int, Sequence[Tensor]]) -> None:
-        """NCCL's messages have no tags, and wait for each other unless they are started as one."""
+    def _post_together(
+        self, transfers: PendingTransfers, sends: Mapping[int, Sequence[Tensor]], receives: Mapping[int, Sequence[Tensor]]
+    ) -> None:
+        """Start all messages as one: NCCL's have no tags, and would wait for each other."""
         outward = [(peer, tensor) for peer in self.others for tensor in sends.get(peer, ())]
         inward = [(peer, tensor) for peer in self.others for tensor in receives.get(peer, ())]
         operations = [dist.P2POp(dist.isend, tensor, peer) for peer, tensor in outward]
@@ -109,18 +111,18 @@ class Ranks:
         if operations:
             with _of_rank(self.rank, None):
                 works = dist.batch_isend_irecv(operations)
-            posted.receives += [(None, work) for work in works]
-            posted.sends += [(None, works[-1], tensor) for _, tensor in outward]
+            transfers.receives += [(None, work) for work in works]
+            transfers.sends += [(None, works[-1], tensor) for _, tensor in outward]
 
-    def everybodys(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """What each rank holds, on the CPU: of as many rows as `sizes` says."""
+    def all_gather(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Gather a tensor of every rank at all of them, on the CPU; `sizes` are their numbers of rows."""
         found = [own.new_empty((size, *own.shape[1:])) for size in sizes]
         found[self.rank] = own
         self._on_cpu().post({peer: [own] for peer in self.others}, {peer: [found[peer]] for peer in self.others}).done()
         return found
 
-    def to_first(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor] | None:
-        """The same on the first rank only; None on the others."""
+    def gather(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor] | None:
+        """Gather a tensor of every rank at the first one, on the CPU; None at the others."""
         own = own.detach().cpu().contiguous()
         if not self.is_first:
             self._on_cpu().post({0: [own]}, {}).done()
@@ -129,28 +131,28 @@ class Ranks:
         self._on_cpu().post({}, {peer: [found[peer]] for peer in self.others}).done()
         return found
 
-    def from_first(self, parts: Sequence[Tensor] | None, own: Tensor) -> Tensor:
-        """Each rank's part of what the first one has; `own` takes it."""
+    def scatter(self, parts: Sequence[Tensor] | None, own: Tensor) -> Tensor:
+        """Give each rank one of the first rank's tensors; `own` is filled with it."""
         if parts is not None:
             self._on_cpu().post({peer: [parts[peer].contiguous()] for peer in self.others}, {}).done()
             return parts[0]
         self._on_cpu().post({}, {0: [own]}).done()
         return own
 
-    def told_by_all(self, fact: Any) -> list[Any]:
-        """What each rank says, anything that JSON can hold."""
+    def all_gather_object(self, fact: Any) -> list[Any]:
+        """Gather an object of every rank, anything that JSON can hold, at all of them."""
         if self.count == 1:
             return [fact]
         text = torch.frombuffer(bytearray(json.dumps(fact).encode()), dtype=torch.uint8)
-        sizes = torch.cat(self.everybodys(torch.tensor([len(text)]), [1] * self.count)).tolist()
-        return [json.loads(part.numpy().tobytes()) for part in self.everybodys(text, sizes)]
+        sizes = torch.cat(self.all_gather(torch.tensor([len(text)]), [1] * self.count)).tolist()
+        return [json.loads(part.numpy().tobytes()) for part in self.all_gather(text, sizes)]
 
-    def told_by_first(self, fact: Any) -> Any:
-        """What the first rank says."""
-        return self.told_by_all(fact if self.is_first else None)[0]
+    def broadcast_object(self, fact: Any) -> Any:
+        """Give every rank the object of the first one."""
+        return self.all_gather_object(fact if self.is_first else None)[0]
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Of all ranks' tensors."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks."""
         if self.count > 1:
             values = values.clone()
             with _of_rank(self.rank, None):
@@ -162,18 +164,18 @@ class Ranks:
 
 
 def started() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun says; (0, 1) where nobody has."""
+    """Rank of this process and number of ranks, as torchrun says; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def ranks_here() -> int:
-    """How many of them share this machine."""
+    """Number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[Ranks]:
-    """The ranks that torchrun has started this process as one of, or this process alone.
+    """Join the ranks that torchrun has started; this process alone without torchrun.
 
     Args:
         device: where each computes; "cuda" is a device of its own for each rank of a machine.
@@ -202,7 +204,7 @@ def joined(device: torch.device | str) -> Iterator[Ranks]:
 
 @contextmanager
 def _told_to_end(rank: int) -> Iterator[None]:
-    """SIGTERM, which torchrun sends to all others where one has failed, ends in a sentence."""
+    """Turn SIGTERM, which torchrun sends where a rank has failed, into an error with a sentence."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -218,13 +220,13 @@ def _told_to_end(rank: int) -> Iterator[None]:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The same memory: gloo does not know every dtype."""
+    """View a tensor's memory as bytes: gloo does not know every dtype."""
     return tensor.detach().view(-1).view(torch.uint8)
 
 
 @contextmanager
 def _of_rank(rank: int, peer: int | None) -> Iterator[None]:
-    """What torch.distributed raises, as a sentence that says who is missing."""
+    """Translate an error of torch.distributed into a sentence that names the missing rank."""
     try:
         yield
     except RuntimeError as error:
