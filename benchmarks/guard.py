@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.algorithms import Guard
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
-from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import MemoryNetwork
 
 NODES = 8
 FEATURES = 13
 """And a bias: 14 parameters."""
-LIMITS = Limits(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
+TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
 
 
 class Spent:
@@ -65,7 +66,7 @@ async def run(plan: Plan, place: Path) -> None:
                 links.transport(name, plan.neighbours(name)),
                 study_digest="ab" * 32,
                 state=place / name,
-                limits=LIMITS,
+                timeouts=TIMEOUTS,
                 incarnation=number + 1,
                 signing=Signing(keys=keys, sign=secrets[name].sign),
                 status_port=None,

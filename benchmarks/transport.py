@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import load_sites, make_plan
-from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
 
@@ -207,7 +208,7 @@ def both_ways_daemon(
     plan = make_plan(experiment, load_sites(experiment))
     me, peer = endpoints[number], endpoints[1 - number]
     transport = ZeroMQTransport(me, secret_key, [peer])
-    limits = Limits(deadline_floor_s=TIMEOUT_S, linger_s=5.0, greet_timeout_s=TIMEOUT_S)
+    timeouts = Timeouts(deadline_floor_s=TIMEOUT_S, linger_s=5.0, greet_timeout_s=TIMEOUT_S)
     signers = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (0, 1)]  # known to both, and of no other use
     names = [endpoint.name for endpoint in endpoints]
     daemon = TimedDaemon(
@@ -216,7 +217,7 @@ def both_ways_daemon(
         transport,
         study_digest="ab" * 32,
         state=Path(place) / me.name,
-        limits=limits,
+        timeouts=timeouts,
         incarnation=secrets.randbits(60) + 1,
         signing=Signing(
             keys={name: signer.public_key().public_bytes_raw() for name, signer in zip(names, signers, strict=True)},

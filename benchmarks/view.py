@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.launcher.network import up
-from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.daemon import Daemon
 from p2pfl.node.status import read_status
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewTerms
 from p2pfl.transports import MemoryNetwork
 
-LIMITS = Limits(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
+TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
 MANY_ROUNDS = 100_000
 
 
@@ -48,7 +49,7 @@ async def in_memory(plan: Plan, place: Path, seconds: float, round_s: float) -> 
     secrets = {name: Ed25519PrivateKey.generate() for name in plan.names}
     keys = {name: secret.public_key().public_bytes_raw() for name, secret in secrets.items()}
     links = MemoryNetwork(max_queued=32)
-    limits = Limits(**{field: getattr(LIMITS, field) for field in Limits.__slots__} | {"round_at_least_s": round_s})
+    timeouts = Timeouts(**{field: getattr(TIMEOUTS, field) for field in Timeouts.__slots__} | {"round_at_least_s": round_s})
     daemons = [
         Daemon(
             plan,
@@ -56,7 +57,7 @@ async def in_memory(plan: Plan, place: Path, seconds: float, round_s: float) -> 
             links.transport(name, plan.neighbours(name)),
             study_digest="ab" * 32,
             state=place / name,
-            limits=limits,
+            timeouts=timeouts,
             incarnation=number + 1,
             signing=Signing(keys=keys, sign=secrets[name].sign),
             status_port=None,

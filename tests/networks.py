@@ -27,8 +27,9 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
-from p2pfl.node.daemon import Daemon, Limits
+from p2pfl.node.daemon import Daemon
 from p2pfl.node.status import read_status
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.transports import Received, Transport, reserve_port
@@ -36,9 +37,9 @@ from p2pfl.yaml_files import dump_yaml
 
 DEADLINE_S = 240.0  # for a machine that has much else to do
 STUDY = "ab" * 32
-PATIENT = Limits(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+PATIENT = Timeouts(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
 """Nobody is ever given up."""
-HASTY = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
+HASTY = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
 """Who is late is skipped at once."""
 
 
@@ -131,12 +132,12 @@ class Network:
         plan: Plan,
         place: Path,
         *,
-        limits: Limits = PATIENT,
-        limits_of: Mapping[str, Limits] | None = None,
+        timeouts: Timeouts = PATIENT,
+        timeouts_of: Mapping[str, Timeouts] | None = None,
         links: MemoryLinks | ZeroMQLinks | None = None,
         **options: Any,
     ) -> None:
-        self.plan, self.place, self.limits, self.limits_of = plan, place, limits, limits_of or {}
+        self.plan, self.place, self.timeouts, self.timeouts_of = plan, place, timeouts, timeouts_of or {}
         self.links = links if links is not None else MemoryLinks(max_queued=32)
         self.options = {"study_digest": STUDY, "status_port": None, **options}
         self.nodes: dict[str, Running] = {}
@@ -168,9 +169,9 @@ class Network:
         """
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
-            limits = self.limits_of.get(name, self.limits)
+            timeouts = self.timeouts_of.get(name, self.timeouts)
             given = {"signing": self.signing[name], **self.options, **options}
-            daemon = Daemon(self.plan, name, line, state=self.states[name], limits=limits, incarnation=next(self._starts), **given)
+            daemon = Daemon(self.plan, name, line, state=self.states[name], timeouts=timeouts, incarnation=next(self._starts), **given)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:

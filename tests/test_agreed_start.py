@@ -20,15 +20,15 @@ from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.verdict import verdict
-from p2pfl.node.daemon import Limits
 from p2pfl.node.status import read_status
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol import agreed_start
 from p2pfl.runs.records import read_run
 from p2pfl.transports import Endpoint, resolver
 from test_link_states import needs_ipv6
 
 DEADLINE_S = 0.25
-LIMITS = Limits(deadline_floor_s=DEADLINE_S, deadline_factor=1.0, linger_s=5.0)
+TIMEOUTS = Timeouts(deadline_floor_s=DEADLINE_S, deadline_factor=1.0, linger_s=5.0)
 
 
 def ring(*, nodes=8, members="all", within_s=60.0, settle=2000, **experiment):
@@ -56,7 +56,7 @@ async def time_is_up(network, *absent):
 
 def undisturbed(place, plan):
     async def main():
-        async with Network(plan, place, limits=LIMITS) as network:
+        async with Network(plan, place, timeouts=TIMEOUTS) as network:
             network.start()
             assert await network.ended() == ["converged"] * 8
             return network.models()
@@ -71,7 +71,7 @@ def test_a_site_that_comes_twenty_deadlines_late_changes_no_weight(how, tmp_path
     late = plan.names[3]
 
     async def main():
-        async with Network(plan, tmp_path / "late", limits=LIMITS) as network:
+        async with Network(plan, tmp_path / "late", timeouts=TIMEOUTS) as network:
             if how == "blocked":  # in the direction of both neighbours; the others hear each other all the time
                 network.cut = {(late, name) for name in network.neighbours(late)} | {(name, late) for name in network.neighbours(late)}
             network.start(*(plan.names if how == "blocked" else [name for name in plan.names if name != late]))
@@ -97,7 +97,7 @@ def test_a_blocked_link_between_two_that_are_there_is_waited_for(tmp_path):
     pair = plan.names[3], plan.names[4]
 
     async def main():
-        async with Network(plan, tmp_path / "blocked", limits=LIMITS) as network:
+        async with Network(plan, tmp_path / "blocked", timeouts=TIMEOUTS) as network:
             network.cut = {pair, pair[::-1]}
             network.start()
             await until(lambda: all(set(network.nodes[n].daemon.status()["waiting_for"]) == set(pair) - {n} for n in plan.names))
@@ -129,7 +129,7 @@ def test_where_one_never_comes_nobody_trains_and_everybody_says_who_is_missing(t
     *there, absent = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await time_is_up(network, absent)
             ends = await asyncio.gather(*(network.nodes[name].task for name in there), return_exceptions=True)
@@ -155,7 +155,7 @@ def test_seven_of_eight_train_where_that_was_agreed_and_everything_says_so(tmp_p
     *there, absent = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await time_is_up(network, absent)
             await until(lambda: all(network.nodes[name].daemon.status()["started_without"] == [absent] for name in there))
@@ -179,7 +179,7 @@ def test_who_comes_after_the_start_enters_as_after_an_outage(tmp_path):
     *there, late = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await time_is_up(network, late)
             await network.reached(2, there)
@@ -200,7 +200,7 @@ def test_two_halves_of_a_ring_do_not_train_and_both_name_the_two_absent(tmp_path
     there = [name for name in plan.names if name not in absent]
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await time_is_up(network, *absent)
             for name in there:
@@ -216,7 +216,7 @@ def test_a_node_that_is_restarted_after_the_start_does_not_wait_again(tmp_path):
     dies, *_ = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start()
             await network.reached(1)
             await network.kill(dies)
@@ -233,10 +233,10 @@ def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short
     there = plan.names[:-1]
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await asyncio.gather(*(network.nodes[name].task for name in there), return_exceptions=True)
-            network.limits = replace(LIMITS, greet_timeout_s=30.0)
+            network.timeouts = replace(TIMEOUTS, greet_timeout_s=30.0)
             network.start()
             assert await network.ended() == ["converged"] * 3
             assert network.summary(there[0])["stop_reason"] == "converged"
@@ -263,7 +263,7 @@ def test_nodes_at_their_own_pace_start_by_the_same_rule(pace, algorithm, tmp_pat
     plan = make_plan(experiment, load_sites(experiment))
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*plan.names[:-1])
             for name in plan.names[:-1]:
                 with pytest.raises(MembersMissing, match=plan.names[-1]):
@@ -277,7 +277,7 @@ def test_a_node_that_is_paused_while_it_waits_ends_as_paused(tmp_path):
     plan = ring()
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*plan.names[:2])
             await until(lambda: set(network.nodes[plan.names[0]].daemon.status()["waiting_for"]) == set(plan.names[2:]))
             network.nodes[plan.names[0]].daemon.stop("by SIGTERM")
@@ -339,10 +339,10 @@ def test_one_that_stands_still_costs_no_healthy_neighbour_a_skipped_exchange(tmp
     plan = averaging({"name": "ring"}, 6, tolerance=1e-300)
     plan = replace(plan, experiment=replace(plan.experiment, stop=replace(plan.experiment.stop, settle=12)))
     still, *_ = plan.names
-    limits = Limits(deadline_floor_s=2.0, deadline_factor=1.0, linger_s=1.0)
+    timeouts = Timeouts(deadline_floor_s=2.0, deadline_factor=1.0, linger_s=1.0)
 
     async def main():
-        async with Network(plan, tmp_path, limits=limits) as network:
+        async with Network(plan, tmp_path, timeouts=timeouts) as network:
             network.start()
             await network.reached(8)
             network.pause(still)
@@ -374,7 +374,7 @@ def test_a_ring_over_ipv6_and_a_name_with_no_other_address_gives_the_same_weight
     links = LinksOverIPv6()
 
     async def main():
-        async with Network(plan, tmp_path / "ipv6", limits=PATIENT, links=links) as network:
+        async with Network(plan, tmp_path / "ipv6", timeouts=PATIENT, links=links) as network:
             network.start()
             assert await network.ended() == ["converged"] * 8
             return network.models()

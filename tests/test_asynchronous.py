@@ -8,7 +8,7 @@ from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of
 from p2pfl.evaluation.results import Run
-from p2pfl.node.daemon import Limits
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from thorough import first_fast
@@ -141,9 +141,9 @@ def test_daemons_are_replayed_from_their_records(algorithm, tmp_path):
 @pytest.mark.slow
 def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     async def main():
-        async with Network(plan_of(**{**LEARNING, "rounds": 30}), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
+        async with Network(plan_of(**{**LEARNING, "rounds": 30}), tmp_path, timeouts=Timeouts(round_at_least_s=0.02)) as network:
             network.start(*(name for name in network.plan.names if name != "node-3"))
-            network.limits = Limits(round_at_least_s=0.2)
+            network.timeouts = Timeouts(round_at_least_s=0.2)
             network.start("node-3")
             await network.ended()
             names = network.plan.names
@@ -163,7 +163,7 @@ def test_a_daemon_that_was_killed_goes_on_and_is_replayed(tmp_path):
     experiment = {**LEARNING, "rounds": 20}
 
     async def main():
-        async with Network(plan_of(**experiment), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
+        async with Network(plan_of(**experiment), tmp_path, timeouts=Timeouts(round_at_least_s=0.02)) as network:
             network.start()
             await network.reached(5, ["node-2"])
             await network.kill("node-2")

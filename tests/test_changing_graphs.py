@@ -56,7 +56,7 @@ def test_a_kill_moves_the_mean_by_nothing_where_edges_go_both_ways(name, nodes, 
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 4), [victim])
             for _ in range(chance.randrange(300)):

@@ -15,7 +15,7 @@ import pytest
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of
 from p2pfl.errors import TransportError
-from p2pfl.node.daemon import Limits
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.simulator import simulate
 from p2pfl.transports import Received, Transport
 from p2pfl.yaml_files import dump_yaml
@@ -104,12 +104,12 @@ def test_eight_daemons_take_the_seconds_that_the_clock_foretells(latency_s, tmp_
     }
     predicted = simulate(experiment, clock={"round_s": ROUND_S, "speeds": SPEEDS}, out=tmp_path / "clock")
     expected_s = {name: [row["simulated_s"] for row in predicted.node_records if row["node"] == name] for name in NAMES}
-    limits = {name: Limits(round_at_least_s=ROUND_S / SPEEDS.get(name, 1.0), greet_timeout_s=60.0) for name in NAMES}
+    timeouts = {name: Timeouts(round_at_least_s=ROUND_S / SPEEDS.get(name, 1.0), greet_timeout_s=60.0) for name in NAMES}
 
     async def main(place: Path) -> dict[str, float]:
         links = ZeroMQLinks()
         try:
-            network = Network(plan_of(**experiment), place, limits_of=limits, links=FarLinks(links, latency_s))
+            network = Network(plan_of(**experiment), place, timeouts_of=timeouts, links=FarLinks(links, latency_s))
             async with network:
                 network.start()
 

@@ -176,7 +176,7 @@ def test_a_loss_does_in_daemons_what_it_does_in_the_simulator(compressor, tmp_pa
     simulated = run_of(plan, tmp_path / "simulator", Faults(lost={(sender, receiver): rounds}))
 
     async def main():
-        async with Network(plan, tmp_path, limits_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:
+        async with Network(plan, tmp_path, timeouts_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:
             network.links.network.lost = lambda one, other, frames: (one, other) == (sender, receiver) and of_exchanges(frames, rounds)
             network.start()
 
@@ -200,7 +200,7 @@ def test_a_value_that_is_sent_whole_may_come_in_pieces(tmp_path):
     simulated = run_of(plan, tmp_path / "simulator", Faults(lost={(sender, receiver): frozenset({0})}))
 
     async def main():
-        async with Network(plan, tmp_path, limits_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:
+        async with Network(plan, tmp_path, timeouts_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:
             network.links.network.lost = lambda one, other, frames: (one, other) == (sender, receiver) and of_exchanges(frames, {0})
             network.start()
 
@@ -233,7 +233,7 @@ def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(rul
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 8), [victim])
             for _ in range(chance.randrange(60)):
@@ -263,7 +263,7 @@ def test_a_link_that_is_cut_for_two_rounds_moves_the_mean_by_nothing(rule, seed,
     one, other = (plan.names[i] for i in chance.choice(list(zip(plan.topology.senders, plan.topology.receivers, strict=True))))
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 8), [one])
             for _ in range(chance.randrange(60)):
@@ -289,7 +289,7 @@ def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(rule, seed,
     missed_rounds = seed  # from a restart at once to one that has to jump
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(2, 8), [victim])
             for _ in range(chance.randrange(200)):
@@ -315,7 +315,7 @@ def test_messages_lost_at_random_move_the_mean_by_nothing(rule, seed, tmp_path):
     chance, plan = random.Random(seed), averaging(rule, rounds=60, seed=seed)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.links.network.lost = lambda sender, receiver, frames: chance.random() < 0.05 and network.round(sender) < 20
             network.start()
 
@@ -344,7 +344,7 @@ def test_a_node_that_jumps_after_it_has_posted_is_noticed_and_sends_its_values_w
     victim = plan.names[1]
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY, limits_of={victim: PATIENT}) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY, timeouts_of={victim: PATIENT}) as network:
             network.start()
             await network.reached(3)
             news_only(network, victim)
@@ -368,7 +368,7 @@ def test_a_node_that_is_killed_after_it_has_posted_sends_the_same_again_or_its_v
     victim = plan.names[1]
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY, limits_of={victim: PATIENT}) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY, timeouts_of={victim: PATIENT}) as network:
             network.start()
             await network.reached(3)
             news_only(network, victim)
@@ -395,7 +395,7 @@ def test_a_killed_node_goes_on_exactly_however_rarely_a_checkpoint_was_asked_for
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(5 + seed, [victim])
             await network.kill(victim)

@@ -30,7 +30,7 @@ def daemons(plan, folder, *, study=STUDY, incarnation=1):
                 links,
                 study_digest=study,
                 state=folder / name,
-                limits=PATIENT,
+                timeouts=PATIENT,
                 incarnation=incarnation + i,
                 signing=signing[name],
                 status_port=None,

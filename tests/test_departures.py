@@ -11,11 +11,11 @@ import pytest
 import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.governance.identity import Identity
-from p2pfl.node.daemon import Limits
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.network_view import Outlook, ViewPolicy, ViewTerms
 from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 
-BRIEF = Limits(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
+BRIEF = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
 
 
 def event(node: str, kind: str, detail: str = "", number: int = 0) -> dict[str, object]:
@@ -234,7 +234,7 @@ def test_the_opposite_of_a_node_that_went_for_good_says_so(tmp_path, policy):
     plan = fixed_rounds(4, 30)
 
     async def run():
-        async with Watched(plan, tmp_path, limits=replace(BRIEF, linger_s=2.0), policy=policy) as network:
+        async with Watched(plan, tmp_path, timeouts=replace(BRIEF, linger_s=2.0), policy=policy) as network:
             network.start()
             await network.reached(6)
             await network.kill("node-2")
@@ -254,7 +254,7 @@ def test_a_node_that_goes_on_alone_says_so_and_does_not_know_how_the_others_ende
     plan = fixed_rounds(4, 30)
 
     async def run():
-        async with Watched(plan, tmp_path, limits=BRIEF) as network:
+        async with Watched(plan, tmp_path, timeouts=BRIEF) as network:
             network.start()
             await network.reached(6)
             for name in ("node-0", "node-1", "node-3"):
@@ -274,7 +274,7 @@ def test_a_node_that_went_for_good_is_a_departure_near_and_far(tmp_path):
     plan = fixed_rounds(6, 60)
 
     async def run():
-        async with Watched(plan, tmp_path, limits=BRIEF) as network:
+        async with Watched(plan, tmp_path, timeouts=BRIEF) as network:
             network.start()
             await network.reached(10)
             await network.kill("node-3")
@@ -294,7 +294,7 @@ def test_a_node_that_jumped_over_rounds_says_so_and_the_others_were_there(tmp_pa
     plan = fixed_rounds(4, 80)
 
     async def run():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(5)
             network.pause("node-1")

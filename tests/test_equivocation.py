@@ -219,7 +219,7 @@ def test_nodes_that_are_killed_and_go_on_are_honest(rounds, kills, algorithm, tm
     plan = plan_of(**{**LEARNING, "topology": {"name": "ring"}, "rounds": rounds, "algorithm": {"name": algorithm}})
 
     async def main():
-        async with Viewing(plan, tmp_path, limits=HASTY) as network:
+        async with Viewing(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             for number in range(kills):
                 name = plan.names[number % 4]

@@ -92,7 +92,7 @@ def test_a_node_that_stands_still_for_three_rounds_moves_the_mean_by_nothing(see
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 8), [victim])
             for _ in range(chance.randrange(60)):
@@ -125,7 +125,7 @@ def test_a_rule_that_needs_every_message_says_when_it_went_on_without_one(tmp_pa
     victim = "node-1"
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(2, [victim])
             network.pause(victim)
@@ -157,7 +157,7 @@ def test_a_link_that_is_cut_for_two_rounds_moves_the_mean_by_nothing(seed, both_
     one, other = (plan.names[i] for i in chance.choice(edges))
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 8), [one])
             for _ in range(chance.randrange(60)):
@@ -185,7 +185,7 @@ def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(seed, tmp_p
     missed_rounds = seed % 3  # from a restart at once to one that has to jump
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(2, 8), [victim])
             for _ in range(chance.randrange(200)):
@@ -214,7 +214,7 @@ def test_a_flow_that_was_open_when_its_node_was_killed_is_taken_back_after_the_r
     victim, deaf = "node-1", "node-2"
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(2)
             network.cut = {(victim, deaf)}
@@ -237,7 +237,7 @@ def test_what_is_to_be_taken_back_survives_a_kill_after_a_jump(tmp_path):
     victim = "node-1"
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(2)
             at = network.round(victim)
@@ -267,7 +267,7 @@ def test_twenty_kills_at_any_moment_and_the_others_never_stop(tmp_path):
     plan = averaging({"name": "ring"}, 5, tolerance=1e-9)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             for number in range(20):
                 victim = chance.choice(plan.names)
@@ -288,7 +288,7 @@ def test_every_node_killed_at_once_goes_on_where_it_was(tmp_path):
     plan = averaging({"name": "torus"}, 9)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(6)
             for name in plan.names:
@@ -312,7 +312,7 @@ def test_pauses_cuts_and_kills_together_move_the_mean_by_nothing(seed, tmp_path)
     edges = list(zip(plan.topology.senders, plan.topology.receivers, strict=True))
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(2)
             for _ in range(6):

@@ -77,7 +77,7 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
     monkeypatch.setattr(daemon_module, "ROOM_AFTER_S", 0.05)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(5)
             full.add(held)
@@ -105,7 +105,7 @@ def test_a_node_that_is_stopped_while_its_disk_is_full_says_so(tmp_path, monkeyp
         raise DiskFull(f"{path}: cannot be written: No space left on device")
 
     async def main():
-        async with Network(plan, tmp_path, limits=PATIENT) as network:
+        async with Network(plan, tmp_path, timeouts=PATIENT) as network:
             network.start()
             await network.reached(2)
             monkeypatch.setattr(daemon_module, "write_checkpoint", write)

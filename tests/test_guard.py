@@ -418,7 +418,7 @@ def test_daemons_that_are_killed_and_cut_off_refuse_and_report_nothing(tmp_path)
     plan = plan_of(**{**LEARNING, "topology": {"name": "ring"}, "rounds": 60})
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(15)
             network.cut |= {("node-0", "node-1"), ("node-1", "node-0"), ("node-2", "node-3"), ("node-3", "node-2")}

@@ -94,7 +94,7 @@ def test_a_neighbour_that_dies_and_comes_back_is_said_in_log_and_events(tmp_path
     stays, dies = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, links=links, limits=HASTY) as network:
+        async with Network(plan, tmp_path, links=links, timeouts=HASTY) as network:
             network.start()
             await network.reached(2)
             await network.kill(dies)

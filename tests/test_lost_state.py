@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, starts, until, wait_until
-from p2pfl.node.daemon import Limits
 from p2pfl.node.store import CHECKPOINT
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.runs.records import read_run
@@ -24,7 +24,7 @@ from test_real_faults import slow_ring
 from thorough import first_fast
 
 DRIFT = 1e-9
-LIMITS = Limits(deadline_floor_s=0.5, deadline_factor=1.0, linger_s=5.0, greet_timeout_s=30.0)
+TIMEOUTS = Timeouts(deadline_floor_s=0.5, deadline_factor=1.0, linger_s=5.0, greet_timeout_s=30.0)
 
 
 def exchanges(a: Node, b: Node, number: int) -> None:
@@ -271,7 +271,7 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
     caplog.set_level("WARNING", "p2pfl")
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             newest = await lose_state(network, how)
             neighbours = network.neighbours(VICTIM)
             for told in details(network, VICTIM, "state_lost"):
@@ -302,7 +302,7 @@ def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighb
     plan = averaging({"name": "ring"}, 6, seed=3)
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             await lose_state(network, how)
             restore(network, VICTIM, None)
             network.start(VICTIM, start_anew=True)
@@ -324,7 +324,7 @@ def test_lost_state_is_noticed_at_every_pace(pace, how, tmp_path):
     plan = plan_of(task={"name": "synthetic-logistic"}, nodes=6, topology={"name": "ring"}, rounds=60, stop=None, **rule)
 
     async def main():
-        async with Network(plan, tmp_path, limits=replace(LIMITS, round_at_least_s=0.05)) as network:
+        async with Network(plan, tmp_path, timeouts=replace(TIMEOUTS, round_at_least_s=0.05)) as network:
             await lose_state(network, how)
             assert all("remembers it after" in told for told in details(network, VICTIM, "state_lost"))
             await until(lambda: any("state_lost" in network.events(name) for name in network.neighbours(VICTIM)))
@@ -357,7 +357,7 @@ def test_a_kill_at_any_moment_is_not_taken_for_lost_state_and_the_mean_stands_st
     chance, plan = random.Random(seed), rarely_written(1 + seed % 3 * 3 if seed else 7)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             for _ in range(3):
                 victim = chance.choice(plan.names)
@@ -377,7 +377,7 @@ def test_a_pause_loses_no_round_however_rarely_a_checkpoint_was_asked_for(tmp_pa
     plan = rarely_written(1000)
 
     async def main():
-        async with Network(plan, tmp_path, limits=LIMITS) as network:
+        async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start()
             await network.reached(5)
             network.nodes[VICTIM].daemon.stop("by the test")

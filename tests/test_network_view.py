@@ -162,7 +162,7 @@ def test_certificates_hold_on_any_graph(topology, nodes, diameter, tmp_path):
 @pytest.mark.slow
 def test_while_a_node_is_away_only_the_lower_bound_is_certified_and_then_both_again(tmp_path):
     plan = averaging({"name": "ring"}, 6, tolerance=1e-9)
-    network = Watched(plan, tmp_path, limits=HASTY)
+    network = Watched(plan, tmp_path, timeouts=HASTY)
 
     async def main():
         async with network:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of, starts
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.node.daemon import Limits
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.runs.records import RunFolder
 from p2pfl.simulator import simulate
 from thorough import first_fast
@@ -24,7 +24,7 @@ AVERAGING = {
 }
 LEARNING = {**AVERAGING, "task": {"name": "synthetic-logistic"}, "algorithm": {"name": "ad-psgd", "local_steps": 2}}
 UNEQUAL = {"speeds": {f"node-{i}": 0.6 + 0.13 * i for i in range(8)}}
-HASTY = Limits(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
+HASTY = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
 
 
 def stacked(models) -> Tensor:
@@ -109,12 +109,12 @@ def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     ]
 
 
-def run_daemons(experiment, place, *, limits=HASTY, during=None):
+def run_daemons(experiment, place, *, timeouts=HASTY, during=None):
     """Models before and after, and the events."""
     plan = plan_of(**experiment)
 
     async def main():
-        async with Network(plan, place, limits=limits) as network:
+        async with Network(plan, place, timeouts=timeouts) as network:
             network.start()
             if during is not None:
                 await during(network)
@@ -161,9 +161,9 @@ def test_what_is_taken_back_after_the_last_round_is_replayed_too(tmp_path):
 @pytest.mark.slow
 def test_a_daemon_ten_times_slower_slows_nobody(tmp_path):
     async def main():
-        async with Network(plan_of(**LEARNING), tmp_path, limits=Limits(round_at_least_s=0.02)) as network:
+        async with Network(plan_of(**LEARNING), tmp_path, timeouts=Timeouts(round_at_least_s=0.02)) as network:
             network.start(*(name for name in network.plan.names if name != "node-3"))
-            network.limits = Limits(round_at_least_s=0.2)
+            network.timeouts = Timeouts(round_at_least_s=0.2)
             network.start("node-3")
             await network.ended()
             names = network.plan.names
@@ -188,8 +188,8 @@ def test_a_killed_node_moves_the_mean_by_nothing(seed, tmp_path):
         await network.kill(name)
         network.start(name)
 
-    limits = Limits(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0, round_at_least_s=0.01)
-    before, after, events = run_daemons({**AVERAGING, "seed": seed}, tmp_path, limits=limits, during=kill)
+    timeouts = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0, round_at_least_s=0.01)
+    before, after, events = run_daemons({**AVERAGING, "seed": seed}, tmp_path, timeouts=timeouts, during=kill)
 
     assert "resumed" in events
     assert "unsettled" not in events

@@ -55,7 +55,7 @@ def test_a_kill_between_the_two_exchanges_moves_the_mean_by_nothing(seed, tmp_pa
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(2, 6), [victim])
             for _ in range(chance.randrange(300)):

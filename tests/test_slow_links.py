@@ -9,7 +9,7 @@ import pytest
 
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of, until
-from p2pfl.node.daemon import Limits
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.transports import Endpoint
 from tcp_proxy import TcpProxy
 
@@ -52,8 +52,8 @@ def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[fl
             cables = {pair: await stack.enter_async_context(TcpProxy(bytes_per_s=bytes_per_s)) for pair in pairs}
             links = SlowLinks(cables)
             stack.callback(links.close)
-            limits = Limits(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
-            network = await stack.enter_async_context(Network(plan, place, links=links, limits=limits))
+            timeouts = Timeouts(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+            network = await stack.enter_async_context(Network(plan, place, links=links, timeouts=timeouts))
             network.start()
             cable = cables[pairs[0]]
             if cut_s:

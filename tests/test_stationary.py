@@ -247,7 +247,7 @@ def test_a_killed_daemon_leaves_the_weighted_mean_where_it_is(plan, seed, tmp_pa
     victim = chance.choice(plan.names)
 
     async def main():
-        async with Network(plan, tmp_path / "daemons", limits=HASTY) as network:
+        async with Network(plan, tmp_path / "daemons", timeouts=HASTY) as network:
             network.start()
             await network.reached(chance.randrange(1, 6), [victim])
             for _ in range(chance.randrange(300)):

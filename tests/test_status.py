@@ -525,7 +525,7 @@ def test_a_killed_neighbour_is_called_well_by_no_metric_and_by_no_line_of_the_st
     first, killed, _ = plan.names
 
     async def main():
-        async with Network(plan, tmp_path, links=links, limits=HASTY) as network:
+        async with Network(plan, tmp_path, links=links, timeouts=HASTY) as network:
             network.start()
             await network.reached(3)
             await network.kill(killed)

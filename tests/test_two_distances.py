@@ -162,7 +162,7 @@ def test_a_daemon_that_goes_on_without_anybody_knows_no_disagreement(tmp_path, c
     plan = plan_of(**{**AVERAGING, "nodes": 2, "topology": {"name": "path"}, "rounds": 6, "save_models_every": None})
 
     async def main():
-        async with Network(plan, tmp_path, limits=HASTY) as network:
+        async with Network(plan, tmp_path, timeouts=HASTY) as network:
             network.start()
             await network.reached(2)
             network.cut |= {("node-0", "node-1"), ("node-1", "node-0")}

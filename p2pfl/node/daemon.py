@@ -47,6 +47,7 @@ from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.status import LOOPBACK, Asked, serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
+from p2pfl.node.timeouts import Timeouts
 from p2pfl.params import frozen_of, tensor_over
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
@@ -108,22 +109,6 @@ AHEAD = 8
 from that one to it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """How patient a node is."""
-
-    greet_timeout_s: float | None = None
-    """How long this node waits for all members before it starts; None: as the experiment's `require.within_s` says."""
-    deadline_floor_s: float = 30.0
-    """The least time that a neighbour has for a round, counted from when this node has sent its own model."""
-    deadline_factor: float = 5.0
-    """Or so many times what recent rounds took, where that is more."""
-    linger_s: float = 30.0
-    """How long a stopped node stays for neighbours that have not settled with it."""
-    round_at_least_s: float = 0.0
-    """A round's training takes at least so long, for rehearsals with slow nodes."""
-
-
 @dataclass(slots=True)
 class Seen:
     """What the exchanges of one round have shown so far."""
@@ -149,7 +134,7 @@ class Daemon:
         transport: not yet entered; the daemon opens and closes it.
         study_digest: 64 hexadecimal digits.
         state: the folder for checkpoint, records and result.
-        limits: its patience.
+        timeouts: its patience.
         incarnation: a random number in [1, 2**63), another one at each start.
         signing: what this node agrees on the start with.
         status_port: for the status endpoint; 0: chosen by the system, None: no endpoint.
@@ -167,7 +152,7 @@ class Daemon:
         *,
         study_digest: str,
         state: Path,
-        limits: Limits,
+        timeouts: Timeouts,
         incarnation: int,
         signing: Signing,
         status_port: int | None = 0,
@@ -178,7 +163,7 @@ class Daemon:
     ) -> None:
         self._made_s = self._await_from_s = time.monotonic()
         self.plan, self.me, self.state = plan, me, state
-        self._transport, self._limits, self._status_host, self._status_port = transport, limits, status_host, status_port
+        self._transport, self._timeouts, self._status_host, self._status_port = transport, timeouts, status_host, status_port
         self._accepted = accepted_differences
         if start_anew and self._checkpoint.exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
@@ -202,7 +187,7 @@ class Daemon:
         }
         self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
         self._agreed_start = AgreedStart(
-            plan, me, signing, study_digest=study_digest, within_s=limits.greet_timeout_s, began_ms=int(1000 * time.time())
+            plan, me, signing, study_digest=study_digest, within_s=timeouts.greet_timeout_s, began_ms=int(1000 * time.time())
         )
         self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
         self._taken_in: dict[str, int] = {}
@@ -222,7 +207,7 @@ class Daemon:
             ahead=ahead,
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
             anew=int(1000 * time.time()) if start_anew else 0,
-            pace=RoundPace(factor=limits.deadline_factor, floor_s=limits.deadline_floor_s, window=WINDOW),
+            pace=RoundPace(factor=timeouts.deadline_factor, floor_s=timeouts.deadline_floor_s, window=WINDOW),
             event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
@@ -547,7 +532,7 @@ class Daemon:
         loss = float((await asyncio.to_thread(self._population.train, self._round))[0])
         if self.plan.layout.size_bytes >= TRIM_FROM_BYTES:
             return_freed_memory()  # of gradients, before anything else comes in
-        while self._now() < (until_s := began_s + self._limits.round_at_least_s) and not self._stopping:
+        while self._now() < (until_s := began_s + self._timeouts.round_at_least_s) and not self._stopping:
             await self._wait(until_s)
         seconds["train"] = self._now() - began_s
         if self._population.diverged:
@@ -830,7 +815,7 @@ class Daemon:
         await self._keep()
         if "round" in self._last_row:
             self._tell(self._last_row, closing=True)
-        deadline_s = self._now() + self._limits.linger_s
+        deadline_s = self._now() + self._timeouts.linger_s
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
             unsaid = {name: n.ledger.report() for name, n in protocol.neighbours.items()}
             await self._keep()
@@ -854,7 +839,7 @@ class Daemon:
             self._population.merge(self._round, phase, inbox, local_steps=0)
         await self._keep()
         if unsettled := protocol.unsettled():
-            waited = f"for which it waited {self._limits.linger_s:g} s"
+            waited = f"for which it waited {self._timeouts.linger_s:g} s"
             self._event("unsettled", f"ended without the last word of {', '.join(unsettled)}, {waited}")
         if alone := await asyncio.to_thread(self._rounds_alone):
             spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
@@ -866,7 +851,7 @@ class Daemon:
 
     async def _see_the_end(self) -> None:
         """Stay until everybody's last record is here and passed on, for a moment: a member that has gone for good will not send one."""
-        deadline_s = self._now() + min(self._limits.linger_s, LAST_RECORDS_S)
+        deadline_s = self._now() + min(self._timeouts.linger_s, LAST_RECORDS_S)
         while self.protocol.is_spreading() and self._now() < deadline_s and not self._stopping:
             await self._wait(deadline_s)
         if self._outlook is None or self._folder is None:

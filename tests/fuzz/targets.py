@@ -221,7 +221,7 @@ def pair(folder: Path) -> list[Daemon]:
     """Two nodes that average, not started."""
     plan, network = _plan(), MemoryNetwork()
     signing = signing_of(plan)
-    given = {"study_digest": STUDY, "limits": PATIENT, "status_port": None}
+    given = {"study_digest": STUDY, "timeouts": PATIENT, "status_port": None}
     return [
         Daemon(plan, name, network.transport(name, [other]), state=folder / name, incarnation=i, signing=signing[name], **given)
         for i, (name, other) in enumerate(permutations(plan.names), start=1)
