@@ -12,7 +12,7 @@ import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.governance.identity import Identity
 from p2pfl.node.timeouts import Timeouts
-from p2pfl.protocol.network_view import Outlook, ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy, ViewTerms
 from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 
 BRIEF = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
@@ -120,22 +120,22 @@ class Ends:
         signing = signing_of(self.plan)
         policy = ViewPolicy(bytes_per_s=None)
         terms = {name: ViewTerms(keys=each.keys, sign=each.sign, policy=policy) for name, each in signing.items()}
-        self.outlooks = {name: Outlook(self.plan, name, terms[name], STUDY) for name in self.plan.names}
+        self.adapters = {name: NetworkViewAdapter(self.plan, name, terms[name], STUDY) for name in self.plan.names}
 
     def says(self, place, number, *, without=(), closing=True):
         name = f"node-{place}"
         row = {"round": number, "kind": "train", "loss": None, "disagreement": 0.0, "norm": 1.0, "agreed_for": 0, "bytes_sent": 1}
         row |= {"skipped": [f"node-{other}" for other in without], "seconds": {}}
-        self.outlooks[name].say(row, 0.0, closing=closing)
+        self.adapters[name].say(row, 0.0, closing=closing)
         if place:
-            self.outlooks["node-0"].view.hear("node-1", [self.outlooks[name].view.newest[place].sealed], 0.0)
+            self.adapters["node-0"].view.hear("node-1", [self.adapters[name].view.newest[place].sealed], 0.0)
 
     def found(self, company=None):
-        return self.outlooks["node-0"].unended(self.rounds, self.plan.names if company is None else company)
+        return self.adapters["node-0"].unended(self.rounds, self.plan.names if company is None else company)
 
     @property
     def sees_most(self):
-        return self.outlooks["node-0"].sees_most_end(self.plan.names)
+        return self.adapters["node-0"].sees_most_end(self.plan.names)
 
 
 def test_a_member_without_a_last_record_is_gone_where_its_neighbours_went_on_without_it():
@@ -160,7 +160,7 @@ def test_a_member_is_gone_of_which_nothing_came_for_longer_than_news_need():
 
 def test_news_of_rare_records_need_the_step_once():
     ends = Ends(4)
-    ends.outlooks["node-0"].view.level = 3
+    ends.adapters["node-0"].view.level = 3
     ends.says(2, 8, closing=False)
     for place in (0, 1, 3):
         ends.says(place, 29)

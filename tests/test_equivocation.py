@@ -165,7 +165,7 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
         record = unseal(sealed)
         if self.plan.names[record.member] != EVIL or record.round not in digests.get(to, {}):
             return sealed
-        return seal(replace(record, update=digests[to][record.round]), self._outlook.view._sign, STUDY_BYTES)
+        return seal(replace(record, update=digests[to][record.round]), self._network_view.view._sign, STUDY_BYTES)
 
     async def send_records(self, neighbour):
         if self.me == EVIL and signs_each:
@@ -232,7 +232,7 @@ def test_nodes_that_are_killed_and_go_on_are_honest(rounds, kills, algorithm, tm
     network = finish(main())
     for name in plan.names:
         daemon = network.nodes[name].daemon
-        assert daemon._outlook.view.witness.found == []
+        assert daemon._network_view.view.witness.found == []
         assert not {"equivocation", "update_differs"} & set(network.events(name))
-        assert any(said for said in daemon._outlook.view.witness._statements.values())
+        assert any(said for said in daemon._network_view.view.witness._statements.values())
         assert not (network.states[name] / EVIDENCE).exists()

@@ -391,15 +391,15 @@ def test_each_institution_measures_the_models_that_it_was_sent_on_its_own_rows(t
 def test_a_node_started_again_bounds_nothing_for_two_rounds_nor_with_its_last_word():
     plan = averaging({"name": "ring"}, 4)
     name = plan.names[0]
-    outlook = network_view.Outlook(plan, name, terms(plan)[name], "ab" * 32)
-    outlook.start("2026-11-26T10:00:00.000Z", again=True)
+    adapter = network_view.NetworkViewAdapter(plan, name, terms(plan)[name], "ab" * 32)
+    adapter.start("2026-11-26T10:00:00.000Z", again=True)
     row = {"kind": "settle", "loss": None, "disagreement": 1.0, "norm": 2.0, "skipped": [], "agreed_for": 0, "bytes_sent": 9, "seconds": {}}
     said = []
     for number in range(3):
-        outlook.end_round({**row, "round": number}, float(number), agreed=True)
-        said.append(outlook.view.newest[0].record.disagreement)
+        adapter.end_round({**row, "round": number}, float(number), agreed=True)
+        said.append(adapter.view.newest[0].record.disagreement)
         if number == 1:
-            outlook.say({**row, "round": number}, float(number), closing=True)
-            said.append(outlook.view.newest[0].record.disagreement)
+            adapter.say({**row, "round": number}, float(number), closing=True)
+            said.append(adapter.view.newest[0].record.disagreement)
 
     assert said == [None, None, None, 1.0]

@@ -55,7 +55,7 @@ from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.protocol.event_throttle import EXCLUDED, EventThrottle
 from p2pfl.protocol.link_watch import LinkReport, LinkWatch, report
 from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
-from p2pfl.protocol.network_view import Outlook, ViewTerms
+from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
 from p2pfl.protocol.newest import NewestUpdates
 from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
@@ -185,7 +185,7 @@ class Daemon:
             name: Neighbour(name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=update_bytes))
             for name in plan.neighbours(me)
         }
-        self._outlook = Outlook(plan, me, view, study_digest) if view is not None else None
+        self._network_view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
         self._agreed_start = AgreedStart(
             plan, me, signing, study_digest=study_digest, within_s=timeouts.greet_timeout_s, began_ms=int(1000 * time.time())
         )
@@ -211,16 +211,16 @@ class Daemon:
             event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
-            view=self._outlook.view if self._outlook is not None else None,
-            shared=self._outlook.shared if self._outlook is not None else None,
+            view=self._network_view.view if self._network_view is not None else None,
+            shared=self._network_view.shared if self._network_view is not None else None,
             start=self._agreed_start.agreement,
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
             num_others=len(plan.names) - 1,
             places={name: plan.names.index(name) for name in neighbours},
             stop_rule=plan.stop_rule if in_step else None,
         )
-        if self._outlook is not None:
-            self.protocol.prove, self.protocol.waits_for_others = self._outlook.proof, self._outlook.waits_for_others
+        if self._network_view is not None:
+            self.protocol.prove, self.protocol.waits_for_others = self._network_view.proof, self._network_view.waits_for_others
         self._link_watch = LinkWatch(neighbours)
         self._throttle = EventThrottle()
         self._disk_full: str | None = None
@@ -567,15 +567,15 @@ class Daemon:
         """Let this round's record say what went to all neighbours alike."""
         if self._phase == 0:
             self._sent_digests = []
-        if not self._is_broadcast or self._outlook is None or not updates:
+        if not self._is_broadcast or self._network_view is None or not updates:
             return
         self._sent_digests.append(next(iter(updates.values())).digest)
         if len(self._sent_digests) == self._algorithm.phases:
-            self._outlook.note_sent(self._round, self._sent_digests)
+            self._network_view.note_sent(self._round, self._sent_digests)
 
     def _note_came(self, came: Mapping[str, Arrived]) -> None:
         """Hold what came from neighbours against what they sign of it."""
-        if not self._is_broadcast or self._outlook is None:
+        if not self._is_broadcast or self._network_view is None:
             return
         for name, arrived in came.items():
             number, phase = divmod(arrived.exchange, self._algorithm.phases)
@@ -587,17 +587,17 @@ class Daemon:
                 continue  # it is not what all others got, or not known
             digests.append(arrived.digest)
             if phase == self._algorithm.phases - 1:
-                self._outlook.note_came(name, number, digests)
+                self._network_view.note_came(name, number, digests)
 
     def _look_for_lies(self) -> None:
         """Keep what proves that a member says different things to different neighbours, and say so."""
-        if self._outlook is None:
+        if self._network_view is None:
             return
-        for name, found in self._outlook.contradictions():
+        for name, found in self._network_view.contradictions():
             if self._evidence.keep(name, found):
                 detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
                 self._event(EQUIVOCATION, detail, name)
-        for name, number in self._outlook.differing():
+        for name, number in self._network_view.differing():
             self._event(UPDATE_DIFFERS, f"{name}: what it sent here in round {number} is not the update that it has signed", name)
 
     def _say_awaited(self, seconds: float) -> None:
@@ -854,12 +854,12 @@ class Daemon:
         deadline_s = self._now() + min(self._timeouts.linger_s, LAST_RECORDS_S)
         while self.protocol.is_spreading() and self._now() < deadline_s and not self._stopping:
             await self._wait(deadline_s)
-        if self._outlook is None or self._folder is None:
+        if self._network_view is None or self._folder is None:
             return
-        self._outlook.take_note(self._folder)
+        self._network_view.take_note(self._folder)
         company = self._agreed_start.company or list(self.plan.names)
-        if unended := self._outlook.unended(self._round, company, self.protocol.ahead):
-            sees_most = self._outlook.sees_most_end(company)
+        if unended := self._network_view.unended(self._round, company, self.protocol.ahead):
+            sees_most = self._network_view.sees_most_end(company)
             for name, number in unended.items():
                 last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {self._round}"
                 if sees_most:
@@ -998,10 +998,10 @@ class Daemon:
             self._count_unreadable()
             self._say(*self._throttle.due(self._now()))
             self._watch_links()
-            if self._outlook is not None and self._folder is not None:
+            if self._network_view is not None and self._folder is not None:
                 self._look_for_lies()
-                self._outlook.take_note(self._folder)
-                for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
+                self._network_view.take_note(self._folder)
+                for name in self._network_view.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
                     self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
             await asyncio.sleep(TICK_S)
 
@@ -1188,14 +1188,14 @@ class Daemon:
 
     def _tell(self, row: Mapping[str, Any], *, closing: bool = False) -> None:
         """Tell the network of a round, and write down what has become known of it."""
-        if self._outlook is None or self._folder is None:
+        if self._network_view is None or self._folder is None:
             return
         if closing:
-            self._outlook.say(row, self._now(), closing=True)
+            self._network_view.say(row, self._now(), closing=True)
         else:
-            self._outlook.end_round(row, self._now(), agreed=self._model_channel is not None)
+            self._network_view.end_round(row, self._now(), agreed=self._model_channel is not None)
         self._look_for_lies()
-        self._outlook.take_note(self._folder)
+        self._network_view.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()
 
@@ -1311,8 +1311,8 @@ class Daemon:
             experiment, topology = self.plan.experiment.as_dict(), self.plan.graph_record()
             self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self.me)
         self._folder.waits_for_room = True
-        if self._outlook is not None:
-            self._outlook.start(self._folder.began_ms(), again=again or bool(self.protocol.anew))
+        if self._network_view is not None:
+            self._network_view.start(self._folder.began_ms(), again=again or bool(self.protocol.anew))
         with changes_told(self._checkpoint):
             if found is None or not found[1]["finished"]:
                 self._folder.truncate(found[1]["round"] if found is not None else 0)
@@ -1366,9 +1366,9 @@ class Daemon:
 
     def records(self) -> Callable[[], dict[str, Any]] | None:
         """What gathers all that this node knows of the run now, by the names of `RunRecords`; None where it takes no part in the view."""
-        if self._outlook is None or self._folder is None:
+        if self._network_view is None or self._folder is None:
             return None
-        return self._outlook.document(self._folder, self._now(), self._paused())
+        return self._network_view.document(self._folder, self._now(), self._paused())
 
     def _paused(self) -> list[str]:
         """Neighbours that have said that they pause, and are not back."""
@@ -1385,7 +1385,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What the status endpoint says."""
         protocol, now_s, reports = self.protocol, self._now(), self.link_reports()
-        network = {"network": self._outlook.status(now_s, self._paused())} if self._outlook is not None else {}
+        network = {"network": self._network_view.status(now_s, self._paused())} if self._network_view is not None else {}
         return network | {
             "version": p2pfl.__version__,
             "member": self.me,

@@ -64,7 +64,7 @@ class ViewTerms:
     policy: ViewPolicy = ViewPolicy()
 
 
-class Outlook:
+class NetworkViewAdapter:
     """One node's view of the network, in names and rows.
 
     Args:
