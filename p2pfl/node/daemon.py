@@ -110,7 +110,7 @@ from that one to it."""
 
 
 @dataclass(slots=True)
-class Seen:
+class RoundStatistics:
     """What the exchanges of one round have shown so far."""
 
     squared: float | None = None
@@ -240,7 +240,7 @@ class Daemon:
         self._meetings = plan.meetings([me])
         self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
         self._loss: float | None = None
-        self._seen = Seen()
+        self._seen = RoundStatistics()
         self._folder: RunFolder | None = None
         self._finished = False
         self._own_test_holds = True
@@ -466,7 +466,7 @@ class Daemon:
             self._loss = await self._train(self.plan.experiment.local_steps_at(self._round), self._pair_seconds)
 
         async def end_round(squared: float | None, norm: float | None, skipped: list[str]) -> None:
-            self._seen = Seen(squared=squared, norm=norm, skipped=set(skipped))
+            self._seen = RoundStatistics(squared=squared, norm=norm, skipped=set(skipped))
             number, self._round = self._round, self._round + 1
             self.protocol.begin(self._exchange_now, self._now())
             await self._evaluate(number, self._pair_seconds)
@@ -492,7 +492,7 @@ class Daemon:
         seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
         if self._phase == 0:
             self._loss = await self._train(local_steps, seconds)
-            self._seen = Seen()
+            self._seen = RoundStatistics()
         while True:
             began_s = self._now()
             outgoing = await asyncio.to_thread(self._population.outgoing, number, self._phase, local_steps=local_steps)
@@ -1337,7 +1337,7 @@ class Daemon:
             self._sent_P = tensors.get("last_sent")
         self._population.diverged = tuple(story["diverged"])
         self._round, self._phase = story["round"], story["phase"]
-        self._loss, self._seen = story["loss"], Seen(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
+        self._loss, self._seen = story["loss"], RoundStatistics(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
         self._earlier_s = math.fsum(self._seconds.values())
         self._last_row = {"total_bytes": self._bytes_sent}
