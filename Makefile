@@ -41,7 +41,7 @@ slow: $(INSTALLED) ## The slow tests alone; those that measure attacks have the 
 	@$(BIN)/python -m pytest -m alone
 
 soak: $(INSTALLED) ## Tests that take many minutes each: large models over slow links
-	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/test_slow_links.py
+	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/node/test_slow_links.py
 
 lint: $(INSTALLED) ## Format, style, types
 	@$(BIN)/ruff format --check .

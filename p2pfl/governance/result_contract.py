@@ -18,8 +18,8 @@ ARITHMETIC_REVISION: Final = 1
 """Number of the arithmetic that decides results: raise it by one in the change that makes any experiment end with other numbers.
 
 That is: other draws, batches or partitions, another default, another formula of a rule, a compressor, an optimiser, a metric or a built-in
-task, another start of a model. Rounding in the last bits and speed do not count. `tests/test_result_contract.py` pins some results of the
-current revision; where it fails, raise the number and pin the new ones.
+task, another start of a model. Rounding in the last bits and speed do not count.
+`tests/governance/test_result_contract.py` pins some results of the current revision; where it fails, raise the number and pin the new ones.
 """
 
 Kind = Literal["wire", "arithmetic", "torch", "task"]

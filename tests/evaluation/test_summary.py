@@ -1,0 +1,155 @@
+"""What summary.json says, and the bounds that every round's record carries."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from p2pfl.evaluation.summary import (
+    MeanModel,
+    baselines_summary,
+    by_metric,
+    disagreement_row,
+    finish_summary,
+    mean_model_metrics,
+    peak_rss_bytes,
+)
+from p2pfl.params import load_parameters
+from simulations import plan_of
+
+LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 12}, "nodes": 4, "rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of(LOGISTIC, baselines=["local", "pooled"])
+
+
+def finished(plan, **changes):
+    figures = {
+        "engine": "simulator",
+        "rounds": 10,
+        "stop_reason": "rounds",
+        "x_NP": torch.tensor([[1.0, 0.0], [1.0, 2.0], [5.0, 0.0], [5.0, 2.0]]),
+        "metrics": {},
+        "mean_model": None,
+        "baselines": {},
+        "bytes_sent": 7,
+        "seconds": {"setup": 1.0, "train": 2.0, "mix": 3.0, "evaluate": 4.0, "baselines": 5.0},
+        "row_by_row": None,
+        "peak_rss_bytes": 9,
+    }
+    return finish_summary(plan, **{**figures, **changes})
+
+
+def test_the_consensus_distance_is_the_root_of_the_mean_square(plan):
+    summary = finished(plan)
+
+    assert summary["consensus_distance"] == pytest.approx(math.sqrt(5))  # each at (2, 1) from (3, 1)
+    assert summary["relative_consensus"] == pytest.approx(math.sqrt(5 / 10))
+    nobody = finished(plan, x_NP=None)
+    assert (nobody["consensus_distance"], nobody["relative_consensus"]) == (None, None)
+    around_zero = finished(plan, x_NP=torch.tensor([[1.0], [-1.0]]))
+    assert (around_zero["consensus_distance"], around_zero["relative_consensus"]) == (1.0, None)
+
+
+def test_seconds_name_what_the_schema_names_and_total_everything(plan):
+    summary = finished(plan)
+
+    assert list(summary["seconds"].items()) == [
+        ("setup", 1.0),
+        ("train", 2.0),
+        ("mix", 3.0),
+        ("evaluate", 4.0),
+        ("baselines", 5.0),
+        ("total", 15.0),
+    ]
+    assert summary["node_rounds_per_second"] == 4 * 10 / 5
+    assert finished(plan, seconds={})["node_rounds_per_second"] is None
+    assert finished(plan, seconds={})["seconds"] == {"setup": 0.0, "train": 0.0, "mix": 0.0, "evaluate": 0.0, "total": 0.0}
+
+
+def test_undefined_figures_are_null_and_counted(plan):
+    per_node = dict(zip(plan.names, ({"auroc": 0.5}, {"auroc": float("nan")}, {}, {"auroc": 1.0}), strict=True))
+    figures = by_metric(plan, per_node)["auroc"]
+
+    assert (figures["mean"], figures["min"], figures["max"], figures["n_defined"]) == (0.75, 0.5, 1.0, 2)
+    assert list(figures["per_node"].values()) == [0.5, None, None, 1.0]
+    assert set(by_metric(plan, per_node)) == set(plan.task.metrics)
+
+
+def test_a_rounds_record_bounds_the_disagreement_by_the_spectrum(plan):
+    row = disagreement_row(plan, 3, "train", [1.0, None, float("nan"), 2.0], 8.0, 4.0, 0.5, 0.25)
+
+    assert row == {
+        "round": 3,
+        "kind": "train",
+        "loss": 1.5,
+        "disagreement": 8.0,
+        "bound_low": pytest.approx(math.sqrt(8 / (4 * 4))),  # a ring of 4: the Laplacian's eigenvalues are 0, 2, 2, 4
+        "bound_high": pytest.approx(math.sqrt(8 / (4 * 2))),
+        "rms_norm": 2.0,
+        "rms_disagreement": 0.5,
+        "consensus_distance": 0.25,
+    }
+    assert disagreement_row(plan, 3, "settle", [None] * 4, 0.0, 0.0, None)["loss"] is None
+    nothing = disagreement_row(plan, 3, "train", [1.0] * 4, None, None, None)
+    assert {nothing[key] for key in ("disagreement", "bound_low", "bound_high", "rms_norm")} == {None}
+
+
+def test_baselines_are_those_asked_for(plan):
+    both = baselines_summary(plan)[0]
+    given = dict.fromkeys(plan.names, dict.fromkeys(plan.task.metrics, 0.25))
+
+    assert set(both) == {"local", "pooled"}
+    assert set(both["local"]) == set(both["pooled"]) == set(plan.task.metrics)
+    assert baselines_summary(plan, given)[0]["local"]["auroc"]["mean"] == 0.25
+    assert set(baselines_summary(plan_of(LOGISTIC, baselines=["pooled"]))[0]) == {"pooled"}
+    assert baselines_summary(plan_of(LOGISTIC, baselines=[]))[0] == {}
+    # nothing to train is nothing to compare with
+    assert baselines_summary(plan_of({"task": {"name": "averaging"}, "rounds": 2}, baselines=["local", "pooled"]))[0] == {}
+    assert baselines_summary(plan_of(LOGISTIC, rounds=0, stop={}, baselines=["local", "pooled"]))[0] == {}
+
+
+def test_where_not_all_data_are_here_there_is_no_pooled_baseline(plan):
+    name = plan.names[0]
+    alone = replace(plan, sites={name: plan.sites[name]})
+
+    assert baselines_summary(alone)[0] == {"local": None, "pooled": None}
+    own = baselines_summary(alone, {name: {"auroc": 0.5}})[0]
+    assert own["local"]["auroc"]["per_node"] == {name: 0.5}
+    assert own["pooled"] is None
+
+
+def test_the_mean_model_is_measured_on_all_test_rows_pooled(plan):
+    population = plan.population(plan.names)
+    mean_P = torch.tensor([0.5, -1.0, 2.0, 0.1])
+    model = plan.task.model()
+    load_parameters(model, mean_P)
+    inputs, targets = (torch.cat([plan.sites[name].test[part] for name in plan.names]) for part in (0, 1))
+    with torch.no_grad():
+        expected = {name: float(metric(model(inputs), targets)) for name, metric in plan.task.metrics.items()}
+
+    assert mean_model_metrics(plan, MeanModel(x_P=mean_P, buffers={}), population) == pytest.approx(expected)
+    averaging = plan_of({"task": {"name": "averaging"}, "rounds": 2})
+    assert mean_model_metrics(averaging, MeanModel(x_P=torch.zeros(10), buffers={}), averaging.population(averaging.names)) == {}
+
+
+def test_the_most_memory_is_in_bytes():
+    assert 50 * 2**20 < peak_rss_bytes() < 2**40
+
+
+@pytest.mark.slow
+def test_the_most_memory_is_this_processs_own():
+    """A process that a large one started has not held what that one held."""
+    large = bytearray(600 * 2**20)
+    large[:: 2**12] = b"1" * len(large[:: 2**12])  # every page
+    code = "from p2pfl.evaluation.summary import peak_rss_bytes; print(peak_rss_bytes())"
+    peak = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, preexec_fn=int).stdout
+
+    assert int(peak) < 600 * 2**20 < len(large) + 1

@@ -1,0 +1,167 @@
+"""How much memory a node needs is little, and known before."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from links import ZeroMQLinks, finish, send_until_refused, send_when_up, until
+from networks import Network, averaging, plan_of
+from networks import finish as finish_network
+from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.cli import app
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.memory import forecast_node
+from p2pfl.params import sharing_parameters
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+DEADLINE_S = 240
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "parameters"), [("chain", "10000000"), ("residual", "25000000")])
+def test_a_node_with_two_neighbours_needs_at_most_nine_models_and_says_so_before(model, parameters):
+    # torch loads libraries of 80 MB for layers that are not written out, which is two models of 10 million parameters
+    command = [sys.executable, str(BENCHMARK), "--parameters", parameters, "--rounds", "3", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    found = json.loads(done.stdout)["nodes"]
+
+    assert len(found) == 3
+    for node in found:
+        assert node["models"] <= 9, node
+        assert node["models"] == pytest.approx(node["foretold"], rel=0.1), node
+
+
+@pytest.mark.parametrize(
+    ("changes", "models"),
+    [
+        pytest.param({}, 3 + 2 * 2, id="plain"),
+        pytest.param({"optimizer": {"name": "adam"}}, 2 + 2 + 1 + 2 + 1 + 2 + 1, id="adam"),
+        pytest.param({"topology": {"name": "complete"}}, 3 + 2 * 3, id="three-neighbours"),
+        pytest.param({"algorithm": {"name": "gradient-tracking"}}, 1 + 3 + 1 + 2 + 3 + 2, id="gradient-tracking"),
+    ],
+)
+def test_models_are_counted_by_algorithm_optimiser_and_neighbours(changes, models):
+    plan = plan_of(**{"task": {"name": "digits"}, "nodes": 4, "topology": {"name": "ring"}, **changes})
+    name = plan.names[0]
+    found = forecast_node(plan, plan.population([name]), len(plan.neighbours(name)))
+
+    assert found.model_bytes == plan.layout.size_bytes
+    assert (found.peak_bytes - 32 * 2**20) / found.model_bytes == pytest.approx(models, abs=1e-3)
+
+
+def test_a_dry_run_of_up_says_what_a_node_needs(tmp_path):
+    (tmp_path / "trial.yaml").write_text("task: {name: averaging}\nnodes: 4\nrounds: 3\nstop: null\n")
+    done = CliRunner().invoke(app, ["up", str(tmp_path / "trial.yaml"), "--dry-run"])
+    as_json = CliRunner().invoke(app, ["up", str(tmp_path / "trial.yaml"), "--dry-run", "--json"])
+
+    assert done.stdout.splitlines()[-1].startswith("memory of a node: models need at most 34 MB")
+    assert json.loads(as_json.stdout)["memory"]["peak_bytes"] > 32 * 2**20
+
+
+def test_flows_take_the_place_of_what_came():
+    own, theirs = torch.randn(1, 7), {name: torch.randn(7) for name in ("b", "c")}
+
+    def inbox(messages, *, writes_over):
+        return SlotInbox.of_one_row(
+            DPSGD.channels,
+            {"x": own},
+            ["b", "c"],
+            {name: {"x": message} for name, message in messages.items()},
+            {"b": 0.3, "c": 0.2},
+            self_weight=0.5,
+            dtype=torch.float32,
+            flows={},
+            writes_over=writes_over,
+        )
+
+    kept = inbox(theirs, writes_over=False)
+    written = inbox({name: message.clone() for name, message in theirs.items()}, writes_over=True)
+    room = {written.slot("x", k, None).data_ptr() for k in range(2)}
+
+    assert torch.equal(kept.mix("x"), written.mix("x"))
+    assert kept.squared_distances("x") == written.squared_distances("x")
+    assert {flow["x"].data_ptr() for flow in written.flows.values()} == room
+    assert all(torch.equal(kept.flows[place]["x"], flow["x"]) for place, flow in written.flows.items())
+
+
+def test_a_rule_with_a_merge_of_its_own_is_not_taken_to_read_each_message_once():
+    class Twice(DPSGD):
+        def merge(self, state, phase, inbox, ctx):
+            return {**state, "x": (inbox.mix("x") + inbox.mix("x")) / 2}
+
+    class Same(DPSGD):
+        pass
+
+    assert (DPSGD.reads_once, Same.reads_once, Twice.reads_once) == (True, True, False)
+
+
+def test_a_full_queue_keeps_nothing_that_was_refused():
+    async def main():
+        links = ZeroMQLinks(max_queued=4)
+        try:
+            async with links.member("a", "b") as a, links.member("b", "a") as b:
+                await send_when_up(b, "a", [b"up"])
+                await a.receive()
+                gc.disable()
+                for sender, peer in ((a, "b"), (b, "a")):
+                    payload = np.zeros(2**20, dtype=np.uint8)
+                    held = weakref.ref(payload)
+                    await send_until_refused(sender, peer, memoryview(payload), 0.05)
+                    del payload
+                    reader = b if sender is a else a
+                    async with asyncio.TaskGroup() as group:
+                        reading = group.create_task(read_all(reader))
+                        await until(lambda: held() is None)  # noqa: B023 - awaited here
+                        reading.cancel()
+        finally:
+            gc.enable()
+            links.close()
+
+    finish(main())
+
+
+async def read_all(transport):
+    while True:
+        await transport.receive()
+
+
+def test_updates_that_nobody_can_ask_for_any_more_are_let_go(tmp_path, monkeypatch):
+    kept, keep = [], Daemon._keep
+
+    async def looked_at(self):
+        if self.protocol.closing is None:
+            kept.append(len(self.protocol.sent))
+        await keep(self)
+
+    monkeypatch.setattr(Daemon, "_keep", looked_at)
+
+    async def main():
+        async with Network(averaging({"name": "ring"}, 3, dimension=4), tmp_path) as network:
+            network.start()
+            await network.ended()
+
+    finish_network(main())
+
+    assert len(kept) > 3
+    assert max(kept) == 1  # after a merge the neighbours have closed the exchange before it
+
+
+def test_a_copy_that_shares_parameters_has_buffers_of_its_own():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    copied = sharing_parameters(model)
+    copied(torch.randn(5, 3))
+
+    assert [p.data_ptr() for p in copied.parameters()] == [p.data_ptr() for p in model.parameters()]
+    assert not torch.equal(copied[1].running_mean, model[1].running_mean)
+    assert all(p.grad is None for p in model.parameters())
