@@ -70,7 +70,7 @@ from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
-from p2pfl.wire.update import Arrays, Arrived, Parcel, UpdateFormat, Whole, next_mark
+from p2pfl.wire.update import Arrays, Arrived, EncodedUpdate, UpdateFormat, Whole, next_mark
 
 log = logging.getLogger(__name__)
 
@@ -563,7 +563,7 @@ class Daemon:
         self._jump()
         return False
 
-    def _note_sent(self, updates: Mapping[str, Parcel]) -> None:
+    def _note_sent(self, updates: Mapping[str, EncodedUpdate]) -> None:
         """Let this round's record say what went to all neighbours alike."""
         if self._phase == 0:
             self._sent_digests = []
@@ -612,18 +612,18 @@ class Daemon:
             said.append(f"{name} ({reports[name].detail or last})")
         log.info("round %d: waiting for %.0f s for %s", self._round, seconds, ", ".join(said))
 
-    def _updates(self, outgoing: Mapping[str, Tensor]) -> tuple[dict[str, Parcel], dict[str, Whole], bytes | None]:
+    def _updates(self, outgoing: Mapping[str, Tensor]) -> tuple[dict[str, EncodedUpdate], dict[str, Whole], bytes | None]:
         """What goes out now, by receiver; where it continues what was sent before also what it leads to, and the mark of that."""
         protocol, update_format = self.protocol, self._formats[self._phase]
         whole_format = update_format.whole
-        parcels = self._to_receivers(outgoing, lambda arrays: update_format.pack(protocol.exchange, arrays))
+        updates = self._to_receivers(outgoing, lambda arrays: update_format.pack(protocol.exchange, arrays))
         if whole_format is None:
-            return parcels, {}, None
-        after, different = protocol.marks.get(self._phase, NOTHING_SAID), {id(parcel): parcel for parcel in parcels.values()}
+            return updates, {}, None
+        after, different = protocol.marks.get(self._phase, NOTHING_SAID), {id(encoded): encoded for encoded in updates.values()}
         mark = next_mark(after, different.values())
-        marked = {key: replace(parcel, marks=(after, mark)) for key, parcel in different.items()}
+        marked = {key: replace(encoded, marks=(after, mark)) for key, encoded in different.items()}
         wholes = self._to_receivers(outgoing, lambda arrays: Whole(whole_format, protocol.exchange, arrays, mark), whole=True)
-        return {to: marked[id(parcel)] for to, parcel in parcels.items()}, wholes, mark
+        return {to: marked[id(encoded)] for to, encoded in updates.items()}, wholes, mark
 
     def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
         """Something made of what each receiver is sent; the same for all of them where no channel is per edge."""

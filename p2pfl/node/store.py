@@ -23,14 +23,14 @@ from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.newest import Held
 from p2pfl.protocol.protocol import Flow, Posted, Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
-from p2pfl.wire.update import Arrived, Parcel, UpdateFormat, Whole
+from p2pfl.wire.update import Arrived, EncodedUpdate, UpdateFormat, Whole
 
 CHECKPOINT = "checkpoint.safetensors"
 
 _ALL = "*"
 """In place of a receiver's name: all got the same."""
 
-_Sent = TypeVar("_Sent", Parcel, Whole)
+_Sent = TypeVar("_Sent", EncodedUpdate, Whole)
 
 
 def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
@@ -45,8 +45,8 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for name, neighbour in protocol.neighbours.items():
         tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
     for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
-        for to, parcel in _by_receiver(posted.parcels).items():
-            tensors[f"sent/{exchange}/{to}"] = tensor_over(np.frombuffer(parcel.payload, dtype=np.uint8))
+        for to, encoded in _by_receiver(posted.updates).items():
+            tensors[f"sent/{exchange}/{to}"] = tensor_over(np.frombuffer(encoded.payload, dtype=np.uint8))
         for to, whole in _by_receiver(posted.wholes).items():
             tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in whole.arrays.items()}
     return tensors
@@ -110,8 +110,8 @@ def _restore_sent(
         after, mark = [mark and bytes.fromhex(mark) for mark in posted["marks"] or (None, None)]
         marks = None if mark is None else (after, mark)
         receivers = sorted(protocol.links(int(exchange) // protocol.phases).receivers)
-        parcels = {
-            to: _parcel(update_format, int(exchange), payload, marks, place)
+        updates = {
+            to: _encoded(update_format, int(exchange), payload, marks, place)
             for to, payload in held.get("sent", {}).get(exchange, {}).items()
         }
         wholes = {}
@@ -120,11 +120,11 @@ def _restore_sent(
                 arrays = {channel: tensor.numpy() for channel, tensor in tensors_of.items()}
                 wholes[to] = Whole(update_format.whole, int(exchange), arrays, mark)
         protocol.sent[int(exchange)] = Posted(
-            parcels=_to_each(receivers, parcels), wholes=_to_each(receivers, wholes), agreed_for=posted["agreed_for"], mark=mark
+            updates=_to_each(receivers, updates), wholes=_to_each(receivers, wholes), agreed_for=posted["agreed_for"], mark=mark
         )
 
 
-def _parcel(update_format: UpdateFormat, exchange: int, payload: Tensor, marks: Marks | None, place: Path) -> Parcel:
+def _encoded(update_format: UpdateFormat, exchange: int, payload: Tensor, marks: Marks | None, place: Path) -> EncodedUpdate:
     """What was sent, from its bytes."""
     try:
         return update_format.pack(exchange, update_format.unpack(payload.numpy()), marks)

@@ -46,7 +46,7 @@ from p2pfl.wire.messages import (
     Update,
     Want,
 )
-from p2pfl.wire.update import Arrived, Parcel, Whole
+from p2pfl.wire.update import Arrived, EncodedUpdate, Whole
 
 HELLO_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
@@ -125,18 +125,18 @@ class Flow:
 class Posted:
     """What this node has sent in one exchange, for neighbours that ask again."""
 
-    parcels: Mapping[str, Parcel]
+    updates: Mapping[str, EncodedUpdate]
     """By receiver."""
     agreed_for: int
     """The h that went with them."""
     wholes: Mapping[str, Whole] = field(default_factory=dict)
-    """By receiver, where the parcels continue what was sent before."""
+    """By receiver, where the updates continue what was sent before."""
     mark: bytes | None = None
     """Of the values that they lead to."""
 
     def story(self) -> dict[str, Any]:
         """For a checkpoint, beside the numbers themselves."""
-        marks = next((parcel.marks for parcel in self.parcels.values()), None)
+        marks = next((encoded.marks for encoded in self.updates.values()), None)
         return {"agreed_for": self.agreed_for, "marks": marks and [mark and mark.hex() for mark in marks]}
 
 
@@ -680,12 +680,12 @@ class Protocol:
                 self.view.say_again(neighbour.name, now_s)
             for exchange in sorted(self.sent):
                 in_reach = not self.in_step or exchange >= message.exchange
-                if in_reach and neighbour.name in self.sent[exchange].parcels:
+                if in_reach and neighbour.name in self.sent[exchange].updates:
                     neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, False) in neighbour.sent_once))
 
     def _answer(self, neighbour: Neighbour, want: Want, now_s: float) -> None:
         posted = self.sent.get(want.exchange)
-        if posted is not None and neighbour.name in posted.parcels:
+        if posted is not None and neighbour.name in posted.updates:
             self._answer_with_update(neighbour, want, posted, now_s)
         elif self.closing is not None:
             neighbour.queue(self.closing_message(neighbour))
@@ -714,8 +714,8 @@ class Protocol:
         else:
             neighbour.last_resent_s = now_s
         # one that stands by itself is packed when its turn comes, so here nothing is known of its digest
-        parcel = None if whole else posted.parcels[neighbour.name]
-        offset = want.offset if parcel is not None and parcel.can_go_on(want.offset, want.digest) else 0
+        encoded = None if whole else posted.updates[neighbour.name]
+        offset = want.offset if encoded is not None and encoded.can_go_on(want.offset, want.digest) else 0
         neighbour.queue(SendUpdate(exchange=exchange, again=not whole or kind in neighbour.sent_once, whole=whole, offset=offset))
 
     def _ask_for_lost(self, neighbour: Neighbour, exchange: int, *, whole: bool) -> None:
@@ -828,7 +828,7 @@ class Protocol:
             e: posted
             for e, posted in self.sent.items()
             if e >= self.exchange
-            or (e >= self.exchange - self.ahead and any(self.is_of_use(e, self.neighbours[name]) for name in posted.parcels))
+            or (e >= self.exchange - self.ahead and any(self.is_of_use(e, self.neighbours[name]) for name in posted.updates))
         }
 
     @property
@@ -837,7 +837,7 @@ class Protocol:
         return self.links(self.exchange // self.phases)
 
     def post(
-        self, updates: Mapping[str, Parcel], now_s: float, *, wholes: Mapping[str, Whole] | None = None, mark: bytes | None = None
+        self, updates: Mapping[str, EncodedUpdate], now_s: float, *, wholes: Mapping[str, Whole] | None = None, mark: bytes | None = None
     ) -> None:
         """Send this exchange's updates, by receiver, and wait for those of the neighbours until the deadline."""
         if self.newest is not None:
@@ -848,7 +848,7 @@ class Protocol:
         self._note_time(now_s)
         self._posted_s = now_s
         self._stood_still, self._last_came_s, self._own_s = False, now_s, now_s - self._began_s
-        self.sent[self.exchange] = Posted(parcels=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
+        self.sent[self.exchange] = Posted(updates=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
         for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
             neighbour.forgive(now_s)
@@ -856,17 +856,17 @@ class Protocol:
             if neighbour.session.is_open and name in updates:
                 neighbour.queue(SendUpdate(exchange=self.exchange, again=False))
 
-    def ask(self, name: str, parcel: Parcel, now_s: float) -> None:
+    def ask(self, name: str, encoded: EncodedUpdate, now_s: float) -> None:
         """Offer a neighbour an exchange of this edge alone, and wait for its answer."""
-        self._post_to(name, parcel)
+        self._post_to(name, encoded)
         self._note_time(now_s)
         self._stood_still = False
-        self.asked, self._began_s = (name, parcel.exchange), now_s
+        self.asked, self._began_s = (name, encoded.exchange), now_s
         self.neighbours[name].begin_waiting(now_s)
 
-    def answer(self, name: str, parcel: Parcel) -> None:
+    def answer(self, name: str, encoded: EncodedUpdate) -> None:
         """Accept a neighbour's offer; the flow goes to `met`."""
-        self._post_to(name, parcel)
+        self._post_to(name, encoded)
 
     def met(self, name: str, flow: Flow, now_s: float) -> None:
         """An exchange of an edge alone has been merged."""
@@ -891,13 +891,13 @@ class Protocol:
         if number > neighbour.ledger.closed_through:  # it may have left in the meantime
             self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
 
-    def _post_to(self, name: str, parcel: Parcel) -> None:
+    def _post_to(self, name: str, encoded: EncodedUpdate) -> None:
         heard = self.neighbours[name].ledger.heard
         known = -1 if heard is None else heard.closed_through  # what it has closed it needs no more
-        kept = {e: {to: p for to, p in posted.parcels.items() if to != name or e > known} for e, posted in self.sent.items()}
-        kept[parcel.exchange] = {**kept.get(parcel.exchange, {}), name: parcel}
-        self.sent = {e: Posted(parcels=parcels, agreed_for=0) for e, parcels in kept.items() if parcels}
-        self.neighbours[name].queue(SendUpdate(exchange=parcel.exchange, again=False))
+        kept = {e: {to: p for to, p in posted.updates.items() if to != name or e > known} for e, posted in self.sent.items()}
+        kept[encoded.exchange] = {**kept.get(encoded.exchange, {}), name: encoded}
+        self.sent = {e: Posted(updates=updates, agreed_for=0) for e, updates in kept.items() if updates}
+        self.neighbours[name].queue(SendUpdate(exchange=encoded.exchange, again=False))
 
     def is_over(self, now_s: float) -> bool:
         """Whether everybody who is waited for has come, or the time is up.
@@ -1255,18 +1255,18 @@ class Protocol:
         """Copy and digest what `frames_of` will need of an update that stands by itself; as long as that takes, in any thread."""
         posted = self.sent.get(exchange)
         if posted is not None and name in posted.wholes:
-            _ = posted.wholes[name].parcel
+            _ = posted.wholes[name].encoded
 
     def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
         """An update as messages for one neighbour, with the newest report; nothing where the exchange is past."""
         posted = self.sent.get(item.exchange)
-        if posted is None or neighbour.name not in (posted.wholes if item.whole else posted.parcels):
+        if posted is None or neighbour.name not in (posted.wholes if item.whole else posted.updates):
             return ()
         kind = item.exchange, item.whole
         neighbour.sent_once = {sent for sent in neighbour.sent_once if sent[0] in self.sent} | {kind}
         neighbour.handed = {sent for sent in neighbour.handed if sent[0] in self.sent} - {kind}
-        parcel = posted.wholes[neighbour.name].parcel if item.whole else posted.parcels[neighbour.name]
-        return parcel.messages(neighbour.ledger.report(), self.stop_news(posted.agreed_for), item.offset)
+        encoded = posted.wholes[neighbour.name].encoded if item.whole else posted.updates[neighbour.name]
+        return encoded.messages(neighbour.ledger.report(), self.stop_news(posted.agreed_for), item.offset)
 
     def handed_over(self, neighbour: Neighbour, item: SendUpdate) -> None:
         """All of an update is with the link: what comes later over it comes behind the update."""

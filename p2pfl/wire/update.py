@@ -112,10 +112,10 @@ class UpdateFormat:
         """The channels as an Update announces them."""
         return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
 
-    def pack(self, exchange: int, arrays: Arrays, marks: Marks | None = None) -> Parcel:
+    def pack(self, exchange: int, arrays: Arrays, marks: Marks | None = None) -> EncodedUpdate:
         """What to send in one exchange.
 
-        A single contiguous channel is not copied: its array must not change as long as the parcel may be sent.
+        A single contiguous channel is not copied: its array must not change as long as the encoded may be sent.
 
         Args:
             exchange: its number.
@@ -134,7 +134,7 @@ class UpdateFormat:
         parts = [np.ascontiguousarray(arrays[channel.name]).reshape(-1).view(np.uint8) for channel in self.channels]
         payload = (parts[0] if len(parts) == 1 else np.concatenate(parts)).data.toreadonly()
         digest = hashlib.sha256(payload).digest()
-        return Parcel(exchange=exchange, channels=self.entries, payload=payload, digest=digest, marks=marks)
+        return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, marks=marks)
 
     def unpack(self, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Read-only views into a payload of the right size, by channel.
@@ -156,10 +156,10 @@ class UpdateFormat:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parcel:
+class EncodedUpdate:
     """An update ready to be sent, to any neighbour and as often as wanted; only the news beside it differ.
 
-    On one link a parcel is sent to its end before another one, or the same one again, is begun.
+    On one link a encoded is sent to its end before another one, or the same one again, is begun.
     """
 
     exchange: int
@@ -213,14 +213,14 @@ class Whole:
     mark: bytes
 
     @cached_property
-    def parcel(self) -> Parcel:
+    def encoded(self) -> EncodedUpdate:
         """Ready to be sent."""
         return self.update_format.pack(self.exchange, self.arrays, (None, self.mark))
 
 
-def next_mark(after: bytes, parcels: Iterable[Parcel]) -> bytes:
+def next_mark(after: bytes, updates: Iterable[EncodedUpdate]) -> bytes:
     """Of the values that some updates which continue *after* lead to: equal only if all that led to them was equal."""
-    return hashlib.sha256(b"".join([after, *(parcel.digest for parcel in parcels)])).digest()[: len(after)]
+    return hashlib.sha256(b"".join([after, *(encoded.digest for encoded in updates)])).digest()[: len(after)]
 
 
 def _longest_header(exchange: int, channels: tuple[ChannelEntry, ...], size_bytes: int, marks: Marks | None) -> int:

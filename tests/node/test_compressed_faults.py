@@ -425,8 +425,8 @@ def test_what_a_checkpoint_holds_of_the_neighbours_comes_back(tmp_path):
             assert (after.marks, after.sent.keys()) == (before.marks, before.sent.keys())
             for exchange, posted in before.sent.items():
                 for name in network.neighbours("node-2"):
-                    assert after.sent[exchange].parcels[name] == posted.parcels[name]
-                    assert after.sent[exchange].wholes[name].parcel == posted.wholes[name].parcel
+                    assert after.sent[exchange].updates[name] == posted.updates[name]
+                    assert after.sent[exchange].wholes[name].encoded == posted.wholes[name].encoded
             for name, neighbour in before.neighbours.items():
                 assert neighbour.marks == after.neighbours[name].marks
                 assert torch.equal(neighbour.values["xhat"], after.neighbours[name].values["xhat"])

@@ -222,16 +222,16 @@ def test_an_update_that_continues_another_has_one_format_and_one_that_stands_by_
 
 def test_a_whole_one_is_packed_when_somebody_asks():
     whole = Whole(SMALL, 7, {"x": np.arange(4, dtype=np.float32)}, MARKS[1])
-    (frames,) = whole.parcel.messages(**NEWS)
+    (frames,) = whole.encoded.messages(**NEWS)
 
     assert decode(frames)[0] == WHOLE
-    assert whole.parcel is whole.parcel
+    assert whole.encoded is whole.encoded
 
 
 def test_a_mark_is_another_after_anything_else():
-    parcels = [SMALL.pack(7, {"x": np.full(4, value, dtype=np.float32)}) for value in (0, 0, 1)]
-    marks = [next_mark(bytes(8), [parcel]) for parcel in parcels]
-    later = [next_mark(marks[0], [parcel]) for parcel in parcels]
+    updates = [SMALL.pack(7, {"x": np.full(4, value, dtype=np.float32)}) for value in (0, 0, 1)]
+    marks = [next_mark(bytes(8), [encoded]) for encoded in updates]
+    later = [next_mark(marks[0], [encoded]) for encoded in updates]
 
     assert marks[0] == marks[1]
     assert len({*marks, *later}) == 4
@@ -297,8 +297,8 @@ def test_more_news_than_there_ever_is_goes_all_the_same():
 
 
 def test_a_parcel_says_what_is_known_when_it_is_sent():
-    parcel = SMALL.pack(7, {"x": np.arange(4, dtype=np.float32)})
-    (frames,) = parcel.messages(**NEWS)
+    encoded = SMALL.pack(7, {"x": np.arange(4, dtype=np.float32)})
+    (frames,) = encoded.messages(**NEWS)
 
     assert decode(frames)[0] == UPDATE
-    assert hashlib.sha256(PAYLOAD).digest() == parcel.digest
+    assert hashlib.sha256(PAYLOAD).digest() == encoded.digest
