@@ -70,7 +70,7 @@ from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
-from p2pfl.wire.update import Arrays, Arrived, EncodedUpdate, UpdateFormat, Whole, next_mark
+from p2pfl.wire.update import Arrays, ReceivedUpdate, EncodedUpdate, UpdateFormat, Whole, next_mark
 
 log = logging.getLogger(__name__)
 
@@ -500,7 +500,7 @@ class Daemon:
                 return
             seconds["wait"] += self._now() - began_s
             began_s = self._now()
-            heard = [arrived.stop.agreed_for for arrived in protocol.arrivals().values()]
+            heard = [received.stop.agreed_for for received in protocol.arrivals().values()]
             await self._merge(outgoing, local_steps)
             seconds["mix"] += self._now() - began_s
             if self._phase == self._algorithm.phases - 1:
@@ -573,19 +573,19 @@ class Daemon:
         if len(self._sent_digests) == self._algorithm.phases:
             self._network_view.note_sent(self._round, self._sent_digests)
 
-    def _note_came(self, came: Mapping[str, Arrived]) -> None:
+    def _note_came(self, came: Mapping[str, ReceivedUpdate]) -> None:
         """Hold what came from neighbours against what they sign of it."""
         if not self._is_broadcast or self._network_view is None:
             return
-        for name, arrived in came.items():
-            number, phase = divmod(arrived.exchange, self._algorithm.phases)
+        for name, received in came.items():
+            number, phase = divmod(received.exchange, self._algorithm.phases)
             digests = self._came_digests.setdefault(name, [])
             if phase == 0:
                 digests.clear()
-            stands_alone = arrived.marks is not None and arrived.marks[0] is None
-            if not arrived.digest or stands_alone or len(digests) != phase:
+            stands_alone = received.marks is not None and received.marks[0] is None
+            if not received.digest or stands_alone or len(digests) != phase:
                 continue  # it is not what all others got, or not known
-            digests.append(arrived.digest)
+            digests.append(received.digest)
             if phase == self._algorithm.phases - 1:
                 self._network_view.note_came(name, number, digests)
 
@@ -643,10 +643,10 @@ class Daemon:
         admitted, came = protocol.arrivals(), protocol.came()
         self._note_came(came)
         messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
-        for name, arrived in came.items():
+        for name, received in came.items():
             message = messages[name]
             protocol.hold(
-                name, arrived, message if isinstance(message, BadMessage) else {c: message[c] for c in self._encoded & message.keys()}
+                name, received, message if isinstance(message, BadMessage) else {c: message[c] for c in self._encoded & message.keys()}
             )
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
@@ -676,7 +676,7 @@ class Daemon:
             rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
             self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
 
-    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, Arrived]) -> None:
+    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
         """Report models that are suddenly far away, where models can be compared one by one."""
         channel = self._model_channel or next(iter(self._encoded), None)
         if channel is None or channel not in outgoing:
@@ -728,7 +728,7 @@ class Daemon:
         return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
 
     def _messages(
-        self, came: Mapping[str, Arrived], outgoing: Mapping[str, Tensor], local_steps: int
+        self, came: Mapping[str, ReceivedUpdate], outgoing: Mapping[str, Tensor], local_steps: int
     ) -> dict[str, dict[str, Tensor] | BadMessage]:
         """What came as the algorithm sees it: values in place of what encodes them; or why it is refused."""
         channels, ctx = self._algorithm.channels, self._population.context(self._round, local_steps=local_steps)
@@ -738,8 +738,8 @@ class Daemon:
             return messages
         slots = list(self.protocol.neighbours)
         state, most = self._population.state, self.plan.guard.bound(self._population.state, self._phase, outgoing, ctx)
-        for name, arrived in came.items():
-            message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
+        for name, received in came.items():
+            message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
                 before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
@@ -747,7 +747,7 @@ class Daemon:
             if not all(_is_finite(message[of]) for of in self._encoded & message.keys()):
                 messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
                 continue
-            num_exchanges = max(1, arrived.exchange - self._taken_in.get(name, -1))
+            num_exchanges = max(1, received.exchange - self._taken_in.get(name, -1))
             norm = self.plan.guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
             messages[name] = refusal_of(norm, most) or message
         return messages
@@ -1164,7 +1164,7 @@ class Daemon:
             row["merged"] = self._pairwise.merged
         if self.protocol.newest is not None:
             ages, arrivals = self.protocol.ages(), self.protocol.arrivals()
-            row["merged"] = [[name, arrived.exchange, ages[name]] for name, arrived in arrivals.items()]
+            row["merged"] = [[name, received.exchange, ages[name]] for name, received in arrivals.items()]
         if self._metrics_now is not None:
             row["metrics"] = self._metrics_now
         return row

@@ -30,7 +30,7 @@ from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.protocol import HALF, Flow, Protocol
 from p2pfl.training import Population
 from p2pfl.wire.messages import Decline
-from p2pfl.wire.update import Arrived, UpdateFormat
+from p2pfl.wire.update import ReceivedUpdate, UpdateFormat
 
 Entry = list[Any]
 """[neighbour, number of the exchange over that edge, "training" | "waiting", and perhaps what else happened]."""
@@ -81,7 +81,7 @@ class PairwiseRounds:
         self._before: dict[str, Tensor] = {}
         """The population's tensors as they were when the training began, for a checkpoint in the meantime."""
         self._partner: str | None = None
-        self._deferred: dict[str, Arrived] = {}
+        self._deferred: dict[str, ReceivedUpdate] = {}
         """By neighbour, its newest."""
         self._stage = "training"
         self.merged: list[Entry] = []
@@ -146,9 +146,9 @@ class PairwiseRounds:
         self._take_back()
         assert self._protocol.meetings is not None
         while self._protocol.meetings:
-            name, _, arrived = self._protocol.meetings.popleft()
-            if arrived is not None:
-                await self._answer(name, arrived)
+            name, _, received = self._protocol.meetings.popleft()
+            if received is not None:
+                await self._answer(name, received)
 
     async def _meet_somebody(self) -> list[str]:
         """Ask a neighbour and wait for the answer; returns who did not come to it."""
@@ -170,20 +170,20 @@ class PairwiseRounds:
             if not protocol.meetings:
                 await around.wait(deadline_s)
             while protocol.meetings and not is_over:
-                name, heard, arrived = protocol.meetings.popleft()
+                name, heard, received = protocol.meetings.popleft()
                 if name == neighbour.name and heard == number:
-                    answer, is_over = arrived, True
-                elif arrived is not None:
-                    self._postpone(name, arrived)
+                    answer, is_over = received, True
+                elif received is not None:
+                    self._postpone(name, received)
         skipped = await self._conclude(neighbour, number, answer, own, missed=around.now_s() >= deadline_s)
         self._partner = None
         deferred, self._deferred = self._deferred, {}
-        for name, arrived in deferred.items():
-            await self._answer(name, arrived)
+        for name, received in deferred.items():
+            await self._answer(name, received)
         return skipped
 
     async def _conclude(
-        self, neighbour: Neighbour, number: int, answer: Arrived | None, own: Mapping[str, Tensor], *, missed: bool
+        self, neighbour: Neighbour, number: int, answer: ReceivedUpdate | None, own: Mapping[str, Tensor], *, missed: bool
     ) -> list[str]:
         """Merge an answer, or give the exchange up where none came that can be merged; returns who was skipped."""
         if answer is not None and neighbour.ledger.admits(number):
@@ -204,13 +204,13 @@ class PairwiseRounds:
                 return neighbour
         return None
 
-    def _postpone(self, name: str, arrived: Arrived) -> None:
+    def _postpone(self, name: str, received: ReceivedUpdate) -> None:
         """A request while this node waits for another neighbour."""
         if name < self._me:
             self._deferred.pop(name, None)
-            self._deferred[name] = arrived
+            self._deferred[name] = received
         else:
-            self._decline(name, arrived.exchange)
+            self._decline(name, received.exchange)
 
     def _decline(self, name: str, number: int) -> None:
         """Turn a neighbour away: neither of both merges this exchange."""
@@ -218,9 +218,9 @@ class PairwiseRounds:
         self._protocol.neighbours[name].queue(Decline(exchange=number))
         self._around.wake()
 
-    async def _answer(self, name: str, arrived: Arrived) -> None:
+    async def _answer(self, name: str, received: ReceivedUpdate) -> None:
         """Meet a neighbour that has asked."""
-        neighbour, number = self._protocol.neighbours[name], arrived.exchange
+        neighbour, number = self._protocol.neighbours[name], received.exchange
         if number <= neighbour.ledger.closed_through:
             return  # it has asked once more in the meantime
         if neighbour.ledger.closed_through < number - 1:  # it has given up some that never came
@@ -230,11 +230,11 @@ class PairwiseRounds:
             self._decline(name, number)
             return
         own = self._outgoing()
-        await self._merge(neighbour, arrived, own, answers=True)
+        await self._merge(neighbour, received, own, answers=True)
 
-    async def _merge(self, neighbour: Neighbour, arrived: Arrived, own: Mapping[str, Tensor], *, answers: bool = False) -> bool:
+    async def _merge(self, neighbour: Neighbour, received: ReceivedUpdate, own: Mapping[str, Tensor], *, answers: bool = False) -> bool:
         """Half of the way to a neighbour's model, on the disk before anything else is done with either; False: it was not taken in."""
-        theirs = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
+        theirs = {channel: tensor_over(array) for channel, array in received.arrays.items()}
         inbox = SlotInbox.of_one_row(
             self._algorithm.channels,
             own,
@@ -248,27 +248,27 @@ class PairwiseRounds:
         )
         ctx = self._population.context(self.round, local_steps=self._plan.experiment.algorithm.local_steps)
         if (refusal := self._refusal(neighbour, theirs, own, ctx)) is not None:
-            self._protocol.hold(neighbour.name, arrived, refusal)
+            self._protocol.hold(neighbour.name, received, refusal)
             if answers:
-                self._decline(neighbour.name, arrived.exchange)
+                self._decline(neighbour.name, received.exchange)
             else:
-                self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
+                self._protocol.give_up(neighbour.name, received.exchange, missed=False)
             return False
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
         if not all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in merged.values()):
             self._around.event("overflow", f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
-            self._protocol.give_up(neighbour.name, arrived.exchange, missed=False)
+            self._protocol.give_up(neighbour.name, received.exchange, missed=False)
             return False
         self.now = merged
         self._squared = (self._squared or 0.0) + float(inbox.squared_distances("x")[0])
         self._norm = float(torch.linalg.vector_norm(own["x"][0]).double())
         (distance,) = inbox.distances("x").values()
         self._look_at_distance(neighbour, distance, self._norm)
-        self.merged.append([neighbour.name, arrived.exchange, self._stage])
+        self.merged.append([neighbour.name, received.exchange, self._stage])
         (amounts,) = (inbox.flows or {}).values()
-        taken = Flow(exchange=arrived.exchange, amounts=amounts)
+        taken = Flow(exchange=received.exchange, amounts=amounts)
         if answers:
-            self._protocol.answer(neighbour.name, self._format.pack(arrived.exchange, _arrays(own)))
+            self._protocol.answer(neighbour.name, self._format.pack(received.exchange, _arrays(own)))
         self._protocol.met(neighbour.name, taken, self._around.now_s())
         self._take_back()
         await self._around.keep()

@@ -23,7 +23,7 @@ from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.newest import Held
 from p2pfl.protocol.protocol import Flow, Posted, Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
-from p2pfl.wire.update import Arrived, EncodedUpdate, UpdateFormat, Whole
+from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, UpdateFormat, Whole
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -40,8 +40,8 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.amounts.items()}
-    for name, arrived in (protocol.newest.held if protocol.newest is not None else {}).items():
-        tensors |= {f"newest/{name}/{channel}": tensor_over(array) for channel, array in arrived.payload.arrays.items()}
+    for name, received in (protocol.newest.held if protocol.newest is not None else {}).items():
+        tensors |= {f"newest/{name}/{channel}": tensor_over(array) for channel, array in received.payload.arrays.items()}
     for name, neighbour in protocol.neighbours.items():
         tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
     for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
@@ -98,8 +98,8 @@ def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], he
         if protocol.newest is None:
             raise ValueError(f"holds what {name} sent, as only nodes at their own pace do")
         arrays = {channel: tensor.numpy() for channel, tensor in held["newest"][name].items()}
-        arrived = Arrived(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
-        protocol.newest.held[name] = Held(number=number, payload=arrived, age=age)
+        received = ReceivedUpdate(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
+        protocol.newest.held[name] = Held(number=number, payload=received, age=age)
 
 
 def _restore_sent(

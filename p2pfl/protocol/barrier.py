@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2pfl.errors import StaleRound
-from p2pfl.wire.update import Arrived
+from p2pfl.wire.update import ReceivedUpdate
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,27 +19,27 @@ class ExchangeBarrier:
     deadline_s: float
     """On the caller's clock."""
 
-    arrived: dict[str, Arrived] = field(default_factory=dict)
+    received: dict[str, ReceivedUpdate] = field(default_factory=dict)
     ahead: int = 1
     """How many later exchanges are kept."""
 
-    early: dict[int, dict[str, Arrived]] = field(default_factory=dict)
+    early: dict[int, dict[str, ReceivedUpdate]] = field(default_factory=dict)
     """Of later exchanges, by exchange."""
 
-    def receive(self, peer: str, arrived: Arrived) -> None:
+    def receive(self, peer: str, received: ReceivedUpdate) -> None:
         """A complete update came.
 
         Raises:
             StaleRound: it is neither of this exchange nor of one of the next that are kept.
         """
-        if arrived.exchange == self.exchange:
-            self.arrived.setdefault(peer, arrived)
-        elif self.exchange < arrived.exchange <= self.exchange + self.ahead:
-            self.early.setdefault(arrived.exchange, {}).setdefault(peer, arrived)
+        if received.exchange == self.exchange:
+            self.received.setdefault(peer, received)
+        elif self.exchange < received.exchange <= self.exchange + self.ahead:
+            self.early.setdefault(received.exchange, {}).setdefault(peer, received)
         else:
-            reason = "stale_round" if arrived.exchange < self.exchange else "far_round"
+            reason = "stale_round" if received.exchange < self.exchange else "far_round"
             raise StaleRound(
-                f"an update of exchange {arrived.exchange}: expected {self.exchange} to {self.exchange + self.ahead}", reason=reason
+                f"an update of exchange {received.exchange}: expected {self.exchange} to {self.exchange + self.ahead}", reason=reason
             )
 
     def give_up(self, peer: str) -> None:
@@ -48,12 +48,12 @@ class ExchangeBarrier:
 
     def forget(self, peer: str) -> None:
         """Drop what a neighbour has sent."""
-        for arrived in (self.arrived, *self.early.values()):
-            arrived.pop(peer, None)
+        for received in (self.received, *self.early.values()):
+            received.pop(peer, None)
 
     def missing(self) -> frozenset[str]:
         """Who is waited for and not here."""
-        return self.expected - self.arrived.keys()
+        return self.expected - self.received.keys()
 
     def is_complete(self) -> bool:
         """Whether all who are waited for are here."""
@@ -72,6 +72,6 @@ class ExchangeBarrier:
             expected=expected,
             deadline_s=deadline_s,
             ahead=self.ahead,
-            arrived=self.early.get(exchange, {}),
-            early={later: arrived for later, arrived in self.early.items() if later > exchange},
+            received=self.early.get(exchange, {}),
+            early={later: received for later, received in self.early.items() if later > exchange},
         )

@@ -46,7 +46,7 @@ from p2pfl.wire.messages import (
     Update,
     Want,
 )
-from p2pfl.wire.update import Arrived, EncodedUpdate, Whole
+from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, Whole
 
 HELLO_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
@@ -227,10 +227,10 @@ class Protocol:
     resynchronised: int = 0
     """How often a neighbour's values came whole, because something before them is not here."""
 
-    newest: NewestUpdates[Arrived] | None = None
+    newest: NewestUpdates[ReceivedUpdate] | None = None
     """Where nodes go on with their neighbours' newest models: what this one holds of them."""
 
-    meetings: deque[tuple[str, int, Arrived | None]] | None = None
+    meetings: deque[tuple[str, int, ReceivedUpdate | None]] | None = None
     """Where nodes meet in pairs: neighbour, number over its edge and what came, None for a refusal, in the order of arrival;
     of each neighbour at most one of either."""
 
@@ -266,7 +266,7 @@ class Protocol:
     _last_came_s: float = float("-inf")
     """When the last update of this exchange was complete."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
-    _taken: dict[str, Held[Arrived]] | None = None
+    _taken: dict[str, Held[ReceivedUpdate]] | None = None
     """Of the newest updates those of the exchange's merge; None before it."""
 
     # ---- what comes in
@@ -298,16 +298,16 @@ class Protocol:
                 and neighbour.misses <= 1
             ):
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
-        elif isinstance(message, Chunk) and heard.arrived is None and self.closing is None:
+        elif isinstance(message, Chunk) and heard.received is None and self.closing is None:
             return False
         if isinstance(message, News):
             self._news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
         if heard.dropped in ("out_of_order", "stray_chunk") and isinstance(message, Chunk):
             self._ask_for_lost(neighbour, message.exchange, whole=False)
-        if heard.arrived is not None:
+        if heard.received is not None:
             self._last_came_s = now_s
-            self._arrived(neighbour, heard.arrived)
+            self._arrived(neighbour, heard.received)
         return True
 
     def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> Heard | None:
@@ -747,41 +747,41 @@ class Protocol:
             neighbour.refusal = neighbour.refusal or f"it refuses this node: {message.reason}"
             self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
 
-    def _arrived(self, neighbour: Neighbour, arrived: Arrived) -> None:
+    def _arrived(self, neighbour: Neighbour, received: ReceivedUpdate) -> None:
         neighbour.missed = neighbour.is_faulty = False
         if self.closing is not None:
             return  # a stopped node merges nothing more and has left its last barrier behind
         if self.meetings is not None:
-            self._meet(neighbour.name, arrived.exchange, arrived)
+            self._meet(neighbour.name, received.exchange, received)
         elif self.newest is not None:
-            self.newest.receive(neighbour.name, arrived.exchange, arrived)
+            self.newest.receive(neighbour.name, received.exchange, received)
         elif self.barrier is None:
             return
-        elif arrived.exchange != self.barrier.exchange or self._continues(neighbour, arrived):  # what is early is looked at in its exchange
-            self.barrier.receive(neighbour.name, arrived)
+        elif received.exchange != self.barrier.exchange or self._continues(neighbour, received):  # what is early is looked at in its exchange
+            self.barrier.receive(neighbour.name, received)
 
-    def _meet(self, name: str, number: int, arrived: Arrived | None) -> None:
+    def _meet(self, name: str, number: int, received: ReceivedUpdate | None) -> None:
         """Keep what a neighbour says to meeting: its newest update, the one that is waited for, and its newest refusal.
 
         No more, so that no neighbour fills the memory.
         """
         assert self.meetings is not None
         # an answer that is waited for is not forgotten for the next question
-        kind = (name, arrived is None, (name, number) == self.asked)
+        kind = (name, received is None, (name, number) == self.asked)
         kept = [meeting for meeting in self.meetings if (meeting[0], meeting[2] is None, meeting[:2] == self.asked) == kind]
         if any(other > number for _, other, _ in kept):
             return
         for meeting in kept:
             self.meetings.remove(meeting)
-        self.meetings.append((name, number, arrived))
+        self.meetings.append((name, number, received))
 
-    def _continues(self, neighbour: Neighbour, arrived: Arrived) -> bool:
+    def _continues(self, neighbour: Neighbour, received: ReceivedUpdate) -> bool:
         """Whether the values are here that an update continues; if not they are asked for."""
-        held = neighbour.marks.get(arrived.exchange % self.phases, NOTHING_SAID)
-        if arrived.marks is None or arrived.marks[0] in (None, held):
+        held = neighbour.marks.get(received.exchange % self.phases, NOTHING_SAID)
+        if received.marks is None or received.marks[0] in (None, held):
             return True
-        neighbour.lacks, neighbour.missed = arrived.exchange, False
-        neighbour.queue(_want(neighbour, arrived.exchange))
+        neighbour.lacks, neighbour.missed = received.exchange, False
+        neighbour.queue(_want(neighbour, received.exchange))
         return False
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
@@ -814,11 +814,11 @@ class Protocol:
             self.barrier = ExchangeBarrier(exchange=exchange, expected=senders, deadline_s=never_s, ahead=self.ahead)
         self._forget_sent()
         for name in senders:
-            neighbour, arrived = self.neighbours[name], self.barrier.arrived.get(name)
+            neighbour, received = self.neighbours[name], self.barrier.received.get(name)
             neighbour.begin_waiting(now_s)
-            is_here = arrived is not None or neighbour.is_flowing(exchange, now_s, self._patience_s)
-            if arrived is not None and not self._continues(neighbour, arrived):
-                del self.barrier.arrived[name]
+            is_here = received is not None or neighbour.is_flowing(exchange, now_s, self._patience_s)
+            if received is not None and not self._continues(neighbour, received):
+                del self.barrier.received[name]
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept
 
@@ -908,7 +908,7 @@ class Protocol:
             return True
         assert self.barrier is not None
         self._note_time(now_s)
-        came, senders = self.barrier.arrived.keys(), self.now_linked.weights
+        came, senders = self.barrier.received.keys(), self.now_linked.weights
         refused = self._refused_here()
         awaited = [self.neighbours[name] for name in senders if name not in {*came, *refused} and not self.neighbours[name].missed]
         is_in_company = bool(came or refused)
@@ -1001,7 +1001,7 @@ class Protocol:
         """Neighbours whose update of this exchange is not here, and that are still waited for."""
         if self.newest is not None or self.barrier is None:
             return []
-        there = {*self.barrier.arrived, *self._refused_here()}
+        there = {*self.barrier.received, *self._refused_here()}
         return [name for name in self.now_linked.weights if name not in there and not self.neighbours[name].missed]
 
     @property
@@ -1036,27 +1036,27 @@ class Protocol:
         ]
         return self._as_believed((max if self._recent_s or self._was_in_step else min)(heard, default=-1))
 
-    def arrivals(self) -> dict[str, Arrived]:
+    def arrivals(self) -> dict[str, ReceivedUpdate]:
         """What this exchange may merge, in the roster's order."""
         both = self.now_linked.both
         return {
-            name: arrived for name, arrived in self.came().items() if name not in both or self.neighbours[name].ledger.admits(self.exchange)
+            name: received for name, received in self.came().items() if name not in both or self.neighbours[name].ledger.admits(self.exchange)
         }
 
     def ages(self) -> dict[str, int]:
         """How often each of the newest arrivals has been merged before."""
         return {name: held.age for name, held in (self._taken or {}).items()}
 
-    def came(self) -> dict[str, Arrived]:
+    def came(self) -> dict[str, ReceivedUpdate]:
         """What is here for this exchange, also what may not be merged, in the roster's order."""
         if self.newest is not None:
             if self._taken is None:
                 self._taken = self.newest.take()
             return {name: self._taken[name].payload for name in self.now_linked.weights if name in self._taken}
         assert self.barrier is not None
-        return {name: self.barrier.arrived[name] for name in self.now_linked.weights if name in self.barrier.arrived}
+        return {name: self.barrier.received[name] for name in self.now_linked.weights if name in self.barrier.received}
 
-    def hold(self, name: str, arrived: Arrived, values: Mapping[str, Any] | BadMessage) -> None:
+    def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
         """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""
         neighbour = self.neighbours[name]
         if isinstance(values, BadMessage):
@@ -1064,12 +1064,12 @@ class Protocol:
             if self.newest is not None:  # it would be merged again
                 self.newest.held.pop(name, None)
                 (self._taken or {}).pop(name, None)
-        elif arrived.marks is not None:
+        elif received.marks is not None:
             neighbour.values.update(values)
-            after, neighbour.marks[arrived.exchange % self.phases] = arrived.marks
+            after, neighbour.marks[received.exchange % self.phases] = received.marks
             if after is None:
                 self.resynchronised += 1
-                self.event("resynchronised", f"{name} at exchange {arrived.exchange}", name)
+                self.event("resynchronised", f"{name} at exchange {received.exchange}", name)
 
     def advance(self) -> None:
         """What was posted in this exchange is in this node's own values now: its next update continues it."""
@@ -1223,7 +1223,7 @@ class Protocol:
         if self.closing is None and self.barrier is not None and self.exchange in self.sent:
             for name in self.now_linked.weights:
                 neighbour = self.neighbours[name]
-                if not neighbour.session.is_open or name in self.barrier.arrived or neighbour.is_flowing(self.exchange, now_s, STALL_S):
+                if not neighbour.session.is_open or name in self.barrier.received or neighbour.is_flowing(self.exchange, now_s, STALL_S):
                     continue
                 if neighbour.wants(now_s):
                     neighbour.queue(_want(neighbour, self.exchange))

@@ -30,7 +30,7 @@ from p2pfl.wire.messages import (
     Update,
     Want,
 )
-from p2pfl.wire.update import Arrays, Arrived, Assembly, UpdateFormat
+from p2pfl.wire.update import Arrays, ReceivedUpdate, Assembly, UpdateFormat
 
 
 class LinkState(Enum):
@@ -107,7 +107,7 @@ class Heard:
     message: Message
     """Its exchange, report and stop news count even where the update that they came with was dropped."""
 
-    arrived: Arrived | None = None
+    received: ReceivedUpdate | None = None
     """The update that this message made complete."""
 
     dropped: str | None = None
@@ -310,7 +310,7 @@ class LinkSession:
         if arrays is None:
             return Heard(message=message)
         self._complete[_kind(update)] = update.digest
-        arrived = Arrived(
+        received = ReceivedUpdate(
             exchange=update.exchange,
             arrays=arrays,
             marks=update.marks,
@@ -318,7 +318,7 @@ class LinkSession:
             stop=update.stop,
             digest=update.digest,
         )
-        return Heard(message=message, arrived=arrived)
+        return Heard(message=message, received=received)
 
 
 def _kind(update: Update) -> tuple[int, bool]:

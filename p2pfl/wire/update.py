@@ -245,7 +245,7 @@ def _header_bytes(largest: int, channels: tuple[ChannelEntry, ...], size_bytes: 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arrived:
+class ReceivedUpdate:
     """A neighbour's update, complete and checked."""
 
     exchange: int

@@ -116,8 +116,8 @@ class Node:
     def close(self, *, keep: bool = True) -> list[str]:
         """Merge what is there, write it down, and be at the next exchange."""
         protocol = self.protocol
-        for name, arrived in protocol.came().items():
-            protocol.hold(name, arrived, {"x": f"of exchange {arrived.exchange}"})
+        for name, received in protocol.came().items():
+            protocol.hold(name, received, {"x": f"of exchange {received.exchange}"})
         protocol.advance()
         merged = {name: Flow(exchange=protocol.exchange, amounts=a.arrays) for name, a in protocol.arrivals().items()}
         skipped = protocol.close(merged, self.now_s)
@@ -646,8 +646,8 @@ def test_an_update_that_leads_to_no_numbers_is_refused_and_the_next_asked_for_wh
     a, _ = pair(ENCODED)
     a.post()
     a.hear_encoded("b", 0, NOTHING_SAID, mark_of(0))
-    (arrived,) = a.protocol.came().values()
-    a.protocol.hold("b", arrived, BadMessage("an update that leads to NaN", reason="not_finite"))
+    (received,) = a.protocol.came().values()
+    a.protocol.hold("b", received, BadMessage("an update that leads to NaN", reason="not_finite"))
 
     assert a.protocol.refused == {"not_finite": 1}
     assert a.protocol.neighbours["b"].is_faulty

@@ -60,8 +60,8 @@ def take(link, frames):
     except PeerError:
         heard = Heard(message=UPDATE, dropped="refused")
     assert link.counters.total() - num_counted == (heard.dropped is not None)
-    if heard.arrived is not None:
-        (array,) = heard.arrived.arrays.values()
+    if heard.received is not None:
+        (array,) = heard.received.arrays.values()
         assert hashlib.sha256(array.tobytes()).digest() == heard.message.digest
         assert np.isfinite(array).all()
 

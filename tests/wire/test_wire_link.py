@@ -224,20 +224,20 @@ def test_two_nodes_open_their_link_whatever_was_lost_before_and_then_fall_silent
 def test_an_update_in_one_piece_arrives_with_its_news():
     heard = said(open_session(), UPDATE)
 
-    assert heard.arrived.arrays["x"].tobytes() == PAYLOAD
-    assert (7, NEWS["report"], NEWS["stop"]) == (heard.arrived.exchange, heard.arrived.report, heard.arrived.stop)
+    assert heard.received.arrays["x"].tobytes() == PAYLOAD
+    assert (7, NEWS["report"], NEWS["stop"]) == (heard.received.exchange, heard.received.report, heard.received.stop)
     assert heard.dropped is None
 
 
 def test_an_update_in_chunks_arrives_with_the_last_and_its_progress_shows():
-    link, progress, arrived = open_session(LARGE), [], []
+    link, progress, received = open_session(LARGE), [], []
     for frames in large_frames():
-        arrived.append(link.receive(frames, exchange=7).arrived)
+        received.append(link.receive(frames, exchange=7).received)
         progress.append(link.progress)
 
     assert progress == [(7, CHUNK_BYTES), (7, 2 * CHUNK_BYTES), (7, 3 * CHUNK_BYTES), None]
-    assert arrived[:3] == [None] * 3
-    assert np.array_equal(np.ones(CHUNK_BYTES), arrived[3].arrays["x"])
+    assert received[:3] == [None] * 3
+    assert np.array_equal(np.ones(CHUNK_BYTES), received[3].arrays["x"])
 
 
 @pytest.mark.parametrize(("exchange", "dropped"), [(8, "stale_round"), (100, "stale_round"), (5, "far_round"), (0, "far_round")])
@@ -245,13 +245,13 @@ def test_an_update_of_a_far_exchange_is_dropped_and_its_news_heard(exchange, dro
     link = open_session()
     heard = said(link, UPDATE, exchange=exchange)
 
-    assert (dropped, None) == (heard.dropped, heard.arrived)
+    assert (dropped, None) == (heard.dropped, heard.received)
     assert heard.message == UPDATE
     assert {dropped: 1} == link.counters
 
 
 def test_an_update_of_the_next_exchange_is_taken():
-    assert said(open_session(), UPDATE, exchange=6).arrived.exchange == 7
+    assert said(open_session(), UPDATE, exchange=6).received.exchange == 7
 
 
 def test_updates_of_far_exchanges_cost_no_memory():
@@ -303,8 +303,8 @@ def test_another_update_of_the_same_exchange_does_not_replace_the_first():
 def test_of_one_exchange_there_is_one_update_that_continues_and_one_that_stands_by_itself():
     link = open_session(ENCODED)
 
-    assert said(link, CONTINUED).arrived.marks == MARKS
-    assert said(link, WHOLE).arrived.marks == (None, MARKS[1])
+    assert said(link, CONTINUED).received.marks == MARKS
+    assert said(link, WHOLE).received.marks == (None, MARKS[1])
     assert [said(link, message).dropped for message in (CONTINUED, WHOLE)] == ["duplicate", "duplicate"]
     assert said(link, replace(WHOLE, digest=bytes(32))).dropped == "contradiction"
 
@@ -319,18 +319,18 @@ def test_a_whole_update_comes_in_chunks_after_one_that_continues():
     assert link.receive(chunks[0], exchange=7).dropped == "duplicate"
 
     heard = [link.receive(frames, exchange=7) for frames in (first, *chunks)]
-    assert heard[-1].arrived.arrays["x"][-1] == 1.0
+    assert heard[-1].received.arrays["x"][-1] == 1.0
 
 
 def test_the_updates_of_this_exchange_and_the_next_are_held_apart():
     link = open_session(LARGE)
     for message in large_frames(8, value=8.0):
-        early = link.receive(message, exchange=7).arrived
+        early = link.receive(message, exchange=7).received
     for message in large_frames(7, value=7.0):
-        arrived = link.receive(message, exchange=7).arrived
+        received = link.receive(message, exchange=7).received
 
     assert (early.exchange, early.arrays["x"][-1]) == (8, 8.0)
-    assert (arrived.exchange, arrived.arrays["x"][-1]) == (7, 7.0)
+    assert (received.exchange, received.arrays["x"][-1]) == (7, 7.0)
     assert link.receive(large_frames(8)[1], exchange=8).dropped == "duplicate"
 
 
@@ -357,7 +357,7 @@ def test_what_came_before_a_gap_is_kept_and_continued():
 
     assert [link.receive(message, exchange=7).dropped for message in frames[2:]] == ["out_of_order"] * 2
     assert link.want(7, whole=False, lost=True).offset == CHUNK_BYTES
-    assert [link.receive(message, exchange=7).arrived for message in frames[1:]][-1] is not None
+    assert [link.receive(message, exchange=7).received for message in frames[1:]][-1] is not None
 
 
 def test_an_update_of_a_node_that_has_not_closed_the_exchange_before_is_refused():
@@ -369,7 +369,7 @@ def test_an_update_of_a_node_that_has_not_closed_the_exchange_before_is_refused(
 def test_an_update_sent_again_later_may_report_on_itself():
     later = Report(closed_through=7, merged=(7,), confirmed=3, settled=6)
 
-    assert said(open_session(), replace(UPDATE, report=later)).arrived.report == later
+    assert said(open_session(), replace(UPDATE, report=later)).received.report == later
 
 
 def test_nan_is_refused_and_the_next_update_taken():
@@ -380,7 +380,7 @@ def test_nan_is_refused_and_the_next_update_taken():
         link.receive(frames, exchange=7)
 
     assert link.counters == {"not_finite": 1}
-    assert said(link, UPDATE).arrived is not None
+    assert said(link, UPDATE).received is not None
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_nan_is_refused_and_the_next_update_taken():
 def test_everything_else_is_passed_on(message):
     heard = said(open_session(), message)
 
-    assert (message, None, None, False) == (heard.message, heard.arrived, heard.dropped, heard.greet)
+    assert (message, None, None, False) == (heard.message, heard.received, heard.dropped, heard.greet)
 
 
 def test_refusals_are_counted_by_reason():
