@@ -25,7 +25,7 @@ from p2pfl.protocol.start_agreement import StartAgreement
 from p2pfl.protocol.view import NetworkView
 from p2pfl.topology.links import Links
 from p2pfl.wire.codec import Frame, encode
-from p2pfl.wire.link import Heard
+from p2pfl.wire.link import ReceivedMessage
 from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
     NOTHING_SAID,
@@ -310,7 +310,7 @@ class Protocol:
             self._arrived(neighbour, heard.received)
         return True
 
-    def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> Heard | None:
+    def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> ReceivedMessage | None:
         """A message that is in order, with what it says of the start and of others taken up; None: it was refused and counted."""
         try:
             heard = neighbour.session.receive(frames, exchange=self._expected_from(neighbour.name))
@@ -360,7 +360,7 @@ class Protocol:
         nearby = [neighbour for neighbour in self.neighbours.values() if neighbour.session.is_open and not neighbour.left]
         return self.view is not None and bool(nearby) and not self.view.is_settled({neighbour.name for neighbour in nearby})
 
-    def _take_in(self, neighbour: Neighbour, heard: Heard, now_s: float) -> None:
+    def _take_in(self, neighbour: Neighbour, heard: ReceivedMessage, now_s: float) -> None:
         """What a message asks of this node, beside what it brings."""
         message = heard.message
         if isinstance(message, ProofRequest):
@@ -656,7 +656,7 @@ class Protocol:
             return through
         return f"{through} (settled {report.settled}, confirmed {report.confirmed}, started anew {state.anew})"
 
-    def _greeted(self, neighbour: Neighbour, message: Hello, heard: Heard, now_s: float) -> None:
+    def _greeted(self, neighbour: Neighbour, message: Hello, heard: ReceivedMessage, now_s: float) -> None:
         if heard.greet:
             neighbour.queue(self.hello(neighbour))
         was_paused = neighbour.is_paused and neighbour.session.is_open

@@ -42,7 +42,7 @@ _Key = tuple[int, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
+class LatestRecord:
     """The newest record of a member."""
 
     record: RoundRecord
@@ -135,7 +135,7 @@ class NetworkView:
         self._keys = [Ed25519PublicKey.from_public_bytes(key) for key in keys]
         self._sign, self._study = sign, study
         self.news_rounds = 2 * (diameter if diameter is not None else len(keys)) + _SPARE_ROUNDS
-        self.newest: dict[int, Heard] = {}
+        self.newest: dict[int, LatestRecord] = {}
         """By place in the roster."""
         self._begun_again: set[int] = set()
         self._furthest: dict[int, tuple[int, int, bytes]] = {}  # by member: when its run began, rounds that it has ended, its sealed record
@@ -371,7 +371,7 @@ class NetworkView:
         if newest is not None and record.began > newest.record.began:
             self._begun_again.add(record.member)
         if newest is None or _age(record) >= _age(newest.record):
-            self.newest[record.member] = Heard(record=record, sealed=sealed, at_s=now_s)
+            self.newest[record.member] = LatestRecord(record=record, sealed=sealed, at_s=now_s)
         is_last = record.closing and self._sums and self._oldest <= record.round <= self._now_round + self._window
         if not self._counts(record.round) and not is_last:
             return

@@ -101,7 +101,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
+class ReceivedMessage:
     """What one message from a neighbour means."""
 
     message: Message
@@ -182,7 +182,7 @@ class LinkSession:
         self._complete.clear()
 
     def hello(self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED) -> Hello:
-        """What to send now and then until the link is open, and whenever `Heard.greet` asks for it."""
+        """What to send now and then until the link is open, and whenever `ReceivedMessage.greet` asks for it."""
         return Hello(
             member=self._member,
             study=bytes.fromhex(self._terms.study),
@@ -198,7 +198,7 @@ class LinkSession:
             stop=stop,
         )
 
-    def receive(self, frames: Sequence[Frame], *, exchange: int) -> Heard:
+    def receive(self, frames: Sequence[Frame], *, exchange: int) -> ReceivedMessage:
         """Take one message.
 
         Args:
@@ -219,7 +219,7 @@ class LinkSession:
             self.counters[heard.dropped] += 1
         return heard
 
-    def _receive(self, frames: Sequence[Frame], exchange: int) -> Heard:
+    def _receive(self, frames: Sequence[Frame], exchange: int) -> ReceivedMessage:
         message, payload = decode(frames)
         match message:
             case Hello():
@@ -227,7 +227,7 @@ class LinkSession:
             case Goodbye():
                 self._step(Event.GOODBYE)
                 self._forget_peer()
-                return Heard(message=message)
+                return ReceivedMessage(message=message)
             case _:
                 self._step(Event.MESSAGE)
         match message:
@@ -236,7 +236,7 @@ class LinkSession:
             case Chunk():
                 return self._continued(message, payload, exchange)
             case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
-                return Heard(message=message)
+                return ReceivedMessage(message=message)
 
     def _step(self, event: Event) -> None:
         following = TRANSITIONS.get((self.state, event))
@@ -244,7 +244,7 @@ class LinkSession:
             raise Unauthorized(f"{self.peer} says something before it has greeted us", reason="not_greeted")
         self.state = following
 
-    def _greeted(self, hello: Hello) -> Heard:
+    def _greeted(self, hello: Hello) -> ReceivedMessage:
         try:
             self._verify(hello)
         except Unauthorized:
@@ -256,7 +256,7 @@ class LinkSession:
         if is_new:  # the neighbour's process has been restarted: the rest of what it was sending will not come
             self._assembly.drop()
             self._peer_incarnation = hello.incarnation
-        return Heard(message=hello, greet=not (echoes and hello.is_open))
+        return ReceivedMessage(message=hello, greet=not (echoes and hello.is_open))
 
     def _verify(self, hello: Hello) -> None:
         if hello.member != self.peer:
@@ -270,7 +270,7 @@ class LinkSession:
         self._assembly.drop()
         self._peer_incarnation = 0
 
-    def _updated(self, update: Update, payload: memoryview, exchange: int) -> Heard:
+    def _updated(self, update: Update, payload: memoryview, exchange: int) -> ReceivedMessage:
         if update.report.closed_through < update.exchange - 1:
             raise BadMessage(
                 f"an update of exchange {update.exchange} from a node that has closed {update.report.closed_through}",
@@ -282,19 +282,19 @@ class LinkSession:
             if self.progress is not None and self.progress[0] == update.exchange:
                 self._assembly.drop()  # of the other kind, and given up: its chunks could not be told from those that follow
         if dropped is not None:
-            return Heard(message=update, dropped=dropped)
+            return ReceivedMessage(message=update, dropped=dropped)
         return self._taken(update, update, self._assembly.begin(update, payload))
 
-    def _continued(self, chunk: Chunk, payload: memoryview, exchange: int) -> Heard:
+    def _continued(self, chunk: Chunk, payload: memoryview, exchange: int) -> ReceivedMessage:
         dropped = self._unusable(chunk.exchange, exchange)
         if dropped is not None:
-            return Heard(message=chunk, dropped=dropped)
+            return ReceivedMessage(message=chunk, dropped=dropped)
         update = self._assembly.update
         if update is None or update.exchange != chunk.exchange:  # its beginning was lost with a connection, or dropped
             is_known = any(of == chunk.exchange for of, _ in self._complete)
-            return Heard(message=chunk, dropped="duplicate" if is_known else "stray_chunk")
+            return ReceivedMessage(message=chunk, dropped="duplicate" if is_known else "stray_chunk")
         if chunk.offset != self._assembly.received_bytes:  # something before it was lost with a connection: what is here is kept
-            return Heard(message=chunk, dropped="out_of_order")
+            return ReceivedMessage(message=chunk, dropped="out_of_order")
         return self._taken(chunk, update, self._assembly.extend(chunk, payload))
 
     def _unusable(self, came: int, exchange: int) -> str | None:
@@ -306,9 +306,9 @@ class LinkSession:
             return "stale_round"
         return "far_round" if came > exchange + self._ahead else None
 
-    def _taken(self, message: Update | Chunk, update: Update, arrays: Arrays | None) -> Heard:
+    def _taken(self, message: Update | Chunk, update: Update, arrays: Arrays | None) -> ReceivedMessage:
         if arrays is None:
-            return Heard(message=message)
+            return ReceivedMessage(message=message)
         self._complete[_kind(update)] = update.digest
         received = ReceivedUpdate(
             exchange=update.exchange,
@@ -318,7 +318,7 @@ class LinkSession:
             stop=update.stop,
             digest=update.digest,
         )
-        return Heard(message=message, received=received)
+        return ReceivedMessage(message=message, received=received)
 
 
 def _kind(update: Update) -> tuple[int, bool]:

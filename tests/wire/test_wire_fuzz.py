@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.wire.codec import decode, encode
-from p2pfl.wire.link import Heard
+from p2pfl.wire.link import ReceivedMessage
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from thorough import first_fast
 from wire_samples import CONTINUED, ENCODED, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, WHOLE, frames_of, open_session, session
@@ -58,7 +58,7 @@ def take(link, frames):
     try:
         heard = link.receive(frames, exchange=7)
     except PeerError:
-        heard = Heard(message=UPDATE, dropped="refused")
+        heard = ReceivedMessage(message=UPDATE, dropped="refused")
     assert link.counters.total() - num_counted == (heard.dropped is not None)
     if heard.received is not None:
         (array,) = heard.received.arrays.values()
