@@ -21,7 +21,7 @@ from p2pfl.errors import BadMessage, StoreError
 from p2pfl.params import tensor_over
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.newest import Held
-from p2pfl.protocol.protocol import Flow, Posted, Protocol
+from p2pfl.protocol.protocol import Flow, SentUpdates, Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
 from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, UpdateFormat, Whole
 
@@ -119,7 +119,7 @@ def _restore_sent(
             for to, tensors_of in held.get("whole", {}).get(exchange, {}).items():
                 arrays = {channel: tensor.numpy() for channel, tensor in tensors_of.items()}
                 wholes[to] = Whole(update_format.whole, int(exchange), arrays, mark)
-        protocol.sent[int(exchange)] = Posted(
+        protocol.sent[int(exchange)] = SentUpdates(
             updates=_to_each(receivers, updates), wholes=_to_each(receivers, wholes), agreed_for=posted["agreed_for"], mark=mark
         )
 

@@ -122,7 +122,7 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Posted:
+class SentUpdates:
     """What this node has sent in one exchange, for neighbours that ask again."""
 
     updates: Mapping[str, EncodedUpdate]
@@ -218,7 +218,7 @@ class Protocol:
     taken_back: list[tuple[Neighbour, Flow]] = field(default_factory=list)
     """Not matched: their negatives go into the next merge."""
 
-    sent: dict[int, Posted] = field(default_factory=dict)
+    sent: dict[int, SentUpdates] = field(default_factory=dict)
     """By exchange, this one and the last ones."""
 
     marks: dict[int, bytes] = field(default_factory=dict)
@@ -692,7 +692,7 @@ class Protocol:
         else:
             neighbour.queue(self._alive(neighbour))
 
-    def _answer_with_update(self, neighbour: Neighbour, want: Want, posted: Posted, now_s: float) -> None:
+    def _answer_with_update(self, neighbour: Neighbour, want: Want, posted: SentUpdates, now_s: float) -> None:
         """Send what is missing of an update; nothing of one that is over there, or that is queued or on its way."""
         exchange, whole = kind = want.exchange, want.whole and neighbour.name in posted.wholes
         if not self.is_of_use(exchange, neighbour):
@@ -848,7 +848,7 @@ class Protocol:
         self._note_time(now_s)
         self._posted_s = now_s
         self._stood_still, self._last_came_s, self._own_s = False, now_s, now_s - self._began_s
-        self.sent[self.exchange] = Posted(updates=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
+        self.sent[self.exchange] = SentUpdates(updates=updates, agreed_for=self.agreed_for, wholes=wholes or {}, mark=mark)
         for name, neighbour in self.neighbours.items():
             neighbour.begin_waiting(now_s)
             neighbour.forgive(now_s)
@@ -896,7 +896,7 @@ class Protocol:
         known = -1 if heard is None else heard.closed_through  # what it has closed it needs no more
         kept = {e: {to: p for to, p in posted.updates.items() if to != name or e > known} for e, posted in self.sent.items()}
         kept[encoded.exchange] = {**kept.get(encoded.exchange, {}), name: encoded}
-        self.sent = {e: Posted(updates=updates, agreed_for=0) for e, updates in kept.items() if updates}
+        self.sent = {e: SentUpdates(updates=updates, agreed_for=0) for e, updates in kept.items() if updates}
         self.neighbours[name].queue(SendUpdate(exchange=encoded.exchange, again=False))
 
     def is_over(self, now_s: float) -> bool:
