@@ -23,7 +23,7 @@ from p2pfl.wire.messages import (
     Share,
     StopNews,
     Update,
-    Want,
+    ResendRequest,
 )
 from p2pfl.wire.ready_record import ReadyRecord, packed
 from p2pfl.wire.ready_record import seal as seal_ready
@@ -84,7 +84,7 @@ EVERY_MESSAGE = (
     HELLO,
     UPDATE,
     CHUNK,
-    Want(exchange=7, whole=False, lost=False, offset=0, digest=None),
+    ResendRequest(exchange=7, whole=False, lost=False, offset=0, digest=None),
     Alive(exchange=7, **NEWS),
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),

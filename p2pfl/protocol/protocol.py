@@ -44,7 +44,7 @@ from p2pfl.wire.messages import (
     Share,
     StopNews,
     Update,
-    Want,
+    ResendRequest,
 )
 from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, Whole
 
@@ -367,7 +367,7 @@ class Protocol:
             self._asked_for_proof(neighbour, message, now_s)
         elif isinstance(message, Hello):
             self._greeted(neighbour, message, heard, now_s)
-        elif isinstance(message, Want):
+        elif isinstance(message, ResendRequest):
             self._answer(neighbour, message, now_s)
         elif isinstance(message, Sent):
             self._sent_all(neighbour, message)
@@ -683,7 +683,7 @@ class Protocol:
                 if in_reach and neighbour.name in self.sent[exchange].updates:
                     neighbour.queue(SendUpdate(exchange=exchange, again=(exchange, False) in neighbour.sent_once))
 
-    def _answer(self, neighbour: Neighbour, want: Want, now_s: float) -> None:
+    def _answer(self, neighbour: Neighbour, want: ResendRequest, now_s: float) -> None:
         posted = self.sent.get(want.exchange)
         if posted is not None and neighbour.name in posted.updates:
             self._answer_with_update(neighbour, want, posted, now_s)
@@ -692,7 +692,7 @@ class Protocol:
         else:
             neighbour.queue(self._alive(neighbour))
 
-    def _answer_with_update(self, neighbour: Neighbour, want: Want, posted: SentUpdates, now_s: float) -> None:
+    def _answer_with_update(self, neighbour: Neighbour, want: ResendRequest, posted: SentUpdates, now_s: float) -> None:
         """Send what is missing of an update; nothing of one that is over there, or that is queued or on its way."""
         exchange, whole = kind = want.exchange, want.whole and neighbour.name in posted.wholes
         if not self.is_of_use(exchange, neighbour):
@@ -1308,7 +1308,7 @@ class Protocol:
             del self.flows[key]
 
 
-def _want(neighbour: Neighbour, exchange: int) -> Want:
+def _want(neighbour: Neighbour, exchange: int) -> ResendRequest:
     return neighbour.session.want(exchange, whole=neighbour.lacks == exchange, lost=False)
 
 

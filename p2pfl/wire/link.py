@@ -28,7 +28,7 @@ from p2pfl.wire.messages import (
     Share,
     StopNews,
     Update,
-    Want,
+    ResendRequest,
 )
 from p2pfl.wire.update import Arrays, ReceivedUpdate, Assembly, UpdateFormat
 
@@ -164,12 +164,12 @@ class LinkSession:
         """Whether the update of an exchange has come to its end; whole: the one that stands by itself."""
         return (exchange, whole) in self._complete
 
-    def want(self, exchange: int, *, whole: bool, lost: bool) -> Want:
+    def want(self, exchange: int, *, whole: bool, lost: bool) -> ResendRequest:
         """Request for what is missing of an update."""
         update = self._assembly.update
         if update is None or (update.exchange, _kind(update)[1]) != (exchange, whole):
-            return Want(exchange=exchange, whole=whole, lost=lost, offset=0, digest=None)
-        return Want(exchange=exchange, whole=whole, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
+            return ResendRequest(exchange=exchange, whole=whole, lost=lost, offset=0, digest=None)
+        return ResendRequest(exchange=exchange, whole=whole, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
 
     def refuse(self) -> None:
         """Do not talk to the neighbour that has just greeted; its next Hello is looked at again."""
@@ -235,7 +235,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case Want() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
+            case ResendRequest() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
                 return ReceivedMessage(message=message)
 
     def _step(self, event: Event) -> None:

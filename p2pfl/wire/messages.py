@@ -202,7 +202,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Want:
+class ResendRequest:
     """Request for an Update of this exchange, or for the part of it that is missing."""
 
     code: ClassVar[int] = 4
@@ -304,7 +304,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """Answer to a Want: all of that Update has gone out before this message; what of it is not there is lost."""
+    """Answer to a ResendRequest: all of that Update has gone out before this message; what of it is not there is lost."""
 
     code: ClassVar[int] = 11
 
@@ -337,11 +337,11 @@ class ProofRequest:
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 
 
-Message = Hello | Update | Chunk | Want | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
+Message = Hello | Update | Chunk | ResendRequest | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
 News = Hello | Update | Alive | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, Want, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
+    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

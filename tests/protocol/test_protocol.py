@@ -29,7 +29,7 @@ from p2pfl.wire.messages import (
     Report,
     Sent,
     StopNews,
-    Want,
+    ResendRequest,
 )
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
@@ -41,8 +41,8 @@ EARLIEST_STOP = 10
 FLOOR_S = 10.0
 
 
-def want(exchange: int, *, whole: bool = False, lost: bool = False, offset: int = 0, digest: bytes | None = None) -> Want:
-    return Want(exchange=exchange, whole=whole, lost=lost, offset=offset, digest=digest)
+def want(exchange: int, *, whole: bool = False, lost: bool = False, offset: int = 0, digest: bytes | None = None) -> ResendRequest:
+    return ResendRequest(exchange=exchange, whole=whole, lost=lost, offset=offset, digest=digest)
 
 
 class Node:
@@ -370,7 +370,7 @@ def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
         neighbour.queue(SendUpdate(exchange=exchange, again=True))
 
     assert len(neighbour.outbox) == OUTBOX_LIMIT
-    assert [item for item in neighbour.outbox if isinstance(item, Want)] == [want(2 * OUTBOX_LIMIT - 1)]
+    assert [item for item in neighbour.outbox if isinstance(item, ResendRequest)] == [want(2 * OUTBOX_LIMIT - 1)]
 
 
 # ---- falling behind
@@ -489,8 +489,8 @@ def test_a_node_that_stood_still_for_an_hour_believes_how_far_the_others_are():
 # ---- what continues what was sent before
 
 
-def asked(a: Node) -> list[Want]:
-    return [message for message in a.said_to("b") if isinstance(message, Want)]
+def asked(a: Node) -> list[ResendRequest]:
+    return [message for message in a.said_to("b") if isinstance(message, ResendRequest)]
 
 
 def in_step_encoded(a: Node, b: Node, num_exchanges: int) -> None:
@@ -702,7 +702,7 @@ def test_after_a_cut_only_what_is_missing_is_sent():
     deliver(b, "a", frames[:2])  # then the connection breaks
     a.now_s = b.now_s = 40.0
     b.protocol.tick(b.now_s)
-    a.hear("b", *[message for message in b.said_to("a") if isinstance(message, Want)])
+    a.hear("b", *[message for message in b.said_to("a") if isinstance(message, ResendRequest)])
     deliver(b, "a", a.frames_for("b"))  # all of it has gone out before
     (lost,) = b.said_to("a")
     assert (lost.lost, lost.offset) == (True, 2**21)
@@ -1126,7 +1126,7 @@ def test_what_came_too_early_is_asked_for_when_its_exchange_begins():
     assert a.close() == []
     a.protocol.begin(2, a.now_s)
 
-    assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, Want)] == [want(2)]
+    assert [item for item in a.protocol.neighbours["b"].outbox if isinstance(item, ResendRequest)] == [want(2)]
 
 
 def meeting_in_pairs(*, ahead: int) -> Node:

@@ -63,6 +63,10 @@ def test_a_run_is_computed_again_to_the_same_weights(recorded, tmp_path):
         torch.testing.assert_close(again.models[name], expected_P, rtol=0, atol=1e-6)
 
 
+RENAMED = {"Want": "ResendRequest"}
+"""Messages whose names of today are others than those in old recordings; on the wire they are numbers."""
+
+
 def test_every_recorded_message_is_understood_or_refused_by_its_schema(recorded):
     for name, frames in json.loads((recorded / "messages.json").read_text()).items():
         try:
@@ -70,4 +74,4 @@ def test_every_recorded_message_is_understood_or_refused_by_its_schema(recorded)
         except PeerError as refused:
             said = refused.reason
 
-        assert said in {name, "wrong_schema"}
+        assert said in {RENAMED.get(name, name), "wrong_schema"}

@@ -26,7 +26,7 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.transports import MAX_FRAME_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, Want
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, ResendRequest
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal
 
 OTHER = "dd" * 32
@@ -270,7 +270,7 @@ def test_ten_thousand_random_and_mutated_messages_crash_nothing_and_change_nothi
             evil.hello(study=OTHER),
             evil.update(digest=bytes(32)),
             encode(Chunk(exchange=0, offset=8), memoryview(b"12345678")),
-            encode(Want(exchange=2**40, whole=False, lost=False, offset=0, digest=None)),
+            encode(ResendRequest(exchange=2**40, whole=False, lost=False, offset=0, digest=None)),
             alive(2**50),
             encode(Closing(exchange=2**50, report=NOTHING_CLOSED, stop=NO_STOP, reason="rounds")),
         ]

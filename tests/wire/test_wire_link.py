@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Remembered, Report, Update, Want
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Remembered, Report, Update, ResendRequest
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import (
     CHUNK,
@@ -141,7 +141,7 @@ def test_goodbye_closes_the_link_until_the_next_hello():
 
     assert said(link, Goodbye(reason="pausing")).message == Goodbye(reason="pausing")
     assert link.progress is None
-    assert refused(link, Want(exchange=7, whole=False, lost=False, offset=0, digest=None), Unauthorized) == "not_greeted"
+    assert refused(link, ResendRequest(exchange=7, whole=False, lost=False, offset=0, digest=None), Unauthorized) == "not_greeted"
     assert said(link, replace(HELLO, echo=0, is_open=False)).greet  # even the same process may come back
     said(link, HELLO)
     assert link.is_open
@@ -213,7 +213,7 @@ def test_two_nodes_open_their_link_whatever_was_lost_before_and_then_fall_silent
     assert [link.is_open for link in greeting.links] == [True, True]
     assert not any(greeting.on_the_way)
     for side, link in enumerate(greeting.links):
-        assert link.receive(encode(Want(exchange=side, whole=False, lost=False, offset=0, digest=None)), exchange=0).message == Want(
+        assert link.receive(encode(ResendRequest(exchange=side, whole=False, lost=False, offset=0, digest=None)), exchange=0).message == ResendRequest(
             exchange=side, whole=False, lost=False, offset=0, digest=None
         )
 
@@ -386,7 +386,7 @@ def test_nan_is_refused_and_the_next_update_taken():
 @pytest.mark.parametrize(
     "message",
     [
-        Want(exchange=3, whole=False, lost=False, offset=0, digest=None),
+        ResendRequest(exchange=3, whole=False, lost=False, offset=0, digest=None),
         Alive(exchange=9, **NEWS),
         Closing(exchange=9, reason="rounds", **NEWS),
     ],
