@@ -20,7 +20,7 @@ import zmq
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.wire.codec import CHUNK_BYTES, decode, encode
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Goodbye, Hello, Records, Report, Update, ResendRequest
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Goodbye, Hello, Records, Report, Update, ResendRequest
 from p2pfl.wire.round_record import RoundRecord, seal
 
 FLOODS = (
@@ -145,9 +145,9 @@ class FloodingMember:
         maps = [[[{"": 0} for _ in range(20)] for _ in range(32)] for _ in range(32)]
         message: list[bytes | memoryview] = {
             "want": encode(ResendRequest(exchange=0, whole=False, lost=False, offset=0, digest=None)),
-            "alive": encode(Alive(exchange=_UNBELIEVABLE, report=NOTHING_CLOSED, stop=NO_STOP)),
+            "alive": encode(Heartbeat(exchange=_UNBELIEVABLE, report=NOTHING_CLOSED, stop=NO_STOP)),
             "deep_header": [b"\x91" * 65_000],
-            "wide_header": [msgpack.packb({"v": SCHEMA, "t": Alive.code, "exchange": maps})],
+            "wide_header": [msgpack.packb({"v": SCHEMA, "t": Heartbeat.code, "exchange": maps})],
             "chunks": encode(Chunk(exchange=0, offset=CHUNK_BYTES), memoryview(bytes(CHUNK_BYTES))),
             "three_frames": [b"a", b"b", b"c"],
         }[kind]

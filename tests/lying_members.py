@@ -27,13 +27,13 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.codec import encode
-from p2pfl.wire.messages import NO_STOP, Alive, Report, StopNews
+from p2pfl.wire.messages import NO_STOP, Heartbeat, Report, StopNews
 
 LIE_EVERY_S = 0.2
 
 
-def alive(exchange: int) -> Alive:
-    return Alive(exchange=exchange, report=Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1), stop=NO_STOP)
+def alive(exchange: int) -> Heartbeat:
+    return Heartbeat(exchange=exchange, report=Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1), stop=NO_STOP)
 
 
 def ahead(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import (
-    Alive,
+    Heartbeat,
     Chunk,
     Closing,
     Decline,
@@ -85,7 +85,7 @@ EVERY_MESSAGE = (
     UPDATE,
     CHUNK,
     ResendRequest(exchange=7, whole=False, lost=False, offset=0, digest=None),
-    Alive(exchange=7, **NEWS),
+    Heartbeat(exchange=7, **NEWS),
     Closing(exchange=7, reason="converged", **NEWS),
     Goodbye(reason="pausing"),
     Decline(exchange=7),

@@ -29,7 +29,7 @@ from p2pfl.wire.link import ReceivedMessage
 from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
     NOTHING_SAID,
-    Alive,
+    Heartbeat,
     Chunk,
     Closing,
     Decline,
@@ -526,7 +526,7 @@ class Protocol:
             detail = f"exchange {message.exchange} while this node is at {self.exchange}"
             self._count(neighbour, PeerError(detail, reason="implausible_exchange"))
         self._look_at_claims(now_s)
-        if isinstance(message, Alive) and message.exchange < self.exchange and self.exchange in self.sent:
+        if isinstance(message, Heartbeat) and message.exchange < self.exchange and self.exchange in self.sent:
             neighbour.behind_s = now_s
         self._take_back(neighbour, neighbour.ledger.hear(message.report))
         if self.in_step:
@@ -1228,8 +1228,8 @@ class Protocol:
                 if neighbour.wants(now_s):
                     neighbour.queue(_want(neighbour, self.exchange))
 
-    def _alive(self, neighbour: Neighbour) -> Alive:
-        return Alive(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
+    def _alive(self, neighbour: Neighbour) -> Heartbeat:
+        return Heartbeat(exchange=self.exchange, report=neighbour.ledger.report(), stop=self.stop_news())
 
     def hello(self, neighbour: Neighbour) -> Hello:
         """The greeting."""

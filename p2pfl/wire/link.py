@@ -12,7 +12,7 @@ from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
 from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
-    Alive,
+    Heartbeat,
     Chunk,
     Closing,
     Decline,
@@ -235,7 +235,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case ResendRequest() | Alive() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
+            case ResendRequest() | Heartbeat() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
                 return ReceivedMessage(message=message)
 
     def _step(self, event: Event) -> None:

@@ -223,7 +223,7 @@ class ResendRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Alive:
+class Heartbeat:
     """Where I am and what I know, said now and then while there is nothing else to say."""
 
     code: ClassVar[int] = 5
@@ -337,11 +337,11 @@ class ProofRequest:
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 
 
-Message = Hello | Update | Chunk | ResendRequest | Alive | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
-News = Hello | Update | Alive | Closing
+Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
+News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Alive, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
+    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

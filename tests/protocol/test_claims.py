@@ -15,7 +15,7 @@ from p2pfl.protocol.neighbour import LATER, SOON
 from p2pfl.protocol.protocol import Flow
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import NO_STOP, Alive, Closing, ProofRequest, Records, Report, StopNews
+from p2pfl.wire.messages import NO_STOP, Heartbeat, Closing, ProofRequest, Records, Report, StopNews
 from p2pfl.wire.round_record import RoundRecord, seal, unseal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import RECORD
@@ -505,7 +505,7 @@ def test_a_member_that_did_not_answer_has_half_the_time_in_the_next_meeting():
 RULE = StopRule(tolerance=0.1, patience=2, diameter=2, lambda_2=1.0)
 
 
-def stop(exchange: int, stop_round: int) -> Alive:
+def stop(exchange: int, stop_round: int) -> Heartbeat:
     return replace(alive(exchange), stop=StopNews(agreed_for=50, stop_round=stop_round))
 
 

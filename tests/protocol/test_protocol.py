@@ -21,7 +21,7 @@ from p2pfl.wire.messages import (
     NOTHING_CLOSED,
     NOTHING_REMEMBERED,
     NOTHING_SAID,
-    Alive,
+    Heartbeat,
     Closing,
     Decline,
     Goodbye,
@@ -178,9 +178,9 @@ def hello(*, exchange: int = 0, member: str = "b", terms: Terms = TERMS, report:
     )
 
 
-def alive(exchange: int, **report: int) -> Alive:
+def alive(exchange: int, **report: int) -> Heartbeat:
     said = {"closed_through": exchange - 1, "merged": (), "confirmed": -1, "settled": -1, **report}
-    return Alive(exchange=exchange, report=Report(**said), stop=NO_STOP)
+    return Heartbeat(exchange=exchange, report=Report(**said), stop=NO_STOP)
 
 
 # ---- greeting and waiting
@@ -358,7 +358,7 @@ def test_a_question_for_what_is_not_there_is_answered_with_where_this_node_is():
     a.frames_for("b")
     a.hear("b", want(7))
 
-    assert [(type(message), message.exchange) for message in a.said_to("b")] == [(Alive, 0)]
+    assert [(type(message), message.exchange) for message in a.said_to("b")] == [(Heartbeat, 0)]
 
 
 def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
@@ -845,7 +845,7 @@ def test_the_exchange_number_of_a_neighbour_that_is_too_far_is_left_out_and_the_
     a, _ = pair()
     in_step(a, 10, 1.0)
     report = Report(closed_through=2000, merged=(), confirmed=-1, settled=-1)
-    a.hear("b", Alive(exchange=2001, report=report, stop=StopNews(agreed_for=0, stop_round=2000)))
+    a.hear("b", Heartbeat(exchange=2001, report=report, stop=StopNews(agreed_for=0, stop_round=2000)))
 
     assert not a.protocol.is_behind()
     assert a.protocol.stop_round == 2000
@@ -986,7 +986,7 @@ def test_the_smallest_stop_round_heard_is_taken():
     a, _ = pair()
     report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
     for stop_round in (20, 12, 15):
-        a.hear("b", Alive(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=stop_round)))
+        a.hear("b", Heartbeat(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=stop_round)))
 
     assert a.protocol.stop_round == 12
 
@@ -1078,7 +1078,7 @@ def test_the_ledgers_of_a_story_are_those_that_come_back():
 def test_a_stop_before_its_time_is_refused():
     a, _ = pair()
     report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
-    a.hear("b", Alive(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=EARLIEST_STOP - 1)))
+    a.hear("b", Heartbeat(exchange=0, report=report, stop=StopNews(agreed_for=0, stop_round=EARLIEST_STOP - 1)))
 
     assert a.protocol.stop_round is None
     assert a.protocol.refused["implausible_stop"] == 1
@@ -1183,11 +1183,11 @@ def test_closing_words_and_what_answers_them_do_not_answer_each_other_without_en
     for _ in range(100):
         node.hear("a", closing)
         said += node.said_to("a")
-    assert [type(message) for message in said] == [Alive]
+    assert [type(message) for message in said] == [Heartbeat]
 
     node.now_s += RESEND_AFTER_S  # what answered them may have been lost
     node.hear("a", closing)
-    assert [type(message) for message in node.said_to("a")] == [Alive]
+    assert [type(message) for message in node.said_to("a")] == [Heartbeat]
 
 
 def test_a_neighbour_that_has_closed_an_exchange_unmerged_is_not_waited_for():
@@ -1200,7 +1200,7 @@ def test_a_neighbour_that_has_closed_an_exchange_unmerged_is_not_waited_for():
     a.hear_update("c", 0)
     assert not a.protocol.is_over(a.now_s)
 
-    a.hear("b", Alive(exchange=1, report=Report(closed_through=0, merged=(), confirmed=-1, settled=-1), stop=NO_STOP))
+    a.hear("b", Heartbeat(exchange=1, report=Report(closed_through=0, merged=(), confirmed=-1, settled=-1), stop=NO_STOP))
 
     assert a.protocol.is_over(a.now_s)
     assert a.close() == ["b"]

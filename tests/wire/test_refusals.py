@@ -26,7 +26,7 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.transports import MAX_FRAME_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Alive, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, ResendRequest
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, ResendRequest
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal
 
 OTHER = "dd" * 32
@@ -153,7 +153,7 @@ def header(code: int, version: int = SCHEMA, **content) -> bytes:
 
 def alive(exchange: int, stop_round: int | None = None) -> list:
     report = Report(closed_through=exchange - 1, merged=(), confirmed=-1, settled=-1)
-    return encode(Alive(exchange=exchange, report=report, stop=StopNews(agreed_for=0, stop_round=stop_round)))
+    return encode(Heartbeat(exchange=exchange, report=report, stop=StopNews(agreed_for=0, stop_round=stop_round)))
 
 
 BEFORE_GREETING: list[tuple[str, Callable[[EvilPeer], list]]] = [

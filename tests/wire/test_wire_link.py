@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Alive, Closing, Goodbye, Hello, Remembered, Report, Update, ResendRequest
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Heartbeat, Closing, Goodbye, Hello, Remembered, Report, Update, ResendRequest
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import (
     CHUNK,
@@ -387,7 +387,7 @@ def test_nan_is_refused_and_the_next_update_taken():
     "message",
     [
         ResendRequest(exchange=3, whole=False, lost=False, offset=0, digest=None),
-        Alive(exchange=9, **NEWS),
+        Heartbeat(exchange=9, **NEWS),
         Closing(exchange=9, reason="rounds", **NEWS),
     ],
 )
