@@ -29,7 +29,7 @@ from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.protocol import HALF, Flow, Protocol
 from p2pfl.training import Population
-from p2pfl.wire.messages import Decline
+from p2pfl.wire.messages import Busy
 from p2pfl.wire.update import ReceivedUpdate, UpdateFormat
 
 Entry = list[Any]
@@ -215,7 +215,7 @@ class PairwiseRounds:
     def _decline(self, name: str, number: int) -> None:
         """Turn a neighbour away: neither of both merges this exchange."""
         self._protocol.give_up(name, number, missed=False)
-        self._protocol.neighbours[name].queue(Decline(exchange=number))
+        self._protocol.neighbours[name].queue(Busy(exchange=number))
         self._around.wake()
 
     async def _answer(self, name: str, received: ReceivedUpdate) -> None:

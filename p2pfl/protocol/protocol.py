@@ -32,7 +32,7 @@ from p2pfl.wire.messages import (
     Heartbeat,
     Chunk,
     Closing,
-    Decline,
+    Busy,
     Goodbye,
     Hello,
     News,
@@ -373,7 +373,7 @@ class Protocol:
             self._sent_all(neighbour, message)
         elif isinstance(message, Goodbye):
             self._goodbye(neighbour, message)
-        elif isinstance(message, Decline):
+        elif isinstance(message, Busy):
             if self.closing is None and self.asked == (neighbour.name, message.exchange):
                 self._meet(neighbour.name, message.exchange, None)
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:

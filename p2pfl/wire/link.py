@@ -15,7 +15,7 @@ from p2pfl.wire.messages import (
     Heartbeat,
     Chunk,
     Closing,
-    Decline,
+    Busy,
     Goodbye,
     Hello,
     Message,
@@ -235,7 +235,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case ResendRequest() | Heartbeat() | Closing() | Decline() | Records() | Share() | Sent() | Ready() | ProofRequest():
+            case ResendRequest() | Heartbeat() | Closing() | Busy() | Records() | Share() | Sent() | Ready() | ProofRequest():
                 return ReceivedMessage(message=message)
 
     def _step(self, event: Event) -> None:

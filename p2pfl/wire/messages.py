@@ -258,7 +258,7 @@ class Goodbye:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decline:
+class Busy:
     """Not this exchange: I am in the middle of another one."""
 
     code: ClassVar[int] = 8
@@ -337,11 +337,11 @@ class ProofRequest:
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 
 
-Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Decline | Records | Share | Sent | Ready | ProofRequest
+Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Busy | Records | Share | Sent | Ready | ProofRequest
 News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Decline, Records, Share, Sent, Ready, ProofRequest)
+    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, Share, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

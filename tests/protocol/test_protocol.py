@@ -23,7 +23,7 @@ from p2pfl.wire.messages import (
     NOTHING_SAID,
     Heartbeat,
     Closing,
-    Decline,
+    Busy,
     Goodbye,
     Hello,
     Report,
@@ -1157,7 +1157,7 @@ def test_an_answer_that_is_waited_for_outlives_the_neighbours_next_question():
 
 def test_a_refusal_is_held_once_and_only_of_what_was_asked():
     node = meeting_in_pairs(ahead=1000)
-    unasked = Decline(exchange=5)
+    unasked = Busy(exchange=5)
     for _ in range(1000):
         node.hear("a", unasked)
 
