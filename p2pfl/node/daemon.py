@@ -212,7 +212,7 @@ class Daemon:
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
             view=self._network_view.view if self._network_view is not None else None,
-            shared=self._network_view.shared if self._network_view is not None else None,
+            push_sum=self._network_view.push_sum if self._network_view is not None else None,
             start=self._agreed_start.agreement,
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
             num_others=len(plan.names) - 1,

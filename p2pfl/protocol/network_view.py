@@ -14,7 +14,7 @@ from p2pfl.evaluation.summary import disagreement_row
 from p2pfl.experiment.loading import news_rounds
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.equivocation import Contradiction, update_digest
-from p2pfl.protocol.push_sum import Shared, SharedSum
+from p2pfl.protocol.push_sum import PushSumResult, PushSumConversation
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.records import Row, RunFolder, read_run
 from p2pfl.topology import is_spectrum_quick, rounds_to
@@ -92,7 +92,7 @@ class NetworkViewAdapter:
         self._last_row: Mapping[str, Any] | None = None
         """This process's last round, for a record of it that may be asked for."""
         is_many = len(plan.names) > ROWS_UP_TO
-        self.shared = self._shared_sum() if is_many and self._is_steady else None
+        self.push_sum = self._push_sum_conversation() if is_many and self._is_steady else None
         """Where records are not summed: the sum of everybody's disagreement."""
         self.view = NetworkView(
             me=self._places[me],
@@ -123,11 +123,11 @@ class NetworkViewAdapter:
         schedule = self._plan.schedule
         return self._plan.experiment.pace.name == "synchronous" and schedule.period == 1 and not schedule.directed
 
-    def _shared_sum(self) -> SharedSum:
+    def _push_sum_conversation(self) -> PushSumConversation:
         plan = self._plan
         diameter = news_rounds(plan.topology)
         steps = (rounds_to(plan.topology, _WELL_MIXED) if is_spectrum_quick(plan.topology) else None) or 2 * diameter
-        return SharedSum(
+        return PushSumConversation(
             neighbours=plan.neighbours(self._me), num_nodes=len(plan.names), diameter=diameter, steps=min(max(steps, 1), _MOST_STEPS)
         )
 
@@ -146,9 +146,9 @@ class NetworkViewAdapter:
         self._unsure_rounds = max(self._unsure_rounds - 1, 0)
         self.say(row, now_s)
         self._last_row = row
-        if self.shared is not None:
+        if self.push_sum is not None:
             value = _finite(row["disagreement"]) if self._bounds and not row["skipped"] else None
-            self.shared.end_round(row["round"], value)
+            self.push_sum.end_round(row["round"], value)
 
     def say(self, row: Mapping[str, Any], now_s: float, *, closing: bool = False) -> None:
         """Tell the network of a round of this node's own, if it is one that is spoken of.
@@ -226,8 +226,8 @@ class NetworkViewAdapter:
         for known in self.view.known_rounds():
             self._kept.append(known)
             folder.append_network(self._network_row(known))
-        if self.shared is not None and (summed := self.shared.known()) is not None:
-            self._summed = self._shared_row(summed)
+        if self.push_sum is not None and (summed := self.push_sum.known()) is not None:
+            self._summed = self._push_sum_row(summed)
             folder.append_network(self._summed)
 
     def begun_again(self) -> set[str]:
@@ -401,7 +401,7 @@ class NetworkViewAdapter:
             "seconds": {part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
         }
 
-    def _shared_row(self, summed: Shared) -> Row:
+    def _push_sum_row(self, summed: PushSumResult) -> Row:
         """What a sum of everybody's disagreement certifies."""
         kind = "settle" if summed.round >= self._plan.experiment.rounds else "train"
         own = self.view.newest.get(self._places[self._me])

@@ -19,7 +19,7 @@ from p2pfl.protocol.event_throttle import EXCLUDED
 from p2pfl.protocol.ledger import SavedLedger, goes_back
 from p2pfl.protocol.neighbour import HELD_AFTER, LEAST_BYTES_PER_S, RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.newest import Held, NewestUpdates
-from p2pfl.protocol.push_sum import SharedSum
+from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.round_pace import CEILING_S, RoundPace
 from p2pfl.protocol.start_agreement import StartAgreement
 from p2pfl.protocol.view import NetworkView
@@ -41,7 +41,7 @@ from p2pfl.wire.messages import (
     Records,
     Remembered,
     Sent,
-    Share,
+    PushSum,
     StopNews,
     Update,
     ResendRequest,
@@ -240,7 +240,7 @@ class Protocol:
     view: NetworkView | None = None
     """What this node hears of the whole network, and passes on; None: it takes no part in that."""
 
-    shared: SharedSum | None = None
+    push_sum: PushSumConversation | None = None
     """Its part in a sum over all nodes, where these are too many to hear of each."""
 
     barrier: ExchangeBarrier | None = None
@@ -336,8 +336,8 @@ class Protocol:
         return found
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
-        if self.shared is not None and isinstance(message, Share):
-            self.shared.hear(peer, message)
+        if self.push_sum is not None and isinstance(message, PushSum):
+            self.push_sum.hear(peer, message)
         if self.view is None or not isinstance(message, Records):
             return
         self.view.hear(peer, message.sealed, now_s, furthest=self._furthest_round())
@@ -378,7 +378,7 @@ class Protocol:
                 self._meet(neighbour.name, message.exchange, None)
         elif isinstance(message, Closing) and self.meetings is not None and self.closing is None:
             self._partner_closed(neighbour, now_s)
-        elif self.closing is not None and not isinstance(message, Closing | Records | Share | Sent | Ready | ProofRequest):
+        elif self.closing is not None and not isinstance(message, Closing | Records | PushSum | Sent | Ready | ProofRequest):
             neighbour.queue(self.closing_message(neighbour))
 
     def _partner_closed(self, neighbour: Neighbour, now_s: float) -> None:
@@ -1205,10 +1205,10 @@ class Protocol:
         for neighbour in self.neighbours.values():
             if neighbour.session.is_open:
                 neighbour.queue(SendRecords())
-                if self.shared is not None and self.view is not None and self.closing is None:
-                    share = self.shared.share(neighbour.name)
-                    if self.view.spend(sum(memoryview(frame).nbytes for frame in encode(share)), now_s):
-                        neighbour.queue(share)  # what is not said now is in what is said next
+                if self.push_sum is not None and self.view is not None and self.closing is None:
+                    part = self.push_sum.message_for(neighbour.name)
+                    if self.view.spend(sum(memoryview(frame).nbytes for frame in encode(part)), now_s):
+                        neighbour.queue(part)  # what is not said now is in what is said next
 
     def _ask_again(self, now_s: float) -> None:
         """For what has not come."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from p2pfl.wire.messages import Share
+from p2pfl.wire.messages import PushSum
 
 MAX_OUTAGE: Final = 4
 """Steps that a message may be late at the last step; what is on its way is then as old, and so are the ratios that must be counted in."""
@@ -26,7 +26,7 @@ _AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shared:
+class PushSumResult:
     """What a sum came to."""
 
     round: int
@@ -52,7 +52,7 @@ class _Edge:
     """Everybody so far from it, and nearer, is in its extremes; 0: not even itself."""
 
 
-class SharedSum:
+class PushSumConversation:
     """One node's part.
 
     Args:
@@ -69,11 +69,11 @@ class SharedSum:
         self._round = -1  # whose sum is being taken; -1: none
         self._is_void = True
         self._known = True
-        self._early: dict[str, Share] = {}
+        self._early: dict[str, PushSum] = {}
         self._begin(-1)
 
     def end_round(self, number: int, value: float | None) -> None:
-        """A round is over, and this node's number in it was so; None: it has none. `share` says what is to be said then."""
+        """A round is over, and this node's number in it was so; None: it has none. `message_for` says what is to be said then."""
         start = number - number % self.period
         if number == start:
             self._begin(start)
@@ -95,11 +95,11 @@ class SharedSum:
             self._outage = max((step - 1 - edge.step for edge in self._edges.values()), default=0)
             self._hops = 1
 
-    def share(self, name: str) -> Share:
+    def message_for(self, name: str) -> PushSum:
         """What to say to a neighbour at the end of a round."""
         given = self._given[name]
         ended = self._hops > 0
-        return Share(
+        return PushSum(
             round=max(self._round, 0),
             step=self._step,
             sum=given[0],
@@ -111,33 +111,33 @@ class SharedSum:
             void=self._is_void,
         )
 
-    def hear(self, name: str, share: Share) -> None:
+    def hear(self, name: str, said: PushSum) -> None:
         """Take in what a neighbour says; what is of another sum is left alone."""
-        if share.round != self._round and not self._is_next(share):
+        if said.round != self._round and not self._is_next(said):
             return
-        if share.round != self._round:
-            self._early[name] = share  # this node has not begun that sum yet
+        if said.round != self._round:
+            self._early[name] = said  # this node has not begun that sum yet
             return
         edge = self._edges[name]
-        if share.void:
+        if said.void:
             self._is_void = True
             return
-        if share.step >= edge.step:
-            edge.by_step[share.step] = (share.sum, share.weight)
+        if said.step >= edge.step:
+            edge.by_step[said.step] = (said.sum, said.weight)
             if len(edge.by_step) > _AHEAD:
                 del edge.by_step[min(edge.by_step)]
-        if share.low is not None and share.high is not None and share.hops >= edge.hops:
-            edge.low, edge.high = min(edge.low, share.low), max(edge.high, share.high)
-            edge.outage, edge.hops = max(edge.outage, share.outage), share.hops
+        if said.low is not None and said.high is not None and said.hops >= edge.hops:
+            edge.low, edge.high = min(edge.low, said.low), max(edge.high, said.high)
+            edge.outage, edge.hops = max(edge.outage, said.outage), said.hops
         self._pass_on()
 
-    def known(self) -> Shared | None:
+    def known(self) -> PushSumResult | None:
         """What the sum came to, once."""
         enough = self._hops > self._diameter
         if self._known or self._is_void or not enough or self._outage > MAX_OUTAGE:
             return None
         self._known = True
-        return Shared(round=self._round, low=self._num_nodes * self._low, high=self._num_nodes * self._high, known_in=self._now_round)
+        return PushSumResult(round=self._round, low=self._num_nodes * self._low, high=self._num_nodes * self._high, known_in=self._now_round)
 
     @property
     def _ratio(self) -> float:
@@ -153,12 +153,12 @@ class SharedSum:
         self._edges = {name: _Edge() for name in self._neighbours}
         self._recent: deque[float] = deque(maxlen=MAX_OUTAGE + 1)
         self._low, self._high, self._outage, self._hops = math.inf, -math.inf, 0, 0
-        for name, share in early.items():
-            if share.round == start:
-                self.hear(name, share)
+        for name, said in early.items():
+            if said.round == start:
+                self.hear(name, said)
 
-    def _is_next(self, share: Share) -> bool:
-        return share.round == (self._round + self.period if self._round >= 0 else 0)
+    def _is_next(self, said: PushSum) -> bool:
+        return said.round == (self._round + self.period if self._round >= 0 else 0)
 
     def _take(self, step: int) -> None:
         """What neighbours had given by the end of the step before; what they have given since would not be in their own extremes."""

@@ -25,7 +25,7 @@ from p2pfl.wire.messages import (
     Remembered,
     Report,
     Sent,
-    Share,
+    PushSum,
     StopNews,
     Update,
     ResendRequest,
@@ -235,7 +235,7 @@ class LinkSession:
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case ResendRequest() | Heartbeat() | Closing() | Busy() | Records() | Share() | Sent() | Ready() | ProofRequest():
+            case ResendRequest() | Heartbeat() | Closing() | Busy() | Records() | PushSum() | Sent() | Ready() | ProofRequest():
                 return ReceivedMessage(message=message)
 
     def _step(self, event: Event) -> None:

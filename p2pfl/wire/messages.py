@@ -277,8 +277,8 @@ class Records:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """My part in a sum over all nodes, where these are too many to hear of each; see `shared_sum`."""
+class PushSum:
+    """My part in a sum over all nodes, where these are too many to hear of each; see `push_sum`."""
 
     code: ClassVar[int] = 10
 
@@ -337,11 +337,11 @@ class ProofRequest:
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 
 
-Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Busy | Records | Share | Sent | Ready | ProofRequest
+Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Busy | Records | PushSum | Sent | Ready | ProofRequest
 News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, Share, Sent, Ready, ProofRequest)
+    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, PushSum, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

@@ -63,7 +63,7 @@ def test_a_run_is_computed_again_to_the_same_weights(recorded, tmp_path):
         torch.testing.assert_close(again.models[name], expected_P, rtol=0, atol=1e-6)
 
 
-RENAMED = {"Want": "ResendRequest", "Alive": "Heartbeat", "Decline": "Busy"}
+RENAMED = {"Want": "ResendRequest", "Alive": "Heartbeat", "Decline": "Busy", "Share": "PushSum"}
 """Messages whose names of today are others than those in old recordings; on the wire they are numbers."""
 
 

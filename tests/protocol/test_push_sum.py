@@ -6,8 +6,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from p2pfl.protocol.push_sum import MAX_OUTAGE, SharedSum
-from p2pfl.wire.messages import Share
+from p2pfl.protocol.push_sum import MAX_OUTAGE, PushSumConversation
+from p2pfl.wire.messages import PushSum
 
 
 class Sums:
@@ -18,7 +18,7 @@ class Sums:
         self.num_nodes, self.draws = self.graph.number_of_nodes(), np.random.default_rng(seed)
         diameter = nx.diameter(self.graph)
         self.nodes = [
-            SharedSum(neighbours=[str(j) for j in self.graph[i]], num_nodes=self.num_nodes, diameter=diameter, steps=steps)
+            PushSumConversation(neighbours=[str(j) for j in self.graph[i]], num_nodes=self.num_nodes, diameter=diameter, steps=steps)
             for i in self.graph
         ]
         self.period = self.nodes[0].period
@@ -33,7 +33,7 @@ class Sums:
             node.end_round(number, values[i])
             for j in self.graph[i]:
                 if not lost(i, j) and j not in away:
-                    self.nodes[j].hear(str(i), node.share(str(j)))
+                    self.nodes[j].hear(str(i), node.message_for(str(j)))
         for i, node in enumerate(self.nodes):
             if (known := node.known()) is not None:
                 self.known[i].append(known)
@@ -68,23 +68,23 @@ def test_each_sum_is_of_its_own_round():
             assert k.low * (1 - 1e-12) <= 21 + 6 * k.round <= k.high * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.5])
+@pytest.mark.parametrize("said", [0.02, 0.2, 0.5])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_bounds_hold_whatever_is_lost(share, seed):
+def test_the_bounds_hold_whatever_is_lost(said, seed):
     sums = Sums(nx.random_regular_graph(4, 40, seed=1), steps=12, seed=seed)
     certified = 0
     for number in range(6 * sums.period):
         values = sums.draws.lognormal(0, 3, 40) if number % sums.period == 0 else np.zeros(40)
         if number % sums.period == 0:
             truth = values.sum()
-        sums.round(number, values, lost=lambda i, j: sums.draws.random() < share)
+        sums.round(number, values, lost=lambda i, j: sums.draws.random() < said)
         for known in sums.known.values():
             for k in known:
                 assert k.low * (1 - 1e-12) <= truth <= k.high * (1 + 1e-12)
             certified += len(known)
             known.clear()
 
-    assert certified > 100 or share > 0.3
+    assert certified > 100 or said > 0.3
 
 
 def test_a_link_that_is_dead_for_long_lets_nobody_certify_what_is_on_its_way():
@@ -128,11 +128,11 @@ def test_a_neighbour_that_takes_back_what_it_gave_makes_the_sum_void():
     node = sums.nodes[0]
     node.end_round(0, 1.0)
     for step, given in enumerate((3.0, 2.0)):
-        share = Share(round=0, step=step, sum=given, weight=1.0, low=None, high=None, outage=0, hops=0, void=False)
-        node.hear("1", share)
+        said = PushSum(round=0, step=step, sum=given, weight=1.0, low=None, high=None, outage=0, hops=0, void=False)
+        node.hear("1", said)
         node.end_round(step + 1, 1.0)
 
-    assert node.share("4").void
+    assert node.message_for("4").void
 
 
 def test_what_a_neighbour_says_of_other_sums_is_left_alone():
@@ -140,10 +140,10 @@ def test_what_a_neighbour_says_of_other_sums_is_left_alone():
     node = sums.nodes[0]
     node.end_round(0, 1.0)
     for number in (7 * sums.period, 5, 2**50):
-        node.hear("1", Share(round=number, step=0, sum=9.0, weight=9.0, low=None, high=None, outage=0, hops=0, void=True))
+        node.hear("1", PushSum(round=number, step=0, sum=9.0, weight=9.0, low=None, high=None, outage=0, hops=0, void=True))
     node.end_round(1, 1.0)
 
-    assert not node.share("4").void
+    assert not node.message_for("4").void
     assert MAX_OUTAGE == 4
 
 
