@@ -46,7 +46,7 @@ class LinkState(Enum):
     """It has heard our Hello and we have heard its own."""
 
 
-class Event(Enum):
+class HandshakeEvent(Enum):
     """What came, as far as the state of a link cares."""
 
     ECHO = auto()
@@ -66,22 +66,22 @@ class Event(Enum):
     """Anything else."""
 
 
-TRANSITIONS: Final[dict[tuple[LinkState, Event], LinkState]] = {
-    (LinkState.STRANGE, Event.HELLO): LinkState.GREETED,
-    (LinkState.STRANGE, Event.ECHO): LinkState.OPEN,
-    (LinkState.STRANGE, Event.REFUSED): LinkState.STRANGE,
-    (LinkState.STRANGE, Event.GOODBYE): LinkState.STRANGE,
-    (LinkState.GREETED, Event.HELLO): LinkState.GREETED,
-    (LinkState.GREETED, Event.HELLO_AGAIN): LinkState.GREETED,
-    (LinkState.GREETED, Event.ECHO): LinkState.OPEN,
-    (LinkState.GREETED, Event.REFUSED): LinkState.STRANGE,
-    (LinkState.GREETED, Event.GOODBYE): LinkState.STRANGE,
-    (LinkState.OPEN, Event.HELLO): LinkState.GREETED,
-    (LinkState.OPEN, Event.HELLO_AGAIN): LinkState.OPEN,
-    (LinkState.OPEN, Event.ECHO): LinkState.OPEN,
-    (LinkState.OPEN, Event.REFUSED): LinkState.STRANGE,
-    (LinkState.OPEN, Event.GOODBYE): LinkState.STRANGE,
-    (LinkState.OPEN, Event.MESSAGE): LinkState.OPEN,
+TRANSITIONS: Final[dict[tuple[LinkState, HandshakeEvent], LinkState]] = {
+    (LinkState.STRANGE, HandshakeEvent.HELLO): LinkState.GREETED,
+    (LinkState.STRANGE, HandshakeEvent.ECHO): LinkState.OPEN,
+    (LinkState.STRANGE, HandshakeEvent.REFUSED): LinkState.STRANGE,
+    (LinkState.STRANGE, HandshakeEvent.GOODBYE): LinkState.STRANGE,
+    (LinkState.GREETED, HandshakeEvent.HELLO): LinkState.GREETED,
+    (LinkState.GREETED, HandshakeEvent.HELLO_AGAIN): LinkState.GREETED,
+    (LinkState.GREETED, HandshakeEvent.ECHO): LinkState.OPEN,
+    (LinkState.GREETED, HandshakeEvent.REFUSED): LinkState.STRANGE,
+    (LinkState.GREETED, HandshakeEvent.GOODBYE): LinkState.STRANGE,
+    (LinkState.OPEN, HandshakeEvent.HELLO): LinkState.GREETED,
+    (LinkState.OPEN, HandshakeEvent.HELLO_AGAIN): LinkState.OPEN,
+    (LinkState.OPEN, HandshakeEvent.ECHO): LinkState.OPEN,
+    (LinkState.OPEN, HandshakeEvent.REFUSED): LinkState.STRANGE,
+    (LinkState.OPEN, HandshakeEvent.GOODBYE): LinkState.STRANGE,
+    (LinkState.OPEN, HandshakeEvent.MESSAGE): LinkState.OPEN,
 }
 """Every legal step; what is not here is refused as "not_greeted"."""
 
@@ -173,7 +173,7 @@ class LinkSession:
 
     def refuse(self) -> None:
         """Do not talk to the neighbour that has just greeted; its next Hello is looked at again."""
-        self._step(Event.REFUSED)
+        self._step(HandshakeEvent.REFUSED)
         self._forget_peer()
 
     def forget_updates(self) -> None:
@@ -225,11 +225,11 @@ class LinkSession:
             case Hello():
                 return self._greeted(message)
             case Goodbye():
-                self._step(Event.GOODBYE)
+                self._step(HandshakeEvent.GOODBYE)
                 self._forget_peer()
                 return ReceivedMessage(message=message)
             case _:
-                self._step(Event.MESSAGE)
+                self._step(HandshakeEvent.MESSAGE)
         match message:
             case Update():
                 return self._updated(message, payload, exchange)
@@ -238,7 +238,7 @@ class LinkSession:
             case ResendRequest() | Heartbeat() | Closing() | Busy() | Records() | PushSum() | Sent() | Ready() | ProofRequest():
                 return ReceivedMessage(message=message)
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: HandshakeEvent) -> None:
         following = TRANSITIONS.get((self.state, event))
         if following is None:
             raise Unauthorized(f"{self.peer} says something before it has greeted us", reason="not_greeted")
@@ -248,11 +248,11 @@ class LinkSession:
         try:
             self._verify(hello)
         except Unauthorized:
-            self._step(Event.REFUSED)
+            self._step(HandshakeEvent.REFUSED)
             self._forget_peer()
             raise
         is_new, echoes = hello.incarnation != self._peer_incarnation, hello.echo == self._incarnation
-        self._step(Event.ECHO if echoes else Event.HELLO if is_new else Event.HELLO_AGAIN)
+        self._step(HandshakeEvent.ECHO if echoes else HandshakeEvent.HELLO if is_new else HandshakeEvent.HELLO_AGAIN)
         if is_new:  # the neighbour's process has been restarted: the rest of what it was sending will not come
             self._assembly.drop()
             self._peer_incarnation = hello.incarnation

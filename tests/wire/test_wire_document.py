@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
-from p2pfl.wire.link import TRANSITIONS, Event, LinkState
+from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkState
 from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MAX_READY, MAX_READY_BYTES, MAX_RECORD_BYTES, MAX_RECORDS, MESSAGES
 from p2pfl.wire.ready_record import ReadyRecord
 from p2pfl.wire.round_record import RoundRecord
@@ -20,7 +20,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encodi
 DUMPS = [
     bytes.fromhex("".join(dump.split())) for dump in re.findall(r"(?:^ {4}(?:[0-9a-f]{2} )*[0-9a-f]{2}\n)+", DOCUMENT, flags=re.MULTILINE)
 ]
-COLUMNS = (Event.ECHO, Event.HELLO, Event.HELLO_AGAIN, Event.REFUSED, Event.GOODBYE, Event.MESSAGE)
+COLUMNS = (HandshakeEvent.ECHO, HandshakeEvent.HELLO, HandshakeEvent.HELLO_AGAIN, HandshakeEvent.REFUSED, HandshakeEvent.GOODBYE, HandshakeEvent.MESSAGE)
 
 
 EXAMPLES = (*EVERY_MESSAGE, CONTINUED)
@@ -61,7 +61,7 @@ def test_the_table_of_states_is_that_of_the_code(state):
     words = {"strange", "greeted", "open", "heard"}
 
     assert {event: word for event, word in steps.items() if word in words} == {
-        event: "heard" if event is Event.MESSAGE else TRANSITIONS[state, event].name.lower()
+        event: "heard" if event is HandshakeEvent.MESSAGE else TRANSITIONS[state, event].name.lower()
         for event in COLUMNS
         if (state, event) in TRANSITIONS
     }

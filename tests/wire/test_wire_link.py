@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
-from p2pfl.wire.link import TRANSITIONS, Event, LinkSession, LinkState, Terms
+from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Heartbeat, Closing, Goodbye, Hello, Remembered, Report, Update, ResendRequest
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import (
@@ -152,10 +152,10 @@ def test_a_neighbour_that_knows_us_from_before_our_restart_is_greeted_back():
 
 
 def test_the_table_has_a_line_for_every_greeting_and_only_an_open_link_hears_the_rest():
-    assert {(state, event) for state in LinkState for event in Event if event is not Event.MESSAGE} - TRANSITIONS.keys() == {
-        (LinkState.STRANGE, Event.HELLO_AGAIN)  # a stranger has no incarnation that we know
+    assert {(state, event) for state in LinkState for event in HandshakeEvent if event is not HandshakeEvent.MESSAGE} - TRANSITIONS.keys() == {
+        (LinkState.STRANGE, HandshakeEvent.HELLO_AGAIN)  # a stranger has no incarnation that we know
     }
-    assert [state for state, event in TRANSITIONS if event is Event.MESSAGE] == [LinkState.OPEN]
+    assert [state for state, event in TRANSITIONS if event is HandshakeEvent.MESSAGE] == [LinkState.OPEN]
 
 
 @pytest.mark.parametrize("digest", ["", "aa" * 31, "zz" * 32])
