@@ -20,7 +20,7 @@ import zmq
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.wire.codec import CHUNK_BYTES, decode, encode
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Goodbye, Hello, Records, Report, Update, ResendRequest
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Chunk, Goodbye, Heartbeat, Hello, Records, Report, ResendRequest, Update
 from p2pfl.wire.round_record import RoundRecord, seal
 
 FLOODS = (

@@ -8,22 +8,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import (
-    Heartbeat,
+    Busy,
     Chunk,
     Closing,
-    Busy,
     Goodbye,
+    Heartbeat,
     Hello,
     ProofRequest,
+    PushSum,
     Ready,
     Records,
     Remembered,
     Report,
+    ResendRequest,
     Sent,
-    PushSum,
     StopNews,
     Update,
-    ResendRequest,
 )
 from p2pfl.wire.ready_record import ReadyRecord, packed
 from p2pfl.wire.ready_record import seal as seal_ready

@@ -70,7 +70,7 @@ from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
-from p2pfl.wire.update import Arrays, ReceivedUpdate, EncodedUpdate, UpdateFormat, Whole, next_mark
+from p2pfl.wire.update import Arrays, EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole, next_mark
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Daemon:
             num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
             anew=int(1000 * time.time()) if start_anew else 0,
             pace=RoundPace(factor=timeouts.deadline_factor, floor_s=timeouts.deadline_floor_s, window=WINDOW),
-            event=self._event,
+            on_event=self._event,
             train_exchanges=plan.experiment.rounds * algorithm.phases,
             earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
             view=self._network_view.view if self._network_view is not None else None,

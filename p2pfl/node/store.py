@@ -21,9 +21,9 @@ from p2pfl.errors import BadMessage, StoreError
 from p2pfl.params import tensor_over
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.newest import Held
-from p2pfl.protocol.protocol import Flow, SentUpdates, Protocol
+from p2pfl.protocol.protocol import Flow, Protocol, SentUpdates
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
-from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, UpdateFormat, Whole
+from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -14,7 +14,7 @@ from p2pfl.evaluation.summary import disagreement_row
 from p2pfl.experiment.loading import news_rounds
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.equivocation import Contradiction, update_digest
-from p2pfl.protocol.push_sum import PushSumResult, PushSumConversation
+from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.records import Row, RunFolder, read_run
 from p2pfl.topology import is_spectrum_quick, rounds_to

@@ -29,24 +29,24 @@ from p2pfl.wire.link import ReceivedMessage
 from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
     NOTHING_SAID,
-    Heartbeat,
+    Busy,
     Chunk,
     Closing,
-    Busy,
     Goodbye,
+    Heartbeat,
     Hello,
     News,
     ProofRequest,
+    PushSum,
     Ready,
     Records,
     Remembered,
+    ResendRequest,
     Sent,
-    PushSum,
     StopNews,
     Update,
-    ResendRequest,
 )
-from p2pfl.wire.update import ReceivedUpdate, EncodedUpdate, Whole
+from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate, Whole
 
 HELLO_EVERY_S = 0.5
 TELL_AGAIN_S = 5.0
@@ -105,7 +105,7 @@ HALF = 0.5
 """How far two that meet go towards each other."""
 
 
-class Event(typing.Protocol):
+class OnEvent(typing.Protocol):
     """Takes the kind of an event, a sentence about it, and the neighbour that it is about, if it is about one."""
 
     def __call__(self, kind: str, detail: str, about: str = "") -> None:
@@ -161,7 +161,7 @@ class Protocol:
     """As many as the run can have at most: nobody can be further."""
 
     pace: RoundPace
-    event: Event
+    on_event: OnEvent
     earliest_stop: int | None = None
     """The first round after which the network can have agreed to stop; None: it does not agree, it stops at its cap."""
 
@@ -332,7 +332,7 @@ class Protocol:
         if found is not None:
             neighbour.missed = neighbour.is_faulty = True  # nobody waits for it until it sends an update
             for_s, why = found
-            self.event(EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
+            self.on_event(EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
         return found
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
@@ -485,7 +485,9 @@ class Protocol:
                 neighbour.hurried += 1
                 if _is_power_of_two(neighbour.hurried):
                     where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self.exchange}"
-                    self.event("hurried", f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}")
+                    self.on_event(
+                        "hurried", f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}"
+                    )
 
     def _asked_for_proof(self, neighbour: Neighbour, message: ProofRequest, now_s: float) -> None:
         """Say where the furthest members are, and ask the other neighbours, which may be further by now."""
@@ -540,7 +542,7 @@ class Protocol:
         in_reach = is_believed and (not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH))
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
-            self.event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
+            self.on_event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
 
     # ---- agreeing to stop
 
@@ -590,7 +592,7 @@ class Protocol:
                 then, now = self._as_of(message.remembered, here), self._as_of(here, message.remembered)
                 self.lost[neighbour.name] = f"{neighbour.name} remembers it {then}, and it is {now}"
                 remedy = "restore its newest state, or start it with --start-anew"
-                self.event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}", neighbour.name)
+                self.on_event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}", neighbour.name)
             self._refuse_state(neighbour, is_new=is_new)
             return False
         if message.incarnation in neighbour.accepted:
@@ -602,14 +604,14 @@ class Protocol:
                 neighbour.state_lost_of = message.incarnation
                 neighbour.state_lost = f"it was {self._as_of(before, there)}, and now is {self._as_of(there, before)}"
                 remedy = "nothing of it is taken in until its state is restored, or it is started with --start-anew"
-                self.event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name)
+                self.on_event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name)
             self._refuse_state(neighbour, is_new=is_new)
             return False
         neighbour.accepted.append(message.incarnation)
         if there.anew > before.anew:
             self._begin_anew(neighbour, before, there)
         elif neighbour.state_lost:
-            self.event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}", neighbour.name)
+            self.on_event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}", neighbour.name)
         neighbour.state_lost = ""
         return True
 
@@ -631,7 +633,7 @@ class Protocol:
             self.meetings.extend(kept)
         if before != NOTHING_REMEMBERED:
             states = f"it was {self._as_of(before)}, and now is {self._as_of(now)}"
-            self.event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
+            self.on_event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
 
     def _refuse_state(self, neighbour: Neighbour, *, is_new: bool) -> None:
         """Talk no more to the neighbour, but to say what is remembered of it: once now, and with every Hello."""
@@ -663,7 +665,7 @@ class Protocol:
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
         if was_paused:  # always: otherwise the events would call it paused for ever
-            self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
+            self.on_event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -674,7 +676,7 @@ class Protocol:
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
             if not was_paused:
-                self.event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
+                self.on_event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
                 self.view.say_again(neighbour.name, now_s)
@@ -735,17 +737,17 @@ class Protocol:
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
         if message.reason == "finished":
             neighbour.missed = neighbour.left = True
-            self.event("left", f"{neighbour.name} has finished", neighbour.name)
+            self.on_event("left", f"{neighbour.name} has finished", neighbour.name)
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
-            self.event("left", f"{neighbour.name} is pausing", neighbour.name)
+            self.on_event("left", f"{neighbour.name} is pausing", neighbour.name)
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
             neighbour.refusal = neighbour.refusal or f"it refuses this node: {message.reason}"
-            self.event("refused", f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
+            self.on_event("refused", f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
 
     def _arrived(self, neighbour: Neighbour, received: ReceivedUpdate) -> None:
         neighbour.missed = neighbour.is_faulty = False
@@ -757,7 +759,9 @@ class Protocol:
             self.newest.receive(neighbour.name, received.exchange, received)
         elif self.barrier is None:
             return
-        elif received.exchange != self.barrier.exchange or self._continues(neighbour, received):  # what is early is looked at in its exchange
+        elif received.exchange != self.barrier.exchange or self._continues(
+            neighbour, received
+        ):  # what is early is looked at in its exchange
             self.barrier.receive(neighbour.name, received)
 
     def _meet(self, name: str, number: int, received: ReceivedUpdate | None) -> None:
@@ -786,7 +790,7 @@ class Protocol:
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
         self.refused[error.reason] += 1
-        self.event("refused", f"{neighbour.name}: {error}", neighbour.name)
+        self.on_event("refused", f"{neighbour.name}: {error}", neighbour.name)
 
     def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
         self._count(neighbour, error)
@@ -887,7 +891,7 @@ class Protocol:
         if missed and not neighbour.missed:
             neighbour.missed = True
             self._note_miss(neighbour, self._clock_s)
-            self.event("skipped", f"{name} did not answer", name)
+            self.on_event("skipped", f"{name} did not answer", name)
         if number > neighbour.ledger.closed_through:  # it may have left in the meantime
             self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
 
@@ -1040,7 +1044,9 @@ class Protocol:
         """What this exchange may merge, in the roster's order."""
         both = self.now_linked.both
         return {
-            name: received for name, received in self.came().items() if name not in both or self.neighbours[name].ledger.admits(self.exchange)
+            name: received
+            for name, received in self.came().items()
+            if name not in both or self.neighbours[name].ledger.admits(self.exchange)
         }
 
     def ages(self) -> dict[str, int]:
@@ -1069,7 +1075,7 @@ class Protocol:
             after, neighbour.marks[received.exchange % self.phases] = received.marks
             if after is None:
                 self.resynchronised += 1
-                self.event("resynchronised", f"{name} at exchange {received.exchange}", name)
+                self.on_event("resynchronised", f"{name} at exchange {received.exchange}", name)
 
     def advance(self) -> None:
         """What was posted in this exchange is in this node's own values now: its next update continues it."""
@@ -1089,7 +1095,7 @@ class Protocol:
                 if not neighbour.missed and name not in refused:
                     self._note_miss(neighbour, now_s)
                 if not neighbour.missed:
-                    self.event("skipped", f"{name} did not come to exchange {self.exchange}", name)
+                    self.on_event("skipped", f"{name} did not come to exchange {self.exchange}", name)
                 neighbour.missed = neighbour.missed or name not in refused  # it is there, further on
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
             if name in merged:
@@ -1118,7 +1124,7 @@ class Protocol:
         neighbour.held_s += now_s - self._began_s
         if neighbour.held >= HELD_AFTER and _is_power_of_two(neighbour.held // HELD_AFTER) and neighbour.held % HELD_AFTER == 0:
             spoke = f"{neighbour.name} spoke and did not come to {neighbour.held} exchanges"
-            self.event("held", f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
+            self.on_event("held", f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
 
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
         """Leave out the exchanges before this one: they took place without this node.
@@ -1135,7 +1141,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
-        self.event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
+        self.on_event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
         self._away_exchanges = max(0.0, self._away_exchanges - (exchange - self.exchange))
         self._in_step, self._untrained_before = (exchange, now_s), exchange + self.phases
 
@@ -1303,7 +1309,7 @@ class Protocol:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
         if flow is not None and flow.amounts:
             self.taken_back.append((neighbour, flow))
-            self.event("took_back", f"{neighbour.name} did not match exchange {exchange}", neighbour.name)
+            self.on_event("took_back", f"{neighbour.name} did not match exchange {exchange}", neighbour.name)
         for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
             del self.flows[key]
 

@@ -137,7 +137,9 @@ class PushSumConversation:
         if self._known or self._is_void or not enough or self._outage > MAX_OUTAGE:
             return None
         self._known = True
-        return PushSumResult(round=self._round, low=self._num_nodes * self._low, high=self._num_nodes * self._high, known_in=self._now_round)
+        return PushSumResult(
+            round=self._round, low=self._num_nodes * self._low, high=self._num_nodes * self._high, known_in=self._now_round
+        )
 
     @property
     def _ratio(self) -> float:

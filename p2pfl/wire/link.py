@@ -12,25 +12,25 @@ from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
 from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
-    Heartbeat,
+    Busy,
     Chunk,
     Closing,
-    Busy,
     Goodbye,
+    Heartbeat,
     Hello,
     Message,
     ProofRequest,
+    PushSum,
     Ready,
     Records,
     Remembered,
     Report,
+    ResendRequest,
     Sent,
-    PushSum,
     StopNews,
     Update,
-    ResendRequest,
 )
-from p2pfl.wire.update import Arrays, ReceivedUpdate, Assembly, UpdateFormat
+from p2pfl.wire.update import Arrays, Assembly, ReceivedUpdate, UpdateFormat
 
 
 class LinkState(Enum):

@@ -342,6 +342,7 @@ News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, PushSum, Sent, Ready, ProofRequest)
+    kind.code: kind
+    for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, PushSum, Sent, Ready, ProofRequest)
 }
 """By type code. A code is never used for anything else again."""

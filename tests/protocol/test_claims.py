@@ -15,7 +15,7 @@ from p2pfl.protocol.neighbour import LATER, SOON
 from p2pfl.protocol.protocol import Flow
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import NO_STOP, Heartbeat, Closing, ProofRequest, Records, Report, StopNews
+from p2pfl.wire.messages import NO_STOP, Closing, Heartbeat, ProofRequest, Records, Report, StopNews
 from p2pfl.wire.round_record import RoundRecord, seal, unseal
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import RECORD

@@ -21,15 +21,15 @@ from p2pfl.wire.messages import (
     NOTHING_CLOSED,
     NOTHING_REMEMBERED,
     NOTHING_SAID,
-    Heartbeat,
-    Closing,
     Busy,
+    Closing,
     Goodbye,
+    Heartbeat,
     Hello,
     Report,
+    ResendRequest,
     Sent,
     StopNews,
-    ResendRequest,
 )
 from p2pfl.wire.update import ChannelFormat, UpdateFormat, Whole
 
@@ -63,7 +63,7 @@ class Node:
             train_exchanges=NUM_EXCHANGES,
             earliest_stop=EARLIEST_STOP,
             pace=RoundPace(factor=5.0, floor_s=FLOOR_S, window=20),
-            event=lambda kind, detail, about="": self.events.append((kind, detail)),
+            on_event=lambda kind, detail, about="": self.events.append((kind, detail)),
         )
         self.protocol.begin(0, 0.0)
 

@@ -26,7 +26,20 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.transports import MAX_FRAME_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Closing, Goodbye, Ready, Report, StopNews, Update, ResendRequest
+from p2pfl.wire.messages import (
+    NO_STOP,
+    NOTHING_CLOSED,
+    SCHEMA,
+    Chunk,
+    Closing,
+    Goodbye,
+    Heartbeat,
+    Ready,
+    Report,
+    ResendRequest,
+    StopNews,
+    Update,
+)
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal
 
 OTHER = "dd" * 32

@@ -20,7 +20,14 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encodi
 DUMPS = [
     bytes.fromhex("".join(dump.split())) for dump in re.findall(r"(?:^ {4}(?:[0-9a-f]{2} )*[0-9a-f]{2}\n)+", DOCUMENT, flags=re.MULTILINE)
 ]
-COLUMNS = (HandshakeEvent.ECHO, HandshakeEvent.HELLO, HandshakeEvent.HELLO_AGAIN, HandshakeEvent.REFUSED, HandshakeEvent.GOODBYE, HandshakeEvent.MESSAGE)
+COLUMNS = (
+    HandshakeEvent.ECHO,
+    HandshakeEvent.HELLO,
+    HandshakeEvent.HELLO_AGAIN,
+    HandshakeEvent.REFUSED,
+    HandshakeEvent.GOODBYE,
+    HandshakeEvent.MESSAGE,
+)
 
 
 EXAMPLES = (*EVERY_MESSAGE, CONTINUED)

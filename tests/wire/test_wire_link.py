@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Heartbeat, Closing, Goodbye, Hello, Remembered, Report, Update, ResendRequest
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Closing, Goodbye, Heartbeat, Hello, Remembered, Report, ResendRequest, Update
 from p2pfl.wire.update import ChannelFormat, UpdateFormat
 from wire_samples import (
     CHUNK,
@@ -152,7 +152,9 @@ def test_a_neighbour_that_knows_us_from_before_our_restart_is_greeted_back():
 
 
 def test_the_table_has_a_line_for_every_greeting_and_only_an_open_link_hears_the_rest():
-    assert {(state, event) for state in LinkState for event in HandshakeEvent if event is not HandshakeEvent.MESSAGE} - TRANSITIONS.keys() == {
+    assert {
+        (state, event) for state in LinkState for event in HandshakeEvent if event is not HandshakeEvent.MESSAGE
+    } - TRANSITIONS.keys() == {
         (LinkState.STRANGE, HandshakeEvent.HELLO_AGAIN)  # a stranger has no incarnation that we know
     }
     assert [state for state, event in TRANSITIONS if event is HandshakeEvent.MESSAGE] == [LinkState.OPEN]
@@ -213,9 +215,9 @@ def test_two_nodes_open_their_link_whatever_was_lost_before_and_then_fall_silent
     assert [link.is_open for link in greeting.links] == [True, True]
     assert not any(greeting.on_the_way)
     for side, link in enumerate(greeting.links):
-        assert link.receive(encode(ResendRequest(exchange=side, whole=False, lost=False, offset=0, digest=None)), exchange=0).message == ResendRequest(
-            exchange=side, whole=False, lost=False, offset=0, digest=None
-        )
+        assert link.receive(
+            encode(ResendRequest(exchange=side, whole=False, lost=False, offset=0, digest=None)), exchange=0
+        ).message == ResendRequest(exchange=side, whole=False, lost=False, offset=0, digest=None)
 
 
 # ---- updates
