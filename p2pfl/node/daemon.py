@@ -51,12 +51,12 @@ from p2pfl.node.timeouts import Timeouts
 from p2pfl.params import frozen_of, tensor_over
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
+from p2pfl.protocol.asynchronous import Asynchronous
 from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.protocol.event_throttle import EXCLUDED, EventThrottle
 from p2pfl.protocol.link_watch import LinkReport, LinkWatch, report
 from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
-from p2pfl.protocol.newest import NewestUpdates
 from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
@@ -201,7 +201,7 @@ class Daemon:
             me=me,
             neighbours=neighbours,
             links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires, in_step=in_step),
-            newest=NewestUpdates(max_age=pace.max_age) if pace.name == "asynchronous" else None,
+            newest=Asynchronous(max_age=pace.max_age) if pace.name == "asynchronous" else None,
             meetings=deque() if pace.name == "pairwise" else None,
             phases=algorithm.phases,
             ahead=ahead,

@@ -20,7 +20,7 @@ from torch import Tensor
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.params import tensor_over
 from p2pfl.protocol.ledger import EdgeLedger
-from p2pfl.protocol.newest import Held
+from p2pfl.protocol.pace import Held
 from p2pfl.protocol.protocol import Flow, Protocol, SentUpdates
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
 from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole
@@ -41,7 +41,7 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
     for place, held in flows.items():
         tensors |= {f"{place}/{held.exchange}/{channel}": tensor for channel, tensor in held.amounts.items()}
     for name, received in (protocol.newest.held if protocol.newest is not None else {}).items():
-        tensors |= {f"newest/{name}/{channel}": tensor_over(array) for channel, array in received.payload.arrays.items()}
+        tensors |= {f"newest/{name}/{channel}": tensor_over(array) for channel, array in received.update.arrays.items()}
     for name, neighbour in protocol.neighbours.items():
         tensors |= {f"value/{name}/{channel}": value for channel, value in neighbour.values.items()}
     for exchange, posted in protocol.sent.items() if protocol.meetings is None else ():
@@ -99,7 +99,7 @@ def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], he
             raise ValueError(f"holds what {name} sent, as only nodes at their own pace do")
         arrays = {channel: tensor.numpy() for channel, tensor in held["newest"][name].items()}
         received = ReceivedUpdate(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
-        protocol.newest.held[name] = Held(number=number, payload=received, age=age)
+        protocol.newest.held[name] = Held(number=number, update=received, age=age)
 
 
 def _restore_sent(

@@ -14,11 +14,11 @@ from typing import Any
 
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage, PeerError
+from p2pfl.protocol.asynchronous import Asynchronous
 from p2pfl.protocol.barrier import ExchangeBarrier
 from p2pfl.protocol.event_throttle import EXCLUDED
 from p2pfl.protocol.ledger import SavedLedger, goes_back
 from p2pfl.protocol.neighbour import HELD_AFTER, LEAST_BYTES_PER_S, RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
-from p2pfl.protocol.newest import Held, NewestUpdates
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.round_pace import CEILING_S, RoundPace
 from p2pfl.protocol.start_agreement import StartAgreement
@@ -227,7 +227,7 @@ class Protocol:
     resynchronised: int = 0
     """How often a neighbour's values came whole, because something before them is not here."""
 
-    newest: NewestUpdates[ReceivedUpdate] | None = None
+    newest: Asynchronous[ReceivedUpdate] | None = None
     """Where nodes go on with their neighbours' newest models: what this one holds of them."""
 
     meetings: deque[tuple[str, int, ReceivedUpdate | None]] | None = None
@@ -266,8 +266,6 @@ class Protocol:
     _last_came_s: float = float("-inf")
     """When the last update of this exchange was complete."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
-    _taken: dict[str, Held[ReceivedUpdate]] | None = None
-    """Of the newest updates those of the exchange's merge; None before it."""
 
     # ---- what comes in
 
@@ -404,8 +402,7 @@ class Protocol:
             return self.neighbours[peer].ledger.closed_through + 1
         if self.newest is None:
             return self.exchange
-        held = self.newest.held.get(peer)
-        return 0 if held is None else held.number + 1
+        return self.newest.expected_from(peer)
 
     def _note_time(self, now_s: float) -> None:
         """Take up the time; a gap that is as long as a deadline shows that this process has stood still, or did not run."""
@@ -626,7 +623,7 @@ class Protocol:
         if self.barrier is not None:
             self.barrier.forget(neighbour.name)
         if self.newest is not None:
-            self.newest.held.pop(neighbour.name, None)
+            self.newest.forget(neighbour.name)
         if self.meetings is not None:
             kept = [meeting for meeting in self.meetings if meeting[0] != neighbour.name]
             self.meetings.clear()
@@ -808,8 +805,9 @@ class Protocol:
         self.exchange, self._began_s = exchange, now_s
         for neighbour in self.neighbours.values():
             neighbour.allowance.earn()
+        if self.newest is not None:
+            self.newest.begin(exchange)
         if not self.in_step:
-            self._taken = None
             return
         senders, never_s = frozenset(self.now_linked.weights), float("inf")
         if self.barrier is not None and self.barrier.exchange < exchange:
@@ -1051,14 +1049,13 @@ class Protocol:
 
     def ages(self) -> dict[str, int]:
         """How often each of the newest arrivals has been merged before."""
-        return {name: held.age for name, held in (self._taken or {}).items()}
+        return {name: held.age for name, held in (self.newest.updates() if self.newest is not None else {}).items()}
 
     def came(self) -> dict[str, ReceivedUpdate]:
         """What is here for this exchange, also what may not be merged, in the roster's order."""
         if self.newest is not None:
-            if self._taken is None:
-                self._taken = self.newest.take()
-            return {name: self._taken[name].payload for name in self.now_linked.weights if name in self._taken}
+            held = self.newest.updates()
+            return {name: held[name].update for name in self.now_linked.weights if name in held}
         assert self.barrier is not None
         return {name: self.barrier.received[name] for name in self.now_linked.weights if name in self.barrier.received}
 
@@ -1068,8 +1065,7 @@ class Protocol:
         if isinstance(values, BadMessage):
             self._refuse(neighbour, values)
             if self.newest is not None:  # it would be merged again
-                self.newest.held.pop(name, None)
-                (self._taken or {}).pop(name, None)
+                self.newest.forget(name)
         elif received.marks is not None:
             neighbour.values.update(values)
             after, neighbour.marks[received.exchange % self.phases] = received.marks

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.newest import Held, NewestUpdates
+from p2pfl.protocol.asynchronous import Asynchronous
+from p2pfl.protocol.pace import Held
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.records import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
@@ -46,7 +47,7 @@ class AsynchronousSimulation:
         self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=self._nodes, progress=progress)
         self._delays = PacedDelays(plan)
         self._timeline = Timeline(_RANKS)
-        self._newest: list[NewestUpdates[Message]] = [NewestUpdates(max_age=plan.experiment.pace.max_age) for _ in self._nodes]
+        self._paces: list[Asynchronous[Message]] = [Asynchronous(max_age=plan.experiment.pace.max_age) for _ in self._nodes]
         self._sent: list[dict[str, Tensor]] = [{} for _ in self._nodes]
         self._left: list[set[str]] = [set() for _ in self._nodes]
         self._over: set[int] = set()
@@ -86,7 +87,7 @@ class AsynchronousSimulation:
         self._timeline.at(now_s, "merge", row)
 
     def _arrived(self, row: int, peer: str, number: int, message: Message) -> None:
-        self._newest[row].receive(peer, number, message)
+        self._paces[row].receive(peer, number, message)
 
     def _has_left(self, row: int, peer: str) -> None:
         self._left[row].add(peer)
@@ -94,7 +95,8 @@ class AsynchronousSimulation:
     def _merge(self, row: int) -> None:
         """It goes on with what it holds."""
         node = self._nodes[row]
-        merge_newest(self._plan, node, self._sent[row], self._newest[row].take())
+        self._paces[row].begin(node.round)
+        merge_newest(self._plan, node, self._sent[row], self._paces[row].updates())
         size_bytes = self._delays.bytes_each(node.round, self._sent[row])
         skipped = sorted(node.links.weights.keys() - {name for name, *_ in node.merged})
         self._records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.links.receivers), time_s=self._timeline.now_s)
@@ -111,8 +113,8 @@ class AsynchronousSimulation:
         tensors: dict[str, Tensor] = {}
         for node in self._nodes:
             tensors |= {f"node/{node.name}/{key}": tensor for key, tensor in node.population.tensors().items()}
-            for peer, held in self._newest[node.row].held.items():
-                tensors |= {f"newest/{node.name}-{peer}/{channel}": tensor for channel, tensor in held.payload.items()}
+            for peer, held in self._paces[node.row].held.items():
+                tensors |= {f"newest/{node.name}-{peer}/{channel}": tensor for channel, tensor in held.update.items()}
         events = []
         for event in self._timeline.events:
             content = list(event.content)
@@ -122,7 +124,7 @@ class AsynchronousSimulation:
         story = {
             "events": events,
             "now_s": self._timeline.now_s,
-            "held": [{peer: [held.number, held.age] for peer, held in newest.held.items()} for newest in self._newest],
+            "held": [{peer: [held.number, held.age] for peer, held in pace.held.items()} for pace in self._paces],
             "left": [sorted(left) for left in self._left],
             "over": sorted(self._over),
             "nodes": [node.round for node in self._nodes],
@@ -142,10 +144,12 @@ class AsynchronousSimulation:
         for node, number, diverged in zip(self._nodes, story["nodes"], story["diverged"], strict=True):
             node.population.restore(groups[f"node/{node.name}"])
             node.population.diverged, node.round = tuple(diverged), number
-            self._newest[node.row].held = {
-                peer: Held(number=held_number, age=age, payload=groups[f"newest/{node.name}-{peer}"])
-                for peer, (held_number, age) in story["held"][node.row].items()
-            }
+            self._paces[node.row].restore(
+                {
+                    peer: Held(number=held_number, age=age, update=groups[f"newest/{node.name}-{peer}"])
+                    for peer, (held_number, age) in story["held"][node.row].items()
+                }
+            )
             self._left[node.row] = set(story["left"][node.row])
         self._over = set(story["over"])
         self._timeline.now_s = story["now_s"]
@@ -159,5 +163,5 @@ def merge_newest(plan: Plan, node: PacedNode, sent: Mapping[str, Tensor], taken:
     """One node's merge, and what its record says of it."""
     taken = {name: taken[name] for name in node.links.weights if name in taken}
     weights = plan.weights_by_age(node.links.weights, {name: held.age for name, held in taken.items()})
-    node.merge(sent, {name: held.payload for name, held in taken.items()}, weights)
+    node.merge(sent, {name: held.update for name, held in taken.items()}, weights)
     node.merged = [[name, held.number, held.age] for name, held in taken.items()]

@@ -13,15 +13,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from p2pfl.algorithms import ADPSGD, State
-from p2pfl.draws import Purpose, shuffled
 from p2pfl.experiment.plan import Plan
+from p2pfl.protocol.pairwise import HALF, Pairwise, Request
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.records import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
 
 _RANKS = ("came", "left", "trained")
-HALF = 0.5
 
 
 class PairwiseNode:
@@ -33,12 +32,9 @@ class PairwiseNode:
         """Where it began this round."""
         self.stage = "training"
         """Or "waiting": after its local steps, until it begins again."""
-        self.asked: tuple[str, int] | None = None
-        """The neighbour that it has asked and not heard yet, and the exchange's number over that edge."""
         self.closed: dict[str, int] = {}
         """By neighbour, the last exchange that is over."""
-        self.deferred: list[tuple[str, int, Message]] = []
-        """Who has to wait for an answer."""
+        self.pace: Pairwise[Message] = Pairwise(me=name, closed_through=lambda peer: self.closed.get(peer, -1))
         self.left: set[str] = set()
         self.is_over = False
 
@@ -60,11 +56,10 @@ class PairwiseNode:
         self.steps.merged.append([peer, number, self.stage])
         self.closed[peer] = number
 
-    def choice(self, seed: int) -> str | None:
-        """Whom to ask in this round; None: nobody is left."""
-        slots = self.steps.slots
-        order = shuffled(seed, Purpose.PARTNER, len(slots), node=self.steps.row, round=self.steps.round)
-        return next((slots[k] for k in order if slots[k] not in self.left), None)
+    def partner(self, seed: int) -> str | None:
+        """Choose whom to ask in this round; None: nobody is left."""
+        steps = self.steps
+        return self.pace.partner(steps.slots, seed=seed, row=steps.row, round=steps.round, is_there=lambda name: name not in self.left)
 
 
 class PairwiseSimulation:
@@ -118,42 +113,34 @@ class PairwiseSimulation:
     def _trained(self, node: PairwiseNode) -> None:
         """A node's local steps are done: it asks a neighbour."""
         node.finish_training()
-        peer = node.choice(self._plan.experiment.seed)
+        peer = node.partner(self._plan.experiment.seed)
         if peer is None:
             self._end_round(node, skipped=[])
             return
-        node.asked = (peer, node.closed.get(peer, -1) + 1)
-        self._send(node, *node.asked, message_of(node.steps.outgoing()))
+        self._send(node, peer, node.pace.ask(peer), message_of(node.steps.outgoing()))
 
     def _came(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
         """What a neighbour sent: its answer, or its question."""
-        if node.asked == (peer, number):
-            if message is not None:
-                node.meet(peer, number, message)
-            self._end_meeting(node, skipped=[peer] if message is None else [])
-        elif message is None or number <= node.closed.get(peer, -1):
+        node.pace.receive(peer, number, message)
+        while (request := node.pace.next()) is not None:
+            self._answer(node, request)
+        asked = node.pace.asked
+        if asked is None or not node.pace.is_over(self._timeline.now_s):
             return
-        elif node.asked is None and not node.is_over:
-            self._answer(node, peer, number, message)
-        elif peer < node.steps.name and not node.is_over:
-            node.deferred.append((peer, number, message))
-        else:
-            node.closed[peer] = number
-            self._send(node, peer, number, None)
+        answers = node.pace.updates()
+        for held in answers.values():
+            node.meet(*asked, held.update)
+        node.closed[asked[0]] = asked[1]
+        for request in node.pace.conclude():
+            self._answer(node, request)
+        self._end_round(node, skipped=[] if answers else [asked[0]])
 
-    def _answer(self, node: PairwiseNode, peer: str, number: int, message: Message) -> None:
-        own = message_of(node.steps.outgoing())
-        node.meet(peer, number, message)
-        self._send(node, peer, number, own)
-
-    def _end_meeting(self, node: PairwiseNode, *, skipped: list[str]) -> None:
-        assert node.asked is not None
-        peer, number = node.asked
-        node.closed[peer], node.asked = number, None
-        deferred, node.deferred = node.deferred, []
-        for peer, number, message in deferred:
-            self._answer(node, peer, number, message)
-        self._end_round(node, skipped=skipped)
+    def _answer(self, node: PairwiseNode, request: Request[Message]) -> None:
+        own = message_of(node.steps.outgoing()) if request.is_welcome else None
+        if request.is_welcome:
+            node.meet(request.peer, request.number, request.update)
+        node.closed[request.peer] = request.number
+        self._send(node, request.peer, request.number, own)
 
     def _end_round(self, node: PairwiseNode, *, skipped: list[str]) -> None:
         steps, now_s = node.steps, self._timeline.now_s
@@ -161,6 +148,7 @@ class PairwiseSimulation:
         self._sent_bytes[steps.row] = 0
         if steps.round == self._plan.experiment.rounds or node.left >= set(steps.slots):
             node.is_over = True
+            node.pace.end()
             for name in steps.slots:
                 self._timeline.at(now_s + self._delays.between_s(steps.name, name, 0), "left", self._rows[name], steps.name)
         else:
@@ -188,7 +176,7 @@ class PairwiseSimulation:
             name = node.steps.name
             tensors |= {f"node/{name}/{key}": tensor for key, tensor in node.steps.population.tensors().items()}
             tensors |= {f"start/{name}/{key}": tensor for key, tensor in node.start.items()}
-            for place, (_, _, message) in enumerate(node.deferred):
+            for place, (_, message) in enumerate(node.pace.deferred.values()):
                 tensors |= {f"deferred/{name}.{place}/{channel}": tensor for channel, tensor in message.items()}
         events = []
         for event in self._timeline.events:
@@ -212,9 +200,9 @@ class PairwiseSimulation:
                     "norm": node.steps.norm,
                     "diverged": list(node.steps.population.diverged),
                     "stage": node.stage,
-                    "asked": node.asked,
+                    "asked": node.pace.asked,
                     "closed": node.closed,
-                    "deferred": [[peer, number] for peer, number, _ in node.deferred],
+                    "deferred": [[peer, number] for peer, (number, _) in node.pace.deferred.items()],
                     "left": sorted(node.left),
                     "is_over": node.is_over,
                 }
@@ -239,10 +227,8 @@ class PairwiseSimulation:
             steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
             steps.squared, steps.norm = saved["squared"], saved["norm"]
             node.start, node.stage, node.closed = groups[f"start/{steps.name}"], saved["stage"], saved["closed"]
-            node.asked = (saved["asked"][0], saved["asked"][1]) if saved["asked"] else None
-            node.deferred = [
-                (peer, number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])
-            ]
+            deferred = {peer: (number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])}
+            node.pace.restore(saved["asked"], deferred, has_ended=saved["is_over"])
             node.left, node.is_over = set(saved["left"]), saved["is_over"]
         self._arrival_s = {(sender, receiver): seconds for sender, receiver, seconds in story["arrival_s"]}
         self._sent_bytes = story["sent_bytes"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.newest import Held
+from p2pfl.protocol.pace import Held
 from p2pfl.runs.records import RunFolder, read_run
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.asynchronous import merge_newest
@@ -97,7 +97,7 @@ class AsynchronousReplay:
             if any((peer, number) not in self._messages for peer, number, _ in merged):
                 break
             sent = self._sent.pop(node.name)
-            taken = {peer: Held(number=number, payload=self._messages[peer, number], age=age) for peer, number, age in merged}
+            taken = {peer: Held(number=number, update=self._messages[peer, number], age=age) for peer, number, age in merged}
             merge_newest(self._plan, node, sent, taken)
             self._release(merged)
             row = rows.popleft()

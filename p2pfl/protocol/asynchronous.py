@@ -1,0 +1,75 @@
+"""The asynchronous pace: a node merges the newest update of each neighbour, and waits for nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic
+
+from p2pfl.errors import StaleRound
+from p2pfl.protocol.pace import Held, Update
+
+
+@dataclass(slots=True, kw_only=True)
+class Asynchronous(Generic[Update]):
+    """The newest update of each neighbour, however fast or slow its sender is.
+
+    Age is counted in rounds of the holder, not in the distance of two round numbers: a neighbour that is ten times slower falls ever
+    further behind in number, and its newest model is new all the same.
+    """
+
+    max_age: int
+    """An update that has been merged so many times again is too old."""
+
+    in_step: bool = field(default=False, init=False)
+    balances: bool = field(default=False, init=False)
+    held: dict[str, Held[Update]] = field(default_factory=dict)
+    """By neighbour."""
+    _taken: dict[str, Held[Update]] | None = None
+    """Updates of the merge that has begun, with their ages before it."""
+
+    def expected_from(self, peer: str) -> int:
+        """Any update after the one that is here is of use."""
+        held = self.held.get(peer)
+        return 0 if held is None else held.number + 1
+
+    def receive(self, peer: str, number: int, update: Update) -> None:
+        """Put an update in the place of the one before.
+
+        Raises:
+            StaleRound: "stale_round", it is not newer than the one before.
+        """
+        last = self.held.get(peer)
+        if last is not None and number <= last.number:
+            raise StaleRound(f"an update of round {number} after one of round {last.number}", reason="stale_round")
+        self.held[peer] = Held(number=number, update=update)
+
+    def forget(self, peer: str) -> None:
+        """Drop a neighbour's update, also from a merge that has begun."""
+        self.held.pop(peer, None)
+        (self._taken or {}).pop(peer, None)
+
+    def begin(self, exchange: int) -> None:  # noqa: ARG002  # its own count does not matter to anybody
+        """The next merge takes what is newest then."""
+        self._taken = None
+
+    def updates(self) -> dict[str, Held[Update]]:
+        """Return the newest updates with their ages, taken at the first call of a merge; what is too old is left out and forgotten."""
+        if self._taken is None:
+            self.held = {peer: held for peer, held in self.held.items() if held.age <= self.max_age}
+            self._taken = {peer: Held(number=held.number, update=held.update, age=held.age) for peer, held in self.held.items()}
+            for held in self.held.values():
+                held.age += 1
+        return dict(self._taken)
+
+    def awaited(self) -> list[tuple[str, int]]:
+        """Nobody is waited for."""
+        return []
+
+    def is_over(self, now_s: float) -> bool:  # noqa: ARG002
+        """A merge never waits."""
+        return True
+
+    def restore(self, held: Mapping[str, Held[Update]]) -> None:
+        """Take up the `held` of a checkpoint."""
+        self.held, self._taken = dict(held), None

@@ -1,0 +1,143 @@
+"""The pairwise pace: a node exchanges with one neighbour at a time, while everybody trains as fast as they can.
+
+An exchange over an edge is a request and an answer, both an update of the edge's next number; both ends then move to the middle. A node
+that waits for an answer merges with nobody else in the meantime: it lets the requests of neighbours before it in the order of the names
+wait, and turns the others away, so that nobody waits in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from p2pfl.draws import Purpose, shuffled
+from p2pfl.protocol.pace import Held, Update
+
+HALF = 0.5
+"""How far two nodes that exchange go towards each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[Update]):
+    """A neighbour's request for an exchange over its edge."""
+
+    peer: str
+    number: int
+    update: Update
+    is_welcome: bool = True
+    """Whether to merge and answer it; else the neighbour is told that this node is busy."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Pairwise(Generic[Update]):
+    """Requests of neighbours, and the one request of this node's own that may be open."""
+
+    me: str
+    closed_through: Callable[[str], int]
+    """The last exchange over the edge to a neighbour that is over."""
+
+    may_answer: Callable[[str, int], bool] = lambda _peer, _number: True
+    """Whether an answer to this node's own request can still come."""
+
+    in_step: bool = field(default=False, init=False)
+    balances: bool = field(default=True, init=False)
+    asked: tuple[str, int] | None = None
+    """The neighbour, and the number over its edge, whose answer this node waits for."""
+
+    requests: deque[tuple[str, int, Update | None]] = field(default_factory=deque)
+    """Neighbour, number and what came, None for a refusal, in the order in which they came; not looked at yet."""
+
+    deferred: dict[str, tuple[int, Update]] = field(default_factory=dict)
+    """By neighbour, the newest request that waits for the end of this node's own."""
+
+    _answer: tuple[Update | None] | None = None
+    """What answered this node's own request."""
+    _has_ended: bool = False
+
+    def expected_from(self, peer: str) -> int:
+        """Each edge counts for itself."""
+        return self.closed_through(peer) + 1
+
+    def receive(self, peer: str, number: int, update: Update | None) -> None:
+        """Keep a neighbour's newest update, the one that is waited for, and a refusal of it: no more, so that nobody fills the memory.
+
+        Args:
+            peer: the neighbour.
+            number: over the edge to it.
+            update: None where it is busy.
+        """
+        if update is None and (peer, number) != self.asked:
+            return
+        # an answer that is waited for is not forgotten for the next request
+        kind = (peer, update is None, (peer, number) == self.asked)
+        kept = [each for each in self.requests if (each[0], each[2] is None, each[:2] == self.asked) == kind]
+        if any(other > number for _, other, _ in kept):
+            return
+        for each in kept:
+            self.requests.remove(each)
+        self.requests.append((peer, number, update))
+
+    def forget(self, peer: str) -> None:
+        """Drop a neighbour's requests."""
+        self.requests = deque(each for each in self.requests if each[0] != peer)
+
+    def begin(self, exchange: int) -> None:
+        """A new round changes nothing for requests."""
+
+    def partner(self, names: Sequence[str], *, seed: int, row: int, round: int, is_there: Callable[[str], bool]) -> str | None:
+        """Choose whom to ask in a round: the first that is there, in an order that is drawn; None: nobody is."""
+        order = shuffled(seed, Purpose.PARTNER, len(names), node=row, round=round)
+        return next((names[k] for k in order if is_there(names[k])), None)
+
+    def ask(self, peer: str) -> int:
+        """Wait for a neighbour's answer from now on; returns the number of the exchange."""
+        self.asked, self._answer = (peer, self.expected_from(peer)), None
+        return self.asked[1]
+
+    def next(self) -> Request[Update] | None:
+        """Take the next request that is to be answered at once; None: there is none, or this node's own has been answered."""
+        while self.requests and self._answer is None:
+            peer, number, update = self.requests.popleft()
+            if (peer, number) == self.asked:
+                self._answer = (update,)
+            elif update is None or number <= self.closed_through(peer):
+                continue
+            elif self.asked is None or self._has_ended:
+                return Request(peer, number, update, is_welcome=not self._has_ended)
+            elif peer < self.me:
+                self.deferred.pop(peer, None)
+                self.deferred[peer] = (number, update)
+            else:
+                return Request(peer, number, update, is_welcome=False)
+        return None
+
+    def updates(self) -> dict[str, Held[Update]]:
+        """Return the answer to this node's own request, where it has come and is no refusal."""
+        if self.asked is None or self._answer is None or self._answer[0] is None:
+            return {}
+        return {self.asked[0]: Held(number=self.asked[1], update=self._answer[0])}
+
+    def awaited(self) -> list[tuple[str, int]]:
+        """The answer to this node's own request."""
+        if self.asked is None or self._answer is not None or self.asked[1] <= self.closed_through(self.asked[0]):
+            return []
+        return [self.asked]
+
+    def is_over(self, now_s: float) -> bool:  # noqa: ARG002  # how long an answer has is the caller's to say
+        """Tell whether this node's own request has been answered, or will not be."""
+        return not any(self.may_answer(*each) for each in self.awaited())
+
+    def conclude(self) -> list[Request[Update]]:
+        """End this node's own request; returns those that have waited for that."""
+        deferred, self.deferred, self.asked, self._answer = self.deferred, {}, None, None
+        return [Request(peer, number, update) for peer, (number, update) in deferred.items()]
+
+    def end(self) -> None:
+        """Turn every request away from now on."""
+        self._has_ended = True
+
+    def restore(self, asked: Sequence[Any] | None, deferred: Mapping[str, tuple[int, Update]], *, has_ended: bool) -> None:
+        """Take up what a checkpoint held."""
+        self.asked, self.deferred, self._has_ended = (asked[0], asked[1]) if asked else None, dict(deferred), has_ended
