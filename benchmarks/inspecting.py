@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 
 NODES, ROUNDS, RECORDED = 10_000, 1_000, 100
 

@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from p2pfl.faults.script import Faults
 from p2pfl.inspector.report import write_report
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 
 PICTURES = Path(__file__).parent / "pictures"

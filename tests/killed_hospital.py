@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from p2pfl.runs.records import RunFolder, read_run, records_of
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run, records_of
 
 EIGHT = tuple(f"hospital-{number}" for number in range(8))
 KILLED = "hospital-5"

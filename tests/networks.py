@@ -31,7 +31,8 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.node.status import read_status
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.transports import Received, Transport, reserve_port
 from p2pfl.yaml_files import dump_yaml
 

@@ -13,7 +13,7 @@ import torch
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import load_sites, make_plan
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation
 
 QUICK = {"baselines": [], "stop": None, "checkpoint_every": 10**6, "evaluate_every": 10**6}

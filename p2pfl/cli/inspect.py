@@ -118,7 +118,7 @@ def inspect(
 
 def _is_small(records: RunRecords) -> bool:
     """Whether a state for each node has room in one object, as one figure for each has in a summary."""
-    from p2pfl.runs.records import MAX_PER_NODE
+    from p2pfl.runs.summary_fields import MAX_PER_NODE
 
     return len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
 

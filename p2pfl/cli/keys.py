@@ -107,7 +107,7 @@ def describe(
     from p2pfl.experiment.plan import load_sites
     from p2pfl.governance.card import Card
     from p2pfl.governance.identity import CARD_FILE, Identity
-    from p2pfl.runs.records import replace_file
+    from p2pfl.runs.text import replace_file
 
     path = keys / CARD_FILE
     card, identity = Card.load(path), Identity.load(keys, passphrase_file)

@@ -215,7 +215,7 @@ def _say_result(done: Sweep) -> None:
 
 def _of_choice(done: Sweep) -> list[str]:
     """Say what the order of the table is, and which cell is best."""
-    from p2pfl.runs.records import NOT_FOR_CHOOSING
+    from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
 
     choice, by_name = done.choice, {result.cell.name: result for result in done.cells}
     if len(done.grid.cells) == 1:

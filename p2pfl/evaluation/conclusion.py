@@ -27,7 +27,8 @@ from p2pfl.evaluation.summary import peak_rss_bytes as own_peak_bytes
 from p2pfl.experiment.plan import Plan
 from p2pfl.params import frozen_of
 from p2pfl.runs.departures import departures_of_events
-from p2pfl.runs.records import Row, RunFolder
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.training import Population
 

@@ -19,7 +19,7 @@ from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.evaluation.progress import told
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.records import primary_metric
+from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
 from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, interval_of, left_out_interval, why_not_left_out

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,8 @@ from torch import Tensor
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.evaluation.progress import told
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.records import primary_metric
+from p2pfl.runs.rows import Row
+from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
 from p2pfl.tasks.differences import interval_of_difference
@@ -25,8 +25,6 @@ from p2pfl.training import Population
 
 MOST_SITES = 100
 """Of a network with more nothing is told: it would take longer than the run of many small nodes."""
-
-Row = dict[str, Any]
 
 
 def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from p2pfl.evaluation.summary import MeanModel, mean_model_of
 from p2pfl.experiment.plan import Plan
+from p2pfl.runs.rows import Row
 from p2pfl.tasks import Site, SitesByName
 from p2pfl.tasks.intervals import interval_of
 from p2pfl.tasks.metrics import auroc, logits_and_classes
@@ -25,8 +26,6 @@ FEWEST = 10
 
 SPECIFICITY = 0.9
 _BINS = 10
-
-Row = dict[str, Any]
 
 
 def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], mean: MeanModel | str | None = None) -> list[Row]:

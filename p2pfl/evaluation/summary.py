@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pfl.evaluation.baselines import both_baselines, pooled_baseline, trained_alone
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.departures import Departure, departure_rows
-from p2pfl.runs.records import NOT_FOR_CHOOSING, rows_word, statistics
+from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING, rows_word, statistics
 from p2pfl.tasks import SitesByName
 from p2pfl.tasks.calling import figure
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from p2pfl.runs.records import Row, RunRecords
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
 
 MIN_FIT_POINTS = 3
 

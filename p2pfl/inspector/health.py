@@ -13,7 +13,8 @@ from typing import Literal
 from p2pfl.inspector.outages import Outages, not_started, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
 from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
-from p2pfl.runs.records import Row, RunRecords
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
 
 NodeState = Literal["well", "late", "lost", "paused", "unknown", "finished", "has not trained"]
 EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from p2pfl.inspector.outages import Outage, Outages, outages
 from p2pfl.inspector.perspective import is_complete, member_of
 from p2pfl.inspector.run_state import clock_time
-from p2pfl.runs.records import Row, RunRecords
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
 
 _EVERYDAY = frozenset({"started", "start_agreed", "greeted", "skipped", "returned"})
 """Skipped and returned are told of the node that they are about."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from p2pfl.runs.records import Row, RunRecords
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
 
 NO_REPORT = "No report from this site here."
 

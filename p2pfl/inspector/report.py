@@ -30,7 +30,10 @@ from p2pfl.inspector.verdict import (
     verdict,
     worth_sentence,
 )
-from p2pfl.runs.records import Row, RunRecords, primary_metric, replace_file, rows_word
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
+from p2pfl.runs.summary_fields import primary_metric, rows_word
+from p2pfl.runs.text import replace_file
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3

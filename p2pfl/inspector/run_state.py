@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from p2pfl.inspector.perspective import member_of
 from p2pfl.runs.departures import departures_in
-from p2pfl.runs.records import Row, RunRecords
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
 
 _SILENT_AFTER_S = 60.0
 _SILENT_ROUNDS = 10

@@ -11,7 +11,8 @@ from p2pfl.inspector.markup import MAX_ROWS, Cell, note, table
 from p2pfl.inspector.perspective import is_complete, member_of
 from p2pfl.inspector.run_state import clock_time, run_state
 from p2pfl.inspector.verdict import mean_scores, percent
-from p2pfl.runs.records import RunRecords, primary_metric
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.summary_fields import primary_metric
 
 
 def facts(run: RunRecords) -> str:

@@ -11,7 +11,9 @@ from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import has_figures, run_state
-from p2pfl.runs.records import Row, RunRecords, primary_metric, rows_word
+from p2pfl.runs.records import RunRecords
+from p2pfl.runs.rows import Row
+from p2pfl.runs.summary_fields import primary_metric, rows_word
 
 _MOST_OUTAGES = 3
 

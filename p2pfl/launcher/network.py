@@ -48,8 +48,11 @@ from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainl
 from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.runs.departures import Departure, departures_of_events
-from p2pfl.runs.records import Row, RunFolder, read_run, replace_file
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
+from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import Stopwatch, with_rest
+from p2pfl.runs.text import replace_file
 from p2pfl.tasks.permission import options_of
 from p2pfl.training import Population
 from p2pfl.transports import reserve_port

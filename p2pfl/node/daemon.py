@@ -61,8 +61,11 @@ from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE,
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
-from p2pfl.runs.records import Row, RunFolder, read_run, read_summary, utc_now
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run, read_summary
+from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import with_rest
+from p2pfl.runs.text import utc_now
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population
 from p2pfl.training.freed_memory import return_freed_memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pfl.runs.records import Row
+from p2pfl.runs.rows import Row
 
 EXCLUDED = "excluded"
 """Kind of the event that a neighbour is disconnected because it sends too much: from then on it is written of as of one that repeats."""

@@ -27,7 +27,8 @@ from p2pfl.evaluation.summary import asks_for, disagreement_row, peak_rss_bytes,
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import Faults
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.records import Row, RunFolder
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.events.clock import RoundClock, RoundTimes

@@ -21,7 +21,7 @@ from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.faults.script import Faults
 from p2pfl.runs.checkpoint import changes_told
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.runs.writing_process import mark_pause
 from p2pfl.simulator.engine import Progress, Simulation

@@ -17,7 +17,7 @@ from pydantic import Field
 from p2pfl.errors import ConfigError, Contradiction, TopologyError, ValidationRowsError, summed_up
 from p2pfl.experiment.loading import Experiment, overridden, raw_experiment, recorded_experiment, with_files_found
 from p2pfl.experiment.plan import load_sites, make_plan
-from p2pfl.runs.records import validation_share
+from p2pfl.runs.summary_fields import validation_share
 from p2pfl.tasks import Task, check_may_run
 from p2pfl.yaml_files import parse_yaml, shown
 

@@ -14,7 +14,8 @@ import pytest
 from rich.cells import cell_len
 from test_inspector_terminal import FIVE, RATE, make_run, summary_of
 
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 
 pytest.importorskip("pyte")
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from p2pfl.algorithms import DPSGD
 from p2pfl.evaluation.subgroups import _figures, subgroups
 from p2pfl.inspector.report import report
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import Simulation
 from p2pfl.tasks import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION

@@ -22,7 +22,8 @@ from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report
 from p2pfl.inspector.tables import read, tables_of
 from p2pfl.inspector.verdict import verdict, worth_sentence
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.tasks.differences import interval_of_difference
 from p2pfl.tasks.metrics import auroc, balanced_accuracy
 from simulations import LOGISTIC, plan_of

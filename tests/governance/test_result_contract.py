@@ -26,7 +26,7 @@ from p2pfl.launcher.network import _check_result_contract, _found, up
 from p2pfl.node.own_contract import contract_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import simulate
 from p2pfl.tasks.provenance import distribution_of, source_digest, task_code
 from p2pfl.wire.messages import SCHEMA

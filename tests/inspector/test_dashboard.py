@@ -32,7 +32,8 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.dashboard.guard import Guard
 from p2pfl.inspector.dashboard.server import listening, serve
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 
 DEADLINE_S = 60.0

@@ -15,7 +15,8 @@ from p2pfl.errors import ConfigError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.reached import Reached, course_of, reached
 from p2pfl.inspector.terminal import print_page
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 
 
 @pytest.fixture

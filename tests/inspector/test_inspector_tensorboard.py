@@ -19,7 +19,8 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector import read
 from p2pfl.inspector.tensorboard import write_events
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 
 pytest.importorskip("tensorboard")
 

@@ -19,7 +19,9 @@ from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.terminal import _ranges, follow, hospital_table, print_page
 from p2pfl.inspector.verdict import certificate, verdict
-from p2pfl.runs.records import RunFolder, read_run, statistics
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
+from p2pfl.runs.summary_fields import statistics
 
 FIVE = ("basel", "bern", "geneva", "lausanne", "zurich")
 RATE = (1 + 2 * math.cos(2 * math.pi / 5)) / 3  # of a ring of 5

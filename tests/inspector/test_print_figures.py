@@ -17,7 +17,8 @@ from p2pfl.cli.inspect import inspect
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.print_figures import write_figures
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 
 pytest.importorskip("matplotlib")
 

@@ -23,7 +23,7 @@ from networks import HASTY, PATIENT, Network, finish, until
 from p2pfl.errors import StoreError
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Faults, Simulation
 from p2pfl.wire.codec import decode
 from simulations import distance, drift, plan_of, run_of, stacked, starting_at, starts_of

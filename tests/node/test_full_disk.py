@@ -18,7 +18,8 @@ from p2pfl.evaluation.results import read_models
 from p2pfl.node import daemon as daemon_module
 from p2pfl.node.status import read_status
 from p2pfl.runs.checkpoint import write_checkpoint
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.runs.records import RunFolder, read_run, statistics
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
+from p2pfl.runs.summary_fields import statistics
 
 EXPERIMENT = {"name": "ring", "rounds": 3, "optimizer": {"lr": 1e-6}, "baselines": ("local", "pooled"), "privacy": None}
 

@@ -13,7 +13,8 @@ import pytest
 
 from networks import wait_until
 from p2pfl.runs import writing_process
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.runs.writing_process import MARK, mark_process, process_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

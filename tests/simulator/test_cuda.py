@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from p2pfl.evaluation.results import Run
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation
 from simulations import plan_of, without_seconds
 

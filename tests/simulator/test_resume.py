@@ -13,7 +13,7 @@ from torch import nn
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.evaluation.results import Run
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation, simulate
 from simulations import LOGISTIC, plan_of, run_of, without_seconds
 from thorough import first_fast

@@ -13,7 +13,7 @@ from networks import Network, finish
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment.loading import experiment_from, recorded_experiment
 from p2pfl.experiment.plan import load_sites, make_plan
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import compiling, simulate
 from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task

@@ -16,7 +16,7 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.asynchronous import Asynchronous
 from p2pfl.protocol.pace import Held
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
 

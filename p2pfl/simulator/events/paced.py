@@ -21,7 +21,7 @@ from p2pfl.evaluation.results import write_models
 from p2pfl.evaluation.summary import consensus_distance, disagreement_row
 from p2pfl.experiment.loading import ClockSpec
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.records import RunFolder
+from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.clock import Delays
 from p2pfl.topology.links import links_of

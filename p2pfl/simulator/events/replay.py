@@ -13,7 +13,8 @@ from torch import Tensor
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.pace import Held
-from p2pfl.runs.records import RunFolder, read_run
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.records import read_run
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.asynchronous import merge_newest
 from p2pfl.simulator.events.paced import Message, PacedDelays, PacedNode, PacedRecords, message_of

@@ -1,0 +1,259 @@
+"""Write the folder of a run.
+
+    experiment.yaml    resolved, every default written out
+    environment.json   versions, platform, when it started
+    topology.json      the graph, its weights and its spectrum
+    rounds.jsonl       one row a round
+    nodes.jsonl        one row a node and round
+    network.jsonl      of a node: one row a round of the network, as its records came in from everybody
+    events.jsonl       one row for everything out of the ordinary
+    cross_site.json    every model at every site, written at the end where it was computed
+    subgroups.json     figures of groups of patients, where sites have any
+    worth.json         what each site has of the network, where it was also trained alone
+    summary.json       written once, at the end
+    process.json       which process writes all this, until it has come to a clean end (writing_process.py)
+
+A line counts once its newline is there: a reader may come while a row is being written, and a crash may leave half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
+from p2pfl.runs.open_files import open_patiently
+from p2pfl.runs.rows import KNOWN, REQUIRED, Row
+from p2pfl.runs.text import document_of, line_of, plain, read_document, read_lines, replace_file, utc_now
+from p2pfl.runs.writing_process import mark_process, unmark_process
+from p2pfl.yaml_files import dump_yaml
+
+_DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
+
+
+class RunFolder:
+    """The writing side of a run folder; one writer at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waits_for_room = False
+        """Whether rows for which the disk has no room are kept until it has; else they are a StoreError."""
+        self._waiting: deque[tuple[str, str]] = deque()  # a file's name, and rows for it
+        self._is_writing = threading.RLock()  # a node writes rows of rounds in one thread and events in another
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        experiment: Mapping[str, Any],
+        *,
+        topology: Mapping[str, Any] | None = None,
+        engine: str | None = None,
+        member: str | None = None,
+    ) -> RunFolder:
+        """A new folder with experiment.yaml, environment.json and, where given, topology.json.
+
+        Args:
+            path: must not exist; its parents are made.
+            experiment: resolved, as `Experiment.as_dict` gives it.
+            topology: {"nodes": names, "edges": [[i, j, weight], ...], "lambda_2", "lambda_min", "laplacian_lambda_2",
+                "laplacian_lambda_max", "diameter"}.
+            engine: "simulator", "daemons" or "sharded".
+            member: the institution whose own folder it is; None: a folder of the whole network.
+
+        Raises:
+            ConfigError: the folder exists.
+            StoreError: it cannot be written.
+        """
+        folder = cls(Path(path))
+        try:
+            folder.path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError("exists already: choose another --out, or continue that run with --resume", str(path)) from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be made: {error.strerror}") from error
+        replace_file(folder.path / "experiment.yaml", dump_yaml(plain(experiment)))
+        environment = _environment(engine) | ({"member": member} if member is not None else {})
+        replace_file(folder.path / "environment.json", document_of(environment))
+        if topology is not None:
+            replace_file(folder.path / "topology.json", document_of(topology))
+        mark_process(folder.path)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing folder, to be written further; what a crash left of a last row is cut off.
+
+        Raises:
+            ConfigError: there is no run there.
+        """
+        folder = cls(existing_run(path))
+        for name in KNOWN:
+            folder._cut_torn_line(name)
+        mark_process(folder.path)
+        return folder
+
+    def began_ms(self) -> int:
+        """When the run began, in milliseconds since 1970, as its environment.json says; 0 where it does not say."""
+        started = (read_document(self.path / "environment.json") or {}).get("started")
+        return int(1000 * datetime.fromisoformat(started).timestamp()) if started else 0
+
+    def append_round(self, row: Mapping[str, Any]) -> None:
+        """One row of rounds.jsonl; it is with the operating system when this returns."""
+        self._append("rounds.jsonl", [row])
+
+    def append_network(self, row: Mapping[str, Any]) -> None:
+        """One row of network.jsonl."""
+        self._append("network.jsonl", [row])
+
+    def append_node(self, *rows: Mapping[str, Any]) -> None:
+        """Rows of nodes.jsonl, any number at once."""
+        self._append("nodes.jsonl", rows)
+
+    def append_event(self, row: Mapping[str, Any]) -> None:
+        """One row of events.jsonl, with the time now where it has none."""
+        self._append("events.jsonl", [{"time": utc_now(), **row}])
+
+    def events(self) -> list[Row]:
+        """Rows of events.jsonl so far, by time: one that repeats is written later than it happened.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        return sorted(read_lines(self.path / "events.jsonl"), key=lambda row: str(row.get("time", "")))
+
+    def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
+        """cross_site.json; nothing where nothing was found."""
+        if found is not None:
+            replace_file(self.path / "cross_site.json", document_of(found))
+
+    def write_subgroups(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """subgroups.json, {"rows": [...]}; nothing where there are none."""
+        if rows:
+            replace_file(self.path / "subgroups.json", document_of({"rows": list(rows)}))
+
+    def write_worth(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """worth.json, {"rows": [...]}; nothing where there are none."""
+        if rows:
+            replace_file(self.path / "worth.json", document_of({"rows": list(rows)}))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: there whole or not at all."""
+        replace_file(self.path / "summary.json", document_of(summary))
+        self.leave()
+
+    def leave(self) -> None:
+        """This process writes no more, and whoever reads the folder must not miss it."""
+        unmark_process(self.path)
+
+    def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
+        """Forget rounds and nodes rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
+
+        Events stay: they happened.
+
+        Args:
+            from_round: of the network.
+            by_node: of each node, where they are not all in the same round.
+        """
+        for name in ("summary.json", "cross_site.json", "subgroups.json", "worth.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("rounds.jsonl", "network.jsonl", "nodes.jsonl"):
+            rows = read_lines(self.path / name)
+            kept = [row for row in rows if row["round"] < (by_node or {}).get(row.get("node", ""), from_round)]
+            if len(kept) < len(rows):
+                replace_file(self.path / name, "".join(map(line_of, kept)))
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = []
+        for row in rows:
+            missing, unknown = REQUIRED[name] - row.keys(), row.keys() - KNOWN[name]
+            if missing or unknown:
+                raise ValueError(
+                    f"a row of {name} with unknown keys {sorted(unknown)}, without {sorted(missing)}: known {sorted(KNOWN[name])}"
+                )
+            lines.append(line_of(row))
+        with self._is_writing:
+            if self.waits_for_room:
+                self._waiting.append((name, "".join(lines)))
+                self.write_waiting()
+            else:
+                self._write(name, "".join(lines))
+
+    @property
+    def num_waiting(self) -> int:
+        """How often rows were appended that are not on the disk, because it has no room."""
+        return len(self._waiting)
+
+    def write_waiting(self) -> None:
+        """Write rows that wait for room on the disk, in their order, as far as there is some.
+
+        Raises:
+            StoreError: the disk refuses for another reason.
+        """
+        with self._is_writing, suppress(DiskFull):
+            while self._waiting:
+                self._write(*self._waiting[0])
+                self._waiting.popleft()
+
+    def _write(self, name: str, text: str) -> None:
+        place = self.path / name
+        try:
+            with open_patiently(lambda: place.open("ab", buffering=0)) as file:
+                before, encoded = file.seek(0, os.SEEK_END), text.encode()
+                try:
+                    if file.write(encoded) < len(encoded):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)  # half a row would spoil the next one
+                    raise
+        except OSError as error:
+            raise store_error(place, error) from error
+
+    def _cut_torn_line(self, name: str) -> None:
+        path = self.path / name
+        if not path.exists():
+            return
+        with path.open("r+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+
+
+def existing_run(path: Path | str) -> Path:
+    """Folder of a run that is there, else a ConfigError."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError("no such folder: give the folder of a run, as --out named it (runs/NAME by default)", str(path))
+    if not (folder / "experiment.yaml").is_file():
+        raise ConfigError(
+            "holds no experiment.yaml and so is not a run: give the folder that `p2pfl up` or `p2pfl simulate` made", str(path)
+        )
+    return folder
+
+
+def _environment(engine: str | None) -> Row:
+    """Where a run was made, without naming the machine or its user."""
+    return {
+        "engine": engine,
+        "started": utc_now(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "versions": {name: _version(name) for name in _DISTRIBUTIONS},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

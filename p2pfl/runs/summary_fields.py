@@ -1,0 +1,65 @@
+"""Fields of summary.json that several rooms write or read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from p2pfl.runs.rows import Row
+from p2pfl.runs.text import plain
+
+MAX_PER_NODE = 1000
+"""Above this many nodes a summary holds quantiles instead of one figure a node."""
+
+NOT_FOR_CHOOSING = "not used for choosing"
+"""The mark of figures on test rows while choices are made on validation rows."""
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def statistics(values_by_node: Mapping[str, float | None]) -> Row:
+    """One figure of every node in short: {"mean", "min", "max", "n_defined", "per_node"}.
+
+    Undefined figures (None, NaN, infinite) are null in per_node, left out of mean, min and max and of n_defined. Above MAX_PER_NODE nodes
+    "quantiles" {"0.05": ..., ...} stand in the place of "per_node". Keys run in sorted node order.
+    """
+    per_node = {node: plain(values_by_node[node]) for node in sorted(values_by_node)}
+    defined = sorted(value for value in per_node.values() if value is not None)
+    short: Row = {
+        "mean": math.fsum(defined) / len(defined) if defined else None,
+        "min": defined[0] if defined else None,
+        "max": defined[-1] if defined else None,
+        "n_defined": len(defined),
+    }
+    if len(per_node) <= MAX_PER_NODE:
+        return {**short, "per_node": per_node}
+    return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+
+
+def validation_share(experiment: Mapping[str, Any]) -> float:
+    """The fraction of each site's training rows that a run took out for validation; its metrics are measured on them. 0: on test rows."""
+    share = experiment.get("validation")
+    return float(share) if isinstance(share, int | float) else 0.0
+
+
+def rows_word(document: Mapping[str, Any] | None) -> str:
+    """On which rows metrics are measured, as a resolved experiment or a summary says it: "validation rows" or "test rows"."""
+    document = document or {}
+    return str(document.get("measured_on") or ("validation rows" if validation_share(document) else "test rows"))
+
+
+def primary_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that decides: AUROC where there is one, else accuracy, else the first."""
+    names = list(metrics)
+    return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """Between the two nearest values, linearly."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,101 @@
+"""Rows and documents as JSON text, written so that a reader never meets half a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import StoreError, store_error
+from p2pfl.runs.open_files import open_patiently
+from p2pfl.runs.rows import Row
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old one or the new one and nothing between.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open_patiently(lambda: temporary.open("w", encoding="utf-8")) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
+        try:
+            os.fsync(directory)  # the new name itself must survive a power cut
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise store_error(path, error) from error
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Rows of a file with one JSON object a line; a last line without its newline is not there yet."""
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise StoreError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def read_document(path: Path) -> Row | None:
+    """Object that a JSON file holds; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{path}: expected an object, got {type(document).__name__}")
+    return document
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """Text of one row as a line of JSON."""
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def document_of(value: Mapping[str, Any]) -> str:
+    """Text of an indented JSON document."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Convert numbers of any library to Python's own, and numbers that are not finite to None, as JSON needs it."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):  # arrays, and scalars that are not registered as numbers
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be recorded: expected numbers, texts, lists and mappings of them")
+
+
+def utc_now() -> str:
+    """This moment, ISO 8601 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
