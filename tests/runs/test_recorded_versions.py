@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import start_command
 from p2pfl.errors import PeerError
 from p2pfl.evaluation.results import read_models
 from p2pfl.experiment.loading import load_study, recorded_experiment
@@ -18,6 +19,7 @@ from p2pfl.wire.codec import decode
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 RECORDED = sorted((Path(__file__).parents[1] / "recorded").iterdir())
+DEADLINE_S = 120
 MEMBERS = ("hospital-0", "hospital-1", "hospital-2")
 
 
@@ -43,6 +45,19 @@ def test_the_checkpoint_of_a_paused_daemon_is_read(recorded):
 
         assert 31 in {tensor.shape[-1] for tensor in tensors.values()}
         assert story["round"] >= 4
+
+
+@pytest.mark.slow
+def test_paused_daemons_of_an_earlier_version_end_with_the_weights_of_its_run(recorded):
+    for member in MEMBERS:
+        (recorded / member / "state").chmod(0o700)
+    daemons = [start_command("node", "start", f"{member}/site.yaml", cwd=recorded) for member in MEMBERS]
+    ends = [daemon.communicate(timeout=DEADLINE_S) and daemon.returncode for daemon in daemons]
+
+    assert ends == [0, 0, 0]
+    for name, expected_P in read_models(recorded / "run").items():
+        (found_P,) = read_models(recorded / name / "state" / "run").values()
+        torch.testing.assert_close(found_P, expected_P, rtol=0, atol=1e-6)
 
 
 def test_a_run_folder_is_read(recorded):
