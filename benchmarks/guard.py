@@ -23,6 +23,7 @@ from p2pfl.algorithms import Guard
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.mixing import Mixing
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import MemoryNetwork
@@ -90,7 +91,7 @@ def main() -> None:
         }
     )
     plan, spent = make_plan(resolved, load_sites(resolved)), Spent()
-    for owner, name in ((Guard, "bound"), (Guard, "norm"), (Daemon, "_look_at_distances")):
+    for owner, name in ((Guard, "bound"), (Guard, "norm"), (Mixing, "_look_at_distances")):
         spent.watch(owner, name)
     with tempfile.TemporaryDirectory() as place:
         began_s = time.process_time()

@@ -121,6 +121,7 @@ def node(site: Path) -> None:
     from p2pfl.experiment import plan as plans
     from p2pfl.node import daemon
     from p2pfl.node.memory import NodeMemory
+    from p2pfl.node.mixing import Mixing
     from p2pfl.node.start import start
     from p2pfl.training import Population
 
@@ -138,8 +139,8 @@ def node(site: Path) -> None:
     for name in ("train", "merge", "evaluate"):
         setattr(Population, name, watch.during(name, getattr(Population, name)))
     daemon.write_checkpoint = watch.during("checkpoint", daemon.write_checkpoint)
-    for name, stage in {"_finish": "finish", "_updates": "send", "_messages": "merge"}.items():
-        setattr(daemon.Daemon, name, watch.during(stage, getattr(daemon.Daemon, name)))
+    for owner, name, stage in ((daemon.Daemon, "_finish", "finish"), (Mixing, "pack", "send"), (Mixing, "_unpack", "merge")):
+        setattr(owner, name, watch.during(stage, getattr(owner, name)))
     run = daemon.Daemon.run
 
     async def running(self: daemon.Daemon) -> str:

@@ -178,16 +178,20 @@ class TimedDaemon(Daemon):
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
         started_s = time.monotonic()
+        pack = self._mixing.pack
+
+        def timed(*arguments: Any) -> Any:
+            found = pack(*arguments)
+            self._ready_s = time.monotonic()
+            return found
+
+        self._mixing.pack = timed
         is_over = await super()._exchange(outgoing)
+        self._mixing.pack = pack
         ended_s = time.monotonic()
         self.results.put(("daemons", number, (self._ready_s, ended_s)))
         self.results.put(("packing", number, (started_s, ended_s)))
         return is_over
-
-    def _updates(self, outgoing: Any) -> Any:
-        found = super()._updates(outgoing)
-        self._ready_s = time.monotonic()
-        return found
 
 
 def both_ways_daemon(

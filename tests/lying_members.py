@@ -24,6 +24,7 @@ from torch import Tensor
 from p2pfl.cli import app
 from p2pfl.errors import P2PFLError
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.mixing import Mixing
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.codec import encode
@@ -94,13 +95,14 @@ POISONS: dict[str, Callable[[int, int], float | None]] = {
 
 def poison(value_at: Callable[[int, int], float | None], first: int) -> None:
     """Send updates that are full of one number."""
-    updates = Daemon._updates
+    pack = Mixing.pack
 
-    def poisoned(self: Daemon, outgoing: Mapping[str, Tensor]) -> Any:
-        value = value_at(self.protocol.exchange, first)
-        return updates(self, outgoing if value is None else {name: torch.full_like(tensor, value) for name, tensor in outgoing.items()})
+    def poisoned(self: Mixing, outgoing: Mapping[str, Tensor], phase: int) -> Any:
+        value = value_at(self._protocol.exchange, first)
+        sent = outgoing if value is None else {name: torch.full_like(tensor, value) for name, tensor in outgoing.items()}
+        return pack(self, sent, phase)
 
-    Daemon._updates = poisoned
+    Mixing.pack = poisoned
 
 
 async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], Iterator[list]], step: int) -> None:

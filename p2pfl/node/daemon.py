@@ -12,22 +12,19 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import p2pfl
-from p2pfl.algorithms import SlotInbox, over_an_edge
-from p2pfl.algorithms.guard import norm_of, refusal_of
 from p2pfl.algorithms.stopping import NEVER
-from p2pfl.errors import BadMessage, ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, StoreError, TransportError
+from p2pfl.errors import ConfigError, DiskFull, MembersMissing, P2PFLError, QueueFull, TransportError
 from p2pfl.evaluation.baselines import trained_alone
-from p2pfl.evaluation.cross_site import at_one_site, measures_neighbours
+from p2pfl.evaluation.cross_site import at_one_site
 from p2pfl.evaluation.gain_over_local import worth
 from p2pfl.evaluation.results import write_models
 from p2pfl.evaluation.subgroups import subgroups
@@ -42,22 +39,23 @@ from p2pfl.evaluation.summary import (
 )
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
-from p2pfl.node.evidence import EVIDENCE, EvidenceFile
+from p2pfl.node.evidence import EQUIVOCATION, UPDATE_DIFFERS, EvidenceFile, UpdateWitness
 from p2pfl.node.memory import NodeMemory, forecast_node
+from p2pfl.node.mixing import Mixing, RoundStatistics, update_formats
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
 from p2pfl.node.status import LOOPBACK, Asked, serve_status
 from p2pfl.node.store import CHECKPOINT, edge_tensors, restore_edges
 from p2pfl.node.timeouts import Timeouts
-from p2pfl.params import frozen_of, tensor_over
+from p2pfl.params import frozen_of
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.asynchronous import Asynchronous
-from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.distance_watch import FAR_UPDATE
 from p2pfl.protocol.event_throttle import EXCLUDED, EventThrottle
 from p2pfl.protocol.link_watch import LinkReport, LinkWatch, report
 from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
-from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Flow, Protocol
+from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Protocol
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
@@ -72,8 +70,7 @@ from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import UNREADABLE, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.messages import NOTHING_SAID, Goodbye, Message, Records
-from p2pfl.wire.update import Arrays, EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole, next_mark
+from p2pfl.wire.messages import Goodbye, Message, Records
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +90,6 @@ LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
 
-EQUIVOCATION = "equivocation"
-"""A member has signed two different updates of one round."""
-
-UPDATE_DIFFERS = "update_differs"
-"""A neighbour has sent another update here than it has signed."""
-
 _ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, EQUIVOCATION, UPDATE_DIFFERS, "refused", "disk_full"})
 """Kinds of events that somebody should look at."""
 
@@ -110,22 +101,6 @@ T = TypeVar("T")
 AHEAD = 8
 """Exchanges that are kept where the graph is directed or changes: a node may be as far ahead of one that it does not wait for as news need
 from that one to it."""
-
-
-@dataclass(slots=True)
-class RoundStatistics:
-    """What the exchanges of one round have shown so far."""
-
-    squared: float | None = None
-    """sum_j ||x_i - x_j||**2 over the neighbours that came, of the model's channel; None where no models were compared."""
-
-    met: float = 0.0
-    """What the stop rule makes of it."""
-
-    norm: float | None = None
-    """||x_i||; None where no model was sent."""
-
-    skipped: set[str] = field(default_factory=set)
 
 
 class Daemon:
@@ -174,8 +149,7 @@ class Daemon:
         if plan.recipe.compiled:
             self._population.compile()  # a second, or ten the first time on a machine, that no round should wait for
         self._algorithm = algorithm = plan.recipe.algorithm
-        self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
-        self._formats = [self._format_of(phase) for phase in range(algorithm.phases)]
+        self._formats = update_formats(algorithm, self._population)
         terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         pace = plan.experiment.pace
         in_step = pace.name == "synchronous"
@@ -192,14 +166,6 @@ class Daemon:
         self._agreed_start = AgreedStart(
             plan, me, signing, study_digest=study_digest, within_s=timeouts.greet_timeout_s, began_ms=int(1000 * time.time())
         )
-        self._model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
-        self._taken_in: dict[str, int] = {}
-        """By neighbour, the last exchange that was merged since this process began."""
-        self._is_broadcast = pace.name != "pairwise" and not any(channel.per_edge for channel in algorithm.channels.values())
-        self._sent_digests: list[bytes] = []
-        self._came_digests: dict[str, list[bytes]] = {}
-        self._evidence = EvidenceFile(state, study_digest)
-        self._distances = {name: DistanceWatch() for name in neighbours}
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
@@ -224,6 +190,14 @@ class Daemon:
         )
         if self._network_view is not None:
             self.protocol.prove, self.protocol.waits_for_others = self._network_view.proof, self._network_view.waits_for_others
+        now_s = lambda: self._now()  # noqa: E731, PLW0108  # a test may stop this clock
+        self._mixing = Mixing(plan, self._population, self.protocol, self._formats, now_s)
+        self._witness = UpdateWitness(
+            self.protocol,
+            self._network_view,
+            EvidenceFile(state, study_digest),
+            is_broadcast=pace.name != "pairwise" and not any(channel.per_edge for channel in algorithm.channels.values()),
+        )
         self._link_watch = LinkWatch(neighbours)
         self._throttle = EventThrottle()
         self._disk_full: str | None = None
@@ -237,26 +211,18 @@ class Daemon:
         self._seconds: dict[str, float] = {}
         self._earlier_s = 0.0  # of the process that wrote the checkpoint
         self._last_row: dict[str, Any] = {}
-        self._last_heard: dict[str, Tensor] = {}
-        """The neighbours' models of the last round."""
         self._metrics: dict[str, float] = {}
-        self._meetings = plan.meetings([me])
-        self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
         self._loss: float | None = None
-        self._seen = RoundStatistics()
         self._folder: RunFolder | None = None
         self._finished = False
         self._own_test_holds = True
         """Whether the models of the neighbours that came to the last round were as close as the stop rule asks."""
         self._joined = False
         """Whether this node has just jumped: it mixes at once, and trains again from the next round on."""
-        self._exact = True
-        """Whether every message came; where not, and the algorithm needs them all, it has been said."""
         self._metrics_now: dict[str, float] | None = None
         self._pair_seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
         self._checkpoint_s = 0.0
         """Seconds spent on checkpoints since the last recorded round: the next row says them."""
-        self._to_return: list[tuple[Neighbour, Flow]] = []
         self._terms = terms
         self._pairwise = PairwiseRounds(plan, me, self._population, self.protocol, self._formats[0], self._surroundings())
 
@@ -469,7 +435,6 @@ class Daemon:
             self._loss = await self._train(self.plan.experiment.local_steps_at(self._round), self._pair_seconds)
 
         async def end_round(squared: float | None, norm: float | None, skipped: list[str]) -> None:
-            self._seen = RoundStatistics(squared=squared, norm=norm, skipped=set(skipped))
             number, self._round = self._round, self._round + 1
             self.protocol.begin(self._exchange_now, self._now())
             await self._evaluate(number, self._pair_seconds)
@@ -495,7 +460,7 @@ class Daemon:
         seconds = dict.fromkeys(("train", "wait", "mix", "evaluate"), 0.0)
         if self._phase == 0:
             self._loss = await self._train(local_steps, seconds)
-            self._seen = RoundStatistics()
+            self._mixing.begin_round()
         while True:
             began_s = self._now()
             outgoing = await asyncio.to_thread(self._population.outgoing, number, self._phase, local_steps=local_steps)
@@ -504,15 +469,16 @@ class Daemon:
             seconds["wait"] += self._now() - began_s
             began_s = self._now()
             heard = [received.stop.agreed_for for received in protocol.arrivals().values()]
-            await self._merge(outgoing, local_steps)
+            self._witness.note_received(protocol.came())
+            await self._mixing.merge(outgoing, number, self._phase, local_steps=local_steps)
             seconds["mix"] += self._now() - began_s
             if self._phase == self._algorithm.phases - 1:
                 break
             self._phase += 1
             await self._keep()
             protocol.begin(self._exchange_now, self._now())
-        seen = self._seen
-        self._agree(seen.met, seen.norm or 0.0, heard, skipped=bool(seen.skipped))
+        seen = self._mixing.statistics
+        self._agree(seen, heard)
         self._round, self._phase = number + 1, 0
         await self._evaluate(number, seconds)
         self._record(self._row_of(number, self._loss, seen.squared, seen.norm, sorted(seen.skipped), seconds))
@@ -521,11 +487,6 @@ class Daemon:
     @property
     def _exchange_now(self) -> int:
         return self._round * self._algorithm.phases + self._phase
-
-    def _format_of(self, phase: int) -> UpdateFormat:
-        """Of the updates of a phase; the population is at the start."""
-        channels, sent = self._algorithm.channels, self._population.outgoing(0, phase, local_steps=0)
-        return UpdateFormat.of(over_an_edge(channels, sent), over_an_edge(channels, sent, whole=True))
 
     async def _train(self, local_steps: int, seconds: dict[str, float]) -> float | None:
         """The round's local steps; their mean loss, None where there are none."""
@@ -549,9 +510,9 @@ class Daemon:
         """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
         protocol = self.protocol
         if not protocol.is_behind():
-            updates, wholes, mark = await asyncio.to_thread(self._updates, outgoing)
+            updates, wholes, mark = await asyncio.to_thread(self._mixing.pack, outgoing, self._phase)
             protocol.post(updates, self._now(), wholes=wholes, mark=mark)
-            self._note_sent(updates)
+            self._witness.note_sent(updates)
             self._wake_senders()
         began_s, say_after_s = self._now(), SAY_AWAITED_S
         while not protocol.is_behind():
@@ -566,43 +527,6 @@ class Daemon:
         self._jump()
         return False
 
-    def _note_sent(self, updates: Mapping[str, EncodedUpdate]) -> None:
-        """Let this round's record say what went to all neighbours alike."""
-        if self._phase == 0:
-            self._sent_digests = []
-        if not self._is_broadcast or self._network_view is None or not updates:
-            return
-        self._sent_digests.append(next(iter(updates.values())).digest)
-        if len(self._sent_digests) == self._algorithm.phases:
-            self._network_view.note_sent(self._round, self._sent_digests)
-
-    def _note_came(self, came: Mapping[str, ReceivedUpdate]) -> None:
-        """Hold what came from neighbours against what they sign of it."""
-        if not self._is_broadcast or self._network_view is None:
-            return
-        for name, received in came.items():
-            number, phase = divmod(received.exchange, self._algorithm.phases)
-            digests = self._came_digests.setdefault(name, [])
-            if phase == 0:
-                digests.clear()
-            stands_alone = received.marks is not None and received.marks[0] is None
-            if not received.digest or stands_alone or len(digests) != phase:
-                continue  # it is not what all others got, or not known
-            digests.append(received.digest)
-            if phase == self._algorithm.phases - 1:
-                self._network_view.note_came(name, number, digests)
-
-    def _look_for_lies(self) -> None:
-        """Keep what proves that a member says different things to different neighbours, and say so."""
-        if self._network_view is None:
-            return
-        for name, found in self._network_view.contradictions():
-            if self._evidence.keep(name, found):
-                detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
-                self._event(EQUIVOCATION, detail, name)
-        for name, number in self._network_view.differing():
-            self._event(UPDATE_DIFFERS, f"{name}: what it sent here in round {number} is not the update that it has signed", name)
-
     def _say_awaited(self, seconds: float) -> None:
         """One line that says whom this round waits for, and what is known of them."""
         reports, awaited = self.link_reports(), self.protocol.awaited()
@@ -615,99 +539,6 @@ class Daemon:
             said.append(f"{name} ({reports[name].detail or last})")
         log.info("round %d: waiting for %.0f s for %s", self._round, seconds, ", ".join(said))
 
-    def _updates(self, outgoing: Mapping[str, Tensor]) -> tuple[dict[str, EncodedUpdate], dict[str, Whole], bytes | None]:
-        """What goes out now, by receiver; where it continues what was sent before also what it leads to, and the mark of that."""
-        protocol, update_format = self.protocol, self._formats[self._phase]
-        whole_format = update_format.whole
-        updates = self._to_receivers(outgoing, lambda arrays: update_format.pack(protocol.exchange, arrays))
-        if whole_format is None:
-            return updates, {}, None
-        after, different = protocol.marks.get(self._phase, NOTHING_SAID), {id(encoded): encoded for encoded in updates.values()}
-        mark = next_mark(after, different.values())
-        marked = {key: replace(encoded, marks=(after, mark)) for key, encoded in different.items()}
-        wholes = self._to_receivers(outgoing, lambda arrays: Whole(whole_format, protocol.exchange, arrays, mark), whole=True)
-        return {to: marked[id(encoded)] for to, encoded in updates.items()}, wholes, mark
-
-    def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
-        """Something made of what each receiver is sent; the same for all of them where no channel is per edge."""
-        protocol, channels = self.protocol, self._algorithm.channels
-        receivers = protocol.now_linked.receivers
-
-        def made(slot: int) -> T:
-            return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
-
-        if any(channels[name].per_edge for name in outgoing):
-            return {to: made(k) for k, to in enumerate(protocol.neighbours) if to in receivers}
-        return dict.fromkeys(sorted(receivers), made(0))
-
-    async def _merge(self, outgoing: Mapping[str, Tensor], local_steps: int) -> None:
-        """Take in what came, and note who was skipped and, of the model's channel, sum_j ||x_i - x_j||**2 over the others."""
-        protocol = self.protocol
-        admitted, came = protocol.arrivals(), protocol.came()
-        self._note_came(came)
-        messages = await asyncio.to_thread(self._messages, came, outgoing, local_steps)
-        for name, received in came.items():
-            message = messages[name]
-            protocol.hold(
-                name, received, message if isinstance(message, BadMessage) else {c: message[c] for c in self._encoded & message.keys()}
-            )
-        taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
-        if self._model_channel is not None and self._is_last_round() and measures_neighbours(self.plan, self._population):
-            self._last_heard = {name: m[self._model_channel] for name, m in taken.items() if self._model_channel in m}
-        inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted})
-        before, to_return = self._population.state, list(self._to_return)
-        notices = await asyncio.to_thread(self._population.merge, self._round, self._phase, inbox, local_steps=local_steps)
-        merged = self._flows(inbox)
-        if all(_is_finite(tensor) for tensor in self._population.state.values()):
-            protocol.advance()
-            self._look_at_distances(inbox, outgoing, came)
-            self._taken_in |= {name: came[name].exchange for name in merged}
-            for notice in notices:
-                log.warning("round %d: %s", self._round, notice.detail)
-                self._event(notice.event, f"round {self._round}: {notice.detail}")
-        else:
-            self._event("overflow", f"round {self._round}: the sum of what came is not finite; nothing of it was taken in")
-            self._population.state, protocol.taken_back, merged = before, to_return + protocol.taken_back, {}
-        if self._model_channel is not None and self._model_channel in outgoing:
-            squared = float(inbox.squared_distances(self._model_channel)[0])
-            self._seen.squared = squared if inbox.present_NK.any() else None
-            self._seen.norm = float(torch.linalg.vector_norm(outgoing[self._model_channel][0]).double())
-            self._seen.met = self._met(squared, outgoing[self._model_channel][0])
-        self._seen.skipped.update(protocol.close(merged, self._now()))
-        if self._exact and self._seen.skipped and "reliable" in self._algorithm.requires:
-            self._exact = False
-            rule = f"algorithm {self.plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
-            self._event("inexact", f"round {self._round}: without {', '.join(sorted(self._seen.skipped))}; {rule}")
-
-    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
-        """Report models that are suddenly far away, where models can be compared one by one."""
-        channel = self._model_channel or next(iter(self._encoded), None)
-        if channel is None or channel not in outgoing:
-            return
-        distances, own_norm = inbox.distances(channel), None
-        for slot, name in enumerate(self.protocol.neighbours):
-            watch = self._distances[name]
-            if slot in distances:
-                if self._taken_in.get(name) == came[name].exchange:
-                    continue  # the newest one, merged again
-                own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
-                report = watch.look(distances[slot], own_norm, self.protocol.neighbours[name].greetings)
-                if report is not None:
-                    self._event(FAR_UPDATE, f"{name}: {report}", name)
-            elif name in self.protocol.now_linked.weights and name not in came:
-                watch.interrupt()
-
-    def _is_last_round(self) -> bool:
-        return self._round in (self.protocol.stop_round, self.plan.experiment.last_possible_round - 1)
-
-    def _met(self, squared: float, sent_P: Tensor) -> float:
-        """What the stop rule is given: the distances themselves, or where the graph changes what the last rounds say of them."""
-        if self._meetings is None:
-            return squared
-        moved = float(torch.linalg.vector_norm(sent_P - self._sent_P).double()) if self._sent_P is not None else 0.0
-        self._sent_P = sent_P.clone()
-        return float(self._meetings.bound(np.array([squared]), np.array([moved]))[0])
-
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""
         protocol = self.protocol
@@ -716,10 +547,7 @@ class Daemon:
         protocol.jump(target * phases, self._now(), self._left_out(target))
         protocol.agreed_for = 0
         self._own_test_holds = False
-        if self._meetings is not None:
-            self._meetings.forget()
-        for watch in self._distances.values():
-            watch.interrupt()
+        self._mixing.interrupt()
         self._round, self._phase, self._joined = target, 0, True
 
     def _left_out(self, target: int) -> str:
@@ -730,74 +558,14 @@ class Daemon:
             return f"{where}; all that were left out only mix"
         return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
 
-    def _messages(
-        self, came: Mapping[str, ReceivedUpdate], outgoing: Mapping[str, Tensor], local_steps: int
-    ) -> dict[str, dict[str, Tensor] | BadMessage]:
-        """What came as the algorithm sees it: values in place of what encodes them; or why it is refused."""
-        channels, ctx = self._algorithm.channels, self._population.context(self._round, local_steps=local_steps)
-        values = over_an_edge(channels, outgoing, whole=True)
-        messages: dict[str, dict[str, Tensor] | BadMessage] = {}
-        if not came:
-            return messages
-        slots = list(self.protocol.neighbours)
-        state, most = self._population.state, self.plan.guard.bound(self._population.state, self._phase, outgoing, ctx)
-        for name, received in came.items():
-            message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
-            for of in (self._encoded & values.keys()) - message.keys():
-                parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
-                before = self.protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
-                message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
-            if not all(_is_finite(message[of]) for of in self._encoded & message.keys()):
-                messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
-                continue
-            num_exchanges = max(1, received.exchange - self._taken_in.get(name, -1))
-            norm = self.plan.guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
-            messages[name] = refusal_of(norm, most) or message
-        return messages
-
-    def _inbox(self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> SlotInbox:
-        """What this exchange takes in, in the roster's order."""
-        protocol = self.protocol
-        links = protocol.now_linked
-        return SlotInbox.of_one_row(
-            self._algorithm.channels,
-            outgoing,
-            list(protocol.neighbours),
-            messages,
-            links.weights if protocol.newest is None else self.plan.weights_by_age(links.weights, protocol.ages()),
-            self_weight=links.self_weight,
-            dtype=self.plan.layout.dtype,
-            returns=self._returns(outgoing),
-            flows={},
-            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
-            writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
-        )
-
-    def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
-        """What came in over each edge."""
-        assert inbox.flows is not None
-        present = [(k, name) for k, name in enumerate(self.protocol.neighbours) if inbox.present_NK[0, k]]
-        return {name: Flow(exchange=self.protocol.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
-
-    def _returns(self, outgoing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The negatives of the flows that were not matched, once, each in the phase whose channels it is of."""
-        taken_back = self.protocol.taken_back
-        self._to_return = [(n, unmatched) for n, unmatched in taken_back if unmatched.amounts.keys() & outgoing.keys()]
-        self.protocol.taken_back = [(n, unmatched) for n, unmatched in taken_back if not unmatched.amounts.keys() & outgoing.keys()]
-        returns: dict[str, Tensor] = {}
-        for _, unmatched in self._to_return:
-            for name, amount in unmatched.amounts.items():
-                returns[name] = returns[name] - amount[None] if name in returns else -amount[None]
-        return returns
-
-    def _agree(self, squared: float, norm: float, heard: list[int], *, skipped: bool) -> None:
-        rule, protocol = self.plan.stop_rule, self.protocol
+    def _agree(self, seen: RoundStatistics, heard: list[int]) -> None:
+        rule, protocol, squared = self.plan.stop_rule, self.protocol, seen.met
         if rule is None or self._round < self.plan.experiment.rounds:
             return
-        passed_N = rule.passes(np.array([squared]), np.array([norm**2]))
-        if self._seen.squared is not None and math.isfinite(squared):  # it is not known yet where nobody came or the graph changes
+        passed_N = rule.passes(np.array([squared]), np.array([(seen.norm or 0.0) ** 2]))
+        if seen.squared is not None and math.isfinite(squared):  # it is not known yet where nobody came or the graph changes
             self._own_test_holds = bool(passed_N[0])
-        passed_N &= not skipped
+        passed_N &= not seen.skipped
         agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
         stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
         agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)
@@ -829,17 +597,7 @@ class Daemon:
             await self._wait(deadline_s)
         if protocol.lost:
             return  # somebody has to decide first
-        for phase in range(self._algorithm.phases if protocol.taken_back else 0):
-            sent = self._population.outgoing(self._round, phase, local_steps=0)
-            inbox = SlotInbox(
-                channels=self.plan.recipe.algorithm.channels,
-                sent=sent,
-                weights_NK=torch.zeros(1, len(protocol.neighbours), dtype=self.plan.layout.dtype),
-                present_NK=torch.zeros(1, len(protocol.neighbours), dtype=torch.bool),
-                slot=_no_message,
-                returns=self._returns(sent),
-            )
-            self._population.merge(self._round, phase, inbox, local_steps=0)
+        self._mixing.compensate(self._round)
         await self._keep()
         if unsettled := protocol.unsettled():
             waited = f"for which it waited {self._timeouts.linger_s:g} s"
@@ -909,8 +667,7 @@ class Daemon:
         self._seconds["checkpoint"] = self._seconds.get("checkpoint", 0.0) + self._checkpoint_s
         self._checkpoint_s = 0.0
         population, plan = self._population, self.plan
-        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._last_heard, self._event))
-        self._last_heard = {}  # models: the baseline needs the room
+        self._folder.write_cross_site(at_one_site(plan, population, self.me, self._mixing.release_last_heard(), self._event))
         alone = self._alone()
         write_models(self._folder.path, (self.me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
         here = {self.me: alone.evaluate()[0]} if alone is not None else {}
@@ -1002,7 +759,7 @@ class Daemon:
             self._say(*self._throttle.due(self._now()))
             self._watch_links()
             if self._network_view is not None and self._folder is not None:
-                self._look_for_lies()
+                self._witness.look()
                 self._network_view.take_note(self._folder)
                 for name in self._network_view.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
                     self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
@@ -1196,8 +953,8 @@ class Daemon:
         if closing:
             self._network_view.say(row, self._now(), closing=True)
         else:
-            self._network_view.end_round(row, self._now(), agreed=self._model_channel is not None)
-        self._look_for_lies()
+            self._network_view.end_round(row, self._now(), agreed=self._mixing.model_channel is not None)
+        self._witness.look()
         self._network_view.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()
@@ -1218,20 +975,11 @@ class Daemon:
         began_s = self._now()
         ledgers = self.protocol.ledgers()
         tensors = self._population.tensors() if self.protocol.meetings is None else self._pairwise.tensors()
-        tensors |= edge_tensors(self.protocol)
-        if self._sent_P is not None:
-            tensors["last_sent"] = self._sent_P
+        tensors |= edge_tensors(self.protocol) | self._mixing.tensors()
         story = {
             "round": self._round,
             "phase": self._phase,
             "loss": self._loss,
-            "meetings": self._meetings.story() if self._meetings else None,
-            "seen": {
-                "squared": self._seen.squared,
-                "met": self._seen.met,
-                "norm": self._seen.norm,
-                "skipped": sorted(self._seen.skipped),
-            },
             "finished": self._finished,
             "started": self._agreed_start.company,
             "joined": self._joined,
@@ -1240,6 +988,7 @@ class Daemon:
             "diverged": list(self._population.diverged),
             "protocol": self.protocol.story(),
             "merged": self._pairwise.merged,
+            **self._mixing.metadata(),
             "terms": asdict(self._terms),
             "written": time.time(),
         }
@@ -1335,12 +1084,10 @@ class Daemon:
         if company is not None:
             self._agreed_start.start(company, self._now())
             self._may_wait_at_start()
-        if self._meetings is not None:
-            self._meetings.restore(story["meetings"])
-            self._sent_P = tensors.get("last_sent")
+        self._mixing.restore(tensors, story)
         self._population.diverged = tuple(story["diverged"])
         self._round, self._phase = story["round"], story["phase"]
-        self._loss, self._seen = story["loss"], RoundStatistics(**{**story["seen"], "skipped": set(story["seen"]["skipped"])})
+        self._loss = story["loss"]
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
         self._earlier_s = math.fsum(self._seconds.values())
         self._last_row = {"total_bytes": self._bytes_sent}
@@ -1410,7 +1157,7 @@ class Daemon:
             "bytes_sent": self._bytes_sent,
             "last_round_time": self._last_round_time,
             "refused": dict(protocol.refused),
-            "evidence": self._evidence.rounds(),
+            "evidence": self._witness.evidence.rounds(),
             "resynchronised": protocol.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": {
@@ -1444,16 +1191,3 @@ def _seconds_since(now_s: float, *times_s: float | None) -> float | None:
     """Seconds since the latest of some times, where any is known."""
     known = [then_s for then_s in times_s if then_s is not None]
     return round(max(0.0, now_s - max(known)), 3) if known else None
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().numpy()
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite; they are not looked at one by one where their sum says so."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
-    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")

@@ -7,13 +7,79 @@ study's file can check them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from p2pfl.protocol.equivocation import MOST_EACH, Contradiction
+from p2pfl.protocol.network_view import NetworkViewAdapter
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate
 
 EVIDENCE = "evidence.jsonl"
 _MOST_BYTES = 2**20
+
+
+EQUIVOCATION = "equivocation"
+"""A member has signed two different updates of one round."""
+
+UPDATE_DIFFERS = "update_differs"
+"""A neighbour has sent another update here than it has signed."""
+
+
+class UpdateWitness:
+    """Holds updates against the records that their senders sign.
+
+    Args:
+        protocol: whose updates these are.
+        view: the records; None: nothing is compared.
+        evidence: keeps contradictions.
+        is_broadcast: whether all neighbours are sent the same updates; only those are signed.
+    """
+
+    def __init__(self, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile, *, is_broadcast: bool) -> None:
+        self._protocol, self._view, self.evidence, self._is_broadcast = protocol, view, evidence, is_broadcast
+        self._sent: list[bytes] = []
+        self._received: dict[str, list[bytes]] = {}
+
+    def note_sent(self, updates: Mapping[str, EncodedUpdate]) -> None:
+        """Let this round's record say what goes to all neighbours alike."""
+        number, phase = divmod(self._protocol.exchange, self._protocol.phases)
+        if phase == 0:
+            self._sent = []
+        if self._view is None or not self._is_broadcast or not updates:
+            return
+        self._sent.append(next(iter(updates.values())).digest)
+        if len(self._sent) == self._protocol.phases:
+            self._view.note_sent(number, self._sent)
+
+    def note_received(self, received: Mapping[str, ReceivedUpdate]) -> None:
+        """Take up the digests of updates that neighbours have sent."""
+        if self._view is None or not self._is_broadcast:
+            return
+        for name, update in received.items():
+            number, phase = divmod(update.exchange, self._protocol.phases)
+            digests = self._received.setdefault(name, [])
+            if phase == 0:
+                digests.clear()
+            is_full = update.marks is not None and update.marks[0] is None
+            if not update.digest or is_full or len(digests) != phase:
+                continue  # it is not what all others got, or not known
+            digests.append(update.digest)
+            if phase == self._protocol.phases - 1:
+                self._view.note_came(name, number, digests)
+
+    def look(self) -> None:
+        """Keep what proves that a member says different things to different neighbours, and report it."""
+        if self._view is None:
+            return
+        for name, found in self._view.contradictions():
+            if self.evidence.keep(name, found):
+                detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
+                self._protocol.on_event(EQUIVOCATION, detail, name)
+        for name, number in self._view.differing():
+            detail = f"{name}: what it sent here in round {number} is not the update that it has signed"
+            self._protocol.on_event(UPDATE_DIFFERS, detail, name)
 
 
 class EvidenceFile:

@@ -24,6 +24,7 @@ from p2pfl.algorithms.guard import refusal_of
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
+from p2pfl.node.mixing import is_finite
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
 from p2pfl.protocol.neighbour import Neighbour
@@ -255,7 +256,7 @@ class PairwiseRounds:
                 self._protocol.give_up(neighbour.name, received.exchange, missed=False)
             return False
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
-        if not all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in merged.values()):
+        if not all(is_finite(tensor) for tensor in merged.values()):
             self._around.event("overflow", f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
             self._protocol.give_up(neighbour.name, received.exchange, missed=False)
             return False

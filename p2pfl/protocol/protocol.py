@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -1058,6 +1058,16 @@ class Protocol:
             return {name: held[name].update for name in self.now_linked.weights if name in held}
         assert self.barrier is not None
         return {name: self.barrier.received[name] for name in self.now_linked.weights if name in self.barrier.received}
+
+    def take_unmatched(self, channels: Collection[str]) -> list[tuple[Neighbour, Flow]]:
+        """Flows over some channels that no neighbour has matched, for the merge that rolls them back."""
+        taken = [(neighbour, flow) for neighbour, flow in self.taken_back if flow.amounts.keys() & channels]
+        self.taken_back = [(neighbour, flow) for neighbour, flow in self.taken_back if not flow.amounts.keys() & channels]
+        return taken
+
+    def put_back(self, unmatched: list[tuple[Neighbour, Flow]]) -> None:
+        """Leave flows to a later merge, which this one has not rolled back."""
+        self.taken_back = unmatched + self.taken_back
 
     def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
         """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""

@@ -20,7 +20,7 @@ from networks import HASTY, Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, SlotInbox, State
 from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.guard import bound, norm_of, refusal_of
-from p2pfl.node.daemon import Daemon
+from p2pfl.node.mixing import Mixing
 from p2pfl.node.pairwise import PairwiseRounds
 from p2pfl.protocol.distance_watch import QUIET, DistanceWatch
 from p2pfl.simulator import Faults, simulate
@@ -199,19 +199,19 @@ EVIL = "node-3"
 
 def beside_poison(place, monkeypatch, poison, **experiment):
     """A whole run, one of whose daemons sends what *poison* makes of its tensors and their rounds; the network and what it ended with."""
-    send, meet = Daemon._updates, PairwiseRounds._outgoing
+    pack, meet = Mixing.pack, PairwiseRounds._outgoing
 
-    def poisoned(self, outgoing):
-        lies = self.me == EVIL
-        return send(
-            self, {name: poison(t, self._round) if t.is_floating_point() else t for name, t in outgoing.items()} if lies else outgoing
-        )
+    def poisoned(self, outgoing, phase):
+        number = self._protocol.exchange // self._protocol.phases
+        lies = self._protocol.me == EVIL
+        sent = {name: poison(t, number) if t.is_floating_point() else t for name, t in outgoing.items()} if lies else outgoing
+        return pack(self, sent, phase)
 
     def poisoned_pair(self):
         outgoing = meet(self)
         return {name: poison(tensor, self.round) for name, tensor in outgoing.items()} if self._me == EVIL else outgoing
 
-    monkeypatch.setattr(Daemon, "_updates", poisoned)
+    monkeypatch.setattr(Mixing, "pack", poisoned)
     monkeypatch.setattr(PairwiseRounds, "_outgoing", poisoned_pair)
 
     async def main():

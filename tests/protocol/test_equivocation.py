@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from networks import HASTY, STUDY, Network, finish, plan_of
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.evidence import EVIDENCE, EvidenceFile
+from p2pfl.node.mixing import Mixing
 from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Contradiction, Witness, update_digest
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.protocol.view import NetworkView
@@ -149,16 +150,17 @@ class Viewing(Network):
 
 def beside_split(place, monkeypatch, *, signs_each: bool):
     """A run beside a member that sends each neighbour another model, and signs one of them, or each neighbour's own."""
-    make, send = Daemon._to_receivers, Daemon._send_records
+    make, send = Mixing._to_receivers, Daemon._send_records
     digests: dict[str, dict[int, bytes]] = {}
 
     def split(self, outgoing, maker, **options):
-        if self.me != EVIL or self._round < 3:
+        protocol = self._protocol
+        if protocol.me != EVIL or protocol.exchange < 3:
             return make(self, outgoing, maker, **options)
         made = {}
-        for k, to in enumerate(sorted(self.protocol.now_linked.receivers)):
+        for k, to in enumerate(sorted(protocol.now_linked.receivers)):
             made[to] = make(self, {name: tensor + k for name, tensor in outgoing.items()}, maker, **options)[to]
-            digests.setdefault(to, {})[self._round] = update_digest([made[to].digest])
+            digests.setdefault(to, {})[protocol.exchange] = update_digest([made[to].digest])
         return made
 
     def sealed_for(self, to: str, sealed: bytes) -> bytes:
@@ -176,7 +178,7 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
         else:
             await send(self, neighbour)
 
-    monkeypatch.setattr(Daemon, "_to_receivers", split)
+    monkeypatch.setattr(Mixing, "_to_receivers", split)
     monkeypatch.setattr(Daemon, "_send_records", send_records)
 
     async def main():

@@ -1,0 +1,311 @@
+"""A row's tensors as updates for its neighbours, and the neighbours' updates as a merge.
+
+Shapes: one row, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
+from p2pfl.algorithms.guard import norm_of, refusal_of
+from p2pfl.errors import BadMessage, StoreError
+from p2pfl.evaluation.cross_site import measures_neighbours
+from p2pfl.experiment.plan import Plan
+from p2pfl.params import tensor_over
+from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.protocol import Flow, Protocol
+from p2pfl.training import Population
+from p2pfl.wire.messages import NOTHING_SAID
+from p2pfl.wire.update import Arrays, EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole, next_mark
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class RoundStatistics:
+    """Distances and absences that the exchanges of one round have shown so far."""
+
+    squared: float | None = None
+    """sum_j ||x_i - x_j||**2 over the neighbours that came, of the model's channel; None where no models were compared."""
+
+    met: float = 0.0
+    """Squared distance that the stop rule tests: `squared`, or where the graph changes a bound from the last rounds."""
+
+    norm: float | None = None
+    """||x_i||; None where no model was sent."""
+
+    skipped: set[str] = field(default_factory=set)
+
+
+def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateFormat]:
+    """Formats of the updates by phase; the population is at its start."""
+    channels = algorithm.channels
+    sent = [population.outgoing(0, phase, local_steps=0) for phase in range(algorithm.phases)]
+    return [UpdateFormat.of(over_an_edge(channels, each), over_an_edge(channels, each, whole=True)) for each in sent]
+
+
+class Mixing:
+    """One row's exchanges with its neighbours, in tensors.
+
+    Args:
+        plan: of the study.
+        population: the row; its state changes with every merge.
+        protocol: its edges, at the exchange that is packed or merged.
+        formats: of the updates, by phase.
+        now_s: the clock of the protocol.
+    """
+
+    def __init__(
+        self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], now_s: Callable[[], float]
+    ) -> None:
+        self._plan, self._population, self._protocol, self._formats, self._now_s = plan, population, protocol, formats, now_s
+        self._algorithm = algorithm = plan.recipe.algorithm
+        self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
+        self.model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
+        self.statistics = RoundStatistics()
+        """Of the round that the row is in."""
+        self._last_heard: dict[str, Tensor] = {}
+        """The neighbours' models of the last round."""
+        self._taken_in: dict[str, int] = {}
+        """By neighbour, the last exchange that was merged since this process began."""
+        self._distances = {name: DistanceWatch() for name in protocol.neighbours}
+        self._bound = plan.meetings([protocol.me])
+        self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
+        self._is_exact = True
+        """Whether every message came; where not, and the algorithm needs them all, that has been said."""
+
+    def begin_round(self) -> None:
+        """Forget the statistics of the last round."""
+        self.statistics = RoundStatistics()
+
+    def interrupt(self) -> None:
+        """Compare nothing across a gap in the rounds."""
+        if self._bound is not None:
+            self._bound.forget()
+        for watch in self._distances.values():
+            watch.interrupt()
+
+    def release_last_heard(self) -> dict[str, Tensor]:
+        """Return the neighbours' models of the last round, and keep them no longer."""
+        heard, self._last_heard = self._last_heard, {}
+        return heard
+
+    # ---- out
+
+    def pack(self, outgoing: Mapping[str, Tensor], phase: int) -> tuple[dict[str, EncodedUpdate], dict[str, Whole], bytes | None]:
+        """Encode a phase's tensors.
+
+        Returns:
+            Updates by receiver; where they continue what was sent before, also full updates and the mark of what both lead to.
+        """
+        exchange, update_format = self._protocol.exchange, self._formats[phase]
+        full_format = update_format.whole
+        updates = self._to_receivers(outgoing, lambda arrays: update_format.pack(exchange, arrays))
+        if full_format is None:
+            return updates, {}, None
+        after, different = self._protocol.marks.get(phase, NOTHING_SAID), {id(encoded): encoded for encoded in updates.values()}
+        mark = next_mark(after, different.values())
+        marked = {key: replace(encoded, marks=(after, mark)) for key, encoded in different.items()}
+        full = self._to_receivers(outgoing, lambda arrays: Whole(full_format, exchange, arrays, mark), whole=True)
+        return {to: marked[id(encoded)] for to, encoded in updates.items()}, full, mark
+
+    def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
+        """Make something of each receiver's arrays; one thing for all of them where no channel is per edge."""
+        channels, receivers = self._algorithm.channels, self._protocol.now_linked.receivers
+
+        def made(slot: int) -> T:
+            return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
+
+        if any(channels[name].per_edge for name in outgoing):
+            return {to: made(k) for k, to in enumerate(self._protocol.neighbours) if to in receivers}
+        return dict.fromkeys(sorted(receivers), made(0))
+
+    # ---- in
+
+    async def merge(self, outgoing: Mapping[str, Tensor], number: int, phase: int, *, local_steps: int) -> None:
+        """Merge what came to this exchange, and add to the round's statistics what it shows."""
+        protocol, statistics = self._protocol, self.statistics
+        admitted, came = protocol.arrivals(), protocol.came()
+        messages = await asyncio.to_thread(self._unpack, came, outgoing, number, phase, local_steps)
+        for name, received in came.items():
+            message = messages[name]
+            values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
+            protocol.hold(name, received, values)
+        taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
+        is_last = number in (protocol.stop_round, self._plan.experiment.last_possible_round - 1)
+        if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
+            self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
+        unmatched = protocol.take_unmatched(outgoing.keys())
+        inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted}, _negated(unmatched))
+        before = self._population.state
+        notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
+        flows = self._flows(inbox)
+        if all(is_finite(tensor) for tensor in self._population.state.values()):
+            protocol.advance()
+            self._look_at_distances(inbox, outgoing, came)
+            self._taken_in |= {name: came[name].exchange for name in flows}
+            for notice in notices:
+                log.warning("round %d: %s", number, notice.detail)
+                protocol.on_event(notice.event, f"round {number}: {notice.detail}")
+        else:
+            protocol.on_event("overflow", f"round {number}: the sum of what came is not finite; nothing of it was taken in")
+            self._population.state, flows = before, {}
+            protocol.put_back(unmatched)
+        if self.model_channel is not None and self.model_channel in outgoing:
+            squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]
+            statistics.squared = squared if inbox.present_NK.any() else None
+            statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
+            statistics.met = self._tested(squared, sent_P)
+        statistics.skipped.update(protocol.close(flows, self._now_s()))
+        if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
+            self._is_exact = False
+            rule = f"algorithm {self._plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
+            protocol.on_event("inexact", f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
+
+    def compensate(self, number: int) -> None:
+        """Roll back what no neighbour has matched, without merging anything new."""
+        protocol, dtype = self._protocol, self._plan.layout.dtype
+        num_slots = len(protocol.neighbours)
+        for phase in range(self._algorithm.phases if protocol.taken_back else 0):
+            sent = self._population.outgoing(number, phase, local_steps=0)
+            inbox = SlotInbox(
+                channels=self._algorithm.channels,
+                sent=sent,
+                weights_NK=torch.zeros(1, num_slots, dtype=dtype),
+                present_NK=torch.zeros(1, num_slots, dtype=torch.bool),
+                slot=_no_message,
+                returns=_negated(protocol.take_unmatched(sent.keys())),
+            )
+            self._population.merge(number, phase, inbox, local_steps=0)
+
+    def _unpack(
+        self, came: Mapping[str, ReceivedUpdate], outgoing: Mapping[str, Tensor], number: int, phase: int, local_steps: int
+    ) -> dict[str, dict[str, Tensor] | BadMessage]:
+        """Messages as the algorithm sees them, by sender: values in place of what encodes them; or why one is refused."""
+        channels, ctx = self._algorithm.channels, self._population.context(number, local_steps=local_steps)
+        values = over_an_edge(channels, outgoing, whole=True)
+        messages: dict[str, dict[str, Tensor] | BadMessage] = {}
+        if not came:
+            return messages
+        guard, state, slots = self._plan.guard, self._population.state, list(self._protocol.neighbours)
+        most = guard.bound(state, phase, outgoing, ctx)
+        for name, received in came.items():
+            message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
+            for of in (self._encoded & values.keys()) - message.keys():
+                parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
+                before = self._protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
+                message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
+            if not all(is_finite(message[of]) for of in self._encoded & message.keys()):
+                messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
+                continue
+            num_exchanges = max(1, received.exchange - self._taken_in.get(name, -1))
+            norm = guard.norm(state, phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
+            messages[name] = refusal_of(norm, most) or message
+        return messages
+
+    def _inbox(
+        self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]], returns: Mapping[str, Tensor]
+    ) -> SlotInbox:
+        """Messages of this exchange with their weights, in the roster's order."""
+        protocol = self._protocol
+        links = protocol.now_linked
+        return SlotInbox.of_one_row(
+            self._algorithm.channels,
+            outgoing,
+            list(protocol.neighbours),
+            messages,
+            links.weights if protocol.newest is None else self._plan.weights_by_age(links.weights, protocol.ages()),
+            self_weight=links.self_weight,
+            dtype=self._plan.layout.dtype,
+            returns=returns,
+            flows={},
+            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
+            writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
+        )
+
+    def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
+        """Flows of a merge, by neighbour."""
+        assert inbox.flows is not None
+        present = [(k, name) for k, name in enumerate(self._protocol.neighbours) if inbox.present_NK[0, k]]
+        return {name: Flow(exchange=self._protocol.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
+
+    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
+        """Report models that are suddenly far away, where models can be compared one by one."""
+        channel = self.model_channel or next(iter(self._encoded), None)
+        if channel is None or channel not in outgoing:
+            return
+        distances, own_norm = inbox.distances(channel), None
+        for slot, (name, neighbour) in enumerate(self._protocol.neighbours.items()):
+            watch = self._distances[name]
+            if slot in distances:
+                if self._taken_in.get(name) == came[name].exchange:
+                    continue  # the newest one, merged again
+                own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
+                report = watch.look(distances[slot], own_norm, neighbour.greetings)
+                if report is not None:
+                    self._protocol.on_event(FAR_UPDATE, f"{name}: {report}", name)
+            elif name in self._protocol.now_linked.weights and name not in came:
+                watch.interrupt()
+
+    def _tested(self, squared: float, sent_P: Tensor) -> float:
+        """Squared distance for the stop rule."""
+        if self._bound is None:
+            return squared
+        moved = float(torch.linalg.vector_norm(sent_P - self._sent_P).double()) if self._sent_P is not None else 0.0
+        self._sent_P = sent_P.clone()
+        return float(self._bound.bound(np.array([squared]), np.array([moved]))[0])
+
+    # ---- checkpoints
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint."""
+        return {} if self._sent_P is None else {"last_sent": self._sent_P}
+
+    def metadata(self) -> dict[str, Any]:
+        """Numbers for a checkpoint."""
+        of = self.statistics
+        return {
+            "meetings": self._bound.story() if self._bound else None,
+            "seen": {"squared": of.squared, "met": of.met, "norm": of.norm, "skipped": sorted(of.skipped)},
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Take up what `tensors` and `metadata` gave."""
+        if self._bound is not None:
+            self._bound.restore(metadata["meetings"])
+            self._sent_P = tensors.get("last_sent")
+        seen = metadata["seen"]
+        self.statistics = RoundStatistics(**{**seen, "skipped": set(seen["skipped"])})
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether every number is finite; they are not looked at one by one where their sum says so."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _negated(unmatched: list[tuple[Any, Flow]]) -> dict[str, Tensor]:
+    """Sum of the negatives of some flows, by channel."""
+    total: dict[str, Tensor] = {}
+    for _, flow in unmatched:
+        for channel, amount in flow.amounts.items():
+            total[channel] = total[channel] - amount[None] if channel in total else -amount[None]
+    return total
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
+    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")
