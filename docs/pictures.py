@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from p2pfl.faults.script import Faults
+from p2pfl.faults.script import FaultScript
 from p2pfl.inspector.report import write_report
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
@@ -41,7 +41,7 @@ def main() -> None:
         sys.exit("chromium is not installed: apt-get install chromium")
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        run = simulate(EXPERIMENT, out=Path(place) / "run", faults=Faults(cut={BAD_LINK: frozenset(range(5, 60, 2))}))
+        run = simulate(EXPERIMENT, out=Path(place) / "run", faults=FaultScript.in_rounds(cut={BAD_LINK: frozenset(range(5, 60, 2))}))
         page = Path(place) / "page.html"
         write_report(read_run(run.path), page)
         _photograph(browser, page.as_uri(), PICTURES / "page.png")

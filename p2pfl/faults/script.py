@@ -1,32 +1,150 @@
-"""What may go wrong in a simulated network: nodes that stand still and messages that are lost, by script."""
+"""Scripts of faults: which node or edge fails when, read by the simulator and by whoever runs real processes.
+
+A script decides nothing about time: it is asked for a round, for seconds since the start, or for both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from p2pfl.errors import ConfigError, some
+
+NOT_TIMED = -math.inf
+"""Seconds since the start where nobody counts them: only faults of rounds hold."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Faults:
-    """Which nodes and messages are missing in which rounds."""
+class FaultKind(Enum):
+    """Kinds of faults, by the key of a user's file."""
 
-    paused: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    """Rounds in which a node neither trains nor hears nor sends."""
+    PAUSE = "pause"
+    """The node stands still: it neither trains nor receives nor sends, and goes on afterwards."""
 
-    cut: Mapping[tuple[str, str], frozenset[int]] = field(default_factory=dict)
-    """Rounds in which nothing crosses an edge, in either direction."""
+    KILL = "kill"
+    """The node's process is killed, and started again from its state when the fault is over."""
 
-    lost: Mapping[tuple[str, str], frozenset[int]] = field(default_factory=dict)
-    """Rounds in which what the first sends does not reach the second; the other way still works."""
+    SLOW = "slow"
+    """The node's local steps take `factor` times as long."""
 
-    def is_paused(self, node: str, round: int) -> bool:
-        """Whether a node stands still."""
-        return round in self.paused.get(node, frozenset())
+    CUT = "cut"
+    """Nothing crosses the edge, in either direction."""
 
-    def delivers(self, sender: str, receiver: str, round: int) -> bool:
-        """Whether a message of this round reaches its receiver."""
-        if self.is_paused(sender, round) or self.is_paused(receiver, round):
-            return False
-        none: frozenset[int] = frozenset()
-        is_cut = round in self.cut.get((sender, receiver), none) or round in self.cut.get((receiver, sender), none)
-        return not is_cut and round not in self.lost.get((sender, receiver), none)
+    LOSS = "loss"
+    """Messages of the first node do not reach the second one; the other direction works."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that such a fault names: one, or both ends of an edge."""
+        return 2 if self in (FaultKind.CUT, FaultKind.LOSS) else 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One fault, and when it holds: in some rounds, or between two moments."""
+
+    kind: FaultKind
+    nodes: tuple[str, ...]
+    rounds: frozenset[int] = frozenset()
+    from_s: float = math.inf
+    """Seconds since the start."""
+
+    until_s: float = math.inf
+    """Seconds since the start; inf: for ever."""
+
+    factor: float = 1.0
+    """Of SLOW alone."""
+
+    def holds(self, round: int, elapsed_s: float = NOT_TIMED) -> bool:
+        """Whether the node or edge fails in this round or at this moment."""
+        return round in self.rounds or self.from_s <= elapsed_s < self.until_s
+
+
+@dataclass(frozen=True)
+class FaultScript:
+    """FaultScript of one run.
+
+    A paused or killed process makes no rounds: whoever runs processes asks with the furthest round of all nodes.
+    """
+
+    faults: tuple[Fault, ...] = ()
+
+    @classmethod
+    def in_rounds(
+        cls,
+        *,
+        paused: Mapping[str, Iterable[int]] | None = None,
+        cut: Mapping[tuple[str, str], Iterable[int]] | None = None,
+        lost: Mapping[tuple[str, str], Iterable[int]] | None = None,
+    ) -> FaultScript:
+        """Script of pauses, cuts and losses by round.
+
+        Args:
+            paused: rounds by node.
+            cut: rounds by edge, whose ends come in either order.
+            lost: rounds by sender and receiver.
+        """
+        of_nodes = [(FaultKind.PAUSE, (node,), rounds) for node, rounds in (paused or {}).items()]
+        of_edges = [
+            (kind, ends, rounds)
+            for kind, by_edge in ((FaultKind.CUT, cut), (FaultKind.LOSS, lost))
+            for ends, rounds in (by_edge or {}).items()
+        ]
+        return cls(tuple(Fault(kind=kind, nodes=nodes, rounds=frozenset(rounds)) for kind, nodes, rounds in [*of_nodes, *of_edges]))
+
+    @cached_property
+    def _by_target(self) -> Mapping[tuple[FaultKind, tuple[str, ...]], list[Fault]]:
+        found: dict[tuple[FaultKind, tuple[str, ...]], list[Fault]] = {}
+        for fault in self.faults:
+            found.setdefault((fault.kind, fault.nodes), []).append(fault)
+        return found
+
+    def _holding(self, kind: FaultKind, nodes: tuple[str, ...], round: int, elapsed_s: float) -> list[Fault]:
+        return [fault for fault in self._by_target.get((kind, nodes), ()) if fault.holds(round, elapsed_s)]
+
+    def is_paused(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
+        """Whether a node stands still: its process is to be stopped, and to be continued afterwards."""
+        return bool(self._holding(FaultKind.PAUSE, (node,), round, elapsed_s))
+
+    def is_killed(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
+        """Whether a node's process is to be killed, and to be started again afterwards."""
+        return bool(self._holding(FaultKind.KILL, (node,), round, elapsed_s))
+
+    def slowness(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> float:
+        """How many times as long a node's local steps take."""
+        return math.prod(fault.factor for fault in self._holding(FaultKind.SLOW, (node,), round, elapsed_s))
+
+    def is_cut(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
+        """Whether what one node sends is lost on its way to another, by a cut or a loss."""
+        found = [(FaultKind.CUT, (sender, receiver)), (FaultKind.CUT, (receiver, sender)), (FaultKind.LOSS, (sender, receiver))]
+        return any(self._holding(kind, ends, round, elapsed_s) for kind, ends in found)
+
+    def delivers(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
+        """Whether a message reaches its receiver: neither end is paused or killed, and nothing is lost on the way."""
+        when = (round, elapsed_s)
+        is_gone = any(self.is_paused(node, *when) or self.is_killed(node, *when) for node in (sender, receiver))
+        return not is_gone and not self.is_cut(sender, receiver, *when)
+
+    def check(self, names: Collection[str], *, kinds: Collection[FaultKind] = tuple(FaultKind), in_seconds: bool = True) -> None:
+        """Refuse a script that somebody cannot carry out.
+
+        Args:
+            names: nodes of the run.
+            kinds: those that can be carried out.
+            in_seconds: whether seconds are counted.
+
+        Raises:
+            ConfigError: all that is wrong, a sentence each.
+        """
+        findings = []
+        for fault in self.faults:
+            said = f"faults: {fault.kind.value} of {' - '.join(fault.nodes)}"
+            findings += [f"{said}: no node {name}; known: {some(sorted(names))}" for name in fault.nodes if name not in names]
+            if fault.kind not in kinds:
+                findings.append(f"{said}: cannot be done here; possible: {', '.join(kind.value for kind in kinds)}")
+            if fault.from_s < math.inf and not in_seconds:
+                findings.append(f"{said}: seconds are not counted here; give rounds")
+        if findings:
+            raise ConfigError(findings)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from p2pfl.faults.script import Faults
+from p2pfl.faults.script import FaultScript
 from p2pfl.simulator.engine import Simulation
 from p2pfl.simulator.start import simulate
 
-__all__ = ["Faults", "Simulation", "simulate"]
+__all__ = ["FaultScript", "Simulation", "simulate"]

@@ -25,7 +25,7 @@ from p2pfl.evaluation.gain_over_local import worth
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
 from p2pfl.evaluation.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
-from p2pfl.faults.script import Faults
+from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.rows import Row
@@ -86,7 +86,7 @@ class Simulation:
         folder: RunFolder,
         *,
         device: torch.device | str = "cpu",
-        faults: Faults | None = None,
+        faults: FaultScript | None = None,
         threads: int = 1,
         shard: Shard | None = None,
         stopwatch: Stopwatch | None = None,

@@ -22,7 +22,7 @@ from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
 from p2pfl.algorithms.base import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import links_between, matches_flows
-from p2pfl.faults.script import Faults
+from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
 from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPlan
 from p2pfl.simulator.sharding.ranks import Ranks
@@ -31,6 +31,9 @@ from p2pfl.topology import Schedule, Topology
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
+
+_SIMULATED = (FaultKind.PAUSE, FaultKind.CUT, FaultKind.LOSS)
+"""Faults that rows of a population can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Exchange:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        faults: Faults | None,
+        faults: FaultScript | None,
         is_lossy: bool = False,
         shard: Shard | None = None,
     ) -> None:
@@ -95,6 +98,8 @@ class Exchange:
         self._splits_mass = "column stochastic" in algorithm.requires
         assert schedule.names is not None
         self._names = schedule.names
+        if faults is not None:
+            faults.check(self._names, kinds=_SIMULATED, in_seconds=False)
         self._slots: tuple[np.ndarray, np.ndarray] | None = None  # index (N, K) and what is padding, the same in every round
         self._reverse_NK: Tensor | None = None
         if "fixed slots" in algorithm.requires:

@@ -19,7 +19,7 @@ from p2pfl.errors import ConfigError, Paused
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
-from p2pfl.faults.script import Faults
+from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import changes_told
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
@@ -43,7 +43,7 @@ def simulate(
     resume: Path | str | None = None,
     replay: Path | str | None = None,
     device: torch.device | str = "cpu",
-    faults: Faults | None = None,
+    faults: FaultScript | None = None,
     progress: Progress | None = None,
     waited_s: float = 0.0,
     allow_tasks: Collection[str] = (),
@@ -110,7 +110,7 @@ def _run(
     experiment: Experiment,
     place: Path,
     ranks: Ranks,
-    faults: Faults | None,
+    faults: FaultScript | None,
     progress: Progress | None,
     *,
     resume: bool,
@@ -165,7 +165,7 @@ def _run(
     return Run(place)
 
 
-def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: Faults | None) -> None:
+def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript | None) -> None:
     """Nothing, if all that is asked for goes together here.
 
     Raises:

@@ -23,7 +23,7 @@ from p2pfl.algorithms.guard import bound, norm_of, refusal_of
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.pairwise import PairwiseRounds
 from p2pfl.protocol.distance_watch import QUIET, DistanceWatch
-from p2pfl.simulator import Faults, simulate
+from p2pfl.simulator import FaultScript, simulate
 from p2pfl.topology import Topology, make, weighted
 from p2pfl.training import Population
 from rows import LAYOUT, P, context, inbox_of, one_round, tables
@@ -367,9 +367,9 @@ def heterogeneous(seed: int) -> dict[str, Any]:
     return {**HETEROGENEOUS, "seed": seed, "algorithm": {"name": algorithm, "local_steps": 4}, "optimizer": {"name": "sgd", "lr": lr}}
 
 
-def all_exchanges(experiment: Mapping[str, Any]) -> Faults | None:
+def all_exchanges(experiment: Mapping[str, Any]) -> FaultScript | None:
     """No faults at all, so that plain gossip is not done in place, where nobody could look."""
-    return Faults() if experiment["algorithm"]["name"] == "dpsgd" else None
+    return FaultScript() if experiment["algorithm"]["name"] == "dpsgd" else None
 
 
 @pytest.mark.parametrize("seed", [0, 65, 130, 195])
@@ -392,7 +392,7 @@ def test_200_runs_with_unequal_sites_are_not_refused(looked_at, tmp_path):
 
 def test_a_healed_partition_is_not_refused(looked_at, tmp_path):
     cut = frozenset(range(5, 60))
-    faults = Faults(cut={("node-0", "node-7"): cut, ("node-3", "node-4"): cut})
+    faults = FaultScript.in_rounds(cut={("node-0", "node-7"): cut, ("node-3", "node-4"): cut})
     simulate({**heterogeneous(96), "rounds": 70, "algorithm": {"name": "dpsgd", "local_steps": 4}}, out=tmp_path / "run", faults=faults)
 
     assert len(looked_at) == 70
@@ -407,7 +407,7 @@ QUADRATIC = {"task": {"name": "quadratic"}, "algorithm": {"name": "dpsgd", "loca
 )
 def test_a_run_that_diverges_everywhere_is_not_refused(experiment, lr, looked_at, tmp_path):
     optimizer = {"name": "sgd", "lr": lr, "weight_decay": 0.2}
-    run = simulate({**LEARNING, **experiment, "optimizer": optimizer, "rounds": 40}, out=tmp_path / "run", faults=Faults())
+    run = simulate({**LEARNING, **experiment, "optimizer": optimizer, "rounds": 40}, out=tmp_path / "run", faults=FaultScript())
     norms = [row["norm"] for row in run.node_records if row["norm"] is not None]
 
     assert max(norms) > 1e3

@@ -13,7 +13,7 @@ from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.simulator import Faults, simulate
+from p2pfl.simulator import FaultScript, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 EXPERIMENT = {
@@ -65,7 +65,7 @@ def test_what_continues_is_repaired_where_it_was_lost(tmp_path):
     experiment = {**FRUGAL, "task": {"name": "averaging"}, "rounds": 80}
     plan = plan_of(**experiment)
     a, b, c, _ = plan.names
-    faults = Faults(lost={(a, b): frozenset({0, 4, 5}), (c, b): frozenset({5})}, paused={c: frozenset({2})})
+    faults = FaultScript.in_rounds(lost={(a, b): frozenset({0, 4, 5}), (c, b): frozenset({5})}, paused={c: frozenset({2})})
     run = simulate(experiment, out=tmp_path / "run", faults=faults)
     x_NP, start_NP = torch.stack([run.models[name] for name in sorted(run.models)]), plan.population(plan.names).estimate()
 

@@ -22,7 +22,7 @@ from p2pfl.inspector.terminal import print_page
 from p2pfl.inspector.verdict import certificate
 from p2pfl.launcher.network import disagreement_of, squared_norm_of
 from p2pfl.runs.records import RunRecords, read_rounds, read_run
-from p2pfl.simulator import Faults, simulate
+from p2pfl.simulator import FaultScript, simulate
 
 AVERAGING = {
     "task": {"name": "averaging", "dimension": 3},
@@ -146,7 +146,7 @@ def test_a_node_that_meets_nobody_in_a_round_of_pairs_compares_nothing(tmp_path)
 
 
 def test_a_simulated_node_that_hears_nobody_in_a_round_compares_nothing(tmp_path):
-    cut = Faults(cut={(other, "node-0"): frozenset({2}) for other in ("node-1", "node-4")})
+    cut = FaultScript.in_rounds(cut={(other, "node-0"): frozenset({2}) for other in ("node-1", "node-4")})
     run = simulate(AVERAGING, out=tmp_path / "run", faults=cut)
 
     unknown = [(row["round"], row["node"]) for row in run.node_records if row["disagreement"] is None]

@@ -24,7 +24,7 @@ from p2pfl.errors import StoreError
 from p2pfl.node.store import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
-from p2pfl.simulator import Faults, Simulation
+from p2pfl.simulator import FaultScript, Simulation
 from p2pfl.wire.codec import decode
 from simulations import distance, drift, plan_of, run_of, stacked, starting_at, starts_of
 from thorough import first_fast
@@ -70,7 +70,7 @@ def script(plan, rng, rounds, share):
         return frozenset(np.flatnonzero(rng.random(rounds) < share).tolist())
 
     edges = [(plan.names[i], plan.names[j]) for i, j in zip(plan.topology.senders, plan.topology.receivers, strict=True) if i < j]
-    return Faults(
+    return FaultScript.in_rounds(
         paused={name: frozenset(r for r in chosen() if rng.random() < 0.3) for name in plan.names},
         cut={edge: chosen() for edge in edges},
         lost={edge: chosen() for edge in itertools.chain(edges, [edge[::-1] for edge in edges])},
@@ -114,7 +114,7 @@ def test_one_message_lost_is_repaired_in_the_next_round(tmp_path):
     plan = plan_of({"task": task, "nodes": 2, "topology": {"name": "path"}, "rounds": 2, "save_models_every": 1, **rule})
     plan = starting_at(plan, torch.tensor([[0.0], [8.0]], dtype=torch.float64))
     a, b = plan.names
-    run = run_of(plan, tmp_path / "run", Faults(lost={(a, b): frozenset({0})}))
+    run = run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost={(a, b): frozenset({0})}))
 
     # a goes to 0 + 1/2 (8 - 0), b stays; then a: 4 + 1/2 (8 - 4), less the 4 that b did not give; b: 8 + 1/2 (4 - 8)
     assert stacked(run.models_after(0)).flatten().tolist() == [4.0, 8.0]
@@ -173,7 +173,7 @@ def test_a_loss_does_in_daemons_what_it_does_in_the_simulator(compressor, tmp_pa
     plan = averaging({"algorithm": {"name": "choco"}, "compressor": {"name": compressor}}, rounds=8, save_models_every=1)
     sender, receiver = plan.names[1], plan.names[2]
     rounds = frozenset({0, 3, 7})
-    simulated = run_of(plan, tmp_path / "simulator", Faults(lost={(sender, receiver): rounds}))
+    simulated = run_of(plan, tmp_path / "simulator", FaultScript.in_rounds(lost={(sender, receiver): rounds}))
 
     async def main():
         async with Network(plan, tmp_path, timeouts_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:
@@ -197,7 +197,7 @@ def test_a_value_that_is_sent_whole_may_come_in_pieces(tmp_path):
     task = {"name": "averaging", "dimension": 200_000}  # 1.6 MB
     plan = plan_of({"task": task, "nodes": 3, "topology": {"name": "path"}, "rounds": 3, **TOP_K})
     sender, receiver = plan.names[1], plan.names[2]
-    simulated = run_of(plan, tmp_path / "simulator", Faults(lost={(sender, receiver): frozenset({0})}))
+    simulated = run_of(plan, tmp_path / "simulator", FaultScript.in_rounds(lost={(sender, receiver): frozenset({0})}))
 
     async def main():
         async with Network(plan, tmp_path, timeouts_of={receiver: replace(HASTY, deadline_floor_s=0.5)}) as network:

@@ -13,7 +13,7 @@ from p2pfl.cli.pausing import pausable
 from p2pfl.errors import Paused
 from p2pfl.inspector.run_state import run_state
 from p2pfl.runs.records import read_run
-from p2pfl.simulator import Faults
+from p2pfl.simulator import FaultScript
 
 AVERAGING = {"task": {"name": "averaging", "dimension": 3}, "nodes": 3, "rounds": 5, "stop": None, "baselines": []}
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -70,6 +70,6 @@ def test_an_interrupted_simulation_says_how_it_goes_on(tmp_path):
 
 def test_a_simulation_of_scripted_faults_cannot_be_gone_on_with(tmp_path):
     with pytest.raises(KeyboardInterrupt) as interrupted:
-        p2pfl.simulate(AVERAGING, out=tmp_path / "run", faults=Faults(), progress=interrupt)
+        p2pfl.simulate(AVERAGING, out=tmp_path / "run", faults=FaultScript(), progress=interrupt)
 
     assert not isinstance(interrupted.value, Paused)

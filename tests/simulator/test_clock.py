@@ -14,7 +14,7 @@ import torch
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import ChurnSpec, ClockSpec
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
-from p2pfl.simulator import Faults, simulate
+from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.events.clock import Delays, RoundClock, RoundPaces
 from p2pfl.topology import Schedule, Topology, make_schedule, weighted
 from p2pfl.yaml_files import dump_yaml
@@ -322,7 +322,7 @@ def test_what_the_clock_loses_is_lost_as_by_script(tmp_path):
             lost.setdefault((sender, row["node"]), set()).add(row["round"])
     assert len(lost) > 5
     plan = plan_of(experiment)
-    scripted = run_of(plan, tmp_path / "script", Faults(lost={edge: frozenset(rounds) for edge, rounds in lost.items()}))
+    scripted = run_of(plan, tmp_path / "script", FaultScript.in_rounds(lost={edge: frozenset(rounds) for edge, rounds in lost.items()}))
 
     assert torch.equal(stacked(run.models), stacked(scripted.models))
 
@@ -467,4 +467,4 @@ def test_what_does_not_go_with_a_clock_is_a_finding(raw, finding):
 
 def test_scripted_faults_and_a_clock_are_not_for_one_run(tmp_path):
     with pytest.raises(ConfigError, match="clock: has faults of its own"):
-        simulate(LEARNING, clock={}, faults=Faults(), out=tmp_path / "run")
+        simulate(LEARNING, clock={}, faults=FaultScript(), out=tmp_path / "run")

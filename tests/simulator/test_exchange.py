@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.algorithms import ALGORITHMS, DPSGD
-from p2pfl.simulator import Faults
+from p2pfl.simulator import FaultScript
 from simulations import LOGISTIC, drift, plan_of, run_of, stacked, starting_at, starts_of
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
@@ -31,7 +31,7 @@ class Twice(DPSGD):
 
 
 def test_faults_say_what_arrives():
-    faults = Faults(paused={"a": frozenset({1})}, cut={("b", "c"): frozenset({2})}, lost={("b", "d"): frozenset({3})})
+    faults = FaultScript.in_rounds(paused={"a": frozenset({1})}, cut={("b", "c"): frozenset({2})}, lost={("b", "d"): frozenset({3})})
 
     assert [faults.is_paused("a", r) for r in range(3)] == [False, True, False]
     assert not any(faults.delivers(*edge, 1) for edge in (("a", "b"), ("b", "a")))
@@ -46,7 +46,7 @@ def script(names, edges, rng, rounds, share):
     def chosen():
         return frozenset(np.flatnonzero(rng.random(rounds) < share).tolist())
 
-    return Faults(
+    return FaultScript.in_rounds(
         paused={name: frozenset(r for r in chosen() if rng.random() < 0.3) for name in names},
         cut={edge: chosen() for edge in edges},
         lost={edge: chosen() for edge in itertools.chain(edges, [edge[::-1] for edge in edges])},
@@ -91,7 +91,7 @@ def test_a_node_that_has_stopped_neither_gives_nor_takes_and_its_news_stops_the_
     plan = starting_at(plan, starts_of(plan) + 100)
     a, b, c = plan.names
     # h reaches patience + diameter = 3 in round 2: all would stop after round 6; b is deaf to nothing, c hears nothing from round 2 to 12
-    run = run_of(plan, tmp_path / "run", Faults(lost={(b, c): frozenset(range(2, 13))}))
+    run = run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost={(b, c): frozenset(range(2, 13))}))
     stops = {name: [row["stop_round"] for row in run.node_records if row["node"] == name] for name in plan.names}
 
     assert stops[a][-1] == stops[b][-1] == stops[c][-1] == 6
@@ -113,7 +113,7 @@ def two_nodes(**overrides):
 def test_one_message_lost_once_is_taken_back_in_the_next_round(tmp_path):
     plan = two_nodes(rounds=2, save_models_every=1)
     a, b = plan.names
-    run = run_of(plan, tmp_path / "run", Faults(lost={(a, b): frozenset({0})}))
+    run = run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost={(a, b): frozenset({0})}))
 
     # weight 1/2: a takes 4 and b nothing; then a takes 1/2 (8 - 4) and gives back the 4, b takes 1/2 (4 - 8)
     assert stacked(run.models_after(0)).flatten().tolist() == [4.0, 8.0]
@@ -125,13 +125,16 @@ def test_a_loss_in_the_last_round_is_settled_at_the_end(tmp_path):
     plan = two_nodes(rounds=1)
     a, b = plan.names
 
-    assert stacked(run_of(plan, tmp_path / "run", Faults(lost={(a, b): frozenset({0})})).models).flatten().tolist() == [0.0, 8.0]
+    assert stacked(run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost={(a, b): frozenset({0})})).models).flatten().tolist() == [
+        0.0,
+        8.0,
+    ]
 
 
 def test_a_node_that_stands_still_neither_trains_nor_mixes(tmp_path):
     plan = plan_of(LOGISTIC, rounds=3, save_models_every=1)
     name = plan.names[2]
-    run = run_of(plan, tmp_path / "run", Faults(paused={name: frozenset({1})}))
+    run = run_of(plan, tmp_path / "run", FaultScript.in_rounds(paused={name: frozenset({1})}))
 
     assert torch.equal(run.models_after(0)[name], run.models_after(1)[name])
     assert not torch.equal(run.models_after(1)[name], run.models_after(2)[name])
@@ -146,4 +149,4 @@ def test_two_exchanges_a_round_settle_what_was_lost(tmp_path, monkeypatch):
     plan = plan_of({"task": {"name": "averaging"}, "nodes": 5, "rounds": 8, "algorithm": {"name": "twice"}})
     lost = {(plan.names[0], plan.names[1]): frozenset({0, 3, 7})}
 
-    assert drift(starts_of(plan), stacked(run_of(plan, tmp_path / "run", Faults(lost=lost)).models)) < 1e-13
+    assert drift(starts_of(plan), stacked(run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost=lost)).models)) < 1e-13

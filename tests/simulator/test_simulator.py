@@ -18,7 +18,7 @@ import p2pfl
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError
 from p2pfl.runs.records import read_run
-from p2pfl.simulator import Faults, simulate
+from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.start import check_device
 from simulations import LOGISTIC, QUICK, distance, drift, plan_of, run_of, stacked, starting_at, starts_of, without_seconds
 from thorough import first_fast
@@ -107,7 +107,7 @@ def test_a_directed_graph_with_doubly_stochastic_weights_keeps_the_mean(tmp_path
     # the gap is 2 / (1 + log2 n) = 1/2 exactly, and the matrix is normal
     assert distance(after) <= distance(starts_of(plan)) * 0.5**10 * (1 + 1e-9)
     with pytest.raises(ConfigError, match="a directed graph; faults need an undirected one"):
-        run_of(plan, tmp_path / "faults", Faults())
+        run_of(plan, tmp_path / "faults", FaultScript())
 
 
 # ---- D-PSGD on quadratics; ring of 8, f_i = a_i (x - b_i)**2 / 2
@@ -381,7 +381,7 @@ def test_progress_is_told_of_every_round(tmp_path):
 
 def test_a_round_with_a_missed_message_is_bounded_from_below_only(tmp_path):
     experiment = {"task": {"name": "averaging", "dimension": 5}, "nodes": 6, "topology": {"name": "ring"}, "rounds": 12, "stop": None}
-    cut = Faults(cut={("node-1", "node-2"): frozenset(range(3, 12, 2))})
+    cut = FaultScript.in_rounds(cut={("node-1", "node-2"): frozenset(range(3, 12, 2))})
     rows = read_run(simulate(experiment, out=tmp_path / "run", faults=cut).path).rounds
 
     assert [row["round"] for row in rows if row["bound_high"] is None] == [3, 5, 7, 9, 11]

@@ -21,7 +21,7 @@ from p2pfl.experiment.loading import experiment_from, load_study
 from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
-from p2pfl.simulator import Faults
+from p2pfl.simulator import FaultScript
 from p2pfl.topology import Topology, load, make, spectral_gap, weighted
 from rows import trained
 from simulations import run_of, stacked, starting_at, starts_of
@@ -234,7 +234,7 @@ def test_both_runtimes_reach_the_weighted_mean(plan, tmp_path):
 def test_lost_messages_leave_the_weighted_mean_where_it_is(plan, seed, tmp_path):
     rng = np.random.default_rng(seed)
     lost = {edge: frozenset(np.flatnonzero(rng.random(40) < 0.4).tolist()) for edge in itertools.permutations(plan.names, 2)}
-    models = stacked(run_of(plan, tmp_path / "run", Faults(lost=lost)).models)
+    models = stacked(run_of(plan, tmp_path / "run", FaultScript.in_rounds(lost=lost)).models)
 
     assert weighted_mean(models) == pytest.approx(6.5, abs=1e-13)
     assert models.flatten().tolist() == pytest.approx([6.5] * 5, abs=1e-6)
