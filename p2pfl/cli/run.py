@@ -18,6 +18,7 @@ from p2pfl.cli.bar import Bar
 from p2pfl.cli.pausing import pausable
 from p2pfl.errors import ConfigError
 from p2pfl.runs.departures import departures_in, exit_code_of
+from p2pfl.runs.events import EventKind
 
 if TYPE_CHECKING:
     from p2pfl.evaluation.results import Run
@@ -342,7 +343,7 @@ def _say_figures(run: Run) -> None:
     apart = f", relative consensus distance {distance:.2g}" if distance is not None else ""
     ended = f"{summary['nodes']} nodes, {summary['rounds']} rounds, {reason}{apart}, {summary['bytes_sent']:,} bytes sent"
     console.print(ended, soft_wrap=True)
-    if any(event["event"] == "diverged" for event in run.events):
+    if any(event["event"] == EventKind.DIVERGED for event in run.events):
         console.print("where training became non-finite: lower optimizer.lr or set optimizer.clip_norm")
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
 

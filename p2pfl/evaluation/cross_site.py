@@ -19,6 +19,7 @@ from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.evaluation.progress import told
 from p2pfl.experiment.plan import Plan
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import figure
@@ -82,7 +83,7 @@ def measures_neighbours(plan: Plan, population: Population) -> bool:
 
 
 def at_one_site(
-    plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[str, str], None]
+    plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[EventKind, str], None]
 ) -> dict[str, Any] | None:
     """The same of one site, where the others' data are elsewhere: its own model and those that its neighbours have sent it.
 
@@ -107,7 +108,7 @@ def at_one_site(
         try:
             cells.append([_cell(plan, population, metric, x_P, site, too_many=too_many)])
         except TaskError as error:
-            event("unmeasured", f"the model of {name}: {error}")
+            event(EventKind.UNMEASURED, f"the model of {name}: {error}")
             cells.append([(math.nan, UNDEFINED)])
     return _matrix(plan, metric, list(models), [site], cells)
 

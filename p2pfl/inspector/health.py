@@ -13,6 +13,7 @@ from typing import Literal
 from p2pfl.inspector.outages import Outages, not_started, outages
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_complete, member_of, neighbours_of
 from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.rows import Row
 
@@ -212,7 +213,7 @@ def _skippers(newest: Mapping[str, Row], dead: Mapping[str, str]) -> dict[str, s
 
 def _dead(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
     """Who has died and has not recorded a round since, and of what."""
-    last = {str(event["node"]): event for event in run.events if event["event"] == "died"}
+    last = {str(event["node"]): event for event in run.events if event["event"] == EventKind.DIED}
     return {
         name: str(event.get("detail") or "")
         for name, event in last.items()
@@ -233,7 +234,7 @@ def _left(run: RunRecords) -> dict[str, str]:
     found = {}
     for event in run.events:
         name, _, rest = str(event.get("detail") or "").partition(" has finished")
-        if event["event"] == "left" and name and not rest:
+        if event["event"] == EventKind.LEFT and name and not rest:
             found[name] = str(event["node"])
     return found
 
@@ -244,13 +245,13 @@ def paused_nodes(run: RunRecords) -> dict[str, str]:
     for event in run.events:
         kind, by, detail = event["event"], str(event["node"]), str(event.get("detail") or "")
         about = detail.split(" ", maxsplit=1)[0]
-        if kind == "paused":
+        if kind == EventKind.PAUSED:
             found[by] = math.inf, f"It paused{f' {detail}' if detail else ''} at {clock_time(event.get('time'))}"
-        elif kind == "left" and detail == f"{about} is pausing":
+        elif kind == EventKind.LEFT and detail == f"{about} is pausing":
             found.setdefault(about, (event["round"] or 0, f"It said to {by} at {clock_time(event.get('time'))} that it pauses"))
-        elif kind in ("left", "greeted", "returned"):
+        elif kind in (EventKind.LEFT, EventKind.HANDSHAKE, EventKind.CAME_BACK):
             found.pop(about, None)
-        elif kind in ("started", "resumed", "died"):
+        elif kind in (EventKind.STARTED, EventKind.RESUMED, EventKind.DIED):
             found.pop(by, None)
     newest = _newest(run.nodes)  # who has come back far from here is known by its rounds alone
     return {name: why for name, (number, why) in found.items() if name not in newest or newest[name]["round"] <= number + 1}

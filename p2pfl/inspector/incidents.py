@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from p2pfl.inspector.outages import Outage, Outages, outages
 from p2pfl.inspector.perspective import is_complete, member_of
 from p2pfl.inspector.run_state import clock_time
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.rows import Row
 
-_EVERYDAY = frozenset({"started", "start_agreed", "greeted", "skipped", "returned"})
+_EVERYDAY = frozenset({EventKind.STARTED, EventKind.START_AGREED, EventKind.HANDSHAKE, EventKind.SKIPPED, EventKind.CAME_BACK})
 """Skipped and returned are told of the node that they are about."""
 _SHORTEST = 2  # rounds; a shorter outage stands in the tables of missed messages
 
@@ -69,8 +70,8 @@ def _told(outage: Outage, events: Sequence[Row], last_heard: str | None) -> list
     if outage.is_over and outage.last - outage.first + 1 < _SHORTEST:
         return []
     name = outage.node
-    went = [e for e in events if e["event"] == "skipped" and str(e.get("detail") or "").startswith(f"{name} did not ")]
-    back = [e for e in events if e["event"] == "returned" and str(e.get("detail") or "").startswith(f"{name} is back ")]
+    went = [e for e in events if e["event"] == EventKind.SKIPPED and str(e.get("detail") or "").startswith(f"{name} did not ")]
+    back = [e for e in events if e["event"] == EventKind.CAME_BACK and str(e.get("detail") or "").startswith(f"{name} is back ")]
     stopped_at = min((str(e["time"]) for e in went if e.get("time") and e["round"] == outage.first), default=last_heard)
     kind, detail = ("late", outage.sentence) if outage.kind == "late" else ("stopped answering", _detail(outage))
     came = "is back"
@@ -87,8 +88,8 @@ def _told(outage: Outage, events: Sequence[Row], last_heard: str | None) -> list
 
 def _has_said_so(outage: Outage, events: Sequence[Row]) -> bool:
     """Whether a node said that it pauses when it went away."""
-    said = [e for e in events if e["event"] == "left" and e.get("detail") == f"{outage.node} is pausing"]
-    said += [e for e in events if e["event"] == "paused" and e["node"] == outage.node]
+    said = [e for e in events if e["event"] == EventKind.LEFT and e.get("detail") == f"{outage.node} is pausing"]
+    said += [e for e in events if e["event"] == EventKind.PAUSED and e["node"] == outage.node]
     return any(outage.first - 2 <= (e["round"] or 0) <= outage.first for e in said)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from p2pfl.inspector.perspective import neighbours_of
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 
 Kind = Literal["offline", "late", "unheard", "not started"]
@@ -110,7 +111,7 @@ def outages(run: RunRecords) -> Outages:
 
 def late_starters(run: RunRecords) -> frozenset[str]:
     """Members without which the network started, as its events say."""
-    told = (str(event.get("detail") or "") for event in run.events if event["event"] == "started_without")
+    told = (str(event.get("detail") or "") for event in run.events if event["event"] == EventKind.STARTED_WITHOUT)
     return frozenset(name for detail in told for name in detail.rpartition(": ")[0].split(", ") if name)
 
 
@@ -131,7 +132,7 @@ def _behind(run: RunRecords, present: Mapping[str, set[int]]) -> set[tuple[str, 
     """Nodes and the rounds to which they jumped, since they were behind: what they missed there was their own lateness."""
     found = set()
     for event in run.events:
-        if event["event"] == "jumped":
+        if event["event"] == EventKind.JUMPED:
             by = str(event["node"])
             after = [number for number in present.get(by, ()) if number >= (event["round"] or 0)]
             found |= {(by, min(after))} if after else set()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from p2pfl.inspector.perspective import member_of
 from p2pfl.runs.departures import departures_in
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.rows import Row
 
@@ -18,8 +19,8 @@ _SILENT_ROUNDS = 10
 """Without a record for so many of its longest recent rounds a run has probably stopped."""
 _RECENT = 20  # rounds
 _NAMED = 5
-_GOING_ON = frozenset({"started", "resumed", "died"})
-_COMING_AND_GOING = _GOING_ON | {"paused"}
+_GOING_ON = frozenset({EventKind.STARTED, EventKind.RESUMED, EventKind.DIED})
+_COMING_AND_GOING = _GOING_ON | {EventKind.PAUSED}
 
 StateKind = Literal["running", "unknown", "paused", "silent", "finished", "departed"]
 _STILL: dict[str | None, str] = {
@@ -123,7 +124,7 @@ def _interrupted(run: RunRecords) -> Row | None:
     """The event by which a signal paused `p2pfl up` with all its daemons; None where anybody has come or died since."""
     last = None
     for event in run.events:
-        if event["event"] == "interrupted":
+        if event["event"] == EventKind.INTERRUPTED:
             last = event
         elif event["event"] in _GOING_ON:
             last = None
@@ -133,8 +134,8 @@ def _interrupted(run: RunRecords) -> Row | None:
 def _broken(run: RunRecords) -> str | None:
     """A sentence where some members have died and all others were paused; None where anybody goes on, as far as is known."""
     last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
-    dead = [event for event in last.values() if event["event"] == "died"]
-    paused = [event for event in last.values() if event["event"] == "paused"]
+    dead = [event for event in last.values() if event["event"] == EventKind.DIED]
+    paused = [event for event in last.values() if event["event"] == EventKind.PAUSED]
     if not dead or not paused or len(dead) + len(paused) < len((run.topology or {}).get("nodes") or last):
         return None
     who = ", ".join(sorted(str(event["node"]) for event in dead)[:_NAMED]) + (", ..." if len(dead) > _NAMED else "")
@@ -146,6 +147,6 @@ def _paused(run: RunRecords) -> Row | None:
     last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
     member = member_of(run)
     wanted = [last[member]] if member is not None and member in last else [] if member is not None else list(last.values())
-    if not wanted or any(event["event"] != "paused" for event in wanted):
+    if not wanted or any(event["event"] != EventKind.PAUSED for event in wanted):
         return None
     return max(wanted, key=lambda event: str(event.get("time")))

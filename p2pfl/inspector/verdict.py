@@ -11,6 +11,7 @@ from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import has_figures, run_state
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric, rows_word
@@ -164,7 +165,7 @@ def _duration(seconds: float) -> str:
 
 def _diverged(run: RunRecords) -> list[str]:
     """Who has lost training rounds because they left the finite numbers."""
-    times = Counter(str(event["node"]) for event in run.events if event["event"] == "diverged")
+    times = Counter(str(event["node"]) for event in run.events if event["event"] == EventKind.DIVERGED)
     if not times:
         return []
     listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
@@ -185,7 +186,7 @@ def _differing(run: RunRecords) -> list[str]:
 
 def _inexact(run: RunRecords) -> list[str]:
     """Who went on without a message that the algorithm cannot do without."""
-    first = {str(event["node"]): int(event["round"]) for event in reversed(run.events) if event["event"] == "inexact"}
+    first = {str(event["node"]): int(event["round"]) for event in reversed(run.events) if event["event"] == EventKind.INEXACT}
     if not first:
         return []
     late = f"{_listed(sorted(first))} went on without one from round {min(first.values())} on"

@@ -48,6 +48,7 @@ from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainl
 from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.runs.departures import Departure, departures_of_events
+from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.runs.rows import Row
@@ -185,9 +186,9 @@ class _Site:
 
     def _note(self, kind: str, detail: str) -> None:
         name = detail.split(" ", maxsplit=1)[0].rstrip(":")
-        if kind in ("waiting", "link_down"):
+        if kind in (EventKind.WAITING, EventKind.LINK_DOWN):
             self.waits[name] = detail
-        elif kind in ("link_up", "greeted"):
+        elif kind in (EventKind.LINK_UP, EventKind.HANDSHAKE):
             self.waits.pop(name, None)
         self.has_greeted = self.has_greeted or kind == "greeted"
 
@@ -390,7 +391,7 @@ class _Network:
 
     def write_interruption(self, number: signal.Signals) -> None:
         """Write down that a signal has paused all this, whatever the nodes have written."""
-        self._folder.append_event({"round": self._shown, "node": _HERE, "event": "interrupted", "detail": f"by {number.name}"})
+        self._folder.append_event(event_row(EventKind.INTERRUPTED, self._shown, _HERE, f"by {number.name}"))
         self._folder.leave()
 
     async def run(self) -> None:
@@ -404,7 +405,7 @@ class _Network:
         self._folder.truncate(0)  # of a run that is resumed: its nodes have all that it held
         earlier = self._folder.events()
         self._known = {_key(event) for event in earlier}
-        self._deaths = [_death_of(event) for event in earlier if event["event"] == "died"]
+        self._deaths = [_death_of(event) for event in earlier if event["event"] == EventKind.DIED]
         progress_log.info("%d daemons are being started", len(self._sites))
         self._quiet_since_s = time.monotonic()
         try:
@@ -522,7 +523,7 @@ class _Network:
         said, last = site.last_words(), site.last_line()
         site.why = said or (f"killed by signal {-code}" if code < 0 else f"exit code {code}" + (f": {last}" if last else ""))
         site.fruitless = site.fruitless + 1 if site.rounds_seen == site.began_at else 0
-        self._folder.append_event({"round": max(site.rounds_seen, 0), "node": site.name, "event": "died", "detail": site.why})
+        self._folder.append_event(event_row(EventKind.DIED, max(site.rounds_seen, 0), site.name, site.why))
         self._deaths.append(
             {"node": site.name, "round": max(site.rounds_seen, 0), "exit_code": code, "detail": site.why, "last_line": last}
         )

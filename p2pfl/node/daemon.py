@@ -39,7 +39,7 @@ from p2pfl.evaluation.summary import (
 )
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
-from p2pfl.node.evidence import EQUIVOCATION, UPDATE_DIFFERS, EvidenceFile, UpdateWitness
+from p2pfl.node.evidence import EvidenceFile, UpdateWitness
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.mixing import Mixing, RoundStatistics, update_formats
 from p2pfl.node.pairwise import PairwiseRounds, Surroundings
@@ -50,15 +50,15 @@ from p2pfl.params import frozen_of
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.asynchronous import Asynchronous
-from p2pfl.protocol.distance_watch import FAR_UPDATE
-from p2pfl.protocol.event_throttle import EXCLUDED, EventThrottle
+from p2pfl.protocol.event_throttle import EventThrottle
 from p2pfl.protocol.link_watch import LinkReport, LinkWatch, report
 from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
-from p2pfl.protocol.protocol import STARTED_ANEW, STATE_LOST, WITHOUT_ITS_STATE, Protocol
+from p2pfl.protocol.protocol import STATE_LOST, WITHOUT_ITS_STATE, Protocol
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
+from p2pfl.runs.events import EventKind, event_row, kind_of
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run, read_summary
 from p2pfl.runs.rows import Row
@@ -89,12 +89,6 @@ LAST_RECORDS_S = 5.0
 
 _SPANS = 5
 """Of rounds without any neighbour so many spans are named."""
-
-_ALARMING = frozenset({STATE_LOST, STARTED_ANEW, EXCLUDED, FAR_UPDATE, EQUIVOCATION, UPDATE_DIFFERS, "refused", "disk_full"})
-"""Kinds of events that somebody should look at."""
-
-DIFFERENCE_ACCEPTED = "difference_accepted"
-"""The event that this site differs from the study's result contract and has accepted that."""
 
 T = TypeVar("T")
 
@@ -256,7 +250,7 @@ class Daemon:
 
     async def _run(self) -> str:
         if self.protocol.anew and not self._checkpoint.exists():
-            self._event(STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
+            self._event(EventKind.STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
             await self._keep()  # what has been agreed to is not asked for again
         if self.protocol.closing is None:
             self.protocol.begin(self._exchange_now, self._now())  # what comes while the links are made must find its place
@@ -300,7 +294,7 @@ class Daemon:
         if self._finished:
             await self._say_goodbye("finished")
             return self._outcome(reason)
-        self._event("paused", "for a decision: its state went back" if self.protocol.lost else self._stopped_why)
+        self._event(EventKind.PAUSED, "for a decision: its state went back" if self.protocol.lost else self._stopped_why)
         await self._say_goodbye("pausing")
         if not self.protocol.lost:
             return "paused"
@@ -348,9 +342,11 @@ class Daemon:
             log.warning(
                 "%s of %d members are missing at the start: %s", len(agreed.missing), len(self.plan.names), ", ".join(agreed.missing)
             )
-            self._event("started_without", f"{', '.join(agreed.missing)}: {len(company)} of {len(self.plan.names)} members were ready")
+            self._event(
+                EventKind.STARTED_WITHOUT, f"{', '.join(agreed.missing)}: {len(company)} of {len(self.plan.names)} members were ready"
+            )
         else:
-            self._event("start_agreed", f"all {len(company)} members are ready")
+            self._event(EventKind.START_AGREED, f"all {len(company)} members are ready")
         await self._keep()
         self._wake_senders()
 
@@ -367,9 +363,7 @@ class Daemon:
     async def _give_up(self, why: str) -> NoReturn:
         """End without having trained, and say who was missing."""
         assert self._folder is not None
-        self._folder.append_event(
-            {"round": self._round, "node": self.me, "event": "not_started", "detail": why}
-        )  # whoever catches it logs it
+        self._folder.append_event(event_row(EventKind.NOT_STARTED, self._round, self.me, why))  # whoever catches it logs it
         self._book_the_start()
         summary = finish_summary(
             self.plan,
@@ -404,7 +398,7 @@ class Daemon:
             if stop_round is not None and self._round > stop_round:
                 break
             if protocol.newest is not None and all(n.left for n in protocol.neighbours.values()):
-                self._event("alone", f"every neighbour has finished: this node stops after {self._round} rounds")
+                self._event(EventKind.ALONE, f"every neighbour has finished: this node stops after {self._round} rounds")
                 return "rounds"
             protocol.begin(self._exchange_now, self._now())
             if self._joined:
@@ -415,11 +409,12 @@ class Daemon:
         stop_round = protocol.stop_round
         if stop_round is not None and self._round > stop_round:
             if self._round > stop_round + 1:
-                self._event("stopped_late", f"the network stopped after round {stop_round}, this node after {self._round - 1}")
+                self._event(EventKind.STOPPED_LATE, f"the network stopped after round {stop_round}, this node after {self._round - 1}")
             if self._own_test_holds:
                 return "converged"
             self._event(
-                "hurried", f"{self.me}: the network stopped after round {stop_round}, and its own test did not pass in its last round"
+                EventKind.HURRIED,
+                f"{self.me}: the network stopped after round {stop_round}, and its own test did not pass in its last round",
             )
             return "rounds"
         return "paused" if self._round < experiment.last_possible_round else "rounds"
@@ -501,9 +496,9 @@ class Daemon:
         seconds["train"] = self._now() - began_s
         if self._population.diverged:
             detail = f"round {self._round}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
-            self._event("diverged", detail)
+            self._event(EventKind.DIVERGED, detail)
         if self._population.without_loss:
-            self._event("no_loss", f"round {self._round}")
+            self._event(EventKind.NO_LOSS, f"round {self._round}")
         return loss
 
     async def _exchange(self, outgoing: Mapping[str, Tensor]) -> bool:
@@ -573,7 +568,7 @@ class Daemon:
         stop = int(rule.stop_round(self._round, agreed_N, np.array([own]), stops_NK)[0])
         protocol.agree(self._round, int(agreed_N[0]))
         if stop not in (NEVER, protocol.stop_round):
-            self._event("agreed", f"to stop after round {stop}")
+            self._event(EventKind.AGREED, f"to stop after round {stop}")
             protocol.stop_round = stop
 
     # ---- closing
@@ -601,10 +596,10 @@ class Daemon:
         await self._keep()
         if unsettled := protocol.unsettled():
             waited = f"for which it waited {self._timeouts.linger_s:g} s"
-            self._event("unsettled", f"ended without the last word of {', '.join(unsettled)}, {waited}")
+            self._event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unsettled)}, {waited}")
         if alone := await asyncio.to_thread(self._rounds_alone):
             spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
-            self._event("rounds_alone", f"rounds {spans} were made without any neighbour")
+            self._event(EventKind.ROUNDS_ALONE, f"rounds {spans} were made without any neighbour")
         await asyncio.to_thread(self._finish, reason)
         self._finished = True
         await self._keep()
@@ -624,9 +619,9 @@ class Daemon:
             for name, number in unended.items():
                 last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {self._round}"
                 if sees_most:
-                    self._event("gone", f"{name}: {last}")
+                    self._event(EventKind.GONE, f"{name}: {last}")
                 else:  # the others may have ended while this node was away
-                    self._event("end_unknown", f"how {name} ended is not known here: {last}")
+                    self._event(EventKind.END_UNKNOWN, f"how {name} ended is not known here: {last}")
             self._folder.write_summary({**(read_summary(self._folder.path) or {}), "departures": self._departures()})
 
     def _rounds_alone(self) -> list[tuple[int, int]]:
@@ -700,7 +695,7 @@ class Daemon:
     def _accepted_rows(self) -> dict[str, Any]:
         """The summary's part on differences from the result contract, of all starts."""
         assert self._folder is not None
-        noted = [str(event["detail"]) for event in self._folder.events() if event["event"] == DIFFERENCE_ACCEPTED]
+        noted = [str(event["detail"]) for event in self._folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED]
         noted += [f"{found.kind}: {found.detail}" for found in self._accepted]
         split = (text.partition(": ") for text in dict.fromkeys(noted))
         rows = [{"node": self.me, "kind": kind, "detail": detail} for kind, _, detail in split]
@@ -762,7 +757,7 @@ class Daemon:
                 self._witness.look()
                 self._network_view.take_note(self._folder)
                 for name in self._network_view.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
-                    self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
+                    self._event(EventKind.STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
             await asyncio.sleep(TICK_S)
 
     def _count_unreadable(self) -> None:
@@ -797,7 +792,7 @@ class Daemon:
             log.log(saying.level, "%s", saying.text)
             if saying.event is not None and self._folder is not None:
                 kind, detail = saying.event
-                row: Row = {"time": utc_now(), "round": self._round, "node": self.me, "event": kind, "detail": detail}
+                row = {"time": utc_now(), **event_row(kind, self._round, self.me, detail)}
                 if (written := self._throttle.offer(kind, now.name, row, self._now(), is_settled=True)) is not None:
                     self._folder.append_event(written)
 
@@ -1012,7 +1007,7 @@ class Daemon:
                     raise
                 if self._disk_full is None:
                     self._disk_full = str(error)
-                    self._event("disk_full", f"this node waits until there is room: {error}")
+                    self._event(EventKind.DISK_FULL, f"this node waits until there is room: {error}")
                     pause_s = ROOM_AFTER_S
             else:
                 break
@@ -1022,7 +1017,7 @@ class Daemon:
             pause_s = min(2 * pause_s, ROOM_AT_MOST_S)
         if self._disk_full is not None:
             self._disk_full = None
-            self._event("disk_free", "there is room again, and this node goes on")
+            self._event(EventKind.DISK_FREE, "there is room again, and this node goes on")
 
     def _flush_rows(self) -> None:
         """Write rows that were kept while the disk was full.
@@ -1042,10 +1037,10 @@ class Daemon:
     def _note_differences(self) -> None:
         """Put on record what this site has accepted, once."""
         assert self._folder is not None
-        noted = {event["detail"] for event in self._folder.events() if event["event"] == DIFFERENCE_ACCEPTED}
+        noted = {event["detail"] for event in self._folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED}
         for difference in self._accepted:
             if (detail := f"{difference.kind}: {difference.detail}") not in noted:
-                self._event(DIFFERENCE_ACCEPTED, detail)
+                self._event(EventKind.DIFFERENCE_ACCEPTED, detail)
 
     def _open_folder(self) -> None:
         """The node's own run folder, and where it was when it last wrote a checkpoint."""
@@ -1069,11 +1064,11 @@ class Daemon:
             if found is None or not found[1]["finished"]:
                 self._folder.truncate(found[1]["round"] if found is not None else 0)
         if found is None:
-            self._event("started", "")
+            self._event(EventKind.STARTED, "")
             return
         with changes_told(self._checkpoint):
             self._restore(*found)
-        self._event("resumed", f"from the checkpoint before round {self._round}")
+        self._event(EventKind.RESUMED, f"from the checkpoint before round {self._round}")
 
     def _restore(self, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
         """Take up where a checkpoint was written."""
@@ -1101,14 +1096,16 @@ class Daemon:
 
     def _event(self, kind: str, detail: str, about: str = "") -> None:
         """Log an event and write it down; of one about a neighbour only when its time has come."""
-        row: Row = {"time": utc_now(), "round": self._round, "node": self.me, "event": kind, "detail": detail}
+        row = {"time": utc_now(), **event_row(kind, self._round, self.me, detail)}
         written = self._throttle.offer(kind, about, row, self._now()) if about else row
         if written is not None:
             self._say(written)
 
     def _say(self, *rows: Row) -> None:
         for row in rows:
-            log.log(logging.WARNING if row["event"] in _ALARMING else logging.INFO, "%s %s", row["event"], row["detail"])
+            kind = kind_of(row)
+            level = logging.WARNING if kind is not None and kind.is_alarming else logging.INFO
+            log.log(level, "%s %s", row["event"], row["detail"])
             if self._folder is not None:
                 self._folder.append_event(row)
 

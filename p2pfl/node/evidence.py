@@ -14,17 +14,11 @@ from typing import Any
 from p2pfl.protocol.equivocation import MOST_EACH, Contradiction
 from p2pfl.protocol.network_view import NetworkViewAdapter
 from p2pfl.protocol.protocol import Protocol
+from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate
 
 EVIDENCE = "evidence.jsonl"
 _MOST_BYTES = 2**20
-
-
-EQUIVOCATION = "equivocation"
-"""A member has signed two different updates of one round."""
-
-UPDATE_DIFFERS = "update_differs"
-"""A neighbour has sent another update here than it has signed."""
 
 
 class UpdateWitness:
@@ -76,10 +70,10 @@ class UpdateWitness:
         for name, found in self._view.contradictions():
             if self.evidence.keep(name, found):
                 detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
-                self._protocol.on_event(EQUIVOCATION, detail, name)
+                self._protocol.on_event(EventKind.EQUIVOCATION, detail, name)
         for name, number in self._view.differing():
             detail = f"{name}: what it sent here in round {number} is not the update that it has signed"
-            self._protocol.on_event(UPDATE_DIFFERS, detail, name)
+            self._protocol.on_event(EventKind.UPDATE_DIFFERS, detail, name)
 
 
 class EvidenceFile:

@@ -21,8 +21,9 @@ from p2pfl.errors import BadMessage, StoreError
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.params import tensor_over
-from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.protocol import Flow, Protocol
+from p2pfl.runs.events import EventKind
 from p2pfl.training import Population
 from p2pfl.wire.messages import NOTHING_SAID
 from p2pfl.wire.update import Arrays, EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole, next_mark
@@ -159,7 +160,7 @@ class Mixing:
                 log.warning("round %d: %s", number, notice.detail)
                 protocol.on_event(notice.event, f"round {number}: {notice.detail}")
         else:
-            protocol.on_event("overflow", f"round {number}: the sum of what came is not finite; nothing of it was taken in")
+            protocol.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, flows = before, {}
             protocol.put_back(unmatched)
         if self.model_channel is not None and self.model_channel in outgoing:
@@ -171,7 +172,7 @@ class Mixing:
         if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
             self._is_exact = False
             rule = f"algorithm {self._plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
-            protocol.on_event("inexact", f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
+            protocol.on_event(EventKind.INEXACT, f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
 
     def compensate(self, number: int) -> None:
         """Roll back what no neighbour has matched, without merging anything new."""
@@ -254,7 +255,7 @@ class Mixing:
                 own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
                 report = watch.look(distances[slot], own_norm, neighbour.greetings)
                 if report is not None:
-                    self._protocol.on_event(FAR_UPDATE, f"{name}: {report}", name)
+                    self._protocol.on_event(EventKind.FAR_UPDATE, f"{name}: {report}", name)
             elif name in self._protocol.now_linked.weights and name not in came:
                 watch.interrupt()
 

@@ -26,9 +26,10 @@ from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.mixing import is_finite
 from p2pfl.params import tensor_over
-from p2pfl.protocol.distance_watch import FAR_UPDATE, DistanceWatch
+from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.protocol import HALF, Flow, Protocol
+from p2pfl.runs.events import EventKind
 from p2pfl.training import Population
 from p2pfl.wire.messages import Busy
 from p2pfl.wire.update import ReceivedUpdate, UpdateFormat
@@ -43,7 +44,7 @@ class Surroundings:
 
     now_s: Callable[[], float]
     is_stopping: Callable[[], bool]
-    event: Callable[[str, str], None]
+    event: Callable[[EventKind, str], None]
     wait: Callable[[float], Awaitable[None]]
     """Until something was heard, at most until a time."""
     wake: Callable[[], None]
@@ -112,7 +113,7 @@ class PairwiseRounds:
             if self._around.is_stopping():
                 return "paused"
             if all(neighbour.left or neighbour.closing for neighbour in self._protocol.neighbours.values()):
-                self._around.event("alone", f"every neighbour has finished: this node stops after {self.round} rounds")
+                self._around.event(EventKind.ALONE, f"every neighbour has finished: this node stops after {self.round} rounds")
                 break
             await self._train()
             if self._around.is_stopping():
@@ -257,7 +258,7 @@ class PairwiseRounds:
             return False
         merged = self._algorithm.merge(self.now, 0, inbox, ctx)
         if not all(is_finite(tensor) for tensor in merged.values()):
-            self._around.event("overflow", f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
+            self._around.event(EventKind.OVERFLOW, f"round {self.round}: the middle to {neighbour.name} is not finite; it was not taken in")
             self._protocol.give_up(neighbour.name, received.exchange, missed=False)
             return False
         self.now = merged
@@ -286,7 +287,7 @@ class PairwiseRounds:
         watch = self._distances.setdefault(neighbour.name, DistanceWatch())
         report = watch.look(distance, own_norm, neighbour.greetings)
         if report is not None:
-            self._around.event(FAR_UPDATE, f"{neighbour.name}: {report}")
+            self._around.event(EventKind.FAR_UPDATE, f"{neighbour.name}: {report}")
 
     def _take_back(self) -> None:
         """What only this side has merged goes back; never while a neighbour holds an offer of the model as it is."""

@@ -6,9 +6,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-FAR_UPDATE = "far_update"
-"""Kind of the event that reports it."""
-
 FAR = 10.0
 """A model is reported that is so many times as far away as the median of its recent distances."""
 

@@ -6,14 +6,13 @@ counted, and the newest of it is written when its time has come, or at the end. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from p2pfl.runs.events import EventKind
 from p2pfl.runs.rows import Row
 
-EXCLUDED = "excluded"
-"""Kind of the event that a neighbour is disconnected because it sends too much: from then on it is written of as of one that repeats."""
-
-_ONE_STORY = {"left": "presence", "greeted": "presence"}
+_ONE_STORY: Mapping[str, str] = {EventKind.LEFT: "presence", EventKind.HANDSHAKE: "presence"}
 """Kinds of which the newest alone tells how a neighbour is: they are held back and written together, or one would belie the other."""
 
 FIRST = 4
@@ -82,7 +81,7 @@ class EventThrottle:
         if not is_first and now_s - max(told.row_s, excluded_s) < told.pause_s:
             self._held[key] = told
             return None
-        if kind == EXCLUDED and now_s - excluded_s >= EXCLUDED_FOR_S:
+        if kind == EventKind.EXCLUDED and now_s - excluded_s >= EXCLUDED_FOR_S:
             self._excluded_s[member] = now_s
         return self._written(told, now_s, is_first=is_first)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from p2pfl.protocol.neighbour import Neighbour
+from p2pfl.runs.events import EventKind
 from p2pfl.transports import LinkCondition, LinkState
 
 SETTLE_S = 3.0
@@ -63,7 +64,7 @@ class Saying:
     level: int
     text: str
 
-    event: tuple[str, str] | None
+    event: tuple[EventKind, str] | None
     """Kind and detail for the run's events, where this is a change and no repetition."""
 
 
@@ -154,7 +155,7 @@ class LinkWatch:
         level, event = logging.INFO if everyday else logging.WARNING, None
         if is_new:
             told.changes += 1
-            event = ("waiting" if out_s is None else "link_down", f"{now.name}: {now.detail}")
+            event = (EventKind.WAITING if out_s is None else EventKind.LINK_DOWN, f"{now.name}: {now.detail}")
         return _unless_too_often(told.changes, Saying(level=level, text=text, event=event))
 
     def _good(self, name: str, told: _Told, now_s: float) -> Saying | None:
@@ -164,7 +165,7 @@ class LinkWatch:
         if before is None:
             return None
         text = f"{name} is back after {_words_of(was_out_s)}" if was_out_s else f"{name} is here"
-        return _unless_too_often(told.changes, Saying(level=logging.INFO, text=text, event=("link_up", text)))
+        return _unless_too_often(told.changes, Saying(level=logging.INFO, text=text, event=(EventKind.LINK_UP, text)))
 
 
 def _unless_too_often(changes: int, saying: Saying) -> Saying:

@@ -16,13 +16,13 @@ from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.protocol.asynchronous import Asynchronous
 from p2pfl.protocol.barrier import ExchangeBarrier
-from p2pfl.protocol.event_throttle import EXCLUDED
 from p2pfl.protocol.ledger import SavedLedger, goes_back
 from p2pfl.protocol.neighbour import HELD_AFTER, LEAST_BYTES_PER_S, RESEND_AFTER_S, Neighbour, SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.round_pace import CEILING_S, RoundPace
 from p2pfl.protocol.start_agreement import StartAgreement
 from p2pfl.protocol.view import NetworkView
+from p2pfl.runs.events import EventKind
 from p2pfl.topology.links import Links
 from p2pfl.wire.codec import Frame, encode
 from p2pfl.wire.link import ReceivedMessage
@@ -56,12 +56,7 @@ _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_f
 
 _GOODBYES = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
 
-STATE_RESTORED = "state_restored"
-
 WITHOUT_ITS_STATE = "it was started anew without its state"
-
-STARTED_ANEW = "started_anew"
-"""A node goes on without the state that it had, as somebody has agreed to."""
 
 STATE_LOST = "state_lost"
 """Two neighbours do not talk, because one of them knows less of itself than the other one remembers."""
@@ -330,7 +325,7 @@ class Protocol:
         if found is not None:
             neighbour.missed = neighbour.is_faulty = True  # nobody waits for it until it sends an update
             for_s, why = found
-            self.on_event(EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
+            self.on_event(EventKind.EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
         return found
 
     def _hear_records(self, peer: str, message: object, now_s: float) -> None:
@@ -483,7 +478,7 @@ class Protocol:
                 if _is_power_of_two(neighbour.hurried):
                     where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self.exchange}"
                     self.on_event(
-                        "hurried", f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}"
+                        EventKind.HURRIED, f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}"
                     )
 
     def _asked_for_proof(self, neighbour: Neighbour, message: ProofRequest, now_s: float) -> None:
@@ -539,7 +534,7 @@ class Protocol:
         in_reach = is_believed and (not self.in_step or message.exchange >= self.exchange - max(self.ahead, RETURN_REACH))
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.missed = False
-            self.on_event("returned", f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
+            self.on_event(EventKind.CAME_BACK, f"{neighbour.name} is back at exchange {message.exchange}", neighbour.name)
 
     # ---- agreeing to stop
 
@@ -589,7 +584,9 @@ class Protocol:
                 then, now = self._as_of(message.remembered, here), self._as_of(here, message.remembered)
                 self.lost[neighbour.name] = f"{neighbour.name} remembers it {then}, and it is {now}"
                 remedy = "restore its newest state, or start it with --start-anew"
-                self.on_event(STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}", neighbour.name)
+                self.on_event(
+                    EventKind.STATE_LOST, f"{self.me}: its state went back: {self.lost[neighbour.name]}; {remedy}", neighbour.name
+                )
             self._refuse_state(neighbour, is_new=is_new)
             return False
         if message.incarnation in neighbour.accepted:
@@ -601,14 +598,16 @@ class Protocol:
                 neighbour.state_lost_of = message.incarnation
                 neighbour.state_lost = f"it was {self._as_of(before, there)}, and now is {self._as_of(there, before)}"
                 remedy = "nothing of it is taken in until its state is restored, or it is started with --start-anew"
-                self.on_event(STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name)
+                self.on_event(
+                    EventKind.STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name
+                )
             self._refuse_state(neighbour, is_new=is_new)
             return False
         neighbour.accepted.append(message.incarnation)
         if there.anew > before.anew:
             self._begin_anew(neighbour, before, there)
         elif neighbour.state_lost:
-            self.on_event(STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}", neighbour.name)
+            self.on_event(EventKind.STATE_RESTORED, f"{neighbour.name}: its state is again that of {self._as_of(there)}", neighbour.name)
         neighbour.state_lost = ""
         return True
 
@@ -630,7 +629,7 @@ class Protocol:
             self.meetings.extend(kept)
         if before != NOTHING_REMEMBERED:
             states = f"it was {self._as_of(before)}, and now is {self._as_of(now)}"
-            self.on_event(STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
+            self.on_event(EventKind.STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
 
     def _refuse_state(self, neighbour: Neighbour, *, is_new: bool) -> None:
         """Talk no more to the neighbour, but to say what is remembered of it: once now, and with every Hello."""
@@ -662,7 +661,7 @@ class Protocol:
         neighbour.left = neighbour.closing = neighbour.is_paused = False
         neighbour.refusal = ""
         if was_paused:  # always: otherwise the events would call it paused for ever
-            self.on_event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
+            self.on_event(EventKind.HANDSHAKE, f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
         if neighbour.session.is_open and neighbour.incarnation != message.incarnation:
             neighbour.incarnation = message.incarnation
             neighbour.handed.clear()  # its memory of them has gone
@@ -673,7 +672,7 @@ class Protocol:
             neighbour.last_resent_s = now_s
             neighbour.greetings += 1
             if not was_paused:
-                self.on_event("greeted", f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
+                self.on_event(EventKind.HANDSHAKE, f"{neighbour.name} at exchange {message.exchange}", neighbour.name)
             if self.view is not None and now_s - neighbour.told_again_s >= TELL_AGAIN_S:
                 neighbour.told_again_s = now_s
                 self.view.say_again(neighbour.name, now_s)
@@ -734,17 +733,17 @@ class Protocol:
     def _goodbye(self, neighbour: Neighbour, message: Goodbye) -> None:
         if message.reason == "finished":
             neighbour.missed = neighbour.left = True
-            self.on_event("left", f"{neighbour.name} has finished", neighbour.name)
+            self.on_event(EventKind.LEFT, f"{neighbour.name} has finished", neighbour.name)
         elif message.reason == "pausing":  # it may be back in a moment, so it has its time in this round like anybody, and when closing
             neighbour.is_paused = True
-            self.on_event("left", f"{neighbour.name} is pausing", neighbour.name)
+            self.on_event(EventKind.LEFT, f"{neighbour.name} is pausing", neighbour.name)
         elif message.reason == STATE_LOST:  # the Hello before it, or the next one, says what is remembered
             self.refused[f"refused_by_neighbour_{STATE_LOST}"] += 1
         else:
             key = f"refused_by_neighbour_{message.reason if message.reason in _GOODBYES else 'otherwise'}"
             self.refused[key] += 1
             neighbour.refusal = neighbour.refusal or f"it refuses this node: {message.reason}"
-            self.on_event("refused", f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
+            self.on_event(EventKind.REFUSED, f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
 
     def _arrived(self, neighbour: Neighbour, received: ReceivedUpdate) -> None:
         neighbour.missed = neighbour.is_faulty = False
@@ -787,7 +786,7 @@ class Protocol:
 
     def _count(self, neighbour: Neighbour, error: PeerError) -> None:
         self.refused[error.reason] += 1
-        self.on_event("refused", f"{neighbour.name}: {error}", neighbour.name)
+        self.on_event(EventKind.REFUSED, f"{neighbour.name}: {error}", neighbour.name)
 
     def _refuse(self, neighbour: Neighbour, error: PeerError) -> None:
         self._count(neighbour, error)
@@ -889,7 +888,7 @@ class Protocol:
         if missed and not neighbour.missed:
             neighbour.missed = True
             self._note_miss(neighbour, self._clock_s)
-            self.on_event("skipped", f"{name} did not answer", name)
+            self.on_event(EventKind.SKIPPED, f"{name} did not answer", name)
         if number > neighbour.ledger.closed_through:  # it may have left in the meantime
             self._take_back(neighbour, neighbour.ledger.close(number, merged=False))
 
@@ -1081,7 +1080,7 @@ class Protocol:
             after, neighbour.marks[received.exchange % self.phases] = received.marks
             if after is None:
                 self.resynchronised += 1
-                self.on_event("resynchronised", f"{name} at exchange {received.exchange}", name)
+                self.on_event(EventKind.RESYNCHRONISED, f"{name} at exchange {received.exchange}", name)
 
     def advance(self) -> None:
         """What was posted in this exchange is in this node's own values now: its next update continues it."""
@@ -1101,7 +1100,7 @@ class Protocol:
                 if not neighbour.missed and name not in refused:
                     self._note_miss(neighbour, now_s)
                 if not neighbour.missed:
-                    self.on_event("skipped", f"{name} did not come to exchange {self.exchange}", name)
+                    self.on_event(EventKind.SKIPPED, f"{name} did not come to exchange {self.exchange}", name)
                 neighbour.missed = neighbour.missed or name not in refused  # it is there, further on
             self._take_back(neighbour, neighbour.ledger.close(self.exchange, merged=matched))
             if name in merged:
@@ -1130,7 +1129,7 @@ class Protocol:
         neighbour.held_s += now_s - self._began_s
         if neighbour.held >= HELD_AFTER and _is_power_of_two(neighbour.held // HELD_AFTER) and neighbour.held % HELD_AFTER == 0:
             spoke = f"{neighbour.name} spoke and did not come to {neighbour.held} exchanges"
-            self.on_event("held", f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
+            self.on_event(EventKind.HELD, f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
 
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
         """Leave out the exchanges before this one: they took place without this node.
@@ -1147,7 +1146,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
-        self.on_event("jumped", left_out or f"from exchange {self.exchange} to {exchange}")
+        self.on_event(EventKind.JUMPED, left_out or f"from exchange {self.exchange} to {exchange}")
         self._away_exchanges = max(0.0, self._away_exchanges - (exchange - self.exchange))
         self._in_step, self._untrained_before = (exchange, now_s), exchange + self.phases
 
@@ -1315,7 +1314,7 @@ class Protocol:
         flow = self.flows.pop((neighbour.name, exchange), None) if exchange is not None else None
         if flow is not None and flow.amounts:
             self.taken_back.append((neighbour, flow))
-            self.on_event("took_back", f"{neighbour.name} did not match exchange {exchange}", neighbour.name)
+            self.on_event(EventKind.ROLLED_BACK, f"{neighbour.name} did not match exchange {exchange}", neighbour.name)
         for key in [key for key in self.flows if key[0] == neighbour.name and key[1] != neighbour.ledger.open_flow]:
             del self.flows[key]
 

@@ -1,7 +1,7 @@
 """The ways in which a run that has ended was not as agreed: summary.json lists them, and the exit code says that there are some.
 
 A departure is first written down as an event: events survive a restart, and `up` gathers those of all nodes. When the run ends, an event of
-a kind in `DEPARTING` becomes a departure.
+a kind that declares a departure becomes one.
 """
 
 from __future__ import annotations
@@ -9,45 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+from p2pfl.runs.events import DepartureKind, EventKind, kind_of
 
 DEPARTED: Final = 3
 """Exit code of a run that has ended, and not as agreed."""
 
-DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite", "not_mixed"]
-
-DEPARTING: Mapping[str, DepartureKind] = {
-    "jumped": "rounds_missed",
-    "held": "rounds_missed",
-    "hurried": "rounds_missed",
-    "stopped_late": "rounds_missed",
-    "unsettled": "rounds_missed",
-    "inexact": "rounds_missed",
-    "gone": "rounds_missed",
-    "end_unknown": "rounds_missed",
-    "rounds_alone": "rounds_missed",
-    "state_lost": "state_lost",
-    "started_anew": "state_lost",
-    "diverged": "non_finite",
-    "no_loss": "non_finite",
-    "overflow": "non_finite",
-    "gamma_exhausted": "not_mixed",
-    "running_away": "not_mixed",
-}
-"""Kinds of events that are departures, and the kind of departure that each is."""
-
 _NEVER_ASKED_FOR = frozenset({"non_finite", "not_mixed"})
-_OF_MIXING = frozenset({"jumped", "stopped_late"})
-_SENTENCES = {
-    "jumped": "jumped over rounds",
-    "stopped_late": "did not hear in time that the network had agreed to stop",
-    "diverged": "training became non-finite and was rolled back",
-    "no_loss": "the training loss was infinite or no number, while the weights stayed finite",
-    "overflow": "a sum of what neighbours sent was not finite and was not taken in",
-    "gamma_exhausted": "choco has halved its gamma as often as it may, and hardly mixes",
-    "running_away": "choco's exchange drives the models apart at the gamma that was set",
-}
-"""For events of which there may be many: they are told in one sentence, with the first as the example."""
+_OF_MIXING = frozenset({EventKind.JUMPED, EventKind.STOPPED_LATE})
 _NAMED = 5
 _LISTED = 20
 
@@ -80,31 +50,34 @@ def departures_of_events(
         agreed_from: the first round that only mixes, of a network that has agreed to stop: what it agreed on holds, whoever jumped over
             such rounds or mixed on for some more. None: it has not agreed.
     """
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    found: dict[tuple[EventKind, str], list[Mapping[str, Any]]] = defaultdict(list)
     seen = set()
     for event in events:
-        kind = str(event["event"])
+        kind = kind_of(event)
+        if kind == EventKind.STATE_RESTORED:
+            _forget_lost_state(found, event)
+        if kind is None or kind.departure is None:
+            continue
         same = event.get("round"), event["node"], kind, event.get("detail")
         is_harmless = agreed_from is not None and kind in _OF_MIXING and int(event.get("round", 0)) >= agreed_from
-        is_asked_for = simulated and DEPARTING.get(kind) not in _NEVER_ASKED_FOR
-        if kind in DEPARTING and same not in seen and not is_harmless and not is_asked_for:
+        is_asked_for = simulated and kind.departure not in _NEVER_ASKED_FOR
+        if same not in seen and not is_harmless and not is_asked_for:
             seen.add(same)  # a run that is resumed goes through some rounds again
-            found[kind, "" if kind in _SENTENCES else str(event.get("detail", ""))].append(event)
-        elif kind == "state_restored":
-            _forget_lost_state(found, event)
+            found[kind, "" if kind.sentence else str(event.get("detail", ""))].append(event)
     listed: list[Departure] = []
     for kind in dict.fromkeys(kind for kind, _ in found):
         told = [_told(kind, same) for (of, _), same in found.items() if of == kind]
         if len(told) > _LISTED:
             told = [*told[:_LISTED], f"{len(told) - _LISTED} more of the kind {kind}, which events.jsonl holds"]
-        listed += [Departure(kind=DEPARTING[kind], detail=detail) for detail in told]
+        assert kind.departure is not None
+        listed += [Departure(kind=kind.departure, detail=detail) for detail in told]
     return listed
 
 
-def _forget_lost_state(found: dict[tuple[str, str], list[Mapping[str, Any]]], restored: Mapping[str, Any]) -> None:
+def _forget_lost_state(found: dict[tuple[EventKind, str], list[Mapping[str, Any]]], restored: Mapping[str, Any]) -> None:
     """A member has the state after all that a node missed: details of both events begin with its name."""
     name = str(restored.get("detail", "")).partition(":")[0]
-    for key in [key for key in found if key[0] == "state_lost" and key[1].startswith(f"{name}:")]:
+    for key in [key for key in found if key[0] == EventKind.STATE_LOST and key[1].startswith(f"{name}:")]:
         found[key] = [event for event in found[key] if event["node"] != restored["node"]]
         if not found[key]:
             del found[key]
@@ -130,13 +103,13 @@ def exit_code_of(summary: Mapping[str, Any] | None) -> int:
     return DEPARTED if departures_in(summary) else 0
 
 
-def _told(kind: str, same: Sequence[Mapping[str, Any]]) -> str:
+def _told(kind: EventKind, same: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on events that are alike."""
     nodes = dict.fromkeys(str(event["node"]) for event in same)
     named, more = ", ".join(list(nodes)[:_NAMED]), len(nodes) - _NAMED
     who = f"{named} and {more:,} more" if more > 0 else named
     first = str(same[0].get("detail", ""))
-    if kind not in _SENTENCES:
+    if not kind.sentence:
         return f"{who}: {first.removeprefix(f'{who}: ')}" if first else f"{who}: {kind.replace('_', ' ')}"
     times = f"{len(same):,} times, first " if len(same) > 1 else ""
-    return f"{who}: {_SENTENCES[kind]} ({times}{first})"
+    return f"{who}: {kind.sentence} ({times}{first})"

@@ -27,6 +27,7 @@ from p2pfl.evaluation.summary import asks_for, disagreement_row, peak_rss_bytes,
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import Stopwatch
@@ -176,9 +177,9 @@ class Simulation:
         losses_N, squared_N, norms_N, exact, mixed, moved_N = self._of_all(losses_M, exchanged)
         for name in self.diverged if local_steps and self._ranks.is_first else ():
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
-            self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
+            self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
         for name in self._without_loss if local_steps and self._ranks.is_first else ():
-            self.folder.append_event({"round": number, "node": name, "event": "no_loss", "detail": f"round {number}"})
+            self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))
         bytes_N = exchanged.bytes_N
         self.bytes_sent += int(bytes_N.sum())
         index_NK, skipped_NK = tables.index_NK.cpu().numpy(), (tables.linked_NK & ~present_NK).cpu().numpy()
@@ -270,8 +271,8 @@ class Simulation:
             self._tell(number, self.population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=active_M))
             bytes_N += self._exchange.bytes_sent(number * phases + phase, sent, there_N)
             for receiver, sender in self._exchange.resynchronised if self._ranks.is_first else ():
-                event = {"round": number, "node": self.plan.names[receiver], "event": "resynchronised"}
-                self.folder.append_event({**event, "detail": f"{self.plan.names[sender]} at exchange {number * phases + phase}"})
+                detail = f"{self.plan.names[sender]} at exchange {number * phases + phase}"
+                self.folder.append_event(event_row(EventKind.RESYNCHRONISED, number, self.plan.names[receiver], detail))
             if channel in sent and apart_M is None:
                 measured = phase
                 squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
@@ -288,9 +289,7 @@ class Simulation:
         here = [(int(self._shard.mine[notice.row]), notice.event, notice.detail) for notice in notices]
         for node, kind, detail in sorted(told for part in self._ranks.all_gather_object(here) for told in part):
             if self._ranks.is_first:
-                self.folder.append_event(
-                    {"round": number, "node": self.plan.names[node], "event": kind, "detail": f"round {number}: {detail}"}
-                )
+                self.folder.append_event(event_row(kind, number, self.plan.names[node], f"round {number}: {detail}"))
 
     def _apart(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""

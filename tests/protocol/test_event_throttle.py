@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from p2pfl.protocol.event_throttle import EXCLUDED, FIRST, PAUSE_S, EventThrottle
+from p2pfl.protocol.event_throttle import FIRST, PAUSE_S, EventThrottle
+from p2pfl.runs.events import EventKind
 
 DAY_S = 86_400
-KINDS = ("left", "returned", "refused", "skipped", "took_back", "resynchronised", "state_lost", "link_down", "link_up", EXCLUDED)
+KINDS = ("left", "returned", "refused", "skipped", "took_back", "resynchronised", "state_lost", "link_down", "link_up", EventKind.EXCLUDED)
 
 
 class Record:
@@ -98,7 +99,7 @@ def test_one_neighbour_and_one_kind_do_not_hold_back_another():
 def test_of_an_excluded_neighbour_hardly_anything_is_written_within_a_minute():
     record = Record()
     record.event(0.0, kind="refused", detail="b: bad_message")
-    record.event(0.1, kind=EXCLUDED, detail="b is disconnected for 10 s")
+    record.event(0.1, kind=EventKind.EXCLUDED, detail="b is disconnected for 10 s")
     for began_s in (3.0, 10.0, 30.0, 59.0):
         for kind in KINDS:
             for number in range(50):

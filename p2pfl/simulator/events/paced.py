@@ -21,6 +21,7 @@ from p2pfl.evaluation.results import write_models
 from p2pfl.evaluation.summary import consensus_distance, disagreement_row
 from p2pfl.experiment.loading import ClockSpec
 from p2pfl.experiment.plan import Plan
+from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.clock import Delays
@@ -254,9 +255,9 @@ class PacedRecords:
             write_models(self.folder.path, (node.name,), population.estimate(), self.plan.layout, population.buffers, number)
         for name in node.population.diverged:
             detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
-            self.folder.append_event({"round": number, "node": name, "event": "diverged", "detail": detail})
+            self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
         for name in node.population.without_loss:
-            self.folder.append_event({"round": number, "node": name, "event": "no_loss", "detail": f"round {number}"})
+            self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))
         self.folder.append_node(row)
         self._open.setdefault(number, []).append(row)
         self.stopwatch.lap("evaluate")
