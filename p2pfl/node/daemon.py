@@ -23,7 +23,7 @@ from torch import Tensor
 
 import p2pfl
 from p2pfl.algorithms import SlotInbox, over_an_edge
-from p2pfl.algorithms.guard import norm_of, refusal_of
+from p2pfl.algorithms.guard import norm_of
 from p2pfl.checkpoints import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.cross_site import at_one_site, measures_neighbours
 from p2pfl.departures import Departure, departure_rows, departures_of_events
@@ -742,8 +742,8 @@ class Daemon:
         messages: dict[str, dict[str, Tensor] | BadMessage] = {}
         if not came:
             return messages
-        slots = list(self.protocol.neighbours)
-        state, most = self._population.state, self.plan.guard.bound(self._population.state, self._phase, outgoing, ctx)
+        slots, guard, state = list(self.protocol.neighbours), self.plan.guard, self._population.state
+        diverged = local_steps > 0 and bool(self._population.diverged)
         for name, arrived in came.items():
             message = {channel: tensor_over(array) for channel, array in arrived.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
@@ -754,8 +754,8 @@ class Daemon:
                 messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
                 continue
             num_exchanges = max(1, arrived.exchange - self._taken_in.get(name, -1))
-            norm = self.plan.guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
-            messages[name] = refusal_of(norm, most) or message
+            norm = guard.norm(state, self._phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
+            messages[name] = guard.refusal(norm, state, self._phase, outgoing, ctx, diverged=diverged) or message
         return messages
 
     def _inbox(self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> SlotInbox:
