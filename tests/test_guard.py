@@ -402,7 +402,7 @@ def test_a_healed_partition_is_not_refused(looked_at, tmp_path):
 
 
 QUADRATIC = {"task": {"name": "quadratic"}}
-PERCEPTRON = {"task": {"name": "digits"}}
+PERCEPTRON = {"task": {"name": "digits"}, "nodes": 8, "topology": {"name": "ring"}}
 
 
 def diverging(tmp_path, experiment: Mapping[str, Any], lr: float, local_steps: int, rounds: int) -> list[float]:
@@ -453,7 +453,7 @@ def test_a_node_whose_own_training_left_the_finite_numbers_refuses_only_what_is_
 
 def test_daemons_whose_training_leaves_the_finite_numbers_refuse_nobody(tmp_path):
     optimizer = {"name": "sgd", "lr": 1e3, "weight_decay": 0.2}
-    plan = plan_of(**{**LEARNING, **PERCEPTRON, "optimizer": optimizer, "algorithm": {"name": "dpsgd", "local_steps": 4}, "rounds": 8})
+    plan = plan_of(**{**LEARNING, **PERCEPTRON, "optimizer": optimizer, "algorithm": {"name": "dpsgd", "local_steps": 4}, "rounds": 6})
 
     async def main():
         async with Network(plan, tmp_path) as network:
