@@ -88,7 +88,7 @@ class Checks:
     def __init__(self) -> None:
         self.is_on, self.is_looked_at = True, False
         self.spent_s: Counter[str] = Counter()
-        self._turn_s = door.TURN_S
+        self._turn_s = door.QUIET_TURN_S
         for check, places in CHECKS.items():
             for owner, name, instead in places:
                 self._substitute(check, owner, name, instead)
@@ -96,7 +96,7 @@ class Checks:
     def switch(self, *, on: bool, looked_at: bool = False) -> None:
         """Do the checks from now on, or not."""
         self.is_on, self.is_looked_at = on, looked_at
-        door.TURN_S = self._turn_s if on else door.IDLE_TURN_S
+        door.QUIET_TURN_S = self._turn_s if on else door.IDLE_TURN_S
 
     def _substitute(self, check: str, owner: type, name: str, instead: Instead) -> None:
         done: Instead = getattr(owner, name)
