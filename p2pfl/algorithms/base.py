@@ -426,7 +426,7 @@ class SlotInbox:
 
     def distances(self, channel: str) -> dict[int, float]:
         """||m_i - m_j|| of one row to each neighbour that is there, by slot; a by-product of `mix`, empty where there was none."""
-        return {k: math.sqrt(float(apart_N[0])) for k, apart_N in self._apart.get(channel, {}).items()}
+        return {k: math.sqrt(apart_N.item()) for k, apart_N in self._apart.get(channel, {}).items()}
 
     def weighted_squared_distances(self, channel: str) -> Tensor:
         """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, (N,) float64; a by-product of the last `mix`."""

@@ -9,9 +9,11 @@ Shapes: N rows, P parameters.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +25,18 @@ TOO_LARGE = 100.0
 """How many times the largest of the own norm, the first parameters' norm and 1 an update's norm may be."""
 
 _SINGLE_BYTES = 4
+_MANY = 2**14
 
 
 def norm_of(vector: Tensor) -> float:
     """Euclidean norm of all numbers: infinite only where one is infinite or none, or the norm is beyond float64."""
     wide = vector.float() if vector.dtype.itemsize < _SINGLE_BYTES else vector
-    found = float(torch.linalg.vector_norm(wide))
+    if wide.numel() < _MANY and wide.device.type == "cpu":  # one call of numpy costs less than one of torch
+        numbers = wide.detach().numpy().ravel()
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = math.sqrt(numbers.dot(numbers))
+    else:
+        found = float(torch.linalg.vector_norm(wide))
     if math.isfinite(found):
         return found
     # squares of numbers beyond 1e19 are beyond float32, so all are scaled by the largest one
@@ -77,12 +85,30 @@ class Guard:
         first_P = torch.cat([parameter.detach().flatten().cpu() for parameter in parameters])
         return cls(algorithm=algorithm, layout=layout, first_norm=norm_of(layout.shared_of(first_P)), num_nodes=num_nodes)
 
-    def bound(self, state: State, phase: int, sent: Mapping[str, Tensor], ctx: Context) -> float:
-        """The largest norm that an update may have at a node with this state, which sends this itself, (1, ...)."""
+    def bound(self, state: State, phase: int, sent: Mapping[str, Tensor], ctx: Context, *, diverged: bool = False) -> float:
+        """The largest norm that an update may have at one node.
+
+        Args:
+            state: of the node, as its training of this round has left it, (1, ...).
+            phase: of the round.
+            sent: what it sends itself in this exchange, (1, ...).
+            ctx: of the round.
+            diverged: its training of this round left the finite numbers and was taken back, so its own norm is beyond any other.
+        """
+        if diverged:
+            return sys.float_info.max
         channels = self.algorithm.channels
         own = {name: tensor for name, tensor in sent.items() if channels[name].encodes is None and not channels[name].per_edge}
         vectors = [self.layout.shared_of(self.algorithm.estimate(state)), *self.algorithm.as_models(state, phase, own, None, ctx)]
         return bound(max(norm_of(vector) for vector in _different(vectors)), self.first_norm, self.noise_norm)
+
+    def refusal(
+        self, norm: float, state: State, phase: int, sent: Mapping[str, Tensor], ctx: Context, *, diverged: bool = False
+    ) -> BadMessage | None:
+        """Why an update of some norm is refused, see `bound`; the own norm is looked at only where it decides."""
+        if norm <= bound(0.0, self.first_norm):
+            return None
+        return refusal_of(norm, self.bound(state, phase, sent, ctx, diverged=diverged))
 
     def norm(self, state: State, phase: int, message: Mapping[str, Tensor], ctx: Context, *, slot: int, num_exchanges: int = 1) -> float:
         """Norm of a neighbour's decoded message as a model, the largest of its channels; without the row's axis."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
-from p2pfl.algorithms.guard import norm_of, refusal_of
+from p2pfl.algorithms.guard import norm_of
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
@@ -200,7 +200,7 @@ class Mixing:
         if not came:
             return messages
         guard, state, slots = self._plan.guard, self._population.state, list(self._protocol.neighbours)
-        most = guard.bound(state, phase, outgoing, ctx)
+        diverged = local_steps > 0 and bool(self._population.diverged)
         for name, received in came.items():
             message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
@@ -212,7 +212,7 @@ class Mixing:
                 continue
             num_exchanges = max(1, received.exchange - self._taken_in.get(name, -1))
             norm = guard.norm(state, phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
-            messages[name] = refusal_of(norm, most) or message
+            messages[name] = guard.refusal(norm, state, phase, outgoing, ctx, diverged=diverged) or message
         return messages
 
     def _inbox(

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import ADPSGD, Context, SlotInbox, State
-from p2pfl.algorithms.guard import refusal_of
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
@@ -280,7 +279,8 @@ class PairwiseRounds:
     def _refusal(self, neighbour: Neighbour, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], ctx: Context) -> BadMessage | None:
         """Why a neighbour's model is not met; None: it is."""
         guard, slot = self._plan.guard, list(self._protocol.neighbours).index(neighbour.name)
-        return refusal_of(guard.norm(self.now, 0, theirs, ctx, slot=slot), guard.bound(self.now, 0, own, ctx))
+        norm = guard.norm(self.now, 0, theirs, ctx, slot=slot)
+        return guard.refusal(norm, self.now, 0, own, ctx, diverged=bool(self._population.diverged))
 
     def _look_at_distance(self, neighbour: Neighbour, distance: float, own_norm: float) -> None:
         """Report a neighbour's model that is suddenly far away."""

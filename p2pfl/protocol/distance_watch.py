@@ -47,12 +47,15 @@ class DistanceWatch:
         if greeting != self._greeting:
             self._greeting = greeting
             self.interrupt()
-        usual = median(self.recent) if self.recent else distance
+        before = list(self.recent)
         self.recent.append(distance)
         if self.quiet:
             self.quiet -= 1
             return None
-        if distance <= max(FAR * usual, LEAST_OF_OWN * own_norm):
+        if distance <= LEAST_OF_OWN * own_norm:
+            return None
+        usual = median(before) if before else distance
+        if distance <= FAR * usual:
             return None
         self.reports += 1
         if self.reports & (self.reports - 1):  # whoever is far away again and again must not fill the disk

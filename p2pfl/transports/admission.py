@@ -124,6 +124,10 @@ class Admission:
         """The neighbour at the other end of a connection; None: a stranger."""
         return self._connections[number].member if number in self._connections else None
 
+    def held_bytes(self, number: int, taken_bytes: int) -> int:
+        """Bytes of a connection that were taken and are not delivered."""
+        return taken_bytes - self._connections[number].account.delivered_bytes if number in self._connections else 0
+
     def arrive(self, number: int, source: str, now_s: float) -> dict[int, str]:
         """A connection was accepted."""
         if self._remains[None] > self.limits.newcomer_bytes:  # each would leave more behind that nobody reads

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import socket
 import struct
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 TURN_S = 0.02
 """How often connections are looked at while there are any."""
 
+QUIET_TURN_S = 0.06
+"""The same while all are neighbours', and none has more than BUSY_BYTES that are not delivered: at 1 GiB/s a limit is seen in time."""
+
+BUSY_BYTES = 2**20
 IDLE_TURN_S = 0.2
 LEAVE_S = 5.0
 EARLY_S = 5.0
@@ -128,6 +133,8 @@ class Door:
         self._lines: dict[int, _Line] = {}
         self._numbers: dict[int, int] = {}  # of connections, by file descriptor
         self._count = 0
+        self._is_busy = False
+        self._full_look_s = 0.0  # when members' connections are looked at for their end
         self._learned: deque[Callable[[], None]] = deque()
         # first messages whose connection is not known yet, and until when that is waited for
         self._early: deque[tuple[float, tuple[int, str, str, Account]]] = deque(maxlen=MOST_EARLY)
@@ -189,16 +196,21 @@ class Door:
             poller = zmq.Poller()
             for watched in self._watched:
                 poller.register(watched.events, zmq.POLLIN)
-            due_s = 0.0
+            looked_s = 0.0
             while not self._is_stopping.is_set() and self._watched:
-                ready = dict(poller.poll(round(1000 * (TURN_S if self._lines else IDLE_TURN_S))))
+                due_s = looked_s + (TURN_S if self._is_busy or self._admission.strangers else QUIET_TURN_S)
+                until_due_s = max(0.0, due_s - time.monotonic())
+                ready = dict(poller.poll(math.ceil(1000 * (until_due_s if self._lines else IDLE_TURN_S))))
                 taken_bytes = {}
                 if time.monotonic() >= due_s:
-                    due_s = time.monotonic() + TURN_S
+                    looked_s = time.monotonic()
                     taken_bytes = self._look()
+                    held_bytes = [self._admission.held_bytes(number, taken) for number, (taken, _) in taken_bytes.items()]
+                    self._is_busy = max(held_bytes, default=0) > BUSY_BYTES
                 self._learn()
+                may_be_news = taken_bytes and self._admission.strangers
                 for watched in tuple(self._watched):
-                    if (ready or taken_bytes) and not self._read(watched):
+                    if (may_be_news or watched.events in ready) and not self._read(watched):
                         poller.unregister(watched.events)
                         self._forget_all(watched)
                         self._watched.remove(watched)
@@ -206,7 +218,8 @@ class Door:
                 self._learn()
                 self._promote_early()
                 # weighed after the events were read: what came since a handshake was over is not a stranger's
-                self._shut(self._admission.weigh(taken_bytes))
+                if self._admission.weigh(taken_bytes):
+                    self._shut(self._admission.weigh(self._looked_closer(taken_bytes)))
                 self.has_remains = self._admission.has_remains
         except BaseException:
             for watched in self._watched:
@@ -326,29 +339,47 @@ class Door:
         return True
 
     def _look(self) -> dict[int, tuple[int, bool]]:
-        """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone."""
+        """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone.
+
+        Of a member's the bytes that came, which are no fewer and cost less to know: calls that let other threads run wait for them.
+        """
         found: dict[int, tuple[int, bool]] = {}
+        now_s = time.monotonic()
+        is_full_look = now_s >= self._full_look_s
+        if is_full_look:
+            self._full_look_s = now_s + IDLE_TURN_S
         for number, line in tuple(self._lines.items()):
-            if not line.is_open():  # libzmq does not tell of every end
+            is_members = self._admission.member(number) is not None
+            if (is_full_look or not is_members) and not line.is_open():  # libzmq does not tell of every end
                 self._forget(number)
-            elif (counts := self._bytes_of(line)) is not None:
+            elif (counts := self._bytes_of(line, with_unread=is_members)) is not None:
                 found[number] = counts
         if self._admission.strangers and not _can_open():
             self._give_one_up()
         return found
 
-    def _bytes_of(self, line: _Line) -> tuple[int, bool] | None:
-        """Bytes that libzmq took, and whether its handshake as a listener is over; None where the system does not say."""
+    def _looked_closer(self, found: dict[int, tuple[int, bool]]) -> dict[int, tuple[int, bool]]:
+        """Of members' connections the bytes that libzmq has taken, too."""
+        members = {number: self._lines[number] for number in found if number in self._lines and self._admission.member(number) is not None}
+        return found | {number: counts for number, line in members.items() if (counts := self._bytes_of(line)) is not None}
+
+    def _bytes_of(self, line: _Line, *, with_unread: bool = False) -> tuple[int, bool] | None:
+        """Bytes that libzmq took, and whether its handshake as a listener is over; None where the system does not say.
+
+        Args:
+            line: the connection.
+            with_unread: count what the kernel still holds, too.
+        """
         try:
             known = line.twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             # asked second, so that what comes in between makes the count smaller and not larger
-            unread = int.from_bytes(fcntl.ioctl(line.twin.fileno(), termios.FIONREAD, bytes(4)), "little")
+            held = 0 if with_unread else int.from_bytes(fcntl.ioctl(line.twin.fileno(), termios.FIONREAD, bytes(4)), "little")
         except (OSError, AttributeError):
             return None
         if len(known) < _TCP_INFO_BYTES:
             return None
         acknowledged, received = _TCP_INFO_COUNTS.unpack_from(known, _COUNTS_AT)
-        return max(0, received - unread), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
+        return max(0, received - held), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
 
     def _give_one_up(self) -> None:
         number = self._admission.newest_stranger()

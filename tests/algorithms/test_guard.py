@@ -6,7 +6,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -329,20 +329,22 @@ def looked_at(monkeypatch) -> list[float]:
         start = (p for p in self._model.parameters() if p.requires_grad)
         guard = Guard.of(self.recipe.algorithm, self.layout, start, len(self.sites))
         ((_, inbox),) = inboxes = list(inboxes)
-        found.append(furthest(guard, self.state, phase, inbox, ctx))
+        left = {i for i, site in enumerate(self.sites) if options["local_steps"] and site.name in self.diverged}
+        found.append(furthest(guard, self.state, phase, inbox, ctx, left))
         return merge(self, number, phase, inboxes, **options)
 
     monkeypatch.setattr(Population, "merge_in_parts", watched)
     return found
 
 
-def furthest(guard: Guard, state: State, phase: int, inbox: SlotInbox, ctx: Context) -> float:
+def furthest(guard: Guard, state: State, phase: int, inbox: SlotInbox, ctx: Context, left: Collection[int] = ()) -> float:
+    """The largest norm of a message as a fraction of the bound; *left* are rows whose training has left the finite numbers."""
     decoded = [name for name in inbox.sent if inbox.channels[name].encodes is None]
     found = 0.0
     for i in range(len(inbox.present_NK)):
         one = replace(ctx, nodes_N=ctx.nodes_N[[i]], slots_NK=None if ctx.slots_NK is None else ctx.slots_NK[[i]])
         row = {name: tensor[[i]] for name, tensor in state.items()}
-        most = guard.bound(row, phase, {name: tensor[[i]] for name, tensor in inbox.sent.items()}, one)
+        most = guard.bound(row, phase, {name: tensor[[i]] for name, tensor in inbox.sent.items()}, one, diverged=i in left)
         for k in inbox.present_NK[i].nonzero().flatten().tolist():
             message = {name: inbox.slot(name, k, torch.tensor([i]))[0] for name in decoded}
             found = max(found, guard.norm(row, phase, message, one, slot=k, num_exchanges=ctx.round + 1) / most)
@@ -399,19 +401,70 @@ def test_a_healed_partition_is_not_refused(looked_at, tmp_path):
     assert max(looked_at) <= 1
 
 
-QUADRATIC = {"task": {"name": "quadratic"}, "algorithm": {"name": "dpsgd", "local_steps": 1}}
+QUADRATIC = {"task": {"name": "quadratic"}}
+PERCEPTRON = {"task": {"name": "digits"}, "nodes": 8, "topology": {"name": "ring"}}
 
 
+def diverging(tmp_path, experiment: Mapping[str, Any], lr: float, local_steps: int, rounds: int) -> list[float]:
+    """Norms of all nodes in all rounds, where weight decay makes any model grow."""
+    asked = {"optimizer": {"name": "sgd", "lr": lr, "weight_decay": 0.2}, "algorithm": {"name": "dpsgd", "local_steps": local_steps}}
+    rounds_only = {"rounds": rounds, "evaluate_every": rounds}
+    run = simulate({**LEARNING, **experiment, **asked, **rounds_only}, out=tmp_path / "run", faults=FaultScript())
+    return [row["norm"] for row in run.node_records if row["norm"] is not None]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # squares of the last models
 @pytest.mark.parametrize(
-    ("experiment", "lr"), [({}, 30.0), ({}, 1e3), (QUADRATIC, 3.0), (QUADRATIC, 5.0)], ids=lambda value: str(value)[:20]
+    ("experiment", "lr", "local_steps", "rounds"),
+    [
+        ({}, 30.0, 1, 40),
+        ({}, 1e3, 4, 20),  # a billionfold in each round, all alike
+        (QUADRATIC, 3.0, 1, 40),
+        (QUADRATIC, 5.0, 1, 200),  # until nothing is finite any more: the steepest by a factor of 10 in each round, the flattest by none
+        (PERCEPTRON, 10.0, 4, 20),  # until training leaves the finite numbers
+        (PERCEPTRON, 1e3, 4, 10),
+    ],
+    ids=lambda value: str(value)[:20],
 )
-def test_a_run_that_diverges_everywhere_is_not_refused(experiment, lr, looked_at, tmp_path):
-    optimizer = {"name": "sgd", "lr": lr, "weight_decay": 0.2}
-    run = simulate({**LEARNING, **experiment, "optimizer": optimizer, "rounds": 40}, out=tmp_path / "run", faults=FaultScript())
-    norms = [row["norm"] for row in run.node_records if row["norm"] is not None]
+def test_a_run_that_diverges_everywhere_is_not_refused(experiment, lr, local_steps, rounds, looked_at, tmp_path):
+    norms = diverging(tmp_path, experiment, lr, local_steps, rounds)
 
     assert max(norms) > 1e3
     assert max(looked_at) <= 1
+
+
+def test_whom_one_round_takes_a_hundred_times_further_than_its_neighbour_is_refused_although_it_is_honest(looked_at, tmp_path):
+    diverging(tmp_path, {**QUADRATIC, "nodes": 8, "topology": {"name": "ring"}}, 3.0, 4, 5)
+
+    assert max(looked_at) > 1
+
+
+def test_a_node_whose_own_training_left_the_finite_numbers_refuses_only_what_is_none(tmp_path):
+    plan = plan_of(**LEARNING)
+    population = plan.population(plan.names[:1])
+    state, sent, ctx = population.state, population.outgoing(0, 0, local_steps=1), population.context(0, local_steps=1)
+
+    def refused(norm: float, *, diverged: bool) -> bool:
+        return plan.guard.refusal(norm, state, 0, sent, ctx, diverged=diverged) is not None
+
+    assert [refused(norm, diverged=True) for norm in (1.0, 1e300, math.inf, math.nan)] == [False, False, True, True]
+    assert [refused(norm, diverged=False) for norm in (1.0, 1e300, math.inf, math.nan)] == [False, True, True, True]
+
+
+def test_daemons_whose_training_leaves_the_finite_numbers_refuse_nobody(tmp_path):
+    optimizer = {"name": "sgd", "lr": 1e3, "weight_decay": 0.2}
+    plan = plan_of(**{**LEARNING, **PERCEPTRON, "optimizer": optimizer, "algorithm": {"name": "dpsgd", "local_steps": 4}, "rounds": 6})
+
+    async def main():
+        async with Network(plan, tmp_path) as network:
+            network.start()
+            await network.ended()
+            return network
+
+    network = finish(main())
+    for name in network.plan.names:
+        assert "diverged" in network.events(name)
+        assert network.nodes[name].daemon.protocol.refused["too_large"] == 0
 
 
 def test_daemons_that_are_killed_and_cut_off_refuse_and_report_nothing(tmp_path):
