@@ -50,6 +50,7 @@ from p2pfl.stopping import NEVER
 from p2pfl.stopwatch import with_rest
 from p2pfl.subgroups import subgroups
 from p2pfl.summary import baselines_summary, by_metric, disagreement_row, finish_summary, non_finite_models, peak_rss_bytes, test_figures
+from p2pfl.topology import steps_from
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population, trained_alone
 from p2pfl.training.freed_memory import return_freed_memory
@@ -223,6 +224,7 @@ class Daemon:
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
             num_others=len(plan.names) - 1,
             places={name: plan.names.index(name) for name in neighbours},
+            steps_to=dict(enumerate(steps_from(plan.topology, self._row).tolist())) if in_step else {},
             stop_rule=plan.stop_rule if in_step else None,
         )
         if self._outlook is not None:
