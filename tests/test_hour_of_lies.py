@@ -352,11 +352,11 @@ def lied_to_for_an_hour(graph: str, program: Program, *, train_s: float, lie_eve
 
 
 def hold_to_the_promise(network: Network) -> None:
-    quiet = (HOUR_S - MOST_DEADLINES * FLOOR_S) / (max(node.train_s for node in network.nodes.values()) + 1.0)
+    slowest_s = max(node.train_s for node in network.nodes.values())
+    quiet = (HOUR_S - MOST_DEADLINES * max(FLOOR_S, FACTOR * slowest_s)) / (slowest_s + 1.0)
     for node in network.nodes.values():
-        waited_s = sum(max(0.0, wait_s - FLOOR_S / 5) for wait_s in node.waits_s)
         skipped = {name: times for name, times in node.skipped.items() if name != LIAR}
-        said = f"{node.me}: {node.trained} trained, {node.lost} lost, {waited_s:.0f} s waited, without {dict(node.skipped)}"
+        said = f"{node.me}: {node.trained} trained, {node.lost} lost, {sum(node.waits_s):.0f} s waited, without {dict(node.skipped)}"
         print(said, dict(Counter(node.kinds())), dict(node.protocol.refused))  # noqa: T201
 
         assert node.lost <= MOST_LOST
