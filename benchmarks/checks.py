@@ -26,23 +26,24 @@ import zmq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.algorithms import Guard
-from p2pfl.experiment import experiment_from
-from p2pfl.node.agreed_start import Signing
-from p2pfl.node.allowance import NeighbourAllowance
-from p2pfl.node.daemon import Daemon, Limits
-from p2pfl.node.event_throttle import EventThrottle
-from p2pfl.node.network_view import ViewTerms
-from p2pfl.node.protocol import Protocol
-from p2pfl.plan import Plan, load_sites, make_plan
+from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.node.daemon import Daemon
+from p2pfl.node.timeouts import Timeouts
+from p2pfl.protocol.agreed_start import Signing
+from p2pfl.protocol.allowance import NeighbourAllowance
+from p2pfl.protocol.equivocation import Witness
+from p2pfl.protocol.event_throttle import EventThrottle
+from p2pfl.protocol.network_view import ViewTerms
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.protocol.view import NetworkView
 from p2pfl.transports import Endpoint, ReservedPort, ZeroMQTransport, door, reserve_port
 from p2pfl.transports.door import Door
-from p2pfl.wire.equivocation import Witness
-from p2pfl.wire.view import NetworkView
 
 NODES = 8
 FEATURES = 13
 """And a bias: 14 parameters."""
-LIMITS = Limits(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
+LIMITS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
 FIRST_ROUND = 5
 """Slices begin when the first rounds, which set everything up, are over."""
 STUDY = "ab" * 32

@@ -64,6 +64,7 @@ from p2pfl.runs.records import read_run, read_summary
 from p2pfl.runs.rows import Row
 from p2pfl.runs.stopwatch import with_rest
 from p2pfl.runs.text import utc_now
+from p2pfl.topology import steps_from
 from p2pfl.topology.links import links_of
 from p2pfl.training import Population
 from p2pfl.training.freed_memory import return_freed_memory
@@ -180,6 +181,7 @@ class Daemon:
             starting_exchanges=algorithm.phases * (self._agreed_start.way + 1),
             num_others=len(plan.names) - 1,
             places={name: plan.names.index(name) for name in neighbours},
+            steps_to=dict(enumerate(steps_from(plan.topology, self._row).tolist())) if in_step else {},
             stop_rule=plan.stop_rule if in_step else None,
         )
         if self._network_view is not None:

@@ -84,6 +84,9 @@ RETURN_REACH = 4
 """A neighbour that was missed is waited for again once it is no more than so many exchanges behind: it cannot aim better where rounds are
 short."""
 
+_NO_NEIGHBOUR = 2
+"""Links between this node and a member that is no neighbour, at least."""
+
 PROOF_EVERY_S = 0.5
 """How often a neighbour is asked for proof, at most."""
 
@@ -180,6 +183,9 @@ class Protocol:
 
     places: Mapping[str, int] = field(default_factory=dict)
     """Places in the roster, by name; without them a neighbour's word and its records count as those of two members."""
+
+    steps_to: Mapping[int, int] = field(default_factory=dict)
+    """Links between this node and each member, by place in the roster; a member that is not in it is no neighbour."""
 
     prove: Callable[[], bytes | None] = lambda: None
     """This node's own signed record of its last round; None: there is none."""
@@ -288,6 +294,7 @@ class Protocol:
                 isinstance(message, Update)
                 and self.exchange - self.ahead <= message.exchange < self.exchange
                 and neighbour.missed
+                and not neighbour.is_faulty
                 and neighbour.misses <= 1
             ):
                 self.pace.record(now_s - self._began_s)  # a deadline too short for a neighbour must find that out
@@ -417,35 +424,42 @@ class Protocol:
         """The furthest exchange to which this node lets itself be taken.
 
         A single member's word is not enough: a second one has to be there, by what it says itself over its own link or by its signed record
-        of the round before. Without a second one the neighbour that says so has been alone, and then it waits for its deadline in each
-        exchange, so it cannot be further than the time allows. No jump gives any of that time back.
+        of the round before. Where there is no second one, because all others are silent, the two have been alone, and then each waits for
+        its deadline in each exchange, so the other one cannot be further than the time allows. No jump gives any of that time back.
         """
         is_pair = len(self.neighbours) <= 1 and self.num_others <= 1
         if not self._was_in_step and (self.view is None or is_pair):
             return float("inf")
         exchange, since_s = self._in_step
-        now_s, allowance_s = self._clock_s, self.allowance_s()
+        now_s = self._clock_s
         if self.view is None:  # nothing signed can be heard
-            usual_s = median(self._recent_s) if self._recent_s else allowance_s
+            usual_s = median(self._recent_s) if self._recent_s else self.allowance_s()
             by_time = exchange + PLAUSIBLE_SPEED * (now_s - since_s) / usual_s if usual_s else float("inf")
             return max(by_time, self._second_furthest())
+        # how long this node itself trains tells how long others may be silent, also while it does
+        is_training = self.exchange not in self.sent
+        allowance_s = self._allowance_of(max(self._own_s, now_s - self._began_s) if is_training else self._own_s)
         num_others = max(self.num_others, len(self.neighbours))
         there = sum(n.session.is_open and n.was_seen(now_s, 2 * allowance_s) for n in self.neighbours.values())
         is_left_with_one = num_others == len(self.neighbours) and there <= 1
-        if not is_left_with_one:  # else both have been alone, or one of them was away
-            exchange, since_s = self.exchange, self._began_s
-        by_time = exchange + (now_s - since_s) / allowance_s
+        by_time = exchange + (now_s - since_s) / allowance_s if is_left_with_one else 0.0  # both have been alone, or one was away
         return max(by_time, self.exchange + self._away_exchanges, self._second_furthest())
 
     def _second_furthest(self) -> int:
-        """The exchange that two members have reached; one of them may lie about itself, and no more than one does."""
-        reached: dict[int | str, int] = {}
+        """The exchange that two members have reached; one of them may lie about itself, and no more than one does.
+
+        Each link lets the members at its ends be apart by as many exchanges as are kept. A member that is no further ahead than the links
+        to it explain has not gone on without this node: what it has reached confirms nobody.
+        """
+        reached: dict[int | str, tuple[int, int]] = {}
         if self.view is not None:
-            reached |= {place: rounds * self.phases for place, rounds in self.view.furthest().items()}
+            for place, rounds in self.view.furthest().items():
+                reached[place] = rounds * self.phases, self.steps_to.get(place, _NO_NEIGHBOUR)
         for name, neighbour in self.neighbours.items():
             member = self.places.get(name, name)
-            reached[member] = max(reached.get(member, -1), neighbour.heard_exchange)
-        return sorted([-1, -1, *reached.values()])[-2]
+            reached[member] = max(reached.get(member, (-1, 1))[0], neighbour.heard_exchange), 1
+        gone_on = (exchange for exchange, steps in reached.values() if exchange > self.exchange + steps * self.ahead)
+        return sorted([-1, -1, *gone_on])[-2]
 
     def _claims_too_much(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour says that it is so far ahead that this node has to jump, and nobody confirms it."""
@@ -1016,7 +1030,10 @@ class Protocol:
 
     def allowance_s(self) -> float:
         """How long a neighbour has for an exchange."""
-        return min(self.pace.allowance_s(self._own_s), max(CEILING_S, self.pace.floor_s))
+        return self._allowance_of(self._own_s)
+
+    def _allowance_of(self, own_s: float) -> float:
+        return min(self.pace.allowance_s(own_s), max(CEILING_S, self.pace.floor_s))
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""

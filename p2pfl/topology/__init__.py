@@ -26,6 +26,7 @@ from p2pfl.topology.spectrum import (
     laplacian_extremes,
     rounds_to,
     spectral_gap,
+    steps_from,
 )
 from p2pfl.topology.weights import WEIGHTS, weighted
 
@@ -60,5 +61,6 @@ __all__ = [
     "rounds_to",
     "schedule_faults",
     "spectral_gap",
+    "steps_from",
     "weighted",
 ]

@@ -72,6 +72,11 @@ def rounds_at(gap: float, accuracy: float) -> int | None:
     return math.ceil(math.log(accuracy) / math.log1p(-gap) - _BEYOND)
 
 
+def steps_from(topology: Topology, node: int) -> IntArray:
+    """(N,) links between a node and each one, whichever way they go; -1: not reachable."""
+    return _distances(topology.adjacency() + topology.adjacency().T, node)
+
+
 def diameter(topology: Topology) -> int:
     """The most steps between two nodes, exact.
 

@@ -394,7 +394,7 @@ def test_200_runs_with_unequal_sites_are_not_refused(looked_at, tmp_path):
 
 def test_a_healed_partition_is_not_refused(looked_at, tmp_path):
     cut = frozenset(range(5, 60))
-    faults = FaultScript.in_rounds(cut={("node-0", "node-7"): cut, ("node-3", "node-4"): cut})
+    faults = FaultScript.in_rounds(cut={("hospital-0", "hospital-7"): cut, ("hospital-3", "hospital-4"): cut})
     simulate({**heterogeneous(96), "rounds": 70, "algorithm": {"name": "dpsgd", "local_steps": 4}}, out=tmp_path / "run", faults=faults)
 
     assert len(looked_at) == 70

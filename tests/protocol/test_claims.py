@@ -182,6 +182,28 @@ def test_a_true_record_of_another_member_takes_a_node_no_further_than_that_one_i
     assert a.protocol.furthest() == 20
 
 
+def test_a_member_that_is_as_far_ahead_as_the_links_to_it_explain_confirms_no_claim():
+    """It is two links away: it goes on when its neighbour is one exchange ahead of this node, and both are in step all the same."""
+    a = Member("a", "b", "d")
+    for _ in range(5):
+        a.one_round("bd")
+    a.hear("b", alive(6), Records(sealed=(signed("c", 6),)))
+    a.hear("d", alive(90_000))
+    assert not a.protocol.is_behind()
+    a.hear("b", Records(sealed=(signed("c", 7),)))
+
+    assert a.protocol.furthest() == 8
+
+
+def test_a_first_round_that_takes_longer_than_a_deadline_makes_no_claim_plausible():
+    a = Member("a", "b", "c", "d")
+    for _ in range(5):
+        a.wait(FLOOR_S)
+        a.hear("d", alive(90_000))
+
+    assert not a.protocol.is_behind()
+
+
 def test_two_neighbours_that_say_the_same_are_believed_at_once():
     a = Member("a", "b", "c", "d")
     a.one_round("bcd")
@@ -432,6 +454,19 @@ def test_a_member_that_never_catches_up_is_given_the_time_more_and_more_rarely()
 
     waited = [number for number, seconds in enumerate(lost_s) if seconds > 1.0]
     assert [after - before for before, after in pairwise(waited)] == [5, 17, 65]
+
+
+def test_late_updates_of_a_member_that_is_not_waited_for_do_not_shorten_the_deadline():
+    a = Member("a", "b", "d")
+    for _ in range(20):
+        a.one_round("bd", train_s=4.0)
+    d, before_s = a.protocol.neighbours["d"], a.protocol.allowance_s()
+    d.missed = d.is_faulty = True
+    for _ in range(20):
+        a.update_of("d", a.protocol.exchange - 1)
+
+    assert before_s > FLOOR_S
+    assert a.protocol.allowance_s() == before_s
 
 
 def test_a_miss_is_forgotten_after_an_hour():

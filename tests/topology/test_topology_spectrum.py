@@ -19,6 +19,7 @@ from p2pfl.topology import (
     rounds_to,
     spectral_gap,
     spectrum,
+    steps_from,
     weighted,
 )
 from thorough import first_fast
@@ -330,3 +331,9 @@ def test_description_of_a_large_random_graph_leaves_an_unsettled_diameter_open(m
 
     assert describe(weighted(make("random-regular", 200)))["diameter"] is None
     assert describe(weighted(make("path", 200)))["diameter"] == 199
+
+
+def test_steps_from_a_node_are_those_of_the_shortest_way_whichever_way_links_go():
+    assert steps_from(make("ring", 6), 2).tolist() == [2, 1, 0, 1, 2, 3]
+    directed = Topology.from_edges("way", 4, [0, 1, 2, 3], [1, 2, 3, 0], directed=True)
+    assert steps_from(directed, 0).tolist() == [0, 1, 2, 1]
