@@ -546,6 +546,11 @@ def _read_document(path: Path) -> Row | None:
     return document
 
 
+def row_bytes(row: Mapping[str, Any]) -> int:
+    """Size of a row as it is written."""
+    return len(_line(row).encode())
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 

@@ -1008,7 +1008,7 @@ class Daemon:
                 self._look_for_lies()
                 self._outlook.take_note(self._folder)
                 for name in self._outlook.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
-                    self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
+                    self._event(STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say", name)
             await asyncio.sleep(TICK_S)
 
     def _count_unreadable(self) -> None:
@@ -1433,6 +1433,7 @@ class Daemon:
                     "paused": n.is_paused,
                     "state_lost": n.state_lost or None,
                     "dropped": n.allowance.num_dropped,
+                    "events_held_back": self._throttle.num_held_back(name),
                     "refused": dict(n.session.counters),
                 }
                 for name, n in protocol.neighbours.items()
