@@ -5,19 +5,21 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 
 from lying_members import start_liar
 from networks import Institutions, plan_of, wait_until
 from p2pfl.records import read_run
+from thorough import long_or_short
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
-TRAIN_S = 0.3
+TRAIN_S = long_or_short(0.3, 0.15)
 ROUNDS = 40
 FIRST_LIE = 5
-DEADLINE_S = 3.0
+DEADLINE_S = long_or_short(3.0, 1.0)
 MOST_DEADLINES = 3
 """That one member costs each other one."""
 
@@ -62,7 +64,7 @@ def ended(network, names):
     wait_until(lambda: all(network.exit_code(name) is not None for name in names))
 
 
-@pytest.mark.parametrize("topology", ["complete", "path"])
+@pytest.mark.parametrize("topology", long_or_short(["complete", "path"], ["path"]))
 def test_a_member_that_claims_to_be_ahead_costs_nobody_a_round_of_training(topology, tmp_path):
     with lied_to(training(4, {"name": topology}), tmp_path, "ahead", round_at_least_s=TRAIN_S) as (network, honest):
         ended(network, honest)
@@ -73,8 +75,14 @@ def test_a_member_that_claims_to_be_ahead_costs_nobody_a_round_of_training(topol
         assert [network.exit_code(name) for name in honest] == [3] * 3  # a member did not end with the others
 
 
-@pytest.mark.parametrize("program", ["only_alive", "waiting", "endless", "restarts", "silent"])
-@pytest.mark.parametrize("first_lie", [0, FIRST_LIE])
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("program", "first_lie"),
+    long_or_short(
+        list(product(["only_alive", "waiting", "endless", "restarts", "silent"], [0, FIRST_LIE])),
+        [("only_alive", 0), ("waiting", FIRST_LIE), ("endless", FIRST_LIE), ("restarts", 0), ("silent", FIRST_LIE)],
+    ),
+)
 def test_a_member_stops_nobodys_clock(program, first_lie, tmp_path):
     with lied_to(three_chunks(), tmp_path, program, first_lie, deadline_factor=2.0) as (network, honest):
         wait_until(lambda: all(network.round(name) >= first_lie + ROUNDS + 1 for name in honest))
