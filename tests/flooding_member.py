@@ -1,7 +1,7 @@
-"""A member of a study that floods one of its neighbours: python flooding_member.py PLACE MEMBER VICTIM KIND SECONDS.
+"""Members of a study that flood one of their neighbours: python flooding_member.py PLACE VICTIM.
 
-PLACE is a folder as `networks.Institutions` makes it. The member greets like an honest one, prints "greeted", waits for a line on standard
-input, and then sends messages of one kind as fast as it can. At the end it prints how many were taken by its own end of the link.
+PLACE is a folder as `networks.Institutions` makes it. A line MEMBER KIND SECONDS on standard input makes a member greet like an honest one
+and print "greeted". After a second line it sends messages of one kind as fast as it can, and prints how many its own end of the link took.
 """
 
 from __future__ import annotations
@@ -198,14 +198,18 @@ class FloodingMember:
 
 def main() -> None:
     """See the module."""
-    place, me, victim, kind, seconds = sys.argv[1:]
-    member = FloodingMember(Path(place), me, victim)
-    member.greet()
-    frames = member.messages(kind)
-    sys.stdout.write("greeted\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    sys.stdout.write(f"{member.flood(frames, float(seconds))}\n")
+    place, victim = sys.argv[1:]
+    for line in sys.stdin:
+        me, kind, seconds = line.split()
+        member = FloodingMember(Path(place), me, victim)
+        member.greet()
+        frames = member.messages(kind)
+        sys.stdout.write("greeted\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        sys.stdout.write(f"{member.flood(frames, float(seconds))}\n")
+        sys.stdout.flush()
+        member.link.close()
 
 
 if __name__ == "__main__":

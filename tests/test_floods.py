@@ -12,23 +12,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
 
 import flooding_member
-from networks import DEADLINE_S, Institutions, plan_of, wait_until
+from networks import Institutions, plan_of, wait_until
 from p2pfl.records import read_run
 from p2pfl.results import read_models
 from thorough import LONG, long_or_short
 
 CORES = sorted(os.sched_getaffinity(0))
 WARM_ROUNDS = 50
-QUIET_S = long_or_short(2.0, 0.7)
-FLOOD_S = long_or_short(3.0, 1.5)
+QUIET_S = long_or_short(2.0, 0.6)
+FLOOD_S = long_or_short(3.0, 1.2)
 COMING_AND_GOING_S = long_or_short(60.0, 3.0)
 COMINGS_AND_GOINGS = ("come_and_go", "restarts", *long_or_short(("come_and_go_slowly",), ()))
 BYTES_PER_DAY = 1_000_000
@@ -59,38 +60,36 @@ class Attacked:
         self.victim, self.honest, *attackers = plan.names
         self._attackers = dict(zip(kinds, attackers, strict=True))
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         # a process inherits the cores of the one that starts it
-        os.sched_setaffinity(0, {CORES[0]})
-        try:
-            self.institutions.start(self.victim, self.honest)
-        finally:
-            os.sched_setaffinity(0, set(CORES))
-
-    @contextmanager
-    def flood(self, kind: str, seconds: float) -> Iterator[Callable[[], None]]:
-        """A member that has greeted; the function lets it go, and returns when it is over."""
-        arguments = [str(self.institutions.place), self._attackers[kind], self.victim, kind, str(seconds)]
         os.sched_setaffinity(0, {CORES[1]})
-        try:
-            command = [sys.executable, flooding_member.__file__, *arguments]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        finally:
-            os.sched_setaffinity(0, set(CORES))
+        command = [sys.executable, flooding_member.__file__, str(self.institutions.place), self.victim]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        os.sched_setaffinity(0, {CORES[0]})
+        self.institutions.start(self.victim, self.honest)
+        os.sched_setaffinity(0, set(CORES))
+        return self
 
-        def let_go() -> None:
-            assert self.institutions.exit_code(self.victim) is None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            assert int(process.stdout.readline()) > 0
-            assert process.wait(DEADLINE_S) == 0
+    def __exit__(self, *error: object) -> None:
+        os.sched_setaffinity(0, set(CORES))
+        self.process.kill()
+        self.process.communicate()
+        self.institutions.__exit__()
 
-        try:
-            assert process.stdout.readline() == "greeted\n", "\n".join(self.log()[-20:])
-            yield let_go
-        finally:
-            process.kill()
-            process.communicate()
+    def say(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def greet(self, kind: str, seconds: float) -> None:
+        """A member connects that is to attack in one way."""
+        self.say(f"{self._attackers[kind]} {kind} {seconds}")
+        assert self.process.stdout.readline() == "greeted\n", "\n".join(self.log()[-20:])
+
+    def flood(self) -> None:
+        """Let it go, and wait until it is over."""
+        assert self.institutions.exit_code(self.victim) is None
+        self.say("")
+        assert int(self.process.stdout.readline()) > 0
 
     def num_rounds(self) -> int:
         rows = self.institutions.state(self.victim) / "run" / "nodes.jsonl"
@@ -121,9 +120,7 @@ class Attacked:
 
 @contextmanager
 def attacked(place, *kinds):
-    found = Attacked(place, kinds)
-    with found.institutions:
-        found.start()
+    with Attacked(place, kinds) as found:
         yield found
         assert found.institutions.end(found.victim, signal.SIGTERM) == 0
 
@@ -154,11 +151,11 @@ def rate(network, during):
 @pytest.mark.parametrize("kind", COMINGS_AND_GOINGS)
 def test_a_member_that_comes_and_goes_does_not_fill_the_disk(network, kind):
     """Growth that the attacker causes above what the same rounds take without it, in a minute, or in a part of one."""
-    with network.flood(kind, COMING_AND_GOING_S) as flood:
-        network.warm_up()
-        before, rounds_before, log_before = network.sizes(kind), network.num_rounds(), network.log()
-        flood()
-        after, rounds, log = network.sizes(kind), network.num_rounds() - rounds_before, network.log()
+    network.greet(kind, COMING_AND_GOING_S)
+    network.warm_up()
+    before, rounds_before, log_before = network.sizes(kind), network.num_rounds(), network.log()
+    network.flood()
+    after, rounds, log = network.sizes(kind), network.num_rounds() - rounds_before, network.log()
 
     of_rounds = {"run/nodes.jsonl", "run/rounds.jsonl", "run/network.jsonl"}
     caused = sum(size - before.get(name, 0) for name, size in after.items() if name not in of_rounds and not name.endswith(".tmp"))
@@ -174,15 +171,15 @@ def test_a_member_that_comes_and_goes_does_not_fill_the_disk(network, kind):
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", flooding_member.FLOODS)
 def test_a_flood_by_a_member_leaves_the_others_half_of_their_rounds_at_least(network, kind):
-    with network.flood(kind, FLOOD_S) as flood:
-        network.warm_up()
-        before = rate(network, lambda: signal.sigtimedwait((), QUIET_S))
-        flooded = rate(network, flood)
-        after = rate(network, lambda: signal.sigtimedwait((), QUIET_S))
-        print(f"{kind}: {flooded:.0f} rounds a second, {before:.0f} before and {after:.0f} after")  # noqa: T201
+    network.greet(kind, FLOOD_S)
+    network.warm_up()
+    before = rate(network, lambda: signal.sigtimedwait((), QUIET_S))
+    flooded = rate(network, network.flood)
+    after = rate(network, lambda: signal.sigtimedwait((), QUIET_S))
+    print(f"{kind}: {flooded:.0f} rounds a second, {before:.0f} before and {after:.0f} after")  # noqa: T201
 
-        assert flooded >= 0.5 * min(before, after), (before, flooded, after)  # the machine's speed drifts
-        assert network.exclusions(kind) <= 1  # none, where the attacker's core is too slow for more than is allowed
+    assert flooded >= 0.5 * min(before, after), (before, flooded, after)  # the machine's speed drifts
+    assert network.exclusions(kind) <= 1  # none, where the attacker's core is too slow for more than is allowed
 
 
 @pytest.mark.parametrize("kinds", long_or_short([("alive",), ("wrong_digest",), ("restarts",)], [("alive", "wrong_digest", "restarts")]))
@@ -190,13 +187,11 @@ def test_flooded_nodes_end_their_run_as_without_the_flood_and_with_the_same_weig
     models, codes = [], []
     for place in (tmp_path / "quiet", tmp_path / "flooded"):
         place.mkdir()
-        network = Attacked(place, kinds, deadline_s=3.0, rounds=500)
-        with network.institutions, ExitStack() as attackers:
-            network.start()
-            floods = [attackers.enter_context(network.flood(kind, long_or_short(4.0, 1.0))) for kind in kinds]
-            if place.name == "flooded":
-                for flood in floods:
-                    flood()
+        with Attacked(place, kinds, deadline_s=3.0, rounds=500) as network:
+            for kind in kinds if place.name == "flooded" else kinds[:1]:
+                network.greet(kind, long_or_short(4.0, 1.0))
+                if place.name == "flooded":
+                    network.flood()
             names = network.victim, network.honest
             wait_until(lambda names=names, all_of=network.institutions: all(all_of.exit_code(name) is not None for name in names))
             codes.append([network.institutions.wait(name) for name in names])

@@ -17,8 +17,9 @@ from thorough import long_or_short
 pytestmark = pytest.mark.slow
 
 TRAIN_S = long_or_short(0.3, 0.15)
-ROUNDS = 40
+ROUNDS = long_or_short(40, 20)
 FIRST_LIE = 5
+POISONED_ROUNDS = long_or_short(60, 30)
 DEADLINE_S = long_or_short(3.0, 1.0)
 MOST_DEADLINES = 3
 """That one member costs each other one."""
@@ -102,11 +103,12 @@ def test_an_honest_member_that_was_stopped_is_waited_for_again_while_another_one
         rounds=0,
         stop={"relative_consensus": 1e-300, "settle": 100_000},
     )
-    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0) as (network, honest):
+    deadline_s = long_or_short(DEADLINE_S, 2.0)
+    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0, deadline_floor_s=deadline_s) as (network, honest):
         *others, sleeper = honest
         wait_until(lambda: all(network.round(name) >= FIRST_LIE + 30 for name in honest))
         network.signal(sleeper, signal.SIGSTOP)
-        time.sleep(4 * DEADLINE_S)  # that is how long it stands still
+        time.sleep(4 * deadline_s)  # that is how long it stands still
         network.signal(sleeper, signal.SIGCONT)
         at = len(network.rows(sleeper))
         wait_until(lambda: len(network.rows(sleeper)) >= at + 10)
@@ -136,7 +138,7 @@ def test_a_member_that_announces_a_stop_ends_nobodys_run_as_converged(tmp_path):
 
 @pytest.mark.parametrize("program", ["poison_once", "poison_always"])
 def test_updates_of_the_largest_numbers_harm_their_sender_only(program, tmp_path):
-    with lied_to(training(4, {"name": "complete"}, rounds=60), tmp_path, program, deadline_floor_s=0.5) as (network, honest):
+    with lied_to(training(4, {"name": "complete"}, rounds=POISONED_ROUNDS), tmp_path, program, deadline_floor_s=0.5) as (network, honest):
         ended(network, honest)
         for name in honest:
             events, rows = read_run(network.state(name) / "run").events, network.rows(name)
@@ -144,6 +146,6 @@ def test_updates_of_the_largest_numbers_harm_their_sender_only(program, tmp_path
 
             assert any("node-3: too_large: an update of norm" in detail for detail in told)
             assert not {"overflow", "diverged", "no_loss"} & {event["event"] for event in events}
-            assert len(rows) == 60
+            assert len(rows) == POISONED_ROUNDS
             assert all(row["norm"] < 20 and row["loss"] < 2 for row in rows)
             assert "node-3" in rows[FIRST_LIE]["skipped"]
