@@ -28,8 +28,8 @@ from thorough import LONG, long_or_short
 
 CORES = sorted(os.sched_getaffinity(0))
 WARM_ROUNDS = 50
-QUIET_S = long_or_short(2.0, 0.6)
-FLOOD_S = long_or_short(3.0, 1.2)
+QUIET_S = long_or_short(2.0, 0.5)
+FLOOD_S = long_or_short(3.0, 1.0)
 COMING_AND_GOING_S = long_or_short(60.0, 3.0)
 COMINGS_AND_GOINGS = ("come_and_go", "restarts", *long_or_short(("come_and_go_slowly",), ()))
 BYTES_PER_DAY = 1_000_000
