@@ -20,7 +20,7 @@ TRAIN_S = long_or_short(0.3, 0.15)
 ROUNDS = long_or_short(40, 20)
 FIRST_LIE = 5
 POISONED_ROUNDS = long_or_short(60, 30)
-DEADLINE_S = long_or_short(3.0, 2.0)
+DEADLINE_S = 3.0
 USUAL_WAIT_S = long_or_short(0.5, 0.8)
 """What a round needs without a liar, at most; in the short form other tests run beside these."""
 MOST_DEADLINES = 3
@@ -104,11 +104,12 @@ def test_an_honest_member_that_was_stopped_is_waited_for_again_while_another_one
         rounds=0,
         stop={"relative_consensus": 1e-300, "settle": 100_000},
     )
-    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0) as (network, honest):
+    deadline_s = long_or_short(DEADLINE_S, 2.0)
+    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0, deadline_floor_s=deadline_s) as (network, honest):
         *others, sleeper = honest
         wait_until(lambda: all(network.round(name) >= FIRST_LIE + 30 for name in honest))
         network.signal(sleeper, signal.SIGSTOP)
-        time.sleep(4 * DEADLINE_S)  # that is how long it stands still
+        time.sleep(4 * deadline_s)  # that is how long it stands still
         network.signal(sleeper, signal.SIGCONT)
         at = len(network.rows(sleeper))
         wait_until(lambda: len(network.rows(sleeper)) >= at + 10)
