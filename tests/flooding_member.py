@@ -1,7 +1,7 @@
-"""A member of a study that floods one of its neighbours: python flooding_member.py PLACE MEMBER VICTIM KIND SECONDS.
+"""Members of a study that flood one of their neighbours: python flooding_member.py PLACE VICTIM.
 
-PLACE is a folder as `networks.Institutions` makes it. The member greets like an honest one, prints "greeted", waits for a line on standard
-input, and then sends messages of one kind as fast as it can. At the end it prints how many were taken by its own end of the link.
+PLACE is a folder as `networks.Institutions` makes it. A line MEMBER KIND SECONDS on standard input makes a member greet like an honest one
+and print "greeted". After a second line it sends messages of one kind as fast as it can, and prints how many its own end of the link took.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 
 import msgpack
@@ -20,7 +20,9 @@ import zmq
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.wire.codec import CHUNK_BYTES, decode, encode
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Chunk, Goodbye, Heartbeat, Hello, Records, Report, ResendRequest, Update
+from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Goodbye, Hello, Ready, Records, Report, Update, ResendRequest
+from p2pfl.wire.ready_record import ReadyRecord, packed
+from p2pfl.wire.ready_record import seal as seal_ready
 from p2pfl.wire.round_record import RoundRecord, seal
 
 FLOODS = (
@@ -55,6 +57,18 @@ class FloodingMember:
         self.incarnation = secrets.randbelow(2**62) + 1
         self.heard: Hello | None = None
         self.update: tuple[Update, bytes] | None = None
+        self.ready = self.readiness(place)
+
+    def readiness(self, place: Path) -> Ready:
+        """Word that all have started, in the name of each attacker: of all members but the first two."""
+        num_members = len(self.study.names)
+        sealed = []
+        for number in range(2, num_members):
+            signing = Identity.load(place / self.study.names[number] / "keys", None).signing
+            everybody = {"links": packed(range(num_members - 1)), "started": packed(range(num_members))}
+            record = ReadyRecord(member=number, began=1, number=0, **everybody)
+            sealed.append(seal_ready(record, signing.sign, bytes.fromhex(self.study.digest)))
+        return Ready(sealed=tuple(sealed), receipts=())
 
     def read(self) -> None:
         """Take what the victim has said; of it the newest Hello and the newest update are kept."""
@@ -92,6 +106,7 @@ class FloodingMember:
             self.read()
             if self.heard is not None:
                 self.say(encode(self.hello()))
+                self.say(encode(self.ready))
         assert self.update is not None, "the victim has sent no update in time"
 
     def say(self, frames: list[bytes | memoryview]) -> bool:
@@ -121,10 +136,14 @@ class FloodingMember:
         if kind == "hello":
             while True:
                 yield encode(self.hello())
-        if kind == "come_and_go":
+        if kind.startswith("come_and_go"):
+            pause_s = 0.5 if kind == "come_and_go_slowly" else 0.0
             while True:
                 yield encode(Goodbye(reason="finished"))
-                yield encode(replace(self.hello(), exchange=_UNBELIEVABLE))
+                time.sleep(pause_s)
+                self.read()
+                yield encode(replace(self.hello(), exchange=0 if pause_s else _UNBELIEVABLE))
+                time.sleep(pause_s)
         if kind == "restarts":
             while True:
                 self.incarnation += 1
@@ -179,14 +198,19 @@ class FloodingMember:
 
 def main() -> None:
     """See the module."""
-    place, me, victim, kind, seconds = sys.argv[1:]
-    member = FloodingMember(Path(place), me, victim)
-    member.greet()
-    frames = member.messages(kind)
-    sys.stdout.write("greeted\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    sys.stdout.write(f"{member.flood(frames, float(seconds))}\n")
+    place, victim = sys.argv[1:]
+    for line in sys.stdin:
+        me, kind, seconds = line.split()
+        member = FloodingMember(Path(place), me, victim)
+        member.greet()
+        frames = member.messages(kind)
+        frames = chain([next(frames)], frames)  # what is signed is signed by now
+        sys.stdout.write("greeted\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        sys.stdout.write(f"{member.flood(frames, float(seconds))}\n")
+        sys.stdout.flush()
+        member.link.close()
 
 
 if __name__ == "__main__":

@@ -759,7 +759,7 @@ class Daemon:
                 self._witness.look()
                 self._network_view.take_note(self._folder)
                 for name in self._network_view.begun_again() - self.protocol.neighbours.keys():  # a neighbour says more itself
-                    self._event(EventKind.STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say")
+                    self._event(EventKind.STARTED_ANEW, f"{name}: {WITHOUT_ITS_STATE}, as its records say", name)
             await asyncio.sleep(TICK_S)
 
     def _count_unreadable(self) -> None:
@@ -1176,6 +1176,7 @@ class Daemon:
                     "paused": n.is_paused,
                     "state_lost": n.state_lost or None,
                     "dropped": n.allowance.num_dropped,
+                    "events_held_back": self._throttle.num_held_back(name),
                     "refused": dict(n.session.counters),
                 }
                 for name, n in protocol.neighbours.items()

@@ -491,9 +491,8 @@ class Protocol:
                 neighbour.hurried += 1
                 if _is_power_of_two(neighbour.hurried):
                     where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self.exchange}"
-                    self.on_event(
-                        EventKind.HURRIED, f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}"
-                    )
+                    detail = f"{neighbour.name} says that {where}, and no other member confirms it{_times(neighbour.hurried)}"
+                    self.on_event(EventKind.HURRIED, detail, neighbour.name)
 
     def _asked_for_proof(self, neighbour: Neighbour, message: ProofRequest, now_s: float) -> None:
         """Say where the furthest members are, and ask the other neighbours, which may be further by now."""
@@ -1146,7 +1145,7 @@ class Protocol:
         neighbour.held_s += now_s - self._began_s
         if neighbour.held >= HELD_AFTER and _is_power_of_two(neighbour.held // HELD_AFTER) and neighbour.held % HELD_AFTER == 0:
             spoke = f"{neighbour.name} spoke and did not come to {neighbour.held} exchanges"
-            self.on_event(EventKind.HELD, f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all")
+            self.on_event(EventKind.HELD, f"{spoke}, which waited for it for {neighbour.held_s:.0f} s in all", neighbour.name)
 
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
         """Leave out the exchanges before this one: they took place without this node.

@@ -69,6 +69,11 @@ def read_document(path: Path) -> Row | None:
     return document
 
 
+def row_bytes(row: Mapping[str, Any]) -> int:
+    """Size in bytes of a row as it is written."""
+    return len(line_of(row).encode())
+
+
 def line_of(row: Mapping[str, Any]) -> str:
     """Text of one row as a line of JSON."""
     return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"

@@ -5,19 +5,24 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 
 from lying_members import start_liar
 from networks import Institutions, plan_of, wait_until
 from p2pfl.runs.records import read_run
+from thorough import long_or_short
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
-TRAIN_S = 0.3
-ROUNDS = 40
+TRAIN_S = long_or_short(0.3, 0.15)
+ROUNDS = long_or_short(40, 20)
 FIRST_LIE = 5
+POISONED_ROUNDS = long_or_short(60, 30)
 DEADLINE_S = 3.0
+USUAL_WAIT_S = long_or_short(0.5, 0.8)
+"""What a round needs without a liar, at most; in the short form other tests run beside these."""
 MOST_DEADLINES = 3
 """That one member costs each other one."""
 
@@ -62,7 +67,7 @@ def ended(network, names):
     wait_until(lambda: all(network.exit_code(name) is not None for name in names))
 
 
-@pytest.mark.parametrize("topology", ["complete", "path"])
+@pytest.mark.parametrize("topology", long_or_short(["complete", "path"], ["path"]))
 def test_a_member_that_claims_to_be_ahead_costs_nobody_a_round_of_training(topology, tmp_path):
     with lied_to(training(4, {"name": topology}), tmp_path, "ahead", round_at_least_s=TRAIN_S) as (network, honest):
         ended(network, honest)
@@ -73,14 +78,19 @@ def test_a_member_that_claims_to_be_ahead_costs_nobody_a_round_of_training(topol
         assert [network.exit_code(name) for name in honest] == [3] * 3  # a member did not end with the others
 
 
-@pytest.mark.parametrize("program", ["only_alive", "waiting", "endless", "restarts", "silent"])
-@pytest.mark.parametrize("first_lie", [0, FIRST_LIE])
+@pytest.mark.parametrize(
+    ("program", "first_lie"),
+    long_or_short(
+        list(product(["only_alive", "waiting", "endless", "restarts", "silent"], [0, FIRST_LIE])),
+        [("only_alive", 0), ("waiting", FIRST_LIE), ("endless", FIRST_LIE), ("restarts", 0), ("silent", FIRST_LIE)],
+    ),
+)
 def test_a_member_stops_nobodys_clock(program, first_lie, tmp_path):
     with lied_to(three_chunks(), tmp_path, program, first_lie, deadline_factor=2.0) as (network, honest):
         wait_until(lambda: all(network.round(name) >= first_lie + ROUNDS + 1 for name in honest))
         for name in honest:
             rows = network.rows(name)[first_lie : first_lie + ROUNDS]
-            lost_s = sum(max(0.0, row["seconds"]["wait"] - 0.5) for row in rows)  # what a round needs here without a liar, at most
+            lost_s = sum(max(0.0, row["seconds"]["wait"] - USUAL_WAIT_S) for row in rows)
             print(f"{program} from {first_lie}: {name} lost {lost_s / DEADLINE_S:.2f} deadlines in {len(rows)} rounds")  # noqa: T201
 
             assert lost_s <= MOST_DEADLINES * DEADLINE_S
@@ -94,11 +104,12 @@ def test_an_honest_member_that_was_stopped_is_waited_for_again_while_another_one
         rounds=0,
         stop={"relative_consensus": 1e-300, "settle": 100_000},
     )
-    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0) as (network, honest):
+    deadline_s = long_or_short(DEADLINE_S, 2.0)
+    with lied_to(plan, tmp_path, "only_alive", deadline_factor=2.0, deadline_floor_s=deadline_s) as (network, honest):
         *others, sleeper = honest
         wait_until(lambda: all(network.round(name) >= FIRST_LIE + 30 for name in honest))
         network.signal(sleeper, signal.SIGSTOP)
-        time.sleep(4 * DEADLINE_S)  # that is how long it stands still
+        time.sleep(4 * deadline_s)  # that is how long it stands still
         network.signal(sleeper, signal.SIGCONT)
         at = len(network.rows(sleeper))
         wait_until(lambda: len(network.rows(sleeper)) >= at + 10)
@@ -128,7 +139,7 @@ def test_a_member_that_announces_a_stop_ends_nobodys_run_as_converged(tmp_path):
 
 @pytest.mark.parametrize("program", ["poison_once", "poison_always"])
 def test_updates_of_the_largest_numbers_harm_their_sender_only(program, tmp_path):
-    with lied_to(training(4, {"name": "complete"}, rounds=60), tmp_path, program, deadline_floor_s=0.5) as (network, honest):
+    with lied_to(training(4, {"name": "complete"}, rounds=POISONED_ROUNDS), tmp_path, program, deadline_floor_s=0.5) as (network, honest):
         ended(network, honest)
         for name in honest:
             events, rows = read_run(network.state(name) / "run").events, network.rows(name)
@@ -136,6 +147,6 @@ def test_updates_of_the_largest_numbers_harm_their_sender_only(program, tmp_path
 
             assert any("node-3: too_large: an update of norm" in detail for detail in told)
             assert not {"overflow", "diverged", "no_loss"} & {event["event"] for event in events}
-            assert len(rows) == 60
+            assert len(rows) == POISONED_ROUNDS
             assert all(row["norm"] < 20 and row["loss"] < 2 for row in rows)
             assert "node-3" in rows[FIRST_LIE]["skipped"]

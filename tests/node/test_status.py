@@ -387,6 +387,7 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
         "paused": False,
         "state_lost": None,
         "dropped": 0,
+        "events_held_back": 0,
         "refused": {},
     }
     assert during["round"] >= 3

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import random
+from collections import Counter
 
 import pytest
 
 from p2pfl.protocol.event_throttle import FIRST, PAUSE_S, EventThrottle
-from p2pfl.runs.events import EventKind
+from p2pfl.runs.folder import RunFolder
 
 DAY_S = 86_400
-KINDS = ("left", "returned", "refused", "skipped", "took_back", "resynchronised", "state_lost", "link_down", "link_up", EventKind.EXCLUDED)
+DAY_BYTES = 1_000_000
+MINUTE_S = 60.0
+MINUTE_BYTES = DAY_BYTES / 1440
+DETAILS = {
+    "left": "node-2 has finished",
+    "greeted": "node-2 at exchange 123456",
+    "returned": "node-2 is back at exchange 123456",
+    "refused": "node-2: wrong_format: the update of exchange 123456 holds 5 channels, and 3 are expected",
+    "excluded": "node-2 is disconnected for 3,600 s: it sends messages that no member sends (bad_message)",
+    "skipped": "node-2 did not come to exchange 123456",
+    "took_back": "node-2 did not match exchange 123456",
+    "resynchronised": "node-2 at exchange 123456",
+    "state_lost": "node-2: its state went back: it was that of round 123456, and now is that of round 0 (settled -1, confirmed -1); "
+    "nothing of it is taken in until its state is restored, or it is started with --start-anew",
+    "state_restored": "node-2: its state is again that of round 123456",
+    "started_anew": "node-2: it has begun without its state: it was that of round 123456, and now is that of round 0",
+    "far_update": "node-2: its model is 123.4 away, and 1.2 was the median of the last 50",
+    "update_differs": "node-2: what it sent here in round 123456 is not the update that it has signed",
+    "hurried": "node-2 says that it is at exchange 1000000000 while this node is at 123456, and no other member confirms it",
+    "held": "node-2 spoke and did not come to 16384 exchanges, which waited for it for 491520 s in all",
+    "link_down": "the link to node-2 is down: it is being dialled",
+    "link_up": "the link to node-2 is up again after 12 s",
+}
+"""All kinds that a neighbour can cause, each with what a node writes."""
 
 
 class Record:
@@ -30,8 +54,47 @@ class Record:
     def details(self):
         return [row["detail"] for row in self.rows]
 
+
+class Attack:
+    """A neighbour that makes things happen, against what a node writes in events.jsonl, on a clock that the test moves."""
+
+    def __init__(self, place, tick_s=0.1):
+        self.throttle, self.folder = EventThrottle(), RunFolder.create(place, {})
+        self.happened = Counter()
+        self.written = []
+        """When something was written, and how large the file was then."""
+        self.tick_s, self.ticked_s = tick_s, 0.0
+
+    def happen(self, kind, now_s, member="node-2"):
+        while self.ticked_s + self.tick_s <= now_s and self.throttle.num_held_back(member):
+            self.ticked_s += self.tick_s
+            self.write(self.throttle.due(self.ticked_s), self.ticked_s)
+        self.ticked_s = max(self.ticked_s, now_s - now_s % self.tick_s)
+        self.happened[kind] += 1
+        row = {"time": "2026-11-29T12:00:00.000Z", "round": 123_456, "node": "node-0", "event": kind, "detail": DETAILS[kind]}
+        row = self.throttle.offer(kind, member, row, now_s)
+        self.write([row] if row is not None else [], now_s)
+
+    def write(self, rows, now_s):
+        for row in rows:
+            self.folder.append_event(row)
+            self.written.append((now_s, self.size_bytes()))
+
     def size_bytes(self):
-        return sum(len(json.dumps({"time": "2026-11-29T12:00:00.000Z", "round": 10**6, "node": "hospital-0", **row})) for row in self.rows)
+        return (self.folder.path / "events.jsonl").stat().st_size
+
+    def within(self, from_s, to_s):
+        """Bytes that were written from one time to another."""
+        sizes = [0, *(size for now_s, size in self.written if now_s < from_s)]
+        return max([sizes[-1], *(size for now_s, size in self.written if from_s <= now_s < to_s)]) - sizes[-1]
+
+    def told(self):
+        """How many events of each kind the rows speak of."""
+        told = Counter()
+        for row in self.folder.events():
+            _, _, before = row["detail"].partition(" (and ")
+            told[row["event"]] += 1 + int(before.partition(" ")[0].replace(",", "") or 0)
+        return told
 
 
 def test_events_now_and_then_are_all_written():
@@ -96,27 +159,63 @@ def test_one_neighbour_and_one_kind_do_not_hold_back_another():
     assert record.details() == ["b has finished", "c has finished", "b did not answer"]
 
 
-def test_of_an_excluded_neighbour_hardly_anything_is_written_within_a_minute():
-    record = Record()
-    record.event(0.0, kind="refused", detail="b: bad_message")
-    record.event(0.1, kind=EventKind.EXCLUDED, detail="b is disconnected for 10 s")
-    for began_s in (3.0, 10.0, 30.0, 59.0):
-        for kind in KINDS:
-            for number in range(50):
-                record.event(began_s + number / 100, kind=kind)
-
-    assert len(record.rows) == 2
-    record.write(record.throttle.due(PAUSE_S + 1))
-    assert len(record.rows) == 2 + len(KINDS)
+RATES = [0.1, 1.0, 10.0, 100.0, 1000.0]
+STORIES = [("left", "greeted"), tuple(DETAILS), *((kind,) for kind in DETAILS)]
+"""What a neighbour makes happen in turn: it comes and goes, does all that it can, or the same over and over."""
 
 
-@pytest.mark.parametrize("burst", [1, FIRST, 100])
-@pytest.mark.parametrize("pause_s", [1.0, 61.0, 901.0])
-def test_one_neighbour_causes_less_than_a_megabyte_of_events_a_day_whatever_it_does(burst, pause_s):
-    record = Record()
-    for began_s in range(0, DAY_S, round(burst + pause_s)):
-        for number in range(burst):
-            record.event(float(began_s + number))
-    record.write(record.throttle.rest(DAY_S))
+@pytest.mark.parametrize("kinds", STORIES, ids=lambda kinds: "-".join(kinds) if len(kinds) < 3 else "all")
+def test_one_neighbour_causes_hardly_a_row_in_its_first_minute_however_fast_it_is(kinds, tmp_path):
+    for rate in RATES:
+        attack = Attack(tmp_path / f"{rate:g}")
+        for number in range(round(MINUTE_S * rate)):
+            for kind in kinds if number < 1000 or len(kinds) < 3 else ():  # the rest of all kinds' minute is like this
+                attack.happen(kind, number / rate)
 
-    assert record.size_bytes() * len(KINDS) < 1e6
+        assert 0 < attack.size_bytes() <= MINUTE_BYTES, rate
+
+
+@pytest.mark.parametrize("rate", [0.1, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (1.0, 10.0))])
+@pytest.mark.parametrize("kinds", [("left", "greeted"), tuple(DETAILS)], ids=["come-and-go", "all"])
+def test_one_neighbour_causes_less_than_a_megabyte_of_events_a_day_and_all_are_counted(kinds, rate, tmp_path):
+    attack = Attack(tmp_path / "run", tick_s=5.0)
+    for number in range(round(DAY_S * rate)):
+        attack.happen(kinds[number % len(kinds)], number / rate)
+    attack.write(attack.throttle.rest(DAY_S), DAY_S)
+
+    assert attack.size_bytes() <= DAY_BYTES
+    assert attack.told().total() == attack.happened.total()
+    assert kinds[-1] in attack.told()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_there_is_no_minute_in_which_one_neighbour_causes_more(seed, tmp_path):
+    chance, attack, now_s = random.Random(seed), Attack(tmp_path / "run", tick_s=1.0), 0.0
+    for _ in range(100):
+        now_s += chance.choice([0.0, 5.0, 60.0, 300.0, 900.0])
+        for kind in chance.sample(list(DETAILS), chance.randint(1, 6)):
+            for _ in range(chance.choice([1, 4, 30])):
+                now_s += chance.choice([0.01, 1.0])
+                attack.happen(kind, now_s)
+
+    assert max(attack.within(at_s, at_s + MINUTE_S) for at_s, _ in attack.written) <= MINUTE_BYTES
+
+
+def test_what_is_not_written_yet_is_counted_and_a_kind_that_was_never_written_comes_first(tmp_path):
+    attack = Attack(tmp_path / "run")
+    for kind in ("left", "greeted", "left", "greeted", "returned", "returned"):
+        attack.happen(kind, 1.0)
+    attack.happen("state_lost", 2.0)
+    num_held_back = attack.throttle.num_held_back("node-2")
+    (row,) = attack.throttle.due(2.0 + 10 * PAUSE_S)[:1]
+
+    assert num_held_back + len(attack.written) == 7
+    assert row["event"] == "state_lost"
+    assert attack.throttle.num_held_back("node-1") == 0
+
+
+def test_one_row_that_is_larger_than_all_that_is_allowed_is_written_where_nothing_else_was():
+    throttle, row = EventThrottle(), {"event": "refused", "detail": "b: " + 2000 * "x"}
+
+    assert throttle.offer("refused", "b", row, 0.0) == row
+    assert throttle.offer("left", "b", {"event": "left", "detail": "b has finished"}, 1.0) is None
