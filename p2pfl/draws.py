@@ -52,8 +52,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    nought = counter[0] * 0 + counter[1] * 0 + counter[2] * 0 + counter[3] * 0
-    word_0, word_1, word_2, word_3 = (word + nought for word in counter)
+    zeros = counter[0] * 0 + counter[1] * 0 + counter[2] * 0 + counter[3] * 0
+    word_0, word_1, word_2, word_3 = (word + zeros for word in counter)
     key_0, key_1 = key
     for _ in range(_NUM_ROUNDS):
         # int64 products wrap modulo 2**64, which keeps exactly the bits that an unsigned product has
@@ -91,8 +91,8 @@ def torch_seed(seed: int, purpose: Purpose, *, node: int = 0, round: int = 0, st
 
 def shuffled(seed: int, purpose: Purpose, count: int, *, node: int, round: int) -> list[int]:
     """A keyed permutation of range(count)."""
-    nought = torch.zeros(count, dtype=torch.int64)
-    keys = sort_keys(seed, purpose, node=nought + node, round=nought + round, step=nought, index=torch.arange(count))
+    zeros = torch.zeros(count, dtype=torch.int64)
+    keys = sort_keys(seed, purpose, node=zeros + node, round=zeros + round, step=zeros, index=torch.arange(count))
     order: list[int] = keys.argsort(stable=True).tolist()
     return order
 

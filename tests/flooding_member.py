@@ -20,7 +20,20 @@ import zmq
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.wire.codec import CHUNK_BYTES, decode, encode
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, SCHEMA, Heartbeat, Chunk, Goodbye, Hello, Ready, Records, Report, Update, ResendRequest
+from p2pfl.wire.messages import (
+    NO_STOP,
+    NOTHING_CLOSED,
+    SCHEMA,
+    Chunk,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Ready,
+    Records,
+    Report,
+    ResendRequest,
+    Update,
+)
 from p2pfl.wire.ready_record import ReadyRecord, packed
 from p2pfl.wire.ready_record import seal as seal_ready
 from p2pfl.wire.round_record import RoundRecord, seal

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from p2pfl.algorithms.accelerated import Chebyshev
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, SlotInbox, State, flow, over_an_edge
+from p2pfl.algorithms.base import Algorithm, Channel, Compressor, Context, Inbox, Notice, Requirement, State
 from p2pfl.algorithms.compressed import Choco, PowerGossip
-from p2pfl.algorithms.compressors import COMPRESSORS, Compressor
+from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, AllReduce, DFedAvgM, QGDSGDm
 from p2pfl.algorithms.guard import Guard
+from p2pfl.algorithms.inbox import SlotInbox, flow, over_an_edge
 from p2pfl.algorithms.outer import DiLoCo
 from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.push_sum import PushSum
 from p2pfl.algorithms.relay import RelaySGD
 from p2pfl.algorithms.tracking import KGT, GradientTracking
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+ALGORITHMS: dict[str, type[Algorithm]] = {
     "dpsgd": DPSGD,
     "allreduce": AllReduce,
     "ad-psgd": ADPSGD,

@@ -5,7 +5,6 @@ Shapes: N rows, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
-from p2pfl.algorithms.gossip import MODEL
+from p2pfl.algorithms.base import PLAIN_STEPS, Context, Inbox, LocalChange, Requirement, State
+from p2pfl.algorithms.gossip import ModelAveraging
 
 
 @dataclass(frozen=True)
-class Chebyshev(Algorithm):
+class Chebyshev(ModelAveraging):
     """Gossip with Chebyshev's polynomials: x_{t+1} = w_{t+1} W x_t + (1 - w_{t+1}) x_{t-1}, about the square root of plain gossip's rounds.
 
     w_1 = 1, w_2 = 1 / (1 - rho^2 / 2), w_{t+1} = 1 / (1 - rho^2 w_t / 4). Rounds with local steps are D-PSGD's; t starts again after each.
@@ -30,18 +29,13 @@ class Chebyshev(Algorithm):
     rho: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """max(|lambda_2|, |lambda_min|) of W: 1 - spectral_gap in `p2pfl topology show`. Another value converges as well, less fast."""
 
-    phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "reliable", "synchronous"})
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Not begun: "factor" is the last w_t, 0 before the first."""
         return {"x": x_NP, "previous": x_NP, "factor": torch.zeros_like(x_NP[:, :1])}
-
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """The model."""
-        return {"x": state["x"]}
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
         """The weighted mean, and beyond it away from where the model was before."""

@@ -6,7 +6,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,9 +14,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Notice, Requirement, Sender, State
-from p2pfl.algorithms.compressors import PART_NAMES, Compressor, Identity, gaussian_columns
+from p2pfl.algorithms.base import (
+    PLAIN_STEPS,
+    Algorithm,
+    Channel,
+    Compressor,
+    Context,
+    Inbox,
+    LocalChange,
+    Notice,
+    Requirement,
+    Sender,
+    State,
+)
+from p2pfl.algorithms.compressors import PART_NAMES, Identity
 from p2pfl.algorithms.gossip import DPSGD
+from p2pfl.algorithms.sparsifiers import gaussian_columns
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout
 
@@ -64,12 +77,17 @@ class Choco(Algorithm):
         }
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "doubly stochastic", "static", "single messages", "synchronous"})
-    tells: ClassVar[bool] = True
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
+    has_notices: ClassVar[bool] = True
 
     @property
     def alone(self) -> Algorithm:
         """Local steps and nothing else: with W = 1 what it sends changes nothing."""
         return DPSGD()
+
+    def with_compressor(self, compressor: Compressor) -> Choco:
+        """The rule with another compressor."""
+        return replace(self, compressor=compressor)
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """Nothing is known of anyone."""
@@ -225,6 +243,7 @@ class PowerGossip(Algorithm):
     requires: ClassVar[frozenset[Requirement]] = frozenset(
         {"symmetric", "doubly stochastic", "static", "single messages", "fixed slots", "synchronous"}
     )
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
 
     @property
     def alone(self) -> Algorithm:

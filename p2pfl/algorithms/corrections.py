@@ -7,21 +7,20 @@ Shapes: N rows, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
-from p2pfl.algorithms.gossip import MODEL
+from p2pfl.algorithms.base import PLAIN_STEPS, Context, Inbox, LocalChange, Requirement, State
+from p2pfl.algorithms.gossip import ModelAveraging
 
 _SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly stochastic", "static", "reliable", "synchronous"})
 
 
 @dataclass(frozen=True)
-class ExactDiffusion(Algorithm):
+class ExactDiffusion(ModelAveraging):
     """Exact diffusion (D^2, NIDS) with the lazy matrix: psi+ = x - eta g;  phi = psi+ + x - psi;  x+ = (I + W) / 2 phi;  psi = x at first.
 
     The lazy matrix has no negative eigenvalue, which makes any symmetric W do. The state holds x - psi as "correction", with
@@ -33,9 +32,8 @@ class ExactDiffusion(Algorithm):
     Tang et al., "D^2" (arXiv:1803.07068).
     """
 
-    phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
@@ -56,7 +54,7 @@ class ExactDiffusion(Algorithm):
 
 
 @dataclass(frozen=True)
-class EXTRA(Algorithm):
+class EXTRA(ModelAveraging):
     """EXTRA: x_{k+2} = (I + W) x_{k+1} - (I + W) / 2 x_k - eta (g_{k+1} - g_k), after x_1 = W x_0 - eta g_0.
 
     Summed over k, which is how it is kept: x_{k+1} = W x_k - eta g_k + c_k and c_{k+1} = c_k + (W x_k - x_k) / 2, with c_0 = 0. The models
@@ -67,9 +65,8 @@ class EXTRA(Algorithm):
     Source: Shi, Ling, Wu & Yin, "EXTRA", SIAM J. Optim. 25, 2015 (arXiv:1404.6264).
     """
 
-    phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002

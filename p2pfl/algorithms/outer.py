@@ -5,7 +5,6 @@ Shapes: N rows, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, State
-from p2pfl.algorithms.gossip import MODEL
+from p2pfl.algorithms.base import Context, LocalChange, Requirement, State
+from p2pfl.algorithms.gossip import ModelAveraging
 
 
 @dataclass(frozen=True)
-class DiLoCo(Algorithm):
+class DiLoCo(ModelAveraging):
     """DiLoCo with gossip for its all-reduce: delta = x - trained;  v+ = momentum v + delta;  x+ = W (x - lr (momentum v+ + delta)).
 
     On the complete graph it is DiLoCo itself: the mean of the outer steps is the outer step of the mean. v stays at home.
@@ -32,10 +31,8 @@ class DiLoCo(Algorithm):
     outer_lr: Annotated[float, Field(gt=0, le=10)] = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
-    phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MODEL
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
-    reads_once: ClassVar[bool] = True
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
         """No momentum."""
@@ -46,11 +43,3 @@ class DiLoCo(Algorithm):
         delta_NP = state["x"] - trained_NP
         momentum_NP = self.outer_momentum * state["momentum"] + delta_NP
         return {"x": state["x"] - self.outer_lr * (self.outer_momentum * momentum_NP + delta_NP), "momentum": momentum_NP}
-
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """The model."""
-        return {"x": state["x"]}
-
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
-        """The weighted mean of the neighbourhood."""
-        return {**state, "x": inbox.mix("x")}

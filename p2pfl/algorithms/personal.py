@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, Sender, SlotInbox, State
+from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, Sender, State
+from p2pfl.algorithms.inbox import SlotInbox
 from p2pfl.params import Layout, taken
 
 _PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates
@@ -32,15 +32,15 @@ class PartlyShared(Algorithm):
     def __init__(self, rule: Algorithm, layout: Layout) -> None:
         self.rule, self._alone = rule, rule.alone
         self.phases, self.channels = rule.phases, rule.channels
-        self.requires, self.weighs, self.reads_once = rule.requires, rule.weighs, rule.reads_once  # type: ignore[misc]  # likewise
-        self.tells = rule.tells  # type: ignore[misc]  # likewise
+        self.requires, self.uses_weights, self.reads_once = rule.requires, rule.uses_weights, rule.reads_once  # type: ignore[misc]  # likewise
+        self.has_notices = rule.has_notices  # type: ignore[misc]  # likewise
         self._shared, self._shared_places = layout.part(personal=False)
         self._own, self._own_places = layout.part(personal=True)
 
     @property
     def resets_optimizer(self) -> bool:
         """Whether the optimiser's state is all zeros at the start of each round."""
-        return bool(getattr(self.rule, "resets_optimizer", False))
+        return self.rule.resets_optimizer
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start both parts."""
@@ -102,10 +102,9 @@ class PartlyShared(Algorithm):
         """Tell what the rule has changed of its own accord on the shared coordinates."""
         return self.rule.notices(before, after)
 
-    def caught_up(self, now: State, start: State, trained: State) -> State:
-        """Add what training made of `start` to what x has become meanwhile, for rules that meet neighbours while they train."""
-        caught_up: State = cast("Any", self.rule).caught_up(now, start, trained)
-        return caught_up
+    def apply_stale_update(self, now: State, start: State, trained: State) -> State:
+        """Add what training made of `start` to what x has become meanwhile."""
+        return self.rule.apply_stale_update(now, start, trained)
 
     def _for_shared(self, ctx: Context) -> Context:
         return replace(ctx, layout=self._shared)

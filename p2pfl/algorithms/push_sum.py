@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
 
 _ROUNDING = 1.01  # w is the difference of two running sums
@@ -37,6 +37,7 @@ class PushSum(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"sigma": Channel(missing="zero")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"column stochastic", "static", "single messages", "fixed slots"})
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"estimate"})
 
     @property
     def alone(self) -> Algorithm:

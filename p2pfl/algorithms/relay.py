@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
+from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
 
 
@@ -35,7 +35,8 @@ class RelaySGD(Algorithm):
         {"m": Channel(missing="zero", per_edge=True), "count": Channel(missing="zero", per_edge=True)}
     )
     requires: ClassVar[frozenset[Requirement]] = frozenset({"tree", "static", "single messages", "fixed slots", "reliable", "synchronous"})
-    weighs: ClassVar[bool] = False
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
+    uses_weights: ClassVar[bool] = False
 
     @property
     def alone(self) -> Algorithm:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, Requirement, Sender, State
+from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class GradientTracking(Algorithm):
     phases: ClassVar[int] = 2
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"y": Channel(missing="own"), "x": Channel(missing="own", model=True)})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "synchronous"})
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
@@ -85,6 +86,7 @@ class KGT(Algorithm):
     phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"x": Channel(missing="own", model=True), "z": Channel(missing="own")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "synchronous"})
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"gradient", "state"})
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002

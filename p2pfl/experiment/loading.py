@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -314,8 +314,8 @@ class Experiment:
         algorithm = self.algorithm.build()
         make: Any = COMPRESSORS[self.compressor.name]
         compressor = check(make, self.compressor.options, "compressor")
-        if "compressor" in {f.name for f in fields(algorithm)}:  # type: ignore[arg-type]  # every rule is a dataclass
-            return cast("Algorithm", replace(cast("Any", algorithm), compressor=compressor))
+        if (compressed := algorithm.with_compressor(compressor)) is not None:
+            return compressed
         if self.compressor.name != "none":
             raise Contradiction(
                 f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} takes no compressor; choco does"
@@ -604,7 +604,7 @@ def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
 def _with_default_pace(pace: Any, algorithm: Any) -> Any:
     """The pace as written, or what the algorithm needs where none is named."""
     rule = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, Mapping) else None
-    needs = "pairwise" if rule is not None and "pairwise" in getattr(rule, "requires", ()) else "synchronous"
+    needs = "pairwise" if rule is not None and "pairwise" in rule.requires else "synchronous"
     if pace is None:
         return {"name": needs}
     return {"name": needs, **pace} if isinstance(pace, Mapping) else pace

@@ -307,9 +307,9 @@ def _contradictions(experiment: Experiment, algorithm: Algorithm, schedule: Sche
     """What the algorithm and the rest of the experiment ask of each other and do not get."""
     name = experiment.algorithm.name
     found = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, name, schedule)]
-    if not algorithm.weighs and experiment.weights != "metropolis":
+    if not algorithm.uses_weights and experiment.weights != "metropolis":
         found.append(f"weights = {experiment.weights!r}: algorithm {name} uses none; leave it out, or take dpsgd")
-    if experiment.stop is not None and not any(channel.model for channel in algorithm.channels.values()):
+    if experiment.stop is not None and algorithm.model_channel is None:
         found.append(f"algorithm {name} sends no models that neighbours could compare; it needs stop: null")
     return found
 
@@ -366,7 +366,7 @@ def unmet(algorithm: Algorithm, name: str, schedule: Schedule) -> list[str]:
 
 def matches_flows(algorithm: Algorithm, union: Topology) -> bool:
     """Whether each side of every edge can take back what the other did not take in, so that messages may stay out."""
-    return "column stochastic" not in algorithm.requires and len(links_between(union).senders) == len(union.senders)
+    return not algorithm.splits_mass and len(links_between(union).senders) == len(union.senders)
 
 
 def negative_weights(schedule: Schedule, who: str) -> list[str]:

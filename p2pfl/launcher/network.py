@@ -752,4 +752,4 @@ def squared_norm_of(plan: Plan, rows: Sequence[Row]) -> float | None:
 
 
 def _sends_models(plan: Plan) -> bool:
-    return any(channel.model for channel in plan.recipe.algorithm.channels.values())
+    return plan.recipe.algorithm.model_channel is not None

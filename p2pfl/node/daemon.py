@@ -164,7 +164,7 @@ class Daemon:
         self.protocol = Protocol(
             me=me,
             neighbours=neighbours,
-            links=links_of(plan.schedule, self._row, splits_mass="column stochastic" in algorithm.requires, in_step=in_step),
+            links=links_of(plan.schedule, self._row, splits_mass=algorithm.splits_mass, in_step=in_step),
             newest=Asynchronous(max_age=pace.max_age) if pace.name == "asynchronous" else None,
             meetings=deque() if pace.name == "pairwise" else None,
             phases=algorithm.phases,

@@ -73,7 +73,7 @@ class Mixing:
         self._plan, self._population, self._protocol, self._formats, self._now_s = plan, population, protocol, formats, now_s
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
-        self.model_channel = next((name for name, channel in algorithm.channels.items() if channel.model), None)
+        self.model_channel = algorithm.model_channel
         self.statistics = RoundStatistics()
         """Of the round that the row is in."""
         self._last_heard: dict[str, Tensor] = {}

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import ADPSGD, Context, SlotInbox, State
+from p2pfl.algorithms import Algorithm, Context, SlotInbox, State
 from p2pfl.draws import Purpose, shuffled
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
@@ -91,8 +91,8 @@ class PairwiseRounds:
         self._norm: float | None = None
 
     @property
-    def _algorithm(self) -> ADPSGD:
-        return cast("ADPSGD", self._population.recipe.algorithm)
+    def _algorithm(self) -> Algorithm:
+        return self._population.recipe.algorithm
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint: as the population's, at a moment that a later start can go on from."""
@@ -137,7 +137,7 @@ class PairwiseRounds:
                 await self._meet_all()
                 if not training.done():
                     await self._around.wait(self._around.now_s() + 1.0)
-        self.now = self._algorithm.caught_up(self.now, start, population.state)
+        self.now = self._algorithm.apply_stale_update(self.now, start, population.state)
         self._before = {}
         population.state = self.now
         self._stage = "waiting"

@@ -211,7 +211,7 @@ class Simulation:
     @property
     def _model_channel(self) -> str | None:
         """The channel that carries models."""
-        return next((name for name, channel in self.plan.recipe.algorithm.channels.items() if channel.model), None)
+        return self.plan.recipe.algorithm.model_channel
 
     def _refuse_losses(self, number: int, num_late: int) -> None:
         """Nothing, if every message of a round comes in time; ranks keep no account of what was not taken in at the other side.
@@ -284,7 +284,7 @@ class Simulation:
 
     def _tell(self, number: int, notices: Sequence[Notice]) -> None:
         """Put on record what the rule has changed of its own accord, at all ranks."""
-        if not self.plan.recipe.algorithm.tells:
+        if not self.plan.recipe.algorithm.has_notices:
             return
         here = [(int(self._shard.mine[notice.row]), notice.event, notice.detail) for notice in notices]
         for node, kind, detail in sorted(told for part in self._ranks.all_gather_object(here) for told in part):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
-from p2pfl.algorithms.base import SlotMessages
+from p2pfl.algorithms.inbox import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import links_between, matches_flows
 from p2pfl.faults.script import FaultKind, FaultScript
@@ -95,7 +95,7 @@ class Exchange:
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._dtype, self._device, self._faults = dtype, device, faults
         self._is_lossy = is_lossy or faults is not None
-        self._splits_mass = "column stochastic" in algorithm.requires
+        self._splits_mass = algorithm.splits_mass
         assert schedule.names is not None
         self._names = schedule.names
         if faults is not None:

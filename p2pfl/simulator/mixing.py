@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import DPSGD
 from p2pfl.experiment.plan import Plan
 from p2pfl.training.backends.compiled import compiled_loops
 from p2pfl.training.population import shared_out
@@ -70,9 +69,7 @@ class Elsewhere(Protocol):
 
 def is_plain(plan: Plan) -> bool:
     """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
-    rule = type(plan.recipe.algorithm)
-    plain = plan.recipe.algorithm.phases == 1 and rule.merge is DPSGD.merge and rule.outgoing is DPSGD.outgoing and rule.init is DPSGD.init
-    return plain and plan.meetings(plan.names[:1]) is None
+    return plan.recipe.algorithm.plain_gossip and plan.meetings(plan.names[:1]) is None
 
 
 def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:

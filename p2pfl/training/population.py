@@ -52,15 +52,15 @@ class Recipe:
     @property
     def why_not_compiled(self) -> str | None:
         """Why its local steps are none of those that are compiled; None where they are plain SGD on x and nothing else."""
-        rule, spec = type(self.algorithm), self.optimizer
+        spec = self.optimizer
         if spec.name != "sgd":
             return f"optimizer.name = {spec.name!r}: only plain sgd is compiled"
         if spec.momentum:
             return f"optimizer.momentum = {spec.momentum:g}: only plain sgd is compiled"
         if spec.clip_norm is not None:
             return f"optimizer.clip_norm = {spec.clip_norm:g}: only plain sgd is compiled"
-        if any(getattr(rule, name) is not getattr(Algorithm, name) for name in ("correct", "adapt", "estimate")):
-            return f"the local steps of {rule.__name__} are more than plain sgd, which alone is compiled"
+        if self.algorithm.local_changes:
+            return f"the local steps of {type(self.algorithm).__name__} are more than plain sgd, which alone is compiled"
         return None
 
     def batch_sizes(self, sizes_N: Tensor) -> Tensor:
@@ -398,7 +398,7 @@ class Population:
         first_step = round * recipe.local_steps
         state = {name: tensor[rows] for name, tensor in self.state.items()}
         momenta = {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
-        if getattr(recipe.algorithm, "resets_optimizer", False):
+        if recipe.algorithm.resets_optimizer:
             momenta = recipe.optimizer.init(state["x"])
         scale_C = self._scale_N[rows] if self._is_scaled else None
         if self._compiled is not None:
@@ -498,12 +498,12 @@ class Population:
         moved = [self.state["x"]]
         if self._steps_down_only:
             return moved[0].nbytes // len(self.sites)
-        rule, gradients = type(self.recipe.algorithm), 2  # of each tensor, and side by side
+        changes, gradients = self.recipe.algorithm.local_changes, 2  # of each tensor, and side by side
         if self._gradients.batched is not None:
             gradients = 1
-        corrected = rule.correct is not Algorithm.correct or bool(self.recipe.optimizer.weight_decay) or self._is_scaled
+        corrected = "gradient" in changes or bool(self.recipe.optimizer.weight_decay) or self._is_scaled
         moved += [*self.optimizer_state.values()]
-        changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if rule.adapt is not Algorithm.adapt else 0
+        changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if "state" in changes else 0
         steps = (gradients + int(corrected)) * self.state["x"].nbytes
         if gradients == 2 and returns_parts(self.state["x"]):  # noqa: PLR2004  # what has been put into the whole one is given back
             largest = max(spec.size for spec in self.layout.tensors) * self.state["x"].element_size()
@@ -548,7 +548,7 @@ class Population:
             merged.append(self.recipe.algorithm.merge(state, phase, inbox, context))
         was = self.state
         self._take_up(merged, before, active_N)
-        return self.recipe.algorithm.notices(was, self.state) if self.recipe.algorithm.tells else []
+        return self.recipe.algorithm.notices(was, self.state) if self.recipe.algorithm.has_notices else []
 
     def _take_up(self, merged_parts: Sequence[State], before: Sequence[State], active_N: Tensor | None) -> None:
         """What a merge has made of each part of the rows."""

@@ -120,6 +120,28 @@ def test_no_step_changes_what_it_is_given(algorithm):
     assert torch.equal(gradient_NP, kept_gradient)
 
 
+def test_it_does_what_it_declares(algorithm):
+    graph = graph_for(algorithm)
+    ctx, state = context(graph), a_round(algorithm, graph, started(algorithm, graph), 0)
+    gradient_NP, trained_NP = random_rows(7, 1), random_rows(7, 2)
+    changes = set()
+    if not torch.equal(algorithm.correct(state, gradient_NP, ctx), gradient_NP):
+        changes.add("gradient")
+    adapted = algorithm.adapt(state, trained_NP, ctx)
+    if adapted["x"] is not trained_NP or any(adapted[name] is not state[name] for name in state.keys() - {"x"}):
+        changes.add("state")
+    if algorithm.estimate(state) is not state["x"]:
+        changes.add("estimate")
+    sent = algorithm.outgoing(state, 0, ctx)
+    is_plain = algorithm.phases == 1 and state.keys() == sent.keys() == {"x"}
+    if is_plain:
+        mixed_NP = inbox_of(algorithm, graph, sent).mix("x")
+        is_plain = torch.equal(algorithm.merge(state, 0, inbox_of(algorithm, graph, sent), ctx)["x"], mixed_NP)
+
+    assert algorithm.local_changes == changes
+    assert algorithm.plain_gossip == is_plain
+
+
 def test_the_same_call_gives_the_same_bits(algorithm):
     graph = graph_for(algorithm)
     state = started(algorithm, graph)

@@ -11,22 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from p2pfl.algorithms import Context
-from p2pfl.algorithms.compressors import (
-    COMPRESSORS,
-    PART_NAMES,
-    QSGD,
-    BFloat16,
-    Compressor,
-    Float16,
-    Identity,
-    Int8,
-    LowRank,
-    RandomK,
-    Sign,
-    TopK,
-    size_bytes,
-)
+from p2pfl.algorithms import Compressor, Context
+from p2pfl.algorithms.compressors import COMPRESSORS, PART_NAMES, Identity, size_bytes
+from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Int8, Sign
+from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK
 from p2pfl.params import Layout, TensorSpec
 
 TRAVELS = {torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32}
@@ -299,7 +287,7 @@ def test_a_matrix_that_factors_would_lengthen_goes_whole():
 
 def uniforms(num_rows, ctx):
     """What stochastic rounding draws."""
-    from p2pfl.algorithms.compressors import _uniform
+    from p2pfl.algorithms.quantizers import _uniform
 
     return _uniform(torch.zeros(num_rows, ctx.layout.size, dtype=torch.float64), ctx).numpy()
 
@@ -471,7 +459,7 @@ def test_random_k_takes_the_same_new_places_everywhere_in_each_round():
 
 
 def test_low_rank_is_the_projection_onto_what_a_matrix_makes_of_random_columns():
-    from p2pfl.algorithms.compressors import gaussian_columns
+    from p2pfl.algorithms.sparsifiers import gaussian_columns
 
     ctx = context(num_rows=2)
     v_NP, rank = gaussian(2, P), 2
@@ -491,7 +479,7 @@ def test_low_rank_is_the_projection_onto_what_a_matrix_makes_of_random_columns()
 
 
 def test_random_columns_are_gaussian():
-    from p2pfl.algorithms.compressors import gaussian_columns
+    from p2pfl.algorithms.sparsifiers import gaussian_columns
 
     draws = gaussian_columns(40_000, 0, context())
 

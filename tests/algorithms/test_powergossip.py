@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from p2pfl.algorithms.compressed import PowerGossip
-from p2pfl.algorithms.compressors import gaussian_columns, size_bytes
+from p2pfl.algorithms.compressors import size_bytes
+from p2pfl.algorithms.sparsifiers import gaussian_columns
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.topology import make, weighted

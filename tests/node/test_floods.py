@@ -22,8 +22,8 @@ import torch
 
 import flooding_member
 from networks import Institutions, plan_of, wait_until
-from p2pfl.runs.records import read_run
 from p2pfl.evaluation.results import read_models
+from p2pfl.runs.records import read_run
 from thorough import LONG, long_or_short
 
 CORES = sorted(os.sched_getaffinity(0))

@@ -57,7 +57,7 @@ def test_what_was_learnt_from_an_old_start_is_added_to_what_x_is_now():
 
     now, start, trained = ({"x": torch.tensor([[value]])} for value in (5.0, 2.0, 1.5))
 
-    assert ADPSGD.caught_up(now, start, trained)["x"].item() == 4.5
+    assert ADPSGD().apply_stale_update(now, start, trained)["x"].item() == 4.5
 
 
 def test_a_node_that_waits_is_met_by_nobody_else(tmp_path):

@@ -47,7 +47,7 @@ class PacedNode:
         self.name, self.row = name, plan.names.index(name)
         self.population = plan.population([name])
         self.slots = plan.neighbours(name)
-        self.links = links_of(plan.schedule, self.row, splits_mass="column stochastic" in algorithm.requires)(0)
+        self.links = links_of(plan.schedule, self.row, splits_mass=algorithm.splits_mass)(0)
         self.round = 0
         """Rounds that are over."""
         self.loss: float | None = None
@@ -57,7 +57,7 @@ class PacedNode:
         self.norm: float | None = None
         """sum_j ||x_i - x_j||**2 and ||x_i|| of this round's merges; None where no models were compared, or sent."""
         self._plan, self._channels = plan, algorithm.channels
-        self._model_channel = next((channel for channel, c in algorithm.channels.items() if c.model), None)
+        self._model_channel = algorithm.model_channel
 
     def train(self) -> None:
         """This round's local steps."""

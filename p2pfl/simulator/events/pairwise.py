@@ -8,11 +8,11 @@ the names wait, and turns the others away; so nobody waits in a circle.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from p2pfl.algorithms import ADPSGD, State
+from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.pairwise import HALF, Pairwise, Request
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
@@ -47,7 +47,7 @@ class PairwiseNode:
         population = self.steps.population
         now, population.state = population.state, self.start
         self.steps.train()
-        population.state = cast("ADPSGD", population.recipe.algorithm).caught_up(now, self.start, population.state)
+        population.state = population.recipe.algorithm.apply_stale_update(now, self.start, population.state)
         self.stage = "waiting"
 
     def meet(self, peer: str, number: int, message: Message) -> None:
