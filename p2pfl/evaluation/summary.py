@@ -22,7 +22,6 @@ from p2pfl.runs.departures import Departure, departure_rows
 from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING, rows_word, statistics
 from p2pfl.tasks import SitesByName
 from p2pfl.tasks.calling import figure
-from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population
 from p2pfl.training.population import of_dtype
 from p2pfl.training.running_statistics import recalibrated
@@ -32,51 +31,6 @@ Metrics = Mapping[str, float]
 _NAMED = 5
 _BLOCK = 2**19  # numbers
 _LEAST_WIDTH = 16  # columns that are worth a pass
-
-
-def disagreement_row(
-    plan: Plan,
-    number: int,
-    kind: str,
-    losses: Sequence[float | None],
-    disagreement: float | None,
-    mean_squared_norm: float | None,
-    exact: float | None,
-    mixed: float | None = None,
-) -> dict[str, Any]:
-    """The part of a round's record that says how far the nodes' models differ, before and after mixing.
-
-    Args:
-        plan: of the run.
-        number: the round.
-        kind: "train" or "settle".
-        losses: each node's mean training loss; None or NaN where it did not train.
-        disagreement: S, the sum over edges of ||x_i - x_j||**2 of the models exchanged; None where none were compared.
-        mean_squared_norm: of these models; None where none were sent.
-        exact: their root mean square distance from their mean, before mixing, where somebody sees them all.
-        mixed: the consensus distance, which is the same of the models after mixing, where somebody sees them all.
-
-    Returns:
-        S with the bounds on the root mean square disagreement that it gives: S / lambda_max(L) <= sum ||x_i - mean||**2 <= S / lambda_2(L).
-    """
-    lambda_2, lambda_max = _extremes(plan.topology) if plan.schedule.period == 1 else (math.nan, math.nan)
-    defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
-
-    def bound(eigenvalue: float) -> float | None:
-        return None if disagreement is None or math.isnan(eigenvalue) else math.sqrt(disagreement / (len(plan.names) * eigenvalue))
-
-    return {
-        "round": number,
-        "kind": kind,
-        "loss": math.fsum(defined) / len(defined) if defined else None,
-        "disagreement": disagreement,
-        # where the graph changes, those who do not meet in this round may be anywhere
-        "bound_low": bound(lambda_max),
-        "bound_high": bound(lambda_2),
-        "rms_norm": None if mean_squared_norm is None else math.sqrt(mean_squared_norm),
-        "rms_disagreement": exact,
-        "consensus_distance": mixed,
-    }
 
 
 def consensus_distance(x_NP: Tensor) -> float:
@@ -331,7 +285,3 @@ def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population
         return {}
     outputs, targets = population.outputs(mean.x_P, pooled[0], buffers=mean.buffers), pooled[1]
     return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
-
-
-def _extremes(topology: Topology) -> tuple[float, float]:
-    return laplacian_extremes(topology) if is_spectrum_quick(topology) else (math.nan, math.nan)

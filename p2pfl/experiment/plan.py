@@ -17,6 +17,7 @@ from p2pfl.algorithms.stopping import Meetings, StopRule
 from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskError, TopologyError, some
 from p2pfl.experiment.loading import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of
+from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
 from p2pfl.topology import Schedule, Topology, check_connected, describe, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, try_out
@@ -52,6 +53,16 @@ class Plan:
     def layout(self) -> Layout:
         """Describe the flat parameter vector, with digests of the frozen values."""
         return Layout.of(self.model, personal=self.experiment.personal, with_values=True)
+
+    @cached_property
+    def bound_rule(self) -> BoundRule:
+        """When a round's numbers bound the network's disagreement."""
+        return BoundRule.of(
+            self.topology,
+            sends_models=any(channel.model for channel in self.recipe.algorithm.channels.values()),
+            in_step=self.experiment.pace.name == "synchronous",
+            is_constant=self.schedule.period == 1,
+        )
 
     @property
     def start_digest(self) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import re
 import shlex
 import signal
@@ -31,7 +30,6 @@ from p2pfl.evaluation.results import Run, read_buffers, read_models
 from p2pfl.evaluation.subgroups import subgroups
 from p2pfl.evaluation.summary import (
     baselines_summary,
-    disagreement_row,
     finish_summary,
     mean_model_metrics,
     mean_model_of,
@@ -51,7 +49,7 @@ from p2pfl.runs.departures import Departure, departures_of_events
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
-from p2pfl.runs.rows import Row
+from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, row_of_nodes
 from p2pfl.runs.stopwatch import Stopwatch, with_rest
 from p2pfl.runs.text import replace_file
 from p2pfl.tasks.permission import options_of
@@ -561,29 +559,14 @@ class _Network:
         if done > self._shown:
             self._shown, self._quiet_since_s, self._say_after_s = done, time.monotonic(), SAY_AFTER_S
             if self._progress is not None:
-                self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1))
+                self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1).as_row())
 
-    def _network_row(self, number: int) -> dict[str, Any]:
-        rows = [site.rows[number] for site in self._sites if number in site.rows]
-        skipped = sum(len(row["skipped"]) for row in rows)
-        kind = "train" if number < self._plan.experiment.rounds else "settle"
-        row = disagreement_row(
-            self._plan,
-            number,
-            kind,
-            [r["loss"] for r in rows],
-            disagreement_of(self._plan, rows),
-            squared_norm_of(self._plan, rows),
-            exact=None,
-        )
-        in_step = self._plan.experiment.pace.name == "synchronous"
-        if not in_step:  # the models were not exchanged in one round
-            row |= {"bound_low": None, "bound_high": None}
-        elif skipped or len(rows) < len(self._sites):  # edges are missing from the sum: it bounds from below only
-            row["bound_high"] = None
+    def _network_row(self, number: int) -> NetworkRow:
+        rows = [NodeRow.of(site.rows[number]) for site in self._sites if number in site.rows]
         named = ("train", "wait", "mix", "evaluate", "checkpoint")
-        parts = {name: max((r["seconds"].get(name, 0.0) for r in rows), default=0.0) for name in named}
-        return row | {"nodes": len(rows), "bytes_sent": sum(r["bytes_sent"] for r in rows), "skipped": skipped, "seconds": parts}
+        seconds = {name: max((row.seconds.get(name, 0.0) for row in rows), default=0.0) for name in named}
+        kind = kind_of_round(number, self._plan.experiment.rounds)
+        return row_of_nodes(self._plan.bound_rule, rows, number, kind, seconds=seconds)
 
     def gather(self, stopwatch: Stopwatch) -> None:
         """Put the nodes' records, models and results together; in the seconds is what the slowest node took, and the rest as `other`."""
@@ -731,25 +714,3 @@ def _copy_models(sites: list[_Site], place: Path) -> None:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def disagreement_of(plan: Plan, rows: Sequence[Row]) -> float | None:
-    """The sum of what nodes saw in a round; None where none compared models, infinite where one saw more than a number holds."""
-    seen = [row["disagreement"] for row in rows if row["disagreement"] is not None]
-    # null is unknown where a node heard nobody: it skipped somebody, or it may have had no neighbour in this round
-    if _sends_models(plan) and plan.experiment.pace.name == "synchronous" and plan.schedule.period == 1:
-        seen += [math.inf for row in rows if row["disagreement"] is None and not row["skipped"]]
-    return sum(seen) if seen else None
-
-
-def squared_norm_of(plan: Plan, rows: Sequence[Row]) -> float | None:
-    """The mean of the models' squared norms; None where none were sent, infinite where one is more than a number holds."""
-    if not _sends_models(plan):
-        return None
-    in_step = plan.experiment.pace.name == "synchronous"
-    norms = [math.inf if row["norm"] is None else row["norm"] for row in rows if in_step or row["norm"] is not None]
-    return sum(norm**2 for norm in norms) / len(norms) if norms else None
-
-
-def _sends_models(plan: Plan) -> bool:
-    return plan.recipe.algorithm.model_channel is not None

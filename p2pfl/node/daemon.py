@@ -31,7 +31,6 @@ from p2pfl.evaluation.subgroups import subgroups
 from p2pfl.evaluation.summary import (
     baselines_summary,
     by_metric,
-    disagreement_row,
     finish_summary,
     non_finite_models,
     peak_rss_bytes,
@@ -61,7 +60,7 @@ from p2pfl.runs.departures import Departure, departure_rows, departures_of_event
 from p2pfl.runs.events import EventKind, event_row, kind_of
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run, read_summary
-from p2pfl.runs.rows import Row
+from p2pfl.runs.rows import NodeRow, Row, kind_of_round, row_of_nodes
 from p2pfl.runs.stopwatch import with_rest
 from p2pfl.runs.text import utc_now
 from p2pfl.topology import steps_from
@@ -206,7 +205,9 @@ class Daemon:
         self._stopping, self._stopped_why = False, ""
         self._seconds: dict[str, float] = {}
         self._earlier_s = 0.0  # of the process that wrote the checkpoint
-        self._last_row: dict[str, Any] = {}
+        self._last_row: NodeRow | None = None
+        self._recorded_bytes = 0
+        """Bytes sent until the last recorded round."""
         self._metrics: dict[str, float] = {}
         self._loss: float | None = None
         self._folder: RunFolder | None = None
@@ -581,7 +582,7 @@ class Daemon:
         protocol.closing = reason
         protocol.exchange = self._exchange_now
         await self._keep()
-        if "round" in self._last_row:
+        if self._last_row is not None:
             self._tell(self._last_row, closing=True)
         deadline_s = self._now() + self._timeouts.linger_s
         while not protocol.is_settled() and self._now() < deadline_s and not self._stopping:
@@ -900,50 +901,47 @@ class Daemon:
         norm: float | None,
         skipped: Sequence[str],
         seconds: dict[str, float],
-    ) -> dict[str, Any]:
+    ) -> NodeRow:
         seconds["checkpoint"], self._checkpoint_s = self._checkpoint_s, 0.0
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
-        row = {
-            "round": number,
-            "node": self.me,
-            "kind": "train" if number < self.plan.experiment.rounds else "settle",
-            "loss": loss,
-            "disagreement": None if squared is None else squared / 2,
-            "norm": norm,
-            "skipped": sorted(skipped),
-            "agreed_for": self.protocol.agreed_for,
-            "stop_round": self.protocol.stop_round,
-            "bytes_sent": self._bytes_sent,
-            "seconds": seconds,
-        }
-        if self.protocol.meetings is not None:
-            row["merged"] = self._pairwise.merged
+        merged = self._pairwise.merged if self.protocol.meetings is not None else None
         if self.protocol.newest is not None:
             ages, arrivals = self.protocol.ages(), self.protocol.arrivals()
-            row["merged"] = [[name, received.exchange, ages[name]] for name, received in arrivals.items()]
-        if self._metrics_now is not None:
-            row["metrics"] = self._metrics_now
-        return row
-
-    def _record(self, row: dict[str, Any]) -> None:
-        assert self._folder is not None
-        before = self._last_row.get("total_bytes", 0)
-        alone = {**row, "bytes_sent": row["bytes_sent"] - before}
-        self._last_row = {**alone, "total_bytes": row["bytes_sent"]}
-        self._last_round_time = time.time()
-        self._folder.append_node(alone)
-        self._folder.append_round(self._own_view(alone))
-        self._tell(alone)
-        log.info(
-            "round %d: loss %s, disagreement %s, skipped %s",
-            row["round"],
-            "-" if row["loss"] is None or math.isnan(row["loss"]) else f"{row['loss']:.4f}",
-            "unknown" if row["disagreement"] is None else f"{row['disagreement']:.3g}",
-            ", ".join(row["skipped"]) or "nobody",
+            merged = [[name, received.exchange, ages[name]] for name, received in arrivals.items()]
+        before, self._recorded_bytes = self._recorded_bytes, self._bytes_sent
+        return NodeRow(
+            round=number,
+            node=self.me,
+            kind=kind_of_round(number, self.plan.experiment.rounds),
+            loss=loss,
+            disagreement=None if squared is None else squared / 2,
+            norm=norm,
+            skipped=sorted(skipped),
+            agreed_for=self.protocol.agreed_for,
+            stop_round=self.protocol.stop_round,
+            bytes_sent=self._bytes_sent - before,
+            seconds=seconds,
+            merged=merged,
+            metrics=self._metrics_now,
         )
 
-    def _tell(self, row: Mapping[str, Any], *, closing: bool = False) -> None:
+    def _record(self, row: NodeRow) -> None:
+        assert self._folder is not None
+        self._last_row, self._last_round_time = row, time.time()
+        self._folder.append_node(row)
+        # this node's own edges bound nothing for the network
+        self._folder.append_round(row_of_nodes(None, [row], row.round, row.kind, seconds=row.seconds))
+        self._tell(row)
+        log.info(
+            "round %d: loss %s, disagreement %s, skipped %s",
+            row.round,
+            "-" if row.loss is None or math.isnan(row.loss) else f"{row.loss:.4f}",
+            "unknown" if row.disagreement is None else f"{row.disagreement:.3g}",
+            ", ".join(row.skipped) or "nobody",
+        )
+
+    def _tell(self, row: NodeRow, *, closing: bool = False) -> None:
         """Tell the network of a round, and write down what has become known of it."""
         if self._network_view is None or self._folder is None:
             return
@@ -955,13 +953,6 @@ class Daemon:
         self._network_view.take_note(self._folder)
         self.protocol.spread(self._now())
         self._wake_senders()
-
-    def _own_view(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The round as far as this node sees it: its own edges, which bound nothing for the network."""
-        squared_norm = None if row["norm"] is None else row["norm"] ** 2
-        seen = disagreement_row(self.plan, row["round"], row["kind"], [row["loss"]], row["disagreement"], squared_norm, exact=None)
-        seen |= {"bound_low": None, "bound_high": None, "nodes": 1, "bytes_sent": row["bytes_sent"]}
-        return seen | {"skipped": len(row["skipped"]), "seconds": row["seconds"]}
 
     async def _keep(self) -> None:
         """Write a checkpoint; only then may it be told what it contains.
@@ -1087,7 +1078,7 @@ class Daemon:
         self._loss = story["loss"]
         self._bytes_sent, self._seconds = story["bytes_sent"], dict(story["seconds"])
         self._earlier_s = math.fsum(self._seconds.values())
-        self._last_row = {"total_bytes": self._bytes_sent}
+        self._recorded_bytes = self._bytes_sent
         self._last_round_time = story["written"] if self._round else None
         restore_edges(self.protocol, self._formats, tensors, story["protocol"], self._checkpoint)
         self.protocol.exchange = self._exchange_now
@@ -1150,8 +1141,8 @@ class Daemon:
             "closing": protocol.closing,
             "disk_full": self._disk_full,
             "state_lost": "; ".join(protocol.lost.values()) or None,
-            "disagreement": self._last_row.get("disagreement"),
-            "loss": self._last_row.get("loss"),
+            "disagreement": self._last_row and self._last_row.disagreement,
+            "loss": self._last_row and self._last_row.loss,
             "metrics": self._metrics,
             "bytes_sent": self._bytes_sent,
             "last_round_time": self._last_round_time,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from p2pfl.evaluation.summary import disagreement_row
 from p2pfl.experiment.loading import news_rounds
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.equivocation import Contradiction, update_digest
@@ -18,7 +17,7 @@ from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
-from p2pfl.runs.rows import Row
+from p2pfl.runs.rows import NetworkRow, NodeRow, Row, kind_of_round, network_row
 from p2pfl.topology import is_spectrum_quick, rounds_to
 from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
 
@@ -81,7 +80,7 @@ class NetworkViewAdapter:
         self._metrics = sorted(plan.task.metrics)[:MAX_METRICS]
         self._places = {name: place for place, name in enumerate(plan.names)}
         self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
-        self._summed: Row | None = None
+        self._summed: NetworkRow | None = None
         self._began_ms = 0
         self._unsure_rounds = 0
         self._bounds = False
@@ -91,7 +90,7 @@ class NetworkViewAdapter:
         self._num_found = 0
         self._update: tuple[int, bytes] | None = None
         """The round of the last update that went to all neighbours alike, and its digest."""
-        self._last_row: Mapping[str, Any] | None = None
+        self._last_row: NodeRow | None = None
         """This process's last round, for a record of it that may be asked for."""
         is_many = len(plan.names) > ROWS_UP_TO
         self.push_sum = self._push_sum_conversation() if is_many and self._is_steady else None
@@ -133,7 +132,7 @@ class NetworkViewAdapter:
             neighbours=plan.neighbours(self._me), num_nodes=len(plan.names), diameter=diameter, steps=min(max(steps, 1), _MOST_STEPS)
         )
 
-    def end_round(self, row: Mapping[str, Any], now_s: float, *, agreed: bool) -> None:
+    def end_round(self, row: NodeRow, now_s: float, *, agreed: bool) -> None:
         """A round of this node's own is over: say so, as `say` does, and take the next step of the sum.
 
         Args:
@@ -141,7 +140,7 @@ class NetworkViewAdapter:
             now_s: on the node's clock.
             agreed: whether what was exchanged were models, so that its disagreement bounds something.
         """
-        self.view.begin(row["round"] + 1, now_s)
+        self.view.begin(row.round + 1, now_s)
         if self._unsure_rounds:  # an earlier process may have sent, and signed, another one
             self._update = None
         self._bounds = agreed and not self._unsure_rounds
@@ -149,10 +148,10 @@ class NetworkViewAdapter:
         self.say(row, now_s)
         self._last_row = row
         if self.push_sum is not None:
-            value = _finite(row["disagreement"]) if self._bounds and not row["skipped"] else None
-            self.push_sum.end_round(row["round"], value)
+            value = _finite(row.disagreement) if self._bounds and not row.skipped else None
+            self.push_sum.end_round(row.round, value)
 
-    def say(self, row: Mapping[str, Any], now_s: float, *, closing: bool = False) -> None:
+    def say(self, row: NodeRow, now_s: float, *, closing: bool = False) -> None:
         """Tell the network of a round of this node's own, if it is one that is spoken of.
 
         Args:
@@ -160,9 +159,9 @@ class NetworkViewAdapter:
             now_s: on the node's clock.
             closing: whether it was the last one.
         """
-        if row.get("metrics") is not None and self._shows_metrics:
-            self._measured = row["round"], tuple(_finite(row["metrics"].get(name)) for name in self._metrics)
-        if not closing and not self.view.speaks_of(row["round"]):
+        if row.metrics is not None and self._shows_metrics:
+            self._measured = row.round, tuple(_finite(row.metrics.get(name)) for name in self._metrics)
+        if not closing and not self.view.speaks_of(row.round):
             return
         self.view.publish(self._record(row, closing=closing), now_s)
 
@@ -181,28 +180,28 @@ class NetworkViewAdapter:
         said = [heard.record for member, heard in self.view.newest.items() if member not in (place, self._places[self._me])]
         return any(record.round >= number and nearby & {*record.without} for record in said)
 
-    def _record(self, row: Mapping[str, Any], *, closing: bool) -> RoundRecord:
-        without = [self._places[name] for name in row["skipped"]]
+    def _record(self, row: NodeRow, *, closing: bool) -> RoundRecord:
+        without = [self._places[name] for name in row.skipped]
         measured, metrics = self._measured or (None, ())
         return RoundRecord(
             member=self._places[self._me],
             began=self._began_ms,
-            round=row["round"],
+            round=row.round,
             level=self.view.level,
-            settles=row["kind"] == "settle",
+            settles=row.kind == "settle",
             closing=closing,
-            disagreement=_finite(row["disagreement"]) if self._bounds else None,
-            norm=_finite(row["norm"]) if self._bounds else None,
-            loss=_finite(row["loss"]) if self._policy.metrics else None,
+            disagreement=_finite(row.disagreement) if self._bounds else None,
+            norm=_finite(row.norm) if self._bounds else None,
+            loss=_finite(row.loss) if self._policy.metrics else None,
             skipped=len(without),
             without=tuple(without[:MAX_NAMED]),
-            agreed_for=row["agreed_for"],
-            sent=row["bytes_sent"],
-            milliseconds=_milliseconds(row["seconds"]),
+            agreed_for=row.agreed_for,
+            sent=row.bytes_sent,
+            milliseconds=_milliseconds(row.seconds),
             measured=measured,
             metrics=metrics,
             rows=self._rows(),
-            update=self._update[1] if self._update is not None and self._update[0] == row["round"] else None,
+            update=self._update[1] if self._update is not None and self._update[0] == row.round else None,
         )
 
     def note_sent(self, number: int, digests: Collection[bytes]) -> None:
@@ -301,7 +300,7 @@ class NetworkViewAdapter:
         return {
             "rows": self.rows(now_s, paused),
             "not_heard_of": [name for name, place in self._places.items() if place not in self.view.newest],
-            "certificate": last,
+            "certificate": last and last.as_row(),
             "every": 2**self.view.level,
             "bytes_sent": self.view.bytes_sent,
         }
@@ -350,18 +349,20 @@ class NetworkViewAdapter:
         return counts if self._policy.counts == "exact" else (counts[0] // _TENS * _TENS, counts[1] // _TENS * _TENS)
 
     def _node_row(self, record: RoundRecord) -> Row:
-        row: Row = {
-            "round": record.round,
-            "node": self._plan.names[record.member],
-            "kind": "settle" if record.settles else "train",
-            "loss": record.loss,
-            "disagreement": record.disagreement,
-            "norm": record.norm,
-            "skipped": self._without(record),
-            "agreed_for": record.agreed_for,
-            "bytes_sent": record.sent,
-            "seconds": {part: spent / 1000 for part, spent in zip(PARTS, record.milliseconds, strict=True)},
-        }
+        row = NodeRow(
+            round=record.round,
+            node=self._plan.names[record.member],
+            kind="settle" if record.settles else "train",
+            loss=record.loss,
+            disagreement=record.disagreement,
+            norm=record.norm,
+            skipped=self._without(record),
+            agreed_for=record.agreed_for,
+            stop_round=None,
+            bytes_sent=record.sent,
+            seconds={part: spent / 1000 for part, spent in zip(PARTS, record.milliseconds, strict=True)},
+        ).as_row()
+        del row["stop_round"]  # a record does not say it
         if record.measured is not None:
             row |= {"metrics": dict(zip(self._metrics, record.metrics, strict=False)), "measured": record.measured}
         if record.rows is not None:
@@ -374,48 +375,50 @@ class NetworkViewAdapter:
         known = self._neighbours.get(self._plan.names[record.member])
         return names if known is None else [name for name in names if name in known]
 
-    def _widened(self, row: Row) -> Row:
-        """Bounds with room for rounding: distances are sums of P squares in the model's own precision."""
+    @property
+    def _rounding(self) -> float:
+        """Relative room for rounding: distances are sums of P squares in the model's own precision."""
         layout = self._plan.layout
-        room = _ROUNDING * torch.finfo(layout.dtype).eps * (math.log2(layout.size + 1) + 4)
-        low, high = row["bound_low"], row["bound_high"]
-        return row | {"bound_low": low and low * (1 - room), "bound_high": high and high * (1 + room)}
+        return _ROUNDING * torch.finfo(layout.dtype).eps * (math.log2(layout.size + 1) + 4)
 
-    def _network_row(self, known: NetworkRound) -> Row:
+    def _network_row(self, known: NetworkRound) -> NetworkRow:
         """What the records of a round certify."""
         records, plan = list(known.records.values()), self._plan
         norms = [record.norm for record in records if record.norm is not None]
-        squared = sum(norm**2 for norm in norms) / len(norms) if norms else None
-        kind = "settle" if known.number >= plan.experiment.rounds else "train"
-        total = known.disagreement
-        row = disagreement_row(plan, known.number, kind, [record.loss for record in records], total, squared, exact=None)
-        in_step = plan.experiment.pace.name == "synchronous"
-        if total is None or not in_step:  # the models were not exchanged in one round
-            row |= {"disagreement": total, "bound_low": None}
-        if total is None or not in_step or not known.is_whole:  # what is missing may be anything
-            row |= {"bound_high": None}
-        return self._widened(row) | {
-            "nodes": len(records),
-            "missing": [name for name, place in self._places.items() if place not in known.records],
-            "known_in": known.known_in,
-            "bytes_sent": sum(record.sent for record in records),
-            "skipped": sum(record.skipped for record in records),
-            "seconds": {part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
-        }
+        return network_row(
+            plan.bound_rule,
+            known.number,
+            kind_of_round(known.number, plan.experiment.rounds),
+            losses=[record.loss for record in records],
+            disagreement=known.disagreement,
+            mean_squared_norm=sum(norm**2 for norm in norms) / len(norms) if norms else None,
+            nodes=len(records),
+            skipped=sum(record.skipped for record in records),
+            unknown=sum(record.disagreement is None for record in records),
+            rounding=self._rounding,
+            bytes_sent=sum(record.sent for record in records),
+            seconds={part: max(r.milliseconds[i] for r in records) / 1000 for i, part in enumerate(PARTS)},
+            missing=[name for name, place in self._places.items() if place not in known.records],
+            known_in=known.known_in,
+        )
 
-    def _push_sum_row(self, summed: PushSumResult) -> Row:
+    def _push_sum_row(self, summed: PushSumResult) -> NetworkRow:
         """What a sum of everybody's disagreement certifies."""
-        kind = "settle" if summed.round >= self._plan.experiment.rounds else "train"
         own = self.view.newest.get(self._places[self._me])
         norm = own.record.norm if own is not None else None
-        squared = None if norm is None else norm**2
-        low, high = (disagreement_row(self._plan, summed.round, kind, [], s, squared, None) for s in (summed.low, summed.high))
-        return self._widened(low | {"bound_high": high["bound_high"]}) | {
-            "disagreement": None,
-            "nodes": len(self._plan.names),
-            "missing": [],
-            "known_in": summed.known_in,
-        }
+        return network_row(
+            self._plan.bound_rule,
+            summed.round,
+            kind_of_round(summed.round, self._plan.experiment.rounds),
+            losses=[],
+            disagreement=None,
+            mean_squared_norm=None if norm is None else norm**2,
+            nodes=len(self._plan.names),
+            between=(summed.low, summed.high),
+            rounding=self._rounding,
+            missing=[],
+            known_in=summed.known_in,
+        )
 
 
 def _finite(value: float | None) -> float | None:

@@ -32,7 +32,7 @@ from typing import Any
 
 from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
 from p2pfl.runs.open_files import open_patiently
-from p2pfl.runs.rows import KNOWN, REQUIRED, Row
+from p2pfl.runs.rows import KNOWN, REQUIRED, NetworkRow, NodeRow, Row
 from p2pfl.runs.text import document_of, line_of, plain, read_document, read_lines, replace_file, utc_now
 from p2pfl.runs.writing_process import mark_process, unmark_process
 from p2pfl.yaml_files import dump_yaml
@@ -107,20 +107,20 @@ class RunFolder:
         started = (read_document(self.path / "environment.json") or {}).get("started")
         return int(1000 * datetime.fromisoformat(started).timestamp()) if started else 0
 
-    def append_round(self, row: Mapping[str, Any]) -> None:
-        """One row of rounds.jsonl; it is with the operating system when this returns."""
+    def append_round(self, row: NetworkRow | Mapping[str, Any]) -> None:
+        """Append to rounds.jsonl; the row is with the operating system when this returns."""
         self._append("rounds.jsonl", [row])
 
-    def append_network(self, row: Mapping[str, Any]) -> None:
-        """One row of network.jsonl."""
+    def append_network(self, row: NetworkRow | Mapping[str, Any]) -> None:
+        """Append to network.jsonl."""
         self._append("network.jsonl", [row])
 
-    def append_node(self, *rows: Mapping[str, Any]) -> None:
-        """Rows of nodes.jsonl, any number at once."""
+    def append_node(self, *rows: NodeRow | Mapping[str, Any]) -> None:
+        """Append to nodes.jsonl any number of rows at once."""
         self._append("nodes.jsonl", rows)
 
     def append_event(self, row: Mapping[str, Any]) -> None:
-        """One row of events.jsonl, with the time now where it has none."""
+        """Append to events.jsonl, with the time now where the row has none."""
         self._append("events.jsonl", [{"time": utc_now(), **row}])
 
     def events(self) -> list[Row]:
@@ -172,9 +172,10 @@ class RunFolder:
             if len(kept) < len(rows):
                 replace_file(self.path / name, "".join(map(line_of, kept)))
 
-    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _append(self, name: str, rows: Iterable[NodeRow | NetworkRow | Mapping[str, Any]]) -> None:
         lines = []
-        for row in rows:
+        for each in rows:
+            row = each if isinstance(each, Mapping) else each.as_row()
             missing, unknown = REQUIRED[name] - row.keys(), row.keys() - KNOWN[name]
             if missing or unknown:
                 raise ValueError(

@@ -1,10 +1,100 @@
-"""Keys of the rows that a run writes, by file."""
+"""Rows of numbers that a run records, and the one rule that says when a round bounds the network's disagreement.
+
+Symbols: x_i is the model of node i, S the sum over edges of ||x_i - x_j||**2 before mixing, L the graph's unweighted Laplacian.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 
 Row = dict[str, Any]
+
+RoundKind = Literal["train", "settle"]
+
+_ALWAYS_WRITTEN = {"loss", "disagreement", "norm", "stop_round", "bound_low", "bound_high"} | {
+    "rms_norm",
+    "rms_disagreement",
+    "consensus_distance",
+}
+"""Fields that are null on disk where nothing is known; others are left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeRow:
+    """Numbers of one round at one node, a line of nodes.jsonl; None is unknown."""
+
+    round: int
+    node: str
+    kind: RoundKind
+    loss: float | None
+    disagreement: float | None
+    """Half of the sum over the neighbours that came of ||x_i - x_j||**2; None where no models were compared."""
+    norm: float | None
+    """||x_i||; None where no model was sent."""
+    skipped: Sequence[str]
+    agreed_for: int
+    stop_round: int | None = None
+    bytes_sent: int
+    seconds: Mapping[str, float]
+    merged: Sequence[Any] | None = None
+    """Which updates were merged, of nodes at their own pace."""
+    metrics: Mapping[str, float] | None = None
+    simulated_s: float | None = None
+    """On the network's virtual clock; None: there is none, NaN: it is not known."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Read the row of a file or a checkpoint; fields that only another version knows are left out."""
+        return cls(**{key: value for key, value in row.items() if key in NODE_KEYS})
+
+    def as_row(self) -> Row:
+        """Fields by their names on disk, without those that this run does not have."""
+        row = _written(self)
+        if self.merged is not None and "metrics" in row:
+            row["metrics"] = row.pop("metrics")  # last in every version
+        return row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkRow:
+    """Numbers of one round of the network, a line of rounds.jsonl or of a node's network.jsonl; None is unknown."""
+
+    round: int
+    kind: RoundKind
+    loss: float | None
+    """Mean of the nodes' training losses."""
+    disagreement: float | None
+    """S, as far as it is known."""
+    bound_low: float | None
+    bound_high: float | None
+    """The root mean square disagreement is between the two."""
+    rms_norm: float | None
+    rms_disagreement: float | None
+    """sqrt(mean_i ||x_i - mean||**2) before mixing, where somebody sees all models."""
+    consensus_distance: float | None
+    """The same distance after mixing."""
+    nodes: int
+    missing: Sequence[str] | None = None
+    """Members of whom no record of the round has come."""
+    known_in: int | None = None
+    """The round in which a node came to know this one."""
+    bytes_sent: int | None = None
+    skipped: int | None = None
+    seconds: Mapping[str, float] | None = None
+    simulated_s: float | None = None
+
+    def as_row(self) -> Row:
+        """Fields by their names on disk, without those that this run does not have."""
+        return _written(self)
+
+
+NODE_KEYS = frozenset(each.name for each in fields(NodeRow))
+NETWORK_KEYS = frozenset(each.name for each in fields(NetworkRow))
 
 REQUIRED = {
     "rounds.jsonl": {"round", "kind"},
@@ -12,23 +102,174 @@ REQUIRED = {
     "nodes.jsonl": {"round", "node", "kind"},
     "events.jsonl": {"round", "node", "event"},
 }
-_OF_ALL_NODES = {
-    "loss",
-    "disagreement",
-    "bound_low",
-    "bound_high",
-    "rms_norm",
-    "rms_disagreement",
-    "consensus_distance",
-    "bytes_sent",
-    "skipped",
-    "seconds",
-}
 KNOWN = {
-    "rounds.jsonl": REQUIRED["rounds.jsonl"] | _OF_ALL_NODES | {"nodes", "simulated_s"},
-    "nodes.jsonl": REQUIRED["nodes.jsonl"]
-    | {"loss", "disagreement", "norm", "skipped", "agreed_for", "stop_round", "bytes_sent", "seconds", "metrics"}
-    | {"merged", "simulated_s"},
-    "network.jsonl": REQUIRED["network.jsonl"] | _OF_ALL_NODES | {"known_in", "missing"},
+    "rounds.jsonl": NETWORK_KEYS - {"known_in", "missing"},
+    "nodes.jsonl": NODE_KEYS,
+    "network.jsonl": NETWORK_KEYS - {"simulated_s"},
     "events.jsonl": REQUIRED["events.jsonl"] | {"time", "detail"},
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundRule:
+    """Says when S of a round bounds the root mean square disagreement, and by how much.
+
+    S / lambda_max(L) <= sum_i ||x_i - mean||**2 <= S / lambda_2(L), if all distances are of the models of one round and over a graph that
+    stays as it is. With edges missing from S only the lower bound holds.
+    """
+
+    num_nodes: int
+    sends_models: bool
+    """Whether any channel carries models, so that there is something to compare."""
+    in_step: bool
+    """Whether the updates that are merged together are of one round."""
+    is_constant: bool
+    """Whether the graph stays as it is: where it changes, nodes that do not meet in a round may be anywhere."""
+    extremes: tuple[float, float] | None
+    """lambda_2(L) and lambda_max(L); None where they would take too long."""
+
+    @classmethod
+    def of(cls, topology: Topology, *, sends_models: bool, in_step: bool, is_constant: bool) -> Self:
+        """Rule for a network over a graph."""
+        extremes = laplacian_extremes(topology) if is_constant and in_step and is_spectrum_quick(topology) else None
+        return cls(num_nodes=topology.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
+
+    def bounds(self, lowest: float, highest: float, *, is_complete: bool, rounding: float) -> tuple[float | None, float | None]:
+        """Bounds for an S that lies between two numbers.
+
+        Args:
+            lowest: S is at least that.
+            highest: S is at most that.
+            is_complete: whether the distance over every edge is in S.
+            rounding: relative room for the rounding of distances.
+        """
+        if self.extremes is None:
+            return None, None
+        lambda_2, lambda_max = self.extremes
+        low = math.sqrt(lowest / (self.num_nodes * lambda_max)) * (1 - rounding)
+        high = math.sqrt(highest / (self.num_nodes * lambda_2)) * (1 + rounding) if is_complete else None
+        return low, high
+
+
+def kind_of_round(number: int, training_rounds: int) -> RoundKind:
+    """Whether a round trains, or only mixes until the network agrees to stop."""
+    return "train" if number < training_rounds else "settle"
+
+
+def network_row(
+    rule: BoundRule | None,
+    number: int,
+    kind: RoundKind,
+    *,
+    losses: Sequence[float | None],
+    disagreement: float | None,
+    mean_squared_norm: float | None,
+    nodes: int,
+    skipped: int | None = None,
+    unknown: int = 0,
+    between: tuple[float, float] | None = None,
+    rounding: float = 0.0,
+    rms_disagreement: float | None = None,
+    consensus_distance: float | None = None,
+    bytes_sent: int | None = None,
+    seconds: Mapping[str, float] | None = None,
+    simulated_s: float | None = None,
+    missing: Sequence[str] | None = None,
+    known_in: int | None = None,
+) -> NetworkRow:
+    """Put together what a round says of the network; the only place that decides whether bounds hold.
+
+    Args:
+        rule: of the network; None: the row is of a part of it and bounds nothing.
+        number: the round.
+        kind: of the round.
+        losses: each node's mean training loss; None or NaN where it did not train.
+        disagreement: S as far as it is known; None where no models were compared.
+        mean_squared_norm: of the models sent; None where none were.
+        nodes: how many are in the sums.
+        skipped: messages that were missed; None: not counted, because a sum over the whole network came whole.
+        unknown: how many of the nodes have a part in S that is not known.
+        between: numbers between which S lies, where itself it is not known.
+        rounding: relative room for the rounding of distances.
+        rms_disagreement: where somebody sees all models.
+        consensus_distance: where somebody sees all models.
+        bytes_sent: by all these nodes.
+        seconds: by part of the round.
+        simulated_s: on the network's virtual clock.
+        missing: members of whom no record has come.
+        known_in: the round in which this one became known.
+    """
+    defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
+    low = high = None
+    span = between if between is not None else None if disagreement is None else (disagreement, disagreement)
+    if rule is not None and span is not None:
+        is_complete = not skipped and not unknown and nodes == rule.num_nodes
+        low, high = rule.bounds(*span, is_complete=is_complete, rounding=rounding)
+    return NetworkRow(
+        round=number,
+        kind=kind,
+        loss=math.fsum(defined) / len(defined) if defined else None,
+        disagreement=disagreement,
+        bound_low=low,
+        bound_high=high,
+        rms_norm=None if mean_squared_norm is None else math.sqrt(mean_squared_norm),
+        rms_disagreement=rms_disagreement,
+        consensus_distance=consensus_distance,
+        nodes=nodes,
+        missing=missing,
+        known_in=known_in,
+        bytes_sent=bytes_sent,
+        skipped=skipped,
+        seconds=seconds,
+        simulated_s=simulated_s,
+    )
+
+
+def row_of_nodes(
+    rule: BoundRule | None,
+    rows: Sequence[NodeRow],
+    number: int,
+    kind: RoundKind,
+    *,
+    seconds: Mapping[str, float],
+    consensus_distance: float | None = None,
+    simulated_s: float | None = None,
+) -> NetworkRow:
+    """Sum the rows of nodes that have recorded a round; see `network_row`."""
+    return network_row(
+        rule,
+        number,
+        kind,
+        losses=[row.loss for row in rows],
+        disagreement=disagreement_of(rule, rows),
+        mean_squared_norm=squared_norm_of(rule, rows),
+        nodes=len(rows),
+        skipped=sum(len(row.skipped) for row in rows),
+        consensus_distance=consensus_distance,
+        bytes_sent=sum(row.bytes_sent for row in rows),
+        seconds=seconds,
+        simulated_s=simulated_s,
+    )
+
+
+def disagreement_of(rule: BoundRule | None, rows: Sequence[NodeRow]) -> float | None:
+    """Sum what nodes saw in a round; None where none compared models, infinite where one saw more than a number holds."""
+    seen = [row.disagreement for row in rows if row.disagreement is not None]
+    # null is unknown where a node heard nobody: it skipped somebody, or it may have had no neighbour in this round
+    if rule is not None and rule.sends_models and rule.in_step and rule.is_constant:
+        seen += [math.inf for row in rows if row.disagreement is None and not row.skipped]
+    return sum(seen) if seen else None
+
+
+def squared_norm_of(rule: BoundRule | None, rows: Sequence[NodeRow]) -> float | None:
+    """Average the models' squared norms; None where none were sent, infinite where one is more than a number holds."""
+    if rule is not None and not rule.sends_models:
+        return None
+    in_step = rule is not None and rule.in_step
+    norms = [math.inf if row.norm is None else row.norm for row in rows if in_step or row.norm is not None]
+    return math.fsum(norm**2 for norm in norms) / len(norms) if norms else None
+
+
+def _written(row: NodeRow | NetworkRow) -> Row:
+    values = {each.name: getattr(row, each.name) for each in fields(row)}
+    return {name: value for name, value in values.items() if value is not None or name in _ALWAYS_WRITTEN}

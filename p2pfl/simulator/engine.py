@@ -23,13 +23,13 @@ from p2pfl.evaluation.baselines import trained_alone
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.gain_over_local import worth
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
-from p2pfl.evaluation.summary import asks_for, disagreement_row, peak_rss_bytes, squared_distances_from_mean
+from p2pfl.evaluation.summary import asks_for, peak_rss_bytes, squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
-from p2pfl.runs.rows import Row
+from p2pfl.runs.rows import NetworkRow, NodeRow, Row, kind_of_round, network_row
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.events.clock import RoundClock, RoundTimes
@@ -138,7 +138,7 @@ class Simulation:
         while not self.is_over:
             row = self.step()
             if progress is not None and self._ranks.is_first:
-                progress(self.round, experiment.last_possible_round, row)
+                progress(self.round, experiment.last_possible_round, row.as_row())
             due = self.round % experiment.checkpoint_every == 0
             if due and self._ranks.broadcast_object(time.monotonic() - saved_s >= _CHECKPOINT_S):
                 self.save()
@@ -146,7 +146,7 @@ class Simulation:
             self._stopwatch.lap("write")
         self.finish()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> NetworkRow:
         """One round of every node; returns the network's record of it."""
         experiment, number = self.plan.experiment, self.round
         local_steps = experiment.local_steps_at(number)
@@ -497,40 +497,45 @@ class Simulation:
         bytes_sent_N: list[int],
         seconds: dict[str, float],
         times: RoundTimes | None,
-    ) -> dict[str, Any]:
+    ) -> NetworkRow:
         plan = self.plan
-        kind = "train" if number < plan.experiment.rounds else "settle"
-        rows = []
-        for i in self._recorded:
-            skipped = [plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]]
-            row = {
-                "round": number,
-                "node": plan.names[i],
-                "kind": kind,
-                "loss": losses[i],
-                "disagreement": float(squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
-                "norm": math.sqrt(norms_N[i]) if compared_N is not None else None,
-                "skipped": skipped,
-                "agreed_for": int(self.agreed_for_N[i]),
-                "stop_round": None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
-                "bytes_sent": bytes_sent_N[i],
-                "seconds": seconds,
-            }
-            if metrics is not None:
-                row["metrics"] = metrics[i]
-            if times is not None:
-                row["simulated_s"] = times.ended_N[i]
-            rows.append(row)
+        kind = kind_of_round(number, plan.experiment.rounds)
+        rows = [
+            NodeRow(
+                round=number,
+                node=plan.names[i],
+                kind=kind,
+                loss=losses[i],
+                disagreement=float(squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
+                norm=math.sqrt(norms_N[i]) if compared_N is not None else None,
+                skipped=[plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]],
+                agreed_for=int(self.agreed_for_N[i]),
+                stop_round=None if self.stop_round_N[i] == NEVER else int(self.stop_round_N[i]),
+                bytes_sent=bytes_sent_N[i],
+                seconds=seconds,
+                metrics=metrics[i] if metrics is not None else None,
+                simulated_s=times.ended_N[i] if times is not None else None,
+            )
+            for i in self._recorded
+        ]
+        rms_disagreement, consensus_distance = distances
+        row = network_row(
+            plan.bound_rule,
+            number,
+            kind,
+            losses=losses,
+            disagreement=float(squared_N.sum() / 2) if compared_N is not None and compared_N.any() else None,
+            mean_squared_norm=float(norms_N.mean()) if compared_N is not None else None,
+            nodes=len(plan.names),
+            skipped=int(skipped_NK.sum()),
+            rms_disagreement=rms_disagreement,
+            consensus_distance=consensus_distance,
+            bytes_sent=sum(bytes_sent_N),
+            seconds=seconds,
+            simulated_s=times.now_s if times is not None else None,
+        )
         if self._ranks.is_first:
             self.folder.append_node(*rows)
-        total = float(squared_N.sum() / 2) if compared_N is not None and compared_N.any() else None
-        row = disagreement_row(plan, number, kind, losses, total, float(norms_N.mean()) if compared_N is not None else None, *distances)
-        row |= {"nodes": len(plan.names), "bytes_sent": sum(bytes_sent_N), "skipped": int(skipped_NK.sum()), "seconds": seconds}
-        if row["skipped"]:  # edges are missing from the sum: it bounds from below only
-            row["bound_high"] = None
-        if times is not None:
-            row["simulated_s"] = times.now_s
-        if self._ranks.is_first:
             self.folder.append_round(row)
         return row
 

@@ -14,12 +14,12 @@ from p2pfl.evaluation.summary import (
     MeanModel,
     baselines_summary,
     by_metric,
-    disagreement_row,
     finish_summary,
     mean_model_metrics,
     peak_rss_bytes,
 )
 from p2pfl.params import load_parameters
+from p2pfl.runs.rows import network_row
 from simulations import plan_of
 
 LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 12}, "nodes": 4, "rounds": 2}
@@ -84,22 +84,41 @@ def test_undefined_figures_are_null_and_counted(plan):
 
 
 def test_a_rounds_record_bounds_the_disagreement_by_the_spectrum(plan):
-    row = disagreement_row(plan, 3, "train", [1.0, None, float("nan"), 2.0], 8.0, 4.0, 0.5, 0.25)
+    def row(kind, losses, disagreement, mean_squared_norm, nodes=4, **others):
+        figures = {"losses": losses, "disagreement": disagreement, "mean_squared_norm": mean_squared_norm, "nodes": nodes}
+        return network_row(plan.bound_rule, 3, kind, **figures, skipped=others.pop("skipped", 0), **others)
 
-    assert row == {
+    whole = row("train", [1.0, None, float("nan"), 2.0], 8.0, 4.0, rms_disagreement=0.5, consensus_distance=0.25)
+
+    low, high = pytest.approx(math.sqrt(8 / (4 * 4))), pytest.approx(math.sqrt(8 / (4 * 2)))  # a ring of 4: L's eigenvalues are 0, 2, 2, 4
+    assert whole.as_row() == {
         "round": 3,
         "kind": "train",
         "loss": 1.5,
         "disagreement": 8.0,
-        "bound_low": pytest.approx(math.sqrt(8 / (4 * 4))),  # a ring of 4: the Laplacian's eigenvalues are 0, 2, 2, 4
-        "bound_high": pytest.approx(math.sqrt(8 / (4 * 2))),
+        "bound_low": low,
+        "bound_high": high,
         "rms_norm": 2.0,
         "rms_disagreement": 0.5,
         "consensus_distance": 0.25,
+        "nodes": 4,
+        "skipped": 0,
     }
-    assert disagreement_row(plan, 3, "settle", [None] * 4, 0.0, 0.0, None)["loss"] is None
-    nothing = disagreement_row(plan, 3, "train", [1.0] * 4, None, None, None)
-    assert {nothing[key] for key in ("disagreement", "bound_low", "bound_high", "rms_norm")} == {None}
+    assert row("settle", [None] * 4, 0.0, 0.0).loss is None
+    nothing = row("train", [1.0] * 4, None, None)
+    assert {nothing.disagreement, nothing.bound_low, nothing.bound_high, nothing.rms_norm} == {None}
+    # with distances missing from the sum it bounds from below only
+    for partly in (row("train", [], 8.0, 4.0, skipped=1), row("train", [], 8.0, 4.0, nodes=3), row("train", [], 8.0, 4.0, unknown=1)):
+        assert (partly.bound_low, partly.bound_high) == (low, None)
+    summed = row("train", [], None, None, between=(2.0, 8.0), rounding=0.5)
+    assert (summed.bound_low, summed.bound_high) == (pytest.approx(math.sqrt(2 / 16) / 2), pytest.approx(math.sqrt(8 / 8) * 1.5))
+
+
+def test_rounds_that_are_not_in_step_or_over_a_changing_graph_bound_nothing(plan):
+    for rule in (replace(plan.bound_rule, extremes=None), None):
+        row = network_row(rule, 3, "train", losses=[], disagreement=8.0, mean_squared_norm=4.0, nodes=4, skipped=0)
+
+        assert (row.bound_low, row.bound_high, row.disagreement) == (None, None, 8.0)
 
 
 def test_baselines_are_those_asked_for(plan):

@@ -20,8 +20,8 @@ from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.terminal import print_page
 from p2pfl.inspector.verdict import certificate
-from p2pfl.launcher.network import disagreement_of, squared_norm_of
 from p2pfl.runs.records import RunRecords, read_rounds, read_run
+from p2pfl.runs.rows import NodeRow, disagreement_of, squared_norm_of
 from p2pfl.simulator import FaultScript, simulate
 
 AVERAGING = {
@@ -178,9 +178,14 @@ def test_a_daemon_that_goes_on_without_anybody_knows_no_disagreement(tmp_path, c
 
 
 def test_the_network_sums_what_its_daemons_compared():
-    in_step, by_choco = plan_of(**AVERAGING), plan_of(**AVERAGING, **CHOCO)
-    heard, alone = {"disagreement": 3.0, "norm": 2.0, "skipped": []}, {"disagreement": None, "norm": 2.0, "skipped": ["node-1"]}
-    large, unsent = {"disagreement": None, "norm": None, "skipped": []}, {"disagreement": None, "norm": None, "skipped": []}
+    in_step, by_choco = plan_of(**AVERAGING).bound_rule, plan_of(**AVERAGING, **CHOCO).bound_rule
+
+    def row(disagreement, norm, *skipped):
+        known = {"round": 0, "node": "node-0", "kind": "train", "loss": None, "agreed_for": 0, "stop_round": None}
+        return NodeRow.of({**known, "disagreement": disagreement, "norm": norm, "skipped": skipped, "bytes_sent": 0, "seconds": {}})
+
+    heard, alone = row(3.0, 2.0), row(None, 2.0, "node-1")
+    large = unsent = row(None, None)
 
     assert (disagreement_of(in_step, [heard, alone]), squared_norm_of(in_step, [heard, alone])) == (3.0, 4.0)
     assert disagreement_of(in_step, [alone, alone]) is None

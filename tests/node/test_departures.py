@@ -14,6 +14,7 @@ from p2pfl.governance.identity import Identity
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy, ViewTerms
 from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
+from p2pfl.runs.rows import NodeRow
 
 BRIEF = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)
 
@@ -125,8 +126,8 @@ class Ends:
     def says(self, place, number, *, without=(), closing=True):
         name = f"node-{place}"
         row = {"round": number, "kind": "train", "loss": None, "disagreement": 0.0, "norm": 1.0, "agreed_for": 0, "bytes_sent": 1}
-        row |= {"skipped": [f"node-{other}" for other in without], "seconds": {}}
-        self.adapters[name].say(row, 0.0, closing=closing)
+        row |= {"node": name, "skipped": [f"node-{other}" for other in without], "seconds": {}}
+        self.adapters[name].say(NodeRow.of(row), 0.0, closing=closing)
         if place:
             self.adapters["node-0"].view.hear("node-1", [self.adapters[name].view.newest[place].sealed], 0.0)
 

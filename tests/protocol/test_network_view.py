@@ -19,6 +19,7 @@ from p2pfl.inspector.sources import read_source
 from p2pfl.protocol import network_view
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.runs.records import read_run
+from p2pfl.runs.rows import NodeRow
 from p2pfl.simulator import simulate
 from thorough import first_fast
 
@@ -396,10 +397,11 @@ def test_a_node_started_again_bounds_nothing_for_two_rounds_nor_with_its_last_wo
     row = {"kind": "settle", "loss": None, "disagreement": 1.0, "norm": 2.0, "skipped": [], "agreed_for": 0, "bytes_sent": 9, "seconds": {}}
     said = []
     for number in range(3):
-        adapter.end_round({**row, "round": number}, float(number), agreed=True)
+        own = NodeRow.of({**row, "node": name, "round": number})
+        adapter.end_round(own, float(number), agreed=True)
         said.append(adapter.view.newest[0].record.disagreement)
         if number == 1:
-            adapter.say({**row, "round": number}, float(number), closing=True)
+            adapter.say(own, float(number), closing=True)
             said.append(adapter.view.newest[0].record.disagreement)
 
     assert said == [None, None, None, 1.0]

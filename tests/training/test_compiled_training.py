@@ -240,7 +240,7 @@ def test_a_run_is_the_same_with_and_without(threads, tmp_path, monkeypatch):
         rounds[compiled] = []
         for _ in range(20):
             row = simulation.step()
-            rounds[compiled].append((copy.deepcopy(simulation.population.state["x"]), row["disagreement"], row["loss"]))
+            rounds[compiled].append((copy.deepcopy(simulation.population.state["x"]), row.disagreement, row.loss))
         assert simulation.population.is_compiled is (compiled == "on")
     for (x_NP, disagreement, loss), (expected_NP, expected, expected_loss) in zip(rounds["on"], rounds["off"], strict=True):
         torch.testing.assert_close(x_NP, expected_NP, rtol=0, atol=1e-6)

@@ -18,11 +18,12 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.results import write_models
-from p2pfl.evaluation.summary import consensus_distance, disagreement_row
+from p2pfl.evaluation.summary import consensus_distance
 from p2pfl.experiment.loading import ClockSpec
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.rows import NodeRow, row_of_nodes
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.clock import Delays
 from p2pfl.topology.links import links_of
@@ -225,31 +226,31 @@ class PacedRecords:
     """Rows of the network so far."""
 
     bytes_sent: int = 0
-    _open: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    _open: dict[int, list[NodeRow]] = field(default_factory=dict)
 
     def add(self, node: PacedNode, *, skipped: list[str], bytes_sent: int, time_s: float | None) -> None:
         """A node has done a round, and counts on."""
         experiment, number = self.plan.experiment, node.round
         node.round += 1
         self.bytes_sent += bytes_sent
-        row: dict[str, Any] = {
-            "round": number,
-            "node": node.name,
-            "kind": "train",
-            "loss": node.loss,
-            "disagreement": None if node.squared is None else node.squared / 2,
-            "norm": node.norm,
-            "skipped": skipped,
-            "agreed_for": 0,
-            "stop_round": None,
-            "bytes_sent": bytes_sent,
-            "seconds": {"train": self.stopwatch.lap("train")},
-            "merged": node.merged,
-            "simulated_s": time_s,
-        }
+        is_measured = node.round % experiment.evaluate_every == 0 or node.round == experiment.rounds
+        row = NodeRow(
+            round=number,
+            node=node.name,
+            kind="train",
+            loss=node.loss,
+            disagreement=None if node.squared is None else node.squared / 2,
+            norm=node.norm,
+            skipped=skipped,
+            agreed_for=0,
+            stop_round=None,
+            bytes_sent=bytes_sent,
+            seconds={"train": self.stopwatch.lap("train")},
+            merged=node.merged,
+            metrics=node.population.evaluate()[0] if is_measured else None,
+            simulated_s=math.nan if time_s is None else time_s,
+        )
         node.merged, node.squared = [], None
-        if node.round % experiment.evaluate_every == 0 or node.round == experiment.rounds:
-            row["metrics"] = node.population.evaluate()[0]
         if experiment.save_models_every and node.round % experiment.save_models_every == 0:
             population = node.population
             write_models(self.folder.path, (node.name,), population.estimate(), self.plan.layout, population.buffers, number)
@@ -268,25 +269,21 @@ class PacedRecords:
             rows = self._open.pop(self.rounds, [])
             if not rows:
                 return
-            losses, norms = [row["loss"] for row in rows], [row["norm"] for row in rows if row["norm"] is not None]
-            compared = [row["disagreement"] for row in rows if row["disagreement"] is not None]
-            disagreement = sum(compared) if compared else None
-            squared_norm = math.fsum(norm**2 for norm in norms) / len(norms) if norms else None
-            mixed = consensus_distance(self.plan.layout.shared_of(torch.cat([node.population.estimate() for node in self.nodes])))
-            row = disagreement_row(self.plan, self.rounds, "train", losses, disagreement, squared_norm, None, mixed)
-            row |= {
-                "bound_low": None,
-                "bound_high": None,
-                "nodes": len(rows),
-                "bytes_sent": sum(row["bytes_sent"] for row in rows),
-                "skipped": sum(len(row["skipped"]) for row in rows),
-                "seconds": {"train": math.fsum(row["seconds"]["train"] for row in rows)},
-                "simulated_s": max((row["simulated_s"] for row in rows if row["simulated_s"] is not None), default=None),
-            }
+            row = row_of_nodes(
+                self.plan.bound_rule,
+                rows,
+                self.rounds,
+                "train",
+                seconds={"train": math.fsum(row.seconds["train"] for row in rows)},
+                consensus_distance=consensus_distance(
+                    self.plan.layout.shared_of(torch.cat([node.population.estimate() for node in self.nodes]))
+                ),
+                simulated_s=max(row.simulated_s for row in rows if row.simulated_s is not None),
+            )
             self.folder.append_round(row)
             self.rounds += 1
             if self.progress is not None:
-                self.progress(self.rounds, self.plan.experiment.rounds, row)
+                self.progress(self.rounds, self.plan.experiment.rounds, row.as_row())
 
     def conclude(self, simulated_s: float | None) -> None:
         """The models and the summary."""
@@ -314,12 +311,12 @@ class PacedRecords:
             "rounds": self.rounds,
             "bytes_sent": self.bytes_sent,
             "seconds": self.stopwatch.spent,
-            "open": {str(number): rows for number, rows in self._open.items()},
+            "open": {str(number): [row.as_row() for row in rows] for number, rows in self._open.items()},
         }
 
     def restore(self, story: Mapping[str, Any]) -> None:
         """Take up what `story` gave."""
         self.rounds, self.bytes_sent = story["rounds"], story["bytes_sent"]
         self.stopwatch.resume(story["seconds"])
-        self._open = {int(number): list(rows) for number, rows in story["open"].items()}
+        self._open = {int(number): [NodeRow.of(row) for row in rows] for number, rows in story["open"].items()}
         self.folder.truncate(self.rounds, {node.name: node.round for node in self.nodes})
