@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 """The commands show its INFO lines, on standard error."""
@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 EVERY_S = 3.0
 
 T = TypeVar("T")
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+"""Called after each round with the number of rounds so far, the most that there can be, and the network's row."""
 
 
 def told(what: str, items: Sequence[T]) -> Iterator[T]:

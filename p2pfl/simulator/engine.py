@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from p2pfl.errors import ConfigError, StoreError
 from p2pfl.evaluation.baselines import trained_alone
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
 from p2pfl.evaluation.summary import asks_for, peak_rss_bytes, squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
@@ -63,9 +63,6 @@ class _Exchanged:
 
 
 _LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
-
-Progress = Callable[[int, int, Mapping[str, Any]], None]
-"""Called after each round with the round, the last possible round and the round's record."""
 
 
 class Simulation:

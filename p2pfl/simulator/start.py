@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from p2pfl.errors import ConfigError, Paused
+from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
@@ -24,16 +25,19 @@ from p2pfl.runs.checkpoint import changes_told
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.runs.writing_process import mark_pause
-from p2pfl.simulator.engine import Progress, Simulation
-from p2pfl.simulator.events.asynchronous import AsynchronousSimulation
-from p2pfl.simulator.events.paced import CHECKPOINT
-from p2pfl.simulator.events.pairwise import PairwiseSimulation
-from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, recorded_rows
+from p2pfl.simulator.engine import Simulation
+from p2pfl.simulator.events.asynchronous import AsynchronousEvents
+from p2pfl.simulator.events.pairwise import PairwiseEvents
+from p2pfl.simulator.events.replay import RecordedEvents, recorded_rows
+from p2pfl.simulator.events.simulation import CHECKPOINT, Events, EventSimulation
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.sharding.shard import Shard, check_enough
 from p2pfl.tasks.permission import options_of
 from p2pfl.yaml_files import dump_yaml, load_yaml
+
+EVENTS: Mapping[str, Callable[[Plan], Events]] = {"asynchronous": AsynchronousEvents, "pairwise": PairwiseEvents}
+"""Events by `pace.name`, of paces without common rounds."""
 
 
 def simulate(
@@ -139,13 +143,9 @@ def _run(
     else:
         folder = RunFolder(place)
     stopwatch.lap("plan")
-    if recorded is not None:
-        replay_of = AsynchronousReplay if pace == "asynchronous" else PairwiseReplay
-        replay_of(plan, folder, recorded, progress, stopwatch).run()
-        return Run(place)
-    if pace != "synchronous":
-        paced = AsynchronousSimulation if pace == "asynchronous" else PairwiseSimulation
-        at_own_pace = paced(plan, folder, progress, stopwatch)
+    if pace != "synchronous" or recorded is not None:
+        events = RecordedEvents(plan, recorded) if recorded is not None else EVENTS[pace](plan)
+        at_own_pace = EventSimulation(plan, folder, events, progress, stopwatch)
         if resume:
             with changes_told(place / CHECKPOINT):
                 at_own_pace.restore()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from p2pfl.errors import P2PFLError
+from p2pfl.evaluation.progress import Progress
 from p2pfl.simulator import simulate
-from p2pfl.simulator.engine import Progress
 from p2pfl.sweeps.folder import place_of, read_grid
 
 

@@ -15,7 +15,8 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import ChurnSpec, ClockSpec
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.simulator import FaultScript, simulate
-from p2pfl.simulator.events.clock import Delays, RoundClock, RoundPaces
+from p2pfl.simulator.events.clock import RoundClock, RoundPaces
+from p2pfl.simulator.events.delays import Delays
 from p2pfl.topology import Schedule, Topology, make_schedule, weighted
 from p2pfl.yaml_files import dump_yaml
 from simulations import LOGISTIC, distance, drift, plan_of, run_of, stacked, starting_at, starts_of

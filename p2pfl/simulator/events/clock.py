@@ -1,4 +1,4 @@
-"""Seconds beside rounds: when each node of a simulated network begins and ends each round, and whose messages come too late or never.
+"""The clock of rounds: when each node of a simulated network begins and ends each round, and whose messages come too late or never.
 
 A node trains, sends, and waits as its daemon does: until everybody whom it waits for has come or the deadline is over. The clock never
 looks at a model: who is slow, whose messages are lost and who is away are drawn from the seed, so that all of a round is known before it
@@ -18,31 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.algorithms import over_an_edge
-from p2pfl.draws import Purpose, chances
-from p2pfl.experiment.loading import NEEDS_ALL, ClockSpec
+from p2pfl.experiment.loading import NEEDS_ALL
 from p2pfl.experiment.plan import Plan, counts_of, matches_flows
 from p2pfl.protocol.round_pace import CEILING_S, SHARE, WINDOW
-from p2pfl.topology import Schedule, Topology
-from p2pfl.wire.codec import CHUNK_BYTES
+from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
+from p2pfl.topology import Schedule
 from p2pfl.wire.update import UpdateFormat
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundTimes:
-    """What the clock says of one round."""
+    """Times of one round, and whose messages came in time."""
 
     active_N: Bools
-    """Who takes part: neither away nor so late that all its neighbours were over before it began."""
+    """Nodes that take part: neither away nor so late that all its neighbours were over before it began."""
 
     trains_N: Bools
-    """Who takes local steps, where the round has any: a node that is back after missed rounds mixes first."""
+    """Nodes that take local steps, where the round has any: a node that is back after missed rounds mixes first."""
 
     came: tuple[Bools, ...]
-    """By phase, (E,): whose messages came in time, in the order of the round's edges."""
+    """By phase, (E,): which messages came in time, in the order of the round's edges."""
 
     ended_N: Floats
     """Seconds since the start; NaN for who took no part."""
@@ -52,133 +47,12 @@ class RoundTimes:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everybody took part and every message came."""
+        """Whether every node took part and every message came."""
         return bool(self.active_N.all()) and all(bool(came_E.all()) for came_E in self.came)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Edges:
-    """Who sends to whom in a round, and how long that takes."""
-
-    senders: Ints
-    receivers: Ints
-    codes: Ints
-    """receiver * N + sender, rising."""
-
-    firsts: Ints
-    """Where the edges of each receiver that has any begin."""
-
-    hears_N: Bools
-    """Who has any."""
-
-    latency_E: Floats
-    seconds_a_byte_E: Floats
-    place_E: Ints
-    """The how manieth of its sender's messages it is, from 1."""
-
-    def latest(self, values_E: Floats) -> Floats:
-        """The largest of each receiver, (N,); -inf without edges."""
-        return self._reduced(np.maximum, values_E, -math.inf)
-
-    def earliest(self, values_E: Floats) -> Floats:
-        """The smallest of each receiver, (N,); inf without edges."""
-        return self._reduced(np.minimum, values_E, math.inf)
-
-    def _reduced(self, ufunc: np.ufunc, values_E: Floats, nothing: float) -> Floats:
-        reduced_N = np.full(len(self.hears_N), nothing)
-        if len(self.firsts):
-            reduced_N[self.hears_N] = ufunc.reduceat(values_E, self.firsts)
-        return reduced_N
-
-
-class Delays:
-    """How long things take: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
-
-    Args:
-        spec: what the experiment says.
-        links: the graph whose file gives latencies and bandwidths; None: there is none.
-        names: of the nodes.
-        seed: of the experiment.
-    """
-
-    def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:
-        self.spec, self._links, self._seed = spec, links, seed
-        self._speed_N = np.array([spec.speeds.get(name, 1.0) for name in names]) if spec.speeds else np.ones(len(names))
-        self._rows_N = np.arange(len(names))
-
-    def factors(self, round: int) -> Floats:
-        """By which each node's training takes longer in a round, (N,)."""
-        stragglers = self.spec.stragglers
-        if stragglers is None:
-            return np.ones(len(self._rows_N))
-        slow_N = chances(self._seed, Purpose.STRAGGLER, node=self._rows_N, round=round) < stragglers.share
-        return np.where(slow_N, stragglers.factor, 1.0)
-
-    def training(self, round: int) -> Floats:
-        """Seconds of each node's training in a round, (N,)."""
-        return self.spec.round_s / self._speed_N * self.factors(round)
-
-    def training_through(self, row: int, round: int) -> float:
-        """Seconds of a node's training in all rounds up to one, that one included."""
-        stragglers, slow = self.spec.stragglers, 0
-        if stragglers is not None:
-            slow_R = chances(self._seed, Purpose.STRAGGLER, node=row, round=np.arange(round + 1)) < stragglers.share
-            slow = int(slow_R.sum())
-        extra = slow * (stragglers.factor - 1) if stragglers is not None else 0.0
-        return float((round + 1 + extra) * (self.spec.round_s / self._speed_N[row]))
-
-    def lost(self, exchange: int, senders: Ints, receivers: Ints) -> Bools:
-        """Which messages of an exchange never come, (E,)."""
-        if not self.spec.loss:
-            return np.zeros(len(senders), dtype=np.bool_)
-        return chances(self._seed, Purpose.LOSS, node=senders, round=exchange, index=receivers) < self.spec.loss
-
-    def leaving(self, round: int) -> Bools:
-        """Who would leave in a round, (N,)."""
-        churn = self.spec.churn
-        if churn is None or round == 0:
-            return np.zeros(len(self._rows_N), dtype=np.bool_)
-        return chances(self._seed, Purpose.CHURN, node=self._rows_N, round=round) < churn.share
-
-    def message_s(self, edges: Edges, size_bytes: int) -> tuple[Floats, Floats]:
-        """Seconds from sending until a message begins to be there and until it is there, each (E,)."""
-        leaves_E = edges.place_E * (size_bytes * 8 / (self.spec.uplink_mbps * 1e6)) if self.spec.uplink_mbps else 0.0
-        before_E = edges.latency_E + leaves_E
-        return before_E + edges.seconds_a_byte_E * min(size_bytes, CHUNK_BYTES), before_E + edges.seconds_a_byte_E * size_bytes
-
-    def edges_of(self, graph: Topology) -> Edges:
-        """A graph's edges with what its file, or else the experiment, says of them."""
-        num_nodes, senders, receivers = graph.num_nodes, graph.senders, graph.receivers
-        codes = receivers * num_nodes + senders
-        latency_E = np.full(len(codes), self.spec.latency_ms / 1e3)
-        seconds_a_byte_E = np.full(len(codes), 8 / (self.spec.bandwidth_mbps * 1e6) if self.spec.bandwidth_mbps else 0.0)
-        if self._links is not None:
-            known = self._links.receivers * num_nodes + self._links.senders
-            where = np.searchsorted(known, codes).clip(max=max(len(known) - 1, 0))
-            there_E = known[where] == codes if len(known) else np.zeros(len(codes), dtype=np.bool_)
-            if self._links.latency_ms is not None:
-                latency_E = np.where(there_E, self._links.latency_ms[where] / 1e3, latency_E)
-            if self._links.bandwidth_mbps is not None:
-                seconds_a_byte_E = np.where(there_E, 8 / (self._links.bandwidth_mbps[where] * 1e6), seconds_a_byte_E)
-        by_sender = np.lexsort((receivers, senders))
-        sent_N = np.bincount(senders, minlength=num_nodes)
-        place_E = np.empty(len(codes), dtype=np.int64)
-        place_E[by_sender] = np.arange(1, len(codes) + 1) - np.repeat(np.cumsum(sent_N) - sent_N, sent_N)
-        heard_N = np.bincount(receivers, minlength=num_nodes)
-        return Edges(
-            senders=senders,
-            receivers=receivers,
-            codes=codes,
-            firsts=(np.cumsum(heard_N) - heard_N)[heard_N > 0],
-            hears_N=heard_N > 0,
-            latency_E=latency_E,
-            seconds_a_byte_E=seconds_a_byte_E,
-            place_E=place_E,
-        )
-
-
 class RoundClock:
-    """The clock of nodes that go round by round. Owned by one simulation, which asks it for one round after the other.
+    """Clock of nodes that go round by round. Owned by one simulation, which asks it for one round after the other.
 
     Args:
         schedule: the graph of each round.
@@ -206,9 +80,9 @@ class RoundClock:
         self._reach = 1 if schedule.period == 1 and not schedule.directed else math.inf
         self.now_s = 0.0
         self.ready_N = np.zeros(num_nodes)
-        """When each ended its last round."""
+        """Seconds at which each node ended its last round."""
         self.back_N = np.zeros(num_nodes, dtype=np.int64)
-        """The round from which on each is there."""
+        """Round from which on each node is there."""
         self._was_out_N = np.zeros(num_nodes, dtype=np.bool_)
         self._missed = np.zeros(0, dtype=np.int64)
         """Codes of edges whose receiver waits for the sender no more, rising."""
@@ -239,7 +113,7 @@ class RoundClock:
         )
 
     def round(self, number: int, *, local_steps: int, running_N: Bools) -> RoundTimes:
-        """The next round.
+        """Compute the times of the next round.
 
         Args:
             number: one more than the last one asked for.
@@ -281,7 +155,7 @@ class RoundClock:
         )
 
     def _here(self, number: int, edges: Edges) -> Bools:
-        """Who is there; who comes back does so when the first of its neighbours begins the round."""
+        """Nodes that are there; who comes back does so when the first of its neighbours begins the round."""
         churn = self._delays.spec.churn
         if churn is None:
             return np.ones(len(self.ready_N), dtype=np.bool_)
@@ -299,7 +173,7 @@ class RoundClock:
         return here_N
 
     def _wait(self, edges: Edges, exchange: int, sends_N: Floats, active_N: Bools, running_N: Bools) -> _Wait:
-        """Until when each receiver waits in an exchange."""
+        """Compute until when each receiver waits in an exchange."""
         begins_E, takes_E = self._delays.message_s(edges, self._bytes_of(exchange))
         lost_E = self._delays.lost(exchange, edges.senders, edges.receivers)
         sent_E = active_N[edges.senders] & ~lost_E
@@ -329,7 +203,7 @@ class RoundClock:
         return _Wait(over_N=over_N, arrival_E=arrival_E)
 
     def _close(self, edges: Edges, exchange: int, wait: _Wait, began_N: Floats, active_N: Bools, running_N: Bools) -> Bools:
-        """The exchange is over: whose messages came, and what is remembered of it."""
+        """End an exchange, and remember who came late; returns which messages came, (E,)."""
         receives_E = active_N[edges.receivers]
         came_E: Bools = receives_E & (wait.arrival_E <= wait.over_N[edges.receivers])
         if not self.gives_up:
@@ -356,7 +230,7 @@ class RoundClock:
         return came_E
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """All that it remembers, for a checkpoint."""
+        """Arrays of a checkpoint."""
         return {
             "now_s": np.array([self.now_s]),
             "ready": self.ready_N,
@@ -369,7 +243,7 @@ class RoundClock:
         }
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what `arrays` gave."""
+        """Take up the `arrays` of a checkpoint."""
         self.now_s = float(arrays["now_s"][0])
         self.ready_N, self.back_N = arrays["ready"].astype(np.float64), arrays["back"].astype(np.int64)
         self._was_out_N, self._missed = arrays["was_out"].astype(np.bool_), arrays["missed"].astype(np.int64)
@@ -378,7 +252,7 @@ class RoundClock:
 
 
 class RoundPaces:
-    """`RoundPace` of many nodes at once.
+    """Deadlines of many nodes at once, as `RoundPace` keeps them for one.
 
     Args:
         num_nodes: N.
@@ -390,15 +264,15 @@ class RoundPaces:
         self._factor, self._floor_s = factor, floor_s
         self.durations_NW = np.full((num_nodes, WINDOW), np.nan)
         self.count_N = np.zeros(num_nodes, dtype=np.int64)
-        """How many were ever recorded."""
+        """Number of durations ever recorded."""
 
     def record(self, rows: Ints, durations_s: Floats) -> None:
-        """Exchanges of some different nodes took so long."""
+        """Record durations of one exchange each of some different nodes."""
         self.durations_NW[rows, self.count_N[rows] % WINDOW] = durations_s
         self.count_N[rows] += 1
 
     def allowances_s(self) -> Floats:
-        """How long the next exchange of each may wait, (N,)."""
+        """Seconds that the next exchange of each node may wait, (N,)."""
         known_N = np.minimum(self.count_N, WINDOW)
         place_N = np.maximum(np.ceil(SHARE * known_N).astype(np.int64) - 1, 0)
         ordered_NW = np.sort(self.durations_NW, axis=1)  # what is not known yet comes last
@@ -410,14 +284,14 @@ class RoundPaces:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wait:
     over_N: Floats
-    """When each receiver waits no longer."""
+    """Seconds at which each receiver waits no longer."""
 
     arrival_E: Floats
-    """When each message is there; inf: never."""
+    """Seconds at which each message is there; inf: never."""
 
 
 def _not_among(codes: Ints, known: Ints) -> Bools:
-    """Which codes are not among some, which rise."""
+    """Mask of codes that are not among some known ones, which rise."""
     if not len(known):
         return np.ones(len(codes), dtype=np.bool_)
     found: Bools = known[np.searchsorted(known, codes).clip(max=len(known) - 1)] != codes

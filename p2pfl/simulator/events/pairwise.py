@@ -1,13 +1,11 @@
-"""Nodes that go at their own pace and meet one neighbour at a time, on a virtual clock.
+"""Events of the pairwise pace, on a virtual clock: after its local steps a node exchanges with one neighbour, and both move to the middle.
 
-After its local steps a node asks one neighbour. That one answers at once, also while it trains, and both move to the middle. A node that
-waits for an answer meets nobody else in the meantime: it answers the neighbour that it asked itself, lets those before it in the order of
-the names wait, and turns the others away; so nobody waits in a circle.
+The neighbour answers at once, also while it trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,21 +13,20 @@ from torch import Tensor
 from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.pairwise import HALF, Pairwise, Request
-from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.folder import RunFolder
-from p2pfl.runs.stopwatch import Stopwatch
-from p2pfl.simulator.events.paced import CHECKPOINT, Message, PacedDelays, PacedNode, PacedRecords, Timeline, grouped, message_of
-
-_RANKS = ("came", "left", "trained")
+from p2pfl.simulator.events.delays import NamedDelays
+from p2pfl.simulator.events.node import EventNode, Message, message_of
+from p2pfl.simulator.events.records import EventRecords
+from p2pfl.simulator.events.simulation import Groups
+from p2pfl.simulator.events.timeline import Timeline
 
 
 class PairwiseNode:
     """One node that trains from where it began its round, whatever it meets meanwhile."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        self.steps = PacedNode(plan, name)
+        self.steps = EventNode(plan, name)
         self.start: State = self.steps.population.state
-        """Where it began this round."""
+        """Model with which it began this round."""
         self.stage = "training"
         """Or "waiting": after its local steps, until it begins again."""
         self.closed: dict[str, int] = {}
@@ -39,7 +36,7 @@ class PairwiseNode:
         self.is_over = False
 
     def begin(self) -> None:
-        """The next round."""
+        """Begin the next round."""
         self.start, self.stage = self.steps.population.state, "training"
 
     def finish_training(self) -> None:
@@ -51,7 +48,7 @@ class PairwiseNode:
         self.stage = "waiting"
 
     def meet(self, peer: str, number: int, message: Message) -> None:
-        """Half of the way to a neighbour's model."""
+        """Go half of the way to a neighbour's model."""
         self.steps.merge(self.steps.outgoing(), {peer: message}, {peer: HALF})
         self.steps.merged.append([peer, number, self.stage])
         self.closed[peer] = number
@@ -61,71 +58,99 @@ class PairwiseNode:
         steps = self.steps
         return self.pace.partner(steps.slots, seed=seed, row=steps.row, round=steps.round, is_there=lambda name: name not in self.left)
 
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a checkpoint."""
+        steps = self.steps
+        return {
+            "round": steps.round,
+            "loss": steps.loss,
+            "merged": steps.merged,
+            "squared": steps.squared,
+            "norm": steps.norm,
+            "diverged": list(steps.population.diverged),
+            "stage": self.stage,
+            "asked": self.pace.asked,
+            "closed": self.closed,
+            "deferred": [[peer, number] for peer, (number, _) in self.pace.deferred.items()],
+            "left": sorted(self.left),
+            "is_over": self.is_over,
+        }
 
-class PairwiseSimulation:
-    """A network whose nodes meet in pairs.
+    def restore(self, groups: Groups, saved: Mapping[str, Any]) -> None:
+        """Take up a checkpoint."""
+        steps = self.steps
+        steps.population.diverged = tuple(saved["diverged"])
+        steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
+        steps.squared, steps.norm = saved["squared"], saved["norm"]
+        self.start, self.stage, self.closed = dict(groups[f"start/{steps.name}"]), saved["stage"], saved["closed"]
+        deferred = {peer: (number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])}
+        self.pace.restore(saved["asked"], deferred, has_ended=saved["is_over"])
+        self.left, self.is_over = set(saved["left"]), saved["is_over"]
+
+
+class PairwiseEvents:
+    """Events of nodes that exchange in pairs.
 
     Args:
-        plan: what to run; all sites' data are here.
-        folder: where it writes.
-        progress: as the engine's.
-        stopwatch: goes on from what the run has taken so far; None: begins here.
+        plan: of the network.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
-        stopwatch: Stopwatch | None = None,
-    ) -> None:
-        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
-        self._plan, self._folder = plan, folder
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._nodes = [PairwiseNode(plan, name) for name in plan.names]
+        self.nodes = [node.steps for node in self._nodes]
         self._rows = {name: row for row, name in enumerate(plan.names)}
-        steps = [node.steps for node in self._nodes]
-        self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=steps, progress=progress)
-        self._delays = PacedDelays(plan)
-        self._timeline = Timeline(_RANKS)
+        self._delays = NamedDelays(plan)
+        self._timeline = Timeline("came", "left", "trained")
         self._arrival_s: dict[tuple[str, str], float] = {}
         """By sender and receiver, when the last message arrives."""
         self._sent_bytes = [0] * len(self._nodes)
-        self._stopwatch.lap("setup")
 
-    def run(self) -> None:
-        """Until every node has done its rounds, or has no neighbour left."""
+    @property
+    def now_s(self) -> float:
+        """Seconds of the virtual clock."""
+        return self._timeline.now_s
+
+    @property
+    def may_be_saved(self) -> bool:
+        """An event leaves nothing half done."""
+        return True
+
+    def next(self, records: EventRecords) -> bool:
+        """Let the next event happen; False where every node is over."""
         if self._timeline.is_empty and not any(node.is_over for node in self._nodes):
-            for node in self._nodes:
-                self._timeline.at(self._delays.training_s(node.steps), "trained", node.steps.row)
-        handle: dict[str, Callable[..., None]] = {
-            "trained": self._trained,
-            "came": self._came,
-            "left": self._has_left,
-        }
-        saved = self._records.rounds
-        while (event := self._timeline.next()) is not None:
-            handle[event.kind](self._nodes[event.row], *event.content)
-            if self._records.rounds >= saved + self._plan.experiment.checkpoint_every:
-                saved = self._records.rounds
-                self.save()
-        self._records.conclude(self._timeline.now_s)
+            for steps in self.nodes:
+                self._timeline.at(self._delays.training_s(steps), "trained", steps.row)
+        event = self._timeline.next()
+        if event is None:
+            return False
+        node = self._nodes[event.row]
+        match event.kind:
+            case "trained":
+                self._ask(node, records)
+            case "came":
+                peer, number, _ = event.content
+                self._receive(node, peer, number, event.message, records)
+            case "left":
+                node.left.add(*event.content)
+        return True
 
-    def _trained(self, node: PairwiseNode) -> None:
-        """A node's local steps are done: it asks a neighbour."""
+    def _ask(self, node: PairwiseNode, records: EventRecords) -> None:
+        """End a node's training, and ask a neighbour."""
         node.finish_training()
         peer = node.partner(self._plan.experiment.seed)
         if peer is None:
-            self._end_round(node, skipped=[])
+            self._end_round(node, records, skipped=[])
             return
         self._send(node, peer, node.pace.ask(peer), message_of(node.steps.outgoing()))
 
-    def _came(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
-        """What a neighbour sent: its answer, or its question."""
+    def _receive(self, node: PairwiseNode, peer: str, number: int, message: Message | None, records: EventRecords) -> None:
+        """Take a neighbour's request or answer."""
         node.pace.receive(peer, number, message)
         while (request := node.pace.next()) is not None:
             self._answer(node, request)
         asked = node.pace.asked
-        if asked is None or not node.pace.is_over(self._timeline.now_s):
+        if asked is None or not node.pace.is_over(self.now_s):
             return
         answers = node.pace.updates()
         for held in answers.values():
@@ -133,7 +158,7 @@ class PairwiseSimulation:
         node.closed[asked[0]] = asked[1]
         for request in node.pace.conclude():
             self._answer(node, request)
-        self._end_round(node, skipped=[] if answers else [asked[0]])
+        self._end_round(node, records, skipped=[] if answers else [asked[0]])
 
     def _answer(self, node: PairwiseNode, request: Request[Message]) -> None:
         own = message_of(node.steps.outgoing()) if request.is_welcome else None
@@ -142,9 +167,9 @@ class PairwiseSimulation:
         node.closed[request.peer] = request.number
         self._send(node, request.peer, request.number, own)
 
-    def _end_round(self, node: PairwiseNode, *, skipped: list[str]) -> None:
-        steps, now_s = node.steps, self._timeline.now_s
-        self._records.add(steps, skipped=skipped, bytes_sent=self._sent_bytes[steps.row], time_s=now_s)
+    def _end_round(self, node: PairwiseNode, records: EventRecords, *, skipped: list[str]) -> None:
+        steps, now_s = node.steps, self.now_s
+        records.add(steps, skipped=skipped, bytes_sent=self._sent_bytes[steps.row], time_s=now_s)
         self._sent_bytes[steps.row] = 0
         if steps.round == self._plan.experiment.rounds or node.left >= set(steps.slots):
             node.is_over = True
@@ -154,87 +179,41 @@ class PairwiseSimulation:
         else:
             node.begin()
             self._timeline.at(now_s + self._delays.training_s(steps), "trained", steps.row)
-        self._records.close(lambda other: self._nodes[other.row].is_over)
-
-    def _has_left(self, node: PairwiseNode, peer: str) -> None:
-        node.left.add(peer)
+        records.close(lambda other: self._nodes[other.row].is_over)
 
     def _send(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
         name, size_bytes = node.steps.name, 0
         if message is not None:
             size_bytes = self._delays.bytes_each(number, {channel: tensor.unsqueeze(0) for channel, tensor in message.items()})
         self._sent_bytes[node.steps.row] += size_bytes
-        arrival_s = self._timeline.now_s + self._delays.between_s(name, peer, size_bytes, alone=True)
+        arrival_s = self.now_s + self._delays.between_s(name, peer, size_bytes, alone=True)
         # what is sent later comes later, also where it is shorter
         self._arrival_s[name, peer] = max(arrival_s, self._arrival_s.get((name, peer), 0.0))
-        self._timeline.at(self._arrival_s[name, peer], "came", self._rows[peer], name, number, message)
+        self._timeline.at(self._arrival_s[name, peer], "came", self._rows[peer], name, number, message is not None, message=message)
 
-    def save(self) -> None:
-        """A checkpoint from which `restore` continues exactly."""
-        tensors: dict[str, Tensor] = {}
+    def tensors(self) -> dict[str, Tensor]:
+        """Models at the start of the round, and messages that wait or are on their way."""
+        found = self._timeline.tensors()
         for node in self._nodes:
             name = node.steps.name
-            tensors |= {f"node/{name}/{key}": tensor for key, tensor in node.steps.population.tensors().items()}
-            tensors |= {f"start/{name}/{key}": tensor for key, tensor in node.start.items()}
+            found |= {f"start/{name}/{key}": tensor for key, tensor in node.start.items()}
             for place, (_, message) in enumerate(node.pace.deferred.values()):
-                tensors |= {f"deferred/{name}.{place}/{channel}": tensor for channel, tensor in message.items()}
-        events = []
-        for event in self._timeline.events:
-            content = list(event.content)
-            if event.kind == "came":
-                message = content.pop()
-                content.append(message is not None)
-                tensors |= {f"flight/{event.number}/{channel}": tensor for channel, tensor in (message or {}).items()}
-            events.append([event.time_s, event.row, event.number, event.kind, content])
-        story = {
-            "events": events,
-            "now_s": self._timeline.now_s,
+                found |= {f"deferred/{name}.{place}/{channel}": tensor for channel, tensor in message.items()}
+        return found
+
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a checkpoint."""
+        return {
+            **self._timeline.metadata(),
             "arrival_s": [[*ends, seconds] for ends, seconds in self._arrival_s.items()],
             "sent_bytes": self._sent_bytes,
-            "nodes": [
-                {
-                    "round": node.steps.round,
-                    "loss": node.steps.loss,
-                    "merged": node.steps.merged,
-                    "squared": node.steps.squared,
-                    "norm": node.steps.norm,
-                    "diverged": list(node.steps.population.diverged),
-                    "stage": node.stage,
-                    "asked": node.pace.asked,
-                    "closed": node.closed,
-                    "deferred": [[peer, number] for peer, (number, _) in node.pace.deferred.items()],
-                    "left": sorted(node.left),
-                    "is_over": node.is_over,
-                }
-                for node in self._nodes
-            ],
-            **self._records.story(),
+            "nodes": [node.metadata() for node in self._nodes],
         }
-        write_checkpoint(self._folder.path / CHECKPOINT, tensors, story)
 
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint; from the start where it has none."""
-        found = read_checkpoint(self._folder.path / CHECKPOINT)
-        if found is None:
-            self._folder.truncate(0)
-            return
-        tensors, story = found
-        groups = grouped(tensors)
-        for node, saved in zip(self._nodes, story["nodes"], strict=True):
-            steps = node.steps
-            steps.population.restore(groups[f"node/{steps.name}"])
-            steps.population.diverged = tuple(saved["diverged"])
-            steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
-            steps.squared, steps.norm = saved["squared"], saved["norm"]
-            node.start, node.stage, node.closed = groups[f"start/{steps.name}"], saved["stage"], saved["closed"]
-            deferred = {peer: (number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])}
-            node.pace.restore(saved["asked"], deferred, has_ended=saved["is_over"])
-            node.left, node.is_over = set(saved["left"]), saved["is_over"]
-        self._arrival_s = {(sender, receiver): seconds for sender, receiver, seconds in story["arrival_s"]}
-        self._sent_bytes = story["sent_bytes"]
-        self._timeline.now_s = story["now_s"]
-        for time_s, row, number, kind, content in sorted(story["events"], key=lambda event: event[2]):
-            if kind == "came":
-                content[-1] = groups[f"flight/{number}"] if content[-1] else None
-            self._timeline.at(time_s, kind, row, *content)
-        self._records.restore(story)
+    def restore(self, groups: Groups, metadata: Mapping[str, Any]) -> None:
+        """Take up a checkpoint."""
+        for node, saved in zip(self._nodes, metadata["nodes"], strict=True):
+            node.restore(groups, saved)
+        self._arrival_s = {(sender, receiver): seconds for sender, receiver, seconds in metadata["arrival_s"]}
+        self._sent_bytes = metadata["sent_bytes"]
+        self._timeline.restore(groups, metadata)

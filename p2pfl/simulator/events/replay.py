@@ -1,9 +1,9 @@
-"""What real nodes did at their own pace, computed again from their records of who merged what, in which order."""
+"""Events of a recorded run: what real nodes did at their own pace, computed again from who merged what, in which order."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from torch import Tensor
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.pace import Held
-from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
-from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.asynchronous import merge_newest
-from p2pfl.simulator.events.paced import Message, PacedDelays, PacedNode, PacedRecords, message_of
+from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.pairwise import PairwiseNode
+from p2pfl.simulator.events.records import EventRecords
+from p2pfl.simulator.events.simulation import Groups
 
 Row = Mapping[str, Any]
 
 
 def recorded_rows(place: Path, plan: Plan) -> dict[str, deque[Row]]:
-    """Each node's rows in the order of its rounds.
+    """Read the rows of each node, in the order of its rounds.
 
     Raises:
         ConfigError: no such run, one whose nodes waited for each other, or one that has not ended.
@@ -40,93 +40,19 @@ def recorded_rows(place: Path, plan: Plan) -> dict[str, deque[Row]]:
     return rows
 
 
-class AsynchronousReplay:
-    """A run of asynchronous nodes once more.
-
-    The order between nodes is what their records imply: a message must have been sent before it is merged.
-
-    Args:
-        plan: of the run; all sites' data are here.
-        folder: where this one writes.
-        recorded: from `recorded_rows`.
-        progress: as the engine's.
-        stopwatch: goes on from what the run has taken so far; None: begins here.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        recorded: Mapping[str, deque[Row]],
-        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
-        stopwatch: Stopwatch | None = None,
-    ) -> None:
-        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
-        self._plan, self._rows = plan, recorded
-        self._nodes = [PacedNode(plan, name) for name in plan.names]
-        self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=self._nodes, progress=progress)
-        self._delays = PacedDelays(plan)
-        self._sent: dict[str, dict[str, Tensor]] = {}
-        """By node, what it has sent in the round that it has not merged yet."""
-        self._messages: dict[tuple[str, int], Message] = {}
-        self._wanted = Counter((peer, number) for rows in recorded.values() for row in rows for peer, number, _ in row["merged"])
-        self._stopwatch.lap("setup")
-
-    def run(self) -> None:
-        """Every recorded round.
-
-        Raises:
-            StoreError: the records name a message that nobody sent.
-        """
-        while any(self._rows.values()):
-            if not any(self._advance(node) for node in self._nodes):
-                stuck = next(name for name, rows in self._rows.items() if rows)
-                raise StoreError(f"{stuck}, round {self._rows[stuck][0]['round']}: merged a message that no record says was sent")
-            self._records.close(lambda node: not self._rows[node.name])
-        self._records.conclude(None)
-
-    def _advance(self, node: PacedNode) -> bool:
-        """As many rounds of a node as the messages that are there allow; whether there was one."""
-        rows, advanced = self._rows[node.name], False
-        while rows:
-            if node.name not in self._sent:
-                node.train()
-                self._sent[node.name] = node.outgoing()
-                self._messages[node.name, node.round] = message_of(self._sent[node.name])
-                advanced = True
-            merged = rows[0]["merged"]
-            if any((peer, number) not in self._messages for peer, number, _ in merged):
-                break
-            sent = self._sent.pop(node.name)
-            taken = {peer: Held(number=number, update=self._messages[peer, number], age=age) for peer, number, age in merged}
-            merge_newest(self._plan, node, sent, taken)
-            self._release(merged)
-            row = rows.popleft()
-            self._records.add(node, skipped=list(row["skipped"]), bytes_sent=int(row["bytes_sent"]), time_s=None)
-            advanced = True
-        return advanced
-
-    def _release(self, merged: list[list[Any]]) -> None:
-        """Forget messages that nobody merges any more."""
-        for peer, number, _ in merged:
-            self._wanted[peer, number] -= 1
-        for key in [key for key in self._messages if not self._wanted[key]]:
-            del self._messages[key]
-
-
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One thing that a node did with its model."""
+    """One step that a node took with its model."""
 
     kind: str
-    """"begin" | "met" | "offered" | "returned" | "trained" | "end"."""
+    """"begin" | "met" | "offered" | "returned" | "trained" | "end"; of asynchronous nodes "trained" | "end"."""
     peer: str = ""
     number: int = -1
     row: Row | None = None
 
 
-def _steps(rows: Iterable[Row]) -> deque[_Step]:
-    """A node's rows as what it did, in order."""
+def _pairwise_steps(rows: Iterable[Row]) -> deque[_Step]:
+    """Steps that the rows of a pairwise node tell of, in order."""
     steps: deque[_Step] = deque()
     for row in rows:
         steps.append(_Step("begin"))
@@ -142,66 +68,86 @@ def _steps(rows: Iterable[Row]) -> deque[_Step]:
     return steps
 
 
-class PairwiseReplay:
-    """A run of nodes that met in pairs once more, meeting by meeting.
+class AsynchronousReplay:
+    """Events of asynchronous nodes as recorded: a message must have been sent before it is merged.
 
     Args:
         plan: of the run; all sites' data are here.
-        folder: where this one writes.
         recorded: from `recorded_rows`.
-        progress: as the engine's.
-        stopwatch: goes on from what the run has taken so far; None: begins here.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        recorded: Mapping[str, deque[Row]],
-        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
-        stopwatch: Stopwatch | None = None,
-    ) -> None:
-        self._stopwatch = stopwatch if stopwatch is not None else Stopwatch()
-        self._steps = {name: _steps(rows) for name, rows in recorded.items()}
-        self._met = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "met"}
-        self._offered = {(name, step.peer, step.number) for name, steps in self._steps.items() for step in steps if step.kind == "offered"}
+    def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
+        self._plan = plan
+        self.nodes = [EventNode(plan, name) for name in plan.names]
+        self.steps = {name: deque(_Step(kind, row=row) for row in rows for kind in ("trained", "end")) for name, rows in recorded.items()}
+        self._sent: dict[str, dict[str, Tensor]] = {}
+        """By node, what it has sent in the round that it has not merged yet."""
+        self._messages: dict[tuple[str, int], Message] = {}
+        self._wanted = Counter((peer, number) for rows in recorded.values() for row in rows for peer, number, _ in row["merged"])
+
+    def do(self, row: int, step: _Step, records: EventRecords) -> bool:
+        """Train, or merge what is there; False where a message has not been sent yet."""
+        node = self.nodes[row]
+        assert step.row is not None
+        if step.kind == "trained":
+            node.train()
+            self._sent[node.name] = node.outgoing()
+            self._messages[node.name, node.round] = message_of(self._sent[node.name])
+            return True
+        merged = step.row["merged"]
+        if any((peer, number) not in self._messages for peer, number, _ in merged):
+            return False
+        taken = {peer: Held(number=number, update=self._messages[peer, number], age=age) for peer, number, age in merged}
+        merge_newest(self._plan, node, self._sent.pop(node.name), taken)
+        for peer, number, _ in merged:
+            self._wanted[peer, number] -= 1
+        for key in [key for key in self._messages if not self._wanted[key]]:
+            del self._messages[key]
+        records.add(node, skipped=list(step.row["skipped"]), bytes_sent=int(step.row["bytes_sent"]), time_s=None)
+        return True
+
+    def missing(self, name: str) -> str:
+        """Say what a node waits for in vain."""
+        row = self.steps[name][0].row
+        assert row is not None
+        return f"{name}, round {row['round']}: merged a message that no record says was sent"
+
+    def finish(self) -> None:
+        """Nothing is left to do after the last step."""
+
+
+class PairwiseReplay:
+    """Events of pairwise nodes as recorded, exchange by exchange.
+
+    Args:
+        plan: of the run; all sites' data are here.
+        recorded: from `recorded_rows`.
+    """
+
+    def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
+        self.steps = {name: _pairwise_steps(rows) for name, rows in recorded.items()}
+        self._met = {(name, step.peer, step.number) for name, steps in self.steps.items() for step in steps if step.kind == "met"}
+        self._offered = {(name, step.peer, step.number) for name, steps in self.steps.items() for step in steps if step.kind == "offered"}
         self._nodes = {name: PairwiseNode(plan, name) for name in plan.names}
+        self.nodes = [node.steps for node in self._nodes.values()]
         self._flows: dict[tuple[str, str, int], Tensor] = {}
-        steps = [node.steps for node in self._nodes.values()]
-        self._records = PacedRecords(plan=plan, folder=folder, stopwatch=self._stopwatch, nodes=steps, progress=progress)
-        self._stopwatch.lap("setup")
 
-    def run(self) -> None:
-        """Every recorded meeting.
+    def missing(self, name: str) -> str:
+        """Say what a node waits for in vain, as where one was killed between an offer and its record."""
+        step = self.steps[name][0]
+        return f"{name}: its meeting {step.number} with {step.peer} is not in the records of {step.peer}"
 
-        Raises:
-            StoreError: two nodes' records do not fit together, as where one was killed between an offer and its record.
-        """
-        while any(self._steps.values()):
-            if not any(self._advance(node) for node in self._nodes.values()):
-                name, steps = next((name, steps) for name, steps in self._steps.items() if steps)
-                raise StoreError(f"{name}: its meeting {steps[0].number} with {steps[0].peer} is not in the records of {steps[0].peer}")
-            self._records.close(lambda node: not self._steps[node.name])
-        self._settle()
-        self._records.conclude(None)
-
-    def _settle(self) -> None:
-        """What only one side has merged and had not taken back by its last round, it took back as it closed."""
+    def finish(self) -> None:
+        """Take back what only one side has merged and still had at its last round: it did so as it closed."""
         for (name, peer, number), flow in self._flows.items():
             if (peer, name, number) not in self._met:
                 population = self._nodes[name].steps.population
                 population.state = {**population.state, "x": population.state["x"] - flow}
 
-    def _advance(self, node: PairwiseNode) -> bool:
-        """As much as a node did before it met somebody who is not there yet; whether there was anything."""
-        steps, advanced = self._steps[node.steps.name], False
-        while steps and self._do(node, steps[0]):
-            advanced = True
-        return advanced
-
-    def _do(self, node: PairwiseNode, step: _Step) -> bool:
-        """One step, and the other side's; False where it is not there yet."""
-        name = node.steps.name
+    def do(self, row: int, step: _Step, records: EventRecords) -> bool:
+        """Take one step, and the other side's of an exchange; False where the other side is not there yet."""
+        name = self.nodes[row].name
+        node = self._nodes[name]
         if step.kind in ("met", "offered") and not self._meet(node, step):
             return False
         if step.kind == "begin":
@@ -213,20 +159,18 @@ class PairwiseReplay:
             node.steps.population.state = {**state, "x": state["x"] - self._flows.pop((name, step.peer, step.number))}
         elif step.kind == "end":
             assert step.row is not None
-            row = step.row
-            node.steps.merged = list(row["merged"])
-            self._records.add(node.steps, skipped=list(row["skipped"]), bytes_sent=int(row["bytes_sent"]), time_s=None)
-        self._steps[name].popleft()
+            node.steps.merged = list(step.row["merged"])
+            records.add(node.steps, skipped=list(step.row["skipped"]), bytes_sent=int(step.row["bytes_sent"]), time_s=None)
         return True
 
     def _meet(self, node: PairwiseNode, step: _Step) -> bool:
-        """Both sides' share of a meeting, each of what the other sent; False where the other is not there yet."""
+        """Let both sides merge each other's message; False where the other side is not there yet."""
         name = node.steps.name
         there = (step.peer, name, step.number)
         if there not in self._met and there not in self._offered:
             return step.kind == "offered"  # it was turned away, and nothing came of it
         other = self._nodes[step.peer]
-        theirs = self._steps[step.peer][0] if self._steps[step.peer] else None
+        theirs = self.steps[step.peer][0] if self.steps[step.peer] else None
         if theirs is None or theirs.kind not in ("met", "offered") or (theirs.peer, theirs.number) != (name, step.number):
             return False
         messages = message_of(node.steps.outgoing()), message_of(other.steps.outgoing())
@@ -235,5 +179,57 @@ class PairwiseReplay:
                 before = one.steps.population.state["x"]
                 one.meet(peer, step.number, message)
                 self._flows[one.steps.name, peer, step.number] = one.steps.population.state["x"] - before
-        self._steps[step.peer].popleft()
+        self.steps[step.peer].popleft()
         return True
+
+
+class RecordedEvents:
+    """Steps of nodes in the order that their records imply: each goes on until it has to wait for another.
+
+    Args:
+        plan: of the run; all sites' data are here.
+        recorded: from `recorded_rows`.
+    """
+
+    now_s: float | None = None
+    may_be_saved = False
+
+    def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
+        self._replay = AsynchronousReplay(plan, recorded) if plan.experiment.pace.name == "asynchronous" else PairwiseReplay(plan, recorded)
+        self.nodes = self._replay.nodes
+
+    def next(self, records: EventRecords) -> bool:
+        """Let the first node that can go on do so, as far as it can; False where all have done everything.
+
+        Raises:
+            StoreError: nobody can, as the records do not fit together.
+        """
+        replay = self._replay
+        steps = replay.steps
+        waiting = [node for node in self.nodes if steps[node.name]]
+        if not waiting:
+            replay.finish()
+            return False
+        if not any(self._advance(node, records) for node in waiting):
+            raise StoreError(replay.missing(waiting[0].name))
+        records.close(lambda node: not steps[node.name])
+        return True
+
+    def _advance(self, node: EventNode, records: EventRecords) -> bool:
+        """Take all steps of a node that others allow; whether there was one."""
+        steps, advanced = self._replay.steps[node.name], False
+        while steps and self._replay.do(node.row, steps[0], records):
+            steps.popleft()
+            advanced = True
+        return advanced
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A replay begins anew and keeps nothing."""
+        return {}
+
+    def metadata(self) -> dict[str, Any]:
+        """A replay begins anew and keeps nothing."""
+        return {}
+
+    def restore(self, groups: Groups, metadata: Mapping[str, Any]) -> None:
+        """A replay begins anew and takes up nothing."""

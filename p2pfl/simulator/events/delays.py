@@ -1,0 +1,197 @@
+"""Seconds of a virtual clock: how long training takes and a message travels, and which messages are lost.
+
+Shapes: N nodes, E directed edges of a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p2pfl.algorithms import over_an_edge
+from p2pfl.draws import Purpose, chances
+from p2pfl.experiment.loading import ClockSpec
+from p2pfl.experiment.plan import Plan
+from p2pfl.simulator.events.node import EventNode
+from p2pfl.topology import Topology
+from p2pfl.wire.codec import CHUNK_BYTES
+from p2pfl.wire.update import UpdateFormat
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edges:
+    """Directed edges of a round, and how long their messages take."""
+
+    senders: Ints
+    receivers: Ints
+    codes: Ints
+    """receiver * N + sender, rising."""
+
+    firsts: Ints
+    """Where the edges of each receiver that has any begin."""
+
+    hears_N: Bools
+    """Whether each node receives from anybody, (N,)."""
+
+    latency_E: Floats
+    seconds_a_byte_E: Floats
+    place_E: Ints
+    """Place of each edge's message among those of its sender, from 1."""
+
+    def latest(self, values_E: Floats) -> Floats:
+        """The largest of each receiver, (N,); -inf without edges."""
+        return self._reduced(np.maximum, values_E, -math.inf)
+
+    def earliest(self, values_E: Floats) -> Floats:
+        """The smallest of each receiver, (N,); inf without edges."""
+        return self._reduced(np.minimum, values_E, math.inf)
+
+    def _reduced(self, ufunc: np.ufunc, values_E: Floats, nothing: float) -> Floats:
+        reduced_N = np.full(len(self.hears_N), nothing)
+        if len(self.firsts):
+            reduced_N[self.hears_N] = ufunc.reduceat(values_E, self.firsts)
+        return reduced_N
+
+
+class Delays:
+    """How long things take: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
+
+    Args:
+        spec: what the experiment says.
+        links: the graph whose file gives latencies and bandwidths; None: there is none.
+        names: of the nodes.
+        seed: of the experiment.
+    """
+
+    def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:
+        self.spec, self._links, self._seed = spec, links, seed
+        self._speed_N = np.array([spec.speeds.get(name, 1.0) for name in names]) if spec.speeds else np.ones(len(names))
+        self._rows_N = np.arange(len(names))
+
+    def factors(self, round: int) -> Floats:
+        """Factors by which each node's training takes longer in a round, (N,)."""
+        stragglers = self.spec.stragglers
+        if stragglers is None:
+            return np.ones(len(self._rows_N))
+        slow_N = chances(self._seed, Purpose.STRAGGLER, node=self._rows_N, round=round) < stragglers.share
+        return np.where(slow_N, stragglers.factor, 1.0)
+
+    def training(self, round: int) -> Floats:
+        """Seconds of each node's training in a round, (N,)."""
+        return self.spec.round_s / self._speed_N * self.factors(round)
+
+    def training_through(self, row: int, round: int) -> float:
+        """Seconds of a node's training in all rounds up to one, that one included."""
+        stragglers, slow = self.spec.stragglers, 0
+        if stragglers is not None:
+            slow_R = chances(self._seed, Purpose.STRAGGLER, node=row, round=np.arange(round + 1)) < stragglers.share
+            slow = int(slow_R.sum())
+        extra = slow * (stragglers.factor - 1) if stragglers is not None else 0.0
+        return float((round + 1 + extra) * (self.spec.round_s / self._speed_N[row]))
+
+    def lost(self, exchange: int, senders: Ints, receivers: Ints) -> Bools:
+        """Draw which messages of an exchange are lost, (E,)."""
+        if not self.spec.loss:
+            return np.zeros(len(senders), dtype=np.bool_)
+        return chances(self._seed, Purpose.LOSS, node=senders, round=exchange, index=receivers) < self.spec.loss
+
+    def leaving(self, round: int) -> Bools:
+        """Draw who would leave in a round, (N,)."""
+        churn = self.spec.churn
+        if churn is None or round == 0:
+            return np.zeros(len(self._rows_N), dtype=np.bool_)
+        return chances(self._seed, Purpose.CHURN, node=self._rows_N, round=round) < churn.share
+
+    def message_s(self, edges: Edges, size_bytes: int) -> tuple[Floats, Floats]:
+        """Seconds from sending until a message begins to be there and until it is there, each (E,)."""
+        leaves_E = edges.place_E * (size_bytes * 8 / (self.spec.uplink_mbps * 1e6)) if self.spec.uplink_mbps else 0.0
+        before_E = edges.latency_E + leaves_E
+        return before_E + edges.seconds_a_byte_E * min(size_bytes, CHUNK_BYTES), before_E + edges.seconds_a_byte_E * size_bytes
+
+    def edges_of(self, graph: Topology) -> Edges:
+        """Edges of a graph, with latencies and bandwidths of its file, or else of the experiment."""
+        num_nodes, senders, receivers = graph.num_nodes, graph.senders, graph.receivers
+        codes = receivers * num_nodes + senders
+        latency_E = np.full(len(codes), self.spec.latency_ms / 1e3)
+        seconds_a_byte_E = np.full(len(codes), 8 / (self.spec.bandwidth_mbps * 1e6) if self.spec.bandwidth_mbps else 0.0)
+        if self._links is not None:
+            known = self._links.receivers * num_nodes + self._links.senders
+            where = np.searchsorted(known, codes).clip(max=max(len(known) - 1, 0))
+            there_E = known[where] == codes if len(known) else np.zeros(len(codes), dtype=np.bool_)
+            if self._links.latency_ms is not None:
+                latency_E = np.where(there_E, self._links.latency_ms[where] / 1e3, latency_E)
+            if self._links.bandwidth_mbps is not None:
+                seconds_a_byte_E = np.where(there_E, 8 / (self._links.bandwidth_mbps[where] * 1e6), seconds_a_byte_E)
+        by_sender = np.lexsort((receivers, senders))
+        sent_N = np.bincount(senders, minlength=num_nodes)
+        place_E = np.empty(len(codes), dtype=np.int64)
+        place_E[by_sender] = np.arange(1, len(codes) + 1) - np.repeat(np.cumsum(sent_N) - sent_N, sent_N)
+        heard_N = np.bincount(receivers, minlength=num_nodes)
+        return Edges(
+            senders=senders,
+            receivers=receivers,
+            codes=codes,
+            firsts=(np.cumsum(heard_N) - heard_N)[heard_N > 0],
+            hears_N=heard_N > 0,
+            latency_E=latency_E,
+            seconds_a_byte_E=seconds_a_byte_E,
+            place_E=place_E,
+        )
+
+
+class NamedDelays:
+    """Delays and losses by the names of nodes.
+
+    Args:
+        plan: of the network.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        graph, names = plan.topology, plan.names
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed)
+        self._edges = self._delays.edges_of(graph)
+        self._channels = plan.recipe.algorithm.channels
+        self._places = {(names[j], names[i]): e for e, (j, i) in enumerate(zip(graph.senders, graph.receivers, strict=True))}
+        self._seconds: dict[int, list[float]] = {}
+
+    def training_s(self, node: EventNode) -> float:
+        """Seconds of a node's training in its round."""
+        return float(self._delays.training(node.round)[node.row])
+
+    def training_through_s(self, node: EventNode) -> float:
+        """Seconds of a node's training in all its rounds, the one that it is in included."""
+        return self._delays.training_through(node.row, node.round)
+
+    def between_s(self, sender: str, receiver: str, size_bytes: int, *, alone: bool = False) -> float:
+        """Seconds until a message is there.
+
+        Args:
+            sender: its name.
+            receiver: its name.
+            size_bytes: of the message.
+            alone: nothing else leaves the sender now.
+        """
+        edge = self._places[sender, receiver]
+        if size_bytes not in self._seconds:
+            self._seconds[size_bytes] = self._delays.message_s(self._edges, size_bytes)[1].tolist()
+        uplink_s = size_bytes * 8 / (self._delays.spec.uplink_mbps * 1e6) if self._delays.spec.uplink_mbps else 0.0
+        return self._seconds[size_bytes][edge] - (uplink_s * (int(self._edges.place_E[edge]) - 1) if alone else 0.0)
+
+    def is_lost(self, sender: str, receiver: str, number: int) -> bool:
+        """Whether the message of a round is lost."""
+        ends = (np.array([self._rows[name]]) for name in (sender, receiver))
+        return bool(self._delays.lost(number, *ends)[0])
+
+    def bytes_each(self, number: int, sent: Mapping[str, Tensor]) -> int:
+        """Size in bytes of one encoded update."""
+        return UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True)).encoded_bytes(number)
