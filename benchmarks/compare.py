@@ -14,8 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-import simulator
 import torch
+
+import simulator
 
 RECORDED = Path(__file__).with_name("recorded.json")
 ALLOWED_DROP = 0.15

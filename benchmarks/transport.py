@@ -174,7 +174,7 @@ class TimedDaemon(Daemon):
     _ready_s = 0.0
 
     async def _exchange(self, outgoing: Any) -> bool:
-        number = self._round
+        number = self._steps.place.round
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
         started_s = time.monotonic()

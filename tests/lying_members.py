@@ -25,6 +25,7 @@ from p2pfl.cli import app
 from p2pfl.errors import P2PFLError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.mixing import Mixing
+from p2pfl.node.sending import Sending
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.codec import encode
@@ -116,13 +117,13 @@ async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], I
 
 def lie(program: str, exchange: int, site: str) -> None:
     """Run a daemon that lies from an exchange on; "early_stop" takes part in all of them and announces a stop as early as it can."""
-    send_update, tick, is_over, is_behind = Daemon._send_update, Daemon._tick, Protocol.is_over, Protocol.is_behind
+    send_update, tick, is_over, is_behind = Sending._send_update, Daemon._tick, Protocol.is_over, Protocol.is_behind
 
     def lies(protocol: Protocol) -> bool:
         return protocol.exchange >= exchange and program in PROGRAMS and bool(protocol.sent)
 
-    async def send_no_update(self: Daemon, neighbour: Neighbour, item: SendUpdate) -> None:
-        if not lies(self.protocol):
+    async def send_no_update(self: Sending, neighbour: Neighbour, item: SendUpdate) -> None:
+        if not lies(self._protocol):
             await send_update(self, neighbour, item)
 
     async def tick_and_lie(self: Daemon) -> None:
@@ -136,7 +137,7 @@ def lie(program: str, exchange: int, site: str) -> None:
     def announce(self: Protocol, agreed_for: int | None = None) -> StopNews:
         return StopNews(agreed_for=10**6, stop_round=self.earliest_stop)
 
-    Daemon._send_update, Daemon._tick = send_no_update, tick_and_lie
+    Sending._send_update, Daemon._tick = send_no_update, tick_and_lie
     Protocol.is_over = lambda self, now_s: not lies(self) and is_over(self, now_s)
     Protocol.is_behind = lambda self: not lies(self) and is_behind(self)
     if program in POISONS:

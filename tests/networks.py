@@ -207,13 +207,13 @@ class Network:
         """As SIGSTOP does: it neither sends nor reads, its clock stands, and what is sent to it waits."""
         node = self.nodes[name]
         now_s = time.monotonic()
-        node.daemon._now = lambda: now_s
+        node.daemon.clock.now_s = lambda: now_s
         node.line.flowing.clear()
 
     def wake(self, name: str) -> None:
         """As SIGCONT does: it sees how late it is."""
         node = self.nodes[name]
-        del node.daemon._now
+        del node.daemon.clock.now_s
         node.line.flowing.set()
 
     def models(self, after: int | None = None) -> Tensor:

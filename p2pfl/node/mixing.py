@@ -20,6 +20,7 @@ from p2pfl.algorithms.guard import norm_of
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
+from p2pfl.node.clock import LoopClock
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.protocol import Flow, Protocol
@@ -64,13 +65,11 @@ class Mixing:
         population: the row; its state changes with every merge.
         protocol: its edges, at the exchange that is packed or merged.
         formats: of the updates, by phase.
-        now_s: the clock of the protocol.
+        clock: the node's.
     """
 
-    def __init__(
-        self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], now_s: Callable[[], float]
-    ) -> None:
-        self._plan, self._population, self._protocol, self._formats, self._now_s = plan, population, protocol, formats, now_s
+    def __init__(self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], clock: LoopClock) -> None:
+        self._plan, self._population, self._protocol, self._formats, self._clock = plan, population, protocol, formats, clock
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self.model_channel = algorithm.model_channel
@@ -101,6 +100,13 @@ class Mixing:
         """Return the neighbours' models of the last round, and keep them no longer."""
         heard, self._last_heard = self._last_heard, {}
         return heard
+
+    def merged(self) -> list[list[Any]] | None:
+        """Neighbour, exchange and age of each update of the last merge, where nodes do not go in step."""
+        if self._protocol.newest is None:
+            return None
+        ages = self._protocol.ages()
+        return [[name, received.exchange, ages[name]] for name, received in self._protocol.arrivals().items()]
 
     # ---- out
 
@@ -168,7 +174,7 @@ class Mixing:
             statistics.squared = squared if inbox.present_NK.any() else None
             statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
             statistics.met = self._tested(squared, sent_P)
-        statistics.skipped.update(protocol.close(flows, self._now_s()))
+        statistics.skipped.update(protocol.close(flows, self._clock.now_s()))
         if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
             self._is_exact = False
             rule = f"algorithm {self._plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, MissingExtraError, TransportError
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
-from p2pfl.node.store import CHECKPOINT
 from p2pfl.runs.checkpoint import mode_in
 from p2pfl.runs.status_client import ADDRESS, REQUEST_S, TOKEN, address_in, checked_token, fetch_page, has_ended, token_in
 from p2pfl.runs.text import replace_file

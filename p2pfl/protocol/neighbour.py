@@ -189,6 +189,14 @@ class Neighbour:
         if len(self.outbox) < OUTBOX_LIMIT:
             self.outbox.append(item)
 
+    def begin_sending(self, item: SendUpdate) -> None:
+        """An update has left the outbox and goes out."""
+        self.sending = (item.exchange, item.whole)
+
+    def end_sending(self) -> None:
+        """Nothing is going out any more."""
+        self.sending = None
+
     def waiting_update(self, exchange: int, *, whole: bool) -> SendUpdate | None:
         """The update of an exchange that is still in the outbox."""
         updates = (waiting for waiting in self.outbox if isinstance(waiting, SendUpdate))

@@ -416,6 +416,17 @@ class Protocol:
 
     # ---- where the others are
 
+    def start_with(self, company: Collection[str], now_s: float) -> None:
+        """The members in *company* start now; others are not waited for until they are there."""
+        if self.me in company and not self.anew:
+            self.start_in_company(now_s)
+        for name, neighbour in self.neighbours.items():
+            neighbour.missed = name not in company and not neighbour.session.is_open
+
+    def wait_longer_at_start(self, until_s: float) -> None:
+        """Wait in the first exchanges for neighbours that are alive: news of the start may still be on their way to them."""
+        self.start_by_s = until_s
+
     def start_in_company(self, now_s: float) -> None:
         """Everybody begins now: nobody can be further than this node, whatever they say."""
         self._in_step, self._was_in_step = (self.exchange, now_s), True
@@ -559,6 +570,10 @@ class Protocol:
             self.agreements = {of: counter for of, counter in self.agreements.items() if of >= oldest}
         for neighbour in self.neighbours.values():
             self._hear_stop(neighbour, neighbour.stop_said)
+
+    def announce_stop(self, number: int) -> None:
+        """The network stops after a round: this node has found out first."""
+        self.stop_round = number
 
     def _hear_stop(self, neighbour: Neighbour, stop_round: int | None) -> None:
         """Believe a stop round where this node's own tests have passed as they must have if it is true."""
@@ -1162,6 +1177,7 @@ class Protocol:
                 neighbour.queue(_want(neighbour, exchange))  # it came too early to be kept, and nobody waits long for one who is late
             if neighbour.heard_exchange < exchange - self.ahead:
                 neighbour.missed = True  # who has fallen silent and is waited for once more makes this node late for the others again
+        self.agreed_for = 0
         self.on_event(EventKind.JUMPED, left_out or f"from exchange {self.exchange} to {exchange}")
         self._away_exchanges = max(0.0, self._away_exchanges - (exchange - self.exchange))
         self._in_step, self._untrained_before = (exchange, now_s), exchange + self.phases
@@ -1176,6 +1192,10 @@ class Protocol:
             self.neighbours[name].ledger.checkpointed(saved)
 
     # ---- closing
+
+    def end(self, reason: str, exchange: int) -> None:
+        """Stop before an exchange, and merge nothing more."""
+        self.closing, self.exchange = reason, exchange
 
     def is_settled(self) -> bool:
         """Whether nothing is open with any neighbour that is still there."""

@@ -21,7 +21,7 @@ from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, SlotI
 from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.guard import bound, norm_of, refusal_of
 from p2pfl.node.mixing import Mixing
-from p2pfl.node.pairwise import PairwiseRounds
+from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.protocol.distance_watch import QUIET, DistanceWatch
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.topology import Topology, make, weighted
@@ -199,7 +199,7 @@ EVIL = "node-3"
 
 def beside_poison(place, monkeypatch, poison, **experiment):
     """A whole run, one of whose daemons sends what *poison* makes of its tensors and their rounds; the network and what it ended with."""
-    pack, meet = Mixing.pack, PairwiseRounds._outgoing
+    pack, meet = Mixing.pack, PairwiseMixing.outgoing
 
     def poisoned(self, outgoing, phase):
         number = self._protocol.exchange // self._protocol.phases
@@ -207,12 +207,12 @@ def beside_poison(place, monkeypatch, poison, **experiment):
         sent = {name: poison(t, number) if t.is_floating_point() else t for name, t in outgoing.items()} if lies else outgoing
         return pack(self, sent, phase)
 
-    def poisoned_pair(self):
-        outgoing = meet(self)
-        return {name: poison(tensor, self.round) for name, tensor in outgoing.items()} if self._me == EVIL else outgoing
+    def poisoned_pair(self, number):
+        outgoing = meet(self, number)
+        return {name: poison(tensor, number) for name, tensor in outgoing.items()} if self._protocol.me == EVIL else outgoing
 
     monkeypatch.setattr(Mixing, "pack", poisoned)
-    monkeypatch.setattr(PairwiseRounds, "_outgoing", poisoned_pair)
+    monkeypatch.setattr(PairwiseMixing, "outgoing", poisoned_pair)
 
     async def main():
         async with Network(plan_of(**{**LEARNING, **experiment}), place) as network:

@@ -21,7 +21,7 @@ import p2pfl
 import wire_samples
 from fuzz.targets import CORPUS, GRAPH_SUFFIXES, PASSPHRASE, RECORDS, SECTION, bytes_of, pair
 from p2pfl.governance.identity import Identity
-from p2pfl.node.store import CHECKPOINT
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.wire.codec import encode
 from p2pfl.wire.round_record import seal

@@ -34,10 +34,10 @@ from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.terminal import print_page
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.site import SiteFile
 from p2pfl.node.status import Answer, requested
-from p2pfl.node.store import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.records import damage_told, records_of
 from p2pfl.topology import files as graph_files

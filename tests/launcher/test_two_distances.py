@@ -158,7 +158,7 @@ def test_a_simulated_node_that_hears_nobody_in_a_round_compares_nothing(tmp_path
 
 
 def test_a_daemon_that_goes_on_without_anybody_knows_no_disagreement(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "p2pfl.node.daemon")
+    caplog.set_level(logging.INFO, "p2pfl.node")
     plan = plan_of(**{**AVERAGING, "nodes": 2, "topology": {"name": "path"}, "rounds": 6, "save_models_every": None})
 
     async def main():

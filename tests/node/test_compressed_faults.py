@@ -21,7 +21,7 @@ from torch import nn
 
 from networks import HASTY, PATIENT, Network, finish, until
 from p2pfl.errors import StoreError
-from p2pfl.node.store import CHECKPOINT
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import FaultScript, Simulation

@@ -10,8 +10,8 @@ import torch
 
 from networks import PATIENT, STUDY, averaging, finish, signing_of
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
-from p2pfl.node.store import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.records import read_run
 from p2pfl.transports import MemoryNetwork
@@ -119,10 +119,10 @@ def test_the_time_of_checkpoints_is_in_the_seconds_of_every_round_and_of_the_sum
         write_checkpoint(path, tensors, story)
         waited_s[path.parent.name] += 5.0
 
-    monkeypatch.setattr("p2pfl.node.daemon.write_checkpoint", slowly)
+    monkeypatch.setattr("p2pfl.node.checkpoint.write_checkpoint", slowly)
     network = daemons(plan, tmp_path)
     for daemon in network:
-        daemon._now = lambda name=daemon.me: time.monotonic() + waited_s[name]
+        daemon.clock.now_s = lambda name=daemon.me: time.monotonic() + waited_s[name]
     finish(all_of(network))
     run = read_run(tmp_path / "node-0" / "run")
     written = [row["seconds"]["checkpoint"] for row in run.nodes]

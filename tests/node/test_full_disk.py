@@ -15,7 +15,7 @@ import torch
 from networks import HASTY, PATIENT, Institutions, Network, averaging, finish, plan_of, until, wait_until
 from p2pfl.errors import DiskFull, P2PFLError, StoreError
 from p2pfl.evaluation.results import read_models
-from p2pfl.node import daemon as daemon_module
+from p2pfl.node import checkpoint, disk
 from p2pfl.node.status import read_status
 from p2pfl.runs.checkpoint import write_checkpoint
 from p2pfl.runs.folder import RunFolder
@@ -74,8 +74,8 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
             raise DiskFull(f"{path}: cannot be written: No space left on device")
         write_checkpoint(path, tensors, story)
 
-    monkeypatch.setattr(daemon_module, "write_checkpoint", write)
-    monkeypatch.setattr(daemon_module, "ROOM_AFTER_S", 0.05)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    monkeypatch.setattr(disk, "ROOM_AFTER_S", 0.05)
 
     async def main():
         async with Network(plan, tmp_path, timeouts=HASTY) as network:
@@ -109,7 +109,7 @@ def test_a_node_that_is_stopped_while_its_disk_is_full_says_so(tmp_path, monkeyp
         async with Network(plan, tmp_path, timeouts=PATIENT) as network:
             network.start()
             await network.reached(2)
-            monkeypatch.setattr(daemon_module, "write_checkpoint", write)
+            monkeypatch.setattr(checkpoint, "write_checkpoint", write)
             await until(lambda: network.nodes["node-0"].daemon.status()["disk_full"])
             network.nodes["node-0"].daemon.stop()
             with pytest.raises(StoreError, match="No space left"):

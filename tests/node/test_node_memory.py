@@ -20,8 +20,8 @@ from networks import Network, averaging, plan_of
 from networks import finish as finish_network
 from p2pfl.algorithms import DPSGD, SlotInbox
 from p2pfl.cli import app
-from p2pfl.node.daemon import Daemon
 from p2pfl.node.memory import forecast_node
+from p2pfl.node.round_steps import RoundSteps
 from p2pfl.params import sharing_parameters
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
@@ -137,14 +137,14 @@ async def read_all(transport):
 
 
 def test_updates_that_nobody_can_ask_for_any_more_are_let_go(tmp_path, monkeypatch):
-    kept, keep = [], Daemon._keep
+    kept, keep = [], RoundSteps.keep
 
     async def looked_at(self):
-        if self.protocol.closing is None:
-            kept.append(len(self.protocol.sent))
+        if self._protocol.closing is None:
+            kept.append(len(self._protocol.sent))
         await keep(self)
 
-    monkeypatch.setattr(Daemon, "_keep", looked_at)
+    monkeypatch.setattr(RoundSteps, "keep", looked_at)
 
     async def main():
         async with Network(averaging({"name": "ring"}, 3, dimension=4), tmp_path) as network:

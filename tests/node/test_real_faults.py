@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from networks import Institutions, finish, plan_of, starts, wait_until
-from p2pfl.node.store import CHECKPOINT
+from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.runs.records import read_run
 from p2pfl.yaml_files import dump_yaml

@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from networks import HASTY, STUDY, Network, finish, plan_of
-from p2pfl.node.daemon import Daemon
 from p2pfl.node.evidence import EVIDENCE, EvidenceFile
 from p2pfl.node.mixing import Mixing
+from p2pfl.node.sending import Sending
 from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Contradiction, Witness, update_digest
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.protocol.view import NetworkView
@@ -150,7 +150,7 @@ class Viewing(Network):
 
 def beside_split(place, monkeypatch, *, signs_each: bool):
     """A run beside a member that sends each neighbour another model, and signs one of them, or each neighbour's own."""
-    make, send = Mixing._to_receivers, Daemon._send_records
+    make, send = Mixing._to_receivers, Sending._send_records
     digests: dict[str, dict[int, bytes]] = {}
 
     def split(self, outgoing, maker, **options):
@@ -165,21 +165,21 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
 
     def sealed_for(self, to: str, sealed: bytes) -> bytes:
         record = unseal(sealed)
-        if self.plan.names[record.member] != EVIL or record.round not in digests.get(to, {}):
+        if f"node-{record.member}" != EVIL or record.round not in digests.get(to, {}):
             return sealed
-        return seal(replace(record, update=digests[to][record.round]), self._network_view.view._sign, STUDY_BYTES)
+        return seal(replace(record, update=digests[to][record.round]), self._protocol.view._sign, STUDY_BYTES)
 
     async def send_records(self, neighbour):
-        if self.me == EVIL and signs_each:
-            take = self.protocol.view.take
+        if self._protocol.me == EVIL and signs_each:
+            take = self._protocol.view.take
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(self.protocol.view, "take", lambda name, now_s: [sealed_for(self, name, s) for s in take(name, now_s)])
+                patch.setattr(self._protocol.view, "take", lambda name, now_s: [sealed_for(self, name, s) for s in take(name, now_s)])
                 await send(self, neighbour)
         else:
             await send(self, neighbour)
 
     monkeypatch.setattr(Mixing, "_to_receivers", split)
-    monkeypatch.setattr(Daemon, "_send_records", send_records)
+    monkeypatch.setattr(Sending, "_send_records", send_records)
 
     async def main():
         async with Viewing(plan_of(**LEARNING), place) as network:

@@ -9,7 +9,9 @@ neighbours (newest/NEIGHBOUR/CHANNEL).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import BadMessage, StoreError
+from p2pfl.errors import BadMessage, ConfigError, StoreError
+from p2pfl.node.clock import LoopClock
+from p2pfl.node.mixing import Mixing
+from p2pfl.node.pairwise_mixing import PairwiseMixing
+from p2pfl.node.round_log import RoundLog
+from p2pfl.node.seconds import RunSeconds
+from p2pfl.node.sending import Sending
+from p2pfl.node.starting import Starting
 from p2pfl.params import tensor_over
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.pace import Held
 from p2pfl.protocol.protocol import Flow, Protocol, SentUpdates
+from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
+from p2pfl.runs.folder import RunFolder
+from p2pfl.training import Population
+from p2pfl.wire.link import Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Marks
 from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole
 
@@ -31,6 +44,124 @@ _ALL = "*"
 """In place of a receiver's name: all got the same."""
 
 _Sent = TypeVar("_Sent", EncodedUpdate, Whole)
+
+Found = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and metadata of a checkpoint on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a node has come in the run."""
+
+    round: int = 0
+    phase: int = 0
+    loss: float | None = None
+    """Of the round's local steps; None before them, and where there are none."""
+    joined: bool = False
+    """Whether the node has just jumped: it mixes at once, and trains again from the next round on."""
+    finished: bool = False
+
+
+class NodeCheckpoint:
+    """Everything of one node that a later start takes up.
+
+    Args:
+        path: of the file.
+        terms: of the study and the model; the checkpoint of others is refused.
+        formats: of updates, by phase.
+        population: the node's row.
+        protocol: its edges.
+        mixing: its exchanges.
+        pairwise: its model, where nodes exchange in pairs.
+        starting: its start; `company` is whom it started with.
+        sending: its bytes.
+        rounds: its rows.
+        seconds: its time.
+        clock: its loops'.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        terms: Terms,
+        formats: Sequence[UpdateFormat],
+        *,
+        population: Population,
+        protocol: Protocol,
+        mixing: Mixing,
+        pairwise: PairwiseMixing | None,
+        starting: Starting,
+        sending: Sending,
+        rounds: RoundLog,
+        seconds: RunSeconds,
+        clock: LoopClock,
+    ) -> None:
+        self._path, self._terms, self._formats, self._population, self._protocol = path, terms, formats, population, protocol
+        self._mixing, self._pairwise, self._starting, self._sending = mixing, pairwise, starting, sending
+        self._rounds, self._seconds, self._clock = rounds, seconds, clock
+
+    def prepare(self, place: Progress) -> tuple[Callable[..., None], Path, dict[str, Tensor], dict[str, Any]]:
+        """Take what a checkpoint at some place holds; returns the function that writes it, and its arguments."""
+        tensors = self._population.tensors() if self._pairwise is None else self._pairwise.tensors()
+        tensors |= edge_tensors(self._protocol) | self._mixing.tensors()
+        metadata = {
+            **asdict(place),
+            **self._mixing.metadata(),
+            "started": self._starting.company,
+            "bytes_sent": self._sending.bytes_sent,
+            "seconds": self._seconds.spent,
+            "diverged": list(self._population.diverged),
+            "protocol": self._protocol.story(),
+            "merged": self._pairwise.merged if self._pairwise is not None else [],
+            "terms": asdict(self._terms),
+            "written": time.time(),
+        }
+        return write_checkpoint, self._path, tensors, metadata
+
+    def read(self) -> Found | None:
+        """Read what is on the disk; None where nothing is.
+
+        Raises:
+            ConfigError: it is of another study or model.
+            StoreError: it cannot be read.
+        """
+        found = read_checkpoint(self._path)
+        if found is not None and found[1].get("terms") != asdict(self._terms):
+            folder = str(self._path.parent)
+            raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", folder)
+        return found
+
+    def truncate(self, folder: RunFolder, found: Found | None) -> None:
+        """Cut off rows of rounds that will be run again."""
+        with changes_told(self._path):
+            if found is None or not found[1]["finished"]:
+                folder.truncate(found[1]["round"] if found is not None else 0)
+
+    def restore(self, found: Found) -> Progress:
+        """Take up where a checkpoint was written."""
+        with changes_told(self._path):
+            return self._restore(*found)
+
+    def _restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Progress:
+        place = Progress(**{name: metadata[name] for name in ("round", "phase", "loss", "joined", "finished")})
+        self._population.restore(tensors)
+        # before there was an agreed start a checkpoint was written after the first exchange
+        company = metadata.get("started", self._starting.members)
+        if company is not None:
+            self._starting.restore(company)
+        self._mixing.restore(tensors, metadata)
+        self._population.diverged = tuple(metadata["diverged"])
+        self._sending.restore(metadata["bytes_sent"])
+        self._seconds.restore(metadata["seconds"])
+        self._rounds.restore(metadata["written"] if place.round else None)
+        saved = metadata["protocol"]
+        restore_edges(self._protocol, self._formats, tensors, saved, self._path)
+        self._protocol.exchange = place.round * self._protocol.phases + place.phase
+        if self._pairwise is not None:
+            self._pairwise.restore(metadata["merged"])
+        since_s = self._clock.now_s() - max(0.0, time.time() - metadata["written"])
+        self._protocol.restore_pace(saved["in_step"], saved["recent_s"], since_s)
+        return place
 
 
 def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:

@@ -1,0 +1,197 @@
+"""Files that a node writes at the end of its run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.cross_site import at_one_site
+from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.results import write_models
+from p2pfl.evaluation.subgroups import subgroups
+from p2pfl.evaluation.summary import baselines_summary, by_metric, finish_summary, non_finite_models, peak_rss_bytes, test_figures
+from p2pfl.experiment.plan import Plan
+from p2pfl.governance.result_contract import Difference
+from p2pfl.node.mixing import Mixing
+from p2pfl.node.run_log import RunLog
+from p2pfl.node.seconds import RunSeconds
+from p2pfl.node.sending import Sending
+from p2pfl.params import frozen_of
+from p2pfl.protocol.agreed_start import AgreedStart
+from p2pfl.protocol.network_view import NetworkViewAdapter
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
+from p2pfl.runs.events import EventKind, event_row
+from p2pfl.runs.records import read_run, read_summary
+from p2pfl.training import Population
+
+_SPANS = 5
+"""Most spans of rounds without any neighbour that are named."""
+
+
+class NodeConclusion:
+    """Result and departures of one node's run.
+
+    Args:
+        plan: of the study.
+        me: the node.
+        population: its row.
+        protocol: its edges.
+        mixing: holds the neighbours' last models.
+        agreed: its start.
+        view: of the network; None: it takes no part in that.
+        run_log: its folder.
+        sending: its bytes.
+        seconds: its time.
+        accepted: differences from the study's result contract that its site has accepted.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        me: str,
+        population: Population,
+        *,
+        protocol: Protocol,
+        mixing: Mixing,
+        agreed: AgreedStart,
+        view: NetworkViewAdapter | None,
+        run_log: RunLog,
+        sending: Sending,
+        seconds: RunSeconds,
+        accepted: Sequence[Difference],
+    ) -> None:
+        self._plan, self._me, self._population, self._protocol, self._mixing, self._agreed = plan, me, population, protocol, mixing, agreed
+        self._view, self._log, self._sending, self._seconds, self._accepted = view, run_log, sending, seconds, accepted
+
+    def note_differences(self) -> None:
+        """Put on record what this site has accepted, once."""
+        noted = self._noted_differences()
+        for difference in self._accepted:
+            if (detail := f"{difference.kind}: {difference.detail}") not in noted:
+                self._log.event(EventKind.DIFFERENCE_ACCEPTED, detail)
+
+    def outcome(self, reason: str) -> str:
+        """Name the end of this node, where the network stopped for a reason."""
+        return "diverged" if self._population.all_diverged else reason
+
+    def write(self, reason: str, rounds: int) -> None:
+        """Write models, figures and summary.
+
+        Args:
+            reason: why the network stopped.
+            rounds: how many this node has made.
+        """
+        plan, population, me, folder = self._plan, self._population, self._me, self._log.folder
+        folder.write_cross_site(at_one_site(plan, population, me, self._mixing.release_last_heard(), self._log.event))
+        alone = self._alone()
+        write_models(folder.path, (me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
+        here = {me: alone.evaluate()[0]} if alone is not None else {}
+        baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
+        if alone is not None:
+            baselines["local"] = by_metric(plan, here)
+        folder.write_subgroups(subgroups(plan, population, population.estimate(), [me]))
+        folder.write_worth(worth(plan, population, population.estimate(), [me], alone))
+        summary = self._summary(
+            self.outcome(reason),
+            rounds,
+            metrics={me: population.evaluate()[0]},
+            test=test_figures(plan, population, population.estimate(), population.buffers, {me: 0}, "this node has one model"),
+            baselines=baselines,
+            bytes_sent=self._sending.bytes_sent,
+            seconds=self._seconds.total(),
+            started_without=self._agreed.missing,
+        )
+        folder.write_summary(summary | {"departures": self._departures()} | self._accepted_rows())
+
+    def write_without_result(self, reason: str, rounds: int) -> None:
+        """Write the summary of a run that somebody has to decide on: the models here are not its result."""
+        departures = departures_of_events(self._log.folder.events())
+        summary = self._summary(reason, rounds, bytes_sent=self._sending.bytes_sent, seconds=self._seconds.spent, departures=departures)
+        self._log.folder.write_summary(summary | self._accepted_rows())
+
+    def write_without_start(self, why: str) -> None:
+        """Write the summary of a start without enough members; a later start waits anew."""
+        self._log.folder.append_event(event_row(EventKind.NOT_STARTED, 0, self._me, why))  # whoever catches it logs it
+        departures = [Departure(kind="members_missing", detail=f"{self._me}: {why}")]
+        summary = self._summary("members_missing", 0, bytes_sent=0, seconds=self._seconds.spent, departures=departures)
+        self._log.folder.write_summary(summary)
+
+    async def note_end(self, linger_s: float) -> None:
+        """Record neighbours without a last word, and rounds without any neighbour."""
+        if unacknowledged := self._protocol.unsettled():
+            waited = f"for which it waited {linger_s:g} s"
+            self._log.event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unacknowledged)}, {waited}")
+        if alone := await asyncio.to_thread(self._rounds_alone):
+            spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
+            self._log.event(EventKind.ROUNDS_ALONE, f"rounds {spans} were made without any neighbour")
+
+    def note_others(self, rounds: int) -> None:
+        """Record members that have not ended with the others, and add them to the summary.
+
+        Args:
+            rounds: how many this node has made.
+        """
+        if self._view is None:
+            return
+        folder = self._log.folder
+        self._view.take_note(folder)
+        company = self._agreed.company or list(self._plan.names)
+        if unended := self._view.unended(rounds, company, self._protocol.ahead):
+            sees_most = self._view.sees_most_end(company)
+            for name, number in unended.items():
+                last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {rounds}"
+                if sees_most:
+                    self._log.event(EventKind.GONE, f"{name}: {last}")
+                else:  # the others may have ended while this node was away
+                    self._log.event(EventKind.END_UNKNOWN, f"how {name} ended is not known here: {last}")
+            folder.write_summary({**(read_summary(folder.path) or {}), "departures": self._departures()})
+
+    def _summary(self, reason: str, rounds: int, **more: Any) -> dict[str, Any]:
+        known = {"x_NP": None, "metrics": {self._me: {}}, "mean_model": None, "baselines": {}} | more
+        known |= {"row_by_row": self._population.row_by_row, "peak_rss_bytes": peak_rss_bytes()}
+        return finish_summary(self._plan, engine="daemons", rounds=rounds, stop_reason=reason, **known)
+
+    def _rounds_alone(self) -> list[tuple[int, int]]:
+        """First and last of training rounds in a row in which no neighbour came, of those that had started; where everybody waits for all.
+
+        One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
+        """
+        schedule, company = self._plan.schedule, self._agreed.company
+        if not self._protocol.in_step or schedule.period != 1 or schedule.directed:
+            return []
+        expected = {name for name in self._protocol.neighbours if company is None or name in company}
+        rows = read_run(self._log.folder.path, experiment=self._plan.experiment.as_dict()).nodes if expected else []
+        spans: list[tuple[int, int]] = []
+        for number in sorted({row["round"] for row in rows if row["kind"] == "train" and expected <= set(row["skipped"])}):
+            if spans and number == spans[-1][1] + 1:
+                spans[-1] = (spans[-1][0], number)
+            else:
+                spans.append((number, number))
+        return [(first, last) for first, last in spans if first < last]
+
+    def _departures(self) -> list[dict[str, str]]:
+        """Departures of the run as summary.json lists them."""
+        self._log.say_rest()
+        agreed = self._protocol.closing == "converged"
+        found = departures_of_events(self._log.folder.events(), agreed_from=self._plan.experiment.rounds if agreed else None)
+        return departure_rows([*found, *non_finite_models([self._me], self._population.estimate())])
+
+    def _alone(self) -> Population | None:
+        """The population that this site trains without the network."""
+        plan = self._plan
+        if "local" not in plan.experiment.baselines or not self._population.trains or not plan.experiment.rounds:
+            return None
+        return trained_alone(plan.task, [plan.sites[self._me]], [plan.names.index(self._me)], plan.model, plan.recipe)
+
+    def _noted_differences(self) -> list[str]:
+        return [str(event["detail"]) for event in self._log.folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED]
+
+    def _accepted_rows(self) -> dict[str, Any]:
+        """The summary's part on differences from the result contract, of all starts."""
+        noted = [*self._noted_differences(), *(f"{found.kind}: {found.detail}" for found in self._accepted)]
+        split = (text.partition(": ") for text in dict.fromkeys(noted))
+        rows = [{"node": self._me, "kind": kind, "detail": detail} for kind, _, detail in split]
+        return {"accepted_differences": rows} if rows else {}

@@ -1,0 +1,93 @@
+"""A node's own run folder, and its events in it and in the log."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from p2pfl.experiment.plan import Plan
+from p2pfl.node.clock import LoopClock
+from p2pfl.protocol.event_throttle import EventThrottle
+from p2pfl.runs.events import event_row, kind_of
+from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.rows import Row
+from p2pfl.runs.text import utc_now
+
+log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Events of one node; those about neighbours are written when their time has come.
+
+    Args:
+        me: the node.
+        clock: its loops'.
+        round_now: the round that it is in.
+    """
+
+    def __init__(self, me: str, clock: LoopClock, round_now: Callable[[], int]) -> None:
+        self._me, self._clock, self._round_now = me, clock, round_now
+        self._throttle = EventThrottle()
+        self._folder: RunFolder | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the folder has been opened."""
+        return self._folder is not None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder, once it has been opened."""
+        assert self._folder is not None
+        return self._folder
+
+    def open(self, place: Path, plan: Plan) -> bool:
+        """Open the run folder, or make it; returns whether it was there."""
+        if place.exists() and not (place / "experiment.yaml").exists():
+            shutil.rmtree(place)  # a start that was killed while it made the folder
+        again = place.exists()
+        if again:
+            self._folder = RunFolder.open(place)
+        else:
+            experiment, topology = plan.experiment.as_dict(), plan.graph_record()
+            self._folder = RunFolder.create(place, experiment, topology=topology, engine="daemons", member=self._me)
+        self._folder.waits_for_room = True
+        return again
+
+    def event(self, kind: str, detail: str, about: str = "") -> None:
+        """Log an event and write it down; of one about a neighbour only when its time has come."""
+        row = self._row(kind, detail)
+        written = self._throttle.offer(kind, about, row, self._clock.now_s()) if about else row
+        if written is not None:
+            self._say(written)
+
+    def write_settled(self, kind: str, detail: str, about: str) -> None:
+        """Write down what has lasted about a link, which has been logged in other words."""
+        row = self._throttle.offer(kind, about, self._row(kind, detail), self._clock.now_s(), is_settled=True)
+        if row is not None:
+            self.folder.append_event(row)
+
+    def num_held_back(self, about: str) -> int:
+        """Events about a neighbour that wait for their time."""
+        return self._throttle.num_held_back(about)
+
+    def say_due(self) -> None:
+        """Write events that were held back and whose time has come."""
+        self._say(*self._throttle.due(self._clock.now_s()))
+
+    def say_rest(self) -> None:
+        """Write all events that are held back."""
+        self._say(*self._throttle.rest(self._clock.now_s()))
+
+    def _row(self, kind: str, detail: str) -> Row:
+        return {"time": utc_now(), **event_row(kind, self._round_now(), self._me, detail)}
+
+    def _say(self, *rows: Row) -> None:
+        for row in rows:
+            kind = kind_of(row)
+            level = logging.WARNING if kind is not None and kind.is_alarming else logging.INFO
+            log.log(level, "%s %s", row["event"], row["detail"])
+            if self._folder is not None:
+                self._folder.append_event(row)

@@ -1,0 +1,131 @@
+"""The way of a node's messages from the neighbours' outboxes into their links."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from p2pfl.errors import QueueFull, TransportError
+from p2pfl.node.clock import LoopClock
+from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.protocol.start_agreement import StartAgreement
+from p2pfl.transports import Transport
+from p2pfl.wire.codec import encode
+from p2pfl.wire.messages import Goodbye, Message, Records
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 1.0
+"""How long a message waits for room in its link before it is asked whether it is still of use. A link that is down says so at once."""
+FLUSH_S = 0.3
+
+
+class Sending:
+    """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
+
+    Args:
+        protocol: fills the outboxes.
+        transport: the links.
+        agreement: what is said of the start.
+        clock: its waiters are woken when an outbox is empty.
+    """
+
+    def __init__(self, protocol: Protocol, transport: Transport, agreement: StartAgreement, clock: LoopClock) -> None:
+        self._protocol, self._transport, self._agreement, self._clock = protocol, transport, agreement, clock
+        self._filled = {name: asyncio.Event() for name in protocol.neighbours}
+        self.bytes_sent = 0
+        """Bytes of updates, by this process and earlier ones; repetitions are left out."""
+        self._taken_bytes = 0
+
+    def restore(self, bytes_sent: int) -> None:
+        """Go on counting where an earlier process was."""
+        self.bytes_sent = self._taken_bytes = bytes_sent
+
+    def take_bytes(self) -> int:
+        """Return the bytes since the last call."""
+        before, self._taken_bytes = self._taken_bytes, self.bytes_sent
+        return self.bytes_sent - before
+
+    def wake(self) -> None:
+        """Let the loops look into their outboxes."""
+        for name, neighbour in self._protocol.neighbours.items():
+            if neighbour.outbox:
+                self._filled[name].set()
+
+    async def run(self, neighbour: Neighbour) -> None:
+        """Send to one neighbour until cancelled."""
+        while True:
+            while neighbour.outbox:
+                item = neighbour.outbox.popleft()
+                try:
+                    if isinstance(item, SendUpdate):
+                        await self._send_update(neighbour, item)
+                    else:
+                        await self._send_short(neighbour, item)
+                except TransportError as error:
+                    log.debug("to %s: %s", neighbour.name, error)
+                neighbour.end_sending()
+            self._clock.wake()
+            self._filled[neighbour.name].clear()
+            if not neighbour.outbox:
+                await self._filled[neighbour.name].wait()
+
+    async def say_goodbye(self, reason: str) -> None:
+        """Tell every neighbour why nothing more will come, and give the links a moment for that."""
+        for neighbour in self._protocol.neighbours.values():
+            if neighbour.session.is_open and not neighbour.left:
+                neighbour.queue(Goodbye(reason=reason))
+        self.wake()
+        deadline_s = self._clock.now_s() + FLUSH_S
+        while any(n.outbox for n in self._protocol.neighbours.values()) and self._clock.now_s() < deadline_s:
+            await self._clock.wait(deadline_s)
+
+    async def _send_update(self, neighbour: Neighbour, item: SendUpdate) -> None:
+        neighbour.begin_sending(item)
+        if item.whole:
+            await asyncio.to_thread(self._protocol.prepare, neighbour.name, item.exchange)
+
+        def is_wanted() -> bool:  # not if the exchange is past, or the neighbour has asked to begin elsewhere
+            replaced = neighbour.waiting_update(item.exchange, whole=item.whole) is not None
+            # the news in the first message are of use to a neighbour that has gone on without this update, too
+            return not replaced and (not begun or self._protocol.is_of_use(item.exchange, neighbour))
+
+        begun = False
+        for number, frames in enumerate(self._protocol.frames_of(neighbour, item)):
+            while number and (short := neighbour.next_short()) is not None:
+                await self._send_short(neighbour, short)
+            if not await self._send_patiently(neighbour, frames, is_wanted):
+                return
+            begun = True
+            if not item.again:
+                self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+        self._protocol.handed_over(neighbour, item)
+
+    async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords | SendReady) -> None:
+        if isinstance(item, SendRecords):
+            await self._send_records(neighbour)
+        elif isinstance(item, SendReady):
+            while (ready := self._agreement.take(neighbour.name, self._clock.now_s())) is not None:
+                await self._send_patiently(neighbour, encode(ready))
+        else:
+            await self._send_patiently(neighbour, encode(item))
+
+    async def _send_records(self, neighbour: Neighbour) -> None:
+        """Send all that is new of the network. What is lost with a link is said again when the neighbour's process greets anew."""
+        view = self._protocol.view
+        while view is not None and (sealed := view.take(neighbour.name, self._clock.now_s())):
+            await self._send_patiently(neighbour, encode(Records(sealed=tuple(sealed))))
+
+    async def _send_patiently(
+        self, neighbour: Neighbour, frames: Sequence[bytes | memoryview], is_wanted: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Send one message however slow the link is; False: nobody wants it any more. A link that is down raises TransportError."""
+        while is_wanted():
+            try:
+                await self._transport.send(neighbour.name, frames, LOOK_AGAIN_S)
+            except QueueFull:
+                continue
+            return True
+        return False
