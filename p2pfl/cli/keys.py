@@ -142,7 +142,7 @@ def _shown(card: Card) -> dict[str, Any]:
 
 
 def _say(card: Card) -> None:
-    from p2pfl.governance.card import grouped
+    from p2pfl.governance.encoding import grouped
 
     typer.echo(f"name         {card.name}")
     typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")

@@ -157,7 +157,8 @@ def join(
     """
     from p2pfl.cli.agreed import say_agreement
     from p2pfl.experiment.loading import load_study
-    from p2pfl.governance.card import Card, grouped
+    from p2pfl.governance.card import Card
+    from p2pfl.governance.encoding import grouped
     from p2pfl.governance.result_contract import accepted
     from p2pfl.governance.study import confirms
     from p2pfl.node.own_contract import differences_here
@@ -234,7 +235,7 @@ def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(study: Study) -> dict[str, Any]:
-    from p2pfl.governance.card import grouped
+    from p2pfl.governance.encoding import grouped
 
     edges = study.graph.edges
     weights = {(other, one): 0.0 if study.graph.directed else weight for one, other, weight in edges}  # 0: nothing comes that way
@@ -262,7 +263,7 @@ def _shown(study: Study) -> dict[str, Any]:
 
 
 def _say_digest(study: Study) -> None:
-    from p2pfl.governance.card import grouped
+    from p2pfl.governance.encoding import grouped
 
     groups = grouped(study.digest)
     half = len(groups) // 2

@@ -1,14 +1,7 @@
-"""What an institution shows the others: its name, its address and its public keys, signed by itself; and how public things are written.
-
-One value has one encoding (`canonical`) and a digest is read out in groups (`grouped`), so that people can compare what their machines
-hold.
-"""
+"""The card of an institution: its name, its address and its public keys, signed by itself."""
 
 from __future__ import annotations
 
-import base64
-import ipaddress
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,82 +12,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
-from p2pfl.governance.names import RULE, is_name
+from p2pfl.governance.address import split_address
+from p2pfl.governance.encoding import canonical, z85_decode
+from p2pfl.governance.names import Name
 from p2pfl.statistics.moments import Moments
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 
 _CARD_DOMAIN = b"p2pfl card v1\0"
 _KEYS_DOMAIN = b"p2pfl keys v1\0"
-_Z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-_B85 = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
 _KEY_BYTES = 32
-_MAX_PORT = 65535
-_DIGEST_DIGITS = 64
 MAX_CARD_BYTES = 2**20
 """The largest card that is read: room for the moments of 20,000 inputs."""
 MAX_ADDRESSES = 8
 """So many a card may name."""
-
-
-def z85_encode(raw: bytes) -> str:
-    """ZeroMQ's text form of a key: ZeroMQ RFC 32, base 85 as in the standard library but with other letters."""
-    return base64.b85encode(raw).translate(bytes.maketrans(_B85, _Z85)).decode("ascii")
-
-
-def z85_decode(text: str) -> bytes:
-    """The bytes of a key in ZeroMQ's text form; ValueError for a text that is none."""
-    letters = text.encode("ascii")  # raises UnicodeEncodeError, which is a ValueError
-    if set(letters) - set(_Z85) or len(letters) % 5:
-        raise ValueError("not Z85")
-    return base64.b85decode(letters.translate(bytes.maketrans(_Z85, _B85)))
-
-
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, floats as repr: one value, one encoding."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def grouped(digest: str) -> str:
-    """64 hex digits as 16 groups of 4, for reading out."""
-    return " ".join(digest[start : start + 4] for start in range(0, len(digest), 4))
-
-
-def plain_digest(text: str) -> str:
-    """A digest as people write it (groups, dashes, capitals) as 64 hex digits; ValueError if it is none."""
-    digits = re.sub(r"[\s\-]", "", text).lower()
-    if not re.fullmatch(rf"[0-9a-f]{{{_DIGEST_DIGITS}}}", digits):
-        raise ValueError(f"expected {_DIGEST_DIGITS} hex digits, in groups or not")
-    return digits
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port; ValueError for anything else. An IPv6 host stands in brackets and keeps them."""
-    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._\-]*):([0-9]{1,5})", address)
-    if not match or not 1 <= int(match[2]) <= _MAX_PORT:
-        raise ValueError("expected tcp://host:port, the host as the others reach it, the port from 1 to 65535")
-    host = match[1]
-    try:
-        unspecified = ipaddress.ip_address(host.strip("[]")).is_unspecified
-    except ValueError:
-        unspecified = False  # a DNS name
-    if unspecified:
-        raise ValueError("nobody can dial this: expected the host as the others reach it")
-    return host, int(match[2])
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address stands for the machine of whoever dials it."""
-    host = split_address(address)[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "ip6-localhost")
-
-
-def _checked_name(text: str) -> str:
-    if not is_name(text):
-        raise ValueError(f"expected {RULE}")
-    return text
 
 
 def _checked_address(value: str | list[str]) -> str | list[str]:
@@ -131,9 +61,6 @@ def _checked_curve(text: str) -> str:
     if len(raw) != _KEY_BYTES:
         raise ValueError("expected a public CURVE key, 40 Z85 characters")
     return text
-
-
-Name = Annotated[str, AfterValidator(_checked_name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

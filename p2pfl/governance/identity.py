@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance import key_file
-from p2pfl.governance.card import Card, card_message, z85_encode
+from p2pfl.governance.card import Card, card_message
+from p2pfl.governance.encoding import z85_encode
 from p2pfl.statistics.moments import Moments
 
 log = logging.getLogger(__name__)

@@ -1,25 +1,28 @@
-"""What members, sites, nodes and tasks may be called: a name becomes part of a file's name, is printed, or leads to code."""
+"""Rules for the names of members, sites, nodes and tasks: a name becomes part of a file's name, is printed, or leads to code."""
 
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.'"
-"""In words, for messages."""
+"""The rule for members, for messages."""
 
 TASK_RULE = "distribution:entry or module:function"
-"""In words: how a task that is not built in is named."""
+"""The rule for tasks that are not built in, for messages."""
 
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # as package indexes allow
 _ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 NEW_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.' or '-'"
-"""In words: the rule for new members. A command takes what starts with '-' for an option."""
+"""The rule for new members, for messages. A command takes what starts with '-' for an option."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 def is_name(text: str) -> bool:
-    """Whether a member may be called so."""
+    """Whether a text may be the name of a member."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -32,7 +35,7 @@ def is_task_name(text: str) -> bool:
 
 
 def checked_task_name(text: str) -> str:
-    """A name that may stand in a list of allowed tasks.
+    """Return a name that may stand in a list of allowed tasks.
 
     Raises:
         ValueError: it has another form.
@@ -43,5 +46,20 @@ def checked_task_name(text: str) -> str:
 
 
 def is_new_name(text: str) -> bool:
-    """Whether a new member may be called so; older studies may hold other names."""
+    """Whether a text may be the name of a new member; older studies may hold other names."""
     return is_name(text) and not text.startswith("-")
+
+
+def checked_name(text: str) -> str:
+    """Return a member's name that holds to `RULE`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not is_name(text):
+        raise ValueError(f"expected {RULE}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
+"""A member's name in a file that people write."""

@@ -17,7 +17,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from p2pfl.errors import ConfigError, TopologyError, some
-from p2pfl.governance.card import Card, canonical, is_loopback, plain_digest
+from p2pfl.governance.address import is_loopback
+from p2pfl.governance.card import Card
+from p2pfl.governance.encoding import canonical, plain_digest
 from p2pfl.governance.names import NEW_RULE, is_new_name
 from p2pfl.governance.result_contract import ResultContract
 from p2pfl.statistics.moments import Moments

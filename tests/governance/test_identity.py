@@ -26,7 +26,8 @@ from p2pfl.cli.keys import app
 from p2pfl.errors import ConfigError
 from p2pfl.governance import identity as identity_module
 from p2pfl.governance import key_file
-from p2pfl.governance.card import Card, grouped, z85_encode
+from p2pfl.governance.card import Card
+from p2pfl.governance.encoding import grouped, z85_encode
 from p2pfl.governance.identity import Identity, find_passphrase
 
 PASSPHRASE = b"correct horse battery staple"

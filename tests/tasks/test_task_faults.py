@@ -21,7 +21,7 @@ from p2pfl.errors import ConfigError, DataError, P2PFLError, TaskError
 from p2pfl.evaluation.prediction import predict_file
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import load_sites, make_plan
-from p2pfl.governance.card import _checked_name
+from p2pfl.governance.names import checked_name
 from p2pfl.simulator import simulate
 from p2pfl.tasks import Site, SiteTable, Split, Task, accuracy, auroc, load_task
 from p2pfl.training import OptimizerSpec, Population, Recipe, build_model
@@ -189,7 +189,7 @@ NAMES = ["ucl", "a.b", "St_Mary-1", "-", "x" * 64, "", "a/0", "../x", "..", ".",
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_sites_name_is_what_a_card_allows_and_so_a_files_name(name):
     try:
-        _checked_name(name)
+        checked_name(name)
     except ValueError:
         with pytest.raises(DataError, match="expected the member's name in the roster, 1 to 64 of"):
             Site(name=name, train=None, test=None)
