@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, Sender, State
-from p2pfl.algorithms.inbox import SlotInbox
+from p2pfl.algorithms.inbox import InboxFactory
 from p2pfl.params import Layout, taken
 
 _PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates
@@ -78,15 +78,9 @@ class PartlyShared(Algorithm):
         ctx_own, x_NP = self._for_own(ctx), state["x"]
         shared = self.rule.merge(shared, phase, inbox, self._for_shared(ctx))
         if phase < self._alone.phases:
-            nobody = x_NP.new_zeros((len(x_NP), 0))
-            alone = SlotInbox(
-                channels=self._alone.channels,
-                sent=self._alone.outgoing(own, phase, ctx_own),
-                weights_NK=nobody,
-                present_NK=nobody.bool(),
-                slot=_nobody,
-            )
-            own = self._alone.merge(own, phase, alone, ctx_own)
+            sent = self._alone.outgoing(own, phase, ctx_own)
+            empty = InboxFactory(channels=self._alone.channels).without_messages(sent, 0, x_NP.dtype)
+            own = self._alone.merge(own, phase, empty, ctx_own)
         return self._joined(x_NP, shared, own)
 
     def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
@@ -149,7 +143,3 @@ def _put(whole_NP: Tensor, places: Sequence[slice], part: Tensor) -> None:
 def _apart(tensor: Tensor, like_NP: Tensor) -> Tensor:
     """The tensor, copied where it is a part of the whole vector: a view would keep that, and change with it."""
     return tensor.clone() if tensor.untyped_storage().data_ptr() == like_NP.untyped_storage().data_ptr() else tensor
-
-
-def _nobody(channel: str, k: int, rows: Tensor | None) -> Tensor:
-    raise AssertionError(f"channel {channel}, slot {k}, rows {rows}: a node without neighbours has no messages")

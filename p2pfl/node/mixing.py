@@ -17,7 +17,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
 from p2pfl.algorithms.guard import norm_of
-from p2pfl.errors import BadMessage, StoreError
+from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
@@ -186,14 +186,8 @@ class Mixing:
         num_slots = len(protocol.neighbours)
         for phase in range(self._algorithm.phases if protocol.taken_back else 0):
             sent = self._population.outgoing(number, phase, local_steps=0)
-            inbox = SlotInbox(
-                channels=self._algorithm.channels,
-                sent=sent,
-                weights_NK=torch.zeros(1, num_slots, dtype=dtype),
-                present_NK=torch.zeros(1, num_slots, dtype=torch.bool),
-                slot=_no_message,
-                returns=_negated(protocol.take_unmatched(sent.keys())),
-            )
+            compensation = _negated(protocol.take_unmatched(sent.keys()))
+            inbox = self._plan.recipe.inboxes.without_messages(sent, num_slots, dtype, compensation)
             self._population.merge(number, phase, inbox, local_steps=0)
 
     def _unpack(
@@ -222,20 +216,19 @@ class Mixing:
         return messages
 
     def _inbox(
-        self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]], returns: Mapping[str, Tensor]
+        self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]], compensation: Mapping[str, Tensor]
     ) -> SlotInbox:
         """Messages of this exchange with their weights, in the roster's order."""
         protocol = self._protocol
         links = protocol.now_linked
-        return SlotInbox.of_one_row(
-            self._algorithm.channels,
+        return self._plan.recipe.inboxes.for_node(
             outgoing,
             list(protocol.neighbours),
             messages,
             links.weights if protocol.newest is None else self._plan.weights_by_age(links.weights, protocol.ages()),
             self_weight=links.self_weight,
             dtype=self._plan.layout.dtype,
-            returns=returns,
+            compensation=compensation,
             flows={},
             # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
             writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
@@ -312,7 +305,3 @@ def _negated(unmatched: list[tuple[Any, Flow]]) -> dict[str, Tensor]:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
-    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox, State
+from p2pfl.algorithms import State
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.mixing import RoundStatistics, is_finite
@@ -91,8 +91,7 @@ class PairwiseMixing:
         refusal = guard.refusal(norm, self._state, 0, own, ctx, diverged=bool(self._population.diverged))
         if refusal is not None:
             return refusal
-        inbox = SlotInbox.of_one_row(
-            self._algorithm.channels,
+        inbox = self._plan.recipe.inboxes.for_node(
             own,
             names,
             {neighbour.name: theirs},

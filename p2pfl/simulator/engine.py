@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import Notice, SlotInbox
+from p2pfl.algorithms import Notice
 from p2pfl.algorithms.stopping import NEVER
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError
 from p2pfl.evaluation.baselines import trained_alone
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.gain_over_local import worth
@@ -103,7 +103,7 @@ class Simulation:
         self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
         self._exchange = Exchange(
             plan.schedule,
-            plan.recipe.algorithm,
+            plan.recipe,
             dtype=plan.layout.dtype,
             device=self.population.device,
             faults=faults,
@@ -403,18 +403,12 @@ class Simulation:
     def finish(self) -> None:
         """Settle, evaluate, compare with the baselines, write models and summary."""
         plan, population = self.plan, self.population
-        returns = dict(self._exchange.settle())
-        for phase in range(plan.recipe.algorithm.phases if returns else 0):
-            nobody = torch.zeros_like(self._exchange.tables(self.round).linked_NK)
+        compensation = dict(self._exchange.settle())
+        for phase in range(plan.recipe.algorithm.phases if compensation else 0):
+            num_slots = self._exchange.tables(self.round).linked_NK.shape[1]
             sent = population.outgoing(self.round, phase, local_steps=0)
-            closing = SlotInbox(
-                channels=plan.recipe.algorithm.channels,
-                sent=sent,
-                weights_NK=torch.zeros(nobody.shape, dtype=plan.layout.dtype, device=population.device),
-                present_NK=nobody,
-                slot=_no_message,
-                returns={name: returns.pop(name) for name in returns.keys() & sent.keys()},  # once, though phases share a channel
-            )
+            due = {name: compensation.pop(name) for name in compensation.keys() & sent.keys()}  # once, though phases share a channel
+            closing = plan.recipe.inboxes.without_messages(sent, num_slots, plan.layout.dtype, due)
             population.merge(self.round, phase, closing, local_steps=0)
         measured = spread(len(plan.names), most=_MEASURED, all_up_to=_MEASURED)
         per_node = {plan.names[node]: figures for node, figures in self._evaluated(measured).items()}
@@ -552,7 +546,3 @@ def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:
-    raise StoreError(f"no message of channel {channel} in slot {k} for rows {rows}")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
+from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.algorithms.inbox import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import links_between, matches_flows
@@ -28,6 +28,7 @@ from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPla
 from p2pfl.simulator.sharding.ranks import Ranks
 from p2pfl.simulator.sharding.shard import Shard
 from p2pfl.topology import Schedule, Topology
+from p2pfl.training import Recipe
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
@@ -71,7 +72,7 @@ class Exchange:
 
     Args:
         schedule: weighted graphs, by round.
-        algorithm: whose messages they are.
+        recipe: how the nodes learn and aggregate.
         dtype: of the model.
         device: where they are.
         faults: what is lost by script.
@@ -82,7 +83,7 @@ class Exchange:
     def __init__(
         self,
         schedule: Schedule,
-        algorithm: Algorithm,
+        recipe: Recipe,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -92,6 +93,7 @@ class Exchange:
     ) -> None:
         self._shard = shard if shard is not None else Shard.of(Ranks(device=device), schedule.union())
         self._halo_exchange: HaloExchange | None = None
+        algorithm, self._inboxes = recipe.algorithm, recipe.inboxes
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._dtype, self._device, self._faults = dtype, device, faults
         self._is_lossy = is_lossy or faults is not None
@@ -108,7 +110,7 @@ class Exchange:
             self._slots = index_NK, linked_NK
             self._reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
         self._open: dict[tuple[int, int], tuple[Flows, int]] = {}  # of (receiver, sender), unmatched: where to find it, and its slot
-        self._returns: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
+        self._compensation: dict[str, Tensor] = {}  # what rows have to take back at their next merge, (N, ...)
         self._led_to: dict[tuple[int, int], int] = {}  # by phase and row: the exchange whose update is in its own values
         self._held: dict[tuple[int, int, int], int] = {}  # by phase, receiver and sender: the exchange whose update is in what it holds
         self.resynchronised: list[tuple[int, int]] = []
@@ -181,7 +183,7 @@ class Exchange:
     @property
     def is_open(self) -> bool:
         """Whether anything has to be taken back, or may have to be."""
-        return bool(self._open or self._returns)
+        return bool(self._open or self._compensation)
 
     def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_N: Tensor | None = None) -> SlotInbox:
         """What every row takes in in one exchange.
@@ -196,20 +198,20 @@ class Exchange:
         tables = self.tables(exchange // self._phases)
         index_NK, reverse_NK = tables.index_NK, self._reverse_NK
         present_NK = delivered_NK & running_N[:, None] & running_N[index_NK]
-        returns: dict[str, Tensor] = {}
+        compensation: dict[str, Tensor] = {}
         flows: Flows | None = None
         unmatched_NK: Tensor | None = None
         if self._is_lossy:
             flows, unmatched_NK = self._settle_exchange(tables, delivered_NK, present_NK)
             merges_N = running_N if active_N is None else running_N & active_N
             self._resynchronise(exchange, present_NK, merges_N, sent)
-            for name in self._returns.keys() & sent.keys():
-                owed = self._returns.pop(name)
+            for name in self._compensation.keys() & sent.keys():
+                owed = self._compensation.pop(name)
                 merges = merges_N.reshape(-1, *[1] * (owed.dim() - 1))
-                returns[name] = owed.where(merges, 0)
+                compensation[name] = owed.where(merges, 0)
                 later = owed.where(~merges, 0)  # a row that stands still takes back later, one that has stopped at the end
                 if bool(later.any()):
-                    self._returns[name] = later
+                    self._compensation[name] = later
 
         def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
             index = index_NK[:, k] if rows is None else index_NK[rows, k]
@@ -218,14 +220,13 @@ class Exchange:
             assert reverse_NK is not None
             return sent[channel][index, reverse_NK[:, k] if rows is None else reverse_NK[rows, k]]
 
-        return SlotInbox(
-            channels=self._channels,
-            sent=sent,
+        return self._inboxes.for_rows(
+            sent,
+            slot,
             weights_NK=tables.weights_NK,
             self_weights_N=tables.self_weights_N,
             present_NK=present_NK,
-            slot=slot,
-            returns=returns,
+            compensation=compensation,
             flows=flows,
             asked_NK=unmatched_NK,
         )
@@ -274,13 +275,12 @@ class Exchange:
         return [
             (
                 part,
-                SlotInbox(
-                    channels=self._channels,
-                    sent={name: tensor[part] for name, tensor in sent.items()},
+                self._inboxes.for_rows(
+                    {name: tensor[part] for name, tensor in sent.items()},
+                    slot_from(part),
                     weights_NK=weights_MK[part],
                     self_weights_N=self_weights_M[part],
                     present_NK=present_MK[part],
-                    slot=slot_from(part),
                 ),
             )
             for part in self._shard.slices
@@ -336,7 +336,7 @@ class Exchange:
         """The closing exchange: every node tells its neighbours what it merged; what has to be taken back, (N, ...), by channel."""
         for i, j in sorted(self._open):
             self._take_back(i, j)
-        return self._returns
+        return self._compensation
 
     def active(self, round: int) -> Tensor | None:
         """Which rows take part in a round, bool (N,); None: all."""
@@ -384,13 +384,13 @@ class Exchange:
         """Add the negative of the open flow from j to what row i has to take back."""
         flows, k = self._open.pop((i, j))
         for name, amount in flows.get((i, k), {}).items():
-            if name not in self._returns:
-                self._returns[name] = amount.new_zeros((len(self._names), *amount.shape))
-            self._returns[name][i] -= amount
+            if name not in self._compensation:
+                self._compensation[name] = amount.new_zeros((len(self._names), *amount.shape))
+            self._compensation[name][i] -= amount
 
     def tensors(self) -> dict[str, Tensor]:
         """What is open, for a checkpoint."""
-        found = {f"returns/{name}": owed for name, owed in self._returns.items()}
+        found = {f"returns/{name}": owed for name, owed in self._compensation.items()}
         for (i, j), (flows, k) in self._open.items():
             found |= {f"open/{i}-{j}/{name}": amount for name, amount in flows.get((i, k), {}).items()}
         return found
@@ -405,11 +405,11 @@ class Exchange:
 
     def restore(self, tensors: Messages, story: Mapping[str, Any]) -> None:
         """Take up what `tensors` and `story` gave."""
-        self._returns, self._open = {}, {(i, j): ({(i, 0): {}}, 0) for i, j in story["open"]}
+        self._compensation, self._open = {}, {(i, j): ({(i, 0): {}}, 0) for i, j in story["open"]}
         for key, tensor in tensors.items():
             kind, *edge, name = key.split("/", 2)
             if kind == "returns":
-                self._returns[name] = tensor.to(self._device)
+                self._compensation[name] = tensor.to(self._device)
             else:
                 i, j = map(int, edge[0].split("-"))
                 self._open[i, j][0][i, 0][name] = tensor.to(self._device)

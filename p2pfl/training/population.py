@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from p2pfl.algorithms import Algorithm, Context, Inbox, Notice, State
+from p2pfl.algorithms import Aggregator, Algorithm, Context, Inbox, InboxFactory, Notice, State
+from p2pfl.algorithms.aggregators import WeightedMean
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
@@ -48,6 +49,18 @@ class Recipe:
     """Whether batches have exactly `batch_size` rows, also at a site with fewer, as in files of schema 1."""
     compiled: bool = False
     """Whether local steps are those of compiled loops, which round otherwise than torch."""
+    aggregator: Aggregator = field(default_factory=WeightedMean)
+    """How messages are mixed."""
+
+    @property
+    def inboxes(self) -> InboxFactory:
+        """The factory of every inbox that the algorithm is given."""
+        return InboxFactory(channels=self.algorithm.channels, aggregator=self.aggregator)
+
+    @property
+    def mixes_in_place(self) -> bool:
+        """Whether an exchange makes of all rows x <- W x and nothing else."""
+        return self.algorithm.plain_gossip and self.aggregator.sums_flows
 
     @property
     def why_not_compiled(self) -> str | None:

@@ -340,7 +340,7 @@ def small_inbox(channels, present, returns=None, weights=((0.25, 0.5), (0.25, 0.
         weights_NK=torch.tensor(weights, dtype=torch.float64),
         present_NK=torch.tensor(present),
         slot=slot,
-        returns=returns or {},
+        compensation=returns or {},
     )
 
 

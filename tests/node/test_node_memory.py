@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from links import ZeroMQLinks, finish, send_until_refused, send_when_up, until
 from networks import Network, averaging, plan_of
 from networks import finish as finish_network
-from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.algorithms import DPSGD, InboxFactory
 from p2pfl.cli import app
 from p2pfl.node.memory import forecast_node
 from p2pfl.node.round_steps import RoundSteps
@@ -73,8 +73,7 @@ def test_flows_take_the_place_of_what_came():
     own, theirs = torch.randn(1, 7), {name: torch.randn(7) for name in ("b", "c")}
 
     def inbox(messages, *, writes_over):
-        return SlotInbox.of_one_row(
-            DPSGD.channels,
+        return InboxFactory(channels=DPSGD.channels).for_node(
             {"x": own},
             ["b", "c"],
             {name: {"x": message} for name, message in messages.items()},

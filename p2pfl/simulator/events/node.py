@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox
 from p2pfl.experiment.plan import Plan
 from p2pfl.topology.links import links_of
 
@@ -41,7 +40,7 @@ class EventNode:
         self.squared: float | None = None
         self.norm: float | None = None
         """sum_j ||x_i - x_j||**2 and ||x_i|| of this round's merges; None where no models were compared, or sent."""
-        self._plan, self._channels = plan, algorithm.channels
+        self._plan = plan
         self._model_channel = algorithm.model_channel
 
     def train(self) -> None:
@@ -61,8 +60,7 @@ class EventNode:
             messages: by neighbour.
             weights: w_ij by neighbour.
         """
-        inbox = SlotInbox.of_one_row(
-            self._channels,
+        inbox = self._plan.recipe.inboxes.for_node(
             sent,
             self.slots,
             messages,
