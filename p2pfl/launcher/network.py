@@ -16,9 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -36,26 +34,20 @@ from p2pfl.evaluation.summary import (
     non_finite_models,
     test_figures,
 )
-from p2pfl.experiment.loading import Experiment, load_study, recorded_experiment, resolve
+from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
-from p2pfl.governance.card import Card
-from p2pfl.governance.identity import Identity
-from p2pfl.governance.result_contract import accepted
-from p2pfl.governance.study import Study
+from p2pfl.launcher.founding import check_result_contract, found_network
 from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
-from p2pfl.node.own_contract import contract_here, differences_here
-from p2pfl.node.site import SiteFile
-from p2pfl.runs.departures import Departure, departures_of_events
+from p2pfl.launcher.watched import WatchedNode
+from p2pfl.runs.departures import departures_of_events
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, row_of_nodes
 from p2pfl.runs.stopwatch import Stopwatch, with_rest
-from p2pfl.runs.text import replace_file
 from p2pfl.tasks.permission import options_of
 from p2pfl.training import Population
-from p2pfl.transports import reserve_port
-from p2pfl.yaml_files import dump_yaml, load_yaml
+from p2pfl.yaml_files import load_yaml
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("p2pfl.evaluation.progress")
@@ -74,140 +66,9 @@ RESTARTS = 5
 """How often a daemon that died is started again, as a service manager would."""
 
 _NAMED = 5
-_LINE = 200  # characters of a log's line that are quoted
 _HERE = "p2pfl up"  # in the place of a node's name, which has no blanks
-_UNGREETED = " before it greeted"
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
-
-
-@dataclass
-class _Site:
-    """One daemon and what has been read of it."""
-
-    name: str
-    folder: Path
-    process: Process | None = None
-    starts: int = 0
-    began_at: int = -1
-    """The last round on record when it was last started."""
-    fruitless: int = 0
-    """How often in a row it died without a new round."""
-    log_offset: int = 0
-    """Where in its log its last start begins."""
-    why: str = ""
-    """Why its last process ended: in its own words where it has said anything."""
-    fate: str = ""
-    """A sentence on its end, where it is not started again."""
-    offset: int = 0
-    events_offset: int = 0
-    has_greeted: bool = False
-    waits: dict[str, str] = field(default_factory=dict)
-    """Why it cannot talk to a neighbour, by neighbour, as its records say."""
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def run_folder(self) -> Path:
-        return self.folder / "state" / "run"
-
-    @property
-    def rounds_seen(self) -> int:
-        """The last round on record, -1 for none."""
-        return max(self.rows, default=-1)
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "node.log"
-
-    def is_away(self) -> bool:
-        """Whether it has died and has not recorded anything since."""
-        if self.process is None:
-            return not (self.run_folder / "summary.json").exists()
-        return self.starts > 1 and self.rounds_seen <= self.began_at
-
-    def has_not_started(self) -> bool:
-        """Whether it has ended without a round because too few nodes were ready."""
-        summary = read_run(self.run_folder).summary
-        return summary is not None and summary["stop_reason"] == "members_missing"
-
-    def has_ended_its_rounds(self, last_possible_round: int) -> bool:
-        """Whether it has recorded its last round: the last that there can be, or the one after which the network stops."""
-        if self.rounds_seen < 0:
-            return False
-        stop_round = self.rows[self.rounds_seen].get("stop_round")
-        return self.rounds_seen + 1 >= last_possible_round or (stop_round is not None and self.rounds_seen >= stop_round)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it has died for good."""
-        return bool(self.fate)
-
-    @property
-    def is_finished(self) -> bool:
-        return (self.run_folder / "summary.json").exists()
-
-    def last_lines(self) -> list[str]:
-        """What its last process wrote to its log."""
-        if not self.log.exists():
-            return []
-        with self.log.open("rb") as file:
-            file.seek(self.log_offset)
-            return [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-
-    def last_words(self) -> str:
-        """What its last process said at the end of its own accord; empty where it was killed or crashed."""
-        lines = self.last_lines()
-        starts = [i for i, line in enumerate(lines) if line.startswith("p2pfl: ")]
-        return "\n".join(lines[starts[-1] :]).removeprefix("p2pfl: ") if starts else ""
-
-    def last_line(self) -> str:
-        """The last line of its log, shortened; empty where it wrote none."""
-        lines = self.last_lines()
-        return shorten(lines[-1], _LINE, placeholder=" ...") if lines else ""
-
-    def read_new_events(self) -> list[dict[str, Any]]:
-        """What the node has written down since the last look that is out of the ordinary."""
-        path = self.run_folder / "events.jsonl"
-        if not path.exists():
-            return []
-        if path.stat().st_size < self.events_offset:  # its state was removed
-            self.events_offset = 0
-        with path.open("rb") as file:
-            file.seek(self.events_offset)
-            content = file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        self.events_offset += len(complete)
-        found = [json.loads(line) for line in complete.splitlines()]
-        for event in found:
-            self._note(str(event["event"]), str(event.get("detail", "")))
-        return found
-
-    def _note(self, kind: str, detail: str) -> None:
-        name = detail.split(" ", maxsplit=1)[0].rstrip(":")
-        if kind in (EventKind.WAITING, EventKind.LINK_DOWN):
-            self.waits[name] = detail
-        elif kind in (EventKind.LINK_UP, EventKind.HANDSHAKE):
-            self.waits.pop(name, None)
-        self.has_greeted = self.has_greeted or kind == "greeted"
-
-    def read_new_rows(self) -> None:
-        """Take up what the node has recorded since the last look."""
-        path = self.run_folder / "nodes.jsonl"
-        if not path.exists():
-            return
-        if path.stat().st_size < self.offset:  # a restarted node has taken rows back
-            self.offset = 0
-        with path.open("rb") as file:
-            file.seek(self.offset)
-            content = file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        self.offset += len(complete)
-        for line in complete.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # rewritten under our eyes; it is read whole at the end
-            self.rows[row["round"]] = row
 
 
 def up(
@@ -264,7 +125,7 @@ def up(
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
     if resume is not None:
-        _check_result_contract(place, accept_differences)
+        check_result_contract(place, accept_differences)
     with ExitStack() as stack:
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
@@ -276,7 +137,7 @@ def up(
             else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
         )
         if resume is None:
-            _found(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+            found_network(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
         network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
@@ -313,62 +174,6 @@ def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
     return network.ended_by
 
 
-def _found(plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any]) -> None:
-    """What the institutions would do one after the other: keys, cards, a study, a site file each."""
-    cards = []
-    (place / "cards").mkdir()
-    (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
-    for name in plan.names:
-        port = stack.enter_context(reserve_port())
-        train = plan.sites[name].train
-        home = place / "sites" / name
-        identity = Identity.new()
-        identity.save(home / "keys")
-        card = identity.card(name=name, address=port.address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
-        card.save(place / "cards" / f"{name}.yaml")
-        cards.append(card)
-    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
-    study = study.with_result_contract(contract_here(plan.experiment.task.name))
-    study.save(place / "study.yaml")
-    for card in cards:
-        _write_site(place / "sites" / card.name, card, study, settings)
-
-
-def _check_result_contract(place: Path, accept: Sequence[str]) -> None:
-    """Compare this machine with the result contract of a run before its daemons go on.
-
-    Raises:
-        ConfigError: it differs, and nobody has accepted that.
-    """
-    path = place / "study.yaml"
-    if not path.exists():
-        return  # said by whoever needs it
-    study = load_study(path)
-    if study.result_contract is None:
-        return
-    sites = sorted((place / "sites").glob("*/site.yaml"))
-    for site in sites if accept else ():
-        content = load_yaml(site)
-        kinds = dict.fromkeys([*content.get("accept_differences", ()), *accept])
-        replace_file(site, dump_yaml({**content, "accept_differences": list(kinds)}))
-    differs = differences_here(study.result_contract, study.task_name)
-    for site in sites if differs else ():
-        accepted(differs, SiteFile.load(site).accept_differences, str(site))
-
-
-def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
-    content = {
-        "member": card.name,
-        "study": "../../study.yaml",
-        "keys": "keys",
-        "confirmed": study.digest,
-        "listen": card.address,
-        "state": "state",
-        **settings,
-    }
-    (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")
-
-
 class _Network:
     """The daemons of one run, from their start to what is gathered of them."""
 
@@ -377,7 +182,7 @@ class _Network:
     ) -> None:
         self._allow_tasks = allow_tasks
         self._plan, self._place, self._folder, self._progress, self._forks = plan, place, folder, progress, forks
-        self._sites = [_Site(name=name, folder=place / "sites" / name) for name in plan.names]
+        self._sites = [WatchedNode(name=name, folder=place / "sites" / name) for name in plan.names]
         self._shown = 0
         self._known: set[str] = set()
         """Events that the folder holds already."""
@@ -499,7 +304,7 @@ class _Network:
         because = "".join(f"; {reason}" for reason in reasons[:_NAMED])
         progress_log.info("no new round for %.0f s; waiting for %s%s", now_s - self._quiet_since_s, where, because)
 
-    def _start(self, site: _Site) -> None:
+    def _start(self, site: WatchedNode) -> None:
         arguments = ["--verbose", "node", "start", str(site.folder / "site.yaml"), "--until-stdin-closes", "--start-within-s", str(START_S)]
         arguments += ["--only-these-tasks", *options_of(self._allow_tasks)]  # a folder that is resumed may have come from anywhere
         site.starts += 1
@@ -507,7 +312,7 @@ class _Network:
         site.log_offset = site.log.stat().st_size if site.log.exists() else 0
         site.process = (start_plainly if self._forks is None else self._forks.start)(site.name, arguments, site.log)
 
-    def _look_after(self, site: _Site) -> None:
+    def _look_after(self, site: WatchedNode) -> None:
         site.read_new_rows()
         if site.process is None or (code := site.process.poll()) is None:
             return
@@ -530,7 +335,7 @@ class _Network:
             log.warning("%s died (%s); starting it again", site.name, site.why)
             self._start(site)
             return
-        site.fate = _fate(site, code, said)
+        site.fate = site.end_of_life(code, said)
         also = f"its last line is {last!r}; " if last and code < 0 else ""
         log.warning("%s; not started again; %sits log is %s", site.fate, also, site.log)
 
@@ -628,7 +433,7 @@ class _Network:
                 row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
                 peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
                 departures=[
-                    *[_departure(site, rounds) for site in lost],
+                    *[site.departure(rounds) for site in lost],
                     *departures_of_events(self._folder.events(), agreed_from=plan.experiment.rounds if reason == "converged" else None),
                     *non_finite_models(names, x_NP),
                 ],
@@ -639,20 +444,19 @@ class _Network:
         )
 
 
-def what_is_waited_for(seen: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:
-    """Says what keeps a network whose last round was long ago.
+def what_is_waited_for(last_rounds: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:
+    """Say what a network waits for whose last round was long ago.
 
     Args:
-        seen: the last round on record of every daemon at work, -1 for none.
+        last_rounds: the last round on record of every daemon at work, -1 for none.
         ended: those that have made their last round.
         shown: how many rounds the network has made.
         train_alone: whether each site trains alone at its end, for comparison.
     """
-    behind = [name for name, number in seen.items() if number < shown and name not in ended]
+    behind = [name for name, number in last_rounds.items() if number < shown and name not in ended]
     if not behind:
-        count = "1 daemon" if len(seen) == 1 else f"{len(seen)} daemons"
-        alone = f", which train{'s' if len(seen) == 1 else ''} alone for comparison" if train_alone and set(seen) <= set(ended) else ""
-        return f"the end of {count}{alone}"
+        count, trains = ("1 daemon", "trains") if len(last_rounds) == 1 else (f"{len(last_rounds)} daemons", "train")
+        return f"the end of {count}" + (f", which {trains} alone for comparison" if train_alone and set(last_rounds) <= set(ended) else "")
     named = ", ".join(behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
     return f"round {shown + 1} of {named}"
 
@@ -676,25 +480,7 @@ def _key(event: Mapping[str, Any]) -> str:
     return json.dumps([event.get(part) for part in ("time", "node", "event", "round", "detail")])
 
 
-def _fate(site: _Site, code: int, said: str) -> str:
-    """A sentence without a full stop on the end of a daemon that is not started again."""
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    times = {1: "", 2: " twice"}.get(site.fruitless, f" {site.fruitless} times") if site.fruitless else ""
-    when = f" after round {site.rounds_seen}" if site.rounds_seen >= 0 else " before its first round" if site.has_greeted else _UNGREETED
-    reason = said or (site.why.partition(": ")[2] if code > 0 else "")
-    return f"{site.name} {how}{times}{when}{f' ({reason})' if reason else ''}"
-
-
-def _departure(site: _Site, rounds: int) -> Departure:
-    """The departure that a daemon died for good."""
-    last = f"; its last line: {site.last_line()}" if site.last_line() else ""
-    return Departure(
-        kind="rounds_missed" if site.rounds_seen >= 0 else "members_missing",
-        detail=f"{site.fate} and was not started again: it made {site.rounds_seen + 1} of {rounds} rounds{last}",
-    )
-
-
-def _buffers_of(sites: list[_Site], population: Population) -> dict[str, Tensor]:
+def _buffers_of(sites: list[WatchedNode], population: Population) -> dict[str, Tensor]:
     """Every node's own buffers, (N, ...), from the models that the nodes have saved."""
     if not population.buffers:
         return {}
@@ -702,7 +488,7 @@ def _buffers_of(sites: list[_Site], population: Population) -> dict[str, Tensor]
     return {name: torch.stack([buffers[name] for buffers in saved]) for name in population.buffers}
 
 
-def _copy_models(sites: list[_Site], place: Path) -> None:
+def _copy_models(sites: list[WatchedNode], place: Path) -> None:
     """Every node's models into the run's own folder, as the simulator leaves them."""
     for site in sites:
         source = site.run_folder / "models"

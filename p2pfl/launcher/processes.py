@@ -35,7 +35,7 @@ class Process(Protocol):
         ...
 
     def send_signal(self, number: int, /) -> None:
-        """Nothing happens where it has ended."""
+        """Send the process a signal; one that has ended ignores it."""
         ...
 
 
@@ -189,7 +189,7 @@ class ForkServer:
                 self._forked[name].code = code
 
     def fate(self) -> str | None:
-        """What became of it and all its processes, in words; None while it is there."""
+        """Say in words how the fork server ended; None while it is at work."""
         if not self._is_gone:
             return None
         code = self._process.wait()

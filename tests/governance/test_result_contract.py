@@ -22,7 +22,8 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import experiment_from, load_study
 from p2pfl.governance.result_contract import ARITHMETIC_REVISION, AgreedTask, ResultContract, accepted, differences, public
 from p2pfl.governance.study import Study
-from p2pfl.launcher.network import _check_result_contract, _found, up
+from p2pfl.launcher.founding import check_result_contract, found_network
+from p2pfl.launcher.network import up
 from p2pfl.node.own_contract import contract_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
@@ -358,7 +359,7 @@ def interrupted(tmp_path):
     plan = averaging({"name": "path"}, 2)
     RunFolder.create(tmp_path / "run", plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
     with ExitStack() as stack:
-        _found(plan, tmp_path / "run", stack, {})
+        found_network(plan, tmp_path / "run", stack, {})
     return tmp_path / "run"
 
 
@@ -379,11 +380,11 @@ def test_a_run_that_is_resumed_with_another_torch_is_refused_before_any_daemon_s
 def test_a_resumed_run_accepts_a_difference_in_every_site_file(interrupted, monkeypatch):
     other = dataclasses.replace(contract_here("averaging"), torch="1.99")
     monkeypatch.setattr("p2pfl.node.own_contract.contract_here", lambda _: other)
-    _check_result_contract(interrupted, ["torch"])
+    check_result_contract(interrupted, ["torch"])
     sites = [SiteFile.load(path) for path in sorted((interrupted / "sites").glob("*/site.yaml"))]
 
     assert [site.accept_differences for site in sites] == [("torch",)] * 2
-    _check_result_contract(interrupted, [])
+    check_result_contract(interrupted, [])
 
 
 def test_a_difference_that_a_site_accepts_goes_on_record_once(tmp_path):

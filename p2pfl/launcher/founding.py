@@ -1,0 +1,87 @@
+"""The public and private files of a network on this machine, made by the path that institutions take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from p2pfl.experiment.loading import load_study
+from p2pfl.experiment.plan import Plan
+from p2pfl.governance.card import Card
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.result_contract import accepted
+from p2pfl.governance.study import Study
+from p2pfl.node.own_contract import contract_here, differences_here
+from p2pfl.node.site import SiteFile
+from p2pfl.runs.text import replace_file
+from p2pfl.transports import reserve_port
+from p2pfl.yaml_files import dump_yaml, load_yaml
+
+
+def found_network(
+    plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any], *, via: Callable[[str, str], str] | None = None
+) -> Study:
+    """Make keys, cards, a study and a site file for each node, as institutions would one after the other.
+
+    Args:
+        plan: of the run.
+        place: its folder.
+        stack: holds the ports until they are bound.
+        settings: for every site.yaml.
+        via: gives the address that a node's card names, by the node's name and the address at which it listens; None: the latter.
+    """
+    cards, listens = [], {}
+    (place / "cards").mkdir()
+    (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
+    for name in plan.names:
+        listens[name] = stack.enter_context(reserve_port()).address
+        address = listens[name] if via is None else via(name, listens[name])
+        train = plan.sites[name].train
+        home = place / "sites" / name
+        identity = Identity.new()
+        identity.save(home / "keys")
+        card = identity.card(name=name, address=address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
+        card.save(place / "cards" / f"{name}.yaml")
+        cards.append(card)
+    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    study = study.with_result_contract(contract_here(plan.experiment.task.name))
+    study.save(place / "study.yaml")
+    for card in cards:
+        _write_site(place / "sites" / card.name, card, study, {"listen": listens[card.name], **settings})
+    return study
+
+
+def check_result_contract(place: Path, accept: Sequence[str]) -> None:
+    """Compare this machine with the result contract of a run before its daemons go on.
+
+    Raises:
+        ConfigError: it differs, and nobody has accepted that.
+    """
+    path = place / "study.yaml"
+    if not path.exists():
+        return  # said by whoever needs it
+    study = load_study(path)
+    if study.result_contract is None:
+        return
+    sites = sorted((place / "sites").glob("*/site.yaml"))
+    for site in sites if accept else ():
+        content = load_yaml(site)
+        kinds = dict.fromkeys([*content.get("accept_differences", ()), *accept])
+        replace_file(site, dump_yaml({**content, "accept_differences": list(kinds)}))
+    differs = differences_here(study.result_contract, study.task_name)
+    for site in sites if differs else ():
+        accepted(differs, SiteFile.load(site).accept_differences, str(site))
+
+
+def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
+    content = {
+        "member": card.name,
+        "study": "../../study.yaml",
+        "keys": "keys",
+        "confirmed": study.digest,
+        "state": "state",
+        **settings,
+    }
+    (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")
