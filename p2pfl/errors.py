@@ -77,7 +77,7 @@ class ConfigError(P2PFLError):
         super().__init__("\n".join(lines))
 
 
-class Contradiction(ConfigError):
+class ConflictError(ConfigError):
     """Values that are right one by one and wrong together: change one of them."""
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Requirement
 from p2pfl.algorithms.stopping import StopRule
-from p2pfl.errors import ConfigError, Contradiction, on_one_line, some
+from p2pfl.errors import ConfigError, ConflictError, on_one_line, some
 from p2pfl.governance.study import Study
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import (
@@ -309,7 +309,7 @@ class Experiment:
 
         Raises:
             ConfigError: an option has a value that it cannot have.
-            Contradiction: a rule that sends models whole is given a compressor.
+            ConflictError: a rule that sends models whole is given a compressor.
         """
         algorithm = self.algorithm.build()
         make: Any = COMPRESSORS[self.compressor.name]
@@ -317,7 +317,7 @@ class Experiment:
         if (compressed := algorithm.with_compressor(compressor)) is not None:
             return compressed
         if self.compressor.name != "none":
-            raise Contradiction(
+            raise ConflictError(
                 f"compressor.name = {self.compressor.name!r}: algorithm {self.algorithm.name} takes no compressor; choco does"
             )
         return algorithm
@@ -357,7 +357,7 @@ class Experiment:
         if self.weights == "stationary" and graph.masses is None:
             counts = {name: (samples or {}).get(name) for name in names}
             if unknown := [name for name, count in counts.items() if not count]:
-                raise Contradiction(
+                raise ConflictError(
                     f"weights = 'stationary': how much does {some(unknown)} count? Their training rows are not known or none; give"
                     " `samples` on every card, or a mass for every node in a topology's file"
                 )
@@ -370,13 +370,13 @@ class Experiment:
             return load_over(Path(wanted.options["file"]), names)
         graph = make(wanted.name, len(names), **{"seed": self.seed, **wanted.options})
         if graph.num_nodes != len(names):
-            raise Contradiction(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
+            raise ConflictError(f"topology.name = {wanted.name!r} has {graph.num_nodes} nodes, the run {len(names)}; set nodes to that")
         return graph
 
     def _rule_for_rounds(self, schedule: Schedule, stop: StopSpec) -> StopRule:
         """The rule where the graph is directed or changes: certified over the links of as many rounds as news needs."""
         if schedule.num_nodes > _MOST_CERTIFIED:
-            raise Contradiction(
+            raise ConflictError(
                 f"stop: a graph that is directed or changes is certified for at most {_MOST_CERTIFIED} nodes, this one has "
                 f"{schedule.num_nodes}; take stop: null"
             )
@@ -384,7 +384,7 @@ class Experiment:
         starts = range(self.rounds, (self.rounds + schedule.period) if schedule.period is not None else last)
         rounds = [rounds_of_news(schedule, start, max(4 * schedule.num_nodes, _MOST_NEWS_ROUNDS)) for start in starts]
         if None in rounds:
-            raise Contradiction(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
+            raise ConflictError(f"stop: on topology {schedule.name} news does not reach everybody; take stop: null")
         window = max(int(number) for number in rounds if number is not None)
         if schedule.period is not None:  # whole periods have all links in them
             window = -(-window // schedule.period) * schedule.period
@@ -538,11 +538,11 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
         found = [finding for finding in map(_as_written, error.findings) if not _is_said(finding, faults)]
         raise ConfigError([*found, *faults], place) from error
     faults += _faults_of_rule(experiment)
-    contradictions = _contradictions(experiment)
+    conflicts = _conflicts(experiment)
     if faults:
-        raise ConfigError([*faults, *contradictions], place)
-    if contradictions:
-        raise Contradiction(contradictions, place)
+        raise ConfigError([*faults, *conflicts], place)
+    if conflicts:
+        raise ConflictError(conflicts, place)
     return experiment
 
 
@@ -768,18 +768,18 @@ def _faults_of_rule(experiment: Experiment) -> list[str]:
         return []  # an unknown rule cannot be asked what it takes
     try:
         experiment.build_algorithm()
-    except Contradiction:
+    except ConflictError:
         return []
     except ConfigError as error:
         return [f"{error.place}.{finding}" if error.place else finding for finding in error.findings]
     return []
 
 
-def _contradictions(experiment: Experiment) -> list[str]:
+def _conflicts(experiment: Experiment) -> list[str]:
     """Values that are right one by one and wrong together."""
     found = []
     if experiment.algorithm.name in ALGORITHMS and experiment.compressor.name in COMPRESSORS:
-        found += _contradictions_of_rule(experiment)
+        found += _conflicts_of_rule(experiment)
     if is_schedule(experiment.topology.name) and experiment.weights not in ("metropolis", "push-sum"):
         found.append(
             f"weights = {experiment.weights!r}: topology {experiment.topology.name} changes from round to round and has its own; leave it"
@@ -798,11 +798,11 @@ def _contradictions(experiment: Experiment) -> list[str]:
     return found
 
 
-def _contradictions_of_rule(experiment: Experiment) -> list[str]:
+def _conflicts_of_rule(experiment: Experiment) -> list[str]:
     """Of a known rule with its compressor, with the pace and with the graph."""
     try:
         requires = experiment.build_algorithm().requires
-    except Contradiction as error:
+    except ConflictError as error:
         return list(error.findings)
     except ConfigError:
         return []  # its options are wrong by themselves

@@ -14,7 +14,7 @@ from torch import nn
 
 from p2pfl.algorithms import DPSGD, Algorithm, Guard, PartlyShared
 from p2pfl.algorithms.stopping import Meetings, StopRule
-from p2pfl.errors import ConfigError, Contradiction, MissingExtraError, TaskError, TopologyError, some
+from p2pfl.errors import ConfigError, ConflictError, MissingExtraError, TaskError, TopologyError, some
 from p2pfl.experiment.loading import Experiment, news_rounds
 from p2pfl.params import Layout, digest_of
 from p2pfl.runs.rows import BoundRule
@@ -190,7 +190,7 @@ def make_plan(
 
     Raises:
         ConfigError: all that cannot be, at once; or what the task's functions fail at, tried on a batch.
-        Contradiction: all of it is right by itself, and wrong together.
+        ConflictError: all of it is right by itself, and wrong together.
     """
     every_name = tuple(sorted(names)) if names is not None else names_of(task.sites)
     if len(every_name) < 2:  # noqa: PLR2004
@@ -201,14 +201,14 @@ def make_plan(
     experiment = experiment.agreeing_on(schedule)
     graph = schedule.union()
     algorithm = experiment.build_algorithm()
-    contradictions = _contradictions(experiment, algorithm, schedule)
+    conflicts = _conflicts(experiment, algorithm, schedule)
     known = f"one of {some(every_name)}"
     faults = experiment.require.faults(len(every_name))
     if (clock := experiment.clock) is not None:
         strangers = sorted(clock.speeds.keys() - set(every_name))
         faults += [f"clock.speeds.{name} = {clock.speeds[name]}: no node of that name; {known}" for name in strangers]
         if experiment.pace.name == "synchronous" and not matches_flows(algorithm, graph):
-            contradictions += [
+            conflicts += [
                 f"clock.{drop}: on a directed graph nobody can match what did not come; take an undirected one" for drop in clock.drops
             ]
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
@@ -216,9 +216,9 @@ def make_plan(
     if experiment.weighting == "samples" and not sum(counts.values()):
         faults.append("weighting = 'samples': none of the sites has training rows; take uniform")
     if faults:
-        raise ConfigError([*contradictions, *faults])
-    if contradictions:
-        raise Contradiction(contradictions)
+        raise ConfigError([*conflicts, *faults])
+    if conflicts:
+        raise ConflictError(conflicts)
     dtype = getattr(torch, experiment.dtype or task.dtype)
     try:
         model = build_model(task, dtype, experiment.seed)
@@ -314,7 +314,7 @@ def _layout(model: nn.Module, experiment: Experiment) -> Layout:
         raise ConfigError(str(error)) from error
 
 
-def _contradictions(experiment: Experiment, algorithm: Algorithm, schedule: Schedule) -> list[str]:
+def _conflicts(experiment: Experiment, algorithm: Algorithm, schedule: Schedule) -> list[str]:
     """What the algorithm and the rest of the experiment ask of each other and do not get."""
     name = experiment.algorithm.name
     found = [f"topology.name = {experiment.topology.name!r}: {fault}" for fault in unmet(algorithm, name, schedule)]

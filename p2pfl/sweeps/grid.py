@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from p2pfl.errors import ConfigError, Contradiction, TopologyError, ValidationRowsError, summed_up
+from p2pfl.errors import ConfigError, ConflictError, TopologyError, ValidationRowsError, summed_up
 from p2pfl.experiment.loading import Experiment, overridden, raw_experiment, recorded_experiment, with_files_found
 from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.runs.summary_fields import validation_share
@@ -77,7 +77,7 @@ class Grid:
         """What runs in a cell.
 
         Raises:
-            Contradiction: the cell's values do not go together.
+            ConflictError: the cell's values do not go together.
             ConfigError: one of them is wrong.
         """
         added = {"validation": self.validation} if self.validation is not None else {}
@@ -226,7 +226,7 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
     for cell in grid.cells:
         try:
             grid.experiment_of(cell, grid.seeds[-1])
-        except Contradiction as error:
+        except ConflictError as error:
             cannot[cell.name] = "; ".join(summed_up(error.findings))
         except ConfigError as error:
             found += error.findings
@@ -257,7 +257,7 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection
         for cell, experiment in pairs:
             try:
                 make_plan(experiment, task)
-            except (Contradiction, TopologyError) as error:
+            except (ConflictError, TopologyError) as error:
                 if isinstance(error, TopologyError) and error.place is not None:  # of a graph's file
                     found += [f"{error.place}: {finding}" for finding in error.findings]
                 else:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import ConfigError, Contradiction, TopologyError, some
+from p2pfl.errors import ConfigError, ConflictError, TopologyError, some
 from p2pfl.topology.edge_lists import read_edge_list
 from p2pfl.topology.gml import read_gml
 from p2pfl.topology.graph import Topology, check_connected
@@ -55,7 +55,7 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
 
     Raises:
         TopologyError: as `load`.
-        Contradiction: the file has other nodes than the run; the message names both differences.
+        ConflictError: the file has other nodes than the run; the message names both differences.
     """
     graph, counted = _load(Path(path))
     labels = [graph.label(i) for i in range(graph.num_nodes)]
@@ -63,7 +63,7 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
         return graph.renamed(labels)
     if graph.names is None and (order := _by_number(names, counted=counted)) is not None:
         if graph.num_nodes != len(names):
-            raise Contradiction(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", "topology")
+            raise ConflictError(f"topology.file has {graph.num_nodes} nodes: the run has {len(names)}", "topology")
         return graph.renamed(order)
     strangers, missing = [sorted(set(here) - set(there)) for here, there in ((labels, names), (names, labels))]
     if strangers and missing:
@@ -72,7 +72,7 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
         fault = f"topology.file names the nodes {some(strangers)}, which the run does not have"
     else:
         fault = f"topology.file lacks the nodes {some(missing)}, which the run has"
-    raise Contradiction(f"{fault}; nodes are matched by name", "topology")
+    raise ConflictError(f"{fault}; nodes are matched by name", "topology")
 
 
 def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
-from p2pfl.errors import ConfigError, Contradiction
+from p2pfl.errors import ConfigError, ConflictError
 from p2pfl.experiment.loading import Experiment, experiment_from, load_experiment, parse_assignment, resolve
 from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
@@ -248,8 +248,8 @@ def test_the_same_name_again_keeps_its_options():
         {"weights": "lazy", "topology": {"name": "base-2"}},
     ],
 )
-def test_values_that_are_wrong_only_together_are_a_contradiction(raw):
-    with pytest.raises(Contradiction):
+def test_values_that_are_wrong_only_together_are_a_conflict(raw):
+    with pytest.raises(ConflictError):
         experiment_from({**QUADRATIC, **raw})
 
 
@@ -267,7 +267,7 @@ def test_a_value_that_is_wrong_by_itself_is_none(raw):
     with pytest.raises(ConfigError) as refused:
         experiment_from({**QUADRATIC, **raw})
 
-    assert not isinstance(refused.value, Contradiction)
+    assert not isinstance(refused.value, ConflictError)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_topologys_file_and_its_name_replace_each_other():
     assert options({"file": "x.yaml"}, **{"topology.name": "star"}) == ("star", {})
 
 
-def test_contradictions_are_found_beside_unknown_names():
+def test_conflicts_are_found_beside_unknown_names():
     assert findings_of({"rounds": 3, "optimizer": {"warmup_rounds": 3}, "weights": "lasy", "algorithm": {"name": "dpsdg"}}) == [
         f"algorithm.name = 'dpsdg': did you mean dpsgd? one of {', '.join(ALGORITHMS)}",
         f"weights = 'lasy': did you mean lazy? one of {WEIGHT_NAMES}",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
-from p2pfl.errors import ConfigError, Contradiction, TopologyError
+from p2pfl.errors import ConfigError, ConflictError, TopologyError
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import digest_of, parameters_of
@@ -233,7 +233,7 @@ def test_on_a_directed_graph_the_rule_looks_at_as_many_rounds_as_news_needs():
     ],
 )
 def test_values_that_are_right_one_by_one_and_wrong_together_are_told_from_wrong_ones(raw, words):
-    with pytest.raises((Contradiction, TopologyError), match=words):
+    with pytest.raises((ConflictError, TopologyError), match=words):
         plan_of({**LOGISTIC, **raw})
 
 

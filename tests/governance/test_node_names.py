@@ -8,7 +8,7 @@ import networkx as nx
 import pytest
 
 from p2pfl import simulate
-from p2pfl.errors import Contradiction, TopologyError
+from p2pfl.errors import ConflictError, TopologyError
 from p2pfl.experiment.loading import experiment_from, load_experiment, load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
@@ -99,7 +99,7 @@ def test_a_number_of_nodes_without_names_goes_by_the_order_of_names(tmp_path):
 def test_other_nodes_are_refused_and_both_differences_are_named(tmp_path, nodes, names, sentence):
     count = nodes if isinstance(nodes, int) else len(nodes)
     edges = [[nodes[i], nodes[i + 1]] if isinstance(nodes, list) else [i, i + 1] for i in range(count - 1)]
-    with pytest.raises(Contradiction) as caught:
+    with pytest.raises(ConflictError) as caught:
         built(tmp_path, yaml_of(nodes, edges), sorted(names))
 
     assert caught.value.findings == (sentence,)
@@ -107,7 +107,7 @@ def test_other_nodes_are_refused_and_both_differences_are_named(tmp_path, nodes,
 
 def test_thousands_of_other_nodes_are_summed_up(tmp_path):
     (tmp_path / "net.txt").write_text("\n".join(f"a{i} a{i + 1}" for i in range(4000)), encoding="utf-8")
-    with pytest.raises(Contradiction) as caught:
+    with pytest.raises(ConflictError) as caught:
         load_over(tmp_path / "net.txt", sorted(f"b{i}" for i in range(4001)))
 
     assert len(str(caught.value)) < 400

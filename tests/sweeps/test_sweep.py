@@ -20,7 +20,7 @@ import pytest
 import p2pfl
 from commands import start_command
 from p2pfl.cli import main
-from p2pfl.errors import ConfigError, Contradiction, MissingExtraError
+from p2pfl.errors import ConfigError, ConflictError, MissingExtraError
 from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.sweeps import engine, make_grid, parse_variations
 from p2pfl.sweeps.drawing import Course, band_of, metric_course
@@ -196,7 +196,7 @@ def test_a_value_that_no_cell_can_have_is_refused():
     with pytest.raises(ConfigError) as refused:
         checked(make_grid(QUADRATIC, {"topology.name": ["ring", "star"], "algorithm.name": ["allreduce"]}, 1))
     assert len(refused.value.findings) == 2
-    assert not isinstance(refused.value, Contradiction)
+    assert not isinstance(refused.value, ConflictError)
 
 
 def test_misspelt_values_are_refused_all_at_once_and_nothing_is_started(folder, p2pfl_):
