@@ -1,0 +1,188 @@
+"""The mixing of one round: rows are averaged in place or merged by the algorithm's phases, and the models sent are measured.
+
+Shapes: N nodes, M rows of this rank, K neighbour slots, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p2pfl.algorithms import Notice
+from p2pfl.evaluation.summary import squared_distances_from_mean
+from p2pfl.experiment.plan import Plan
+from p2pfl.runs.events import EventKind
+from p2pfl.simulator.compiling import mixing_is_worth_it
+from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.mixing import is_plain, load_compiled
+from p2pfl.simulator.participation import Participation
+from p2pfl.simulator.sharding.shard import Shard
+from p2pfl.training import Population
+
+_LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
+
+
+@dataclass(kw_only=True, slots=True)
+class Exchanged:
+    """Measures of the models that one round's exchanges sent, of this rank's rows; zeros where no models are sent."""
+
+    squared_M: Tensor
+    """float64, sum_j ||x_i - x_j||**2."""
+    norms_M: Tensor
+    """float64, ||x_i||**2."""
+    moved_M: Tensor
+    """float64, ||x_i - x_i of the round before||, where the stop rule asks."""
+    bytes_N: NDArray[np.int64]
+    apart_M: Tensor | None = None
+    """float64, ||x_i - mean||**2."""
+    phase: int | None = None
+    """The phase in which models were sent; None: in no phase."""
+    notices: list[tuple[EventKind | str, int, str]] = field(default_factory=list)
+    """Events to record: kind, node and detail; complete at the first rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measures:
+    """Measures of one round, of all nodes."""
+
+    losses: list[float | None]
+    squared_N: NDArray[np.float64]
+    norms_N: NDArray[np.float64]
+    moved_N: NDArray[np.float64]
+    rms_disagreement: float | None
+    """Root mean square distance of the models sent from their mean; None where none were sent."""
+    consensus_distance: float
+    """Root mean square distance of the mixed models from their mean."""
+    diverged: tuple[str, ...]
+    """Nodes whose last training became non-finite."""
+    without_loss: tuple[str, ...]
+    """Nodes whose last training gave no finite loss, with finite weights."""
+
+
+class Mixer:
+    """Mixing of this rank's rows with those of all ranks.
+
+    Args:
+        plan: of the network.
+        population: rows of this rank.
+        shard: which rows these are.
+        exchange: how messages travel.
+        may_mix_plainly: whether rows may be averaged in place, where the algorithm just averages.
+    """
+
+    def __init__(self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, may_mix_plainly: bool) -> None:
+        self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange
+        self._is_plain = may_mix_plainly and population.device.type == "cpu" and is_plain(plan)
+        self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
+        self._asks_for_moves = plan.meetings(plan.names[:1]) is not None
+        self.sent_MP: Tensor | None = None
+        """Models sent in the last round, where the graph changes."""
+
+    def mix(self, number: int, local_steps: int, who: Participation) -> Exchanged:
+        """Let the rows of one round exchange their messages and merge them."""
+        if self._is_plain and (who.times is None or who.times.is_whole) and not self._exchange.is_open:
+            return self._mix_plainly(number, local_steps, who)
+        return self._merge(number, local_steps, who)
+
+    def _mix_plainly(self, number: int, local_steps: int, who: Participation) -> Exchanged:
+        """Average in place."""
+        sent = self._population.outgoing(number, 0, local_steps=local_steps)
+        bytes_N, threads = self._exchange.bytes_sent(number, sent, who.there_N), self._population.threads
+        mixed = self._exchange.mix_in_place(
+            number, sent["x"], who.delivered[0], who.running_N, threads=threads, active_M=who.active_M, compiled=self._compiled
+        )
+        apart_M = mixed.apart_N
+        if not self._shard.is_all:  # measured from the mean of this rank's rows
+            off_P = mixed.mean_P.double()
+            off_P = off_P - self._shard.ranks.all_reduce(off_P * len(apart_M)) / len(self._plan.names)
+            apart_M = apart_M + off_P.square().sum()
+        moved_M = torch.zeros_like(apart_M)
+        return Exchanged(
+            squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N, phase=0
+        )
+
+    def _merge(self, number: int, local_steps: int, who: Participation) -> Exchanged:
+        """Go through the algorithm's phases."""
+        algorithm, names = self._plan.recipe.algorithm, self._plan.names
+        nothing_M = torch.zeros(len(self._shard.mine), dtype=torch.float64)
+        found = Exchanged(squared_M=nothing_M, norms_M=nothing_M, moved_M=nothing_M, bytes_N=np.zeros(len(names), dtype=np.int64))
+        for phase in range(algorithm.phases):
+            exchange = number * algorithm.phases + phase
+            sent = self._population.outgoing(number, phase, local_steps=local_steps)
+            inboxes = self._exchange.inboxes(exchange, who.delivered[phase], who.running_N, sent, who.active_M)
+            notices = self._population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=who.active_M)
+            if algorithm.has_notices:
+                found.notices += self._of_all_ranks(number, notices)
+            found.bytes_N += self._exchange.bytes_sent(exchange, sent, who.there_N)
+            for receiver, sender in self._exchange.resynchronised:
+                found.notices.append((EventKind.RESYNCHRONISED, receiver, f"{names[sender]} at exchange {exchange}"))
+            channel = algorithm.model_channel
+            if channel in sent and found.apart_M is None:
+                found.phase = phase
+                found.squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
+                found.norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
+                found.apart_M = self._apart(sent[channel])
+                found.moved_M = self._moved(sent[channel])
+        self._exchange.done()
+        return found
+
+    def _of_all_ranks(self, number: int, notices: Sequence[Notice]) -> list[tuple[EventKind | str, int, str]]:
+        """Gather what the rule has changed of its own accord, at all ranks."""
+        here = [(int(self._shard.mine[notice.row]), notice.event, f"round {number}: {notice.detail}") for notice in notices]
+        told = sorted(told for rank in self._shard.ranks.all_gather_object(here) for told in rank)
+        return [(kind, node, detail) for node, kind, detail in told]
+
+    def _apart(self, x_MP: Tensor) -> Tensor:
+        """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
+        if self._shard.is_all:
+            return squared_distances_from_mean(x_MP)
+        mean_P = (self._shard.ranks.all_reduce(x_MP.sum(dim=0, dtype=torch.float64)) / len(self._plan.names)).to(x_MP.dtype)
+        return squared_distances_from_mean(x_MP, mean_P)
+
+    def _moved(self, sent_MP: Tensor) -> Tensor:
+        """How far the models exchanged have moved since the last round, (M,) float64 on the CPU; 0 where nobody asks."""
+        moved_M = torch.zeros(len(sent_MP), dtype=torch.float64)
+        if self._asks_for_moves:
+            if self.sent_MP is not None:
+                moved_M = torch.linalg.vector_norm(sent_MP - self.sent_MP, dim=-1).double().cpu()
+            self.sent_MP = sent_MP.clone()
+        return moved_M
+
+    def restore(self, sent_MP: Tensor | None) -> None:
+        """Take up the models sent last, from a checkpoint."""
+        self.sent_MP = sent_MP.to(self._population.device) if sent_MP is not None and self._asks_for_moves else None
+
+    def gather(self, losses_M: Tensor | None, exchanged: Exchanged) -> Measures:
+        """Gather the measures of all ranks."""
+        names, population = self._plan.names, self._population
+        nothing_M = torch.zeros_like(exchanged.squared_M)
+        ended_M = nothing_M.clone()
+        if population.diverged or population.without_loss:
+            row_of = {names[node]: row for node, row in self._shard.row_of.items()}
+            ended_M[[row_of[name] for name in population.diverged]] = _LEFT
+            ended_M[[row_of[name] for name in population.without_loss]] = _WITHOUT_LOSS
+        columns = [
+            losses_M.double() if losses_M is not None else nothing_M,
+            exchanged.squared_M,
+            exchanged.norms_M,
+            exchanged.apart_M if exchanged.apart_M is not None else nothing_M,
+            exchanged.moved_M,
+            ended_M,
+            self._apart(self._plan.layout.shared_of(population.estimate())),
+        ]
+        losses_N, squared_N, norms_N, apart_N, moved_N, ended_N, mixed_N = self._shard.all_gather(torch.stack(columns, dim=1)).unbind(dim=1)
+        return Measures(
+            losses=losses_N.tolist() if losses_M is not None else [None] * len(names),
+            squared_N=squared_N.numpy(),
+            norms_N=norms_N.numpy(),
+            moved_N=moved_N.numpy(),
+            rms_disagreement=float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None,
+            consensus_distance=float(mixed_N.mean().sqrt()),
+            diverged=tuple(names[node] for node in (ended_N == _LEFT).nonzero().flatten().tolist()),
+            without_loss=tuple(names[node] for node in (ended_N == _WITHOUT_LOSS).nonzero().flatten().tolist()),
+        )
