@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from p2pfl.algorithms import DPSGD
+from p2pfl.evaluation.outcome import Metrics
+from p2pfl.evaluation.summary import by_metric
+from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import Site, Task
 from p2pfl.training.population import Population, Recipe
 
@@ -16,8 +20,6 @@ _POOLED_NODE = 2**32 - 1
 """The pooled data stream's key: a number that no node has."""
 
 _SMALL = 10**6  # rows of all sites, times sites: what is drawn for each row is padded to the largest
-
-Metrics = dict[str, float]
 
 
 def _alone(recipe: Recipe) -> Recipe:
@@ -56,6 +58,61 @@ def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe:
     for round_number in range(recipe.rounds):
         population.train(round_number)
     return [population.metrics(population.estimate()[0], site) for site in sites]
+
+
+def asks_for(plan: Plan, baseline: str) -> bool:
+    """Whether a baseline is wanted, and there is anything to learn."""
+    return baseline in plan.experiment.baselines and plan.task.loss is not None and plan.experiment.rounds > 0
+
+
+def baselines_of(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tuple[dict[str, Any], Population | None]:
+    """What the network is measured against, as the experiment's `baselines` ask for.
+
+    Args:
+        plan: of the run.
+        local: what each node has computed of itself; None: compute it here.
+
+    Returns:
+        The summary's part, null for "pooled" where not all data are here; and the models of `plan.names` trained alone, the first rows of a
+        population, where they were trained here.
+    """
+    result: dict[str, Any] = {}
+    if not any(asks_for(plan, baseline) for baseline in ("local", "pooled")):
+        return result, None
+    everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
+    together = models = None
+    if local is None and everybody is not None and asks_for(plan, "local") and asks_for(plan, "pooled"):
+        models, together = both_baselines(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+    if asks_for(plan, "local"):
+        if local is None and models is None and everybody is not None:
+            models = trained_alone(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+        if models is not None:
+            local = dict(zip(plan.names, models.evaluate(range(len(plan.names))), strict=True))
+        result["local"] = by_metric(plan, local) if local is not None else None
+    if asks_for(plan, "pooled"):
+        if together is None and everybody is not None:
+            together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe)
+        result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
+    return result, models
+
+
+def baselines_of_node(plan: Plan, name: str, *, trains: bool) -> tuple[dict[str, Any], Population | None]:
+    """Compare one node with itself alone, where the others' data are elsewhere.
+
+    Args:
+        plan: of the run.
+        name: of the node.
+        trains: whether it has anything to train on.
+
+    Returns:
+        As `baselines_of`.
+    """
+    alone = None
+    if trains and asks_for(plan, "local"):
+        alone = trained_alone(plan.task, [plan.sites[name]], [plan.names.index(name)], plan.model, plan.recipe)
+    local = {name: alone.evaluate()[0]} if alone is not None else {}
+    found = baselines_of(plan, local)[0] if set(plan.sites) != set(plan.names) else {}
+    return found | ({"local": by_metric(plan, local)} if local else {}), alone
 
 
 def _everything(sites: Sequence[Site]) -> Site:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.evaluation.summary import MeanModel, mean_model_of
+from p2pfl.evaluation.mean_model import MeanModel, mean_model_of
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.rows import Row
 from p2pfl.tasks import Site, SitesByName

@@ -23,23 +23,14 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
-from p2pfl.evaluation.cross_site import cross_site
+from p2pfl.evaluation.conclusion import conclude
+from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.results import Run, read_buffers, read_models
-from p2pfl.evaluation.subgroups import subgroups
-from p2pfl.evaluation.summary import (
-    baselines_summary,
-    finish_summary,
-    mean_model_metrics,
-    mean_model_of,
-    non_finite_models,
-    test_figures,
-)
 from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.launcher.founding import check_result_contract, found_network
 from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.launcher.watched import WatchedNode
-from p2pfl.runs.departures import departures_of_events
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
@@ -403,45 +394,33 @@ class _Network:
         population = plan.population(names)
         buffers = _buffers_of(finished, population)
         population.take_buffers(buffers)
-        mean = f"{', '.join(site.name for site in lost)} did not finish" if lost else mean_model_of(plan, x_NP, buffers)
         reasons = {summary["stop_reason"] for summary in summaries.values()}
         reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
         seconds = {name: value for name, value in stopwatch.spent.items() if name == "start"}
         for summary in summaries.values():
             parts = {key: value for key, value in summary["seconds"].items() if key not in {"other", "total"}}
             seconds |= {key: max(seconds.get(key, 0.0), value) for key, value in parts.items()}
-        if not lost:
-            self._folder.write_cross_site(cross_site(plan, population, x_NP))
-        self._folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
-        self._folder.write_worth([row for name in names for row in runs[name].worth])
-        deaths: dict[str, Any] = {"deaths": self._deaths} if self._deaths else {}
         differs = [row for summary in summaries.values() for row in summary.get("accepted_differences", ())]
-        self._folder.write_summary(
-            finish_summary(
-                plan,
-                engine="daemons",
-                rounds=rounds,
-                stop_reason=reason,
-                x_NP=x_NP,
-                metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
-                mean_model=mean_model_metrics(plan, mean, population),
-                mean_model_reason=mean if isinstance(mean, str) else None,
-                test=test_figures(plan, population, x_NP, buffers, {name: row for row, name in enumerate(plan.names)}, mean),
-                baselines=baselines_summary(plan, local or None)[0],
-                bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
-                seconds=with_rest(seconds, stopwatch.so_far_s()),
-                row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
-                peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
-                departures=[
-                    *[site.departure(rounds) for site in lost],
-                    *departures_of_events(self._folder.events(), agreed_from=plan.experiment.rounds if reason == "converged" else None),
-                    *non_finite_models(names, x_NP),
-                ],
-                started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
-            )
-            | deaths
-            | ({"accepted_differences": differs} if differs else {})
+        outcome = Outcome(
+            scope="gathered",
+            engine="daemons",
+            rounds=rounds,
+            stop_reason=reason,
+            bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
+            metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
+            models=FinalModels(names=names, x_NP=x_NP, buffers=buffers, population=population),
+            book=lambda _: with_rest(seconds, stopwatch.so_far_s()),
+            row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
+            peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
+            has_agreed=reason == "converged",
+            lost=[site.name for site in lost],
+            departures=[site.departure(rounds) for site in lost],
+            started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
+            local=local or None,
+            gains=[row for name in names for row in runs[name].worth],
+            more=({"deaths": self._deaths} if self._deaths else {}) | ({"accepted_differences": differs} if differs else {}),
         )
+        conclude(plan, self._folder, outcome)
 
 
 def what_is_waited_for(last_rounds: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:

@@ -6,25 +6,21 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.conclusion import conclude, note_late_departures
 from p2pfl.evaluation.cross_site import at_one_site
-from p2pfl.evaluation.gain_over_local import worth
-from p2pfl.evaluation.results import write_models
-from p2pfl.evaluation.subgroups import subgroups
-from p2pfl.evaluation.summary import baselines_summary, by_metric, finish_summary, non_finite_models, peak_rss_bytes, test_figures
+from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.run_log import RunLog
 from p2pfl.node.seconds import RunSeconds
 from p2pfl.node.sending import Sending
-from p2pfl.params import frozen_of
 from p2pfl.protocol.agreed_start import AgreedStart
 from p2pfl.protocol.network_view import NetworkViewAdapter
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
+from p2pfl.runs.departures import Departure
 from p2pfl.runs.events import EventKind, event_row
-from p2pfl.runs.records import read_run, read_summary
+from p2pfl.runs.records import read_run
 from p2pfl.training import Population
 
 _SPANS = 5
@@ -65,6 +61,7 @@ class NodeConclusion:
     ) -> None:
         self._plan, self._me, self._population, self._protocol, self._mixing, self._agreed = plan, me, population, protocol, mixing, agreed
         self._view, self._log, self._sending, self._seconds, self._accepted = view, run_log, sending, seconds, accepted
+        self._outcome: Outcome | None = None
 
     def note_differences(self) -> None:
         """Put on record what this site has accepted, once."""
@@ -84,40 +81,28 @@ class NodeConclusion:
             reason: why the network stopped.
             rounds: how many this node has made.
         """
-        plan, population, me, folder = self._plan, self._population, self._me, self._log.folder
-        folder.write_cross_site(at_one_site(plan, population, me, self._mixing.release_last_heard(), self._log.event))
-        alone = self._alone()
-        write_models(folder.path, (me,), population.estimate(), plan.layout, population.buffers, frozen=frozen_of(plan.model))
-        here = {me: alone.evaluate()[0]} if alone is not None else {}
-        baselines: dict[str, Any] = baselines_summary(plan, here)[0] if set(plan.sites) != set(plan.names) else {}
-        if alone is not None:
-            baselines["local"] = by_metric(plan, here)
-        folder.write_subgroups(subgroups(plan, population, population.estimate(), [me]))
-        folder.write_worth(worth(plan, population, population.estimate(), [me], alone))
-        summary = self._summary(
+        population = self._population
+        self._outcome = self._conclude(
             self.outcome(reason),
             rounds,
-            metrics={me: population.evaluate()[0]},
-            test=test_figures(plan, population, population.estimate(), population.buffers, {me: 0}, "this node has one model"),
-            baselines=baselines,
-            bytes_sent=self._sending.bytes_sent,
-            seconds=self._seconds.total(),
+            metrics={self._me: population.evaluate()[0]},
+            models=FinalModels(names=[self._me], x_NP=population.estimate(), buffers=population.buffers, population=population),
+            book=lambda _: self._seconds.total(),
+            has_agreed=self._protocol.closing == "converged",
             started_without=self._agreed.missing,
+            cross_site=at_one_site(self._plan, population, self._me, self._mixing.release_last_heard(), self._log.event),
+            more=self._accepted_rows(),
         )
-        folder.write_summary(summary | {"departures": self._departures()} | self._accepted_rows())
 
     def write_without_result(self, reason: str, rounds: int) -> None:
         """Write the summary of a run that somebody has to decide on: the models here are not its result."""
-        departures = departures_of_events(self._log.folder.events())
-        summary = self._summary(reason, rounds, bytes_sent=self._sending.bytes_sent, seconds=self._seconds.spent, departures=departures)
-        self._log.folder.write_summary(summary | self._accepted_rows())
+        self._conclude(reason, rounds, more=self._accepted_rows())
 
     def write_without_start(self, why: str) -> None:
         """Write the summary of a start without enough members; a later start waits anew."""
         self._log.folder.append_event(event_row(EventKind.NOT_STARTED, 0, self._me, why))  # whoever catches it logs it
         departures = [Departure(kind="members_missing", detail=f"{self._me}: {why}")]
-        summary = self._summary("members_missing", 0, bytes_sent=0, seconds=self._seconds.spent, departures=departures)
-        self._log.folder.write_summary(summary)
+        self._conclude("members_missing", 0, departures=departures)
 
     async def note_end(self, linger_s: float) -> None:
         """Record neighbours without a last word, and rounds without any neighbour."""
@@ -134,7 +119,7 @@ class NodeConclusion:
         Args:
             rounds: how many this node has made.
         """
-        if self._view is None:
+        if self._view is None or self._outcome is None:
             return
         folder = self._log.folder
         self._view.take_note(folder)
@@ -147,12 +132,24 @@ class NodeConclusion:
                     self._log.event(EventKind.GONE, f"{name}: {last}")
                 else:  # the others may have ended while this node was away
                     self._log.event(EventKind.END_UNKNOWN, f"how {name} ended is not known here: {last}")
-            folder.write_summary({**(read_summary(folder.path) or {}), "departures": self._departures()})
+            self._log.say_rest()
+            note_late_departures(self._plan, folder, self._outcome)
 
-    def _summary(self, reason: str, rounds: int, **more: Any) -> dict[str, Any]:
-        known = {"x_NP": None, "metrics": {self._me: {}}, "mean_model": None, "baselines": {}} | more
-        known |= {"row_by_row": self._population.row_by_row, "peak_rss_bytes": peak_rss_bytes()}
-        return finish_summary(self._plan, engine="daemons", rounds=rounds, stop_reason=reason, **known)
+    def _conclude(self, reason: str, rounds: int, **known: Any) -> Outcome:
+        """Write what is known at the end; by default the models here are no result."""
+        self._log.say_rest()
+        without_result: dict[str, Any] = {"metrics": {self._me: {}}, "models": None, "book": lambda _: self._seconds.spent}
+        outcome = Outcome(
+            scope="node",
+            engine="daemons",
+            rounds=rounds,
+            stop_reason=reason,
+            bytes_sent=self._sending.bytes_sent,
+            row_by_row=self._population.row_by_row,
+            **{**without_result, **known},
+        )
+        conclude(self._plan, self._log.folder, outcome)
+        return outcome
 
     def _rounds_alone(self) -> list[tuple[int, int]]:
         """First and last of training rounds in a row in which no neighbour came, of those that had started; where everybody waits for all.
@@ -171,20 +168,6 @@ class NodeConclusion:
             else:
                 spans.append((number, number))
         return [(first, last) for first, last in spans if first < last]
-
-    def _departures(self) -> list[dict[str, str]]:
-        """Departures of the run as summary.json lists them."""
-        self._log.say_rest()
-        agreed = self._protocol.closing == "converged"
-        found = departures_of_events(self._log.folder.events(), agreed_from=self._plan.experiment.rounds if agreed else None)
-        return departure_rows([*found, *non_finite_models([self._me], self._population.estimate())])
-
-    def _alone(self) -> Population | None:
-        """The population that this site trains without the network."""
-        plan = self._plan
-        if "local" not in plan.experiment.baselines or not self._population.trains or not plan.experiment.rounds:
-            return None
-        return trained_alone(plan.task, [plan.sites[self._me]], [plan.names.index(self._me)], plan.model, plan.recipe)
 
     def _noted_differences(self) -> list[str]:
         return [str(event["detail"]) for event in self._log.folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED]

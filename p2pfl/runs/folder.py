@@ -151,6 +151,10 @@ class RunFolder:
         replace_file(self.path / "summary.json", document_of(summary))
         self.leave()
 
+    def update_summary(self, changes: Mapping[str, Any]) -> None:
+        """Replace parts of the summary that was written."""
+        self.write_summary({**(read_document(self.path / "summary.json") or {}), **changes})
+
     def leave(self) -> None:
         """This process writes no more, and whoever reads the folder must not miss it."""
         unmark_process(self.path)

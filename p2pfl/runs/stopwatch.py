@@ -36,6 +36,11 @@ class Stopwatch:
         self.spent[name] = self.spent.get(name, 0.0) + seconds
         return seconds
 
+    def book(self, name: str) -> Mapping[str, float]:
+        """Book the time since the last lap, and give the seconds of all parts."""
+        self.lap(name)
+        return self.spent
+
     def so_far_s(self) -> float:
         """Give all seconds until now, booked or not."""
         return math.fsum(self.spent.values()) + time.perf_counter() - self._since

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.errors import ConfigError
-from p2pfl.evaluation.baselines import trained_alone
+from p2pfl.evaluation.baselines import asks_for, trained_alone
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
-from p2pfl.evaluation.summary import asks_for, peak_rss_bytes
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import NetworkRow, NodeRow, Row, kind_of_round, network_row
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.agreement import Agreement
@@ -245,29 +246,28 @@ class Simulation:
         x_NP, buffers = self._models()
         if x_NP is None:
             return
-        conclude(
-            plan,
-            self.folder,
-            self._stopwatch,
-            population=population,
-            x_NP=x_NP,
-            buffers=buffers,
-            metrics=per_node,
+        outcome = Outcome(
+            scope="network",
+            engine="simulator" if self._shard.is_all else "sharded",
             rounds=self.round,
             stop_reason="diverged" if all_diverged else reason,
             bytes_sent=self.bytes_sent,
-            engine="simulator" if self._shard.is_all else "sharded",
+            metrics=per_node,
+            models=FinalModels(names=plan.names, x_NP=x_NP, buffers=buffers, population=population),
+            book=self._stopwatch.book,
+            row_by_row=population.row_by_row,
+            peak_rss_bytes=max(peak for _, _, peak in told),
             local=local,
             gains=gains,
-            peak_rss_bytes=max(peak for _, _, peak in told),
             simulated_s=self._clock.now_s if self._clock is not None else None,
         )
+        conclude(plan, self.folder, outcome)
 
-    def _local_baseline(self) -> tuple[dict[str, dict[str, float]] | None, list[Row]]:
+    def _local_baseline(self) -> tuple[dict[str, dict[str, float]] | None, list[Row] | None]:
         """Each node trained alone and what the network is worth to it, where several ranks share the work; else `conclude` does it."""
         plan = self.plan
         if self._shard.is_all or not asks_for(plan, "local"):
-            return None, []
+            return None, None
         mine = self._shard.mine.tolist()
         names = [plan.names[node] for node in mine]
         alone = trained_alone(plan.task, [plan.sites[name] for name in names], mine, plan.model, plan.recipe)

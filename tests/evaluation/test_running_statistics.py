@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from p2pfl.evaluation.mean_model import mean_model_of
 from p2pfl.evaluation.results import Run, read_buffers
 from p2pfl.evaluation.subgroups import subgroups
-from p2pfl.evaluation.summary import mean_model_of
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.params import load_parameters
 from p2pfl.tasks import auroc

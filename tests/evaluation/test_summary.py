@@ -10,15 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from p2pfl.evaluation.summary import (
-    MeanModel,
-    baselines_summary,
-    by_metric,
-    finish_summary,
-    mean_model_metrics,
-    peak_rss_bytes,
-)
+from p2pfl.evaluation.baselines import baselines_of
+from p2pfl.evaluation.mean_model import MeanModel, mean_model_metrics
+from p2pfl.evaluation.outcome import FinalModels, Outcome
+from p2pfl.evaluation.summary import by_metric, summary_of
 from p2pfl.params import load_parameters
+from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import network_row
 from simulations import plan_of
 
@@ -30,21 +27,27 @@ def plan():
     return plan_of(LOGISTIC, baselines=["local", "pooled"])
 
 
-def finished(plan, **changes):
-    figures = {
-        "engine": "simulator",
-        "rounds": 10,
-        "stop_reason": "rounds",
-        "x_NP": torch.tensor([[1.0, 0.0], [1.0, 2.0], [5.0, 0.0], [5.0, 2.0]]),
-        "metrics": {},
-        "mean_model": None,
-        "baselines": {},
-        "bytes_sent": 7,
-        "seconds": {"setup": 1.0, "train": 2.0, "mix": 3.0, "evaluate": 4.0, "baselines": 5.0},
-        "row_by_row": None,
-        "peak_rss_bytes": 9,
-    }
-    return finish_summary(plan, **{**figures, **changes})
+X_NP = torch.tensor([[1.0, 0.0], [1.0, 2.0], [5.0, 0.0], [5.0, 2.0]])
+
+
+def finished(plan, *, x_NP=X_NP, seconds=None):
+    spent = {"setup": 1.0, "train": 2.0, "mix": 3.0, "evaluate": 4.0, "baselines": 5.0} if seconds is None else seconds
+    models = None
+    if x_NP is not None:
+        models = FinalModels(names=plan.names[: len(x_NP)], x_NP=x_NP, buffers={}, population=plan.population(plan.names))
+    outcome = Outcome(
+        scope="network",
+        engine="simulator",
+        rounds=10,
+        stop_reason="rounds",
+        bytes_sent=7,
+        metrics={},
+        models=models,
+        book=lambda _: spent,
+        row_by_row=None,
+        peak_rss_bytes=9,
+    )
+    return summary_of(plan, outcome, baselines={}, departures=())
 
 
 def test_the_consensus_distance_is_the_root_of_the_mean_square(plan):
@@ -122,25 +125,25 @@ def test_rounds_that_are_not_in_step_or_over_a_changing_graph_bound_nothing(plan
 
 
 def test_baselines_are_those_asked_for(plan):
-    both = baselines_summary(plan)[0]
+    both = baselines_of(plan)[0]
     given = dict.fromkeys(plan.names, dict.fromkeys(plan.task.metrics, 0.25))
 
     assert set(both) == {"local", "pooled"}
     assert set(both["local"]) == set(both["pooled"]) == set(plan.task.metrics)
-    assert baselines_summary(plan, given)[0]["local"]["auroc"]["mean"] == 0.25
-    assert set(baselines_summary(plan_of(LOGISTIC, baselines=["pooled"]))[0]) == {"pooled"}
-    assert baselines_summary(plan_of(LOGISTIC, baselines=[]))[0] == {}
+    assert baselines_of(plan, given)[0]["local"]["auroc"]["mean"] == 0.25
+    assert set(baselines_of(plan_of(LOGISTIC, baselines=["pooled"]))[0]) == {"pooled"}
+    assert baselines_of(plan_of(LOGISTIC, baselines=[]))[0] == {}
     # nothing to train is nothing to compare with
-    assert baselines_summary(plan_of({"task": {"name": "averaging"}, "rounds": 2}, baselines=["local", "pooled"]))[0] == {}
-    assert baselines_summary(plan_of(LOGISTIC, rounds=0, stop={}, baselines=["local", "pooled"]))[0] == {}
+    assert baselines_of(plan_of({"task": {"name": "averaging"}, "rounds": 2}, baselines=["local", "pooled"]))[0] == {}
+    assert baselines_of(plan_of(LOGISTIC, rounds=0, stop={}, baselines=["local", "pooled"]))[0] == {}
 
 
 def test_where_not_all_data_are_here_there_is_no_pooled_baseline(plan):
     name = plan.names[0]
     alone = replace(plan, sites={name: plan.sites[name]})
 
-    assert baselines_summary(alone)[0] == {"local": None, "pooled": None}
-    own = baselines_summary(alone, {name: {"auroc": 0.5}})[0]
+    assert baselines_of(alone)[0] == {"local": None, "pooled": None}
+    own = baselines_of(alone, {name: {"auroc": 0.5}})[0]
     assert own["local"]["auroc"]["per_node"] == {name: 0.5}
     assert own["pooled"] is None
 
@@ -168,7 +171,7 @@ def test_the_most_memory_is_this_processs_own():
     """A process that a large one started has not held what that one held."""
     large = bytearray(600 * 2**20)
     large[:: 2**12] = b"1" * len(large[:: 2**12])  # every page
-    code = "from p2pfl.evaluation.summary import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from p2pfl.runs.process_memory import peak_rss_bytes; print(peak_rss_bytes())"
     peak = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, preexec_fn=int).stdout
 
     assert int(peak) < 600 * 2**20 < len(large) + 1

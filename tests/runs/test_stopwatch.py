@@ -55,8 +55,8 @@ def slow_simulation(clock):
     clock.slow(engine.Simulation, "_record", 64)
     clock.slow(conclusion, "write_models", 128)
     clock.slow(conclusion, "mean_model_metrics", 256)
-    clock.slow(conclusion, "baselines_summary", 512)
-    clock.slow(conclusion, "finish_summary", 1024)
+    clock.slow(conclusion, "baselines_of", 512)
+    clock.slow(conclusion, "summary_of", 1024)
     return clock
 
 

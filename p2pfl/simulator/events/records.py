@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from p2pfl.evaluation.conclusion import conclude
+from p2pfl.evaluation.distances import consensus_distance
+from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import write_models
-from p2pfl.evaluation.summary import consensus_distance
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
@@ -103,19 +104,25 @@ class EventRecords:
         populations = [node.population for node in self.nodes]
         metrics = {node.name: node.population.evaluate()[0] for node in self.nodes}
         with_data = [population for population in populations if population.trains]
-        conclude(
-            self.plan,
-            self.folder,
-            self.stopwatch,
-            population=populations[0],
+        models = FinalModels(
+            names=self.plan.names,
             x_NP=torch.cat([population.estimate() for population in populations]),
             buffers={key: torch.cat([population.buffers[key] for population in populations]) for key in populations[0].buffers},
-            metrics=metrics,
+            population=populations[0],
+        )
+        outcome = Outcome(
+            scope="network",
+            engine="simulator",
             rounds=self.rounds,
             stop_reason="diverged" if with_data and all(population.all_diverged for population in with_data) else "rounds",
             bytes_sent=self.bytes_sent,
+            metrics=metrics,
+            models=models,
+            book=self.stopwatch.book,
+            row_by_row=populations[0].row_by_row,
             simulated_s=simulated_s,
         )
+        conclude(self.plan, self.folder, outcome)
 
     def metadata(self) -> dict[str, Any]:
         """Metadata for a checkpoint."""

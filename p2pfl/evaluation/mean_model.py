@@ -1,0 +1,82 @@
+"""The mean of all nodes' models as a model of its own, and how it measures.
+
+Shapes: N nodes, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p2pfl.experiment.plan import Plan
+from p2pfl.tasks import SitesByName
+from p2pfl.tasks.calling import figure
+from p2pfl.training import Population
+from p2pfl.training.population import of_dtype
+from p2pfl.training.running_statistics import recalibrated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanModel:
+    """The mean of all nodes' models, complete."""
+
+    x_P: Tensor
+    """Parameters."""
+
+    buffers: Mapping[str, Tensor]
+    """Its own: running statistics are computed for it, never a node's."""
+
+
+def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> MeanModel | str:
+    """Make the mean of all nodes' models a model, with running statistics that belong to it.
+
+    Args:
+        plan: of the run.
+        x_NP: every node's parameters.
+        buffers: every node's own, (N, ...); empty where the model has none.
+
+    Returns:
+        The model, or the reason why there is none.
+    """
+    if (reason := why_no_mean_model(plan)) is not None:
+        return reason
+    mean_P = x_NP.mean(dim=0)
+    if not buffers:
+        return MeanModel(x_P=mean_P, buffers={})
+    if len(plan.sites) != len(plan.names):
+        return "its running statistics need all nodes' training rows, which are not here"
+    if isinstance(plan.sites, SitesByName):
+        sites = plan.sites.table
+        places = slice(int(sites.train.starts[0]), int(sites.train.starts[-1]))
+        inputs_M = sites.inputs[places if sites.train.rows is None else sites.train.rows[places].long()]
+    else:
+        trains = [site.train[0] for site in plan.sites.values() if site.train is not None]
+        inputs_M = torch.cat(trains) if trains else torch.zeros(0)
+    found = recalibrated(plan.task, plan.model, mean_P, buffers, of_dtype(inputs_M, plan.layout.dtype), plan.experiment.seed)
+    return found if isinstance(found, str) else MeanModel(x_P=mean_P, buffers=found)
+
+
+def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population) -> dict[str, float] | None:
+    """Metrics of the mean model on all sites' test rows pooled; None where there is no such model."""
+    if isinstance(mean, str):
+        return None
+    if isinstance(plan.sites, SitesByName):
+        pooled = plan.sites.table.tests()
+    else:
+        tests = [site.test for site in plan.sites.values() if site.test is not None]
+        pooled = (torch.cat([inputs for inputs, _ in tests]), torch.cat([targets for _, targets in tests])) if tests else None
+    if pooled is None or not plan.task.metrics:
+        return {}
+    outputs, targets = population.outputs(mean.x_P, pooled[0], buffers=mean.buffers), pooled[1]
+    return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
+
+
+def why_no_mean_model(plan: Plan) -> str | None:
+    """The reason why the mean of all nodes' models is no model; None where it is one."""
+    personal = plan.layout.personal
+    if not personal:
+        return None
+    return f"{len(personal)} tensors are personal ({personal[0]}{', ...' if len(personal) > 1 else ''}): no node has a mean of them"
