@@ -26,8 +26,8 @@ from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.seconds import RunSeconds
 from p2pfl.node.sending import Sending
-from p2pfl.node.starting import Starting
 from p2pfl.params import tensor_over
+from p2pfl.protocol.agreed_start import AgreedStart
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.pace import Held
 from p2pfl.protocol.protocol import Flow, Protocol, SentUpdates
@@ -63,41 +63,25 @@ class Progress:
 
 
 class NodeCheckpoint:
-    """Everything of one node that a later start takes up.
-
-    Args:
-        path: of the file.
-        terms: of the study and the model; the checkpoint of others is refused.
-        formats: of updates, by phase.
-        population: the node's row.
-        protocol: its edges.
-        mixing: its exchanges.
-        pairwise: its model, where nodes exchange in pairs.
-        starting: its start; `company` is whom it started with.
-        sending: its bytes.
-        rounds: its rows.
-        seconds: its time.
-        clock: its loops'.
-    """
+    """Everything of one node that a later start takes up; *pairwise* where nodes exchange in pairs."""
 
     def __init__(
         self,
         path: Path,
         terms: Terms,
         formats: Sequence[UpdateFormat],
-        *,
         population: Population,
         protocol: Protocol,
         mixing: Mixing,
         pairwise: PairwiseMixing | None,
-        starting: Starting,
+        agreed: AgreedStart,
         sending: Sending,
         rounds: RoundLog,
         seconds: RunSeconds,
         clock: LoopClock,
     ) -> None:
         self._path, self._terms, self._formats, self._population, self._protocol = path, terms, formats, population, protocol
-        self._mixing, self._pairwise, self._starting, self._sending = mixing, pairwise, starting, sending
+        self._mixing, self._pairwise, self._agreed, self._sending = mixing, pairwise, agreed, sending
         self._rounds, self._seconds, self._clock = rounds, seconds, clock
 
     def prepare(self, place: Progress) -> tuple[Callable[..., None], Path, dict[str, Tensor], dict[str, Any]]:
@@ -107,7 +91,7 @@ class NodeCheckpoint:
         metadata = {
             **asdict(place),
             **self._mixing.metadata(),
-            "started": self._starting.company,
+            "started": self._agreed.company,
             "bytes_sent": self._sending.bytes_sent,
             "seconds": self._seconds.spent,
             "diverged": list(self._population.diverged),
@@ -146,9 +130,11 @@ class NodeCheckpoint:
         place = Progress(**{name: metadata[name] for name in ("round", "phase", "loss", "joined", "finished")})
         self._population.restore(tensors)
         # before there was an agreed start a checkpoint was written after the first exchange
-        company = metadata.get("started", self._starting.members)
+        company = metadata.get("started", self._agreed.members)
         if company is not None:
-            self._starting.restore(company)
+            now_s = self._clock.now_s()
+            self._agreed.start(company, now_s)
+            self._protocol.wait_longer_at_start(now_s, self._agreed.within_s, self._agreed.agreement.grace_s)
         self._mixing.restore(tensors, metadata)
         self._population.diverged = tuple(metadata["diverged"])
         self._sending.restore(metadata["bytes_sent"])

@@ -28,28 +28,13 @@ _SPANS = 5
 
 
 class NodeConclusion:
-    """Result and departures of one node's run.
-
-    Args:
-        plan: of the study.
-        me: the node.
-        population: its row.
-        protocol: its edges.
-        mixing: holds the neighbours' last models.
-        agreed: its start.
-        view: of the network; None: it takes no part in that.
-        run_log: its folder.
-        sending: its bytes.
-        seconds: its time.
-        accepted: differences from the study's result contract that its site has accepted.
-    """
+    """Result and departures of one node's run; *accepted* are differences from the study's result contract."""
 
     def __init__(
         self,
         plan: Plan,
         me: str,
         population: Population,
-        *,
         protocol: Protocol,
         mixing: Mixing,
         agreed: AgreedStart,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from p2pfl.node.seconds import RunSeconds
 from p2pfl.node.sending import Sending
 from p2pfl.node.starting import Starting
 from p2pfl.node.status import LOOPBACK, Asked, serve_status
-from p2pfl.node.stopping import Stopping
+from p2pfl.node.stopping import Stopping, left_out
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
@@ -51,16 +51,12 @@ class Daemon:
     """One institution's node.
 
     Args:
-        plan: of the study; this node's site is in it.
-        me: the member that this node is.
         transport: not yet entered; the daemon opens and closes it.
         study_digest: 64 hexadecimal digits.
         state: the folder for checkpoint, records and result.
-        timeouts: its patience.
         incarnation: a random number in [1, 2**63), another one at each start.
         signing: what this node agrees on the start with.
-        status_port: for the status endpoint; 0: chosen by the system, None: no endpoint.
-        status_host: the address that it listens at.
+        status_port: of the status page at *status_host*; 0: chosen by the system, None: no page.
         view: what it needs to know the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without: the folder must be empty.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
@@ -83,89 +79,42 @@ class Daemon:
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
     ) -> None:
-        self._seconds = seconds = RunSeconds()
-        self.plan, self.me, self.state, self._transport = plan, me, state, transport
-        self._status_host, self._status_port = status_host, status_port
+        seconds = RunSeconds()
+        self.plan, self.me, self.state, self._transport, self._status_at = plan, me, state, transport, (status_host, status_port)
         if start_anew and (state / CHECKPOINT).exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
         self._population = population = plan.population([me])
         if plan.recipe.compiled:
             population.compile()  # a second, or ten the first time on a machine, that no round should wait for
-        algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
-        self._formats = formats = update_formats(algorithm, population)
+        self._formats = formats = update_formats(plan.recipe.algorithm, population)
         self._terms = terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         self.clock = clock = LoopClock()
         self._log = log = RunLog(me, clock, lambda: self._steps.place.round)
-        self._network_view = network_view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
-        began_ms = int(1000 * time.time())
-        self._agreed_start = agreed = AgreedStart(
-            plan, me, signing, study_digest=study_digest, within_s=timeouts.greet_timeout_s, began_ms=began_ms
-        )
+        network_view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
+        began_ms, within_s = int(1000 * time.time()), timeouts.greet_timeout_s
+        self._agreed_start = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.protocol = protocol = own_edges(
-            plan,
-            me,
-            terms=terms,
-            incarnation=incarnation,
-            formats=formats,
-            timeouts=timeouts,
-            start=agreed,
-            view=network_view,
-            start_anew=start_anew,
-            on_event=log.event,
+            plan, me, terms, incarnation, formats, timeouts, agreed, network_view, start_anew=start_anew, on_event=log.event
         )
         self._mixing = mixing = Mixing(plan, population, protocol, formats, clock)
-        is_broadcast = pace.name != "pairwise" and not any(channel.per_edge for channel in algorithm.channels.values())
-        self._witness = UpdateWitness(protocol, network_view, EvidenceFile(state, study_digest), is_broadcast=is_broadcast)
+        self._witness = UpdateWitness(plan, protocol, network_view, EvidenceFile(state, study_digest))
         self._sending = sending = Sending(protocol, transport, agreed.agreement, clock)
         self._links = LinkReports(protocol, transport, log, clock)
-        self._starting = Starting(plan.names, agreed, protocol, self._links, sending, log, seconds, clock)
-        says_models = algorithm.model_channel is not None
-        self._rounds_log = RoundLog(plan, protocol, network_view, self._witness, log, clock, says_models=says_models)
+        self._rounds_log = rounds = RoundLog(plan, protocol, network_view, self._witness, log, clock)
         self._disk = PatientDisk(log, clock)
-        pairwise = PairwiseMixing(plan, population, protocol, formats[0]) if pace.name == "pairwise" else None
+        pairwise = PairwiseMixing(plan, population, protocol, formats[0]) if plan.experiment.pace.name == "pairwise" else None
         self._checkpoint = NodeCheckpoint(
-            state / CHECKPOINT,
-            terms,
-            formats,
-            population=population,
-            protocol=protocol,
-            mixing=mixing,
-            pairwise=pairwise,
-            starting=self._starting,
-            sending=sending,
-            rounds=self._rounds_log,
-            seconds=seconds,
-            clock=clock,
+            state / CHECKPOINT, terms, formats, population, protocol, mixing, pairwise, agreed, sending, rounds, seconds, clock
         )
-        self._steps = RoundSteps(
-            plan,
-            population,
-            protocol,
-            checkpoint=self._checkpoint,
-            disk=self._disk,
-            rounds=self._rounds_log,
-            run_log=log,
-            sending=sending,
-            seconds=seconds,
-            clock=clock,
-            round_at_least_s=timeouts.round_at_least_s,
-        )
-        self._pairwise = PairwiseRounds(plan, protocol, pairwise, self._steps, sending, clock) if pairwise is not None else None
+        saved, disk, at_least_s = self._checkpoint, self._disk, timeouts.round_at_least_s
+        self._steps = steps = RoundSteps(plan, population, protocol, saved, disk, rounds, log, sending, seconds, clock, at_least_s)
+        self._pairwise = PairwiseRounds(plan, protocol, pairwise, steps, sending, clock) if pairwise is not None else None
+        self._starting = Starting(agreed, protocol, self._links, steps, sending, seconds, clock)
         self._stopping = Stopping(plan, protocol)
-        self._closing = Closing(protocol, self._steps, sending, clock, timeouts.linger_s)
         self._conclusion = NodeConclusion(
-            plan,
-            me,
-            population,
-            protocol=protocol,
-            mixing=mixing,
-            agreed=agreed,
-            view=network_view,
-            run_log=log,
-            sending=sending,
-            seconds=seconds,
-            accepted=accepted_differences,
+            plan, me, population, protocol, mixing, agreed, network_view, log, sending, seconds, accepted_differences
         )
+        self._closing = Closing(protocol, mixing, steps, rounds, self._conclusion, sending, clock, timeouts.linger_s)
 
     # ---- running
 
@@ -183,7 +132,7 @@ class Daemon:
         self._open_folder()
         self._conclusion.note_differences()
         if self._steps.place.finished and self.protocol.closing is not None:
-            self._log.folder.leave()
+            self._log.leave()
             return self._conclusion.outcome(self.protocol.closing)
         try:
             return await self._run()
@@ -212,9 +161,8 @@ class Daemon:
         if found is None:
             self._log.event(EventKind.STARTED, "")
             return
-        place = self._checkpoint.restore(found)
-        self._steps.restore(place)
-        self._log.event(EventKind.RESUMED, f"from the checkpoint before round {place.round}")
+        self._steps.restore(found)
+        self._log.event(EventKind.RESUMED, f"from the checkpoint before round {self._steps.place.round}")
 
     async def _run(self) -> str:
         if self.protocol.anew and not (self.state / CHECKPOINT).exists():
@@ -225,23 +173,29 @@ class Daemon:
         async with self._transport, asyncio.TaskGroup() as group:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
             background += [group.create_task(self._sending.run(n), name=f"send to {n.name}") for n in self.protocol.neighbours.values()]
-            if self._status_port is not None:
+            host, port = self._status_at
+            if port is not None:
                 asked = Asked(status=self.status, records=self._rounds_log.gather, is_ready=self.is_ready)
-                page = serve_status(asked, self.state, host=self._status_host, port=self._status_port)
+                page = serve_status(asked, self.state, host=host, port=port)
                 background.append(group.create_task(page, name="status"))
             reason = await self._take_part()
             for task in background:
                 task.cancel()
-        self._log.say_rest()
-        self._log.folder.leave()
+        self._log.leave()
         return reason
 
     async def _take_part(self) -> str:
         reason = self.protocol.closing
         if reason is None:
-            reason = await self._rounds() if self._agreed_start.company is not None or await self._start() else "paused"
+            try:
+                has_started = self._agreed_start.company is not None or await self._starting.wait()
+            except MembersMissing as error:
+                self._conclusion.write_without_start(str(error))
+                await self._sending.say_goodbye("pausing")
+                raise
+            reason = await self._rounds() if has_started else "paused"
         if reason != "paused":
-            await self._close(reason)
+            await self._closing.close(reason)
         if self._steps.place.finished:
             await self._sending.say_goodbye("finished")
             return self._conclusion.outcome(reason)
@@ -251,37 +205,6 @@ class Daemon:
             return "paused"
         self._conclusion.write_without_result(STATE_LOST, self._steps.place.round)
         return STATE_LOST
-
-    async def _start(self) -> bool:
-        """Wait for the start; it is on the disk before anything is sent, so that a restarted node does not wait."""
-        try:
-            has_started = await self._starting.wait()
-        except MembersMissing as error:
-            self._conclusion.write_without_start(str(error))
-            await self._sending.say_goodbye("pausing")
-            raise
-        if has_started:
-            await self._steps.keep()
-            self._sending.wake()
-        return has_started
-
-    async def _close(self, reason: str) -> None:
-        """Settle what is open with the neighbours, then write how it went."""
-        self.protocol.end(reason, self._steps.exchange)
-        await self._steps.keep()
-        self._rounds_log.tell_last()
-        await self._closing.settle()
-        if self.protocol.lost:
-            return  # somebody has to decide first
-        rounds = self._steps.place.round
-        self._mixing.compensate(rounds)
-        await self._steps.keep()
-        await self._conclusion.note_end(self._closing.linger_s)
-        await asyncio.to_thread(self._conclusion.write, reason, rounds)
-        self._steps.move(finished=True)
-        await self._steps.keep()
-        await self._closing.hear_the_end()
-        self._conclusion.note_others(rounds)
 
     # ---- rounds
 
@@ -355,12 +278,7 @@ class Daemon:
         protocol, experiment, number = self.protocol, self.plan.experiment, self._steps.place.round
         # rounds are begun at their beginning
         target = min(-(-protocol.furthest() // protocol.phases), experiment.last_possible_round)
-        where, first, last = f"from round {number} to round {target}", number + 1, min(target, experiment.rounds - 1)
-        if first > last:
-            left_out = f"{where}; all that were left out only mix"
-        else:
-            left_out = f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
-        protocol.jump(target * protocol.phases, self.clock.now_s(), left_out)
+        protocol.jump(target * protocol.phases, self.clock.now_s(), left_out(number, target, experiment.rounds))
         self._stopping.note_jump()
         self._mixing.interrupt()
         self._steps.move(round=target, phase=0, joined=True)
@@ -392,10 +310,6 @@ class Daemon:
             await asyncio.sleep(TICK_S)
 
     # ---- status
-
-    def records(self) -> Callable[[], dict[str, Any]] | None:
-        """Take what this node knows of the run now; the function returned gathers it. None: it takes no part in the network's view."""
-        return self._rounds_log.gather()
 
     def memory(self) -> NodeMemory:
         """Foretell the memory that this node will need at most."""

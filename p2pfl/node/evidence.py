@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.equivocation import MOST_EACH, Contradiction
 from p2pfl.protocol.network_view import NetworkViewAdapter
 from p2pfl.protocol.protocol import Protocol
@@ -22,17 +23,12 @@ _MOST_BYTES = 2**20
 
 
 class UpdateWitness:
-    """Holds updates against the records that their senders sign.
+    """Holds updates against the records that their senders sign; only what all neighbours are sent is signed."""
 
-    Args:
-        protocol: whose updates these are.
-        view: the records; None: nothing is compared.
-        evidence: keeps contradictions.
-        is_broadcast: whether all neighbours are sent the same updates; only those are signed.
-    """
-
-    def __init__(self, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile, *, is_broadcast: bool) -> None:
-        self._protocol, self._view, self.evidence, self._is_broadcast = protocol, view, evidence, is_broadcast
+    def __init__(self, plan: Plan, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile) -> None:
+        self._protocol, self._view, self.evidence = protocol, view, evidence
+        per_edge = any(channel.per_edge for channel in plan.recipe.algorithm.channels.values())
+        self._is_broadcast = plan.experiment.pace.name != "pairwise" and not per_edge
         self._sent: list[bytes] = []
         self._received: dict[str, list[bytes]] = {}
 

@@ -17,14 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class LinkReports:
-    """Watches the links of one node.
-
-    Args:
-        protocol: its neighbours.
-        transport: its links.
-        run_log: takes what has changed.
-        clock: its loops'.
-    """
+    """Watches the links of one node."""
 
     def __init__(self, protocol: Protocol, transport: Transport, run_log: RunLog, clock: LoopClock) -> None:
         self._protocol, self._transport, self._log, self._clock = protocol, transport, run_log, clock

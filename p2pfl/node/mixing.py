@@ -58,15 +58,7 @@ def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateF
 
 
 class Mixing:
-    """One row's exchanges with its neighbours, in tensors.
-
-    Args:
-        plan: of the study.
-        population: the row; its state changes with every merge.
-        protocol: its edges, at the exchange that is packed or merged.
-        formats: of the updates, by phase.
-        clock: the node's.
-    """
+    """Exchanges of one row with its neighbours, in tensors, at the exchange of its edges; each merge changes its population."""
 
     def __init__(self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], clock: LoopClock) -> None:
         self._plan, self._population, self._protocol, self._formats, self._clock = plan, population, protocol, formats, clock

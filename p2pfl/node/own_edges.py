@@ -30,30 +30,17 @@ from that one to it."""
 def own_edges(
     plan: Plan,
     me: str,
-    *,
     terms: Terms,
     incarnation: int,
     formats: Sequence[UpdateFormat],
     timeouts: Timeouts,
     start: AgreedStart,
     view: NetworkViewAdapter | None,
+    *,
     start_anew: bool,
     on_event: OnEvent,
 ) -> Protocol:
-    """Make a node's side of all its edges.
-
-    Args:
-        plan: of the study.
-        me: the node.
-        terms: that neighbours must have in common with it.
-        incarnation: of this process.
-        formats: of updates, by phase.
-        timeouts: its patience.
-        start: its part in the start.
-        view: of the network; None: it takes no part in that.
-        start_anew: whether it begins without the state that it had.
-        on_event: takes events.
-    """
+    """Make a node's side of all its edges; *start_anew*: it begins without the state that it had."""
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
     in_step = pace.name == "synchronous"
     ahead = 1 if plan.schedule.period == 1 and not plan.schedule.directed else AHEAD

@@ -29,16 +29,7 @@ from p2pfl.wire.update import ReceivedUpdate
 
 
 class PairwiseRounds:
-    """The loop of one node's rounds.
-
-    Args:
-        plan: of the study.
-        protocol: the node's edges.
-        mixing: its model.
-        steps: its training and its checkpoints.
-        sending: its outboxes.
-        clock: its loops'.
-    """
+    """The loop of one node's rounds."""
 
     def __init__(
         self, plan: Plan, protocol: Protocol, mixing: PairwiseMixing, steps: RoundSteps, sending: Sending, clock: LoopClock

@@ -29,14 +29,7 @@ Entry = list[Any]
 
 
 class PairwiseMixing:
-    """A model that moves half of the way to a neighbour's, and back where the neighbour did not.
-
-    Args:
-        plan: of the study.
-        population: the node's row; its state belongs to the training while that runs.
-        protocol: its edges.
-        update_format: of an update.
-    """
+    """A model that moves half of the way to a neighbour's, and back where the neighbour did not."""
 
     def __init__(self, plan: Plan, population: Population, protocol: Protocol, update_format: UpdateFormat) -> None:
         self._plan, self._population, self._protocol, self._format = plan, population, protocol, update_format

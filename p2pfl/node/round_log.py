@@ -21,17 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class RoundLog:
-    """Records of one node's rounds.
-
-    Args:
-        plan: of the study.
-        protocol: the node's edges.
-        view: of the network; None: the node takes no part in that.
-        witness: of its updates.
-        run_log: its folder.
-        clock: its loops'.
-        says_models: whether it exchanges models, so that their disagreement bounds something.
-    """
+    """Records of one node's rounds."""
 
     def __init__(
         self,
@@ -41,11 +31,9 @@ class RoundLog:
         witness: UpdateWitness,
         run_log: RunLog,
         clock: LoopClock,
-        *,
-        says_models: bool,
     ) -> None:
-        self._plan, self._protocol, self._view, self._witness, self._log, self._clock = plan, protocol, view, witness, run_log, clock
-        self._says_models = says_models
+        self._protocol, self._view, self._witness, self._log, self._clock = protocol, view, witness, run_log, clock
+        self._says_models = plan.recipe.algorithm.model_channel is not None
         self.last: NodeRow | None = None
         """The last row of this process; None before its first round."""
         self.last_time: float | None = None

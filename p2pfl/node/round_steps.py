@@ -8,7 +8,7 @@ from typing import Any
 
 from p2pfl.evaluation.results import write_models
 from p2pfl.experiment.plan import Plan
-from p2pfl.node.checkpoint import NodeCheckpoint, Progress
+from p2pfl.node.checkpoint import Found, NodeCheckpoint, Progress
 from p2pfl.node.clock import LoopClock
 from p2pfl.node.disk import PatientDisk
 from p2pfl.node.mixing import RoundStatistics
@@ -27,28 +27,13 @@ TRIM_FROM_BYTES = 8 * 2**20
 
 
 class RoundSteps:
-    """One node's place in the run, and the steps that move it on.
-
-    Args:
-        plan: of the study.
-        population: the node's row.
-        protocol: its edges.
-        checkpoint: its state on the disk.
-        disk: writes it.
-        rounds: its rows.
-        run_log: its events.
-        sending: counts its bytes.
-        seconds: its time.
-        clock: its loops'.
-        round_at_least_s: a round's training takes at least so long.
-    """
+    """One node's place in the run, and the steps that move it on; a round's training takes *round_at_least_s* at least."""
 
     def __init__(
         self,
         plan: Plan,
         population: Population,
         protocol: Protocol,
-        *,
         checkpoint: NodeCheckpoint,
         disk: PatientDisk,
         rounds: RoundLog,
@@ -69,9 +54,9 @@ class RoundSteps:
         """The exchange that the node is in."""
         return self.place.round * self._protocol.phases + self.place.phase
 
-    def restore(self, place: Progress) -> None:
+    def restore(self, found: Found) -> None:
         """Go where a checkpoint was written."""
-        self.place = place
+        self.place = self._checkpoint.restore(found)
 
     def move(self, **changes: Any) -> None:
         """Change the node's place in the run."""

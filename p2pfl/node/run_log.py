@@ -19,13 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Events of one node; those about neighbours are written when their time has come.
-
-    Args:
-        me: the node.
-        clock: its loops'.
-        round_now: the round that it is in.
-    """
+    """Events of one node, which is in *round_now*; those about neighbours are written when their time has come."""
 
     def __init__(self, me: str, clock: LoopClock, round_now: Callable[[], int]) -> None:
         self._me, self._clock, self._round_now = me, clock, round_now
@@ -80,6 +74,11 @@ class RunLog:
     def say_rest(self) -> None:
         """Write all events that are held back."""
         self._say(*self._throttle.rest(self._clock.now_s()))
+
+    def leave(self) -> None:
+        """Write what was held back, and that this process came to a clean end."""
+        self.say_rest()
+        self.folder.leave()
 
     def _row(self, kind: str, detail: str) -> Row:
         return {"time": utc_now(), **event_row(kind, self._round_now(), self._me, detail)}

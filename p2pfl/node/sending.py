@@ -23,14 +23,7 @@ FLUSH_S = 0.3
 
 
 class Sending:
-    """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
-
-    Args:
-        protocol: fills the outboxes.
-        transport: the links.
-        agreement: what is said of the start.
-        clock: its waiters are woken when an outbox is empty.
-    """
+    """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it."""
 
     def __init__(self, protocol: Protocol, transport: Transport, agreement: StartAgreement, clock: LoopClock) -> None:
         self._protocol, self._transport, self._agreement, self._clock = protocol, transport, agreement, clock

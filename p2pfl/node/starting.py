@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from p2pfl.errors import MembersMissing
 from p2pfl.node.clock import LoopClock
 from p2pfl.node.link_reports import LinkReports
-from p2pfl.node.run_log import RunLog
+from p2pfl.node.round_steps import RoundSteps
 from p2pfl.node.seconds import RunSeconds
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.agreed_start import AgreedStart
@@ -22,42 +21,25 @@ _LOOK_EVERY_S = 0.1
 
 
 class Starting:
-    """One node's way to the agreed start.
-
-    Args:
-        members: of the study.
-        agreed: what is agreed with whom.
-        protocol: the node's edges.
-        links: their links.
-        sending: sends what is said of the start.
-        run_log: takes events.
-        seconds: the node's.
-        clock: its loops'.
-    """
+    """One node's way to the agreed start."""
 
     def __init__(
         self,
-        members: Sequence[str],
         agreed: AgreedStart,
         protocol: Protocol,
         links: LinkReports,
+        steps: RoundSteps,
         sending: Sending,
-        run_log: RunLog,
         seconds: RunSeconds,
         clock: LoopClock,
     ) -> None:
-        self.members, self._agreed, self._protocol, self._links, self._sending = members, agreed, protocol, links, sending
-        self._log, self._seconds, self._clock = run_log, seconds, clock
-
-    @property
-    def company(self) -> list[str] | None:
-        """Members that were ready when this node started; None: it has not."""
-        return self._agreed.company
+        self._agreed, self._protocol, self._links, self._steps = agreed, protocol, links, steps
+        self._sending, self._seconds, self._clock = sending, seconds, clock
 
     def status(self) -> dict[str, Any]:
         """State of the start, for the status page."""
         waiting_for = self._agreed.waiting_for(self._links.now())
-        return {"waiting_for": waiting_for, "started_with": self.company, "started_without": self._agreed.missing}
+        return {"waiting_for": waiting_for, "started_with": self._agreed.company, "started_without": self._agreed.missing}
 
     def note_links(self) -> None:
         """Tell the agreement which links are up."""
@@ -76,6 +58,8 @@ class Starting:
             self.note_links()
             if (company := agreed.decide(clock.now_s())) is not None:
                 self._start(company)
+                await self._steps.keep()  # before anything is sent, so that a restarted node does not wait
+                self._sending.wake()
                 return True
             reports = self._links.now()
             verdict = agreed.verdict(reports, clock.now_s())
@@ -88,23 +72,15 @@ class Starting:
             await clock.wait(clock.now_s() + _LOOK_EVERY_S)
         return False
 
-    def restore(self, company: list[str]) -> None:
-        """Take up a start that an earlier process has made."""
-        self._agreed.start(company, self._clock.now_s())
-        self._protocol.wait_longer_at_start(self._clock.now_s() + self._longest_s())
-
     def _start(self, company: list[str]) -> None:
-        agreed, now_s = self._agreed, self._clock.now_s()
-        self.restore(company)
+        agreed, now_s, on_event = self._agreed, self._clock.now_s(), self._protocol.on_event
+        agreed.start(company, now_s)
+        self._protocol.wait_longer_at_start(now_s, agreed.within_s, agreed.agreement.grace_s)
         self._protocol.start_with(company, now_s)
         self._seconds.note_start(now_s)
-        missing, total = agreed.missing, len(self.members)
+        missing, total = agreed.missing, len(company) + len(agreed.missing)
         if missing:
             log.warning("%s of %d members are missing at the start: %s", len(missing), total, ", ".join(missing))
-            self._log.event(EventKind.STARTED_WITHOUT, f"{', '.join(missing)}: {len(company)} of {total} members were ready")
+            on_event(EventKind.STARTED_WITHOUT, f"{', '.join(missing)}: {len(company)} of {total} members were ready")
         else:
-            self._log.event(EventKind.START_AGREED, f"all {len(company)} members are ready")
-
-    def _longest_s(self) -> float:
-        """Time that news of the start may need to neighbours that are alive."""
-        return min(self._agreed.within_s, self._agreed.agreement.grace_s + self._protocol.allowance_s())
+            on_event(EventKind.START_AGREED, f"all {len(company)} members are ready")

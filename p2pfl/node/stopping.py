@@ -13,6 +13,14 @@ from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
 
 
+def left_out(number: int, target: int, training_rounds: int) -> str:
+    """Say which rounds a jump from one round to another leaves untrained: the target only mixes."""
+    where, first, last = f"from round {number} to round {target}", number + 1, min(target, training_rounds - 1)
+    if first > last:
+        return f"{where}; all that were left out only mix"
+    return f"{where}; " + (f"round {first} was not trained" if first == last else f"rounds {first} to {last} were not trained")
+
+
 class Stopping:
     """Runs the stop rule on this node's rounds."""
 

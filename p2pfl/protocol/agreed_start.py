@@ -42,7 +42,7 @@ class AgreedStart:
     """
 
     def __init__(self, plan: Plan, me: str, signing: Signing, *, study_digest: str, within_s: float | None, began_ms: int) -> None:
-        self._names, self._me = plan.names, me
+        self.members, self._me = plan.names, me
         places = {name: place for place, name in enumerate(plan.names)}
         graph = links_between(plan.topology)
         require = plan.experiment.require
@@ -68,22 +68,22 @@ class AgreedStart:
     def company(self) -> list[str] | None:
         """Members that were ready when this node started, in the roster's order; None: it has not."""
         started = self.agreement.started
-        return None if started is None else [self._names[place] for place in sorted(started)]
+        return None if started is None else [self.members[place] for place in sorted(started)]
 
     @property
     def missing(self) -> list[str]:
         """Members without whom this node started."""
         company = self.company
-        return [] if company is None else [name for name in self._names if name not in company]
+        return [] if company is None else [name for name in self.members if name not in company]
 
     def decide(self, now_s: float) -> list[str] | None:
         """Names of the members to start with now; None: the start has to wait."""
         places = self.agreement.decide(now_s)
-        return None if places is None else [self._names[place] for place in sorted(places)]
+        return None if places is None else [self.members[place] for place in sorted(places)]
 
     def start(self, company: Collection[str], now_s: float) -> None:
         """This node starts, in the company of some members."""
-        self.agreement.start([place for place, name in enumerate(self._names) if name in company], now_s)
+        self.agreement.start([place for place, name in enumerate(self.members) if name in company], now_s)
 
     def waiting_for(self, reports: Mapping[str, LinkReport]) -> dict[str, str]:
         """Why this node does not start yet, by the member that it waits for.
@@ -100,10 +100,10 @@ class AgreedStart:
             reasons[place] = f"nobody here has heard of it: it can only be heard through {self._list(sorted(awaited.absent))}"
         for one, other in sorted(awaited.broken):
             for place, end in ((one, other), (other, one)):
-                if self._names[place] != self._me:
-                    reasons[place] = f"it has no link with {self._names[end]}"
-        words = {self._names[place]: reasons[place] for place in sorted(reasons)}
-        never = {self._names[place] for place in awaited.absent}
+                if self.members[place] != self._me:
+                    reasons[place] = f"it has no link with {self.members[end]}"
+        words = {self.members[place]: reasons[place] for place in sorted(reasons)}
+        never = {self.members[place] for place in awaited.absent}
         return words | {name: _state_of(now) for name, now in reports.items() if name in words and (name in never or not now.is_good)}
 
     def news(self, waiting_for: Mapping[str, str]) -> str | None:
@@ -113,7 +113,7 @@ class AgreedStart:
         self._said = list(waiting_for)
         named = [f"{name} ({why})" for name, why in list(waiting_for.items())[:_MOST_NAMED]]
         more = [f"{len(waiting_for) - len(named)} more"] if len(waiting_for) > len(named) else []
-        num_members = len(self._names)
+        num_members = len(self.members)
         there = f"{num_members - len(waiting_for)} of {num_members} members are ready"
         return f"{there}; waiting for {', '.join([*named, *more]) or 'news of the start'}"
 
@@ -125,13 +125,13 @@ class AgreedStart:
 
     def _verdict_now(self, reports: Mapping[str, LinkReport]) -> str:
         agreement, awaited = self.agreement, self.agreement.awaited()
-        total = len(self._names)
+        total = len(self.members)
         needed = f"all {total} members" if agreement.needed == total else f"{agreement.needed} of {total} members"
         parts = []
         if awaited.absent:
             own = [
                 f"{name} ({_state_of(reports[name])})" if name in reports else name
-                for name in (self._names[place] for place in sorted(awaited.absent))
+                for name in (self.members[place] for place in sorted(awaited.absent))
             ]
             parts.append(f"missing: {', '.join(own[:_MOST_NAMED])}")
         if awaited.gone:
@@ -139,12 +139,12 @@ class AgreedStart:
         if awaited.behind:
             parts.append(f"not heard of, as they are behind those: {self._list(sorted(awaited.behind))}")
         if awaited.broken:
-            pairs = [f"{self._names[one]} and {self._names[other]}" for one, other in sorted(awaited.broken)]
+            pairs = [f"{self.members[one]} and {self.members[other]}" for one, other in sorted(awaited.broken)]
             parts.append(f"no link between {', '.join(pairs[:_MOST_NAMED])}")
         return f"this node has not trained: {needed} must be ready within {self.within_s:g} s; {'; '.join(parts) or 'time was up'}"
 
     def _list(self, places: Sequence[int]) -> str:
-        names = [self._names[place] for place in places]
+        names = [self.members[place] for place in places]
         return ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
 
 

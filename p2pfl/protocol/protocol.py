@@ -423,9 +423,9 @@ class Protocol:
         for name, neighbour in self.neighbours.items():
             neighbour.missed = name not in company and not neighbour.session.is_open
 
-    def wait_longer_at_start(self, until_s: float) -> None:
+    def wait_longer_at_start(self, now_s: float, within_s: float, grace_s: float) -> None:
         """Wait in the first exchanges for neighbours that are alive: news of the start may still be on their way to them."""
-        self.start_by_s = until_s
+        self.start_by_s = now_s + min(within_s, grace_s + self.allowance_s())
 
     def start_in_company(self, now_s: float) -> None:
         """Everybody begins now: nobody can be further than this node, whatever they say."""

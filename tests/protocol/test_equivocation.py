@@ -234,7 +234,7 @@ def test_nodes_that_are_killed_and_go_on_are_honest(rounds, kills, algorithm, tm
     network = finish(main())
     for name in plan.names:
         daemon = network.nodes[name].daemon
-        assert daemon._network_view.view.witness.found == []
+        assert daemon.protocol.view.witness.found == []
         assert not {"equivocation", "update_differs"} & set(network.events(name))
-        assert any(said for said in daemon._network_view.view.witness._statements.values())
+        assert any(said for said in daemon.protocol.view.witness._statements.values())
         assert not (network.states[name] / EVIDENCE).exists()
