@@ -190,13 +190,13 @@ class Simulation:
         if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
             return
         if self._clock is not None:
-            story["exchange"] = self._exchange.story()
+            story["exchange"] = self._exchange.metadata()
         whole = {name: self._shard.gather(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
             if self._clock is not None:  # the same at all ranks
                 kept |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
-                kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.tensors().items()}
+                kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.ledger.tensors().items()}
             write_checkpoint(self.folder.path / _CHECKPOINT, kept, story)
 
     def restore(self) -> None:
@@ -217,7 +217,7 @@ class Simulation:
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
                 self._exchange.restore(_under("exchange/", whole), story["exchange"])
-                if self._exchange.is_open and not self._shard.is_all:
+                if self._exchange.ledger.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
                         "go on in one process, without torchrun"
@@ -228,9 +228,9 @@ class Simulation:
     def finish(self) -> None:
         """Settle, evaluate, compare with the baselines, write models and summary."""
         plan, population = self.plan, self.population
-        compensation = dict(self._exchange.settle())
+        compensation = dict(self._exchange.ledger.close())
         for phase in range(plan.recipe.algorithm.phases if compensation else 0):
-            num_slots = self._exchange.tables(self.round).linked_NK.shape[1]
+            num_slots = self._exchange.tables.at(self.round).linked_NK.shape[1]
             sent = population.outgoing(self.round, phase, local_steps=0)
             due = {name: compensation.pop(name) for name in compensation.keys() & sent.keys()}  # once, though phases share a channel
             closing = plan.recipe.inboxes.without_messages(sent, num_slots, plan.layout.dtype, due)

@@ -85,7 +85,7 @@ class Mixer:
 
     def mix(self, number: int, local_steps: int, who: Participation) -> Exchanged:
         """Let the rows of one round exchange their messages and merge them."""
-        if self._is_plain and (who.times is None or who.times.is_whole) and not self._exchange.is_open:
+        if self._is_plain and (who.times is None or who.times.is_whole) and not self._exchange.ledger.is_open:
             return self._mix_plainly(number, local_steps, who)
         return self._merge(number, local_steps, who)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.simulator.events.clock import RoundClock, RoundTimes
-from p2pfl.simulator.exchange import Exchange, Tables
+from p2pfl.simulator.exchange import Exchange
 from p2pfl.simulator.sharding.shard import Shard
+from p2pfl.simulator.tables import Tables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ def participation(
     Raises:
         ConfigError: messages come too late, and rows are shared by ranks, which keep no account of what the other side did not take in.
     """
-    tables = exchange.tables(number)
+    tables = exchange.tables.at(number)
     running_N = torch.from_numpy(running).to(tables.index_NK.device)
     times = clock.round(number, local_steps=local_steps, running_N=running) if clock is not None else None
     there_N, trains_N, came = exchange.active(number), None, None
