@@ -54,6 +54,10 @@ class Account:
 
     delivered_bytes: int = 0
 
+    def deliver(self, size_bytes: int) -> None:
+        """Add what was delivered."""
+        self.delivered_bytes += size_bytes
+
 
 @dataclass(slots=True)
 class Connection:

@@ -148,12 +148,16 @@ class LinkStates:
         self._now_s = now_s
         self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=now_s()) for peer in self.counters}
         self._heard_s: dict[str, float] = {}
+        self._excluded_until_s: dict[str, float] = {}
+        self._beating: set[str] = set()  # neighbours that send signs of life over the link that they have
 
     def note(self, peer: str, state: LinkCondition, detail: str = "", *, since_s: float | None = None) -> None:
         """Put down how a link is now. It is so since it first came to be so, or since the time that is given."""
         before = self._states[peer]
         if before.state == state:
             since_s = before.since_s
+        elif state not in CONNECTED:
+            self._beating.discard(peer)
         self._states[peer] = LinkState(state=state, detail=detail, since_s=self._now_s() if since_s is None else since_s)
 
     def begin(self, peer: str, state: LinkCondition, detail: str = "") -> None:
@@ -161,11 +165,38 @@ class LinkStates:
         if self._states[peer].state in BEGINNING:
             self.note(peer, state, detail)
 
+    def exclude(self, peer: str, for_s: float, why: str) -> None:
+        """Put down that this node has ended a link, and wants none for so long."""
+        self._excluded_until_s[peer] = self._now_s() + for_s
+        self.note(peer, LinkCondition.DOWN, f"this node has ended the connection for {for_s:g} s: {why}")
+
+    def excluded_for_s(self, peer: str) -> float:
+        """For how long from now no link is wanted; 0 or less: it is wanted."""
+        return self._excluded_until_s.get(peer, 0.0) - self._now_s()
+
+    def is_excluded(self, peer: str) -> bool:
+        """Whether no link is wanted now because of `exclude`."""
+        return self.excluded_for_s(peer) > 0
+
     def heard(self, peer: str) -> None:
         """Something came over a link: it is up, whatever was said of it before."""
         self._heard_s[peer] = self._now_s()
         if self._states[peer].state != LinkCondition.UP:
             self.note(peer, LinkCondition.UP)
+
+    def heard_again(self, peer: str, *, is_sign_of_life: bool) -> None:
+        """Something came over a link that is known: a late word of a connection that is over says nothing."""
+        if self.state(peer).is_up:
+            self.heard(peer)
+            if is_sign_of_life:
+                self._beating.add(peer)
+
+    def note_silence(self, patience_s: float) -> None:
+        """Put down which neighbours that send signs of life have sent nothing for longer than so many seconds."""
+        for peer in self._beating:
+            link = self.state(peer)
+            if link.state == LinkCondition.UP and link.heard_s is not None and self._now_s() - link.heard_s > patience_s:
+                self.note(peer, LinkCondition.SILENT, "connected, and yet no sign of life comes", since_s=link.heard_s)
 
     def state(self, peer: str) -> LinkState:
         """The state of one link; ValueError for somebody who is no neighbour."""

@@ -122,8 +122,7 @@ class Door:
     def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop, refuse: Callable[[str, str], None]) -> None:
         self.accounts: dict[str, Account] = {}
         """Of each neighbour that this node dials, what was delivered over the connection that it has now."""
-        self.port = 0
-        """Where the transport listens; set before `start`."""
+        self._port = 0
         self.has_remains = False
         """Whether unread messages of ended connections may exist."""
         self._admission = admission
@@ -152,6 +151,10 @@ class Door:
             peer: whom the socket dials; None: it listens.
         """
         self._watched.append(_Watched(events, peer, tell))
+
+    def listens_at(self, port: int) -> None:
+        """Before `start`: set the port at which the transport listens."""
+        self._port = port
 
     def start(self) -> None:
         """Begin to watch."""
@@ -284,7 +287,7 @@ class Door:
             inode, source, port = 0, "", -1
         before = self._numbers.get(fd)
         is_known = before is not None and self._lines[before].inode == inode
-        if port < 0 or is_known or (watched.peer is None and port != self.port):
+        if port < 0 or is_known or (watched.peer is None and port != self._port):
             twin.close()
             return
         if before is not None:
@@ -304,7 +307,7 @@ class Door:
         with suppress(OSError):
             line = socket.socket(fileno=fd)
             try:
-                if watched.peer is not None or line.getsockname()[1] == self.port:
+                if watched.peer is not None or line.getsockname()[1] == self._port:
                     line.shutdown(socket.SHUT_RDWR)
             finally:
                 line.detach()

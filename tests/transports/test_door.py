@@ -315,8 +315,8 @@ def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_wh
     async def main():
         door = Door(Admission(AdmissionLimits(member_bytes=2**20)), asyncio.get_running_loop(), lambda *_: None)
         with socket.create_server(("127.0.0.1", 0)) as server:
-            door.port = server.getsockname()[1]
-            with socket.create_connection(("127.0.0.1", door.port)) as far, server.accept()[0] as near:
+            door.listens_at(server.getsockname()[1])
+            with socket.create_connection(server.getsockname()) as far, server.accept()[0] as near:
                 near.sendall(bytes(ENCRYPTED_BYTES + 1))
                 far.recv(ENCRYPTED_BYTES + 1, socket.MSG_WAITALL)
                 door._promote(near.fileno(), "127.0.0.1", "b", Account())

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from links import ZeroMQLinks, finish, receive, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
-from p2pfl.transports import Endpoint, LinkCondition, ZeroMQTransport, reserve_port, resolver, zeromq
+from p2pfl.transports import Endpoint, LinkCondition, ZeroMQTransport, dialler, reserve_port, resolver, sockets, zeromq
 from p2pfl.transports.base import LinkStates
 from p2pfl.transports.resolver import Resolver
 from tcp_proxy import TcpProxy
@@ -37,7 +37,7 @@ def links():
     links.close()
 
 
-def dialler(links, address, **options):
+def dialling(links, address, **options):
     """b, which dials a at another address than a's own."""
     me = Endpoint("b", None, links.endpoint("b").public_key)
     return ZeroMQTransport(me, links.keys["b"][1], [Endpoint("a", address, links.endpoint("a").public_key)], **options)
@@ -64,7 +64,7 @@ def test_who_listens_by_default_is_reached_by_both_families(links, host):
     port = links.endpoint("a") and links.ports["a"].port
 
     async def main():
-        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialler(links, f"tcp://{host}:{port}") as b:
+        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialling(links, f"tcp://{host}:{port}") as b:
             await meet(a, b)
 
     finish(main())
@@ -76,7 +76,7 @@ def test_a_name_that_has_ipv6_addresses_only_is_reached(links, monkeypatch):
     port = links.endpoint("a") and links.ports["a"].port
 
     async def main():
-        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialler(links, f"tcp://ip6-only:{port}") as b:
+        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialling(links, f"tcp://ip6-only:{port}") as b:
             await meet(a, b)
 
     finish(main())
@@ -96,7 +96,7 @@ def test_a_machine_without_ipv6_listens_for_ipv4(links, monkeypatch):
     port = links.endpoint("a") and links.ports["a"].port
 
     async def main():
-        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialler(links, f"tcp://127.0.0.1:{port}") as b:
+        async with links.member("a", "b", listen=f"tcp://*:{port}") as a, dialling(links, f"tcp://127.0.0.1:{port}") as b:
             await meet(a, b)
 
     finish(main())
@@ -110,12 +110,12 @@ def test_of_several_addresses_the_first_that_works_is_used(links):
         addresses = [closed.address, links.ports["a"].address]
 
         async def main():
-            async with links.member("a", "b") as a, dialler(links, addresses) as b:
+            async with links.member("a", "b") as a, dialling(links, addresses) as b:
                 await meet(a, b)
 
                 await until(lambda: b.link_counters["a"] == {"connected": 1, "not_connected": 1})
                 assert b.link_counters["a"] == {"connected": 1, "not_connected": 1}
-            async with dialler(links, addresses) as b:
+            async with dialling(links, addresses) as b:
                 refused = await becomes(b, "a", LinkCondition.REFUSED)
 
                 assert refused.detail == "; ".join(f"connection refused at {address}" for address in addresses)
@@ -129,7 +129,7 @@ def test_an_address_that_moves_behind_its_name_is_found_again(links):
     answers = ["127.0.0.2"]
 
     async def main():
-        async with dialler(links, f"tcp://{host}:{port}", lookup=lambda _: answers) as b:
+        async with dialling(links, f"tcp://{host}:{port}", lookup=lambda _: answers) as b:
             await becomes(b, "a", LinkCondition.REFUSED)
             answers[:] = ["127.0.0.1"]
             async with links.member("a", "b") as a:
@@ -168,11 +168,11 @@ def test_a_resolver_that_hangs_delays_no_other_link_and_not_the_end(links):
 
 
 def test_a_resolver_that_hangs_is_said_to(links, monkeypatch):
-    monkeypatch.setattr(zeromq, "RESOLVE_S", 0.05)
+    monkeypatch.setattr(dialler, "RESOLVE_S", 0.05)
     released = threading.Event()
 
     async def main():
-        async with dialler(links, "tcp://hangs.example:7700", lookup=lambda _: released.wait(60) and []) as b:
+        async with dialling(links, "tcp://hangs.example:7700", lookup=lambda _: released.wait(60) and []) as b:
             said = await becomes(b, "a", LinkCondition.UNKNOWN_NAME)
 
             assert said.detail == "name not known: hangs.example (the resolver has not answered for 0.05 s)"
@@ -189,7 +189,7 @@ def test_a_name_that_nobody_has_is_said(links):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def main():
-        async with dialler(links, "tcp://no-such-host.invalid:7700", lookup=lookup) as b:
+        async with dialling(links, "tcp://no-such-host.invalid:7700", lookup=lookup) as b:
             said = await becomes(b, "a", LinkCondition.UNKNOWN_NAME)
 
             assert said.detail == "name not known: no-such-host.invalid (Name or service not known)"
@@ -204,7 +204,7 @@ def test_libzmq_is_given_numbers_only(links, monkeypatch):
     async def main():
         async with (
             links.member("a", "b") as a,
-            dialler(links, f"tcp://some.name:{links.ports['a'].port}", lookup=lambda _: ["127.0.0.1"]) as b,
+            dialling(links, f"tcp://some.name:{links.ports['a'].port}", lookup=lambda _: ["127.0.0.1"]) as b,
         ):
             await meet(a, b)
 
@@ -252,7 +252,7 @@ def test_an_address_that_is_none_is_refused_at_once(links, wrong):
 
     async def main():
         with pytest.raises(ConfigError, match=r"address of a = .*: not an address such as"):
-            async with dialler(links, [links.ports["a"].address, wrong]):
+            async with dialling(links, [links.ports["a"].address, wrong]):
                 pass
 
     finish(main())
@@ -276,7 +276,7 @@ def test_a_port_where_nobody_listens_is_said(links):
 
 
 def test_an_address_that_is_silent_is_said(links, monkeypatch):
-    monkeypatch.setattr(zeromq, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(sockets, "HANDSHAKE_S", 0.2)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -288,7 +288,7 @@ def test_an_address_that_is_silent_is_said(links, monkeypatch):
                 filler.connect_ex(full.getsockname())
 
             async def main():
-                async with dialler(links, address) as b:
+                async with dialling(links, address) as b:
                     await until(lambda: b.link("a").state not in (LinkCondition.CONNECTING, LinkCondition.RESOLVING))
 
                     return b.link("a")
@@ -338,7 +338,7 @@ def test_a_link_that_is_cut_is_down_at_both_ends_and_comes_back(links):
     async def main():
         links.endpoint("a")
         cable = TcpProxy(links.ports["a"].address)
-        async with cable, links.member("a", "b", heartbeat_s=1) as a, dialler(links, cable.address, heartbeat_s=1) as b:
+        async with cable, links.member("a", "b", heartbeat_s=1) as a, dialling(links, cable.address, heartbeat_s=1) as b:
             await meet(a, b)
             cable.cut()
             await until(lambda: not a.link("b").is_up and not b.link("a").is_up)
@@ -363,10 +363,10 @@ def test_a_neighbour_that_stands_still_is_silent_and_one_that_is_only_quiet_is_n
     async def main():
         links.endpoint("a")
         cable, c = TcpProxy(links.ports["a"].address), links.member("c", "a", heartbeat_s=1)
-        async with cable, c, links.member("a", "bc", heartbeat_s=1) as a, dialler(links, cable.address, heartbeat_s=1) as b:
+        async with cable, c, links.member("a", "bc", heartbeat_s=1) as a, dialling(links, cable.address, heartbeat_s=1) as b:
             await meet(a, b)
             await send_when_up(c, "a", [b"here"])
-            await until(lambda: a._beating == {"b", "c"} and b._beating == {"a"})
+            await until(lambda: a._links._beating == {"b", "c"} and b._links._beating == {"a"})
             cable.stall()
             silent = await becomes(a, "b", LinkCondition.SILENT)
             await becomes(b, "a", LinkCondition.SILENT)

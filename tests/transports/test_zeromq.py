@@ -157,7 +157,7 @@ def test_the_sender_is_the_key_and_not_a_name_in_the_message(links):
 
 
 def test_without_somebody_to_answer_for_keys_nobody_gets_in(links, monkeypatch):
-    monkeypatch.setattr("p2pfl.transports.zeromq.HANDSHAKE_S", 0.3)
+    monkeypatch.setattr("p2pfl.transports.sockets.HANDSHAKE_S", 0.3)
 
     async def main():
         async with links.member("a", "b") as a:

@@ -1,0 +1,174 @@
+"""Keep the connection to one neighbour that this node dials: its addresses in order, and all over again when it has ended.
+
+libzmq is given numeric addresses only, and one at a time: it would resolve names in the thread that serves all links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from p2pfl.errors import ConfigError, TransportError
+from p2pfl.transports import sockets
+from p2pfl.transports.base import Endpoint, LinkCondition, LinkStates
+from p2pfl.transports.resolver import Resolver, connection_fault
+from p2pfl.transports.sockets import LinkSocket
+from p2pfl.transports.zap import NOT_NOW
+
+RECONNECT_S = 0.1
+RECONNECT_MAX_S = 2.0
+RESOLVE_S = 5.0
+CONNECT_SOON_S = 3.0
+"""How long one of several addresses is tried; a single one is tried for HANDSHAKE_S."""
+PROBE_S = 1.0
+LOOK_AFTER_S = 0.05
+"""After a connection has ended, libzmq's queues for it are gone soon, and not at once."""
+
+_ADDRESS = re.compile(r"tcp://(?:\[([^\]]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
+_TELLING = (
+    LinkCondition.WRONG_KEY,
+    LinkCondition.HANDSHAKE_FAILED,
+    LinkCondition.REFUSED,
+    LinkCondition.NO_ANSWER,
+    LinkCondition.NO_ROUTE,
+    LinkCondition.UNKNOWN_NAME,
+)
+"""Failures, the one that led furthest first: it tells what several addresses lead to."""
+_NOT_IT = "another key than on its card, another program at this port, or it was just stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One address of a neighbour, taken apart."""
+
+    address: str
+    host: str
+    port: int
+
+
+class Dialler:
+    """Dials one neighbour from `run` on, until it is cancelled.
+
+    Args:
+        me: name of this member.
+        peer: the neighbour; it has an address.
+        dealer: the socket that connects.
+        links: where attempts and the causes of failures are noted.
+        resolver: of host names.
+
+    Raises:
+        ConfigError: an address is none.
+    """
+
+    def __init__(self, me: str, peer: Endpoint, dealer: LinkSocket, links: LinkStates, resolver: Resolver) -> None:
+        self.happened: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        """Kinds and values of the socket's events, which the caller puts here."""
+        self._me = me
+        self.peer = peer.name
+        self._places = [_place(peer.name, address) for address in peer.addresses]
+        self.dealer = dealer
+        self._links = links
+        self._resolver = resolver
+
+    async def run(self) -> None:
+        """Keep the connection up."""
+        pause_s = RECONNECT_S
+        while True:
+            failures: list[tuple[LinkCondition, str]] = []
+            was_up = False
+            for place in self._places:
+                try:
+                    hosts = await self._numeric(place)
+                except TransportError as error:
+                    self._links.counters[self.peer]["unresolved"] += 1
+                    failures.append((LinkCondition.UNKNOWN_NAME, str(error)))
+                    continue
+                for host in hosts:
+                    patience_s = sockets.HANDSHAKE_S if len(self._places) == len(hosts) == 1 else CONNECT_SOON_S
+                    failure = await self._connect(place, host, patience_s)
+                    if failure is None:
+                        was_up = True
+                        break
+                    failures.append(failure)
+                if was_up:
+                    break
+            if not was_up:
+                state = min((state for state, _ in failures), key=_TELLING.index)
+                self._links.note(self.peer, state, "; ".join(dict.fromkeys(detail for _, detail in failures)))
+            pause_s = RECONNECT_S if was_up else min(2 * pause_s, RECONNECT_MAX_S)
+            await asyncio.sleep(max(pause_s, self._links.excluded_for_s(self.peer)))
+
+    async def _numeric(self, place: _Place) -> Sequence[str]:
+        self._links.begin(self.peer, LinkCondition.RESOLVING, f"looking up its name {place.host}")
+        found = await self._resolver.resolve(place.host, RESOLVE_S)
+        self._links.begin(self.peer, LinkCondition.CONNECTING, f"dialling {place.address}")
+        return found
+
+    async def _connect(self, place: _Place, host: str, patience_s: float) -> tuple[LinkCondition, str] | None:
+        """Have libzmq connect to a numeric address once, until that has failed (and why), or until the link was up and is over (None)."""
+        numeric = f"tcp://[{host}]:{place.port}" if ":" in host else f"tcp://{host}:{place.port}"
+        said = place.address if numeric == place.address else f"{place.address} ({host})"
+        self.dealer.socket.setsockopt(zmq.IPV6, int(":" in host))
+        self.dealer.socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * patience_s))
+        began_s = time.monotonic()
+        try:
+            self.dealer.socket.connect(numeric)
+        except zmq.ZMQError as error:
+            return LinkCondition.NO_ROUTE, f"{error.strerror} at {said}"
+        said_of = {kind: value async for kind, value in self._until_over(patience_s)}
+        await asyncio.sleep(LOOK_AFTER_S)  # libzmq is done with the connection soon, and must be before it is told to forget it
+        if not self.dealer.socket.closed:
+            try:
+                self.dealer.socket.disconnect(numeric)
+            except zmq.ZMQError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        if zmq.EVENT_HANDSHAKE_SUCCEEDED in said_of:
+            return None
+        if said_of.get(zmq.EVENT_HANDSHAKE_FAILED_AUTH) == NOT_NOW:
+            return LinkCondition.HANDSHAKE_FAILED, f"{said} has excluded {self._me} for a while: it got too much from it"
+        if zmq.EVENT_HANDSHAKE_FAILED_AUTH in said_of:
+            return LinkCondition.WRONG_KEY, f"{said} does not know the key of {self._me}: it holds another study or another card"
+        if zmq.EVENT_DISCONNECTED in said_of:
+            return LinkCondition.HANDSHAKE_FAILED, f"{said} ended the connection before it was encrypted: {_NOT_IT}"
+        self._links.counters[self.peer]["not_connected"] += 1
+        return await _why_not(host, place.port, said, patience_s, time.monotonic() - began_s)
+
+    async def _until_over(self, patience_s: float) -> AsyncIterator[tuple[int, int]]:
+        """Pass on what libzmq says of one attempt to connect, until that has failed or the connection is over."""
+        kind = 0
+        while kind not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+            try:
+                # libzmq says nothing of a socket that the system did not give it; a connection that was made it always ends itself
+                async with asyncio.timeout(None if kind else patience_s + PROBE_S):
+                    kind, value = await self.happened.get()
+            except TimeoutError:
+                return
+            yield kind, value
+
+
+def _place(name: str, address: str) -> _Place:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ConfigError(f"address of {name} = {address!r}: not an address such as tcp://node.hospital.example:7700")
+    return _Place(address, match[1] or match[2], int(match[3]))
+
+
+async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: float) -> tuple[LinkCondition, str]:
+    """Find out why libzmq could not connect, which it does not say, by one more attempt by hand."""
+    fault: OSError | None = TimeoutError()
+    if took_s < patience_s / 2:
+        fault = await connection_fault(host, port, PROBE_S)
+    if fault is None:
+        return LinkCondition.REFUSED, f"connection refused at {said}; it has come up since"
+    if isinstance(fault, TimeoutError):
+        return LinkCondition.NO_ANSWER, f"no answer at {said} (a firewall, or the machine is off)"
+    if fault.errno == errno.ECONNREFUSED:
+        return LinkCondition.REFUSED, f"connection refused at {said}"
+    return LinkCondition.NO_ROUTE, f"{fault.strerror} at {said}"

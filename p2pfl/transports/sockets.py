@@ -1,0 +1,155 @@
+"""One libzmq socket of links: its options, its events, and sending and reading that never wait inside libzmq."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import zmq
+import zmq.asyncio
+
+from p2pfl.errors import ConfigError, TransportError
+from p2pfl.transports.base import MAX_RECEIVED, MAX_SENDING
+
+log = logging.getLogger(__name__)
+
+CURVE_OVERHEAD_BYTES = 33  # command name, nonce, authenticator, flags: MAXMSGSIZE is compared with the encrypted frame
+HANDSHAKE_S = 10.0
+NEVER_S = 1_000_000.0  # libzmq dials again by itself after at least so long: Dialler does
+MISSED_HEARTBEATS = 4
+
+EVENTS: dict[int, str] = {
+    zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
+    zmq.Event.DISCONNECTED: "disconnected",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "handshake_failed",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "handshake_failed",
+}
+"""HANDSHAKE_FAILED_PROTOCOL must not be among them: while libzmq 4.3.5 reports that a frame cannot be decrypted, it forgets that this is
+an error (errno is overwritten), and leaves a connection that is neither read nor closed. Without the report it closes the connection."""
+
+
+class LinkSocket:
+    """A ROUTER or DEALER that has every option that must be set before it binds or connects.
+
+    Args:
+        context: of the transport.
+        kind: zmq.ROUTER or zmq.DEALER.
+        keys: CURVE, z85: public and secret.
+        max_frame_bytes: as for `ZeroMQTransport`; so are the others.
+        max_queued: messages.
+        heartbeat_s: whole seconds.
+    """
+
+    def __init__(
+        self, context: zmq.asyncio.Context, kind: int, keys: tuple[bytes, bytes], *, max_frame_bytes: int, max_queued: int, heartbeat_s: int
+    ) -> None:
+        self.socket: zmq.asyncio.Socket = context.socket(kind)
+        self._plain: zmq.Socket[bytes] = zmq.Socket.shadow(self.socket)  # the same socket, without futures
+        options: dict[Any, int | bytes] = {
+            zmq.MAXMSGSIZE: max_frame_bytes + CURVE_OVERHEAD_BYTES,
+            zmq.SNDHWM: min(max_queued, MAX_SENDING),  # libzmq tells of room only when half of them have gone
+            zmq.RCVHWM: min(max_queued, MAX_RECEIVED),
+            # The kernel's heartbeats, not libzmq's: libzmq 4.3.5 aborts the process when its heartbeat is due on a connection that ended
+            # while its messages waited for us to read (!_io_error), and takes a slow reader for a dead one.
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: heartbeat_s,
+            zmq.TCP_KEEPALIVE_INTVL: heartbeat_s,
+            zmq.TCP_KEEPALIVE_CNT: MISSED_HEARTBEATS - 1,
+            zmq.TCP_MAXRT: 1000 * MISSED_HEARTBEATS * heartbeat_s,  # the same patience with data that nobody acknowledges
+            zmq.HANDSHAKE_IVL: round(1000 * HANDSHAKE_S),
+            zmq.RECONNECT_IVL: round(1000 * NEVER_S),
+            zmq.LINGER: 0,  # until closing says otherwise
+            zmq.CURVE_PUBLICKEY: keys[0],
+            zmq.CURVE_SECRETKEY: keys[1],
+        }
+        try:
+            self.set(options)
+            self.events = cast("zmq.Socket[bytes]", context.socket(zmq.PAIR, socket_class=cast(Any, zmq.Socket)))
+            # unbounded: libzmq's I/O thread would block on a full queue of events, and closing would wait for that thread for ever
+            self.events.setsockopt(zmq.RCVHWM, 0)
+            address = f"inproc://events-{self.socket.underlying}"
+            reported = sum(EVENTS) | zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+            self.socket.monitor(address, reported)
+            self.events.connect(address)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def set(self, options: Mapping[Any, int | bytes]) -> None:
+        """Set options of libzmq, in this order."""
+        for option, setting in options.items():
+            self.socket.setsockopt(option, setting)
+
+    def bind(self, address: str) -> str:
+        """Listen at an address; returns the one that the system gave.
+
+        Raises:
+            ConfigError: it is no address.
+            TransportError: it is not to be had now.
+        """
+        families = _families(address)
+        for ipv6 in families:
+            self.socket.setsockopt(zmq.IPV6, ipv6)
+            try:
+                self.socket.bind(address)
+                break
+            except zmq.ZMQError as error:
+                if ipv6 == families[-1] or error.errno == errno.EADDRINUSE:
+                    raise _refused(f"listen = {address!r}", error) from error
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Hand a message to libzmq, or raise zmq.Again where there is no room.
+
+        Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of
+        garbage, and the frames may hold a model.
+        """
+        try:
+            self._plain.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+        finally:
+            self.socket.get(zmq.EVENTS)  # sending may have taken the notice that something has come
+
+    def send_sign_of_life(self, peer: str, *route: bytes) -> bool:
+        """Whether there is a connection to a peer, by sending an empty frame; one whose queue is full is one."""
+        try:
+            self.send([*route, b""])
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EFAULT):
+                raise
+            log.debug("no sign of life to %s: %s", peer, error.strerror)
+            return False
+        return True
+
+    async def receive(self) -> list[zmq.Frame]:
+        """Wait for the next message of any connection."""
+        # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
+        await asyncio.sleep(0)
+        try:
+            return self._plain.recv_multipart(flags=zmq.DONTWAIT, copy=False)
+        except zmq.Again:  # only to wait takes a future and a watch on the socket
+            return await self.socket.recv_multipart(copy=False)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether a message waits in libzmq; a closed socket counts as one that is not known to be empty."""
+        return self.socket.closed or bool(cast(int, self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _families(listen: str) -> tuple[int, ...]:
+    """Values of libzmq's option IPV6 that are tried in turn: on all interfaces both families, where the machine has both."""
+    host = listen.removeprefix("tcp://").rpartition(":")[0]
+    if host == "*":
+        return 1, 0
+    return (1,) if "[" in host else (0, 1)
+
+
+def _refused(what: str, error: zmq.ZMQError) -> ConfigError | TransportError:
+    """Make the error for an address that cannot be used: written wrongly, or not to be had now."""
+    if error.errno in (errno.EINVAL, zmq.EPROTONOSUPPORT, zmq.ENOCOMPATPROTO):
+        return ConfigError(f"{what}: not an address such as tcp://0.0.0.0:7700 ({error.strerror})")
+    return TransportError(f"{what}: {error.strerror}")
