@@ -50,7 +50,7 @@ def slow_simulation(clock):
     clock.slow(start, "refuse_what_does_not_fit", 4)
     clock.slow(start.RunFolder, "create", 8)
     clock.slow(engine.Exchange, "active", 16)
-    clock.slow(engine.Simulation, "_agree", 2048)
+    clock.slow(engine.Agreement, "end_round", 2048)
     clock.slow(engine.Simulation, "_evaluated", 32)  # of the last round, and at the end
     clock.slow(engine.Simulation, "_record", 64)
     clock.slow(conclusion, "write_models", 128)
