@@ -132,11 +132,11 @@ class Meetings:
         """A round was left out: what was seen before it says nothing."""
         self.squared, self.moved = [], []
 
-    def story(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"squared": [values.tolist() for values in self.squared], "moved": [values.tolist() for values in self.moved]}
 
-    def restore(self, story: Mapping[str, Any]) -> None:
-        """Take up what `story` gave."""
-        self.squared = [np.array(values) for values in story["squared"]]
-        self.moved = [np.array(values) for values in story["moved"]]
+    def restore(self, metadata: Mapping[str, Any]) -> None:
+        """Take up what `metadata` gave."""
+        self.squared = [np.array(values) for values in metadata["squared"]]
+        self.moved = [np.array(values) for values in metadata["moved"]]

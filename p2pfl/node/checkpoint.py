@@ -95,7 +95,7 @@ class NodeCheckpoint:
             "bytes_sent": self._sending.bytes_sent,
             "seconds": self._seconds.spent,
             "diverged": list(self._population.diverged),
-            "protocol": self._protocol.story(),
+            "protocol": self._protocol.metadata(),
             "merged": self._pairwise.merged if self._pairwise is not None else [],
             "terms": asdict(self._terms),
             "written": time.time(),
@@ -170,21 +170,21 @@ def edge_tensors(protocol: Protocol) -> dict[str, Tensor]:
 
 
 def restore_edges(
-    protocol: Protocol, formats: Sequence[UpdateFormat], tensors: Mapping[str, Tensor], story: Mapping[str, Any], place: Path
+    protocol: Protocol, formats: Sequence[UpdateFormat], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], place: Path
 ) -> None:
-    """Take up what `edge_tensors` and `Protocol.story` gave.
+    """Take up what `edge_tensors` and `Protocol.metadata` gave.
 
     Raises:
         StoreError: the checkpoint is of another study, or of a version before updates continued each other.
     """
-    if "marks" not in story:
+    if "marks" not in metadata:
         raise StoreError(f"{place}: was written by an earlier version of p2pfl: go on with that one, or choose another state folder")
-    if set(story["ledgers"]) != set(protocol.neighbours):
-        raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(story['ledgers'])}")
-    protocol.exchange, protocol.agreed_for = story["exchange"], story["agreed_for"]
-    protocol.stop_round, protocol.closing = story["stop_round"], story["closing"]
-    protocol.agreements = dict(map(tuple, story.get("agreements", [])))
-    _restore_what_is_remembered(protocol, story)
+    if set(metadata["ledgers"]) != set(protocol.neighbours):
+        raise StoreError(f"{place}: belongs to another study: its neighbours are {', '.join(metadata['ledgers'])}")
+    protocol.exchange, protocol.agreed_for = metadata["exchange"], metadata["agreed_for"]
+    protocol.stop_round, protocol.closing = metadata["stop_round"], metadata["closing"]
+    protocol.agreements = dict(map(tuple, metadata.get("agreements", [])))
+    _restore_what_is_remembered(protocol, metadata)
     held = _tree(tensors)
 
     for name, exchanges in held.get("flow", {}).items():
@@ -194,24 +194,24 @@ def restore_edges(
         for name, exchanges in held["back"][number].items():
             for exchange, amounts in exchanges.items():
                 protocol.taken_back.append((protocol.neighbours[name], Flow(exchange=int(exchange), amounts=amounts)))
-    protocol.marks = _from_hex(story["marks"])
+    protocol.marks = _from_hex(metadata["marks"])
     for name, neighbour in protocol.neighbours.items():
-        neighbour.values, neighbour.marks = dict(held.get("value", {}).get(name, {})), _from_hex(story["held"][name])
-    _restore_newest(protocol, story["newest"], held)
-    _restore_sent(protocol, formats, held, story["sent"], place)
+        neighbour.values, neighbour.marks = dict(held.get("value", {}).get(name, {})), _from_hex(metadata["held"][name])
+    _restore_newest(protocol, metadata["newest"], held)
+    _restore_sent(protocol, formats, held, metadata["sent"], place)
 
 
-def _restore_what_is_remembered(protocol: Protocol, story: Mapping[str, Any]) -> None:
+def _restore_what_is_remembered(protocol: Protocol, metadata: Mapping[str, Any]) -> None:
     """What has been told and heard; a checkpoint of an earlier version does not hold all of it."""
-    protocol.anew = story.get("anew", 0)
-    for name, ledger in story["ledgers"].items():
+    protocol.anew = metadata.get("anew", 0)
+    for name, ledger in metadata["ledgers"].items():
         neighbour = protocol.neighbours[name]
-        neighbour.ledger, neighbour.state_lost = EdgeLedger.from_dict(ledger), story.get("state_lost", {}).get(name, "")
+        neighbour.ledger, neighbour.state_lost = EdgeLedger.from_dict(ledger), metadata.get("state_lost", {}).get(name, "")
 
 
-def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:
+def _restore_newest(protocol: Protocol, metadata: Mapping[str, tuple[int, int]], held: Mapping[str, Any]) -> None:
     """What it held of its neighbours, where nodes do not wait for each other."""
-    for name, (number, age) in story.items():
+    for name, (number, age) in metadata.items():
         if protocol.newest is None:
             raise ValueError(f"holds what {name} sent, as only nodes at their own pace do")
         arrays = {channel: tensor.numpy() for channel, tensor in held["newest"][name].items()}
@@ -220,9 +220,9 @@ def _restore_newest(protocol: Protocol, story: Mapping[str, tuple[int, int]], he
 
 
 def _restore_sent(
-    protocol: Protocol, formats: Sequence[UpdateFormat], held: Mapping[str, Any], story: Mapping[str, Any], place: Path
+    protocol: Protocol, formats: Sequence[UpdateFormat], held: Mapping[str, Any], metadata: Mapping[str, Any], place: Path
 ) -> None:
-    for exchange, posted in story.items():
+    for exchange, posted in metadata.items():
         update_format = formats[int(exchange) % protocol.phases]
         after, mark = [mark and bytes.fromhex(mark) for mark in posted["marks"] or (None, None)]
         marks = None if mark is None else (after, mark)

@@ -268,7 +268,7 @@ class Mixing:
         """Numbers for a checkpoint."""
         of = self.statistics
         return {
-            "meetings": self._bound.story() if self._bound else None,
+            "meetings": self._bound.metadata() if self._bound else None,
             "seen": {"squared": of.squared, "met": of.met, "norm": of.norm, "skipped": sorted(of.skipped)},
         }
 

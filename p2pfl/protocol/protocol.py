@@ -132,7 +132,7 @@ class SentUpdates:
     mark: bytes | None = None
     """Of the values that they lead to."""
 
-    def story(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """For a checkpoint, beside the numbers themselves."""
         marks = next((encoded.marks for encoded in self.updates.values()), None)
         return {"agreed_for": self.agreed_for, "marks": marks and [mark and mark.hex() for mark in marks]}
@@ -1321,7 +1321,7 @@ class Protocol:
 
     # ---- checkpoints
 
-    def story(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of the edges; the open flows' tensors are stored beside it."""
         return {
             "exchange": self.exchange,
@@ -1333,7 +1333,7 @@ class Protocol:
             "agreements": [[number, counter] for number, counter in self.agreements.items()],
             "ledgers": self.ledgers(),
             "newest": {name: [held.number, held.age] for name, held in (self.newest.held if self.newest is not None else {}).items()},
-            "sent": {str(exchange): posted.story() for exchange, posted in self.sent.items()} if self.meetings is None else {},
+            "sent": {str(exchange): posted.metadata() for exchange, posted in self.sent.items()} if self.meetings is None else {},
             "marks": _in_hex(self.marks),
             "held": {name: _in_hex(neighbour.marks) for name, neighbour in self.neighbours.items()},
             "anew": self.anew,
@@ -1341,7 +1341,7 @@ class Protocol:
         }
 
     def restore_pace(self, in_step: int, recent_s: Iterable[float], since_s: float) -> None:
-        """Take up what `story` said, which was at since_s on this process's clock."""
+        """Take up what `metadata` said, which was at since_s on this process's clock."""
         self._in_step, self._was_in_step = (in_step, since_s), in_step > 0
         self._recent_s.extend(recent_s)
         self._clock_s = since_s

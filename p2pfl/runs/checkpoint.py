@@ -1,4 +1,4 @@
-"""Tensors and their story on disk, in one file that is either the old one or the new one, never something between.
+"""Write and read checkpoints: tensors and metadata in one file, which is always the old one or the new one as a whole.
 
 A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata. The file is written here and not by the safetensors
 library, which makes bytes of every tensor before it writes the first. Only its owner can read it, for it holds models; and the group of
@@ -52,7 +52,7 @@ def mode_in(folder: Path) -> int:
     return 0o640 if stat.S_IMODE(folder.stat().st_mode) == _SHARED else 0o600
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write durably: to a temporary name, fsync, rename, fsync of the folder.
 
     Raises:
@@ -64,7 +64,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], story: Mapping[s
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
         descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)))
         with open(descriptor, "wb") as file:  # noqa: PTH123  # Path.open takes no mode
-            write_tensors(file, tensors, {_KEY: json.dumps(story)})
+            write_tensors(file, tensors, {_KEY: json.dumps(metadata)})
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -99,7 +99,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and the story; None where there is no checkpoint.
+    """Read tensors and metadata; None where there is no checkpoint.
 
     Raises:
         StoreError: there is one and it cannot be read.
@@ -108,10 +108,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            story = json.loads((file.metadata() or {})[_KEY])
-            if not isinstance(story, dict):
-                raise TypeError(f"{_KEY} is a {type(story).__name__}, expected a mapping")
-            return {name: file.get_tensor(name) for name in file.keys()}, story  # noqa: SIM118  # not a dict
+            metadata = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(metadata, dict):
+                raise TypeError(f"{_KEY} is a {type(metadata).__name__}, expected a mapping")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
 

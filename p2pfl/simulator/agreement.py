@@ -71,7 +71,7 @@ class Agreement:
         return {
             "agreed_for": self.agreed_for_N.tolist() if self._rule is not None else None,
             "stop_round": self.stop_round_N.tolist() if self._rule is not None else None,
-            "meetings": self._meetings.story() if self._meetings is not None else None,
+            "meetings": self._meetings.metadata() if self._meetings is not None else None,
         }
 
     def restore(self, metadata: Mapping[str, Any]) -> None:

@@ -177,7 +177,7 @@ class Simulation:
 
     def save(self) -> None:
         """A checkpoint from which `restore` continues exactly."""
-        story = {
+        metadata = {
             "round": self.round,
             **self._agreement.metadata(),
             "bytes_sent": self.bytes_sent,
@@ -190,33 +190,33 @@ class Simulation:
         if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
             return
         if self._clock is not None:
-            story["exchange"] = self._exchange.metadata()
+            metadata["exchange"] = self._exchange.metadata()
         whole = {name: self._shard.gather(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
             if self._clock is not None:  # the same at all ranks
                 kept |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
                 kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.ledger.tensors().items()}
-            write_checkpoint(self.folder.path / _CHECKPOINT, kept, story)
+            write_checkpoint(self.folder.path / _CHECKPOINT, kept, metadata)
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint, which any number of ranks may have written; from the start where it has none."""
         found = read_checkpoint(self.folder.path / _CHECKPOINT) if self._ranks.is_first else None
-        story = self._ranks.broadcast_object(found[1] if found is not None else None)
-        if story is not None:
+        metadata = self._ranks.broadcast_object(found[1] if found is not None else None)
+        if metadata is not None:
             rows, common = _split(found[0]) if found is not None else (None, None)
             tensors, whole = self._shard.scatter(rows), self._shard.broadcast(common)
             self.population.restore(tensors)
-            self.round, self.bytes_sent = story["round"], story["bytes_sent"]
-            self._agreement.restore(story)
+            self.round, self.bytes_sent = metadata["round"], metadata["bytes_sent"]
+            self._agreement.restore(metadata)
             self._mixer.restore(tensors.get("last_sent"))
-            self._stopwatch.resume(story["seconds"])
-            self.diverged = tuple(story["diverged"])
+            self._stopwatch.resume(metadata["seconds"])
+            self.diverged = tuple(metadata["diverged"])
             here = {self.plan.names[node] for node in self._shard.mine} if self.diverged else set()
             self.population.diverged = tuple(name for name in self.diverged if name in here)
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
-                self._exchange.restore(_under("exchange/", whole), story["exchange"])
+                self._exchange.restore(_under("exchange/", whole), metadata["exchange"])
                 if self._exchange.ledger.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "

@@ -432,9 +432,9 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         p2pfl.simulate(experiment, out=tmp_path / "run", progress=interrupt)
     place = tmp_path / "run" / "checkpoint.safetensors"
-    tensors, story = read_checkpoint(place)
+    tensors, metadata = read_checkpoint(place)
     new = {"state/lag", "state/stepped", "state/driven_apart"}
-    write_checkpoint(place, {name: tensor for name, tensor in tensors.items() if name not in new}, story)
+    write_checkpoint(place, {name: tensor for name, tensor in tensors.items() if name not in new}, metadata)
     run = p2pfl.simulate({}, resume=tmp_path / "run")
 
     assert new < tensors.keys()

@@ -442,9 +442,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path):
             network.start()
             await network.ended()
             place = network.states["node-0"] / CHECKPOINT
-            tensors, story = read_checkpoint(place)
-            del story["protocol"]["marks"]
-            write_checkpoint(place, tensors, story)
+            tensors, metadata = read_checkpoint(place)
+            del metadata["protocol"]["marks"]
+            write_checkpoint(place, tensors, metadata)
             network.start("node-0")
             with pytest.raises(StoreError, match="was written by an earlier version"):
                 await network.nodes["node-0"].task

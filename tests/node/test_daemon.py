@@ -115,8 +115,8 @@ def test_a_start_that_was_killed_at_once_does_not_stand_in_the_way(tmp_path):
 def test_the_time_of_checkpoints_is_in_the_seconds_of_every_round_and_of_the_summary(tmp_path, monkeypatch):
     plan, waited_s = averaging({"name": "ring"}, 3), dict.fromkeys(("node-0", "node-1", "node-2"), 0.0)
 
-    def slowly(path, tensors, story):
-        write_checkpoint(path, tensors, story)
+    def slowly(path, tensors, metadata):
+        write_checkpoint(path, tensors, metadata)
         waited_s[path.parent.name] += 5.0
 
     monkeypatch.setattr("p2pfl.node.checkpoint.write_checkpoint", slowly)

@@ -68,11 +68,11 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
     held = plan.names[1]
     full, told = set(), {}
 
-    def write(path, tensors, story):
+    def write(path, tensors, metadata):
         if path.parent.parent.name in full:
-            told[path.parent.parent.name] = story["round"]
+            told[path.parent.parent.name] = metadata["round"]
             raise DiskFull(f"{path}: cannot be written: No space left on device")
-        write_checkpoint(path, tensors, story)
+        write_checkpoint(path, tensors, metadata)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     monkeypatch.setattr(disk, "ROOM_AFTER_S", 0.05)
@@ -102,7 +102,7 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
 def test_a_node_that_is_stopped_while_its_disk_is_full_says_so(tmp_path, monkeypatch):
     plan = averaging({"name": "ring"}, 3, tolerance=1e-300)
 
-    def write(path, tensors, story):
+    def write(path, tensors, metadata):
         raise DiskFull(f"{path}: cannot be written: No space left on device")
 
     async def main():

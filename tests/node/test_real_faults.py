@@ -154,18 +154,18 @@ def test_twenty_kills_at_random_moments_and_the_others_never_stop(tmp_path):
                 wait_for_round(network, network.round(witness) + chance.randrange(1, 8), [witness])
                 time.sleep(chance.uniform(0, 0.03))  # anywhere within a round
                 network.end(victim, signal.SIGKILL)
-                _, story = read_checkpoint(network.state(victim) / CHECKPOINT)
-                left[victim] = story, read_run(network.state(victim) / "run")
+                _, metadata = read_checkpoint(network.state(victim) / CHECKPOINT)
+                left[victim] = metadata, read_run(network.state(victim) / "run")
             if number % 2:
                 network.start(*victims)
             for name in others:
                 wait_for_round(network, network.round(name) + 2, [name])
             if number % 2 == 0:
                 network.start(*victims)
-            for victim, (story, run) in left.items():
+            for victim, (metadata, run) in left.items():
                 event = next_event(network, victim, len(run.events))
 
-                assert (event["event"], event["round"]) == ("resumed", story["round"])
+                assert (event["event"], event["round"]) == ("resumed", metadata["round"])
                 assert event["round"] >= max(row["round"] for row in run.nodes)
 
         assert_agreed_on_the_mean(network)

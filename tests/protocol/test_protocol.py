@@ -1068,11 +1068,11 @@ def test_an_exchange_that_nobody_believes_brings_nobody_back():
 def test_the_ledgers_of_a_story_are_those_that_come_back():
     a, _ = pair()
     in_step(a, 4, 1.0)
-    story = a.protocol.story()
+    metadata = a.protocol.metadata()
 
-    assert (story["exchange"], story["closing"], story["stop_round"]) == (4, None, None)
-    assert list(story["sent"]) == ["3"]
-    assert EdgeLedger.from_dict(story["ledgers"]["b"]).report() == a.protocol.neighbours["b"].ledger.report()
+    assert (metadata["exchange"], metadata["closing"], metadata["stop_round"]) == (4, None, None)
+    assert list(metadata["sent"]) == ["3"]
+    assert EdgeLedger.from_dict(metadata["ledgers"]["b"]).report() == a.protocol.neighbours["b"].ledger.report()
 
 
 def test_a_stop_before_its_time_is_refused():

@@ -18,12 +18,12 @@ from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 
 def test_tensors_and_story_come_back_bit_for_bit(tmp_path):
     tensors = {"x": torch.randn(3, 4, dtype=torch.float64), "count": torch.tensor(7), "half": torch.ones(2, dtype=torch.bfloat16)}
-    story = {"round": 3, "stop_round": [None, 2**63 - 1], "seconds": {"train": 0.1}, "name": "São Paulo"}
-    write_checkpoint(tmp_path / "deep" / "checkpoint", tensors, story)
+    metadata = {"round": 3, "stop_round": [None, 2**63 - 1], "seconds": {"train": 0.1}, "name": "São Paulo"}
+    write_checkpoint(tmp_path / "deep" / "checkpoint", tensors, metadata)
     found = read_checkpoint(tmp_path / "deep" / "checkpoint")
 
     assert found is not None
-    assert story == found[1]
+    assert metadata == found[1]
     assert set(tensors) == set(found[0])
     assert all(torch.equal(tensor, found[0][name]) and tensor.dtype == found[0][name].dtype for name, tensor in tensors.items())
 
@@ -74,9 +74,9 @@ def test_the_library_reads_every_dtype_and_shape(dtype, tmp_path):
         "é/b": torch.ones(1),
     }
     write_checkpoint(tmp_path / "c", tensors, {"round": 1})
-    found, story = read_checkpoint(tmp_path / "c")
+    found, metadata = read_checkpoint(tmp_path / "c")
 
-    assert story == {"round": 1}
+    assert metadata == {"round": 1}
     assert all(torch.equal(tensor, found[name]) and tensor.dtype == found[name].dtype for name, tensor in tensors.items())
 
 

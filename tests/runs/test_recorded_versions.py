@@ -41,10 +41,10 @@ def test_the_checkpoint_of_a_paused_daemon_is_read(recorded):
     for member in MEMBERS:
         found = read_checkpoint(recorded / member / "state" / "checkpoint.safetensors")
         assert found is not None
-        tensors, story = found
+        tensors, metadata = found
 
         assert 31 in {tensor.shape[-1] for tensor in tensors.values()}
-        assert story["round"] >= 4
+        assert metadata["round"] >= 4
 
 
 @pytest.mark.slow

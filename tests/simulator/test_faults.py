@@ -203,7 +203,7 @@ def test_a_node_that_is_killed_and_resumed_moves_the_mean_by_nothing(seed, tmp_p
 
 
 def on_disk(network: Network, name: str) -> tuple[set[str], dict]:
-    """What a restart would find: the names of the tensors, and the story."""
+    """What a restart would find: the names of the tensors, and the metadata."""
     found = read_checkpoint(network.states[name] / "checkpoint.safetensors")
     return (set(), {"round": 0, "joined": False}) if found is None else (set(found[0]), found[1])
 

@@ -179,12 +179,12 @@ def test_a_run_begun_alone_is_gone_on_with_by_two(two_ranks, long_run):
 @pytest.mark.slow
 def test_a_run_begun_by_two_is_gone_on_with_alone(two_ranks, long_run, tmp_path):
     interrupted_after(5, LONG, tmp_path / "alone")
-    (theirs, story), (ours, same_story) = (
+    (theirs, metadata), (ours, same_metadata) = (
         read_checkpoint(place / "checkpoint.safetensors") for place in (two_ranks / "begun-by-two", tmp_path / "alone")
     )
 
-    assert story.pop("seconds").keys() == same_story.pop("seconds").keys()
-    assert story == same_story
+    assert metadata.pop("seconds").keys() == same_metadata.pop("seconds").keys()
+    assert metadata == same_metadata
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-12, atol=1e-15)
