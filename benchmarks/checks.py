@@ -44,7 +44,7 @@ from p2pfl.transports.door import Door
 NODES = 8
 FEATURES = 13
 """And a bias: 14 parameters."""
-LIMITS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
+LIMITS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, start_within_s=120.0)
 FIRST_ROUND = 5
 """Slices begin when the first rounds, which set everything up, are over."""
 STUDY = "ab" * 32

@@ -212,7 +212,7 @@ def both_ways_daemon(
     plan = make_plan(experiment, load_sites(experiment))
     me, peer = endpoints[number], endpoints[1 - number]
     transport = ZeroMQTransport(me, secret_key, [peer])
-    timeouts = Timeouts(deadline_floor_s=TIMEOUT_S, linger_s=5.0, greet_timeout_s=TIMEOUT_S)
+    timeouts = Timeouts(deadline_floor_s=TIMEOUT_S, linger_s=5.0, start_within_s=TIMEOUT_S)
     signers = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (0, 1)]  # known to both, and of no other use
     names = [endpoint.name for endpoint in endpoints]
     daemon = TimedDaemon(

@@ -26,7 +26,7 @@ from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewTerms
 from p2pfl.transports import MemoryNetwork
 
-TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, greet_timeout_s=120.0)
+TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, start_within_s=120.0)
 MANY_ROUNDS = 100_000
 
 

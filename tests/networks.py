@@ -38,9 +38,9 @@ from p2pfl.yaml_files import dump_yaml
 
 DEADLINE_S = 240.0  # for a machine that has much else to do
 STUDY = "ab" * 32
-PATIENT = Timeouts(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+PATIENT = Timeouts(deadline_floor_s=30.0, linger_s=20.0, start_within_s=30.0)
 """Nobody is ever given up."""
-HASTY = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
+HASTY = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=20.0, start_within_s=30.0)
 """Who is late is skipped at once."""
 
 

@@ -91,7 +91,7 @@ class Daemon:
         self.clock = clock = LoopClock()
         self._log = log = RunLog(me, clock, lambda: self._steps.place.round)
         network_view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
-        began_ms, within_s = int(1000 * time.time()), timeouts.greet_timeout_s
+        began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self._agreed_start = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.protocol = protocol = own_edges(
             plan, me, terms, incarnation, formats, timeouts, agreed, network_view, start_anew=start_anew, on_event=log.event

@@ -1,4 +1,4 @@
-"""Evidence against members that have signed different things of one round, kept in the state folder for whoever has to judge it.
+"""Evidence against members that have signed different things of one round, kept in the state folder for a later judge.
 
 Each line of evidence.jsonl names the member, the round and the study, and holds both signed records in hexadecimal: anybody with the
 study's file can check them.
@@ -73,7 +73,7 @@ class UpdateWitness:
 
 
 class EvidenceFile:
-    """The file of one node; it grows by MOST_EACH lines a member at most.
+    """File of evidence of one node; it grows by MOST_EACH lines a member at most.
 
     Args:
         state: the node's folder.

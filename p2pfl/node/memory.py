@@ -58,17 +58,17 @@ class NodeMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """The most at any time."""
+        """Bytes at the moment when it needs most."""
         return self.held_bytes + max(self.training_bytes, self.mixing_bytes, self.ending_bytes) + self.library_bytes + _OVERHEAD_BYTES
 
     @property
     def models(self) -> float:
-        """The most, in models."""
+        """Peak as a multiple of one model."""
         return self.peak_bytes / self.model_bytes
 
     @property
     def text(self) -> str:
-        """A sentence for people."""
+        """Sentence for the log."""
         times = f", {self.models:.1f} times the {_mb(self.model_bytes)} MB of one" if self.model_bytes >= _WORTH_SAYING_BYTES else ""
         return f"models need at most {_mb(self.peak_bytes)} MB{times}; what the process and its rows take comes on top"
 
@@ -128,7 +128,7 @@ def _mb(size_bytes: int) -> str:
 
 
 def _places(tensors: Iterable[Tensor]) -> Mapping[int, int]:
-    """Bytes by where they lie: a state may hold one tensor under several names."""
+    """Bytes by place in memory: a state may hold one tensor under several names."""
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 

@@ -66,7 +66,7 @@ class Mixing:
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self.model_channel = algorithm.model_channel
         self.statistics = RoundStatistics()
-        """Of the round that the row is in."""
+        """Distances and absences of the round that the row is in."""
         self._last_heard: dict[str, Tensor] = {}
         """The neighbours' models of the last round."""
         self._taken_in: dict[str, int] = {}

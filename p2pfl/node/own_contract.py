@@ -18,7 +18,7 @@ def contract_here(task: str) -> ResultContract:
 
 
 def differences_here(agreed: ResultContract | None, task: str) -> list[Difference]:
-    """In what this machine differs from a study's contract; nothing where the study has none.
+    """Differences of this machine from a study's contract; none where the study has none.
 
     Args:
         agreed: the study's.

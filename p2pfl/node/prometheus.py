@@ -22,7 +22,7 @@ _GAUGES = {
     "round": ("round", "The round that this node is in."),
     "rounds_configured": ("rounds", "Training rounds of the experiment."),
     "exchange": ("exchange", "The exchange that this node is in."),
-    "agreed_for": ("agreed_for", "So many rounds in a row the node and all that it has heard of have agreed."),
+    "agreed_for": ("agreed_for", "Consensus counter: rounds in a row in which the node and all that it has heard of have agreed."),
     "disagreement": (
         "disagreement",
         "Before mixing: half the sum of squared distances from its neighbours' models, as they were sent in the last round.",
@@ -33,7 +33,7 @@ _GAUGES = {
 """Name, its key in the status, its help."""
 
 _NEIGHBOUR_GAUGES = {
-    "greeted": "1 where neighbour and node have greeted and are connected.",
+    "greeted": "1 where neighbour and node have shaken hands and are connected.",
     "exchange": "The last exchange heard of from the neighbour.",
     "skipped": "1 while the node goes on without the neighbour.",
     "left": "1 once the neighbour has said that it has finished.",
@@ -53,7 +53,7 @@ class _Sample:
 
 
 class _Families:
-    """The samples of one status, as prometheus-client collects them: without `_created`, which nobody asks for."""
+    """Samples of one status, as prometheus-client collects them; `_created` is left out, which nobody asks for."""
 
     def __init__(self, member: str, samples: Iterator[_Sample]) -> None:
         self._member, self._samples = member, samples
@@ -74,7 +74,7 @@ class _Families:
 
 
 def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
-    """The text, of what `p2pfl node status` says.
+    """Write a status in Prometheus's text format.
 
     Args:
         status: of the node.

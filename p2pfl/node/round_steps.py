@@ -87,7 +87,7 @@ class RoundSteps:
             await self._clock.wait(until_s)
         self.spend("train", began_s)
         if population.diverged:
-            detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+            detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
             self._log.event(EventKind.DIVERGED, detail)
         if population.without_loss:
             self._log.event(EventKind.NO_LOSS, f"round {number}")

@@ -46,7 +46,7 @@ def _checked_status(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFile:
-    """What site.yaml says. Relative paths in it are relative to its folder; `load` makes them absolute."""
+    """Settings of a site, as its site.yaml has them. Relative paths in it are relative to its folder; `load` makes them absolute."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -84,10 +84,10 @@ class SiteFile:
     """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""
 
     threads: Annotated[int, Field(ge=1)] = 1
-    """To compute with."""
+    """Threads to compute with."""
 
     status_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Of the status page on 127.0.0.1; None or 0: one that is free."""
+    """Port of the status page on 127.0.0.1; None or 0: one that is free."""
 
     status_listen: Annotated[str, AfterValidator(_checked_status)] | None = None
     """address:port of the status page instead, such as 127.0.0.1:9464, [::1]:9464 or, for another machine with its token, 0.0.0.0:9464."""
@@ -96,7 +96,7 @@ class SiteFile:
     """How long a node that has stopped still answers neighbours that have not."""
 
     greet_timeout_s: Seconds | None = None
-    """Of earlier versions, accepted for one more: how long this node waits for all members; None: as the study's require.within_s says."""
+    """Key of earlier versions, accepted for one more: how long this node waits for members; None: as the study's require.within_s says."""
 
     deadline_floor_s: Seconds = 30.0
     """A round waits at least so long for a neighbour."""
@@ -117,11 +117,11 @@ class SiteFile:
     """How many rows this site has, as the network hears it: as it is, rounded down to tens, or not at all."""
 
     view_bytes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1000.0
-    """What the node may send so that every node knows the network; null: as much as there is to say."""
+    """Bytes that the node may send so that every node knows the network; null: as much as there is to say."""
 
     @classmethod
     def load(cls, path: Path | str) -> SiteFile:
-        """The settings in a file; ConfigError with all faults otherwise."""
+        """Read the settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
         given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
@@ -144,14 +144,14 @@ class SiteFile:
 
     @property
     def status_address(self) -> tuple[str, int]:
-        """Where the status page listens: an IP address, and a port or 0."""
+        """Address of the status page: an IP address, and a port or 0."""
         if self.status_listen is None:
             return "127.0.0.1", self.status_port or 0
         host, _, port = self.status_listen.rpartition(":")
         return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
 
     def listens_at(self, card: Card) -> str | None:
-        """What to bind for this site's card: tcp://address:port, or None for a site that only dials out.
+        """Address to bind for this site's card: tcp://address:port, or None for a site that only dials out.
 
         Raises:
             ConfigError: site.yaml says to listen, but nobody knows where: the card has no address. Or it does not say where, and the
@@ -177,7 +177,7 @@ def _beside(folder: Path, path: Path) -> Path:
 
 
 def _homeless(path: Path) -> bool:
-    """Whether a path begins with the home folder of an account that this machine does not know."""
+    """Tell whether a path begins with the home folder of an account that this machine does not know."""
     try:
         path.expanduser()
     except RuntimeError:

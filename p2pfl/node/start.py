@@ -1,4 +1,4 @@
-"""From a site's file to its node at work."""
+"""Start the node of a site from the site's file."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def start(
             study_digest=study.digest,
             state=site.state,
             timeouts=Timeouts(
-                greet_timeout_s=min(waits_s),
+                start_within_s=min(waits_s),
                 deadline_floor_s=site.deadline_floor_s,
                 deadline_factor=site.deadline_factor,
                 linger_s=site.linger_s,

@@ -23,7 +23,7 @@ from p2pfl.runs.status_client import LOCK
 log = logging.getLogger(__name__)
 
 _NOBODY_ELSE, _GROUP_READS = 0o077, 0o027
-"""What files and folders are made without: everything for others, and for the group all or only writing."""
+"""Mode bits that files and folders are made without: everything for others, and for the group all or only writing."""
 _WAIT_S, _POLL_S = 1.0, 0.05
 """For the lock: a status command that looks whether a node runs holds it for a moment."""
 
@@ -100,7 +100,7 @@ def _check(state: Path, group: str | int | None) -> None:
 
 
 def _group_id(group: str | int) -> int:
-    """Its number; ConfigError for a name that this machine does not know."""
+    """Number of a group; ConfigError for a name that this machine does not know."""
     if isinstance(group, int):
         return group
     try:
@@ -132,7 +132,7 @@ def _only_one(state: Path) -> Iterator[None]:
 
 
 def _holder(descriptor: int) -> str:
-    """Which process holds the lock, in brackets; empty where the system does not say."""
+    """Process that holds the lock, in brackets; empty where the system does not say."""
     found = os.fstat(descriptor)
     inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     try:

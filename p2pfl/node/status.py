@@ -1,4 +1,4 @@
-"""A node's status as JSON over HTTP, for whoever shows the token in its state folder; /live and /ready say one word to everybody.
+"""A node's status as JSON over HTTP, to callers that show the token in its state folder; /live and /ready answer everybody with one word.
 
 Asking changes nothing, and the answer holds counts and aggregates, never a weight, a key or a row of data. Who connects and says nothing
 holds nobody up: when there are too many, the oldest of those that have not asked yet has to go.
@@ -57,13 +57,13 @@ Records = Callable[[], Callable[[], Mapping[str, Any]] | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A node, as its status endpoint asks it."""
+    """Questions that the status endpoint asks its node."""
 
     status: Callable[[], Mapping[str, Any]]
     """For / and /metrics."""
 
     records: Records = lambda: None
-    """What it knows of the whole run, for /run: something that gathers it, in any thread; None where it knows nothing of that."""
+    """Records of the whole run, for /run: a function that gathers them, in any thread; None where it has none."""
 
     is_ready: Callable[[], bool] = lambda: True
     """Whether it takes part."""
@@ -71,7 +71,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer."""
+    """One answer in HTTP."""
 
     code: int
     body: bytes
@@ -80,7 +80,7 @@ class Answer:
     """Further header lines."""
 
     def to_bytes(self) -> bytes:
-        """As it is sent."""
+        """Bytes that are sent for it."""
         first = f"HTTP/1.1 {self.code} {http.client.responses[self.code]}"
         head = f"{first}\r\nContent-Type: {self.kind}\r\nContent-Length: {len(self.body)}\r\n{_HEADERS}{self.more}\r\n"
         return head.encode() + self.body
@@ -88,12 +88,12 @@ class Answer:
 
 @dataclass
 class _Page:
-    """The endpoint itself, with everybody who is connected."""
+    """The endpoint itself, with all its connections."""
 
     asked: Asked
     token: str
     silent: dict[asyncio.StreamWriter, None] = field(default_factory=dict)
-    """Who has not asked yet, the oldest first."""
+    """Connections that have not asked yet, the oldest first."""
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_AT_ONCE))
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
@@ -233,7 +233,7 @@ def read_status(state: Path) -> dict[str, Any]:
 
 
 def _last_words(state: Path) -> str:
-    """When a node that does not run gave its last sign of life, and how it is started."""
+    """Say when a node that does not run gave its last sign of life, and how it is started."""
     run = state / "run"
     if (run / "summary.json").exists() and json.loads((run / "summary.json").read_text()).get("stop_reason") == "members_missing":
         return "it ended without training because too few members were ready; start it with p2pfl node start, and it waits anew"
@@ -247,7 +247,7 @@ def _last_words(state: Path) -> str:
 
 
 def requested(request: bytes, token: str, *, local: bool) -> str | Answer:
-    """Path that somebody may have, or what to answer instead.
+    """Find the path that a request may have, or the answer that it gets instead.
 
     Args:
         request: everything up to the empty line.
@@ -315,7 +315,7 @@ def _document(content: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinities."""
+    """Put null in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

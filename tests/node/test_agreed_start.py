@@ -236,7 +236,7 @@ def test_a_node_that_gave_up_waits_anew_when_it_is_started_again(tmp_path, short
         async with Network(plan, tmp_path, timeouts=TIMEOUTS) as network:
             network.start(*there)
             await asyncio.gather(*(network.nodes[name].task for name in there), return_exceptions=True)
-            network.timeouts = replace(TIMEOUTS, greet_timeout_s=30.0)
+            network.timeouts = replace(TIMEOUTS, start_within_s=30.0)
             network.start()
             assert await network.ended() == ["converged"] * 3
             assert network.summary(there[0])["stop_reason"] == "converged"

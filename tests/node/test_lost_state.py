@@ -24,7 +24,7 @@ from simulations import drift
 from thorough import first_fast
 
 DRIFT = 1e-9
-TIMEOUTS = Timeouts(deadline_floor_s=0.5, deadline_factor=1.0, linger_s=5.0, greet_timeout_s=30.0)
+TIMEOUTS = Timeouts(deadline_floor_s=0.5, deadline_factor=1.0, linger_s=5.0, start_within_s=30.0)
 
 
 def exchanges(a: Node, b: Node, number: int) -> None:

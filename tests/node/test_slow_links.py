@@ -52,7 +52,7 @@ def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[fl
             cables = {pair: await stack.enter_async_context(TcpProxy(bytes_per_s=bytes_per_s)) for pair in pairs}
             links = SlowLinks(cables)
             stack.callback(links.close)
-            timeouts = Timeouts(deadline_floor_s=30.0, linger_s=20.0, greet_timeout_s=30.0)
+            timeouts = Timeouts(deadline_floor_s=30.0, linger_s=20.0, start_within_s=30.0)
             network = await stack.enter_async_context(Network(plan, place, links=links, timeouts=timeouts))
             network.start()
             cable = cables[pairs[0]]

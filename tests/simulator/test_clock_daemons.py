@@ -104,7 +104,7 @@ def test_eight_daemons_take_the_seconds_that_the_clock_foretells(latency_s, tmp_
     }
     predicted = simulate(experiment, clock={"round_s": ROUND_S, "speeds": SPEEDS}, out=tmp_path / "clock")
     expected_s = {name: [row["simulated_s"] for row in predicted.node_records if row["node"] == name] for name in NAMES}
-    timeouts = {name: Timeouts(round_at_least_s=ROUND_S / SPEEDS.get(name, 1.0), greet_timeout_s=60.0) for name in NAMES}
+    timeouts = {name: Timeouts(round_at_least_s=ROUND_S / SPEEDS.get(name, 1.0), start_within_s=60.0) for name in NAMES}
 
     async def main(place: Path) -> dict[str, float]:
         links = ZeroMQLinks()

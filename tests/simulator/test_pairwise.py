@@ -24,7 +24,7 @@ AVERAGING = {
 }
 LEARNING = {**AVERAGING, "task": {"name": "synthetic-logistic"}, "algorithm": {"name": "ad-psgd", "local_steps": 2}}
 UNEQUAL = {"speeds": {f"node-{i}": 0.6 + 0.13 * i for i in range(8)}}
-HASTY = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0)
+HASTY = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, start_within_s=30.0)
 
 
 def stacked(models) -> Tensor:
@@ -188,7 +188,7 @@ def test_a_killed_node_moves_the_mean_by_nothing(seed, tmp_path):
         await network.kill(name)
         network.start(name)
 
-    timeouts = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, greet_timeout_s=30.0, round_at_least_s=0.01)
+    timeouts = Timeouts(deadline_floor_s=0.3, deadline_factor=1.0, linger_s=20.0, start_within_s=30.0, round_at_least_s=0.01)
     before, after, events = run_daemons({**AVERAGING, "seed": seed}, tmp_path, timeouts=timeouts, during=kill)
 
     assert "resumed" in events
