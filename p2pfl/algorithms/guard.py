@@ -93,7 +93,7 @@ class Guard:
             phase: of the round.
             sent: what it sends itself in this exchange, (1, ...).
             ctx: of the round.
-            diverged: its training of this round left the finite numbers and was taken back, so its own norm is beyond any other.
+            diverged: its training of this round became non-finite and was rolled back, so its own norm is beyond any other.
         """
         if diverged:
             return sys.float_info.max

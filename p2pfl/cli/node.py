@@ -57,9 +57,7 @@ def start(
         accept_differences=checked_kinds(accept_difference),
     )
     if reason == "diverged":
-        sys.stderr.write(
-            "p2pfl: diverged: the last training left the finite numbers and was taken back; the study needs a lower optimizer.lr\n"
-        )
+        sys.stderr.write("p2pfl: diverged: the last training became non-finite and was rolled back; the study needs a lower optimizer.lr\n")
     sys.stdout.write(f"stopped: {reason}\n")
     if reason != "paused":
         sys.stdout.flush()

@@ -312,7 +312,7 @@ def _say_result(run: Run, *, as_json: bool) -> None:
         _say_figures(run)
     if run.summary["stop_reason"] == "diverged":
         sys.stderr.write(
-            f"p2pfl: {run.path} has diverged: at every node the last training left the finite numbers and was taken back; "
+            f"p2pfl: {run.path} has diverged: at every node the last training became non-finite and was rolled back; "
             "lower optimizer.lr or set optimizer.clip_norm\n"
         )
     say_departures(run.summary)

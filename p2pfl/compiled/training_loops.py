@@ -273,7 +273,7 @@ def descend(
     loss_C: Any,
     finite_C: Any,
 ) -> None:
-    """K steps of each row; one that leaves the finite numbers is as it was.
+    """K steps of each row; one that becomes non-finite is as it was.
 
     Args:
         x_CP: changed.

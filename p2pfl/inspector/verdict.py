@@ -75,7 +75,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     if run.summary is not None and run.summary.get("stop_reason") == "diverged":
         return [
             *departed,
-            "It has diverged: at every node the last training left the finite numbers and was taken back, so these models are no result.",
+            "It has diverged: at every node the last training became non-finite and was rolled back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
     found = [*departed, *halted, *_started_without(run), *_differing(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
@@ -164,12 +164,12 @@ def _duration(seconds: float) -> str:
 
 
 def _diverged(run: RunRecords) -> list[str]:
-    """Who has lost training rounds because they left the finite numbers."""
+    """Who has lost training rounds because they became non-finite."""
     times = Counter(str(event["node"]) for event in run.events if event["event"] == EventKind.DIVERGED)
     if not times:
         return []
     listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
-    return [f"Training left the finite numbers and was taken back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
+    return [f"Training became non-finite and was rolled back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
 
 
 def _started_without(run: RunRecords) -> list[str]:

@@ -157,7 +157,7 @@ class Simulation:
         for kind, node, detail in exchanged.notices:
             self.folder.append_event(event_row(kind, number, self.plan.names[node], detail))
         for name in measures.diverged if trained else ():
-            detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+            detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
             self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
         for name in measures.without_loss if trained else ():
             self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))

@@ -26,7 +26,7 @@ _LOWER, _HIGHER = "lower is better", "higher is better"
 _KINDS = ("mean_model.", "mean.", "worst.")
 _OF_CHOICE = ("rank", "chosen_by", "not_used_for_choosing", "no_best")
 
-DIVERGED = "at every node the last training left the finite numbers: lower optimizer.lr or set optimizer.clip_norm"
+DIVERGED = "at every node the last training became non-finite: lower optimizer.lr or set optimizer.clip_norm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

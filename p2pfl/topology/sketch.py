@@ -13,7 +13,7 @@ from p2pfl.errors import TopologyError, some
 from p2pfl.topology.graph import Topology
 from p2pfl.yaml_files import shown
 
-_MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it leave the finite numbers
+_MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it become non-finite
 
 VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
 """Values of an edge in files, and the fields of a topology that take them."""

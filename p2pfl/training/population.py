@@ -213,7 +213,7 @@ class Population:
         self._load_data()
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
-        """Sites whose last training left the finite numbers; they have kept what they had before it."""
+        """Sites whose last training became non-finite; they have kept what they had before it."""
         self.without_loss: tuple[str, ...] = ()
         """Sites whose last training gave finite weights, and a loss that is infinite or no number."""
         x_NP = self._starts()

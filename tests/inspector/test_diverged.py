@@ -38,7 +38,7 @@ def test_training_that_diverges_everywhere_is_no_result(run, tmp_path):
     assert "optimizer.lr" in said[2]
     assert len(said) == 3
     assert [departure["kind"] for departure in summary["departures"]] == ["non_finite"]
-    assert "(6 times, first round 0: training left the finite numbers" in summary["departures"][0]["detail"]
+    assert "(6 times, first round 0: training became non-finite" in summary["departures"][0]["detail"]
 
 
 @pytest.mark.parametrize("engine", ["simulate", pytest.param("up", marks=pytest.mark.slow)])
@@ -80,7 +80,7 @@ def test_where_one_site_learns_there_is_a_result_and_the_others_are_named(tmp_pa
 
     assert run.summary["stop_reason"] == "converged"
     assert said[0].startswith("It ended, and not as agreed: steep: training became non-finite and was rolled back (2 times, first round 0")
-    assert "taken back at steep (2 rounds)" in said[2]
+    assert "rolled back at steep (2 rounds)" in said[2]
     assert exit_code_of(run.summary) == 3
 
 

@@ -68,7 +68,7 @@ class EventRecords:
             population = node.population
             write_models(self.folder.path, (node.name,), population.estimate(), self.plan.layout, population.buffers, number)
         for name in node.population.diverged:
-            detail = f"round {number}: training left the finite numbers and was taken back; lower optimizer.lr or set clip_norm"
+            detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
             self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
         for name in node.population.without_loss:
             self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))
