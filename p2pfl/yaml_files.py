@@ -211,6 +211,11 @@ def strange_keys(value: Mapping[Any, Any], of: str = "") -> list[str]:
     return [f"{of}{': ' if of else ''}the key {shown(key)}: expected a text" for key in value if not isinstance(key, str)]
 
 
+def text_keys(value: Any) -> Any:
+    """A mapping without the keys that are not texts; anything else as it is."""
+    return {key: part for key, part in value.items() if isinstance(key, str)} if isinstance(value, Mapping) else value
+
+
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """A mapping as YAML text, keys in the order given."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

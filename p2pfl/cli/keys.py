@@ -104,7 +104,7 @@ def describe(
     Example: p2pfl keys describe heart.yaml --set task.hospitals=[va] --set task.data=./data
     """
     from p2pfl.experiment.loading import load_experiment, parse_assignment
-    from p2pfl.experiment.plan import load_sites
+    from p2pfl.experiment.sites import load_sites
     from p2pfl.governance.card import Card
     from p2pfl.governance.identity import CARD_FILE, Identity
     from p2pfl.runs.text import replace_file

@@ -65,7 +65,9 @@ def new(
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
     """
     from p2pfl.cli.agreed import say_layout
+    from p2pfl.experiment.graph import agreeing_on, build_schedule
     from p2pfl.experiment.loading import load_experiment
+    from p2pfl.experiment.requirements import faults_of_members
     from p2pfl.governance.card import Card
     from p2pfl.governance.study import Study
     from p2pfl.node.own_contract import contract_here
@@ -80,11 +82,11 @@ def new(
     if faults:
         raise ConfigError(faults)
     resolved = load_experiment(experiment)
-    if faults := resolved.require.faults(len(cards)):
+    if faults := faults_of_members(resolved.require, len(cards)):
         raise ConfigError(faults, str(experiment))
     samples = {member.name: member.samples for member in cards}
-    schedule = resolved.build_schedule(sorted(samples), samples=samples)
-    content = resolved.agreeing_on(schedule).as_dict()
+    schedule = build_schedule(resolved, sorted(samples), samples=samples)
+    content = agreeing_on(resolved, schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
     study = Study.create(content, cards, schedule.union())
     table, reason, compiled = _table_of(study, experiment, allow_task or ())
@@ -201,7 +203,9 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
 
     from p2pfl.errors import TaskError
     from p2pfl.experiment.loading import recorded_experiment
-    from p2pfl.experiment.plan import load_sites, settled, settled_recipe
+    from p2pfl.experiment.recipe import resolve_recipe
+    from p2pfl.experiment.rules import build_algorithm
+    from p2pfl.experiment.sites import load_sites
     from p2pfl.params import Layout
     from p2pfl.training import build_model
 
@@ -216,8 +220,8 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
         layout = Layout.of(model, personal=experiment.personal, with_values=True)
     except ValueError as error:
         raise ConfigError(str(error), str(place)) from error
-    recipe = settled_recipe(experiment, experiment.build_algorithm(), task, model, layout)
-    return layout.table(), "", settled(experiment, recipe).compiled
+    resolved, _ = resolve_recipe(experiment, build_algorithm(experiment), task, model, layout)
+    return layout.table(), "", resolved.compiled
 
 
 def _layout_rows(study: Study) -> list[dict[str, Any]] | None:

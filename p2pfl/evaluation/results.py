@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, StoreError, TaskNotAllowed, some
-from p2pfl.experiment.loading import Experiment, recorded_experiment
-from p2pfl.experiment.plan import load_sites
+from p2pfl.experiment.loading import recorded_experiment
+from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, load_parameters
 from p2pfl.runs.checkpoint import write_tensors
 from p2pfl.runs.records import RunRecords, read_run

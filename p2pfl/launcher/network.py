@@ -26,8 +26,10 @@ from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.results import Run, read_buffers, read_models
-from p2pfl.experiment.loading import Experiment, recorded_experiment, resolve
-from p2pfl.experiment.plan import Plan, load_sites, make_plan
+from p2pfl.experiment.loading import recorded_experiment, resolve
+from p2pfl.experiment.plan import Plan, make_plan
+from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.spec import Experiment
 from p2pfl.launcher.founding import check_result_contract, found_network
 from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.launcher.watched import WatchedNode

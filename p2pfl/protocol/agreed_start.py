@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from p2pfl.experiment.loading import news_rounds
-from p2pfl.experiment.plan import Plan, links_between
+from p2pfl.experiment.graph import diameter_bound
+from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.link_watch import LinkReport
 from p2pfl.protocol.start_agreement import RESEND_S, StartAgreement
 from p2pfl.topology import is_spectrum_quick
@@ -44,10 +44,10 @@ class AgreedStart:
     def __init__(self, plan: Plan, me: str, signing: Signing, *, study_digest: str, within_s: float | None, began_ms: int) -> None:
         self.members, self._me = plan.names, me
         places = {name: place for place, name in enumerate(plan.names)}
-        graph = links_between(plan.topology)
+        graph = plan.undirected
         require = plan.experiment.require
         self.within_s = require.within_s if within_s is None else within_s
-        self.way = news_rounds(plan.topology) if is_spectrum_quick(plan.topology) else _LONG_WAY
+        self.way = diameter_bound(plan.topology) if is_spectrum_quick(plan.topology) else _LONG_WAY
         """The most links that news cross."""
         self.agreement = StartAgreement(
             me=places[me],

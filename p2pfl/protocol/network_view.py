@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from p2pfl.experiment.loading import news_rounds
+from p2pfl.experiment.graph import diameter_bound
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.equivocation import Contradiction, update_digest
 from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
@@ -101,7 +101,7 @@ class NetworkViewAdapter:
             sign=terms.sign,
             study=bytes.fromhex(study_digest),
             neighbours=plan.neighbours(me),
-            diameter=news_rounds(plan.topology) if is_spectrum_quick(plan.topology) else None,
+            diameter=diameter_bound(plan.topology) if is_spectrum_quick(plan.topology) else None,
             last_round=plan.experiment.last_possible_round,
             bytes_per_s=terms.policy.bytes_per_s,
             sums=not is_many,
@@ -126,7 +126,7 @@ class NetworkViewAdapter:
 
     def _push_sum_conversation(self) -> PushSumConversation:
         plan = self._plan
-        diameter = news_rounds(plan.topology)
+        diameter = diameter_bound(plan.topology)
         steps = (rounds_to(plan.topology, _WELL_MIXED) if is_spectrum_quick(plan.topology) else None) or 2 * diameter
         return PushSumConversation(
             neighbours=plan.neighbours(self._me), num_nodes=len(plan.names), diameter=diameter, steps=min(max(steps, 1), _MOST_STEPS)

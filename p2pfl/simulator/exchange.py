@@ -17,7 +17,7 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.algorithms.inbox import SlotMessages
 from p2pfl.errors import ConfigError
-from p2pfl.experiment.plan import matches_flows
+from p2pfl.experiment.requirements import matches_flows
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.simulator.flow_ledger import FlowLedger, Flows
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place

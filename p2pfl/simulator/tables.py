@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.experiment.plan import links_between
 from p2pfl.topology import Schedule, Topology
 
 Ints = NDArray[np.int64]
@@ -72,7 +71,7 @@ class NeighbourTables:
         self.reverse_NK: Tensor | None = None
         """int64, in fixed slots: the slot in which the neighbour has this node."""
         if fixed_slots:
-            links = links_between(schedule.union())
+            links = schedule.union().undirected()
             index_NK, _, linked_NK = links.with_weights(0.0).padded()
             self._slots = index_NK, linked_NK
             self.reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)

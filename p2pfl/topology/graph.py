@@ -211,6 +211,12 @@ class Topology:
         array = np.broadcast_to(np.asarray(weights, dtype=np.float64), self.senders.shape).copy()
         return replace(self, weights=array, periods=self.periods if invariant else None)
 
+    def undirected(self) -> Topology:
+        """Each edge in both directions, and without weights where the graph was directed."""
+        if not self.directed:
+            return self
+        return Topology.from_edges(self.name, self.num_nodes, self.senders, self.receivers, names=self.names)
+
     def renamed(self, names: Sequence[str]) -> Topology:
         """The same graph with names[i] for node i; where they are not sorted, the nodes are put in the order of their names."""
         if len(names) != self.num_nodes or len(set(names)) != self.num_nodes:

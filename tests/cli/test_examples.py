@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pfl.experiment.graph import build_topology
 from p2pfl.experiment.loading import load_experiment
 from p2pfl.launcher import up
 from p2pfl.simulator import simulate
@@ -55,7 +56,7 @@ def test_breast_cancer_by_five_daemons_is_the_same(tmp_path):
 
 def test_heart_disease_names_the_four_hospitals_and_the_published_budget():
     experiment = load_experiment("heart_disease.yaml")
-    topology = experiment.build_topology(["cleveland", "hungary", "switzerland", "va"])
+    topology = build_topology(experiment, ["cleveland", "hungary", "switzerland", "va"])
 
     assert (experiment.rounds, experiment.algorithm.local_steps, experiment.algorithm.batch_size) == (15, 100, 4)
     assert (topology.names, len(topology.senders)) == (("cleveland", "hungary", "switzerland", "va"), 8)

@@ -11,7 +11,10 @@ import pytest
 
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError, ConflictError
-from p2pfl.experiment.loading import Experiment, experiment_from, load_experiment, parse_assignment, resolve
+from p2pfl.experiment.graph import build_topology, stop_rule
+from p2pfl.experiment.loading import experiment_from, load_experiment, parse_assignment, resolve
+from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.spec import Experiment
 from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
 from p2pfl.yaml_files import dump_yaml, parse_yaml
@@ -322,25 +325,25 @@ def test_a_topologys_file_is_looked_for_beside_the_experiment(tmp_path):
 
     assert experiment.as_dict()["topology"] == {"file": str(tmp_path / "graph.yaml")}
     assert experiment_from(experiment.as_dict()) == experiment
-    assert experiment.build_topology(sorted(names)).names == tuple(sorted(names))
+    assert build_topology(experiment, sorted(names)).names == tuple(sorted(names))
     with pytest.raises(ConfigError, match=r"topology.file names the nodes .*: the run has a, b, c, d"):
-        experiment.build_topology(["a", "b", "c", "d"])
+        build_topology(experiment, ["a", "b", "c", "d"])
 
 
 def test_a_nameless_topology_file_must_have_as_many_nodes(tmp_path):
     (tmp_path / "graph.yaml").write_text("nodes: 3\nedges: [[0, 1], [1, 2]]\n")
     experiment = experiment_from({**QUADRATIC, "topology": {"file": str(tmp_path / "graph.yaml")}})
 
-    assert experiment.build_topology(["a", "b", "c"]).num_edges == 2
+    assert build_topology(experiment, ["a", "b", "c"]).num_edges == 2
     with pytest.raises(ConfigError, match=r"topology.file has 3 nodes: the run has 2"):
-        experiment.build_topology(["a", "b"])
+        build_topology(experiment, ["a", "b"])
 
 
 def test_a_graph_with_its_own_number_of_nodes_says_which():
     experiment = experiment_from({**QUADRATIC, "topology": {"name": "petersen"}})
 
     with pytest.raises(ConfigError, match="10"):
-        experiment.build_topology([f"n{i}" for i in range(8)])
+        build_topology(experiment, [f"n{i}" for i in range(8)])
     assert findings_of({"topology": {"name": "random-regular", "degre": 3}}) == [
         "topology random-regular has no option degre = 3: expected degree"
     ]
@@ -350,7 +353,7 @@ def test_a_random_graph_follows_the_experiments_seed_or_its_own():
     names = [f"n{i:02d}" for i in range(12)]
 
     def edges(**raw):
-        graph = experiment_from({**QUADRATIC, **raw}).build_topology(names)
+        graph = build_topology(experiment_from({**QUADRATIC, **raw}), names)
         return graph.senders.tolist()
 
     drawn = {"name": "random-regular", "degree": 3}
@@ -369,18 +372,18 @@ def test_rounds_and_steps_follow_from_the_file():
 
 def test_the_stop_rule_is_that_of_the_graph():
     experiment = experiment_from({**QUADRATIC, "stop": {"relative_consensus": 1e-4, "patience": 2}})
-    graph = experiment.build_topology([f"n{i}" for i in range(8)])
-    rule = experiment.stop_rule(Schedule.static(graph))
+    graph = build_topology(experiment, [f"n{i}" for i in range(8)])
+    rule = stop_rule(experiment, Schedule.static(graph))
 
     assert (rule.tolerance, rule.patience, rule.diameter) == (1e-4, 2, 4)
     assert rule.lambda_2 == pytest.approx(2 - 2**0.5, rel=1e-12)  # 2 - 2 cos(2 pi / 8)
-    assert resolve(experiment, {"stop": None}).stop_rule(Schedule.static(graph)) is None
+    assert stop_rule(resolve(experiment, {"stop": None}), Schedule.static(graph)) is None
 
 
 def test_the_rule_is_made_from_its_name():
-    assert experiment_from(QUADRATIC).algorithm.build() == DPSGD()
+    assert build_algorithm(experiment_from(QUADRATIC)) == DPSGD()
     complete = {"topology": {"name": "complete"}, "algorithm": {"name": "allreduce"}}
-    assert isinstance(experiment_from({**QUADRATIC, **complete}).algorithm.build(), AllReduce)
+    assert isinstance(build_algorithm(experiment_from({**QUADRATIC, **complete})), AllReduce)
 
 
 def test_an_experiment_cannot_be_changed():

@@ -13,6 +13,7 @@ from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import experiment_from
+from p2pfl.experiment.rules import build_algorithm
 from p2pfl.simulator import FaultScript, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -75,6 +76,6 @@ def test_what_continues_is_repaired_where_it_was_lost(tmp_path):
 
 
 def test_its_options_are_checked(careful):
-    assert experiment_from(EXPERIMENT).build_algorithm() == careful(theta=0.3)
+    assert build_algorithm(experiment_from(EXPERIMENT)) == careful(theta=0.3)
     with pytest.raises(ConfigError, match=r"algorithm\.theta = 2\.0: must be <= 1\.0"):
         experiment_from({**EXPERIMENT, "algorithm": {"name": "careful", "theta": 2.0}})

@@ -9,6 +9,7 @@ import pytest
 
 from p2pfl import simulate
 from p2pfl.errors import ConflictError, TopologyError
+from p2pfl.experiment.graph import build_schedule, build_topology
 from p2pfl.experiment.loading import experiment_from, load_experiment, load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
@@ -27,7 +28,7 @@ def yaml_of(nodes, edges):
 def built(tmp_path, text, names, file="net.yaml", **keys):
     (tmp_path / file).write_text(text, encoding="utf-8")
     experiment = experiment_from({"task": {"name": "averaging"}, "topology": {"file": str(tmp_path / file)}, **keys})
-    return experiment.build_topology(names)
+    return build_topology(experiment, names)
 
 
 def neighbours(graph, name):
@@ -64,7 +65,7 @@ def test_masses_of_numbered_nodes_belong_to_the_sites_of_their_names(tmp_path):
 def test_a_schedules_base_is_matched_by_name(tmp_path):
     (tmp_path / "net.yaml").write_text(yaml_of(list(range(11)), PATH), encoding="utf-8")
     topology = {"name": "matchings", "base": {"file": str(tmp_path / "net.yaml")}}
-    union = experiment_from({"task": {"name": "averaging"}, "topology": topology}).build_schedule(NUMBERS).union()
+    union = build_schedule(experiment_from({"task": {"name": "averaging"}, "topology": topology}), NUMBERS).union()
 
     assert neighbours(union, "2") == {"1", "3"}
 
@@ -170,7 +171,7 @@ def test_a_study_of_members_that_are_numbers_has_the_links_of_the_file(tmp_path)
         {"task": {"name": "averaging"}, "weights": "stationary", "topology": {"file": str(tmp_path / "net.yaml")}, "stop": None}
     )
     cards = [Identity.new().card(name, f"tcp://ward-{name}.example:7700", 100) for name in NUMBERS]
-    Study.create(experiment.as_dict(), cards, experiment.build_topology(NUMBERS)).save(tmp_path / "study.yaml")
+    Study.create(experiment.as_dict(), cards, build_topology(experiment, NUMBERS)).save(tmp_path / "study.yaml")
     study = load_study(tmp_path / "study.yaml")
 
     assert study.neighbours("2") == ("1", "3")

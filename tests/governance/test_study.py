@@ -22,6 +22,7 @@ import p2pfl
 from p2pfl.cli.keys import app as keys_app
 from p2pfl.cli.study import app
 from p2pfl.errors import ConfigError
+from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import experiment_from, load_study
 from p2pfl.governance.card import Card
 from p2pfl.governance.identity import Identity
@@ -526,7 +527,7 @@ def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, m
         raise AssertionError("a task was looked for")
 
     monkeypatch.setattr("p2pfl.tasks.loading.find_task", no_task)
-    monkeypatch.setattr("p2pfl.experiment.plan.find_task", no_task)
+    monkeypatch.setattr("p2pfl.experiment.sites.find_task", no_task)
     assert said["layout"] == TABLE
     assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
     text = invoke("show", sites / "study.yaml").output
@@ -747,7 +748,7 @@ def test_study_new_links_everybody_who_ever_meets_where_the_graph_changes(sites,
     loaded = load_study(sites / "study.yaml")
     experiment = experiment_from(loaded.experiment)
 
-    assert experiment.build_schedule(NAMES, loaded.topology()).union().num_edges == loaded.topology().num_edges
+    assert build_schedule(experiment, NAMES, loaded.topology()).union().num_edges == loaded.topology().num_edges
 
 
 def test_study_new_writes_down_what_matcha_has_computed(sites, monkeypatch):
@@ -760,7 +761,7 @@ def test_study_new_writes_down_what_matcha_has_computed(sites, monkeypatch):
     said = loaded.experiment["topology"]
     monkeypatch.setattr(schedule, "activation", None)  # members do not compute it
     (sites / "line.yaml").unlink()
-    rounds = experiment_from(loaded.experiment).build_schedule(NAMES, loaded.topology())
+    rounds = build_schedule(experiment_from(loaded.experiment), NAMES, loaded.topology())
 
     assert {key: said[key] for key in ("name", "base", "budget")} == {"name": "matcha", "base": {"file": "line.yaml"}, "budget": 0.4}
     assert rounds.agreed == {key: said[key] for key in ("probabilities", "step")}

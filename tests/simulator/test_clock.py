@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.experiment.loading import ChurnSpec, ClockSpec
+from p2pfl.experiment.spec import ChurnSpec, ClockSpec
 from p2pfl.protocol.round_pace import WINDOW, RoundPace
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.events.clock import RoundClock, RoundPaces

@@ -13,8 +13,10 @@ from test_topology_weights import connected_graphs
 
 from p2pfl.cli.study import _without_folders
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import experiment_from, load_experiment
-from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.experiment.plan import make_plan
+from p2pfl.experiment.sites import load_sites
 from p2pfl.launcher import up
 from p2pfl.simulator import simulate
 from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, Topology, describe, make, make_schedule, schedule, schedule_faults, weighted
@@ -278,14 +280,14 @@ def test_the_base_may_be_a_file_beside_the_experiment(tmp_path):
     for base in ("links.yaml", "{file: links.yaml}"):
         (tmp_path / "run.yaml").write_text(f"task: {{name: averaging}}\ntopology: {{name: matcha, base: {base}}}\n", encoding="utf-8")
         experiment = load_experiment(tmp_path / "run.yaml")
-        made = experiment.build_schedule(NAMES)
+        made = build_schedule(experiment, NAMES)
 
         assert experiment.topology.options == {"base": {"file": str(tmp_path / "links.yaml")}}
         assert made.union().num_edges == 4
         assert made.names == tuple(NAMES)
         assert made.facts["base"] == "links"
         with pytest.raises(ConfigError, match=r"topology.file names the nodes a, b, c, d: the run has x, y"):
-            experiment.build_schedule(["x", "y"])
+            build_schedule(experiment, ["x", "y"])
     shown = _without_folders(experiment.as_dict()["topology"])
     assert shown["base"] == {"file": "links.yaml"}
 

@@ -17,8 +17,10 @@ from test_topology_weights import connected_graphs
 from networks import HASTY, Network, finish
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import experiment_from, load_study
-from p2pfl.experiment.plan import load_sites, make_plan
+from p2pfl.experiment.plan import make_plan
+from p2pfl.experiment.sites import load_sites
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.simulator import FaultScript
@@ -150,15 +152,15 @@ def test_a_study_takes_them_from_the_cards_and_members_take_its_weights(tmp_path
     experiment = experiment_from({**AVERAGING, "nodes": None, "stop": None, "rounds": 3})
     samples = {"a": 10, "b": 20, "c": 70}
     cards = [Identity.new().card(name, f"tcp://{name}.example:7700", count) for name, count in samples.items()]
-    schedule = experiment.build_schedule(sorted(samples), samples=samples)
+    schedule = build_schedule(experiment, sorted(samples), samples=samples)
     Study.create(experiment.as_dict(), cards, schedule.union()).save(tmp_path / "study.yaml")
     study = load_study(tmp_path / "study.yaml")
-    member = experiment.build_schedule(study.names, study.topology())
+    member = build_schedule(experiment, study.names, study.topology())
 
     assert member.at(0).weights.tobytes() == schedule.at(0).weights.tobytes()
     assert member.weighted_mean
     with pytest.raises(ConfigError, match="how much does b count"):
-        experiment.build_schedule(sorted(samples), samples={**samples, "b": None})
+        build_schedule(experiment, sorted(samples), samples={**samples, "b": None})
 
 
 # ---- what runs on them

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.algorithms import over_an_edge
-from p2pfl.experiment.loading import NEEDS_ALL
-from p2pfl.experiment.plan import Plan, counts_of, matches_flows
+from p2pfl.experiment.graph import link_costs
+from p2pfl.experiment.plan import Plan
+from p2pfl.experiment.requirements import NEEDS_ALL, matches_flows
+from p2pfl.experiment.sites import counts_of
 from p2pfl.protocol.round_pace import CEILING_S, SHARE, WINDOW
 from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
 from p2pfl.topology import Schedule
@@ -96,7 +98,7 @@ class RoundClock:
         """The clock of a plan whose experiment has one."""
         assert plan.experiment.clock is not None
         algorithm, names = plan.recipe.algorithm, plan.names
-        delays = Delays(plan.experiment.clock, plan.experiment.links(plan.topology, names), names, plan.experiment.seed)
+        delays = Delays(plan.experiment.clock, link_costs(plan.experiment, plan.topology, names), names, plan.experiment.seed)
         sample = plan.population(names[:2])
         formats = []
         for phase in range(algorithm.phases):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from p2pfl.algorithms import over_an_edge
 from p2pfl.draws import Purpose, chances
-from p2pfl.experiment.loading import ClockSpec
 from p2pfl.experiment.plan import Plan
+from p2pfl.experiment.spec import ClockSpec
 from p2pfl.simulator.events.node import EventNode
 from p2pfl.topology import Topology
 from p2pfl.wire.codec import CHUNK_BYTES

@@ -1,0 +1,72 @@
+"""Recipe of an experiment: how its nodes learn, with the answer to `compiled: auto`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from p2pfl.algorithms import DPSGD, Algorithm, PartlyShared
+from p2pfl.errors import ConfigError, MissingExtraError
+from p2pfl.experiment.rules import build_aggregator
+from p2pfl.experiment.spec import Experiment
+from p2pfl.params import Layout
+from p2pfl.tasks import SiteTable, Task
+from p2pfl.training import Population, Recipe
+from p2pfl.training.backends.compiled import LOOPS, compiled_loops, why_no_loops, why_not_compiled
+
+
+def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, layout: Layout) -> tuple[Experiment, Recipe]:
+    """Make the recipe, and write on or off into an experiment that says `compiled: auto`.
+
+    What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
+
+    Raises:
+        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have.
+    """
+    recipe = Recipe(
+        algorithm=PartlyShared(algorithm, layout) if layout.personal else algorithm,
+        optimizer=experiment.optimizer,
+        batch_size=experiment.algorithm.batch_size,
+        repeats_rows=experiment.schema == 1,
+        rounds=experiment.rounds,
+        local_steps=experiment.algorithm.local_steps,
+        seed=experiment.seed,
+        aggregator=build_aggregator(experiment),
+    )
+    if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
+        return experiment, recipe
+    site = next((site for site in task.sites if site.train is not None), None)
+    reason = recipe.why_not_compiled or _why_not_compiled(task, model)
+    if reason is None and site is None and experiment.compiled == "auto":
+        reason = "there are no rows here"
+    if reason is None and compiled_loops(LOOPS) is None:
+        if experiment.compiled == "on":
+            raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
+        reason = why_no_loops()
+    compiled = replace(recipe, compiled=True)
+    if reason is None and site is not None and recipe.local_steps:
+        try:
+            Population(task, [site], [0], model, replace(compiled, algorithm=DPSGD())).compile()
+        except ConfigError as error:
+            reason = error.findings[0].removeprefix("compiled = 'on': ").removesuffix("; take off")
+    if reason is None:
+        return replace(experiment, compiled="on"), compiled
+    if experiment.compiled == "on":
+        raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
+    return replace(experiment, compiled="off"), recipe
+
+
+def _why_not_compiled(task: Task, model: nn.Module) -> str | None:
+    """Find why a task's model cannot be trained in compiled loops on the rows that are here; None where it can."""
+    if task.loss is None:
+        return f"the task {task.name} trains nothing"
+    dtype = next(model.parameters()).dtype
+    if isinstance(task.sites, SiteTable):
+        rows = [(task.sites.inputs, task.sites.targets)]
+    else:
+        rows = [site.train for site in task.sites if site.train is not None and len(site.train[0])]
+    kinds = {inputs.dtype for inputs, _ in rows if not inputs.dtype.is_floating_point} or {dtype}
+    if len(kinds) > 1:
+        return "some sites have whole numbers as inputs and others none"
+    return why_not_compiled(model, task.loss, dtype, rows, kinds.pop())
