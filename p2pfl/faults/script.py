@@ -21,7 +21,7 @@ class FaultKind(Enum):
     """Kinds of faults, by the key of a user's file."""
 
     PAUSE = "pause"
-    """The node stands still: it neither trains nor receives nor sends, and goes on afterwards."""
+    """The node is paused: it neither trains nor receives nor sends, and goes on afterwards."""
 
     KILL = "kill"
     """The node's process is killed, and started again from its state when the fault is over."""
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultScript:
-    """FaultScript of one run.
+    """All faults of one run, by round or by seconds since its start.
 
     A paused or killed process makes no rounds: whoever runs processes asks with the furthest round of all nodes.
     """
@@ -105,7 +105,7 @@ class FaultScript:
         return [fault for fault in self._by_target.get((kind, nodes), ()) if fault.holds(round, elapsed_s)]
 
     def is_paused(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
-        """Whether a node stands still: its process is to be stopped, and to be continued afterwards."""
+        """Whether a node is paused: its process is to be stopped, and to be continued afterwards."""
         return bool(self._holding(FaultKind.PAUSE, (node,), round, elapsed_s))
 
     def is_killed(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
@@ -113,7 +113,7 @@ class FaultScript:
         return bool(self._holding(FaultKind.KILL, (node,), round, elapsed_s))
 
     def slowness(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> float:
-        """How many times as long a node's local steps take."""
+        """Factor by which a node's local steps take longer."""
         return math.prod(fault.factor for fault in self._holding(FaultKind.SLOW, (node,), round, elapsed_s))
 
     def is_cut(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -97,6 +97,13 @@ def kind_of(event: Mapping[str, Any]) -> EventKind | None:
         return EventKind(event["event"])
     except ValueError:
         return None
+
+
+def training_rows(number: int, diverged: Sequence[str], without_loss: Sequence[str]) -> list[Row]:
+    """Rows of events.jsonl for nodes whose training of a round became non-finite, or gave no finite loss."""
+    detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
+    rows = [event_row(EventKind.DIVERGED, number, name, detail) for name in diverged]
+    return rows + [event_row(EventKind.NO_LOSS, number, name, f"round {number}") for name in without_loss]
 
 
 def event_row(kind: str, number: int, node: str, detail: str) -> Row:

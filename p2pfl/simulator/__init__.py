@@ -1,4 +1,4 @@
-"""The network in one process."""
+"""A simulated network, in one process or in several that share its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When compiled loops are worth the second that loading them takes, where an experiment does not say whether to take them."""
+"""The choice of compiled loops where an experiment leaves it open: loading them takes a second."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _LARGE = 2000  # parameters
 
 
 def mixing_is_worth_it(plan: Plan) -> bool:
-    """By the numbers that pass over edges in all rounds; the loops that mix give the same bits as torch."""
+    """Whether compiled mixing is faster, by the numbers that pass over edges in all rounds; it gives the same bits as torch."""
     return (
         plan.experiment.compiled != "off" and len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round >= _WORTH
     )
 
 
 def training_is_worth_it(plan: Plan) -> bool:
-    """By the parameters that are moved in all nodes' steps: of runs that earlier versions began, which decided so."""
+    """Whether compiled training is faster, by the parameters of all steps of a run that an earlier version began."""
     if plan.experiment.schema != 1 or plan.experiment.compiled != "auto":
         return False
     num_steps = len(plan.names) * plan.recipe.local_steps * plan.experiment.rounds

@@ -1,4 +1,4 @@
-"""The whole network as rows of one population, mixed in place of messages: all of them in one process, or some at each of several ranks.
+"""The rounds of a simulated network: rows of one population, all in one process, or some at each of several ranks.
 
 Shapes: N nodes, M rows of this rank (all N in one process), K neighbour slots, P parameters.
 """
@@ -24,7 +24,7 @@ from p2pfl.evaluation.results import STACKED_ABOVE, write_models
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.events import EventKind, event_row
+from p2pfl.runs.events import event_row, training_rows
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import NetworkRow, NodeRow, Row, kind_of_round, network_row
@@ -46,7 +46,7 @@ _MEASURED = 10_000
 
 
 class Simulation:
-    """A network that runs in this process.
+    """A network whose nodes go round by round.
 
     Args:
         plan: what to run; all sites' data are here.
@@ -105,7 +105,7 @@ class Simulation:
         return self.round >= self.plan.experiment.last_possible_round or self._agreement.is_reached(self.round)
 
     def run(self, progress: Progress | None = None) -> None:
-        """Round after round until every node has stopped, then what is to be said of it."""
+        """Run rounds until every node has stopped, then conclude the run."""
         experiment, saved_s = self.plan.experiment, time.monotonic()
         while not self.is_over:
             row = self.step()
@@ -156,27 +156,24 @@ class Simulation:
     def _append_events(self, number: int, exchanged: Exchanged, measures: Measures, *, trained: bool) -> None:
         for kind, node, detail in exchanged.notices:
             self.folder.append_event(event_row(kind, number, self.plan.names[node], detail))
-        for name in measures.diverged if trained else ():
-            detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
-            self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
-        for name in measures.without_loss if trained else ():
-            self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))
+        for row in training_rows(number, measures.diverged, measures.without_loss) if trained else ():
+            self.folder.append_event(row)
 
     def _evaluated(self, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
-        """Some nodes' models on their own test rows."""
+        """Evaluate models of some nodes on their own test rows."""
         here = [node for node in nodes if node in self._shard.row_of]
         figures = self.population.evaluate([self._shard.row_of[node] for node in here])
         told = self._ranks.all_gather_object(list(zip(here, figures, strict=True)))
         return dict(sorted((node, found) for part in told for node, found in part))
 
     def _models(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Everybody's parameters and buffers at the first rank; None at the others."""
+        """Gather parameters and buffers of all nodes at the first rank; None at the others."""
         x_NP = self._shard.gather(self.population.estimate())
         buffers = {name: self._shard.gather(rows) for name, rows in self.population.buffers.items()}
         return x_NP, {name: rows for name, rows in buffers.items() if rows is not None}
 
     def save(self) -> None:
-        """A checkpoint from which `restore` continues exactly."""
+        """Write a checkpoint from which `restore` continues exactly."""
         metadata = {
             "round": self.round,
             **self._agreement.metadata(),
@@ -226,7 +223,7 @@ class Simulation:
             self.folder.truncate(self.round)
 
     def finish(self) -> None:
-        """Settle, evaluate, compare with the baselines, write models and summary."""
+        """Roll back open flows, evaluate, and conclude the run."""
         plan, population = self.plan, self.population
         compensation = dict(self._exchange.ledger.close())
         for phase in range(plan.recipe.algorithm.phases if compensation else 0):
@@ -338,14 +335,14 @@ class Simulation:
 
 
 def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
-    """All rows, or `most` of them evenly spread where there are more than `all_up_to`."""
+    """Select all rows, or `most` of them evenly spread where there are more than `all_up_to`."""
     if num_nodes <= all_up_to:
         return list(range(num_nodes))
     return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A checkpoint's rows, and what is of no single one."""
+    """Split a checkpoint into tensors of rows and those of the whole network."""
     common = {name: tensor for name, tensor in tensors.items() if name.startswith(("clock/", "exchange/"))}
     return {name: tensor for name, tensor in tensors.items() if name not in common}, common
 

@@ -1,4 +1,4 @@
-"""What a simulation will take, before it takes it: memory by counting, seconds by trying a few rows.
+"""Forecast of a simulation's cost: memory by counting, seconds by trying a few rows.
 
 Shapes: N nodes, P parameters.
 """
@@ -28,7 +28,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a simulation needs."""
+    """Memory that a simulation needs, and what this machine has."""
 
     state_bytes: int
     """Of the algorithm, the models included."""
@@ -46,12 +46,12 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether the machine has so much."""
+        """Whether this machine has that much memory."""
         return self.available_bytes is None or self.peak_bytes <= self.available_bytes
 
 
 def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Forecast:
-    """The most memory that a simulation of this plan will hold; checkpoints apart.
+    """Forecast the most memory that a simulation of this plan will hold; checkpoints apart.
 
     Args:
         plan: of the simulation.
@@ -91,7 +91,7 @@ def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Fore
 
 
 def forecast_seconds(plan: Plan, threads: int) -> float:
-    """Training and mixing of all rounds, from one round of some rows."""
+    """Forecast the seconds of training and mixing in all rounds, from one round of some rows."""
     num_nodes = len(plan.names)
     rows = min(num_nodes, max(2, 16 * threads, min(_SAMPLE_BYTES // plan.layout.size_bytes, 4096 * threads)))
     sample = _sample(plan, rows)
@@ -113,7 +113,7 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
 
 
 def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> None:
-    """Nothing, if the simulation fits into this machine.
+    """Refuse a simulation that does not fit into this machine.
 
     Raises:
         ConfigError: it does not; with both numbers and what would help.
@@ -135,7 +135,7 @@ def _gib(size_bytes: int) -> str:
 
 
 def _sample(plan: Plan, rows: int) -> Population:
-    """The first rows, as the simulation would have them."""
+    """Make a population of the first rows, as the simulation would have them."""
     return plan.population(plan.names[:rows])
 
 
@@ -144,14 +144,14 @@ def _bytes_a_row(tensors: dict[str, Tensor]) -> int:
 
 
 def _some_neighbours(plan: Plan, rows: int) -> tuple[Tensor, Tensor]:
-    """As many as the network's nodes have on average, with small weights."""
+    """Make neighbours of a sample: as many as the network's nodes have on average, with small weights."""
     degree = max(1, round(len(plan.topology.senders) / plan.topology.num_nodes))
     index_NK = (torch.arange(rows)[:, None] + 1 + torch.arange(degree)) % rows
     return index_NK, torch.full((rows, degree), 1 / (degree + 1), dtype=plan.layout.dtype)
 
 
 def _available_bytes() -> int | None:
-    """What the machine can give to a process; None where it does not say so in Linux's way."""
+    """Memory that this machine can give to a process; None where it does not say so as Linux does."""
     if not _MEMINFO.exists():
         return None
     for line in _MEMINFO.read_text(encoding="ascii").splitlines():

@@ -29,7 +29,7 @@ _COMPILED = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What the rows were before they were mixed."""
+    """Measures of rows before they were mixed."""
 
     squared_N: Tensor
     """float64, sum_j ||x_i - x_j||**2 over the neighbours that are there."""
@@ -41,16 +41,16 @@ class Mixed:
     """float64, ||x_i - mean||**2."""
 
     mean_P: Tensor
-    """Of the rows."""
+    """Mean of all rows, (P,)."""
 
     @property
     def distance(self) -> float:
-        """sqrt(mean_i ||x_i - mean||**2)."""
+        """Root mean square distance from the mean."""
         return float(self.apart_N.mean().sqrt())
 
 
 class Elsewhere(Protocol):
-    """Neighbours' rows that come from other processes, a block of columns at a time."""
+    """Rows of neighbours that come from other processes, a block of columns at a time."""
 
     num_rows: int
     """G"""
@@ -59,11 +59,11 @@ class Elsewhere(Protocol):
     """So many rows here, the first ones, need none of them."""
 
     def post(self, block_NW: Tensor, into_GW: Tensor) -> None:
-        """Ask for them, and send what others need."""
+        """Start to receive these rows, and to send those that others need."""
         ...
 
     def arrived(self) -> None:
-        """Wait for those of the first block that was not waited for yet."""
+        """Wait for the oldest block that is on its way."""
         ...
 
 
@@ -73,12 +73,12 @@ def is_plain(plan: Plan) -> bool:
 
 
 def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
-    """How many columns are mixed at once."""
+    """Number of columns that are mixed at once."""
     return min(num_columns, max(_NARROWEST, _BLOCK_BYTES // (num_rows * itemsize)))
 
 
 def load_compiled(dtype: torch.dtype) -> bool:
-    """Whether there are compiled loops for such numbers; from then on they are at hand."""
+    """Load compiled loops for numbers of a dtype; whether there are any."""
     if compiled_loops(_LOOPS) is None or dtype not in _COMPILED:
         return False
     nobody = torch.zeros(1, 1, dtype=torch.int64)
@@ -98,7 +98,7 @@ def mix_in_place(
     width: int | None = None,
     compiled: bool = False,
 ) -> Mixed:
-    """x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
+    """Mix rows: x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
 
     Args:
         x_NP: changed.
@@ -153,30 +153,30 @@ def mix_in_place(
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """Who takes in what of whom, as in `mix_in_place`."""
+    """Neighbours and weights of every row, as in `mix_in_place`."""
 
     index_NK: Tensor
     weights_NK: Tensor
     present_NK: Tensor
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """For the compiled loops."""
+        """Arrays for the compiled loops."""
         return tuple(tensor.contiguous().numpy() for tensor in (self.index_NK, self.weights_NK, self.present_NK))
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some columns of all rows."""
+    """Block of columns of all rows."""
 
     changed_NW: Tensor
     from_FW: Tensor
-    """What they were."""
+    """Rows before they were mixed."""
     mean_W: Tensor
-    """Of the rows here."""
+    """Mean of the rows here, (W,)."""
 
 
 class _Slots:
-    """A neighbour slot after the other, some rows at a time."""
+    """Mixing by torch, a neighbour slot after the other, some rows at a time."""
 
     def __init__(self, links: _Links, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool, self._threads = pool, threads
@@ -189,7 +189,7 @@ class _Slots:
         self._kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
 
     def mix(self, block: _Block, first: int, last: int) -> None:
-        """Some rows."""
+        """Mix some of the rows of a block."""
         rows_at_once = max(1, min(last - first, _PART_BYTES // (block.from_FW.shape[1] * block.from_FW.element_size())))
         parts = [slice(start, min(start + rows_at_once, last)) for start in range(first, last, rows_at_once)]
         is_small = min(self._threads, len(parts)) == 1  # a thread costs more than a small part
@@ -217,7 +217,7 @@ class _Slots:
 def _mixed_by_loops(
     loops: ModuleType, x_NP: Tensor, links: _Links, threads: int, active_N: Tensor | None, elsewhere: Elsewhere | None, width: int
 ) -> Mixed:
-    """All slots of a row in one compiled loop; each thread has columns of its own, and goes through them by itself where all rows are here.
+    """Mix all slots of a row in one compiled loop; each thread has columns of its own, all at once where all rows are here.
 
     Columns are mixed once other processes' rows have come, while those of the next block are on their way.
     """

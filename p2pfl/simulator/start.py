@@ -1,4 +1,4 @@
-"""A simulation from its experiment to its run: what is asked for is checked, then one of the engines runs it.
+"""The start of a simulation: an experiment is checked, and one of the engines runs it.
 
 One process, or each of several ranks, does so.
 """
@@ -124,7 +124,7 @@ def _run(
     stopwatch: Stopwatch,
     allow_tasks: Collection[str],
 ) -> Run:
-    """What `simulate` has been asked for, at one rank."""
+    """Run a resolved experiment at one rank."""
     pace, device = experiment.pace.name, ranks.device
     _check_it_can_run(experiment, ranks, faults)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
@@ -168,7 +168,7 @@ def _run(
 
 
 def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript | None) -> None:
-    """Nothing, if all that is asked for goes together here.
+    """Refuse what cannot go together here.
 
     Raises:
         ConfigError: it does not.
@@ -195,7 +195,7 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript 
 
 
 def _check_the_same_everywhere(plan: Plan, ranks: Ranks) -> None:
-    """Nothing, if all ranks have read the same.
+    """Refuse ranks that have read different files.
 
     Raises:
         ConfigError: one has another experiment, other nodes or another model.

@@ -95,7 +95,7 @@ class RoundClock:
 
     @classmethod
     def of(cls, plan: Plan) -> RoundClock:
-        """The clock of a plan whose experiment has one."""
+        """Make the clock of a plan whose experiment has one."""
         assert plan.experiment.clock is not None
         algorithm, names = plan.recipe.algorithm, plan.names
         delays = Delays(plan.experiment.clock, link_costs(plan.experiment, plan.topology, names), names, plan.experiment.seed)

@@ -48,11 +48,11 @@ class Edges:
     """Place of each edge's message among those of its sender, from 1."""
 
     def latest(self, values_E: Floats) -> Floats:
-        """The largest of each receiver, (N,); -inf without edges."""
+        """Largest value of each receiver, (N,); -inf without edges."""
         return self._reduced(np.maximum, values_E, -math.inf)
 
     def earliest(self, values_E: Floats) -> Floats:
-        """The smallest of each receiver, (N,); inf without edges."""
+        """Smallest value of each receiver, (N,); inf without edges."""
         return self._reduced(np.minimum, values_E, math.inf)
 
     def _reduced(self, ufunc: np.ufunc, values_E: Floats, nothing: float) -> Floats:
@@ -63,7 +63,7 @@ class Edges:
 
 
 class Delays:
-    """How long things take: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
+    """Delays: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
 
     Args:
         spec: what the experiment says.

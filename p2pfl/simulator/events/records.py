@@ -15,7 +15,7 @@ from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import write_models
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.events import EventKind, event_row
+from p2pfl.runs.events import training_rows
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.rows import NodeRow, row_of_nodes
 from p2pfl.runs.stopwatch import Stopwatch
@@ -67,11 +67,8 @@ class EventRecords:
         if experiment.save_models_every and node.round % experiment.save_models_every == 0:
             population = node.population
             write_models(self.folder.path, (node.name,), population.estimate(), self.plan.layout, population.buffers, number)
-        for name in node.population.diverged:
-            detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
-            self.folder.append_event(event_row(EventKind.DIVERGED, number, name, detail))
-        for name in node.population.without_loss:
-            self.folder.append_event(event_row(EventKind.NO_LOSS, number, name, f"round {number}"))
+        for event in training_rows(number, node.population.diverged, node.population.without_loss):
+            self.folder.append_event(event)
         self.folder.append_node(row)
         self._open.setdefault(number, []).append(row)
         self.stopwatch.lap("evaluate")
