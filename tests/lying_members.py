@@ -40,7 +40,7 @@ def alive(exchange: int) -> Heartbeat:
 
 def ahead(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
     """A ladder of exchange numbers, so that the largest that is believed is among them."""
-    at = daemon.protocol.exchange + 2
+    at = daemon.protocol.edges.exchange + 2
     while at < daemon.protocol.num_exchanges:
         yield encode(alive(at))
         at = int(1.15 * at) + 1
@@ -69,7 +69,7 @@ def endless(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
 
 def restarts(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
     """A greeting from another process each time."""
-    yield encode(replace(daemon.protocol.hello(neighbour), incarnation=2**40 + step, exchange=max(neighbour.heard_exchange, 0)))
+    yield encode(replace(daemon.protocol.announcer.hello(neighbour), incarnation=2**40 + step, exchange=max(neighbour.heard_exchange, 0)))
 
 
 def silent(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
@@ -99,7 +99,7 @@ def poison(value_at: Callable[[int, int], float | None], first: int) -> None:
     pack = Mixing.pack
 
     def poisoned(self: Mixing, outgoing: Mapping[str, Tensor], phase: int) -> Any:
-        value = value_at(self._protocol.exchange, first)
+        value = value_at(self._protocol.edges.exchange, first)
         sent = outgoing if value is None else {name: torch.full_like(tensor, value) for name, tensor in outgoing.items()}
         return pack(self, sent, phase)
 
@@ -120,7 +120,7 @@ def lie(program: str, exchange: int, site: str) -> None:
     send_update, tick, is_over, is_behind = Sending._send_update, Daemon._tick, Protocol.is_over, Protocol.is_behind
 
     def lies(protocol: Protocol) -> bool:
-        return protocol.exchange >= exchange and program in PROGRAMS and bool(protocol.sent)
+        return protocol.edges.exchange >= exchange and program in PROGRAMS and bool(protocol.transfers.sent)
 
     async def send_no_update(self: Sending, neighbour: Neighbour, item: SendUpdate) -> None:
         if not lies(self._protocol):

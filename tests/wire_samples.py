@@ -36,7 +36,7 @@ NEWS = {
     "stop": StopNews(agreed_for=2, stop_round=None),
 }
 SMALL = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(4,)),))
-ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), whole=SMALL)
+ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), full=SMALL)
 """Of updates that continue each other; one that stands by itself is SMALL."""
 MARKS = (b"before 7", b"after  7")
 PAYLOAD = np.arange(4, dtype="<f4").tobytes()

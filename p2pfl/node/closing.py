@@ -35,11 +35,11 @@ class Closing:
     async def close(self, reason: str) -> None:
         """Settle with the neighbours, then write how it went; nothing is written where this node's state went back."""
         protocol, steps, rounds = self._protocol, self._steps, self._steps.place.round
-        protocol.end(reason, steps.exchange)
+        protocol.stop(reason, steps.exchange)
         await steps.keep()
         self._rounds.tell_last()
         await self._settle()
-        if protocol.lost:
+        if protocol.states.own:
             return  # somebody has to decide first
         self._mixing.compensate(rounds)
         await steps.keep()
@@ -54,12 +54,12 @@ class Closing:
         """Wait until every neighbour has acknowledged what went over its edge, or the time is up."""
         protocol, clock = self._protocol, self._clock
         deadline_s = clock.now_s() + self._linger_s
-        while not protocol.is_settled() and clock.now_s() < deadline_s and not clock.is_stopping:
+        while protocol.unacknowledged() and clock.now_s() < deadline_s and not clock.is_stopping:
             unsaid = {name: neighbour.ledger.report() for name, neighbour in protocol.neighbours.items()}
             await self._steps.keep()
             for name, neighbour in protocol.neighbours.items():
                 if neighbour.ledger.report() != unsaid[name]:
-                    neighbour.queue(protocol.closing_message(neighbour))
+                    neighbour.queue(protocol.announcer.closing(neighbour))
             self._sending.wake()
             await clock.wait(deadline_s)
 

@@ -73,7 +73,7 @@ class NodeConclusion:
             metrics={self._me: population.evaluate()[0]},
             models=FinalModels(names=[self._me], x_NP=population.estimate(), buffers=population.buffers, population=population),
             book=lambda _: self._seconds.total(),
-            has_agreed=self._protocol.closing == "converged",
+            has_agreed=self._protocol.edges.closing == "converged",
             started_without=self._agreed.missing,
             cross_site=at_one_site(self._plan, population, self._me, self._mixing.release_last_heard(), self._log.event),
             more=self._accepted_rows(),
@@ -91,7 +91,7 @@ class NodeConclusion:
 
     async def note_end(self, linger_s: float) -> None:
         """Record neighbours without a last word, and rounds without any neighbour."""
-        if unacknowledged := self._protocol.unsettled():
+        if unacknowledged := self._protocol.unacknowledged():
             waited = f"for which it waited {linger_s:g} s"
             self._log.event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unacknowledged)}, {waited}")
         if alone := await asyncio.to_thread(self._rounds_alone):
@@ -109,7 +109,7 @@ class NodeConclusion:
         folder = self._log.folder
         self._view.take_note(folder)
         company = self._agreed.company or list(self._plan.names)
-        if unended := self._view.unended(rounds, company, self._protocol.ahead):
+        if unended := self._view.unended(rounds, company, self._protocol.edges.ahead):
             sees_most = self._view.sees_most_end(company)
             for name, number in unended.items():
                 last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {rounds}"
@@ -142,7 +142,7 @@ class NodeConclusion:
         One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
         """
         schedule, company = self._plan.schedule, self._agreed.company
-        if not self._protocol.in_step or schedule.period != 1 or schedule.directed:
+        if not self._protocol.pace.in_step or schedule.period != 1 or schedule.directed:
             return []
         expected = {name for name in self._protocol.neighbours if company is None or name in company}
         rows = read_run(self._log.folder.path, experiment=self._plan.experiment.as_dict()).nodes if expected else []

@@ -37,7 +37,7 @@ from p2pfl.node.stopping import Stopping, left_out
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
-from p2pfl.protocol.protocol import STATE_LOST, WITHOUT_ITS_STATE
+from p2pfl.protocol.state_check import STATE_LOST, WITHOUT_ITS_STATE
 from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
@@ -131,9 +131,9 @@ class Daemon:
         """
         self._open_folder()
         self._conclusion.note_differences()
-        if self._steps.place.finished and self.protocol.closing is not None:
+        if self._steps.place.finished and self.protocol.edges.closing is not None:
             self._log.leave()
-            return self._conclusion.outcome(self.protocol.closing)
+            return self._conclusion.outcome(self.protocol.edges.closing)
         try:
             return await self._run()
         except BaseExceptionGroup as group:  # one failure of one task: say that, and not that it was in a group
@@ -165,10 +165,10 @@ class Daemon:
         self._log.event(EventKind.RESUMED, f"from the checkpoint before round {self._steps.place.round}")
 
     async def _run(self) -> str:
-        if self.protocol.anew and not (self.state / CHECKPOINT).exists():
+        if self.protocol.edges.anew and not (self.state / CHECKPOINT).exists():
             self._log.event(EventKind.STARTED_ANEW, f"{self.me}: {WITHOUT_ITS_STATE}, as somebody here has agreed to")
             await self._steps.keep()  # what has been agreed to is not asked for again
-        if self.protocol.closing is None:
+        if self.protocol.edges.closing is None:
             self._steps.begin_exchange()  # what comes while the links are made must find its place
         async with self._transport, asyncio.TaskGroup() as group:
             background = [group.create_task(self._receive(), name="receive"), group.create_task(self._tick(), name="tick")]
@@ -185,7 +185,7 @@ class Daemon:
         return reason
 
     async def _take_part(self) -> str:
-        reason = self.protocol.closing
+        reason = self.protocol.edges.closing
         if reason is None:
             try:
                 has_started = self._agreed_start.company is not None or await self._starting.wait()
@@ -199,9 +199,9 @@ class Daemon:
         if self._steps.place.finished:
             await self._sending.say_goodbye("finished")
             return self._conclusion.outcome(reason)
-        self._log.event(EventKind.PAUSED, "for a decision: its state went back" if self.protocol.lost else self.clock.stopped_why)
+        self._log.event(EventKind.PAUSED, "for a decision: its state went back" if self.protocol.states.own else self.clock.stopped_why)
         await self._sending.say_goodbye("pausing")
-        if not self.protocol.lost:
+        if not self.protocol.states.own:
             return "paused"
         self._conclusion.write_without_result(STATE_LOST, self._steps.place.round)
         return STATE_LOST
@@ -215,7 +215,7 @@ class Daemon:
         while steps.place.round < experiment.last_possible_round and not self.clock.is_stopping:
             if self._stopping.is_over(steps.place.round):
                 break
-            if protocol.newest is not None and all(n.left for n in protocol.neighbours.values()):
+            if not protocol.pace.balances and all(n.left for n in protocol.neighbours.values()):
                 self._log.event(EventKind.ALONE, f"every neighbour has finished: this node stops after {steps.place.round} rounds")
                 return "rounds"
             steps.begin_exchange()
@@ -239,11 +239,11 @@ class Daemon:
                 return
             steps.spend("wait", began_s)
             began_s = self.clock.now_s()
-            heard = [received.stop.agreed_for for received in protocol.arrivals().values()]
+            heard = [held.update.stop.agreed_for for held in protocol.admitted().values()]
             self._witness.note_received(protocol.came())
             await mixing.merge(outgoing, number, phase, local_steps=local_steps)
             steps.spend("mix", began_s)
-            if phase == protocol.phases - 1:
+            if phase == protocol.edges.phases - 1:
                 break
             steps.move(phase=phase + 1)
             await steps.keep()
@@ -255,21 +255,21 @@ class Daemon:
     async def _exchange(self, outgoing: Mapping[str, Tensor]) -> bool:
         """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
         protocol, clock, place = self.protocol, self.clock, self._steps.place
-        if not protocol.is_behind():
-            updates, full, mark = await asyncio.to_thread(self._mixing.pack, outgoing, place.phase)
-            protocol.post(updates, clock.now_s(), wholes=full, mark=mark)
+        if not protocol.claims.is_behind():
+            updates, full, digest = await asyncio.to_thread(self._mixing.pack, outgoing, place.phase)
+            protocol.send(updates, clock.now_s(), full=full, state_digest=digest)
             self._witness.note_sent(updates)
             self._sending.wake()
         began_s, say_after_s = clock.now_s(), SAY_AWAITED_S
-        while not protocol.is_behind():
-            if protocol.is_over(clock.now_s()):
+        while not protocol.claims.is_behind():
+            if protocol.pace.is_over(clock.now_s()):
                 return True
             if clock.is_stopping or self._stopping.is_over(place.round):
                 return False
             if clock.now_s() - began_s >= say_after_s:
                 self._links.log_awaited(place.round, clock.now_s() - began_s)
                 say_after_s *= 2
-            await clock.wait(protocol.look_again_s(clock.now_s(), TICK_S))
+            await clock.wait(protocol.deadlines.look_again_s(clock.now_s(), TICK_S, protocol.pace.awaited()))
         self._jump()
         return False
 
@@ -277,8 +277,8 @@ class Daemon:
         """Take the round number from what was heard; the missed rounds are not trained."""
         protocol, experiment, number = self.protocol, self.plan.experiment, self._steps.place.round
         # rounds are begun at their beginning
-        target = min(-(-protocol.furthest() // protocol.phases), experiment.last_possible_round)
-        protocol.jump(target * protocol.phases, self.clock.now_s(), left_out(number, target, experiment.rounds))
+        target = min(-(-protocol.claims.furthest() // protocol.edges.phases), experiment.last_possible_round)
+        protocol.jump(target * protocol.edges.phases, self.clock.now_s(), left_out(number, target, experiment.rounds))
         self._stopping.note_jump()
         self._mixing.interrupt()
         self._steps.move(round=target, phase=0, joined=True)
@@ -292,14 +292,14 @@ class Daemon:
             self._links.exclude(received.peer)
             if not decides:
                 continue
-            if self.protocol.lost and not self.clock.is_stopping:
+            if self.protocol.states.own and not self.clock.is_stopping:
                 self.stop()
             self._sending.wake()
             self.clock.wake()
 
     async def _tick(self) -> None:
         while True:
-            if self._steps.place.round == 0 and self.protocol.closing is None:
+            if self._steps.place.round == 0 and self.protocol.edges.closing is None:
                 self._starting.note_links()
             self.protocol.tick(self.clock.now_s())
             self._sending.wake()
@@ -317,7 +317,7 @@ class Daemon:
 
     def is_ready(self) -> bool:
         """Whether it takes part: it waits for members, trains, or answers them; not once it is leaving, or its state went back."""
-        return not (self.clock.is_stopping or self.protocol.lost)
+        return not (self.clock.is_stopping or self.protocol.states.own)
 
     def status(self) -> dict[str, Any]:
         """State of the node for the status page."""
@@ -330,20 +330,20 @@ class Daemon:
             **self._starting.status(),
             "round": self._steps.place.round,
             "rounds": self.plan.experiment.rounds,
-            "exchange": protocol.exchange,
-            "stop_round": protocol.stop_round,
-            "agreed_for": protocol.agreed_for,
-            "closing": protocol.closing,
+            "exchange": protocol.edges.exchange,
+            "stop_round": protocol.stopping.stop_round,
+            "agreed_for": protocol.stopping.consensus_counter,
+            "closing": protocol.edges.closing,
             "disk_full": self._disk.full,
-            "state_lost": "; ".join(protocol.lost.values()) or None,
+            "state_lost": "; ".join(protocol.states.own.values()) or None,
             "disagreement": rounds.last and rounds.last.disagreement,
             "loss": rounds.last and rounds.last.loss,
             "metrics": rounds.metrics,
             "bytes_sent": self._sending.bytes_sent,
             "last_round_time": rounds.last_time,
-            "refused": dict(protocol.refused),
+            "refused": dict(protocol.edges.refused),
             "evidence": self._witness.evidence.rounds(),
-            "resynchronised": protocol.resynchronised,
+            "resynchronised": protocol.values.resynchronised,
             "links": dict(self._transport.counters),
             "neighbours": self._links.status(),
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.equivocation import MOST_EACH, Contradiction
+from p2pfl.protocol.equivocation import MOST_EACH, Equivocation
 from p2pfl.protocol.network_view import NetworkViewAdapter
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
@@ -34,13 +34,13 @@ class UpdateWitness:
 
     def note_sent(self, updates: Mapping[str, EncodedUpdate]) -> None:
         """Let this round's record say what goes to all neighbours alike."""
-        number, phase = divmod(self._protocol.exchange, self._protocol.phases)
+        number, phase = divmod(self._protocol.edges.exchange, self._protocol.edges.phases)
         if phase == 0:
             self._sent = []
         if self._view is None or not self._is_broadcast or not updates:
             return
         self._sent.append(next(iter(updates.values())).digest)
-        if len(self._sent) == self._protocol.phases:
+        if len(self._sent) == self._protocol.edges.phases:
             self._view.note_sent(number, self._sent)
 
     def note_received(self, received: Mapping[str, ReceivedUpdate]) -> None:
@@ -48,28 +48,28 @@ class UpdateWitness:
         if self._view is None or not self._is_broadcast:
             return
         for name, update in received.items():
-            number, phase = divmod(update.exchange, self._protocol.phases)
+            number, phase = divmod(update.exchange, self._protocol.edges.phases)
             digests = self._received.setdefault(name, [])
             if phase == 0:
                 digests.clear()
-            is_full = update.marks is not None and update.marks[0] is None
+            is_full = update.state_digests is not None and update.state_digests[0] is None
             if not update.digest or is_full or len(digests) != phase:
                 continue  # it is not what all others got, or not known
             digests.append(update.digest)
-            if phase == self._protocol.phases - 1:
+            if phase == self._protocol.edges.phases - 1:
                 self._view.note_came(name, number, digests)
 
     def look(self) -> None:
         """Keep what proves that a member says different things to different neighbours, and report it."""
         if self._view is None:
             return
-        for name, found in self._view.contradictions():
+        for name, found in self._view.equivocations():
             if self.evidence.keep(name, found):
                 detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
-                self._protocol.on_event(EventKind.EQUIVOCATION, detail, name)
+                self._protocol.edges.on_event(EventKind.EQUIVOCATION, detail, name)
         for name, number in self._view.differing():
             detail = f"{name}: what it sent here in round {number} is not the update that it has signed"
-            self._protocol.on_event(EventKind.UPDATE_DIFFERS, detail, name)
+            self._protocol.edges.on_event(EventKind.UPDATE_DIFFERS, detail, name)
 
 
 class EvidenceFile:
@@ -88,8 +88,8 @@ class EvidenceFile:
         """Rounds of which there is evidence, by member."""
         return {name: sorted(numbers) for name, numbers in self._known().items()}
 
-    def keep(self, name: str, found: Contradiction) -> bool:
-        """Append a contradiction; False: there is enough of the member, or the same."""
+    def keep(self, name: str, found: Equivocation) -> bool:
+        """Append an equivocation; False: there is enough of the member, or the same."""
         numbers = self._known().setdefault(name, set())
         if found.round in numbers or len(numbers) >= MOST_EACH:
             return False

@@ -38,7 +38,7 @@ class LinkReports:
 
     def look(self) -> None:
         """Say what has changed about a link, or has not for long."""
-        is_closing = self._protocol.closing is not None or self._clock.is_stopping
+        is_closing = self._protocol.edges.closing is not None or self._clock.is_stopping
         for now in self.now().values():
             saying = self._watch.look(now, self._clock.now_s(), is_closing=is_closing)
             if saying is None:
@@ -66,7 +66,7 @@ class LinkReports:
         """Log one line that says whom a round waits for, and what is known of them."""
         reports = self.now()
         said = []
-        for name in self._protocol.awaited():
+        for name in self._protocol.pace.awaited():
             heard_s = self._last_heard_s_ago(name)
             last = "never heard" if heard_s is None else f"last heard {heard_s:.0f} s ago"
             said.append(f"{name} ({reports[name].detail or last})")
@@ -86,9 +86,9 @@ class LinkReports:
                 "last_seen_s_ago": self._last_heard_s_ago(name),
                 "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                 "skipped": n.missed,
-                "patience": n.patience,
-                "held": n.held,
-                "unconfirmed": n.unconfirmed_s is not None,
+                "patience": self._protocol.deadlines.patience[name].fraction,
+                "held": self._protocol.deadlines.patience[name].held,
+                "unconfirmed": self._protocol.claims.is_unconfirmed(name),
                 "left": n.left,
                 "paused": n.is_paused,
                 "state_lost": n.state_lost or None,

@@ -23,11 +23,12 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import DistanceWatch
-from p2pfl.protocol.protocol import Flow, Protocol
+from p2pfl.protocol.edges import Compensation, Flow
+from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
 from p2pfl.training import Population
 from p2pfl.wire.messages import NOTHING_SAID
-from p2pfl.wire.update import Arrays, EncodedUpdate, ReceivedUpdate, UpdateFormat, Whole, next_mark
+from p2pfl.wire.update import Arrays, EncodedUpdate, FullUpdate, ReceivedUpdate, UpdateFormat, next_state_digest
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Mixing:
         self._taken_in: dict[str, int] = {}
         """By neighbour, the last exchange that was merged since this process began."""
         self._distances = {name: DistanceWatch() for name in protocol.neighbours}
-        self._bound = plan.meetings([protocol.me])
+        self._bound = plan.meetings([protocol.edges.me])
         self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
         self._is_exact = True
         """Whether every message came; where not, and the algorithm needs them all, that has been said."""
@@ -95,33 +96,32 @@ class Mixing:
 
     def merged(self) -> list[list[Any]] | None:
         """Neighbour, exchange and age of each update of the last merge, where nodes do not go in step."""
-        if self._protocol.newest is None:
+        if self._protocol.pace.balances:
             return None
-        ages = self._protocol.ages()
-        return [[name, received.exchange, ages[name]] for name, received in self._protocol.arrivals().items()]
+        return [[name, held.number, held.age] for name, held in self._protocol.admitted().items()]
 
     # ---- out
 
-    def pack(self, outgoing: Mapping[str, Tensor], phase: int) -> tuple[dict[str, EncodedUpdate], dict[str, Whole], bytes | None]:
+    def pack(self, outgoing: Mapping[str, Tensor], phase: int) -> tuple[dict[str, EncodedUpdate], dict[str, FullUpdate], bytes | None]:
         """Encode a phase's tensors.
 
         Returns:
-            Updates by receiver; where they continue what was sent before, also full updates and the mark of what both lead to.
+            Updates by receiver; where they continue what was sent before, also full updates and the state digest of what both lead to.
         """
-        exchange, update_format = self._protocol.exchange, self._formats[phase]
-        full_format = update_format.whole
+        exchange, update_format = self._protocol.edges.exchange, self._formats[phase]
+        full_format = update_format.full
         updates = self._to_receivers(outgoing, lambda arrays: update_format.pack(exchange, arrays))
         if full_format is None:
             return updates, {}, None
-        after, different = self._protocol.marks.get(phase, NOTHING_SAID), {id(encoded): encoded for encoded in updates.values()}
-        mark = next_mark(after, different.values())
-        marked = {key: replace(encoded, marks=(after, mark)) for key, encoded in different.items()}
-        full = self._to_receivers(outgoing, lambda arrays: Whole(full_format, exchange, arrays, mark), whole=True)
-        return {to: marked[id(encoded)] for to, encoded in updates.items()}, full, mark
+        after, different = self._protocol.values.own.get(phase, NOTHING_SAID), {id(encoded): encoded for encoded in updates.values()}
+        digest = next_state_digest(after, different.values())
+        marked = {key: replace(encoded, state_digests=(after, digest)) for key, encoded in different.items()}
+        full = self._to_receivers(outgoing, lambda arrays: FullUpdate(full_format, exchange, arrays, digest), whole=True)
+        return {to: marked[id(encoded)] for to, encoded in updates.items()}, full, digest
 
     def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
         """Make something of each receiver's arrays; one thing for all of them where no channel is per edge."""
-        channels, receivers = self._algorithm.channels, self._protocol.now_linked.receivers
+        channels, receivers = self._algorithm.channels, self._protocol.edges.now_linked.receivers
 
         def made(slot: int) -> T:
             return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
@@ -135,32 +135,32 @@ class Mixing:
     async def merge(self, outgoing: Mapping[str, Tensor], number: int, phase: int, *, local_steps: int) -> None:
         """Merge what came to this exchange, and add to the round's statistics what it shows."""
         protocol, statistics = self._protocol, self.statistics
-        admitted, came = protocol.arrivals(), protocol.came()
+        admitted, came = protocol.admitted(), protocol.came()
         messages = await asyncio.to_thread(self._unpack, came, outgoing, number, phase, local_steps)
         for name, received in came.items():
             message = messages[name]
             values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
             protocol.hold(name, received, values)
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
-        is_last = number in (protocol.stop_round, self._plan.experiment.last_possible_round - 1)
+        is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
             self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
-        unmatched = protocol.take_unmatched(outgoing.keys())
+        unmatched = protocol.edges.take_compensations(outgoing.keys())
         inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted}, _negated(unmatched))
         before = self._population.state
         notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
         flows = self._flows(inbox)
         if all(is_finite(tensor) for tensor in self._population.state.values()):
-            protocol.advance()
+            protocol.values.advance()
             self._look_at_distances(inbox, outgoing, came)
             self._taken_in |= {name: came[name].exchange for name in flows}
             for notice in notices:
                 log.warning("round %d: %s", number, notice.detail)
-                protocol.on_event(notice.event, f"round {number}: {notice.detail}")
+                protocol.edges.on_event(notice.event, f"round {number}: {notice.detail}")
         else:
-            protocol.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
+            protocol.edges.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
             self._population.state, flows = before, {}
-            protocol.put_back(unmatched)
+            protocol.edges.put_back(unmatched)
         if self.model_channel is not None and self.model_channel in outgoing:
             squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]
             statistics.squared = squared if inbox.present_NK.any() else None
@@ -170,15 +170,15 @@ class Mixing:
         if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
             self._is_exact = False
             rule = f"algorithm {self._plan.experiment.algorithm.name} is exact where every message comes, and is not from here on"
-            protocol.on_event(EventKind.INEXACT, f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
+            protocol.edges.on_event(EventKind.INEXACT, f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
 
     def compensate(self, number: int) -> None:
         """Roll back what no neighbour has matched, without merging anything new."""
         protocol, dtype = self._protocol, self._plan.layout.dtype
         num_slots = len(protocol.neighbours)
-        for phase in range(self._algorithm.phases if protocol.taken_back else 0):
+        for phase in range(self._algorithm.phases if protocol.edges.compensations else 0):
             sent = self._population.outgoing(number, phase, local_steps=0)
-            compensation = _negated(protocol.take_unmatched(sent.keys()))
+            compensation = _negated(protocol.edges.take_compensations(sent.keys()))
             inbox = self._plan.recipe.inboxes.without_messages(sent, num_slots, dtype, compensation)
             self._population.merge(number, phase, inbox, local_steps=0)
 
@@ -197,7 +197,7 @@ class Mixing:
             message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
-                before = self._protocol.neighbours[name].values.get(of, torch.zeros_like(values[of]))
+                before = self._protocol.values.values[name].get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
             if not all(is_finite(message[of]) for of in self._encoded & message.keys()):
                 messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
@@ -212,25 +212,25 @@ class Mixing:
     ) -> SlotInbox:
         """Messages of this exchange with their weights, in the roster's order."""
         protocol = self._protocol
-        links = protocol.now_linked
+        links, ages = protocol.edges.now_linked, {name: held.age for name, held in protocol.admitted().items()}
         return self._plan.recipe.inboxes.for_node(
             outgoing,
             list(protocol.neighbours),
             messages,
-            links.weights if protocol.newest is None else self._plan.weights_by_age(links.weights, protocol.ages()),
+            links.weights if protocol.pace.balances else self._plan.weights_by_age(links.weights, ages),
             self_weight=links.self_weight,
             dtype=self._plan.layout.dtype,
             compensation=compensation,
             flows={},
             # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
-            writes_over=self._algorithm.reads_once and protocol.newest is None and not self._last_heard,
+            writes_over=self._algorithm.reads_once and protocol.pace.balances and not self._last_heard,
         )
 
     def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
         """Flows of a merge, by neighbour."""
         assert inbox.flows is not None
         present = [(k, name) for k, name in enumerate(self._protocol.neighbours) if inbox.present_NK[0, k]]
-        return {name: Flow(exchange=self._protocol.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
+        return {name: Flow(exchange=self._protocol.edges.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
 
     def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
         """Report models that are suddenly far away, where models can be compared one by one."""
@@ -244,10 +244,10 @@ class Mixing:
                 if self._taken_in.get(name) == came[name].exchange:
                     continue  # the newest one, merged again
                 own_norm = norm_of(outgoing[channel]) if own_norm is None else own_norm
-                report = watch.look(distances[slot], own_norm, neighbour.greetings)
+                report = watch.look(distances[slot], own_norm, neighbour.handshakes)
                 if report is not None:
-                    self._protocol.on_event(EventKind.FAR_UPDATE, f"{name}: {report}", name)
-            elif name in self._protocol.now_linked.weights and name not in came:
+                    self._protocol.edges.on_event(EventKind.FAR_UPDATE, f"{name}: {report}", name)
+            elif name in self._protocol.edges.now_linked.weights and name not in came:
                 watch.interrupt()
 
     def _tested(self, squared: float, sent_P: Tensor) -> float:
@@ -286,7 +286,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def _negated(unmatched: list[tuple[Any, Flow]]) -> dict[str, Tensor]:
+def _negated(unmatched: list[Compensation]) -> dict[str, Tensor]:
     """Sum of the negatives of some flows, by channel."""
     total: dict[str, Tensor] = {}
     for _, flow in unmatched:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import AgreedStart
 from p2pfl.protocol.allowance import NeighbourAllowance
-from p2pfl.protocol.asynchronous import Asynchronous
+from p2pfl.protocol.deadlines import Deadlines
+from p2pfl.protocol.edges import Edges, OnEvent
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.network_view import NetworkViewAdapter
-from p2pfl.protocol.protocol import OnEvent, Protocol
-from p2pfl.protocol.round_pace import WINDOW, RoundPace
+from p2pfl.protocol.others import Others
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.protocol.round_durations import WINDOW, RoundDurations
 from p2pfl.topology import steps_from
 from p2pfl.topology.links import links_of
 from p2pfl.wire.link import LinkSession, Terms
@@ -47,33 +47,43 @@ def own_edges(
     if not in_step:
         ahead = plan.experiment.last_possible_round
     session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=formats, ahead=ahead)
-    update_bytes = max((whole or travels).size_bytes for travels in formats for whole in (None, travels.whole))
+    update_bytes = max((full or travels).size_bytes for travels in formats for full in (None, travels.full))
     neighbours = {
         name: Neighbour(name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=update_bytes))
         for name in plan.neighbours(me)
     }
-    of_the_network: dict[str, Any] = {}
-    if view is not None:
-        of_the_network = {"view": view.view, "push_sum": view.push_sum, "prove": view.proof, "waits_for_others": view.waits_for_others}
-    return Protocol(
+    edges = Edges(
         me=me,
         neighbours=neighbours,
         links=links_of(plan.schedule, plan.names.index(me), splits_mass=algorithm.splits_mass, in_step=in_step),
-        newest=Asynchronous(max_age=pace.max_age) if pace.name == "asynchronous" else None,
-        meetings=deque() if pace.name == "pairwise" else None,
+        on_event=on_event,
         phases=algorithm.phases,
         ahead=ahead,
-        num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
         anew=int(1000 * time.time()) if start_anew else 0,
-        pace=RoundPace(factor=timeouts.deadline_factor, floor_s=timeouts.deadline_floor_s, window=WINDOW),
-        on_event=on_event,
-        train_exchanges=plan.experiment.rounds * algorithm.phases,
-        earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
-        start=start.agreement,
+    )
+    deadlines = Deadlines(
+        edges,
+        RoundDurations(factor=timeouts.deadline_factor, floor_s=timeouts.deadline_floor_s, window=WINDOW),
         starting_exchanges=algorithm.phases * (start.way + 1),
+        waits_for_others=view.waits_for_others if view is not None else lambda _name, _round: False,
+    )
+    others = Others(
+        neighbours,
         num_others=len(plan.names) - 1,
         places={name: plan.names.index(name) for name in neighbours},
         steps_to=dict(enumerate(steps_from(plan.topology, plan.names.index(me)).tolist())) if in_step else {},
+        view=view.view if view is not None else None,
+        prove=view.proof if view is not None else lambda: None,
+    )
+    return Protocol(
+        edges,
+        deadlines,
+        pace=pace.name,
+        max_age=pace.max_age,
+        others=others,
+        num_exchanges=plan.experiment.last_possible_round * algorithm.phases,
         stop_rule=plan.stop_rule if in_step else None,
-        **of_the_network,
+        earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
+        push_sum=view.push_sum if view is not None else None,
+        start=start.agreement,
     )

@@ -18,8 +18,10 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.node.mixing import RoundStatistics, is_finite
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import DistanceWatch
+from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.protocol import HALF, Flow, Protocol
+from p2pfl.protocol.pairwise import HALF
+from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
 from p2pfl.training import Population
 from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate, UpdateFormat
@@ -101,16 +103,16 @@ class PairwiseMixing:
         self._squared = (self._squared or 0.0) + float(inbox.squared_distances("x")[0])
         self._norm = float(torch.linalg.vector_norm(own["x"][0]).double())
         (distance,) = inbox.distances("x").values()
-        report = self._distances[neighbour.name].look(distance, self._norm, neighbour.greetings)
+        report = self._distances[neighbour.name].look(distance, self._norm, neighbour.handshakes)
         if report is not None:
-            self._protocol.on_event(EventKind.FAR_UPDATE, f"{neighbour.name}: {report}")
+            self._protocol.edges.on_event(EventKind.FAR_UPDATE, f"{neighbour.name}: {report}")
         self.note(neighbour.name, received.exchange)
         (amounts,) = (inbox.flows or {}).values()
         return Flow(exchange=received.exchange, amounts=amounts)
 
     def compensate(self) -> None:
         """Roll back what only this side has merged."""
-        for neighbour, unmatched in self._protocol.take_unmatched({"x"}):
+        for neighbour, unmatched in self._protocol.edges.take_compensations():
             self._state = {**self._state, "x": self._state["x"] - unmatched.amounts["x"].unsqueeze(0)}
             self.note(neighbour.name, unmatched.exchange, "returned")
 
@@ -126,7 +128,7 @@ class PairwiseMixing:
     def restore(self, merged: list[Entry]) -> None:
         """Take up a checkpoint; the round's training begins once more, with the model as it is now."""
         self._state = self._population.state
-        self.merged = [*merged, [self._protocol.me, 0, "training", "began"]]
+        self.merged = [*merged, [self._protocol.edges.me, 0, "training", "began"]]
 
     def _context(self, number: int) -> Any:
         return self._population.context(number, local_steps=self._plan.experiment.algorithm.local_steps)

@@ -13,7 +13,8 @@ from p2pfl.node.clock import LoopClock
 from p2pfl.node.evidence import UpdateWitness
 from p2pfl.node.run_log import RunLog
 from p2pfl.protocol.network_view import NetworkViewAdapter
-from p2pfl.protocol.protocol import WITHOUT_ITS_STATE, Protocol
+from p2pfl.protocol.protocol import Protocol
+from p2pfl.protocol.state_check import WITHOUT_ITS_STATE
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.rows import NodeRow, row_of_nodes
 
@@ -44,7 +45,7 @@ class RoundLog:
     def start(self, *, again: bool) -> None:
         """Begin the node's part in the network's view, before its first round."""
         if self._view is not None:
-            self._view.start(self._log.folder.began_ms(), again=again or bool(self._protocol.anew))
+            self._view.start(self._log.folder.began_ms(), again=again or bool(self._protocol.edges.anew))
 
     def restore(self, last_time: float | None) -> None:
         """Go on where an earlier process was."""

@@ -52,7 +52,7 @@ class RoundSteps:
     @property
     def exchange(self) -> int:
         """The exchange that the node is in."""
-        return self.place.round * self._protocol.phases + self.place.phase
+        return self.place.round * self._protocol.edges.phases + self.place.phase
 
     def restore(self, found: Found) -> None:
         """Go where a checkpoint was written."""
@@ -105,14 +105,14 @@ class RoundSteps:
         self._rounds.record(
             NodeRow(
                 round=number,
-                node=self._protocol.me,
+                node=self._protocol.edges.me,
                 kind=kind_of_round(number, self._plan.experiment.rounds),
                 loss=self.place.loss,
                 disagreement=None if seen.squared is None else seen.squared / 2,
                 norm=seen.norm,
                 skipped=sorted(seen.skipped),
-                agreed_for=self._protocol.agreed_for,
-                stop_round=self._protocol.stop_round,
+                agreed_for=self._protocol.stopping.consensus_counter,
+                stop_round=self._protocol.stopping.stop_round,
                 bytes_sent=self._sending.take_bytes(),
                 seconds=self._run_seconds.end_round(self._seconds),
                 merged=merged,
@@ -130,19 +130,19 @@ class RoundSteps:
         be there after a crash.
         """
         began_s = self._clock.now_s()
-        ledgers = self._protocol.ledgers()
+        ledgers = self._protocol.edges.ledgers()
         await self._disk.write(*self._checkpoint.prepare(self.place))
-        self._protocol.checkpointed(ledgers)
+        self._protocol.edges.checkpointed(ledgers)
         self._run_seconds.note_checkpoint(self._clock.now_s() - began_s)
 
     async def _evaluate(self, number: int) -> dict[str, float] | None:
         experiment, population, metrics = self._plan.experiment, self._population, None
         began_s = self._clock.now_s()
-        is_last = number + 1 >= experiment.last_possible_round or self._protocol.stop_round == number
+        is_last = number + 1 >= experiment.last_possible_round or self._protocol.stopping.stop_round == number
         if (number + 1) % experiment.evaluate_every == 0 or is_last:
             metrics = (await asyncio.to_thread(population.evaluate))[0]
         if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
-            names, x_NP = (self._protocol.me,), population.estimate()
+            names, x_NP = (self._protocol.edges.me,), population.estimate()
             await self._disk.write(write_models, self._log.folder.path, names, x_NP, self._plan.layout, population.buffers, number)
         self.spend("evaluate", began_s)
         return metrics

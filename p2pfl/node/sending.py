@@ -59,7 +59,7 @@ class Sending:
                         await self._send_short(neighbour, item)
                 except TransportError as error:
                     log.debug("to %s: %s", neighbour.name, error)
-                neighbour.end_sending()
+                self._protocol.transfers.note_sending(neighbour.name, None)
             self._clock.wake()
             self._filled[neighbour.name].clear()
             if not neighbour.outbox:
@@ -76,17 +76,17 @@ class Sending:
             await self._clock.wait(deadline_s)
 
     async def _send_update(self, neighbour: Neighbour, item: SendUpdate) -> None:
-        neighbour.begin_sending(item)
-        if item.whole:
-            await asyncio.to_thread(self._protocol.prepare, neighbour.name, item.exchange)
+        self._protocol.transfers.note_sending(neighbour.name, item)
+        if item.full:
+            await asyncio.to_thread(self._protocol.transfers.prepare, neighbour.name, item)
 
         def is_wanted() -> bool:  # not if the exchange is past, or the neighbour has asked to begin elsewhere
-            replaced = neighbour.waiting_update(item.exchange, whole=item.whole) is not None
+            replaced = neighbour.waiting_update(item.exchange, full=item.full) is not None
             # the news in the first message are of use to a neighbour that has gone on without this update, too
-            return not replaced and (not begun or self._protocol.is_of_use(item.exchange, neighbour))
+            return not replaced and (not begun or self._protocol.transfers.is_of_use(item.exchange, neighbour))
 
         begun = False
-        for number, frames in enumerate(self._protocol.frames_of(neighbour, item)):
+        for number, frames in enumerate(self._protocol.transfers.frames_of(neighbour, item)):
             while number and (short := neighbour.next_short()) is not None:
                 await self._send_short(neighbour, short)
             if not await self._send_patiently(neighbour, frames, is_wanted):
@@ -94,7 +94,7 @@ class Sending:
             begun = True
             if not item.again:
                 self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
-        self._protocol.handed_over(neighbour, item)
+        self._protocol.transfers.note_handed_over(neighbour.name, item)
 
     async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords | SendReady) -> None:
         if isinstance(item, SendRecords):

@@ -73,9 +73,9 @@ class Starting:
         return False
 
     def _start(self, company: list[str]) -> None:
-        agreed, now_s, on_event = self._agreed, self._clock.now_s(), self._protocol.on_event
+        agreed, now_s, on_event = self._agreed, self._clock.now_s(), self._protocol.edges.on_event
         agreed.start(company, now_s)
-        self._protocol.wait_longer_at_start(now_s, agreed.within_s, agreed.agreement.grace_s)
+        self._protocol.deadlines.wait_at_start(now_s, agreed.within_s, agreed.agreement.grace_s)
         self._protocol.start_with(company, now_s)
         self._seconds.note_start(now_s)
         missing, total = agreed.missing, len(company) + len(agreed.missing)

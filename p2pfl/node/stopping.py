@@ -35,7 +35,7 @@ class Stopping:
 
     def is_over(self, number: int) -> bool:
         """Tell whether the network has stopped before a round."""
-        return self._protocol.stop_round is not None and number > self._protocol.stop_round
+        return self._protocol.stopping.stop_round is not None and number > self._protocol.stopping.stop_round
 
     def agree(self, number: int, seen: RoundStatistics, heard: list[int]) -> None:
         """Count a round towards the agreement to stop.
@@ -54,23 +54,20 @@ class Stopping:
         passed_N &= not seen.skipped
         agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
         stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
-        agreed_N = rule.agreed_for(passed_N, np.array([protocol.agreed_for]), agreed_NK)
-        own = NEVER if protocol.stop_round is None else protocol.stop_round
+        agreed_N = rule.agreed_for(passed_N, np.array([protocol.stopping.consensus_counter]), agreed_NK)
+        own = NEVER if protocol.stopping.stop_round is None else protocol.stopping.stop_round
         stop = int(rule.stop_round(number, agreed_N, np.array([own]), stops_NK)[0])
-        protocol.agree(number, int(agreed_N[0]))
-        if stop not in (NEVER, protocol.stop_round):
-            protocol.on_event(EventKind.AGREED, f"to stop after round {stop}")
-            protocol.announce_stop(stop)
+        protocol.stopping.agree(number, int(agreed_N[0]), None if stop == NEVER else stop)
 
     def reason(self, number: int) -> str:
         """Say why the rounds before this one were the last: "converged", "rounds" or "paused"."""
-        stop_round, on_event = self._protocol.stop_round, self._protocol.on_event
+        stop_round, on_event = self._protocol.stopping.stop_round, self._protocol.edges.on_event
         if stop_round is None or number <= stop_round:
             return "paused" if number < self._plan.experiment.last_possible_round else "rounds"
         if number > stop_round + 1:
             on_event(EventKind.STOPPED_LATE, f"the network stopped after round {stop_round}, this node after {number - 1}")
         if self._own_test_holds:
             return "converged"
-        me = self._protocol.me
+        me = self._protocol.edges.me
         on_event(EventKind.HURRIED, f"{me}: the network stopped after round {stop_round}, and its own test did not pass in its last round")
         return "rounds"

@@ -16,7 +16,7 @@ MESSAGES_PER_S = 1000.0
 """More than 300 rounds a second, each with an update, round records and a request: a checkpoint for each exchange allows no more."""
 
 MESSAGES_AT_ONCE = 2000.0
-"""What waits in a link while this node itself is held up for some seconds comes at once."""
+"""Seconds' worth of messages that may come at once: they wait in a link while this node itself is held up."""
 
 ROUNDS_PER_S = 500.0
 """A neighbour that does not wait for this node sends it an update for each round of its own."""
@@ -34,7 +34,7 @@ UPDATES_AT_ONCE = 10
 """Updates that may come at once after an outage: a node keeps nine where the graph changes."""
 
 UPDATES_PER_EXCHANGE = 2
-"""In each exchange of this node: the update, and the one that stands by itself or is sent again."""
+"""In each exchange of this node: the update, and the full one or one that is sent again."""
 
 DROPPED_FRACTION = 0.25
 """A neighbour may go on above its limits at this fraction of them, without being disconnected: all of that is dropped."""
@@ -51,7 +51,7 @@ EXCLUDED_AT_MOST_S = 3600.0
 _DOUBLINGS = 16
 
 FORGIVEN_AFTER_S = 3600.0
-"""Who keeps to the limits for so long is treated as at the first time."""
+"""A neighbour that keeps to the limits for so long is treated as at the first time."""
 
 NONSENSE = frozenset(
     {
@@ -72,7 +72,7 @@ NONSENSE = frozenset(
 
 @dataclass(slots=True)
 class NeighbourAllowance:
-    """What one neighbour may still send. Times are on the caller's clock."""
+    """Messages and bytes that one neighbour may still send. Times are on the caller's clock."""
 
     update_bytes: int = 0
     """Size of its largest update."""

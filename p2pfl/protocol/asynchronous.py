@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import ClassVar
 
 from p2pfl.errors import StaleRound
-from p2pfl.protocol.pace import Held, Update
+from p2pfl.protocol.pace import Held, Pace, Update
 
 
 @dataclass(slots=True, kw_only=True)
-class Asynchronous(Generic[Update]):
+class Asynchronous(Pace[Update]):
     """The newest update of each neighbour, however fast or slow its sender is.
 
     Age is counted in rounds of the holder, not in the distance of two round numbers: a neighbour that is ten times slower falls ever
     further behind in number, and its newest model is new all the same.
     """
 
+    in_step: ClassVar = False
+    balances: ClassVar = False
     max_age: int
     """An update that has been merged so many times again is too old."""
 
-    in_step: bool = field(default=False, init=False)
-    balances: bool = field(default=False, init=False)
     held: dict[str, Held[Update]] = field(default_factory=dict)
     """By neighbour."""
     _taken: dict[str, Held[Update]] | None = None
@@ -62,14 +62,10 @@ class Asynchronous(Generic[Update]):
                 held.age += 1
         return dict(self._taken)
 
-    def awaited(self) -> list[tuple[str, int]]:
-        """Nobody is waited for."""
-        return []
-
-    def is_over(self, now_s: float) -> bool:  # noqa: ARG002
-        """A merge never waits."""
-        return True
+    def kept(self) -> Mapping[str, Held[Update]]:
+        """Return the newest updates: their senders send newer ones only."""
+        return self.held
 
     def restore(self, held: Mapping[str, Held[Update]]) -> None:
-        """Take up the `held` of a checkpoint."""
+        """Take up what `kept` gave."""
         self.held, self._taken = dict(held), None

@@ -21,7 +21,7 @@ KEPT_OF_MANY: Final = 4
 """So many rounds of each are remembered in a network of very many members."""
 
 MOST_EACH: Final = 3
-"""So many contradictions of one member are kept as evidence and passed on; more prove nothing more."""
+"""So many equivocations of one member are kept as evidence and passed on; more prove nothing more."""
 
 
 def update_digest(digests: Iterable[bytes]) -> bytes:
@@ -30,7 +30,7 @@ def update_digest(digests: Iterable[bytes]) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contradiction:
+class Equivocation:
     """Two records that one member has signed of one round, with different updates."""
 
     member: int
@@ -49,23 +49,23 @@ class _Statement:
 
 @dataclass(slots=True)
 class Witness:
-    """One node's memory of the members' statements, and the contradictions it has found."""
+    """One node's memory of the members' statements, and the equivocations it has found."""
 
     kept_rounds: int = KEPT_ROUNDS
-    found: list[Contradiction] = field(default_factory=list)
+    found: list[Equivocation] = field(default_factory=list)
     """At most MOST_EACH of each member."""
     _statements: dict[int, dict[int, _Statement]] = field(default_factory=dict)
     """By member and round."""
     _updates: dict[int, dict[int, bytes]] = field(default_factory=dict)
     _differing: list[tuple[int, int]] = field(default_factory=list)
 
-    def contradicts(self, record: RoundRecord) -> bool:
+    def conflicts_with(self, record: RoundRecord) -> bool:
         """Whether a record says otherwise than one that is remembered; its signature need not have been looked at."""
         said = self._statements.get(record.member, {}).get(record.round)
         return said is not None and record.update is not None and said.began == record.began and said.digest != record.update
 
-    def note(self, record: RoundRecord, sealed: bytes) -> Contradiction | None:
-        """Remember a record whose signature holds; a contradiction that it makes, if that is to be kept."""
+    def note(self, record: RoundRecord, sealed: bytes) -> Equivocation | None:
+        """Remember a record whose signature holds; an equivocation that it makes, if that is to be kept."""
         if record.update is None:
             return None
         said = self._statements.setdefault(record.member, {})
@@ -78,13 +78,13 @@ class Witness:
             self._forget_oldest(said)
             self._compare(record.member, record.round)
             return None
-        if not self.contradicts(record) or sum(each.member == record.member for each in self.found) >= MOST_EACH:
+        if not self.conflicts_with(record) or sum(each.member == record.member for each in self.found) >= MOST_EACH:
             return None
         if any((each.member, each.round) == (record.member, record.round) for each in self.found):
             return None
-        contradiction = Contradiction(member=record.member, round=record.round, sealed=(before.sealed, sealed))
-        self.found.append(contradiction)
-        return contradiction
+        equivocation = Equivocation(member=record.member, round=record.round, sealed=(before.sealed, sealed))
+        self.found.append(equivocation)
+        return equivocation
 
     def note_update(self, member: int, number: int, digest: bytes) -> None:
         """Remember what came from a member itself in a round."""

@@ -38,7 +38,7 @@ Four to six rows. One that alone is larger is written where the neighbour has ca
 
 @dataclass(slots=True)
 class _Told:
-    """What has been written of one kind and neighbour."""
+    """Events that have been written of one kind and neighbour."""
 
     rows: int = 0
     row_s: float = float("-inf")
@@ -46,7 +46,7 @@ class _Told:
     event_s: float = float("-inf")
     """When it last happened."""
     kind: str = ""
-    """Of the event that was the last one."""
+    """When the last event came."""
     pause_s: float = PAUSE_S
     held: Row | None = None
     """The newest that is not written."""

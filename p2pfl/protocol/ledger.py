@@ -1,7 +1,7 @@
 """The edge ledger: why the network's mean does not drift when messages are lost, nodes are late, or a process is killed.
 
 A merge over the edge to a neighbour j is a flow w_ij (x_j - x_i) into i that must be matched by its negative into j. Whether j merged too
-is not known when i merges; j's next report says so. If j did not, i takes its flow back, late but exactly. At most one flow an edge is ever
+is not known when i merges; j's next report says so. If j did not, i rolls its flow back, late but exactly. At most one flow an edge is ever
 open, because an update of exchange t is merged only together with a report that has closed t - 1.
 
 What a report says are durable facts about closed exchanges, so hearing one twice, late, or from before a restart changes nothing. That is
@@ -41,10 +41,10 @@ class SavedLedger(TypedDict):
 
 @dataclass(slots=True)
 class EdgeLedger:
-    """One node's side of one edge, integers only: the caller keeps the tensors, the ledger says which exchange's flow to take back.
+    """One node's side of one edge, integers only: the caller keeps the tensors, the ledger says which exchange's flow to roll back.
 
-    A flow that is to be taken back leaves the ledger when its exchange is returned; from then on it is the caller's, whose next checkpoint
-    must hold either the amount still to be taken back or its effect, together with this ledger.
+    A flow that is to be rolled back leaves the ledger when its exchange is given out; from then on it is the caller's, whose next
+    checkpoint must hold either the compensation that is still due or its effect, together with this ledger.
     """
 
     closed_through: int = -1
@@ -57,10 +57,10 @@ class EdgeLedger:
     """Exchanges that we merged and the neighbour may not know of yet, rising."""
 
     confirmed: int = -1
-    """The neighbour has settled our reports through this exchange."""
+    """The neighbour has acknowledged our reports through this exchange."""
 
-    settled: int = -1
-    """We have settled the neighbour's reports through this exchange."""
+    acknowledged: int = -1
+    """We have acknowledged the neighbour's reports through this exchange."""
 
     heard: Report | None = None
     """The neighbour's latest report."""
@@ -90,7 +90,7 @@ class EdgeLedger:
         """This exchange is over here; any before it that were jumped over are closed too, not merged.
 
         Returns:
-            The exchange whose flow is to be taken back, None where there is none. It may be this very one, when the neighbour's report on
+            The exchange whose flow is to be rolled back, None where there is none. It may be this very one, when the neighbour's report on
             it came first.
 
         Raises:
@@ -102,19 +102,19 @@ class EdgeLedger:
             raise ValueError(f"exchange {exchange} merged without a report that closes the one before it: heard {self.heard}")
         self.closed_through = exchange
         if merged:
-            assert self.open_flow is None  # the admitting report has settled what came before
+            assert self.open_flow is None  # the admitting report has acknowledged what came before
             self.open_flow = exchange
             self.merged = (*self.merged, exchange)
-        return self._settle()
+        return self._acknowledge()
 
     def hear(self, report: Report) -> int | None:
         """Learn what the neighbour has done; returns as `close`."""
         if self.heard is None or _age(report) > _age(self.heard):
             self.heard = report
-        return self._settle()
+        return self._acknowledge()
 
     def report(self) -> Report:
-        """What may be said to the neighbour: the state of the last checkpoint."""
+        """Report to the neighbour, in the state of the last checkpoint."""
         return self._durable
 
     def to_dict(self) -> SavedLedger:
@@ -124,7 +124,7 @@ class EdgeLedger:
             "open_flow": self.open_flow,
             "merged": list(self.merged),
             "confirmed": self.confirmed,
-            "settled": self.settled,
+            "settled": self.acknowledged,
             "heard": None if self.heard is None else _saved(self.heard),
             "anew": self.anew,
         }
@@ -141,7 +141,7 @@ class EdgeLedger:
             open_flow=saved["open_flow"],
             merged=tuple(saved["merged"]),
             confirmed=saved["confirmed"],
-            settled=saved["settled"],
+            acknowledged=saved["settled"],
         )
         heard = saved.get("heard")
         if heard is not None:
@@ -151,11 +151,11 @@ class EdgeLedger:
         return ledger
 
     def remembered(self) -> Remembered:
-        """The furthest that the neighbour has said of itself; no less than what is settled with it."""
+        """The furthest that the neighbour has said of itself; no less than what it has acknowledged."""
         report = self.heard
         if report is None:
-            known = self.anew == 0  # what was settled before the neighbour was started anew says nothing of it now
-            report = Report(closed_through=self.settled, merged=(), confirmed=-1, settled=self.confirmed) if known else NOTHING_CLOSED
+            known = self.anew == 0  # what was acknowledged before the neighbour was started anew says nothing of it now
+            report = Report(closed_through=self.acknowledged, merged=(), confirmed=-1, settled=self.confirmed) if known else NOTHING_CLOSED
         return Remembered(anew=self.anew, report=report)
 
     def begin_anew(self, anew: int) -> None:
@@ -163,38 +163,38 @@ class EdgeLedger:
         self.anew, self.heard = anew, None
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nothing is open on our side and the neighbour has settled all that we ever merged, durably."""
+    def is_acknowledged(self) -> bool:
+        """Whether nothing is open on our side and the neighbour has acknowledged all that we ever merged, durably."""
         return self.open_flow is None and self._durable.closed_through == self.closed_through and not self._durable.merged
 
     @property
-    def neighbour_is_settled(self) -> bool:
+    def neighbour_is_acknowledged(self) -> bool:
         """Whether the neighbour has said the same, for every exchange that we have closed: it needs us no longer."""
         return self.heard is not None and self.heard.closed_through >= self.closed_through and not self.heard.merged
 
     @property
     def is_untouched(self) -> bool:
         """Whether the two have never met: nothing was heard of the neighbour, in this process or before, and nothing merged."""
-        return self.heard is None and self.open_flow is None and not self.merged and self.settled == self.confirmed == -1
+        return self.heard is None and self.open_flow is None and not self.merged and self.acknowledged == self.confirmed == -1
 
-    def _settle(self) -> int | None:
+    def _acknowledge(self) -> int | None:
         """Draw every conclusion from the latest report that what is closed here allows."""
         report = self.heard
         if report is None:
             return None
-        take_back = None
+        roll_back = None
         if self.open_flow is not None and self.open_flow <= report.closed_through:
             if self.open_flow <= report.confirmed:
-                # we told it that we had settled this, and no longer know: our disk was lost. What it did with it is lost as well
+                # we told it that we had acknowledged this, and no longer know: our disk was lost. What it did with it is lost as well
                 self.counters["lost_history"] += 1
             elif self.open_flow not in report.merged:
-                take_back = self.open_flow
+                roll_back = self.open_flow
             self.open_flow = None
-        self.settled = max(self.settled, min(self.closed_through, report.closed_through))
+        self.acknowledged = max(self.acknowledged, min(self.closed_through, report.closed_through))
         self.confirmed = max(self.confirmed, min(self.closed_through, report.settled))
         # what the neighbour says it did not merge needs no report from us: it has no flow there that could wait for one
         self.merged = tuple(e for e in self.merged if e > self.confirmed and (e > report.closed_through or e in report.merged))
-        return take_back
+        return roll_back
 
 
 def goes_back(before: Remembered, now: Remembered) -> bool:

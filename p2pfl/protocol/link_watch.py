@@ -28,7 +28,7 @@ _WORDS = {
 _MAY_BE_STARTING = frozenset(
     {LinkCondition.CLOSED, LinkCondition.AWAITED, LinkCondition.RESOLVING, LinkCondition.CONNECTING, LinkCondition.REFUSED}
 )
-"""What is everyday before a neighbour was ever there: it has not been started yet."""
+"""States that are everyday before a neighbour was ever there: it has not been started yet."""
 
 GREETING, OTHER_STUDY, LOST, LEFT, PAUSED = "greeting", "other study", "state lost", "left", "paused"
 STATES = (*(condition.value for condition in LinkCondition), GREETING, OTHER_STUDY, LOST, LEFT, PAUSED)
@@ -91,13 +91,13 @@ def report(neighbour: Neighbour, link: LinkState, *, num_unknown_keys: int = 0) 
     elif link.state == LinkCondition.AWAITED and num_unknown_keys:
         detail += f", and {num_unknown_keys} connections with a key that is no neighbour's were refused: a new card, or another study"
     return LinkReport(
-        name=neighbour.name, state=state, detail=detail, since_s=link.since_s, is_good=is_good, was_good=neighbour.greetings > 0
+        name=neighbour.name, state=state, detail=detail, since_s=link.since_s, is_good=is_good, was_good=neighbour.handshakes > 0
     )
 
 
 @dataclass(slots=True)
 class _Told:
-    """What was said last of one neighbour."""
+    """Last words that were said of one neighbour."""
 
     state: str | None = None
     """None: nothing that is not over."""
@@ -121,7 +121,7 @@ class LinkWatch:
         self._told = {name: _Told() for name in names}
 
     def look(self, now: LinkReport, now_s: float, *, is_closing: bool = False) -> Saying | None:
-        """What is to be said of a neighbour now, if anything.
+        """Say what has changed about a neighbour's link, if anything has.
 
         Args:
             now: how its link is.

@@ -12,7 +12,7 @@ import torch
 
 from p2pfl.experiment.graph import diameter_bound
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.equivocation import Contradiction, update_digest
+from p2pfl.protocol.equivocation import Equivocation, update_digest
 from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.folder import RunFolder
@@ -24,10 +24,10 @@ from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, 
 Counts = Literal["exact", "tens", "withheld"]
 
 SMALL_CELL = 10
-"""Of fewer test rows than this no metric leaves the site."""
+"""Fewest test rows of which a metric leaves the site."""
 
 ROWS_UP_TO = 256
-"""Of more members than this nobody hears of every round of each: the certificate is summed by push-sum."""
+"""With more members than this nobody hears of every round of each: the certificate is summed by push-sum."""
 
 _TENS = 10
 _MOST_STEPS = 200
@@ -42,7 +42,7 @@ _MOST_ROWS = 2000  # of all nodes together that are kept for who asks
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewPolicy:
-    """What a site says of itself to the whole network, and what that may cost it."""
+    """Policy of a site: what it says of itself to the whole network, and what that may cost it."""
 
     bytes_per_s: float | None = 1000.0
     """Sent for the view; None: as much as there is to say."""
@@ -56,7 +56,7 @@ class ViewPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewTerms:
-    """What a node needs to take part in the network's view."""
+    """Terms on which a node takes part in the network's view."""
 
     keys: Mapping[str, bytes]
     """Every member's Ed25519 public key, 32 bytes."""
@@ -209,11 +209,11 @@ class NetworkViewAdapter:
         self._update = number, update_digest(digests)
 
     def note_came(self, name: str, number: int, digests: Collection[bytes]) -> None:
-        """Take up the same of what came from a neighbour."""
+        """Take up the digests, by phase, of updates that came from a neighbour."""
         self.view.witness.note_update(self._places[name], number, update_digest(digests))
 
-    def contradictions(self) -> list[tuple[str, Contradiction]]:
-        """What was found since the last call, with the members' names."""
+    def equivocations(self) -> list[tuple[str, Equivocation]]:
+        """Equivocations found since the last call, with the members' names."""
         found = [(self._plan.names[each.member], each) for each in self.view.witness.found[self._num_found :]]
         self._num_found = len(self.view.witness.found)
         return found
@@ -382,7 +382,7 @@ class NetworkViewAdapter:
         return _ROUNDING * torch.finfo(layout.dtype).eps * (math.log2(layout.size + 1) + 4)
 
     def _network_row(self, known: NetworkRound) -> NetworkRow:
-        """What the records of a round certify."""
+        """Row of the network that the records of a round certify."""
         records, plan = list(known.records.values()), self._plan
         norms = [record.norm for record in records if record.norm is not None]
         return network_row(
@@ -403,7 +403,7 @@ class NetworkViewAdapter:
         )
 
     def _push_sum_row(self, summed: PushSumResult) -> NetworkRow:
-        """What a sum of everybody's disagreement certifies."""
+        """Row of the network that a sum of everybody's disagreement certifies."""
         own = self.view.newest.get(self._places[self._me])
         norm = own.record.norm if own is not None else None
         return network_row(

@@ -6,8 +6,9 @@ Daemons and simulated events ask the same object. What an update is does not mat
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 Update = TypeVar("Update")
 
@@ -27,11 +28,14 @@ class Held(Generic[Update]):
 class Pace(typing.Protocol[Update]):
     """One node's pace. Owned by the node's protocol, or by its events in a simulation."""
 
-    in_step: bool
+    in_step: ClassVar[bool]
     """Whether all nodes count the same exchanges."""
 
-    balances: bool
+    balances: ClassVar[bool]
     """Whether both ends of an edge merge each other's update of the same number, so that what one takes in the other one gives."""
+
+    counts_edges: ClassVar[bool] = False
+    """Whether numbers are those of one edge alone, and not of a node's exchanges."""
 
     def expected_from(self, peer: str) -> int:
         """Return the number of the earliest update of a neighbour that is of use."""
@@ -43,17 +47,45 @@ class Pace(typing.Protocol[Update]):
             StaleRound: it comes too late or too early.
         """
 
-    def forget(self, peer: str) -> None:
-        """Drop what a neighbour has sent."""
+    def note_busy(self, peer: str, number: int) -> None:  # noqa: ARG002
+        """Note that a neighbour will not merge an update; its report says so, too."""
+        return
 
-    def begin(self, exchange: int) -> None:
+    def forget(self, peer: str) -> None:
+        """Drop all that a neighbour has sent."""
+
+    def drop(self, peer: str) -> None:
+        """Drop a neighbour's update of this merge."""
+        self.forget(peer)
+
+    def begin(self, exchange: int) -> None:  # noqa: ARG002
         """Be at an exchange from now on, with what came early for it."""
+        return
 
     def updates(self) -> dict[str, Held[Update]]:
         """Return whose updates this merge uses."""
 
-    def awaited(self) -> list[tuple[str, int]]:
-        """List neighbours and numbers of updates that this merge still waits for, however long."""
+    def missing(self) -> list[tuple[str, int]]:
+        """List neighbours and numbers of updates that this merge could use, and that are not here."""
+        return []
 
-    def is_over(self, now_s: float) -> bool:
+    def awaited(self) -> list[str]:
+        """List neighbours that this merge still waits for."""
+        return []
+
+    def is_over(self, now_s: float) -> bool:  # noqa: ARG002
         """Tell whether this merge waits no longer."""
+        return not self.awaited()
+
+    def kept(self) -> Mapping[str, Held[Update]]:
+        """Return what a checkpoint has to hold: updates that are not sent again."""
+        return {}
+
+    def restore(self, held: Mapping[str, Held[Update]]) -> None:
+        """Take up what `kept` gave.
+
+        Raises:
+            ValueError: the checkpoint is of another pace.
+        """
+        if held:
+            raise ValueError(f"holds what {', '.join(held)} sent, as only nodes at their own pace do")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from p2pfl.draws import Purpose, shuffled
-from p2pfl.protocol.pace import Held, Update
+from p2pfl.protocol.pace import Held, Pace, Update
 
 HALF = 0.5
 """How far two nodes that exchange go towards each other."""
@@ -31,9 +31,12 @@ class Request(Generic[Update]):
 
 
 @dataclass(slots=True, kw_only=True)
-class Pairwise(Generic[Update]):
+class Pairwise(Pace[Update]):
     """Requests of neighbours, and the one request of this node's own that may be open."""
 
+    in_step: ClassVar = False
+    balances: ClassVar = True
+    counts_edges: ClassVar = True
     me: str
     closed_through: Callable[[str], int]
     """The last exchange over the edge to a neighbour that is over."""
@@ -41,8 +44,6 @@ class Pairwise(Generic[Update]):
     may_answer: Callable[[str, int], bool] = lambda _peer, _number: True
     """Whether an answer to this node's own request can still come."""
 
-    in_step: bool = field(default=False, init=False)
-    balances: bool = field(default=True, init=False)
     asked: tuple[str, int] | None = None
     """The neighbour, and the number over its edge, whose answer this node waits for."""
 
@@ -53,7 +54,7 @@ class Pairwise(Generic[Update]):
     """By neighbour, the newest request that waits for the end of this node's own."""
 
     _answer: tuple[Update | None] | None = None
-    """What answered this node's own request."""
+    """The answer to this node's own request, None in it for a refusal."""
     _has_ended: bool = False
 
     def expected_from(self, peer: str) -> int:
@@ -83,8 +84,9 @@ class Pairwise(Generic[Update]):
         """Drop a neighbour's requests."""
         self.requests = deque(each for each in self.requests if each[0] != peer)
 
-    def begin(self, exchange: int) -> None:
-        """A new round changes nothing for requests."""
+    def note_busy(self, peer: str, number: int) -> None:
+        """Keep a refusal of this node's own request."""
+        self.receive(peer, number, None)
 
     def partner(self, names: Sequence[str], *, seed: int, row: int, round: int, is_there: Callable[[str], bool]) -> str | None:
         """Choose whom to ask in a round: the first that is there, in an order that is drawn; None: nobody is."""
@@ -119,15 +121,15 @@ class Pairwise(Generic[Update]):
             return {}
         return {self.asked[0]: Held(number=self.asked[1], update=self._answer[0])}
 
-    def awaited(self) -> list[tuple[str, int]]:
-        """The answer to this node's own request."""
+    def missing(self) -> list[tuple[str, int]]:
+        """List the answer to this node's own request, where it is still to come."""
         if self.asked is None or self._answer is not None or self.asked[1] <= self.closed_through(self.asked[0]):
             return []
         return [self.asked]
 
-    def is_over(self, now_s: float) -> bool:  # noqa: ARG002  # how long an answer has is the caller's to say
-        """Tell whether this node's own request has been answered, or will not be."""
-        return not any(self.may_answer(*each) for each in self.awaited())
+    def awaited(self) -> list[str]:
+        """List the neighbour whose answer this node waits for."""
+        return [peer for peer, number in self.missing() if self.may_answer(peer, number)]
 
     def conclude(self) -> list[Request[Update]]:
         """End this node's own request; returns those that have waited for that."""
@@ -138,6 +140,6 @@ class Pairwise(Generic[Update]):
         """Turn every request away from now on."""
         self._has_ended = True
 
-    def restore(self, asked: Sequence[Any] | None, deferred: Mapping[str, tuple[int, Update]], *, has_ended: bool) -> None:
-        """Take up what a checkpoint held."""
+    def restore_requests(self, asked: Sequence[Any] | None, deferred: Mapping[str, tuple[int, Update]], *, has_ended: bool) -> None:
+        """Take up a simulation's checkpoint, in which messages on their way are not lost."""
         self.asked, self.deferred, self._has_ended = (asked[0], asked[1]) if asked else None, dict(deferred), has_ended

@@ -27,7 +27,7 @@ _AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushSumResult:
-    """What a sum came to."""
+    """Result of one sum, within bounds."""
 
     round: int
     low: float
@@ -38,10 +38,10 @@ class PushSumResult:
 
 @dataclass(slots=True)
 class _Edge:
-    """What one neighbour has given."""
+    """Amounts that one neighbour has given."""
 
     by_step: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """What it had given in all by the end of a step, of those not yet taken."""
+    """Total that it had given by the end of a step, of steps not yet taken."""
     taken: tuple[float, float] = (0.0, 0.0)
     step: int = -1
     """The last one that is taken."""
@@ -53,7 +53,7 @@ class _Edge:
 
 
 class PushSumConversation:
-    """One node's part.
+    """One node's part in sums over all nodes, one after the other.
 
     Args:
         neighbours: their names; the graph is undirected and all of them are exchanged with in every round.
@@ -96,7 +96,7 @@ class PushSumConversation:
             self._hops = 1
 
     def message_for(self, name: str) -> PushSum:
-        """What to say to a neighbour at the end of a round."""
+        """Make the message to a neighbour at the end of a round."""
         given = self._given[name]
         ended = self._hops > 0
         return PushSum(
@@ -132,7 +132,7 @@ class PushSumConversation:
         self._pass_on()
 
     def known(self) -> PushSumResult | None:
-        """What the sum came to, once."""
+        """Return the result of a sum, once."""
         enough = self._hops > self._diameter
         if self._known or self._is_void or not enough or self._outage > MAX_OUTAGE:
             return None
@@ -163,7 +163,7 @@ class PushSumConversation:
         return said.round == (self._round + self.period if self._round >= 0 else 0)
 
     def _take(self, step: int) -> None:
-        """What neighbours had given by the end of the step before; what they have given since would not be in their own extremes."""
+        """Take what neighbours had given by the end of the step before; what they have given since would not be in their own extremes."""
         for edge in self._edges.values():
             usable = [k for k in edge.by_step if k < step]
             if not usable:

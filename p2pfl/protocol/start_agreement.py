@@ -35,7 +35,7 @@ _PER_S_EACH: Final = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Awaited:
-    """What keeps a node from starting."""
+    """Members and links that keep a node from starting."""
 
     absent: frozenset[int]
     """Members that were never heard of although a neighbour of theirs was."""
@@ -52,9 +52,9 @@ class Awaited:
 
 @dataclass(kw_only=True, slots=True)
 class _Spoken:
-    """What one neighbour has been told and is yet to be told."""
+    """Records that one neighbour has been told and is yet to be told."""
 
-    owed: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    unacknowledged: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     """By member the record that there is no receipt for, and when it was last said."""
 
     receipts: list[bytes] = field(default_factory=list)
@@ -153,7 +153,9 @@ class StartAgreement:
         """
         spoken = self._spoken[peer]
         got = set(message.receipts)
-        spoken.owed = {member: owed for member, owed in spoken.owed.items() if receipt(owed[0]) not in got}
+        spoken.unacknowledged = {
+            member: unacknowledged for member, unacknowledged in spoken.unacknowledged.items() if receipt(unacknowledged[0]) not in got
+        }
         for sealed in message.sealed:
             record = unseal(sealed)
             if record.member >= len(self._keys):
@@ -169,8 +171,8 @@ class StartAgreement:
                     self._publish(now_s)
                 else:
                     self._take_in(record, sealed, now_s)
-            if record.member in spoken.owed and spoken.owed[record.member][0] == sealed:
-                del spoken.owed[record.member]  # it has it
+            if record.member in spoken.unacknowledged and spoken.unacknowledged[record.member][0] == sealed:
+                del spoken.unacknowledged[record.member]  # it has it
             if receipt(sealed) not in spoken.receipts:
                 spoken.receipts.append(receipt(sealed))
 
@@ -187,32 +189,32 @@ class StartAgreement:
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether there is something to say to a neighbour now."""
         spoken = self._spoken[name]
-        return bool(spoken.receipts) or any(now_s - said_s >= RESEND_S for _, said_s in spoken.owed.values())
+        return bool(spoken.receipts) or any(now_s - said_s >= RESEND_S for _, said_s in spoken.unacknowledged.values())
 
     def take(self, name: str, now_s: float) -> Ready | None:
-        """What to say to a neighbour now; None: nothing. As long as `is_due` there is more."""
+        """Take the next message to a neighbour; None: there is none. As long as `is_due` there is more."""
         spoken = self._spoken[name]
-        due = [member for member, (_, said_s) in spoken.owed.items() if now_s - said_s >= RESEND_S][:MAX_READY]
+        due = [member for member, (_, said_s) in spoken.unacknowledged.items() if now_s - said_s >= RESEND_S][:MAX_READY]
         receipts, spoken.receipts = spoken.receipts[:MAX_READY], spoken.receipts[MAX_READY:]
         if not due and not receipts:
             return None
-        sealed = tuple(spoken.owed[member][0] for member in due)
-        spoken.owed |= {member: (spoken.owed[member][0], now_s) for member in due}
+        sealed = tuple(spoken.unacknowledged[member][0] for member in due)
+        spoken.unacknowledged |= {member: (spoken.unacknowledged[member][0], now_s) for member in due}
         return Ready(sealed=sealed, receipts=tuple(receipts))
 
     def say_again(self, name: str) -> None:
         """A neighbour's process is another one: it knows nothing of what was said."""
-        self._spoken[name].owed = {member: (sealed, -math.inf) for member, (_, sealed) in self._newest.items()}
+        self._spoken[name].unacknowledged = {member: (sealed, -math.inf) for member, (_, sealed) in self._newest.items()}
 
     def is_said(self, names: Collection[str]) -> bool:
         """Whether some neighbours have given receipts for all that is known here."""
-        return not any(self._spoken[name].owed for name in names)
+        return not any(self._spoken[name].unacknowledged for name in names)
 
     def _take_in(self, record: ReadyRecord, sealed: bytes, now_s: float) -> None:
         self._newest[record.member] = record, sealed
         self._there, self._news_s = None, now_s
         for spoken in self._spoken.values():
-            spoken.owed[record.member] = sealed, -math.inf
+            spoken.unacknowledged[record.member] = sealed, -math.inf
 
     # ---- what it comes to
 
@@ -267,7 +269,7 @@ class StartAgreement:
         return self._neighbours[place]
 
     def awaited(self) -> Awaited:
-        """What keeps this node from starting, were its time not up."""
+        """Members and links that keep this node from starting, were its time not up."""
         there, heard = self.there(), self._newest.keys()
         unheard = frozenset(range(len(self._keys))) - heard - there
         absent = frozenset(member for member in unheard if any(other in heard for other in self._neighbours[member]))

@@ -18,12 +18,12 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
-from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Contradiction, Witness
+from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Equivocation, Witness
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 
 FLUSH_S: Final = 1.0
-"""What has come in between two rounds is passed on after so long."""
+"""Records that have come in between two rounds are passed on after so long."""
 
 MAX_LEVEL: Final = 12
 _MESSAGE_BYTES = 24  # of a message around its records
@@ -53,7 +53,7 @@ class LatestRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkRound:
-    """What the members' records of one round come to."""
+    """Sum of the members' records of one round."""
 
     number: int
     records: Mapping[int, RoundRecord]
@@ -147,7 +147,7 @@ class NetworkView:
         self._known: deque[NetworkRound] = deque()
         self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
         self.witness = Witness(kept_rounds=KEPT_ROUNDS if sums else KEPT_OF_MANY)
-        self._evidence: dict[str, deque[Contradiction]] = {name: deque() for name in neighbours}  # to be passed on
+        self._evidence: dict[str, deque[Equivocation]] = {name: deque() for name in neighbours}  # to be passed on
         self._since_s: dict[str, float] = {}
         self._now_round = self._oldest = 0
         self._began_s: float | None = None
@@ -210,7 +210,7 @@ class NetworkView:
             self._pending[peer].pop(_key(record), None)  # it knows
             too_far = furthest is not None and record.round > furthest
             is_new = self._is_further(record) if too_far else self._is_new(record)
-            if record.member == self.me or not (is_new or self.witness.contradicts(record)):
+            if record.member == self.me or not (is_new or self.witness.conflicts_with(record)):
                 continue
             verify(sealed, self._keys[record.member], self._study)
             self._witness(record, sealed)
@@ -225,10 +225,10 @@ class NetworkView:
 
     def _witness(self, record: RoundRecord, sealed: bytes) -> None:
         """Hold a record against what its member has signed before, and pass on what proves that it says different things."""
-        contradiction = self.witness.note(record, sealed)
-        if contradiction is not None:
+        equivocation = self.witness.note(record, sealed)
+        if equivocation is not None:
             for evidence in self._evidence.values():
-                evidence.append(contradiction)
+                evidence.append(equivocation)
 
     def furthest(self) -> dict[int, int]:
         """How many rounds the members that are furthest have ended, by their own signed records, by place in the roster."""
@@ -274,7 +274,7 @@ class NetworkView:
         return len(pending) >= MAX_RECORDS or now_s - self._since_s[name] >= FLUSH_S
 
     def take(self, name: str, now_s: float) -> list[bytes]:
-        """What to say to a neighbour now; empty where there is nothing, or the allowance is spent.
+        """Take the records to say to a neighbour now; empty where there are none, or the allowance is spent.
 
         Every member's newest record comes before the second newest of any. A member's last one passes whatever the allowance.
         """
@@ -324,7 +324,7 @@ class NetworkView:
         return members
 
     def open_records(self) -> list[RoundRecord]:
-        """Of the rounds that not everybody has spoken of yet."""
+        """Records of the rounds that not everybody has spoken of yet."""
         return [record for so_far in self._rounds.values() for record in so_far.records.values()]
 
     def is_settled(self, nearby: Collection[str]) -> bool:

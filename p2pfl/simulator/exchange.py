@@ -247,7 +247,7 @@ class Exchange:
         if active_N is not None:
             bytes_N = np.where(active_N.cpu().numpy(), bytes_N, 0)
         for _, sender in self.resynchronised:
-            bytes_N[sender] += update_format.encoded_bytes(exchange, whole=True)
+            bytes_N[sender] += update_format.encoded_bytes(exchange, full=True)
         return bytes_N
 
     def active(self, round: int) -> Tensor | None:

@@ -1,1 +1,1 @@
-"""What goes over a link: messages, their bytes, and the rules of the conversation, without a socket and without a clock."""
+"""Messages over a link, their bytes, and the rules of the conversation, without a socket and without a clock."""

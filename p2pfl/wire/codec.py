@@ -20,7 +20,7 @@ Frame = bytes | memoryview
 
 MAX_HEADER_BYTES: Final = 64 * 1024
 CHUNK_BYTES: Final = 1024 * 1024
-"""Of payload in one message; only the last chunk of an update is shorter."""
+"""Size of the payload of one message; only the last chunk of an update is shorter."""
 
 _MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
 _MAX_MAPS = 8  # in one header; the longest legal one has five, and each costs a call of ours

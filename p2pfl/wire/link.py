@@ -1,4 +1,4 @@
-"""One neighbour as seen from here: greeting it, and hearing what it says in the right order."""
+"""The link to one neighbour: the handshake, and messages taken in the right order."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from p2pfl.wire.update import Arrays, Assembly, ReceivedUpdate, UpdateFormat
 class LinkState(Enum):
     """How far two neighbours know each other."""
 
-    STRANGE = auto()
+    UNKNOWN = auto()
     """No valid Hello yet, or the neighbour has left."""
 
-    GREETED = auto()
+    HALF_OPEN = auto()
     """A valid Hello, but not yet one that shows it has heard ours."""
 
     OPEN = auto()
@@ -47,7 +47,7 @@ class LinkState(Enum):
 
 
 class HandshakeEvent(Enum):
-    """What came, as far as the state of a link cares."""
+    """Kinds of messages that the state of a link depends on."""
 
     ECHO = auto()
     """A Hello that bears our incarnation."""
@@ -67,20 +67,20 @@ class HandshakeEvent(Enum):
 
 
 TRANSITIONS: Final[dict[tuple[LinkState, HandshakeEvent], LinkState]] = {
-    (LinkState.STRANGE, HandshakeEvent.HELLO): LinkState.GREETED,
-    (LinkState.STRANGE, HandshakeEvent.ECHO): LinkState.OPEN,
-    (LinkState.STRANGE, HandshakeEvent.REFUSED): LinkState.STRANGE,
-    (LinkState.STRANGE, HandshakeEvent.GOODBYE): LinkState.STRANGE,
-    (LinkState.GREETED, HandshakeEvent.HELLO): LinkState.GREETED,
-    (LinkState.GREETED, HandshakeEvent.HELLO_AGAIN): LinkState.GREETED,
-    (LinkState.GREETED, HandshakeEvent.ECHO): LinkState.OPEN,
-    (LinkState.GREETED, HandshakeEvent.REFUSED): LinkState.STRANGE,
-    (LinkState.GREETED, HandshakeEvent.GOODBYE): LinkState.STRANGE,
-    (LinkState.OPEN, HandshakeEvent.HELLO): LinkState.GREETED,
+    (LinkState.UNKNOWN, HandshakeEvent.HELLO): LinkState.HALF_OPEN,
+    (LinkState.UNKNOWN, HandshakeEvent.ECHO): LinkState.OPEN,
+    (LinkState.UNKNOWN, HandshakeEvent.REFUSED): LinkState.UNKNOWN,
+    (LinkState.UNKNOWN, HandshakeEvent.GOODBYE): LinkState.UNKNOWN,
+    (LinkState.HALF_OPEN, HandshakeEvent.HELLO): LinkState.HALF_OPEN,
+    (LinkState.HALF_OPEN, HandshakeEvent.HELLO_AGAIN): LinkState.HALF_OPEN,
+    (LinkState.HALF_OPEN, HandshakeEvent.ECHO): LinkState.OPEN,
+    (LinkState.HALF_OPEN, HandshakeEvent.REFUSED): LinkState.UNKNOWN,
+    (LinkState.HALF_OPEN, HandshakeEvent.GOODBYE): LinkState.UNKNOWN,
+    (LinkState.OPEN, HandshakeEvent.HELLO): LinkState.HALF_OPEN,
     (LinkState.OPEN, HandshakeEvent.HELLO_AGAIN): LinkState.OPEN,
     (LinkState.OPEN, HandshakeEvent.ECHO): LinkState.OPEN,
-    (LinkState.OPEN, HandshakeEvent.REFUSED): LinkState.STRANGE,
-    (LinkState.OPEN, HandshakeEvent.GOODBYE): LinkState.STRANGE,
+    (LinkState.OPEN, HandshakeEvent.REFUSED): LinkState.UNKNOWN,
+    (LinkState.OPEN, HandshakeEvent.GOODBYE): LinkState.UNKNOWN,
     (LinkState.OPEN, HandshakeEvent.MESSAGE): LinkState.OPEN,
 }
 """Every legal step; what is not here is refused as "not_greeted"."""
@@ -88,7 +88,7 @@ TRANSITIONS: Final[dict[tuple[LinkState, HandshakeEvent], LinkState]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """What two neighbours must have in common, each 64 hexadecimal digits of a SHA-256."""
+    """Terms that two neighbours must have in common, each 64 hexadecimal digits of a SHA-256."""
 
     study: str
     layout: str
@@ -102,7 +102,7 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReceivedMessage:
-    """What one message from a neighbour means."""
+    """Meaning of one message from a neighbour."""
 
     message: Message
     """Its exchange, report and stop news count even where the update that they came with was dropped."""
@@ -114,7 +114,7 @@ class ReceivedMessage:
     """Why an update or chunk was not taken: "stale_round", "far_round", "duplicate", "contradiction", "stray_chunk",
     "out_of_order"."""
 
-    greet: bool = False
+    needs_answer: bool = False
     """Answer with `LinkSession.hello`."""
 
 
@@ -132,9 +132,9 @@ class LinkSession:
 
     def __init__(self, *, peer: str, member: str, terms: Terms, incarnation: int, formats: Sequence[UpdateFormat], ahead: int = 1) -> None:
         self.peer = peer
-        self.state = LinkState.STRANGE
+        self.state = LinkState.UNKNOWN
         self.counters: Counter[str] = Counter()
-        """What was refused or dropped, by reason."""
+        """Numbers of messages refused or dropped, by reason."""
         self._member = member
         self._terms = terms
         self._incarnation = incarnation
@@ -160,19 +160,19 @@ class LinkSession:
         update = self._assembly.update
         return 0 if update is None else update.size_bytes
 
-    def has(self, exchange: int, *, whole: bool) -> bool:
-        """Whether the update of an exchange has come to its end; whole: the one that stands by itself."""
-        return (exchange, whole) in self._complete
+    def has(self, exchange: int, *, full: bool) -> bool:
+        """Whether the update of an exchange has come to its end; full: the full one."""
+        return (exchange, full) in self._complete
 
-    def want(self, exchange: int, *, whole: bool, lost: bool) -> ResendRequest:
+    def resend_request(self, exchange: int, *, full: bool, lost: bool) -> ResendRequest:
         """Request for what is missing of an update."""
         update = self._assembly.update
-        if update is None or (update.exchange, _kind(update)[1]) != (exchange, whole):
-            return ResendRequest(exchange=exchange, whole=whole, lost=lost, offset=0, digest=None)
-        return ResendRequest(exchange=exchange, whole=whole, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
+        if update is None or (update.exchange, _kind(update)[1]) != (exchange, full):
+            return ResendRequest(exchange=exchange, whole=full, lost=lost, offset=0, digest=None)
+        return ResendRequest(exchange=exchange, whole=full, lost=lost, offset=self._assembly.received_bytes, digest=update.digest)
 
     def refuse(self) -> None:
-        """Do not talk to the neighbour that has just greeted; its next Hello is looked at again."""
+        """Refuse the neighbour whose Hello has just come; its next Hello is looked at again."""
         self._step(HandshakeEvent.REFUSED)
         self._forget_peer()
 
@@ -182,7 +182,7 @@ class LinkSession:
         self._complete.clear()
 
     def hello(self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED) -> Hello:
-        """What to send now and then until the link is open, and whenever `ReceivedMessage.greet` asks for it."""
+        """Make the Hello to send now and then until the link is open, and whenever `ReceivedMessage.needs_answer` asks for it."""
         return Hello(
             member=self._member,
             study=bytes.fromhex(self._terms.study),
@@ -199,7 +199,7 @@ class LinkSession:
         )
 
     def receive(self, frames: Sequence[Frame], *, exchange: int) -> ReceivedMessage:
-        """Take one message.
+        """Take one message of the neighbour.
 
         Args:
             frames: as they came.
@@ -223,7 +223,7 @@ class LinkSession:
         message, payload = decode(frames)
         match message:
             case Hello():
-                return self._greeted(message)
+                return self._hear_hello(message)
             case Goodbye():
                 self._step(HandshakeEvent.GOODBYE)
                 self._forget_peer()
@@ -244,7 +244,7 @@ class LinkSession:
             raise Unauthorized(f"{self.peer} says something before it has greeted us", reason="not_greeted")
         self.state = following
 
-    def _greeted(self, hello: Hello) -> ReceivedMessage:
+    def _hear_hello(self, hello: Hello) -> ReceivedMessage:
         try:
             self._verify(hello)
         except Unauthorized:
@@ -256,7 +256,7 @@ class LinkSession:
         if is_new:  # the neighbour's process has been restarted: the rest of what it was sending will not come
             self._assembly.drop()
             self._peer_incarnation = hello.incarnation
-        return ReceivedMessage(message=hello, greet=not (echoes and hello.is_open))
+        return ReceivedMessage(message=hello, needs_answer=not (echoes and hello.is_open))
 
     def _verify(self, hello: Hello) -> None:
         if hello.member != self.peer:
@@ -313,7 +313,7 @@ class LinkSession:
         received = ReceivedUpdate(
             exchange=update.exchange,
             arrays=arrays,
-            marks=update.marks,
+            state_digests=update.marks,
             report=update.report,
             stop=update.stop,
             digest=update.digest,
@@ -322,5 +322,5 @@ class LinkSession:
 
 
 def _kind(update: Update) -> tuple[int, bool]:
-    """Of an exchange there may be one update that continues another and one that stands by itself."""
+    """Kind of an update: of an exchange there may be one that continues another, and a full one."""
     return update.exchange, update.marks is not None and update.marks[0] is None

@@ -1,4 +1,4 @@
-"""What neighbours say to each other: thirteen messages and the two pieces of news that ride in most of them.
+"""The thirteen messages of neighbours, and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -47,15 +47,15 @@ Anew = Annotated[int, Strict(), Field(ge=0, le=_LARGEST)]
 
 Flag = Annotated[bool, Strict()]
 LARGEST_AMOUNT: Final = 3e38
-"""What fits into 32 bits: sums and squares of such numbers, by the thousand, are still numbers of 64 bits."""
+"""Largest amount that fits into 32 bits: sums and squares of such numbers, by the thousand, are still numbers of 64 bits."""
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=LARGEST_AMOUNT)]
 Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
-Mark = Annotated[bytes, Strict(), Field(min_length=8, max_length=8)]
-"""Stands for the values that a node's updates have led to: equal marks, equal values."""
+StateDigest = Annotated[bytes, Strict(), Field(min_length=8, max_length=8)]
+"""Stands for the values that a node's updates have led to: equal digests, equal values."""
 
-Marks = tuple[Mark | None, Mark]
-"""Of the values that an update continues, None where it stands by itself, and of those that it leads to."""
+StateDigests = tuple[StateDigest | None, StateDigest]
+"""State digests of the values that an update continues, None for a full update, and of those that it leads to."""
 
 Padding = Annotated[bytes, Strict(), Field(max_length=255)]
 Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
@@ -73,20 +73,20 @@ ChannelEntry = tuple[Name, Name, Size]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a node has durably done on one edge; facts that never change again, so that a repeated or late one does no harm."""
+    """Report of what a node has durably done on one edge; facts that never change again, so that a repeated or late one does no harm."""
 
     closed_through: LastExchange
     """The last exchange that is over for me, merged or not."""
 
     merged: Annotated[tuple[Exchange, ...], Strict(), Field(max_length=MAX_MERGED)]
-    """Of the exchanges in (confirmed, closed_through]: those whose message of yours I merged, rising. One that you have told me you did not
+    """Exchanges in (confirmed, closed_through] whose message of yours I merged, rising. One that you have told me you did not
     merge may be left out."""
 
     confirmed: LastExchange
-    """You have told me that you have settled my reports through this exchange."""
+    """You have told me that you have acknowledged my reports through this exchange."""
 
     settled: LastExchange
-    """I have settled your reports through this exchange: I need to hear nothing more about it."""
+    """I have acknowledged your reports through this exchange: I need to hear nothing more about it."""
 
     def __post_init__(self) -> None:
         bounds = (self.confirmed, *self.merged, self.closed_through + 1)
@@ -97,7 +97,7 @@ class Report:
 
 
 NOTHING_SAID: Final = bytes(8)
-"""The mark of the values before the first update: zeros."""
+"""State digest of the values before the first update: zeros."""
 
 NOTHING_CLOSED: Final = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
 """Before the first exchange."""
@@ -105,10 +105,10 @@ NOTHING_CLOSED: Final = Report(closed_through=-1, merged=(), confirmed=-1, settl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopNews:
-    """What agreeing to stop needs to hear from a neighbour."""
+    """News of a neighbour that the agreement to stop needs."""
 
     agreed_for: Exchange
-    """h of the round before the one that the message belongs to."""
+    """Consensus counter of the round before the one that the message belongs to."""
 
     stop_round: Exchange | None
     """The smallest stop round announced so far, None where there is none."""
@@ -127,12 +127,12 @@ class Remembered:
 
 
 NOTHING_REMEMBERED: Final = Remembered(anew=0, report=NOTHING_CLOSED)
-"""Of a neighbour that was never heard."""
+"""Memory of a neighbour that was never heard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """The greeting: who I am and what we must have in common."""
+    """The handshake: who I am and what we must have in common."""
 
     code: ClassVar[int] = 1
 
@@ -157,7 +157,7 @@ class Hello:
     """When I was last started anew without my state, which my administrator agreed to."""
 
     remembered: Remembered
-    """What I remember of you. If you know less of yourself, you have lost state."""
+    """My memory of you. If you know less of yourself, you have lost state."""
 
     exchange: Exchange
     """Where I am."""
@@ -175,12 +175,12 @@ class Update:
     exchange: Exchange
     channels: Annotated[tuple[ChannelEntry, ...], Strict(), Field(min_length=1, max_length=MAX_CHANNELS)]
     size_bytes: Size
-    """Of the whole payload. A receiver compares it with its own format and allocates from that alone."""
+    """Size of the whole payload. A receiver compares it with its own format and allocates from that alone."""
 
     digest: Digest
     """SHA-256 of the whole payload."""
 
-    marks: Marks | None
+    marks: StateDigests | None
     """None where none of its channels is encoded."""
 
     report: Report
@@ -210,7 +210,7 @@ class ResendRequest:
     exchange: Exchange
 
     whole: Flag
-    """As one that stands by itself: I do not hold the values that the other one continues."""
+    """As a full update: I do not hold the values that the other one continues."""
 
     lost: Flag
     """I know that what you have sent of it is lost: something came that you sent later. Where it may still be on its way this is false."""
@@ -219,7 +219,7 @@ class ResendRequest:
     """So many bytes of its payload are here, from its start."""
 
     digest: Digest | None
-    """Of the payload that those bytes are of, as its Update announced it; None where none are here."""
+    """Digest of the payload that those bytes are of, as its Update announced it; None where none are here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +235,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Closing:
-    """I have stopped and stay only to settle what is open between us."""
+    """I have stopped and stay only to close what is open between us."""
 
     code: ClassVar[int] = 6
 
@@ -268,7 +268,7 @@ class Busy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Records:
-    """What nodes, near and far, have said of their rounds, each under its own signature."""
+    """Round records of nodes, near and far, each under its own signature."""
 
     code: ClassVar[int] = 9
 
@@ -283,7 +283,7 @@ class PushSum:
     code: ClassVar[int] = 10
 
     round: Exchange
-    """Whose numbers are summed."""
+    """The round whose numbers are summed."""
 
     step: Exchange
     """How many rounds ago I began."""
@@ -311,7 +311,7 @@ class Sent:
     exchange: Exchange
 
     whole: Flag
-    """Of which of the two kinds."""
+    """Whether it was the full update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,7 +324,7 @@ class Ready:
     """As `ready_record` seals them."""
 
     receipts: Annotated[tuple[Receipt, ...], Strict(), Field(max_length=MAX_READY)]
-    """Of records that have come from you."""
+    """Receipts of records that have come from you."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

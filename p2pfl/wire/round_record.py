@@ -1,4 +1,4 @@
-"""What a node says of one of its rounds to the whole network: a few numbers under its signature, passed on by its neighbours.
+"""The record of one round of a node for the whole network: a few numbers under its signature, passed on by its neighbours.
 
 A sealed record is 64 bytes of Ed25519 signature and a msgpack array of the fields of `RoundRecord` in their order. The signature is over
 `p2pfl round record v1` 00, the study's digest (32 bytes) and the array, so that no record counts in another study.
@@ -18,11 +18,11 @@ from p2pfl.wire.messages import LARGEST_AMOUNT, MAX_RECORD_BYTES, Amount, Exchan
 from p2pfl.wire.sealing import SIGNATURE_BYTES, check_signature, unseal_as
 
 MAX_NAMED: Final = 16
-"""Of those whom a node went on without in a round, so many are named."""
+"""Most neighbours that a record names of those whom a node went on without."""
 
 MAX_METRICS: Final = 8
 PARTS: Final = ("train", "wait", "mix", "evaluate")
-"""What the milliseconds of a round were spent on."""
+"""Parts of a round that its milliseconds were spent on."""
 
 DIGEST_BYTES: Final = 20
 
@@ -105,7 +105,7 @@ def seal(record: RoundRecord, sign: Sign, study: bytes) -> bytes:
 
 
 def unseal(sealed: bytes) -> RoundRecord:
-    """What a sealed record says, checked by type, range and size; its signature is not looked at.
+    """Read a sealed record, checked by type, range and size; its signature is not looked at.
 
     Raises:
         BadMessage: it is none; reason "bad_record".
@@ -115,7 +115,7 @@ def unseal(sealed: bytes) -> RoundRecord:
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
-    """Nothing, where the signature is the key's.
+    """Check that a record's signature is the key's.
 
     Raises:
         BadMessage: it is not; reason "wrong_signature".

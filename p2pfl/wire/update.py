@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
-from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Marks, Report, StopNews, Update
+from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Report, StateDigests, StopNews, Update
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -29,7 +29,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "int32": np.dtype("<i4"),
     "uint32": np.dtype("<u4"),
 }
-"""What may travel, always little-endian; another name is no dtype of this protocol."""
+"""Types of numbers that may travel, always little-endian; another name is no dtype of this protocol."""
 
 _WIDTHS = (2**7 - 1, 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)  # the largest numbers of 1, 2, 3, 5 and 9 bytes in msgpack
 _FURTHER = 12  # exchanges that a sender may be ahead of an update that it still sends: as many as it keeps, and some
@@ -55,24 +55,24 @@ class ChannelFormat:
 
     @property
     def size(self) -> int:
-        """How many numbers."""
+        """Count of its numbers in one update."""
         return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes."""
+        """Size in bytes of its numbers."""
         return self.size * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class UpdateFormat:
-    """What an update of our study looks like: the same at every node, and the only thing that buffers are sized by."""
+    """Format of an update of our study: the same at every node, and the only thing that buffers are sized by."""
 
     channels: tuple[ChannelFormat, ...]
     """In the order in which they lie in the payload, without gaps."""
 
-    whole: UpdateFormat | None = None
-    """Of an update that stands by itself, where this one continues another; None: there is only this one."""
+    full: UpdateFormat | None = None
+    """Format of a full update, where this one continues another; None: there is only this one."""
 
     def __post_init__(self) -> None:
         names = [channel.name for channel in self.channels]
@@ -80,31 +80,31 @@ class UpdateFormat:
             raise ValueError(f"channels {names}: expected 1 to {MAX_CHANNELS} different names")
 
     @classmethod
-    def of(cls, message: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> UpdateFormat:
+    def of(cls, message: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> UpdateFormat:
         """For what one neighbour is sent: by channel anything that has dtype and shape.
 
         Args:
             message: as it is sent as a rule.
-            whole: as it is sent to one that cannot continue; None or the same channels: there is nothing to continue.
+            full: as it is sent to one that cannot continue; None or the same channels: there is nothing to continue.
         """
         channels = tuple(
             ChannelFormat(name=name, dtype=str(array.dtype).removeprefix("torch."), shape=tuple(array.shape))
             for name, array in message.items()
         )
-        return cls(channels, cls.of(whole) if whole is not None and whole.keys() != message.keys() else None)
+        return cls(channels, cls.of(full) if full is not None and full.keys() != message.keys() else None)
 
-    def encoded_bytes(self, exchange: int, *, whole: bool = False) -> int:
-        """What one update takes on the wire, headers and payload; *whole*: one that stands by itself."""
-        travels = self.whole if whole and self.whole is not None else self
+    def encoded_bytes(self, exchange: int, *, full: bool = False) -> int:
+        """Size in bytes of one update on the wire, headers and payload; *full*: of a full update."""
+        travels = self.full if full and self.full is not None else self
         offsets = range(CHUNK_BYTES, travels.size_bytes, CHUNK_BYTES)
         chunk_headers = sum(len(encode(Chunk(exchange=exchange, offset=offset), memoryview(b"\0"))[0]) for offset in offsets)
-        marks = None if self.whole is None else (None if whole else NOTHING_SAID, NOTHING_SAID)
-        first = _longest_header(exchange, travels.entries, travels.size_bytes, marks)
+        state_digests = None if self.full is None else (None if full else NOTHING_SAID, NOTHING_SAID)
+        first = _longest_header(exchange, travels.entries, travels.size_bytes, state_digests)
         return first + chunk_headers + travels.size_bytes
 
     @cached_property
     def size_bytes(self) -> int:
-        """Of a payload."""
+        """Size in bytes of the payload."""
         return sum(channel.size_bytes for channel in self.channels)
 
     @cached_property
@@ -112,15 +112,15 @@ class UpdateFormat:
         """The channels as an Update announces them."""
         return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
 
-    def pack(self, exchange: int, arrays: Arrays, marks: Marks | None = None) -> EncodedUpdate:
-        """What to send in one exchange.
+    def pack(self, exchange: int, arrays: Arrays, state_digests: StateDigests | None = None) -> EncodedUpdate:
+        """Encode the update of one exchange.
 
         A single contiguous channel is not copied: its array must not change as long as the encoded may be sent.
 
         Args:
             exchange: its number.
             arrays: by channel.
-            marks: of what it continues and leads to.
+            state_digests: of what it continues and leads to.
 
         Raises:
             ValueError: an array is missing, unknown, or of another dtype or shape.
@@ -134,7 +134,7 @@ class UpdateFormat:
         parts = [np.ascontiguousarray(arrays[channel.name]).reshape(-1).view(np.uint8) for channel in self.channels]
         payload = (parts[0] if len(parts) == 1 else np.concatenate(parts)).data.toreadonly()
         digest = hashlib.sha256(payload).digest()
-        return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, marks=marks)
+        return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, state_digests=state_digests)
 
     def unpack(self, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Read-only views into a payload of the right size, by channel.
@@ -166,7 +166,7 @@ class EncodedUpdate:
     channels: tuple[ChannelEntry, ...]
     payload: memoryview
     digest: bytes
-    marks: Marks | None = None
+    state_digests: StateDigests | None = None
 
     def messages(self, report: Report, stop: StopNews, offset: int = 0) -> Iterator[list[Frame]]:
         """The frames of each message in turn: the Update with the first chunk, then the others. The payload is not copied.
@@ -184,13 +184,13 @@ class EncodedUpdate:
             channels=self.channels,
             size_bytes=self.payload.nbytes,
             digest=self.digest,
-            marks=self.marks,
+            marks=self.state_digests,
             report=report,
             stop=stop,
             pad=b"",
         )
         first = self.payload[:CHUNK_BYTES]
-        missing = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.marks) - len(encode(update, first)[0])
+        missing = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.state_digests) - len(encode(update, first)[0])
         yield encode(replace(update, pad=bytes(max(missing, 0))), first)
         yield from self._chunks(CHUNK_BYTES)
 
@@ -204,39 +204,39 @@ class EncodedUpdate:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What an update leads to, for a neighbour that cannot continue from where it is; packed when one asks."""
+class FullUpdate:
+    """Full update, for a neighbour that cannot continue from where it is; packed when one asks."""
 
     update_format: UpdateFormat
     exchange: int
     arrays: Arrays
-    mark: bytes
+    state_digest: bytes
 
     @cached_property
     def encoded(self) -> EncodedUpdate:
         """Ready to be sent."""
-        return self.update_format.pack(self.exchange, self.arrays, (None, self.mark))
+        return self.update_format.pack(self.exchange, self.arrays, (None, self.state_digest))
 
 
-def next_mark(after: bytes, updates: Iterable[EncodedUpdate]) -> bytes:
-    """Of the values that some updates which continue *after* lead to: equal only if all that led to them was equal."""
+def next_state_digest(after: bytes, updates: Iterable[EncodedUpdate]) -> bytes:
+    """Digest of the values that some updates which continue *after* lead to: equal only if all that led to them was equal."""
     return hashlib.sha256(b"".join([after, *(encoded.digest for encoded in updates)])).digest()[: len(after)]
 
 
-def _longest_header(exchange: int, channels: tuple[ChannelEntry, ...], size_bytes: int, marks: Marks | None) -> int:
-    """Of an Update without padding, whatever its news: nobody reports more than three exchanges or is more than some further."""
+def _longest_header(exchange: int, channels: tuple[ChannelEntry, ...], size_bytes: int, state_digests: StateDigests | None) -> int:
+    """Longest header of an Update without padding: nobody reports more than three exchanges or is more than some further."""
     width = next(largest for largest in _WIDTHS if exchange + _FURTHER <= largest)
-    return _header_bytes(width, channels, size_bytes, marks and (marks[0] and NOTHING_SAID, NOTHING_SAID))
+    return _header_bytes(width, channels, size_bytes, state_digests and (state_digests[0] and NOTHING_SAID, NOTHING_SAID))
 
 
 @lru_cache(maxsize=64)
-def _header_bytes(largest: int, channels: tuple[ChannelEntry, ...], size_bytes: int, marks: Marks | None) -> int:
+def _header_bytes(largest: int, channels: tuple[ChannelEntry, ...], size_bytes: int, state_digests: StateDigests | None) -> int:
     update = Update(
         exchange=largest,
         channels=channels,
         size_bytes=size_bytes,
         digest=bytes(32),
-        marks=marks,
+        marks=state_digests,
         report=Report(closed_through=largest, merged=(largest - 2, largest - 1, largest), confirmed=largest - 3, settled=largest),
         stop=StopNews(agreed_for=largest, stop_round=2**32 - 1),
         pad=b"",
@@ -252,8 +252,8 @@ class ReceivedUpdate:
     arrays: Arrays
     """By channel, read-only."""
 
-    marks: Marks | None = None
-    """Of what it continues and of what it leads to, as it says."""
+    state_digests: StateDigests | None = None
+    """State digests of what it continues and of what it leads to, as it says."""
 
     report: Report
     stop: StopNews
@@ -321,9 +321,9 @@ class Assembly:
     def _format_of(self, update: Update) -> UpdateFormat:
         """Which of ours it must have."""
         ours = self._formats[update.exchange % len(self._formats)]
-        if (update.marks is None) != (ours.whole is None):
+        if (update.marks is None) != (ours.full is None):
             raise BadMessage(f"an update {'without' if update.marks is None else 'with'} marks", reason="wrong_format")
-        return ours.whole if ours.whole is not None and update.marks is not None and update.marks[0] is None else ours
+        return ours.full if ours.full is not None and update.marks is not None and update.marks[0] is None else ours
 
     def _take(self, payload: memoryview) -> dict[str, NDArray[Any]] | None:
         assert self.update is not None

@@ -202,14 +202,14 @@ def beside_poison(place, monkeypatch, poison, **experiment):
     pack, meet = Mixing.pack, PairwiseMixing.outgoing
 
     def poisoned(self, outgoing, phase):
-        number = self._protocol.exchange // self._protocol.phases
-        lies = self._protocol.me == EVIL
+        number = self._protocol.edges.exchange // self._protocol.edges.phases
+        lies = self._protocol.edges.me == EVIL
         sent = {name: poison(t, number) if t.is_floating_point() else t for name, t in outgoing.items()} if lies else outgoing
         return pack(self, sent, phase)
 
     def poisoned_pair(self, number):
         outgoing = meet(self, number)
-        return {name: poison(tensor, number) for name, tensor in outgoing.items()} if self._protocol.me == EVIL else outgoing
+        return {name: poison(tensor, number) for name, tensor in outgoing.items()} if self._protocol.edges.me == EVIL else outgoing
 
     monkeypatch.setattr(Mixing, "pack", poisoned)
     monkeypatch.setattr(PairwiseMixing, "outgoing", poisoned_pair)
@@ -249,12 +249,12 @@ def test_an_update_of_1e38_harms_nobody_else_and_is_skipped_at_both_ends(experim
     models = dict(zip(names, network.models(), strict=True))
 
     assert all(norm_of(models[name]) < 20 for name in honest(network))
-    assert sum(network.nodes[name].daemon.protocol.refused["too_large"] for name in honest(network)) >= 1
+    assert sum(network.nodes[name].daemon.protocol.edges.refused["too_large"] for name in honest(network)) >= 1
     assert not {"overflow", "diverged"} & {event for name in honest(network) for event in network.events(name)}
     assert not any("non_finite" in str(network.summary(name)["departures"]) for name in honest(network))
     if in_step:
         phases = network.plan.recipe.algorithm.phases
-        assert {network.nodes[name].daemon.protocol.refused["too_large"] for name in honest(network)} <= {
+        assert {network.nodes[name].daemon.protocol.edges.refused["too_large"] for name in honest(network)} <= {
             1,
             phases,
         }  # nobody waits for its second
@@ -464,7 +464,7 @@ def test_daemons_whose_training_leaves_the_finite_numbers_refuse_nobody(tmp_path
     network = finish(main())
     for name in network.plan.names:
         assert "diverged" in network.events(name)
-        assert network.nodes[name].daemon.protocol.refused["too_large"] == 0
+        assert network.nodes[name].daemon.protocol.edges.refused["too_large"] == 0
 
 
 def test_daemons_that_are_killed_and_cut_off_refuse_and_report_nothing(tmp_path):
@@ -484,5 +484,5 @@ def test_daemons_that_are_killed_and_cut_off_refuse_and_report_nothing(tmp_path)
 
     network = finish(main())
     for name in network.plan.names:
-        assert network.nodes[name].daemon.protocol.refused["too_large"] == 0
+        assert network.nodes[name].daemon.protocol.edges.refused["too_large"] == 0
         assert "far_update" not in network.events(name)

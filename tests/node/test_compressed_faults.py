@@ -158,9 +158,9 @@ def assert_neighbours_hold_what_nodes_have(network):
     for name, daemon in daemons.items():
         late = network.rows(name)[-1]["skipped"]
         for other in daemon.protocol.neighbours.keys() - late:
-            neighbour = daemon.protocol.neighbours[other]
-            assert neighbour.marks == daemons[other].protocol.marks, (name, other)
-            assert torch.equal(neighbour.values["xhat"], daemons[other]._population.state["xhat"][0])
+            held = daemon.protocol.values
+            assert held.digests[other] == daemons[other].protocol.values.own, (name, other)
+            assert torch.equal(held.values[other]["xhat"], daemons[other]._population.state["xhat"][0])
 
 
 @pytest.mark.slow
@@ -334,8 +334,8 @@ def news_only(network, victim):
 
 def marks_of(network, name):
     """What a node's values are to itself, and to its neighbours."""
-    held = {tuple(network.nodes[other].daemon.protocol.neighbours[name].marks.items()) for other in network.neighbours(name)}
-    return tuple(network.nodes[name].daemon.protocol.marks.items()), held
+    held = {tuple(network.nodes[other].daemon.protocol.values.digests[name].items()) for other in network.neighbours(name)}
+    return tuple(network.nodes[name].daemon.protocol.values.own.items()), held
 
 
 @pytest.mark.slow
@@ -422,14 +422,15 @@ def test_what_a_checkpoint_holds_of_the_neighbours_comes_back(tmp_path):
             after = network.nodes["node-2"].daemon.protocol
 
             assert after is not before
-            assert (after.marks, after.sent.keys()) == (before.marks, before.sent.keys())
-            for exchange, posted in before.sent.items():
+            sent = after.transfers.sent
+            assert (after.values.own, sent.keys()) == (before.values.own, before.transfers.sent.keys())
+            for exchange, posted in before.transfers.sent.items():
                 for name in network.neighbours("node-2"):
-                    assert after.sent[exchange].updates[name] == posted.updates[name]
-                    assert after.sent[exchange].wholes[name].encoded == posted.wholes[name].encoded
-            for name, neighbour in before.neighbours.items():
-                assert neighbour.marks == after.neighbours[name].marks
-                assert torch.equal(neighbour.values["xhat"], after.neighbours[name].values["xhat"])
+                    assert sent[exchange].updates[name] == posted.updates[name]
+                    assert sent[exchange].full[name].encoded == posted.full[name].encoded
+            for name in before.neighbours:
+                assert before.values.digests[name] == after.values.digests[name]
+                assert torch.equal(before.values.values[name]["xhat"], after.values.values[name]["xhat"])
 
     finish(main())
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_protocol import Node, alive, carry, greeted, pair
+from nodes_by_hand import Node, alive, carry, greeted, pair
 from test_real_faults import slow_ring
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, starts, until, wait_until
@@ -38,10 +38,9 @@ def exchanges(a: Node, b: Node, number: int) -> None:
 def restarted(node: Node, ledgers: dict | None, *, exchange: int = 0, incarnation: int = 7, anew: int = 0) -> Node:
     """The node's next process, with the ledgers of a checkpoint; None: it was deleted."""
     peers = list(node.protocol.neighbours)
-    again = Node(node.me, *peers, incarnation=incarnation)
-    again.protocol.anew = anew
+    again = Node(node.me, *peers, incarnation=incarnation, anew=anew)
     for name, saved in (ledgers or {}).items():
-        again.protocol.neighbours[name].ledger = EdgeLedger.from_dict(json.loads(json.dumps(saved)))
+        again.protocol.neighbours[name].restore_ledger(EdgeLedger.from_dict(json.loads(json.dumps(saved))))
     if exchange:
         again.protocol.begin(exchange, 0.0)
     return again
@@ -65,21 +64,21 @@ def meets(one: Node, other: Node) -> None:
 def test_a_node_that_was_set_back_and_its_neighbour_both_see_it_and_do_not_talk(rounds_back):
     a, b = pair()
     exchanges(a, b, 22 - rounds_back)
-    backup = b.protocol.ledgers()
+    backup = b.protocol.edges.ledgers()
     exchanges(a, b, rounds_back)
     greeted(a, b)
-    a.hear("b", b.protocol._alive(b.protocol.neighbours["a"]))  # as the next update would tell
+    a.hear("b", b.protocol.announcer.heartbeat(b.protocol.neighbours["a"]))  # as the next update would tell
     again = restarted(b, backup, exchange=22 - rounds_back)
     a.post()
     meets(a, again)
 
     assert a.kinds().count("state_lost") == again.kinds().count("state_lost") == 1
-    assert list(again.protocol.lost) == ["a"]
+    assert list(again.protocol.states.own) == ["a"]
     assert a.protocol.neighbours["b"].state_lost
     assert not a.protocol.neighbours["b"].session.is_open
     assert not again.protocol.neighbours["a"].session.is_open
-    assert a.protocol.arrivals() == {}
-    assert a.protocol.refused["state_lost"] >= 1
+    assert a.protocol.admitted() == {}
+    assert a.protocol.edges.refused["state_lost"] >= 1
     (detail,) = (detail for kind, detail in a.events if kind == "state_lost")
     assert "after round 21" in detail
     assert f"after round {21 - rounds_back}" in detail
@@ -92,7 +91,7 @@ def test_a_node_whose_state_was_deleted_is_seen_as_well():
     again = restarted(b, None)
     meets(a, again)
 
-    assert again.protocol.lost["a"].endswith("and it is at the start")
+    assert again.protocol.states.own["a"].endswith("and it is at the start")
     assert "now is at the start" in a.protocol.neighbours["b"].state_lost
     assert [type(message) for message in again.said_to("a")] == []
 
@@ -118,7 +117,7 @@ def test_a_node_that_was_killed_at_any_moment_has_lost_nothing():
     """What it had not written it has told nobody."""
     a, b = pair()
     for number in range(6):
-        backup, at = b.protocol.ledgers(), b.protocol.exchange
+        backup, at = b.protocol.edges.ledgers(), b.protocol.edges.exchange
         for node in (a, b):
             node.post()
         carry(a, b)
@@ -131,26 +130,26 @@ def test_a_node_that_was_killed_at_any_moment_has_lost_nothing():
         assert a.protocol.neighbours["b"].session.is_open
         assert b.protocol.neighbours["a"].session.is_open
         assert not {"state_lost"} & {*a.kinds(), *b.kinds()}
-        a.hear("b", alive(a.protocol.exchange))
-        b.protocol.jump(a.protocol.exchange, b.now_s)
-        b.protocol.checkpointed(b.protocol.ledgers())
-        b.protocol.begin(a.protocol.exchange, b.now_s)
+        a.hear("b", alive(a.protocol.edges.exchange))
+        b.protocol.jump(a.protocol.edges.exchange, b.now_s)
+        b.protocol.edges.checkpointed(b.protocol.edges.ledgers())
+        b.protocol.begin(a.protocol.edges.exchange, b.now_s)
         meets(a, b)
 
 
 def test_what_is_remembered_outlives_the_process_that_heard_it():
     a, b = pair()
     exchanges(a, b, 5)
-    a_again, b_again = restarted(a, a.protocol.ledgers(), exchange=5, incarnation=8), restarted(b, None)
+    a_again, b_again = restarted(a, a.protocol.edges.ledgers(), exchange=5, incarnation=8), restarted(b, None)
     meets(a_again, b_again)
 
     assert a_again.protocol.neighbours["b"].state_lost
-    assert b_again.protocol.lost
+    assert b_again.protocol.states.own
 
 
 def test_an_old_hello_that_comes_late_shows_nothing():
     a, b = pair()
-    old = b.protocol.hello(b.protocol.neighbours["a"])
+    old = b.protocol.announcer.hello(b.protocol.neighbours["a"])
     exchanges(a, b, 5)
     a.hear("b", old)
 
@@ -160,13 +159,13 @@ def test_an_old_hello_that_comes_late_shows_nothing():
 def test_state_that_is_restored_after_all_ends_it():
     a, b = pair()
     exchanges(a, b, 5)
-    newest, at = b.protocol.ledgers(), b.protocol.exchange
+    newest, at = b.protocol.edges.ledgers(), b.protocol.edges.exchange
     meets(a, restarted(b, None))
     again = restarted(b, newest, exchange=at, incarnation=9)
     meets(a, again)
 
     assert a.kinds()[-3:] == ["state_restored", "returned", "greeted"]
-    assert (a.protocol.neighbours["b"].state_lost, again.protocol.lost) == ("", {})
+    assert (a.protocol.neighbours["b"].state_lost, again.protocol.states.own) == ("", {})
     exchanges(a, again, 3)
 
 
@@ -180,12 +179,12 @@ def test_a_node_that_is_started_anew_is_talked_to_and_written_down():
     assert "started_anew" in a.kinds()
     told = "b: it was started anew without its state: it was after round 3, and now is at the start"
     assert ("started_anew", told) in a.events
-    assert anew.protocol.is_behind()
+    assert anew.protocol.claims.is_behind()
     anew.protocol.jump(5, anew.now_s)
-    anew.protocol.checkpointed(anew.protocol.ledgers())
+    anew.protocol.edges.checkpointed(anew.protocol.edges.ledgers())
     anew.protocol.begin(5, anew.now_s)
     greeted(a, anew)
-    anew.protocol.neighbours["a"].queue(anew.protocol._alive(anew.protocol.neighbours["a"]))
+    anew.protocol.neighbours["a"].queue(anew.protocol.announcer.heartbeat(anew.protocol.neighbours["a"]))
     carry(a, anew)
     exchanges(a, anew, 3)
     assert a.protocol.neighbours["b"].ledger.remembered().report.closed_through == 6
@@ -194,12 +193,12 @@ def test_a_node_that_is_started_anew_is_talked_to_and_written_down():
 def test_the_state_from_before_it_was_started_anew_is_old_then():
     a, b = pair()
     exchanges(a, b, 5)
-    newest = b.protocol.ledgers()
+    newest = b.protocol.edges.ledgers()
     meets(a, restarted(b, None, anew=1_790_000_000_000))
     late = restarted(b, newest, exchange=5, incarnation=9)
     meets(a, late)
 
-    assert late.protocol.lost
+    assert late.protocol.states.own
     assert a.protocol.neighbours["b"].state_lost
 
 
@@ -215,13 +214,13 @@ def test_nobody_is_said_to_be_started_anew_who_has_nothing_to_lose():
 def test_a_checkpoint_of_before_reports_were_kept_remembers_what_was_settled():
     a, b = pair()
     exchanges(a, b, 6)
-    ledgers = a.protocol.ledgers()
+    ledgers = a.protocol.edges.ledgers()
     for saved in ledgers.values():
         del saved["heard"], saved["anew"]
     a_again, b_again = restarted(a, ledgers, exchange=6), restarted(b, None)
     meets(a_again, b_again)
 
-    assert b_again.protocol.lost
+    assert b_again.protocol.states.own
     assert not restarted(a, ledgers).protocol.neighbours["b"].ledger.heard
 
 

@@ -139,8 +139,8 @@ def test_updates_that_nobody_can_ask_for_any_more_are_let_go(tmp_path, monkeypat
     kept, keep = [], RoundSteps.keep
 
     async def looked_at(self):
-        if self._protocol.closing is None:
-            kept.append(len(self._protocol.sent))
+        if self._protocol.edges.closing is None:
+            kept.append(len(self._protocol.transfers.sent))
         await keep(self)
 
     monkeypatch.setattr(RoundSteps, "keep", looked_at)

@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from test_protocol import FLOOR_S, FORMAT, Node, alive, hello, meeting_in_pairs
+from nodes_by_hand import FLOOR_S, FORMAT, Node, alive, hello, meeting_in_pairs
 
 from p2pfl.algorithms.stopping import StopRule
-from p2pfl.protocol.neighbour import LATER, SOON
-from p2pfl.protocol.protocol import Flow
+from p2pfl.protocol.deadlines import LATER, SOON
+from p2pfl.protocol.edges import Flow
+from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Closing, Heartbeat, ProofRequest, Records, Report, StopNews
@@ -42,10 +43,9 @@ def signed(name: str, number: int, *, key: str | None = None, **changes) -> byte
 class Member(Node):
     """A node of a study of four, or of fewer, that hears signed records."""
 
-    def __init__(self, me: str, *peers: str, members: str = MEMBERS) -> None:
-        super().__init__(me, *peers)
+    def __init__(self, me: str, *peers: str, members: str = MEMBERS, **parts) -> None:
         self.ended = -1
-        self.protocol.view = NetworkView(
+        view = NetworkView(
             me=MEMBERS.index(me),
             keys=[SECRETS[name].public_key().public_bytes_raw() for name in members],
             sign=SECRETS[me].sign,
@@ -55,12 +55,18 @@ class Member(Node):
             last_round=100_000,
             bytes_per_s=None,
         )
-        self.protocol.num_others = len(members) - 1
-        self.protocol.places = {name: MEMBERS.index(name) for name in peers}
-        self.protocol.prove = lambda: None if self.ended < 0 else signed(self.me, self.ended)
+        super().__init__(
+            me,
+            *peers,
+            view=view,
+            num_others=len(members) - 1,
+            places={name: MEMBERS.index(name) for name in peers},
+            prove=lambda: None if self.ended < 0 else signed(self.me, self.ended),
+            **parts,
+        )
         for peer in peers:
             self.hear(peer, replace(hello(member=peer), incarnation=77 + ord(peer)))
-        self.protocol.start_in_company(0.0)
+        self.protocol.claims.note_company(0, 0.0)
 
     def update_of(self, peer: str, exchange: int) -> None:
         """An update of a member that has merged this node's one before."""
@@ -87,25 +93,27 @@ class Member(Node):
             self.wait(TICK_S)
             liar()
         self.post()
-        began_s, exchange, sent = self.now_s, self.protocol.exchange, False
-        while not self.protocol.is_over(self.now_s) and not self.protocol.is_behind():
+        began_s, exchange, sent = self.now_s, self.protocol.edges.exchange, False
+        while not self.protocol.pace.is_over(self.now_s) and not self.protocol.claims.is_behind():
             if not sent and self.now_s - began_s >= after_s:
                 for name in honest:
                     self.update_of(name, exchange)
                 sent = True
                 continue
-            self.now_s = min(self.now_s + TICK_S, self.protocol.look_again_s(self.now_s, TICK_S))  # as the daemon does
+            self.now_s = min(
+                self.now_s + TICK_S, self.protocol.deadlines.look_again_s(self.now_s, TICK_S, self.protocol.pace.awaited())
+            )  # as the daemon does
             self.protocol.tick(self.now_s)
             liar()
             for name in self.protocol.neighbours:
                 self.frames_for(name)
-        if not self.protocol.is_behind():
+        if not self.protocol.claims.is_behind():
             self.close()
             self.ended = exchange
         return self.now_s - began_s
 
     def jump(self) -> int:
-        target = self.protocol.furthest()
+        target = self.protocol.claims.furthest()
         self.protocol.jump(target, self.now_s)
         self.protocol.begin(target, self.now_s)
         return target
@@ -116,7 +124,7 @@ def ladder(node: Member, liar: str = "d", top: int = 300):
     at = [0]
 
     def lie() -> None:
-        at[0] = min(max(at[0] + 2, node.protocol.exchange + 2, int(at[0] * 1.15)), top)
+        at[0] = min(max(at[0] + 2, node.protocol.edges.exchange + 2, int(at[0] * 1.15)), top)
         node.hear(liar, alive(at[0]))
 
     return lie
@@ -132,10 +140,10 @@ def test_lies_cost_no_round_where_honest_neighbours_are_in_step():
     lie = ladder(a, top=90_000)
     while a.now_s < HOUR_S / 20:
         a.one_round("bc", lie)
-        assert not a.protocol.is_behind()
+        assert not a.protocol.claims.is_behind()
 
     assert a.kinds().count("jumped") == 0
-    assert a.protocol.exchange > 170
+    assert a.protocol.edges.exchange > 170
 
 
 def test_lies_of_the_only_neighbour_cost_no_round():
@@ -146,7 +154,7 @@ def test_lies_of_the_only_neighbour_cost_no_round():
     lie = ladder(a, top=90_000)
     while a.now_s < HOUR_S / 4:
         a.one_round("", lie)
-        assert not a.protocol.is_behind()
+        assert not a.protocol.claims.is_behind()
 
     assert "hurried" in a.kinds()
 
@@ -157,7 +165,7 @@ def test_a_liar_that_signs_what_it_says_is_one_member_all_the_same():
         a.one_round("d")
     a.hear("d", Records(sealed=(signed("d", 299),)), alive(300))
 
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
 
 
 def test_a_record_that_another_member_has_not_signed_confirms_nothing():
@@ -166,8 +174,8 @@ def test_a_record_that_another_member_has_not_signed_confirms_nothing():
         a.one_round("d")
     a.hear("d", Records(sealed=(signed("c", 299, key="d"),)), alive(300))
 
-    assert a.protocol.refused["wrong_signature"] == 1
-    assert not a.protocol.is_behind()
+    assert a.protocol.edges.refused["wrong_signature"] == 1
+    assert not a.protocol.claims.is_behind()
 
 
 def test_a_true_record_of_another_member_takes_a_node_no_further_than_that_one_is():
@@ -175,11 +183,11 @@ def test_a_true_record_of_another_member_takes_a_node_no_further_than_that_one_i
     for _ in range(5):
         a.one_round("d")
     a.hear("d", Records(sealed=(signed("c", 5),)), alive(300))
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
     a.hear("d", Records(sealed=(signed("c", 19),)), alive(300))
 
-    assert a.protocol.is_behind()
-    assert a.protocol.furthest() == 20
+    assert a.protocol.claims.is_behind()
+    assert a.protocol.claims.furthest() == 20
 
 
 def test_a_member_that_is_as_far_ahead_as_the_links_to_it_explain_confirms_no_claim():
@@ -189,10 +197,10 @@ def test_a_member_that_is_as_far_ahead_as_the_links_to_it_explain_confirms_no_cl
         a.one_round("bd")
     a.hear("b", alive(6), Records(sealed=(signed("c", 6),)))
     a.hear("d", alive(90_000))
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
     a.hear("b", Records(sealed=(signed("c", 7),)))
 
-    assert a.protocol.furthest() == 8
+    assert a.protocol.claims.furthest() == 8
 
 
 def test_a_first_round_that_takes_longer_than_a_deadline_makes_no_claim_plausible():
@@ -201,18 +209,18 @@ def test_a_first_round_that_takes_longer_than_a_deadline_makes_no_claim_plausibl
         a.wait(FLOOR_S)
         a.hear("d", alive(90_000))
 
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
 
 
 def test_two_neighbours_that_say_the_same_are_believed_at_once():
     a = Member("a", "b", "c", "d")
     a.one_round("bcd")
     a.hear("d", alive(90_000))
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
     a.hear("b", alive(1000))
 
-    assert a.protocol.is_behind()
-    assert a.protocol.furthest() == 1000
+    assert a.protocol.claims.is_behind()
+    assert a.protocol.claims.furthest() == 1000
 
 
 def test_a_node_that_was_cut_off_asks_for_proof_and_jumps_to_where_the_network_is():
@@ -227,7 +235,7 @@ def test_a_node_that_was_cut_off_asks_for_proof_and_jumps_to_where_the_network_i
     b.frames_for("a")
     a.hear("b", alive(3600))
     a.protocol.tick(a.now_s)
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
     asked = [message for message in a.said_to("b") if isinstance(message, ProofRequest)]
     assert asked == [ProofRequest(relayed=False)]
 
@@ -239,7 +247,7 @@ def test_a_node_that_was_cut_off_asks_for_proof_and_jumps_to_where_the_network_i
     assert [(unseal(each).member, unseal(each).round) for each in answers[-1].sealed] == [(1, 3598), (2, 3599)]
     a.hear("b", *answers)
 
-    assert a.protocol.is_behind()
+    assert a.protocol.claims.is_behind()
     assert a.jump() == 3600
 
 
@@ -263,12 +271,12 @@ def test_two_members_believe_each_other_as_far_as_one_that_is_alone_can_be():
     a.wait(FLOOR_S)
     for exchange in range(5, 300):
         a.hear("b", alive(exchange))
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
     for _ in range(5):
         a.wait(FLOOR_S)
 
-    assert a.protocol.is_behind()
-    assert a.protocol.furthest() <= 3 + 6
+    assert a.protocol.claims.is_behind()
+    assert a.protocol.claims.furthest() <= 3 + 6
 
 
 def test_a_node_that_has_stood_still_knows_how_far_the_others_can_be():
@@ -277,10 +285,10 @@ def test_a_node_that_has_stood_still_knows_how_far_the_others_can_be():
         a.one_round("bcd")
     a.now_s += 60.0
     a.hear("b", alive(60))
-    assert a.protocol.is_behind()
+    assert a.protocol.claims.is_behind()
     a.hear("d", alive(90_000))
 
-    assert a.protocol.furthest() <= 5 + 60 / ROUND_S + 1
+    assert a.protocol.claims.furthest() <= 5 + 60 / ROUND_S + 1
 
 
 def test_a_jump_uses_up_what_standing_still_has_earned():
@@ -294,7 +302,7 @@ def test_a_jump_uses_up_what_standing_still_has_earned():
         a.hear("d", alive(90_000))
 
     assert target <= 66
-    assert not a.protocol.is_behind()
+    assert not a.protocol.claims.is_behind()
 
 
 # ---- the clock
@@ -307,7 +315,7 @@ def endless_update(node: Member):
     step = [0]
 
     def lie() -> None:
-        exchange = node.protocol.exchange
+        exchange = node.protocol.edges.exchange
         step[0] += 1
         frames = [*LARGE.pack(exchange, {"x": np.zeros(300_000)}).messages(alive(exchange).report, NO_STOP)]
         if step[0] % 10 == 1:
@@ -323,11 +331,11 @@ def node_terms(node: Member):
 
 
 def only_alive(node: Member):
-    return lambda: node.hear("d", alive(node.protocol.exchange))
+    return lambda: node.hear("d", alive(node.protocol.edges.exchange))
 
 
 def says_that_it_waits(node: Member):
-    return lambda: node.hear("d", alive(max(node.protocol.exchange - 1, 0)))
+    return lambda: node.hear("d", alive(max(node.protocol.edges.exchange - 1, 0)))
 
 
 def restarts(node: Member):
@@ -335,7 +343,7 @@ def restarts(node: Member):
 
     def lie() -> None:
         step[0] += 1
-        node.hear("d", replace(hello(member="d", exchange=node.protocol.exchange), incarnation=step[0]))
+        node.hear("d", replace(hello(member="d", exchange=node.protocol.edges.exchange), incarnation=step[0]))
 
     return lie
 
@@ -344,7 +352,7 @@ def two_updates_and_a_miss(node: Member):
     """Makes up for each miss as cheaply as it can."""
 
     def lie() -> None:
-        exchange = node.protocol.exchange
+        exchange = node.protocol.edges.exchange
         node.hear("d", alive(exchange))
         if exchange % 3:
             node.update_of("d", exchange)
@@ -361,13 +369,13 @@ def test_no_member_costs_more_than_three_deadlines_in_forty_rounds(program):
     lie = program(a)
     lost_s = sum(a.one_round("bc", lie, train_s=TICK_S) for _ in range(40))
 
-    assert a.protocol.exchange == 40
+    assert a.protocol.edges.exchange == 40
     assert lost_s <= 3 * FLOOR_S
 
 
 def test_the_first_round_waits_for_a_member_that_only_speaks_no_longer_than_news_need():
-    a = Member("a", "b", "c", "d")
-    a.protocol.starting_exchanges, a.protocol.start_by_s = 4, 2.5 + FLOOR_S
+    a = Member("a", "b", "c", "d", starting_exchanges=4)
+    a.protocol.deadlines.wait_at_start(0.0, 2.5 + FLOOR_S, 2.5 + FLOOR_S)
     lie = only_alive(a)
     lost_s = sum(a.one_round("bc", lie, train_s=TICK_S) for _ in range(40))
 
@@ -392,11 +400,11 @@ def test_an_honest_member_that_stood_still_is_waited_for_again_within_two_rounds
     while a.now_s < end_s:
         a.one_round("bc")
     assert a.protocol.neighbours["d"].missed
-    at = a.protocol.exchange
+    at = a.protocol.edges.exchange
     waited_s = [a.one_round("bcd" if number else "bc", lambda: a.hear("d", alive(at)), after_s=2.0) for number in range(2)]
 
-    assert a.protocol.exchange == at + 2
-    assert a.protocol.arrivals() == {}
+    assert a.protocol.edges.exchange == at + 2
+    assert a.protocol.admitted() == {}
     assert waited_s[1] >= 2.0
     assert [kind for kind in a.kinds() if kind == "skipped"] == ["skipped"] * 2
 
@@ -404,36 +412,40 @@ def test_an_honest_member_that_stood_still_is_waited_for_again_within_two_rounds
 def test_patience_halves_at_each_miss_and_doubles_after_two_complete_updates():
     a = Member("a", "b", "d")
     lie = only_alive(a)
-    d = a.protocol.neighbours["d"]
+    d = a.protocol.deadlines.patience["d"]
     lost_s = a.one_round("b", lie, train_s=TICK_S)
-    assert d.patience == 0.5
+    assert d.fraction == 0.5
     assert lost_s == pytest.approx(FLOOR_S, abs=2 * TICK_S)
 
     for _ in range(SOON):
-        assert d.patience == 0.5
+        assert d.fraction == 0.5
         a.one_round("bd", train_s=TICK_S)
-    assert d.patience == 1.0
+    assert d.fraction == 1.0
     a.one_round("b", lie, train_s=TICK_S)
     for _ in range(LATER):
-        assert d.patience == 0.5
+        assert d.fraction == 0.5
         a.one_round("bd", train_s=TICK_S)
-    assert d.patience == 1.0
+    assert d.fraction == 1.0
 
 
 def test_a_member_that_missed_often_still_gets_the_time_to_catch_up():
     """It is a round behind, trains as long as the others, and so comes a round's time after them: half of that would never do."""
     train_s = 2.0
     a = Member("a", "b", "d")
-    d = a.protocol.neighbours["d"]
+    d = a.protocol.deadlines.patience["d"]
     for _ in range(20):
         a.one_round("bd", train_s=train_s)
-    d.patience, d.misses, d.missed_s = 1 / 16, 4, a.now_s  # its site had a bad hour
+    d.fraction, d.misses, d.missed_s = 1 / 16, 4, a.now_s  # its site had a bad hour
     lost_s, last = [], [-1]
 
     def late() -> None:
-        exchange = a.protocol.exchange
+        exchange = a.protocol.edges.exchange
         a.hear("d", alive(exchange))
-        if exchange in a.protocol.sent and exchange != last[0] and a.now_s - a.protocol.barrier.deadline_s + FLOOR_S >= train_s - 0.2:
+        if (
+            exchange in a.protocol.transfers.sent
+            and exchange != last[0]
+            and a.now_s - a.protocol.deadlines.deadline_s + FLOOR_S >= train_s - 0.2
+        ):
             last[0] = exchange
             a.update_of("d", exchange)
 
@@ -445,10 +457,10 @@ def test_a_member_that_missed_often_still_gets_the_time_to_catch_up():
 
 def test_a_member_that_never_catches_up_is_given_the_time_more_and_more_rarely():
     a = Member("a", "b", "d")
-    d = a.protocol.neighbours["d"]
+    d = a.protocol.deadlines.patience["d"]
     for _ in range(20):
         a.one_round("bd", train_s=2.0)
-    d.patience, d.misses, d.missed_s = 1 / 16, 4, a.now_s
+    d.fraction, d.misses, d.missed_s = 1 / 16, 4, a.now_s
     lie = only_alive(a)
     lost_s = [a.one_round("b", lie, train_s=2.0) for _ in range(90)]
 
@@ -460,23 +472,23 @@ def test_late_updates_of_a_member_that_is_not_waited_for_do_not_shorten_the_dead
     a = Member("a", "b", "d")
     for _ in range(20):
         a.one_round("bd", train_s=4.0)
-    d, before_s = a.protocol.neighbours["d"], a.protocol.allowance_s()
-    d.missed = d.is_faulty = True
+    d, before_s = a.protocol.neighbours["d"], a.protocol.deadlines.allowance_s()
+    d.note_fault()
     for _ in range(20):
-        a.update_of("d", a.protocol.exchange - 1)
+        a.update_of("d", a.protocol.edges.exchange - 1)
 
     assert before_s > FLOOR_S
-    assert a.protocol.allowance_s() == before_s
+    assert a.protocol.deadlines.allowance_s() == before_s
 
 
 def test_a_miss_is_forgotten_after_an_hour():
     a = Member("a", "b", "d")
     a.one_round("b", only_alive(a), train_s=TICK_S)
-    assert a.protocol.neighbours["d"].patience == 0.5
+    assert a.protocol.deadlines.patience["d"].fraction == 0.5
     a.now_s += HOUR_S
     a.post()
 
-    assert a.protocol.neighbours["d"].patience == 1.0
+    assert a.protocol.deadlines.patience["d"].fraction == 1.0
 
 
 def test_a_node_that_stood_still_itself_blames_nobody():
@@ -484,22 +496,21 @@ def test_a_node_that_stood_still_itself_blames_nobody():
     a.one_round("bc")
     a.post()
     a.now_s += 60.0
-    assert a.protocol.is_over(a.now_s)
+    assert a.protocol.pace.is_over(a.now_s)
     a.close()
 
-    assert [n.patience for n in a.protocol.neighbours.values()] == [1.0, 1.0]
+    assert [each.fraction for each in a.protocol.deadlines.patience.values()] == [1.0, 1.0]
 
 
 def test_after_a_miss_the_word_that_a_member_waits_counts_where_a_third_one_confirms_it():
     confirmed = set()
-    a = Member("a", "b", "d")
-    a.protocol.waits_for_others = lambda name, number: (name, number) in confirmed
+    a = Member("a", "b", "d", waits_for_others=lambda name, number: (name, number) in confirmed)
     a.one_round("b", only_alive(a), train_s=TICK_S)
     lie = says_that_it_waits(a)
     a.hear("d", alive(1))
     unconfirmed_s = a.one_round("b", lie, train_s=TICK_S)
-    confirmed.add(("d", a.protocol.exchange - 1))
-    its_time_s = a.protocol.patience_with("d")
+    confirmed.add(("d", a.protocol.edges.exchange - 1))
+    its_time_s = a.protocol.deadlines.patience_with("d")
     confirmed_s = a.one_round("b", lie, train_s=TICK_S)
 
     assert unconfirmed_s == pytest.approx(FLOOR_S / 2, abs=2 * TICK_S)
@@ -523,16 +534,17 @@ def test_an_update_that_drips_in_is_waited_for_no_longer_than_the_slowest_link_n
 def test_a_member_that_did_not_answer_has_half_the_time_in_the_next_meeting():
     node = meeting_in_pairs(ahead=1000)
     protocol = node.protocol
-    protocol.ask("a", FORMAT.pack(0, {"x": np.zeros(2)}), 0.0)
-    protocol.give_up("a", 0, missed=True)
-    assert protocol.patience_with("a") == FLOOR_S / 2
+    exchanges = PairwiseExchanges(protocol.edges, protocol.pace, protocol.deadlines, protocol.transfers)
+    exchanges.ask(FORMAT.pack(protocol.pace.ask("a"), {"x": np.zeros(2)}), 0.0)
+    exchanges.give_up("a", 0, missed=True)
+    assert protocol.deadlines.patience_with("a") == FLOOR_S / 2
 
     for number in range(1, 1 + SOON):
         node.hear("a", alive(number))
-        protocol.ask("a", FORMAT.pack(number, {"x": np.zeros(2)}), 1.0)
-        protocol.met("a", Flow(exchange=number, amounts={}), 1.1)
+        exchanges.ask(FORMAT.pack(protocol.pace.ask("a"), {"x": np.zeros(2)}), 1.0)
+        exchanges.merged("a", Flow(exchange=number, amounts={}), 1.1)
 
-    assert protocol.patience_with("a") == FLOOR_S
+    assert protocol.deadlines.patience_with("a") == FLOOR_S
 
 
 # ---- stopping
@@ -546,10 +558,9 @@ def stop(exchange: int, stop_round: int) -> Heartbeat:
 
 def mixing(counters: list[int]) -> Member:
     """A node after some rounds that only mix, with what its own consensus counter was."""
-    a = Member("a", "b", "d")
-    a.protocol.stop_rule, a.protocol.earliest_stop = RULE, RULE.earliest(0)
+    a = Member("a", "b", "d", stop_rule=RULE, earliest_stop=RULE.earliest(0))
     for number, counter in enumerate(counters):
-        a.protocol.agree(number, counter)
+        a.protocol.stopping.agree(number, counter, None)
     return a
 
 
@@ -558,8 +569,8 @@ def test_a_stop_that_was_announced_by_nobody_is_refused():
     for stop_round in range(RULE.earliest(0), 26):
         a.hear("d", stop(20, stop_round))
 
-    assert a.protocol.stop_round is None
-    assert a.protocol.refused["implausible_stop"] == 26 - RULE.earliest(0)
+    assert a.protocol.stopping.stop_round is None
+    assert a.protocol.edges.refused["implausible_stop"] == 26 - RULE.earliest(0)
 
 
 def test_a_true_stop_is_believed():
@@ -568,38 +579,38 @@ def test_a_true_stop_is_believed():
     a = mixing(counters)
     a.hear("b", stop(13, 14))
 
-    assert a.protocol.stop_round == 14
+    assert a.protocol.stopping.stop_round == 14
 
 
 def test_a_stop_that_cannot_be_judged_yet_is_judged_when_it_can():
     a = mixing([0] * 5)
     a.hear("d", stop(5, 13))
     a.hear("b", stop(5, 14))
-    assert a.protocol.stop_round is None
+    assert a.protocol.stopping.stop_round is None
     for number, counter in [(5, 0), (6, 0), (7, 1), (8, 2)]:
-        a.protocol.agree(number, counter)
+        a.protocol.stopping.agree(number, counter, None)
 
-    assert a.protocol.stop_round == 14
-    assert a.protocol.refused["implausible_stop"] == 1
+    assert a.protocol.stopping.stop_round == 14
+    assert a.protocol.edges.refused["implausible_stop"] == 1
 
 
 def test_a_node_that_was_away_believes_two_members_that_have_stopped():
     a = mixing([0, 0, 0])
     closing = Closing(exchange=31, report=alive(31).report, stop=StopNews(agreed_for=9, stop_round=30), reason="converged")
     a.hear("d", closing)
-    assert a.protocol.stop_round is None
+    assert a.protocol.stopping.stop_round is None
     a.hear("d", Records(sealed=(signed("d", 2, closing=True),)), closing)
-    assert a.protocol.stop_round is None
+    assert a.protocol.stopping.stop_round is None
     a.hear("d", Records(sealed=(signed("c", 2, closing=True),)), closing)
 
-    assert a.protocol.stop_round == 30
+    assert a.protocol.stopping.stop_round == 30
 
 
 def test_a_node_that_was_away_ends_once_its_own_test_passes():
     a = mixing([0, 0, 0])
-    a.protocol.agree(40, 0)
+    a.protocol.stopping.agree(40, 0, None)
     a.hear("b", stop(41, 30))
-    assert a.protocol.stop_round is None
-    a.protocol.agree(41, 1)
+    assert a.protocol.stopping.stop_round is None
+    a.protocol.stopping.agree(41, 1, None)
 
-    assert a.protocol.stop_round == 30
+    assert a.protocol.stopping.stop_round == 30

@@ -12,7 +12,7 @@ from networks import HASTY, STUDY, Network, finish, plan_of
 from p2pfl.node.evidence import EVIDENCE, EvidenceFile
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.sending import Sending
-from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Contradiction, Witness, update_digest
+from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Equivocation, Witness, update_digest
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.round_record import seal, unseal, verify
@@ -124,7 +124,7 @@ def test_an_update_that_is_not_the_signed_one_is_told_whichever_comes_first():
 
 
 def test_the_file_holds_each_piece_once_and_is_read_again(tmp_path):
-    found = Contradiction(member=3, round=6, sealed=(said(ONE), said(OTHER)))
+    found = Equivocation(member=3, round=6, sealed=(said(ONE), said(OTHER)))
     first = EvidenceFile(tmp_path, STUDY)
 
     assert first.keep("node-3", found)
@@ -155,12 +155,12 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
 
     def split(self, outgoing, maker, **options):
         protocol = self._protocol
-        if protocol.me != EVIL or protocol.exchange < 3:
+        if protocol.edges.me != EVIL or protocol.edges.exchange < 3:
             return make(self, outgoing, maker, **options)
         made = {}
-        for k, to in enumerate(sorted(protocol.now_linked.receivers)):
+        for k, to in enumerate(sorted(protocol.edges.now_linked.receivers)):
             made[to] = make(self, {name: tensor + k for name, tensor in outgoing.items()}, maker, **options)[to]
-            digests.setdefault(to, {})[protocol.exchange] = update_digest([made[to].digest])
+            digests.setdefault(to, {})[protocol.edges.exchange] = update_digest([made[to].digest])
         return made
 
     def sealed_for(self, to: str, sealed: bytes) -> bytes:
@@ -170,7 +170,7 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
         return seal(replace(record, update=digests[to][record.round]), self._protocol.view._sign, STUDY_BYTES)
 
     async def send_records(self, neighbour):
-        if self._protocol.me == EVIL and signs_each:
+        if self._protocol.edges.me == EVIL and signs_each:
             take = self._protocol.view.take
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(self._protocol.view, "take", lambda name, now_s: [sealed_for(self, name, s) for s in take(name, now_s)])

@@ -11,11 +11,11 @@ from itertools import count
 
 import numpy as np
 import pytest
+from nodes_by_hand import FORMAT, NUM_EXCHANGES, hello
 from test_claims import HOUR_S, LARGE, MEMBERS, RULE, Member, node_terms, record, signed
-from test_protocol import FORMAT, NUM_EXCHANGES, hello
 
 from p2pfl.protocol.neighbour import SendReady, SendRecords, SendUpdate
-from p2pfl.protocol.round_pace import RoundPace
+from p2pfl.protocol.round_durations import RoundDurations
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Closing, Goodbye, Heartbeat, Hello, ProofRequest, Records, Report, ResendRequest, StopNews
@@ -46,18 +46,22 @@ class Honest(Member):
     """A node that trains, exchanges and speaks of its rounds as the daemon does."""
 
     def __init__(self, name: str, peers: tuple[str, ...], train_s: float) -> None:
-        super().__init__(name, *peers)
+        super().__init__(
+            name,
+            *peers,
+            durations=RoundDurations(factor=FACTOR, floor_s=FLOOR_S, window=20),
+            stop_rule=RULE,
+            earliest_stop=RULE.earliest(0),
+            starting_exchanges=4,
+            waits_for_others=self.waits_for_others,
+        )
+        self.protocol.deadlines.wait_at_start(0.0, 5.0 + FLOOR_S, 5.0 + FLOOR_S)
         self.train_s, self.until_s = train_s, train_s
         self.is_training = True
         self.posted_s = 0.0
         self.lost = self.trained = 0
         self.skipped: Counter[str] = Counter()
         self.waits_s: list[float] = []
-        protocol = self.protocol
-        protocol.pace = RoundPace(factor=FACTOR, floor_s=FLOOR_S, window=20)
-        protocol.stop_rule, protocol.earliest_stop = RULE, RULE.earliest(0)
-        protocol.starting_exchanges, protocol.start_by_s = 4, 5.0 + FLOOR_S
-        protocol.waits_for_others = self.waits_for_others
 
     def waits_for_others(self, name: str, number: int) -> bool:
         place, own = MEMBERS.index(name), MEMBERS.index(self.me)
@@ -69,8 +73,8 @@ class Honest(Member):
         while neighbour.outbox:
             item = neighbour.outbox.popleft()
             if isinstance(item, SendUpdate):
-                frames += list(self.protocol.frames_of(neighbour, item))
-                self.protocol.handed_over(neighbour, item)
+                frames += list(self.protocol.transfers.frames_of(neighbour, item))
+                self.protocol.transfers.note_handed_over(peer, item)
             elif isinstance(item, SendRecords):
                 while sealed := self.protocol.view.take(peer, self.now_s):
                     frames.append(encode(Records(sealed=tuple(sealed))))
@@ -85,29 +89,29 @@ class Honest(Member):
             if self.now_s < self.until_s:
                 return
             self.is_training = False
-            if protocol.is_behind():
+            if protocol.claims.is_behind():
                 self.jump_over()
             self.post()
             self.posted_s = self.now_s
-        while protocol.is_behind():
+        while protocol.claims.is_behind():
             self.jump_over()
             self.post()
             self.posted_s = self.now_s
-        if protocol.is_over(self.now_s):
+        if protocol.pace.is_over(self.now_s):
             self.end_round()
 
     def jump_over(self) -> None:
-        before = self.protocol.exchange
+        before = self.protocol.edges.exchange
         self.lost += self.jump() - before
-        self.protocol.checkpointed(self.protocol.ledgers())
+        self.protocol.edges.checkpointed(self.protocol.edges.ledgers())
 
     def end_round(self) -> None:
-        number = self.protocol.exchange
+        number = self.protocol.edges.exchange
         skipped = self.close()
         self.skipped.update(skipped)
         self.waits_s.append(self.now_s - self.posted_s)
         self.trained, self.ended = self.trained + 1, number
-        self.protocol.agree(number, 0)
+        self.protocol.stopping.agree(number, 0, None)
         view = self.protocol.view
         view.begin(number + 1, self.now_s)
         without = tuple(MEMBERS.index(name) for name in skipped)
@@ -151,7 +155,7 @@ class Network:
         if node.is_training and not was:
             self.at(node.until_s, lambda: self.wake(node))
         elif not node.is_training:
-            again_s = node.protocol.look_again_s(self.now_s, TICK_S)
+            again_s = node.protocol.deadlines.look_again_s(self.now_s, TICK_S, node.protocol.pace.awaited())
             if again_s < self.now_s + TICK_S:
                 self.at(again_s, lambda: self.wake(node))
         for peer in node.protocol.neighbours:
@@ -172,13 +176,13 @@ class Network:
             self.go_on(node)
 
     def lie(self, step: int) -> None:
-        is_true = any(node.protocol.exchange < TRUE_ROUNDS for node in self.nodes.values())
+        is_true = any(node.protocol.edges.exchange < TRUE_ROUNDS for node in self.nodes.values())
         if not is_true and self.lies_from_s is None:
             self.lies_from_s = self.now_s
         for node in self.victims:
-            exchange = node.protocol.exchange
+            exchange = node.protocol.edges.exchange
             if is_true:
-                if exchange in node.protocol.sent and self.came_to[node.me] <= exchange:
+                if exchange in node.protocol.transfers.sent and self.came_to[node.me] <= exchange:
                     self.came_to[node.me] = exchange + 1
                     self.deliver(LIAR, node, update(exchange, true_report(exchange)))
             else:
@@ -207,11 +211,11 @@ def update(exchange: int, report: Report) -> list[tuple]:
 
 
 def says(node: Honest, exchange: int) -> Heartbeat:
-    return Heartbeat(exchange=exchange, report=said_at(node.protocol.exchange), stop=NO_STOP)
+    return Heartbeat(exchange=exchange, report=said_at(node.protocol.edges.exchange), stop=NO_STOP)
 
 
 def greeting(node: Honest, incarnation: int) -> Hello:
-    exchange = node.protocol.exchange
+    exchange = node.protocol.edges.exchange
     return replace(hello(member=LIAR, exchange=exchange, report=said_at(exchange)), incarnation=incarnation)
 
 
@@ -229,16 +233,16 @@ def far_ahead(node: Honest, step: int) -> Iterator:
 
 
 def a_ladder(node: Honest, step: int) -> Iterator:
-    yield says(node, min(node.protocol.exchange + 2 + step % 40, NUM_EXCHANGES))
+    yield says(node, min(node.protocol.edges.exchange + 2 + step % 40, NUM_EXCHANGES))
 
 
 def just_ahead(node: Honest, step: int) -> Iterator:
-    yield says(node, node.protocol.exchange + 1 + step % 2)
+    yield says(node, node.protocol.edges.exchange + 1 + step % 2)
 
 
 def signed_ahead(node: Honest, step: int) -> Iterator:
-    yield Records(sealed=(signed(LIAR, node.protocol.exchange + 50),))
-    yield says(node, node.protocol.exchange + 51)
+    yield Records(sealed=(signed(LIAR, node.protocol.edges.exchange + 50),))
+    yield says(node, node.protocol.edges.exchange + 51)
 
 
 def forged_ahead(node: Honest, step: int) -> Iterator:
@@ -249,33 +253,33 @@ def forged_ahead(node: Honest, step: int) -> Iterator:
 
 def updates_ahead(node: Honest, step: int) -> Iterator:
     """Complete ones, of exchanges that have not been."""
-    at = node.protocol.exchange
+    at = node.protocol.edges.exchange
     for exchange in (at, at + 1, at + 2, at + 30):
         yield update(exchange, said_at(exchange))
 
 
 def stops(node: Honest, step: int) -> Iterator:
-    at = node.protocol.exchange
+    at = node.protocol.edges.exchange
     for stop_round in (RULE.earliest(0), at, at + 1, at + 6):
         yield replace(says(node, at), stop=StopNews(agreed_for=10**6, stop_round=stop_round))
 
 
 def closes(node: Honest, step: int) -> Iterator:
-    at = node.protocol.exchange
+    at = node.protocol.edges.exchange
     yield Closing(exchange=at + 30, report=said_at(at), stop=StopNews(agreed_for=9, stop_round=at + 2), reason="converged")
 
 
 def waits(node: Honest, step: int) -> Iterator:
-    yield says(node, max(node.protocol.exchange - 1, 0))
+    yield says(node, max(node.protocol.edges.exchange - 1, 0))
 
 
 def waits_and_is_ahead(node: Honest, step: int) -> Iterator:
     yield says(node, 90_000)
-    yield says(node, max(node.protocol.exchange - 1, 0))
+    yield says(node, max(node.protocol.edges.exchange - 1, 0))
 
 
 def heartbeats(node: Honest, step: int) -> Iterator:
-    yield says(node, node.protocol.exchange)
+    yield says(node, node.protocol.edges.exchange)
 
 
 def restarts(node: Honest, step: int) -> Iterator:
@@ -288,18 +292,18 @@ def pauses(node: Honest, step: int) -> Iterator:
 
 def asks(node: Honest, step: int) -> Iterator:
     yield ProofRequest(relayed=False)
-    yield ResendRequest(exchange=node.protocol.exchange, whole=False, lost=True, offset=0, digest=None)
+    yield ResendRequest(exchange=node.protocol.edges.exchange, whole=False, lost=True, offset=0, digest=None)
 
 
 def stale_updates(node: Honest, step: int) -> Iterator:
     """So that a missed neighbour's update seems to be late by very little."""
-    yield says(node, node.protocol.exchange)
-    yield update(node.protocol.exchange - 1, said_at(node.protocol.exchange))
+    yield says(node, node.protocol.edges.exchange)
+    yield update(node.protocol.edges.exchange - 1, said_at(node.protocol.edges.exchange))
 
 
 def endless(node: Honest, step: int) -> Iterator:
     """Begins an update, sends a second chunk, begins again."""
-    exchange, neighbour = node.protocol.exchange, node.protocol.neighbours[LIAR]
+    exchange, neighbour = node.protocol.edges.exchange, node.protocol.neighbours[LIAR]
     if step == 0:
         neighbour.session = LinkSession(peer=LIAR, member=node.me, terms=node_terms(node), incarnation=1, formats=(LARGE,))
         yield greeting(node, 1)
@@ -308,15 +312,15 @@ def endless(node: Honest, step: int) -> Iterator:
 
 def now_and_then(node: Honest, step: int) -> Iterator:
     """Comes to two of three, and is silent in the third."""
-    yield says(node, node.protocol.exchange)
-    if node.protocol.exchange % 3:
-        yield update(node.protocol.exchange, said_at(node.protocol.exchange))
+    yield says(node, node.protocol.edges.exchange)
+    if node.protocol.edges.exchange % 3:
+        yield update(node.protocol.edges.exchange, said_at(node.protocol.edges.exchange))
 
 
 def all_of_it(node: Honest, step: int) -> Iterator:
     """Comes to one of three exchanges, so that it is waited for in the next ones, and tells all lies but those that end its link."""
-    if node.protocol.exchange % 3 == 0:
-        yield update(node.protocol.exchange, said_at(node.protocol.exchange))
+    if node.protocol.edges.exchange % 3 == 0:
+        yield update(node.protocol.edges.exchange, said_at(node.protocol.edges.exchange))
         return
     programs = [each for each in PROGRAMS if each not in (all_of_it, updates_ahead, stale_updates, now_and_then, endless)]
     yield from programs[step % len(programs)](node, step)
@@ -357,11 +361,11 @@ def hold_to_the_promise(network: Network) -> None:
     for node in network.nodes.values():
         skipped = {name: times for name, times in node.skipped.items() if name != LIAR}
         said = f"{node.me}: {node.trained} trained, {node.lost} lost, {sum(node.waits_s):.0f} s waited, without {dict(node.skipped)}"
-        print(said, dict(Counter(node.kinds())), dict(node.protocol.refused))  # noqa: T201
+        print(said, dict(Counter(node.kinds())), dict(node.protocol.edges.refused))  # noqa: T201
 
         assert node.lost <= MOST_LOST
         assert sum(skipped.values()) <= MOST_LOST
-        assert node.protocol.stop_round is None
+        assert node.protocol.stopping.stop_round is None
         assert node.trained >= quiet
 
 

@@ -97,7 +97,7 @@ def test_a_neighbour_that_goes_and_comes_back_is_said():
 
 
 def test_a_neighbour_that_was_there_between_two_looks_only_is_out():
-    listener = Listener().lasts(5, LinkCondition.REFUSED, REFUSED, greetings=1)
+    listener = Listener().lasts(5, LinkCondition.REFUSED, REFUSED, handshakes=1)
 
     assert listener.texts() == [f"a is out for 3 s: {REFUSED}"]
 

@@ -66,7 +66,7 @@ def test_what_was_settled_before_a_restart_stays_settled_when_an_older_report_is
     again = EdgeLedger.from_dict(json.loads(json.dumps(ledger.to_dict())))
     again.hear(NOTHING_CLOSED)
 
-    assert (again.settled, again.confirmed) == (0, 0)
+    assert (again.acknowledged, again.confirmed) == (0, 0)
     assert ledger.report() == again.report() == report(0, (), confirmed=0, settled=0)
 
 
@@ -159,21 +159,21 @@ def test_an_edge_is_settled_when_nobody_has_anything_left_to_learn():
     ledger = EdgeLedger()
     ledger.hear(NOTHING_CLOSED)
 
-    assert ledger.is_settled
+    assert ledger.is_acknowledged
     ledger.close(0, merged=False)
-    assert not ledger.is_settled  # what is not on the disk is not told yet
+    assert not ledger.is_acknowledged  # what is not on the disk is not told yet
     ledger.checkpointed(ledger.to_dict())
-    assert ledger.is_settled
+    assert ledger.is_acknowledged
     ledger.hear(report(0))
     closed(ledger, 1, merged=True)
-    assert not ledger.is_settled
+    assert not ledger.is_acknowledged
     ledger.hear(report(1, (1,)))
     ledger.checkpointed(ledger.to_dict())
-    assert not ledger.is_settled
+    assert not ledger.is_acknowledged
     ledger.hear(report(1, (1,), settled=1))
-    assert not ledger.is_settled
+    assert not ledger.is_acknowledged
     ledger.checkpointed(ledger.to_dict())
-    assert ledger.is_settled
+    assert ledger.is_acknowledged
 
 
 @pytest.mark.parametrize(("heard", "settled"), [(report(0), False), (report(1, (1,)), False), (report(1), True), (report(2, (2,)), False)])
@@ -181,6 +181,6 @@ def test_a_neighbour_is_settled_when_it_is_as_far_and_lists_nothing(heard, settl
     ledger = EdgeLedger()
     closed(ledger, 1, merged=False)
 
-    assert not ledger.neighbour_is_settled
+    assert not ledger.neighbour_is_acknowledged
     ledger.hear(heard)
-    assert settled == ledger.neighbour_is_settled
+    assert settled == ledger.neighbour_is_acknowledged

@@ -277,7 +277,7 @@ class Network(RuleBasedStateMachine):
             for node in self.nodes:
                 node.checkpoint()
 
-        assert all(ledger.is_settled and ledger.neighbour_is_settled for ledger in self.ledgers())
+        assert all(ledger.is_acknowledged and ledger.neighbour_is_acknowledged for ledger in self.ledgers())
 
 
 class RingOfFour(Network):
@@ -295,8 +295,8 @@ def test_the_sum_is_kept_whatever_happens(network, examples):
 
 
 class NeverTakesBack(EdgeLedger):
-    def _settle(self):
-        super()._settle()
+    def _acknowledge(self):
+        super()._acknowledge()
 
 
 class ReportsFromMemory(EdgeLedger):
@@ -306,8 +306,8 @@ class ReportsFromMemory(EdgeLedger):
 
 
 class ForgetsWhatWasMatched(EdgeLedger):
-    def _settle(self):
-        take_back = super()._settle()
+    def _acknowledge(self):
+        take_back = super()._acknowledge()
         if self.heard:
             self.merged = tuple(e for e in self.merged if e not in self.heard.merged)
         return take_back
@@ -315,15 +315,15 @@ class ForgetsWhatWasMatched(EdgeLedger):
 
 class SettlesBeforeItIsDurable(EdgeLedger):
     def report(self):
-        durable, settled = super().report(), self.settled
+        durable, settled = super().report(), self.acknowledged
         return Report(
             closed_through=max(durable.closed_through, settled), merged=durable.merged, confirmed=durable.confirmed, settled=settled
         )
 
 
 class ForgetsWhatWasNotHeardOf(EdgeLedger):
-    def _settle(self):
-        take_back = super()._settle()
+    def _acknowledge(self):
+        take_back = super()._acknowledge()
         if self.heard:
             self.merged = tuple(e for e in self.merged if e in self.heard.merged)
         return take_back

@@ -13,7 +13,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.spec import ChurnSpec, ClockSpec
-from p2pfl.protocol.round_pace import WINDOW, RoundPace
+from p2pfl.protocol.round_durations import WINDOW, RoundDurations
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.events.clock import RoundClock, RoundPaces
 from p2pfl.simulator.events.delays import Delays
@@ -243,7 +243,7 @@ def test_what_has_begun_to_come_in_is_waited_for():
 def test_paces_are_those_of_the_daemons():
     chance = np.random.default_rng(3)
     paces = RoundPaces(4, factor=2.5, floor_s=1.0)
-    single = [RoundPace(factor=2.5, floor_s=1.0, window=WINDOW) for _ in range(4)]
+    single = [RoundDurations(factor=2.5, floor_s=1.0, window=WINDOW) for _ in range(4)]
     for _ in range(60):
         assert paces.allowances_s().tolist() == [pace.allowance_s() for pace in single]
         rows = np.flatnonzero(chance.random(4) < 0.7)

@@ -78,7 +78,7 @@ class EvilPeer:
 
     def update(self, exchange: int | None = None, value: float = 1.0, **wrong) -> list:
         """Of the exchange that node-0 is at, unless told otherwise."""
-        exchange = self.daemon.protocol.exchange if exchange is None else exchange
+        exchange = self.daemon.protocol.edges.exchange if exchange is None else exchange
         payload = memoryview(np.full(self.format.size_bytes // 8, value)).cast("B")
         content = {
             "exchange": exchange,
@@ -104,7 +104,7 @@ class EvilPeer:
             await self.say(encode(session.hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)), peer=peer)
         while not all(session.is_open for session in (*sessions.values(), *theirs)):
             received = await self.transport.receive()
-            if received.frames[0].nbytes and sessions[received.peer].receive(received.frames, exchange=0).greet:
+            if received.frames[0].nbytes and sessions[received.peer].receive(received.frames, exchange=0).needs_answer:
                 answer = sessions[received.peer].hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)
                 await self.say(encode(answer), peer=received.peer)
         record = ReadyRecord(member=len(HONEST), began=1, number=0, links=packed(range(len(HONEST))), started=None)
@@ -113,12 +113,12 @@ class EvilPeer:
             await self.say(encode(ready), peer=peer)
 
     async def is_counted(self, reason: str, times: int = 1) -> None:
-        await until(lambda: self.daemon.protocol.refused[reason] >= times)
+        await until(lambda: self.daemon.protocol.edges.refused[reason] >= times)
 
     async def is_given_up(self) -> None:
         """node-0 waits for us no longer after a faulty update; node-1 still does, and so both stand still one exchange apart."""
         await self.say(self.update(digest=bytes(32)))
-        await until(lambda: self.daemon.protocol.exchange == 1)
+        await until(lambda: self.daemon.protocol.edges.exchange == 1)
 
 
 Attack = Callable[[EvilPeer], Awaitable[None]]
@@ -219,7 +219,7 @@ def test_every_breach_is_counted_by_its_name_and_changes_nothing(undisturbed, tm
         await evil.greet()
         await evil.is_given_up()
         for reason, message in DROPPED + AFTER_GREETING:
-            counted = evil.daemon.protocol.refused[reason]
+            counted = evil.daemon.protocol.edges.refused[reason]
             await evil.say(message(evil))
             await evil.is_counted(reason, counted + 1)
 
@@ -301,9 +301,9 @@ def test_ten_thousand_random_and_mutated_messages_crash_nothing_and_change_nothi
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 
-        assert evil.daemon.protocol.refused.total() > 9_000
-        assert evil.daemon.protocol.stop_round is None
-        assert not evil.daemon.protocol.is_behind()
+        assert evil.daemon.protocol.edges.refused.total() > 9_000
+        assert evil.daemon.protocol.stopping.stop_round is None
+        assert not evil.daemon.protocol.claims.is_behind()
 
     weights, _ = weights_beside(attack, tmp_path)
 
@@ -336,7 +336,7 @@ def test_a_stranger_and_frames_that_libzmq_refuses_get_nowhere(undisturbed, tmp_
             await member.send_multipart([bytes(2 * MAX_FRAME_BYTES)])
             await until(lambda: counters["disconnected"] > ended)
             tracemalloc.stop()
-        assert evil.daemon.protocol.refused.total() == 0
+        assert evil.daemon.protocol.edges.refused.total() == 0
 
     weights, network = weights_beside(attack, tmp_path)
 
@@ -357,7 +357,10 @@ def test_a_second_connection_with_a_members_keys_cannot_push_it_out_for_good(tmp
                 async with other.transport:
                     await other.say(other.hello(member=HONEST[1]), other.hello(study=OTHER))
                     await until(
-                        lambda: {"wrong_name", "wrong_study"} <= other.daemon.protocol.refused.keys() or other.daemon.protocol.closing
+                        lambda: (
+                            {"wrong_name", "wrong_study"} <= other.daemon.protocol.edges.refused.keys()
+                            or other.daemon.protocol.edges.closing
+                        )
                     )
             assert await network.ended() == ["converged"] * 3
             return network.models()

@@ -60,22 +60,22 @@ def refused(link, message, error):
 def test_a_stranger_that_has_not_heard_us_is_greeted_back():
     link = session()
 
-    assert said(link, replace(HELLO, echo=0, is_open=False)).greet
-    assert link.state is LinkState.GREETED
+    assert said(link, replace(HELLO, echo=0, is_open=False)).needs_answer
+    assert link.state is LinkState.HALF_OPEN
     assert not link.is_open
 
 
 def test_a_hello_that_bears_our_incarnation_opens_the_link():
     link = session()
 
-    assert not said(link, HELLO).greet
+    assert not said(link, HELLO).needs_answer
     assert link.is_open
 
 
 def test_a_neighbour_that_waits_for_our_hello_gets_it_again_although_the_link_is_open_here():
     link = open_session()
 
-    assert said(link, replace(HELLO, is_open=False)).greet
+    assert said(link, replace(HELLO, is_open=False)).needs_answer
     assert link.is_open
 
 
@@ -104,7 +104,7 @@ def test_a_greeting_that_differs_is_refused_by_name_and_ends_what_was_open(wrong
     link = prepare()
 
     assert reason == refused(link, replace(HELLO, **wrong), Unauthorized)
-    assert link.state is LinkState.STRANGE
+    assert link.state is LinkState.UNKNOWN
     assert not link.is_open
 
 
@@ -123,15 +123,15 @@ def test_a_neighbour_that_restarted_is_greeted_anew_and_its_half_update_given_up
     link.receive(large_frames()[0], exchange=7)
     heard = said(link, replace(HELLO, incarnation=23, echo=0, is_open=False))
 
-    assert heard.greet
-    assert (link.state, link.progress) == (LinkState.GREETED, None)
+    assert heard.needs_answer
+    assert (link.state, link.progress) == (LinkState.HALF_OPEN, None)
 
 
 def test_the_same_incarnation_greeting_again_disturbs_nothing():
     link = open_session(LARGE)
     link.receive(large_frames()[0], exchange=7)
 
-    assert said(link, replace(HELLO, echo=0, is_open=False)).greet
+    assert said(link, replace(HELLO, echo=0, is_open=False)).needs_answer
     assert (link.is_open, link.progress) == (True, (7, CHUNK_BYTES))
 
 
@@ -142,20 +142,20 @@ def test_goodbye_closes_the_link_until_the_next_hello():
     assert said(link, Goodbye(reason="pausing")).message == Goodbye(reason="pausing")
     assert link.progress is None
     assert refused(link, ResendRequest(exchange=7, whole=False, lost=False, offset=0, digest=None), Unauthorized) == "not_greeted"
-    assert said(link, replace(HELLO, echo=0, is_open=False)).greet  # even the same process may come back
+    assert said(link, replace(HELLO, echo=0, is_open=False)).needs_answer  # even the same process may come back
     said(link, HELLO)
     assert link.is_open
 
 
 def test_a_neighbour_that_knows_us_from_before_our_restart_is_greeted_back():
-    assert said(session(), replace(HELLO, echo=10)).greet
+    assert said(session(), replace(HELLO, echo=10)).needs_answer
 
 
 def test_the_table_has_a_line_for_every_greeting_and_only_an_open_link_hears_the_rest():
     assert {
         (state, event) for state in LinkState for event in HandshakeEvent if event is not HandshakeEvent.MESSAGE
     } - TRANSITIONS.keys() == {
-        (LinkState.STRANGE, HandshakeEvent.HELLO_AGAIN)  # a stranger has no incarnation that we know
+        (LinkState.UNKNOWN, HandshakeEvent.HELLO_AGAIN)  # an unknown peer has no incarnation that we know
     }
     assert [state for state, event in TRANSITIONS if event is HandshakeEvent.MESSAGE] == [LinkState.OPEN]
 
@@ -184,7 +184,7 @@ class Greeting:
         self.on_the_way[1 - side].append(encode(self.links[side].hello(exchange=0, report=NOTHING_CLOSED, stop=NO_STOP)))
 
     def hear(self, side):
-        if self.on_the_way[side] and self.links[side].receive(self.on_the_way[side].popleft(), exchange=0).greet:
+        if self.on_the_way[side] and self.links[side].receive(self.on_the_way[side].popleft(), exchange=0).needs_answer:
             self.send(side)
 
     def lose(self, side):
@@ -305,14 +305,14 @@ def test_another_update_of_the_same_exchange_does_not_replace_the_first():
 def test_of_one_exchange_there_is_one_update_that_continues_and_one_that_stands_by_itself():
     link = open_session(ENCODED)
 
-    assert said(link, CONTINUED).received.marks == MARKS
-    assert said(link, WHOLE).received.marks == (None, MARKS[1])
+    assert said(link, CONTINUED).received.state_digests == MARKS
+    assert said(link, WHOLE).received.state_digests == (None, MARKS[1])
     assert [said(link, message).dropped for message in (CONTINUED, WHOLE)] == ["duplicate", "duplicate"]
     assert said(link, replace(WHOLE, digest=bytes(32))).dropped == "contradiction"
 
 
 def test_a_whole_update_comes_in_chunks_after_one_that_continues():
-    encoded = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), whole=LARGE)
+    encoded = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), full=LARGE)
     link, large = open_session(encoded), {"x": np.ones(CHUNK_BYTES, dtype=np.float32)}
     said(link, CONTINUED)
     first, *chunks = LARGE.pack(7, large, (None, MARKS[1])).messages(**NEWS)
@@ -358,7 +358,7 @@ def test_what_came_before_a_gap_is_kept_and_continued():
     link.receive(frames[0], exchange=7)
 
     assert [link.receive(message, exchange=7).dropped for message in frames[2:]] == ["out_of_order"] * 2
-    assert link.want(7, whole=False, lost=True).offset == CHUNK_BYTES
+    assert link.resend_request(7, full=False, lost=True).offset == CHUNK_BYTES
     assert [link.receive(message, exchange=7).received for message in frames[1:]][-1] is not None
 
 
@@ -396,7 +396,7 @@ def test_nan_is_refused_and_the_next_update_taken():
 def test_everything_else_is_passed_on(message):
     heard = said(open_session(), message)
 
-    assert (message, None, None, False) == (heard.message, heard.received, heard.dropped, heard.greet)
+    assert (message, None, None, False) == (heard.message, heard.received, heard.dropped, heard.needs_answer)
 
 
 def test_refusals_are_counted_by_reason():

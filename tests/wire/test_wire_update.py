@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, decode
 from p2pfl.wire.messages import Chunk, Report, StopNews, Update
-from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, UpdateFormat, Whole, next_mark
+from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, FullUpdate, UpdateFormat, next_state_digest
 from wire_samples import CONTINUED, ENCODED, MARKS, NEWS, PAYLOAD, SMALL, UPDATE, WHOLE
 
 LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))  # 2.4 MB: three chunks
@@ -221,7 +221,7 @@ def test_an_update_that_continues_another_has_one_format_and_one_that_stands_by_
 
 
 def test_a_whole_one_is_packed_when_somebody_asks():
-    whole = Whole(SMALL, 7, {"x": np.arange(4, dtype=np.float32)}, MARKS[1])
+    whole = FullUpdate(SMALL, 7, {"x": np.arange(4, dtype=np.float32)}, MARKS[1])
     (frames,) = whole.encoded.messages(**NEWS)
 
     assert decode(frames)[0] == WHOLE
@@ -230,8 +230,8 @@ def test_a_whole_one_is_packed_when_somebody_asks():
 
 def test_a_mark_is_another_after_anything_else():
     updates = [SMALL.pack(7, {"x": np.full(4, value, dtype=np.float32)}) for value in (0, 0, 1)]
-    marks = [next_mark(bytes(8), [encoded]) for encoded in updates]
-    later = [next_mark(marks[0], [encoded]) for encoded in updates]
+    marks = [next_state_digest(bytes(8), [encoded]) for encoded in updates]
+    later = [next_state_digest(marks[0], [encoded]) for encoded in updates]
 
     assert marks[0] == marks[1]
     assert len({*marks, *later}) == 4
@@ -279,7 +279,7 @@ def test_whatever_the_news_an_update_has_the_length_that_is_counted(news, agreed
     arrays = {"q": np.zeros(4, dtype=np.int8)} if kind == "next" else {"x": np.zeros(4, dtype=np.float32)}
     (frames,) = (ENCODED if kind == "next" else SMALL).pack(exchange, arrays, marks).messages(report, stop)
 
-    assert sum(memoryview(frame).nbytes for frame in frames) == update_format.encoded_bytes(exchange, whole=kind == "whole")
+    assert sum(memoryview(frame).nbytes for frame in frames) == update_format.encoded_bytes(exchange, full=kind == "whole")
     decode(frames)
 
 

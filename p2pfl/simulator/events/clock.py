@@ -22,7 +22,7 @@ from p2pfl.experiment.graph import link_costs
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import NEEDS_ALL, matches_flows
 from p2pfl.experiment.sites import counts_of
-from p2pfl.protocol.round_pace import CEILING_S, SHARE, WINDOW
+from p2pfl.protocol.round_durations import CEILING_S, QUANTILE, WINDOW
 from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
 from p2pfl.topology import Schedule
 from p2pfl.wire.update import UpdateFormat
@@ -254,7 +254,7 @@ class RoundClock:
 
 
 class RoundPaces:
-    """Deadlines of many nodes at once, as `RoundPace` keeps them for one.
+    """Deadlines of many nodes at once, as `RoundDurations` keeps them for one.
 
     Args:
         num_nodes: N.
@@ -276,7 +276,7 @@ class RoundPaces:
     def allowances_s(self) -> Floats:
         """Seconds that the next exchange of each node may wait, (N,)."""
         known_N = np.minimum(self.count_N, WINDOW)
-        place_N = np.maximum(np.ceil(SHARE * known_N).astype(np.int64) - 1, 0)
+        place_N = np.maximum(np.ceil(QUANTILE * known_N).astype(np.int64) - 1, 0)
         ordered_NW = np.sort(self.durations_NW, axis=1)  # what is not known yet comes last
         share_N = np.take_along_axis(ordered_NW, place_N[:, None], axis=1)[:, 0]
         allowance_N = np.maximum(self._floor_s, self._factor * np.where(known_N > 0, share_N, 0.0))

@@ -84,7 +84,7 @@ class PairwiseNode:
         steps.squared, steps.norm = saved["squared"], saved["norm"]
         self.start, self.stage, self.closed = dict(groups[f"start/{steps.name}"]), saved["stage"], saved["closed"]
         deferred = {peer: (number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])}
-        self.pace.restore(saved["asked"], deferred, has_ended=saved["is_over"])
+        self.pace.restore_requests(saved["asked"], deferred, has_ended=saved["is_over"])
         self.left, self.is_over = set(saved["left"]), saved["is_over"]
 
 

@@ -9,14 +9,14 @@ from typing import Final
 WINDOW: Final = 20
 """How many recent durations count."""
 
-SHARE: Final = 0.95
-"""Of them, those that the deadline is a multiple of the longest of."""
+QUANTILE: Final = 0.95
+"""Quantile of these durations that the deadline is a multiple of."""
 
 CEILING_S: Final = 3600.0
 """However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
 
 
-class RoundPace:
+class RoundDurations:
     """A deadline for the next round: a multiple of what nearly all recent rounds needed, with a floor.
 
     Args:
@@ -51,4 +51,4 @@ class RoundPace:
     def usual_s(self) -> float:
         """How long nearly all recent rounds needed, by nearest rank; 0 before the first."""
         ordered = sorted(self._durations_s)
-        return ordered[math.ceil(SHARE * len(ordered)) - 1] if ordered else 0.0
+        return ordered[math.ceil(QUANTILE * len(ordered)) - 1] if ordered else 0.0

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl.protocol.round_pace import RoundPace
+from p2pfl.protocol.round_durations import RoundDurations
 
 
 def pace_after(durations_s, *, factor=3.0, floor_s=1.0, window=100):
-    pace = RoundPace(factor=factor, floor_s=floor_s, window=window)
+    pace = RoundDurations(factor=factor, floor_s=floor_s, window=window)
     for duration_s in durations_s:
         pace.record(duration_s)
     return pace.allowance_s()

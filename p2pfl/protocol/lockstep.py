@@ -1,0 +1,90 @@
+"""The lockstep pace: all nodes go from exchange to exchange together, and a merge uses the updates of its own exchange."""
+
+from __future__ import annotations
+
+from p2pfl.errors import StaleRound
+from p2pfl.protocol.deadlines import Deadlines
+from p2pfl.protocol.edges import Edges
+from p2pfl.protocol.pace import Held, Pace, Update
+
+
+class Lockstep(Pace[Update]):
+    """The neighbours' updates of one exchange, and those of later ones that came early.
+
+    Args:
+        deadlines: how long each neighbour is waited for.
+    """
+
+    in_step = True
+    balances = True
+
+    def __init__(self, edges: Edges, deadlines: Deadlines) -> None:
+        self._edges, self._deadlines = edges, deadlines
+        self.exchange = edges.exchange
+        self._received: dict[int, dict[str, Update]] = {}
+        """By exchange, this one and the next ones."""
+
+    def expected_from(self, peer: str) -> int:  # noqa: ARG002
+        """All nodes are in the same exchange."""
+        return self._edges.exchange
+
+    def receive(self, peer: str, number: int, update: Update) -> None:
+        """Keep an update of this exchange or of one of the next; the first one stands. Who was not waited for is welcome.
+
+        Raises:
+            StaleRound: it is of another exchange.
+        """
+        if not self.exchange <= number <= self.exchange + self._edges.ahead:
+            reason = "stale_round" if number < self.exchange else "far_round"
+            expected = f"expected {self.exchange} to {self.exchange + self._edges.ahead}"
+            raise StaleRound(f"an update of exchange {number}: {expected}", reason=reason)
+        self._received.setdefault(number, {}).setdefault(peer, update)
+
+    def forget(self, peer: str) -> None:
+        """Drop what a neighbour has sent, of this exchange and of later ones."""
+        for received in self._received.values():
+            received.pop(peer, None)
+
+    def drop(self, peer: str) -> None:
+        """Drop a neighbour's update of this exchange."""
+        self._received.get(self.exchange, {}).pop(peer, None)
+
+    def begin(self, exchange: int) -> None:
+        """Be at an exchange from now on, with what came early for it.
+
+        Raises:
+            ValueError: it is before the one that this node is in.
+        """
+        if exchange < self.exchange:
+            raise ValueError(f"exchange {exchange} after {self.exchange}: expected a later one")
+        self.exchange = exchange
+        self._received = {number: received for number, received in self._received.items() if number >= exchange}
+
+    def updates(self) -> dict[str, Held[Update]]:
+        """Return the updates of this exchange, by sender."""
+        return {name: Held(number=self.exchange, update=update) for name, update in self._received.get(self.exchange, {}).items()}
+
+    def missing(self) -> list[tuple[str, int]]:
+        """List neighbours whose update of this exchange is not here."""
+        there = self._received.get(self.exchange, {})
+        return [(name, self.exchange) for name in self._edges.now_linked.weights if name not in there]
+
+    def awaited(self) -> list[str]:
+        """List the missing neighbours that have not been missed before, and have not closed this exchange."""
+        refusing, neighbours = self._edges.refusing(), self._edges.neighbours
+        return [name for name, _ in self.missing() if name not in refusing and not neighbours[name].missed]
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether everybody who is waited for has come, or the time is up.
+
+        Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
+        """
+        self._deadlines.note_time(now_s)
+        awaited = self.awaited()
+        is_in_company = bool(self._received.get(self.exchange) or self._edges.refusing())
+        if not self._edges.now_linked.weights or (is_in_company and not awaited):
+            return True
+        if not is_in_company and now_s < self._deadlines.deadline_s:
+            return False
+        has_time = [self._deadlines.has_time(name, now_s) for name in awaited]  # each notes how long it was waited for beyond its time
+        return not any(has_time)

@@ -1,0 +1,311 @@
+"""Updates that one node has sent, and what of them is sent again, to whom and from where on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from p2pfl.errors import BadMessage, StoreError
+from p2pfl.params import tensor_over
+from p2pfl.protocol.announcer import Announcer
+from p2pfl.protocol.deadlines import STALL_S
+from p2pfl.protocol.edges import Edges
+from p2pfl.protocol.neighbour import Neighbour, SendUpdate
+from p2pfl.protocol.pace import Pace
+from p2pfl.protocol.stop_agreement import StopAgreement
+from p2pfl.wire.codec import Frame
+from p2pfl.wire.messages import ResendRequest, Sent, StateDigests
+from p2pfl.wire.update import EncodedUpdate, FullUpdate, ReceivedUpdate, UpdateFormat
+
+RESEND_AFTER_S = 0.25
+"""A neighbour that asks more often than this gets one answer."""
+
+_NEVER_S = float("-inf")
+_ALL = "*"
+"""In place of a receiver's name in a checkpoint: all got the same."""
+
+_Sent = TypeVar("_Sent", EncodedUpdate, FullUpdate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentUpdates:
+    """Updates that this node has sent in one exchange, for neighbours that ask again."""
+
+    updates: Mapping[str, EncodedUpdate]
+    """By receiver."""
+    consensus_counter: int
+    """The one that went with them."""
+    full: Mapping[str, FullUpdate] = field(default_factory=dict)
+    """By receiver, where the updates continue what was sent before."""
+    state_digest: bytes | None = None
+    """Digest of the values that they lead to."""
+
+
+@dataclass(slots=True)
+class _Receiver:
+    """Updates that one neighbour has been sent; kinds are (exchange, whether it is the full one)."""
+
+    sending: tuple[int, bool] | None = None
+    """Going out just now."""
+    handed: set[tuple[int, bool]] = field(default_factory=set)
+    """Gone out to their end, to the process that it greets from."""
+    sent_once: set[tuple[int, bool]] = field(default_factory=set)
+    """Begun at least once: again is a repetition."""
+    asked_from: tuple[int, bool, int] | None = None
+    """The kind and the byte from which it was last asked for what is known to be lost."""
+    last_resent_s: float = _NEVER_S
+    full_resent_s: dict[int, float] = field(default_factory=dict)
+    """When a full update was last sent, by exchange."""
+    lacks: int | None = None
+    """The exchange whose update continues values that are not here."""
+
+
+class Transfers:
+    """One node's updates on their way, in both directions.
+
+    Args:
+        pace: which updates are awaited.
+        stopping: the news that go with an update.
+        announcer: what is said to who asks for what is not here.
+    """
+
+    def __init__(self, edges: Edges, pace: Pace[ReceivedUpdate], stopping: StopAgreement, announcer: Announcer) -> None:
+        self._edges, self._pace, self._stopping, self._announcer = edges, pace, stopping, announcer
+        self.sent: dict[int, SentUpdates] = {}
+        """By exchange, this one and the last ones."""
+        self.receivers = {name: _Receiver() for name in edges.neighbours}
+
+    # ---- sending
+
+    def send(
+        self,
+        updates: Mapping[str, EncodedUpdate],
+        *,
+        full: Mapping[str, FullUpdate] | None = None,
+        state_digest: bytes | None = None,
+    ) -> None:
+        """Send this exchange's updates, by receiver."""
+        if not self._pace.balances:
+            self.sent.clear()  # nobody asks for what is not the newest
+        exchange, counter = self._edges.exchange, self._stopping.consensus_counter
+        self.sent[exchange] = SentUpdates(updates=updates, consensus_counter=counter, full=full or {}, state_digest=state_digest)
+        for name, neighbour in self._edges.neighbours.items():
+            if neighbour.session.is_open and name in updates:
+                neighbour.queue(SendUpdate(exchange=exchange, again=False))
+
+    def send_over_edge(self, name: str, update: EncodedUpdate) -> None:
+        """Send an update of one edge's own number; what the neighbour has closed it needs no more."""
+        heard = self._edges.neighbours[name].ledger.heard
+        known = -1 if heard is None else heard.closed_through
+        kept = {e: {to: each for to, each in sent.updates.items() if to != name or e > known} for e, sent in self.sent.items()}
+        kept[update.exchange] = {**kept.get(update.exchange, {}), name: update}
+        self.sent = {e: SentUpdates(updates=updates, consensus_counter=0) for e, updates in kept.items() if updates}
+        self._edges.neighbours[name].queue(SendUpdate(exchange=update.exchange, again=False))
+
+    def forget_sent(self) -> None:
+        """Let go of what was sent in exchanges before this one and nobody can ask for any more: each update is as large as a model."""
+        here, ahead = self._edges.exchange, self._edges.ahead
+        self.sent = {
+            e: sent
+            for e, sent in self.sent.items()
+            if e >= here or (e >= here - ahead and any(self.is_of_use(e, self._edges.neighbours[name]) for name in sent.updates))
+        }
+
+    def is_of_use(self, exchange: int, neighbour: Neighbour) -> bool:
+        """Whether a neighbour may still merge an update that is on its way.
+
+        It may not where the exchange is past here, or where its own report has closed it. Where nodes go on with the newest it always
+        may, or a slow link would bring nothing.
+        """
+        heard = neighbour.ledger.heard
+        return not self._pace.balances or (exchange in self.sent and (heard is None or heard.closed_through < exchange))
+
+    def prepare(self, name: str, item: SendUpdate) -> None:
+        """Copy and digest what `frames_of` will need of a full update; as long as that takes, in any thread."""
+        sent = self.sent.get(item.exchange)
+        if item.full and sent is not None and name in sent.full:
+            _ = sent.full[name].encoded
+
+    def frames_of(self, neighbour: Neighbour, item: SendUpdate) -> Iterable[list[Frame]]:
+        """Make the messages of an update for one neighbour, with the newest report; none where the exchange is past."""
+        sent, receiver = self.sent.get(item.exchange), self.receivers[neighbour.name]
+        if sent is None or neighbour.name not in (sent.full if item.full else sent.updates):
+            return ()
+        kind = item.exchange, item.full
+        receiver.sent_once = {each for each in receiver.sent_once if each[0] in self.sent} | {kind}
+        receiver.handed = {each for each in receiver.handed if each[0] in self.sent} - {kind}
+        encoded = sent.full[neighbour.name].encoded if item.full else sent.updates[neighbour.name]
+        return encoded.messages(neighbour.ledger.report(), self._stopping.news(sent.consensus_counter), item.offset)
+
+    def note_sending(self, name: str, item: SendUpdate | None) -> None:
+        """Note which update is going out to a neighbour just now; None: none."""
+        self.receivers[name].sending = None if item is None else (item.exchange, item.full)
+
+    def note_handed_over(self, name: str, item: SendUpdate) -> None:
+        """Note that all of an update is with the link: what comes later over it comes behind the update."""
+        self.receivers[name].handed.add((item.exchange, item.full))
+
+    # ---- sending again
+
+    def begin_again(self, neighbour: Neighbour, now_s: float) -> bool:
+        """Begin anew with a neighbour whose process has been restarted; returns False where it was sent everything just now."""
+        receiver = self.receivers[neighbour.name]
+        receiver.handed.clear()  # its memory of them has gone
+        if now_s - receiver.last_resent_s < RESEND_AFTER_S:
+            return False  # it asks for what it lacks
+        receiver.last_resent_s = now_s
+        return True
+
+    def send_again(self, neighbour: Neighbour, exchange: int) -> None:
+        """Send a neighbour all that it may have lost, from an exchange on."""
+        sent_once = self.receivers[neighbour.name].sent_once
+        for number in sorted(self.sent):
+            in_reach = not self._pace.in_step or number >= exchange
+            if in_reach and neighbour.name in self.sent[number].updates:
+                neighbour.queue(SendUpdate(exchange=number, again=(number, False) in sent_once))
+
+    def answer(self, neighbour: Neighbour, request: ResendRequest, now_s: float) -> None:
+        """Send what is missing of an update; nothing of one that is over there, or that is queued or on its way."""
+        sent, receiver = self.sent.get(request.exchange), self.receivers[neighbour.name]
+        if sent is None or neighbour.name not in sent.updates:
+            neighbour.queue(self._announcer.where_it_is(neighbour))
+            return
+        exchange, full = kind = request.exchange, request.whole and neighbour.name in sent.full
+        if not self.is_of_use(exchange, neighbour):
+            return
+        if not request.lost and (receiver.sending == kind or neighbour.waiting_update(exchange, full=full) is not None):
+            return
+        if not request.lost and kind in receiver.handed:
+            neighbour.queue(Sent(exchange=exchange, whole=full))
+            return
+        receiver.full_resent_s = {e: s for e, s in receiver.full_resent_s.items() if e in self.sent}
+        if now_s - (receiver.full_resent_s.get(exchange, _NEVER_S) if full else receiver.last_resent_s) < RESEND_AFTER_S:
+            return
+        if full:
+            receiver.full_resent_s[exchange] = now_s
+        else:
+            receiver.last_resent_s = now_s
+        # a full update is packed when its turn comes, so here nothing is known of its digest
+        encoded = None if full else sent.updates[neighbour.name]
+        offset = request.offset if encoded is not None and encoded.can_go_on(request.offset, request.digest) else 0
+        neighbour.queue(SendUpdate(exchange=exchange, again=not full or kind in receiver.sent_once, full=full, offset=offset))
+
+    # ---- asking again
+
+    def ask(self, neighbour: Neighbour, exchange: int) -> None:
+        """Ask for an update that is not known to be lost."""
+        full = self.receivers[neighbour.name].lacks == exchange
+        neighbour.queue(neighbour.session.resend_request(exchange, full=full, lost=False))
+
+    def ask_for_full(self, neighbour: Neighbour, exchange: int) -> None:
+        """Ask for the full update of an exchange, from now on: the other one continues values that are not here."""
+        self.receivers[neighbour.name].lacks = exchange
+        self.ask(neighbour, exchange)
+
+    def hear_sent(self, neighbour: Neighbour, message: Sent) -> None:
+        """Ask for what is missing of an update that has gone out before a message."""
+        if not neighbour.session.has(message.exchange, full=message.whole):
+            self.receivers[neighbour.name].asked_from = None  # a repeated answer shows that the last request was lost
+            self.ask_for_lost(neighbour, message.exchange, full=message.whole)
+
+    def ask_for_lost(self, neighbour: Neighbour, exchange: int, *, full: bool) -> None:
+        """Ask for an update of which a part is known to be lost, once for each place where it broke off."""
+        receiver, first = self.receivers[neighbour.name], self._pace.expected_from(neighbour.name)
+        if self._edges.closing is not None or not first <= exchange <= first + self._edges.ahead:
+            return
+        request = neighbour.session.resend_request(exchange, full=full, lost=True)
+        if receiver.asked_from != (exchange, full, request.offset):
+            receiver.asked_from = (exchange, full, request.offset)
+            neighbour.queue(request)
+
+    def ask_again(self, now_s: float) -> None:
+        """Ask for updates that have not come."""
+        if self._edges.closing is not None:
+            return
+        for name, number in self._pace.missing():
+            neighbour = self._edges.neighbours[name]
+            is_flowing = neighbour.is_flowing(number, now_s, STALL_S)
+            if self._pace.counts_edges:
+                if neighbour.is_time_to_ask(now_s) and self._offer_again(neighbour, number) and not is_flowing:
+                    self.ask(neighbour, number)
+            elif neighbour.session.is_open and number in self.sent and not is_flowing and neighbour.is_time_to_ask(now_s):
+                self.ask(neighbour, number)
+
+    def _offer_again(self, neighbour: Neighbour, number: int) -> bool:
+        """Send a request once more that was lost, or whose answer was; returns False where it is still on its way."""
+        receiver, kind = self.receivers[neighbour.name], (number, False)
+        if receiver.sending == kind or neighbour.waiting_update(number, full=False) is not None:
+            return False
+        neighbour.queue(Sent(exchange=number, whole=False) if kind in receiver.handed else SendUpdate(exchange=number, again=True))
+        return True
+
+    # ---- checkpoints
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Metadata and tensors for a checkpoint; requests over one edge are asked anew."""
+        metadata: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        for exchange, sent in self.sent.items() if not self._pace.counts_edges else ():
+            digests = next((each.state_digests for each in sent.updates.values()), None)
+            metadata[str(exchange)] = {
+                "agreed_for": sent.consensus_counter,
+                "marks": digests and [digest and digest.hex() for digest in digests],
+            }
+            for to, encoded in _by_receiver(sent.updates).items():
+                tensors[f"sent/{exchange}/{to}"] = tensor_over(np.frombuffer(encoded.payload, dtype=np.uint8))
+            for to, full in _by_receiver(sent.full).items():
+                tensors |= {f"whole/{exchange}/{to}/{channel}": torch.from_numpy(array) for channel, array in full.arrays.items()}
+        return {"sent": metadata}, tensors
+
+    def restore(self, metadata: Mapping[str, Any], tree: Mapping[str, Any], formats: Sequence[UpdateFormat], place: Path) -> None:
+        """Take up what `snapshot` gave.
+
+        Raises:
+            StoreError: what was sent is damaged.
+        """
+        for exchange, saved in metadata["sent"].items():
+            number, update_format = int(exchange), formats[int(exchange) % self._edges.phases]
+            after, digest = [each and bytes.fromhex(each) for each in saved["marks"] or (None, None)]
+            digests = None if digest is None else (after, digest)
+            receivers = sorted(self._edges.links(number // self._edges.phases).receivers)
+            updates = {
+                to: _restored(update_format, number, payload, digests, place)
+                for to, payload in tree.get("sent", {}).get(exchange, {}).items()
+            }
+            full = {}
+            if update_format.full is not None and digest is not None:
+                for to, tensors in tree.get("whole", {}).get(exchange, {}).items():
+                    arrays = {channel: tensor.numpy() for channel, tensor in tensors.items()}
+                    full[to] = FullUpdate(update_format.full, number, arrays, digest)
+            self.sent[number] = SentUpdates(
+                updates=_to_each(receivers, updates),
+                full=_to_each(receivers, full),
+                consensus_counter=saved["agreed_for"],
+                state_digest=digest,
+            )
+
+
+def _restored(
+    update_format: UpdateFormat, exchange: int, payload: torch.Tensor, digests: StateDigests | None, place: Path
+) -> EncodedUpdate:
+    """Encode an update again from its bytes."""
+    try:
+        return update_format.pack(exchange, update_format.unpack(payload.numpy()), digests)
+    except BadMessage as error:
+        raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
+
+
+def _by_receiver(sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
+    """One for each receiver, or one for all of them where they got the same."""
+    different = {id(each): each for each in sent.values()}
+    return {_ALL: next(iter(different.values()))} if len(different) == 1 else sent
+
+
+def _to_each(receivers: Sequence[str], sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
+    """Undo `_by_receiver`."""
+    return dict.fromkeys(receivers, sent[_ALL]) if _ALL in sent else sent
