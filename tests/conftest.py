@@ -8,6 +8,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["p2pfl.testing.plugin"]
+
 # no test is a matter of time, also where the machine is busy
 settings.register_profile("p2pfl", deadline=None)
 settings.load_profile("p2pfl")

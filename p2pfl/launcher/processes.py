@@ -58,23 +58,25 @@ def can_fork() -> bool:
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """A Python of its own."""
+class PlainProcess:
+    """Process with a Python of its own, not forked."""
 
     running: subprocess.Popen[bytes]
 
     def poll(self) -> int | None:
+        """Give the exit code, or minus the number of the signal that ended it; None while it runs."""
         code = self.running.poll()
         if code is not None and self.running.stdin is not None:
             self.running.stdin.close()
         return code
 
     def send_signal(self, number: int, /) -> None:
+        """Send the process a signal; one that has ended ignores it."""
         self.running.send_signal(number)
 
 
-def start_plainly(name: str, arguments: Sequence[str], log: Path) -> Process:  # noqa: ARG001  # as Start has it
-    """A Python of its own, which imports everything for itself; see Start."""
+def start_plainly(name: str, arguments: Sequence[str], log: Path) -> PlainProcess:  # noqa: ARG001  # as Start has it
+    """Start a Python of its own, which imports everything for itself; see Start."""
     with log.open("ab") as output:
         running = subprocess.Popen(  # noqa: S603  # our own command
             [*PYTHON, "-m", "p2pfl", *arguments],
@@ -84,7 +86,7 @@ def start_plainly(name: str, arguments: Sequence[str], log: Path) -> Process:  #
             env={"OMP_NUM_THREADS": "1", **os.environ, **own_path(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-    return _Plain(running)
+    return PlainProcess(running)
 
 
 @dataclass

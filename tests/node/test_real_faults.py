@@ -14,9 +14,9 @@ from networks import Institutions, finish, plan_of, starts, wait_until
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.runs.records import read_run
+from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.yaml_files import dump_yaml
 from simulations import distance, drift
-from tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.slow
 

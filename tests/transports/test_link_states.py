@@ -12,10 +12,10 @@ import zmq.asyncio
 
 from links import ZeroMQLinks, finish, receive, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import Endpoint, LinkCondition, ZeroMQTransport, dialler, reserve_port, resolver, sockets, zeromq
 from p2pfl.transports.base import LinkStates
 from p2pfl.transports.resolver import Resolver
-from tcp_proxy import TcpProxy
 
 
 def has_ipv6() -> bool:

@@ -19,8 +19,8 @@ import zmq.asyncio
 
 from links import ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, LinkCondition, ZeroMQTransport, reserve_port
-from tcp_proxy import TcpProxy
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"  # ZMTP 3.0: signature and version; mechanism, as-server and filler follow
 

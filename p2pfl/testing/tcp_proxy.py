@@ -1,8 +1,9 @@
-"""A cable between two daemons that can be cut, stalled, healed and bent."""
+"""A cable between daemons that can be cut, stalled, healed and bent."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,16 +18,26 @@ class TcpProxy:
         target: may be named later.
         bytes_per_s: at most so many pass in each direction of each connection; None: as many as come.
         latency_s: each piece of data takes so long, in each direction.
+        dialler_at: names who dials from a port of this machine, for `cut_off`; None where it is nobody it knows.
 
     Inside `async with`, `address` is what the dialling side is given instead of *target*.
     """
 
-    def __init__(self, target: str | None = None, *, bytes_per_s: float | None = None, latency_s: float = 0.0) -> None:
-        self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        bytes_per_s: float | None = None,
+        latency_s: float = 0.0,
+        dialler_at: Callable[[int], str | None] | None = None,
+    ) -> None:
+        self._bytes_per_s, self._latency_s, self._dialler_at = bytes_per_s, latency_s, dialler_at
+        self._cut_off: set[str] = set()
+        self._ends_of: dict[str, set[asyncio.StreamWriter]] = {}
         self.passed_bytes = [0, 0]
-        """From the dialling side to the target, and back."""
+        """Bytes forwarded from the dialling side to the target, and back."""
         self.received_bytes = [0, 0]
-        """The same as it came in here, also what was lost in a cut."""
+        """Bytes that came in here, by direction, also those that were lost in a cut."""
         self._target = ("", 0)
         if target is not None:
             self.lead_to(target)
@@ -63,6 +74,15 @@ class TcpProxy:
         self._whole = False
         _abort(self._ends)
 
+    def cut_off(self, dialler: str) -> None:
+        """Reset the connections of one dialling side, and every new one, until it is let in again."""
+        self._cut_off.add(dialler)
+        _abort(self._ends_of.pop(dialler, set()))
+
+    def let_in(self, dialler: str) -> None:
+        """Undo `cut_off`."""
+        self._cut_off.discard(dialler)
+
     async def cut_for(self, seconds: float) -> None:
         """Close every connection and refuse new ones for some seconds."""
         self.cut()
@@ -83,9 +103,12 @@ class TcpProxy:
         self._flip = True
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._whole:
+        dialler = None if self._dialler_at is None else self._dialler_at(writer.get_extra_info("peername")[1])
+        if not self._whole or dialler in self._cut_off or (dialler is None and self._cut_off):
             writer.transport.abort()
             return
+        if dialler is not None:
+            self._ends_of.setdefault(dialler, set()).add(writer)
         self.accepted += 1
         task = self._group.create_task(self._connect(reader, writer), name=f"proxied connection {self.accepted}")
         self._tasks.add(task)
