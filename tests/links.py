@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 
 from p2pfl.errors import TransportError
-from p2pfl.transports import Endpoint, MemoryNetwork, Received, ReservedPort, Transport, ZeroMQTransport, reserve_port
+from p2pfl.transports import TRANSPORTS, Endpoint, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
 
 DEADLINE_S = 20.0
 
@@ -64,10 +64,11 @@ class MemoryLinks:
         pass
 
 
-class ZeroMQLinks:
-    """Members with keys, and ports that stay theirs over a restart. Names in *hidden* have no address."""
+class Links:
+    """Members of a registered transport with keys, and ports that stay theirs over a restart. Names in *hidden* have no address."""
 
-    def __init__(self, max_queued: int = 32, hidden: Iterable[str] = ()) -> None:
+    def __init__(self, transport: str, max_queued: int = 32, hidden: Iterable[str] = ()) -> None:
+        self.transport = transport
         self.max_queued = max_queued
         self.hidden = frozenset(hidden)
         self.keys: dict[str, tuple[bytes, bytes]] = {}
@@ -79,11 +80,18 @@ class ZeroMQLinks:
             self.ports[name] = reserve_port()
         return Endpoint(name, None if name in self.hidden else self.ports[name].address, self.keys[name][0])
 
-    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> ZeroMQTransport:
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
         peers = [self.endpoint(peer) for peer in neighbours]
         options = {"max_queued": self.max_queued, **options}
-        return ZeroMQTransport(self.endpoint(name), self.keys[name][1], peers, **options)
+        return TRANSPORTS[self.transport](self.endpoint(name), self.keys[name][1], peers, **options)
 
     def close(self) -> None:
         for port in self.ports.values():
             port.close()
+
+
+class ZeroMQLinks(Links):
+    """Members that talk over ZeroMQ."""
+
+    def __init__(self, max_queued: int = 32, hidden: Iterable[str] = ()) -> None:
+        super().__init__("zeromq", max_queued, hidden)

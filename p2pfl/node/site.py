@@ -15,6 +15,7 @@ from p2pfl.governance.card import Card
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name
 from p2pfl.governance.result_contract import Kind
+from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
 _LAST_PORT = 65535
@@ -42,6 +43,12 @@ def _checked_status(text: str) -> str:
     if not is_fit:
         raise ValueError("expected address:port with an IP address of this machine, such as 127.0.0.1:9464 or [::1]:9464")
     return text
+
+
+def _checked_transport(name: str) -> str:
+    if name not in TRANSPORTS:
+        raise ValueError(f"expected one of {', '.join(sorted(TRANSPORTS))}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,9 @@ class SiteFile:
 
     round_at_least_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """For rehearsals: a round's training takes at least so long here."""
+
+    transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
+    """What moves messages to the neighbours and from them, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""

@@ -32,7 +32,7 @@ from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
-from p2pfl.transports import Endpoint, ZeroMQTransport
+from p2pfl.transports import TRANSPORTS, Endpoint
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def start(
     with held_state(site.state, site.state_group):
         if start_anew:
             _put_aside(site.state)
-        transport = ZeroMQTransport(
+        transport = TRANSPORTS[site.transport](
             Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
             identity.curve_secret,
             [

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, UNREADABLE, Endpoint, LinkCondition, LinkState, Received, Transport
-from p2pfl.transports.memory import MemoryNetwork, MemoryTransport
+from p2pfl.transports.base import (
+    MAX_FRAME_BYTES,
+    MAX_QUEUED,
+    UNREADABLE,
+    Endpoint,
+    LinkCondition,
+    LinkState,
+    Received,
+    Transport,
+    TransportFactory,
+)
+from p2pfl.transports.memory import MemoryNetwork, MemoryTransport, join_process
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.zeromq import ZeroMQTransport
+
+TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "memory": join_process}
+"""By name, what makes a member's end of its links; a study's members must all use the same."""
 
 __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_QUEUED",
+    "TRANSPORTS",
     "UNREADABLE",
     "Endpoint",
     "LinkCondition",
@@ -19,6 +33,7 @@ __all__ = [
     "Received",
     "ReservedPort",
     "Transport",
+    "TransportFactory",
     "ZeroMQTransport",
     "reserve_port",
 ]

@@ -259,6 +259,24 @@ class Transport(Protocol):
         ...
 
 
+class TransportFactory(Protocol):
+    """Makes a member's closed transport from its keys and its neighbours' addresses."""
+
+    def __call__(
+        self,
+        me: Endpoint,
+        secret_key: bytes,
+        neighbours: Iterable[Endpoint],
+        /,
+        *,
+        listen: str | None = None,
+        max_queued: int = MAX_QUEUED,
+        heartbeat_s: int = 5,
+    ) -> Transport:
+        """Make it; the arguments mean what they mean for `ZeroMQTransport`."""
+        ...
+
+
 def dials(name: str, address: str | Sequence[str] | None, peer_name: str, peer_address: str | Sequence[str] | None) -> bool:
     """Whether *name* dials the peer; an edge is one connection, so exactly one of two neighbours does.
 

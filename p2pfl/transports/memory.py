@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from p2pfl.errors import QueueFull, TransportError
-from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, LinkCondition, LinkState, LinkStates, Received, check_frames
+from p2pfl.transports.base import MAX_FRAME_BYTES, MAX_QUEUED, Endpoint, LinkCondition, LinkState, LinkStates, Received, check_frames
 
 Lost = Callable[[str, str, tuple[memoryview, ...]], bool]
 """(sender, receiver, frames) -> whether the network loses this message without a word."""
@@ -31,25 +31,26 @@ class MemoryNetwork:
 
     def transport(self, name: str, neighbours: Iterable[str]) -> MemoryTransport:
         """A member's end of its links, closed at first."""
-        return MemoryTransport(self, name, frozenset(neighbours))
+        return MemoryTransport(self, name, frozenset(neighbours), self.max_queued)
 
 
 class MemoryTransport:
     """One member of a MemoryNetwork; can be opened again after it was closed, with an empty queue."""
 
-    def __init__(self, network: MemoryNetwork, name: str, neighbours: frozenset[str]) -> None:
+    def __init__(self, network: MemoryNetwork, name: str, neighbours: frozenset[str], max_queued: int) -> None:
         self.name = name
         self.neighbours = neighbours
         self.counters: Counter[str] = Counter()
         self._network = network
         self._links = LinkStates(sorted(neighbours))
         self._excluded_until_s: dict[str, float] = {}
-        self._inbox: asyncio.Queue[Received] = asyncio.Queue(network.max_queued)
+        self._max_queued = max_queued
+        self._inbox: asyncio.Queue[Received] = asyncio.Queue(max_queued)
 
     async def __aenter__(self) -> Self:
         if self.name in self._network.members:
             raise ValueError(f"{self.name!r} is open already")
-        self._inbox = asyncio.Queue(self._network.max_queued)
+        self._inbox = asyncio.Queue(self._max_queued)
         self._network.members[self.name] = self
         for peer in sorted(self.neighbours):
             other = self._network.members.get(peer)
@@ -138,3 +139,13 @@ class MemoryTransport:
     def _check_open(self) -> None:
         if self._network.members.get(self.name) is not self:
             raise TransportError(f"{self.name} is closed")
+
+
+_PROCESS = MemoryNetwork()
+
+
+def join_process(
+    me: Endpoint, _secret_key: bytes, neighbours: Iterable[Endpoint], *, max_queued: int = MAX_QUEUED, **_: object
+) -> MemoryTransport:
+    """Make a member of the one network that all members of this process share, as a registered transport is made."""
+    return MemoryTransport(_PROCESS, me.name, frozenset(peer.name for peer in neighbours), max_queued)

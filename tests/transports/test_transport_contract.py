@@ -7,17 +7,17 @@ import time
 
 import pytest
 
-from links import MemoryLinks, ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
+from links import Links, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import TransportError
-from p2pfl.transports import MAX_FRAME_BYTES, LinkCondition
+from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
 MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
 
-@pytest.fixture(params=[MemoryLinks, ZeroMQLinks], ids=["memory", "zeromq"])
+@pytest.fixture(params=sorted(TRANSPORTS))
 def links(request):
-    links = request.param(max_queued=MAX_QUEUED)
+    links = Links(request.param, max_queued=MAX_QUEUED)
     yield links
     links.close()
 
