@@ -257,7 +257,7 @@ def _backward(x_P: Any, layers: Any, flat: Any, ends: Any, batch: Any, slopes: A
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def descend(
+def sgd_steps(
     x_CP: Any,
     inputs_MD: Any,
     kinds: Any,

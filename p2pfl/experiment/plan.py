@@ -60,7 +60,7 @@ class Plan:
         """When a round's numbers bound the network's disagreement."""
         return BoundRule.of(
             self.topology,
-            sends_models=any(channel.model for channel in self.recipe.algorithm.channels.values()),
+            sends_models=self.recipe.algorithm.model_channel is not None,
             in_step=self.experiment.pace.name == "synchronous",
             is_constant=self.schedule.period == 1,
         )

@@ -7,13 +7,14 @@ from dataclasses import replace
 from torch import nn
 
 from p2pfl.algorithms import DPSGD, Algorithm, PartlyShared
+from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment.rules import build_aggregator
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout
 from p2pfl.tasks import SiteTable, Task
 from p2pfl.training import Population, Recipe
-from p2pfl.training.backends.compiled import LOOPS, compiled_loops, why_no_loops, why_not_compiled
+from p2pfl.training.backends.compiled import why_not_compiled
 
 
 def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, layout: Layout) -> tuple[Experiment, Recipe]:
@@ -40,7 +41,7 @@ def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, mod
     reason = recipe.why_not_compiled or _why_not_compiled(task, model)
     if reason is None and site is None and experiment.compiled == "auto":
         reason = "there are no rows here"
-    if reason is None and compiled_loops(LOOPS) is None:
+    if reason is None and load_loops("training") is None:
         if experiment.compiled == "on":
             raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
         reason = why_no_loops()

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p2pfl.compiled.loader import load_loops
 from p2pfl.experiment.plan import Plan
-from p2pfl.training.backends.compiled import compiled_loops
 from p2pfl.training.population import shared_out
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
 _PART_BYTES = 1024**2  # of some rows' columns: what a core's own cache holds
-_LOOPS = "p2pfl.compiled.mixing_loops"
 _COMPILED = (torch.float32, torch.float64)
 
 
@@ -79,7 +78,7 @@ def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:
 
 def load_compiled(dtype: torch.dtype) -> bool:
     """Load compiled loops for numbers of a dtype; whether there are any."""
-    if compiled_loops(_LOOPS) is None or dtype not in _COMPILED:
+    if load_loops("mixing") is None or dtype not in _COMPILED:
         return False
     nobody = torch.zeros(1, 1, dtype=torch.int64)
     mix_in_place(torch.zeros(1, 1, dtype=dtype), nobody, nobody.to(dtype), nobody.bool(), compiled=True)
@@ -113,7 +112,7 @@ def mix_in_place(
     """
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
-    loops = compiled_loops(_LOOPS) if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
+    loops = load_loops("mixing") if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
     links = _Links(index_NK, weights_NK, present_NK)
     if loops is not None:
         return _mixed_by_loops(loops, x_NP, links, threads, active_N, elsewhere, width)

@@ -29,7 +29,7 @@ from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import described, figure, users_code
 from p2pfl.training.backends.compiled import Compiled, one_blas_thread
 from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, returns_parts
-from p2pfl.training.backends.layers import Descent
+from p2pfl.training.backends.layers import SgdStep
 from p2pfl.training.optimizers import OptimizerSpec, OptimizerState, StackedOptimizer, clipped
 
 
@@ -415,10 +415,10 @@ class Population:
             momenta = recipe.optimizer.init(state["x"])
         scale_C = self._scale_N[rows] if self._is_scaled else None
         if self._compiled is not None:
-            return self._descend_compiled(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
+            return self._compiled_steps(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         if self._steps_down_only:
             with suppress(Exception, SystemExit):  # a loss of the user's own: what comes below finds whose fault it is
-                return self._descend(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
+                return self._written_out_steps(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         numbers = torch.arange(len(self.sites), device=self.device)[rows] if isinstance(rows, slice) else rows
         kept = {name: buffer[rows].clone() for name, buffer in self.buffers.items()}
         optimizer = StackedOptimizer(recipe.optimizer, state["x"], momenta, lr=ctx.lr, first_step=first_step)
@@ -469,17 +469,17 @@ class Population:
         knows_layers = self._gradients.batched is not None and self._gradients.row_by_row is None
         return knows_layers and self.recipe.why_not_compiled is None
 
-    def _descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
+    def _written_out_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
         """The same for plain SGD on a chain of known layers."""
         assert self._gradients is not None
         assert self._gradients.batched is not None
         copy_CP = x_CP.clone(memory_format=torch.contiguous_format)
         before_CP, x_CP = (copy_CP, x_CP) if in_place else (x_CP, copy_CP)
         total_C = torch.zeros(len(x_CP), dtype=self.layout.dtype, device=self.device)
-        sink = Descent(x_CP, lr, self.recipe.optimizer.weight_decay)
+        step = SgdStep(x_CP, lr, self.recipe.optimizer.weight_decay)
         try:
             for positions_CB in positions_CKB.unbind(1):
-                total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), sink, scale_C)
+                total_C += self._gradients.batched.run(x_CP, *self._batch(positions_CB), step, scale_C)
         except BaseException:  # an interruption, too, leaves rows as they were
             if in_place:
                 x_CP.copy_(before_CP)
@@ -489,13 +489,13 @@ class Population:
             x_CP.copy_(torch.where(finite_C[:, None], x_CP, before_CP))
         return _Trained({} if in_place else {"x": x_CP}, {}, total_C / self.recipe.local_steps, finite_C)
 
-    def _descend_compiled(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
+    def _compiled_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> _Trained:
         """The same in compiled loops."""
         assert self._compiled is not None
         in_place = in_place and x_CP.is_contiguous()
         if not in_place:
             x_CP = x_CP.clone(memory_format=torch.contiguous_format)
-        loss_C, finite_C = self._compiled.descend(x_CP, positions_CKB, lr, self.recipe.optimizer.weight_decay, scale_C)
+        loss_C, finite_C = self._compiled.sgd_steps(x_CP, positions_CKB, lr, self.recipe.optimizer.weight_decay, scale_C)
         return _Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     @property

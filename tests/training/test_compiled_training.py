@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import Network, finish
+from p2pfl.compiled import loader
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment.loading import experiment_from, recorded_experiment
 from p2pfl.experiment.plan import make_plan
@@ -18,10 +19,9 @@ from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import compiling, simulate
 from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task
-from p2pfl.training.backends import compiled as loops_of
 from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.compiled import Compiled, why_not_compiled
-from p2pfl.training.backends.layers import Descent
+from p2pfl.training.backends.layers import SgdStep
 from simulations import plan_of
 from thorough import first_fast
 
@@ -75,8 +75,8 @@ def test_steps_are_those_of_torch(name, kind, dtype):
     found = expected.clone()
     losses = torch.zeros(rows, dtype=dtype)
     for step in positions.unbind(1):
-        losses += batched.run(expected, inputs[step], targets[step], Descent(expected, lr, decay), scale_C) / 3
-    loss_C, finite_C = compiled.descend(found, positions, lr, decay, scale_C)
+        losses += batched.run(expected, inputs[step], targets[step], SgdStep(expected, lr, decay), scale_C) / 3
+    loss_C, finite_C = compiled.sgd_steps(found, positions, lr, decay, scale_C)
 
     tolerance = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(found, expected, **tolerance)
@@ -90,7 +90,7 @@ def test_a_row_that_leaves_the_finite_numbers_is_as_it_was_and_the_others_go_on(
     x_CP = x_1P.repeat(3, 1)
     x_CP[1] = 3e38
     before = x_CP.clone()
-    _, finite_C = compiled.descend(x_CP, torch.randint(0, 40, (3, 4, 8)), 0.1, 0.0, None)
+    _, finite_C = compiled.sgd_steps(x_CP, torch.randint(0, 40, (3, 4, 8)), 0.1, 0.0, None)
 
     assert finite_C.tolist() == [True, False, True]
     assert torch.equal(x_CP[1], before[1])
@@ -147,8 +147,8 @@ def test_whole_numbers_that_the_model_standardises_are_compiled(whole, dtype):
     positions = torch.randint(0, 40, (4, 3, 8))
     expected, found = x_1P.repeat(4, 1), x_1P.repeat(4, 1)
     for step in positions.unbind(1):
-        batched.run(expected, inputs[step], targets[step], Descent(expected, 0.2, 0.0), None)
-    compiled.descend(found, positions, 0.2, 0.0, None)
+        batched.run(expected, inputs[step], targets[step], SgdStep(expected, 0.2, 0.0), None)
+    compiled.sgd_steps(found, positions, 0.2, 0.0, None)
 
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-14)
 
@@ -183,7 +183,7 @@ def test_whole_numbers_are_compiled_where_methods_prepare_them(dtype, prepare):
     for step in positions[0]:
         outputs = F.cross_entropy(torch.func.functional_call(model, weights := unflat(expected), inputs[step]), targets[step])
         expected -= 0.2 * torch.cat([part.reshape(-1) for part in torch.autograd.grad(outputs, list(weights.values()))])
-    compiled.descend(found, positions, 0.2, 0.0, None)
+    compiled.sgd_steps(found, positions, 0.2, 0.0, None)
 
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-14)
     torch.testing.assert_close(batched.outputs(x_1P, inputs[None])[0], model(inputs).detach(), rtol=0, atol=1e-6)
@@ -334,14 +334,14 @@ def test_without_numba_auto_is_off_and_on_names_the_extra(monkeypatch):
     def missing(module):
         raise ImportError(f"No module named {module!r}")
 
-    loops_of._loaded.cache_clear()
-    monkeypatch.setattr(loops_of, "import_module", missing)
+    loader._loaded.cache_clear()
+    monkeypatch.setattr(loader, "import_module", missing)
     try:
         assert plan_of(LOGISTIC).experiment.compiled == "off"
         with pytest.raises(MissingExtraError, match=r"compiled = 'on': it needs the extra fast: pip install 'p2pfl-mesh\[fast\]'"):
             plan_of({**LOGISTIC, "compiled": "on"})
     finally:
-        loops_of._loaded.cache_clear()
+        loader._loaded.cache_clear()
 
 
 def test_where_numba_is_switched_off_it_is_not_used(monkeypatch):

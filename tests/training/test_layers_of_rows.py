@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from p2pfl.params import Layout, parameters_of
 from p2pfl.training.backends.batched import Batched
-from p2pfl.training.backends.layers import Descent
+from p2pfl.training.backends.layers import SgdStep
 
 ROWS, BATCH = 3, 5
 
@@ -146,7 +146,7 @@ def test_a_step_down_is_torchs_sgd(name, decay):
     batched = batched_of(models[0], F.cross_entropy, inputs[0], targets[0])
     scale_C = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
     moved_CP = x_CP.clone()
-    batched.run(moved_CP, inputs, targets, Descent(moved_CP, 0.1, decay), scale_C)
+    batched.run(moved_CP, inputs, targets, SgdStep(moved_CP, 0.1, decay), scale_C)
 
     for row, model in enumerate(models):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)

@@ -14,7 +14,8 @@ from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
 from p2pfl.params import Layout, parameters_of
-from p2pfl.training.backends.layers import Gradient, Layer, Sink, chain_of
+from p2pfl.training.backends.layers import GradientUse, Layer, StoreGradient
+from p2pfl.training.backends.tracing import chain_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -75,7 +76,7 @@ class Batched:
 
     def __init__(self, layers: list[Layer], loss: Loss, head: Head) -> None:
         self.layers, self.loss, self._head = tuple(layers), loss, head
-        learning = [number for number, layer in enumerate(layers) if getattr(layer, "weight", None) or getattr(layer, "bias", None)]
+        learning = [number for number, layer in enumerate(layers) if layer.learns]
         self._first = min(learning, default=0)  # nothing before it needs a gradient
         self.saved_bytes = 0
         """What one row of the sample keeps on its way."""
@@ -130,10 +131,10 @@ class Batched:
     def gradients(self, x_CP: Tensor, inputs_CB: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (C, P) and losses (C,)."""
         out_CP = torch.empty_like(x_CP)
-        return out_CP, self.run(x_CP, inputs_CB, targets_CB, Gradient(out_CP))
+        return out_CP, self.run(x_CP, inputs_CB, targets_CB, StoreGradient(out_CP))
 
-    def run(self, x_CP: Tensor, inputs_CB: Tensor, targets_CB: Tensor, sink: Sink, scale_C: Tensor | None = None) -> Tensor:
-        """Losses (C,); the gradients, times the scale, go into the sink, which may move x_CP itself."""
+    def run(self, x_CP: Tensor, inputs_CB: Tensor, targets_CB: Tensor, use: GradientUse, scale_C: Tensor | None = None) -> Tensor:
+        """Losses (C,); the gradients, times the scale, go to the use, which may move x_CP itself."""
         with torch.no_grad():
             saved = []
             for layer in self.layers:
@@ -146,7 +147,7 @@ class Batched:
             after: Tensor | None = gradient
             for number in range(len(self.layers) - 1, self._first - 1, -1):
                 assert after is not None
-                after = self.layers[number].backward(x_CP, saved[number], after, sink, goes_on=number > self._first)
+                after = self.layers[number].backward(x_CP, saved[number], after, use, goes_on=number > self._first)
         return loss_C.detach()
 
 

@@ -5,12 +5,10 @@ Shapes: C rows, K steps, B examples of a batch, P parameters, L layers, M exampl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -21,11 +19,12 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.params import Layout
 from p2pfl.training.backends.batched import Batched
-from p2pfl.training.backends.layers import ARITHMETIC, RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape, as_dtype, chain_or_fault
+from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
+from p2pfl.training.backends.tracing import ARITHMETIC, as_dtype, chain_or_fault
 
-LOOPS = "p2pfl.compiled.training_loops"
 _DTYPES = (torch.float32, torch.float64)
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ACTIVATIONS = {RELU: 1, TANH: 2, SIGMOID: 3}
@@ -200,7 +199,7 @@ class Compiled:
             return chain
         if (fault := _fault_of_rows(chain, batched.loss, inputs, targets)) is not None:
             return fault
-        if (loops := compiled_loops(LOOPS)) is None:
+        if (loops := load_loops("training")) is None:
             return why_no_loops()
         compiled = cls(loops, chain, _LOSSES[batched.loss], inputs, targets, x_1P.dtype)
         return compiled if compiled._does_as(batched, x_1P, inputs, targets) else "compiled loops give another step here than torch"
@@ -212,19 +211,19 @@ class Compiled:
         expected_1P.neg_().add_(x_1P)
         moved_1P = x_1P.clone(memory_format=torch.contiguous_format)
         with one_blas_thread():
-            loss_1, _ = self.descend(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None)
+            loss_1, _ = self.sgd_steps(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None)
         eps = torch.finfo(x_1P.dtype).eps ** 0.5
         parts = zip(torch.split(moved_1P, _COMPARED, dim=1), torch.split(expected_1P, _COMPARED, dim=1), strict=True)
         close = all(torch.allclose(moved, expected, rtol=eps, atol=eps) for moved, expected in parts)
         return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
 
-    def descend(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sgd_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows are changed; the mean loss over the steps (C,), and whether each row has stayed finite (C,): it is as it was otherwise."""
         x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
         kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
         scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)
         data = self._inputs, *self._first, self._classes, self._wanted
-        self._loops.descend(
+        self._loops.sgd_steps(
             x, *data, positions, self._layers, self._head, kind(lr), kind(1 - lr * decay), np.ascontiguousarray(scale), loss_C, finite_C
         )
         return torch.from_numpy(loss_C).to(x_CP.dtype), torch.from_numpy(finite_C)
@@ -239,27 +238,3 @@ def one_blas_thread() -> AbstractContextManager[object]:
 @cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-def why_no_loops() -> str:
-    """The reason why there are no compiled loops on this machine."""
-    if _is_switched_off():
-        return "NUMBA_DISABLE_JIT is set in the environment; unset it"
-    return "it needs the extra fast: pip install 'p2pfl-mesh[fast]'"
-
-
-def _is_switched_off() -> bool:
-    return os.environ.get("NUMBA_DISABLE_JIT", "") not in ("", "0")
-
-
-def compiled_loops(module: str) -> ModuleType | None:
-    """A module of compiled loops, by its full name; None where numba is not there or is switched off."""
-    return None if _is_switched_off() else _loaded(module)
-
-
-@cache
-def _loaded(module: str) -> ModuleType | None:
-    try:
-        return import_module(module)  # a second to load
-    except (ImportError, RuntimeError):  # not there, too old for this numpy, or without a place for what it compiles
-        return None
