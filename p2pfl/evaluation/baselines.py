@@ -14,7 +14,7 @@ from p2pfl.evaluation.outcome import Metrics
 from p2pfl.evaluation.summary import by_metric
 from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import Site, Task
-from p2pfl.training.population import Population, Recipe
+from p2pfl.training import Population, Recipe
 
 _POOLED_NODE = 2**32 - 1
 """The pooled data stream's key: a number that no node has."""

@@ -15,8 +15,8 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import SitesByName
 from p2pfl.tasks.calling import figure
 from p2pfl.training import Population
-from p2pfl.training.population import of_dtype
 from p2pfl.training.running_statistics import recalibrated
+from p2pfl.training.training_data import of_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout
 from p2pfl.tasks import SiteTable, Task
 from p2pfl.training import Population, Recipe
+from p2pfl.training.backends.choice import why_not_plain_sgd
 from p2pfl.training.backends.compiled import why_not_compiled
 
 
@@ -38,7 +39,7 @@ def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, mod
     if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
         return experiment, recipe
     site = next((site for site in task.sites if site.train is not None), None)
-    reason = recipe.why_not_compiled or _why_not_compiled(task, model)
+    reason = why_not_plain_sgd(recipe) or _why_not_compiled(task, model)
     if reason is None and site is None and experiment.compiled == "auto":
         reason = "there are no rows here"
     if reason is None and load_loops("training") is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from p2pfl.compiled.loader import load_loops
 from p2pfl.experiment.plan import Plan
-from p2pfl.training.population import shared_out
+from p2pfl.training.backends.choice import split_evenly
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512
@@ -246,7 +246,7 @@ def _mixed_by_loops(
             def work(thread: int, columns: tuple[int, int], far_GW: np.ndarray = far_GW, offset: int = start) -> None:
                 loops.mix(*arrays, far_GW=far_GW, offset=offset, columns=columns, measured=measured_TN[thread])
 
-            list(pool.map(work, range(threads), pairwise(shared_out(start, stop, -(-(stop - start) // threads)))))
+            list(pool.map(work, range(threads), pairwise(split_evenly(start, stop, -(-(stop - start) // threads)))))
     squared_N, norms_N, apart_N = torch.from_numpy(measured_TN.sum(axis=0))
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
-from p2pfl.training.population import Population, Recipe, build_model
+from p2pfl.training.population import Population
+from p2pfl.training.recipe import Recipe, build_model
 from p2pfl.training.trial import try_out
 
 __all__ = [

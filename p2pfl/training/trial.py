@@ -28,7 +28,7 @@ from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
 from p2pfl.tasks.scoring import unwrapped
 from p2pfl.training.backends.gradients import Gradients, outputs_of
-from p2pfl.training.population import of_dtype
+from p2pfl.training.training_data import of_dtype
 
 _MOST_TEST_ROWS = 256
 _MOST_SITES = 1000

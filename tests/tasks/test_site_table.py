@@ -55,7 +55,7 @@ def test_the_data_are_not_copied():
     inputs, targets = tables()
     table = SiteTable(names=NAMES, inputs=inputs, targets=targets, train=Split(starts=STARTS))
 
-    assert trained(table)._inputs.data_ptr() == inputs.data_ptr()
+    assert trained(table)._data.inputs.data_ptr() == inputs.data_ptr()
     assert table[0].train[0].data_ptr() == inputs.data_ptr()
 
 

@@ -457,7 +457,7 @@ def test_sites_of_any_sizes_are_evaluated_as_each_is_alone(monkeypatch):
     alone = [population.metrics(population.estimate()[row], site, row) for row, site in enumerate(sites)]
 
     assert [found["mse"] for found in population.evaluate()] == pytest.approx([figures["mse"] for figures in alone], rel=1e-12)
-    monkeypatch.setattr("p2pfl.training.population._CACHE_BYTES", 1)
+    monkeypatch.setattr("p2pfl.training.evaluation.CACHE_BYTES", 1)
     assert [found["mse"] for found in population.evaluate([2, 0])] == pytest.approx([alone[2]["mse"], alone[0]["mse"]], rel=1e-12)
 
 

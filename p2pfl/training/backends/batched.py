@@ -6,7 +6,7 @@ Shapes: C rows of a chunk, B examples of each, K classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
 from p2pfl.params import Layout, parameters_of
-from p2pfl.training.backends.layers import GradientUse, Layer, StoreGradient
+from p2pfl.training.backends.layers import GradientUse, Layer, SgdStep, StoreGradient
 from p2pfl.training.backends.tracing import chain_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -149,6 +149,47 @@ class Batched:
                 assert after is not None
                 after = self.layers[number].backward(x_CP, saved[number], after, use, goes_on=number > self._first)
         return loss_C.detach()
+
+
+class WrittenOutSteps:
+    """Steps of plain SGD on a chain of known layers, which take no gradient in between.
+
+    Args:
+        batched: the chain with its loss.
+        batch: inputs and targets at some positions, (C, B, ...).
+    """
+
+    may_fail: ClassVar[bool] = True
+
+    def __init__(self, batched: Batched, batch: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._batched, self._batch = batched, batch
+
+    def sgd_steps(
+        self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None, *, before_CP: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take K steps in place; see `choice.PlainSGD`."""
+        is_only_copy = before_CP is None
+        before_CP = x_CP.clone(memory_format=torch.contiguous_format) if before_CP is None else before_CP
+        total_C, step = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device), SgdStep(x_CP, lr, decay)
+        try:
+            for positions_CB in positions_CKB.unbind(1):
+                total_C += self._batched.run(x_CP, *self._batch(positions_CB), step, scale_C)
+        except BaseException:  # an interruption, too, leaves rows as they were
+            if is_only_copy:
+                x_CP.copy_(before_CP)
+            raise
+        finite_C = are_finite(x_CP)
+        if not finite_C.all():
+            x_CP.copy_(torch.where(finite_C[:, None], x_CP, before_CP))
+        return total_C / positions_CKB.shape[1], finite_C
+
+
+def are_finite(rows_CP: Tensor) -> Tensor:
+    """Whether all numbers of each row are finite, (C,); a finite sum says so many times as fast as looking at each number does."""
+    finite_C = rows_CP.sum(dim=-1).isfinite()
+    if not finite_C.all():  # or the sum was too large
+        finite_C = rows_CP.amin(dim=-1).isfinite() & rows_CP.amax(dim=-1).isfinite()
+    return finite_C
 
 
 def _evaluated(model: nn.Module, inputs_B: Tensor) -> object:

@@ -1,0 +1,158 @@
+"""Local steps of some rows: any optimiser and any rule step by step, plain SGD in the backend that is fastest.
+
+Shapes: C rows of a part, K local steps, B examples in a batch, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms import Context, State
+from p2pfl.training.backends.batched import are_finite
+from p2pfl.training.backends.choice import Backends, PlainSGD
+from p2pfl.training.optimizers import OptimizerState, StackedOptimizer, clipped
+from p2pfl.training.recipe import Recipe
+from p2pfl.training.training_data import Rows, TrainingData
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Tensors of some rows that training has changed."""
+
+    state: Mapping[str, Tensor]
+    """Parts of the state that have changed, (C, ...)."""
+    optimizer_state: Mapping[str, Tensor]
+    loss_C: Tensor
+    finite_C: Tensor
+    """bool; the others are as they were."""
+
+
+class Replacement:
+    """A population's tensors while parts of the rows are replaced.
+
+    Args:
+        state: as it is.
+        optimizer_state: as it is.
+        first: any part: it says which tensors change.
+        covered: that part is all there is.
+        in_place: the tensors may be written over.
+    """
+
+    def __init__(self, state: State, optimizer_state: OptimizerState, first: Trained, *, covered: bool, in_place: bool) -> None:
+        self._covered = covered
+        self.state, self.optimizer_state = dict(state), dict(optimizer_state)
+        if covered:
+            return
+        for tensors, changed in ((self.state, first.state), (self.optimizer_state, first.optimizer_state)):
+            for name, part in changed.items():
+                if name not in tensors:
+                    tensors[name] = part.new_zeros((len(state["x"]), *part.shape[1:]))
+                elif not in_place:
+                    tensors[name] = tensors[name].clone()
+
+    def take(self, rows: Rows, trained: Trained) -> None:
+        """Put a part into its place."""
+        for tensors, changed in ((self.state, trained.state), (self.optimizer_state, trained.optimizer_state)):
+            for name, part in changed.items():
+                if self._covered:
+                    tensors[name] = part
+                else:
+                    tensors[name][rows] = part
+
+
+class LocalSteps:
+    """The K local steps of a round.
+
+    Args:
+        recipe: how rows learn.
+        backends: of their model.
+        data: their training rows.
+        scale_N: factor on each row's gradient; None: 1.
+    """
+
+    def __init__(self, recipe: Recipe, backends: Backends, data: TrainingData, scale_N: Tensor | None) -> None:
+        self._recipe, self._backends, self._data, self._scale_N = recipe, backends, data, scale_N
+
+    def train(
+        self, rows: Rows, positions_CKB: Tensor, state: State, optimizer_state: OptimizerState, ctx: Context, *, in_place: bool
+    ) -> Trained:
+        """Train some rows: on a copy of them, or where they are if that is allowed.
+
+        Args:
+            rows: numbers in the population.
+            positions_CKB: their examples.
+            state: of all rows.
+            optimizer_state: likewise.
+            ctx: of these rows.
+            in_place: the state's tensors may be written over.
+        """
+        recipe = self._recipe
+        state = {name: tensor[rows] for name, tensor in state.items()}
+        scale_C = self._scale_N[rows] if self._scale_N is not None else None
+        if (backend := self._backends.plain_sgd) is not None:
+            with suppress(*((Exception, SystemExit) if backend.may_fail else ())):  # what comes below finds whose fault it is
+                return self._plain(backend, state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
+        momenta = {name: tensor[rows] for name, tensor in optimizer_state.items()}
+        if recipe.algorithm.resets_optimizer:
+            momenta = recipe.optimizer.init(state["x"])
+        return self._step_by_step(rows, positions_CKB, state, momenta, ctx, scale_C)
+
+    def _plain(
+        self, backend: PlainSGD, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool
+    ) -> Trained:
+        in_place, before_CP = in_place and x_CP.is_contiguous(), None
+        if not in_place:
+            before_CP, x_CP = x_CP, x_CP.clone(memory_format=torch.contiguous_format)
+        decay = self._recipe.optimizer.weight_decay
+        loss_C, finite_C = backend.sgd_steps(x_CP, positions_CKB, lr, decay, scale_C, before_CP=before_CP)
+        return Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
+
+    def _step_by_step(
+        self, rows: Rows, positions_CKB: Tensor, state: State, momenta: OptimizerState, ctx: Context, scale_C: Tensor | None
+    ) -> Trained:
+        """Take each step by the rule's corrected gradient and the optimiser."""
+        recipe, gradients, x_CP = self._recipe, self._backends.gradients, state["x"]
+        numbers = torch.arange(rows.start, rows.stop, device=x_CP.device) if isinstance(rows, slice) else rows
+        kept = {name: buffer[rows].clone() for name, buffer in gradients.buffers.items()}
+        optimizer = StackedOptimizer(recipe.optimizer, x_CP, momenta, lr=ctx.lr, first_step=ctx.round * recipe.local_steps)
+        total_C = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device)
+        for k in range(recipe.local_steps):
+            moving = {**state, "x": optimizer.x}
+            gradient_CP, loss_C, unused_CP = gradients(
+                recipe.algorithm.estimate(moving),
+                *self._data.batch(positions_CKB[:, k]),
+                seed=recipe.seed,
+                nodes_N=ctx.nodes_N,
+                rows_N=numbers,
+                round=ctx.round,
+                step=k,
+            )
+            if scale_C is not None:
+                gradient_CP = gradient_CP * scale_C[:, None]
+            if recipe.optimizer.clip_norm is not None:
+                gradient_CP = clipped(gradient_CP, recipe.optimizer.clip_norm)
+            optimizer.step(recipe.algorithm.correct(moving, gradient_CP, ctx), unused_CP)
+            del gradient_CP, unused_CP  # of the next step there is one more
+            total_C += loss_C
+        adapted = recipe.algorithm.adapt(state, optimizer.x, ctx)
+        moved = optimizer.state
+        # also the optimiser's own: Adam with an infinite second moment would never move again
+        made = [new for name, new in adapted.items() if new is not state.get(name) and new.is_floating_point() and new.numel()]
+        finite_C = torch.stack([are_finite(tensor.flatten(1)) for tensor in (optimizer.x, *moved.values(), *made)]).all(dim=0)
+        if not finite_C.all():  # a row that became non-finite stays where it was: what it would send is poison to all others
+            adapted = {name: torch.where(column(finite_C, new), new, state[name]) for name, new in adapted.items()}
+            moved = {name: torch.where(column(finite_C, new), new, momenta[name]) for name, new in moved.items()}
+            for name, buffer in gradients.buffers.items():
+                buffer[numbers[~finite_C]] = kept[name][~finite_C]
+        changed = {name: new for name, new in adapted.items() if new is not state.get(name)}
+        return Trained(changed, moved, total_C / recipe.local_steps, finite_C)
+
+
+def column(values_N: Tensor, like: Tensor) -> Tensor:
+    """(N,) shaped so that it goes with (N, ...) row by row."""
+    return values_N.reshape(-1, *[1] * (like.dim() - 1))
