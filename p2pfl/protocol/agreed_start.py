@@ -33,12 +33,7 @@ class AgreedStart:
     """One node's start, which it agrees on with the others.
 
     Args:
-        plan: of the study.
-        me: this node.
-        signing: its key and the others'.
-        study_digest: 64 hexadecimal digits.
         within_s: how long it waits for all members; None: as long as the experiment says.
-        began_ms: when the process began, in milliseconds since 1970.
     """
 
     def __init__(self, plan: Plan, me: str, signing: Signing, *, study_digest: str, within_s: float | None, began_ms: int) -> None:

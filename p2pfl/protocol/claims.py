@@ -54,7 +54,6 @@ class Claims:
 
     Args:
         deadlines: its pace so far: how fast others can have been.
-        others: the members beside this one.
         transfers: whether this node's own update of an exchange has been sent.
         in_step: whether all nodes count the same exchanges; else nobody can be ahead.
     """

@@ -116,7 +116,6 @@ class Deadlines:
     """How long one node waits, learnt from how long its exchanges took.
 
     Args:
-        durations: of recent exchanges.
         starting_exchanges: so many exchanges after the start everybody has gone through one: as many as news need links.
         waits_for_others: whether a third member has signed that a neighbour may be waiting for somebody in a round.
     """

@@ -15,11 +15,7 @@ from p2pfl.wire.update import ReceivedUpdate
 
 
 class EncodedValues:
-    """Values and their state digests on both sides of a node's edges; an update counts where it continues the values that are here.
-
-    Args:
-        transfers: what asks for a full update where something is lacking.
-    """
+    """Values and their state digests on both sides of a node's edges; an update counts where it continues the values that are here."""
 
     def __init__(self, edges: Edges, transfers: Transfers) -> None:
         self._edges, self._transfers = edges, transfers

@@ -75,12 +75,10 @@ class EventThrottle:
     def offer(self, kind: str, member: str, row: Row, now_s: float, *, is_settled: bool = False) -> Row | None:
         """Take an event about a neighbour; the row to write now, or None.
 
-        Args:
-            kind: of the event.
-            member: the neighbour that it is about.
-            row: as it would be written, with its detail.
-            now_s: on the caller's clock.
-            is_settled: it has lasted, so that how closely it follows another one says nothing.
+        *kind*: of the event.
+        *member*: the neighbour that it is about.
+        *row*: as it would be written, with its detail.
+        *is_settled*: it has lasted, so that how closely it follows another one says nothing.
         """
         key = _ONE_STORY.get(kind, kind), member
         told = self._told.setdefault(key, _Told())

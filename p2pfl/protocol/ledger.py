@@ -11,32 +11,13 @@ also why it must come from the last checkpoint and never from memory: a node tha
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from p2pfl.wire.messages import MAX_MERGED, NOTHING_CLOSED, Remembered, Report
 
-
-class SavedReport(TypedDict):
-    """A report as a checkpoint holds it; plain JSON."""
-
-    closed_through: int
-    merged: list[int]
-    confirmed: int
-    settled: int
-
-
-class SavedLedger(TypedDict):
-    """A ledger as a checkpoint holds it; plain JSON."""
-
-    closed_through: int
-    open_flow: int | None
-    merged: list[int]
-    confirmed: int
-    settled: int
-    heard: NotRequired[SavedReport | None]
-    """Earlier versions did not keep it."""
-    anew: NotRequired[int]
+SavedLedger = dict[str, Any]
+"""A ledger as a checkpoint holds it; plain JSON. Earlier versions did not keep "heard" and "anew"."""
 
 
 @dataclass(slots=True)
@@ -125,7 +106,7 @@ class EdgeLedger:
             "merged": list(self.merged),
             "confirmed": self.confirmed,
             "settled": self.acknowledged,
-            "heard": None if self.heard is None else _saved(self.heard),
+            "heard": None if self.heard is None else asdict(self.heard) | {"merged": list(self.heard.merged)},
             "anew": self.anew,
         }
 
@@ -204,22 +185,13 @@ def goes_back(before: Remembered, now: Remembered) -> bool:
     return any(then > later for then, later in zip(_age(before.report), _age(now.report), strict=True))
 
 
-def _report(saved: SavedReport | SavedLedger) -> Report:
+def _report(saved: SavedLedger) -> Report:
     return Report(
         closed_through=saved["closed_through"],
         merged=tuple(saved["merged"]),
         confirmed=saved["confirmed"],
         settled=saved["settled"],
     )
-
-
-def _saved(report: Report) -> SavedReport:
-    return {
-        "closed_through": report.closed_through,
-        "merged": list(report.merged),
-        "confirmed": report.confirmed,
-        "settled": report.settled,
-    }
 
 
 def _age(report: Report) -> tuple[int, int, int]:

@@ -71,10 +71,7 @@ class Saying:
 def report(neighbour: Neighbour, link: LinkState, *, num_unknown_keys: int = 0) -> LinkReport:
     """Put together how a neighbour's link is.
 
-    Args:
-        neighbour: as the protocol knows it.
-        link: as the transport knows it.
-        num_unknown_keys: connections to this node that were refused for a key that is no neighbour's.
+    *num_unknown_keys*: connections to this node that were refused for a key that is no neighbour's.
     """
     state, detail = link.state.value, link.detail or _WORDS.get(link.state, "")
     is_good = link.state == LinkCondition.UP and neighbour.session.is_open
@@ -111,11 +108,7 @@ class _Told:
 
 
 class LinkWatch:
-    """Decides when a link is worth a line in the log: once when it has changed, and ever more rarely while a problem lasts.
-
-    Args:
-        names: the neighbours.
-    """
+    """Decides when a link is worth a line in the log: once when it has changed, and ever more rarely while a problem lasts."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._told = {name: _Told() for name in names}
@@ -123,10 +116,7 @@ class LinkWatch:
     def look(self, now: LinkReport, now_s: float, *, is_closing: bool = False) -> Saying | None:
         """Say what has changed about a neighbour's link, if anything has.
 
-        Args:
-            now: how its link is.
-            now_s: the time, on the clock of the report.
-            is_closing: this node has stopped, so that a neighbour that goes is nothing to worry about.
+        *is_closing*: this node has stopped, so that a neighbour that goes is nothing to worry about.
         """
         told = self._told[now.name]
         if now.is_good:

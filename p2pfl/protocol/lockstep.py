@@ -9,11 +9,7 @@ from p2pfl.protocol.pace import Held, Pace, Update
 
 
 class Lockstep(Pace[Update]):
-    """The neighbours' updates of one exchange, and those of later ones that came early.
-
-    Args:
-        deadlines: how long each neighbour is waited for.
-    """
+    """The neighbours' updates of one exchange, and those of later ones that came early."""
 
     in_step = True
     balances = True

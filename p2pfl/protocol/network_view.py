@@ -66,14 +66,7 @@ class ViewTerms:
 
 
 class NetworkViewAdapter:
-    """One node's view of the network, in names and rows.
-
-    Args:
-        plan: of the study.
-        me: this node.
-        terms: keys and policy.
-        study_digest: 64 hexadecimal digits.
-    """
+    """One node's view of the network, in names and rows."""
 
     def __init__(self, plan: Plan, me: str, terms: ViewTerms, study_digest: str) -> None:
         self._plan, self._me, self._policy = plan, me, terms.policy
@@ -135,10 +128,8 @@ class NetworkViewAdapter:
     def end_round(self, row: NodeRow, now_s: float, *, agreed: bool) -> None:
         """A round of this node's own is over: say so, as `say` does, and take the next step of the sum.
 
-        Args:
-            row: as in nodes.jsonl, with the bytes of this round alone.
-            now_s: on the node's clock.
-            agreed: whether what was exchanged were models, so that its disagreement bounds something.
+        *row*: as in nodes.jsonl, with the bytes of this round alone.
+        *agreed*: whether what was exchanged were models, so that its disagreement bounds something.
         """
         self.view.begin(row.round + 1, now_s)
         if self._unsure_rounds:  # an earlier process may have sent, and signed, another one
@@ -154,10 +145,7 @@ class NetworkViewAdapter:
     def say(self, row: NodeRow, now_s: float, *, closing: bool = False) -> None:
         """Tell the network of a round of this node's own, if it is one that is spoken of.
 
-        Args:
-            row: as in nodes.jsonl, with the bytes of this round alone.
-            now_s: on the node's clock.
-            closing: whether it was the last one.
+        *row*: as in nodes.jsonl, with the bytes of this round alone.
         """
         if row.metrics is not None and self._shows_metrics:
             self._measured = row.round, tuple(_finite(row.metrics.get(name)) for name in self._metrics)
@@ -241,10 +229,7 @@ class NetworkViewAdapter:
         No last record has come of such a member, and either all its neighbours of which one has come made their last rounds without it, or
         nothing has come of it for longer than news need.
 
-        Args:
-            rounds: how many this node has made.
-            company: members that have started.
-            ahead: how many exchanges two neighbours can be apart.
+        *ahead*: how many exchanges two neighbours can be apart.
         """
         if self._plan.experiment.pace.name != "synchronous":
             return {}
@@ -270,20 +255,14 @@ class NetworkViewAdapter:
         return any(says) and (all(says) or not self._is_steady)  # where the graph changes, not everybody waited for it in the last round
 
     def sees_most_end(self, company: Collection[str]) -> bool:
-        """Whether the last records of more than half of those that have started are here: the network has ended, and not this side of it.
-
-        Args:
-            company: members that have started.
-        """
+        """Whether the last records of more than half of those that have started are here: the network has ended, and not its side."""
         ended = sum(heard.record.closing and self._plan.names[place] in company for place, heard in self.view.newest.items())
         return 2 * ended > len(company)
 
     def rows(self, now_s: float, paused: Collection[str] = ()) -> list[Row]:
         """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row.
 
-        Args:
-            now_s: on the node's clock.
-            paused: members that have said that they pause.
+        *paused*: members that have said that they pause.
         """
         newest = sorted(self.view.newest.items())
         last = max((heard.record.round for _, heard in newest), default=0)

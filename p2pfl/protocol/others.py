@@ -15,7 +15,6 @@ class Others:
     """Members whose word counts, each once: one of them may lie about itself, and no more than one does.
 
     Args:
-        neighbours: of this node.
         num_others: members beside this one; 0: its neighbours are all.
         places: in the roster, by name; without them a neighbour's word and its records count as those of two members.
         steps_to: links between this node and each member, by place in the roster; a member that is not in it is no neighbour.

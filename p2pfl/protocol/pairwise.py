@@ -64,10 +64,8 @@ class Pairwise(Pace[Update]):
     def receive(self, peer: str, number: int, update: Update | None) -> None:
         """Keep a neighbour's newest update, the one that is waited for, and a refusal of it: no more, so that nobody fills the memory.
 
-        Args:
-            peer: the neighbour.
-            number: over the edge to it.
-            update: None where it is busy.
+        *number*: over the edge to it.
+        *update*: None where it is busy.
         """
         if update is None and (peer, number) != self.asked:
             return

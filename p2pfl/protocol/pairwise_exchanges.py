@@ -13,13 +13,7 @@ from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate
 
 
 class PairwiseExchanges:
-    """The exchanges of one node at a pairwise pace.
-
-    Args:
-        pace: its requests, and those of its neighbours.
-        deadlines: how long an answer is waited for.
-        transfers: which send requests and answers.
-    """
+    """The exchanges of one node at a pairwise pace."""
 
     def __init__(self, edges: Edges, pace: Pairwise[ReceivedUpdate], deadlines: Deadlines, transfers: Transfers) -> None:
         self._edges, self.pace, self._deadlines, self._transfers = edges, pace, deadlines, transfers

@@ -60,15 +60,11 @@ class Protocol:
     """One node's side of all its edges.
 
     Args:
-        deadlines: how long its neighbours are waited for.
         num_exchanges: as many as the run can have at most: nobody can be further.
-        pace: the name of its pace.
-        max_age: of an update, at the asynchronous pace.
         others: the members beside this one; None: its neighbours are all.
         stop_rule: by which the network agrees to stop; None: it does not, or this node cannot tell whether a stop round holds.
         earliest_stop: the first round after which the network can have agreed to stop; None: it stops at its cap.
         push_sum: its part in a sum over all nodes, where these are too many to hear of each.
-        start: its part in agreeing to start.
     """
 
     def __init__(
@@ -367,10 +363,8 @@ class Protocol:
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
         """Leave out the exchanges before this one: they took place without this node.
 
-        Args:
-            exchange: the next one with it.
-            now_s: on its clock.
-            left_out: for the record, which rounds these are; empty: the exchanges are named.
+        *exchange*: the next one with it.
+        *left_out*: for the record, which rounds these are; empty: the exchanges are named.
         """
         edges = self.edges
         senders = edges.links(exchange // edges.phases).weights

@@ -57,7 +57,6 @@ class PushSumConversation:
 
     Args:
         neighbours: their names; the graph is undirected and all of them are exchanged with in every round.
-        num_nodes: of the network.
         diameter: of the graph, or more.
         steps: how often everybody splits.
     """

@@ -44,13 +44,9 @@ def restore(
 ) -> None:
     """Take up what `snapshot` gave.
 
-    Args:
-        protocol: as it was made.
-        metadata: of the checkpoint.
-        tensors: of the checkpoint; those of others are left alone.
-        formats: of updates, by phase.
-        since_s: when it was taken, on this process's clock.
-        place: the checkpoint, for messages.
+    *tensors*: of the checkpoint; those of others are left alone.
+    *since_s*: when it was taken, on this process's clock.
+    *place*: the checkpoint, for messages.
 
     Raises:
         StoreError: the checkpoint is of another study, or of a version before updates continued each other.

@@ -66,16 +66,11 @@ class StartAgreement:
     """One node's part in agreeing to start.
 
     Args:
-        me: this node's place in the roster.
         neighbours: for each member the places of its neighbours, rising.
         names: this node's neighbours by name, with their places.
         keys: every member's Ed25519 public key, 32 bytes, in the roster's order.
-        sign: with this node's own key.
-        study: the study's digest, 32 bytes.
         needed: how many members must be ready once within_s is over.
-        within_s: how long a node waits for all members.
         grace_s: how long after that news may still be on the way.
-        began_ms: when this process began, in milliseconds since 1970.
     """
 
     def __init__(

@@ -23,7 +23,6 @@ class StateCheck:
     """One node's memory of its neighbours' states, and theirs of its own.
 
     Args:
-        announcer: what is said to a neighbour that has lost its state.
         forget: drops what a neighbour has sent, because it has begun anew.
         counts_edges: whether numbers in a report are those of one edge alone.
     """

@@ -21,7 +21,6 @@ class StopAgreement:
     """One node's part in agreeing to stop.
 
     Args:
-        others: the members beside this one.
         rule: by which the network agrees; None: it does not, or this node cannot tell whether a stop round holds.
         earliest: the first round after which the network can have agreed; None: it stops at its cap.
     """

@@ -66,13 +66,7 @@ class _Receiver:
 
 
 class Transfers:
-    """One node's updates on their way, in both directions.
-
-    Args:
-        pace: which updates are awaited.
-        stopping: the news that go with an update.
-        announcer: what is said to who asks for what is not here.
-    """
+    """One node's updates on their way, in both directions."""
 
     def __init__(self, edges: Edges, pace: Pace[ReceivedUpdate], stopping: StopAgreement, announcer: Announcer) -> None:
         self._edges, self._pace, self._stopping, self._announcer = edges, pace, stopping, announcer

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
 from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Equivocation, Witness
+from p2pfl.protocol.token_bucket import TokenBucket
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 
@@ -84,34 +85,12 @@ class _Round:
     seen: set[int] = field(default_factory=set)
 
 
-@dataclass(slots=True)
-class _Allowance:
-    """So many bytes a second, and some saved up."""
-
-    per_s: float | None
-    most: float
-    left: float
-    at_s: float = -math.inf
-
-    def refill(self, now_s: float) -> float:
-        if self.per_s is None:
-            return math.inf
-        if self.at_s > -math.inf:
-            self.left = min(self.most, self.left + (now_s - self.at_s) * self.per_s)
-        self.at_s = now_s
-        return self.left
-
-
 class NetworkView:
     """One node's view, and its part in everybody else's.
 
     Args:
-        me: this node's place in the roster.
         keys: every member's Ed25519 public key, 32 bytes, in the roster's order.
-        sign: with this node's own key.
-        study: the study's digest, 32 bytes.
         neighbours: names of those whom records are exchanged with.
-        diameter: of the graph; None where it is not known.
         last_round: nobody can be further.
         bytes_per_s: what this node may send for the view; None: as much as there is to say.
         sums: whether records are summed round by round; of many members only the newest of each are kept.
@@ -154,10 +133,10 @@ class NetworkView:
         self._recent_s: deque[float] = deque(maxlen=9)
         self._sealed_bytes = float(_RECORD_BYTES)
         burst = (bytes_per_s or 0.0) * _BURST_S
-        self._allowance = _Allowance(bytes_per_s, burst, burst)
+        self._allowance = _bucket(bytes_per_s, burst)
         everybody = 4.0 * len(keys) * _RECORD_BYTES * 8
         heard_per_s = None if bytes_per_s is None else _HEARD_BYTES_PER_S
-        self._heard = {name: _Allowance(heard_per_s, everybody + burst, everybody + burst) for name in neighbours}
+        self._heard = {name: _bucket(heard_per_s, everybody + burst) for name in neighbours}
 
     # ---- what this node says itself
 
@@ -188,12 +167,8 @@ class NetworkView:
     def hear(self, peer: str, sealed_records: Sequence[bytes], now_s: float, *, furthest: int | None = None) -> None:
         """Take in what a neighbour passes on.
 
-        Args:
-            peer: the neighbour.
-            sealed_records: as they came.
-            now_s: on the node's clock.
-            furthest: no member can be in a later round, as far as this node knows; such records count as proof of where a member is, and
-                for nothing else. None: the run's last.
+        *furthest*: no member can be in a later round, as far as this node knows; such records count as proof of where a member is, and
+        for nothing else. None: the run's last.
 
         Raises:
             BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
@@ -410,13 +385,17 @@ class NetworkView:
     def _level(self) -> int:
         """So that everybody's records of the rounds that are spoken of keep within the allowance."""
         allowance = self._allowance.per_s
-        if allowance is None or not self._recent_s:
+        if math.isinf(allowance) or not self._recent_s:
             return self.level
         others = max(len(self._pending) - 1, 1)  # a record comes from one neighbour and goes to the others
         one_round = (self._sealed_bytes + _PER_RECORD_BYTES) * (len(self._keys) * others + 2) + 2 * _MESSAGE_BYTES * len(self._pending)
         wanted_s = one_round / max(allowance, 1.0)
         rounds = wanted_s / max(median(self._recent_s), 1e-4)
         return min(MAX_LEVEL, max(0, math.ceil(math.log2(rounds))) if rounds > 0 else 0)
+
+
+def _bucket(per_s: float | None, most: float) -> TokenBucket:
+    return TokenBucket(math.inf, math.inf) if per_s is None else TokenBucket(per_s, most)
 
 
 def _key(record: RoundRecord) -> _Key:

@@ -201,9 +201,7 @@ class LinkSession:
     def receive(self, frames: Sequence[Frame], *, exchange: int) -> ReceivedMessage:
         """Take one message of the neighbour.
 
-        Args:
-            frames: as they came.
-            exchange: the one that this node is at.
+        *exchange*: the one that this node is at.
 
         Raises:
             Unauthorized: "wrong_name", "wrong_study", "wrong_layout" or "wrong_start": answer Goodbye(reason=error.reason), that somebody

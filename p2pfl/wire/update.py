@@ -117,10 +117,7 @@ class UpdateFormat:
 
         A single contiguous channel is not copied: its array must not change as long as the encoded may be sent.
 
-        Args:
-            exchange: its number.
-            arrays: by channel.
-            state_digests: of what it continues and leads to.
+        *state_digests*: of what it continues and leads to.
 
         Raises:
             ValueError: an array is missing, unknown, or of another dtype or shape.
