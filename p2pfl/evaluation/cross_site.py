@@ -22,7 +22,7 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
-from p2pfl.tasks.calling import figure
+from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, interval_of, left_out_interval, why_not_left_out
 from p2pfl.tasks.scoring import kind_of
 from p2pfl.training import Population
@@ -135,7 +135,7 @@ def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Si
     outputs, targets = population.outputs(x_P, site.test[0], site=site.name), site.test[1]
     if not bool(outputs.isfinite().all()):
         return math.nan, UNDEFINED
-    value = figure(plan.task, metric, outputs, targets, site=site.name)
+    value = evaluate_metric(plan.task, metric, outputs, targets, site=site.name)
     if not math.isfinite(value):
         return value, UNDEFINED
     known = interval_of(plan.task.metrics[metric], outputs, targets, value=value)
@@ -143,7 +143,7 @@ def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Si
         return value, known or str(too_many)
 
     def again(rows: np.ndarray) -> float:
-        return figure(plan.task, metric, outputs[rows], targets[rows], site=site.name)
+        return evaluate_metric(plan.task, metric, outputs[rows], targets[rows], site=site.name)
 
     generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))
     found = left_out_interval(again, len(targets), generator, value)

@@ -17,7 +17,7 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
-from p2pfl.tasks.calling import figure
+from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.tasks.differences import interval_of_difference
 from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, left_out_interval, why_not_left_out
 from p2pfl.tasks.scoring import kind_of
@@ -57,7 +57,7 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
         inputs, targets = site.test
         outputs = population.outputs(x_NP[row], inputs, row if population.buffers else 0, site=name)
         before = alone.outputs(alone_NP[row], inputs, row, site=name)
-        network, by_itself = (figure(plan.task, metric, values, targets, site=name) for values in (outputs, before))
+        network, by_itself = (evaluate_metric(plan.task, metric, values, targets, site=name) for values in (outputs, before))
         gain = network - by_itself
         judged = _interval(plan, metric, outputs, before, site, (network, by_itself), too_many) if math.isfinite(gain) else UNDEFINED
         interval, why = (judged, None) if isinstance(judged, Interval) else (None, judged)
@@ -98,7 +98,7 @@ def _interval(
         return known or str(too_many)
 
     def gain(rows: np.ndarray) -> float:
-        now, then = (figure(task, metric, tensor[rows], targets[rows], site=site.name) for tensor in (outputs, before))
+        now, then = (evaluate_metric(task, metric, tensor[rows], targets[rows], site=site.name) for tensor in (outputs, before))
         return now - then
 
     generator = np.random.default_rng(torch_seed(plan.experiment.seed, Purpose.RESAMPLE, node=plan.names.index(site.name)))

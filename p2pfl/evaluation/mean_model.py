@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import SitesByName
-from p2pfl.tasks.calling import figure
+from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.training import Population
 from p2pfl.training.running_statistics import recalibrated
 from p2pfl.training.training_data import of_dtype
@@ -71,7 +71,7 @@ def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population
     if pooled is None or not plan.task.metrics:
         return {}
     outputs, targets = population.outputs(mean.x_P, pooled[0], buffers=mean.buffers), pooled[1]
-    return {name: figure(plan.task, name, outputs, targets) for name in plan.task.metrics}
+    return {name: evaluate_metric(plan.task, name, outputs, targets) for name in plan.task.metrics}
 
 
 def why_no_mean_model(plan: Plan) -> str | None:

@@ -17,7 +17,7 @@ from p2pfl.evaluation.summary import by_metric
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
 from p2pfl.tasks import SitesByName
-from p2pfl.tasks.calling import figure
+from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.training import Population
 
 
@@ -48,10 +48,10 @@ def metrics_on_test_rows(
         if name in aside:
             inputs, targets = aside[name]
             outputs = population.outputs(x_NP[row], inputs, site=name, buffers={key: own[row] for key, own in buffers.items()})
-            per_node[name] = {metric: figure(plan.task, metric, outputs, targets, site=name) for metric in metrics}
+            per_node[name] = {metric: evaluate_metric(plan.task, metric, outputs, targets, site=name) for metric in metrics}
     of_mean = None
     if not isinstance(mean, str):
         inputs, targets = (torch.cat(tensors) for tensors in zip(*aside.values(), strict=True))
         outputs = population.outputs(mean.x_P, inputs, buffers=mean.buffers)
-        of_mean = {metric: figure(plan.task, metric, outputs, targets) for metric in metrics}
+        of_mean = {metric: evaluate_metric(plan.task, metric, outputs, targets) for metric in metrics}
     return {"use": NOT_FOR_CHOOSING, "metrics": by_metric(plan, per_node), "mean_model": of_mean}

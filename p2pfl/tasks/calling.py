@@ -51,8 +51,10 @@ def users_code(task: str, function: str, *given: object, site: str | None = None
         raise TaskError(fault, task=task, function=function, site=site, round=round) from error
 
 
-def figure(task: Task, metric: str, outputs: Tensor, targets: Tensor, *, site: str | None = None, round: int | None = None) -> float:
-    """One of the task's metrics.
+def evaluate_metric(
+    task: Task, metric: str, outputs: Tensor, targets: Tensor, *, site: str | None = None, round: int | None = None
+) -> float:
+    """Evaluate one of the task's metrics on a site's outputs and targets.
 
     Raises:
         TaskError: it raised something, or returned something else than a number.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from p2pfl.params import Layout
 from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
-from p2pfl.tasks.calling import figure, users_code
+from p2pfl.tasks.calling import evaluate_metric, users_code
 from p2pfl.training.backends.choice import CACHE_BYTES
 from p2pfl.training.backends.gradients import Gradients, outputs_of
 from p2pfl.training.training_data import of_dtype
@@ -99,7 +99,7 @@ class Evaluation:
         return [self.metrics(x_NP[row], test, self._name_of(row), row, round) for row, test in tests]
 
     def _metrics_of(self, outputs: Tensor, targets: Tensor, site: str, round: int | None) -> dict[str, float]:
-        return {name: figure(self._task, name, outputs, targets, site=site, round=round) for name in self._task.metrics}
+        return {name: evaluate_metric(self._task, name, outputs, targets, site=site, round=round) for name in self._task.metrics}
 
     def _test_of(self, row: int) -> Examples | None:
         """A row's own test rows; of a table, which is checked already, without making the site."""

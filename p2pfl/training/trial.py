@@ -24,7 +24,7 @@ from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
-from p2pfl.tasks.calling import described, figure, probabilities_of, users_code
+from p2pfl.tasks.calling import described, evaluate_metric, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
 from p2pfl.tasks.scoring import unwrapped
 from p2pfl.training.backends.gradients import Gradients, outputs_of
@@ -223,13 +223,13 @@ class _Trial:
         for name in task.metrics:
             try:
                 with watched(outputs, targets) if name not in self._watched else nullcontext() as watch:
-                    figure(task, name, outputs, targets, site=site.name)
+                    evaluate_metric(task, name, outputs, targets, site=site.name)
                 if len(rows) > 1:  # of one row nothing shows that all pairs are taken
                     self._watched.add(name)
                 fault = watch.fault if watch is not None else None
                 if fault is None and name not in self._compared and bool((targets != targets.reshape(-1)[:1]).any()):
                     self._compared.add(name)
-                    fault = pairing_in(partial(figure, task, name, site=site.name), outputs, targets)
+                    fault = pairing_in(partial(evaluate_metric, task, name, site=site.name), outputs, targets)
                 if fault is not None:
                     yield TaskError(fault, task=task.name, function=f"metric {name!r}", site=site.name)
             except TaskError as error:
@@ -237,7 +237,7 @@ class _Trial:
                     yield error
                     continue
                 try:  # few rows may lack a class; what is wrong with all of them is wrong
-                    figure(task, name, self._outputs(site.name, site.test[0]), site.test[1], site=site.name)
+                    evaluate_metric(task, name, self._outputs(site.name, site.test[0]), site.test[1], site=site.name)
                 except TaskError as also:
                     yield also
 
