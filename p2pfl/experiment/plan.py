@@ -24,7 +24,7 @@ from p2pfl.params import Layout, digest_of
 from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task
 from p2pfl.topology import Schedule, Topology, describe, is_spectrum_quick, laplacian_extremes
-from p2pfl.training import Population, Recipe, build_model, try_out
+from p2pfl.training import Population, Recipe, build_model, dry_run
 
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
@@ -197,7 +197,7 @@ def make_plan(
         layout = _layout(model, experiment)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
-    try_out(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
+    dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
     experiment, recipe = resolve_recipe(experiment, algorithm, task, model, layout)
     return Plan(
         experiment=experiment,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from p2pfl.training.dry_run import dry_run
 from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
 from p2pfl.training.population import Population
 from p2pfl.training.recipe import Recipe, build_model
-from p2pfl.training.trial import try_out
 
 __all__ = [
     "OptimizerSpec",
@@ -14,5 +14,5 @@ __all__ = [
     "StackedOptimizer",
     "build_model",
     "clipped",
-    "try_out",
+    "dry_run",
 ]

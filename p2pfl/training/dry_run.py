@@ -41,7 +41,7 @@ _OF_PROBABILITIES = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 _BUILT_IN = frozenset(CLASSIFICATION.values())
 
 
-def try_out(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> None:
+def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> None:
     """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
     Args:
@@ -67,8 +67,8 @@ def try_out(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, 
             model = sharing_parameters(model)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a target size")  # a finding says it better
-            trial = _Trial(task, model, layout, batch_size, repeating=repeating)
-            errors = [*trial.of_training(), *trial.of_evaluation()]
+            run = _DryRun(task, model, layout, batch_size, repeating=repeating)
+            errors = [*run.of_training(), *run.of_evaluation()]
     except TaskError as error:
         errors = [error]
     if errors:
@@ -93,7 +93,7 @@ def _summed_up(errors: Sequence[TaskError]) -> list[str]:
     return findings
 
 
-class _Trial:
+class _DryRun:
     def __init__(self, task: Task, model: nn.Module, layout: Layout, batch_size: int | Literal["full"], *, repeating: bool) -> None:
         self._task, self._model, self._layout = task, model, layout
         self._batch_size, self._repeating = batch_size, repeating
