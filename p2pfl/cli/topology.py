@@ -202,13 +202,13 @@ def advise(
     import numpy as np
 
     from p2pfl.topology import Schedule
-    from p2pfl.topology.advice import best_new_link, is_exhaustive, links_of, message_seconds, options, recommended
+    from p2pfl.topology.advice import best_new_link, is_exhaustive, link_costs, message_seconds, options, recommended
 
     made = _graph(source, nodes, seed, strict=True)
     if isinstance(made, Schedule):
         raise ConfigError(f"{source}: changes from round to round; advice is for the links that there are: give its base, or a file")
     graph = _with_speeds(made, latency_ms, bandwidth_mbps)
-    links = links_of(graph, 4 * parameters)
+    links = link_costs(graph, 4 * parameters)
     found = options(links)
     best = recommended(found)
     assert graph.latency_ms is not None

@@ -121,7 +121,7 @@ class Mixing:
 
     def _to_receivers(self, outgoing: Mapping[str, Tensor], make: Callable[[Arrays], T], *, whole: bool = False) -> dict[str, T]:
         """Make something of each receiver's arrays; one thing for all of them where no channel is per edge."""
-        channels, receivers = self._algorithm.channels, self._protocol.edges.now_linked.receivers
+        channels, receivers = self._algorithm.channels, self._protocol.edges.neighbourhood.receivers
 
         def made(slot: int) -> T:
             return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
@@ -212,13 +212,13 @@ class Mixing:
     ) -> SlotInbox:
         """Messages of this exchange with their weights, in the roster's order."""
         protocol = self._protocol
-        links, ages = protocol.edges.now_linked, {name: held.age for name, held in protocol.admitted().items()}
+        mixing_row, ages = protocol.edges.neighbourhood, {name: held.age for name, held in protocol.admitted().items()}
         return self._plan.recipe.inboxes.for_node(
             outgoing,
             list(protocol.neighbours),
             messages,
-            links.weights if protocol.pace.balances else self._plan.weights_by_age(links.weights, ages),
-            self_weight=links.self_weight,
+            mixing_row.weights if protocol.pace.balances else self._plan.weights_by_age(mixing_row.weights, ages),
+            self_weight=mixing_row.self_weight,
             dtype=self._plan.layout.dtype,
             compensation=compensation,
             flows={},
@@ -247,7 +247,7 @@ class Mixing:
                 report = watch.look(distances[slot], own_norm, neighbour.handshakes)
                 if report is not None:
                     self._protocol.edges.on_event(EventKind.FAR_UPDATE, f"{name}: {report}", name)
-            elif name in self._protocol.edges.now_linked.weights and name not in came:
+            elif name in self._protocol.edges.neighbourhood.weights and name not in came:
                 watch.interrupt()
 
     def _tested(self, squared: float, sent_P: Tensor) -> float:

@@ -18,7 +18,7 @@ from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.round_durations import WINDOW, RoundDurations
 from p2pfl.topology import steps_from
-from p2pfl.topology.links import links_of
+from p2pfl.topology.neighbourhoods import neighbourhoods_of
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.update import UpdateFormat
 
@@ -55,7 +55,7 @@ def own_edges(
     edges = Edges(
         me=me,
         neighbours=neighbours,
-        links=links_of(plan.schedule, plan.names.index(me), splits_mass=algorithm.splits_mass, in_step=in_step),
+        neighbourhoods=neighbourhoods_of(plan.schedule, plan.names.index(me), splits_mass=algorithm.splits_mass, in_step=in_step),
         on_event=on_event,
         phases=algorithm.phases,
         ahead=ahead,

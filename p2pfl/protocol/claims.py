@@ -107,11 +107,11 @@ class Claims:
         """
         if not self._in_step:
             return -1
-        links = self._edges.now_linked
+        mixing_row = self._edges.neighbourhood
         heard = [
             neighbour.heard_exchange
             for name, neighbour in self._edges.neighbours.items()
-            if neighbour.session.is_open and (name in links.weights or name in links.receivers)
+            if neighbour.session.is_open and (name in mixing_row.weights or name in mixing_row.receivers)
         ]
         knows_others = self._deadlines.usual_s() is not None or self._was_in_company
         return self._as_believed((max if knows_others else min)(heard, default=-1))

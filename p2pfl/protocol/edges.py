@@ -12,7 +12,7 @@ from p2pfl.errors import PeerError
 from p2pfl.protocol.ledger import EdgeLedger, SavedLedger
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.runs.events import EventKind
-from p2pfl.topology.links import Links
+from p2pfl.topology.neighbourhoods import Neighbourhood
 from p2pfl.wire.messages import Goodbye, Report
 
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report", "too_large"})
@@ -47,7 +47,7 @@ class Edges:
     neighbours: dict[str, Neighbour]
     """By name, in the roster's order: everybody whom this node ever exchanges with."""
 
-    links: Callable[[int], Links]
+    neighbourhoods: Callable[[int], Neighbourhood]
     """Whom it exchanges with in a round."""
 
     on_event: OnEvent
@@ -73,9 +73,9 @@ class Edges:
     compensations: list[Compensation] = field(default_factory=list)
 
     @property
-    def now_linked(self) -> Links:
+    def neighbourhood(self) -> Neighbourhood:
         """Whom this node exchanges with in the round that it is in."""
-        return self.links(self.exchange // self.phases)
+        return self.neighbourhoods(self.exchange // self.phases)
 
     def enter(self, exchange: int) -> None:
         """Be in an exchange from now on."""
@@ -99,7 +99,7 @@ class Edges:
 
     def refusing(self) -> frozenset[str]:
         """Neighbours that have closed this exchange without merging this node's update: a merge here would be rolled back."""
-        return frozenset(name for name in self.now_linked.both if self.neighbours[name].ledger.refuses(self.exchange))
+        return frozenset(name for name in self.neighbourhood.both if self.neighbours[name].ledger.refuses(self.exchange))
 
     def closed_through(self, name: str) -> int:
         """The last exchange over an edge that is over here."""

@@ -63,7 +63,7 @@ class Lockstep(Pace[Update]):
     def missing(self) -> list[tuple[str, int]]:
         """List neighbours whose update of this exchange is not here."""
         there = self._received.get(self.exchange, {})
-        return [(name, self.exchange) for name in self._edges.now_linked.weights if name not in there]
+        return [(name, self.exchange) for name in self._edges.neighbourhood.weights if name not in there]
 
     def awaited(self) -> list[str]:
         """List the missing neighbours that have not been missed before, and have not closed this exchange."""
@@ -78,7 +78,7 @@ class Lockstep(Pace[Update]):
         self._deadlines.note_time(now_s)
         awaited = self.awaited()
         is_in_company = bool(self._received.get(self.exchange) or self._edges.refusing())
-        if not self._edges.now_linked.weights or (is_in_company and not awaited):
+        if not self._edges.neighbourhood.weights or (is_in_company and not awaited):
             return True
         if not is_in_company and now_s < self._deadlines.deadline_s:
             return False

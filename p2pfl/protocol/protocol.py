@@ -301,7 +301,7 @@ class Protocol:
             return
         self.transfers.forget_sent()
         early = self.pace.updates()
-        for name in self.edges.now_linked.weights:
+        for name in self.edges.neighbourhood.weights:
             neighbour = self.neighbours[name]
             neighbour.begin_waiting(now_s)
             is_here = name in early or neighbour.is_flowing(exchange, now_s, self.deadlines.may_rest_s)
@@ -327,11 +327,11 @@ class Protocol:
     def came(self) -> dict[str, ReceivedUpdate]:
         """Updates that are here for this merge, also those that may not be merged, in the roster's order."""
         updates = self.pace.updates()
-        return {name: updates[name].update for name in self.edges.now_linked.weights if name in updates}
+        return {name: updates[name].update for name in self.edges.neighbourhood.weights if name in updates}
 
     def admitted(self) -> dict[str, Held[ReceivedUpdate]]:
         """Updates that this exchange may merge, in the roster's order."""
-        both, exchange, updates = self.edges.now_linked.both, self.edges.exchange, self.pace.updates()
+        both, exchange, updates = self.edges.neighbourhood.both, self.edges.exchange, self.pace.updates()
         return {name: updates[name] for name in self.came() if name not in both or self.neighbours[name].ledger.admits(exchange)}
 
     def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
@@ -343,9 +343,9 @@ class Protocol:
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """End this exchange, in which the flows of the neighbours in `merged` were taken in. Returns who was skipped."""
         skipped, edges = [], self.edges
-        links, refusing = edges.now_linked, edges.refusing()
+        mixing_row, refusing = edges.neighbourhood, edges.refusing()
         for name, neighbour in self.neighbours.items():
-            if name in links.weights and name not in merged:
+            if name in mixing_row.weights and name not in merged:
                 skipped.append(name)
                 if not neighbour.missed and name not in refusing:
                     self.deadlines.note_miss(neighbour, now_s)
@@ -354,7 +354,7 @@ class Protocol:
                 if name not in refusing:  # else it is there, further on
                     neighbour.note_missed()
             # what goes one way only has no other side to match it
-            edges.close(neighbour, edges.exchange, merged[name] if name in merged and name in links.both else None)
+            edges.close(neighbour, edges.exchange, merged[name] if name in merged and name in mixing_row.both else None)
         self.deadlines.close(merged.keys(), skipped, now_s)
         if merged:
             self.claims.note_company(edges.exchange + 1, now_s)
@@ -367,7 +367,7 @@ class Protocol:
         *left_out*: for the record, which rounds these are; empty: the exchanges are named.
         """
         edges = self.edges
-        senders = edges.links(exchange // edges.phases).weights
+        senders = edges.neighbourhoods(exchange // edges.phases).weights
         for name, neighbour in self.neighbours.items():
             edges.close(neighbour, exchange - 1)
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and name in senders:

@@ -266,7 +266,7 @@ class Transfers:
             number, update_format = int(exchange), formats[int(exchange) % self._edges.phases]
             after, digest = [each and bytes.fromhex(each) for each in saved["marks"] or (None, None)]
             digests = None if digest is None else (after, digest)
-            receivers = sorted(self._edges.links(number // self._edges.phases).receivers)
+            receivers = sorted(self._edges.neighbourhoods(number // self._edges.phases).receivers)
             updates = {
                 to: _restored(update_format, number, payload, digests, place)
                 for to, payload in tree.get("sent", {}).get(exchange, {}).items()

@@ -92,15 +92,15 @@ class NewLink:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Links:
-    """What there is to choose from."""
+class LinkCosts:
+    """Links that advice may choose from, with what a message takes over each."""
 
     num_nodes: int
     pairs: IntArray
     """(E, 2), the smaller node first, sorted."""
 
     seconds_E: FloatArray
-    """What one message takes."""
+    """Seconds that one message takes."""
 
     size_bytes: float
     """Of a message."""
@@ -122,8 +122,8 @@ class Links:
         return masks[::-1]
 
 
-def links_of(topology: Topology, size_bytes: float) -> Links:
-    """The links of a graph whose edges have latency and bandwidth.
+def link_costs(topology: Topology, size_bytes: float) -> LinkCosts:
+    """Compute the costs of the links of a graph whose edges have latency and bandwidth.
 
     Raises:
         TopologyError: they have not, links go one way, or there are too many nodes.
@@ -146,7 +146,7 @@ def links_of(topology: Topology, size_bytes: float) -> Links:
     assert topology.latency_ms is not None
     assert topology.bandwidth_mbps is not None
     seconds_E = message_seconds(topology.latency_ms[once], topology.bandwidth_mbps[once], size_bytes)
-    return Links(
+    return LinkCosts(
         num_nodes=topology.num_nodes,
         pairs=pairs,
         seconds_E=seconds_E,
@@ -160,7 +160,7 @@ def message_seconds(latency_ms: FloatArray, bandwidth_mbps: FloatArray, size_byt
     return np.asarray(latency_ms / 1e3 + size_bytes * 8 / (bandwidth_mbps * 1e6))
 
 
-def options(links: Links) -> list[Option]:
+def options(links: LinkCosts) -> list[Option]:
     """The best choice of links for each rule, all links for each rule, matchings in turns, MATCHA; the fastest first."""
     everything_E = np.ones(len(links.pairs), dtype=np.bool_)
     found = [option for rule in RULES if (option := _static(links, everything_E, rule)) is not None]
@@ -180,12 +180,12 @@ def recommended(found: Sequence[Option]) -> Option:
     return fastest if fastest.seconds < (1 - _BETTER_AT_RANDOM) * certain.seconds else certain
 
 
-def is_exhaustive(links: Links) -> bool:
+def is_exhaustive(links: LinkCosts) -> bool:
     """Whether every choice of links is looked at."""
     return len(links.pairs) <= _MAX_SEARCHED_LINKS
 
 
-def best_links(links: Links, rules: Sequence[str] = RULES) -> list[Option]:
+def best_links(links: LinkCosts, rules: Sequence[str] = RULES) -> list[Option]:
     """For each rule the links with which it takes the fewest seconds, used in every round.
 
     With at most 15 links every choice that connects everybody is tried. With more, all links up to each speed, and then, unless the graph
@@ -211,7 +211,7 @@ def best_links(links: Links, rules: Sequence[str] = RULES) -> list[Option]:
     return found
 
 
-def fastest_weights(links: Links, to_beat_s: float) -> list[Option]:
+def fastest_weights(links: LinkCosts, to_beat_s: float) -> list[Option]:
     """Weights fdla on the links that are at least so fast, wherever that may take fewer seconds than something else does.
 
     More links never make it slower but for their own time, because a weight may be 0: what it takes on all links bounds the rounds.
@@ -235,7 +235,7 @@ def fastest_weights(links: Links, to_beat_s: float) -> list[Option]:
     return [option for option in found if option is best or len(option.links) == len(links.pairs)]
 
 
-def in_turns(links: Links) -> list[Option]:
+def in_turns(links: LinkCosts) -> list[Option]:
     """Matchings one after the other, of all links that are at least so fast; the best of these."""
     thresholds = links.thresholds()
     step = -(-len(thresholds) // _MAX_TURNED)
@@ -252,7 +252,7 @@ def in_turns(links: Links) -> list[Option]:
     return [min(found, key=_rank)] if found else []
 
 
-def at_random(links: Links) -> list[Option]:
+def at_random(links: LinkCosts) -> list[Option]:
     """MATCHA on all links; the best budget of some."""
     if links.num_nodes > _MAX_RANDOM_NODES:
         return []
@@ -275,7 +275,7 @@ def at_random(links: Links) -> list[Option]:
     return [min(found, key=_rank)] if found else []
 
 
-def best_new_link(links: Links, second: float) -> tuple[NewLink | None, int]:
+def best_new_link(links: LinkCosts, second: float) -> tuple[NewLink | None, int]:
     """The link that is not there and would save most, if one message over it took so long; and how many were tried.
 
     Without MATCHA. On a small graph everything else is tried for every pair; otherwise the pairs are ranked by what their link would do for
@@ -298,21 +298,21 @@ def best_new_link(links: Links, second: float) -> tuple[NewLink | None, int]:
     return min(found, key=lambda new: (_rank(new.best), new.between), default=None), len(with_link)
 
 
-def _with_link(links: Links, pair: tuple[int, int], second: float) -> Links:
+def _with_link(links: LinkCosts, pair: tuple[int, int], second: float) -> LinkCosts:
     return replace(links, pairs=np.vstack([links.pairs, pair]), seconds_E=np.append(links.seconds_E, second), given=None)
 
 
-def _quick(links: Links) -> float:
+def _quick(links: LinkCosts) -> float:
     """Seconds with plain rules on the links that are at least so fast."""
     masks_BE = np.array(links.thresholds())
     return min(_fastest(links, masks_BE, rounds)[1][0] for rounds in _rounds_of(links, masks_BE).values())
 
 
-def _static(links: Links, mask_E: BoolArray, rule: str) -> Option | None:
+def _static(links: LinkCosts, mask_E: BoolArray, rule: str) -> Option | None:
     return next(iter(_with_rounds(links, mask_E, rule, rounds_to(weighted(links.only(mask_E), rule), ACCURACY))), None)
 
 
-def _with_rounds(links: Links, mask_E: BoolArray, rule: str, rounds: int | None) -> list[Option]:
+def _with_rounds(links: LinkCosts, mask_E: BoolArray, rule: str, rounds: int | None) -> list[Option]:
     if rounds is None:
         return []
     sent = rounds * 2 * int(mask_E.sum()) / links.num_nodes * links.size_bytes
@@ -320,7 +320,7 @@ def _with_rounds(links: Links, mask_E: BoolArray, rule: str, rounds: int | None)
 
 
 def _option(
-    links: Links,
+    links: LinkCosts,
     mask_E: BoolArray,
     use: Literal["links", "matchings", "matcha"],
     weights: str,
@@ -337,7 +337,7 @@ def _rank(option: Option) -> tuple[float, float, int, int]:
     return round(option.seconds, 12), round(option.bytes_sent, 6), -len(option.links), _SIMPLEST_FIRST.index(option.weights)
 
 
-def _fastest(links: Links, masks_BE: BoolArray, rounds_B: FloatArray) -> tuple[BoolArray, tuple[float, float]]:
+def _fastest(links: LinkCosts, masks_BE: BoolArray, rounds_B: FloatArray) -> tuple[BoolArray, tuple[float, float]]:
     """The mask with the fewest seconds, then the fewest messages, and these two."""
     seconds_B = np.where(masks_BE, links.seconds_E, 0).max(axis=1) * rounds_B
     messages_B = masks_BE.sum(axis=1) * rounds_B
@@ -345,7 +345,7 @@ def _fastest(links: Links, masks_BE: BoolArray, rounds_B: FloatArray) -> tuple[B
     return masks_BE[best], (float(seconds_B[best]), float(messages_B[best]))
 
 
-def _rounds_of(links: Links, masks_BE: BoolArray) -> dict[str, FloatArray]:
+def _rounds_of(links: LinkCosts, masks_BE: BoolArray) -> dict[str, FloatArray]:
     """Rounds by rule for each choice of links (B,); infinitely many where it does not connect everybody.
 
     The same as `rounds_to` of `weighted`, for many small graphs at once.
@@ -360,7 +360,7 @@ def _rounds_of(links: Links, masks_BE: BoolArray) -> dict[str, FloatArray]:
     }
 
 
-def _contractions(links: Links, masks_BE: BoolArray) -> dict[str, FloatArray]:
+def _contractions(links: LinkCosts, masks_BE: BoolArray) -> dict[str, FloatArray]:
     """max(|lambda_2|, |lambda_min|) of W by rule, (B,); 1 where links do not connect everybody."""
     n, (i_E, j_E) = links.num_nodes, links.pairs.T
     adjacency = np.zeros((len(masks_BE), n, n))
@@ -383,7 +383,7 @@ def _contractions(links: Links, masks_BE: BoolArray) -> dict[str, FloatArray]:
     return {rule: np.where(slow_B > _CONNECTED, left_B, 1.0) for rule, left_B in found.items()}
 
 
-def _is_connected(links: Links, mask_E: BoolArray) -> bool:
+def _is_connected(links: LinkCosts, mask_E: BoolArray) -> bool:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -400,7 +400,7 @@ def _rounds_in_product(schedule: Schedule) -> int | None:
     return None
 
 
-def _slowest(links: Links, graph: Topology) -> float:
+def _slowest(links: LinkCosts, graph: Topology) -> float:
     return max(_seconds_of(links, i, j) for i, j in _pairs(graph))
 
 
@@ -408,5 +408,5 @@ def _pairs(graph: Topology) -> Iterator[tuple[int, int]]:
     yield from ((i, j) for i, j in zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True) if i < j)
 
 
-def _seconds_of(links: Links, i: int, j: int) -> float:
+def _seconds_of(links: LinkCosts, i: int, j: int) -> float:
     return float(links.seconds_E[(links.pairs == (i, j)).all(axis=1)][0])

@@ -13,7 +13,7 @@ from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.round_durations import RoundDurations
 from p2pfl.protocol.view import NetworkView
-from p2pfl.topology.links import Links
+from p2pfl.topology.neighbourhoods import Neighbourhood
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_REMEMBERED, NOTHING_SAID, Heartbeat, Hello, Report, ResendRequest, StopNews
@@ -61,7 +61,7 @@ class Node:
         edges = Edges(
             me=me,
             neighbours=neighbours,
-            links=lambda _: Links(weights=dict.fromkeys(sorted(peers), 0.25), receivers=frozenset(peers), self_weight=0.5),
+            neighbourhoods=lambda _: Neighbourhood(weights=dict.fromkeys(sorted(peers), 0.25), receivers=frozenset(peers), self_weight=0.5),
             on_event=lambda kind, detail, about="": self.events.append((kind, detail)),
             anew=anew,
         )

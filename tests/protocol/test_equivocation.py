@@ -158,7 +158,7 @@ def beside_split(place, monkeypatch, *, signs_each: bool):
         if protocol.edges.me != EVIL or protocol.edges.exchange < 3:
             return make(self, outgoing, maker, **options)
         made = {}
-        for k, to in enumerate(sorted(protocol.edges.now_linked.receivers)):
+        for k, to in enumerate(sorted(protocol.edges.neighbourhood.receivers)):
             made[to] = make(self, {name: tensor + k for name, tensor in outgoing.items()}, maker, **options)[to]
             digests.setdefault(to, {})[protocol.edges.exchange] = update_digest([made[to].digest])
         return made

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from p2pfl.cli.topology import app
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.topology import Topology, advice, check_connected, make, make_schedule, rounds_to, weighted
-from p2pfl.topology.advice import RULES, at_random, best_links, best_new_link, fastest_weights, in_turns, links_of, options, recommended
+from p2pfl.topology.advice import RULES, at_random, best_links, best_new_link, fastest_weights, in_turns, link_costs, options, recommended
 from p2pfl.topology.matcha import matchings
 from thorough import first_fast
 
@@ -91,7 +91,7 @@ def turns_of(num_nodes, seconds):
 
 
 def test_a_message_takes_latency_and_its_bits():
-    links = links_of(graph_of(3, [(0, 1), (1, 2)], [10, 0], [100, 32]), MODEL_BYTES)
+    links = link_costs(graph_of(3, [(0, 1), (1, 2)], [10, 0], [100, 32]), MODEL_BYTES)
 
     assert links.seconds_E.tolist() == pytest.approx([0.01 + 0.32, 1.0])
     option = next(o for o in options(links) if o.weights == "metropolis")
@@ -106,7 +106,7 @@ SMALL = [(seed, n, m) for seed, (n, m) in enumerate([(3, 3), (4, 5), (4, 6), (5,
 @pytest.mark.parametrize(("seed", "n", "m"), first_fast(SMALL, 3))
 def test_no_choice_of_links_is_faster_than_the_one_advised(seed, n, m):
     graph = random_graph(seed, n, m)
-    links = links_of(graph, MODEL_BYTES)
+    links = link_costs(graph, MODEL_BYTES)
     tried = list(every_choice(n, seconds_by_pair(graph), RULES))
     found = {option.weights: option for option in best_links(links)}
 
@@ -122,7 +122,7 @@ def test_no_choice_of_links_is_faster_with_the_fastest_weights(seed, n, m):
     pytest.importorskip("cvxpy")
     graph = random_graph(seed, n, m)
     best = min(seconds for seconds, _, _ in every_choice(n, seconds_by_pair(graph), (*RULES, "fdla")))
-    found = options(links_of(graph, MODEL_BYTES))
+    found = options(link_costs(graph, MODEL_BYTES))
 
     assert min(option.seconds for option in found if option.use == "links") == pytest.approx(best, rel=1e-9)
 
@@ -133,7 +133,7 @@ def test_a_slow_link_of_a_ring_is_left_out_exactly_where_the_path_is_done_first(
     ring, path = make("ring", 6), make("path", 6)
     graph = graph_of(6, [(i, (i + 1) % 6) for i in range(6)], [10, 10, 10, 10, 10, slow_ms - 320], [100] * 6)
     on_ring, on_path = rounds_to(weighted(ring, rule)) * slow_ms / 1e3, rounds_to(weighted(path, rule)) * 0.33
-    (option,) = best_links(links_of(graph, MODEL_BYTES), rules=(rule,))
+    (option,) = best_links(link_costs(graph, MODEL_BYTES), rules=(rule,))
 
     assert option.seconds == pytest.approx(min(on_ring, on_path))
     assert (len(option.links) == 5) == (on_path < on_ring)
@@ -158,7 +158,7 @@ def test_no_other_new_link_helps_more(seed, n, m):
         if pair not in seconds:
             more = {**seconds, pair: 0.05}
             brute[pair] = min(*(s for s, _, _ in every_choice(n, more, rules)), turns_of(n, more))
-    new, tried = best_new_link(links_of(graph, MODEL_BYTES), 0.05)
+    new, tried = best_new_link(link_costs(graph, MODEL_BYTES), 0.05)
 
     assert tried == len(brute)
     assert new.best.seconds == pytest.approx(min(brute.values()), rel=1e-9)
@@ -175,7 +175,7 @@ def has_solver():
 
 def test_what_a_round_of_matcha_lasts_on_average():
     graph = random_graph(3, 5, 7)
-    links = links_of(graph, MODEL_BYTES)
+    links = link_costs(graph, MODEL_BYTES)
     (option,) = at_random(links)
     made = make_schedule("matcha", 5, base=Topology.from_edges("x", 5, *links.pairs.T), budget=option.budget)
     p_M, groups, seconds = made.agreed["probabilities"], matchings(graph), seconds_by_pair(graph)
@@ -192,15 +192,15 @@ def test_what_a_round_of_matcha_lasts_on_average():
 
 def test_four_in_a_ring_are_done_after_two_turns():
     graph = graph_of(4, [(0, 1), (1, 2), (2, 3), (0, 3)], [0] * 4, [32, 16, 32, 16])
-    (option,) = in_turns(links_of(graph, MODEL_BYTES))
+    (option,) = in_turns(link_costs(graph, MODEL_BYTES))
 
     assert (option.rounds, option.seconds) == (2, pytest.approx(1 + 2))
     assert option.bytes_sent == 2 * MODEL_BYTES
-    assert recommended(options(links_of(graph, MODEL_BYTES))) == option
+    assert recommended(options(link_costs(graph, MODEL_BYTES))) == option
 
 
 def test_matcha_is_advised_only_where_it_saves_more_than_a_hundredth():
-    found = options(links_of(random_graph(5, 6, 9), MODEL_BYTES))
+    found = options(link_costs(random_graph(5, 6, 9), MODEL_BYTES))
     certain = min((o for o in found if o.use != "matcha"), key=lambda o: o.seconds)
     chance = next(o for o in found if o.use == "matcha")
 
@@ -214,7 +214,7 @@ def test_matcha_is_advised_only_where_it_saves_more_than_a_hundredth():
 @pytest.mark.parametrize(("seed", "n", "m"), [*SMALL, (20, 9, 18)])
 def test_where_not_every_choice_is_tried_no_single_link_more_or_less_is_faster(seed, n, m, monkeypatch):
     graph = random_graph(seed, n, m)
-    links = links_of(graph, MODEL_BYTES)
+    links = link_costs(graph, MODEL_BYTES)
     monkeypatch.setattr(advice, "_MAX_SEARCHED_LINKS", 0)
     seconds = seconds_by_pair(graph)
     for option in best_links(links):
@@ -232,26 +232,26 @@ def test_of_many_pairs_those_are_tried_that_the_slowest_mode_keeps_apart(monkeyp
     monkeypatch.setattr(advice, "_MAX_NEW_LINKS", 12)
     graph = make("path", 12)
     graph = graph_of(12, [(i, i + 1) for i in range(11)], [5] * 11, [100] * 11)
-    new, tried = best_new_link(links_of(graph, MODEL_BYTES), 0.325)
+    new, tried = best_new_link(link_costs(graph, MODEL_BYTES), 0.325)
 
     assert tried == 12
-    assert new.best.seconds < min(option.seconds for option in options(links_of(graph, MODEL_BYTES)))
+    assert new.best.seconds < min(option.seconds for option in options(link_costs(graph, MODEL_BYTES)))
 
 
 def test_given_weights_count_as_a_choice(tmp_path):
     graph = graph_of(3, [(0, 1), (1, 2)], [10, 10], [100, 100]).with_weights([0.5, 0.5, 0.5, 0.5])
-    found = {option.weights: option for option in options(links_of(graph, MODEL_BYTES))}
+    found = {option.weights: option for option in options(link_costs(graph, MODEL_BYTES))}
 
     assert found["given"].rounds == rounds_to(graph)
 
 
 def test_graphs_that_there_is_no_advice_for(monkeypatch):
     with pytest.raises(TopologyError, match=r"its 3 links have no latency_ms and no bandwidth_mbps \(0 - 1, 0 - 2, 1 - 2\); write it on"):
-        links_of(make("ring", 3), 1)
+        link_costs(make("ring", 3), 1)
     with pytest.raises(TopologyError, match="topology exponential is directed; advice is for links that go both ways"):
-        links_of(make("exponential", 8), 1)
+        link_costs(make("exponential", 8), 1)
     with pytest.raises(TopologyError, match="topology ring of 129 nodes: advice is for at most 128"):
-        links_of(make("ring", 129), 1)
+        link_costs(make("ring", 129), 1)
 
 
 # ---- the command
@@ -365,7 +365,7 @@ def test_what_was_asked_wrongly(run, arguments, message):
 
 def test_fdla_is_the_same_on_more_links_or_faster():
     pytest.importorskip("cvxpy")
-    links = links_of(random_graph(7, 6, 9), MODEL_BYTES)
+    links = link_costs(random_graph(7, 6, 9), MODEL_BYTES)
     found = fastest_weights(links, math.inf)
 
     assert {len(option.links) for option in found} >= {9}

@@ -75,7 +75,7 @@ class AsynchronousEvents:
         self._sent[node.row] = node.outgoing()
         message = message_of(self._sent[node.row])
         size_bytes = self._delays.bytes_each(node.round, self._sent[node.row])
-        for name in sorted(node.links.receivers):
+        for name in sorted(node.neighbourhood.receivers):
             if not self._delays.is_lost(node.name, name, node.round):
                 arrival_s = self.now_s + self._delays.between_s(node.name, name, size_bytes)
                 self._timeline.at(arrival_s, "arrived", self._rows[name], node.name, node.round, message=message)
@@ -87,11 +87,11 @@ class AsynchronousEvents:
         pace.begin(node.round)
         merge_newest(self._plan, node, sent, pace.updates())
         size_bytes = self._delays.bytes_each(node.round, sent)
-        skipped = sorted(node.links.weights.keys() - {name for name, *_ in node.merged})
-        records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.links.receivers), time_s=self.now_s)
-        if node.round == self._plan.experiment.rounds or self._left[node.row] >= node.links.weights.keys():
+        skipped = sorted(node.neighbourhood.weights.keys() - {name for name, *_ in node.merged})
+        records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.neighbourhood.receivers), time_s=self.now_s)
+        if node.round == self._plan.experiment.rounds or self._left[node.row] >= node.neighbourhood.weights.keys():
             self._over.add(node.row)
-            for name in sorted(node.links.receivers):
+            for name in sorted(node.neighbourhood.receivers):
                 self._timeline.at(self.now_s + self._delays.between_s(node.name, name, 0), "left", self._rows[name], node.name)
         else:  # counted from the start, so that nodes of equal speed stay together
             self._timeline.at(self._delays.training_through_s(node), "trained", node.row)
@@ -129,7 +129,7 @@ class AsynchronousEvents:
 
 def merge_newest(plan: Plan, node: EventNode, sent: Mapping[str, Tensor], taken: Mapping[str, Held[Message]]) -> None:
     """Merge updates into a node, weighted by their ages, and note them for its record."""
-    taken = {name: taken[name] for name in node.links.weights if name in taken}
-    weights = plan.weights_by_age(node.links.weights, {name: held.age for name, held in taken.items()})
+    taken = {name: taken[name] for name in node.neighbourhood.weights if name in taken}
+    weights = plan.weights_by_age(node.neighbourhood.weights, {name: held.age for name, held in taken.items()})
     node.merge(sent, {name: held.update for name, held in taken.items()}, weights)
     node.merged = [[name, held.number, held.age] for name, held in taken.items()]

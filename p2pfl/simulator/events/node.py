@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.topology.links import links_of
+from p2pfl.topology.neighbourhoods import neighbourhoods_of
 
 Message = Mapping[str, Tensor]
 """Tensors by channel, without the row's axis."""
@@ -31,7 +31,7 @@ class EventNode:
         self.name, self.row = name, plan.names.index(name)
         self.population = plan.population([name])
         self.slots = plan.neighbours(name)
-        self.links = links_of(plan.schedule, self.row, splits_mass=algorithm.splits_mass)(0)
+        self.neighbourhood = neighbourhoods_of(plan.schedule, self.row, splits_mass=algorithm.splits_mass)(0)
         self.round = 0
         """Number of rounds that are over."""
         self.loss: float | None = None
@@ -65,7 +65,7 @@ class EventNode:
             self.slots,
             messages,
             weights,
-            self_weight=self.links.self_weight,
+            self_weight=self.neighbourhood.self_weight,
             dtype=self._plan.layout.dtype,
         )
         self.population.merge(self.round, 0, inbox, local_steps=self._plan.experiment.local_steps_at(self.round))

@@ -1,4 +1,4 @@
-"""Whom a node exchanges with in a round: the same for every node that knows the schedule."""
+"""Neighbourhoods of a node, round by round: the same for every node that knows the schedule."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from p2pfl.topology import Schedule
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """One node's neighbours in one round."""
+class Neighbourhood:
+    """One node's neighbours in one round, with its row of the mixing matrix."""
 
     weights: Mapping[str, float]
     """w_ij by the name of the sender j, in the roster's order."""
 
     receivers: frozenset[str]
-    """Whom this node sends to."""
+    """Names of the neighbours that this node sends to."""
 
     self_weight: float
-    """What the node's own message counts for."""
+    """Weight of the node's own message."""
 
     in_step: bool = True
     """Whether both ends of an edge merge each other's message of the same exchange."""
@@ -31,28 +31,29 @@ class Links:
         return self.receivers & self.weights.keys() if self.in_step else frozenset()
 
 
-def links_of(schedule: Schedule, row: int, *, splits_mass: bool, in_step: bool = True) -> Callable[[int], Links]:
-    """A node's links by round.
+def neighbourhoods_of(schedule: Schedule, row: int, *, splits_mass: bool, in_step: bool = True) -> Callable[[int], Neighbourhood]:
+    """Find a node's neighbourhood by round.
 
     Args:
         schedule: with names.
         row: the node's number.
         splits_mass: the sender keeps what it does not give away, 1 - sum_i w_ij, and not the receiver what it does not take.
-        in_step: as in Links.
+        in_step: as in Neighbourhood.
     """
     names = schedule.names
     assert names is not None
 
     @lru_cache(maxsize=64)
-    def links(phase_of_schedule: int) -> Links:
+    def in_phase(phase_of_schedule: int) -> Neighbourhood:
         graph = schedule.at(phase_of_schedule)
         assert graph.weights is not None
         mine, given = graph.receivers == row, graph.senders == row
         weights = {names[j]: float(w) for j, w in zip(graph.senders[mine], graph.weights[mine], strict=True)}
         kept = 1 - float(graph.weights[given].sum()) if splits_mass else float(graph.self_weights[row])
-        return Links(weights=weights, receivers=frozenset(names[i] for i in graph.receivers[given]), self_weight=kept, in_step=in_step)
+        receivers = frozenset(names[i] for i in graph.receivers[given])
+        return Neighbourhood(weights=weights, receivers=receivers, self_weight=kept, in_step=in_step)
 
-    def of_round(round: int) -> Links:
-        return links(round % schedule.period if schedule.period else round)
+    def in_round(round: int) -> Neighbourhood:
+        return in_phase(round % schedule.period if schedule.period else round)
 
-    return of_round
+    return in_round
