@@ -59,7 +59,7 @@ class RunLog:
 
     def write_settled(self, kind: str, detail: str, about: str) -> None:
         """Write down what has lasted about a link, which has been logged in other words."""
-        row = self._throttle.offer(kind, about, self._row(kind, detail), self._clock.now_s(), is_settled=True)
+        row = self._throttle.offer(kind, about, self._row(kind, detail), self._clock.now_s(), has_lasted=True)
         if row is not None:
             self.folder.append_event(row)
 

@@ -133,7 +133,7 @@ class Deadlines:
         self.patience = {name: Patience() for name in edges.neighbours}
         """By neighbour."""
         self.deadline_s = float("inf")
-        """Until when this exchange waits for a neighbour with which the patience is whole; not before its own update has been sent."""
+        """Until when this exchange waits for a neighbour with full patience; not before its own update has been sent."""
         self.began_s = 0.0
         """When this exchange began."""
         self.clock_s = float("nan")
@@ -283,7 +283,7 @@ class Deadlines:
         return 0.0 if self._edges.exchange < patience.rests_until else usual_s
 
     def allowance_s(self, *, is_training: bool = False) -> float:
-        """How long a neighbour has for an exchange, with whole patience; *is_training*: this node's training by now counts, too."""
+        """How long a neighbour has for an exchange, with full patience; *is_training*: this node's training by now counts, too."""
         own_s = max(self._own_s, self.clock_s - self.began_s) if is_training else self._own_s
         return min(self._durations.allowance_s(own_s), max(CEILING_S, self._durations.floor_s))
 

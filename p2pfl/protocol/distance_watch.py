@@ -27,25 +27,25 @@ class DistanceWatch:
     """Exchanges for which it still says nothing."""
     reports: int = 0
     """How often its model was far away."""
-    _greeting: int = 0
+    _handshakes: int = 0
 
     def interrupt(self) -> None:
         """Say nothing for some exchanges: one was missed, or somebody jumped or started again."""
         self.quiet = QUIET
 
-    def look(self, distance: float, own_norm: float, greeting: int) -> str | None:
+    def look(self, distance: float, own_norm: float, handshakes: int) -> str | None:
         """Take in the distance of an exchange.
 
         Args:
             distance: ||x_j - x_i||.
             own_norm: ||x_i||.
-            greeting: changes where the link was made anew.
+            handshakes: changes where the link was made anew.
 
         Returns:
             What is to be reported, without the neighbour's name; None: nothing is.
         """
-        if greeting != self._greeting:
-            self._greeting = greeting
+        if handshakes != self._handshakes:
+            self._handshakes = handshakes
             self.interrupt()
         before = list(self.recent)
         self.recent.append(distance)

@@ -82,7 +82,7 @@ class Edges:
         self.exchange = exchange
 
     def stop(self, reason: str) -> None:
-        """Merge nothing more; what is open is still settled."""
+        """Merge nothing more; what is open is still closed."""
         self.closing = reason
 
     # ---- the ledger

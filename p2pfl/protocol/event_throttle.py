@@ -72,19 +72,19 @@ class EventThrottle:
         self._written: dict[str, deque[tuple[float, int]]] = {}
         """When rows about each neighbour were written within the last span, and of how many bytes."""
 
-    def offer(self, kind: str, member: str, row: Row, now_s: float, *, is_settled: bool = False) -> Row | None:
+    def offer(self, kind: str, member: str, row: Row, now_s: float, *, has_lasted: bool = False) -> Row | None:
         """Take an event about a neighbour; the row to write now, or None.
 
         *kind*: of the event.
         *member*: the neighbour that it is about.
         *row*: as it would be written, with its detail.
-        *is_settled*: it has lasted, so that how closely it follows another one says nothing.
+        *has_lasted*: it has lasted, so that how closely it follows another one says nothing.
         """
         key = _ONE_STORY.get(kind, kind), member
         told = self._told.setdefault(key, _Told())
         if now_s - told.event_s >= QUIET_S and told.held is None:
             told.rows, told.pause_s = 0, PAUSE_S
-        is_apart = is_settled or kind != told.kind or now_s - told.event_s >= CLOSELY_S
+        is_apart = has_lasted or kind != told.kind or now_s - told.event_s >= CLOSELY_S
         is_first = told.rows < FIRST and is_apart
         told.event_s, told.kind = now_s, kind
         self._held.pop(key, None)

@@ -30,8 +30,8 @@ _MAY_BE_STARTING = frozenset(
 )
 """States that are everyday before a neighbour was ever there: it has not been started yet."""
 
-GREETING, OTHER_STUDY, LOST, LEFT, PAUSED = "greeting", "other study", "state lost", "left", "paused"
-STATES = (*(condition.value for condition in LinkCondition), GREETING, OTHER_STUDY, LOST, LEFT, PAUSED)
+HANDSHAKING, OTHER_STUDY, LOST, LEFT, PAUSED = "greeting", "other study", "state lost", "left", "paused"
+STATES = (*(condition.value for condition in LinkCondition), HANDSHAKING, OTHER_STUDY, LOST, LEFT, PAUSED)
 """Every state that a neighbour's link can be said to be in."""
 
 
@@ -82,7 +82,7 @@ def report(neighbour: Neighbour, link: LinkState, *, num_unknown_keys: int = 0) 
     elif link.is_up and neighbour.refusal:
         state, detail = OTHER_STUDY, neighbour.refusal
     elif link.state == LinkCondition.UP and not is_good:
-        state, detail = GREETING, "connected, and it has not greeted this node yet"
+        state, detail = HANDSHAKING, "connected, and the handshake is not over yet"
     elif neighbour.is_paused and not link.is_up:
         state, detail = PAUSED, f"it said that it pauses; {detail}"
     elif link.state == LinkCondition.AWAITED and num_unknown_keys:

@@ -68,15 +68,15 @@ class Neighbour:
     closing: bool = False
     """It has stopped, and is there only to close what is open."""
     is_paused: bool = False
-    """It said that it pauses, and has not greeted since."""
+    """It said that it pauses, and there was no handshake since."""
     refusal: str = ""
     """Why the two do not talk although they are connected, such as another study; empty where nothing stands in the way."""
     state_lost: str = ""
     """Evidence that its state went back, as long as that stands; empty where there is none."""
     incarnation: int = 0
-    """Random number of the process that it last greeted from."""
+    """Random number of the process of its last handshake."""
     handshakes: int = 0
-    """How often it has greeted from another process."""
+    """Handshakes with another process of it than before."""
     said_last: bool = False
     """Whether this node has said goodbye to it. Anything said afterwards would be refused, and a Hello would take the goodbye back."""
     next_ask_s: float = 0.0
@@ -143,7 +143,7 @@ class Neighbour:
         self.heard_exchange = exchange
 
     def note_handshake(self, incarnation: int) -> bool:
-        """Note that it greets; returns whether that is from another process, over an open link."""
+        """Note a Hello; returns whether it is from another process, over an open link."""
         self.left = self.closing = self.is_paused = False
         self.refusal = ""
         is_another = self.session.is_open and self.incarnation != incarnation
@@ -151,7 +151,7 @@ class Neighbour:
         return is_another
 
     def count_handshake(self) -> None:
-        """Count a greeting from another process."""
+        """Count a handshake with another process."""
         self.handshakes += 1
 
     def note_missed(self) -> None:

@@ -391,7 +391,7 @@ class Protocol:
     def is_spreading(self) -> bool:
         """Whether records of the end are still to come or to go, and there is somebody left for that."""
         nearby = {neighbour.name for neighbour in self.neighbours.values() if neighbour.session.is_open and not neighbour.left}
-        return self.view is not None and bool(nearby) and not self.view.is_settled(nearby)
+        return self.view is not None and bool(nearby) and not self.view.is_told_of_the_end(nearby)
 
     # ---- messages that go out
 

@@ -53,7 +53,7 @@ class _Receiver:
     sending: tuple[int, bool] | None = None
     """Going out just now."""
     handed: set[tuple[int, bool]] = field(default_factory=set)
-    """Gone out to their end, to the process that it greets from."""
+    """Gone out to their end, to the process of its last handshake."""
     sent_once: set[tuple[int, bool]] = field(default_factory=set)
     """Begun at least once: again is a repetition."""
     asked_from: tuple[int, bool, int] | None = None

@@ -302,7 +302,7 @@ class NetworkView:
         """Records of the rounds that not everybody has spoken of yet."""
         return [record for so_far in self._rounds.values() for record in so_far.records.values()]
 
-    def is_settled(self, nearby: Collection[str]) -> bool:
+    def is_told_of_the_end(self, nearby: Collection[str]) -> bool:
         """Whether everybody's last record is here, and said to those neighbours."""
         ended = len(self.newest) == len(self._keys) and all(heard.record.closing for heard in self.newest.values())
         return ended and not any(is_last for name in nearby for _, _, is_last in self._pending[name])

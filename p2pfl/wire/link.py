@@ -205,7 +205,7 @@ class LinkSession:
 
         Raises:
             Unauthorized: "wrong_name", "wrong_study", "wrong_layout" or "wrong_start": answer Goodbye(reason=error.reason), that somebody
-                at the other end may read why; "not_greeted": it speaks before it has greeted us, our next Hello tells it to.
+                at the other end may read why; "not_greeted": it speaks before its Hello, our next one tells it to.
             BadMessage: anything else that cannot be taken, under its reason. The node and the link go on.
         """
         try:
@@ -239,7 +239,7 @@ class LinkSession:
     def _step(self, event: HandshakeEvent) -> None:
         following = TRANSITIONS.get((self.state, event))
         if following is None:
-            raise Unauthorized(f"{self.peer} says something before it has greeted us", reason="not_greeted")
+            raise Unauthorized(f"{self.peer} says something before its Hello", reason="not_greeted")
         self.state = following
 
     def _hear_hello(self, hello: Hello) -> ReceivedMessage:
@@ -258,7 +258,7 @@ class LinkSession:
 
     def _verify(self, hello: Hello) -> None:
         if hello.member != self.peer:
-            raise Unauthorized(f"the key of {self.peer} greets as {hello.member!r}", reason="wrong_name")
+            raise Unauthorized(f"the key of {self.peer} says Hello as {hello.member!r}", reason="wrong_name")
         for name in ("study", "layout", "start"):
             ours, theirs = getattr(self._terms, name), getattr(hello, name).hex()
             if ours.lower() != theirs:

@@ -373,5 +373,5 @@ def test_the_last_records_pass_whatever_the_allowance():
         for me in range(8):
             gossip.deliver(list(gossip.said(me, 0.05)), 0.05)
 
-    assert all(view.is_settled({str(j) for j in gossip.graph[me]}) for me, view in enumerate(gossip.views))
+    assert all(view.is_told_of_the_end({str(j) for j in gossip.graph[me]}) for me, view in enumerate(gossip.views))
     assert all(gossip.known[me][3].is_whole for me in range(8))
