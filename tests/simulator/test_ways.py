@@ -1,0 +1,46 @@
+"""How far a reader has to go: through how many files an experiment gets to its plan, and a round to its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from p2pfl.experiment.loading import resolve
+from p2pfl.experiment.plan import make_plan
+from p2pfl.experiment.sites import load_sites
+from p2pfl.runs.folder import RunFolder
+from p2pfl.simulator import Simulation
+from p2pfl.yaml_files import dump_yaml
+from simulations import QUICK, plan_of
+from ways import way
+
+LEARNING = {"task": {"name": "synthetic-logistic"}, "nodes": 4, "rounds": 3, **QUICK, "evaluate_every": 1}
+MOST_STAYS = 24
+MOST_CLIMBS = 4
+
+
+@pytest.mark.parametrize("algorithm", ["dpsgd", "gradient-tracking", "choco", "push-sum"])
+def test_a_round_passes_through_few_files(algorithm, tmp_path):
+    plan = plan_of({**LEARNING, "algorithm": {"name": algorithm}, "weights": "push-sum" if algorithm == "push-sum" else "metropolis"})
+    simulation = Simulation(plan, RunFolder.create(tmp_path / "run", {}))
+    simulation.step()
+
+    with way() as taken:
+        simulation.step()
+
+    assert len(taken.stays()) <= MOST_STAYS
+    assert len(taken.climbs()) <= MOST_CLIMBS
+
+
+def test_every_file_of_an_experiment_is_entered_once_on_the_way_to_its_plan(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(dump_yaml(LEARNING), encoding="utf-8")
+
+    with way() as taken:
+        experiment = resolve(file)
+        make_plan(experiment, load_sites(experiment))
+
+    entered = Counter(stay[-1] for stay in taken.stays())
+    assert [entered[f"experiment/{name}.py"] for name in ("spec", "loading", "findings", "graph", "requirements", "plan")] == [1] * 6
+    assert len(taken.climbs()) <= 1  # the reader of YAML makes what it was given a type of
