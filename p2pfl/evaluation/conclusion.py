@@ -6,7 +6,7 @@ from typing import Any
 
 from p2pfl.evaluation.baselines import baselines_of, baselines_of_node
 from p2pfl.evaluation.cross_site import cross_site
-from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.gain_over_local import gains_over_local
 from p2pfl.evaluation.mean_model import MeanModel, mean_model_metrics, mean_model_of, why_no_mean_model
 from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.results import write_models
@@ -58,7 +58,7 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
         baselines, alone = baselines_of_node(plan, names[0], trains=population.trains)
     else:
         baselines, alone = baselines_of(plan, outcome.local)
-    folder.write_worth(outcome.gains if outcome.gains is not None else worth(plan, population, x_NP, names, alone))
+    folder.write_gains(outcome.gains if outcome.gains is not None else gains_over_local(plan, population, x_NP, names, alone))
     outcome.book("baselines")
     return {**parts, "baselines": baselines}
 

@@ -27,7 +27,7 @@ MOST_SITES = 100
 """Of a network with more nothing is told: it would take longer than the run of many small nodes."""
 
 
-def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:
+def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:
     """The primary metric of each site's own model and of the network's, with a paired interval of their difference.
 
     Args:
@@ -50,7 +50,7 @@ def worth(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str]
         return []
     alone_NP, found = alone.estimate(), []
     too_many = _why_too_many(plan)
-    for row, name in enumerate(told("what the network is worth to each site", names)):
+    for row, name in enumerate(told("the gain of each site over local training", names)):
         site = plan.sites[name]
         if site.test is None or not len(site.test[0]):
             continue

@@ -68,7 +68,7 @@ def write_figures(run: RunRecords, folder: Path) -> list[Path]:
             "graph": _graph(run, course),
             "agreement": _agreement(run, course),
             "loss": _loss(run),
-            "worth": _worth(run.worth),
+            "worth": _gains(run.gains),
             "matrix": _matrix(run.cross_site),
         }
         try:
@@ -230,7 +230,7 @@ def _along_rounds(figure: Any, axes: Any, label: str) -> None:
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
 
 
-def _worth(rows: Sequence[Row]) -> Any:
+def _gains(rows: Sequence[Row]) -> Any:
     """How much better each site is than alone, with its interval, to the right where it is better; a full mark where that excludes 0."""
     known = [(row, gain, low, high) for row in rows for gain, low, high in (betterness(row),) if gain is not None]
     if len(known) > _MAX_SITES:

@@ -22,13 +22,13 @@ from p2pfl.inspector.verdict import (
     SAME,
     Scores,
     betterness,
+    gain_sentence,
     lower_is_better,
     mean_scores,
     metric_heading,
     of_rows,
     scores,
     verdict,
-    worth_sentence,
 )
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.rows import Row
@@ -75,7 +75,7 @@ def report(run: RunRecords) -> str:
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(run, course)),
         ("Loss", _loss(run)),
-        ("Was it worth it, and for whom", _worth(run.summary, run.worth) if run.summary and has_figures(run.summary) else ""),
+        ("Was it worth it, and for whom", _gain_section(run.summary, run.gains) if run.summary and has_figures(run.summary) else ""),
         ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),
@@ -136,7 +136,7 @@ def _loss(run: RunRecords) -> str:
     return "" if figure is None else _drawn(figure, "the training loss, round by round")
 
 
-def _worth(summary: Row, sure: Sequence[Row] = ()) -> str:
+def _gain_section(summary: Row, sure: Sequence[Row] = ()) -> str:
     """Every metric at every site: alone, in the network, pooled; the primary one also as a picture, and with how sure its gains are."""
     first = primary_metric(summary["metrics"])
     assert first is not None
@@ -177,14 +177,14 @@ def _sentences(rows: Sequence[Row], word: str) -> str:
         return ""
     methods = "; ".join(sorted({row["method"] for row in rows if row.get("method")}))
     if not any(row["low"] is not None for row in rows):
-        return listed([worth_sentence(row, word) for row in rows])
+        return listed([gain_sentence(row, word) for row in rows])
     named = f" ({methods})" if methods else ""
     sure = (
         f"In brackets the {rows[0]['confidence']:.0%} interval of each difference, positive where the network is better, "
         f"both models on the same {word}{named}. "
         "Each site is judged by itself: of twenty that gain nothing one will look as if it did, or as if it lost."
     )
-    return listed([worth_sentence(row, word) for row in rows]) + note(sure)
+    return listed([gain_sentence(row, word) for row in rows]) + note(sure)
 
 
 def _gains(at: Mapping[str, Scores], metric: str) -> str:

@@ -78,7 +78,7 @@ def tables_of(records: RunRecords) -> Tables:
         edges=_edges(records.topology or {}),
         sites=_sites(records.summary or {}),
         network=[_flat(row) for row in records.network],
-        worth=[_one_direction(row) for row in records.worth],
+        worth=[_one_direction(row) for row in records.gains],
         cross_site=_cross_site(records.cross_site or {}),
         subgroups=[dict(row) for row in records.subgroups],
     )

@@ -82,9 +82,9 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
     if run.summary is not None and has_figures(run.summary):
-        found += _worth(run.summary)
+        found += _gains(run.summary)
         word = rows_word(run.experiment)
-        found += _how_sure(run.worth, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)
+        found += _how_sure(run.gains, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)
         found += of_rows(run.summary)
     return found
 
@@ -231,11 +231,11 @@ def of_rows(summary: Mapping[str, Any]) -> list[str]:
     return [*found, f"On test rows, {test['use']}: {metric_heading(metric)} {figures or 'undefined'}."]
 
 
-def worth_sentence(row: Row, word: str = "test rows") -> str:
+def gain_sentence(row: Row, word: str = "test rows") -> str:
     """One site's gain with its interval, positive where the network is better, and how sure it is.
 
     Args:
-        row: of `RunRecords.worth`.
+        row: of `RunRecords.gains`.
         word: for the rows that it was measured on.
     """
     site, (gain, low, high) = row["site"], betterness(row)
@@ -277,7 +277,7 @@ def _how_sure(rows: Sequence[Row], num_sites: int, word: str) -> list[str]:
     return [f"With {rows[0]['confidence']:.0%} intervals from each site's own {word}, {', '.join(parts)}."]
 
 
-def _worth(summary: Row) -> list[str]:
+def _gains(summary: Row) -> list[str]:
     metric = primary_metric(summary["metrics"])
     assert metric is not None
     nodes = scores(summary, metric)

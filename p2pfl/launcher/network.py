@@ -419,7 +419,7 @@ class _Network:
             departures=[site.departure(rounds) for site in lost],
             started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
             local=local or None,
-            gains=[row for name in names for row in runs[name].worth],
+            gains=[row for name in names for row in runs[name].gains],
             more=({"deaths": self._deaths} if self._deaths else {}) | ({"accepted_differences": differs} if differs else {}),
         )
         conclude(plan, self._folder, outcome)

@@ -306,7 +306,7 @@ class NetworkViewAdapter:
                 "summary": own.summary,
                 "cross_site": own.cross_site,
                 "subgroups": list(own.subgroups),
-                "worth": list(own.worth),
+                "worth": list(own.gains),
             }
 
         return gather

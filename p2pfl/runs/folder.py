@@ -141,7 +141,7 @@ class RunFolder:
         if rows:
             replace_file(self.path / "subgroups.json", document_of({"rows": list(rows)}))
 
-    def write_worth(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """worth.json, {"rows": [...]}; nothing where there are none."""
         if rows:
             replace_file(self.path / "worth.json", document_of({"rows": list(rows)}))

@@ -15,6 +15,9 @@ from p2pfl.runs.text import read_document, read_lines
 from p2pfl.runs.writing_process import ProcessState, process_state
 from p2pfl.yaml_files import load_yaml
 
+_FIELDS = {"worth": "gains"}
+"""Fields of `RunRecords` that have another name in a document."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecords:
@@ -34,7 +37,7 @@ class RunRecords:
     """The primary metric of every model at every site, as `p2pfl.evaluation.cross_site` gives it; None where it was not computed."""
     subgroups: tuple[Row, ...] = ()
     """As `p2pfl.evaluation.subgroups` gives them."""
-    worth: tuple[Row, ...] = ()
+    gains: tuple[Row, ...] = ()
     """As `p2pfl.evaluation.gain_over_local` gives them."""
     written_s: float | None = field(default=None, compare=False)
     """When the newest row was written, in seconds since 1970; None where a node at work told all this."""
@@ -55,7 +58,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     """
     folder = existing_run(path)
     documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
-    environment, topology, cross_site, subgroups, worth, summary = (read_document(folder / f"{name}.json") for name in documents)
+    environment, topology, cross_site, subgroups, gains, summary = (read_document(folder / f"{name}.json") for name in documents)
     read_experiment = dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml")
     return RunRecords(
         experiment=read_experiment,
@@ -67,7 +70,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         network=_in_order(read_lines(folder / "network.jsonl")),
         cross_site=cross_site,
         subgroups=tuple((subgroups or {}).get("rows") or ()),
-        worth=tuple((worth or {}).get("rows") or ()),
+        gains=tuple((gains or {}).get("rows") or ()),
         summary=summary,
         written_s=_written_s(folder),
         process=process_state(folder) if summary is None else None,
@@ -97,7 +100,8 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     Raises:
         TypeError: it is not such a document.
     """
-    found = RunRecords(**{**document, **{name: tuple(document.get(name) or ()) for name in ("network", "subgroups", "worth")}})
+    fields = {_FIELDS.get(name, name): value for name, value in document.items()}
+    found = RunRecords(**{**fields, **{name: tuple(fields.get(name) or ()) for name in ("network", "subgroups", "gains")}})
     tables = {"rounds.jsonl": found.rounds, "nodes.jsonl": found.nodes, "events.jsonl": found.events, "network.jsonl": found.network}
     faulty = [name for name, rows in tables.items() for row in rows if not isinstance(row, dict) or REQUIRED[name] - row.keys()]
     if not isinstance(found.experiment, dict) or faulty:

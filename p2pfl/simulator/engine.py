@@ -17,7 +17,7 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 from p2pfl.evaluation.baselines import asks_for, trained_alone
 from p2pfl.evaluation.conclusion import conclude
-from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.gain_over_local import gains_over_local
 from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
@@ -268,7 +268,7 @@ class Simulation:
         mine = self._shard.mine.tolist()
         names = [plan.names[node] for node in mine]
         alone = trained_alone(plan.task, [plan.sites[name] for name in names], mine, plan.model, plan.recipe)
-        gains = worth(plan, self.population, self.population.estimate(), names, alone)
+        gains = gains_over_local(plan, self.population, self.population.estimate(), names, alone)
         told = self._ranks.all_gather_object([list(zip(mine, alone.evaluate(), strict=True)), gains])
         figures = sorted((pair for part, _ in told for pair in part), key=lambda pair: pair[0])
         rows = sorted((row for _, part in told for row in part), key=lambda row: plan.names.index(row["site"]))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import p2pfl
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.evaluation import cross_site
-from p2pfl.evaluation.gain_over_local import worth
+from p2pfl.evaluation.gain_over_local import gains_over_local
 from p2pfl.experiment.sites import load_sites
 from p2pfl.inspector.report import report
 from p2pfl.runs.records import read_run
@@ -113,7 +113,7 @@ def test_a_slow_metric_of_the_users_own_is_called_a_bounded_number_of_times(regr
 
     plan = replace(plan, task=replace(plan.task, metrics={"error": error}))
     cross_site.cross_site(plan, population, x_NP)
-    worth(plan, population, x_NP, plan.names, population)
+    gains_over_local(plan, population, x_NP, plan.names, population)
 
     assert len(calls) == 20 + 20 * 20 + 8 + 8 * 20
 

@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from p2pfl.evaluation import progress
-from p2pfl.launcher.network import _Site, what_is_waited_for
+from p2pfl.launcher.network import what_is_waited_for
+from p2pfl.launcher.watched import WatchedNode
 
 
 def test_a_line_says_how_many_are_done(caplog, monkeypatch):
@@ -40,6 +41,6 @@ def test_after_the_last_round_the_ends_of_daemons_are_waited_for(seen, ended, tr
     ("last", "stop_round", "expected"), [(-1, None, False), (28, None, False), (29, None, True), (11, 12, False), (12, 12, True)]
 )
 def test_the_last_round_is_the_last_possible_one_or_the_one_agreed_on(last, stop_round, expected, tmp_path):
-    site = _Site(name="a", folder=tmp_path, rows={number: {"round": number, "stop_round": stop_round} for number in range(last + 1)})
+    site = WatchedNode(name="a", folder=tmp_path, rows={number: {"round": number, "stop_round": stop_round} for number in range(last + 1)})
 
     assert site.has_ended_its_rounds(30) is expected

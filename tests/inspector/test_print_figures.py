@@ -37,7 +37,7 @@ def run_of(path, nodes=FIVE, metric="auroc"):
     edges = [[i, (i + step) % count, 1 / 3] for i in range(count) for step in (1, count - 1)]
     (path / "topology.json").write_text(json.dumps({"nodes": list(nodes), "edges": edges, "lambda_2": 0.5, "laplacian_lambda_2": 1.38}))
     folder = RunFolder.open(path)
-    folder.write_worth(
+    folder.write_gains(
         [
             {"site": node, "metric": metric, "gain": 0.1 * i - 0.1, "low": 0.1 * i - 0.15, "high": 0.1 * i, "rows": 50, "confidence": 0.95}
             for i, node in enumerate(nodes)
@@ -122,9 +122,9 @@ def test_they_hold_the_records_numbers(drawn, tmp_path):
     assert (band.min(), band.max()) == (min(course.low), max(course.high))
     assert list(loss.lines[0].get_ydata()) == [0.5] * 8
     points = [line for line in worth.lines if line.get_marker() == "o"]
-    assert [line.get_xdata()[0] for line in points] == pytest.approx([row["gain"] for row in run.worth])
+    assert [line.get_xdata()[0] for line in points] == pytest.approx([row["gain"] for row in run.gains])
     ends = [list(line.get_xdata()) for line in worth.lines if line.get_marker() == "|"]
-    assert ends == [[row["low"], row["high"]] for row in run.worth]
+    assert ends == [[row["low"], row["high"]] for row in run.gains]
     assert [line.get_markerfacecolor() != "white" for line in points] == [False, False, True, True, True]
     np.testing.assert_array_equal(matrix.images[0].get_array(), run.cross_site["value"])
     assert [text.get_text() for text in matrix.texts] == [f"{value:.2f}" for row in run.cross_site["value"] for value in row]

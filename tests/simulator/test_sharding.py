@@ -119,7 +119,7 @@ def assert_same_run(other, one):
     for what in ("records", "node_records", "summary"):
         # models that differ by eps have distances that do: nothing smaller means anything
         assert_close(getattr(one, what), getattr(other, what), what, 10 * eps)
-    assert_close(list(read_run(one.path).worth), list(read_run(other.path).worth), "worth", 10 * eps)
+    assert_close(list(read_run(one.path).gains), list(read_run(other.path).gains), "worth", 10 * eps)
 
 
 @pytest.fixture(scope="module")
