@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from p2pfl.errors import StaleRound
@@ -56,10 +56,8 @@ class Asynchronous(Pace[Update]):
     def updates(self) -> dict[str, Held[Update]]:
         """Return the newest updates with their ages, taken at the first call of a merge; what is too old is left out and forgotten."""
         if self._taken is None:
-            self.held = {peer: held for peer, held in self.held.items() if held.age <= self.max_age}
-            self._taken = {peer: Held(number=held.number, update=held.update, age=held.age) for peer, held in self.held.items()}
-            for held in self.held.values():
-                held.age += 1
+            self._taken = {peer: held for peer, held in self.held.items() if held.age <= self.max_age}
+            self.held = {peer: replace(held, age=held.age + 1) for peer, held in self._taken.items()}
         return dict(self._taken)
 
     def kept(self) -> Mapping[str, Held[Update]]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 Update = TypeVar("Update")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Generic[Update]):
     """An update that is here, its number, and how often it was merged before."""
 

@@ -17,6 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
+from p2pfl.protocol.token_bucket import TokenBucket
 from p2pfl.wire.messages import MAX_READY, Ready
 from p2pfl.wire.ready_record import ReadyRecord, packed, receipt, seal, unpacked, unseal, verify
 from p2pfl.wire.round_record import Sign
@@ -58,8 +59,8 @@ class _Spoken:
     """By member the record that there is no receipt for, and when it was last said."""
 
     receipts: list[bytes] = field(default_factory=list)
-    tokens: float
-    at_s: float = -math.inf
+    tokens: TokenBucket
+    """New records that it may still pass on."""
 
 
 class StartAgreement:
@@ -99,7 +100,8 @@ class StartAgreement:
         """How long news of the start may be on the way."""
         self._began_ms, self._number = began_ms, 0
         self._newest: dict[int, tuple[ReadyRecord, bytes]] = {}
-        self._spoken = {name: _Spoken(tokens=_BURST + _BURST_EACH * len(keys)) for name in names}
+        per_s, most = 1 + _PER_S_EACH * len(keys), _BURST + _BURST_EACH * len(keys)
+        self._spoken = {name: _Spoken(tokens=TokenBucket(per_s, most)) for name in names}
         self._up: frozenset[str] = frozenset()
         self._published_s = self._news_s = -math.inf
         self._there: frozenset[int] | None = None  # None: to be found out anew
@@ -148,9 +150,7 @@ class StartAgreement:
         """
         spoken = self._spoken[peer]
         got = set(message.receipts)
-        spoken.unacknowledged = {
-            member: unacknowledged for member, unacknowledged in spoken.unacknowledged.items() if receipt(unacknowledged[0]) not in got
-        }
+        spoken.unacknowledged = {member: said for member, said in spoken.unacknowledged.items() if receipt(said[0]) not in got}
         for sealed in message.sealed:
             record = unseal(sealed)
             if record.member >= len(self._keys):
@@ -159,7 +159,8 @@ class StartAgreement:
             if held is not None and held[1] != sealed and record.age <= held[0].age:
                 continue  # it is told of the newer one
             if held is None or held[1] != sealed:
-                self._spend(spoken, now_s)
+                if not spoken.tokens.take(1, now_s):  # each costs a signature's check and is told to everybody
+                    raise BadMessage("more ready records than there can be to say", reason="too_many_records")
                 verify(sealed, self._keys[record.member], self._study)
                 if record.member == self.me:  # of an earlier process, which had a later clock
                     self._began_ms = record.began + 1
@@ -170,16 +171,6 @@ class StartAgreement:
                 del spoken.unacknowledged[record.member]  # it has it
             if receipt(sealed) not in spoken.receipts:
                 spoken.receipts.append(receipt(sealed))
-
-    def _spend(self, spoken: _Spoken, now_s: float) -> None:
-        """Count a new record against what one neighbour may pass on; each costs a signature's check and is told to everybody."""
-        most = _BURST + _BURST_EACH * len(self._keys)
-        if spoken.at_s > -math.inf:
-            spoken.tokens = min(most, spoken.tokens + (now_s - spoken.at_s) * (1 + _PER_S_EACH * len(self._keys)))
-        spoken.at_s = now_s
-        if spoken.tokens < 1:
-            raise BadMessage("more ready records than there can be to say", reason="too_many_records")
-        spoken.tokens -= 1
 
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether there is something to say to a neighbour now."""

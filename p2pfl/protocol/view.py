@@ -176,9 +176,8 @@ class NetworkView:
         """
         allowance = self._heard[peer]
         for sealed in sealed_records:
-            if allowance.refill(now_s) < len(sealed):
+            if not allowance.take(len(sealed), now_s):
                 raise BadMessage("more round records than there can be to say", reason="too_many_records")
-            allowance.left -= len(sealed)
             record = unseal(sealed)
             if record.member >= len(self._keys) or record.round > self.last_round:
                 raise BadMessage("a record of nobody in the roster, or of a round that cannot be", reason="bad_record")
@@ -265,7 +264,7 @@ class NetworkView:
         if not said:
             return []
         spent = _MESSAGE_BYTES + sum(len(sealed) + _PER_RECORD_BYTES for sealed in said)
-        self._allowance.left -= spent
+        self._allowance.add(-spent)
         self.bytes_sent += spent
         return said
 
@@ -273,7 +272,7 @@ class NetworkView:
         """Whether the allowance has room for something else that is said for the view."""
         if self._allowance.refill(now_s) <= 0:
             return False
-        self._allowance.left -= size_bytes
+        self._allowance.add(-size_bytes)
         self.bytes_sent += size_bytes
         return True
 
