@@ -30,10 +30,10 @@ class StopRule:
     """Of the roster's graph: rounds that news needs to reach everybody."""
 
     lambda_2: float
-    """Second smallest eigenvalue of the Laplacian of the links of `window` rounds."""
+    """Second smallest eigenvalue of the Laplacian of the edges of `window` rounds."""
 
     window: int = 1
-    """Rounds that a graph which changes needs until its links together connect everybody; 1: it stays as it is."""
+    """Rounds that a graph which changes needs until its edges together connect everybody; 1: it stays as it is."""
 
     def earliest(self, rounds: int) -> int:
         """The smallest stop round that can ever be announced after so many training rounds."""
@@ -58,7 +58,7 @@ class StopRule:
         """The local test on the models exchanged in one round.
 
         Args:
-            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2; where the graph changes, what `Meetings.bound` makes of
+            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2; where the graph changes, what `TimeVaryingBound.bound` makes of
                 it.
             squared_norms_N: ||x_i||**2.
 
@@ -97,17 +97,17 @@ class StopRule:
 
 
 @dataclass(kw_only=True)
-class Meetings:
-    """What rows know of their distances where the graph changes from round to round, and so not all neighbours are met in one.
+class TimeVaryingBound:
+    """The bound on distances where the graph changes from round to round, and so not all neighbours are compared in one.
 
-    Two that met in round r and have since moved by m_i and m_j are now at most d_ij + m_i + m_j apart, and (d + m_i + m_j)**2 is at most
-    3 (d**2 + m_i**2 + m_j**2). Summed over the links of a window, each row can count its own part: half of each d**2 and its own m_i**2 for
-    each of its links.
+    Two that compared their models in round r and have since moved by m_i and m_j are now at a distance of at most d_ij + m_i + m_j, and (d + m_i + m_j)**2 is at most
+    3 (d**2 + m_i**2 + m_j**2). Summed over the edges of a window, each row can count its own part: half of each d**2 and its own m_i**2 for
+    each of its edges.
     """
 
     window: int
-    links_N: NDArray[np.int64]
-    """How many others each row ever exchanges with."""
+    num_neighbours_N: NDArray[np.int64]
+    """Number of others that each row ever exchanges with."""
 
     squared: list[NDArray[np.float64]] = field(default_factory=list)
     """sum_j ||x_i - x_j||**2 of the last rounds, the newest last."""
@@ -119,17 +119,17 @@ class Meetings:
         """Take in a round.
 
         Returns:
-            Shares that add up to an upper bound on the sum of ||x_i - x_j||**2 over all links of the window; infinite until one is over.
+            Parts of an upper bound on the sum of ||x_i - x_j||**2 over all edges of the window; infinite until one is over.
         """
         self.squared = [*self.squared, squared_N][-self.window :]
         self.moved = [*self.moved, moved_N][-self.window :]
         if len(self.squared) < self.window:
             return np.full_like(squared_N, np.inf)
         way_N = np.sum(self.moved[1:], axis=0) if self.window > 1 else np.zeros_like(moved_N)
-        return np.asarray(3 * np.sum(self.squared, axis=0) + 6 * self.links_N * way_N**2)
+        return np.asarray(3 * np.sum(self.squared, axis=0) + 6 * self.num_neighbours_N * way_N**2)
 
     def forget(self) -> None:
-        """A round was left out: what was seen before it says nothing."""
+        """Forget what was seen before a round that was left out."""
         self.squared, self.moved = [], []
 
     def metadata(self) -> dict[str, Any]:

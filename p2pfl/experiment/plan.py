@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from p2pfl.algorithms import Guard
-from p2pfl.algorithms.stopping import Meetings, StopRule
+from p2pfl.algorithms.stopping import TimeVaryingBound, StopRule
 from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, diameter_bound, stop_rule
 from p2pfl.experiment.recipe import resolve_recipe
@@ -92,12 +92,12 @@ class Plan:
         staleness = self.experiment.pace.staleness
         return {name: weights[name] * float((1 + age) ** -staleness) for name, age in ages.items()}
 
-    def meetings(self, names: Sequence[str]) -> Meetings | None:
+    def time_varying_bound(self, names: Sequence[str]) -> TimeVaryingBound | None:
         """The bound that the stop rule needs at some nodes where the graph changes; None where it stays as it is."""
         if self.stop_rule is None or (self.schedule.period == 1 and not self.schedule.directed):
             return None
-        links_N = np.array([len(self.neighbours(name)) for name in names])
-        return Meetings(window=self.stop_rule.window, links_N=links_N)
+        num_neighbours_N = np.array([len(self.neighbours(name)) for name in names])
+        return TimeVaryingBound(window=self.stop_rule.window, num_neighbours_N=num_neighbours_N)
 
     def population(self, names: Sequence[str], device: torch.device | str = "cpu", *, all_slots: bool = False) -> Population:
         """Make the population of some nodes, its rows in the order given.

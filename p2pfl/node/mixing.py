@@ -73,7 +73,7 @@ class Mixing:
         self._taken_in: dict[str, int] = {}
         """By neighbour, the last exchange that was merged since this process began."""
         self._distances = {name: DistanceWatch() for name in protocol.neighbours}
-        self._bound = plan.meetings([protocol.edges.me])
+        self._bound = plan.time_varying_bound([protocol.edges.me])
         self._sent_P: Tensor | None = None  # the model of the last round, where the graph changes
         self._is_exact = True
         """Whether every message came; where not, and the algorithm needs them all, that has been said."""

@@ -28,7 +28,7 @@ class Agreement:
 
     def __init__(self, plan: Plan) -> None:
         self._rule, self._first_round = plan.stop_rule, plan.experiment.rounds
-        self._meetings = plan.meetings(plan.names)
+        self._bound = plan.time_varying_bound(plan.names)
         self.agreed_for_N = np.zeros(len(plan.names), dtype=np.int64)
         self.stop_round_N = np.full(len(plan.names), NEVER, dtype=np.int64)
 
@@ -54,7 +54,7 @@ class Agreement:
             heard_NK: whether it was heard.
             skipped_N: whether anybody was not.
         """
-        met_N = self._meetings.bound(squared_N, moved_N) if self._meetings is not None else squared_N
+        met_N = self._bound.bound(squared_N, moved_N) if self._bound is not None else squared_N
         if self._rule is None or number < self._first_round:
             return
         running_N = self.stop_round_N >= number
@@ -71,12 +71,12 @@ class Agreement:
         return {
             "agreed_for": self.agreed_for_N.tolist() if self._rule is not None else None,
             "stop_round": self.stop_round_N.tolist() if self._rule is not None else None,
-            "meetings": self._meetings.metadata() if self._meetings is not None else None,
+            "meetings": self._bound.metadata() if self._bound is not None else None,
         }
 
     def restore(self, metadata: Mapping[str, Any]) -> None:
         """Take up the metadata of a checkpoint."""
         if metadata["agreed_for"] is not None:
             self.agreed_for_N, self.stop_round_N = np.array(metadata["agreed_for"]), np.array(metadata["stop_round"])
-        if self._meetings is not None:
-            self._meetings.restore(metadata["meetings"])
+        if self._bound is not None:
+            self._bound.restore(metadata["meetings"])

@@ -79,7 +79,7 @@ class Mixer:
         self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange
         self._is_plain = may_mix_plainly and population.device.type == "cpu" and is_plain(plan)
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
-        self._asks_for_moves = plan.meetings(plan.names[:1]) is not None
+        self._asks_for_moves = plan.time_varying_bound(plan.names[:1]) is not None
         self.sent_MP: Tensor | None = None
         """Models sent in the last round, where the graph changes."""
 

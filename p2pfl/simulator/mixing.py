@@ -68,7 +68,7 @@ class Elsewhere(Protocol):
 
 def is_plain(plan: Plan) -> bool:
     """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
-    return plan.recipe.mixes_in_place and plan.meetings(plan.names[:1]) is None
+    return plan.recipe.mixes_in_place and plan.time_varying_bound(plan.names[:1]) is None
 
 
 def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from networks import HASTY, Network, averaging, finish, plan_of
-from p2pfl.algorithms.stopping import Meetings
+from p2pfl.algorithms.stopping import TimeVaryingBound
 from simulations import drift, run_of, starts_of
 from thorough import first_fast
 
@@ -79,7 +79,7 @@ def test_the_bound_holds_for_every_pair_that_met():
         num_nodes, window = 6, int(chance.integers(1, 5))
         links = set()
         x_NP = chance.standard_normal((num_nodes, 3))
-        meetings = Meetings(window=window, links_N=np.full(num_nodes, num_nodes - 1))
+        bound = TimeVaryingBound(window=window, num_neighbours_N=np.full(num_nodes, num_nodes - 1))
         before_NP = x_NP
         for _ in range(window):
             squared_N = np.zeros(num_nodes)
@@ -88,7 +88,7 @@ def test_the_bound_holds_for_every_pair_that_met():
                 if (min(i, j), max(i, j)) not in links:
                     links.add((min(i, j), max(i, j)))
                     squared_N[[i, j]] += np.square(x_NP[i] - x_NP[j]).sum()
-            bound_N = meetings.bound(squared_N, np.linalg.norm(x_NP - before_NP, axis=1))
+            bound_N = bound.bound(squared_N, np.linalg.norm(x_NP - before_NP, axis=1))
             before_NP, x_NP = x_NP, x_NP + chance.standard_normal((num_nodes, 3)) * chance.choice([0.0, 0.1, 1.0])
         now = sum(np.square(before_NP[i] - before_NP[j]).sum() for i, j in links)
 
