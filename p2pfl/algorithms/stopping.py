@@ -39,27 +39,27 @@ class StopRule:
         """The smallest stop round that can ever be announced after so many training rounds."""
         return rounds + self.patience + self.diameter - 1 + 2 * self.diameter
 
-    def admits(self, stop_round: int, agreed_for: Mapping[int, int]) -> bool | None:
+    def admits(self, stop_round: int, counters: Mapping[int, int]) -> bool | None:
         """Whether a stop round can be true, by what a node knows of itself; None: it cannot tell yet, or was away.
 
-        Whoever announces it has agreed for patience + diameter rounds 2 diameter rounds before it. Each node's own h of d rounds earlier, d
-        being its distance, was then at least patience + diameter - d, so that after the diameter it is at least the patience.
+        Whoever announces it has agreed for patience + diameter rounds 2 diameter rounds before it. Each node's own counter of d rounds
+        earlier, d being its distance, was then at least patience + diameter - d, so that after the diameter it is at least the patience.
 
         Args:
             stop_round: as somebody says.
-            agreed_for: the node's h by round, of the rounds that it has made.
+            counters: the node's consensus counter by round, of the rounds that it has made.
         """
         number = stop_round - 3 * self.diameter
-        if number not in agreed_for:
+        if number not in counters:
             return None
-        return agreed_for[number] >= self.patience
+        return counters[number] >= self.patience
 
     def passes(self, squared_distances_N: NDArray[np.float64], squared_norms_N: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The local test on the models exchanged in one round.
 
         Args:
-            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2; where the graph changes, what `TimeVaryingBound.bound` makes of
-                it.
+            squared_distances_N: sum over a node's neighbours of ||x_i - x_j||**2; where the graph changes, its part of
+                `TimeVaryingBound.bound`.
             squared_norms_N: ||x_i||**2.
 
         Returns:
@@ -69,13 +69,13 @@ class StopRule:
         """
         return np.asarray(squared_distances_N / 2 <= self.lambda_2 * self.tolerance**2 * squared_norms_N)
 
-    def agreed_for(self, passed_N: NDArray[np.bool_], own_N: NDArray[np.int64], heard_NK: NDArray[np.int64]) -> NDArray[np.int64]:
-        """h_i of this round: 0 where the test failed, else one more than the least h of the round before over self and neighbours.
+    def consensus_counter(self, passed_N: NDArray[np.bool_], own_N: NDArray[np.int64], heard_NK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Consensus counters of this round: 0 where the test failed, else 1 + the least of the round before over self and neighbours.
 
         Args:
             passed_N: the test of this round; False too where a neighbour was skipped.
-            own_N: h_i of the round before.
-            heard_NK: h_j of the round before, NEVER in padding.
+            own_N: the counter of the round before.
+            heard_NK: the neighbours' counters of the round before, NEVER in padding.
         """
         least_N = np.minimum(own_N, heard_NK.min(axis=1, initial=NEVER))
         return np.where(passed_N, least_N + 1, 0)
@@ -83,7 +83,7 @@ class StopRule:
     def stop_round(
         self,
         round: int,
-        agreed_for_N: NDArray[np.int64],
+        counter_N: NDArray[np.int64],
         own_N: NDArray[np.int64],
         heard_NK: NDArray[np.int64],
     ) -> NDArray[np.int64]:
@@ -92,7 +92,7 @@ class StopRule:
         A node that has agreed for patience + diameter rounds announces round + 2 diameter: everybody has passed for `patience` rounds, and
         the news has time to cross the graph and be met by an earlier announcement.
         """
-        announced_N = np.where(agreed_for_N >= self.patience + self.diameter, round + 2 * self.diameter, NEVER)
+        announced_N = np.where(counter_N >= self.patience + self.diameter, round + 2 * self.diameter, NEVER)
         return np.asarray(np.minimum(np.minimum(own_N, announced_N), heard_NK.min(axis=1, initial=NEVER)), dtype=np.int64)
 
 
@@ -100,9 +100,9 @@ class StopRule:
 class TimeVaryingBound:
     """The bound on distances where the graph changes from round to round, and so not all neighbours are compared in one.
 
-    Two that compared their models in round r and have since moved by m_i and m_j are now at a distance of at most d_ij + m_i + m_j, and (d + m_i + m_j)**2 is at most
-    3 (d**2 + m_i**2 + m_j**2). Summed over the edges of a window, each row can count its own part: half of each d**2 and its own m_i**2 for
-    each of its edges.
+    Two that compared their models in round r and have since moved by m_i and m_j are now at a distance of at most d_ij + m_i + m_j, and
+    (d + m_i + m_j)**2 is at most 3 (d**2 + m_i**2 + m_j**2). Summed over the edges of a window, each row can count its own part: half of
+    each d**2 and its own m_i**2 for each of its edges.
     """
 
     window: int

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from p2pfl.algorithms import Guard
-from p2pfl.algorithms.stopping import TimeVaryingBound, StopRule
+from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, diameter_bound, stop_rule
 from p2pfl.experiment.recipe import resolve_recipe

@@ -54,7 +54,7 @@ class Stopping:
         passed_N &= not seen.skipped
         agreed_NK = np.array([heard], dtype=np.int64).reshape(1, -1)
         stops_NK = np.full_like(agreed_NK, NEVER)  # the protocol has looked at what was said of stopping
-        agreed_N = rule.agreed_for(passed_N, np.array([protocol.stopping.consensus_counter]), agreed_NK)
+        agreed_N = rule.consensus_counter(passed_N, np.array([protocol.stopping.consensus_counter]), agreed_NK)
         own = NEVER if protocol.stopping.stop_round is None else protocol.stopping.stop_round
         stop = int(rule.stop_round(number, agreed_N, np.array([own]), stops_NK)[0])
         protocol.stopping.agree(number, int(agreed_N[0]), None if stop == NEVER else stop)

@@ -29,7 +29,7 @@ class Agreement:
     def __init__(self, plan: Plan) -> None:
         self._rule, self._first_round = plan.stop_rule, plan.experiment.rounds
         self._bound = plan.time_varying_bound(plan.names)
-        self.agreed_for_N = np.zeros(len(plan.names), dtype=np.int64)
+        self.consensus_counter_N = np.zeros(len(plan.names), dtype=np.int64)
         self.stop_round_N = np.full(len(plan.names), NEVER, dtype=np.int64)
 
     def is_reached(self, number: int) -> bool:
@@ -59,17 +59,17 @@ class Agreement:
             return
         running_N = self.stop_round_N >= number
         passed_N = np.logical_and(self._rule.passes(met_N, norms_N), ~skipped_N)
-        agreed_NK = np.where(heard_NK, self.agreed_for_N[index_NK], NEVER)
+        agreed_NK = np.where(heard_NK, self.consensus_counter_N[index_NK], NEVER)
         stops_NK = np.where(heard_NK, self.stop_round_N[index_NK], NEVER)
-        agreed_N = self._rule.agreed_for(passed_N, self.agreed_for_N, agreed_NK)
+        agreed_N = self._rule.consensus_counter(passed_N, self.consensus_counter_N, agreed_NK)
         stop_N = self._rule.stop_round(number, agreed_N, self.stop_round_N, stops_NK)
-        self.agreed_for_N = np.where(running_N, agreed_N, self.agreed_for_N)
+        self.consensus_counter_N = np.where(running_N, agreed_N, self.consensus_counter_N)
         self.stop_round_N = np.where(running_N, stop_N, self.stop_round_N)
 
     def metadata(self) -> dict[str, Any]:
         """Metadata of a checkpoint; without a stop rule nobody ever stops before the others."""
         return {
-            "agreed_for": self.agreed_for_N.tolist() if self._rule is not None else None,
+            "agreed_for": self.consensus_counter_N.tolist() if self._rule is not None else None,
             "stop_round": self.stop_round_N.tolist() if self._rule is not None else None,
             "meetings": self._bound.metadata() if self._bound is not None else None,
         }
@@ -77,6 +77,6 @@ class Agreement:
     def restore(self, metadata: Mapping[str, Any]) -> None:
         """Take up the metadata of a checkpoint."""
         if metadata["agreed_for"] is not None:
-            self.agreed_for_N, self.stop_round_N = np.array(metadata["agreed_for"]), np.array(metadata["stop_round"])
+            self.consensus_counter_N, self.stop_round_N = np.array(metadata["agreed_for"]), np.array(metadata["stop_round"])
         if self._bound is not None:
             self._bound.restore(metadata["meetings"])

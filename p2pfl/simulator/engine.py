@@ -304,7 +304,7 @@ class Simulation:
                 disagreement=float(squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
                 norm=math.sqrt(norms_N[i]) if compared_N is not None else None,
                 skipped=[plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]],
-                agreed_for=int(self._agreement.agreed_for_N[i]),
+                agreed_for=int(self._agreement.consensus_counter_N[i]),
                 stop_round=self._agreement.stop_round(i),
                 bytes_sent=bytes_sent_N[i],
                 seconds=seconds,

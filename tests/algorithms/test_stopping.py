@@ -52,7 +52,7 @@ class Network:
 
     def step(self, passed_N):
         assert self.round < MOST_ROUNDS
-        agreed = self.rule.agreed_for(passed_N, self.agreed_N, heard(self.graph, self.agreed_N))
+        agreed = self.rule.consensus_counter(passed_N, self.agreed_N, heard(self.graph, self.agreed_N))
         self.stop_N = self.rule.stop_round(self.round, agreed, self.stop_N, heard(self.graph, self.stop_N))
         self.agreed_N = agreed
         self.round += 1
@@ -176,5 +176,9 @@ def test_the_smallest_announcement_wins_and_padding_says_nothing():
     heard_NK = np.array([[NEVER, NEVER], [20, NEVER], [NEVER, 15], [30, 35]])
 
     assert rule.stop_round(10, agreed, own, heard_NK).tolist() == [NEVER, 16, 11, 30]
-    assert rule.agreed_for(np.array([True, False, True]), np.array([0, 9, 3]), np.array([[NEVER], [9], [NEVER]])).tolist() == [1, 0, 4]
-    assert rule.agreed_for(np.array([True]), np.array([3]), np.zeros((1, 0), dtype=np.int64)).tolist() == [4]
+    assert rule.consensus_counter(np.array([True, False, True]), np.array([0, 9, 3]), np.array([[NEVER], [9], [NEVER]])).tolist() == [
+        1,
+        0,
+        4,
+    ]
+    assert rule.consensus_counter(np.array([True]), np.array([3]), np.zeros((1, 0), dtype=np.int64)).tolist() == [4]
