@@ -286,13 +286,7 @@ class Simulation:
     ) -> NetworkRow:
         """Record a round of some nodes, and of the network."""
         compared_N = who.compared(exchanged.phase) if exchanged.phase is not None else None
-        squared_N, norms_N, bytes_sent_N, skipped_NK, times = (
-            measures.squared_N,
-            measures.norms_N,
-            exchanged.bytes_N.tolist(),
-            who.skipped_NK,
-            who.times,
-        )
+        skipped_NK, times = who.skipped_NK, who.times
         plan = self.plan
         kind = kind_of_round(number, plan.experiment.rounds)
         rows = [
@@ -301,12 +295,12 @@ class Simulation:
                 node=plan.names[i],
                 kind=kind,
                 loss=measures.losses[i],
-                disagreement=float(squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
-                norm=math.sqrt(norms_N[i]) if compared_N is not None else None,
+                disagreement=float(measures.squared_N[i] / 2) if compared_N is not None and compared_N[i] else None,
+                norm=math.sqrt(measures.norms_N[i]) if compared_N is not None else None,
                 skipped=[plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]],
                 agreed_for=int(self._agreement.consensus_counter_N[i]),
                 stop_round=self._agreement.stop_round(i),
-                bytes_sent=bytes_sent_N[i],
+                bytes_sent=int(exchanged.bytes_N[i]),
                 seconds=seconds,
                 metrics=metrics[i] if metrics is not None else None,
                 simulated_s=times.ended_N[i] if times is not None else None,
@@ -318,13 +312,13 @@ class Simulation:
             number,
             kind,
             losses=measures.losses,
-            disagreement=float(squared_N.sum() / 2) if compared_N is not None and compared_N.any() else None,
-            mean_squared_norm=float(norms_N.mean()) if compared_N is not None else None,
+            disagreement=float(measures.squared_N.sum() / 2) if compared_N is not None and compared_N.any() else None,
+            mean_squared_norm=float(measures.norms_N.mean()) if compared_N is not None else None,
             nodes=len(plan.names),
             skipped=int(skipped_NK.sum()),
             rms_disagreement=measures.rms_disagreement,
             consensus_distance=measures.consensus_distance,
-            bytes_sent=sum(bytes_sent_N),
+            bytes_sent=int(exchanged.bytes_N.sum()),
             seconds=seconds,
             simulated_s=times.now_s if times is not None else None,
         )

@@ -225,7 +225,7 @@ class Exchange:
             present_MK,
             threads=threads,
             active_N=active_M,
-            elsewhere=columns,
+            halo=columns,
             # the same at all ranks, which may share one cache
             width=block_columns(len(self._names), x_MP.shape[1], x_MP.element_size()),
             compiled=compiled,

@@ -1,6 +1,6 @@
 """Plain gossip of all rows in place, a block of columns at a time: neighbours are read from the cache, and nothing is copied whole.
 
-Shapes: N rows, G rows of other processes, F = N + G, K neighbour slots, P parameters, W columns of a block.
+Shapes: N rows, G rows of other ranks, F = N + G, K neighbour slots, P parameters, W columns of a block.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from threading import local
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from p2pfl.compiled.loader import load_loops
 from p2pfl.experiment.plan import Plan
+from p2pfl.simulator.sharding.halo import BlockedExchange
 from p2pfl.training.backends.choice import split_evenly
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
@@ -48,24 +48,6 @@ class Mixed:
         return float(self.apart_N.mean().sqrt())
 
 
-class Elsewhere(Protocol):
-    """Rows of neighbours that come from other processes, a block of columns at a time."""
-
-    num_rows: int
-    """G"""
-
-    num_inner: int
-    """So many rows here, the first ones, need none of them."""
-
-    def post(self, block_NW: Tensor, into_GW: Tensor) -> None:
-        """Start to receive these rows, and to send those that others need."""
-        ...
-
-    def arrived(self) -> None:
-        """Wait for the oldest block that is on its way."""
-        ...
-
-
 def is_plain(plan: Plan) -> bool:
     """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
     return plan.recipe.mixes_in_place and plan.time_varying_bound(plan.names[:1]) is None
@@ -93,7 +75,7 @@ def mix_in_place(
     *,
     threads: int = 1,
     active_N: Tensor | None = None,
-    elsewhere: Elsewhere | None = None,
+    halo: BlockedExchange | None = None,
     width: int | None = None,
     compiled: bool = False,
 ) -> Mixed:
@@ -106,19 +88,19 @@ def mix_in_place(
         present_NK: bool; what is not there counts as nothing.
         threads: to compute with.
         active_N: bool, rows that are changed; None: all.
-        elsewhere: rows of other processes; None: all are here.
+        halo: rows of other ranks; None: all are here.
         width: columns of a block; None: what the cache holds.
         compiled: with a compiled loop, where there is one; the same bits, several times as fast, after a second's loading.
     """
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
     loops = load_loops("mixing") if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
-    links = _Links(index_NK, weights_NK, present_NK)
+    neighbours = _Neighbours(index_NK, weights_NK, present_NK)
     if loops is not None:
-        return _mixed_by_loops(loops, x_NP, links, threads, active_N, elsewhere, width)
-    num_far, inner = (elsewhere.num_rows, elsewhere.num_inner) if elsewhere is not None else (0, num_rows)
+        return _mixed_by_loops(loops, x_NP, neighbours, threads, active_N, halo, width)
+    num_far, inner = (halo.num_rows, halo.num_inner) if halo is not None else (0, num_rows)
     # what the rows were, those of others below them; the next block's come while this one is mixed
-    sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if elsewhere is None else 2)]
+    sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if halo is None else 2)]
     mean_P = x_NP.new_empty(num_columns)
 
     def block_and_source(number: int) -> tuple[Tensor, Tensor]:
@@ -128,21 +110,21 @@ def mix_in_place(
 
     num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        way = _Slots(links, pool, threads)
+        way = _Slots(neighbours, pool, threads)
         for number in range(num_blocks):
             block_NW, from_FW = block_and_source(number)
-            if elsewhere is not None:
+            if halo is not None:
                 for ahead in (0, 1) if number == 0 else (1,):
                     if number + ahead < num_blocks:
                         coming_NW, into_FW = block_and_source(number + ahead)
-                        elsewhere.post(coming_NW, into_FW[num_rows:])
+                        halo.post(coming_NW, into_FW[num_rows:])
             from_FW[:num_rows] = block_NW
             mean_W = from_FW[:num_rows].mean(dim=0)
             mean_P[number * width : (number + 1) * width] = mean_W
             block = _Block(block_NW, from_FW, mean_W)
             way.mix(block, 0, inner)
-            if elsewhere is not None:
-                elsewhere.arrived()
+            if halo is not None:
+                halo.arrived()
                 way.mix(block, inner, num_rows)
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
@@ -151,7 +133,7 @@ def mix_in_place(
 
 
 @dataclass(frozen=True, slots=True)
-class _Links:
+class _Neighbours:
     """Neighbours and weights of every row, as in `mix_in_place`."""
 
     index_NK: Tensor
@@ -177,13 +159,13 @@ class _Block:
 class _Slots:
     """Mixing by torch, a neighbour slot after the other, some rows at a time."""
 
-    def __init__(self, links: _Links, pool: ThreadPoolExecutor, threads: int) -> None:
+    def __init__(self, neighbours: _Neighbours, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool, self._threads = pool, threads
-        self._everybody = bool(links.present_NK.all())
-        self._present_NK = links.present_NK
-        self._weights_NK = links.weights_NK if self._everybody else links.weights_NK * links.present_NK
-        self._index_KN = links.index_NK.t().contiguous()
-        self.measured = torch.zeros(3, len(links.index_NK), dtype=torch.float64)
+        self._everybody = bool(neighbours.present_NK.all())
+        self._present_NK = neighbours.present_NK
+        self._weights_NK = neighbours.weights_NK if self._everybody else neighbours.weights_NK * neighbours.present_NK
+        self._index_KN = neighbours.index_NK.t().contiguous()
+        self.measured = torch.zeros(3, len(neighbours.index_NK), dtype=torch.float64)
         """Squares of each row's distances from its neighbours, of its norm, of its distance from the mean, (3, N)."""
         self._kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
 
@@ -214,17 +196,23 @@ class _Slots:
 
 
 def _mixed_by_loops(
-    loops: ModuleType, x_NP: Tensor, links: _Links, threads: int, active_N: Tensor | None, elsewhere: Elsewhere | None, width: int
+    loops: ModuleType,
+    x_NP: Tensor,
+    neighbours: _Neighbours,
+    threads: int,
+    active_N: Tensor | None,
+    halo: BlockedExchange | None,
+    width: int,
 ) -> Mixed:
     """Mix all slots of a row in one compiled loop; each thread has columns of its own, all at once where all rows are here.
 
     Columns are mixed once other processes' rows have come, while those of the next block are on their way.
     """
     num_rows, num_columns = x_NP.shape
-    width, num_far = (num_columns, 0) if elsewhere is None else (width, elsewhere.num_rows)
+    width, num_far = (num_columns, 0) if halo is None else (width, halo.num_rows)
     mean_P, measured_TN = x_NP.new_empty(num_columns), np.zeros((threads, 3, num_rows))
     active = active_N.numpy() if active_N is not None else np.ones(num_rows, dtype=np.bool_)
-    arrays = x_NP.numpy(), mean_P.numpy(), links.arrays(), active
+    arrays = x_NP.numpy(), mean_P.numpy(), neighbours.arrays(), active
     numbers = [x_NP.new_empty(num_far * width) for _ in range(2)]
 
     def far(start: int) -> Tensor:
@@ -232,15 +220,15 @@ def _mixed_by_loops(
         return numbers[start // width % 2][: num_far * columns].view(num_far, columns)
 
     def post(start: int) -> None:
-        if elsewhere is not None and start < num_columns:
-            elsewhere.post(x_NP[:, start : start + width], far(start))
+        if halo is not None and start < num_columns:
+            halo.post(x_NP[:, start : start + width], far(start))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
         post(0)
         for start in range(0, num_columns, width):
             post(start + width)
-            if elsewhere is not None:
-                elsewhere.arrived()
+            if halo is not None:
+                halo.arrived()
             far_GW, stop = far(start).numpy(), min(start + width, num_columns)
 
             def work(thread: int, columns: tuple[int, int], far_GW: np.ndarray = far_GW, offset: int = start) -> None:
