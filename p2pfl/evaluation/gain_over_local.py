@@ -14,8 +14,8 @@ from torch import Tensor
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.evaluation.progress import told
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric
+from p2pfl.runs.text import Row
 from p2pfl.tasks import Site
 from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.tasks.differences import interval_of_difference

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from p2pfl.runs.departures import Departure
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 from p2pfl.training import Population
 
 Metrics = Mapping[str, float]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p2pfl.evaluation.mean_model import MeanModel, mean_model_of
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 from p2pfl.tasks import Site, SitesByName
 from p2pfl.tasks.intervals import interval_of
 from p2pfl.tasks.metrics import auroc, logits_and_classes

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 MIN_FIT_POINTS = 3
 

@@ -18,7 +18,7 @@ from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, link_name
 from p2pfl.inspector.markup import escaped
 from p2pfl.inspector.verdict import Scores, lower_is_better, metric_heading
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 Figure = Any
 """plotly.graph_objects.Figure, which has no types."""

@@ -15,7 +15,7 @@ from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, is_comple
 from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 NodeState = Literal["well", "late", "lost", "paused", "unknown", "finished", "has not trained"]
 EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]

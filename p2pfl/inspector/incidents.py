@@ -11,7 +11,7 @@ from p2pfl.inspector.perspective import is_complete, member_of
 from p2pfl.inspector.run_state import clock_time
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 _EVERYDAY = frozenset({EventKind.STARTED, EventKind.START_AGREED, EventKind.HANDSHAKE, EventKind.SKIPPED, EventKind.CAME_BACK})
 """Skipped and returned are told of the node that they are about."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 NO_REPORT = "No report from this site here."
 

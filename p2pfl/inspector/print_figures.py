@@ -18,7 +18,7 @@ from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_p
 from p2pfl.inspector.health import WINDOW, edge_health, node_health
 from p2pfl.inspector.verdict import betterness, lower_is_better
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 _MM = 1 / 25.4  # inches
 _WIDTH = 85 * _MM

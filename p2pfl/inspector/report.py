@@ -31,9 +31,8 @@ from p2pfl.inspector.verdict import (
     verdict,
 )
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric, rows_word
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.text import Row, replace_file
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3

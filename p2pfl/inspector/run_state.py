@@ -12,7 +12,7 @@ from p2pfl.inspector.perspective import member_of
 from p2pfl.runs.departures import departures_in
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 _SILENT_AFTER_S = 60.0
 _SILENT_ROUNDS = 10

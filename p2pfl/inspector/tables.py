@@ -12,9 +12,8 @@ from typing import Any
 from p2pfl.errors import MissingExtraError, StoreError, visible
 from p2pfl.inspector.verdict import betterness, lower_is_better
 from p2pfl.runs.records import RunRecords, read_run
-from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import rows_word
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.text import Row, replace_file
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]

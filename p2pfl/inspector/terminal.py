@@ -29,8 +29,8 @@ from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import duration, has_figures, run_state
 from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, of_rows, percent, scores, verdict
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric
+from p2pfl.runs.text import Row
 
 _MAX_WIDTH = 100
 _ANY_WIDTH = 10_000

@@ -13,8 +13,8 @@ from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import has_figures, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
 from p2pfl.runs.summary_fields import primary_metric, rows_word
+from p2pfl.runs.text import Row
 
 _MOST_OUTAGES = 3
 

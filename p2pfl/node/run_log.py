@@ -12,8 +12,7 @@ from p2pfl.node.clock import LoopClock
 from p2pfl.protocol.event_throttle import EventThrottle
 from p2pfl.runs.events import event_row, kind_of
 from p2pfl.runs.folder import RunFolder
-from p2pfl.runs.rows import Row
-from p2pfl.runs.text import utc_now
+from p2pfl.runs.text import Row, utc_now
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2pfl.runs.events import EventKind
-from p2pfl.runs.rows import Row
-from p2pfl.runs.text import row_bytes
+from p2pfl.runs.text import Row, row_bytes
 
 _ONE_STORY: Mapping[str, str] = {EventKind.LEFT: "presence", EventKind.HANDSHAKE: "presence"}
 """Kinds of which the newest alone tells how a neighbour is: they are held back and written together, or one would belie the other."""

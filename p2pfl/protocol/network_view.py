@@ -17,7 +17,8 @@ from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
-from p2pfl.runs.rows import NetworkRow, NodeRow, Row, kind_of_round, network_row
+from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, network_row
+from p2pfl.runs.text import Row
 from p2pfl.topology import is_spectrum_quick, rounds_to
 from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite", "not_mixed"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from p2pfl.errors import StoreError
 from p2pfl.runs.folder import existing_run
-from p2pfl.runs.rows import KNOWN, REQUIRED, Row
-from p2pfl.runs.text import read_document, read_lines
+from p2pfl.runs.rows import KNOWN, REQUIRED
+from p2pfl.runs.text import Row, read_document, read_lines
 from p2pfl.runs.writing_process import ProcessState, process_state
 from p2pfl.yaml_files import load_yaml
 

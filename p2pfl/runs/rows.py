@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from p2pfl.runs.text import Row
 from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
-
-Row = dict[str, Any]
 
 RoundKind = Literal["train", "settle"]
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from p2pfl.runs.rows import Row
-from p2pfl.runs.text import plain
+from p2pfl.runs.text import Row, plain
 
 MAX_PER_NODE = 1000
 """Above this many nodes a summary holds quantiles instead of one figure a node."""

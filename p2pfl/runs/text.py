@@ -13,7 +13,9 @@ from typing import Any
 
 from p2pfl.errors import StoreError, store_error
 from p2pfl.runs.open_files import open_patiently
-from p2pfl.runs.rows import Row
+
+Row = dict[str, Any]
+"""One record, as it stands in a line of JSON."""
 
 
 def replace_file(path: Path, text: str) -> None:

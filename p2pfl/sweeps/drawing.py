@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import CONSENSUS, DISAGREEMENT
 from p2pfl.runs.records import read_rounds
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 FloatArray = NDArray[np.float64]
 

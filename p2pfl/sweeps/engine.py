@@ -12,7 +12,7 @@ from typing import Any
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.spec import Experiment
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 from p2pfl.sweeps.drawing import draw_curves
 from p2pfl.sweeps.folder import held, place_of, read_grid, refuse_another, write_grid
 from p2pfl.sweeps.grid import Grid, Vary, as_text, check_tasks, checked, make_grid
