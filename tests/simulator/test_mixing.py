@@ -112,7 +112,7 @@ def test_half_of_the_rows_with_the_other_half_elsewhere_are_mixed_to_the_same_bi
     everything = mix_in_place(whole, index, weights, linked)
     half = x_NP[:12].clone()
     far = OtherHalf(x_NP[12:], [0], 11)  # the last of the first half hears the first of the second
-    mixed = mix_in_place(half, index[:12], weights[:12], linked[:12], threads=threads, elsewhere=far, width=7, compiled=compiled)
+    mixed = mix_in_place(half, index[:12], weights[:12], linked[:12], threads=threads, halo=far, width=7, compiled=compiled)
 
     assert torch.equal(half, whole[:12])
     torch.testing.assert_close(mixed.squared_N, everything.squared_N[:12], rtol=1e-6, atol=0)
