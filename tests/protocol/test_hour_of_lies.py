@@ -11,8 +11,8 @@ from itertools import count
 
 import numpy as np
 import pytest
+from members_by_hand import HOUR_S, LARGE, MEMBERS, RULE, Member, node_terms, record, signed
 from nodes_by_hand import FORMAT, NUM_EXCHANGES, hello
-from test_claims import HOUR_S, LARGE, MEMBERS, RULE, Member, node_terms, record, signed
 
 from p2pfl.protocol.neighbour import SendReady, SendRecords, SendUpdate
 from p2pfl.protocol.round_durations import RoundDurations
