@@ -19,27 +19,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from p2pfl.errors import MembersMissing, P2PFLError, Paused, StoreError
-from p2pfl.evaluation.conclusion import conclude
-from p2pfl.evaluation.outcome import FinalModels, Outcome
-from p2pfl.evaluation.results import Run, read_buffers, read_models
+from p2pfl.errors import MembersMissing, P2PFLError, Paused
+from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.experiment.spec import Experiment
 from p2pfl.launcher.founding import check_result_contract, found_network
+from p2pfl.launcher.gathering import gather, network_row_of
 from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.launcher.watched import WatchedNode
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.folder import RunFolder
-from p2pfl.runs.records import read_run
-from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, row_of_nodes
-from p2pfl.runs.stopwatch import Stopwatch, with_rest
+from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.tasks.permission import options_of
-from p2pfl.training import Population
 from p2pfl.yaml_files import load_yaml
 
 log = logging.getLogger(__name__)
@@ -346,6 +339,11 @@ class _Network:
     def _running(self) -> list[Process]:
         return [site.process for site in self._sites if site.process is not None and site.process.poll() is None]
 
+    def gather(self, stopwatch: Stopwatch) -> None:
+        """Gather what all nodes have into the run folder, and conclude the run."""
+        self._take_events()
+        gather(self._plan, self._place, self._folder, self._sites, self._deaths, stopwatch)
+
     def _show(self) -> None:
         """Record, and say, how far the network is: the last round that every node has recorded, or half of them while one is away."""
         done = min(site.rounds_seen for site in self._sites) + 1
@@ -353,76 +351,11 @@ class _Network:
             done = max(done, sorted(site.rounds_seen for site in self._sites)[len(self._sites) // 2] + 1)
         for number in range(self._shown, done):  # for whoever looks on; `gather` writes it all anew from what the nodes have
             self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
-            self._folder.append_round(self._network_row(number))
+            self._folder.append_round(network_row_of(self._plan, self._sites, number))
         if done > self._shown:
             self._shown, self._quiet_since_s, self._say_after_s = done, time.monotonic(), SAY_AFTER_S
             if self._progress is not None:
-                self._progress(done, self._plan.experiment.last_possible_round, self._network_row(done - 1).as_row())
-
-    def _network_row(self, number: int) -> NetworkRow:
-        rows = [NodeRow.of(site.rows[number]) for site in self._sites if number in site.rows]
-        named = ("train", "wait", "mix", "evaluate", "checkpoint")
-        seconds = {name: max((row.seconds.get(name, 0.0) for row in rows), default=0.0) for name in named}
-        kind = kind_of_round(number, self._plan.experiment.rounds)
-        return row_of_nodes(self._plan.bound_rule, rows, number, kind, seconds=seconds)
-
-    def gather(self, stopwatch: Stopwatch) -> None:
-        """Put the nodes' records, models and results together; in the seconds is what the slowest node took, and the rest as `other`."""
-        plan = self._plan
-        experiment = plan.experiment.as_dict()
-        lost, finished = [site for site in self._sites if site.is_lost], [site for site in self._sites if not site.is_lost]
-        names = [site.name for site in finished]
-        runs = {site.name: read_run(site.run_folder, experiment=experiment) for site in finished}
-        summaries = {}
-        for name, records in runs.items():
-            if records.summary is None:
-                raise StoreError(f"{name}: its summary.json is gone")
-            summaries[name] = records.summary
-        self._folder.truncate(0)
-        for site in finished:
-            site.rows = {row["round"]: row for row in runs[site.name].nodes}
-        rounds = max(summary["rounds"] for summary in summaries.values())
-        for number in range(rounds):
-            self._folder.append_node(*(site.rows[number] for site in self._sites if number in site.rows))
-            self._folder.append_round(self._network_row(number))
-        self._take_events()
-        x_NP = torch.stack([read_models(site.run_folder)[site.name] for site in finished])
-        _copy_models(self._sites, self._place)
-        local = {
-            name: {metric: values["per_node"][name] for metric, values in summary["baselines"]["local"].items()}
-            for name, summary in summaries.items()
-            if summary["baselines"].get("local")
-        }
-        population = plan.population(names)
-        buffers = _buffers_of(finished, population)
-        population.take_buffers(buffers)
-        reasons = {summary["stop_reason"] for summary in summaries.values()}
-        reason = "diverged" if reasons == {"diverged"} else "converged" if reasons <= {"converged", "diverged"} else "rounds"
-        seconds = {name: value for name, value in stopwatch.spent.items() if name == "start"}
-        for summary in summaries.values():
-            parts = {key: value for key, value in summary["seconds"].items() if key not in {"other", "total"}}
-            seconds |= {key: max(seconds.get(key, 0.0), value) for key, value in parts.items()}
-        differs = [row for summary in summaries.values() for row in summary.get("accepted_differences", ())]
-        outcome = Outcome(
-            scope="gathered",
-            engine="daemons",
-            rounds=rounds,
-            stop_reason=reason,
-            bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
-            metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
-            models=FinalModels(names=names, x_NP=x_NP, buffers=buffers, population=population),
-            book=lambda _: with_rest(seconds, stopwatch.so_far_s()),
-            row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
-            peak_rss_bytes=max(summary["peak_rss_bytes"] for summary in summaries.values()),
-            has_agreed=reason == "converged",
-            lost=[site.name for site in lost],
-            departures=[site.departure(rounds) for site in lost],
-            started_without=sorted({name for summary in summaries.values() for name in summary.get("started_without", ())}),
-            local=local or None,
-            gains=[row for name in names for row in runs[name].gains],
-            more=({"deaths": self._deaths} if self._deaths else {}) | ({"accepted_differences": differs} if differs else {}),
-        )
-        conclude(plan, self._folder, outcome)
+                self._progress(done, self._plan.experiment.last_possible_round, network_row_of(self._plan, self._sites, done - 1).as_row())
 
 
 def what_is_waited_for(last_rounds: Mapping[str, int], ended: Collection[str], shown: int, *, train_alone: bool) -> str:
@@ -459,25 +392,3 @@ def _death_of(event: Mapping[str, Any]) -> dict[str, Any]:
 def _key(event: Mapping[str, Any]) -> str:
     """Equal for one event that is met twice."""
     return json.dumps([event.get(part) for part in ("time", "node", "event", "round", "detail")])
-
-
-def _buffers_of(sites: list[WatchedNode], population: Population) -> dict[str, Tensor]:
-    """Every node's own buffers, (N, ...), from the models that the nodes have saved."""
-    if not population.buffers:
-        return {}
-    saved = [read_buffers(site.run_folder, site.name) for site in sites]
-    return {name: torch.stack([buffers[name] for buffers in saved]) for name in population.buffers}
-
-
-def _copy_models(sites: list[WatchedNode], place: Path) -> None:
-    """Every node's models into the run's own folder, as the simulator leaves them."""
-    for site in sites:
-        source = site.run_folder / "models"
-        for path in source.rglob("*.safetensors"):
-            target = place / "models" / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
