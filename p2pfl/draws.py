@@ -27,7 +27,7 @@ Whole = NDArray[np.int64]
 
 
 class Purpose(IntEnum):
-    """What a draw is for; two purposes never share bits. The numbers are part of a run's identity: never reuse or renumber."""
+    """Purpose of a draw; two purposes never have the same bits. The numbers are part of a run's identity: never reuse or renumber."""
 
     START = 1
     BATCH = 2

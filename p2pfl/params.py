@@ -47,7 +47,7 @@ class TensorSpec:
 class Layout:
     """Which tensors a model has, in which order they lie in the flat vector.
 
-    Only parameters that require a gradient are in the vector; one that several modules share is there once. Frozen parameters stay as the
+    Only parameters that require a gradient are in the vector; one of several modules is there once. Frozen parameters stay as the
     model was made with them. Buffers (BatchNorm's running statistics, counters) stay at the node that computed them and never travel.
     """
 
@@ -180,7 +180,7 @@ class Layout:
         return torch.cat(parts, dim=-1)
 
     def first_difference(self, other: Layout) -> str | None:
-        """What the first tensor is in which the other layout differs, as a sentence; None where they are the same."""
+        """Describe the first tensor in which the other layout differs, in a sentence; None where they are equal."""
         for mine, theirs in zip(self.tensors, other.tensors, strict=False):
             if mine != theirs:
                 return f"{_describe(mine)} here, {_describe(theirs)} there"

@@ -21,7 +21,7 @@ class ChannelMessages:
     """The rows' own messages, (N, ...)."""
 
     weights_NK: Tensor
-    """Of the messages' dtype; 0 in padding."""
+    """Mixing weights of the neighbours, in the messages' dtype; 0 in padding."""
 
     own_weights: Callable[[], Tensor]
     """Computes the self-weights, (N,)."""

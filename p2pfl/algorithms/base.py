@@ -1,4 +1,4 @@
-"""What an algorithm is: pure functions of tensors with any number of rows, run unchanged by a daemon (one row) and the simulator (N rows).
+"""The interface of algorithms: pure functions of tensors with any number of rows, the same in a daemon (one) and the simulator (N).
 
 One round of a runtime:
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from p2pfl.params import Layout
 
 State = dict[str, Tensor]
-"""What an algorithm carries from round to round; each tensor's first axis is N. "x" is the vector that the optimiser moves."""
+"""Tensors that an algorithm carries from round to round; each one's first axis is N. "x" is the vector that the optimiser moves."""
 
 LocalChange = Literal["gradient", "state", "estimate"]
 
@@ -43,12 +43,12 @@ Requirement = Literal[
     "synchronous",
     "pairwise",
 ]
-"""What an algorithm may ask of graph and links. "fixed mean": mixing leaves a mean of the nodes where it is that somebody asked for, the
-plain one (doubly stochastic weights) or the weighted one of `weights: stationary`; "nonnegative weights": no message counts negatively, a
-node's own included, for rules that sort or bound single messages; "fixed slots": column k of `Inbox.stack` and of `Context.slots_NK` is the
-same neighbour in every round, so that there can be a state for each edge; "column stochastic": the sender splits its mass,
-sum_i W_ij = 1; "synchronous": all messages of a merge are of the same round; "pairwise": they are of one neighbour, and nobody else meets
-the two in the meantime."""
+"""Conditions that an algorithm may require of the graph. "fixed mean": mixing leaves a mean of the nodes where it is that somebody asked
+for, the plain one (doubly stochastic weights) or the weighted one of `weights: stationary`; "nonnegative weights": no message counts
+negatively, a node's own included, for rules that sort or bound single messages; "fixed slots": column k of `Inbox.stack` and of
+`Context.slots_NK` is the same neighbour in every round, so that there can be a state for each edge; "column stochastic": the sender
+splits its mass, sum_i W_ij = 1; "synchronous": all messages of a merge are of the same round; "pairwise": they are of one neighbour, and
+nobody else meets the two in the meantime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class Channel:
     """One kind of message that an algorithm sends in a round."""
 
     missing: Literal["own", "zero"] = "own"
-    """What stands in for a neighbour's message that did not come: "own": its weight stays at home; "zero": nothing, for differences."""
+    """Stand-in for a message that did not come: "own": its weight is added to the self-weight; "zero": zero, for differences."""
 
     per_edge: bool = False
     """Whether each neighbour gets a message of its own: `outgoing` then gives (N, K, ...), column k for the neighbour in slot k."""
@@ -72,7 +72,7 @@ class Channel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a pure step may know about where and when it runs."""
+    """Facts that a pure step may know about where and when it runs."""
 
     round: int
     """Counted from 0."""
@@ -90,7 +90,7 @@ class Context:
     """int64, the rows' numbers in the roster."""
 
     layout: Layout
-    """Of the flat parameter vector."""
+    """Layout of the flat parameter vector."""
 
     slots_NK: Tensor | None = None
     """int64, the roster's numbers of each row's neighbours, in sorted order, -1 in padding; for algorithms that require fixed slots."""
@@ -104,17 +104,17 @@ class Sender:
     """Column k of each row's neighbours."""
 
     num_nodes: int
-    """Of the network."""
+    """Number of nodes in the network."""
 
     num_exchanges: int = 1
     """Exchanges since the last message of it that was taken in: a running sum may have grown in all of them."""
 
 
 class Inbox(Protocol):
-    """What the neighbours sent in one phase, as an algorithm sees it. Sums run in sorted node order."""
+    """The neighbours' messages of one phase, as an algorithm sees them. Sums run in sorted node order."""
 
     def own(self, channel: str) -> Tensor:
-        """What this row itself sent, (N, ...)."""
+        """The row's own message, (N, ...)."""
         ...
 
     def mix(self, channel: str, *, scale_NK: Tensor | float | None = None) -> Tensor:
@@ -122,14 +122,14 @@ class Inbox(Protocol):
 
         Args:
             channel: its messages.
-            scale_NK: what each neighbour's weight is multiplied by, the same at both ends of an edge; the rest of it stays at home.
+            scale_NK: factor on each neighbour's weight, the same at both ends of an edge; the rest of it is added to the self-weight.
         """
         ...
 
     def take_in(self, channel: str, into: Tensor, flows: Iterable[Tensor]) -> Tensor:
         """A rule's own flows, added to *into* (N, ...): what goes over each edge in the order of the slots, (N, ...), 0 where nothing came.
 
-        The other end's flow must be the exact negative. Only a flow that comes in this way, or by `mix`, can be taken back where the other
+        The other end's flow must be the exact negative. Only a flow that comes in this way, or by `mix`, can be rolled back where the other
         end turns out to have missed its message; the channel is one of its messages, with missing="own".
         """
         ...
@@ -143,7 +143,7 @@ class Inbox(Protocol):
         ...
 
     def own_weights(self) -> Tensor:
-        """What each row's own message counts for, (N,): W_ii."""
+        """Weights of the rows' own messages, (N,): W_ii."""
         ...
 
     def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +185,7 @@ class Compressor(Protocol):
         ...
 
     def omega(self, layout: Layout) -> float:
-        """The share of ||v||**2 that C keeps: guaranteed, or expected where the class says so."""
+        """The fraction of ||v||**2 that C keeps: guaranteed, or expected where the class says so."""
         ...
 
 
@@ -202,7 +202,7 @@ class Algorithm(Protocol):
     """The messages of each exchange, by name."""
 
     requires: ClassVar[frozenset[Requirement]]
-    """What must hold of graph and links; checked before the start."""
+    """Conditions on graph and pace, checked before the start."""
 
     uses_weights: ClassVar[bool] = True
     """Whether the graph's weights mean anything to it; where not, an experiment that asks for some is refused."""
@@ -256,15 +256,15 @@ class Algorithm(Protocol):
         ...
 
     def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
-        """What the optimiser is given at one local step."""
+        """Correct the gradient that the optimiser is given at one local step."""
         return gradient_NP
 
     def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """What the K local steps made of x; not called for a row that did not train."""
+        """Take in the x that the K local steps made; not called for a row that did not train."""
         return {**state, "x": trained_NP}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
-        """What each row sends in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge.
+        """Messages of each row in one phase, by channel: (N, ...) to all neighbours alike, or (N, K, ...) where the channel is per edge.
 
         Of a channel that is encoded both the new value and what it is encoded by; `merge` must keep that value for the next `decode`.
         """

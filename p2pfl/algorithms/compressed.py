@@ -45,7 +45,7 @@ _MOST_HALVINGS = 10
 class Choco(Algorithm):
     """CHOCO-SGD: q_i = C(x'_i - xhat_i); xhat_i += q_i at all that hold it; x+_i = x'_i + gamma sum_j w_ij (xhat_j - xhat_i).
 
-    x' is what the local steps made of x, and xhat starts at 0. The mean stands still at any gamma that both ends of an edge use, also where
+    x' is what the local steps made of x, and xhat starts at 0. The mean is preserved at any gamma that both ends of an edge use, also where
     the models run away because gamma is too large.
 
     gamma "auto" starts at min(1, 2 omega). A row halves its own, at most ten times, where the exchange itself runs away:
@@ -90,7 +90,7 @@ class Choco(Algorithm):
         return replace(self, compressor=compressor)
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """Nothing is known of anyone."""
+        """Start with xhat = 0, as nothing has been sent yet."""
         nothing_NP = torch.zeros_like(x_NP)
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
         return {
@@ -106,13 +106,13 @@ class Choco(Algorithm):
         }
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """What the neighbours then know, and the compressed difference to what they know already."""
+        """Send the compressed difference to xhat, and the xhat that it leads to."""
         parts = self.compressor.compress(state["x"] - state["xhat"], ctx)
         sent = {"xhat": self.decode("xhat", state["xhat"], parts, ctx), **parts}
         return sent if self.gamma != "auto" else {**sent, "halvings": state["halvings"][:, None]}
 
     def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
-        """The difference added."""
+        """Add the decompressed difference to xhat."""
         return before + self.compressor.decompress(dict(encoded), ctx, before.dtype)
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002

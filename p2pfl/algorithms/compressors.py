@@ -33,15 +33,15 @@ class Identity:
     parts: ClassVar[tuple[str, ...]] = ("values",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
-        """The vector."""
+        """Send the vector itself."""
         return {"values": v}
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
-        """The vector."""
+        """Take the vector itself."""
         return parts["values"].to(dtype)
 
     def omega(self, layout: Layout) -> float:  # noqa: ARG002
-        """Nothing is lost."""
+        """All of the vector is kept."""
         return 1.0
 
 
@@ -59,5 +59,5 @@ COMPRESSORS: dict[str, Callable[..., Compressor]] = {
 
 
 def size_bytes(parts: Parts, num_leading: int = 1) -> int:
-    """What the arrays of one vector take on the wire, headers apart; they have that many leading axes."""
+    """Bytes of one vector's arrays on the wire, without headers; they have that many leading axes."""
     return sum(math.prod(part.shape[num_leading:]) * part.dtype.itemsize for part in parts.values())

@@ -37,11 +37,11 @@ class ExactDiffusion(ModelAveraging):
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """No correction."""
+        """Start with a correction of zero."""
         return {"x": x_NP, "correction": torch.zeros_like(x_NP)}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """The corrected model."""
+        """Send the corrected model."""
         return {"x": state["x"] + state["correction"] if ctx.local_steps else state["x"]}
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002

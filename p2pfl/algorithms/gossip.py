@@ -32,7 +32,7 @@ class ModelAveraging(Algorithm, Protocol):
         return {"x": x_NP}
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
-        """Send the model."""
+        """Send each row's model."""
         return {"x": state["x"]}
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002

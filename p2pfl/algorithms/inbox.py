@@ -39,7 +39,7 @@ class SlotInbox:
     """The own rows' messages, (N, ...)."""
 
     weights_NK: Tensor
-    """Of the messages' dtype; column k belongs to each row's k-th neighbour in sorted order; 0 in padding."""
+    """Mixing weights in the messages' dtype; column k belongs to each row's k-th neighbour in sorted order; 0 in padding."""
 
     present_NK: Tensor
     """bool: whose message came. Padding is False."""

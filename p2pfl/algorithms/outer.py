@@ -20,7 +20,7 @@ from p2pfl.algorithms.gossip import ModelAveraging
 class DiLoCo(ModelAveraging):
     """DiLoCo with gossip for its all-reduce: delta = x - trained;  v+ = momentum v + delta;  x+ = W (x - lr (momentum v+ + delta)).
 
-    On the complete graph it is DiLoCo itself: the mean of the outer steps is the outer step of the mean. v stays at home.
+    On the complete graph it is DiLoCo itself: the mean of the outer steps is the outer step of the mean. v is never sent.
 
     In rounds without local steps x <- W x and v stays.
 
@@ -35,11 +35,11 @@ class DiLoCo(ModelAveraging):
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """No momentum."""
+        """Start with a momentum of zero."""
         return {"x": x_NP, "momentum": torch.zeros_like(x_NP)}
 
     def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """One outer step."""
+        """Take one outer step."""
         delta_NP = state["x"] - trained_NP
         momentum_NP = self.outer_momentum * state["momentum"] + delta_NP
         return {"x": state["x"] - self.outer_lr * (self.outer_momentum * momentum_NP + delta_NP), "momentum": momentum_NP}

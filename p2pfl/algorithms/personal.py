@@ -43,7 +43,7 @@ class PartlyShared(Algorithm):
         return self.rule.resets_optimizer
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
-        """Start both parts."""
+        """Start the shared and the personal part."""
         shared = self.rule.init(self._shared_of(x_NP), self._for_shared(ctx))
         own = self._alone.init(self._own_of(x_NP), self._for_own(ctx))
         return self._joined(x_NP, shared, own)
@@ -69,7 +69,7 @@ class PartlyShared(Algorithm):
         return self.rule.outgoing(self._parts(state)[0], phase, self._for_shared(ctx))
 
     def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:
-        """Decode shared coordinates."""
+        """Decode a message of shared coordinates."""
         return self.rule.decode(channel, before, encoded, self._for_shared(ctx))
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:

@@ -25,8 +25,8 @@ class PushSum(Algorithm):
 
     x+ = C (x - eta g(x / w)), w+ = C w with sum_i C_ij = 1: the mean of all x counts, whatever the degrees.
 
-    No message carries a share: it carries sigma_j, the sum of all (x_j, w_j) so far, and a receiver takes in C_ij (sigma_j - rho_ij), where
-    rho_ij is the last sigma that came. What a lost message would have given is in the next one, so that nothing is ever lost.
+    A message carries sigma_j, the sum of all (x_j, w_j) so far, and a receiver takes in C_ij (sigma_j - rho_ij), where rho_ij is the last
+    sigma that came. What a lost message would have given is in the next one, so that nothing is ever lost.
 
     In rounds without local steps it goes on in the same way.
 
@@ -73,7 +73,7 @@ class PushSum(Algorithm):
         return [torch.where(can_be_N1, x_NP / torch.where(w_N1 > 0, w_N1, 1), torch.inf)]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
-        """What is kept and what neighbours have given since they were last heard."""
+        """Add what is kept to what neighbours have given since they were last heard."""
         sums, weights_NK, present_NK = inbox.stack("sigma")
         sigma, rho = inbox.own("sigma"), state["rho"]
         # what rounding keeps out of a large running sum is not given away: it stays here

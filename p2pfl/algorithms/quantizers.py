@@ -36,7 +36,7 @@ class Float16:
     parts: ClassVar[tuple[str, ...]] = ("values",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
-        """Rounded."""
+        """Round to float16, saturated."""
         return {"values": _saturated(v, torch.float16)}
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
@@ -58,7 +58,7 @@ class BFloat16:
     parts: ClassVar[tuple[str, ...]] = ("codes",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
-        """The bits."""
+        """Round to bfloat16, as bits."""
         return {"codes": _saturated(v, torch.bfloat16).view(torch.int16)}
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
@@ -99,7 +99,7 @@ class Int8:
         return values.flatten(-2)[..., : codes.shape[-1]]
 
     def omega(self, layout: Layout) -> float:
-        """Guaranteed in expectation."""
+        """Fraction of ||v||**2 kept, guaranteed in expectation."""
         return 1 - (min(layout.size, CHUNK) - 1) / (4 * _INT8**2)
 
 
@@ -140,7 +140,7 @@ class QSGD:
         return xi * (parts["norm"].to(dtype) * (self.omega(ctx.layout) / self.levels))
 
     def omega(self, layout: Layout) -> float:
-        """Guaranteed in expectation."""
+        """Fraction of ||v||**2 kept, guaranteed in expectation."""
         return 1 / (1 + min(layout.size / self.levels**2, math.sqrt(layout.size) / self.levels))
 
     @property
@@ -159,7 +159,7 @@ class Sign:
     """
 
     scale: Literal["tensor", "vector"] = "tensor"
-    """What shares a scale."""
+    """Numbers that have one scale in common."""
 
     parts: ClassVar[tuple[str, ...]] = ("signs", "scales")
 
@@ -175,7 +175,7 @@ class Sign:
         return torch.cat([signs[..., place] * scales[..., i, None] for i, place in enumerate(self._places(ctx.layout))], dim=-1)
 
     def omega(self, layout: Layout) -> float:  # noqa: ARG002
-        """Expected, for Gaussian vectors."""
+        """Fraction of ||v||**2 kept, expected for Gaussian vectors."""
         return 2 / math.pi
 
     def _places(self, layout: Layout) -> list[slice]:

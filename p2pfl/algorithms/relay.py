@@ -44,7 +44,7 @@ class RelaySGD(Algorithm):
         return DPSGD()
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
-        """Nothing heard."""
+        """Start with empty sums from all neighbours."""
         assert ctx.slots_NK is not None
         num_slots = ctx.slots_NK.shape[1]
         heard = x_NP.new_zeros((x_NP.shape[0], num_slots, x_NP.shape[1]))
@@ -84,7 +84,7 @@ class RelaySGD(Algorithm):
 
 
 def _own(state: State, ctx: Context) -> Tensor:
-    """What a row adds to the relayed sums."""
+    """The model that a row adds to the relayed sums."""
     return state["x"] if ctx.local_steps else state["trained"]
 
 

@@ -72,7 +72,7 @@ class TopK:
         return empty.scatter_add(-1, indices.where(exists, 0), values.where(exists, 0))
 
     def omega(self, layout: Layout) -> float:
-        """Guaranteed."""
+        """Fraction of ||v||**2 kept, guaranteed."""
         return _kept(self.share, layout) / layout.size
 
 
@@ -100,7 +100,7 @@ class RandomK:
         return empty.index_copy(-1, self.places(ctx), values)
 
     def omega(self, layout: Layout) -> float:
-        """Guaranteed in expectation."""
+        """Fraction of ||v||**2 kept, guaranteed in expectation."""
         return _kept(self.share, layout) / layout.size
 
     def places(self, ctx: Context) -> Tensor:
@@ -131,13 +131,13 @@ class LowRank:
         return {"factors": torch.stack(rows).reshape(*v.shape[:-1], -1)}
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
-        """The products."""
+        """Multiply the factors of each matrix."""
         factors = parts["factors"].to(dtype)
         rows = [torch.cat(list(self._products(row, ctx.layout))) for row in factors.reshape(-1, factors.shape[-1])]
         return torch.stack(rows).reshape(*factors.shape[:-1], -1)
 
     def omega(self, layout: Layout) -> float:
-        """Expected."""
+        """Fraction of ||v||**2 kept, expected."""
         sides = [self._sides(spec) for spec in layout.tensors]
         return min([1.0, *(self.rank / min(side) for side in sides if side)])
 
@@ -184,7 +184,7 @@ def _kept(fraction: float, layout: Layout) -> int:
 
 
 def _index_dtype(size: int) -> torch.dtype:
-    """The smallest that tells `size` places apart; of 16 bits the one that torch can index and gather."""
+    """The smallest that distinguishes `size` places; of 16 bits the one that torch can index and gather."""
     return torch.int16 if size <= 1 << 16 else torch.int32
 
 
@@ -194,7 +194,7 @@ def _is_bitmap(size: int, kept: int) -> bool:
 
 @lru_cache(maxsize=2)  # the same for every message of a round
 def _drawn_places(seed: int, round: int, size: int, kept: int, device: torch.device) -> Tensor:
-    """Of `size` places `kept`, ascending."""
+    """Draw `kept` of `size` places, ascending."""
     index_P = torch.arange(size, device=device)
     zeros = torch.zeros_like(index_P)
     keys_P = sort_keys(seed, Purpose.COMPRESSION, node=zeros, round=zeros + round, step=zeros, index=index_P)
@@ -202,7 +202,7 @@ def _drawn_places(seed: int, round: int, size: int, kept: int, device: torch.dev
 
 
 def gaussian_columns(size: int, number: int, ctx: Context) -> Tensor:
-    """(size,) float64 on the CPU, the same for all nodes of a round; number tells draws of one round apart."""
+    """(size,) float64 on the CPU, the same for all nodes of a round; number distinguishes draws of one round."""
     index = torch.arange(size)
     zeros = torch.zeros_like(index)
     word_0, word_1, _, _ = philox((index, zeros + number, zeros + ctx.round, zeros), (ctx.seed & _MASK, int(Purpose.COMPRESSION)))

@@ -27,7 +27,7 @@ class StopRule:
     """Rounds for which every node must have passed."""
 
     diameter: int
-    """Of the roster's graph: rounds that news needs to reach everybody."""
+    """Diameter of the roster's graph: rounds that news needs to reach everybody."""
 
     lambda_2: float
     """Second smallest eigenvalue of the Laplacian of the edges of `window` rounds."""
@@ -133,7 +133,7 @@ class TimeVaryingBound:
         self.squared, self.moved = [], []
 
     def metadata(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Metadata for a checkpoint, as JSON values."""
         return {"squared": [values.tolist() for values in self.squared], "moved": [values.tolist() for values in self.moved]}
 
     def restore(self, metadata: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class GradientTracking(Algorithm):
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
-        """Nothing tracked."""
+        """Start with y = 0 and no gradient."""
         return {"x": x_NP, "y": torch.zeros_like(x_NP), "gradient": torch.zeros_like(x_NP)}
 
     def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:

@@ -44,9 +44,9 @@ def _mean(rows_NW: Any, mean_W: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mix_some(x_NP: Any, start: Any, from_FW: Any, mean_W: Any, links: Any, flow_W: Any, measured: Any) -> None:
+def _mix_some(x_NP: Any, start: Any, from_FW: Any, mean_W: Any, mixing_rows: Any, flow_W: Any, measured: Any) -> None:
     """Columns so few that all rows' stay in the cache."""
-    index_NK, weights_NK, present_NK = links
+    index_NK, weights_NK, present_NK = mixing_rows
     width = len(mean_W)
     flow = flow_W[:width]
     for i in range(len(x_NP)):
@@ -66,7 +66,9 @@ def _mix_some(x_NP: Any, start: Any, from_FW: Any, mean_W: Any, links: Any, flow
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mix(x_NP: Any, mean_P: Any, links: Any, active_N: Any, far_GW: Any, offset: Any, columns: Any, width: Any, measured: Any) -> None:
+def _mix(
+    x_NP: Any, mean_P: Any, mixing_rows: Any, active_N: Any, far_GW: Any, offset: Any, columns: Any, width: Any, measured: Any
+) -> None:
     num_rows, num_far = len(x_NP), len(far_GW)
     flow_W, from_FW = np.empty(width, dtype=x_NP.dtype), np.empty((num_rows + num_far, width), dtype=x_NP.dtype)
     for start in range(columns[0], columns[1], width):
@@ -75,7 +77,7 @@ def _mix(x_NP: Any, mean_P: Any, links: Any, active_N: Any, far_GW: Any, offset:
         _copy(x_NP, start, from_FW[:num_rows], len(mean))
         _copy(far_GW, start - offset, from_FW[num_rows:], len(mean))
         _mean(from_FW[:num_rows], mean)
-        _mix_some(x_NP, start, from_FW, mean, links, flow_W, measured)
+        _mix_some(x_NP, start, from_FW, mean, mixing_rows, flow_W, measured)
         for i in range(num_rows):
             if not active_N[i]:
                 for c in range(len(mean)):
@@ -85,7 +87,7 @@ def _mix(x_NP: Any, mean_P: Any, links: Any, active_N: Any, far_GW: Any, offset:
 def mix(
     x_NP: np.ndarray,
     mean_P: np.ndarray,
-    links: tuple[np.ndarray, np.ndarray, np.ndarray],
+    mixing_rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     active_N: np.ndarray,
     *,
     far_GW: np.ndarray,
@@ -98,7 +100,7 @@ def mix(
     Args:
         x_NP: float32 or float64, in C order; changed.
         mean_P: of its dtype; filled with the rows' mean.
-        links: index_NK, int64, rows of x and then of `far_GW`; weights_NK, of x's dtype; present_NK, bool: others are left out.
+        mixing_rows: index_NK, int64, rows of x and then of `far_GW`; weights_NK, of x's dtype; present_NK, bool: others are left out.
         active_N: bool; others stay as they are.
         far_GW: a block of columns of other processes' rows, in C order.
         offset: where in x that block begins.
@@ -106,4 +108,4 @@ def mix(
         measured: float64 (3, N), added to: squares of distances from neighbours, of norms, of distances from the mean.
     """
     width = min(max(_SOURCE_BYTES // ((len(x_NP) + len(far_GW)) * x_NP.itemsize), _NARROWEST), _WIDEST)
-    _mix(x_NP, mean_P, links, active_N, far_GW, offset, columns, width, measured)
+    _mix(x_NP, mean_P, mixing_rows, active_N, far_GW, offset, columns, width, measured)

@@ -1,4 +1,4 @@
-"""What is learnt and where its rows are: tasks, sites, and ways to share rows out."""
+"""Tasks, sites, and ways to partition rows among sites."""
 
 from __future__ import annotations
 

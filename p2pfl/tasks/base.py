@@ -1,4 +1,4 @@
-"""What is learnt (a task) and where its rows are (its sites).
+"""Tasks, which say what is learnt, and sites, which have the rows.
 
 Shapes: M rows, F features, P parameters.
 """
@@ -59,7 +59,7 @@ class Site:
     """Raw features (M, F), columns as in ``Task.features``, to model inputs, with this site's own statistics."""
 
     moments: Moments | None = None
-    """Of the training inputs before they are standardised, for sites that agree on one scale (the option ``standardise: pooled``)."""
+    """Moments of the training inputs before they are standardised, for sites that agree on one scale (option ``standardise: pooled``)."""
 
     def __post_init__(self) -> None:
         findings = [fault for part in ("train", "test", "set_aside") for fault in _faults_of_rows(part, getattr(self, part))]
@@ -82,7 +82,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What a network learns: a model, a loss, metrics and the sites whose rows are on this machine.
+    """A learning task: a model, a loss, metrics and the sites whose rows are on this machine.
 
     Raises:
         DataError: a field is not of its type; two sites have one name, rows of two sites differ in shape or dtype, a site has no rows to
@@ -109,13 +109,13 @@ class Task:
     """Outputs to probabilities, of the same shape."""
 
     dtype: str = "float32"
-    """Of parameters and inputs, where the experiment names none."""
+    """Dtype of parameters and inputs, where the experiment names none."""
 
     losses: frozenset[str] = frozenset()
     """The metrics of which less is better."""
 
     notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know about the rows, one sentence each."""
+    """Notes for readers of the figures about the rows, one sentence each."""
 
     def __post_init__(self) -> None:
         # the types first: what follows relies on them
@@ -141,7 +141,7 @@ class Task:
 
 
 def _faults_of_sites(sites: Sequence[Site], *, needs_rows: bool) -> list[str]:
-    """Of sites that do not go together."""
+    """Faults of sites that do not go together."""
     counts = Counter(site.name for site in sites)
     findings = [f"{count} sites are called {name!r}: expected names that differ" for name, count in sorted(counts.items()) if count > 1]
     if needs_rows:
@@ -242,7 +242,7 @@ def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
 
 
 def describe(tensor: Tensor) -> str:
-    """Dtype and shape."""
+    """Describe a tensor by dtype and shape."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 

@@ -91,7 +91,7 @@ def _one_of(value: object) -> object:
 
 
 def described(value: object) -> str:
-    """What something is, without its values."""
+    """Describe a value by its kind, without its numbers."""
     if isinstance(value, Tensor):
         return describe(value)
     if isinstance(value, np.ndarray):

@@ -25,7 +25,7 @@ def interval_of_difference(
     *,
     values: tuple[float, float] | None = None,
 ) -> Interval | None:
-    """Of a metric of the first model minus that of the second; None where the metric's kind has none, and where one figure is undefined.
+    """Interval of a metric of the first model minus that of the second; None where the kind has none, or one figure is undefined.
 
     Those of AUROC and accuracy take each model's own interval and put them together by squares, less what the two models have in common as
     they are measured on the same rows. AUROC: Zou and Yue (2013), from DeLong's intervals on the logit scale and DeLong's covariance. It

@@ -20,10 +20,10 @@ from p2pfl.tasks.scoring import kind_of, unwrapped
 
 CONFIDENCE = 0.95
 NUM_GROUPS = 20
-"""Of rows: so often a metric is computed for an interval where its kind has none."""
+"""Number of groups of rows: so often a metric is computed for an interval where its kind has none."""
 
 MOST_CALLS = 1000
-"""Of a metric for all intervals of one table. A slow metric takes some milliseconds, so that this takes some seconds."""
+"""Most calls of a metric for all intervals of one table. A slow metric takes some milliseconds, so that this takes some seconds."""
 
 MOST_ROWS = 2_000_000
 """Handed to a metric in all of these calls."""
@@ -38,12 +38,12 @@ Floats = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Of one figure."""
+    """Confidence interval of one figure."""
 
     low: float
     high: float
     method: str
-    """Whose it is."""
+    """Name of the method, with its author."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Area:
 
     value: float
     pull_M: Floats
-    """What each row moves it by. The products of two areas' pulls on the same rows add up to DeLong's covariance of these areas."""
+    """Amount by which each row moves it. The products of two areas' pulls on the same rows add up to DeLong's covariance of these areas."""
     rarer: int
     """Rows of the rarest class."""
 
@@ -204,7 +204,7 @@ def clipped(interval: Interval, kind: str, *, least: float = 0.0) -> Interval:
 
 
 def area_of(logits: np.ndarray, classes: np.ndarray) -> Area | None:
-    """Of logits (M, 1 or C) and classes (M,); None where there are not two classes.
+    """Area under the ROC curve of logits (M, 1 or C) and classes (M,); None where there are not two classes.
 
     Of more than two the mean, over those that the rows have, of one against the rest, as `auroc` takes it: a row's pulls on each add up.
     """
@@ -227,7 +227,7 @@ def _ranked(scores: np.ndarray, positive: np.ndarray) -> tuple[float, Floats]:
     value = 0.0
     for side_M in (positive, ~positive):
         number = int(side_M.sum())
-        # of each row of this side, the share of the others that it is above, ties counting half
+        # of each row of this side, the fraction of the others that it is above, ties counting half
         above = (among_all[side_M] - rankdata(scores[side_M])) / (len(scores) - number)
         right = above if side_M is positive else 1 - above
         value = float(right.mean())  # the same from both sides
@@ -242,7 +242,7 @@ def covariance(first: Area, second: Area) -> float:
 
 
 def interval_of_area(area: Area, confidence: float) -> Interval:
-    """As `interval_of` says."""
+    """Interval of an area under a ROC curve; arguments as of `interval_of`."""
     value, variance, rarer = area.value, covariance(area, area), area.rarer
     if variance == 0 or not 0 < value < 1 or rarer == 1:
         low, high = wilson(value * rarer, rarer, confidence)
@@ -253,9 +253,9 @@ def interval_of_area(area: Area, confidence: float) -> Interval:
 
 
 def wilson(successes: float, number: int, confidence: float) -> tuple[float, float]:
-    """The interval of a share, Wilson (1927)."""
-    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
-    centre, scale = share + z * z / (2 * number), 1 + z * z / number
-    reach = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    """The interval of a fraction, Wilson (1927)."""
+    z, fraction = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
+    centre, scale = fraction + z * z / (2 * number), 1 + z * z / number
+    reach = z * math.sqrt(fraction * (1 - fraction) / number + z * z / (4 * number * number))
     # exactly at the ends, which rounding would miss
     return 0.0 if successes == 0 else (centre - reach) / scale, 1.0 if successes == number else (centre + reach) / scale

@@ -116,7 +116,7 @@ def load_task(name: str, /, *, allow_tasks: Collection[str] = (), **arguments: A
 
 
 def make_task(name: str, function: Callable[..., Task], arguments: Mapping[str, Any]) -> Task:
-    """What a task's function makes of these arguments.
+    """Make the task that a task's function returns for these arguments.
 
     Args:
         name: of the task, for messages.

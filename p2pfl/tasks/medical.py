@@ -27,7 +27,7 @@ from p2pfl.tasks.tables import Preparation, Table, column_targets, partitioned_s
 from p2pfl.yaml_files import check
 
 DIRICHLET: Mapping[str, Any] = MappingProxyType({"name": "dirichlet", "alpha": 0.5})
-"""What a table is shared out by unless the experiment says otherwise."""
+"""Partition of a table unless the experiment says otherwise."""
 
 # the file's name, the site's name; the order is the network's ring
 _HOSPITALS = MappingProxyType({"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "va": "va"})

@@ -24,7 +24,7 @@ _EPS = np.finfo(np.float64).eps
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of rows whose class is right; of two classes, the second is chosen above probability 0.5."""
+    """Fraction of rows whose class is right; of two classes, the second is chosen above probability 0.5."""
     rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
@@ -33,7 +33,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Mean, over the classes that the rows have, of the share that is right."""
+    """Mean, over the classes that the rows have, of the fraction that is right."""
     rows = logits_and_classes(outputs, targets)
     if rows is None:
         return math.nan
@@ -68,7 +68,7 @@ def log_loss(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs whose scores are in order, ties counting half: Mann and Whitney's U, counted exactly."""
+    """Fraction of (positive, negative) pairs whose scores are in order, ties counting half: Mann and Whitney's U, counted exactly."""
     high, low = np.sort(scores[positive]), np.sort(scores[~positive])
     twice = low.searchsorted(high, "left").sum() + low.searchsorted(high, "right").sum()
     return float(twice / 2 / (len(high) * len(low)))
@@ -77,7 +77,7 @@ def _area(scores: np.ndarray, positive: np.ndarray) -> float:
 CLASSIFICATION: MappingProxyType[str, MetricFunction] = MappingProxyType(
     {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc, "log_loss": log_loss}
 )
-"""What the classification tasks report."""
+"""Metrics of the classification tasks."""
 
 LOSSES = frozenset({"log_loss"})
 """Those of which less is better."""

@@ -28,7 +28,7 @@ from p2pfl.tasks.streams import generator_of, generators_of
 log = logging.getLogger(__name__)
 
 MIN_ROWS = 10
-"""What a rule leaves to every node at least, where there are as many; otherwise an equal share."""
+"""Rows that a rule leaves to every node at least, where there are as many; otherwise an equal part."""
 
 MIN_OF_CLASS = 5
 DRAWS = 100

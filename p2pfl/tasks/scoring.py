@@ -13,7 +13,7 @@ from p2pfl.tasks import metrics
 from p2pfl.tasks.base import MetricFunction
 
 KINDS = ("auroc", "accuracy", "balanced_accuracy", "mean", "other")
-"""What a metric measures: an area under a ROC curve, a fraction of rows, a mean of such over classes, a mean over rows, another figure."""
+"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a mean over rows, another figure."""
 
 _KIND_OF: dict[Any, str] = {
     metrics.auroc: "auroc",

@@ -31,12 +31,12 @@ class Split:
     """(R,) whole numbers, the table's row at each place; None: place p is row p. A row may be at several places."""
 
     def of(self, site: int) -> Tensor | slice:
-        """One site's rows."""
+        """The rows of one site."""
         start, stop = int(self.starts[site]), int(self.starts[site + 1])
         return slice(start, stop) if self.rows is None else self.rows[start:stop].long()
 
     def take(self, sites: Tensor) -> Split:
-        """Of some sites, one after the other."""
+        """Take the rows of some sites, one after the other."""
         sizes = self.starts.diff()[sites]
         starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         places = (self.starts[sites] - starts[:-1]).repeat_interleave(sizes) + torch.arange(int(starts[-1]))

@@ -32,8 +32,8 @@ def generators_of(seed: int, *key: int, numbers: Sequence[int]) -> Iterator[np.r
 
     Args:
         seed: as `generator_of` takes it.
-        key: what all of them share, each below 2**32.
-        numbers: what tells them apart, each below 2**32.
+        key: what all of them have in common, each below 2**32.
+        numbers: what distinguishes them, each below 2**32.
     """
     numbers_C = np.array(numbers, dtype=np.uint32)
     shared = [seed % 2**64 & _MASK_32, *([seed % 2**64 >> 32] if seed % 2**64 > _MASK_32 else []), *key]

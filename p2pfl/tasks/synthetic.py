@@ -80,7 +80,7 @@ def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def averaging(dimension: int = 10, nodes: int | None = None, seed: int = 0) -> Task:
-    """Nothing to learn: every node starts from its own vector of D normal values, and the network finds their mean.
+    """Pure averaging: every node starts from its own vector of D normal values, and the network finds their mean.
 
     Args:
         dimension: D.

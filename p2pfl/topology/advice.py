@@ -29,13 +29,13 @@ from p2pfl.topology.weights import weighted
 BoolArray = NDArray[np.bool_]
 
 ACCURACY = 1e-6
-"""What is left of the disagreement in the end."""
+"""Fraction of the disagreement that is left in the end."""
 
 RULES = ("metropolis", "max-degree", "lazy", "best-constant")
 """Weights that are tried on every choice of links; fdla is tried where it can be better."""
 
 BUDGETS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Of MATCHA."""
+"""Communication budget of MATCHA."""
 
 _MAX_NODES = 128
 _MAX_SEARCHED_LINKS = 15  # 2**15 choices of links
@@ -60,7 +60,7 @@ class Option:
     """One way to use the links."""
 
     use: Literal["links", "matchings", "matcha"]
-    """The same ones in every round; their matchings in turns; their matchings at random."""
+    """All of them in every round; their matchings in turns; their matchings at random."""
 
     weights: str
     """A rule, or the schedule's own."""
@@ -69,7 +69,7 @@ class Option:
     """Those that are ever used, the smaller node first."""
 
     round_s: float
-    """What a round lasts, on average."""
+    """Seconds that a round lasts, on average."""
 
     rounds: int
     """Until `ACCURACY` is left: for the worst start; with MATCHA for the worst start on average over the draws."""
@@ -79,7 +79,7 @@ class Option:
     """By a node until then, on average over the nodes."""
 
     budget: float | None = None
-    """Of MATCHA."""
+    """Communication budget of MATCHA."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class LinkCosts:
     """Seconds that one message takes."""
 
     size_bytes: float
-    """Of a message."""
+    """Size of a message."""
 
     given: Topology | None = None
     """The graph with the weights that its file gives."""

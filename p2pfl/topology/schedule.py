@@ -46,7 +46,7 @@ class Schedule:
 
     directed: bool = False
     weighted_mean: bool = False
-    """Whether what stands still is meant to be a weighted mean; what the weights are is the graph's business."""
+    """Whether the mean that is preserved is meant to be a weighted one; what the weights are is the graph's business."""
 
     everybody: Callable[[], Topology] | None = None
     """The union of a random schedule."""

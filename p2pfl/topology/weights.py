@@ -1,7 +1,7 @@
 """What each node gives its neighbours' messages: rules that make a graph a mixing matrix.
 
 Every rule but "given", "push-sum" and "stationary" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean
-stands still.
+is preserved.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def fdla(topology: Topology) -> Topology:
 
 
 def stationary(topology: Topology) -> Topology:
-    """w_ij = min(1 / (1 + deg i), m_j / (m_i (1 + deg j))): the mean that stands still is weighted by the nodes' masses m.
+    """w_ij = min(1 / (1 + deg i), m_j / (m_i (1 + deg j))): the mean that is preserved is weighted by the nodes' masses m.
 
     Rows sum to 1, columns do not: everybody ends at sum_i m_i x_i / sum_i m_i. m_i w_ij = m_j w_ji, so that over each edge m_i times what i
     takes in is m_j times what j gives, and a flow that one end does not match is taken back exactly, as with symmetric weights.

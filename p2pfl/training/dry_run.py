@@ -110,7 +110,7 @@ class _DryRun:
         """Metrics whose figure was compared with that for equal shapes; built-in ones need none."""
 
     def of_training(self) -> Iterator[TaskError]:
-        """What is wrong with batches and training targets."""
+        """Faults of batches and training targets."""
         if self._task.loss is None:
             return
         gradients: Gradients | None = None
@@ -138,7 +138,7 @@ class _DryRun:
         yield from self._of_targets("train", self._fault_for_loss(), "loss", tried)
 
     def of_evaluation(self) -> Iterator[TaskError]:
-        """What is wrong with outputs, metrics and test targets."""
+        """Faults of outputs, metrics and test targets."""
         if self._is_broken or (isinstance(self._task.sites, SiteTable) and self._task.sites.test is None):
             return
         tried = set()
@@ -179,7 +179,7 @@ class _DryRun:
         return gradients
 
     def _pairing_in_loss(self, gradients: Gradients, batch: tuple[Tensor, Tensor], site: str) -> TaskError | None:
-        """What is wrong where the loss takes all pairs of rows in a batch of at least two."""
+        """Fault of a loss that takes all pairs of rows in a batch of at least two."""
         task = self._task
         assert task.loss is not None
         outputs, targets = gradients.outputs_on(batch[0], site), batch[1]
@@ -188,7 +188,7 @@ class _DryRun:
         return None if watch.fault is None else TaskError(watch.fault, task=task.name, function="loss", site=site)
 
     def _fault_for_loss(self) -> Callable[[np.ndarray], str | None]:
-        """What finds targets that the loss takes and should not, or takes in no batch but one."""
+        """Check for targets that the loss takes and should not, or takes in no batch but one."""
         loss, number = unwrapped(self._task.loss), self._num_outputs
         if loss in _OF_PROBABILITIES or isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss):
             return lambda targets: None if targets.min() >= 0 and targets.max() <= 1 else fault_of_classes(targets, 2)
@@ -211,7 +211,7 @@ class _DryRun:
                 yield TaskError(fault, task=self._task.name, function=function, site=site.name)
 
     def _evaluated(self, site: Site) -> Iterator[TaskError]:
-        """What is wrong with the metrics of one site's test rows."""
+        """Faults of the metrics on one site's test rows."""
         assert site.test is not None
         task, num_rows = self._task, len(site.test[0])
         rows = torch.linspace(0, num_rows - 1, min(num_rows, _MOST_TEST_ROWS)).long()

@@ -19,7 +19,7 @@ OptimizerState = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """What a node does with a gradient."""
+    """Optimiser of every node, with its learning rate schedule."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -37,11 +37,11 @@ class OptimizerSpec:
         """The learning rate of a round: a linear warm-up, then the schedule, which would reach 0 just after the last round."""
         if round < self.warmup_rounds:
             return self.lr * (round + 1) / self.warmup_rounds
-        share = (round - self.warmup_rounds) / max(rounds - self.warmup_rounds, 1)
+        fraction = (round - self.warmup_rounds) / max(rounds - self.warmup_rounds, 1)
         if self.schedule == "linear":
-            return self.lr * (1 - share)
+            return self.lr * (1 - fraction)
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * share)) / 2
+            return self.lr * (1 + math.cos(math.pi * fraction)) / 2
         return self.lr
 
     def state_names(self) -> tuple[str, ...]:
@@ -89,12 +89,12 @@ class StackedOptimizer:
 
     @property
     def x(self) -> Tensor:
-        """Where the rows are, (N, P)."""
+        """Parameters of all rows, (N, P)."""
         return self._x.detach()
 
     @property
     def state(self) -> OptimizerState:
-        """What the next round starts from."""
+        """Optimiser state that the next round starts from."""
         slot = self._optimizer.state[self._x]
         return {name: tensor for name, tensor in slot.items() if name != "step"}
 

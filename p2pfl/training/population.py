@@ -1,4 +1,4 @@
-"""N nodes as one tensor: their training, what they send and take in, their evaluation. The daemon's population has one row.
+"""A population: N nodes as one tensor, which train, exchange and are evaluated. A daemon's population has one row.
 
 Shapes: N rows, B examples in a batch, K local steps, P parameters.
 """
@@ -58,7 +58,7 @@ class Population:
         self.layout = Layout.of(model)
         self.device = torch.device(device)
         self._slots_NK = slots_NK.to(self.device) if slots_NK is not None else None
-        # functional_call borrows the module: two threads must not share one
+        # functional_call borrows the module: two threads must not use one
         self._model = sharing_parameters(model).to(self.device)
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
         self._is_scaled = loss_scale is not None
@@ -103,7 +103,7 @@ class Population:
         return self._backends is not None
 
     def context(self, round: int, *, local_steps: int, rows: Rows | None = None) -> Context:
-        """What the algorithm may know in this round, of some rows or of all."""
+        """Context that the algorithm has in a round, for some rows or for all."""
         return Context(
             round=round,
             local_steps=local_steps,
@@ -170,7 +170,7 @@ class Population:
         return tuple(self.sites[row].name for row in sorted(set(lost) - set(left)))
 
     def _trained(self, train: Callable[[list[Rows]], list[Trained]], groups: Sequence[list[Rows]]) -> Iterator[Trained]:
-        """What training makes of each part, in their order; several groups at a time where there are threads."""
+        """Train each part, in their order; several groups at a time where there are threads."""
         assert self._backends is not None
         if self.threads == 1 or len(groups) == 1 or self._backends.borrows_model:
             yield from chain.from_iterable(map(train, groups))
@@ -226,7 +226,7 @@ class Population:
             self._backends.compile(self.state["x"][:1])
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
-        """What each row sends in an exchange, by channel, (N, ...)."""
+        """Messages of each row in an exchange, by channel, (N, ...)."""
         return self.recipe.algorithm.outgoing(self.state, phase, self.context(round, local_steps=local_steps))
 
     def merge(self, round: int, phase: int, inbox: Inbox, *, local_steps: int, active_N: Tensor | None = None) -> list[Notice]:
@@ -236,7 +236,7 @@ class Population:
     def merge_in_parts(
         self, round: int, phase: int, inboxes: Sequence[tuple[slice, Inbox]], *, local_steps: int, active_N: Tensor | None = None
     ) -> list[Notice]:
-        """The same with an inbox for each part of the rows, in their order; what comes late is waited for when its part's turn comes."""
+        """Merge with an inbox for each part of the rows, in their order; what comes late is waited for when its part's turn comes."""
         self._round = round
         merged, before = [], []
         for rows, inbox in inboxes:
@@ -249,7 +249,7 @@ class Population:
         return self.recipe.algorithm.notices(was, self.state) if self.recipe.algorithm.has_notices else []
 
     def _take_up(self, merged_parts: Sequence[State], before: Sequence[State], active_N: Tensor | None) -> None:
-        """What a merge has made of each part of the rows."""
+        """Put the merged parts of the rows into the state."""
         if len(merged_parts) == 1:
             merged = merged_parts[0]
         else:

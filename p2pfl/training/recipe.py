@@ -54,7 +54,7 @@ class Recipe:
 
 
 def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
-    """The task's model with the start that every node shares: made under the experiment's seed.
+    """Make the task's model with the start of every node, under the experiment's seed.
 
     Raises:
         TaskError: it cannot be made, or its parameters are none that can be exchanged.

@@ -79,7 +79,7 @@ class Batched:
         learning = [number for number, layer in enumerate(layers) if layer.learns]
         self._first = min(learning, default=0)  # nothing before it needs a gradient
         self.saved_bytes = 0
-        """What one row of the sample keeps on its way."""
+        """Bytes that one row of the sample keeps for the way back."""
         self.evaluates = False
         """Whether the model says the same when it is not training."""
 
@@ -87,7 +87,7 @@ class Batched:
     def of(
         cls, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], x_P: Tensor | None = None
     ) -> Batched | None:
-        """What computes a model's gradients so, None where it cannot.
+        """Match a model's layers and loss; None where they are not known.
 
         Args:
             model: in training mode.
@@ -122,7 +122,7 @@ class Batched:
         return batched if bool(as_expected) else None
 
     def outputs(self, x_CP: Tensor, inputs_CB: Tensor) -> Tensor:
-        """What each row's model says of its own inputs, (C, B, ...)."""
+        """Outputs of each row's model on its own inputs, (C, B, ...)."""
         with torch.no_grad():
             for layer in self.layers:
                 inputs_CB, _ = layer.forward(x_CP, inputs_CB)
@@ -193,7 +193,7 @@ def are_finite(rows_CP: Tensor) -> Tensor:
 
 
 def _evaluated(model: nn.Module, inputs_B: Tensor) -> object:
-    """What a model in training mode says when it is not training."""
+    """Outputs in evaluation mode of a model that is in training mode."""
     model.eval()
     try:
         with torch.no_grad():

@@ -72,7 +72,7 @@ def _comes_first(layer: Layer) -> bool:
 
 
 def _first_of(layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.dtype) -> list[tuple[int, float]] | str:
-    """What is done to each input, with which number; or why that is not compiled."""
+    """Operations on each input, with their numbers; or why these are not compiled."""
     found: list[tuple[int, float]] = []
     is_real = inputs_dtype == dtype
     for function in (layer.function for layer in layers if isinstance(layer, Pointwise)):
@@ -186,7 +186,7 @@ class Compiled:
 
     @classmethod
     def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> Compiled | str:
-        """The same as a batched chain does, or why that cannot be done.
+        """Compile the steps of a batched chain; or say why that cannot be done.
 
         Args:
             batched: the chain with its loss.
@@ -241,7 +241,7 @@ class Compiled:
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """A context in which a matrix product keeps to the thread that asked for it: rows are shared out already."""
+    """A context in which a matrix product keeps to the thread that asked for it: rows are divided among threads already."""
     context: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
     return context
 

@@ -22,7 +22,7 @@ from p2pfl.training.freed_memory import return_freed_memory
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 RETURN_FROM_BYTES = 8 * 2**20
-"""Of one gradient that is so large, the parts are given back to the system while they are put together."""
+"""Size of one gradient from which its parts are given back to the system while they are put together."""
 
 RETURN_AT_ONCE_BYTES = 16 * 2**20
 
@@ -66,7 +66,7 @@ class Gradients:
         }
         """Each row's own buffers, (N, ...): BatchNorm's statistics stay at the node that computed them."""
         self.batched: Batched | None = None
-        """What computes the gradients of a model whose layers are known."""
+        """Written-out gradients of a model whose layers are known."""
         self._never_used_P: Tensor | None = None
         self.row_by_row: str | None = self._why_row_by_row(sample)
         """Why the model cannot be vectorised over rows; None where it can."""
@@ -169,7 +169,7 @@ class Gradients:
         return put_side_by_side(found)[0], loss.detach(), unused_P
 
     def outputs_on(self, inputs_B: Tensor, site: str) -> Tensor:
-        """What the model gives for a batch in training.
+        """Outputs of the model for a batch in training.
 
         Raises:
             TaskError: the model fails.
@@ -256,7 +256,7 @@ def _fault_of_loss(loss: object) -> str | None:
 
 
 def outputs_of(model: nn.Module, x_P: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """What one row's model says in evaluation mode, on the CPU."""
+    """Outputs of one row's model in evaluation mode, on the CPU."""
     was_training = model.training
     model.eval()
     try:

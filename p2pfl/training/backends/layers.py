@@ -29,7 +29,7 @@ class GradientUse(Protocol):
         ...
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
-        """A gradient itself."""
+        """Use a gradient as it is."""
         ...
 
 
@@ -40,11 +40,11 @@ class StoreGradient:
     out_CP: Tensor
 
     def matrix(self, place: slice, shape: tuple[int, ...], outer_CBM: Tensor, inner_CBN: Tensor) -> None:
-        """Store the sum."""
+        """Store the sum in the vector."""
         _matrix_at(self.out_CP, place, shape).baddbmm_(outer_CBM.transpose(1, 2), inner_CBN, beta=0)
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
-        """Store it."""
+        """Store the gradient in the vector."""
         self.out_CP[:, place] = values_CN
 
 
@@ -57,12 +57,12 @@ class SgdStep:
     decay: float
 
     def matrix(self, place: slice, shape: tuple[int, ...], outer_CBM: Tensor, inner_CBN: Tensor) -> None:
-        """Take the step along the sum."""
+        """Take a step along the sum."""
         kept = 1 - self.lr * self.decay
         _matrix_at(self.x_CP, place, shape).baddbmm_(outer_CBM.transpose(1, 2), inner_CBN, beta=kept, alpha=-self.lr)
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
-        """Take the step along it."""
+        """Take a step along the gradient."""
         part = self.x_CP[:, place]
         if self.decay:
             part.mul_(1 - self.lr * self.decay)
@@ -82,7 +82,7 @@ class Layer(Protocol):
         ...
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """What it makes of each row's examples, and what its way back needs."""
+        """Compute the outputs for each row's examples, and keep what `backward` needs."""
         ...
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:
@@ -100,7 +100,7 @@ class Linear:
     bias: slice | None
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """The outputs."""
+        """Compute the layer's outputs."""
         flat_CBD = inputs_CB.reshape(inputs_CB.shape[0], -1, inputs_CB.shape[-1])
         weight_CDM = _matrix_at(x_CP, self.weight, self.shape).transpose(1, 2)
         if self.bias is None:
@@ -110,7 +110,7 @@ class Linear:
         return outputs_CBM.view(*inputs_CB.shape[:-1], self.shape[0]), (flat_CBD, inputs_CB.shape)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:
-        """Through the transpose."""
+        """Multiply by the transposed weights."""
         flat_CBD, shape = saved
         flat_CBM = gradient_CB.reshape(gradient_CB.shape[0], -1, self.shape[0])
         before = None
@@ -139,7 +139,7 @@ class Conv2d:
     dilation: tuple[int, int]
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """The outputs."""
+        """Compute the layer's outputs."""
         height, width = (self._length(inputs_CB.shape[axis + 3], axis) for axis in (0, 1))
         patch_numbers = inputs_CB.shape[1] * height * width * math.prod(self.shape[1:])
         if patch_numbers > _MANY_PATCHES:
@@ -211,7 +211,7 @@ class LayerNorm:
         return self.weight is not None or self.bias is not None
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """The outputs."""
+        """Compute the layer's outputs."""
         flat = inputs_CB.reshape(*inputs_CB.shape[: inputs_CB.dim() - len(self.sizes)], -1)
         centred = flat - flat.mean(dim=-1, keepdim=True)
         inverse = (centred.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
@@ -248,14 +248,14 @@ class Embedding:
     shape: tuple[int, ...]
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """The rows."""
+        """Look the rows up."""
         table = x_CP[:, self.weight].view(x_CP.shape[0], *self.shape)
         flat_CB = inputs_CB.flatten(1)
         rows = table.gather(1, flat_CB[..., None].expand(-1, -1, self.shape[1]))
         return rows.view(*inputs_CB.shape, self.shape[1]), (flat_CB,)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
-        """Nothing goes on: whole numbers have no gradient."""
+        """Add up each row's gradients; whole numbers have none."""
         (flat_CB,) = saved
         table = gradient_CB.new_zeros(x_CP.shape[0], *self.shape)
         table.scatter_add_(1, flat_CB[..., None].expand(-1, -1, self.shape[1]), gradient_CB.reshape(*flat_CB.shape, -1))
@@ -273,12 +273,12 @@ class Pointwise:
     """The gradient before it, from that behind it, its inputs and its outputs."""
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:  # noqa: ARG002
-        """The outputs."""
+        """Compute the layer's outputs."""
         outputs_CB = self.function(inputs_CB)
         return outputs_CB, (inputs_CB, outputs_CB)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
-        """Through the derivative."""
+        """Multiply by the derivative."""
         return self.slope(gradient_CB, *saved) if goes_on else None
 
 
@@ -292,13 +292,13 @@ class MaxPool2d:
     padding: tuple[int, int]
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:  # noqa: ARG002
-        """The outputs."""
+        """Compute the layer's outputs."""
         flat = inputs_CB.flatten(0, 1)
         outputs, where = F.max_pool2d_with_indices(flat, list(self.kernel), list(self.stride), list(self.padding))
         return outputs.view(*inputs_CB.shape[:2], *outputs.shape[1:]), (where, inputs_CB.shape)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
-        """To the largest."""
+        """Give each gradient to its window's largest number."""
         if not goes_on:
             return None
         where, shape = saved
@@ -316,12 +316,12 @@ class AvgPool2d:
     stride: tuple[int, int]
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:  # noqa: ARG002
-        """The outputs."""
+        """Compute the layer's outputs."""
         outputs = F.avg_pool2d(inputs_CB.flatten(0, 1), self.kernel, self.stride)
         return outputs.view(*inputs_CB.shape[:2], *outputs.shape[1:]), (inputs_CB.shape,)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
-        """Shared out evenly."""
+        """Divide each gradient evenly among its window."""
         if not goes_on:
             return None
         (shape,) = saved
@@ -340,11 +340,11 @@ class Reshape:
     """From that of one row's batch (B, ...)."""
 
     def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:  # noqa: ARG002
-        """The same numbers."""
+        """Give each row's batch its new shape."""
         return inputs_CB.reshape(inputs_CB.shape[0], *self.shape_of(inputs_CB.shape[1:])), (inputs_CB.shape,)
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
-        """The same numbers."""
+        """Give the gradient the shape of the inputs."""
         return gradient_CB.reshape(saved[0]) if goes_on else None
 
 

@@ -36,7 +36,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _flattened(start: int, end: int, shape: torch.Size) -> tuple[int, ...]:
-    """Of torch.flatten over one row's batch."""
+    """Shape that torch.flatten gives one row's batch."""
     start, end = start % len(shape), end % len(shape)
     return (*shape[:start], -1, *shape[end + 1 :])
 
@@ -85,7 +85,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, dict[str, slice]], Layer | None]] 
     nn.Sigmoid: lambda _module, _: SIGMOID,
     nn.Flatten: lambda module, _: Reshape(partial(_flattened, module.start_dim, module.end_dim)),
 }
-"""What a module becomes; None where one of its options is not done here."""
+"""Makes the layer of a module, by its type; None where one of its options is not done here."""
 
 FUNCTIONS: dict[Any, Layer] = {
     F.relu: RELU,
@@ -173,7 +173,7 @@ def _layer(node: fx.Node, model: nn.Module, places: dict[str, slice]) -> Layer |
 
 
 def _function(node: fx.Node) -> Layer | None:
-    """What is called without a module of its own."""
+    """Layer of a step that calls a function or a method."""
     arguments = dict(enumerate(node.args))
     second = arguments.get(1)
     layer: Layer | None = None
@@ -194,7 +194,7 @@ def _function(node: fx.Node) -> Layer | None:
 
 
 def as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
-    """Convert the inputs."""
+    """Convert inputs to a dtype."""
     return inputs.to(dtype)
 
 
@@ -244,6 +244,6 @@ _SIGNS: dict[Any, Any] = {
     **dict.fromkeys(["mul", "multiply", torch.mul, torch.multiply], operator.mul),
     **dict.fromkeys(["div", "divide", "true_divide", torch.div, torch.divide, torch.true_divide], operator.truediv),
 }
-"""The same as methods and functions of tensors; with alpha or a rounding mode they are another thing."""
+"""Operators of methods and functions of tensors; with alpha or a rounding mode they are another thing."""
 
 _DTYPES: dict[Any, torch.dtype] = {"float": torch.float32, "double": torch.float64}
