@@ -80,21 +80,13 @@ class Simulation:
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training became non-finite."""
         self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
-        self._exchange = Exchange(
-            plan.schedule,
-            plan.recipe,
-            dtype=plan.layout.dtype,
-            device=self.population.device,
-            faults=faults,
-            is_lossy=self._clock is not None and self._clock.gives_up,
-            shard=self._shard,
-        )
-        num_nodes = len(plan.names)
+        is_lossy = self._clock is not None and self._clock.gives_up
+        self._exchange = Exchange(plan, self._shard, self.population.device, faults, is_lossy=is_lossy)
         self.round = 0
         self._agreement = Agreement(plan)
         self.bytes_sent = 0
         self._faults = faults
-        self._recorded = spread(num_nodes, most=100, all_up_to=STACKED_ABOVE)
+        self._recorded = spread(len(plan.names), most=100, all_up_to=STACKED_ABOVE)
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
         self._mixer = Mixer(plan, self.population, self._shard, self._exchange, may_mix_plainly=faults is None)

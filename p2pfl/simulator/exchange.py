@@ -17,17 +17,15 @@ from torch import Tensor
 from p2pfl.algorithms import SlotInbox, over_an_edge
 from p2pfl.algorithms.inbox import SlotMessages
 from p2pfl.errors import ConfigError
+from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import matches_flows
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.simulator.flow_ledger import FlowLedger, Flows
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
 from p2pfl.simulator.resynchronisation import Resynchronisation
 from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPlan
-from p2pfl.simulator.sharding.ranks import Ranks
 from p2pfl.simulator.sharding.shard import Shard
 from p2pfl.simulator.tables import NeighbourTables, Tables
-from p2pfl.topology import Schedule
-from p2pfl.training import Recipe
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
@@ -40,49 +38,28 @@ class Exchange:
     """Exchanges of all rows.
 
     Args:
-        schedule: weighted graphs, by round.
-        recipe: how the nodes learn and aggregate.
-        dtype: of the model.
+        plan: of the network.
+        shard: rows that are here.
         device: where they are.
         faults: what is lost by script.
         is_lossy: whether messages may stay out also without a script; where rows are shared none does.
-        shard: which rows are here; None: all.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        recipe: Recipe,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        faults: FaultScript | None,
-        is_lossy: bool = False,
-        shard: Shard | None = None,
-    ) -> None:
-        self._shard = shard if shard is not None else Shard.of(Ranks(device=device), schedule.union())
+    def __init__(self, plan: Plan, shard: Shard, device: torch.device, faults: FaultScript | None, *, is_lossy: bool) -> None:
+        algorithm, schedule = plan.recipe.algorithm, plan.schedule
+        self._shard, self._device, self._faults = shard, device, faults
         self._halo_exchange: HaloExchange | None = None
-        algorithm, self._inboxes = recipe.algorithm, recipe.inboxes
+        self._inboxes, self._names = plan.recipe.inboxes, plan.names
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
-        self._device, self._faults = device, faults
         self._is_lossy = is_lossy or faults is not None
-        assert schedule.names is not None
-        self._names = schedule.names
         if faults is not None:
             faults.check(self._names, kinds=_SIMULATED, in_seconds=False)
-        self.tables = NeighbourTables(
-            schedule,
-            dtype=dtype,
-            device=device,
-            splits_mass=algorithm.splits_mass,
-            fixed_slots="fixed slots" in algorithm.requires,
-            is_lossy=self._is_lossy,
-        )
+        self.tables = NeighbourTables(plan, device, is_lossy=self._is_lossy)
         self.ledger = FlowLedger(len(self._names), device)
         self._resynchronisation = Resynchronisation()
         self.resynchronised: list[tuple[int, int]] = []
         """(receiver, sender) where daemons would have sent a full update in the last exchange."""
-        if self._is_lossy and not matches_flows(algorithm, schedule.union()):
+        if self._is_lossy and not matches_flows(algorithm, plan.topology):
             raise ConfigError("topology: a directed graph; faults need an undirected one, where each side can match what the other did")
         self._cached_halo = lru_cache(maxsize=schedule.period or 4)(self._make_halo)
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.topology import Schedule, Topology
+from p2pfl.experiment.plan import Plan
+from p2pfl.topology import Topology
 
 Ints = NDArray[np.int64]
 
@@ -54,24 +55,20 @@ class NeighbourTables:
     """Neighbours of every row, by round.
 
     Args:
-        schedule: weighted graphs, by round.
-        dtype: of the weights.
+        plan: of the network.
         device: where the tables are.
-        splits_mass: whether a row keeps what it does not give, and not what it does not take.
-        fixed_slots: whether a neighbour has the same slot in every round.
         is_lossy: whether messages may stay out, so that slots are looked up from both ends.
     """
 
-    def __init__(
-        self, schedule: Schedule, *, dtype: torch.dtype, device: torch.device, splits_mass: bool, fixed_slots: bool, is_lossy: bool
-    ) -> None:
-        self._schedule, self._dtype, self._device = schedule, dtype, device
-        self._splits_mass, self._is_lossy = splits_mass, is_lossy
+    def __init__(self, plan: Plan, device: torch.device, *, is_lossy: bool) -> None:
+        schedule, algorithm = plan.schedule, plan.recipe.algorithm
+        self._schedule, self._dtype, self._device = schedule, plan.layout.dtype, device
+        self._splits_mass, self._is_lossy = algorithm.splits_mass, is_lossy
         self._slots: tuple[Ints, NDArray[np.bool_]] | None = None  # index (N, K) and what is padding, the same in every round
         self.reverse_NK: Tensor | None = None
         """int64, in fixed slots: the slot in which the neighbour has this node."""
-        if fixed_slots:
-            links = schedule.union().undirected()
+        if "fixed slots" in algorithm.requires:
+            links = plan.topology.undirected()
             index_NK, _, linked_NK = links.with_weights(0.0).padded()
             self._slots = index_NK, linked_NK
             self.reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
