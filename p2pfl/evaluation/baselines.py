@@ -1,4 +1,4 @@
-"""What a network is measured against: each site alone, and all data in one place, with the same number of steps."""
+"""Baselines of a network: each site trained alone, and one model trained on all data in one place, with as many steps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SMALL = 10**6  # rows of all sites, times sites: what is drawn for each row is 
 
 
 def _alone(recipe: Recipe) -> Recipe:
-    """The run's steps without its exchanges: whoever is alone just follows the optimiser."""
+    """Recipe with the run's local steps and without its exchanges."""
     return replace(recipe, algorithm=DPSGD())
 
 
 def trained_alone(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> Population:
-    """Each site's model after as many steps on its own rows, a row a site; what it evaluates to is the local baseline."""
+    """Train each site's model for as many steps on its own rows alone; its metrics are the local baseline."""
     population = Population(task, sites, nodes, model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
@@ -38,7 +38,7 @@ def trained_alone(task: Task, sites: Sequence[Site], nodes: Sequence[int], model
 def both_baselines(
     task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe
 ) -> tuple[Population, list[Metrics]]:
-    """The sites' models trained alone, as the first rows, and the pooled baseline.
+    """Train the sites' models alone, as the first rows of a population, and the pooled baseline.
 
     Trained side by side where the sites are small, which takes half as long.
     """
@@ -53,7 +53,7 @@ def both_baselines(
 
 
 def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe: Recipe) -> list[Metrics]:
-    """One model trained on all sites' rows together, evaluated on each site's test rows. Needs all data in one place."""
+    """Train one model on all sites' rows together, and measure it on each site's test rows."""
     population = Population(task, [_everything(sites)], [_POOLED_NODE], model, _alone(recipe))
     for round_number in range(recipe.rounds):
         population.train(round_number)
@@ -66,7 +66,7 @@ def asks_for(plan: Plan, baseline: str) -> bool:
 
 
 def baselines_of(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tuple[dict[str, Any], Population | None]:
-    """What the network is measured against, as the experiment's `baselines` ask for.
+    """Compute the baselines that the experiment asks for.
 
     Args:
         plan: of the run.
@@ -116,7 +116,7 @@ def baselines_of_node(plan: Plan, name: str, *, trains: bool) -> tuple[dict[str,
 
 
 def _everything(sites: Sequence[Site]) -> Site:
-    """One site with all sites' training rows."""
+    """Pool all sites' training rows in one site."""
     trains = [site.train for site in sites if site.train is not None]
     pooled = None if not trains else (torch.cat([inputs for inputs, _ in trains]), torch.cat([targets for _, targets in trains]))
     return replace(sites[0], name="pooled", train=pooled, test=None, groups={}, start=None)

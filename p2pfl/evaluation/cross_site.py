@@ -1,4 +1,4 @@
-"""Every site's model, and the mean model, on every site's test rows: is a model good only at home, and how sure is that?
+"""Measure every site's model, and the mean model, on every site's test rows, with intervals.
 
 Where data of one site alone are at hand, the models that its neighbours have sent it on its own test rows.
 
@@ -38,7 +38,7 @@ Cell = tuple[float, Interval | str]
 
 
 def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, Any] | None:
-    """The matrix of the primary metric, models by sites, with intervals.
+    """Compute the matrix of the primary metric, models by sites, with intervals.
 
     Intervals are `interval_of`'s by the metric's kind. Other metrics are computed without one group of a site's test rows after the other
     (`left_out_interval`), the groups drawn by the experiment's seed and the site, the same for every model: in all cells where that takes
@@ -78,14 +78,14 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
 
 
 def measures_neighbours(plan: Plan, population: Population) -> bool:
-    """Whether a node measures at its end the models that its neighbours have sent it; it must then keep those of the last round."""
+    """Tell whether a node measures its neighbours' last models at its end, so that it must keep them."""
     return primary_metric(plan.task.metrics) is not None and not population.buffers and not plan.layout.personal
 
 
 def at_one_site(
     plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[EventKind, str], None]
 ) -> dict[str, Any] | None:
-    """The same of one site, where the others' data are elsewhere: its own model and those that its neighbours have sent it.
+    """Measure a node's own model and those of its neighbours at its own site, where the others' data are elsewhere.
 
     Args:
         plan: of the run.
@@ -151,7 +151,7 @@ def _cell(plan: Plan, population: Population, metric: str, x_P: Tensor, site: Si
 
 
 def _support(site: Site) -> dict[str, int] | None:
-    """Test rows of each class; None where targets are no classes."""
+    """Count test rows of each class; None where targets are no classes."""
     if site.test is None:
         return None
     targets = site.test[1].reshape(-1)

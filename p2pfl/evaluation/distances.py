@@ -13,12 +13,12 @@ _LEAST_WIDTH = 16  # columns that are worth a pass
 
 
 def consensus_distance(x_NP: Tensor) -> float:
-    """sqrt(mean_i ||x_i - mean||**2) of rows."""
+    """Compute sqrt(mean_i ||x_i - mean||**2) of rows x_i."""
     return float(squared_distances_from_mean(x_NP).mean().sqrt())
 
 
 def squared_distances_from_mean(x_NP: Tensor, mean_P: Tensor | None = None) -> Tensor:
-    """||x_i - mean||**2 of rows, (N,) float64 on the CPU; a block after the other, so that no second population is held.
+    """Compute ||x_i - mean||**2 of rows, (N,) float64 on the CPU, block by block so that no second population is held.
 
     Args:
         x_NP: the rows.

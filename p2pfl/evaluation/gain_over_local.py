@@ -1,4 +1,4 @@
-"""What each site has of the network: its model against what it would have made alone, on the same test rows, and how sure that is.
+"""Compare each site's model with the one it would have trained alone, on the same test rows, with an interval of the difference.
 
 Shapes: N nodes, P parameters, M test rows.
 """
@@ -28,7 +28,7 @@ MOST_SITES = 100
 
 
 def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:
-    """The primary metric of each site's own model and of the network's, with a paired interval of their difference.
+    """Compute each site's gain in the primary metric over local training, with a paired interval.
 
     Args:
         plan: of the run.
@@ -81,7 +81,7 @@ def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Se
 
 
 def _why_too_many(plan: Plan) -> str | None:
-    """Why a metric without an interval of its own gets none here; None where it does."""
+    """Reason why a metric without an interval of its own gets none here; None where it gets one."""
     sizes = [len(site.test[0]) for site in plan.sites.values() if site.test is not None]
     # a node knows its own rows alone, and the others' number of sites
     return why_not_left_out(2 * len(sizes), 2 * sum(sizes))
@@ -90,7 +90,7 @@ def _why_too_many(plan: Plan) -> str | None:
 def _interval(
     plan: Plan, metric: str, outputs: Tensor, before: Tensor, site: Site, values: tuple[float, float], too_many: str | None
 ) -> Interval | str:
-    """Of the gain, or why there is none."""
+    """Interval of the gain, or why there is none."""
     assert site.test is not None
     targets, task = site.test[1], plan.task
     known = interval_of_difference(task.metrics[metric], outputs, before, targets, values=values)

@@ -21,7 +21,7 @@ from p2pfl.training.training_data import of_dtype
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanModel:
-    """The mean of all nodes' models, complete."""
+    """Mean of all nodes' models, complete with its buffers."""
 
     x_P: Tensor
     """Parameters."""
@@ -31,7 +31,7 @@ class MeanModel:
 
 
 def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> MeanModel | str:
-    """Make the mean of all nodes' models a model, with running statistics that belong to it.
+    """Average all nodes' models, and recompute running statistics for the mean.
 
     Args:
         plan: of the run.
@@ -60,7 +60,7 @@ def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> Me
 
 
 def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population) -> dict[str, float] | None:
-    """Metrics of the mean model on all sites' test rows pooled; None where there is no such model."""
+    """Measure the mean model on all sites' test rows pooled; None where there is no such model."""
     if isinstance(mean, str):
         return None
     if isinstance(plan.sites, SitesByName):
@@ -75,7 +75,7 @@ def mean_model_metrics(plan: Plan, mean: MeanModel | str, population: Population
 
 
 def why_no_mean_model(plan: Plan) -> str | None:
-    """The reason why the mean of all nodes' models is no model; None where it is one."""
+    """Reason why the mean of all nodes' models is no model; None where it is one."""
     personal = plan.layout.personal
     if not personal:
         return None

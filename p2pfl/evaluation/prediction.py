@@ -1,4 +1,4 @@
-"""What a run's models say of new rows."""
+"""Predictions of a run's models for new rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from p2pfl.tasks.calling import described, probabilities_of, users_code
 
 
 def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collection[str] = ()) -> list[list[float]]:
-    """Probabilities (or outputs, where the task has no probabilities) of a node's final model for the rows of a CSV file.
+    """Compute a node's predicted probabilities, or its outputs, for the rows of a CSV file.
 
     Args:
         run_folder: of a run that has ended.
@@ -62,6 +62,6 @@ def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collectio
 
 
 def _with_line(finding: str, lines: Sequence[int]) -> str:
-    """A finding about a row, with the line of the file that holds the row."""
+    """Name the file's line in a finding about a row."""
     found = re.match(r"row (\d+), ", finding)
     return f"line {lines[int(found[1])]}, {finding[found.end() :]}" if found and int(found[1]) < len(lines) else finding

@@ -1,4 +1,4 @@
-"""A line now and then while something takes long, for whoever waits."""
+"""Progress of long computations, as lines in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
 def told(what: str, items: Sequence[T]) -> Iterator[T]:
-    """The items, with a line every three seconds that says how many are done.
+    """Iterate over items, and log every three seconds how many are done.
 
     Args:
         what: is being computed.

@@ -1,4 +1,4 @@
-"""What a run left behind, as Python objects: its summary, its records, its models."""
+"""Results of a run as Python objects: summary, records and models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FROZEN = "frozen/"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """Results in the folder of a run."""
 
     path: Path
 
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds.
+        """Content of the run's summary.json.
 
         Raises:
             ConfigError: the run has not ended.
@@ -58,36 +58,36 @@ class Run:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """One dict a round of the whole network; `pandas.DataFrame(run.records)` takes it."""
+        """Rows of the network, a dict a round; `pandas.DataFrame(run.records)` takes them."""
         return self._read.rounds
 
     @property
     def node_records(self) -> list[dict[str, Any]]:
-        """One dict a node and round."""
+        """Rows of nodes, a dict for each node and round."""
         return self._read.nodes
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What happened beside the numbers."""
+        """Events that happened beside the numbers."""
         return self._read.events
 
     @cached_property
     def experiment(self) -> Experiment:
-        """As it was resolved when the run began."""
+        """Experiment as it was resolved when the run began."""
         return recorded_experiment(self._read.experiment, str(self.path / "experiment.yaml"))
 
     @property
     def models(self) -> Mapping[str, Tensor]:
-        """Each node's final parameters as a flat vector (P,)."""
+        """Final parameters of each node as a flat vector (P,)."""
         return read_models(self.path)
 
     def models_after(self, round: int) -> Mapping[str, Tensor]:
-        """Each node's parameters after a round, where `save_models_every` kept them."""
+        """Parameters of each node after a round, where `save_models_every` kept them."""
         return read_models(self.path, round)
 
 
 def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ()) -> nn.Module:
-    """A node's final model, ready to use.
+    """Load a node's final model, ready to use.
 
     Args:
         run: a run, or its folder.
@@ -106,7 +106,7 @@ def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ())
 
 
 def load_run_sites(run: Run, allow_tasks: Collection[str] = ()) -> Task:
-    """The task of a run with its sites.
+    """Load the task of a run with its sites.
 
     Raises:
         TaskNotAllowed: it is neither built in nor allowed; the message names the run's file.
@@ -119,7 +119,7 @@ def load_run_sites(run: Run, allow_tasks: Collection[str] = ()) -> Task:
 
 
 def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
-    """The task's model with given parameters and buffers (none: the model's own), in evaluation mode.
+    """Build the task's model with given parameters and buffers (none: the model's own), in evaluation mode.
 
     Raises:
         ConfigError: the task's model is no longer the one that was trained.
@@ -143,7 +143,7 @@ def write_models(
     *,
     frozen: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Each node's model in a safetensors file under its parameters' own names; above 1,000 nodes all in one file, stacked.
+    """Write each node's model to a safetensors file; above 1,000 nodes all of them, stacked, to one file.
 
     Args:
         folder: of the run.
@@ -173,7 +173,7 @@ def write_models(
 
 
 def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
-    """Each node's parameters as a flat vector (P,), from what `write_models` wrote.
+    """Read each node's parameters as a flat vector (P,), from files of `write_models`.
 
     Raises:
         ConfigError: there are none.
@@ -197,7 +197,7 @@ def read_models(folder: Path, round: int | None = None) -> dict[str, Tensor]:
 
 
 def read_buffers(folder: Path, node: str) -> dict[str, Tensor]:
-    """Read what lies beside a node's final trained parameters: its own buffers, such as BatchNorm's statistics, and frozen parameters.
+    """Read a node's final buffers, such as BatchNorm's statistics, and its frozen parameters.
 
     Raises:
         StoreError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""How good models are for parts of a site's patients, by the attributes that its test rows have; nothing is said of few.
+"""Metrics of models for groups of a site's patients, by attributes of its test rows; small groups are withheld.
 
 What is computed here are aggregates at the site that holds the rows; they alone enter records. Who knows how many rows there are in all,
 and in all groups but one, knows it of that one too.
@@ -29,7 +29,7 @@ _BINS = 10
 
 
 def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], mean: MeanModel | str | None = None) -> list[Row]:
-    """Figures of each group at each site, by the site's own model; where all sites are here also of all their rows, by the mean model.
+    """Measure each site's model on each group of its test rows, and the mean model on the groups of all sites together.
 
     Args:
         plan: of the run.
@@ -69,7 +69,7 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
 def _logits(
     population: Population, x_P: Tensor, site: Site, row: int = 0, *, buffers: Mapping[str, Tensor] | None = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(M,) and classes (M,); None where there is nothing to tell, or not two classes."""
+    """Compute logits (M,) and classes (M,); None without test rows, or with other than two classes."""
     if site.test is None:
         return None
     outputs, targets, num_rows = (
@@ -112,7 +112,7 @@ def _figures(logits: np.ndarray, classes: np.ndarray) -> Row:
 
 
 def _calibration_error(logits: np.ndarray, classes: np.ndarray) -> float:
-    """Guo et al. (2017), of the probability of the second class; scikit-learn's curve does not say how many rows a bin has."""
+    """Expected calibration error of the second class's probability (Guo et al. 2017)."""
     from scipy.special import expit
 
     probabilities = expit(logits)

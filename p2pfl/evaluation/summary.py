@@ -1,4 +1,4 @@
-"""The content of summary.json, the same from every runtime.
+"""Content of summary.json, alike for every runtime.
 
 Shapes: N nodes, P parameters.
 """
@@ -78,7 +78,7 @@ def summary_of(
 
 
 def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
-    """The departure that some final models hold numbers that are not finite; none where all are finite."""
+    """Departure for final models with numbers that are not finite; none where all are finite."""
     if not len(x_NP) or bool(x_NP.sum().isfinite()):
         return []
     bad = [names[row] for row in (~x_NP.isfinite().all(dim=1)).nonzero().flatten().tolist()]
@@ -89,11 +89,11 @@ def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
 
 
 def seconds_spent(parts: Mapping[str, float]) -> dict[str, float]:
-    """The summary's `seconds`: every part in the order of time, those that all runs have among them, and their total."""
+    """Order the parts of a run's seconds, with those that all runs have and their total."""
     missing = [name for name in ("setup", "train", "mix", "evaluate") if name not in parts]
     return {**dict.fromkeys(missing, 0.0), **parts, "total": math.fsum(parts.values())}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:
-    """Each metric's mean, least and largest over the nodes, and every node's."""
+    """Summarise each metric over the nodes: mean, least, largest and every node's."""
     return {name: statistics({node: values.get(name) for node, values in per_node.items()}) for name in plan.task.metrics}

@@ -48,12 +48,12 @@ _SHARED = 0o2750
 
 
 def mode_in(folder: Path) -> int:
-    """The mode of a private file in a folder: the owner's alone, but for a folder of mode 2750, which shares all with its group."""
+    """Choose the mode of a private file: 0600, or 0640 in a folder of mode 2750, which its group may read."""
     return 0o640 if stat.S_IMODE(folder.stat().st_mode) == _SHARED else 0o600
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write durably: to a temporary name, fsync, rename, fsync of the folder.
+    """Write a checkpoint durably: temporary name, fsync, rename, fsync of the folder.
 
     Raises:
         StoreError: the disk refused; the checkpoint that was there is untouched.
@@ -80,7 +80,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write in the format of safetensors, one tensor after the other; only one that is not contiguous or not on the CPU is copied."""
+    """Write tensors in the format of safetensors one by one; only those not contiguous or not on the CPU are copied."""
     # as the library orders them: the widest dtype first, so that every tensor is aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -118,7 +118,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 @contextmanager
 def changes_told(path: Path) -> Iterator[None]:
-    """Raise a StoreError where a checkpoint that can be read does not hold what its reader in here needs.
+    """Raise a StoreError where a checkpoint can be read but lacks what the code inside the block needs.
 
     Args:
         path: the checkpoint's file.

@@ -1,4 +1,4 @@
-"""The ways in which a run that has ended was not as agreed: summary.json lists them, and the exit code says that there are some.
+"""Departures: ways in which a finished run was not as agreed, listed in summary.json and told by the exit code.
 
 A departure is first written down as an event: events survive a restart, and `up` gathers those of all nodes. When the run ends, an event of
 a kind that declares a departure becomes one.
@@ -35,14 +35,14 @@ class Departure:
     """A sentence without a full stop that names the nodes."""
 
     def as_row(self) -> dict[str, str]:
-        """As summary.json holds it."""
+        """Convert to a row of summary.json."""
         return {"kind": self.kind, "detail": self.detail}
 
 
 def departures_of_events(
     events: Iterable[Mapping[str, Any]], *, simulated: bool = False, agreed_from: int | None = None
 ) -> list[Departure]:
-    """Departures that events tell of, each once, in the order of their first events.
+    """Derive departures from events, each once, in the order of their first events.
 
     Args:
         events: rows of events.jsonl, of one node or of many; those of other kinds are passed over.
@@ -75,7 +75,7 @@ def departures_of_events(
 
 
 def _forget_lost_state(found: dict[tuple[EventKind, str], list[Mapping[str, Any]]], restored: Mapping[str, Any]) -> None:
-    """A member has the state after all that a node missed: details of both events begin with its name."""
+    """Drop the departure of a lost state that has been restored: details of both events begin with the member's name."""
     name = str(restored.get("detail", "")).partition(":")[0]
     for key in [key for key in found if key[0] == EventKind.STATE_LOST and key[1].startswith(f"{name}:")]:
         found[key] = [event for event in found[key] if event["node"] != restored["node"]]
@@ -84,12 +84,12 @@ def _forget_lost_state(found: dict[tuple[EventKind, str], list[Mapping[str, Any]
 
 
 def departure_rows(departures: Iterable[Departure]) -> list[dict[str, str]]:
-    """Departures as summary.json lists them, each once."""
+    """Convert departures to rows of summary.json, each once."""
     return [departure.as_row() for departure in dict.fromkeys(departures)]
 
 
 def departures_in(summary: Mapping[str, Any] | None) -> list[str]:
-    """Sentences on what was not as agreed, from a summary; none from one that an earlier version wrote.
+    """Read the sentences on departures from a summary; none from one that an earlier version wrote.
 
     Args:
         summary: as summary.json holds it; None: the run has not ended.
@@ -99,12 +99,12 @@ def departures_in(summary: Mapping[str, Any] | None) -> list[str]:
 
 
 def exit_code_of(summary: Mapping[str, Any] | None) -> int:
-    """Exit code of a run with this summary: 3 where it has ended, and not as agreed, else 0."""
+    """Derive a run's exit code from its summary: 3 where it has ended, and not as agreed, else 0."""
     return DEPARTED if departures_in(summary) else 0
 
 
 def _told(kind: EventKind, same: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on events that are alike."""
+    """Put events that are alike into one sentence."""
     nodes = dict.fromkeys(str(event["node"]) for event in same)
     named, more = ", ".join(list(nodes)[:_NAMED]), len(nodes) - _NAMED
     who = f"{named} and {more:,} more" if more > 0 else named

@@ -1,4 +1,4 @@
-"""Kinds of events that a run records beside its numbers, each with what it means for the run's end and for who looks on."""
+"""Kinds of events that a run records beside its numbers, each with the departure that it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EventKind(StrEnum):
     def __new__(
         cls, text: str, departure: DepartureKind | None = None, sentence: str = "", is_alarming: Literal["", "alarming"] = ""
     ) -> Self:
-        """Member with its facts, as the lines below list them."""
+        """Make a kind with its facts, as the lines below list them."""
         member = str.__new__(cls, text)
         member._value_ = text
         member.departure, member.sentence, member.is_alarming = departure, sentence, bool(is_alarming)

@@ -41,7 +41,7 @@ _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
 
 
 class RunFolder:
-    """The writing side of a run folder; one writer at a time."""
+    """Writer of a run folder, one at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,7 +60,7 @@ class RunFolder:
         engine: str | None = None,
         member: str | None = None,
     ) -> RunFolder:
-        """A new folder with experiment.yaml, environment.json and, where given, topology.json.
+        """Make a new folder with experiment.yaml, environment.json and, where given, topology.json.
 
         Args:
             path: must not exist; its parents are made.
@@ -91,7 +91,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """An existing folder, to be written further; what a crash left of a last row is cut off.
+        """Open an existing folder to write on; the rest of a row that a crash left is cut off.
 
         Raises:
             ConfigError: there is no run there.
@@ -103,7 +103,7 @@ class RunFolder:
         return folder
 
     def began_ms(self) -> int:
-        """When the run began, in milliseconds since 1970, as its environment.json says; 0 where it does not say."""
+        """Milliseconds since 1970 at which the run began, by its environment.json; 0 where it does not say."""
         started = (read_document(self.path / "environment.json") or {}).get("started")
         return int(1000 * datetime.fromisoformat(started).timestamp()) if started else 0
 
@@ -112,7 +112,7 @@ class RunFolder:
         self._append("rounds.jsonl", [row])
 
     def append_network(self, row: NetworkRow | Mapping[str, Any]) -> None:
-        """Append to network.jsonl."""
+        """Append a round of the network to network.jsonl."""
         self._append("network.jsonl", [row])
 
     def append_node(self, *rows: NodeRow | Mapping[str, Any]) -> None:
@@ -132,22 +132,22 @@ class RunFolder:
         return sorted(read_lines(self.path / "events.jsonl"), key=lambda row: str(row.get("time", "")))
 
     def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
-        """cross_site.json; nothing where nothing was found."""
+        """Write cross_site.json, unless nothing was found."""
         if found is not None:
             replace_file(self.path / "cross_site.json", document_of(found))
 
     def write_subgroups(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """subgroups.json, {"rows": [...]}; nothing where there are none."""
+        """Write subgroups.json, {"rows": [...]}, unless there are none."""
         if rows:
             replace_file(self.path / "subgroups.json", document_of({"rows": list(rows)}))
 
     def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """worth.json, {"rows": [...]}; nothing where there are none."""
+        """Write gains over local training to worth.json, {"rows": [...]}, unless there are none."""
         if rows:
             replace_file(self.path / "worth.json", document_of({"rows": list(rows)}))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """summary.json: there whole or not at all."""
+        """Write summary.json as a whole or not at all."""
         replace_file(self.path / "summary.json", document_of(summary))
         self.leave()
 
@@ -156,11 +156,11 @@ class RunFolder:
         self.write_summary({**(read_document(self.path / "summary.json") or {}), **changes})
 
     def leave(self) -> None:
-        """This process writes no more, and whoever reads the folder must not miss it."""
+        """Say that this process ended cleanly and writes no more."""
         unmark_process(self.path)
 
     def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
-        """Forget rounds and nodes rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
+        """Remove rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
 
         Events stay: they happened.
 
@@ -195,7 +195,7 @@ class RunFolder:
 
     @property
     def num_waiting(self) -> int:
-        """How often rows were appended that are not on the disk, because it has no room."""
+        """Number of appends that wait for room on the disk."""
         return len(self._waiting)
 
     def write_waiting(self) -> None:
@@ -234,7 +234,7 @@ class RunFolder:
 
 
 def existing_run(path: Path | str) -> Path:
-    """Folder of a run that is there, else a ConfigError."""
+    """Check that a folder holds a run, else raise a ConfigError."""
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError("no such folder: give the folder of a run, as --out named it (runs/NAME by default)", str(path))
@@ -246,7 +246,7 @@ def existing_run(path: Path | str) -> Path:
 
 
 def _environment(engine: str | None) -> Row:
-    """Where a run was made, without naming the machine or its user."""
+    """Describe versions and platform, without naming the machine or its user."""
     return {
         "engine": engine,
         "started": utc_now(),

@@ -1,4 +1,4 @@
-"""How many files this process may have open, and what is done when there are no more: strangers give theirs up, records are written."""
+"""Limit of open files: where it is reached, connections of unknown peers are closed so that records can be written."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def rss_bytes() -> int:
-    """The memory that this process holds now; the most that it ever held where the system does not say."""
+    """Memory that this process holds now, in bytes; its peak where the system does not say."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.exists() else peak_rss_bytes()
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held, bytes."""
+    """Peak of the memory that this process held, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts what the process that this one was forked from held
         line = next(line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM:"))

@@ -21,7 +21,7 @@ _FIELDS = {"worth": "gains"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecords:
-    """What a run folder held at the moment of reading."""
+    """Content of a run folder at the moment of reading."""
 
     experiment: Row
     environment: Row
@@ -46,7 +46,7 @@ class RunRecords:
 
 
 def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -> RunRecords:
-    """All that a run folder holds, also while the run is in progress.
+    """Read all that a run folder holds, also while the run is in progress.
 
     Args:
         path: the folder.
@@ -79,7 +79,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
 
 @contextmanager
 def damage_told(source: str) -> Iterator[None]:
-    """Raise a StoreError where records lack a field, or have one of another type: whoever reads them in here need not check each.
+    """Raise a StoreError where the code inside the block meets a record without a field, or with one of another type.
 
     Args:
         source: where the records come from.
@@ -95,7 +95,7 @@ def damage_told(source: str) -> Iterator[None]:
 
 
 def records_of(document: Mapping[str, Any]) -> RunRecords:
-    """Records from one document that has them by the names of `RunRecords`, as a node gives them.
+    """Make records from one document, as a node at work gives it.
 
     Raises:
         TypeError: it is not such a document.
@@ -110,7 +110,7 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
 
 
 def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
-    """Records of what a node's status says of the network: everybody's newest row.
+    """Make records of the newest rows in a node's status.
 
     Args:
         network: that part of the status.
@@ -126,7 +126,7 @@ def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
 
 
 def with_both_distances(rows: list[Row], experiment: Mapping[str, Any]) -> list[Row]:
-    """Rounds as they are written today: `rms_disagreement` before mixing, `consensus_distance` after mixing.
+    """Translate rounds of earlier versions: `rms_disagreement` before mixing, `consensus_distance` after mixing.
 
     Earlier versions had one name: in step `consensus_distance` was what is now `rms_disagreement`, at the nodes' own pace what it is now.
 
@@ -146,7 +146,7 @@ def with_both_distances(rows: list[Row], experiment: Mapping[str, Any]) -> list[
 
 
 def read_rounds(path: Path | str) -> list[Row]:
-    """One row a round of the whole network, of a run of any version; empty where there are none.
+    """Read the network's rows of a run of any version; empty where there are none.
 
     Raises:
         StoreError: the file is damaged.
@@ -158,7 +158,7 @@ def read_rounds(path: Path | str) -> list[Row]:
 
 
 def read_summary(path: Path | str) -> Row | None:
-    """What a run's summary.json holds; None where it has not ended.
+    """Read a run's summary.json; None where it has not ended.
 
     Raises:
         StoreError: the file is damaged.
@@ -167,12 +167,12 @@ def read_summary(path: Path | str) -> Row | None:
 
 
 def _in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """By round; of a round that became known twice, as after a restart, what was known last."""
+    """Sort rows by round; of a round that is there twice, as after a restart, the last one counts."""
     by_round = {row["round"]: row for row in rows}
     return tuple(by_round[number] for number in sorted(by_round))
 
 
 def _written_s(folder: Path) -> float | None:
-    """When the newest row was written, or the folder made."""
+    """Seconds since 1970 at which the newest row was written, or the folder made."""
     files = (folder / name for name in (*KNOWN, "experiment.yaml"))
     return max((path.stat().st_mtime for path in files if path.exists()), default=None)

@@ -52,7 +52,7 @@ class NodeRow:
         return cls(**{key: value for key, value in row.items() if key in NODE_KEYS})
 
     def as_row(self) -> Row:
-        """Fields by their names on disk, without those that this run does not have."""
+        """Give fields by their names on disk, without those that this run does not have."""
         row = _written(self)
         if self.merged is not None and "metrics" in row:
             row["metrics"] = row.pop("metrics")  # last in every version
@@ -88,7 +88,7 @@ class NetworkRow:
     simulated_s: float | None = None
 
     def as_row(self) -> Row:
-        """Fields by their names on disk, without those that this run does not have."""
+        """Give fields by their names on disk, without those that this run does not have."""
         return _written(self)
 
 
@@ -129,12 +129,12 @@ class BoundRule:
 
     @classmethod
     def of(cls, topology: Topology, *, sends_models: bool, in_step: bool, is_constant: bool) -> Self:
-        """Rule for a network over a graph."""
+        """Make the rule for a network over a graph."""
         extremes = laplacian_extremes(topology) if is_constant and in_step and is_spectrum_quick(topology) else None
         return cls(num_nodes=topology.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
     def bounds(self, lowest: float, highest: float, *, is_complete: bool, rounding: float) -> tuple[float | None, float | None]:
-        """Bounds for an S that lies between two numbers.
+        """Compute the bounds for an S that lies between two numbers.
 
         Args:
             lowest: S is at least that.
@@ -151,7 +151,7 @@ class BoundRule:
 
 
 def kind_of_round(number: int, training_rounds: int) -> RoundKind:
-    """Whether a round trains, or only mixes until the network agrees to stop."""
+    """Tell whether a round trains, or only mixes until the network agrees to stop."""
     return "train" if number < training_rounds else "settle"
 
 

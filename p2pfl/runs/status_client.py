@@ -1,4 +1,4 @@
-"""Ask a node at work on this machine: where it answers, and the token by which it knows its own account's commands.
+"""Client of a node's status endpoint on this machine, with the token that the endpoint asks for.
 
 Both stand in its state folder, which nobody else may enter.
 """
@@ -24,10 +24,10 @@ _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,256}")
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nobody to another machine."""
+    """Handler that follows no redirection to another machine."""
 
     def redirect_request(self, *_: object) -> None:
-        """None: what redirects is no node."""
+        """Refuse any redirection: a node sends none."""
 
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
@@ -35,7 +35,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
 
 
 def fetch_page(url: str, page: str, token: str | None) -> bytes:
-    """Content of a page of a node's status endpoint.
+    """Fetch a page of a node's status endpoint.
 
     Args:
         url: its address on this machine.
@@ -63,7 +63,7 @@ def fetch_page(url: str, page: str, token: str | None) -> bytes:
 
 
 def address_in(state: Path) -> str | None:
-    """Where the node with this state folder answers; None where none runs there.
+    """Address at which the node with a state folder answers; None where none runs there.
 
     Raises:
         ConfigError: this account may not read it.
@@ -73,7 +73,7 @@ def address_in(state: Path) -> str | None:
 
 
 def token_in(state: Path) -> str | None:
-    """What the node with this state folder wants to be shown; None where there is none yet.
+    """Token that the node with a state folder asks for; None where there is none yet.
 
     Raises:
         ConfigError: this account may not read it, or it is damaged.
@@ -83,7 +83,7 @@ def token_in(state: Path) -> str | None:
 
 
 def checked_token(text: str, place: str) -> str:
-    """A token that can stand in a header; ConfigError for anything else, which is not shown."""
+    """Check that a token can stand in a header; a ConfigError does not show it."""
     token = text.strip()
     if not _PLAIN_TOKEN.fullmatch(token):
         raise ConfigError(
@@ -93,7 +93,7 @@ def checked_token(text: str, place: str) -> str:
 
 
 def has_ended(state: Path) -> bool:
-    """Whether the node with this state folder has certainly ended, however: then somebody else may answer at its address."""
+    """Tell whether the node with a state folder has certainly ended, so that another program may answer at its address."""
     try:
         with (state / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The time that a run takes, part by part, from the moment when its user began to wait."""
+"""Seconds of a run by part, from the moment when its user began to wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STARTED = 19  # which field behind the command's name: clock ticks from the mac
 
 @dataclass(kw_only=True)
 class Stopwatch:
-    """Seconds spent, by what on; their sum is all that has passed."""
+    """Seconds spent by part of a run; their sum is all that has passed."""
 
     waited_s: float = 0.0
     """Seconds that had passed before, booked as `start`: of a command, those of its process's start and its imports."""

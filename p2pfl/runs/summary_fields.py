@@ -18,7 +18,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def statistics(values_by_node: Mapping[str, float | None]) -> Row:
-    """One figure of every node in short: {"mean", "min", "max", "n_defined", "per_node"}.
+    """Summarise a value over the nodes: {"mean", "min", "max", "n_defined", "per_node"}.
 
     Undefined figures (None, NaN, infinite) are null in per_node, left out of mean, min and max and of n_defined. Above MAX_PER_NODE nodes
     "quantiles" {"0.05": ..., ...} stand in the place of "per_node". Keys run in sorted node order.
@@ -37,25 +37,25 @@ def statistics(values_by_node: Mapping[str, float | None]) -> Row:
 
 
 def validation_share(experiment: Mapping[str, Any]) -> float:
-    """The fraction of each site's training rows that a run took out for validation; its metrics are measured on them. 0: on test rows."""
+    """Fraction of each site's training rows that a run took out for validation; 0: metrics are measured on test rows."""
     share = experiment.get("validation")
     return float(share) if isinstance(share, int | float) else 0.0
 
 
 def rows_word(document: Mapping[str, Any] | None) -> str:
-    """On which rows metrics are measured, as a resolved experiment or a summary says it: "validation rows" or "test rows"."""
+    """Name the rows that metrics are measured on, by an experiment or a summary: "validation rows" or "test rows"."""
     document = document or {}
     return str(document.get("measured_on") or ("validation rows" if validation_share(document) else "test rows"))
 
 
 def primary_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that decides: AUROC where there is one, else accuracy, else the first."""
+    """Choose the metric that decides: AUROC where there is one, else accuracy, else the first."""
     names = list(metrics)
     return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
-    """Between the two nearest values, linearly."""
+    """Interpolate a quantile linearly between the two nearest values."""
     if not ordered:
         return None
     place = share * (len(ordered) - 1)

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, meets the old one or the new one and nothing between.
+    """Replace a file atomically: a reader, or a crash, meets the old one or the new one.
 
     Raises:
         StoreError: the disk refuses.
@@ -42,7 +42,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[Row]:
-    """Rows of a file with one JSON object a line; a last line without its newline is not there yet."""
+    """Read a file with one JSON object a line; a last line without its newline is not there yet."""
     if not path.exists():
         return []
     *lines, _torn = path.read_bytes().split(b"\n")
@@ -59,7 +59,7 @@ def read_lines(path: Path) -> list[Row]:
 
 
 def read_document(path: Path) -> Row | None:
-    """Object that a JSON file holds; None where there is no file."""
+    """Read the object of a JSON file; None where there is no file."""
     if not path.exists():
         return None
     try:
@@ -77,12 +77,12 @@ def row_bytes(row: Mapping[str, Any]) -> int:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """Text of one row as a line of JSON."""
+    """Write one row as a line of JSON."""
     return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def document_of(value: Mapping[str, Any]) -> str:
-    """Text of an indented JSON document."""
+    """Write a mapping as an indented JSON document."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
@@ -104,5 +104,5 @@ def plain(value: Any) -> Any:
 
 
 def utc_now() -> str:
-    """This moment, ISO 8601 in UTC with milliseconds."""
+    """Format this moment as ISO 8601 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

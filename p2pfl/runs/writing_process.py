@@ -1,4 +1,4 @@
-"""Whether the process that writes a run folder still lives: from process.json, which it leaves there until it has come to a clean end.
+"""State of the process that writes a run folder, from process.json, which stays there until its clean end.
 
 A process is named by its number, the moment of its start and the boot of its machine, so a number that is used again names nobody else.
 This needs Linux's /proc. Elsewhere, on another machine and in another container nothing is known.
@@ -27,7 +27,7 @@ _HALTED, _ENDED = frozenset("Tt"), frozenset("ZXx")
 
 
 def mark_process(folder: Path) -> None:
-    """Name this process in a folder as the one that writes it; no mark where it could not be recognised later.
+    """Name this process in a folder as its writer; no mark where it could not be recognised later.
 
     Raises:
         StoreError: the disk refuses.
@@ -44,18 +44,18 @@ def mark_process(folder: Path) -> None:
 
 
 def unmark_process(folder: Path) -> None:
-    """Take the mark away, at a clean end."""
+    """Remove the mark of this process at its clean end."""
     (folder / MARK).unlink(missing_ok=True)
 
 
 def mark_pause(folder: Path) -> None:
-    """Say in a folder that its writer was interrupted and left; whoever goes on takes this away."""
+    """Mark a folder as paused: its writer was interrupted and left."""
     with suppress(OSError):  # a full disk: the process is gone then, which is true as well
         (folder / MARK).write_text(json.dumps({"paused": True}) + "\n", encoding="utf-8")
 
 
 def process_state(folder: Path) -> ProcessState | None:
-    """How the process is that writes a folder; None: not known here, or it came to a clean end."""
+    """Tell the state of a folder's writer; None: not known here, or it came to a clean end."""
     surroundings = _surroundings()
     try:
         mark: Any = json.loads((folder / MARK).read_bytes())
@@ -76,7 +76,7 @@ def process_state(folder: Path) -> ProcessState | None:
 
 
 def _surroundings() -> dict[str, str] | None:
-    """In what a process's number is its own: a boot of a machine and a container; None where that is not known."""
+    """Boot and container in which a process's number is its own; None where that is not known."""
     try:
         if str((_PROC / "self").readlink()) != str(os.getpid()):
             return None  # this /proc counts processes of another container
@@ -86,7 +86,7 @@ def _surroundings() -> dict[str, str] | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State, start and more of a process; None where there is none to be seen."""
+    """Read state, start and more of a process; None where there is none to be seen."""
     try:
         fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
     except (OSError, ValueError):
@@ -95,7 +95,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is a process of which /proc shows nothing, as it may of other users' processes."""
+    """Tell whether there is a process of which /proc shows nothing, as it may of other users' processes."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
