@@ -16,9 +16,8 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.checkpoint import CHECKPOINT, NodeCheckpoint
 from p2pfl.node.clock import LoopClock
-from p2pfl.node.closing import Closing
+from p2pfl.node.closing import close
 from p2pfl.node.conclusion import NodeConclusion
-from p2pfl.node.disk import PatientDisk
 from p2pfl.node.evidence import EvidenceFile, UpdateWitness
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.memory import NodeMemory, forecast_node
@@ -79,7 +78,7 @@ class Daemon:
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
     ) -> None:
-        seconds = RunSeconds()
+        seconds, self._linger_s = RunSeconds(), timeouts.linger_s
         self.plan, self.me, self.state, self._transport, self._status_at = plan, me, state, transport, (status_host, status_port)
         if start_anew and (state / CHECKPOINT).exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(state))
@@ -101,20 +100,18 @@ class Daemon:
         self._sending = sending = Sending(protocol, transport, agreed.agreement, clock)
         self._links = LinkReports(protocol, transport, log, clock)
         self._rounds_log = rounds = RoundLog(plan, protocol, network_view, self._witness, log, clock)
-        self._disk = PatientDisk(log, clock)
         pairwise = PairwiseMixing(plan, population, protocol, formats[0]) if plan.experiment.pace.name == "pairwise" else None
         self._checkpoint = NodeCheckpoint(
             state / CHECKPOINT, terms, formats, population, protocol, mixing, pairwise, agreed, sending, rounds, seconds, clock
         )
-        saved, disk, at_least_s = self._checkpoint, self._disk, timeouts.round_at_least_s
-        self._steps = steps = RoundSteps(plan, population, protocol, saved, disk, rounds, log, sending, seconds, clock, at_least_s)
+        saved, at_least_s = self._checkpoint, timeouts.round_at_least_s
+        self._steps = steps = RoundSteps(plan, population, protocol, saved, rounds, log, sending, seconds, clock, at_least_s)
         self._pairwise = PairwiseRounds(plan, protocol, pairwise, steps, sending, clock) if pairwise is not None else None
         self._starting = Starting(agreed, protocol, self._links, steps, sending, seconds, clock)
         self._stopping = Stopping(plan, protocol)
         self._conclusion = NodeConclusion(
             plan, me, population, protocol, mixing, agreed, network_view, log, sending, seconds, accepted_differences
         )
-        self._closing = Closing(protocol, mixing, steps, rounds, self._conclusion, sending, clock, timeouts.linger_s)
 
     # ---- running
 
@@ -195,7 +192,8 @@ class Daemon:
                 raise
             reason = await self._rounds() if has_started else "paused"
         if reason != "paused":
-            await self._closing.close(reason)
+            rounds, sending = self._rounds_log, self._sending
+            await close(reason, self.protocol, self._mixing, self._steps, rounds, self._conclusion, sending, self.clock, self._linger_s)
         if self._steps.place.finished:
             await self._sending.say_goodbye("finished")
             return self._conclusion.outcome(reason)
@@ -334,7 +332,7 @@ class Daemon:
             "stop_round": protocol.stopping.stop_round,
             "agreed_for": protocol.stopping.consensus_counter,
             "closing": protocol.edges.closing,
-            "disk_full": self._disk.full,
+            "disk_full": self._log.disk_full,
             "state_lost": "; ".join(protocol.states.own.values()) or None,
             "disagreement": rounds.last and rounds.last.disagreement,
             "loss": rounds.last and rounds.last.loss,

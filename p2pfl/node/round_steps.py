@@ -10,7 +10,6 @@ from p2pfl.evaluation.results import write_models
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.checkpoint import Found, NodeCheckpoint, Progress
 from p2pfl.node.clock import LoopClock
-from p2pfl.node.disk import PatientDisk
 from p2pfl.node.mixing import RoundStatistics
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
@@ -35,7 +34,6 @@ class RoundSteps:
         population: Population,
         protocol: Protocol,
         checkpoint: NodeCheckpoint,
-        disk: PatientDisk,
         rounds: RoundLog,
         run_log: RunLog,
         sending: Sending,
@@ -44,7 +42,7 @@ class RoundSteps:
         round_at_least_s: float,
     ) -> None:
         self._plan, self._population, self._protocol = plan, population, protocol
-        self._checkpoint, self._disk, self._rounds, self._log = checkpoint, disk, rounds, run_log
+        self._checkpoint, self._rounds, self._log = checkpoint, rounds, run_log
         self._sending, self._run_seconds, self._clock, self._round_at_least_s = sending, seconds, clock, round_at_least_s
         self.place = Progress()
         self._seconds = dict.fromkeys(PARTS, 0.0)
@@ -131,7 +129,7 @@ class RoundSteps:
         """
         began_s = self._clock.now_s()
         ledgers = self._protocol.edges.ledgers()
-        await self._disk.write(*self._checkpoint.prepare(self.place))
+        await self._log.write(*self._checkpoint.prepare(self.place))
         self._protocol.edges.checkpointed(ledgers)
         self._run_seconds.note_checkpoint(self._clock.now_s() - began_s)
 
@@ -143,6 +141,6 @@ class RoundSteps:
             metrics = (await asyncio.to_thread(population.evaluate))[0]
         if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
             names, x_NP = (self._protocol.edges.me,), population.estimate()
-            await self._disk.write(write_models, self._log.folder.path, names, x_NP, self._plan.layout, population.buffers, number)
+            await self._log.write(write_models, self._log.folder.path, names, x_NP, self._plan.layout, population.buffers, number)
         self.spend("evaluate", began_s)
         return metrics

@@ -1,20 +1,27 @@
-"""A node's own run folder, and its events in it and in the log."""
+"""A node's own run folder: its events, and writing that waits where the disk is full."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from p2pfl.errors import DiskFull
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
 from p2pfl.protocol.event_throttle import EventThrottle
-from p2pfl.runs.events import event_row, kind_of
+from p2pfl.runs.events import EventKind, event_row, kind_of
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.text import Row, utc_now
 
 log = logging.getLogger(__name__)
+
+ROOM_AFTER_S = 1.0
+"""A full disk is tried again after so long, then after twice as long, and so on."""
+ROOM_AT_MOST_S = 30.0
 
 
 class RunLog:
@@ -24,6 +31,8 @@ class RunLog:
         self._me, self._clock, self._round_now = me, clock, round_now
         self._throttle = EventThrottle()
         self._folder: RunFolder | None = None
+        self.disk_full: str | None = None
+        """Why nothing can be written; None where it can."""
 
     @property
     def is_open(self) -> bool:
@@ -73,6 +82,40 @@ class RunLog:
     def say_rest(self) -> None:
         """Write all events that are held back."""
         self._say(*self._throttle.rest(self._clock.now_s()))
+
+    async def write(self, write: Callable[..., object], *arguments: Any) -> None:
+        """Write a file, and the rows that were kept while the disk was full; what is not on the disk is not acknowledged.
+
+        Raises:
+            StoreError: the disk failed, or it is full and the node is to stop.
+        """
+        clock, pause_s = self._clock, ROOM_AFTER_S
+        while True:
+            try:
+                await asyncio.to_thread(write, *arguments)
+                self._flush_rows()
+            except DiskFull as error:
+                if clock.is_stopping:
+                    raise
+                if self.disk_full is None:
+                    self.disk_full = str(error)
+                    self.event(EventKind.DISK_FULL, f"this node waits until there is room: {error}")
+                    pause_s = ROOM_AFTER_S
+            else:
+                break
+            until_s = clock.now_s() + pause_s
+            while clock.now_s() < until_s and not clock.is_stopping:
+                await clock.wait(until_s)
+            pause_s = min(2 * pause_s, ROOM_AT_MOST_S)
+        if self.disk_full is not None:
+            self.disk_full = None
+            self.event(EventKind.DISK_FREE, "there is room again, and this node goes on")
+
+    def _flush_rows(self) -> None:
+        folder = self.folder
+        folder.write_waiting()
+        if folder.num_waiting:
+            raise DiskFull(f"{folder.path}: {folder.num_waiting} rows wait for room")
 
     def leave(self) -> None:
         """Write what was held back, and that this process came to a clean end."""

@@ -15,7 +15,7 @@ import torch
 from networks import HASTY, PATIENT, Institutions, Network, averaging, finish, plan_of, until, wait_until
 from p2pfl.errors import DiskFull, P2PFLError, StoreError
 from p2pfl.evaluation.results import read_models
-from p2pfl.node import checkpoint, disk
+from p2pfl.node import checkpoint, run_log
 from p2pfl.node.status import read_status
 from p2pfl.runs.checkpoint import write_checkpoint
 from p2pfl.runs.folder import RunFolder
@@ -75,7 +75,7 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
         write_checkpoint(path, tensors, metadata)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    monkeypatch.setattr(disk, "ROOM_AFTER_S", 0.05)
+    monkeypatch.setattr(run_log, "ROOM_AFTER_S", 0.05)
 
     async def main():
         async with Network(plan, tmp_path, timeouts=HASTY) as network:
