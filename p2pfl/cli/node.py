@@ -130,11 +130,11 @@ def _standing(found: dict[str, Any]) -> list[str]:
     """Sentences on the node's disk and its last round."""
     sentences = [f"it waits for room on its disk: {found['disk_full']}"] if found.get("disk_full") else []
     if found["disagreement"] is not None or found.get("last_round_time") is not None:
-        sentences.append(_apart(found["disagreement"], found["agreed_for"]))
+        sentences.append(_disagreement(found["disagreement"], found["agreed_for"]))
     return sentences
 
 
-def _apart(disagreement: float | None, agreed_for: int) -> str:
+def _disagreement(disagreement: float | None, agreed_for: int) -> str:
     """How far the node was from its neighbours in its last round."""
     far = "unknown (no models were compared in the last round)" if disagreement is None else f"{disagreement:.3g}"
     return f"disagreement with neighbours {far}, agreed for {agreed_for} rounds"

@@ -38,7 +38,7 @@ class Exchanged:
     moved_M: Tensor
     """float64, ||x_i - x_i of the round before||, where the stop rule asks."""
     bytes_N: NDArray[np.int64]
-    apart_M: Tensor | None = None
+    deviation_M: Tensor | None = None
     """float64, ||x_i - mean||**2."""
     phase: int | None = None
     """The phase in which models were sent; None: in no phase."""
@@ -96,14 +96,14 @@ class Mixer:
         mixed = self._exchange.mix_in_place(
             number, sent["x"], who.delivered[0], who.running_N, threads=threads, active_M=who.active_M, compiled=self._compiled
         )
-        apart_M = mixed.apart_N
+        deviation_M = mixed.deviation_N
         if not self._shard.is_all:  # measured from the mean of this rank's rows
             off_P = mixed.mean_P.double()
-            off_P = off_P - self._shard.ranks.all_reduce(off_P * len(apart_M)) / len(self._plan.names)
-            apart_M = apart_M + off_P.square().sum()
-        moved_M = torch.zeros_like(apart_M)
+            off_P = off_P - self._shard.ranks.all_reduce(off_P * len(deviation_M)) / len(self._plan.names)
+            deviation_M = deviation_M + off_P.square().sum()
+        moved_M = torch.zeros_like(deviation_M)
         return Exchanged(
-            squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, apart_M=apart_M, moved_M=moved_M, bytes_N=bytes_N, phase=0
+            squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, deviation_M=deviation_M, moved_M=moved_M, bytes_N=bytes_N, phase=0
         )
 
     def _merge(self, number: int, local_steps: int, who: Participation) -> Exchanged:
@@ -122,11 +122,11 @@ class Mixer:
             for receiver, sender in self._exchange.resynchronised:
                 found.notices.append((EventKind.RESYNCHRONISED, receiver, f"{names[sender]} at exchange {exchange}"))
             channel = algorithm.model_channel
-            if channel in sent and found.apart_M is None:
+            if channel in sent and found.deviation_M is None:
                 found.phase = phase
                 found.squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
                 found.norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
-                found.apart_M = self._apart(sent[channel])
+                found.deviation_M = self._deviation(sent[channel])
                 found.moved_M = self._moved(sent[channel])
         self._exchange.done()
         return found
@@ -137,7 +137,7 @@ class Mixer:
         told = sorted(told for rank in self._shard.ranks.all_gather_object(here) for told in rank)
         return [(kind, node, detail) for node, kind, detail in told]
 
-    def _apart(self, x_MP: Tensor) -> Tensor:
+    def _deviation(self, x_MP: Tensor) -> Tensor:
         """||x_i - mean||**2 of rows, (M,) float64 on the CPU."""
         if self._shard.is_all:
             return squared_distances_from_mean(x_MP)
@@ -170,18 +170,20 @@ class Mixer:
             losses_M.double() if losses_M is not None else nothing_M,
             exchanged.squared_M,
             exchanged.norms_M,
-            exchanged.apart_M if exchanged.apart_M is not None else nothing_M,
+            exchanged.deviation_M if exchanged.deviation_M is not None else nothing_M,
             exchanged.moved_M,
             ended_M,
-            self._apart(self._plan.layout.shared_of(population.estimate())),
+            self._deviation(self._plan.layout.shared_of(population.estimate())),
         ]
-        losses_N, squared_N, norms_N, apart_N, moved_N, ended_N, mixed_N = self._shard.all_gather(torch.stack(columns, dim=1)).unbind(dim=1)
+        losses_N, squared_N, norms_N, deviation_N, moved_N, ended_N, mixed_N = self._shard.all_gather(torch.stack(columns, dim=1)).unbind(
+            dim=1
+        )
         return Measures(
             losses=losses_N.tolist() if losses_M is not None else [None] * len(names),
             squared_N=squared_N.numpy(),
             norms_N=norms_N.numpy(),
             moved_N=moved_N.numpy(),
-            rms_disagreement=float(apart_N.mean().sqrt()) if exchanged.apart_M is not None else None,
+            rms_disagreement=float(deviation_N.mean().sqrt()) if exchanged.deviation_M is not None else None,
             consensus_distance=float(mixed_N.mean().sqrt()),
             diverged=tuple(names[node] for node in (ended_N == _LEFT).nonzero().flatten().tolist()),
             without_loss=tuple(names[node] for node in (ended_N == _WITHOUT_LOSS).nonzero().flatten().tolist()),

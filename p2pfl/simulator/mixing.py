@@ -36,7 +36,7 @@ class Mixed:
     squared_norms_N: Tensor
     """float64, ||x_i||**2."""
 
-    apart_N: Tensor
+    deviation_N: Tensor
     """float64, ||x_i - mean||**2."""
 
     mean_P: Tensor
@@ -45,7 +45,7 @@ class Mixed:
     @property
     def distance(self) -> float:
         """Root mean square distance from the mean."""
-        return float(self.apart_N.mean().sqrt())
+        return float(self.deviation_N.mean().sqrt())
 
 
 def is_plain(plan: Plan) -> bool:
@@ -128,8 +128,8 @@ def mix_in_place(
                 way.mix(block, inner, num_rows)
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
-    squared_N, norms_N, apart_N = way.measured
-    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
+    squared_N, norms_N, deviation_N = way.measured
+    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, deviation_N=deviation_N, mean_P=mean_P)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +177,11 @@ class _Slots:
         list((map if is_small else self._pool.map)(lambda rows: self._mix(block, rows), parts))
 
     def _mix(self, block: _Block, rows: slice) -> None:
-        squared_N, norms_N, apart_N = self.measured
+        squared_N, norms_N, deviation_N = self.measured
         own, total = block.from_FW[rows], block.changed_NW[rows]
         flow = self._numbers(own)
         norms_N[rows] += _squared_norms(own)
-        apart_N[rows] += _squared_norms(torch.sub(own, block.mean_W, out=flow))
+        deviation_N[rows] += _squared_norms(torch.sub(own, block.mean_W, out=flow))
         for k in range(len(self._index_KN)):
             torch.index_select(block.from_FW, 0, self._index_KN[k, rows], out=flow).sub_(own)
             norms = _squared_norms(flow)
@@ -235,8 +235,8 @@ def _mixed_by_loops(
                 loops.mix(*arrays, far_GW=far_GW, offset=offset, columns=columns, measured=measured_TN[thread])
 
             list(pool.map(work, range(threads), pairwise(split_evenly(start, stop, -(-(stop - start) // threads)))))
-    squared_N, norms_N, apart_N = torch.from_numpy(measured_TN.sum(axis=0))
-    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, apart_N=apart_N, mean_P=mean_P)
+    squared_N, norms_N, deviation_N = torch.from_numpy(measured_TN.sum(axis=0))
+    return Mixed(squared_N=squared_N, squared_norms_N=norms_N, deviation_N=deviation_N, mean_P=mean_P)
 
 
 def _squared_norms(rows_NW: Tensor) -> Tensor:
