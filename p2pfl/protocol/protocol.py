@@ -170,8 +170,10 @@ class Protocol:
     def _hear_records(self, peer: str, message: Records, now_s: float) -> None:
         if self.view is None:
             return
+        known = self.view.furthest()
         self.view.hear(peer, message.sealed, now_s, furthest=self.claims.furthest_round())
-        self.claims.pass_on(peer, now_s)
+        if self.view.furthest() != known:  # or three that want proof would answer each other without end
+            self.claims.pass_on(peer, now_s)
         if self.edges.closing is not None:  # no round will take it further
             self._pass_on_records(now_s)
 

@@ -151,6 +151,21 @@ def test_who_is_asked_for_somebody_else_answers_with_its_own_record_and_asks_nob
     assert not any(isinstance(message, ProofRequest) for message in c.said_to("d"))
 
 
+def test_members_that_all_want_proof_do_not_answer_each_other_without_end():
+    a = Member("a", "b", "c", "d")
+    a.hear("b", ProofRequest(relayed=False))
+    a.hear("c", ProofRequest(relayed=False))
+    for name in "bc":
+        a.frames_for(name)
+    known = Records(sealed=(signed("d", 5),))
+    a.hear("d", known)
+    assert [Records in map(type, a.said_to(name)) for name in "bc"] == [True, True]
+    for name in "bcd":
+        a.hear(name, known)
+
+    assert [Records in map(type, a.said_to(name)) for name in "bc"] == [False, False]
+
+
 def test_two_members_believe_each_other_as_far_as_one_that_is_alone_can_be():
     a = Member("a", "b", members="ab")
     for _ in range(3):
