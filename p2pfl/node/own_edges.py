@@ -65,7 +65,7 @@ def own_edges(
         edges,
         RoundDurations(factor=timeouts.deadline_factor, floor_s=timeouts.deadline_floor_s, window=WINDOW),
         starting_exchanges=algorithm.phases * (start.way + 1),
-        waits_for_others=view.waits_for_others if view is not None else lambda _name, _round: False,
+        **({} if view is None else {"waits_for_others": view.waits_for_others, "was_held_up": view.was_held_up}),
     )
     others = Others(
         neighbours,

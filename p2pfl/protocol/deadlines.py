@@ -84,9 +84,12 @@ class Patience:
         self.rests = min(self.rests + 1, MOST_MISSES)
         self.rests_until = exchange + 1 + REST_FACTOR**self.rests
 
-    def note_miss(self, now_s: float) -> None:
-        """It was waited for in vain: the next time it is waited for half as long, or a quarter where it has used up more than its time."""
-        halvings = 2 if self.extended_s > 0 else 1
+    def note_miss(self, now_s: float, *, was_held_up: bool) -> None:
+        """It was waited for in vain: the next time it is waited for half as long, or a quarter where it has used up more than its time.
+
+        A first time only half, where somebody else held it up: it waits less for that one then than it is waited for itself.
+        """
+        halvings = 2 if self.extended_s > 0 and not (was_held_up and not self.misses) else 1
         self.misses = min(self.misses + halvings, MOST_MISSES)
         self.fraction = max(self.fraction / 2**halvings, 2.0**-MOST_MISSES)
         self.complete, self.missed_s = 0, now_s
@@ -118,6 +121,7 @@ class Deadlines:
     Args:
         starting_exchanges: so many exchanges after the start everybody has gone through one: as many as news need links.
         waits_for_others: whether a third member has signed that a neighbour may be waiting for somebody in a round.
+        was_held_up: whether a neighbour has signed that in a round it waited in vain for somebody other than this node.
     """
 
     def __init__(
@@ -127,9 +131,10 @@ class Deadlines:
         *,
         starting_exchanges: int = 1,
         waits_for_others: Callable[[str, int], bool] = lambda _name, _round: False,
+        was_held_up: Callable[[str, int], bool] = lambda _name, _round: False,
     ) -> None:
         self._edges, self._durations = edges, durations
-        self._starting_exchanges, self._waits_for_others = starting_exchanges, waits_for_others
+        self._starting_exchanges, self._waits_for_others, self._was_held_up = starting_exchanges, waits_for_others, was_held_up
         self.patience = {name: Patience() for name in edges.neighbours}
         """By neighbour."""
         self.deadline_s = float("inf")
@@ -234,7 +239,7 @@ class Deadlines:
         patience = self.patience[neighbour.name]
         if self._is_little(patience) and not self._is_in_sync(patience):
             patience.rest(self._edges.exchange)
-        patience.note_miss(now_s)
+        patience.note_miss(now_s, was_held_up=self._was_held_up(neighbour.name, self._last_round))
         if neighbour.last_seen_s is None or neighbour.last_seen_s < self.began_s:
             return
         patience.held += 1
@@ -312,10 +317,14 @@ class Deadlines:
         a node that is gone would make its neighbours late for theirs, and those for the next. A neighbour that was waited for in vain
         before has that time only where a third member has signed that somebody near it did not come.
         """
-        patience, last_round = self.patience[name], self._edges.exchange // self._edges.phases - 1
-        if patience.misses and not self._waits_for_others(name, last_round):
+        patience = self.patience[name]
+        if patience.misses and not self._waits_for_others(name, self._last_round):
             return _NEVER_S
         return min(patience.behind_s, self._deadline_of(name)) + self.patience_with(name)
+
+    @property
+    def _last_round(self) -> int:
+        return self._edges.exchange // self._edges.phases - 1
 
     def _is_flowing(self, neighbour: Neighbour, now_s: float) -> bool:
         """Whether a neighbour's update is coming in, and is not slower than a link may be.

@@ -165,9 +165,19 @@ class NetworkViewAdapter:
             name: a member that says that it waits.
             number: the round; a record of a later one counts, too.
         """
-        place, nearby = self._places[name], {self._places[other] for other in self._plan.neighbours(name)}
-        said = [heard.record for member, heard in self.view.newest.items() if member not in (place, self._places[self._me])]
-        return any(record.round >= number and nearby & {*record.without} for record in said)
+        return any(
+            self._has_missed(member, name, number) for member in self.view.newest if member not in (self.view.me, self._places[name])
+        )
+
+    def was_held_up(self, name: str, number: int) -> bool:
+        """Whether a neighbour has signed that one of its other neighbours did not come to a round, or to a later one."""
+        return self._has_missed(self._places[name], name, number)
+
+    def _has_missed(self, member: int, name: str, number: int) -> bool:
+        """Whether a member has signed that one near another did not come; this node knows itself whether it came."""
+        heard = self.view.newest.get(member)
+        nearby = {self._places[other] for other in self._plan.neighbours(name) if other != self._me}
+        return heard is not None and heard.record.round >= number and bool(nearby & {*heard.record.without})
 
     def _record(self, row: NodeRow, *, closing: bool) -> RoundRecord:
         without = [self._places[name] for name in row.skipped]

@@ -48,6 +48,7 @@ class Node:
         places: Mapping[str, int] | None = None,
         prove: Callable[[], bytes | None] = lambda: None,
         waits_for_others: Callable[[str, int], bool] = lambda _name, _round: False,
+        was_held_up: Callable[[str, int], bool] = lambda _name, _round: False,
         starting_exchanges: int = 1,
         durations: RoundDurations | None = None,
         **parts,
@@ -68,7 +69,7 @@ class Node:
         durations = durations or RoundDurations(factor=5.0, floor_s=FLOOR_S, window=20)
         self.protocol = Protocol(
             edges,
-            Deadlines(edges, durations, starting_exchanges=starting_exchanges, waits_for_others=waits_for_others),
+            Deadlines(edges, durations, starting_exchanges=starting_exchanges, waits_for_others=waits_for_others, was_held_up=was_held_up),
             others=Others(neighbours, num_others=num_others, places=places, view=view, prove=prove),
             **{"num_exchanges": NUM_EXCHANGES, "earliest_stop": EARLIEST_STOP} | parts,
         )

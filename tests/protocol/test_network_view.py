@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -21,7 +22,9 @@ from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.runs.records import read_run
 from p2pfl.runs.rows import NodeRow
 from p2pfl.simulator import simulate
+from p2pfl.wire.round_record import seal
 from thorough import first_fast
+from wire_samples import RECORD
 
 ALL = ViewPolicy(bytes_per_s=None)
 
@@ -405,3 +408,27 @@ def test_a_node_started_again_bounds_nothing_for_two_rounds_nor_with_its_last_wo
             said.append(adapter.view.newest[0].record.disagreement)
 
     assert said == [None, None, None, 1.0]
+
+
+def test_who_was_held_up_has_signed_that_another_neighbour_of_it_did_not_come():
+    """On a path a-b-c-d, b hears of c's rounds, and of its own part in them it knows itself."""
+    plan = averaging({"name": "path"}, 4)
+    a, b, c, d = plan.names
+    signing = terms(plan)
+    adapter = network_view.NetworkViewAdapter(plan, b, signing[b], "ab" * 32)
+
+    def says(name, number, *without):
+        changes = {"member": plan.names.index(name), "round": number, "level": 0, "without": tuple(map(plan.names.index, without))}
+        sealed = seal(replace(RECORD, skipped=len(without), **changes), signing[name].sign, bytes.fromhex("ab" * 32))
+        adapter.view.hear(c, [sealed], float(number))
+
+    says(c, 1, b)
+    assert not adapter.was_held_up(c, 1)
+    says(c, 2, b, d)
+    assert adapter.was_held_up(c, 2)
+    assert not adapter.was_held_up(c, 3)
+    assert not adapter.waits_for_others(c, 2)
+    says(a, 2, b)
+    assert not adapter.waits_for_others(c, 2)
+    says(a, 3, d)
+    assert adapter.waits_for_others(c, 2)

@@ -223,6 +223,20 @@ def test_after_a_miss_the_word_that_a_member_waits_counts_where_a_third_one_conf
     assert confirmed_s == pytest.approx(2 * its_time_s, abs=2 * TICK_S)
 
 
+@pytest.mark.parametrize(("was_held_up", "patience"), [(False, 0.25), (True, 0.5)])
+def test_a_first_miss_costs_less_patience_where_another_member_held_it_up(was_held_up, patience):
+    """It said that it waits, and was waited for longer; so it can wait for that one less than it is waited for itself."""
+    rounds = {"waits_for_others": lambda _name, number: number == 1, "was_held_up": lambda _name, number: was_held_up and number <= 1}
+    a = Member("a", "b", "d", **rounds)
+    a.one_round("bd", train_s=TICK_S)
+    a.one_round("b", says_that_it_waits(a), train_s=TICK_S)
+    d = a.protocol.deadlines.patience["d"]
+    assert d.fraction == patience
+
+    a.one_round("b", says_that_it_waits(a), train_s=TICK_S)
+    assert d.fraction == patience / 4  # a second time it makes no difference
+
+
 def test_an_update_that_drips_in_is_waited_for_no_longer_than_the_slowest_link_needs():
     a = Member("a", "b", "d")
     format_ = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(1_200_000,)),))  # ten chunks
