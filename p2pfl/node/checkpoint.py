@@ -123,7 +123,7 @@ class NodeCheckpoint:
             self._agreed.start(company, now_s)
             self._protocol.deadlines.wait_at_start(now_s, self._agreed.within_s, self._agreed.agreement.grace_s)
         self._mixing.restore(tensors, metadata)
-        self._population.diverged = tuple(metadata["diverged"])
+        self._population.mark_diverged(metadata["diverged"])
         self._sending.restore(metadata["bytes_sent"])
         self._seconds.restore(metadata["seconds"])
         self._rounds.restore(metadata["written"] if place.round else None)

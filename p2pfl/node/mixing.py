@@ -159,7 +159,8 @@ class Mixing:
                 protocol.edges.on_event(notice.event, f"round {number}: {notice.detail}")
         else:
             protocol.edges.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
-            self._population.state, flows = before, {}
+            self._population.replace_state(before)
+            flows = {}
             protocol.edges.put_back(unmatched)
         if self.model_channel is not None and self.model_channel in outgoing:
             squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]

@@ -51,17 +51,20 @@ class PairwiseMixing:
     def begin_training(self) -> None:
         """Leave the model as it is to the training."""
         population = self._population
-        self._stage, self._start, population.state = "training", self._state, self._state
+        self._stage, self._start = "training", self._state
+        population.replace_state(self._state)
         self._before = {name: tensor.clone() if name.startswith("buffers/") else tensor for name, tensor in population.tensors().items()}
 
     def end_training(self) -> None:
         """Add to the model what the training has changed."""
         self._state = self._algorithm.apply_stale_update(self._state, self._start, self._population.state)
-        self._before, self._population.state, self._stage = {}, self._state, "waiting"
+        self._before, self._stage = {}, "waiting"
+        self._population.replace_state(self._state)
 
     def end_round(self, skipped: list[str]) -> tuple[RoundStatistics, list[Entry]]:
         """Return what the round's exchanges have shown, and which they were."""
-        self._population.state, self._stage = self._state, "training"
+        self._stage = "training"
+        self._population.replace_state(self._state)
         seen, merged = RoundStatistics(squared=self._squared, norm=self._norm, skipped=set(skipped)), self.merged
         self._squared, self.merged = None, []
         return seen, merged

@@ -76,7 +76,7 @@ class Simulation:
         self._ranks = self._shard.ranks
         names = plan.names if self._shard.is_all else [plan.names[node] for node in self._shard.mine]
         self.population = plan.population(names, device, all_slots=True)
-        self.population.threads = threads
+        self.population.use_threads(threads)
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training became non-finite."""
         self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
@@ -203,7 +203,7 @@ class Simulation:
             self._stopwatch.resume(metadata["seconds"])
             self.diverged = tuple(metadata["diverged"])
             here = {self.plan.names[node] for node in self._shard.mine} if self.diverged else set()
-            self.population.diverged = tuple(name for name in self.diverged if name in here)
+            self.population.mark_diverged(name for name in self.diverged if name in here)
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
                 self._exchange.restore(_under("exchange/", whole), metadata["exchange"])

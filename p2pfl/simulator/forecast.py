@@ -95,7 +95,7 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     num_nodes = len(plan.names)
     rows = min(num_nodes, max(2, 16 * threads, min(_SAMPLE_BYTES // plan.layout.size_bytes, 4096 * threads)))
     sample = _sample(plan, rows)
-    sample.threads = threads
+    sample.use_threads(threads)
     if plan.recipe.compiled or training_is_worth_it(plan):
         sample.compile()
     spent = {"train": math.inf, "mix": math.inf}

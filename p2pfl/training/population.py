@@ -6,7 +6,7 @@ Shapes: N rows, B examples in a batch, K local steps, P parameters.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -64,7 +64,7 @@ class Population:
         self._is_scaled = loss_scale is not None
         self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=self.layout.dtype, device=self.device).expand(len(sites))
         self.threads = 1
-        """Parts of the rows are trained at the same time in so many threads; one where the model's own module computes."""
+        """Number of threads that train parts of the rows; one where the model's own module computes."""
         self._data = TrainingData(self.sites, recipe, self._nodes_N, self.layout.dtype, trains=task.loss is not None)
         self._backends: Backends | None = None
         if len(self._data.training_rows):
@@ -81,6 +81,18 @@ class Population:
         x_NP = self._starts()
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
+
+    def replace_state(self, state: State) -> None:
+        """Go on with a state that a runtime has made of this one."""
+        self.state = state
+
+    def mark_diverged(self, names: Iterable[str]) -> None:
+        """Take over which sites diverged in the last training, as a checkpoint says."""
+        self.diverged = tuple(names)
+
+    def use_threads(self, threads: int) -> None:
+        """Train parts of the rows at the same time in so many threads; in one where the model's own module computes."""
+        self.threads = threads
 
     @property
     def row_by_row(self) -> str | None:

@@ -120,7 +120,7 @@ def test_a_module_that_computes_itself_is_used_by_one_thread_alone():
     for threads in (1, 4):
         plan = plan_of(task, algorithm={"name": "dpsgd", "local_steps": 40, "batch_size": 8})
         population = plan.population(plan.names)
-        population.threads = threads
+        population.use_threads(threads)
         for number in range(3):
             population.train(number)
         found.append(population.estimate().clone())
@@ -132,7 +132,7 @@ def test_a_module_that_computes_itself_is_used_by_one_thread_alone():
 def test_rows_with_batches_of_other_sizes_are_trained_in_threads_and_some_at_a_time(threads):
     plan = plan_of(algorithm={"name": "dpsgd", "local_steps": 2, "batch_size": "full"}, rounds=3)
     together, apart = plan.population(plan.names), [plan.population([name]) for name in plan.names]
-    together.threads = threads
+    together.use_threads(threads)
     active_N = torch.tensor([True, False, True, True, False])
     for number in range(3):
         losses_N = together.train(number, active_N if number == 1 else None, in_place=True)

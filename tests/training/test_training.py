@@ -496,7 +496,7 @@ def test_weighting_by_samples_moves_the_fixed_point_to_the_sample_weighted_one()
         population = population_of(recipe, sites=[site(i) for i in range(3)], make_model=Scalar, loss=half_square, loss_scale=loss_scale)
         for number in range(400):
             population.train(number)
-            population.state = {"x": population.state["x"].mean(dim=0, keepdim=True).expand(3, -1).clone()}
+            population.replace_state({"x": population.state["x"].mean(dim=0, keepdim=True).expand(3, -1).clone()})
         return population.state["x"][0].item()
 
     weighted = sum(m * a * b for m, a, b in zip(samples, curvatures, minima, strict=True)) / sum(

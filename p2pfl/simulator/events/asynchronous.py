@@ -117,7 +117,8 @@ class AsynchronousEvents:
     def restore(self, groups: Groups, metadata: Mapping[str, Any]) -> None:
         """Take up a checkpoint."""
         for node, number, diverged, all_held in zip(self.nodes, metadata["nodes"], metadata["diverged"], metadata["held"], strict=True):
-            node.population.diverged, node.round = tuple(diverged), number
+            node.population.mark_diverged(diverged)
+            node.round = number
             found = {
                 peer: Held(number=held_number, age=age, update=groups[f"newest/{node.name}-{peer}"])
                 for peer, (held_number, age) in all_held.items()

@@ -42,9 +42,10 @@ class PairwiseNode:
     def finish_training(self) -> None:
         """Add what the local steps made of the start to what x has become meanwhile."""
         population = self.steps.population
-        now, population.state = population.state, self.start
+        now = population.state
+        population.replace_state(self.start)
         self.steps.train()
-        population.state = population.recipe.algorithm.apply_stale_update(now, self.start, population.state)
+        population.replace_state(population.recipe.algorithm.apply_stale_update(now, self.start, population.state))
         self.stage = "waiting"
 
     def meet(self, peer: str, number: int, message: Message) -> None:
@@ -79,7 +80,7 @@ class PairwiseNode:
     def restore(self, groups: Groups, saved: Mapping[str, Any]) -> None:
         """Take up a checkpoint."""
         steps = self.steps
-        steps.population.diverged = tuple(saved["diverged"])
+        steps.population.mark_diverged(saved["diverged"])
         steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
         steps.squared, steps.norm = saved["squared"], saved["norm"]
         self.start, self.stage, self.closed = dict(groups[f"start/{steps.name}"]), saved["stage"], saved["closed"]

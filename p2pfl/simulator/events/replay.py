@@ -142,7 +142,7 @@ class PairwiseReplay:
         for (name, peer, number), flow in self._flows.items():
             if (peer, name, number) not in self._met:
                 population = self._nodes[name].steps.population
-                population.state = {**population.state, "x": population.state["x"] - flow}
+                population.replace_state({**population.state, "x": population.state["x"] - flow})
 
     def do(self, row: int, step: _Step, records: EventRecords) -> bool:
         """Take one step, and the other side's of an exchange; False where the other side is not there yet."""
@@ -156,7 +156,7 @@ class PairwiseReplay:
             node.finish_training()
         elif step.kind == "returned":
             state = node.steps.population.state
-            node.steps.population.state = {**state, "x": state["x"] - self._flows.pop((name, step.peer, step.number))}
+            node.steps.population.replace_state({**state, "x": state["x"] - self._flows.pop((name, step.peer, step.number))})
         elif step.kind == "end":
             assert step.row is not None
             node.steps.merged = list(step.row["merged"])
