@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,7 +31,7 @@ from p2pfl.runs.writing_process import mark_pause
 from p2pfl.simulator.engine import Simulation
 from p2pfl.simulator.events.asynchronous import AsynchronousEvents
 from p2pfl.simulator.events.pairwise import PairwiseEvents
-from p2pfl.simulator.events.replay import RecordedEvents, recorded_rows
+from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, RecordedEvents, Replay, recorded_rows
 from p2pfl.simulator.events.simulation import CHECKPOINT, Events, EventSimulation
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
@@ -38,8 +39,13 @@ from p2pfl.simulator.sharding.shard import Shard, check_enough
 from p2pfl.tasks.permission import options_of
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
-EVENTS: Mapping[str, Callable[[Plan], Events]] = {"asynchronous": AsynchronousEvents, "pairwise": PairwiseEvents}
-"""Events by `pace.name`, of paces without common rounds."""
+_Recorded = Mapping[str, deque[Mapping[str, Any]]]
+
+EVENTS: Mapping[str, tuple[Callable[[Plan], Events], Callable[[Plan, _Recorded], Replay]]] = {
+    "asynchronous": (AsynchronousEvents, AsynchronousReplay),
+    "pairwise": (PairwiseEvents, PairwiseReplay),
+}
+"""Events by `pace.name`, of paces without common rounds: those that are drawn, and those of a recorded run."""
 
 
 def simulate(
@@ -145,8 +151,9 @@ def _run(
     else:
         folder = RunFolder(place)
     stopwatch.lap("plan")
-    if pace != "synchronous" or recorded is not None:
-        events = RecordedEvents(plan, recorded) if recorded is not None else EVENTS[pace](plan)
+    if pace in EVENTS:
+        drawn, replayed = EVENTS[pace]
+        events = RecordedEvents(replayed(plan, recorded)) if recorded is not None else drawn(plan)
         at_own_pace = EventSimulation(plan, folder, events, progress, stopwatch)
         if resume:
             with changes_told(place / CHECKPOINT):
@@ -178,12 +185,12 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript 
         raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
     if experiment.compiled == "on" and ranks.device.type != "cpu":
         raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")
-    if pace != "synchronous" and (faults is not None or ranks.device.type != "cpu"):
+    if pace in EVENTS and (faults is not None or ranks.device.type != "cpu"):
         raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
     if ranks.count == 1:
         return
-    if pace != "synchronous" or faults is not None:
-        what = f"pace.name = {pace!r}" if pace != "synchronous" else "faults"
+    if pace in EVENTS or faults is not None:
+        what = f"pace.name = {pace!r}" if pace in EVENTS else "faults"
         raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
     if clock is not None and clock.drops:
         raise ConfigError(

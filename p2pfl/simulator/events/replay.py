@@ -183,20 +183,21 @@ class PairwiseReplay:
         return True
 
 
+Replay = AsynchronousReplay | PairwiseReplay
+
+
 class RecordedEvents:
     """Steps of nodes in the order that their records imply: each goes on until it has to wait for another.
 
     Args:
-        plan: of the run; all sites' data are here.
-        recorded: from `recorded_rows`.
+        replay: of the run's pace; knows the steps.
     """
 
     now_s: float | None = None
     may_be_saved = False
 
-    def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
-        self._replay = AsynchronousReplay(plan, recorded) if plan.experiment.pace.name == "asynchronous" else PairwiseReplay(plan, recorded)
-        self.nodes = self._replay.nodes
+    def __init__(self, replay: Replay) -> None:
+        self._replay, self.nodes = replay, replay.nodes
 
     def next(self, records: EventRecords) -> bool:
         """Let the first node that can go on do so, as far as it can; False where all have done everything.
@@ -204,8 +205,7 @@ class RecordedEvents:
         Raises:
             StoreError: nobody can, as the records do not fit together.
         """
-        replay = self._replay
-        steps = replay.steps
+        replay, steps = self._replay, self._replay.steps
         waiting = [node for node in self.nodes if steps[node.name]]
         if not waiting:
             replay.finish()
