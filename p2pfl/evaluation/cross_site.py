@@ -17,7 +17,7 @@ from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
-from p2pfl.evaluation.progress import told
+from p2pfl.evaluation.progress import logged
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.summary_fields import primary_metric
@@ -72,7 +72,7 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
             _cell(plan, population, metric, x_P, site, too_many=in_some if model in (place, len(sites)) else in_all)
             for place, site in enumerate(sites)
         ]
-        for model, x_P in enumerate(told("every model at every site", models))
+        for model, x_P in enumerate(logged("every model at every site", models))
     ]
     return _matrix(plan, metric, [*plan.names, *([MEAN_MODEL] if has_mean else [])], sites, cells)
 
@@ -104,7 +104,7 @@ def at_one_site(
     models, site = {me: population.estimate()[0], **neighbours}, plan.sites[me]
     too_many = why_not_left_out(len(models), len(models) * (len(site.test[0]) if site.test is not None else 0))
     cells: list[list[Cell]] = []
-    for name, x_P in told("the models that neighbours have sent", list(models.items())):
+    for name, x_P in logged("the models that neighbours have sent", list(models.items())):
         try:
             cells.append([_cell(plan, population, metric, x_P, site, too_many=too_many)])
         except TaskError as error:

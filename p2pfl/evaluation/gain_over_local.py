@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
-from p2pfl.evaluation.progress import told
+from p2pfl.evaluation.progress import logged
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.runs.text import Row
@@ -50,7 +50,7 @@ def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Se
         return []
     alone_NP, found = alone.estimate(), []
     too_many = _why_too_many(plan)
-    for row, name in enumerate(told("the gain of each site over local training", names)):
+    for row, name in enumerate(logged("the gain of each site over local training", names)):
         site = plan.sites[name]
         if site.test is None or not len(site.test[0]):
             continue

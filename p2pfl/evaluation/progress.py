@@ -18,7 +18,7 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each round with the number of rounds so far, the most that there can be, and the network's row."""
 
 
-def told(what: str, items: Sequence[T]) -> Iterator[T]:
+def logged(what: str, items: Sequence[T]) -> Iterator[T]:
     """Iterate over items, and log every three seconds how many are done.
 
     Args:

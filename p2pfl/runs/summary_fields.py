@@ -33,19 +33,19 @@ def statistics(values_by_node: Mapping[str, float | None]) -> Row:
     }
     if len(per_node) <= MAX_PER_NODE:
         return {**short, "per_node": per_node}
-    return {**short, "quantiles": {str(share): _quantile(defined, share) for share in _QUANTILES}}
+    return {**short, "quantiles": {str(fraction): _quantile(defined, fraction) for fraction in _QUANTILES}}
 
 
-def validation_share(experiment: Mapping[str, Any]) -> float:
+def validation_fraction(experiment: Mapping[str, Any]) -> float:
     """Fraction of each site's training rows that a run took out for validation; 0: metrics are measured on test rows."""
-    share = experiment.get("validation")
-    return float(share) if isinstance(share, int | float) else 0.0
+    fraction = experiment.get("validation")
+    return float(fraction) if isinstance(fraction, int | float) else 0.0
 
 
 def rows_word(document: Mapping[str, Any] | None) -> str:
     """Name the rows that metrics are measured on, by an experiment or a summary: "validation rows" or "test rows"."""
     document = document or {}
-    return str(document.get("measured_on") or ("validation rows" if validation_share(document) else "test rows"))
+    return str(document.get("measured_on") or ("validation rows" if validation_fraction(document) else "test rows"))
 
 
 def primary_metric(metrics: Iterable[str]) -> str | None:
@@ -54,11 +54,11 @@ def primary_metric(metrics: Iterable[str]) -> str | None:
     return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
 
 
-def _quantile(ordered: list[float], share: float) -> float | None:
+def _quantile(ordered: list[float], fraction: float) -> float | None:
     """Interpolate a quantile linearly between the two nearest values."""
     if not ordered:
         return None
-    place = share * (len(ordered) - 1)
+    place = fraction * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])

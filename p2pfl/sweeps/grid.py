@@ -19,7 +19,7 @@ from p2pfl.experiment.loading import overridden, raw_experiment, recorded_experi
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.experiment.spec import Experiment
-from p2pfl.runs.summary_fields import validation_share
+from p2pfl.runs.summary_fields import validation_fraction
 from p2pfl.tasks import Task, check_may_run
 from p2pfl.yaml_files import parse_yaml, shown
 
@@ -87,7 +87,7 @@ class Grid:
 
     def validation_of(self, cell: Cell) -> float:
         """The fraction of training rows that a cell takes out for validation."""
-        return validation_share({**self.experiment, **({"validation": self.validation} if self.validation else {}), **cell.values})
+        return validation_fraction({**self.experiment, **({"validation": self.validation} if self.validation else {}), **cell.values})
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
