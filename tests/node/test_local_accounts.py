@@ -16,7 +16,7 @@ import pytest
 
 from networks import Institutions, averaging, plan_of, wait_until
 from p2pfl.errors import ConfigError
-from p2pfl.launcher.network import _found
+from p2pfl.launcher.founding import found_network
 from p2pfl.node.state_folder import held_state
 from p2pfl.runs.checkpoint import write_checkpoint
 
@@ -159,7 +159,7 @@ def test_a_look_at_the_lock_does_not_keep_a_node_from_starting(place):
 
 def test_what_up_makes_for_its_sites_is_behind_one_closed_folder(place):
     with ExitStack() as held:
-        _found(averaging({"name": "path"}, 2), place, held, {})
+        found_network(averaging({"name": "path"}, 2), place, held, {})
 
     assert mode(place / "sites") == 0o700
     assert (place / "sites" / "node-0" / "site.yaml").exists()
