@@ -96,7 +96,7 @@ class Daemon:
             plan, me, terms, incarnation, formats, timeouts, agreed, network_view, start_anew=start_anew, on_event=log.event
         )
         self._mixing = mixing = Mixing(plan, population, protocol, formats, clock)
-        self._witness = UpdateWitness(plan, protocol, network_view, EvidenceFile(state, study_digest))
+        self._witness = UpdateWitness(plan.recipe.algorithm, protocol, network_view, EvidenceFile(state, study_digest))
         self._sending = sending = Sending(protocol, transport, agreed.agreement, clock)
         self._links = LinkReports(protocol, transport, log, clock)
         self._rounds_log = rounds = RoundLog(plan, protocol, network_view, self._witness, log, clock)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2pfl.experiment.plan import Plan
+from p2pfl.algorithms import Algorithm
 from p2pfl.protocol.equivocation import MOST_EACH, Equivocation
 from p2pfl.protocol.network_view import NetworkViewAdapter
 from p2pfl.protocol.protocol import Protocol
@@ -25,10 +25,9 @@ _MOST_BYTES = 2**20
 class UpdateWitness:
     """Holds updates against the records that their senders sign; only what all neighbours are sent is signed."""
 
-    def __init__(self, plan: Plan, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile) -> None:
+    def __init__(self, algorithm: Algorithm, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile) -> None:
         self._protocol, self._view, self.evidence = protocol, view, evidence
-        per_edge = any(channel.per_edge for channel in plan.recipe.algorithm.channels.values())
-        self._is_broadcast = plan.experiment.pace.name != "pairwise" and not per_edge
+        self._is_broadcast = not any(channel.per_edge for channel in algorithm.channels.values())
         self._sent: list[bytes] = []
         self._received: dict[str, list[bytes]] = {}
 
