@@ -96,7 +96,7 @@ class StateCheck:
         if report.closed_through < 0:
             return "at the start"
         if self._counts_edges:
-            through = f"after meeting {report.closed_through} over this link"
+            through = f"after exchange {report.closed_through} over this link"
         else:
             through = f"after round {report.closed_through // phases}"
             through += f" (phase {report.closed_through % phases})" if phases > 1 else ""
