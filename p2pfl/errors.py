@@ -1,4 +1,4 @@
-"""Everything that can go wrong, sorted by who is at fault and what to do about it."""
+"""Errors of this package, sorted by who is at fault and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _UNSAFE_OR_BREAK: Final = re.compile(f"[\t\n{_STEERS}]")
 
 _ALL_SHOWN_UP_TO = 20
 _MOST_SHOWN = 10
-"""Of more findings than can be read at once."""
+"""Findings shown where there are more than can be read at once."""
 
 
 _MOST_NAMES = 8
 
 
 def visible(text: str) -> str:
-    r"""The text with everything that steers a terminal as an escape, such as \u001b; line ends and tabs stay.
+    r"""Escape everything in a text that steers a terminal, as in \u001b; line ends and tabs stay.
 
     The escapes are those of JSON.
     """
@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    r"""The text as `visible` gives it, on one line: a line end becomes \u000a."""
+    r"""Escape a text as `visible` does, and put it on one line: a line end becomes \u000a."""
     return _UNSAFE_OR_BREAK.sub(_escape, text)
 
 
@@ -41,18 +41,18 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def summed_up(findings: Sequence[str]) -> list[str]:
-    """The findings, or the first ten of more than twenty and how many more there are."""
+    """Shorten a list of more than twenty findings to the first ten and how many more there are."""
     shown = findings if len(findings) <= _ALL_SHOWN_UP_TO else findings[:_MOST_SHOWN]
     return [*shown, *([f"and {len(findings) - len(shown):,} more"] if len(shown) < len(findings) else [])]
 
 
 def some(names: Sequence[str]) -> str:
-    """The names of a list, or the first eight and how many there are."""
+    """List names in one text, or the first eight and how many there are."""
     return ", ".join(names[:_MOST_NAMES]) + (f", ... ({len(names)} in all)" if len(names) > _MOST_NAMES else "")
 
 
 class P2PFLError(Exception):
-    """The root of the tree: what this package raises on purpose.
+    """The root of all errors that this package raises on purpose.
 
     A caller's wrong argument is a plain ValueError and not part of it.
     """
@@ -134,7 +134,7 @@ class MembersMissing(P2PFLError):
 
 
 class Paused(KeyboardInterrupt):
-    """A signal has ended a run before its end, and what it has is kept.
+    """A signal has ended a run before its end, and its state is kept.
 
     Args:
         go_on: how it goes on, as half a sentence.
@@ -181,7 +181,7 @@ class PeerError(P2PFLError):
 
 
 class BadMessage(PeerError):
-    """What came is not a message of this protocol, or not one that may count."""
+    """A message is none of this protocol, or not one that may count."""
 
 
 class StaleRound(PeerError):

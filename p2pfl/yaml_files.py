@@ -1,4 +1,4 @@
-"""The files that people write: YAML read with numbers as people write them, checked against frozen dataclasses with all faults at once."""
+"""Files that people write: YAML with numbers as people write them, checked against frozen dataclasses with all faults at once."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _TYPE_WORDS = {
 }
 
 _KEPT: dict[bytes, dict[str, Any]] = {}
-"""What files say whose content will be loaded again; see `keep_yaml`."""
+"""Parsed content of files that will be loaded again; see `keep_yaml`."""
 
 _NUMBER = re.compile(
     r"^(?:[-+]?(?:\d[\d_]*)\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 
 _WHOLE_NUMBER = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")
-"""Without YAML 1.1's octal 010 and its 1:30 to the base of 60, which are a clinic's code and a time of day."""
+"""Whole numbers of YAML 1.1, but for its octal 010 and its 1:30 to the base of 60: a clinic's code and a time of day."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -134,7 +134,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value that a YAML text stands for.
+    """Parse a YAML text into the value that it stands for.
 
     Raises:
         ConfigError: it is not YAML; the message names line and column.
@@ -161,7 +161,7 @@ def parse_yaml(text: str, place: str) -> Any:
 
 
 def load_yaml(path: Path | str, such_as: str = "", most_bytes: int = _MAX_BYTES) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Load the mapping that a YAML file holds.
 
     Args:
         path: the file.
@@ -197,7 +197,7 @@ def load_yaml(path: Path | str, such_as: str = "", most_bytes: int = _MAX_BYTES)
 
 
 def keep_yaml(path: Path | str) -> None:
-    """Whoever loads the same content again, also in a process that is forked later, is spared most of the time that it takes.
+    """Keep a parsed file, so that loading the same content again is fast, also in a process that is forked later.
 
     Raises:
         ConfigError: as `load_yaml`.
@@ -207,22 +207,22 @@ def keep_yaml(path: Path | str) -> None:
 
 
 def strange_keys(value: Mapping[Any, Any], of: str = "") -> list[str]:
-    """A finding for each key that is not a text."""
+    """Find the keys of a mapping that are not texts, a sentence each."""
     return [f"{of}{': ' if of else ''}the key {shown(key)}: expected a text" for key in value if not isinstance(key, str)]
 
 
 def text_keys(value: Any) -> Any:
-    """A mapping without the keys that are not texts; anything else as it is."""
+    """Leave out the keys of a mapping that are not texts; anything else stays as it is."""
     return {key: part for key, part in value.items() if isinstance(key, str)} if isinstance(value, Mapping) else value
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """A mapping as YAML text, keys in the order given."""
+    """Write a mapping as YAML text, keys in the order given."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def check(kind: type[T], value: Mapping[str, Any], place: str) -> T:
-    """An instance of a frozen dataclass from a mapping.
+    """Make an instance of a frozen dataclass from a mapping, with its types checked.
 
     Raises:
         ConfigError: one finding for each fault, each with the key, the value given and what is allowed.
@@ -235,7 +235,7 @@ def check(kind: type[T], value: Mapping[str, Any], place: str) -> T:
 
 @cache
 def _validator(kind: Any) -> SchemaValidator:
-    """Pydantic's, but true is no number, 5.0 no whole one, '5' neither, and no number is infinite."""
+    """Make pydantic's validator stricter: true is no number, 5.0 no whole one, '5' neither, and no number is infinite."""
     return SchemaValidator(_strict(TypeAdapter(kind).core_schema))
 
 
@@ -251,7 +251,7 @@ def _strict(schema: Any) -> Any:
 
 
 def findings(kind: type[Any], error: ValidationError) -> list[str]:
-    """Each fault that pydantic found as one sentence for the person who wrote the file."""
+    """Translate each fault that pydantic found into one sentence for the person who wrote the file."""
     sentences: dict[str, None] = {}
     for fault in error.errors(include_url=False):
         is_key = fault["type"] == "unexpected_keyword_argument"  # and whatever somebody wrote as one, even the name of a type
@@ -265,12 +265,12 @@ def findings(kind: type[Any], error: ValidationError) -> list[str]:
 
 
 def unknown_key(key: str, given: object, allowed: list[str]) -> str:
-    """A finding for a key that is not there to be written."""
+    """Finding for a key that the section does not have."""
     return f"{key} = {shown(given)}: unknown key, {_one_of(key, allowed)}"
 
 
 def unknown_name(key: str, given: object, allowed: list[str]) -> str:
-    """A finding for a name that nothing is registered under."""
+    """Finding for a name that nothing is registered under."""
     return f"{key} = {shown(given)}: {_one_of(given, allowed)}"
 
 
@@ -305,7 +305,7 @@ def _one_of(given: object, allowed: list[str]) -> str:
 
 
 def nearest(given: object, allowed: list[str]) -> str:
-    """A question whether another name was meant, or nothing."""
+    """Ask whether another name was meant; empty where none is near."""
     near = difflib.get_close_matches(str(given), allowed, n=1)
     return f"did you mean {near[0]}? " if near else ""
 
@@ -329,7 +329,7 @@ def _is_type_name(part: str | int) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as its file says it, cut where it is long."""
+    """Write a value as its file has it, cut where it is long."""
     text = _written(value)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 

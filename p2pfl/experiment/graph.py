@@ -95,7 +95,7 @@ def agreeing_on(experiment: Experiment, schedule: Schedule) -> Experiment:
 
 
 def link_costs(experiment: Experiment, topology: Topology, names: Sequence[str]) -> Topology | None:
-    """The graph that knows latencies and bandwidths; None where no graph of the experiment does.
+    """The graph with the latencies and bandwidths of links; None where no graph of the experiment has them.
 
     Args:
         experiment: names the graph, or the graph from which changing rounds choose.

@@ -57,7 +57,7 @@ class Plan:
 
     @cached_property
     def bound_rule(self) -> BoundRule:
-        """When a round's numbers bound the network's disagreement."""
+        """The rule for when a round's numbers bound the network's disagreement."""
         return BoundRule.of(
             self.topology,
             sends_models=self.recipe.algorithm.model_channel is not None,
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def start_digest(self) -> str:
-        """SHA-256 of the common start."""
+        """SHA-256 of the parameters that all nodes start from."""
         return digest_of(*(p for p in self.model.parameters() if p.requires_grad))
 
     @cached_property

@@ -12,7 +12,7 @@ from p2pfl.yaml_files import check
 
 
 def build_algorithm(experiment: Experiment) -> Algorithm:
-    """The experiment's algorithm, with the compressor that it takes.
+    """Build the algorithm that an experiment names, with the compressor that it takes.
 
     Raises:
         ConfigError: an option has a value that it cannot have.
@@ -29,7 +29,7 @@ def build_algorithm(experiment: Experiment) -> Algorithm:
 
 
 def build_aggregator(experiment: Experiment) -> Aggregator:
-    """The experiment's aggregator.
+    """Build the aggregator that an experiment names.
 
     Raises:
         ConfigError: an option has a value that it cannot have.

@@ -9,7 +9,7 @@ _MAX_PORT = 65535
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port; ValueError for anything else. An IPv6 host stands in brackets and keeps them."""
+    """Split tcp://host:port into host and port; ValueError for anything else. An IPv6 host stands in brackets and keeps them."""
     match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._\-]*):([0-9]{1,5})", address)
     if not match or not 1 <= int(match[2]) <= _MAX_PORT:
         raise ValueError("expected tcp://host:port, the host as the others reach it, the port from 1 to 65535")

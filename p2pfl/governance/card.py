@@ -24,7 +24,7 @@ _KEY_BYTES = 32
 MAX_CARD_BYTES = 2**20
 """The largest card that is read: room for the moments of 20,000 inputs."""
 MAX_ADDRESSES = 8
-"""So many a card may name."""
+"""The most addresses that a card may name."""
 
 
 def _checked_address(value: str | list[str]) -> str | list[str]:
@@ -65,15 +65,15 @@ def _checked_curve(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What an institution shows the others: public, and signed by itself."""
+    """The public card of a member, signed by itself."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     schema: Literal[1] = 1
-    """Of this file's format."""
+    """Number of this file's format."""
 
     name: Name
-    """Of the member, unique in a study."""
+    """Name of the member, unique in a study."""
 
     address: Annotated[str | list[str], AfterValidator(_checked_address)] | None = None
     """tcp://host:port where the others reach it, or a list of such, of which they use the first that works; None: it only dials out."""
@@ -88,14 +88,14 @@ class Card:
     """Training rows, if the site says; weighting by samples needs it."""
 
     moments: Moments | None = None
-    """Of the training rows' inputs, if the site says; a study with `standardise: pooled` needs them."""
+    """Moments of the training rows' inputs, if the site says; a study with `standardise: pooled` needs them."""
 
     signature: Annotated[str, _checked_hex(2 * _KEY_BYTES)]
     """Ed25519 over everything above, hex."""
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any], place: str) -> Card:
-        """A card that has been checked, signature included; ConfigError otherwise."""
+        """Check a card's content, signature included; ConfigError where it is wrong."""
         card = check(cls, content, place)
         if fault := card.fault():
             raise ConfigError(fault, place)
@@ -103,7 +103,7 @@ class Card:
 
     @classmethod
     def load(cls, path: Path | str) -> Card:
-        """A card from its file, checked, signature included; ConfigError naming the file otherwise."""
+        """Load a card from its file and check it, signature included; ConfigError names the file."""
         return cls.from_mapping(load_yaml(path, most_bytes=MAX_CARD_BYTES), str(path))
 
     @property
@@ -114,7 +114,7 @@ class Card:
         return (self.address,) if isinstance(self.address, str) else tuple(self.address)
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content."""
+        """The content of the card's file."""
         content = asdict(self)
         if self.moments is None:  # so that cards of before there were moments keep their signature and studies their digest
             del content["moments"]
@@ -123,17 +123,17 @@ class Card:
         return content
 
     def save(self, path: Path) -> None:
-        """Writes a new file; FileExistsError if there is one."""
+        """Write the card to a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
             file.write(self.text)
 
     @property
     def text(self) -> str:
-        """The file."""
+        """The text of the card's file."""
         return "# Public: give this file to the other members. What is private stays in private.pem.\n" + dump_yaml(self.as_dict())
 
     def fault(self) -> str | None:
-        """A sentence if the signature does not fit the rest."""
+        """The fault that the signature does not fit the rest, as a sentence; None where it fits."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -155,5 +155,5 @@ class Card:
 
 
 def card_message(content: Mapping[str, Any]) -> bytes:
-    """What a card's signature is over: all its fields but the signature."""
+    """The bytes that a card's signature is over: all its fields but the signature."""
     return _CARD_DOMAIN + canonical({key: value for key, value in content.items() if key != "signature"})

@@ -13,12 +13,12 @@ _DIGEST_DIGITS = 64
 
 
 def z85_encode(raw: bytes) -> str:
-    """ZeroMQ's text form of a key: ZeroMQ RFC 32, base 85 as in the standard library but with other letters."""
+    """Encode a key in ZeroMQ's text form (RFC 32): base 85 as in the standard library but with other letters."""
     return base64.b85encode(raw).translate(bytes.maketrans(_B85, _Z85)).decode("ascii")
 
 
 def z85_decode(text: str) -> bytes:
-    """The bytes of a key in ZeroMQ's text form; ValueError for a text that is none."""
+    """Decode a key from ZeroMQ's text form; ValueError for a text that is none."""
     letters = text.encode("ascii")  # raises UnicodeEncodeError, which is a ValueError
     if set(letters) - set(_Z85) or len(letters) % 5:
         raise ValueError("not Z85")
@@ -26,17 +26,17 @@ def z85_decode(text: str) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, floats as repr: one value, one encoding."""
+    """Encode a value as JSON with sorted keys and no spaces, floats as repr: one value, one encoding."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def grouped(digest: str) -> str:
-    """64 hex digits as 16 groups of 4, for reading out."""
+    """Write 64 hex digits as 16 groups of 4, for reading out."""
     return " ".join(digest[start : start + 4] for start in range(0, len(digest), 4))
 
 
 def plain_digest(text: str) -> str:
-    """A digest as people write it (groups, dashes, capitals) as 64 hex digits; ValueError if it is none."""
+    """Turn a digest as people write it (groups, dashes, capitals) into 64 hex digits; ValueError if it is none."""
     digits = re.sub(r"[\s\-]", "", text).lower()
     if not re.fullmatch(rf"[0-9a-f]{{{_DIGEST_DIGITS}}}", digits):
         raise ValueError(f"expected {_DIGEST_DIGITS} hex digits, in groups or not")

@@ -57,12 +57,12 @@ class Identity:
 
     @classmethod
     def new(cls) -> Identity:
-        """Fresh keys from the system's randomness."""
+        """Make fresh keys from the system's randomness."""
         return cls(Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
 
     @classmethod
     def load(cls, folder: Path, passphrase_file: Path | None = None) -> Identity:
-        """The keys in folder/private.pem; a passphrase is looked for (see `find_passphrase`) only where they are encrypted.
+        """Load the keys in folder/private.pem; a passphrase is looked for (see `find_passphrase`) only where they are encrypted.
 
         Keys that an earlier version encrypted, with a KDF that is too fast, are written anew in the place of that file.
 
@@ -81,7 +81,7 @@ class Identity:
 
     @classmethod
     def _from_blocks(cls, text: bytes, password: bytes | None, path: Path) -> Identity:
-        """Both keys from their PEM blocks."""
+        """Make an identity of two PEM blocks."""
         try:
             keys = [load_pem_private_key(block, password) for block in _BLOCK.findall(text)]
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -93,11 +93,11 @@ class Identity:
         raise ConfigError("expected an Ed25519 and an X25519 private key in PEM; restore the file", str(path))
 
     def pem_blocks(self) -> bytes:
-        """Both keys in PEM, not encrypted."""
+        """Both private keys in PEM, not encrypted."""
         return b"".join(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in (self.signing, self.curve))
 
     def save(self, folder: Path, passphrase: bytes | None = None) -> Path:
-        """Writes folder/private.pem, 0600 from its creation, in a folder of mode 0700.
+        """Write folder/private.pem, 0600 from its creation, in a folder of mode 0700.
 
         Raises:
             ConfigError: the file is there already, or others may use the folder.
@@ -123,7 +123,7 @@ class Identity:
     def card(
         self, name: str, address: str | Sequence[str] | None = None, samples: int | None = None, moments: Moments | None = None
     ) -> Card:
-        """A signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
+        """Make a signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content: dict[str, Any] = {
             "schema": 1,
             "name": name,
@@ -137,18 +137,18 @@ class Identity:
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")
 
     def owns(self, card: Card) -> bool:
-        """Whether a card speaks of these keys."""
+        """Whether a card has these keys' public halves."""
         public = self.signing.public_key().public_bytes_raw().hex(), self.curve_public.decode("ascii")
         return public == (card.identity, card.curve)
 
     @property
     def curve_public(self) -> bytes:
-        """Z85, 40 bytes, as ZeroMQ takes it."""
+        """Public CURVE key as ZeroMQ takes it: Z85, 40 bytes."""
         return z85_encode(self.curve.public_key().public_bytes_raw()).encode("ascii")
 
     @property
     def curve_secret(self) -> bytes:
-        """Z85, 40 bytes, as ZeroMQ takes it. For the socket only."""
+        """Private CURVE key as ZeroMQ takes it, for the socket only: Z85, 40 bytes."""
         return z85_encode(self.curve.private_bytes_raw()).encode("ascii")
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class Identity:
 
 
 def find_passphrase(file: Path | None = None, *, new: bool = False) -> bytes:
-    """A passphrase from a file if one is named, else from P2PFL_PASSPHRASE, else asked for on the terminal (twice for new keys).
+    """Read the passphrase from a file if one is named, else from P2PFL_PASSPHRASE, else from the terminal (twice for new keys).
 
     Raises:
         ConfigError: there is none of the three, it is empty, or others can read the file.
@@ -177,7 +177,7 @@ def find_passphrase(file: Path | None = None, *, new: bool = False) -> bytes:
 
 
 def _unsealed(text: bytes, passphrase: bytes, path: Path) -> bytes:
-    """PEM blocks of a key file."""
+    """Decrypt the PEM blocks of a key file."""
     try:
         return key_file.unseal(text, passphrase)
     except key_file.WrongPassphrase as error:
@@ -187,7 +187,7 @@ def _unsealed(text: bytes, passphrase: bytes, path: Path) -> bytes:
 
 
 def _rewrite(path: Path, before: bytes, blocks: bytes, passphrase: bytes) -> None:
-    """Encrypt keys as they are encrypted now, in the place of the old file; where that cannot be the old one stays, and is said."""
+    """Encrypt keys anew in the place of an old file; where that fails the old one stays, with a warning."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = key_file.seal(blocks, passphrase)
     assert key_file.unseal(content, passphrase) == blocks  # the only copy of the keys goes with the old file
@@ -218,7 +218,7 @@ def _rewrite(path: Path, before: bytes, blocks: bytes, passphrase: bytes) -> Non
 
 
 def _read_private(path: Path) -> bytes:
-    """A file's content, if only its owner can read it."""
+    """Read a file that only its owner can read; ConfigError where others can."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

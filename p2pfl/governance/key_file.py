@@ -1,4 +1,4 @@
-"""Private keys under a passphrase, in a file of text: scrypt makes the key that encrypts them, so that each guess costs time and memory.
+"""Key files: private keys under a passphrase, as text. scrypt makes the encrypting key, so that each guess costs time and memory.
 
     -----BEGIN P2PFL ENCRYPTED PRIVATE KEYS-----
     Kdf: scrypt n=131072 r=8 p=1 salt=HEX
@@ -36,16 +36,16 @@ _FILE = re.compile(
 _N, _R, _P = 2**17, 8, 1
 """OWASP's first choice for scrypt: 128 MiB and a third of a second for each guess."""
 _MOST_BYTES, _MOST_WORK = 2**30, 2**27
-"""Bounds for what a file asks for: 128 n r bytes, n r p blocks mixed; eight and 128 times what is written here."""
+"""Bounds on the memory and work that a file asks for: 128 n r bytes, n r p blocks; eight and 128 times what is written here."""
 _SALT_BYTES, _NONCE_BYTES, _KEY_BYTES, _LINE = 16, 12, 32, 64
 
 
 class WrongPassphrase(Exception):  # says what is the matter
-    """The file is whole, and another passphrase was its own."""
+    """The key file is whole and has another passphrase."""
 
 
 def seal(content: bytes, passphrase: bytes) -> bytes:
-    """A key file's text."""
+    """Encrypt private keys into a key file's text."""
     salt, nonce = secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_NONCE_BYTES)
     head = f"Kdf: scrypt n={_N} r={_R} p={_P} salt={salt.hex()}\nCipher: ChaCha20-Poly1305 nonce={nonce.hex()}\n".encode()
     sealed = ChaCha20Poly1305(_key(passphrase, salt, _N, _R, _P)).encrypt(nonce, content, head)
@@ -55,7 +55,7 @@ def seal(content: bytes, passphrase: bytes) -> bytes:
 
 
 def unseal(text: bytes, passphrase: bytes) -> bytes:
-    """What `seal` was given.
+    """Decrypt a key file into the private keys that `seal` was given.
 
     Raises:
         ValueError: the file is damaged, or asks for more memory or work than a key file ever needs.

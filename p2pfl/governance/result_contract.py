@@ -23,7 +23,7 @@ task, another start of a model. Rounding in the last bits and speed do not count
 """
 
 Kind = Literal["wire", "arithmetic", "torch", "task"]
-"""What of a contract can differ; site.yaml accepts differences by these names."""
+"""Kinds of differences from a contract; site.yaml accepts differences by these names."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -37,7 +37,7 @@ class AgreedTask:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: Annotated[str, Field(min_length=1)]
-    """As the experiment says it."""
+    """Name of the task, as the experiment says it."""
 
     distribution: str | None = None
     """The distribution that it came with where the study was made, if any."""
@@ -48,7 +48,7 @@ class AgreedTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultContract:
-    """What must be the same at all members for the results to be."""
+    """Versions and code that must be the same at all members for the results to be."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -68,20 +68,20 @@ class ResultContract:
     """None for a built-in task."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The study's part."""
+        """The contract as the study's file holds it."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Something that a site would compute with and the study does not say."""
+    """A difference between the contract of a study and a site's machine."""
 
     kind: Kind
     detail: str
-    """What is here, and what is in the study."""
+    """The value here, and the value in the study."""
 
     remedy: str
-    """What makes it go away."""
+    """How to make the difference go away."""
 
     def __str__(self) -> str:
         accept = f"accept_differences: [{self.kind}] in site.yaml, or --accept-difference {self.kind}"
@@ -89,7 +89,7 @@ class Difference:
 
 
 def public(text: str) -> str:
-    """Major and minor number of a version."""
+    """Shorten a version to its major and minor number."""
     found = re.match(r"\d+\.\d+", text)
     if found is None:
         raise ValueError(f"{text!r}: not a version")
@@ -97,7 +97,7 @@ def public(text: str) -> str:
 
 
 def differences(agreed: ResultContract, here: ResultContract) -> list[Difference]:
-    """In what a machine differs from the contract of a study."""
+    """Compare a machine with the contract of a study."""
     found = []
     install = f"install p2pfl-mesh {agreed.p2pfl}, which made the study"
     if here.wire != agreed.wire:
@@ -113,7 +113,7 @@ def differences(agreed: ResultContract, here: ResultContract) -> list[Difference
 
 
 def _differences_of_task(agreed: AgreedTask | None, here: AgreedTask | None) -> list[Difference]:
-    """In what the code of the task differs; nothing where the study does not bind it."""
+    """Compare the code of the task; it may differ where the study does not bind it."""
     if here is None and agreed is None:
         return []
     if agreed is None or here is None:
@@ -134,7 +134,7 @@ def _differences_of_task(agreed: AgreedTask | None, here: AgreedTask | None) -> 
 
 
 def accepted(found: Sequence[Difference], kinds: Collection[str], place: str) -> list[Difference]:
-    """The differences that a site has accepted, which are all.
+    """Refuse differences that a site has not accepted, and return all.
 
     Args:
         found: all of them.

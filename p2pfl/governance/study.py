@@ -1,4 +1,4 @@
-"""What institutions agree on before they start: an experiment, the public card of every member and the graph between them.
+"""Study files: the experiment, the members' public cards and the graph between them that institutions agree on.
 
 Everything here is public. The digest of a study is what people compare over the telephone; it covers the meaning of the file and not its
 bytes, so that re-formatting the YAML does not change it.
@@ -31,12 +31,12 @@ _STUDY_DOMAIN = b"p2pfl study v1\0"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph:
-    """Who exchanges with whom, and with what weight."""
+    """The graph of a study: edges between members, with their weights."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: str
-    """Of the topology it came from."""
+    """Name of the topology it came from."""
 
     edges: tuple[tuple[str, str, Annotated[float, Field(allow_inf_nan=False)]], ...]
     """Two members and w_ij = w_ji, each edge once; in a directed graph the receiver i, the sender j and w_ij."""
@@ -64,7 +64,7 @@ class TensorRow:
     """SHA-256 of a frozen tensor's values, which are the same at all members."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The row in the study's file."""
+        """The row as the study's file holds it."""
         row = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "trains": self.trains, "travels": self.travels}
         return row | ({"values": self.values} if self.values is not None else {})
 
@@ -95,11 +95,11 @@ class Study:
     """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
 
     result_contract: ResultContract | None = None
-    """What each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
+    """The contract that each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
-        """A study of these members on a weighted topology whose names are theirs.
+        """Make a study of these members on a weighted topology whose names are theirs.
 
         Raises:
             ConfigError: with everything that cannot be.
@@ -132,7 +132,7 @@ class Study:
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any], place: str) -> Study:
-        """A study that has been checked, the signature of every card included; ConfigError with all faults otherwise."""
+        """Check a study's content, the signature of every card included; ConfigError with all faults."""
         read = check(cls, content, place)
         directed = read.graph.directed
         edges = sorted((a, b, weight) if directed else (min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
@@ -158,22 +158,22 @@ class Study:
         return cls.from_mapping(load_yaml(path), str(path))
 
     def with_layout(self, table: Sequence[Mapping[str, Any]]) -> Study:
-        """The same study with a table of its model's tensors."""
+        """Add a table of the model's tensors to the study."""
         content = {**self.as_dict(), "layout": [dict(row) for row in table]}
         return Study.from_mapping({**content, "schema": max(self.schema, 2)}, "the new study")
 
     def with_result_contract(self, contract: ResultContract) -> Study:
-        """The same study with what its results need to be the same everywhere."""
+        """Add a result contract to the study."""
         return Study.from_mapping({**self.as_dict(), "schema": 3, "result_contract": contract.as_dict()}, "the new study")
 
     def save(self, path: Path) -> None:
-        """Writes a new file; FileExistsError if there is one."""
+        """Write the study to a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
             file.write("# Public: the same file at every member. Its digest (p2pfl study show) is what the members compare.\n")
             file.write(dump_yaml(self.as_dict()))
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content."""
+        """The content of the study's file."""
         content: dict[str, Any] = {
             "schema": self.schema,
             "experiment": self.experiment,
@@ -194,13 +194,13 @@ class Study:
 
     @property
     def task_name(self) -> str:
-        """The experiment's task; empty where it names none."""
+        """Name of the experiment's task; empty where it names none."""
         task = self.experiment.get("task")
         return str(task.get("name", "")) if isinstance(task, Mapping) else ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The members', sorted."""
+        """Names of the members, sorted."""
         return tuple(card.name for card in self.members)
 
     def member(self, name: str) -> Card:
@@ -211,7 +211,7 @@ class Study:
         raise ConfigError(f"member = {name!r}: not in this study; one of {some(self.names)}")
 
     def neighbours(self, name: str) -> tuple[str, ...]:
-        """Those that a member exchanges with, sorted; ConfigError if there is no such member."""
+        """Names of the members that a member exchanges with, sorted; ConfigError if there is no such member."""
         self.member(name)
         return tuple(sorted({b if a == name else a for a, b, _ in self.graph.edges if name in (a, b)}))
 
@@ -226,7 +226,7 @@ class Study:
         )
 
     def _faults(self) -> Iterator[str]:
-        """A sentence for everything that cannot be."""
+        """Find everything that is wrong with the study, a sentence each."""
         if not self.members:
             yield "members = []: a study has members"
         yield from self._faults_of_layout()
@@ -297,7 +297,7 @@ def _agrees_on_a_scale(experiment: Mapping[str, Any]) -> bool:
 
 
 def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
-    """Means and deviations of all members' rows together."""
+    """Merge the moments of all members' rows."""
     silent = sorted(card.name for card in cards if card.moments is None)
     if silent:
         raise ConfigError(
@@ -310,7 +310,7 @@ def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
 
 
 def layout_faults(agreed: Sequence[TensorRow], own: Sequence[TensorRow]) -> list[str]:
-    """Sentences that name each tensor in which a node's own model differs from the study's."""
+    """Name each tensor in which a node's own model differs from the study's, a sentence each."""
     theirs, mine = {row.name: row for row in agreed}, {row.name: row for row in own}
     found = [f"tensor {name}: is in the study's model ({row}) and not in this one" for name, row in theirs.items() if name not in mine]
     found += [f"tensor {name}: is in this model ({row}) and not in the study's" for name, row in mine.items() if name not in theirs]
@@ -334,7 +334,7 @@ def confirms(study: Study, text: str) -> bool:
 
 
 def _unencodable(value: object, key: str) -> Iterator[str]:
-    """Sentences for what has no one encoding: neither null, true, false, finite number, text, list nor mapping with text keys."""
+    """Find values without one encoding: neither null, true, false, finite number, text, list nor mapping with text keys."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if isinstance(name, str):
