@@ -171,18 +171,10 @@ def load_yaml(path: Path | str, such_as: str = "", most_bytes: int = _MAX_BYTES)
     Raises:
         ConfigError: the file is missing, unreadable, empty, not YAML or not a mapping with text keys.
     """
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if content in _KEPT:
-            return copy.deepcopy(_KEPT[content])
-        text = decode(content, str(path))
-    except FileNotFoundError as error:
-        raise ConfigError("no such file", str(path)) from error
-    except IsADirectoryError as error:
-        raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error
+    content = _content(path, most_bytes + 1)
+    if content in _KEPT:
+        return copy.deepcopy(_KEPT[content])
+    text = decode(content, str(path))
     if len(content) > most_bytes:
         raise ConfigError(f"cannot be read: more than {most_bytes} bytes", str(path))
     value = parse_yaml(text, str(path))
@@ -377,12 +369,17 @@ def read_text(path: Path) -> str:
     Raises:
         ConfigError: the file is missing, a folder, unreadable or not UTF-8.
     """
+    return decode(_content(path), str(path))
+
+
+def _content(path: Path | str, most_bytes: int = -1) -> bytes:
+    """Read a file, or so many bytes of it; ConfigError where that fails."""
     try:
-        content = path.read_bytes()
+        with Path(path).open("rb") as file:
+            return file.read(most_bytes)
     except FileNotFoundError as error:
         raise ConfigError("no such file", str(path)) from error
     except IsADirectoryError as error:
         raise ConfigError("cannot be read: it is a folder, expected a file", str(path)) from error
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror or error}", str(path)) from error
-    return decode(content, str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)) from error

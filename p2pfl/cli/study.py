@@ -217,12 +217,8 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except (ConfigError, TaskError) as error:
         return None, str(error).splitlines()[0], unknown
-    try:
-        layout = Layout.of(model, personal=experiment.personal, with_values=True)
-    except ValueError as error:
-        raise ConfigError(str(error), str(place)) from error
-    resolved, _ = resolve_recipe(experiment, build_algorithm(experiment), task, model, layout)
-    return layout.table(), "", resolved.compiled
+    resolved, _ = resolve_recipe(experiment, build_algorithm(experiment), task, model)
+    return Layout.of(model, personal=experiment.personal, with_values=True).table(), "", resolved.compiled
 
 
 def _layout_rows(study: Study) -> list[dict[str, Any]] | None:

@@ -81,15 +81,6 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
     return experiment_from({"schema": 1, **raw}, place, overrides)
 
 
-def defaults_left_out(raw: Mapping[str, Any], place: str) -> list[str]:
-    """Dotted keys that a recorded experiment does not write out: each reader would fill them with its own version's defaults.
-
-    Raises:
-        ConfigError: as `experiment_from`.
-    """
-    return sorted(_missing_keys(recorded_experiment(raw, place).as_dict(), raw))
-
-
 def load_study(path: Path | str) -> Study:
     """Read a study from its file and check that its experiment leaves no key to a default.
 
@@ -97,7 +88,8 @@ def load_study(path: Path | str) -> Study:
         ConfigError: something in it cannot be, or its experiment leaves keys to the defaults of each reader's version.
     """
     study = Study.read(path)
-    if missing := defaults_left_out(study.experiment, str(path)):
+    resolved = recorded_experiment(study.experiment, str(path)).as_dict()
+    if missing := sorted(_missing_keys(resolved, study.experiment)):
         raise ConfigError(
             f"experiment: {some(missing)} not written out, so that each site would take its own version's defaults; "
             "make the study with p2pfl study new, which resolves it",

@@ -194,11 +194,10 @@ def make_plan(
         raise ConflictError(conflicts)
     try:
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
-        layout = _layout(model, experiment)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
     dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
-    experiment, recipe = resolve_recipe(experiment, algorithm, task, model, layout)
+    experiment, recipe = resolve_recipe(experiment, algorithm, task, model)
     return Plan(
         experiment=experiment,
         task=task,
@@ -211,15 +210,3 @@ def make_plan(
         stop_rule=rule,
         samples=counts if experiment.weighting == "samples" else None,
     )
-
-
-def _layout(model: nn.Module, experiment: Experiment) -> Layout:
-    """Describe the model's layout, with the parameters that stay at their node.
-
-    Raises:
-        ConfigError: the experiment's patterns name no parameter that trains, or all of them.
-    """
-    try:
-        return Layout.of(model, personal=experiment.personal)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

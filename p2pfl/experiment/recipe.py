@@ -18,14 +18,19 @@ from p2pfl.training.backends.choice import why_not_plain_sgd
 from p2pfl.training.backends.compiled import why_not_compiled
 
 
-def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, layout: Layout) -> tuple[Experiment, Recipe]:
+def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module) -> tuple[Experiment, Recipe]:
     """Make the recipe, and write on or off into an experiment that says `compiled: auto`.
 
     What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
 
     Raises:
-        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have.
+        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have; or `personal` names no parameter
+            that trains, or all of them.
     """
+    try:
+        layout = Layout.of(model, personal=experiment.personal)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     recipe = Recipe(
         algorithm=PartlyShared(algorithm, layout) if layout.personal else algorithm,
         optimizer=experiment.optimizer,

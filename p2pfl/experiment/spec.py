@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +14,6 @@ from p2pfl.training import OptimizerSpec
 from p2pfl.yaml_files import shown
 
 _FORBID_UNKNOWN = {"extra": "forbid"}
-_LARGEST_BATCH = 10**6
 
 Count = Annotated[int, Field(ge=0, le=10**6)]
 Positive = Annotated[int, Field(ge=1, le=10**6)]
@@ -41,20 +41,20 @@ def _no_privacy(value: object) -> None:
         raise ValueError("expected null; there is no privacy mechanism to choose yet")
 
 
-def _batch_size(value: object) -> object:
-    """Refuse a batch size that is neither a whole number nor "full", in one sentence."""
-    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_BATCH
-    if value != "full" and not is_number:
-        raise ValueError(f"expected a whole number from 1 to {_LARGEST_BATCH:,}, or full for all rows of each site")
-    return value
+def _whole_number_or(word: str, most: float, expected: str) -> BeforeValidator:
+    """Refuse a value that is neither a whole number up to *most* nor the word, in one sentence."""
+
+    def checked(value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        if value != word and not is_number:
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return BeforeValidator(checked)
 
 
-def _members(value: object) -> object:
-    """Refuse a number of members that is neither a whole number nor "all", in one sentence."""
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value != "all" and not is_number:
-        raise ValueError("expected all, or a whole number that is more than half of the members")
-    return value
+_BATCH_SIZE = _whole_number_or("full", 10**6, "a whole number from 1 to 1,000,000, or full for all rows of each site")
+_MEMBERS = _whole_number_or("all", math.inf, "all, or a whole number that is more than half of the members")
 
 
 def _switch(value: object) -> object:
@@ -71,7 +71,7 @@ class AlgorithmSpec:
     name: str = "dpsgd"
     local_steps: Count = 5
     """K, steps of a node in one round."""
-    batch_size: Annotated[Positive | Literal["full"], BeforeValidator(_batch_size)] = 32
+    batch_size: Annotated[Positive | Literal["full"], _BATCH_SIZE] = 32
     """The most rows in a batch; a site with fewer takes each of its rows once. "full": all rows of every site."""
     options: dict[str, Any] = field(default_factory=dict)
     """The algorithm's own arguments; in the file they stand beside `name`."""
@@ -167,7 +167,7 @@ class RequireSpec:
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
 
-    members: Annotated[Literal["all"] | Positive, BeforeValidator(_members)] = "all"
+    members: Annotated[Literal["all"] | Positive, _MEMBERS] = "all"
     """How many members are enough once within_s is over: more than half of them, or all."""
     within_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
     """How long a node waits for all members. With fewer than `members` then, it ends without training, with exit code 3."""
