@@ -58,6 +58,18 @@ class ChannelMessages:
         """The rows whose k-th neighbour's message is there; None for all of them."""
         return rows_with(self.present_NK, k)
 
+    def or_own(self, k: int) -> Tensor:
+        """The k-th neighbours' messages, (N, ...), with the own one in place of one that did not come; their distances are measured."""
+        theirs, rows = self.own, self.rows(k)
+        if rows is None:
+            theirs = self.message(k, None)
+            self.measure(k, None, theirs - self.own)
+        elif len(rows):
+            theirs = self.own.clone()
+            theirs[rows] = self.message(k, rows)
+            self.measure(k, rows, theirs[rows] - self.own[rows])
+        return theirs
+
     def measure(self, k: int, rows: Tensor | None, difference: Tensor) -> None:
         """Add the distances of some rows to their k-th neighbours, from the differences of their messages."""
         norms: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=-1)
