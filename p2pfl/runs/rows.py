@@ -270,5 +270,4 @@ def squared_norm_of(rule: BoundRule | None, rows: Sequence[NodeRow]) -> float | 
 
 
 def _written(row: NodeRow | NetworkRow) -> Row:
-    values = {each.name: getattr(row, each.name) for each in fields(row)}
-    return {name: value for name, value in values.items() if value is not None or name in _ALWAYS_WRITTEN}
+    return {name: value for name in row.__slots__ if (value := getattr(row, name)) is not None or name in _ALWAYS_WRITTEN}

@@ -88,12 +88,13 @@ def document_of(value: Mapping[str, Any]) -> str:
 
 def plain(value: Any) -> Any:
     """Convert numbers of any library to Python's own, and numbers that are not finite to None, as JSON needs it."""
-    if value is None or isinstance(value, (str, bool)):
+    kind = type(value)  # mostly Python's own: asking abstract classes takes longer than writing a row
+    if value is None or kind in (str, bool, int) or isinstance(value, str):
         return value
+    if kind is float or (isinstance(value, Real) and not isinstance(value, Integral)):
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Integral):
         return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
