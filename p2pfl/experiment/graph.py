@@ -116,7 +116,7 @@ def stop_rule(experiment: Experiment, schedule: Schedule) -> StopRule | None:
     if stop is None:
         return None
     rule = partial(StopRule, tolerance=stop.relative_consensus, patience=stop.patience)
-    if schedule.period == 1 and not schedule.directed:
+    if schedule.is_steady:
         graph = schedule.union()
         return rule(diameter=diameter_bound(graph), lambda_2=float(laplacian_extremes(graph)[0]))
     window, lambda_2 = _certified(experiment, schedule)

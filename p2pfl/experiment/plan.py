@@ -94,7 +94,7 @@ class Plan:
 
     def time_varying_bound(self, names: Sequence[str]) -> TimeVaryingBound | None:
         """The bound that the stop rule needs at some nodes where the graph changes; None where it stays as it is."""
-        if self.stop_rule is None or (self.schedule.period == 1 and not self.schedule.directed):
+        if self.stop_rule is None or self.schedule.is_steady:
             return None
         num_neighbours_N = np.array([len(self.neighbours(name)) for name in names])
         return TimeVaryingBound(window=self.stop_rule.window, num_neighbours_N=num_neighbours_N)

@@ -141,8 +141,8 @@ class NodeConclusion:
 
         One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
         """
-        schedule, company = self._plan.schedule, self._agreed.company
-        if not self._protocol.pace.in_step or schedule.period != 1 or schedule.directed:
+        company = self._agreed.company
+        if not self._protocol.pace.in_step or not self._plan.schedule.is_steady:
             return []
         expected = {name for name in self._protocol.neighbours if company is None or name in company}
         rows = read_run(self._log.folder.path, experiment=self._plan.experiment.as_dict()).nodes if expected else []

@@ -43,7 +43,7 @@ def own_edges(
     """Make a node's side of all its edges; *start_anew*: it begins without the state that it had."""
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
     in_step = pace.name == "synchronous"
-    ahead = 1 if plan.schedule.period == 1 and not plan.schedule.directed else AHEAD
+    ahead = 1 if plan.schedule.is_steady else AHEAD
     if not in_step:
         ahead = plan.experiment.last_possible_round
     session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=formats, ahead=ahead)

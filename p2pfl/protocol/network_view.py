@@ -115,8 +115,7 @@ class NetworkViewAdapter:
     @property
     def _is_steady(self) -> bool:
         """Whether everybody exchanges with all its neighbours in every round."""
-        schedule = self._plan.schedule
-        return self._plan.experiment.pace.name == "synchronous" and schedule.period == 1 and not schedule.directed
+        return self._plan.experiment.pace.name == "synchronous" and self._plan.schedule.is_steady
 
     def _push_sum_conversation(self) -> PushSumConversation:
         plan = self._plan

@@ -63,6 +63,11 @@ class Schedule:
     names: tuple[str, ...] | None = None
     _at: Callable[[int], Topology] = field(init=False, repr=False)
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether all neighbours exchange with each other in every round."""
+        return self.period == 1 and not self.directed
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "_at", lru_cache(maxsize=min(self.period or 8, 256))(self._named))
 

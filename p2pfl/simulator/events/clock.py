@@ -79,7 +79,7 @@ class RoundClock:
         self._schedule, self._delays, self._bytes_of, self._phases = schedule, delays, bytes_of, phases
         self._trains_N, self.gives_up = trains_N, gives_up
         # a node may be further ahead of one that it does not wait for where the graph changes: whatever comes from there is news
-        self._reach = 1 if schedule.period == 1 and not schedule.directed else math.inf
+        self._reach = 1 if schedule.is_steady else math.inf
         self.now_s = 0.0
         self.ready_N = np.zeros(num_nodes)
         """Seconds at which each node ended its last round."""
