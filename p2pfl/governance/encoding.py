@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _Z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -41,3 +43,21 @@ def plain_digest(text: str) -> str:
     if not re.fullmatch(rf"[0-9a-f]{{{_DIGEST_DIGITS}}}", digits):
         raise ValueError(f"expected {_DIGEST_DIGITS} hex digits, in groups or not")
     return digits
+
+
+def unencodable(value: object, key: str) -> Iterator[str]:
+    """Find values without one encoding: neither null, true, false, finite number, text, list nor mapping with text keys."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(name, str):
+                yield from unencodable(inner, f"{key}.{name}")
+            else:
+                yield f"{key}: the key {name!r} is not a text"
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from unencodable(inner, f"{key}.{index}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{key} = {value!r}: expected a finite number"
+    elif value is not None and not isinstance(value, (bool, int, str)):
+        yield f"{key} = {value!r}: expected a number, a text, true, false, null, a list or a mapping"

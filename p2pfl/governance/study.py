@@ -6,7 +6,6 @@ bytes, so that re-formatting the YAML does not change it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pydantic import Field
 from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.governance.address import is_loopback
 from p2pfl.governance.card import Card
-from p2pfl.governance.encoding import canonical, plain_digest
+from p2pfl.governance.encoding import canonical, plain_digest, unencodable
 from p2pfl.governance.names import NEW_RULE, is_new_name
 from p2pfl.governance.result_contract import ResultContract
 from p2pfl.statistics.moments import Moments
@@ -239,7 +238,7 @@ class Study:
                     bearers = ", ".join(card.name for card in self.members if value in values[id(card)])
                     yield f"members: {field} = {value!r} stands in {count} cards ({bearers}); expected one"
         yield from self._graph_faults()
-        yield from _unencodable(self.experiment, "experiment")
+        yield from unencodable(self.experiment, "experiment")
         if self.experiment.get("nodes") is not None:
             afar = [card.name for card in self.members if not all(map(is_loopback, card.addresses))]
             if afar:
@@ -259,15 +258,12 @@ class Study:
                 f"schema = {self.schema}: schema 3 is that of a study with a result contract, 2 that of one with a layout alone, "
                 f"1 that of one with neither; expected {expected}"
             )
-        yield from self._faults_of_result_contract()
-        for name, count in Counter(row.name for row in self.layout or ()).items():
-            if count > 1:
-                yield f"layout: tensor {name} is given {count} times; expected once"
-
-    def _faults_of_result_contract(self) -> Iterator[str]:
         agreed = self.result_contract.task if self.result_contract is not None else None
         if agreed is not None and agreed.name != self.task_name:
             yield f"result_contract.task.name = {agreed.name!r}: expected {self.task_name!r}, which is the experiment's task"
+        for name, count in Counter(row.name for row in self.layout or ()).items():
+            if count > 1:
+                yield f"layout: tensor {name} is given {count} times; expected once"
 
     def _graph_faults(self) -> list[str]:
         addresses = {card.name: card.address for card in self.members}
@@ -331,21 +327,3 @@ def confirms(study: Study, text: str) -> bool:
         return plain_digest(text) == study.digest
     except ValueError:
         return False
-
-
-def _unencodable(value: object, key: str) -> Iterator[str]:
-    """Find values without one encoding: neither null, true, false, finite number, text, list nor mapping with text keys."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if isinstance(name, str):
-                yield from _unencodable(inner, f"{key}.{name}")
-            else:
-                yield f"{key}: the key {name!r} is not a text"
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _unencodable(inner, f"{key}.{index}")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"{key} = {value!r}: expected a finite number"
-    elif value is not None and not isinstance(value, (bool, int, str)):
-        yield f"{key} = {value!r}: expected a number, a text, true, false, null, a list or a mapping"

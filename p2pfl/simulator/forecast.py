@@ -108,8 +108,8 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
         mix_in_place(sample.state["x"], index_NK, weights_NK, all_NK, threads=threads, compiled=mixing_is_worth_it(plan))
         spent = {"train": min(spent["train"], trained - began), "mix": min(spent["mix"], time.perf_counter() - trained)}
     experiment = plan.experiment
-    settling = experiment.last_possible_round - experiment.rounds
-    return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + settling * spent["mix"])
+    mixing_only = experiment.last_possible_round - experiment.rounds
+    return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + mixing_only * spent["mix"])
 
 
 def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> None:
