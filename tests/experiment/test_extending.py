@@ -33,7 +33,7 @@ FRUGAL = {**EXPERIMENT, "algorithm": {"name": "frugal", "theta": 0.3, "local_ste
 @pytest.fixture(autouse=True)
 def careful(tmp_path, monkeypatch):
     """The page's file as a module, with the second example in it, and their lines in the registry."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text().partition("# An aggregator of your own")[0], re.DOTALL)
     assert len(blocks) == 2
     (tmp_path / "rules_of_the_page.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(str(tmp_path))
