@@ -1,7 +1,7 @@
-"""Who may hold a connection, and how many bytes of it, decided without sockets and without a clock of its own.
+"""Admission of connections: who may hold one, and how many bytes of it, decided without sockets and without a clock.
 
-A stranger is a connection over which no neighbour has said a word yet. Strangers compete for few places; links of neighbours hold none, so
-nobody can push them out.
+An unknown peer is a connection over which no neighbour has said a word yet. Unknown peers compete for few places; links of
+neighbours hold none, so nobody can push them out.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class AdmissionLimits:
     """Places and bytes of connections at one listener."""
 
     open_places: int = 32
-    """Strangers from addresses that no neighbour has come from."""
+    """Unknown peers from addresses that no neighbour has come from."""
 
     reserved_places: int = 16
-    """Strangers from addresses that a neighbour has come from in this study."""
+    """Unknown peers from addresses that a neighbour has come from in this study."""
 
     places_per_source: int = 24
-    """Strangers from one address, or from one IPv6 network of 64 bits."""
+    """Unknown peers from one address, or from one IPv6 network of 64 bits."""
 
     grace_s: tuple[float, float] = (0.05, 1.0)
-    """Least and most time that a stranger has before another one may take its place; drawn for each, evenly on a logarithmic scale.
+    """Least and most time that an unknown peer has before another one may take its place; drawn for each, evenly on a logarithmic scale.
 
     A short time lets many try, so that a near neighbour soon comes through a crowd. A long one lets a distant one finish its handshake.
     """
@@ -38,7 +38,7 @@ class AdmissionLimits:
     known_sources: int = 256
     """Addresses that are remembered, the most recently used."""
 
-    stranger_bytes: int = 4096
+    unknown_peer_bytes: int = 4096
     """Bytes that a connection may send before its handshake is over; libzmq's own handshake takes fewer than 700."""
 
     newcomer_bytes: int = 8 * 2**20
@@ -67,13 +67,13 @@ class Connection:
     """Its address, see `source_of`."""
 
     member: str | None = None
-    """The neighbour that has proved to be its other end; None: a stranger."""
+    """The neighbour that has proved to be its other end; None: an unknown peer."""
 
     is_known: bool = False
     """Whether it holds one of the reserved places."""
 
     movable_s: float = 0.0
-    """When another stranger may take its place."""
+    """When another unknown peer may take its place."""
 
     account: Account = field(default_factory=Account)
     """What was delivered of it."""
@@ -90,19 +90,20 @@ def source_of(host: str) -> str:
 
 
 class Admission:
-    """Places of strangers, links of members and what both may have sent.
+    """Places of unknown peers, links of members and what both may have sent.
 
-    Every method that takes a decision returns the numbers of the connections that must be shut now, with the reason: "evicted" (a stranger
-    whose place another one took, or that found none), "replaced" (a member's connection too many), "oversent" (more bytes than allowed).
+    Every method that takes a decision returns the numbers of the connections that must be shut now, with the reason: "evicted" (an
+    unknown peer whose place another one took, or that found none), "replaced" (a member's connection too many), "oversent" (more bytes
+    than allowed).
     They count until the caller has told that they `leave`.
 
     Args:
-        limits: the figures.
+        bounds: places and bytes.
         draw: of random numbers from 0 to 1; who is evicted must not be foreseen.
     """
 
-    def __init__(self, limits: AdmissionLimits, draw: Callable[[], float] | None = None) -> None:
-        self.limits = limits
+    def __init__(self, bounds: AdmissionLimits, draw: Callable[[], float] | None = None) -> None:
+        self._bounds = bounds
         self._draw = draw or random.SystemRandom().random
         self._connections: dict[int, Connection] = {}  # in the order of arrival
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -110,7 +111,7 @@ class Admission:
         self._remains: Counter[str | None] = Counter()
 
     @property
-    def strangers(self) -> list[int]:
+    def unknown_peers(self) -> list[int]:
         """Connections of nobody, oldest first."""
         return [number for number, connection in self._connections.items() if connection.member is None]
 
@@ -125,7 +126,7 @@ class Admission:
         return bool(self._remains)
 
     def member(self, number: int) -> str | None:
-        """The neighbour at the other end of a connection; None: a stranger."""
+        """The neighbour at the other end of a connection; None: an unknown peer."""
         return self._connections[number].member if number in self._connections else None
 
     def held_bytes(self, number: int, taken_bytes: int) -> int:
@@ -134,9 +135,9 @@ class Admission:
 
     def arrive(self, number: int, source: str, now_s: float) -> dict[int, str]:
         """A connection was accepted."""
-        if self._remains[None] > self.limits.newcomer_bytes:  # each would leave more behind that nobody reads
+        if self._remains[None] > self._bounds.newcomer_bytes:  # each would leave more behind that nobody reads
             return {number: "evicted"}
-        least_s, most_s = self.limits.grace_s
+        least_s, most_s = self._bounds.grace_s
         newcomer = Connection(source, is_known=source in self._known, movable_s=now_s + least_s * (most_s / least_s) ** self._draw())
         rivals = {
             other: connection
@@ -144,8 +145,8 @@ class Admission:
             if connection.member is None and connection.is_known == newcomer.is_known
         }
         counts = Counter(connection.source for connection in rivals.values())
-        places = self.limits.reserved_places if newcomer.is_known else self.limits.open_places
-        if counts[source] >= min(self.limits.places_per_source, places):
+        places = self._bounds.reserved_places if newcomer.is_known else self._bounds.open_places
+        if counts[source] >= min(self._bounds.places_per_source, places):
             crowd = {source}
         elif len(rivals) >= places:
             largest = max(counts.values())
@@ -171,10 +172,10 @@ class Admission:
         connection.member, connection.account = member, account
         self._known[connection.source] = None
         self._known.move_to_end(connection.source)
-        while len(self._known) > self.limits.known_sources:
+        while len(self._known) > self._bounds.known_sources:
             self._known.popitem(last=False)
         own = [other for other, each in self._connections.items() if each.member == member]
-        surplus = own[: max(0, len(own) - self.limits.connections_per_member)]
+        surplus = own[: max(0, len(own) - self._bounds.connections_per_member)]
         return dict.fromkeys(surplus, "replaced")
 
     def leave(self, number: int, taken_bytes: tuple[int, bool] = (0, False)) -> None:
@@ -202,10 +203,10 @@ class Admission:
         for member in [member for member in self._remains if (member == peer if peer is not None else member not in dialled)]:
             del self._remains[member]
 
-    def newest_stranger(self) -> int | None:
-        """The stranger that came last, for one who needs its file descriptor; None: there is none."""
-        strangers = [number for number in self.strangers if self._connections[number].movable_s != float("inf")]
-        return strangers[-1] if strangers else None
+    def newest_unknown_peer(self) -> int | None:
+        """The unknown peer that came last, for one who needs its file descriptor; None: there is none."""
+        numbers = [number for number in self.unknown_peers if self._connections[number].movable_s != float("inf")]
+        return numbers[-1] if numbers else None
 
     def weigh(self, taken_bytes: Mapping[int, tuple[int, bool]]) -> dict[int, str]:
         """Compare what connections sent with what they may.
@@ -216,7 +217,7 @@ class Admission:
         shut: list[int] = []
         newcomers: list[tuple[int, int]] = []
         totals = Counter(self._remains)
-        excess = totals.pop(None, 0) - self.limits.newcomer_bytes
+        excess = totals.pop(None, 0) - self._bounds.newcomer_bytes
         for number, (taken, is_encrypted) in taken_bytes.items():
             connection = self._connections.get(number)
             if connection is None:
@@ -226,7 +227,7 @@ class Admission:
                 totals[connection.member] += max(0, held)
             elif is_encrypted:
                 newcomers.append((held, number))
-            elif held > self.limits.stranger_bytes:
+            elif held > self._bounds.unknown_peer_bytes:
                 shut.append(number)
         excess += sum(held for held, _ in newcomers)
         for held, number in sorted(newcomers, reverse=True):
@@ -234,6 +235,6 @@ class Admission:
                 break
             shut.append(number)
             excess -= held
-        excessive = {member for member, total in totals.items() if total > self.limits.member_bytes}
+        excessive = {member for member, total in totals.items() if total > self._bounds.member_bytes}
         shut += [number for number, connection in self._connections.items() if connection.member in excessive]
         return dict.fromkeys(shut, "oversent")

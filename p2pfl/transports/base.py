@@ -1,4 +1,4 @@
-"""What a transport is: it moves frames between members and knows nothing of the messages in them."""
+"""The interface of a transport, which moves frames between members and knows nothing of the messages in them."""
 
 from __future__ import annotations
 
@@ -178,16 +178,16 @@ class LinkStates:
         """Whether no link is wanted now because of `exclude`."""
         return self.excluded_for_s(peer) > 0
 
-    def heard(self, peer: str) -> None:
+    def note_received(self, peer: str) -> None:
         """Something came over a link: it is up, whatever was said of it before."""
         self._heard_s[peer] = self._now_s()
         if self._states[peer].state != LinkCondition.UP:
             self.note(peer, LinkCondition.UP)
 
-    def heard_again(self, peer: str, *, is_sign_of_life: bool) -> None:
+    def note_received_if_up(self, peer: str, *, is_sign_of_life: bool) -> None:
         """Something came over a link that is known: a late word of a connection that is over says nothing."""
         if self.state(peer).is_up:
-            self.heard(peer)
+            self.note_received(peer)
             if is_sign_of_life:
                 self._beating.add(peer)
 

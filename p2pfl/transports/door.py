@@ -157,7 +157,7 @@ class Door:
         self._port = port
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch the connections."""
         when_out_of_files.append(self._make_room)
         self._thread.start()
 
@@ -201,7 +201,7 @@ class Door:
                 poller.register(watched.events, zmq.POLLIN)
             looked_s = 0.0
             while not self._is_stopping.is_set() and self._watched:
-                due_s = looked_s + (TURN_S if self._is_busy or self._admission.strangers else QUIET_TURN_S)
+                due_s = looked_s + (TURN_S if self._is_busy or self._admission.unknown_peers else QUIET_TURN_S)
                 until_due_s = max(0.0, due_s - time.monotonic())
                 ready = dict(poller.poll(math.ceil(1000 * (until_due_s if self._lines else IDLE_TURN_S))))
                 taken_bytes = {}
@@ -211,7 +211,7 @@ class Door:
                     held_bytes = [self._admission.held_bytes(number, taken) for number, (taken, _) in taken_bytes.items()]
                     self._is_busy = max(held_bytes, default=0) > BUSY_BYTES
                 self._learn()
-                may_be_news = taken_bytes and self._admission.strangers
+                may_be_news = taken_bytes and self._admission.unknown_peers
                 for watched in tuple(self._watched):
                     if (may_be_news or watched.events in ready) and not self._read(watched):
                         poller.unregister(watched.events)
@@ -220,7 +220,7 @@ class Door:
                         watched.events.close(linger=0)
                 self._learn()
                 self._promote_early()
-                # weighed after the events were read: what came since a handshake was over is not a stranger's
+                # weighed after the events were read: what came since a handshake was over is not an unknown peer's
                 if self._admission.weigh(taken_bytes):
                     self._shut(self._admission.weigh(self._looked_closer(taken_bytes)))
                 self.has_remains = self._admission.has_remains
@@ -256,10 +256,10 @@ class Door:
                 break
             kind, number = _EVENT.unpack(description)
             if kind == zmq.EVENT_ACCEPTED:
-                self._arrived(number, watched)
+                self._accept(number, watched)
                 continue
             if kind == zmq.EVENT_CONNECTED:
-                self._arrived(number, watched)
+                self._accept(number, watched)
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and watched.peer is not None:
                 self._dialled(watched.peer)
             elif kind == zmq.EVENT_DISCONNECTED and number in self._numbers and self._lines[self._numbers[number]].watched is watched:
@@ -273,7 +273,7 @@ class Door:
         with suppress(RuntimeError):  # the loop has ended meanwhile
             self._loop.call_soon_threadsafe(call)
 
-    def _arrived(self, fd: int, watched: _Watched) -> None:
+    def _accept(self, fd: int, watched: _Watched) -> None:
         try:
             # no family given: a listener for both has IPv4 addresses in those of IPv6
             twin = socket.socket(fileno=os.dup(fd))
@@ -342,9 +342,10 @@ class Door:
         return True
 
     def _look(self) -> dict[int, tuple[int, bool]]:
-        """Of each connection the bytes that libzmq has taken, and whether its handshake is over; forget those that are gone.
+        """Find the bytes that libzmq has taken of each connection, and whether its handshake is over; forget those that are gone.
 
-        Of a member's the bytes that came, which are no fewer and cost less to know: calls that let other threads run wait for them.
+        For a member's connection count the bytes that came, which are no fewer and cost less to know: calls that let other threads run
+        wait for them.
         """
         found: dict[int, tuple[int, bool]] = {}
         now_s = time.monotonic()
@@ -357,12 +358,12 @@ class Door:
                 self._forget(number)
             elif (counts := self._bytes_of(line, with_unread=is_members)) is not None:
                 found[number] = counts
-        if self._admission.strangers and not _can_open():
+        if self._admission.unknown_peers and not _can_open():
             self._give_one_up()
         return found
 
     def _looked_closer(self, found: dict[int, tuple[int, bool]]) -> dict[int, tuple[int, bool]]:
-        """Of members' connections the bytes that libzmq has taken, too."""
+        """Find the bytes that libzmq has taken of members' connections, too."""
         members = {number: self._lines[number] for number in found if number in self._lines and self._admission.member(number) is not None}
         return found | {number: counts for number, line in members.items() if (counts := self._bytes_of(line)) is not None}
 
@@ -385,7 +386,7 @@ class Door:
         return max(0, received - held), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
 
     def _give_one_up(self) -> None:
-        number = self._admission.newest_stranger()
+        number = self._admission.newest_unknown_peer()
         if number is not None:
             self._shut({number: "evicted"})
 

@@ -74,7 +74,7 @@ class MemoryTransport:
             self._links.note(peer, LinkCondition.CLOSED)
 
     async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
-        """See Transport.send."""
+        """Send a message; see Transport.send."""
         if peer not in self.neighbours:
             raise ValueError(f"{peer!r} is no neighbour of {self.name!r}")
         check_frames(frames, MAX_FRAME_BYTES)
@@ -97,22 +97,22 @@ class MemoryTransport:
             raise QueueFull(f"queue from {self.name} to {peer} full for {timeout_s} s") from None
 
     async def receive(self) -> Received:
-        """See Transport.receive."""
+        """Wait for a message; see Transport.receive."""
         self._check_open()
         received = await self._inbox.get()
         while received.peer in self._excluded_until_s:
             received = await self._inbox.get()
         if self._links.state(received.peer).is_up:
-            self._links.heard(received.peer)
+            self._links.note_received(received.peer)
         return received
 
     @property
     def link_counters(self) -> Mapping[str, Counter[str]]:
-        """See Transport.link_counters."""
+        """Count events by link; see Transport.link_counters."""
         return self._links.counters
 
     def disconnect(self, peer: str, for_s: float, why: str) -> None:
-        """See Transport.disconnect."""
+        """End a link for a while; see Transport.disconnect."""
         self._excluded_until_s[peer] = time.monotonic() + for_s
         self._links.note(peer, LinkCondition.DOWN, f"this node has ended the connection for {for_s:g} s: {why}")
         self._links.counters[peer]["disconnected"] += 1
@@ -133,7 +133,7 @@ class MemoryTransport:
         return False
 
     def link(self, peer: str) -> LinkState:
-        """See Transport.link."""
+        """State of a link; see Transport.link."""
         return self._links.state(peer)
 
     def _check_open(self) -> None:

@@ -71,7 +71,7 @@ class Resolver:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Sequence[str]] = loop.create_future()
 
-        def settle(found: Sequence[str] | None, error: BaseException | None) -> None:
+        def finish(found: Sequence[str] | None, error: BaseException | None) -> None:
             self._pending.pop(host, None)
             if future.cancelled():
                 return
@@ -89,7 +89,7 @@ class Resolver:
             except (OSError, UnicodeError) as failure:
                 error = failure
             try:
-                loop.call_soon_threadsafe(settle, found, error)
+                loop.call_soon_threadsafe(finish, found, error)
             except RuntimeError:
                 return  # the loop has ended meanwhile
 

@@ -1,4 +1,4 @@
-"""Who may connect: libzmq's question for each handshake, answered from a list of public keys (RFC 27)."""
+"""Authentication by public key: answers libzmq's question for each handshake from a list of keys (RFC 27)."""
 
 from __future__ import annotations
 

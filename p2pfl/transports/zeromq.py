@@ -64,8 +64,8 @@ class ZeroMQTransport:
     of them that went away or were refused before they were up), "unauthorized" (a key that is no neighbour's), "frame_count" (messages of
     too many frames), "routing_id" (messages over a connection with an id that its dialler chose). What libzmq refuses by itself shows as
     "disconnected": bytes that are not its protocol, no CURVE, a frame that was tampered with or is above the limit (before it is
-    allocated). The dialler dials again. The door shuts connections, which then end as any other: "evicted" (a stranger, when too many are
-    there), "replaced" (a neighbour has newer ones), "oversent" (more bytes than a connection may send).
+    allocated). The dialler dials again. The door shuts connections, which then end as any other: "evicted" (an unknown peer, when too
+    many are there), "replaced" (a neighbour has newer ones), "oversent" (more bytes than a connection may send).
 
     Args:
         me: this member, as the neighbours know it.
@@ -162,7 +162,7 @@ class ZeroMQTransport:
             await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
 
     async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
-        """See Transport.send."""
+        """Send a message; see Transport.send."""
         if peer not in self.neighbours:
             raise ValueError(f"{peer!r} is no neighbour of {self.me.name!r}")
         check_frames(frames, self._max_frame_bytes)
@@ -187,21 +187,24 @@ class ZeroMQTransport:
         self._taken_s[peer] = loop.time()
 
     async def receive(self) -> Received:
-        """See Transport.receive."""
+        """Wait for a message; see Transport.receive."""
         self._check_open()
         return await self._inbox.get()
 
     @property
     def link_counters(self) -> Mapping[str, Counter[str]]:
-        """See Transport.link_counters. Of a neighbour that this node dials also "unresolved", "not_connected" and "handshake_failed"."""
+        """Count events by link; see Transport.link_counters.
+
+        Of a neighbour that this node dials also "unresolved", "not_connected" and "handshake_failed".
+        """
         return self._links.counters
 
     def link(self, peer: str) -> LinkState:
-        """See Transport.link."""
+        """State of a link; see Transport.link."""
         return self._links.state(peer)
 
     def disconnect(self, peer: str, for_s: float, why: str) -> None:
-        """See Transport.disconnect."""
+        """End a link for a while; see Transport.disconnect."""
         if peer not in self._diallers and self._links.state(peer).is_up:  # of a dialled one libzmq tells
             self._links.counters[peer]["disconnected"] += 1
         self._links.exclude(peer, for_s, why)
@@ -359,9 +362,9 @@ class ZeroMQTransport:
             if account is not None:
                 self._name_connection(peer, frames[0], account)
                 self._links.counters[peer]["connected"] += 1
-                self._links.heard(peer)
+                self._links.note_received(peer)
             else:
-                self._links.heard_again(peer, is_sign_of_life=_is_sign_of_life(frames))
+                self._links.note_received_if_up(peer, is_sign_of_life=_is_sign_of_life(frames))
             self._book(self._routes.account(route.bytes), None, frames)
             await self._deliver(peer, frames)
 
@@ -402,7 +405,7 @@ class ZeroMQTransport:
             frames = await dealer.receive()
             if self._links.is_excluded(peer):
                 continue
-            self._links.heard_again(peer, is_sign_of_life=_is_sign_of_life(frames))
+            self._links.note_received_if_up(peer, is_sign_of_life=_is_sign_of_life(frames))
             self._book(self._door.accounts.get(peer), peer, frames)
             await self._deliver(peer, frames)
 

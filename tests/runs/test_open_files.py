@@ -1,4 +1,4 @@
-"""A process that has no more file descriptors: its records are written all the same, and strangers pay for it."""
+"""A process that has no more file descriptors: its records are written all the same, and unknown peers pay for it."""
 
 from __future__ import annotations
 

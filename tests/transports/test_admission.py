@@ -42,20 +42,20 @@ def flood(door, source, count, *, rate=500, start=1000, now_s=0.0):
 
 
 def attempts_until_through(door, source, *, rate, handshake_s, pause_s=2.0):
-    """How many times an honest dialler tries while silent strangers come from *source* at a rate."""
-    now_s, stranger = 0.0, 10**6
+    """How many times an honest dialler tries while silent unknown peers come from *source* at a rate."""
+    now_s, unknown = 0.0, 10**6
     for attempt in range(1, 1000):
         until_s = now_s + pause_s
         while now_s < until_s:
-            door.arrive(stranger, source, now_s)
-            stranger += 1
+            door.arrive(unknown, source, now_s)
+            unknown += 1
             now_s += 1 / rate
         if attempt in door.arrive(attempt, HONEST, now_s):
             continue
         until_s = now_s + handshake_s
         while now_s < until_s and attempt in door.numbers:
-            door.arrive(stranger, source, now_s)
-            stranger += 1
+            door.arrive(unknown, source, now_s)
+            unknown += 1
             now_s += 1 / rate
         if attempt in door.numbers:
             return attempt
@@ -67,7 +67,7 @@ def test_five_thousand_silent_connections_hold_no_more_places_than_one_address_h
 
     shut = flood(door, ATTACKER, 5000)
 
-    assert len(door.strangers) == 24
+    assert len(door.unknown_peers) == 24
     assert len(shut) == 5000 - 24
     assert set(shut.values()) == {"evicted"}
 
@@ -78,7 +78,7 @@ def test_many_addresses_hold_no_more_places_than_there_are():
     for number in range(1000):
         door.arrive(number, f"10.0.{number // 250}.{number % 250}", number / 500)
 
-    assert len(door.strangers) == 32
+    assert len(door.unknown_peers) == 32
 
 
 def test_links_of_neighbours_are_never_evicted():
@@ -99,7 +99,7 @@ def test_a_flood_from_one_address_costs_another_address_nothing():
 
     flood(door, ATTACKER, 5000, start=2000, now_s=0.2)
 
-    assert 1 in door.strangers
+    assert 1 in door.unknown_peers
 
 
 def test_where_all_places_are_taken_the_address_with_the_most_gives_one():
@@ -110,8 +110,8 @@ def test_where_all_places_are_taken_the_address_with_the_most_gives_one():
 
     shut = door.arrive(3, HONEST, 10.0)
 
-    assert 3 in door.strangers
-    assert {1, 2} <= set(door.strangers)
+    assert 3 in door.unknown_peers
+    assert {1, 2} <= set(door.unknown_peers)
     assert list(shut.values()) == ["evicted"]
 
 
@@ -127,7 +127,7 @@ def test_an_address_that_a_neighbour_came_from_has_places_that_no_other_can_take
     for number in range(2000, 3000):
         door.arrive(number, f"10.1.{number // 250}.{number % 250}", number / 500)
 
-    assert 2 in door.strangers
+    assert 2 in door.unknown_peers
 
 
 def test_nobody_is_evicted_before_its_time_and_then_somebody_at_random():
@@ -146,7 +146,7 @@ def test_nobody_is_evicted_before_its_time_and_then_somebody_at_random():
 
 @pytest.mark.parametrize(("handshake_s", "most"), [(0.02, 15), (0.5, 60)], ids=["near", "far"])
 def test_an_honest_dialler_comes_through_a_flood_from_its_own_address(handshake_s, most):
-    """At 700 strangers a second; attempts are 2 s apart, so 15 are 30 s. A distant one needs a longer time of grace, which fewer have."""
+    """At 700 unknown peers a second; attempts are 2 s apart: 15 are 30 s. A distant one needs a longer time of grace, which fewer have."""
     tried = sorted(attempts_until_through(admission(), HONEST, rate=700, handshake_s=handshake_s) for _ in range(3))
 
     assert tried[1] <= most
@@ -163,7 +163,7 @@ def test_a_member_has_two_connections_of_which_the_newest_stay():
     assert door.numbers == [1, 2]
 
 
-def test_a_stranger_that_sends_more_than_a_handshake_is_shut():
+def test_an_unknown_peer_that_sends_more_than_a_handshake_is_shut():
     door = admission()
     door.arrive(1, HONEST, 0.0)
     door.arrive(2, HONEST, 0.0)
@@ -230,7 +230,7 @@ def test_nobody_may_come_in_while_messages_of_those_who_left_are_not_read():
     assert door.arrive(3, HONEST, 0.0) == {}
 
 
-def test_who_needs_a_file_gets_that_of_the_newest_stranger():
+def test_who_needs_a_file_gets_that_of_the_newest_unknown_peer():
     door = admission()
     for number in range(3):
         door.arrive(number, HONEST, 0.0)
@@ -238,7 +238,7 @@ def test_who_needs_a_file_gets_that_of_the_newest_stranger():
     door.dial(3, HONEST)
 
     given_up = []
-    while (number := door.newest_stranger()) is not None:
+    while (number := door.newest_unknown_peer()) is not None:
         given_up.append(number)
         door.leave(number)
 
@@ -255,7 +255,7 @@ def test_remembered_addresses_are_bounded():
     door.arrive(11, "10.0.0.0", 0.0)  # forgotten: the open place
 
     assert door.arrive(12, HONEST, 0.0) == {12: "evicted"}
-    assert door.strangers == [10, 11]
+    assert door.unknown_peers == [10, 11]
 
 
 @pytest.mark.parametrize(

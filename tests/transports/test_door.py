@@ -1,4 +1,4 @@
-"""The door over real connections: strangers are few, nobody sends without end, and links that are up go on."""
+"""The door over real connections: unknown peers are few, nobody sends without end, and links that are up go on."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ async def send_until_shut(line, data):
             await asyncio.sleep(0.01)
 
 
-# strangers
+# unknown peers
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "*"])
-def test_silent_strangers_are_few_and_the_link_that_is_up_stays(links, listen):
+def test_silent_unknown_peers_are_few_and_the_link_that_is_up_stays(links, listen):
     """At all addresses a listener takes IPv4 and IPv6, where there is IPv6, and has the former in the form of the latter."""
 
     async def main():
@@ -94,8 +94,8 @@ def test_silent_strangers_are_few_and_the_link_that_is_up_stays(links, listen):
         async with links.member("a", "bc", listen=address) as a, links.member("b", "a") as b:
             await send_when_up(b, "a", [b"up"])
             await receive(a, 1)
-            with ExitStack() as strangers:
-                lines = [strangers.enter_context(connect(port_of(a), "127.0.0.2")) for _ in range(60)]
+            with ExitStack() as unknown:
+                lines = [unknown.enter_context(connect(port_of(a), "127.0.0.2")) for _ in range(60)]
                 await until(lambda: a.counters["evicted"] == 60 - PLACES.places_per_source)
                 async with links.member("c", "a") as c:
                     await send_when_up(c, "a", [b"let in"])
@@ -112,7 +112,7 @@ def test_silent_strangers_are_few_and_the_link_that_is_up_stays(links, listen):
     finish(main())
 
 
-def test_a_stranger_that_sends_more_than_a_handshake_is_shut(links):
+def test_an_unknown_peer_that_sends_more_than_a_handshake_is_shut(links):
     async def main():
         async with links.member("a", "b") as a, links.member("b", "a") as b:
             await send_when_up(b, "a", [b"up"])
@@ -144,7 +144,7 @@ def test_a_listener_that_floods_its_dialler_before_the_handshake_is_shut(links):
 
 
 @pytest.mark.parametrize(("place", "fails"), [("os.dup", OSError(errno.EMFILE, "")), ("p2pfl.transports.door._can_open", False)])
-def test_where_files_run_out_the_newest_stranger_goes_and_links_stay(links, monkeypatch, place, fails):
+def test_where_files_run_out_the_newest_unknown_peer_goes_and_links_stay(links, monkeypatch, place, fails):
     def fail(*_):
         if isinstance(fails, OSError):
             raise fails
@@ -320,7 +320,7 @@ def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_wh
                 near.sendall(bytes(ENCRYPTED_BYTES + 1))
                 far.recv(ENCRYPTED_BYTES + 1, socket.MSG_WAITALL)
                 door._promote(near.fileno(), "127.0.0.1", "b", Account())
-                door._arrived(near.fileno(), _Watched(None, None, lambda _: None))
+                door._accept(near.fileno(), _Watched(None, None, lambda _: None))
                 (number,) = door._admission.numbers
                 assert door._admission.member(number) is None
 
@@ -408,7 +408,7 @@ def listening_port(network, name):
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_five_thousand_connections_of_strangers_do_not_end_a_node(hospitals):
+def test_five_thousand_connections_of_unknown_peers_do_not_end_a_node(hospitals):
     port, before, number = listening_port(hospitals, "node-0"), hospitals.round("node-0"), long_or_short(5000, 1000)
     with Memory(hospitals.pid("node-0")) as memory:
         silent_connections(port, number, 500)
@@ -424,7 +424,7 @@ def test_five_thousand_connections_of_strangers_do_not_end_a_node(hospitals):
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_strangers_with_unfinished_commands_take_little_memory(hospitals):
+def test_unknown_peers_with_unfinished_commands_take_little_memory(hospitals):
     port, data = listening_port(hospitals, "node-0"), unfinished_command(MAX_FRAME_BYTES)
     with Memory(hospitals.pid("node-0")) as memory, ExitStack() as lines:
         for _ in range(400):
@@ -443,7 +443,7 @@ def test_strangers_with_unfinished_commands_take_little_memory(hospitals):
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize(("source", "median_s", "most_s"), [("127.0.0.2", 2.0, 2.0), ("127.0.0.1", 30.0, 180.0)], ids=["another", "same"])
-def test_a_neighbour_comes_in_while_a_stranger_shakes_hands_700_times_a_second(hospitals, source, median_s, most_s):
+def test_a_neighbour_comes_in_while_an_unknown_peer_shakes_hands_700_times_a_second(hospitals, source, median_s, most_s):
     port, server = listening_port(hospitals, "node-0"), hospitals.study.member("node-0").curve.encode()
     hospitals.end("node-2", signal.SIGKILL)
     keys = Identity.load(hospitals.place / "node-2" / "keys")

@@ -396,6 +396,6 @@ def test_a_state_is_dated_from_its_beginning():
     assert (states.state("a").state, states.state("a").detail, states.state("a").since_s) == (LinkCondition.REFUSED, "y", 2.0)
 
     clock[0] = 4.0
-    states.heard("a")
+    states.note_received("a")
 
     assert (states.state("a").state, states.state("a").since_s, states.state("a").heard_s) == (LinkCondition.UP, 4.0, 4.0)

@@ -57,12 +57,12 @@ def test_a_frame_is_what_it_was_when_it_was_sent():
     finish(main())
 
 
-def test_a_stranger_is_refused_and_counted():
+def test_an_unknown_peer_is_refused_and_counted():
     async def main():
         network = MemoryNetwork()
-        async with network.transport("b", "a") as b, network.transport("stranger", "b") as stranger:
-            with pytest.raises(TransportError, match="no link from stranger to b"):
-                await stranger.send("b", [b"let me in"], 1.0)
+        async with network.transport("b", "a") as b, network.transport("unknown", "b") as unknown:
+            with pytest.raises(TransportError, match="no link from unknown to b"):
+                await unknown.send("b", [b"let me in"], 1.0)
 
             assert b.counters == {"unauthorized": 1}
 

@@ -70,17 +70,17 @@ async def nothing_came(a, b):
 # who may connect
 
 
-def test_a_stranger_with_valid_keys_of_its_own_is_refused_and_counted(links, caplog):
+def test_an_unknown_peer_with_valid_keys_of_its_own_is_refused_and_counted(links, caplog):
     caplog.set_level(logging.WARNING)
 
     async def main():
-        async with links.member("a", "b") as a, links.member("b", "a") as b, links.member("stranger", "a") as stranger:
-            await until(lambda: a.counters["unauthorized"] and stranger.counters["handshake_failed"])
-            with pytest.raises(TransportError, match="no link from stranger to a"):
-                await stranger.send("a", [b"let me in"], 1.0)
+        async with links.member("a", "b") as a, links.member("b", "a") as b, links.member("unknown", "a") as unknown:
+            await until(lambda: a.counters["unauthorized"] and unknown.counters["handshake_failed"])
+            with pytest.raises(TransportError, match="no link from unknown to a"):
+                await unknown.send("a", [b"let me in"], 1.0)
 
             assert await nothing_came(a, b)
-            assert stranger.counters["connected"] == 0
+            assert unknown.counters["connected"] == 0
             await until(lambda: a.counters["connected"] == 1)
             assert a.counters["connected"] == 1
 
