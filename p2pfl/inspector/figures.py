@@ -14,7 +14,8 @@ from typing import Any
 from p2pfl.errors import MissingExtraError
 from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_points, jumps
-from p2pfl.inspector.health import EdgeHealth, Ends, NodeHealth, link_name
+from p2pfl.inspector.health import NodeHealth
+from p2pfl.inspector.link_health import EdgeHealth, Ends, link_name
 from p2pfl.inspector.markup import escaped
 from p2pfl.inspector.verdict import Scores, lower_is_better, metric_heading
 from p2pfl.runs.records import RunRecords

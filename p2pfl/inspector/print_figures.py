@@ -15,7 +15,8 @@ import numpy as np
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import BASES, Convergence, convergence
 from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points, jumps
-from p2pfl.inspector.health import WINDOW, edge_health, node_health
+from p2pfl.inspector.health import node_health
+from p2pfl.inspector.link_health import WINDOW, edge_health
 from p2pfl.inspector.verdict import betterness, lower_is_better
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row

@@ -13,7 +13,8 @@ from pathlib import Path
 from p2pfl.inspector import figures
 from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
 from p2pfl.inspector.gaps import gaps
-from p2pfl.inspector.health import edge_health, in_need, links_in_order, node_health, slowest_link_sentence
+from p2pfl.inspector.health import node_health
+from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
 from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import has_figures, run_state

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.inspector.convergence import BASES, Convergence
-from p2pfl.inspector.health import edge_health, slowest_link_sentence
+from p2pfl.inspector.link_health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import has_figures, run_state
 from p2pfl.runs.events import EventKind

@@ -8,7 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
-from p2pfl.inspector.health import edge_health, in_need, link_name, node_health, slowest_edge
+from p2pfl.inspector.health import node_health
+from p2pfl.inspector.link_health import edge_health, in_need, link_name, slowest_edge
 from p2pfl.inspector.terminal import print_page
 from p2pfl.runs.records import RunRecords
 

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from p2pfl.cli.inspect import inspect
 from p2pfl.errors import ConfigError
+from p2pfl.inspector.cells import ranges_text
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.terminal import _ranges, follow, hospital_table, print_page
+from p2pfl.inspector.hospital_table import hospital_table
+from p2pfl.inspector.terminal import follow, print_page
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
@@ -396,7 +398,7 @@ def test_help_has_an_example(command):
     ],
 )
 def test_rounds_are_said_shortly(rounds, said):
-    assert _ranges(rounds) == said
+    assert ranges_text(rounds) == said
 
 
 def test_a_live_page_goes_on_until_the_run_has_ended(tmp_path):

@@ -14,7 +14,8 @@ from p2pfl.errors import P2PFLError
 from p2pfl.inspector import figures, sections
 from p2pfl.inspector.convergence import Convergence, convergence
 from p2pfl.inspector.gaps import gaps
-from p2pfl.inspector.health import edge_health, node_health
+from p2pfl.inspector.health import node_health
+from p2pfl.inspector.link_health import edge_health
 from p2pfl.inspector.markup import listed
 from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import run_state
