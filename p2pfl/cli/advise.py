@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.graph_arguments import Json, Nodes, Seed, graph_of, megabytes, short_source
+from p2pfl.cli.graph_arguments import Nodes, Seed, graph_of, megabytes, short_source
+from p2pfl.cli.options import Json
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Download and check public data sets.")
+from p2pfl.cli.options import Json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+app = typer.Typer(no_args_is_help=True, help="Download and check public data sets.")
 
 
 @app.command()
@@ -18,7 +18,7 @@ def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in `p2pfl data list`.")],
     *,
     folder: Annotated[Path | None, typer.Option(help="Where to put the files; without it, a folder of p2pfl's in the cache.")] = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Download a data set and check that its files are the original ones.
 
@@ -44,7 +44,7 @@ def fetch(
 
 
 @app.command("list")
-def list_(*, as_json: AsJson = False) -> None:
+def list_(*, as_json: Json = False) -> None:
     """The data sets that can be fetched, with licence and citation.
 
     Example: p2pfl data list

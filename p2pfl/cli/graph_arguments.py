@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_NODES = 16
 Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"How many nodes a generated graph gets.  [default: {DEFAULT_NODES}]")]
 Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 SOURCE_HELP = (
     "A name that `list` shows, with options after a colon (random-regular:degree=6), or a file (YAML, GraphML, GML, edge list, JSON)."
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
-from p2pfl.cli.run import AllowTask
+from p2pfl.cli.options import AllowTask, Json
 
 if TYPE_CHECKING:
     from p2pfl.runs.records import RunRecords
@@ -53,7 +53,7 @@ def inspect(
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
     allow_task: AllowTask = None,  # noqa: ARG001  # accepted by every command that takes a run; this one reads records only
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.run import AllowTask, of_file
+from p2pfl.cli.options import AllowTask, Json
+from p2pfl.cli.run import of_file
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
 
 app = typer.Typer(no_args_is_help=True, help="A site's keys and its public card.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @app.command()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
+from p2pfl.cli.options import AcceptDifference, AllowTask, Json
+from p2pfl.cli.run import checked_kinds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,7 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
 
 
 @app.command()
-def status(site: SitePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
+def status(site: SitePath, as_json: Json = False) -> None:
     """Show how this institution's running node is, its links to the neighbours, and what it has heard of the network.
 
     Example: p2pfl node status site.yaml

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
+from p2pfl.cli.options import AcceptDifference, AllowTask, Nodes, Rounds, Set
 from p2pfl.cli.pausing import pausable
 from p2pfl.errors import ConfigError
 from p2pfl.runs.departures import departures_in, exit_code_of
@@ -25,34 +26,10 @@ if TYPE_CHECKING:
     from p2pfl.governance.result_contract import Kind
 
 ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
-Nodes = Annotated[int | None, typer.Option("--nodes", help="Partition the task's rows into so many nodes.", show_default=False)]
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Training rounds.", show_default=False)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as algorithm.local_steps=10.", show_default=False),
-]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
-AcceptDifference = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--accept-difference",
-        metavar="KIND",
-        help="Accept a difference from the study's result contract, on record: torch, task, arithmetic or wire.",
-        show_default=False,
-    ),
-]
-AllowTask = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-task",
-        metavar="NAME",
-        help="Let the code of this task run: distribution:entry or module:function; can be repeated.",
-        show_default=False,
-    ),
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
+JsonSummary = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
 _EVERY_S = 5.0
@@ -68,7 +45,7 @@ def up(
     allow_task: AllowTask = None,
     accept_difference: AcceptDifference = None,
     dry_run: DryRun = False,
-    as_json: Json = False,
+    as_json: JsonSummary = False,
 ) -> None:
     """Run an experiment with real node daemons on this machine: keys, cards, study, N processes, encrypted sockets.
 
@@ -126,7 +103,7 @@ def simulate(
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
-    as_json: Json = False,
+    as_json: JsonSummary = False,
 ) -> None:
     """Run an experiment in one process, or in several under torchrun, with the weights that daemons would get.
 

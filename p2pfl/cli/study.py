@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.run import AcceptDifference, AllowTask, checked_kinds
+from p2pfl.cli.options import AcceptDifference, AllowTask, Json
+from p2pfl.cli.run import checked_kinds
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="What institutions agree on before they start.")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="As `p2pfl study new` wrote it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 _ACCEPTED = "# This site may differ from the study's result contract in these; its records say so.\n"
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.bar import Bar
+from p2pfl.cli.options import AllowTask, Json, Nodes, Rounds, Set
 from p2pfl.cli.pausing import pausable
-from p2pfl.cli.run import AllowTask, Nodes, Rounds, Set, of_file, overrides_from
+from p2pfl.cli.run import of_file, overrides_from
 from p2pfl.errors import P2PFLError, Paused
 from p2pfl.runs.departures import DEPARTED
 
@@ -47,7 +48,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder. Default: runs/NAME-sweep.", show_default=False)] = None,
     allow_task: AllowTask = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Simulate a grid of experiments in parallel; given again, it goes on where it stopped. Writes table.csv and plot.png.
 

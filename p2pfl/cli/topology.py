@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.advise import advise
-from p2pfl.cli.graph_arguments import SOURCE_HELP, Json, Nodes, Seed, graph_of, megabytes, short_source, weighted_graph
+from p2pfl.cli.graph_arguments import SOURCE_HELP, Nodes, Seed, graph_of, megabytes, short_source, weighted_graph
+from p2pfl.cli.options import Json
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
