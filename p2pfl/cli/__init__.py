@@ -72,7 +72,7 @@ def _root(
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the command line, and exit with its code."""
     guard_streams()
     try:
         app()

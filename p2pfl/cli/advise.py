@@ -131,7 +131,7 @@ def _as_row(graph: Topology, option: Option) -> dict[str, Any]:
 
 
 def _advice(source: str, graph: Topology, best: Option, found: list[Option]) -> list[str]:
-    """What to do, in plain words."""
+    """Advise in plain words how to use the links."""
     said = [f"{_way(source, graph, best)}: {_seconds(best.seconds)} until a millionth of the disagreement is left."]
     usual = next((o for o in found if o.use == "links" and o.weights == "metropolis" and len(o.links) == graph.num_edges), None)
     if usual is not None and usual is not best:

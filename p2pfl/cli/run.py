@@ -188,7 +188,7 @@ def _given(experiment: Path | None, resume: Path | None, *, changed: bool) -> Pa
 
 @contextmanager
 def of_file(path: Path) -> Iterator[None]:
-    """What is found wrong beyond the reading of a file still names the file."""
+    """Name the file in errors that are found after it was read."""
     try:
         yield
     except ConfigError as error:
@@ -198,7 +198,7 @@ def of_file(path: Path) -> Iterator[None]:
 
 
 def overrides_from(nodes: int | None, rounds: int | None, assignments: list[str] | None) -> dict[str, Any]:
-    """What --nodes, --rounds and --set ask for, by dotted key."""
+    """Values that --nodes, --rounds and --set ask for, by dotted key."""
     from p2pfl.experiment.loading import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in assignments or [])

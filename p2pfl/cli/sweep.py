@@ -159,7 +159,7 @@ def _document(done: Sweep) -> dict[str, Any]:
 
 
 def _say_grid(grid: Grid, *, as_json: bool) -> None:
-    """What would run."""
+    """Say what a sweep would run."""
     if as_json:
         cells = [
             {"cell": cell.name, "values": cell.values, "left_out": grid.left_out.get(cell.name), "runs": len(grid.seeds)}

@@ -197,7 +197,7 @@ def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as
 
 
 def _facts(figures: dict[str, Any]) -> dict[str, str]:
-    """What is to be said of a schedule over a base graph."""
+    """Facts of a schedule over a base graph, as rows to print."""
     rows = {}
     if "matchings" in figures:
         rows["matchings"] = f"{figures['matchings']} of {figures['base']}"

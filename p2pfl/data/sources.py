@@ -182,7 +182,7 @@ def _download(url: str, timeout_s: float) -> bytes:
 
 
 def _downloads(source: Source) -> dict[str, list[str]]:
-    """What is downloaded, and which files are in it."""
+    """Archives that a source is downloaded as, with the files in each."""
     if source.packed == "zip":
         return {source.url: list(source.md5)}
     return {f"{source.url}{name}{_GZIP}": [name] for name in source.md5}

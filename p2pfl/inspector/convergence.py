@@ -250,7 +250,7 @@ def _late_rate(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _seconds_a_round(rows: Sequence[Row], mixing: Sequence[bool]) -> float | None:
-    """Of the last rounds that mixed only: on the network's own clock where it has one, else as the records' seconds add up."""
+    """Mean duration of the last mixing-only rounds: on the network's own clock where it has one, else by the records' seconds."""
     last = [row for row, mixes in zip(rows, mixing, strict=True) if mixes][-_RECENT:]
     if len(last) > 1 and all(row.get("simulated_s") is not None for row in last):
         return float((last[-1]["simulated_s"] - last[0]["simulated_s"]) / (last[-1]["round"] - last[0]["round"]))

@@ -132,7 +132,7 @@ def agreement(courses: Mapping[str, Convergence], gaps: Sequence[Gap] = ()) -> F
 
 
 def _draw_band(figure: Figure, course: Convergence) -> None:
-    """What the records certify, as one shape for each piece without a gap."""
+    """Draw the bounds that the records certify, one shape for each piece without a gap."""
     x: list[float | None] = []
     y: list[float | None] = []
     some = certified_pieces(course)
@@ -211,7 +211,7 @@ def gains(at: Mapping[str, Scores], metric: str) -> Figure:
 
 
 def cross_site(found: Row) -> Figure:
-    """Models by sites."""
+    """Matrix of models by the sites where they are measured."""
     values, names = found["value"], [site["name"] for site in found["sites"]]
     figure = _empty(x="measured at", y="model of")
     figure.add_heatmap(
@@ -252,7 +252,7 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
 
 
 def script() -> str:
-    """plotly.js itself."""
+    """The source of plotly.js as a script."""
     _, offline = _plotly()
     source: str = offline.get_plotlyjs()
     return source

@@ -89,7 +89,7 @@ def newest_rows(rows: list[Row]) -> dict[str, Row]:
 
 
 def skippers_of(newest: Mapping[str, Row], dead: Mapping[str, str]) -> dict[str, set[str]]:
-    """Who went on without a node in their newest round, but for those whose newest round is long past for that node."""
+    """Nodes that went on without another in their newest round, but for those whose newest round is long past for that node."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for by, row in newest.items():
         for other in map(str, () if by in dead else row.get("skipped") or ()):
@@ -99,7 +99,7 @@ def skippers_of(newest: Mapping[str, Row], dead: Mapping[str, str]) -> dict[str,
 
 
 def dead_nodes(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
-    """Who has died and has not recorded a round since, and of what."""
+    """Nodes that have died and have not recorded a round since, each with the cause."""
     last = {str(event["node"]): event for event in run.events if event["event"] == EventKind.DIED}
     return {
         name: str(event.get("detail") or "")
@@ -117,7 +117,7 @@ def _own_state(run: RunRecords, state: RunState) -> tuple[NodeState, str] | None
 
 
 def _left(run: RunRecords) -> dict[str, str]:
-    """Who was heard to finish, and by whom."""
+    """Nodes that were heard to finish, each with who heard it."""
     found = {}
     for event in run.events:
         name, _, rest = str(event.get("detail") or "").partition(" has finished")
@@ -127,7 +127,7 @@ def _left(run: RunRecords) -> dict[str, str]:
 
 
 def paused_nodes(run: RunRecords) -> dict[str, str]:
-    """Who said that it pauses and has not come back as far as is recorded, each with how that is known, in words without a full stop."""
+    """Nodes that have paused and not come back as far as is recorded, each with how that is known, in words without a full stop."""
     found: dict[str, tuple[float, str]] = {}
     for event in run.events:
         kind, by, detail = event["event"], str(event["node"]), str(event.get("detail") or "")

@@ -36,7 +36,7 @@ tr.mean td { border-top: 2px solid var(--line); font-weight: 600; } pre { overfl
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Of a table: a text, or a number with a judgement."""
+    """One cell of a table: a text, or a number with a judgement."""
 
     text: str
     kind: str = ""
@@ -59,7 +59,7 @@ def listed(sentences: Sequence[str]) -> str:
 
 
 def note(text: str) -> str:
-    """A remark."""
+    """A paragraph with a remark."""
     return f'<p class="note">{escaped(text)}</p>'
 
 

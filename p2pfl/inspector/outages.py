@@ -36,7 +36,7 @@ class Outage:
 
     @property
     def sentence(self) -> str:
-        """What happened, in words."""
+        """The outage as a sentence."""
         if self.kind == "not started":
             until = f": the others made {self.rounds} without it" if self.is_over else ", and has not come yet"
             return f"{self.node} {'started late' if self.is_over else 'was not there at the start'}{until}."

@@ -1,4 +1,4 @@
-"""Whose records a page shows: those of all nodes, or those of one institution and what it heard of the others."""
+"""Perspective of a page: records of all nodes, or of one institution and what it heard of the others."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _agreement(run: RunRecords, course: Convergence) -> Any:
 
 
 def _broken(rounds: Sequence[int], values: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
-    """The same with a round without a value where rounds are missing."""
+    """Break a curve where rounds are missing, by a round without a value."""
     broken, at, found = jumps(rounds), list[float](), list[float | None]()
     for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
         if place in broken:
@@ -306,7 +306,7 @@ def _plain_ticks(labels: Sequence[Any]) -> None:
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    """What a logarithmic scale can show; gaps elsewhere."""
+    """Values that a logarithmic scale can show; gaps elsewhere."""
     return [math.nan if value is None or value <= 0 else value for value in values]
 
 

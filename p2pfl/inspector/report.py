@@ -93,7 +93,7 @@ def report(run: RunRecords) -> str:
 
 
 def _notices(run: RunRecords) -> str:
-    """Who is lost, what did not go as agreed, and whose view this is."""
+    """Notices on top: nodes that are lost, what did not go as agreed, and whose view this is."""
     state, whose = run_state(run), banner(run)
     ill = [f"{node} is {health.state}" for node, health in node_health(run).items() if health.state in ("late", "lost")]
     warnings = [*([f"It {state.sentence}."] if state.kind == "departed" else []), *([f"{'; '.join(ill[:_MOST_NAMED])}."] if ill else [])]
@@ -172,7 +172,7 @@ def _test(summary: Row) -> str:
 
 
 def _sentences(rows: Sequence[Row], word: str) -> str:
-    """Of each site, whether its gain is more than chance."""
+    """Say of each site whether its gain is more than chance."""
     if not rows:
         return ""
     methods = "; ".join(sorted({row["method"] for row in rows if row.get("method")}))

@@ -1,4 +1,4 @@
-"""What pages about runs have in common: the text and the tables of a run, as HTML."""
+"""Text and tables of a run as HTML, for the report and the dashboard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def facts(run: RunRecords) -> str:
 
 
 def events(run: RunRecords) -> str:
-    """What was out of the ordinary, or a sentence about whether that is known."""
+    """Events that were out of the ordinary, or a sentence about whether any are known."""
     told = incidents(run)[-MAX_ROWS:]
     rows = [
         [

@@ -23,7 +23,7 @@ def is_url(source: str) -> bool:
 
 
 def read_source(source: str) -> RunRecords:
-    """What there is now.
+    """Read the records that there are now.
 
     Args:
         source: the folder of a run; or a node at work on this machine: its state folder's status.url, or the address that stands there,

@@ -21,7 +21,7 @@ FlatRow = dict[str, Cell]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """What a run folder holds, flat: `pandas.DataFrame(tables.nodes)` takes each of them.
+    """Flat tables of a run folder: `pandas.DataFrame(tables.nodes)` takes each of them.
 
     What was nested is told apart by a dot (`seconds.train`, `metrics.accuracy`); names in a list stand in one cell, with a blank between.
     """

@@ -104,7 +104,7 @@ def _wall_times(started: str | None, rounds: Sequence[FlatRow]) -> dict[int, flo
 
 
 def _file_names(nodes: Iterable[str]) -> list[str]:
-    """Of nodes, whose names come from other machines: nothing in them leads to another folder, and no two are alike."""
+    """File names of nodes, whose names come from other machines: none leads to another folder, and no two are alike."""
     found: list[str] = []
     for node in nodes:
         plain = re.sub(r"[^\w.-]", "_", node).strip(".")[:100] or "node"

@@ -222,7 +222,7 @@ def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:
 
 
 def _reached(goals: Sequence[Reached]) -> Table:
-    """What was asked for, and when it was there."""
+    """Table of the values that were asked for, and when each was reached."""
     table = table_of("figure", "wanted", "after rounds", "seconds")
     for goal in goals:
         rounds = str(goal.rounds) if goal.rounds is not None else "never"
@@ -231,7 +231,7 @@ def _reached(goals: Sequence[Reached]) -> Table:
 
 
 def _heard_of(run: RunRecords, health: Mapping[str, NodeHealth]) -> list[RenderableType]:
-    """Of a node's own view everybody's newest row, with its age."""
+    """Table of everybody's newest row in a node's own view, with its age."""
     newest = {row["node"]: row for row in sorted(run.nodes, key=lambda row: row["round"]) if "age_s" in row}
     if not newest:
         return []
@@ -318,7 +318,7 @@ def _skipped(course: Convergence) -> list[RenderableType]:
 
 
 def _events(run: RunRecords) -> list[RenderableType]:
-    """What was out of the ordinary; what several nodes report of the same round stands on one line."""
+    """Events out of the ordinary; what several nodes report of the same round stands on one line."""
     events = incidents(run)
     groups: defaultdict[tuple[Any, str, str], list[Row]] = defaultdict(list)
     for event in events:

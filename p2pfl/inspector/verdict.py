@@ -1,4 +1,4 @@
-"""What a run comes to, in plain words: has it converged, where is it stuck, was it worth it and for whom."""
+"""Verdict on a run in plain words: has it converged, where is it stuck, what did each site gain."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _duration(seconds: float) -> str:
 
 
 def _diverged(run: RunRecords) -> list[str]:
-    """Who has lost training rounds because they became non-finite."""
+    """Name the nodes that lost training rounds because they became non-finite."""
     times = Counter(str(event["node"]) for event in run.events if event["event"] == EventKind.DIVERGED)
     if not times:
         return []
@@ -185,7 +185,7 @@ def _differing(run: RunRecords) -> list[str]:
 
 
 def _inexact(run: RunRecords) -> list[str]:
-    """Who went on without a message that the algorithm cannot do without."""
+    """Name the nodes that went on without a message that the algorithm needs."""
     first = {str(event["node"]): int(event["round"]) for event in reversed(run.events) if event["event"] == EventKind.INEXACT}
     if not first:
         return []

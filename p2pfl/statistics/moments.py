@@ -18,7 +18,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moments:
-    """What is known of some rows without seeing one of them."""
+    """Number, mean and spread of some rows, without any of the rows."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 

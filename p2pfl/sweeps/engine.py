@@ -29,7 +29,7 @@ Progress = Callable[[News, Row | None, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep left behind."""
+    """A finished sweep: its cells and where its files are."""
 
     path: Path
     grid: Grid

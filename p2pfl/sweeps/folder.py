@@ -50,12 +50,12 @@ def read_grid(folder: Path) -> Grid | None:
 
 
 def write_grid(folder: Path, grid: Grid) -> None:
-    """Found a sweep."""
+    """Write a new sweep's grid into its folder."""
     replace_file(folder / GRID, dump_yaml(asdict(grid)))
 
 
 def refuse_another(folder: Path, there: Grid, asked: Grid) -> None:
-    """Nothing, if a folder's sweep is the one that is asked for.
+    """Refuse a folder that holds another sweep than the one that is asked for.
 
     Raises:
         ConfigError: it is another one; the message names what differs.

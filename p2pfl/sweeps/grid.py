@@ -76,7 +76,7 @@ class Grid:
         return [(cell, seed) for seed in self.seeds for cell in self.cells if cell.name not in self.left_out]
 
     def experiment_of(self, cell: Cell, seed: int) -> Experiment:
-        """What runs in a cell.
+        """The experiment that runs in a cell.
 
         Raises:
             ConflictError: the cell's values do not go together.
@@ -183,7 +183,7 @@ def as_text(value: object) -> str:
 
 
 def _raw(experiment: Experiment | Mapping[str, Any] | Path | str) -> tuple[dict[str, Any], Path]:
-    """What it says, and the folder where its files lie."""
+    """An experiment's content as it is written, and the folder where its files lie."""
     if isinstance(experiment, Experiment):
         return {"schema": 1, **experiment.as_dict()}, Path()
     if isinstance(experiment, Mapping):
@@ -223,7 +223,7 @@ def _faults_of_vary(vary: Vary, seeds: int, fixed: Mapping[str, Any]) -> list[st
 
 
 def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
-    """What is wrong as it is written; cells that contradict themselves are added to *cannot*."""
+    """Faults of the cells as they are written; cells that contradict themselves are added to *cannot*."""
     found: list[str] = []
     for cell in grid.cells:
         try:
@@ -236,7 +236,7 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
 
 
 def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection[str]) -> list[str]:
-    """What is wrong once graphs and rows are there; as before.
+    """Faults that show once graphs and rows are there; *cannot* as in `_faults_of_files`.
 
     Raises:
         ValidationRowsError: a cell has no validation rows, and nobody has asked for them.
@@ -295,7 +295,7 @@ def _faults_of_values(grid: Grid, cannot: Mapping[str, str]) -> list[str]:
 
 
 def _rows_of(experiment: Experiment) -> str:
-    """What decides about the rows."""
+    """Values of an experiment that decide about the rows."""
     return repr((experiment.task, experiment.nodes, experiment.partition, experiment.validation, experiment.seed))
 
 

@@ -45,7 +45,7 @@ def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int
 
 
 def import_ray() -> Any:
-    """The package.
+    """Import the package ray, or name the extra that it needs.
 
     Raises:
         MissingExtraError: it is not installed.

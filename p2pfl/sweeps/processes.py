@@ -39,12 +39,12 @@ class _Worker:
 
     @property
     def answers(self) -> int:
-        """The file descriptor."""
+        """File descriptor of the answers."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
     def hear(self) -> list[News]:
-        """What it has said since."""
+        """Answers that have come since the last call."""
         content = os.read(self.answers, 65536)
         if not content:
             code = self.process.wait()

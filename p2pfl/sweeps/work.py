@@ -17,7 +17,7 @@ from p2pfl.sweeps.folder import place_of, read_grid
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to run: a cell's number, and a seed."""
+    """One run of a sweep: a cell's number and a seed."""
 
     cell: int
     seed: int

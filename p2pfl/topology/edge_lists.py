@@ -249,7 +249,7 @@ def _pieces(content: str) -> list[tuple[str, bool]]:
 
 
 def _name(found: re.Match[str], *, after_field: bool) -> str:
-    """What a field says, without its quotes.
+    """Name in a field, without its quotes.
 
     Raises:
         ValueError: a sentence about the line.

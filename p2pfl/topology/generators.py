@@ -43,7 +43,7 @@ def star(num_nodes: int, seed: int = 0) -> Topology:  # noqa: ARG001
 
 
 def complete(num_nodes: int, seed: int = 0) -> Topology:  # noqa: ARG001
-    """Everybody with everybody."""
+    """Every node is linked with every other."""
     _limit("complete", num_nodes, num_nodes * (num_nodes - 1) // 2)
     return Topology.from_edges("complete", num_nodes, *np.triu_indices(num_nodes, 1), periods=(num_nodes,))
 
@@ -262,7 +262,7 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
 
 
 def option_faults(name: str, options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a known graph's options, the seed among them."""
+    """Faults of a known graph's options, the seed among them."""
     allowed = options_of(name)
     seed = inspect.signature(TOPOLOGIES[name]).parameters["seed"]
     faults = [_wrong(name, key, value, {"seed": seed} if key == "seed" else allowed) for key, value in options.items()]
@@ -270,7 +270,7 @@ def option_faults(name: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _wrong(name: str, key: str, value: object, allowed: dict[str, inspect.Parameter]) -> str | None:
-    """What is wrong with an option, if anything."""
+    """Fault of one option, if it has any."""
     if key not in allowed:
         return f"topology {name} has no option {key} = {shown(value)}: expected {', '.join(allowed) or 'none'}"
     annotation = str(allowed[key].annotation)  # a text: annotations are postponed

@@ -24,7 +24,7 @@ _MAX_SLOTS = 2 * 10**8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Topology:
-    """Who sends to whom and with what weight the receiver takes it in. Nodes are 0 ... N - 1, in the order of their sorted names."""
+    """Edges of a graph, each with the weight at its receiver. Nodes are 0 ... N - 1, in the order of their sorted names."""
 
     name: str
 
@@ -155,7 +155,7 @@ class Topology:
         return self.weights
 
     def label(self, node: int) -> str:
-        """What a message calls a node."""
+        """A node's name, or its number where it has none."""
         return self.names[node] if self.names is not None else str(node)
 
     def neighbours(self, node: int) -> IntArray:
@@ -202,7 +202,7 @@ class Topology:
         return (_csr(self, self._weights) + diags_array(self.self_weights)).tocsr()
 
     def with_weights(self, weights: ArrayLike, *, invariant: bool = False) -> Topology:
-        """The same edges with other weights (E,) or one number for all.
+        """Copy with other weights (E,), or one number for all edges.
 
         Args:
             weights: in the order of the edges here.
@@ -218,7 +218,7 @@ class Topology:
         return Topology.from_edges(self.name, self.num_nodes, self.senders, self.receivers, names=self.names)
 
     def renamed(self, names: Sequence[str]) -> Topology:
-        """The same graph with names[i] for node i; where they are not sorted, the nodes are put in the order of their names."""
+        """Copy with names[i] for node i; where they are not sorted, the nodes are put in the order of their names."""
         if len(names) != self.num_nodes or len(set(names)) != self.num_nodes:
             raise ValueError(f"{len(set(names))} different names: topology {self.name} has {self.num_nodes} nodes")
         if all(a < b for a, b in pairwise(names)):
@@ -239,7 +239,7 @@ class Topology:
 
 
 def check_connected(topology: Topology) -> None:
-    """Nothing, if every node's messages reach every other.
+    """Check that every node's messages reach every other.
 
     Raises:
         TopologyError: naming two nodes of which one cannot reach the other.

@@ -271,6 +271,6 @@ def _left(linear_NN: FloatArray, square_NN: FloatArray, step: float) -> FloatArr
 
 
 def _slope(linear_NN: FloatArray, square_NN: FloatArray, step: float) -> float:
-    """Of the largest eigenvalue in the step."""
+    """Slope of the largest eigenvalue in the step."""
     largest_N = np.linalg.eigh(_left(linear_NN, square_NN, step))[1][:, -1]
     return float(largest_N @ (2 * step * square_NN - 2 * linear_NN) @ largest_N)

@@ -73,7 +73,7 @@ class Schedule:
 
     @classmethod
     def static(cls, topology: Topology, *, weighted_mean: bool = False) -> Schedule:
-        """The same graph in every round."""
+        """Schedule that has one graph in every round."""
         return cls(
             name=topology.name,
             num_nodes=topology.num_nodes,
@@ -117,7 +117,7 @@ class Schedule:
         return float(min(*weights, *(graph.self_weights.min() for graph in graphs)))
 
     def renamed(self, names: Sequence[str]) -> Schedule:
-        """The same rounds with names[i], sorted, for node i."""
+        """Copy with names[i], sorted, for node i."""
         return replace(self, names=tuple(names))
 
 
@@ -155,7 +155,7 @@ def has_base(name: str) -> bool:
 
 
 def schedule_faults(name: str, options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a schedule's options, a sentence each."""
+    """Faults of a schedule's options, a sentence each."""
     allowed = OPTIONS.get(name, ())
     faults = [
         f"topology {name} has no option {key} = {value!r}: expected {', '.join(allowed) or 'none'}"
@@ -188,7 +188,7 @@ def base_spec(value: Any) -> dict[str, Any]:
 
 
 def _base_faults(name: str, value: Any) -> list[str]:
-    """Of what stands at `base`."""
+    """Faults of what stands at `base`."""
     if not isinstance(value, str | Mapping) or not value:
         return [f"topology {name} with base = {shown(value)}: expected a graph's name, a file, or a mapping with name or file"]
     spec = base_spec(value)
@@ -342,7 +342,7 @@ def _matcha(base: Topology, budget: float, agreed: Activation | None, seed: int)
         return of([word < threshold for word, threshold in zip(words, thresholds, strict=True)])
 
     def everybody() -> Topology:
-        """Of the base graph every link, also one that is never used."""
+        """Every link of the base graph, also one that is never used."""
         return Topology.from_edges("matcha", base.num_nodes, links[:, 0], links[:, 1], weights=step * np.array(p_M)[group_E])
 
     return Schedule(
@@ -400,7 +400,7 @@ def _local(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
 
 
 def disagreement_left(schedule: Schedule, rounds: int) -> Iterator[float]:
-    """What is left of the disagreement after each of some rounds, for the worst start: the largest singular value of their product."""
+    """Disagreement that is left after each of some rounds from the worst start: the largest singular value of their product."""
     whole_NN = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
     for number in range(rounds):
         whole_NN = schedule.at(number).mixing_matrix() @ whole_NN

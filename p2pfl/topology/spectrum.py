@@ -155,7 +155,7 @@ def _real(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _start(n: int) -> NDArray[np.float64]:
-    """The same start vector in every run, so that the digits are the same too."""
+    """Start vector of every run, always the same, so that the digits are the same too."""
     return np.random.default_rng(0).standard_normal(n)
 
 

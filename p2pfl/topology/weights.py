@@ -1,4 +1,4 @@
-"""What each node gives its neighbours' messages: rules that make a graph a mixing matrix.
+"""Rules for the weights that each node gives its neighbours' messages: they make a graph a mixing matrix.
 
 Every rule but "given", "push-sum" and "stationary" yields a symmetric matrix whose rows and columns sum to 1, so that the network's mean
 is preserved.
@@ -178,7 +178,7 @@ WEIGHTS: Mapping[str, Callable[[Topology], Topology]] = {
 
 
 def weighted(topology: Topology, rule: str = "metropolis") -> Topology:
-    """The same edges with the weights of a rule.
+    """Give a graph the weights of a rule.
 
     Raises:
         TopologyError: no such rule; the graph is not connected, with two nodes that have no path named; the graph is directed and the rule

@@ -1,4 +1,4 @@
-"""What the page shows, renewed from its sources off the loop that serves it. Knows nothing of browsers."""
+"""Content of the dashboard, renewed from its sources off the loop that serves it. Knows nothing of browsers."""
 
 from __future__ import annotations
 

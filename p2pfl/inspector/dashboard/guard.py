@@ -1,4 +1,4 @@
-"""Who may see the page: whoever has its token, in a browser on this machine, under this machine's own name.
+"""Access to the page: whoever has its token may see it, in a browser on this machine, under this machine's own name.
 
 Other users of the machine and pages of other origins in the same browser reach the port, too. The token is exchanged for a cookie that
 scripts cannot read and other sites cannot send; a name other than 127.0.0.1 (DNS rebinding) and a foreign Origin are refused.
@@ -74,7 +74,7 @@ class Guard:
         return found
 
     def judge(self, kind: str, path: str, query: str, headers: MutableMapping[str, str]) -> Answer | None:
-        """What to answer instead of the page; None: let it through.
+        """Decide what to answer instead of the page; None: let the request through.
 
         Args:
             kind: "http" or "websocket".

@@ -56,7 +56,7 @@ window.switchTheme = () => {
 
 
 class Page:
-    """What one browser sees of the board.
+    """The board as one browser sees it.
 
     Args:
         board: renewed by another task.

@@ -19,7 +19,7 @@ _GOODBYE_S = 1
 
 
 def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], opens: bool = False) -> None:
-    """Serve until interrupted.
+    """Serve the dashboard until interrupted.
 
     Args:
         places: run folders and nodes' addresses, each of which can be read now.
