@@ -46,11 +46,11 @@ app.command()(sweep)
 app.command()(inspect)
 app.command()(dashboard)
 app.command()(predict)
-app.add_typer(topology.app, name="topology", help="Graphs: list, show, compare.")
-app.add_typer(keys.app, name="keys", help="A site's keys and its public card.")
-app.add_typer(study.app, name="study", help="What institutions agree on before they start.")
-app.add_typer(node.app, name="node", help="The daemon of one institution.")
-app.add_typer(data.app, name="data", help="Public data sets that need a download.")
+app.add_typer(topology.app, name="topology", help="List, show and compare graphs, and advise on links.")
+app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its public card.")
+app.add_typer(study.app, name="study", help="Make, check and join a study, on which institutions agree before they start.")
+app.add_typer(node.app, name="node", help="Run one institution's node, and show how it is.")
+app.add_typer(data.app, name="data", help="List public data sets and download them.")
 
 
 def _say_version(asked: bool) -> None:  # typer's way of calling

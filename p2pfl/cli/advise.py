@@ -20,22 +20,26 @@ _ALMOST = 1.1
 
 
 def advise(
-    source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="Whose links have latency_ms and bandwidth_mbps.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A graph whose links have latency_ms and bandwidth_mbps.")],
     *,
-    parameters: Annotated[int, typer.Option("--parameters", min=1, help="Of the model, four bytes each.")] = 1_000_000,
-    latency_ms: Annotated[float | None, typer.Option("--latency-ms", min=0, help="Of every link, where the file says nothing.")] = None,
-    bandwidth_mbps: Annotated[
-        float | None, typer.Option("--bandwidth-mbps", min=1e-6, help="Of every link, where the file says nothing.")
+    parameters: Annotated[int, typer.Option("--parameters", min=1, help="Number of the model's parameters, four bytes each.")] = 1_000_000,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", min=0, help="Latency of every link, where the file says nothing.")
     ] = None,
-    new_latency_ms: Annotated[float | None, typer.Option("--new-latency-ms", min=0, help="Of a new link.  [default: the median]")] = None,
+    bandwidth_mbps: Annotated[
+        float | None, typer.Option("--bandwidth-mbps", min=1e-6, help="Bandwidth of every link, where the file says nothing.")
+    ] = None,
+    new_latency_ms: Annotated[
+        float | None, typer.Option("--new-latency-ms", min=0, help="Latency of a new link.  [default: the median]")
+    ] = None,
     new_bandwidth_mbps: Annotated[
-        float | None, typer.Option("--new-bandwidth-mbps", min=1e-6, help="Of a new link.  [default: the median]")
+        float | None, typer.Option("--new-bandwidth-mbps", min=1e-6, help="Bandwidth of a new link.  [default: the median]")
     ] = None,
     nodes: Nodes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Which of the links that institutions can have to use, with what weights, and which new one would help most: in seconds.
+    """Advise which links to use, with what weights, and which new link would help most, all in seconds.
 
     A round lasts until the slowest link in use has delivered a model: latency + size / bandwidth, each link by itself.
 

@@ -15,11 +15,11 @@ def dashboard(
         ),
     ],
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: one that is free.")] = 0,
-    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open it in this user's browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this user's browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print the address as one JSON object, {"url": ...}.')] = False,
 ) -> None:
-    """A page for the browser that renews itself: graph, agreement, who is late or lost, every site. Ctrl-C ends it.
+    """Show runs on a page in the browser that renews itself: graph, agreement, late and lost nodes, every site. Ctrl-C ends it.
 
     It listens on 127.0.0.1 only, and lets in whoever has the token in the address that it prints.
 

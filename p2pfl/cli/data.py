@@ -10,14 +10,14 @@ import typer
 
 from p2pfl.cli.options import Json
 
-app = typer.Typer(no_args_is_help=True, help="Download and check public data sets.")
+app = typer.Typer(no_args_is_help=True, help="List public data sets and download them.")
 
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in `p2pfl data list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `p2pfl data list` shows.")],
     *,
-    folder: Annotated[Path | None, typer.Option(help="Where to put the files; without it, a folder of p2pfl's in the cache.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder for the files. Default: a folder of p2pfl in the cache.")] = None,
     as_json: Json = False,
 ) -> None:
     """Download a data set and check that its files are the original ones.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from p2pfl.topology import Schedule, Topology
 
 DEFAULT_NODES = 16
-Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"How many nodes a generated graph gets.  [default: {DEFAULT_NODES}]")]
-Seed = Annotated[int, typer.Option("--seed", help="Of random graphs.")]
+Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"Number of nodes of a generated graph.  [default: {DEFAULT_NODES}]")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of random graphs.")]
 SOURCE_HELP = (
     "A name that `list` shows, with options after a colon (random-regular:degree=6), or a file (YAML, GraphML, GML, edge list, JSON)."
 )

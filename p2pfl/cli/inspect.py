@@ -42,7 +42,10 @@ def inspect(
     *,
     reach: Annotated[
         list[str] | None,
-        typer.Option(help="FIGURE=VALUE: when a metric's mean over the nodes, or relative_consensus, was first so good."),
+        typer.Option(
+            metavar="METRIC=VALUE",
+            help="Say when a metric's mean over the nodes, or relative_consensus, first reached a value; can be repeated.",
+        ),
     ] = None,
     to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
@@ -51,11 +54,11 @@ def inspect(
     to_tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Show it anew every second until the run has ended; Ctrl-C leaves.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Show the page anew every second until the run has ended; Ctrl-C leaves.")] = False,
     allow_task: AllowTask = None,  # noqa: ARG001  # accepted by every command that takes a run; this one reads records only
     as_json: Json = False,
 ) -> None:
-    """How a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
+    """Show how a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
 
     Example: p2pfl inspect runs/breast-cancer --reach accuracy=0.9
 
@@ -117,7 +120,7 @@ def inspect(
 
 
 def _is_small(records: RunRecords) -> bool:
-    """Whether a state for each node has room in one object, as one figure for each has in a summary."""
+    """Whether a state for each node has room in one object, as one value for each has in a summary."""
     from p2pfl.runs.summary_fields import MAX_PER_NODE
 
     return len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
@@ -158,8 +161,8 @@ def _goal(text: str) -> tuple[str, float]:
     """("accuracy", 0.9) from "accuracy=0.9"."""
     from p2pfl.errors import ConfigError
 
-    figure, _, value = text.partition("=")
+    metric, _, value = text.partition("=")
     try:
-        return figure.strip(), float(value)
+        return metric.strip(), float(value)
     except ValueError:
-        raise ConfigError(f"{text!r}: expected FIGURE=VALUE, such as accuracy=0.9", "--reach") from None
+        raise ConfigError(f"{text!r}: expected METRIC=VALUE, such as accuracy=0.9", "--reach") from None

@@ -15,28 +15,29 @@ from p2pfl.errors import ConfigError
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
 
-app = typer.Typer(no_args_is_help=True, help="A site's keys and its public card.")
+app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and its public card.")
 
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Option("--name", help="What the other members will call this site.")],
+    name: Annotated[str, typer.Option("--name", help="Name of this site among the members.")],
     address: Annotated[
         list[str] | None,
         typer.Option(
             "--address",
-            help="tcp://host:port where the others reach it; several: the first that works is used; none: it only dials out.",
+            help="tcp://host:port where the others reach this site; repeated: the first that works is used; none: it only dials.",
             show_default=False,
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Training rows here, if the others may know.", show_default=False)
+        int | None, typer.Option("--samples", help="Number of training rows at this site, if the others may know it.", show_default=False)
     ] = None,
     passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Encrypt the private keys; asks, unless P2PFL_PASSPHRASE is set.")
+        bool, typer.Option("--passphrase", help="Encrypt the private keys. Asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
     ] = False,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="Encrypt them with what this file (mode 0600) holds.", show_default=False)
+        Path | None,
+        typer.Option("--passphrase-file", help="Encrypt the private keys with the passphrase in this file, mode 0600.", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("keys"),
     as_json: Json = False,
@@ -85,13 +86,13 @@ def show(
 
 @app.command()
 def describe(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="What is to be trained.")],
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment that will be trained, a YAML file.")],
     keys: Annotated[Path, typer.Option("--keys", help="The folder with private.pem and card.yaml.")] = Path("keys"),
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Dotted keys, such as task.data=./data.", show_default=False)
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as task.data=./data.", show_default=False)
     ] = None,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="Holds the passphrase of the keys.", show_default=False)
+        Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.", show_default=False)
     ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Partition the task's rows into so many nodes.", show_default=False)]
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Training rounds.", show_default=False)]
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Number of training rounds.", show_default=False)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as algorithm.local_steps=10.", show_default=False),

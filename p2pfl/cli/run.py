@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from p2pfl.governance.result_contract import Kind
 
 ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; must not exist. Default: runs/NAME.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; it must not exist. Default: runs/NAME.", show_default=False)]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 JsonSummary = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
@@ -100,7 +100,7 @@ def simulate(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Device that computes: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: JsonSummary = False,
@@ -145,10 +145,10 @@ def simulate(
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; columns as the task names them.")],
-    node: Annotated[str, typer.Option("--node", help="Whose model, and whose standardisation.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; its columns have the task's names.")],
+    node: Annotated[str, typer.Option("--node", help="Node whose model and standardisation are used.")],
     allow_task: AllowTask = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list of lists instead of CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of lists instead of CSV.")] = False,
 ) -> None:
     """Apply a node's final model to new rows: one line of probabilities for each.
 

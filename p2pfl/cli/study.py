@@ -17,9 +17,9 @@ from p2pfl.errors import ConfigError, some
 if TYPE_CHECKING:
     from p2pfl.governance.study import Study
 
-app = typer.Typer(no_args_is_help=True, help="What institutions agree on before they start.")
+app = typer.Typer(no_args_is_help=True, help="Make, check and join a study, on which institutions agree before they start.")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="As `p2pfl study new` wrote it.")]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The file that `p2pfl study new` wrote.")]
 
 _ACCEPTED = "# This site may differ from the study's result contract in these; its records say so.\n"
 

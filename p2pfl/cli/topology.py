@@ -34,7 +34,7 @@ Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also 
 
 @app.command("list")
 def list_(*, as_json: Json = False) -> None:
-    """Graphs and weights by name, and the files in ./topologies.
+    """List graphs and weights by name, and the files in ./topologies.
 
     Example: p2pfl topology list
     """
@@ -76,7 +76,7 @@ def show(
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """One graph: its size, its spectrum, and how many rounds of gossip it takes to agree.
+    """Show one graph: its size, its spectrum, and how many rounds of gossip it takes to agree.
 
     Example: p2pfl topology show torus --nodes 64 --plot torus.png
     """
@@ -124,11 +124,13 @@ def compare(
     nodes: Nodes = None,
     weights: Weights = None,
     seed: Seed = 0,
-    parameters: Annotated[int, typer.Option("--parameters", help="Of the model, four bytes each, for the last column.")] = 1_000_000,
+    parameters: Annotated[
+        int, typer.Option("--parameters", help="Number of the model's parameters, four bytes each, for the last column.")
+    ] = 1_000_000,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Several graphs side by side, the one that agrees in the fewest rounds first; files and small graphs keep their own number of nodes.
+    """Compare graphs, the one that agrees in the fewest rounds first; files and small graphs keep their own number of nodes.
 
     Example: p2pfl topology compare ring torus hypercube base-3 --nodes 64
     """

@@ -79,4 +79,4 @@ def test_the_command_says_when_it_was_reached(folder):
     wrong = run.invoke(app, [str(folder), "--reach", "accuracy"]).exception
 
     assert isinstance(wrong, ConfigError)
-    assert "'accuracy': expected FIGURE=VALUE, such as accuracy=0.9" in str(wrong)
+    assert "'accuracy': expected METRIC=VALUE, such as accuracy=0.9" in str(wrong)
