@@ -198,8 +198,8 @@ def _print_options(source: str, graph: Topology, found: list[Option], parameters
         some = "all links" if len(option.links) == graph.num_edges else f"{len(option.links)} of {graph.num_edges} links"
         use = {"links": some, "matchings": f"{some} in turns", "matcha": f"{some}, matcha"}[option.use]
         weights = option.weights if option.budget is None else f"budget {option.budget:g}"
-        figures = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), megabytes(option.bytes_sent / 1e6))
-        table.add_row(use, weights, *figures)
+        cells = (_seconds(option.round_s), f"{option.rounds:,}", _seconds(option.seconds), megabytes(option.bytes_sent / 1e6))
+        table.add_row(use, weights, *cells)
     console = open_console()
     title = f"{short_source(source)}: {graph.num_nodes} nodes, {graph.num_edges} links, a model of {parameters:,} parameters"
     console.print(escape(title), style="bold", highlight=False)

@@ -100,13 +100,14 @@ def inspect(
         from p2pfl.inspector.health import node_health
         from p2pfl.inspector.run_state import run_state
 
+        course = convergence(records)
         document = {
             "experiment": records.experiment.get("name"),
             "state": asdict(run_state(records)),
             "nodes": {name: asdict(health) for name, health in node_health(records).items()} if _is_small(records) else None,
             "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
             "rounds": records.rounds,
-            "convergence": asdict(convergence(records)),
+            "convergence": asdict(course) | {"slowest": [slow.as_row() for slow in course.slowest]},
             "reached": [asdict(goal) for goal in goals],
             "summary": records.summary,
         }

@@ -106,23 +106,23 @@ def status(site: SitePath, as_json: Json = False) -> None:
     console.print(f"{found['member']}: round {found['round']} of {found['rounds']} training rounds, {found['bytes_sent']:,} bytes sent")
     for sentence in _standing(found):
         console.print(sentence, markup=False, soft_wrap=True)
-    table = Table("neighbour", "link", "greeted", "exchange", "last seen", "skipped", "refused")
-    for name, seen in found["neighbours"].items():
-        ago = "never" if seen["last_seen_s_ago"] is None else f"{seen['last_seen_s_ago']:.1f} s ago"
-        refused = ", ".join(f"{reason} {count}" for reason, count in seen["refused"].items()) or "-"
+    table = Table("neighbour", "link", "open", "exchange", "last seen", "skipped", "refused")
+    for name, neighbour in found["neighbours"].items():
+        ago = "never" if neighbour["last_seen_s_ago"] is None else f"{neighbour['last_seen_s_ago']:.1f} s ago"
+        refused = ", ".join(f"{reason} {count}" for reason, count in neighbour["refused"].items()) or "-"
         table.add_row(
             name,
-            _link_of(seen),
-            "yes" if seen["greeted"] else "no",
-            str(seen["exchange"]),
+            _link_of(neighbour),
+            "yes" if neighbour["greeted"] else "no",
+            str(neighbour["exchange"]),
             ago,
-            f"{'yes' if seen['skipped'] else 'no'}{', paused' if seen.get('paused') else ''}",
+            f"{'yes' if neighbour['skipped'] else 'no'}{', paused' if neighbour.get('paused') else ''}",
             refused,
         )
     console.print(table)
-    for name, seen in found["neighbours"].items():
-        if seen.get("link_detail"):
-            console.print(f"{name}: {seen['link_detail']}", markup=False, soft_wrap=True)
+    for name, neighbour in found["neighbours"].items():
+        if neighbour.get("link_detail"):
+            console.print(f"{name}: {neighbour['link_detail']}", markup=False, soft_wrap=True)
     if (network := found.get("network")) and found.get("started_with", []) is not None:  # before the start nobody has told of anything
         _network_status(console, network, state, str(found["member"]))
 
@@ -135,17 +135,17 @@ def _standing(found: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _disagreement(disagreement: float | None, agreed_for: int) -> str:
+def _disagreement(disagreement: float | None, consensus_counter: int) -> str:
     """How far the node was from its neighbours in its last round."""
     far = "unknown (no models were compared in the last round)" if disagreement is None else f"{disagreement:.3g}"
-    return f"disagreement with neighbours {far}, agreed for {agreed_for} rounds"
+    return f"disagreement with neighbours {far}, agreed for {consensus_counter} rounds"
 
 
-def _link_of(seen: dict[str, Any]) -> str:
+def _link_of(neighbour: dict[str, Any]) -> str:
     """How a neighbour's link is, and for how long; a node of an earlier version does not say."""
-    if "link" not in seen:
+    if "link" not in neighbour:
         return "unknown"
-    return f"{seen['link']} for {seen['link_for_s']:,.0f} s"
+    return f"{neighbour['link']} for {neighbour['link_for_s']:,.0f} s"
 
 
 def _network_status(console: Console, network: dict[str, Any], state: Path, me: str) -> None:

@@ -287,7 +287,7 @@ def _say_result(run: Run, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(run.summary, indent=2) + "\n")
     elif run.summary["stop_reason"] != "diverged":
-        _say_figures(run)
+        _say_metrics(run)
     if run.summary["stop_reason"] == "diverged":
         sys.stderr.write(
             f"p2pfl: {run.path} has diverged: at every node the last training became non-finite and was rolled back; "
@@ -308,7 +308,7 @@ def say_departures(summary: Mapping[str, Any] | None) -> None:
         raise typer.Exit(code)
 
 
-def _say_figures(run: Run) -> None:
+def _say_metrics(run: Run) -> None:
     from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.hospital_table import hospital_table
 

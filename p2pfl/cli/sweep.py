@@ -21,7 +21,7 @@ from p2pfl.runs.departures import DEPARTED
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
-    from p2pfl.sweeps.table import CellResult, Figure
+    from p2pfl.sweeps.table import CellResult, SeedStatistics
     from p2pfl.sweeps.work import News
 
 _WIDEST_NOTE = 34  # what 80 columns leave beside the bar
@@ -140,7 +140,7 @@ def _document(done: Sweep) -> dict[str, Any]:
             "asked": result.asked,
             "rank": done.choice.ranks.get(result.cell.name),
             "left_out": result.left_out,
-            "figures": {key: asdict(figure) for key, figure in result.figures.items()},
+            "figures": {key: asdict(found) for key, found in result.statistics.items()},
         }
         for result in done.cells
     ]
@@ -236,12 +236,12 @@ def _of_choice(done: Sweep) -> list[str]:
         return [*lines, f"No cell is called best: {choice.no_best}."]
     best = by_name[choice.best]
     tied = f"; tied with {choice.tied} more; fewer rounds, then closer models, decided" if choice.tied else ""
-    figure = f"{choice.metric} {_spread(best.figures.get(choice.column))}"
-    return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({figure}){tied}."]
+    score = f"{choice.metric} {_spread(best.statistics.get(choice.column))}"
+    return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({score}){tied}."]
 
 
 def _has_test(results: list[CellResult]) -> bool:
-    return any(key.startswith("mean.") for result in results for key in result.figures)
+    return any(key.startswith("mean.") for result in results for key in result.statistics)
 
 
 def _table(done: Sweep, results: list[CellResult]) -> Any:
@@ -266,29 +266,29 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
     for heading in [*numbers, *(["runs"] if missing else [])]:
         table.add_column(Text(heading), justify="right", no_wrap=True, vertical="bottom")
     for result in results:
-        figures = result.figures
+        columns = result.statistics
         cells = [Text(_short(value)) for value in result.cell.values.values()]
         if column is not None:
-            cells.append(Text(_spread(figures.get(column))))
+            cells.append(Text(_spread(columns.get(column))))
         if metric is not None and has_test:
-            worst = figures.get(f"worst.{metric}")
-            cells += [Text(_spread(quality(figures, metric), short=column is not None)), Text(_spread(worst, short=column is not None))]
-        cells += [Text(_mean(figures.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
-        cells.append(Text(_mean(figures.get("bytes_sent"), ".3g", 1e-6)))
+            worst = columns.get(f"worst.{metric}")
+            cells += [Text(_spread(quality(columns, metric), short=column is not None)), Text(_spread(worst, short=column is not None))]
+        cells += [Text(_mean(columns.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
+        cells.append(Text(_mean(columns.get("bytes_sent"), ".3g", 1e-6)))
         table.add_row(*cells, *([Text(f"{result.done}/{result.asked}")] if missing else []))
     return table
 
 
-def _spread(figure: Figure | None, *, short: bool = False) -> str:
+def _spread(found: SeedStatistics | None, *, short: bool = False) -> str:
     """Mean and standard deviation; the mean alone where room is short."""
-    if figure is None or figure.mean is None:
+    if found is None or found.mean is None:
         return "-"
-    form = ".3f" if 1e-3 <= abs(figure.mean) < 1e3 or figure.mean == 0 else ".1e"  # noqa: PLR2004  # what six signs can show
-    return f"{figure.mean:{form}}" + (f" ±{figure.deviation:{form}}" if figure.deviation is not None and not short else "")
+    form = ".3f" if 1e-3 <= abs(found.mean) < 1e3 or found.mean == 0 else ".1e"  # noqa: PLR2004  # what six signs can show
+    return f"{found.mean:{form}}" + (f" ±{found.deviation:{form}}" if found.deviation is not None and not short else "")
 
 
-def _mean(figure: Figure | None, form: str, unit: float = 1.0) -> str:
-    return "-" if figure is None or figure.mean is None else f"{figure.mean * unit:{form}}"
+def _mean(found: SeedStatistics | None, form: str, unit: float = 1.0) -> str:
+    return "-" if found is None or found.mean is None else f"{found.mean * unit:{form}}"
 
 
 def _label(values: Mapping[str, Any]) -> str:

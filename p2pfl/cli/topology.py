@@ -84,36 +84,36 @@ def show(
 
     made = graph_of(source, nodes, seed, strict=True)
     if isinstance(made, Schedule):
-        figures = describe_rounds(made)
+        facts = describe_rounds(made)
         if plot is not None:
             from p2pfl.topology.drawing import draw_rounds
 
             draw_rounds(made, plot)
-        _show_rounds(source, made, figures, as_json=as_json)
+        _show_rounds(source, made, facts, as_json=as_json)
         return
     graph, rule = weighted_graph(made, weights)
-    figures = describe(graph)
+    facts = describe(graph)
     if plot is not None:
         from p2pfl.topology.drawing import draw_graph
 
         draw_graph(graph, plot)
     if as_json:
-        typer.echo(json.dumps({"name": graph.name, "weights": rule, **figures}, indent=2))
+        typer.echo(json.dumps({"name": graph.name, "weights": rule, **facts}, indent=2))
         return
     _print_pairs(
         f"{source}, {rule} weights",
         {
-            "nodes": f"{figures['nodes']:,}",
-            "edges": f"{figures['edges']:,}{' (directed)' if graph.directed else ''}",
-            "degree": _degree(figures),
-            "diameter": _diameter(figures, graph),
-            "lambda_2": f"{figures['lambda_2']:.6f}",
-            "lambda_min": f"{figures['lambda_min']:.6f}",
-            "spectral gap": _gap(figures),
-            "rounds to 1e-6": _rounds(figures),
+            "nodes": f"{facts['nodes']:,}",
+            "edges": f"{facts['edges']:,}{' (directed)' if graph.directed else ''}",
+            "degree": _degree(facts),
+            "diameter": _diameter(facts, graph),
+            "lambda_2": f"{facts['lambda_2']:.6f}",
+            "lambda_min": f"{facts['lambda_min']:.6f}",
+            "spectral gap": _gap(facts),
+            "rounds to 1e-6": _rounds(facts),
         },
     )
-    if figures["spectral_gap"] < _SLOW:
+    if facts["spectral_gap"] < _SLOW:
         typer.echo(f"Slow: a gap below {_SLOW}. A few links across the graph help most; `p2pfl topology compare` shows by how much.")
 
 
@@ -138,75 +138,73 @@ def compare(
 
     findings: list[str] = []
     graphs: dict[str, tuple[Topology | Schedule, str]] = {}
-    figures: dict[str, dict[str, Any]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for source in sources:
         try:
             made = graph_of(source, nodes, seed, strict=False)
             if isinstance(made, Schedule):
-                graphs[source], figures[source] = (made, "its own"), describe_rounds(made)
+                graphs[source], facts[source] = (made, "its own"), describe_rounds(made)
             else:
                 graph, rule = weighted_graph(made, weights)
-                graphs[source], figures[source] = (graph, rule), describe(graph)
+                graphs[source], facts[source] = (graph, rule), describe(graph)
         except ConfigError as error:
             findings += [f"{source}: {finding}" for finding in error.findings]
     if findings:
         raise ConfigError(findings)
-    for row in figures.values():
+    for row in facts.values():
         row.setdefault("exact_after", 1 if row["rounds_to_1e-6"] == 1 else None)
         rounds = row["rounds_to_1e-6"]
         row["megabytes_to_1e-6"] = None if rounds is None else rounds * row["degree"]["mean"] * parameters * 4 / 1e6
-    best_first = sorted(figures, key=lambda source: (_rank(figures[source]), source))
+    best_first = sorted(facts, key=lambda source: (_rank(facts[source]), source))
     if plot is not None:
         from p2pfl.topology.drawing import draw_comparison
 
         draw_comparison({short_source(source): graphs[source][0] for source in best_first}, plot)
     if as_json:
-        rows = [
-            {"name": graphs[source][0].name, "source": source, "weights": graphs[source][1], **figures[source]} for source in best_first
-        ]
+        rows = [{"name": graphs[source][0].name, "source": source, "weights": graphs[source][1], **facts[source]} for source in best_first]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_comparison(best_first, figures)
+    _print_comparison(best_first, facts)
 
 
 app.command()(advise)
 
 
-def _rank(figures: dict[str, Any]) -> tuple[float, ...]:
+def _rank(facts: dict[str, Any]) -> tuple[float, ...]:
     """Key to sort graphs by: the fewest rounds first, then the least cost."""
-    rounds = figures["rounds_to_1e-6"]
-    return (float("inf") if rounds is None else rounds, -figures["spectral_gap"], sum(figures["degree"].values()))
+    rounds = facts["rounds_to_1e-6"]
+    return (float("inf") if rounds is None else rounds, -facts["spectral_gap"], sum(facts["degree"].values()))
 
 
-def _show_rounds(source: str, schedule: Schedule, figures: dict[str, Any], *, as_json: bool) -> None:
+def _show_rounds(source: str, schedule: Schedule, facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"name": schedule.name, "weights": "its own", **figures}, indent=2))
+        typer.echo(json.dumps({"name": schedule.name, "weights": "its own", **facts}, indent=2))
         return
-    rounds, exact = figures["rounds_to_1e-6"], figures["exact_after"]
+    rounds, exact = facts["rounds_to_1e-6"], facts["exact_after"]
     _print_pairs(
         f"{source}, which changes from round to round",
         {
-            "nodes": f"{figures['nodes']:,}",
-            "links": f"{figures['edges']:,}{' (directed)' if schedule.directed else ''}",
-            "messages a round": f"{_degree(figures)} from each node",
+            "nodes": f"{facts['nodes']:,}",
+            "links": f"{facts['edges']:,}{' (directed)' if schedule.directed else ''}",
+            "messages a round": f"{_degree(facts)} from each node",
             "repeats after": "never: random" if schedule.period is None else f"{schedule.period} rounds",
             "exact mean after": "never" if exact is None else f"{exact} rounds",
-            "gap a round": _gap(figures),
-            "rounds to 1e-6": ("more than 5,000" if rounds is None else f"{rounds}") + (" with this seed" if figures["random"] else ""),
-            **_facts(figures),
+            "gap a round": _gap(facts),
+            "rounds to 1e-6": ("more than 5,000" if rounds is None else f"{rounds}") + (" with this seed" if facts["random"] else ""),
+            **_facts(facts),
         },
     )
 
 
-def _facts(figures: dict[str, Any]) -> dict[str, str]:
+def _facts(facts: dict[str, Any]) -> dict[str, str]:
     """Facts of a schedule over a base graph, as rows to print."""
     rows = {}
-    if "matchings" in figures:
-        rows["matchings"] = f"{figures['matchings']} of {figures['base']}"
-    if "probabilities" in figures:
-        rows["each used in"] = ", ".join(f"{p:.3g}" for p in figures["probabilities"]) + " of the rounds"
-        rows["a link weighs"] = f"{figures['step']:g}"
-        rows["squares left"] = f"{figures['squared_left']:.6f} a round, on average"
+    if "matchings" in facts:
+        rows["matchings"] = f"{facts['matchings']} of {facts['base']}"
+    if "probabilities" in facts:
+        rows["each used in"] = ", ".join(f"{p:.3g}" for p in facts["probabilities"]) + " of the rounds"
+        rows["a link weighs"] = f"{facts['step']:g}"
+        rows["squares left"] = f"{facts['squared_left']:.6f} a round, on average"
     return rows
 
 
@@ -227,7 +225,7 @@ def _print_pairs(title: str, rows: dict[str, str]) -> None:
     console.print()
 
 
-def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) -> None:
+def _print_comparison(sources: list[str], facts: dict[str, dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -238,7 +236,7 @@ def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) ->
     for heading in ("nodes", "links", "degree", "gap", "rounds", "exact", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for source in sources:
-        row = figures[source]
+        row = facts[source]
         table.add_row(
             escape(short_source(source)),
             f"{row['nodes']:,}",
@@ -253,7 +251,7 @@ def _print_comparison(sources: list[str], figures: dict[str, dict[str, Any]]) ->
     console.print(table)
     console.print("rounds: until a millionth of the disagreement is left; exact: until none is", style="dim", highlight=False)
     console.print("degree: messages of a node in a round; MB: what a node sends in all rounds", style="dim", highlight=False)
-    if any(row.get("random") for row in figures.values()):
+    if any(row.get("random") for row in facts.values()):
         console.print("of random graphs: gap and rounds of this seed's; another --seed has others", style="dim", highlight=False)
 
 
@@ -261,27 +259,27 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _degree(figures: dict[str, Any]) -> str:
-    low, high = figures["degree"]["min"], figures["degree"]["max"]
+def _degree(facts: dict[str, Any]) -> str:
+    low, high = facts["degree"]["min"], facts["degree"]["max"]
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _diameter(figures: dict[str, Any], graph: Topology) -> str:
+def _diameter(facts: dict[str, Any], graph: Topology) -> str:
     from p2pfl.topology import diameter_bounds
 
-    if figures["diameter"] is not None:
-        return f"{figures['diameter']:,}"
+    if facts["diameter"] is not None:
+        return f"{facts['diameter']:,}"
     low, high = diameter_bounds(graph)
     return f"{low}-{high}"
 
 
-def _gap(figures: dict[str, Any], places: int = 6) -> str:
-    gap = figures["spectral_gap"]
+def _gap(facts: dict[str, Any], places: int = 6) -> str:
+    gap = facts["spectral_gap"]
     return f"{gap:.{places}f}" if abs(gap) >= 1e-4 else f"{gap:.3e}"  # noqa: PLR2004  # where six places would show less than three digits
 
 
-def _rounds(figures: dict[str, Any]) -> str:
-    rounds = figures["rounds_to_1e-6"]
+def _rounds(facts: dict[str, Any]) -> str:
+    rounds = facts["rounds_to_1e-6"]
     if rounds is None:
-        return ">5,000" if "random" in figures else "never"
+        return ">5,000" if "random" in facts else "never"
     return f"{rounds:,}"

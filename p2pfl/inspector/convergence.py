@@ -46,11 +46,15 @@ class SlowNode:
     """How far one node still was from its neighbours in the last round."""
 
     node: str
-    share: float
+    fraction: float
     """Of the network's remaining disagreement, 0 to 1."""
     relative: float | None
-    """The figure that its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
-    agreed_for: int | None
+    """The value that its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
+    consensus_counter: int | None
+
+    def as_row(self) -> Row:
+        """The keys of `p2pfl inspect --json`."""
+        return {"node": self.node, "share": self.fraction, "relative": self.relative, "agreed_for": self.consensus_counter}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +83,7 @@ class Convergence:
     certified: list[tuple[int, float, float]]
     """Round, low and high where both are known: in rounds without a missed message. Not to be joined over gaps: see `gaps`."""
     basis: Basis
-    """Tells what `distance` is: the "exact" figure or its "upper bound"; where both are unknown the consensus distance "after mixing", or
+    """Tells what `distance` is: the "exact" value or its "upper bound"; where both are unknown the consensus distance "after mixing", or
     what a "local" node saw of its neighbours, sqrt(S)."""
     bound: list[float | None]
     """The spectral bound: the distance of the first round that only mixes, times |lambda| to the power of the rounds since."""
@@ -171,7 +175,7 @@ def fit_rate(points: Sequence[tuple[int, float]], mixes: bool = True) -> tuple[f
 
 
 def _distances(rows: Sequence[Row]) -> tuple[Basis, list[float | None]]:
-    """One kind of figure for the whole run: two kinds in one curve would show a jump that never was."""
+    """One kind of value for the whole run: two kinds in one curve would show a jump that never was."""
     choices: tuple[tuple[Basis, str], ...] = (("exact", "rms_disagreement"), ("upper bound", "bound_high"))
     for basis, key in choices:
         if rows and all(row.get(key) is not None for row in rows):
@@ -195,7 +199,7 @@ def _predicted_rate(graph: Mapping[str, Any]) -> float | None:
 
 
 def _resolutions(run: RunRecords, rows: Sequence[Row]) -> list[float]:
-    """Below which distance each round's figure is rounding."""
+    """Below which distance each round's value is rounding."""
     trains = any(row.get("loss") is not None for row in rows)
     # a task without training is plain averaging, whose own default is float64
     dtype = run.experiment.get("dtype") or ("float32" if trains else "float64")
@@ -271,9 +275,9 @@ def _slowest(rows: Sequence[Row], lambda_2: float | None) -> list[SlowNode]:
     return [
         SlowNode(
             node=row["node"],
-            share=row["disagreement"] / total,
+            fraction=row["disagreement"] / total,
             relative=math.sqrt(row["disagreement"] / lambda_2) / row["norm"] if lambda_2 and row.get("norm") else None,
-            agreed_for=row.get("agreed_for"),
+            consensus_counter=row.get("agreed_for"),
         )
         for row in ordered[:_MAX_SLOWEST]
     ]

@@ -41,13 +41,13 @@ _MAX_GAPS, _FEW_GAPS = 40, 12
 _ROOM = 0.04
 """Of the axis, for a reason written upright."""
 _LOWEST = 1e-3
-"""Of the upper bound, where the lower one is nought and a logarithmic axis has no place for it."""
+"""Of the upper bound, where the lower one is zero and a logarithmic axis has no place for it."""
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
 
 
 def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth], edges: Mapping[Ends, EdgeHealth]) -> Figure | None:
-    """The graph: each node's share of what disagreement is left, each link as often as it failed, and who and what is lost now.
+    """The graph: each node's fraction of the disagreement that is left, each link as often as it failed, and who and what is lost now.
 
     None where there is no graph, where it changes from round to round, and above 200 nodes.
     """
@@ -58,7 +58,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
     at = dict(zip(names, _places(len(names), tuple((i, j) for i, j, _ in links)), strict=True))
     figure = _empty()
     _draw_links(figure, {ends: edge for ends, edge in edges.items() if ends <= at.keys()}, at)
-    shares = {slow.node: slow.share for slow in course.slowest}
+    fractions = {slow.node: slow.fraction for slow in course.slowest}
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         state = nodes[name].state if name in nodes else "unknown"
@@ -82,14 +82,14 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
             marker={
                 "size": 22 if not marked else 24,
                 "symbol": symbol,
-                "color": colour or [shares.get(name, 0.0) for name in some],
+                "color": colour or [fractions.get(name, 0.0) for name in some],
                 "line": {"color": _GREY, "width": 3} if state == "unknown" else {"color": "#2d3748", "width": 1},
-                **({} if colour else _shading(shares)),
+                **({} if colour else _shading(fractions)),
             },
             # a word at each of many unknown nodes would hide the graph: the ring and the legend say it
             text=[_text(name + ("" if state == "unknown" else marked)) for name in some],
             textposition=[_beside(*at[name]) for name in some],
-            hovertext=[_text(_about(name, shares, nodes)) for name in some],
+            hovertext=[_text(_about(name, fractions, nodes)) for name in some],
             hoverinfo="text",
             showlegend=bool(marked),
         )
@@ -262,11 +262,11 @@ def _text(name: str) -> str:
     return escaped(name, quotes=False)
 
 
-def _shading(shares: Mapping[str, float]) -> Row:
-    title = {"text": "share of what<br>disagreement is left"}
+def _shading(fractions: Mapping[str, float]) -> Row:
+    title = {"text": "fraction of the<br>disagreement that is left"}
     bar = {"title": title, "tickformat": ".0%", "thickness": 16}
-    most = max(shares.values(), default=1.0)
-    return {"colorscale": [[0, "#ebf8ff"], [1, _BLUE]], "cmin": 0, "cmax": most, "showscale": bool(shares), "colorbar": bar}
+    most = max(fractions.values(), default=1.0)
+    return {"colorscale": [[0, "#ebf8ff"], [1, _BLUE]], "cmin": 0, "cmax": most, "showscale": bool(fractions), "colorbar": bar}
 
 
 def _beside(x: float, y: float) -> str:
@@ -276,10 +276,10 @@ def _beside(x: float, y: float) -> str:
     return "middle right" if x > 0 else "middle left"
 
 
-def _about(name: str, shares: Mapping[str, float], nodes: Mapping[str, NodeHealth]) -> str:
-    share = f": {shares[name]:.0%} of what disagreement is left" if name in shares else ""
+def _about(name: str, fractions: Mapping[str, float], nodes: Mapping[str, NodeHealth]) -> str:
+    fraction = f": {fractions[name]:.0%} of the disagreement that is left" if name in fractions else ""
     why = f". {nodes[name].why}" if name in nodes and nodes[name].state != "finished" else ""
-    return f"{name}{share}{why}"
+    return f"{name}{fraction}{why}"
 
 
 def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[str, tuple[float, float]]) -> None:

@@ -55,17 +55,17 @@ class _MetricTables:
 def _metric_table(summary: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     table = table_of("node")
     table.columns[0].vertical = "bottom"  # the metrics' names have several lines
-    figures = {metric: scores(summary, metric) for metric in metrics}
+    at = {metric: scores(summary, metric) for metric in metrics}
     means = {metric: mean_scores(summary, metric) for metric in metrics}
-    columns = {metric: _columns([*figures[metric].values(), means[metric]]) for metric in metrics}
+    columns = {metric: _columns([*at[metric].values(), means[metric]]) for metric in metrics}
     for metric in metrics:
         for number, column in enumerate(columns[metric]):
             named = column.split(" ") if column == "better by" else [column]
             heading = [*_heading(metric), *named] if number == 0 else named
             table.add_column(Text("\n".join(heading)), justify="right", vertical="bottom", no_wrap=True)
-    nodes, hidden = _shown_nodes(figures[metrics[0]])
+    nodes, hidden = _shown_nodes(at[metrics[0]])
     for node in nodes:
-        table.add_row(name_cell(node), *(cell for m in metrics for cell in _score_cells(figures[m][node], columns[m])))
+        table.add_row(name_cell(node), *(cell for m in metrics for cell in _score_cells(at[m][node], columns[m])))
     if hidden:
         table.add_row(Text(f"({hidden} more)", style="dim"))
     table.add_section()
@@ -83,30 +83,30 @@ def _heading(metric: str) -> list[str]:
     return [piece[start : start + _HEADING] for piece in printable(metric).split("_") for start in range(0, len(piece), _HEADING)] + down
 
 
-def _columns(figures: Sequence[Scores]) -> list[str]:
+def _columns(rows: Sequence[Scores]) -> list[str]:
     """Which columns hold anything."""
-    alone = ["alone"] if any(figure.alone is not None for figure in figures) else []
-    pooled = ["pooled"] if any(figure.pooled is not None for figure in figures) else []
+    alone = ["alone"] if any(row.alone is not None for row in rows) else []
+    pooled = ["pooled"] if any(row.pooled is not None for row in rows) else []
     return [*alone, "network", *pooled, *(["better by"] if alone else [])]
 
 
-def _score_cells(figure: Scores, columns: Sequence[str]) -> list[Text]:
+def _score_cells(row: Scores, columns: Sequence[str]) -> list[Text]:
     cells = []
     for column in columns:
         if column != "better by":
-            cells.append(Text(number_text(getattr(figure, column)), style="bold" if column == "network" else ""))
-        elif figure.better_by is None:
+            cells.append(Text(number_text(getattr(row, column)), style="bold" if column == "network" else ""))
+        elif row.better_by is None:
             cells.append(Text("-"))
         else:
-            style = "green" if figure.better_by >= SAME else "red" if figure.better_by <= -SAME else "dim"
-            cells.append(Text(f"{figure.better_by:+.3f}" if style != "dim" else "0.000", style=style))
+            style = "green" if row.better_by >= SAME else "red" if row.better_by <= -SAME else "dim"
+            cells.append(Text(f"{row.better_by:+.3f}" if style != "dim" else "0.000", style=style))
     return cells
 
 
-def _shown_nodes(figures: Mapping[str, Scores]) -> tuple[list[str], int]:
+def _shown_nodes(rows: Mapping[str, Scores]) -> tuple[list[str], int]:
     """All nodes, or the two ends of the list by what they gained, in the order of their names."""
-    if len(figures) <= MAX_NODES:
-        return list(figures), 0
-    ranked = sorted(figures, key=lambda node: figures[node].better_by or 0.0)
+    if len(rows) <= MAX_NODES:
+        return list(rows), 0
+    ranked = sorted(rows, key=lambda node: rows[node].better_by or 0.0)
     half = MAX_NODES // 4
-    return sorted(ranked[:half] + ranked[-half:]), len(figures) - 2 * half
+    return sorted(ranked[:half] + ranked[-half:]), len(rows) - 2 * half

@@ -11,7 +11,7 @@ from p2pfl.inspector.health import NAMED, NodeHealth, dead_nodes, newest_rows, n
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.perspective import is_complete
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.rows import Row
+from p2pfl.runs.text import Row
 
 EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]
 Ends = frozenset[str]

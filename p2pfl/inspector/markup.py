@@ -83,6 +83,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], last: Sequence[C
     return f'<div class="scroll"><table {named}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def figure_text(value: float | None) -> str:
+def value_text(value: float | None) -> str:
     """A metric with three digits."""
     return "-" if value is None else f"{value:.3f}"

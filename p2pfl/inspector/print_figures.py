@@ -106,9 +106,9 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
     nodes = node_health(run)
     failed = {ends: edge.missed for ends, edge in edge_health(run, nodes).items() if edge.state in ("slow", "lost")}
-    shares = {slow.node: slow.share for slow in course.slowest}
-    most = max(shares.values(), default=0.0) or 1.0
-    greys = [str(1 - 0.5 * shares.get(name, 0.0) / most) for name in names]
+    fractions = {slow.node: slow.fraction for slow in course.slowest}
+    most = max(fractions.values(), default=0.0) or 1.0
+    greys = [str(1 - 0.5 * fractions.get(name, 0.0) / most) for name in names]
     points = np.array([places[i] for i in range(len(names))])
     are_named, are_numbered = len(names) <= _MAX_NAMED, _MAX_NAMED < len(names) <= _MAX_NUMBERED_NODES
     figure, axes = _figure(_WIDTH)
@@ -137,7 +137,7 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     axes.margins(0.25 if are_named else 0.08)
     axes.set_axis_off()
     said = ["numbers: the sites in the order of their names"] if are_numbered else []
-    said += ["darker: more of the disagreement left"] if shares else []
+    said += ["darker: more of the disagreement left"] if fractions else []
     said += [f"dashed: messages missed, last {WINDOW} rounds"] if failed else []
     states = {health.state for health in nodes.values()}
     said += ["crossed: lost"] if "lost" in states else []

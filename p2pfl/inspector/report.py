@@ -15,9 +15,9 @@ from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergen
 from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, slowest_link_sentence
-from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, figure_text, listed, note, table
+from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, listed, note, table, value_text
 from p2pfl.inspector.perspective import banner
-from p2pfl.inspector.run_state import has_figures, run_state
+from p2pfl.inspector.run_state import has_metrics, run_state
 from p2pfl.inspector.sections import events, facts, node_states
 from p2pfl.inspector.verdict import (
     SAME,
@@ -75,7 +75,7 @@ def report(run: RunRecords) -> str:
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(run, course)),
         ("Loss", _loss(run)),
-        ("Was it worth it, and for whom", _gain_section(run.summary, run.gains) if run.summary and has_figures(run.summary) else ""),
+        ("Was it worth it, and for whom", _gain_section(run.summary, run.gains) if run.summary and has_metrics(run.summary) else ""),
         ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
         ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),
@@ -146,13 +146,13 @@ def _gain_section(summary: Row, sure: Sequence[Row] = ()) -> str:
         at = scores(summary, metric)
         mean = mean_scores(summary, metric)
         heads = ["site", "alone", "network", "pooled", "better by"]
-        rows = [[Cell(node), *_figures(figure, intervals.get((node, metric)))] for node, figure in list(at.items())[:MAX_ROWS]]
+        rows = [[Cell(node), *_score_cells(own, intervals.get((node, metric)))] for node, own in list(at.items())[:MAX_ROWS]]
         more = note(f"{len(at) - MAX_ROWS} more in summary.json.") if len(at) > MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
         of_all = note(f"The mean model, on all {rows_word(summary)} together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
         picture = _gains(at, metric) if metric == first and len(at) <= figures.MAX_DRAWN else ""
-        figures_at = table(heads, rows, [Cell("mean"), *_figures(mean)], about=f"{metric} at each site")
-        found += f"<h3>{escaped(metric_heading(metric))}</h3>{picture}{figures_at}{more}{of_all}"
+        scores_at = table(heads, rows, [Cell("mean"), *_score_cells(mean)], about=f"{metric} at each site")
+        found += f"<h3>{escaped(metric_heading(metric))}</h3>{picture}{scores_at}{more}{of_all}"
         found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS], rows_word(summary))
     return listed(of_rows(summary)) + found + _test(summary)
 
@@ -166,7 +166,7 @@ def _test(summary: Row) -> str:
     for metric, over_sites in test["metrics"].items():
         worst = over_sites["max" if lower_is_better(metric) else "min"]
         values = ((test["mean_model"] or {}).get(metric), over_sites["mean"], worst)
-        rows.append([Cell(metric_heading(metric)), *(Cell(figure_text(value), "number") for value in values)])
+        rows.append([Cell(metric_heading(metric)), *(Cell(value_text(value), "number") for value in values)])
     heads = ["metric", "mean model", "mean over the sites", "worst site"]
     return f"<h3>On test rows, {escaped(test['use'])}</h3>" + table(heads, rows, about="metrics on test rows, which choose nothing")
 
@@ -191,9 +191,9 @@ def _gains(at: Mapping[str, Scores], metric: str) -> str:
     return _drawn(figures.gains(at, metric), f"{metric} at each site, alone, in the network and pooled")
 
 
-def _figures(figure: Scores, sure: Row | None = None) -> list[Cell]:
-    cells = [Cell(figure_text(value), "number") for value in (figure.alone, figure.network, figure.pooled)]
-    better = figure.better_by
+def _score_cells(own: Scores, sure: Row | None = None) -> list[Cell]:
+    cells = [Cell(value_text(value), "number") for value in (own.alone, own.network, own.pooled)]
+    better = own.better_by
     if better is None:
         return [*cells, Cell("-", "number")]
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
@@ -220,7 +220,7 @@ def _cross_site(found: Row, word: str) -> str:
     ]
     sure = f" In brackets {found['confidence']:.0%} confidence intervals ({found['method']})." if found["method"] else ""
     reasons = Counter(why for row in found.get("no_interval") or () for why in row if why)
-    none = "".join(f" No interval: {why} ({count:,} figure{'s' if count > 1 else ''})." for why, count in reasons.most_common())
+    none = "".join(f" No interval: {why} ({count:,} value{'s' if count > 1 else ''})." for why, count in reasons.most_common())
     what = f"{found['metric']} of every model at every site"
     told = note(f"By {found['metric']}, each on the site's own {word}.{sure}{none}")
     return _drawn(figures.cross_site(found), what) + table(heads, rows, about=f"{what}, with {word}") + told
@@ -233,25 +233,25 @@ def _subgroups(found: Sequence[Row]) -> str:
     rows = []
     for row in found[:MAX_ROWS]:
         sure = f" [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]" if row["auroc_low"] is not None else ""
-        figures = [
+        cells = [
             "fewer than 10" if row["rows"] is None else f"{row['rows']:,}",
-            figure_text(row["auroc"]) + sure,
-            figure_text(row["sensitivity"]),
-            figure_text(row["calibration_error"]),
+            value_text(row["auroc"]) + sure,
+            value_text(row["sensitivity"]),
+            value_text(row["calibration_error"]),
         ]
         names = (row["site"] or "all sites", row["attribute"], row["group"])
-        rows.append([*map(Cell, names), *(Cell(text, "number") for text in figures)])
+        rows.append([*map(Cell, names), *(Cell(text, "number") for text in cells)])
     told = (
         "Each site by its own model, all sites by the mean model. Sensitivity at specificity 0.9 within the group; groups of fewer than 10 "
         "test rows are withheld"
     )
     told += "; in brackets 95% confidence intervals." if any(row["auroc_low"] is not None for row in found) else "."
-    return table(heads, rows, about="figures of subgroups") + note(told)
+    return table(heads, rows, about="metrics of subgroups") + note(told)
 
 
 def _with_interval(found: Row, model: int, place: int) -> str:
     value, low, high = (found[key][model][place] for key in ("value", "low", "high"))
-    return figure_text(value) + (f" [{low:.3f}, {high:.3f}]" if value is not None and low is not None else "")
+    return value_text(value) + (f" [{low:.3f}, {high:.3f}]" if value is not None and low is not None else "")
 
 
 def _skips(course: Convergence) -> str:

@@ -80,7 +80,7 @@ def never_trained(summary: Mapping[str, Any] | None) -> bool:
     return summary is not None and summary.get("stop_reason") == "members_missing"
 
 
-def has_figures(summary: Mapping[str, Any] | None) -> bool:
+def has_metrics(summary: Mapping[str, Any] | None) -> bool:
     """Whether a summary has metrics of trained models."""
     return summary is not None and bool(summary.get("metrics")) and not never_trained(summary)
 

@@ -37,7 +37,7 @@ class Tables:
     sites: list[FlatRow]
     """One row a node and metric at the end: network, alone, pooled. Empty while the run is in progress, and above 1,000 nodes.
 
-    Where they were measured on validation rows, `measured_on` says so, and `test` has the figure on test rows, which chooses nothing.
+    Where they were measured on validation rows, `measured_on` says so, and `test` has the value on test rows, which chooses nothing.
     """
     network: list[FlatRow] = field(default_factory=list)
     """Of a node's own records: one row a round of the network, as far as the node came to know it."""
@@ -181,9 +181,9 @@ def _edges(graph: Row) -> list[FlatRow]:
 def _sites(summary: Row) -> list[FlatRow]:
     found: list[FlatRow] = []
     baselines, test = summary.get("baselines") or {}, summary.get("test")
-    for metric, figures in (summary.get("metrics") or {}).items():
+    for metric, values in (summary.get("metrics") or {}).items():
         others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
-        for node, value in (figures.get("per_node") or {}).items():
+        for node, value in (values.get("per_node") or {}).items():
             alone, pooled = others["local"].get(node), others["pooled"].get(node)
             direction = "lower is better" if lower_is_better(metric) else "higher is better"
             row: FlatRow = {"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction}

@@ -39,7 +39,7 @@ from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
-from p2pfl.inspector.run_state import duration, has_figures, run_state
+from p2pfl.inspector.run_state import duration, has_metrics, run_state
 from p2pfl.inspector.verdict import percent, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
@@ -108,7 +108,7 @@ def page(
         *_section("Agreement", _agreement(run, course, width, ascii_only)),
         *_section("Seconds on the network's clock", _simulated(run, course)),
         *_section("Reached", [_reached(goals)] if goals else []),
-        *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and has_figures(run.summary) else []),
+        *_section("Hospital by hospital", [hospital_table(run.summary)] if run.summary and has_metrics(run.summary) else []),
         *_section("Nodes, as this one has heard of them", _heard_of(run, nodes)),
         *(() if is_live else _section("Nodes now" if run.summary is None else "Nodes", _nodes(nodes))),
         *_section("Furthest from their neighbours", _slowest(run, course)),
@@ -209,13 +209,13 @@ def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:
     if not timed:
         return []
     metric = primary_metric(sorted({name for row in run.nodes for name in row.get("metrics") or ()}))
-    figures = course_of(run, metric) if metric else {}
-    known = [place for place in timed if course.rounds[place] in figures] or timed
+    values = course_of(run, metric) if metric else {}
+    known = [place for place in timed if course.rounds[place] in values] or timed
     number = min(len(known), _MAX_ROWS)
     shown = sorted({known[-1 - (i * (len(known) - 1)) // max(number - 1, 1)] for i in range(number)} | {timed[-1]})
     table = table_of("after rounds", "seconds", "distance", *([printable(metric)] if metric else []))
     for place in shown:
-        distance, value = course.distance[place], figures.get(course.rounds[place])
+        distance, value = course.distance[place], values.get(course.rounds[place])
         cells = [clock_text(course.simulated_s[place]), f"{distance:.2e}" if distance is not None else "-"]
         table.add_row(str(course.rounds[place] + 1), *cells, *([number_text(value)] if metric else []))
     return [table, Text(f"{clock_text((course.simulated_s[timed[-1]] or 0.0) / (course.rounds[timed[-1]] + 1))} a round", style="dim")]
@@ -223,7 +223,7 @@ def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:
 
 def _reached(goals: Sequence[Reached]) -> Table:
     """Table of the values that were asked for, and when each was reached."""
-    table = table_of("figure", "wanted", "after rounds", "seconds")
+    table = table_of("metric", "wanted", "after rounds", "seconds")
     for goal in goals:
         rounds = str(goal.rounds) if goal.rounds is not None else "never"
         table.add_row(name_cell(goal.what), f"{goal.wanted:g}", rounds, clock_text(goal.simulated_s))
@@ -239,9 +239,9 @@ def _heard_of(run: RunRecords, health: Mapping[str, NodeHealth]) -> list[Rendera
     table = table_of("node", "is", "round", "heard", "loss", *([printable(metric)] if metric else []), "went on without")
     for name, row in sorted(newest.items())[:MAX_NODES]:
         heard = "-" if row.get("age_s") is None else f"{duration(row['age_s'])} ago"
-        figures = [number_text(row.get("loss")), *([number_text((row.get("metrics") or {}).get(metric))] if metric else [])]
+        cells = [number_text(row.get("loss")), *([number_text((row.get("metrics") or {}).get(metric))] if metric else [])]
         is_now = Text(health[name].state, style=_STYLES[health[name].state])
-        table.add_row(name_cell(name), is_now, str(row["round"]), heard, *figures, name_cell(", ".join(row.get("skipped") or ())))
+        table.add_row(name_cell(name), is_now, str(row["round"]), heard, *cells, name_cell(", ".join(row.get("skipped") or ())))
     unheard = [name for name in (run.topology or {}).get("nodes") or () if name not in newest]
     silent = [Text(printable(f"never heard of: {', '.join(unheard)}"), style="red")] if unheard else []
     return [table, *more_lines(len(newest) - MAX_NODES, "nodes"), *silent]
@@ -251,10 +251,12 @@ def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
     """The nodes furthest from their neighbours, where the network has not agreed."""
     if (run.summary or {}).get("stop_reason") == "converged" or len(course.slowest) < 2:  # noqa: PLR2004  # one node holds all of it
         return []
-    table = table_of("node", "share of disagreement", "own test", "rounds agreed")
+    table = table_of("node", "fraction of disagreement", "own test", "rounds agreed")
     for slow in course.slowest[:5]:
         own = f"{slow.relative:.1e}" if slow.relative is not None else "-"
-        table.add_row(name_cell(slow.node), percent(slow.share), own, str(slow.agreed_for) if slow.agreed_for is not None else "-")
+        table.add_row(
+            name_cell(slow.node), percent(slow.fraction), own, str(slow.consensus_counter) if slow.consensus_counter is not None else "-"
+        )
     return [table]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.link_health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
-from p2pfl.inspector.run_state import has_figures, run_state
+from p2pfl.inspector.run_state import has_metrics, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric, rows_word
@@ -19,7 +19,7 @@ from p2pfl.runs.text import Row
 _MOST_OUTAGES = 3
 
 SAME = 0.0005
-"""Figures are shown with three digits: a smaller difference is none."""
+"""Metrics are shown with three digits: a smaller difference is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +50,9 @@ def metric_heading(metric: str) -> str:
 
 
 def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:
-    """A metric at each node, by name; empty above the number of nodes for which a summary holds single figures."""
+    """A metric at each node, by name; empty above the number of nodes for which a summary holds single values."""
     per_node = summary["metrics"][metric].get("per_node") or {}
-    local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
+    local, pooled = (_metric_values(summary, kind, metric) for kind in ("local", "pooled"))
     is_loss = lower_is_better(metric)
     return {
         node: Scores(alone=_at(local, node), network=value, pooled=_at(pooled, node), lower_is_better=is_loss)
@@ -62,7 +62,7 @@ def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:
 
 def mean_scores(summary: Mapping[str, Any], metric: str) -> Scores:
     """A metric on average over the nodes at which it is defined."""
-    local, pooled = (_figures(summary, kind, metric) for kind in ("local", "pooled"))
+    local, pooled = (_metric_values(summary, kind, metric) for kind in ("local", "pooled"))
     network = summary["metrics"][metric].get("mean")
     return Scores(alone=local.get("mean"), network=network, pooled=pooled.get("mean"), lower_is_better=lower_is_better(metric))
 
@@ -81,7 +81,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     found = [*departed, *halted, *_started_without(run), *_differing(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
-    if run.summary is not None and has_figures(run.summary):
+    if run.summary is not None and has_metrics(run.summary):
         found += _gains(run.summary)
         word = rows_word(run.experiment)
         found += _how_sure(run.gains, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)
@@ -112,7 +112,7 @@ def certificate(run: RunRecords, course: Convergence) -> str:
 
 
 def _between(low: float, high: float, word: str) -> str:
-    """One figure where the two are shown alike."""
+    """One value where the two are shown alike."""
     texts = f"{low:.1e}", f"{high:.1e}"
     first = "between " if word == "and" else ""
     return texts[0] if texts[0] == texts[1] else f"{first}{texts[0]} {word} {texts[1]}"
@@ -200,7 +200,7 @@ def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     found = []
     if course.slowest and len(course.slowest) > 1:
         worst = course.slowest[0]
-        found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.share)} of what disagreement is left.")
+        found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.fraction)} of the disagreement that is left.")
     away = outages(run) if course.skipped else Outages(found=[])
     longest = sorted(away.found, key=lambda outage: (outage.is_over, outage.first - outage.last))
     found += [outage.sentence for outage in longest[:_MOST_OUTAGES]]
@@ -227,8 +227,8 @@ def of_rows(summary: Mapping[str, Any]) -> list[str]:
     over_sites, of_mean_model = test["metrics"][metric], (test.get("mean_model") or {}).get(metric)
     worst = over_sites["max" if lower_is_better(metric) else "min"]
     named = (("of the mean model", of_mean_model), ("on average over the sites", over_sites["mean"]), ("at the worst site", worst))
-    figures = ", ".join(f"{value:.3f} {what}" for what, value in named if value is not None)
-    return [*found, f"On test rows, {test['use']}: {metric_heading(metric)} {figures or 'undefined'}."]
+    values = ", ".join(f"{value:.3f} {what}" for what, value in named if value is not None)
+    return [*found, f"On test rows, {test['use']}: {metric_heading(metric)} {values or 'undefined'}."]
 
 
 def gain_sentence(row: Row, word: str = "test rows") -> str:
@@ -281,7 +281,7 @@ def _gains(summary: Row) -> list[str]:
     metric = primary_metric(summary["metrics"])
     assert metric is not None
     nodes = scores(summary, metric)
-    gains = {node: gain for node, figure in nodes.items() if (gain := figure.better_by) is not None}
+    gains = {node: gain for node, own in nodes.items() if (gain := own.better_by) is not None}
     found = []
     if gains:
         better = [node for node in gains if gains[node] >= SAME]
@@ -305,15 +305,15 @@ def _gains(summary: Row) -> list[str]:
     return found
 
 
-def _figures(summary: Mapping[str, Any], kind: str, metric: str) -> Row:
+def _metric_values(summary: Mapping[str, Any], kind: str, metric: str) -> Row:
     """A baseline's statistics; empty where it was not computed."""
     baselines = summary.get("baselines") or {}
-    figures: Row = (baselines.get(kind) or {}).get(metric) or {}
-    return figures
+    values: Row = (baselines.get(kind) or {}).get(metric) or {}
+    return values
 
 
-def _at(figures: Row, node: str) -> float | None:
-    value: float | None = (figures.get("per_node") or {}).get(node)
+def _at(values: Row, node: str) -> float | None:
+    value: float | None = (values.get("per_node") or {}).get(node)
     return value
 
 

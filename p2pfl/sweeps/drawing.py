@@ -30,7 +30,7 @@ _MAX_LABEL = 40  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """One figure of one run."""
+    """Course of one value in one run."""
 
     rounds: list[int]
     """After so many; increasing."""
@@ -56,13 +56,13 @@ def distances_of(rows: Sequence[Row], key: str) -> Course:
 
 def metric_course(run: Path, metric: str) -> Course:
     """A metric on average over the sites, after each round in which it was evaluated."""
-    figures: dict[int, list[float]] = {}
+    values: dict[int, list[float]] = {}
     for row in _lines(run / "nodes.jsonl", having='"metrics"'):
         value = row["metrics"].get(metric)
         if value is not None:
-            figures.setdefault(row["round"] + 1, []).append(value)
-    rounds = sorted(figures)
-    return Course(rounds=rounds, values=[sum(figures[number]) / len(figures[number]) for number in rounds])
+            values.setdefault(row["round"] + 1, []).append(value)
+    rounds = sorted(values)
+    return Course(rounds=rounds, values=[sum(values[number]) / len(values[number]) for number in rounds])
 
 
 def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | None:

@@ -29,8 +29,8 @@ DIVERGED = "at every node the last training became non-finite: lower optimizer.l
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
-    """One figure over the seeds of a cell."""
+class SeedStatistics:
+    """Mean and deviation of one column over the seeds of a cell."""
 
     mean: float | None
     deviation: float | None
@@ -41,18 +41,18 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellResult:
-    """One cell over its seeds. Figures are of the runs that have a result."""
+    """One cell over its seeds. Statistics are of the runs that have a result."""
 
     cell: Cell
     done: int
     asked: int
     left_out: str | None
-    figures: dict[str, Figure]
+    statistics: dict[str, SeedStatistics]
     """By the table's column."""
 
 
 def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None = None) -> Row:
-    """A run's row: what was varied, how it ended, its final figures as its own summary has them.
+    """A run's row: what was varied, how it ended, its final metrics as its own summary has them.
 
     status is "done", "diverged", "failed", "left out" or "unfinished"; NAME stands for each of the task's metrics in mean_model.NAME,
     mean.NAME and worst.NAME, the last two over the sites, on test rows. With `validation.` before them they are on validation rows.
@@ -72,8 +72,8 @@ def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None 
     row |= {"stop_reason": summary["stop_reason"], "rounds_run": summary["rounds"]}
     lower = frozenset(summary["lower_is_better"]) if "lower_is_better" in summary else None
     measured = [(VALIDATION_PREFIX, summary), ("", summary.get("test") or {})] if grid.validation_of(cell) else [("", summary)]
-    for prefix, figures in measured:
-        row |= _metrics(prefix, figures, lower)
+    for prefix, found in measured:
+        row |= _metrics(prefix, found, lower)
     if departed := departures_in(summary):
         row["departures"] = "; ".join(departed)
     if summary.get("mean_model_reason") is not None:
@@ -84,11 +84,11 @@ def row_of(grid: Grid, folder: Path, cell: Cell, seed: int, failure: str | None 
     return {**row, "seconds": summary["seconds"]["total"], "run": str(place.relative_to(folder))}
 
 
-def _metrics(prefix: str, figures: Mapping[str, Any], lower: frozenset[str] | None) -> Row:
-    """One kind of rows' figures of every metric."""
+def _metrics(prefix: str, measured: Mapping[str, Any], lower: frozenset[str] | None) -> Row:
+    """Values of every metric on one kind of rows."""
     found: Row = {}
-    for name, over_sites in (figures.get("metrics") or {}).items():
-        found[f"{prefix}mean_model.{name}"] = (figures["mean_model"] or {}).get(name)
+    for name, over_sites in (measured.get("metrics") or {}).items():
+        found[f"{prefix}mean_model.{name}"] = (measured["mean_model"] or {}).get(name)
         found[f"{prefix}mean.{name}"] = over_sites["mean"]
         found[f"{prefix}worst.{name}"] = over_sites["max" if is_lower_better(name, lower) else "min"]
     return found
@@ -120,11 +120,11 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """By which figure the cells of a sweep are ranked, or why no cell is called best."""
+    """Column by which the cells of a sweep are ranked, or why no cell is called best."""
 
     metric: str | None
     column: str | None
-    """The figure of validation rows; None: the cells are not ranked."""
+    """A column of validation rows; None: the cells are not ranked."""
     lower_is_better: bool
     ranks: dict[str, int]
     """From 1, by the name of each cell all of whose runs have a result; empty while runs are unfinished."""
@@ -132,7 +132,7 @@ class Choice:
     """Why no cell is called best; None also where there is only one."""
 
     tied: int = 0
-    """How many other cells have exactly the best one's figure; fewer rounds, then closer models, decided between them."""
+    """How many other cells have exactly the best one's value; fewer rounds, then closer models, decided between them."""
 
     @property
     def best(self) -> str | None:
@@ -149,8 +149,8 @@ def flat_tables(grid: Grid, rows: Sequence[Row]) -> dict[str, list[FlatRow]]:
     for result in results:
         values = {key: value if isinstance(value, str | int | float) else as_text(value) for key, value in result.cell.values.items()}
         row: FlatRow = {"cell": result.cell.name, **values, "done": result.done, "asked": result.asked}
-        for key, figure in result.figures.items():
-            row |= {key: figure.mean, f"{key}.deviation": figure.deviation}
+        for key, found in result.statistics.items():
+            row |= {key: found.mean, f"{key}.deviation": found.deviation}
         marks = {key: next((each[key] for each in rows if each.get(key) is not None), None) for key in own if key in columns}
         cells.append(row | ({"rank": choice.ranks.get(result.cell.name)} if "rank" in columns else {}) | marks)
     return {"table": [{key: row.get(key) for key in columns} for row in table], "cells": cells}
@@ -194,8 +194,8 @@ def _ranked(grid: Grid, rows: Sequence[Row]) -> tuple[list[CellResult], Choice]:
         return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks={}, no_best="runs are unfinished")
     complete = [result for result in results if _is_comparable(result, column)]
     ranks = {result.cell.name: number for number, result in enumerate(complete, 1)}
-    figures = [result.figures[column].mean for result in complete]
-    tied = max(figures.count(figures[0]) - 1, 0) if figures else 0
+    means = [result.statistics[column].mean for result in complete]
+    tied = max(means.count(means[0]) - 1, 0) if means else 0
     none = None if ranks else "no cell has a result of every seed on validation rows"
     return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks=ranks, no_best=none, tied=tied)
 
@@ -208,7 +208,7 @@ def _result_of(grid: Grid, cell: Cell, mine: Sequence[Row]) -> CellResult:
         done=len(done),
         asked=len(mine),
         left_out=grid.left_out.get(cell.name),
-        figures={key: figure_of([row.get(key) for row in done]) for key in columns_of(done) if key not in texts},
+        statistics={key: statistics_of([row.get(key) for row in done]) for key in columns_of(done) if key not in texts},
     )
 
 
@@ -228,20 +228,20 @@ def _why_no_best(grid: Grid, metric: str | None) -> str | None:
 
 
 def _deciding_column(results: Sequence[CellResult], metric: str) -> str:
-    """One kind of figure for all cells: two kinds could not be compared."""
+    """One kind of value for all cells: two kinds could not be compared."""
     of_mean_model = f"{VALIDATION_PREFIX}mean_model.{metric}"
     has_all = all(_number(result, of_mean_model) == result.done for result in results)
     return of_mean_model if has_all else f"{VALIDATION_PREFIX}mean.{metric}"
 
 
 def _is_comparable(result: CellResult, column: str) -> bool:
-    """Whether every seed of a cell has a figure: a mean over other seeds is another figure."""
+    """Whether every seed of a cell has a value: a mean over other seeds is another value."""
     return result.done == result.asked > 0 and _number(result, column) == result.asked
 
 
 def _number(result: CellResult, column: str) -> int:
-    figure = result.figures.get(column)
-    return figure.number if figure is not None else 0
+    found = result.statistics.get(column)
+    return found.number if found is not None else 0
 
 
 def metric_of(rows: Sequence[Row]) -> str | None:
@@ -250,33 +250,33 @@ def metric_of(rows: Sequence[Row]) -> str | None:
     return primary_metric(dict.fromkeys(name.removeprefix("mean.") for name in names if name.startswith("mean.")))
 
 
-def figure_of(values: Sequence[float | None]) -> Figure:
+def statistics_of(values: Sequence[float | None]) -> SeedStatistics:
     """Mean and standard deviation of those that are defined."""
     defined = [value for value in values if value is not None]
     if not defined:
-        return Figure(mean=None, deviation=None, number=0)
+        return SeedStatistics(mean=None, deviation=None, number=0)
     mean = math.fsum(defined) / len(defined)
     squares = math.fsum((value - mean) ** 2 for value in defined)
-    return Figure(mean=mean, deviation=math.sqrt(squares / (len(defined) - 1)) if len(defined) > 1 else None, number=len(defined))
+    return SeedStatistics(mean=mean, deviation=math.sqrt(squares / (len(defined) - 1)) if len(defined) > 1 else None, number=len(defined))
 
 
-def quality(figures: Mapping[str, Figure], metric: str, prefix: str = "") -> Figure | None:
+def quality(columns: Mapping[str, SeedStatistics], metric: str, prefix: str = "") -> SeedStatistics | None:
     """The metric of the mean model; of the sites on average where no mean model was evaluated."""
-    of_mean_model = figures.get(f"{prefix}mean_model.{metric}")
-    return of_mean_model if of_mean_model is not None and of_mean_model.number else figures.get(f"{prefix}mean.{metric}")
+    of_mean_model = columns.get(f"{prefix}mean_model.{metric}")
+    return of_mean_model if of_mean_model is not None and of_mean_model.number else columns.get(f"{prefix}mean.{metric}")
 
 
 def _rank(result: CellResult, column: str, *, lower: bool) -> tuple[Any, ...]:
     """Smaller is better; cells without all their results come last."""
-    figure = result.figures.get(column)
-    value = math.inf if figure is None or figure.mean is None else figure.mean if lower else -figure.mean
+    found = result.statistics.get(column)
+    value = math.inf if found is None or found.mean is None else found.mean if lower else -found.mean
     return (result.done == 0, not _is_comparable(result, column), value, *_by_agreement(result)[1:])
 
 
 def _by_agreement(result: CellResult) -> tuple[Any, ...]:
-    rounds, distance = (_mean(result.figures.get(key)) for key in ("rounds_run", "relative_consensus"))
+    rounds, distance = (_mean(result.statistics.get(key)) for key in ("rounds_run", "relative_consensus"))
     return (result.done == 0, rounds, distance, result.cell.number)
 
 
-def _mean(figure: Figure | None) -> float:
-    return figure.mean if figure is not None and figure.mean is not None else math.inf
+def _mean(column: SeedStatistics | None) -> float:
+    return column.mean if column is not None and column.mean is not None else math.inf

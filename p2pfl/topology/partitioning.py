@@ -76,11 +76,11 @@ def _two_halves(adjacency: Any, num_left: int) -> NDArray[np.bool_]:
         return by_number_N
     by_breadth_N = np.ones(num_nodes, dtype=np.bool_)
     by_breadth_N[reverse_cuthill_mckee(adjacency, symmetric_mode=True)[:num_left]] = False
-    right_N = min(by_number_N, by_breadth_N, key=lambda right_N: _crossing(adjacency, right_N))
+    right_N = min(by_number_N, by_breadth_N, key=lambda right_N: _num_crossing(adjacency, right_N))
     return _refined(adjacency, right_N) if adjacency.nnz <= _MOST_REFINED else right_N
 
 
-def _crossing(adjacency: Any, right_N: NDArray[np.bool_]) -> int:
+def _num_crossing(adjacency: Any, right_N: NDArray[np.bool_]) -> int:
     return int((right_N[adjacency.indices] != np.repeat(right_N, np.diff(adjacency.indptr))).sum())
 
 

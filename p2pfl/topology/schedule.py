@@ -413,10 +413,10 @@ def _left_after(schedule: Schedule, rounds: int) -> float:
 
 
 def describe_rounds(schedule: Schedule) -> dict[str, Any]:
-    """The figures of ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
+    """Facts for ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
 
     degree is of one round; spectral_gap is 1 - (what a round leaves of the disagreement, on average); exact_after is None where no number
-    of rounds gives everybody the exact mean. Figures of random rounds are those of this schedule's seed.
+    of rounds gives everybody the exact mean. Those of random rounds are those of this schedule's seed.
 
     Raises:
         TopologyError: there are too many nodes to multiply their matrices.

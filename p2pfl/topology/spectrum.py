@@ -99,7 +99,7 @@ def diameter_bounds(topology: Topology) -> tuple[int, int]:
 
 
 def describe(topology: Topology) -> dict[str, Any]:
-    """The figures of ``p2pfl topology show --json``.
+    """Facts for ``p2pfl topology show --json``.
 
     rounds_to_1e-6 is None where gossip never agrees; diameter is None above 20,000 nodes where a few searches do not settle it.
     """

@@ -102,7 +102,7 @@ class LinkCondition(StrEnum):
     """Connected, encrypted and authenticated."""
 
     SILENT = "silent"
-    """Connected, and yet not even signs of life come: the neighbour's process stands still, or the network between is cut."""
+    """Connected, and yet not even signs of life come: the neighbour's process is stopped, or the network between is cut."""
 
     DOWN = "down"
     """It was up, and the connection has ended."""

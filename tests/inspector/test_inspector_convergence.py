@@ -203,8 +203,8 @@ def test_the_nodes_with_the_largest_disagreement_come_first():
     slowest = convergence(records([], nodes=nodes, topology={"laplacian_lambda_2": 3.0})).slowest
 
     assert slowest == [
-        SlowNode(node="b", share=0.75, relative=0.5, agreed_for=0),
-        SlowNode(node="a", share=0.25, relative=math.sqrt(1 / 3) / 2, agreed_for=3),
+        SlowNode(node="b", fraction=0.75, relative=0.5, consensus_counter=0),
+        SlowNode(node="a", fraction=0.25, relative=math.sqrt(1 / 3) / 2, consensus_counter=3),
     ]
 
 

@@ -25,7 +25,7 @@ from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.sweeps import engine
 from p2pfl.sweeps.drawing import Course, band_of, metric_course
 from p2pfl.sweeps.folder import held, read_grid
-from p2pfl.sweeps.table import figure_of
+from p2pfl.sweeps.table import statistics_of
 
 DEADLINE_S = 120.0
 AVERAGING = {"name": "mean", "task": {"name": "averaging", "dimension": 3}, "nodes": 4, "rounds": 3, "stop": None, "baselines": []}
@@ -193,7 +193,7 @@ def test_cells_have_means_over_the_seeds_and_without_validation_rows_the_grids_o
     values = [row["mean_model.distance"] for row in swept.rows if row["cell"] == first.cell.name]
 
     assert [result.cell.name for result in swept.cells] == ["0-ring-dpsgd", "2-complete-dpsgd", "3-complete-allreduce", "1-ring-allreduce"]
-    assert first.figures["mean_model.distance"].mean == pytest.approx(statistics.mean(values), rel=1e-12)
+    assert first.statistics["mean_model.distance"].mean == pytest.approx(statistics.mean(values), rel=1e-12)
     assert (first.done, first.asked, swept.cells[-1].done) == (2, 2, 0)
     assert len(list(swept.runs())) == 6
     assert swept.failed == []
@@ -432,10 +432,10 @@ def test_what_was_left_out_is_remembered(swept):
 
 
 def test_mean_and_deviation_are_of_the_defined_values():
-    assert figure_of([1.0, None, 2.0, 6.0]).mean == 3.0
-    assert figure_of([1.0, None, 2.0, 6.0]).deviation == math.sqrt(7)
-    assert figure_of([1.0, None, 2.0, 6.0]).number == 3
-    assert (figure_of([4.0]).deviation, figure_of([]).mean) == (None, None)
+    assert statistics_of([1.0, None, 2.0, 6.0]).mean == 3.0
+    assert statistics_of([1.0, None, 2.0, 6.0]).deviation == math.sqrt(7)
+    assert statistics_of([1.0, None, 2.0, 6.0]).number == 3
+    assert (statistics_of([4.0]).deviation, statistics_of([]).mean) == (None, None)
 
 
 def test_bands_are_students_and_a_run_that_has_stopped_stays_where_it_is():

@@ -66,7 +66,7 @@ class Source:
     view: View | None = None
     error: P2PFLError | None = None
     """Why it cannot be read now."""
-    mark: object = None
+    version: object = None
     """By what the folder is known to be unchanged."""
 
 
@@ -132,8 +132,8 @@ def site_view(view: View, name: str | None) -> SiteView | None:
 def _look(source: Source) -> bool:
     """Whether there is something new."""
     try:
-        mark = _mark(source.place)
-        if mark is not None and mark == source.mark and not _has_fallen_silent(source.view):
+        version = _version(source.place)
+        if version is not None and version == source.version and not _has_fallen_silent(source.view):
             return False
         with damage_told(source.place):
             run = read_source(source.place)
@@ -142,9 +142,9 @@ def _look(source: Source) -> bool:
                 source.view = _view(run)
     except P2PFLError as error:
         is_new = str(error) != str(source.error)
-        source.mark, source.error = None, error
+        source.version, source.error = None, error
         return is_new
-    source.mark, source.error = mark, None
+    source.version, source.error = version, None
     return not is_known
 
 
@@ -153,7 +153,7 @@ def _has_fallen_silent(view: View | None) -> bool:
     return view is not None and run_state(view.run).kind != view.state
 
 
-def _mark(place: str) -> object:
+def _version(place: str) -> object:
     """Changes when a folder does, or the process that writes it ends; None for what has to be asked."""
     if is_url(place) or not Path(place).is_dir():
         return None

@@ -185,7 +185,7 @@ class _Choice:
 
 
 class _Picture:
-    """A figure that is hidden where there is nothing to see."""
+    """A picture that is hidden where there is nothing to see."""
 
     def __init__(self, what: str) -> None:
         self._drawn: Drawing | None = _NOTHING
