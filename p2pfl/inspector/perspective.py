@@ -31,11 +31,6 @@ def is_asked(run: RunRecords) -> bool:
     return any("age_s" in row for row in run.nodes)
 
 
-def reports_others(run: RunRecords) -> bool:
-    """Whether a row of another node than *member_of* says how that node is."""
-    return member_of(run) is None or is_asked(run)
-
-
 def unreported(run: RunRecords) -> list[str]:
     """Nodes of the graph of which no row is here."""
     recorded = {str(row["node"]) for row in run.nodes}

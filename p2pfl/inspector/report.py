@@ -25,6 +25,7 @@ from p2pfl.inspector.verdict import (
     betterness,
     gain_sentence,
     lower_is_better,
+    mean_of,
     mean_scores,
     metric_heading,
     of_rows,
@@ -265,11 +266,11 @@ def _skips(course: Convergence) -> str:
 def _cost(run: RunRecords) -> str:
     parts = ("train", "wait", "mix", "evaluate", "checkpoint")
     rows = []
-    for kind, label in (("train", "training"), ("settle", "settling")):
+    for kind, label in (("train", "training"), ("settle", "mixing only")):
         some = [row for row in run.rounds if row["kind"] == kind]
         if some:
-            seconds = [_mean([(row.get("seconds") or {}).get(part) for row in some]) for part in parts]
-            sent = _mean([row.get("bytes_sent") for row in some])
+            seconds = [mean_of([(row.get("seconds") or {}).get(part) for row in some]) for part in parts]
+            sent = mean_of([row.get("bytes_sent") for row in some])
             cells = [
                 f"{len(some):,}",
                 "-" if sent is None else f"{sent:,.0f}",
@@ -292,8 +293,3 @@ def _drawn(figure: figures.Figure, what: str) -> str:
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     drawn = drawn.replace("<script", f'<script nonce="{_NONCE}"')  # names in it have their < escaped
     return f'<div class="figure" role="img" aria-label="{escaped(what)}">{drawn}</div>'
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None

@@ -6,7 +6,7 @@ Names and details come from other machines: they are printed as they are and nev
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -40,7 +40,7 @@ from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name,
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import duration, has_metrics, run_state
-from p2pfl.inspector.verdict import percent, verdict
+from p2pfl.inspector.verdict import mean_of, percent, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.runs.text import Row
@@ -130,7 +130,7 @@ def _header(run: RunRecords) -> list[RenderableType]:
     endings = {"converged": "green", "rounds": "yellow"}
     colour = colours.get(state.kind) or endings.get(str(summary.get("stop_reason")), "red")
     member = member_of(run)
-    settled = sum(row["kind"] == "settle" for row in run.rounds)
+    mixing_only = sum(row["kind"] == "settle" for row in run.rounds)
     topology = (run.experiment.get("topology") or {}).get("name")
     nodes = summary.get("nodes") or len((run.topology or {}).get("nodes") or ()) or (run.rounds[-1].get("nodes") if run.rounds else None)
     facts = [
@@ -138,7 +138,7 @@ def _header(run: RunRecords) -> list[RenderableType]:
         f"{count_text(nodes, 'node')}{f', {topology}' if topology else ''}" if nodes else "",
         count_text(len(run.rounds), "round")
         + (f" at {member}" if member is not None else "")
-        + (f", {settled} of them settling" if settled else ""),
+        + (f", {mixing_only} of them mixing only" if mixing_only else ""),
         seconds_text(total) if (total := (summary.get("seconds") or {}).get("total")) is not None else "",
         f"{clock_text(clock)} s on the network's clock" if (clock := (summary.get("seconds") or {}).get("simulated")) is not None else "",
     ]
@@ -341,11 +341,11 @@ def _cost(run: RunRecords) -> list[RenderableType]:
         return []
     parts = ("train", "wait", "mix", "evaluate", "checkpoint")
     table = table_of("rounds", "number", "bytes", *parts)
-    for kind, label in (("train", "training"), ("settle", "settling")):
+    for kind, label in (("train", "training"), ("settle", "mixing only")):
         rows = [row for row in run.rounds if row["kind"] == kind]
         if rows:
-            seconds = [seconds_text(_mean((row.get("seconds") or {}).get(part) for row in rows)) for part in parts]
-            table.add_row(label, str(len(rows)), bytes_text(_mean(row.get("bytes_sent") for row in rows)), *seconds)
+            seconds = [seconds_text(mean_of((row.get("seconds") or {}).get(part) for row in rows)) for part in parts]
+            table.add_row(label, str(len(rows)), bytes_text(mean_of(row.get("bytes_sent") for row in rows)), *seconds)
     sent = (run.summary or {}).get("bytes_sent")
     total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)
     return [table, Text(f"{bytes_text(total)} sent in all", style="dim")]
@@ -354,8 +354,3 @@ def _cost(run: RunRecords) -> list[RenderableType]:
 def _section(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:
     """A title and its parts, indented; nothing where there are none."""
     return [Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts)] if parts else []
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None

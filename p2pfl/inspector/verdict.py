@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,12 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
         found += _how_sure(run.gains, len(scores(run.summary, primary_metric(run.summary["metrics"]) or "")), word)
         found += of_rows(run.summary)
     return found
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def percent(fraction: float) -> str:

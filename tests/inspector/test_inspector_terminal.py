@@ -130,13 +130,13 @@ def test_the_page_of_a_finished_run_says_all_of_it(finished):
     page = printed(finished)
 
     assert "breast-cancer: converged" in page
-    assert "daemons; 5 nodes, ring; 14 rounds, 6 of them settling; 7.8 s" in page
+    assert "daemons; 5 nodes, ring; 14 rounds, 6 of them mixing only; 7.8 s" in page
     assert re.search(r"rate a round, fitted +0\.539345", page)
     assert re.search(r"rate a round, predicted +0\.539345", page)
     assert "geneva  basel       3      4-5, 7" in page
     assert "10     resumed  geneva" in page
     assert "14     stopped  basel, bern, geneva and 2 more  agreed" in page
-    assert "training  8       12.3 kB  12 ms  3 ms  0.4 ms  1.5 s" in page
+    assert "training     8       12.3 kB  12 ms  3 ms  0.4 ms  1.5 s" in page
     assert "543 kB sent in all" in page
     assert "Furthest" not in page
 
