@@ -30,7 +30,7 @@ class FaultKind(Enum):
     """The node's local steps take `factor` times as long."""
 
     CUT = "cut"
-    """Nothing crosses the edge, in either direction."""
+    """The edge carries nothing, in either direction."""
 
     LOSS = "loss"
     """Messages of the first node do not reach the second one; the other direction works."""
@@ -55,7 +55,7 @@ class Fault:
     """Seconds since the start; inf: for ever."""
 
     factor: float = 1.0
-    """Of SLOW alone."""
+    """How many times as long local steps take; for SLOW alone."""
 
     def holds(self, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether the node or edge fails in this round or at this moment."""

@@ -43,7 +43,7 @@ _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
 
 _MEASURED = 10_000
-"""Of more nodes than this the final models of so many, evenly spread, are measured."""
+"""Largest number of nodes whose final models are measured, evenly spread where there are more."""
 
 
 class Simulation:

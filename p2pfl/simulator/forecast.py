@@ -31,16 +31,16 @@ class Forecast:
     """Memory that a simulation needs, and what this machine has."""
 
     state_bytes: int
-    """Of the algorithm, the models included."""
+    """Bytes of the algorithm, the models included."""
     optimizer_bytes: int
     working_bytes: int
-    """What an exchange needs beside them."""
+    """Bytes that an exchange needs beside them."""
     data_bytes: int
-    """Of rows that will be made beside those that are here."""
+    """Bytes of rows that will be made beside those that are here."""
     peak_bytes: int
-    """Of the process, with what it holds already."""
+    """Bytes of the process, with what it holds already."""
     available_bytes: int | None
-    """What the machine could give it; None where it does not say."""
+    """Bytes that the machine could give it; None where it does not say."""
     seconds: float | None = None
     """Training and mixing, of the most rounds that there can be."""
 

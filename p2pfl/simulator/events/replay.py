@@ -113,7 +113,7 @@ class AsynchronousReplay:
         return f"{name}, round {row['round']}: merged a message that no record says was sent"
 
     def finish(self) -> None:
-        """Nothing is left to do after the last step."""
+        """After the last step a run is over."""
 
 
 class PairwiseReplay:
