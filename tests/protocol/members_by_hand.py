@@ -114,4 +114,4 @@ class Member(Node):
 
 
 def node_terms(node: Member):
-    return node.protocol.neighbours["b"].session._terms
+    return next(iter(node.protocol.neighbours.values())).session._terms
