@@ -26,8 +26,11 @@ from p2pfl.errors import P2PFLError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.sending import Sending
+from p2pfl.protocol.claims import Claims
+from p2pfl.protocol.lockstep import Lockstep
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.protocol import Protocol
+from p2pfl.protocol.stop_agreement import StopAgreement
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import NO_STOP, Heartbeat, Report, StopNews
 
@@ -41,10 +44,10 @@ def alive(exchange: int) -> Heartbeat:
 def ahead(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
     """A ladder of exchange numbers, so that the largest that is believed is among them."""
     at = daemon.protocol.edges.exchange + 2
-    while at < daemon.protocol.num_exchanges:
+    while at < daemon.protocol._num_exchanges:
         yield encode(alive(at))
         at = int(1.15 * at) + 1
-    yield encode(alive(daemon.protocol.num_exchanges))
+    yield encode(alive(daemon.protocol._num_exchanges))
 
 
 def only_alive(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
@@ -115,18 +118,23 @@ async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], I
                 break
 
 
-def lie(program: str, exchange: int, site: str) -> None:
+def lie(program: str, exchange: int, site: str) -> None:  # noqa: C901  # one closure for each place where it lies
     """Run a daemon that lies from an exchange on; "early_stop" takes part in all of them and announces a stop as early as it can."""
-    send_update, tick, is_over, is_behind = Sending._send_update, Daemon._tick, Protocol.is_over, Protocol.is_behind
+    send_update, tick, is_over, is_behind = Sending._send_update, Daemon._tick, Lockstep.is_over, Claims.is_behind
+    running: list[Protocol] = []
 
     def lies(protocol: Protocol) -> bool:
         return protocol.edges.exchange >= exchange and program in PROGRAMS and bool(protocol.transfers.sent)
+
+    def is_lying() -> bool:
+        return any(lies(protocol) for protocol in running)
 
     async def send_no_update(self: Sending, neighbour: Neighbour, item: SendUpdate) -> None:
         if not lies(self._protocol):
             await send_update(self, neighbour, item)
 
     async def tick_and_lie(self: Daemon) -> None:
+        running.append(self.protocol)
         async with asyncio.TaskGroup() as group:
             group.create_task(tick(self), name="honest tick")
             for step in count():
@@ -134,16 +142,16 @@ def lie(program: str, exchange: int, site: str) -> None:
                     await say_lies(self, PROGRAMS[program], step)
                 await asyncio.sleep(LIE_EVERY_S)
 
-    def announce(self: Protocol, agreed_for: int | None = None) -> StopNews:
-        return StopNews(agreed_for=10**6, stop_round=self.earliest_stop)
+    def announce(self: StopAgreement, consensus_counter: int | None = None) -> StopNews:
+        return StopNews(agreed_for=10**6, stop_round=self._earliest)
 
     Sending._send_update, Daemon._tick = send_no_update, tick_and_lie
-    Protocol.is_over = lambda self, now_s: not lies(self) and is_over(self, now_s)
-    Protocol.is_behind = lambda self: not lies(self) and is_behind(self)
+    Lockstep.is_over = lambda self, now_s: not is_lying() and is_over(self, now_s)
+    Claims.is_behind = lambda self: not is_lying() and is_behind(self)
     if program in POISONS:
         poison(POISONS[program], exchange)
     if program == "early_stop":
-        Protocol.stop_news = announce
+        StopAgreement.news = announce
     app(["node", "start", site])
 
 
