@@ -30,14 +30,20 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.evidence import UpdateWitness
+from p2pfl.node.link_reports import LinkReports
+from p2pfl.node.mixing import Mixing
+from p2pfl.node.round_log import RoundLog
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
+from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.equivocation import Witness
 from p2pfl.protocol.event_throttle import EventThrottle
 from p2pfl.protocol.network_view import ViewTerms
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.view import NetworkView
+from p2pfl.runs.rows import NodeRow
 from p2pfl.transports import Endpoint, ReservedPort, ZeroMQTransport, door, reserve_port
 from p2pfl.transports.base import LinkStates
 from p2pfl.transports.door import Door
@@ -54,26 +60,26 @@ Instead = Callable[..., Any]
 
 CHECKS: Mapping[str, list[tuple[type, str, Instead]]] = {
     "bound on norms": [(Guard, "bound", lambda *_: math.inf), (Guard, "norm", lambda *_, **__: 0.0)],
-    "distances": [(Daemon, "_look_at_distances", lambda *_: None)],
+    "distances": [(Mixing, "_look_at_distances", lambda *_: None)],
     "allowance": [
         (NeighbourAllowance, "admits", lambda *_: True),
         (NeighbourAllowance, "earn", lambda *_: None),
         (Protocol, "exclusion", lambda *_: None),
-        (Daemon, "_count_unreadable", lambda *_: None),
+        (LinkReports, "count_unreadable", lambda *_: None),
     ],
     "digests in records": [
-        (Daemon, "_note_sent", lambda *_: None),
-        (Daemon, "_note_came", lambda *_: None),
+        (UpdateWitness, "note_sent", lambda *_: None),
+        (UpdateWitness, "note_received", lambda *_: None),
     ],
     "comparison of records": [
-        (Daemon, "_look_for_lies", lambda *_: None),
-        (Witness, "contradicts", lambda *_: False),
+        (UpdateWitness, "look", lambda *_: None),
+        (Witness, "conflicts_with", lambda *_: False),
         (Witness, "note", lambda *_: None),
     ],
     "proof of claims": [
         (NetworkView, "_note_furthest", lambda *_: None),
-        (Protocol, "_look_at_claims", lambda *_: None),
-        (Protocol, "_as_believed", lambda _, exchange: exchange),
+        (Claims, "look", lambda *_: None),
+        (Claims, "_as_believed", lambda _, exchange: exchange),
     ],
     "throttle of events": [(EventThrottle, "offer", lambda _, _kind, _about, row, *__, **___: row), (EventThrottle, "due", lambda *_: [])],
     "door, per message": [
@@ -123,13 +129,13 @@ class Rounds:
 
     def __init__(self) -> None:
         self.count = self.furthest = 0
-        record = Daemon._record  # noqa: SLF001  # the one place that every round passes
+        record = RoundLog.record  # the one place that every round passes
 
-        def counted(daemon: Daemon, row: dict[str, Any]) -> None:
-            self.count, self.furthest = self.count + 1, row["round"]
-            record(daemon, row)
+        def counted(log: RoundLog, row: NodeRow) -> None:
+            self.count, self.furthest = self.count + 1, row.round
+            record(log, row)
 
-        Daemon._record = counted  # type: ignore[method-assign]  # noqa: SLF001
+        RoundLog.record = counted  # type: ignore[method-assign]
 
     async def cost(self, seconds: float) -> float:
         """Processor seconds of a node's round in the next slice."""
