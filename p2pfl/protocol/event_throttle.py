@@ -34,6 +34,9 @@ SPAN_BYTES = 690
 
 Four to six rows. One that alone is larger is written where the neighbour has caused no other in the span."""
 
+RESERVED_BYTES = 150
+"""Part of these that only the end of an outage may take: a reader must not believe for longer than it lasts that a link is down."""
+
 
 @dataclass(slots=True)
 class _Told:
@@ -119,7 +122,8 @@ class EventThrottle:
         written = self._written.setdefault(member, deque())
         while written and now_s - written[0][0] >= SPAN_S:
             written.popleft()
-        if not written or sum(size for _, size in written) + row_bytes(told.row()) <= SPAN_BYTES:
+        most = SPAN_BYTES if told.kind == EventKind.LINK_UP else SPAN_BYTES - RESERVED_BYTES
+        if not written or sum(size for _, size in written) + row_bytes(told.row()) <= most:
             return True
         told.room_s = written[0][0] + SPAN_S
         return False

@@ -203,7 +203,7 @@ def test_there_is_no_minute_in_which_one_neighbour_causes_more(seed, tmp_path):
 
 def test_what_is_not_written_yet_is_counted_and_a_kind_that_was_never_written_comes_first(tmp_path):
     attack = Attack(tmp_path / "run")
-    for kind in ("left", "greeted", "left", "greeted", "returned", "returned"):
+    for kind in ("left", "greeted", "returned", "left", "greeted", "returned"):
         attack.happen(kind, 1.0)
     attack.happen("state_lost", 2.0)
     num_held_back = attack.throttle.num_held_back("node-2")
@@ -219,3 +219,14 @@ def test_one_row_that_is_larger_than_all_that_is_allowed_is_written_where_nothin
 
     assert throttle.offer("refused", "b", row, 0.0) == row
     assert throttle.offer("left", "b", {"event": "left", "detail": "b has finished"}, 1.0) is None
+
+
+def test_the_end_of_an_outage_is_written_at_once_whatever_went_before(tmp_path):
+    attack = Attack(tmp_path / "run")
+    for second, kind in enumerate(("greeted", "skipped", "left", "link_down", "returned", "greeted", "returned", "refused")):
+        attack.happen(kind, 2.0 * second)
+    held_back = attack.throttle.num_held_back("node-2")
+    attack.happen("link_up", 20.0)
+
+    assert held_back
+    assert attack.folder.events()[-1]["event"] == "link_up"
