@@ -206,7 +206,7 @@ def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     found = []
     if course.slowest and len(course.slowest) > 1:
         worst = course.slowest[0]
-        found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.fraction)} of the remaining disagreement.")
+        found.append(f"{worst.node} is furthest from its neighbours, with {percent(worst.fraction)} of the disagreement left.")
     away = outages(run) if course.skipped else Outages(found=[])
     longest = sorted(away.found, key=lambda outage: (outage.is_over, outage.first - outage.last))
     found += [outage.sentence for outage in longest[:_MOST_OUTAGES]]

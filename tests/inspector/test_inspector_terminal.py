@@ -320,7 +320,7 @@ def test_the_verdict_says_where_it_is_stuck(tmp_path):
 
     assert sentences(path)[:3] == [
         "It has not converged: it ended after 14 rounds, and the models' consensus distance is 2.0e-02 of their size.",
-        "zurich is furthest from its neighbours, with 40% of the remaining disagreement.",
+        "zurich is furthest from its neighbours, with 40% of the disagreement left.",
         "The slowest link is basel - bern: 1 of 28 messages over it were missed in rounds 0-13.",
     ]
 
