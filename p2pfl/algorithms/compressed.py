@@ -126,7 +126,7 @@ class Choco(Algorithm):
             scale = self.gamma
         mixed_NP = inbox.mix("xhat", scale_NK=scale)
         x_NP = state["x"] + (mixed_NP - xhat_NP)
-        seen = _Seen(
+        seen = _ExchangeDistances(
             disagreement_N=inbox.squared_distances("xhat").to(xhat_NP.dtype),
             pulled_N=inbox.weighted_squared_distances("xhat").to(xhat_NP.dtype),
             ahead_N=torch.linalg.vector_norm(state["x"] - state["xhat"], dim=-1),
@@ -162,7 +162,7 @@ class Choco(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Seen:
+class _ExchangeDistances:
     """Figures of one exchange that decide on gamma."""
 
     disagreement_N: Tensor
@@ -184,7 +184,7 @@ class _Seen:
     """The most that rounding alone may make of residual_N."""
 
 
-def _watched(state: State, seen: _Seen) -> State:
+def _watched(state: State, seen: _ExchangeDistances) -> State:
     """State that decides on gamma, after an exchange."""
     residual_N, is_growing_N = seen.residual_N, seen.disagreement_N > state["disagreement"]
     growing_N = torch.where(is_growing_N, (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)

@@ -71,7 +71,7 @@ def edge_health(run: RunRecords, nodes: Mapping[str, NodeHealth] | None = None, 
         for other, others in skippers.items()
         for by in others
     }
-    judge = _Links(
+    judge = _LinkJudge(
         known=known,
         is_over=run.summary is not None,
         is_whole=is_complete(run),
@@ -165,7 +165,7 @@ def _counted(run: RunRecords, explained: Outages, newest: Mapping[str, Row]) -> 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Links:
+class _LinkJudge:
     """Facts to judge a link by, besides its counts."""
 
     known: Mapping[str, NodeHealth]

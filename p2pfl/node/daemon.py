@@ -47,7 +47,7 @@ TICK_S = 0.1
 
 
 class Daemon:
-    """One institution's node.
+    """The node of one institution, at work over its links.
 
     Args:
         transport: not yet entered; the daemon opens and closes it.

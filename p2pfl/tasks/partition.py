@@ -115,7 +115,7 @@ PARTITIONS: dict[str, Callable[..., np.ndarray]] = {"iid": iid, "dirichlet": dir
 """Each takes (classes_M, num_nodes, rng, **options) and returns the owner of every row, (M,) in range(num_nodes)."""
 
 
-def shares(
+def split_rows(
     classes_M: np.ndarray, num_nodes: int, rule: Mapping[str, Any], seed: int, *, test_share: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each node's (training rows, test rows) as sorted row numbers; every row is used once.
@@ -202,7 +202,7 @@ def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *,
             prepare=prepare if all(site.prepare is prepare for site in task.sites) else None,
         )
         for name, (train, test) in zip(
-            node_names(prefix, num_nodes), shares(classes_M, num_nodes, rule, seed, test_share=test_share), strict=True
+            node_names(prefix, num_nodes), split_rows(classes_M, num_nodes, rule, seed, test_share=test_share), strict=True
         )
     ]
     return replace(task, sites=sites, notes=missing_classes(sites))
@@ -287,7 +287,7 @@ class _ClassesOfTable:
             yield table.names[there_S[place]], missing.tolist(), int(present_SC[place].sum())
 
 
-def hold_out(site: Site, share: float, seed: int) -> Site:
+def hold_out(site: Site, fraction: float, seed: int) -> Site:
     """Take validation rows out of a site's training rows and put them in the place of its test rows, which are set aside.
 
     For choices such as hyper-parameters, which must never see the test rows. They are a fraction of the training rows, stratified by class,
@@ -295,24 +295,24 @@ def hold_out(site: Site, share: float, seed: int) -> Site:
     prepared, with the statistics of all the site's training rows.
 
     Raises:
-        ConfigError: the share is not between 0 and 1.
+        ConfigError: the fraction is not between 0 and 1.
         ValidationRowsError: the site has one training row only.
     """
-    _check_share(share)
+    _check_fraction(fraction)
     if site.train is None:
         return site if site.test is None else replace(site, test=None, set_aside=site.test, groups={})
     inputs, targets = site.train
     rng = generator_of(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
-    chosen = torch.from_numpy(_held_out(site.name, targets, classes_of(targets), share, rng))
+    chosen = torch.from_numpy(_held_out(site.name, targets, classes_of(targets), fraction, rng))
     validation = inputs[chosen], targets[chosen]
     return replace(site, train=(inputs[~chosen], targets[~chosen]), test=validation, set_aside=site.test, groups={})
 
 
-def hold_out_everywhere(sites: Sequence[Site], share: float, seed: int) -> Sequence[Site]:
+def hold_out_everywhere(sites: Sequence[Site], fraction: float, seed: int) -> Sequence[Site]:
     """`hold_out` at every site; of a table of sites without making them one by one."""
-    _check_share(share)
+    _check_fraction(fraction)
     if not isinstance(sites, SiteTable):
-        return [hold_out(site, share, seed) for site in sites]
+        return [hold_out(site, fraction, seed) for site in sites]
     known, split = _ClassesOfTable.of(sites), sites.train
     first = int(split.starts[0])
     codes_R = known.at(split) if known is not None else None
@@ -324,7 +324,7 @@ def hold_out_everywhere(sites: Sequence[Site], share: float, seed: int) -> Seque
     for name, (start, stop), rng in zip(sites.names, ends, generators_of(seed, _HOLD_OUT, numbers=numbers), strict=True):
         targets = sites.targets[torch.from_numpy(rows_R[start:stop]).long()] if codes_R is None else sites.targets[: stop - start]
         classes_M = codes_R[start:stop] if codes_R is not None else classes_of(targets)
-        chosen_R[start:stop] = _held_out(name, targets, classes_M, share, rng)
+        chosen_R[start:stop] = _held_out(name, targets, classes_M, fraction, rng)
     return sites.with_validation(*(_kept(split.starts - first, rows_R, kept_R) for kept_R in (~chosen_R, chosen_R)))
 
 
@@ -334,16 +334,16 @@ def _kept(starts: Tensor, rows_R: np.ndarray, kept_R: np.ndarray) -> Split:
     return Split(starts=torch.from_numpy(counts_R)[starts], rows=torch.from_numpy(rows_R[kept_R]))
 
 
-def _check_share(share: float) -> None:
-    if not 0 < share < 1:
-        raise ConfigError(f"validation = {share}: expected a number above 0 and below 1")
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ConfigError(f"validation = {fraction}: expected a number above 0 and below 1")
 
 
-def _held_out(name: str, targets: Tensor, classes_M: np.ndarray | None, share: float, rng: np.random.Generator) -> np.ndarray:
+def _held_out(name: str, targets: Tensor, classes_M: np.ndarray | None, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Which of a site's training rows are held out, (M,) bool."""
     if len(targets) < 2:  # noqa: PLR2004
-        raise ValidationRowsError(f"one training row: validation = {share} needs at least two", place=f"site {name!r}")
-    return _stratified(np.zeros(len(targets)) if classes_M is None else classes_M, share, rng)
+        raise ValidationRowsError(f"one training row: validation = {fraction} needs at least two", place=f"site {name!r}")
+    return _stratified(np.zeros(len(targets)) if classes_M is None else classes_M, fraction, rng)
 
 
 def classes_of(targets: Tensor) -> np.ndarray | None:
@@ -356,15 +356,15 @@ def classes_of(targets: Tensor) -> np.ndarray | None:
     return np.asarray(values.long().numpy())
 
 
-def _stratified(classes_M: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which rows are chosen, (M,) bool: of each class the rounded share, of a class with two rows or more at least one and never all."""
+def _stratified(classes_M: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Which rows are chosen, (M,) bool: of each class the rounded fraction, of a class with two rows or more at least one and never all."""
     chosen_M = np.zeros(len(classes_M), dtype=bool)
-    if share == 0:
+    if fraction == 0:
         return chosen_M
     for label in np.unique(classes_M):
         rows = rng.permutation(np.flatnonzero(classes_M == label))
         if len(rows) > 1:
-            chosen_M[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
+            chosen_M[rows[: min(max(round(fraction * len(rows)), 1), len(rows) - 1)]] = True
     if not chosen_M.any():
         chosen_M[rng.integers(len(classes_M))] = True
     return chosen_M

@@ -16,7 +16,7 @@ from torch import Tensor
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.statistics.moments import Moments
 from p2pfl.tasks.base import Site, floating
-from p2pfl.tasks.partition import node_names, shares
+from p2pfl.tasks.partition import node_names, split_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +112,7 @@ def partitioned_sites(
     """A table shared out among nodes, each with the preparation that *fit* makes of its raw training rows."""
     if not 0 < test_share < 1:
         raise ConfigError(f"task.test_share = {test_share}: expected a number above 0 and below 1")
-    parts = shares(table.classes, num_nodes, rule, seed, test_share=test_share)
+    parts = split_rows(table.classes, num_nodes, rule, seed, test_share=test_share)
     return [
         site_of(name, table, train, test, fit(table.raw[train]), targets_of)
         for name, (train, test) in zip(node_names(prefix, num_nodes), parts, strict=True)

@@ -1,4 +1,4 @@
-"""Small images.
+"""Tasks on small images: digits and MNIST.
 
 Shapes: M rows.
 """
@@ -19,7 +19,7 @@ from p2pfl.errors import ConfigError, DataError
 from p2pfl.tasks.base import Rows, Site, Task
 from p2pfl.tasks.medical import DIRICHLET
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
-from p2pfl.tasks.partition import dealt, drawn, missing_classes, node_names, shares
+from p2pfl.tasks.partition import dealt, drawn, missing_classes, node_names, split_rows
 from p2pfl.tasks.tables import Preparation, Table, class_targets, partitioned_sites
 
 _LARGEST_PIXEL = 16.0  # of digits
@@ -119,7 +119,7 @@ def mnist(
     if samples is not None:
         rows = drawn(len(classes_M), samples, seed)
         images_M, classes_M = images_M[rows], classes_M[rows]
-    parts = shares(classes_M, num_nodes, DIRICHLET if partition is None else partition, seed, test_share=0)
+    parts = split_rows(classes_M, num_nodes, DIRICHLET if partition is None else partition, seed, test_share=0)
     trains = _by_node(images_M, classes_M, [train for train, _ in parts])
     images_M, classes_M = _idx(files, "t10k")
     tests = _by_node(images_M, classes_M, dealt(classes_M, num_nodes, seed))

@@ -80,7 +80,7 @@ class TcpProxy:
         _abort(self._ends_of.pop(dialler, set()))
 
     def let_in(self, dialler: str) -> None:
-        """Undo `cut_off`."""
+        """Let a dialling side in again that was cut off."""
         self._cut_off.discard(dialler)
 
     async def cut_for(self, seconds: float) -> None:

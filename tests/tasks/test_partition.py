@@ -10,7 +10,7 @@ from torch import nn
 
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.tasks import Site, SiteTable, Split, Task, hold_out, hold_out_everywhere, partition
-from p2pfl.tasks.partition import MIN_OF_CLASS, MIN_ROWS, classes_of, missing_classes, node_names, shares
+from p2pfl.tasks.partition import MIN_OF_CLASS, MIN_ROWS, classes_of, missing_classes, node_names, split_rows
 
 RULES = [{"name": "iid"}, {"name": "dirichlet", "alpha": 0.3}, {"name": "unequal", "ratio": 0.7}, {"name": "unequal", "sizes": "linear"}]
 
@@ -48,7 +48,7 @@ def test_every_row_is_used_once(rule):
 )
 def test_shares_are_an_exact_cover_with_rows_for_every_part(classes, nodes, rule, seed, test_share):
     nodes = min(nodes, len(classes) // 2)
-    parts = shares(np.array(classes), nodes, rule, seed, test_share=test_share)
+    parts = split_rows(np.array(classes), nodes, rule, seed, test_share=test_share)
 
     assert sorted(np.concatenate([np.concatenate(part) for part in parts]).tolist()) == list(range(len(classes)))
     assert all(len(train) and len(test) for train, test in parts)
@@ -69,14 +69,14 @@ def test_a_partition_follows_from_its_seed(rule):
 
 
 def test_iid_deals_out_sizes_that_differ_by_one_at_most():
-    parts = shares(np.zeros(100), 7, {"name": "iid"}, 0, test_share=0.25)
+    parts = split_rows(np.zeros(100), 7, {"name": "iid"}, 0, test_share=0.25)
 
     assert sorted(len(train) + len(test) for train, test in parts) == [14] * 5 + [15] * 2
 
 
 def test_unequal_follows_the_named_rule_above_the_minimum():
     def sizes(**options):
-        parts = shares(np.zeros(1000), 3, {"name": "unequal", **options}, 0, test_share=0.25)
+        parts = split_rows(np.zeros(1000), 3, {"name": "unequal", **options}, 0, test_share=0.25)
         return [len(train) + len(test) for train, test in parts]
 
     assert sizes(ratio=0.5) == [10 + 554, 10 + 277, 10 + 139]
@@ -88,7 +88,7 @@ def test_dirichlet_is_less_alike_the_smaller_alpha():
     classes = np.arange(2000) % 2
 
     def spread(alpha):
-        parts = shares(classes, 5, {"name": "dirichlet", "alpha": alpha}, 0, test_share=0.25)
+        parts = split_rows(classes, 5, {"name": "dirichlet", "alpha": alpha}, 0, test_share=0.25)
         return np.std([classes[np.concatenate(part)].mean() for part in parts])
 
     # a share of Dirichlet(alpha) of 5 has variance 4 / (25 (5 alpha + 1)): 0.0028 of a mean of 0.2 at alpha 10000
@@ -99,7 +99,7 @@ def test_dirichlet_is_less_alike_the_smaller_alpha():
 @pytest.mark.parametrize("seed", range(20))
 def test_dirichlet_leaves_enough_of_both_classes_everywhere_where_it_can(seed):
     classes = (np.arange(569) < 212).astype(int)
-    for train, test in shares(classes, 5, {"name": "dirichlet", "alpha": 0.5}, seed, test_share=0.3):
+    for train, test in split_rows(classes, 5, {"name": "dirichlet", "alpha": 0.5}, seed, test_share=0.3):
         assert np.bincount(classes[np.concatenate([train, test])], minlength=2).min() >= MIN_OF_CLASS
 
 
