@@ -66,7 +66,8 @@ class SlotInbox:
     """Whether a message may be written over when it has been mixed: its flow then takes its place, and no more memory. Only where each is
     asked for once; see Algorithm.reads_once."""
 
-    _measured: dict[str, ChannelMessages] = field(default_factory=dict)
+    _measured: dict[str, tuple[Tensor, Tensor, dict[int, Tensor]]] = field(default_factory=dict)
+    """Distances that `mix` has found. The messages are not kept: they know this inbox, and a circle of tensors would outlive the round."""
 
     def own(self, channel: str) -> Tensor:
         """This row's own message, (N, ...)."""
@@ -74,7 +75,7 @@ class SlotInbox:
 
     def mix(self, channel: str, *, scale_NK: Tensor | float | None = None) -> Tensor:
         """sum_j W_ij m_j with the own row, or what else the aggregator makes of them; see `Channel.missing` for what did not come."""
-        messages = self._measured[channel] = ChannelMessages(
+        messages = ChannelMessages(
             own=self.sent[channel],
             weights_NK=self.weights_NK if scale_NK is None else self.weights_NK * scale_NK,
             own_weights=self.own_weights,
@@ -85,6 +86,7 @@ class SlotInbox:
             take_flow=lambda k, rows, added: self._take_flow(channel, k, rows, added),
         )
         total = self.aggregator.mix(messages)
+        self._measured[channel] = messages.squared_N, messages.weighted_N, messages.distances
         if channel in self.compensation:
             total += self.compensation[channel]
         return total
@@ -120,17 +122,17 @@ class SlotInbox:
         """Sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64; a by-product of `mix`."""
         if channel not in self._measured:
             self.mix(channel)
-        return self._measured[channel].squared_N
+        return self._measured[channel][0]
 
     def distances(self, channel: str) -> dict[int, float]:
         """||m_i - m_j|| of one row to each neighbour that is there, by slot; a by-product of `mix`, empty where there was none."""
         if channel not in self._measured:
             return {}
-        return {k: math.sqrt(squared_N.item()) for k, squared_N in self._measured[channel].distances.items()}
+        return {k: math.sqrt(squared_N.item()) for k, squared_N in self._measured[channel][2].items()}
 
     def weighted_squared_distances(self, channel: str) -> Tensor:
         """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, (N,) float64; a by-product of the last `mix`."""
-        return self._measured[channel].weighted_N
+        return self._measured[channel][1]
 
     def _take_flow(self, channel: str, k: int, rows: Tensor | None, added: Tensor) -> None:
         if self.flows is None:

@@ -5,6 +5,8 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import get_args
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from p2pfl.algorithms import ALGORITHMS, Channel, SlotInbox, flow
+from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel, InboxFactory, SlotInbox, flow
 from p2pfl.algorithms.base import Requirement
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.topology import Topology, make, weighted
@@ -460,3 +462,20 @@ def test_a_flow_and_its_counterpart_cancel_bit_for_bit(weight, seed, single):
     rows = random_rows(2, seed).to(torch.float32 if single else torch.float64)
 
     assert torch.equal(flow(weight, rows[1], rows[0]), -flow(weight, rows[0], rows[1]))
+
+
+def test_an_inbox_that_has_mixed_is_no_circle_that_keeps_tensors():
+    gc.collect()
+    gc.disable()
+    try:
+        sent = {"x": torch.zeros(1, 3)}
+        inbox = InboxFactory(channels=DPSGD().channels).for_node(
+            sent, ["b"], {"b": {"x": torch.ones(3)}}, {"b": 0.5}, self_weight=0.5, dtype=torch.float32
+        )
+        inbox.mix("x")
+        is_there = weakref.ref(inbox)
+        del inbox
+
+        assert is_there() is None
+    finally:
+        gc.enable()

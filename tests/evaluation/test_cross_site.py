@@ -128,7 +128,7 @@ def test_where_no_interval_is_known_the_page_claims_none_and_says_why(regression
     assert found["method"] is None
     assert {why for row in found["no_interval"] for why in row} == {"of fewer than 10 test rows none is given"}
     assert "In brackets 95% confidence intervals" not in page
-    assert "No interval: of fewer than 10 test rows none is given (20 figures)." in page
+    assert "No interval: of fewer than 10 test rows none is given (20 values)." in page
 
 
 def test_of_too_many_nodes_there_is_none(tmp_path, monkeypatch):

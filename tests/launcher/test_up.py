@@ -66,7 +66,7 @@ def two_sites(fails_at: int | None = None, killed_at: int | None = None, stays_a
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """Daemons find this module."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, Path(__file__).parents[:3])))
 
 
 @p2pfl.task
@@ -253,8 +253,8 @@ def test_a_signal_while_a_daemon_is_at_its_end_pauses_the_run_too(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_results_are_gathered_pauses_the_run_too(number, tmp_path):
     code = (
-        "import os, sys, json, p2pfl; from p2pfl.node import network; "
-        "network.subgroups = lambda *_: os.kill(os.getpid(), int(sys.argv[4])); "
+        "import os, sys, json, p2pfl; from p2pfl.evaluation import conclusion; "
+        "conclusion.subgroups = lambda *_: os.kill(os.getpid(), int(sys.argv[4])); "
         f"p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]), allow_tasks={ALLOWED})"
     )
     command = [sys.executable, "-c", code, json.dumps(EXPERIMENT), str(tmp_path / "run"), json.dumps(BRIEFLY), str(int(number))]
