@@ -51,7 +51,7 @@ from p2pfl.transports.door import Door
 NODES = 8
 FEATURES = 13
 """And a bias: 14 parameters."""
-LIMITS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, start_within_s=120.0)
+TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, start_within_s=120.0)
 FIRST_ROUND = 5
 """Slices begin when the first rounds, which set everything up, are over."""
 STUDY = "ab" * 32
@@ -157,7 +157,7 @@ def daemons(plan: Plan, place: Path, ports: dict[str, ReservedPort]) -> list[Dae
             ZeroMQTransport(ends[name], curve[name][1], [ends[other] for other in plan.neighbours(name)]),
             study_digest=STUDY,
             state=place / name,
-            limits=LIMITS,
+            timeouts=TIMEOUTS,
             incarnation=number + 1,
             signing=Signing(keys=signed, sign=secrets[name].sign),
             status_port=None,
