@@ -39,9 +39,9 @@ _UPRIGHT = 0.6
 """Tangent of the angle above which a name stands above or below its node and not beside it."""
 _MAX_GAPS, _FEW_GAPS = 40, 12
 _ROOM = 0.04
-"""Of the axis, for a reason written upright."""
+"""Fraction of the axis for a reason written upright."""
 _LOWEST = 1e-3
-"""Of the upper bound, where the lower one is zero and a logarithmic axis has no place for it."""
+"""Fraction of the upper bound to draw where the lower one is zero and a logarithmic axis has no place for it."""
 _WIDTHS = 4
 """Different widths of links over which messages were missed."""
 

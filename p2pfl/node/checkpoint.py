@@ -42,7 +42,7 @@ class Progress:
     round: int = 0
     phase: int = 0
     loss: float | None = None
-    """Of the round's local steps; None before them, and where there are none."""
+    """Loss of the round's local steps; None before them, and where there are none."""
     joined: bool = False
     """Whether the node has just jumped: it mixes at once, and trains again from the next round on."""
     finished: bool = False

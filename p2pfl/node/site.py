@@ -115,7 +115,7 @@ class SiteFile:
     """For rehearsals: a round's training takes at least so long here."""
 
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
-    """What moves messages to the neighbours and from them, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
+    """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""

@@ -30,7 +30,7 @@ class RunRecords:
     nodes: list[Row]
     events: list[Row]
     network: tuple[Row, ...] = ()
-    """Of a node's own folder: the network's rounds as far as it came to know them, rising; empty elsewhere."""
+    """Rounds of the network as far as a node came to know them, rising; empty but for a node's own folder."""
     summary: Row | None
     """None while the run is in progress, or where it did not come to an end."""
     cross_site: Row | None = None

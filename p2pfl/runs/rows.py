@@ -76,7 +76,7 @@ class NetworkRow:
     rms_disagreement: float | None
     """sqrt(mean_i ||x_i - mean||**2) before mixing, where somebody sees all models."""
     consensus_distance: float | None
-    """The same distance after mixing."""
+    """Root mean square distance of the models to their mean after mixing."""
     nodes: int
     missing: Sequence[str] | None = None
     """Members of whom no record of the round has come."""

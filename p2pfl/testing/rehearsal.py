@@ -182,11 +182,14 @@ class _Rehearsal:
         """Take up a node's rows, and begin or end its faults."""
         name = node.watched.name
         node.watched.read_new_rows()
-        killed, paused = self.script.is_killed(name, furthest, elapsed_s), self.script.is_paused(name, furthest, elapsed_s)
+        # where nobody else moves, no round would ever end a fault
+        is_moving = any(other.process is not None and not other.is_stopped for other in self.nodes if other is not node)
+        killed = is_moving and self.script.is_killed(name, furthest, elapsed_s)
+        paused = is_moving and self.script.is_paused(name, furthest, elapsed_s)
         if killed and node.process is not None:
             node.kill()
             node.is_killed, node.is_stopped = self._comes_back(name), False
-        elif node.is_killed and (not killed or all(other.is_over for other in self.nodes if other is not node)):
+        elif node.is_killed and not killed:
             node.is_killed = False
             self._start(node)
         if node.process is not None and (code := node.process.poll()) is not None:

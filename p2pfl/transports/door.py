@@ -39,7 +39,7 @@ TURN_S = 0.02
 """How often connections are looked at while there are any."""
 
 QUIET_TURN_S = 0.06
-"""The same while all are neighbours', and none has more than BUSY_BYTES that are not delivered: at 1 GiB/s a limit is seen in time."""
+"""Seconds between two looks while all are neighbours', with at most BUSY_BYTES not delivered: at 1 GiB/s a limit is seen in time."""
 
 BUSY_BYTES = 2**20
 IDLE_TURN_S = 0.2

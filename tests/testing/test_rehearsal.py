@@ -88,3 +88,11 @@ def test_a_script_that_cannot_be_carried_out_is_refused_with_all_its_faults(rehe
 def test_a_run_that_takes_too_long_ends_with_the_names_of_those_that_ran(rehearse):
     with pytest.raises(TimeoutError, match=r"node-0, node-1, node-2 still ran after 0.5 s"):
         rehearse(EXPERIMENT, deadline_s=0.5)
+
+
+@pytest.mark.slow
+def test_a_fault_that_outlasts_the_run_of_the_others_ends_with_it(rehearse):
+    rehearsed = rehearse(LEARNING, faults=script(FaultKind.PAUSE, "node-2", rounds=range(3, 1000)), rounds=8)
+
+    assert rehearsed.exit_codes.keys() == {"node-0", "node-1", "node-2"}
+    assert [row["round"] for row in rehearsed.records("node-0").nodes] == list(range(8))
