@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from dataclasses import dataclass
 
+from rich.console import Console
+
+from p2pfl.inspector.terminal import page
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run, records_of
 
@@ -137,3 +142,16 @@ def asked(path, course, me):
             "summary": None,
         }
     )
+
+
+def printed(run, *, is_live=False, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(page(run, width=width, is_live=is_live))
+    return console.file.getvalue()
+
+
+def calls_well(text, name=KILLED):
+    """Whether a table's row, of a page or of a terminal, has the name and "well" beside it."""
+    pictures = r"<(script|style)\b.*?</\1>"
+    plain = re.sub(r"<[^>]+>", " ", re.sub(r"</tr>|</p>|</li>", "\n", re.sub(pictures, "", text, flags=re.DOTALL)))
+    return any(re.search(rf"{name}\b[\s,].*\bwell\b", line) for line in plain.splitlines())
