@@ -12,8 +12,8 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,18 +25,12 @@ TOO_LARGE = 100.0
 """How many times the largest of the own norm, the first parameters' norm and 1 an update's norm may be."""
 
 _SINGLE_BYTES = 4
-_MANY = 2**14
 
 
 def norm_of(vector: Tensor) -> float:
     """Euclidean norm of all numbers: infinite only where one is infinite or none, or the norm is beyond float64."""
     wide = vector.float() if vector.dtype.itemsize < _SINGLE_BYTES else vector
-    if wide.numel() < _MANY and wide.device.type == "cpu":  # one call of numpy costs less than one of torch
-        numbers = wide.detach().numpy().ravel()
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = math.sqrt(numbers.dot(numbers))
-    else:
-        found = float(torch.linalg.vector_norm(wide))
+    found = float(torch.linalg.vector_norm(wide))
     if math.isfinite(found):
         return found
     # squares of numbers beyond 1e19 are beyond float32, so all are scaled by the largest one
@@ -110,8 +104,31 @@ class Guard:
             return None
         return refusal_of(norm, self.bound(state, phase, sent, ctx, diverged=diverged))
 
-    def norm(self, state: State, phase: int, message: Mapping[str, Tensor], ctx: Context, *, slot: int, num_exchanges: int = 1) -> float:
-        """Norm of a neighbour's decoded message as a model, the largest of its channels; without the row's axis."""
+    def norm(
+        self,
+        state: State,
+        phase: int,
+        message: Mapping[str, Tensor],
+        ctx: Context,
+        *,
+        slot: int,
+        num_exchanges: int = 1,
+        norms: Mapping[str, float] = MappingProxyType({}),
+    ) -> float:
+        """Norm of a neighbour's decoded message as a model, the largest of its channels.
+
+        Args:
+            state: of the receiver, before the merge, (1, ...).
+            phase: of the round.
+            message: by channel, without the row's axis.
+            ctx: of the round.
+            slot: the sender's place among the neighbours.
+            num_exchanges: how many exchanges the message is about.
+            norms: Euclidean norms of channels, as far as they are known: they are not computed again where all carry models.
+        """
+        channels = self.algorithm.channels
+        if all(channels[name].model and name in norms for name in message):
+            return max((norms[name] for name in message), default=0.0)
         sender = Sender(slot=slot, num_nodes=self.num_nodes, num_exchanges=num_exchanges)
         rows = {name: tensor[None] for name, tensor in message.items()}
         return max((norm_of(vector) for vector in self.algorithm.as_models(state, phase, rows, sender, ctx)), default=0.0)

@@ -150,6 +150,11 @@ class Mixing:
         before = self._population.state
         notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
         flows = self._flows(inbox)
+        if self.model_channel is not None and self.model_channel in outgoing:
+            squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]
+            statistics.squared = squared if inbox.present_NK.any() else None
+            statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
+            statistics.met = self._tested(squared, sent_P)
         if all(is_finite(tensor) for tensor in self._population.state.values()):
             protocol.values.advance()
             self._look_at_distances(inbox, outgoing, came)
@@ -162,11 +167,6 @@ class Mixing:
             self._population.replace_state(before)
             flows = {}
             protocol.edges.put_back(unmatched)
-        if self.model_channel is not None and self.model_channel in outgoing:
-            squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]
-            statistics.squared = squared if inbox.present_NK.any() else None
-            statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
-            statistics.met = self._tested(squared, sent_P)
         statistics.skipped.update(protocol.close(flows, self._clock.now_s()))
         if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
             self._is_exact = False
@@ -204,7 +204,7 @@ class Mixing:
                 messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
                 continue
             num_exchanges = max(1, received.exchange - self._taken_in.get(name, -1))
-            norm = guard.norm(state, phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges)
+            norm = guard.norm(state, phase, message, ctx, slot=slots.index(name), num_exchanges=num_exchanges, norms=received.norms)
             messages[name] = guard.refusal(norm, state, phase, outgoing, ctx, diverged=diverged) or message
         return messages
 
@@ -238,7 +238,7 @@ class Mixing:
         channel = self.model_channel or next(iter(self._encoded), None)
         if channel is None or channel not in outgoing:
             return
-        distances, own_norm = inbox.distances(channel), None
+        distances, own_norm = inbox.distances(channel), self.statistics.norm if channel == self.model_channel else None
         for slot, (name, neighbour) in enumerate(self._protocol.neighbours.items()):
             watch = self._distances[name]
             if slot in distances:

@@ -85,7 +85,7 @@ class PairwiseMixing:
         """
         theirs = {channel: tensor_over(array) for channel, array in received.arrays.items()}
         names, ctx, guard = list(self._protocol.neighbours), self._context(round), self._plan.guard
-        norm = guard.norm(self._state, 0, theirs, ctx, slot=names.index(neighbour.name))
+        norm = guard.norm(self._state, 0, theirs, ctx, slot=names.index(neighbour.name), norms=received.norms)
         refusal = guard.refusal(norm, self._state, 0, own, ctx, diverged=bool(self._population.diverged))
         if refusal is not None:
             return refusal

@@ -47,15 +47,11 @@ class DistanceWatch:
         if handshakes != self._handshakes:
             self._handshakes = handshakes
             self.interrupt()
-        before = list(self.recent)
+        is_looked_at = not self.quiet and distance > LEAST_OF_OWN * own_norm
+        usual = median(self.recent) if is_looked_at and self.recent else distance
         self.recent.append(distance)
-        if self.quiet:
-            self.quiet -= 1
-            return None
-        if distance <= LEAST_OF_OWN * own_norm:
-            return None
-        usual = median(before) if before else distance
-        if distance <= FAR * usual:
+        self.quiet = max(0, self.quiet - 1)
+        if not is_looked_at or distance <= FAR * usual:
             return None
         self.reports += 1
         if self.reports & (self.reports - 1):  # whoever is far away again and again must not fill the disk

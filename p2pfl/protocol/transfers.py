@@ -289,7 +289,7 @@ def _restored(
 ) -> EncodedUpdate:
     """Encode an update again from its bytes."""
     try:
-        return update_format.pack(exchange, update_format.unpack(payload.numpy()), digests)
+        return update_format.pack(exchange, update_format.unpack(payload.numpy())[0], digests)
     except BadMessage as error:
         raise StoreError(f"{place}: what this node sent in exchange {exchange} is damaged: {error}") from error
 

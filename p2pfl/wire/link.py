@@ -30,7 +30,7 @@ from p2pfl.wire.messages import (
     StopNews,
     Update,
 )
-from p2pfl.wire.update import Arrays, Assembly, ReceivedUpdate, UpdateFormat
+from p2pfl.wire.update import Assembly, ReceivedUpdate, Unpacked, UpdateFormat
 
 
 class LinkState(Enum):
@@ -304,13 +304,15 @@ class LinkSession:
             return "stale_round"
         return "far_round" if came > exchange + self._ahead else None
 
-    def _taken(self, message: Update | Chunk, update: Update, arrays: Arrays | None) -> ReceivedMessage:
-        if arrays is None:
+    def _taken(self, message: Update | Chunk, update: Update, unpacked: Unpacked | None) -> ReceivedMessage:
+        if unpacked is None:
             return ReceivedMessage(message=message)
+        arrays, norms = unpacked
         self._complete[_kind(update)] = update.digest
         received = ReceivedUpdate(
             exchange=update.exchange,
             arrays=arrays,
+            norms=norms,
             state_digests=update.marks,
             report=update.report,
             stop=update.stop,

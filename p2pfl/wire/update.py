@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
 from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Report, StateDigests, StopNews, Update
 
 Arrays = Mapping[str, NDArray[Any]]
+Unpacked = tuple[Arrays, Mapping[str, float]]
+"""Read-only arrays by channel, and the norms of those of them whose squares do not overflow; none of integers and of half precision."""
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float16": np.dtype("<f2"),
@@ -35,6 +37,7 @@ _WIDTHS = (2**7 - 1, 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)  # the largest n
 _FURTHER = 12  # exchanges that a sender may be ahead of an update that it still sends: as many as it keeps, and some
 
 _CHECKED_AT_ONCE = 2**18  # numbers looked at together for finiteness, so that a large model needs no large mask
+_SINGLE_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,23 +136,42 @@ class UpdateFormat:
         digest = hashlib.sha256(payload).digest()
         return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, state_digests=state_digests)
 
-    def unpack(self, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Read-only views into a payload of the right size, by channel.
+    def unpack(self, payload: NDArray[np.uint8]) -> Unpacked:
+        """Views into a payload of the right size.
 
         Raises:
             BadMessage: "not_finite", a channel holds NaN or an infinity.
         """
-        arrays, start = {}, 0
+        arrays, norms, start = {}, {}, 0
         for channel in self.channels:
             flat = payload[start : start + channel.size_bytes].view(DTYPES[channel.dtype])
-            for first in range(0, flat.size if flat.dtype.kind == "f" else 0, _CHECKED_AT_ONCE):
-                if not np.isfinite(flat[first : first + _CHECKED_AT_ONCE]).all():
+            if flat.dtype.kind == "f":
+                norm = _norm(flat)
+                if norm is not None:
+                    norms[channel.name] = norm
+                elif not _is_finite(flat):
                     raise BadMessage(f"channel {channel.name} holds NaN or an infinity", reason="not_finite")
             array = np.require(flat, requirements=["ALIGNED"]).reshape(channel.shape)  # copied only where an odd channel lies before it
             array.flags.writeable = False
             arrays[channel.name] = array
             start += channel.size_bytes
-        return arrays
+        return arrays, norms
+
+
+def _norm(numbers: NDArray[Any]) -> float | None:
+    """The Euclidean norm, which a single look at finite numbers gives; None where a square, or a number, is not finite."""
+    if numbers.itemsize < _SINGLE_BYTES:
+        return None
+    squared = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(0, numbers.size, _CHECKED_AT_ONCE):
+            part = numbers[first : first + _CHECKED_AT_ONCE]
+            squared += float(part.dot(part))
+    return math.sqrt(squared) if math.isfinite(squared) else None
+
+
+def _is_finite(numbers: NDArray[Any]) -> bool:
+    return all(np.isfinite(numbers[first : first + _CHECKED_AT_ONCE]).all() for first in range(0, numbers.size, _CHECKED_AT_ONCE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,6 +271,9 @@ class ReceivedUpdate:
     arrays: Arrays
     """By channel, read-only."""
 
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """Euclidean norms of its arrays, as far as they are known; see `Unpacked`."""
+
     state_digests: StateDigests | None = None
     """State digests of what it continues and of what it leads to, as it says."""
 
@@ -279,11 +304,11 @@ class Assembly:
         self.update: Update | None = None
         self.received_bytes = 0
 
-    def begin(self, update: Update, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+    def begin(self, update: Update, payload: memoryview) -> Unpacked | None:
         """Take an announcement and its first chunk, giving up what was there before.
 
         Returns:
-            Read-only arrays by channel if the update is complete, else None.
+            Arrays and norms if the update is complete, else None.
 
         Raises:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
@@ -299,7 +324,7 @@ class Assembly:
         self.update = update
         return self._take(payload)
 
-    def extend(self, chunk: Chunk, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+    def extend(self, chunk: Chunk, payload: memoryview) -> Unpacked | None:
         """Take the next chunk; as `begin`.
 
         Raises:
@@ -322,7 +347,7 @@ class Assembly:
             raise BadMessage(f"an update {'without' if update.marks is None else 'with'} marks", reason="wrong_format")
         return ours.full if ours.full is not None and update.marks is not None and update.marks[0] is None else ours
 
-    def _take(self, payload: memoryview) -> dict[str, NDArray[Any]] | None:
+    def _take(self, payload: memoryview) -> Unpacked | None:
         assert self.update is not None
         assert self._buffer is not None
         start, expected_bytes = self.received_bytes, min(CHUNK_BYTES, self._format.size_bytes - self.received_bytes)

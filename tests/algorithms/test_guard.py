@@ -88,6 +88,23 @@ def judged(
         yield guard_of(algorithm).norm(row, phase, message, ctx, slot=k, num_exchanges=number + 1), most, message
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_norm_that_is_known_is_the_one_that_would_be_computed(name):
+    algorithm = ALGORITHMS[name]()
+    graph = graph_for(algorithm)
+    state = algorithm.init(torch.from_numpy(np.random.default_rng(0).normal(size=(7, P))), context(graph, 0))
+    for phase in range(algorithm.phases):
+        sent = algorithm.outgoing(state, phase, context(graph, 0))
+        for i, k, message in messages(algorithm, graph, sent):
+            row, known = (
+                {of: tensor[i : i + 1] for of, tensor in state.items()},
+                {of: float(v.double().norm()) for of, v in message.items()},
+            )
+            ctx, guard = context(graph, 0, row=i), guard_of(algorithm)
+            computed = guard.norm(row, phase, message, ctx, slot=k)
+            assert guard.norm(row, phase, message, ctx, slot=k, norms=known) == pytest.approx(computed, rel=1e-12)
+
+
 def gradients(x_NP: Tensor, round: int, step: int) -> Tensor:
     """Quadratics whose curvatures and optima differ by row."""
     rows = torch.arange(len(x_NP), dtype=x_NP.dtype)[:, None]

@@ -29,10 +29,10 @@ def sent(update_format, arrays, exchange=7):
 
 
 def received(assembly, messages):
-    arrays = None
+    unpacked = None
     for message, payload in messages:
-        arrays = assembly.begin(message, payload) if isinstance(message, Update) else assembly.extend(message, payload)
-    return arrays
+        unpacked = assembly.begin(message, payload) if isinstance(message, Update) else assembly.extend(message, payload)
+    return None if unpacked is None else unpacked[0]
 
 
 def refused(assembly, messages):
@@ -302,3 +302,21 @@ def test_a_parcel_says_what_is_known_when_it_is_sent():
 
     assert decode(frames)[0] == UPDATE
     assert hashlib.sha256(PAYLOAD).digest() == encoded.digest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "norm"), [("float32", 3.0, 5.0), ("float64", 3.0, 5.0), ("float32", 1e38, None), ("int8", 3, None)]
+)
+def test_a_norm_is_known_where_no_square_overflows(dtype, largest, norm):
+    update_format = UpdateFormat(channels=(ChannelFormat(name="x", dtype=dtype, shape=(2,)),))
+    payload = np.array([largest, 4], dtype=DTYPES[dtype]).view(np.uint8)
+    arrays, norms = update_format.unpack(payload)
+
+    assert arrays["x"].tolist() == np.array([largest, 4], dtype=DTYPES[dtype]).tolist()
+    assert norms == ({} if norm is None else {"x": norm})
+
+
+def test_a_norm_is_of_all_pieces_of_a_large_update():
+    _, norms = LARGE.unpack(large_array().view(np.uint8))
+
+    assert norms == {"x": pytest.approx(np.linalg.norm(large_array()), rel=1e-12)}
