@@ -17,7 +17,7 @@ from getpass import getpass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -84,7 +84,7 @@ class Identity:
         """Make an identity of two PEM blocks."""
         try:
             keys = [load_pem_private_key(block, password) for block in _BLOCK.findall(text)]
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:  # the last: a key of a length that is not its kind's
             expected = "wrong passphrase, or the file is damaged" if password is not None else "not two PEM private keys; restore the file"
             raise ConfigError(expected, str(path)) from error
         match keys:
