@@ -33,6 +33,7 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.node.evidence import UpdateWitness
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing
+from p2pfl.node.node import Node
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
@@ -152,16 +153,18 @@ def daemons(plan: Plan, place: Path, ports: dict[str, ReservedPort]) -> list[Dae
     ends = {name: Endpoint(name, ports[name].address, curve[name][0]) for name in plan.names}
     return [
         Daemon(
-            plan,
-            name,
-            ZeroMQTransport(ends[name], curve[name][1], [ends[other] for other in plan.neighbours(name)]),
-            study_digest=STUDY,
-            state=place / name,
-            timeouts=TIMEOUTS,
-            incarnation=number + 1,
-            signing=Signing(keys=signed, sign=secrets[name].sign),
+            Node(
+                plan,
+                name,
+                ZeroMQTransport(ends[name], curve[name][1], [ends[other] for other in plan.neighbours(name)]),
+                study_digest=STUDY,
+                state=place / name,
+                timeouts=TIMEOUTS,
+                incarnation=number + 1,
+                signing=Signing(keys=signed, sign=secrets[name].sign),
+                view=ViewTerms(keys=signed, sign=secrets[name].sign),
+            ),
             status_port=None,
-            view=ViewTerms(keys=signed, sign=secrets[name].sign),
         )
         for number, name in enumerate(plan.names)
     ]
@@ -170,7 +173,7 @@ def daemons(plan: Plan, place: Path, ports: dict[str, ReservedPort]) -> list[Dae
 async def measure(plan: Plan, place: Path, *, slices: int, seconds: float) -> dict[str, Any]:
     """Run the network for as long as it takes."""
     checks, rounds, ports = Checks(), Rounds(), {name: reserve_port() for name in plan.names}
-    running = [asyncio.create_task(daemon.run(), name=daemon.me) for daemon in daemons(plan, place, ports)]
+    running = [asyncio.create_task(daemon.run(), name=daemon.node.me) for daemon in daemons(plan, place, ports)]
     try:
         while rounds.furthest < FIRST_ROUND:  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(seconds)

@@ -119,8 +119,7 @@ class Watch:
 def node(site: Path) -> None:
     """Run one node and print what it took."""
     from p2pfl.experiment import plan as plans
-    from p2pfl.node import checkpoint, daemon
-    from p2pfl.node.conclusion import NodeConclusion
+    from p2pfl.node import checkpoint, conclusion, daemon
     from p2pfl.node.memory import NodeMemory
     from p2pfl.node.mixing import Mixing
     from p2pfl.node.start import start
@@ -140,7 +139,7 @@ def node(site: Path) -> None:
     for name in ("train", "merge", "evaluate"):
         setattr(Population, name, watch.during(name, getattr(Population, name)))
     checkpoint.write_checkpoint = watch.during("checkpoint", checkpoint.write_checkpoint)
-    for owner, name, stage in ((NodeConclusion, "write", "finish"), (Mixing, "pack", "send"), (Mixing, "_unpack", "merge")):
+    for owner, name, stage in ((conclusion, "write_result", "finish"), (Mixing, "pack", "send"), (Mixing, "_unpack", "merge")):
         setattr(owner, name, watch.during(stage, getattr(owner, name)))
     run = daemon.Daemon.run
 

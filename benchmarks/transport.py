@@ -29,6 +29,7 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
@@ -175,20 +176,20 @@ class TimedDaemon(Daemon):
     _ready_s = 0.0
 
     async def _exchange(self, outgoing: Any) -> bool:
-        number = self._steps.place.round
+        number = self.node.place.round
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
         started_s = time.monotonic()
-        pack = self._mixing.pack
+        pack = self.node.mixing.pack
 
         def timed(*arguments: Any) -> Any:
             found = pack(*arguments)
             self._ready_s = time.monotonic()
             return found
 
-        self._mixing.pack = timed
+        self.node.mixing.pack = timed
         is_over = await super()._exchange(outgoing)
-        self._mixing.pack = pack
+        self.node.mixing.pack = pack
         ended_s = time.monotonic()
         self.results.put(("daemons", number, (self._ready_s, ended_s)))
         self.results.put(("packing", number, (started_s, ended_s)))
@@ -216,7 +217,7 @@ def both_ways_daemon(
     timeouts = Timeouts(deadline_floor_s=TIMEOUT_S, linger_s=5.0, start_within_s=TIMEOUT_S)
     signers = [Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (0, 1)]  # known to both, and of no other use
     names = [endpoint.name for endpoint in endpoints]
-    daemon = TimedDaemon(
+    node = Node(
         plan,
         me.name,
         transport,
@@ -228,8 +229,8 @@ def both_ways_daemon(
             keys={name: signer.public_key().public_bytes_raw() for name, signer in zip(names, signers, strict=True)},
             sign=signers[number].sign,
         ),
-        status_port=None,
     )
+    daemon = TimedDaemon(node, status_port=None)
     daemon.turn, daemon.results = turn, results
     asyncio.run(daemon.run())
 

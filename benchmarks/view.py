@@ -21,6 +21,7 @@ from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.launcher.network import up
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.node.status import read_status
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
@@ -53,23 +54,25 @@ async def in_memory(plan: Plan, place: Path, seconds: float, round_s: float) -> 
     timeouts = Timeouts(**{field: getattr(TIMEOUTS, field) for field in Timeouts.__slots__} | {"round_at_least_s": round_s})
     daemons = [
         Daemon(
-            plan,
-            name,
-            links.transport(name, plan.neighbours(name)),
-            study_digest="ab" * 32,
-            state=place / name,
-            timeouts=timeouts,
-            incarnation=number + 1,
-            signing=Signing(keys=keys, sign=secrets[name].sign),
+            Node(
+                plan,
+                name,
+                links.transport(name, plan.neighbours(name)),
+                study_digest="ab" * 32,
+                state=place / name,
+                timeouts=timeouts,
+                incarnation=number + 1,
+                signing=Signing(keys=keys, sign=secrets[name].sign),
+                view=ViewTerms(keys=keys, sign=secrets[name].sign),
+            ),
             status_port=None,
-            view=ViewTerms(keys=keys, sign=secrets[name].sign),
         )
         for number, name in enumerate(plan.names)
     ]
     began_s = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for daemon in daemons:
-            group.create_task(daemon.run(), name=daemon.me)
+            group.create_task(daemon.run(), name=daemon.node.me)
         await asyncio.sleep(seconds)
         report([daemon.status() for daemon in daemons], time.monotonic() - began_s)
         for daemon in daemons:

@@ -61,7 +61,7 @@ def waiting(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
 
 def endless(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
     """An update that is begun, goes on for a chunk, and is begun again."""
-    exchange, update_format = max(neighbour.heard_exchange, 0), daemon._formats[0]
+    exchange, update_format = max(neighbour.heard_exchange, 0), daemon.node.formats[0]
     arrays = {channel.name: np.zeros(channel.shape, channel.dtype) for channel in update_format.channels}
     frames = update_format.pack(exchange, arrays).messages(alive(exchange).report, NO_STOP)
     if step % 5 == 0:
@@ -113,7 +113,7 @@ async def say_lies(daemon: Daemon, program: Callable[[Daemon, Neighbour, int], I
     for neighbour in daemon.protocol.neighbours.values():
         for frames in program(daemon, neighbour, step):
             try:
-                await daemon._transport.send(neighbour.name, frames, 0.1)
+                await daemon.node.transport.send(neighbour.name, frames, 0.1)
             except P2PFLError:
                 break
 

@@ -29,6 +29,7 @@ from p2pfl.experiment.sites import load_sites
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.node.status import read_status
 from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
@@ -173,7 +174,9 @@ class Network:
             line = Line(self.links.member(name, self.neighbours(name)))
             timeouts = self.timeouts_of.get(name, self.timeouts)
             given = {"signing": self.signing[name], **self.options, **options}
-            daemon = Daemon(self.plan, name, line, state=self.states[name], timeouts=timeouts, incarnation=next(self._starts), **given)
+            page = {key: given.pop(key) for key in ("status_port", "status_host") if key in given}
+            node = Node(self.plan, name, line, state=self.states[name], timeouts=timeouts, incarnation=next(self._starts), **given)
+            daemon = Daemon(node, **page)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 
     async def ended(self) -> list[str]:

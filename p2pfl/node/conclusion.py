@@ -1,165 +1,161 @@
-"""Files that a node writes at the end of its run."""
+"""The end of a node's run: settle what is open with the neighbours, write the result, and hear the end of the others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from p2pfl.evaluation.conclusion import conclude, note_late_departures
 from p2pfl.evaluation.cross_site import at_one_site
 from p2pfl.evaluation.outcome import FinalModels, Outcome
-from p2pfl.experiment.plan import Plan
-from p2pfl.governance.result_contract import Difference
-from p2pfl.node.mixing import Mixing
-from p2pfl.node.run_log import RunLog
-from p2pfl.node.seconds import RunSeconds
-from p2pfl.node.sending import Sending
-from p2pfl.protocol.agreed_start import AgreedStart
-from p2pfl.protocol.network_view import NetworkViewAdapter
-from p2pfl.protocol.protocol import Protocol
+from p2pfl.node.checkpoint import keep
+from p2pfl.node.node import Node
 from p2pfl.runs.departures import Departure
 from p2pfl.runs.events import EventKind, event_row
 from p2pfl.runs.records import read_run
-from p2pfl.training import Population
 
+LAST_RECORDS_S = 5.0
 _SPANS = 5
 """Most spans of rounds without any neighbour that are named."""
 
 
-class NodeConclusion:
-    """Result and departures of one node's run; *accepted* are differences from the study's result contract."""
+async def close(node: Node, reason: str) -> None:
+    """Settle with the neighbours, for a while, then write how it went; nothing is written where this node's state went back."""
+    protocol, clock, linger_s = node.protocol, node.clock, node.timeouts.linger_s
+    protocol.stop(reason, node.exchange)
+    await keep(node)
+    node.rounds.tell_last()
+    deadline_s = clock.now_s() + linger_s
+    while protocol.unacknowledged() and clock.now_s() < deadline_s and not clock.is_stopping:
+        unsaid = {name: neighbour.ledger.report() for name, neighbour in protocol.neighbours.items()}
+        await keep(node)
+        for name, neighbour in protocol.neighbours.items():
+            if neighbour.ledger.report() != unsaid[name]:
+                neighbour.queue(protocol.announcer.closing(neighbour))
+        node.sending.wake()
+        await clock.wait(deadline_s)
+    if protocol.states.own:
+        return  # somebody has to decide first
+    node.mixing.compensate(node.place.round)
+    await keep(node)
+    if unacknowledged := protocol.unacknowledged():
+        waited = f"for which it waited {linger_s:g} s"
+        node.log.event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unacknowledged)}, {waited}")
+    if alone := await asyncio.to_thread(_rounds_alone, node):
+        spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
+        node.log.event(EventKind.ROUNDS_ALONE, f"rounds {spans} were made without any neighbour")
+    outcome = await asyncio.to_thread(write_result, node, reason)
+    node.move(finished=True)
+    await keep(node)
+    # until everybody's last record is here and passed on, for a moment: a member that has gone for good will not send one
+    deadline_s = clock.now_s() + min(linger_s, LAST_RECORDS_S)
+    while protocol.is_spreading() and clock.now_s() < deadline_s and not clock.is_stopping:
+        await clock.wait(deadline_s)
+    _note_others(node, outcome)
 
-    def __init__(
-        self,
-        plan: Plan,
-        me: str,
-        population: Population,
-        protocol: Protocol,
-        mixing: Mixing,
-        agreed: AgreedStart,
-        view: NetworkViewAdapter | None,
-        run_log: RunLog,
-        sending: Sending,
-        seconds: RunSeconds,
-        accepted: Sequence[Difference],
-    ) -> None:
-        self._plan, self._me, self._population, self._protocol, self._mixing, self._agreed = plan, me, population, protocol, mixing, agreed
-        self._view, self._log, self._sending, self._seconds, self._accepted = view, run_log, sending, seconds, accepted
-        self._outcome: Outcome | None = None
 
-    def note_differences(self) -> None:
-        """Put on record what this site has accepted, once."""
-        noted = self._noted_differences()
-        for difference in self._accepted:
-            if (detail := f"{difference.kind}: {difference.detail}") not in noted:
-                self._log.event(EventKind.DIFFERENCE_ACCEPTED, detail)
+def outcome_of(node: Node, reason: str) -> str:
+    """Name the end of a node, where the network stopped for a reason."""
+    return "diverged" if node.population.all_diverged else reason
 
-    def outcome(self, reason: str) -> str:
-        """Name the end of this node, where the network stopped for a reason."""
-        return "diverged" if self._population.all_diverged else reason
 
-    def write(self, reason: str, rounds: int) -> None:
-        """Write models, figures and summary.
+def write_result(node: Node, reason: str) -> Outcome:
+    """Write models, figures and summary of a node, where the network stopped for a reason."""
+    population = node.population
+    return _conclude(
+        node,
+        outcome_of(node, reason),
+        metrics={node.me: population.evaluate()[0]},
+        models=FinalModels(names=[node.me], x_NP=population.estimate(), buffers=population.buffers, population=population),
+        book=lambda _: node.seconds.total(),
+        has_agreed=node.protocol.edges.closing == "converged",
+        started_without=node.agreed.missing,
+        cross_site=at_one_site(node.plan, population, node.me, node.mixing.release_last_heard(), node.log.event),
+        more=_accepted_rows(node),
+    )
 
-        Args:
-            reason: why the network stopped.
-            rounds: how many this node has made.
-        """
-        population = self._population
-        self._outcome = self._conclude(
-            self.outcome(reason),
-            rounds,
-            metrics={self._me: population.evaluate()[0]},
-            models=FinalModels(names=[self._me], x_NP=population.estimate(), buffers=population.buffers, population=population),
-            book=lambda _: self._seconds.total(),
-            has_agreed=self._protocol.edges.closing == "converged",
-            started_without=self._agreed.missing,
-            cross_site=at_one_site(self._plan, population, self._me, self._mixing.release_last_heard(), self._log.event),
-            more=self._accepted_rows(),
-        )
 
-    def write_without_result(self, reason: str, rounds: int) -> None:
-        """Write the summary of a run that somebody has to decide on: the models here are not its result."""
-        self._conclude(reason, rounds, more=self._accepted_rows())
+def write_without_result(node: Node, reason: str) -> None:
+    """Write the summary of a run that somebody has to decide on: the models here are not its result."""
+    _conclude(node, reason, more=_accepted_rows(node))
 
-    def write_without_start(self, why: str) -> None:
-        """Write the summary of a start without enough members; a later start waits anew."""
-        self._log.folder.append_event(event_row(EventKind.NOT_STARTED, 0, self._me, why))  # whoever catches it logs it
-        departures = [Departure(kind="members_missing", detail=f"{self._me}: {why}")]
-        self._conclude("members_missing", 0, departures=departures)
 
-    async def note_end(self, linger_s: float) -> None:
-        """Record neighbours without a last word, and rounds without any neighbour."""
-        if unacknowledged := self._protocol.unacknowledged():
-            waited = f"for which it waited {linger_s:g} s"
-            self._log.event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unacknowledged)}, {waited}")
-        if alone := await asyncio.to_thread(self._rounds_alone):
-            spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
-            self._log.event(EventKind.ROUNDS_ALONE, f"rounds {spans} were made without any neighbour")
+def write_without_start(node: Node, why: str) -> None:
+    """Write the summary of a start without enough members; a later start waits anew."""
+    node.log.folder.append_event(event_row(EventKind.NOT_STARTED, 0, node.me, why))  # whoever catches it logs it
+    _conclude(node, "members_missing", departures=[Departure(kind="members_missing", detail=f"{node.me}: {why}")])
 
-    def note_others(self, rounds: int) -> None:
-        """Record members that have not ended with the others, and add them to the summary.
 
-        Args:
-            rounds: how many this node has made.
-        """
-        if self._view is None or self._outcome is None:
-            return
-        folder = self._log.folder
-        self._view.take_note(folder)
-        company = self._agreed.company or list(self._plan.names)
-        if unended := self._view.unended(rounds, company, self._protocol.edges.ahead):
-            sees_most = self._view.sees_most_end(company)
-            for name, number in unended.items():
-                last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {rounds}"
-                if sees_most:
-                    self._log.event(EventKind.GONE, f"{name}: {last}")
-                else:  # the others may have ended while this node was away
-                    self._log.event(EventKind.END_UNKNOWN, f"how {name} ended is not known here: {last}")
-            self._log.say_rest()
-            note_late_departures(self._plan, folder, self._outcome)
+def note_differences(node: Node) -> None:
+    """Put on record what a site has accepted, once."""
+    noted = _noted_differences(node)
+    for difference in node.accepted_differences:
+        if (detail := f"{difference.kind}: {difference.detail}") not in noted:
+            node.log.event(EventKind.DIFFERENCE_ACCEPTED, detail)
 
-    def _conclude(self, reason: str, rounds: int, **known: Any) -> Outcome:
-        """Write what is known at the end; by default the models here are no result."""
-        self._log.say_rest()
-        without_result: dict[str, Any] = {"metrics": {self._me: {}}, "models": None, "book": lambda _: self._seconds.spent}
-        outcome = Outcome(
-            scope="node",
-            engine="daemons",
-            rounds=rounds,
-            stop_reason=reason,
-            bytes_sent=self._sending.bytes_sent,
-            row_by_row=self._population.row_by_row,
-            **{**without_result, **known},
-        )
-        conclude(self._plan, self._log.folder, outcome)
-        return outcome
 
-    def _rounds_alone(self) -> list[tuple[int, int]]:
-        """First and last of training rounds in a row in which no neighbour came, of those that had started; where everybody waits for all.
+def _conclude(node: Node, reason: str, **known: Any) -> Outcome:
+    """Write what is known at the end; by default the models here are no result."""
+    node.log.say_rest()
+    without_result: dict[str, Any] = {"metrics": {node.me: {}}, "models": None, "book": lambda _: node.seconds.spent}
+    outcome = Outcome(
+        scope="node",
+        engine="daemons",
+        rounds=node.place.round,
+        stop_reason=reason,
+        bytes_sent=node.sending.bytes_sent,
+        row_by_row=node.population.row_by_row,
+        **{**without_result, **known},
+    )
+    conclude(node.plan, node.log.folder, outcome)
+    return outcome
 
-        One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
-        """
-        company = self._agreed.company
-        if not self._protocol.pace.in_step or not self._plan.schedule.is_steady:
-            return []
-        expected = {name for name in self._protocol.neighbours if company is None or name in company}
-        rows = read_run(self._log.folder.path, experiment=self._plan.experiment.as_dict()).nodes if expected else []
-        spans: list[tuple[int, int]] = []
-        for number in sorted({row["round"] for row in rows if row["kind"] == "train" and expected <= set(row["skipped"])}):
-            if spans and number == spans[-1][1] + 1:
-                spans[-1] = (spans[-1][0], number)
-            else:
-                spans.append((number, number))
-        return [(first, last) for first, last in spans if first < last]
 
-    def _noted_differences(self) -> list[str]:
-        return [str(event["detail"]) for event in self._log.folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED]
+def _note_others(node: Node, outcome: Outcome) -> None:
+    """Record members that have not ended with the others, and add them to the summary."""
+    view, rounds = node.view, node.place.round
+    if view is None:
+        return
+    view.take_note(node.log.folder)
+    company = node.agreed.company or list(node.plan.names)
+    if unended := view.unended(rounds, company, node.protocol.edges.ahead):
+        sees_most = view.sees_most_end(company)
+        for name, number in unended.items():
+            last = "no round of it was heard of" if number is None else f"last heard of in round {number} of {rounds}"
+            if sees_most:
+                node.log.event(EventKind.GONE, f"{name}: {last}")
+            else:  # the others may have ended while this node was away
+                node.log.event(EventKind.END_UNKNOWN, f"how {name} ended is not known here: {last}")
+        node.log.say_rest()
+        note_late_departures(node.plan, node.log.folder, outcome)
 
-    def _accepted_rows(self) -> dict[str, Any]:
-        """The summary's part on differences from the result contract, of all starts."""
-        noted = [*self._noted_differences(), *(f"{found.kind}: {found.detail}" for found in self._accepted)]
-        split = (text.partition(": ") for text in dict.fromkeys(noted))
-        rows = [{"node": self._me, "kind": kind, "detail": detail} for kind, _, detail in split]
-        return {"accepted_differences": rows} if rows else {}
+
+def _rounds_alone(node: Node) -> list[tuple[int, int]]:
+    """First and last of training rounds in a row in which no neighbour came, of those that had started; where everybody waits for all.
+
+    One round by itself is no such span: messages are late now and then, and some nodes have one neighbour only.
+    """
+    company = node.agreed.company
+    if not node.protocol.pace.in_step or not node.plan.schedule.is_steady:
+        return []
+    expected = {name for name in node.protocol.neighbours if company is None or name in company}
+    rows = read_run(node.log.folder.path, experiment=node.plan.experiment.as_dict()).nodes if expected else []
+    spans: list[tuple[int, int]] = []
+    for number in sorted({row["round"] for row in rows if row["kind"] == "train" and expected <= set(row["skipped"])}):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], number)
+        else:
+            spans.append((number, number))
+    return [(first, last) for first, last in spans if first < last]
+
+
+def _noted_differences(node: Node) -> list[str]:
+    return [str(event["detail"]) for event in node.log.folder.events() if event["event"] == EventKind.DIFFERENCE_ACCEPTED]
+
+
+def _accepted_rows(node: Node) -> dict[str, Any]:
+    """The summary's part on differences from the result contract, of all starts."""
+    noted = [*_noted_differences(node), *(f"{found.kind}: {found.detail}" for found in node.accepted_differences)]
+    split = (text.partition(": ") for text in dict.fromkeys(noted))
+    rows = [{"node": node.me, "kind": kind, "detail": detail} for kind, _, detail in split]
+    return {"accepted_differences": rows} if rows else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ _MOST_BYTES = 2**20
 class UpdateWitness:
     """Holds updates against the records that their senders sign; only what all neighbours are sent is signed."""
 
-    def __init__(self, algorithm: Algorithm, protocol: Protocol, view: NetworkViewAdapter | None, evidence: EvidenceFile) -> None:
-        self._protocol, self._view, self.evidence = protocol, view, evidence
+    def __init__(self, algorithm: Algorithm, protocol: Protocol, view: NetworkViewAdapter | None, state: Path, study: str) -> None:
+        self._protocol, self._view, self._state, self._study = protocol, view, state, study
         self._is_broadcast = not any(channel.per_edge for channel in algorithm.channels.values())
         self._sent: list[bytes] = []
         self._received: dict[str, list[bytes]] = {}
@@ -63,7 +64,7 @@ class UpdateWitness:
         if self._view is None:
             return
         for name, found in self._view.equivocations():
-            if self.evidence.keep(name, found):
+            if keep_evidence(self._state, self._study, name, found):
                 detail = f"{name} has signed two different updates of round {found.round}; both records are kept in {EVIDENCE}"
                 self._protocol.edges.on_event(EventKind.EQUIVOCATION, detail, name)
         for name, number in self._view.differing():
@@ -71,50 +72,40 @@ class UpdateWitness:
             self._protocol.edges.on_event(EventKind.UPDATE_DIFFERS, detail, name)
 
 
-class EvidenceFile:
-    """File of evidence of one node; it grows by MOST_EACH lines a member at most.
+def keep_evidence(state: Path, study: str, name: str, found: Equivocation) -> bool:
+    """Append an equivocation to a node's file, which grows by MOST_EACH lines a member at most.
 
     Args:
         state: the node's folder.
         study: digest of the study, 64 hexadecimal digits.
+        name: the member that has signed both records.
+        found: those records.
+
+    Returns:
+        Whether it was new: False where there is enough of the member, or the same.
     """
-
-    def __init__(self, state: Path, study: str) -> None:
-        self._path, self._study = state / EVIDENCE, study
-        self._kept: dict[str, set[int]] | None = None
-
-    def rounds(self) -> dict[str, list[int]]:
-        """Rounds of which there is evidence, by member."""
-        return {name: sorted(numbers) for name, numbers in self._known().items()}
-
-    def keep(self, name: str, found: Equivocation) -> bool:
-        """Append an equivocation; False: there is enough of the member, or the same."""
-        numbers = self._known().setdefault(name, set())
-        if found.round in numbers or len(numbers) >= MOST_EACH:
-            return False
-        numbers.add(found.round)
-        row: dict[str, Any] = {"member": name, "round": found.round, "study": self._study}
-        line = json.dumps(row | {"records": [sealed.hex() for sealed in found.sealed]})
-        with self._path.open("a", encoding="utf-8") as file:
-            self._path.chmod(0o600)
-            file.write(line + "\n")
-        return True
-
-    def _known(self) -> dict[str, set[int]]:
-        if self._kept is None:
-            self._kept = {}
-            for line in _lines(self._path):
-                try:
-                    row = json.loads(line)
-                    self._kept.setdefault(str(row["member"]), set()).add(int(row["round"]))
-                except (ValueError, KeyError, TypeError):  # half a line, of a crash
-                    continue
-        return self._kept
+    numbers = evidence_rounds(state).get(name, [])
+    if found.round in numbers or len(numbers) >= MOST_EACH:
+        return False
+    row: dict[str, Any] = {"member": name, "round": found.round, "study": study}
+    line = json.dumps(row | {"records": [sealed.hex() for sealed in found.sealed]})
+    path = state / EVIDENCE
+    with path.open("a", encoding="utf-8") as file:
+        path.chmod(0o600)
+        file.write(line + "\n")
+    return True
 
 
-def _lines(path: Path) -> list[str]:
+def evidence_rounds(state: Path) -> dict[str, list[int]]:
+    """Rounds of which there is evidence in a node's file, by member."""
+    kept: dict[str, set[int]] = {}
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_MOST_BYTES).splitlines()
+        with (state / EVIDENCE).open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(_MOST_BYTES).splitlines()
     except FileNotFoundError:
-        return []
+        return {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # half a line, of a crash
+            row = json.loads(line)
+            kept.setdefault(str(row["member"]), set()).add(int(row["round"]))
+    return {name: sorted(numbers) for name, numbers in kept.items()}

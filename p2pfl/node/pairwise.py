@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from p2pfl.errors import BadMessage
-from p2pfl.experiment.plan import Plan
-from p2pfl.node.clock import LoopClock
+from p2pfl.node.checkpoint import keep
+from p2pfl.node.node import Node
 from p2pfl.node.pairwise_mixing import PairwiseMixing
-from p2pfl.node.round_steps import RoundSteps
-from p2pfl.node.sending import Sending
+from p2pfl.node.round_steps import end_round, train
 from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.pairwise import Request
-from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import ReceivedUpdate
 
@@ -28,21 +26,19 @@ from p2pfl.wire.update import ReceivedUpdate
 class PairwiseRounds:
     """The loop of one node's rounds."""
 
-    def __init__(
-        self, plan: Plan, protocol: Protocol, mixing: PairwiseMixing, steps: RoundSteps, sending: Sending, clock: LoopClock
-    ) -> None:
-        self._plan, self._protocol, self._mixing, self._steps, self._sending, self._clock = plan, protocol, mixing, steps, sending, clock
-        self._exchanges = protocol.pairwise_exchanges()
-        self._pace, self._row = self._exchanges.pace, plan.names.index(protocol.edges.me)
+    def __init__(self, node: Node, mixing: PairwiseMixing) -> None:
+        self._node, self._mixing, self._protocol, self._clock = node, mixing, node.protocol, node.clock
+        self._exchanges = node.protocol.pairwise_exchanges()
+        self._pace, self._row = self._exchanges.pace, node.plan.names.index(node.me)
 
     @property
     def _round(self) -> int:
-        return self._steps.place.round
+        return self._node.place.round
 
     async def run(self) -> str:
         """Run round after round; returns why they ended: "rounds" or "paused"."""
-        experiment, steps = self._plan.experiment, self._steps
-        while self._round < experiment.rounds:
+        node = self._node
+        while self._round < node.plan.experiment.rounds:
             if self._clock.is_stopping:
                 return "paused"
             if all(neighbour.left or neighbour.closing for neighbour in self._protocol.neighbours.values()):
@@ -52,16 +48,17 @@ class PairwiseRounds:
             if not await self._train():
                 return "paused"
             seen, merged = self._mixing.end_round(await self._ask_somebody())
-            steps.move(round=self._round + 1)
-            steps.begin_exchange()
-            await steps.end_round(seen, merged)
+            node.move(round=self._round + 1)
+            node.begin_exchange()
+            await end_round(node, seen, merged)
         return "rounds"
 
     async def _train(self) -> bool:
         """Take this round's local steps, and answer neighbours in the meantime; False: the node is to stop."""
         self._mixing.begin_training()
         async with asyncio.TaskGroup() as group:
-            training = group.create_task(self._steps.train(self._plan.experiment.local_steps_at(self._round)), name="train")
+            local_steps = self._node.plan.experiment.local_steps_at(self._round)
+            training = group.create_task(train(self._node, local_steps), name="train")
             training.add_done_callback(lambda _: self._wake())
             while not training.done():
                 await self._answer_all()
@@ -71,7 +68,7 @@ class PairwiseRounds:
         return not self._clock.is_stopping
 
     def _wake(self) -> None:
-        self._sending.wake()
+        self._node.sending.wake()
         self._clock.wake()
 
     async def _answer_all(self) -> None:
@@ -88,7 +85,7 @@ class PairwiseRounds:
         """Ask a neighbour and wait for the answer; returns who did not come to it."""
         exchanges, pace, clock = self._exchanges, self._pace, self._clock
         await self._answer_all()
-        neighbour = exchanges.partner(seed=self._plan.experiment.seed, row=self._row, round=self._round)
+        neighbour = exchanges.partner(seed=self._node.plan.experiment.seed, row=self._row, round=self._round)
         if neighbour is None:
             return []
         own, number = self._mixing.outgoing(self._round), pace.ask(neighbour.name)
@@ -122,7 +119,7 @@ class PairwiseRounds:
             return  # it has asked once more in the meantime
         if self._protocol.edges.closed_through(name) < number - 1:  # it has given up some that never came
             self._exchanges.give_up(name, number - 1)
-            await self._steps.keep()
+            await keep(self._node)
         if not self._exchanges.admits(name, number):
             self._decline(name, number)
             return
@@ -145,6 +142,6 @@ class PairwiseRounds:
             return False
         self._exchanges.merged(name, merged, self._clock.now_s(), answer=self._mixing.pack(number, own) if answers else None)
         self._compensate()
-        await self._steps.keep()
+        await keep(self._node)
         self._wake()
         return True

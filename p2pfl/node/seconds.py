@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from p2pfl.runs.stopwatch import with_rest
 
-PARTS = ("train", "wait", "mix", "evaluate")
-"""Parts of a round."""
+_PARTS = ("train", "wait", "mix", "evaluate")
+"""Parts of a round; checkpoints belong to the next recorded one."""
 
 
 class RunSeconds:
@@ -19,7 +19,7 @@ class RunSeconds:
         self.spent: dict[str, float] = {}
         self._made_s = self._await_from_s = time.monotonic()
         self._earlier_s = 0.0  # of the process that wrote the checkpoint
-        self._checkpoint_s = 0.0  # since the last recorded round: the next row says them
+        self._round = dict.fromkeys((*_PARTS, "checkpoint"), 0.0)
 
     def begin_waiting(self, now_s: float) -> None:
         """Everything is set up, and the other members are waited for."""
@@ -29,20 +29,24 @@ class RunSeconds:
         """Tell the seconds until everything was set up from those spent waiting for the other members."""
         self.spent["setup"], self.spent["waiting"] = self._await_from_s - self._made_s, now_s - self._await_from_s
 
-    def note_checkpoint(self, seconds: float) -> None:
-        """A checkpoint took so long."""
-        self._checkpoint_s += seconds
+    def begin_round(self) -> None:
+        """Count a round's seconds from nothing."""
+        self._round |= dict.fromkeys(_PARTS, 0.0)
 
-    def end_round(self, parts: Mapping[str, float]) -> dict[str, float]:
-        """Add the parts of a round; returns them with the checkpoints since the last one."""
-        seconds, self._checkpoint_s = {**parts, "checkpoint": self._checkpoint_s}, 0.0
-        self._add(seconds)
-        return seconds
+    def spend(self, part: str, seconds: float) -> None:
+        """Add to a part of the round, or to its checkpoints."""
+        self._round[part] += seconds
+
+    def end_round(self) -> dict[str, float]:
+        """Add the parts of a round to those of the run; returns them with the checkpoints since the last one."""
+        ended, self._round = self._round, dict.fromkeys(self._round, 0.0)
+        self._add(ended)
+        return ended
 
     def total(self) -> dict[str, float]:
         """All seconds until now, those without a name as `other`."""
-        self._add({"checkpoint": self._checkpoint_s})
-        self._checkpoint_s = 0.0
+        self._add({"checkpoint": self._round["checkpoint"]})
+        self._round["checkpoint"] = 0.0
         return with_rest(self.spent, self._earlier_s + time.monotonic() - self._made_s)
 
     def restore(self, spent: Mapping[str, float]) -> None:

@@ -24,6 +24,7 @@ from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
@@ -103,7 +104,7 @@ def start(
             listen=site.listens_at(card),
             heartbeat_s=site.heartbeat_s,
         )
-        daemon = Daemon(
+        node = Node(
             plan,
             card.name,
             transport,
@@ -118,8 +119,6 @@ def start(
             ),
             incarnation=secrets.randbelow(2**63 - 1) + 1,
             signing=Signing(keys=keys, sign=identity.signing.sign),
-            status_host=site.status_address[0],
-            status_port=site.status_address[1],
             start_anew=start_anew,
             accepted_differences=differs,
             view=ViewTerms(
@@ -128,6 +127,8 @@ def start(
                 policy=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
             ),
         )
+        host, port = site.status_address
+        daemon = Daemon(node, status_host=host, status_port=port)
         return_freed_memory()
         log.info("memory: %s", daemon.memory().text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))

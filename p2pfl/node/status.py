@@ -52,21 +52,8 @@ _HEADERS = (
     "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\nConnection: close\r\n"
 )
 
+Status = Callable[[], Mapping[str, Any]]
 Records = Callable[[], Callable[[], Mapping[str, Any]] | None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """Questions that the status endpoint asks its node."""
-
-    status: Callable[[], Mapping[str, Any]]
-    """For / and /metrics."""
-
-    records: Records = lambda: None
-    """Records of the whole run, for /run: a function that gathers them, in any thread; None where it has none."""
-
-    is_ready: Callable[[], bool] = lambda: True
-    """Whether it takes part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +77,10 @@ class Answer:
 class _Page:
     """The endpoint itself, with all its connections."""
 
-    asked: Asked
     token: str
+    status: Status
+    records: Records
+    is_ready: Callable[[], bool]
     silent: dict[asyncio.StreamWriter, None] = field(default_factory=dict)
     """Connections that have not asked yet, the oldest first."""
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_AT_ONCE))
@@ -116,7 +105,7 @@ class _Page:
                 request = await reader.readuntil(b"\r\n\r\n")
                 self.silent.pop(writer, None)
                 async with self.answers:
-                    writer.write((await _respond(request, self.asked, self.token, local=local)).to_bytes())
+                    writer.write((await self._respond(request, local=local)).to_bytes())
                     await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()  # whoever asked has gone, does not read, or did not ask in HTTP
@@ -124,23 +113,56 @@ class _Page:
             self.silent.pop(writer, None)
             writer.close()
 
+    async def _respond(self, request: bytes, *, local: bool) -> Answer:
+        path = requested(request, self.token, local=local)
+        if isinstance(path, Answer):
+            return path
+        if path in _WORDS:
+            code, word = (200, path[1:]) if path == "/live" or self.is_ready() else (503, "leaving")
+            return Answer(code, f"{word}\n".encode(), _TEXT)
+        if path == "/metrics":
+            return self._metrics()
+        if path == "/run":
+            gather = self.records()
+            if gather is None:
+                return _refusal(404, "this node takes no part in the view of the network")
+            return Answer(200, await asyncio.to_thread(lambda: _document(gather())))
+        return Answer(200, _document(self.status()))
 
-async def serve_status(asked: Asked, state: Path, *, host: str = LOOPBACK, port: int = 0) -> None:
+    def _metrics(self) -> Answer:
+        """Figures of a node in Prometheus's format."""
+        try:
+            return Answer(200, exposition(self.status()), CONTENT_TYPE)
+        except MissingExtraError as error:
+            return _refusal(501, str(error))
+
+
+async def serve_status(
+    status: Status,
+    state: Path,
+    *,
+    records: Records = lambda: None,
+    is_ready: Callable[[], bool] = lambda: True,
+    host: str = LOOPBACK,
+    port: int = 0,
+) -> None:
     """Answer GET requests until cancelled; an address on this machine stands in the state folder's status.url.
 
     Where the port is taken, or the address is not this machine's, it says so and answers at any free port of 127.0.0.1: another account
     that takes a port must not keep the node from its work.
 
     Args:
-        asked: the node.
+        status: of the node, for / and /metrics.
         state: the node's folder.
+        records: of the whole run, for /run: a function that gathers them, in any thread; None where it has none.
+        is_ready: whether the node takes part.
         host: an address of this machine, or 0.0.0.0 or :: for all of them.
         port: 0: chosen by the system.
 
     Raises:
         ConfigError: status.token in the state folder is not its owner's alone, or is damaged.
     """
-    servers = await _listen(_Page(asked, _own_token(state)), state, host, port)
+    servers = await _listen(_Page(_own_token(state), status, records, is_ready), state, host, port)
     if not servers:
         return
     place = state / ADDRESS
@@ -283,31 +305,6 @@ def requested(request: bytes, token: str, *, local: bool) -> str | Answer:
 
 def _refusal(code: int, why: str, more: str = "") -> Answer:
     return Answer(code, json.dumps({"error": why}).encode() + b"\n", more=more)
-
-
-async def _respond(request: bytes, asked: Asked, token: str, *, local: bool) -> Answer:
-    path = requested(request, token, local=local)
-    if isinstance(path, Answer):
-        return path
-    if path in _WORDS:
-        code, word = (200, path[1:]) if path == "/live" or asked.is_ready() else (503, "leaving")
-        return Answer(code, f"{word}\n".encode(), _TEXT)
-    if path == "/metrics":
-        return _metrics(asked)
-    if path == "/run":
-        gather = asked.records()
-        if gather is None:
-            return _refusal(404, "this node takes no part in the view of the network")
-        return Answer(200, await asyncio.to_thread(lambda: _document(gather())))
-    return Answer(200, _document(asked.status()))
-
-
-def _metrics(asked: Asked) -> Answer:
-    """Figures of a node in Prometheus's format."""
-    try:
-        return Answer(200, exposition(asked.status()), CONTENT_TYPE)
-    except MissingExtraError as error:
-        return _refusal(501, str(error))
 
 
 def _document(content: Mapping[str, Any]) -> bytes:

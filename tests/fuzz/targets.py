@@ -36,6 +36,7 @@ from p2pfl.inspector.dashboard.board import Board
 from p2pfl.inspector.terminal import print_page
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.node.site import SiteFile
 from p2pfl.node.status import Answer, requested
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
@@ -210,20 +211,23 @@ def state(content: bytes) -> None:
     if not isinstance(metadata, dict):
         return
     with tempfile.TemporaryDirectory(dir=_memory()) as name:
-        node = pair(Path(name))[0]
-        terms = asdict(node._terms)
-        write_checkpoint(node.state / CHECKPOINT, {"state/x": torch.zeros(1, 5, dtype=torch.float64)}, metadata | {"terms": terms})
+        daemon = pair(Path(name))[0]
+        terms = asdict(daemon.node.terms)
+        write_checkpoint(daemon.node.state / CHECKPOINT, {"state/x": torch.zeros(1, 5, dtype=torch.float64)}, metadata | {"terms": terms})
         with suppress(ConfigError, StoreError):
-            node._open_folder()
+            daemon._open_folder()
 
 
 def pair(folder: Path) -> list[Daemon]:
     """Two nodes that average, not started."""
     plan, network = _plan(), MemoryNetwork()
     signing = signing_of(plan)
-    given = {"study_digest": STUDY, "timeouts": PATIENT, "status_port": None}
+    given = {"study_digest": STUDY, "timeouts": PATIENT}
     return [
-        Daemon(plan, name, network.transport(name, [other]), state=folder / name, incarnation=i, signing=signing[name], **given)
+        Daemon(
+            Node(plan, name, network.transport(name, [other]), state=folder / name, incarnation=i, signing=signing[name], **given),
+            status_port=None,
+        )
         for i, (name, other) in enumerate(permutations(plan.names), start=1)
     ]
 

@@ -48,7 +48,7 @@ def short_grace(monkeypatch):
 
 async def time_is_up(network, *absent):
     """End the time for all members once every node knows that these alone are absent, however busy the machine is."""
-    agreements = [node.daemon._agreed_start.agreement for node in network.nodes.values()]
+    agreements = [running.daemon.node.agreed.agreement for running in network.nodes.values()]
     places = {network.plan.names.index(name) for name in absent}
     await until(lambda: all(a.awaited().absent == places and not a.awaited().gone and not a.awaited().broken for a in agreements))
     for agreement in agreements:

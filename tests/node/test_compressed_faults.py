@@ -160,7 +160,7 @@ def assert_neighbours_hold_what_nodes_have(network):
         for other in daemon.protocol.neighbours.keys() - late:
             held = daemon.protocol.values
             assert held.digests[other] == daemons[other].protocol.values.own, (name, other)
-            assert torch.equal(held.values[other]["xhat"], daemons[other]._population.state["xhat"][0])
+            assert torch.equal(held.values[other]["xhat"], daemons[other].node.population.state["xhat"][0])
 
 
 @pytest.mark.slow

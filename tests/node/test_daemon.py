@@ -12,6 +12,7 @@ from networks import PATIENT, STUDY, averaging, finish, signing_of
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
+from p2pfl.node.node import Node
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.records import read_run
 from p2pfl.transports import MemoryNetwork
@@ -25,14 +26,16 @@ def daemons(plan, folder, *, study=STUDY, incarnation=1):
         links = network.transport(name, [plan.names[j] for j in plan.topology.neighbours(i)])
         made.append(
             Daemon(
-                plan,
-                name,
-                links,
-                study_digest=study,
-                state=folder / name,
-                timeouts=PATIENT,
-                incarnation=incarnation + i,
-                signing=signing[name],
+                Node(
+                    plan,
+                    name,
+                    links,
+                    study_digest=study,
+                    state=folder / name,
+                    timeouts=PATIENT,
+                    incarnation=incarnation + i,
+                    signing=signing[name],
+                ),
                 status_port=None,
             )
         )
@@ -122,7 +125,7 @@ def test_the_time_of_checkpoints_is_in_the_seconds_of_every_round_and_of_the_sum
     monkeypatch.setattr("p2pfl.node.checkpoint.write_checkpoint", slowly)
     network = daemons(plan, tmp_path)
     for daemon in network:
-        daemon.clock.now_s = lambda name=daemon.me: time.monotonic() + waited_s[name]
+        daemon.clock.now_s = lambda name=daemon.node.me: time.monotonic() + waited_s[name]
     finish(all_of(network))
     run = read_run(tmp_path / "node-0" / "run")
     written = [row["seconds"]["checkpoint"] for row in run.nodes]

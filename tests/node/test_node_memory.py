@@ -20,8 +20,8 @@ from networks import Network, averaging, plan_of
 from networks import finish as finish_network
 from p2pfl.algorithms import DPSGD, InboxFactory
 from p2pfl.cli import app
+from p2pfl.node import checkpoint
 from p2pfl.node.memory import forecast_node
-from p2pfl.node.round_steps import RoundSteps
 from p2pfl.params import sharing_parameters
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
@@ -136,14 +136,14 @@ async def read_all(transport):
 
 
 def test_updates_that_nobody_can_ask_for_any_more_are_let_go(tmp_path, monkeypatch):
-    kept, keep = [], RoundSteps.keep
+    kept, snapshot = [], checkpoint.snapshot
 
-    async def looked_at(self):
-        if self._protocol.edges.closing is None:
-            kept.append(len(self._protocol.transfers.sent))
-        await keep(self)
+    def looked_at(protocol):
+        if protocol.edges.closing is None:
+            kept.append(len(protocol.transfers.sent))
+        return snapshot(protocol)
 
-    monkeypatch.setattr(RoundSteps, "keep", looked_at)
+    monkeypatch.setattr(checkpoint, "snapshot", looked_at)
 
     async def main():
         async with Network(averaging({"name": "ring"}, 3, dimension=4), tmp_path) as network:

@@ -20,7 +20,7 @@ from networks import HASTY, Network, averaging, finish, plan_of, until
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.inspector.sources import read_source
 from p2pfl.node.prometheus import exposition
-from p2pfl.node.status import Answer, Asked, read_status, requested, serve_status
+from p2pfl.node.status import Answer, read_status, requested, serve_status
 from p2pfl.protocol.link_watch import STATES
 
 GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -58,7 +58,7 @@ def served(tmp_path, status, conversation, *, at=MappingProxyType({}), **asked):
     """
 
     async def main():
-        server = asyncio.create_task(serve_status(Asked(status=lambda: status, **asked), tmp_path, **at), name="status")
+        server = asyncio.create_task(serve_status(lambda: status, tmp_path, **asked, **at), name="status")
         await until((tmp_path / "status.url").exists)
         try:
             return await conversation()
@@ -194,7 +194,7 @@ def test_a_token_that_others_may_know_or_that_is_damaged_is_not_used(tmp_path, c
     (tmp_path / "status.token").chmod(mode)
 
     with pytest.raises(ConfigError) as caught:
-        finish(serve_status(Asked(status=dict), tmp_path), 10)
+        finish(serve_status(dict, tmp_path), 10)
     assert caught.value.place == str(tmp_path / "status.token")
     assert TOKEN not in str(caught.value)
 
@@ -298,7 +298,7 @@ def test_the_address_is_written_down_and_taken_away(tmp_path):
 
 def test_who_is_let_in_as_it_ends_has_an_answer(tmp_path):
     async def main(steps):
-        server = asyncio.create_task(serve_status(Asked(status=lambda: {"round": 1}), tmp_path), name="status")
+        server = asyncio.create_task(serve_status(lambda: {"round": 1}, tmp_path), name="status")
         await until((tmp_path / "status.url").exists)
         asked = asyncio.create_task(ask(tmp_path, GET))
         for _ in range(steps):

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from networks import HASTY, STUDY, Network, finish, plan_of
-from p2pfl.node.evidence import EVIDENCE, EvidenceFile
+from p2pfl.node.evidence import EVIDENCE, evidence_rounds, keep_evidence
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Equivocation, Witness, update_digest
@@ -125,13 +125,12 @@ def test_an_update_that_is_not_the_signed_one_is_told_whichever_comes_first():
 
 def test_the_file_holds_each_piece_once_and_is_read_again(tmp_path):
     found = Equivocation(member=3, round=6, sealed=(said(ONE), said(OTHER)))
-    first = EvidenceFile(tmp_path, STUDY)
 
-    assert first.keep("node-3", found)
-    assert not first.keep("node-3", found)
+    assert keep_evidence(tmp_path, STUDY, "node-3", found)
+    assert not keep_evidence(tmp_path, STUDY, "node-3", found)
     with (tmp_path / EVIDENCE).open("a") as file:
         file.write('{"member": "nod')
-    assert EvidenceFile(tmp_path, STUDY).rounds() == {"node-3": [6]}
+    assert evidence_rounds(tmp_path) == {"node-3": [6]}
     row = json.loads((tmp_path / EVIDENCE).read_text().splitlines()[0])
     assert [bytes.fromhex(record) for record in row["records"]] == [said(ONE), said(OTHER)]
 

@@ -49,7 +49,7 @@ class Watched(Network):
         for name in names or self.plan.names:
             self.options["view"] = self.terms[name]
             super().start(name)
-            self._listen(name, self.nodes[name].daemon._population)
+            self._listen(name, self.nodes[name].daemon.node.population)
 
     def _listen(self, name, population):
         plainly = population.outgoing

@@ -363,7 +363,7 @@ def test_daemons_take_the_same_loops_as_the_simulator(tmp_path):
         async with Network(plan, tmp_path) as network:
             network.start()
             await network.ended()
-            assert all(node.daemon._population.is_compiled for node in network.nodes.values())
+            assert all(node.daemon.node.population.is_compiled for node in network.nodes.values())
             assert network.summary(plan.names[0])["compiled"] == "on"
             assert float((network.models(4) - simulation.population.estimate()).abs().max()) < 1e-6
 

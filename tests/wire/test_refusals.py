@@ -65,7 +65,7 @@ class EvilPeer:
 
     def __init__(self, network: Network) -> None:
         self.daemon = network.nodes[HONEST[0]].daemon
-        self.format = self.daemon._formats[0]
+        self.format = self.daemon.node.formats[0]
         self.terms = Terms(study=STUDY, layout=network.plan.layout.digest, start=network.plan.start_digest)
         self.transport = network.links.member(EVIL, HONEST)
         self._network = network
