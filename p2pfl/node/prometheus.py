@@ -7,8 +7,8 @@ state of a link is one sample for each state, of which one is 1.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from p2pfl.errors import MissingExtraError
@@ -41,36 +41,27 @@ _NEIGHBOUR_GAUGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """One number with its labels."""
-
-    kind: str
-    name: str
-    text: str
-    labels: Mapping[str, str]
-    value: Any
-
-
 class _Families:
-    """Samples of one status, as prometheus-client collects them; `_created` is left out, which nobody asks for."""
+    """Metrics of one status, as prometheus-client collects them; `_created` is left out, which nobody asks for."""
 
-    def __init__(self, member: str, samples: Iterator[_Sample]) -> None:
-        self._member, self._samples = member, samples
+    def __init__(self, member: str) -> None:
+        self._member = member
+        self._by_name: dict[str, Any] = {}
 
-    def collect(self) -> Iterator[Any]:
-        """Every metric with its samples."""
+    def add(self, name: str, text: str, value: Any, *, is_counter: bool = False, **labels: str) -> None:
+        """Add one sample of a metric, with what the metric is; None: it is not known, and there is no sample."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        families: dict[str, Any] = {}
-        for sample in self._samples:
-            if sample.value is None:
-                continue
-            if sample.name not in families:
-                make = CounterMetricFamily if sample.kind == "counter" else GaugeMetricFamily
-                families[sample.name] = make(f"p2pfl_{sample.name}", sample.text, labels=["member", *sample.labels])
-            families[sample.name].add_metric([self._member, *sample.labels.values()], float(sample.value))
-        yield from families.values()
+        if value is None:
+            return
+        if name not in self._by_name:
+            make = CounterMetricFamily if is_counter else GaugeMetricFamily
+            self._by_name[name] = make(f"p2pfl_{name}", text, labels=["member", *labels])
+        self._by_name[name].add_metric([self._member, *labels.values()], float(value))
+
+    def collect(self) -> Iterable[Any]:
+        """Every metric with its samples."""
+        return self._by_name.values()
 
 
 def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
@@ -87,57 +78,50 @@ def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
         from prometheus_client import CollectorRegistry, generate_latest  # an extra
     except ImportError as error:
         raise MissingExtraError("/metrics needs prometheus-client: pip install 'p2pfl-mesh[prometheus]'") from error
-    registry = CollectorRegistry(auto_describe=False)
-    samples = _samples(status, time.time() if now_s is None else now_s)
-    registry.register(_Families(str(status.get("member", "")), samples))
+    families, registry = _Families(str(status.get("member", ""))), CollectorRegistry(auto_describe=False)
+    _add_node(families, status)
+    for neighbour, facts in (status.get("neighbours") or {}).items():
+        _add_neighbour(families, neighbour, facts, time.time() if now_s is None else now_s)
+    registry.register(families)
     written: bytes = generate_latest(registry)
     return written
 
 
-def _samples(status: Mapping[str, Any], now_s: float) -> Iterator[_Sample]:
-    version = status.get("version")
-    yield _Sample("gauge", "build_info", "Always 1; the label is the version of p2pfl.", {"version": str(version)}, version and 1)
+def _add_node(families: _Families, status: Mapping[str, Any]) -> None:
+    version, add = status.get("version"), families.add
+    add("build_info", "Always 1; the label is the version of p2pfl.", version and 1, version=str(version))
     for name, (key, text) in _GAUGES.items():
-        yield _Sample("gauge", name, text, {}, status.get(key))
-    lost = status["state_lost"] is not None if "state_lost" in status else None
-    yield _Sample("gauge", "state_lost", "1 where neighbours remember more of this node than it knows itself.", {}, lost)
-    stopped = status["closing"] is not None if "closing" in status else None
-    yield _Sample("gauge", "stopped", "1 once the node has stopped.", {}, stopped)
+        add(name, text, status.get(key))
+    add("state_lost", "1 where neighbours remember more of this node than it knows itself.", _is_said(status, "state_lost"))
+    add("stopped", "1 once the node has stopped.", _is_said(status, "closing"))
     for metric, value in (status.get("metrics") or {}).items():
-        yield _Sample("gauge", "metric", "A metric of the node's model on its own test rows.", {"metric": metric}, value)
-    yield _Sample("counter", "sent_bytes", "Bytes of the updates sent.", {}, status.get("bytes_sent"))
+        add("metric", "A metric of the node's model on its own test rows.", value, metric=metric)
+    add("sent_bytes", "Bytes of the updates sent.", status.get("bytes_sent"), is_counter=True)
     for reason, count in (status.get("refused") or {}).items():
-        yield _Sample("counter", "refused", "Messages refused, by reason.", {"reason": reason}, count)
-    for neighbour, facts in (status.get("neighbours") or {}).items():
-        yield from _of_neighbour(neighbour, facts, now_s)
+        add("refused", "Messages refused, by reason.", count, is_counter=True, reason=reason)
 
 
-def _of_neighbour(neighbour: str, facts: Mapping[str, Any], now_s: float) -> Iterator[_Sample]:
-    labels = {"neighbour": neighbour}
+def _add_neighbour(families: _Families, neighbour: str, facts: Mapping[str, Any], now_s: float) -> None:
+    add = partial(families.add, neighbour=neighbour)
     for name, text in _NEIGHBOUR_GAUGES.items():
-        yield _Sample("gauge", f"neighbour_{name}", text, labels, facts.get(name))
+        add(f"neighbour_{name}", text, facts.get(name))
     ago_s = facts.get("last_seen_s_ago")
-    yield _Sample(
-        "gauge",
-        "neighbour_last_seen_timestamp_seconds",
-        "When anything last came from the neighbour, a sign of life included, in seconds since 1970.",
-        labels,
-        None if ago_s is None else now_s - ago_s,
-    )
-    lost = facts["state_lost"] is not None if "state_lost" in facts else None
+    text = "When anything last came from the neighbour, a sign of life included, in seconds since 1970."
+    add("neighbour_last_seen_timestamp_seconds", text, None if ago_s is None else now_s - ago_s)
     text = "1 while the neighbour knows less of itself than this node remembers, so that nothing of it is taken in."
-    yield _Sample("gauge", "neighbour_state_lost", text, labels, lost)
+    add("neighbour_state_lost", text, _is_said(facts, "state_lost"))
     link = facts.get("link", UNKNOWN)
-    yield _Sample("gauge", "neighbour_up", "1 while the link is up and the neighbour gives signs of life.", labels, _is_up(link))
+    is_up = None if link == UNKNOWN else link == "up"
+    add("neighbour_up", "1 while the link is up and the neighbour gives signs of life.", is_up)
     for state in (*STATES, UNKNOWN):
-        text = "The state of the link to the neighbour: 1 for the one that it is in."
-        yield _Sample("gauge", "neighbour_link_state", text, {**labels, "state": state}, state == link)
+        add("neighbour_link_state", "The state of the link to the neighbour: 1 for the one that it is in.", state == link, state=state)
     for event, count in (facts.get("link_events") or {}).items():
         text = "What happened to the link to the neighbour, such as connected and disconnected."
-        yield _Sample("counter", "neighbour_link_events", text, {**labels, "event": event}, count)
+        add("neighbour_link_events", text, count, is_counter=True, event=event)
     for reason, count in (facts.get("refused") or {}).items():
-        yield _Sample("counter", "neighbour_refused", "The neighbour's messages refused, by reason.", {**labels, "reason": reason}, count)
+        add("neighbour_refused", "The neighbour's messages refused, by reason.", count, is_counter=True, reason=reason)
 
 
-def _is_up(link: str) -> bool | None:
-    return None if link == UNKNOWN else link == "up"
+def _is_said(facts: Mapping[str, Any], key: str) -> bool | None:
+    """Whether something is said; None where there is no word of it, as in a status of an earlier version."""
+    return facts[key] is not None if key in facts else None
