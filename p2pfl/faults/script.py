@@ -26,19 +26,11 @@ class FaultKind(Enum):
     KILL = "kill"
     """The node's process is killed, and started again from its state when the fault is over."""
 
-    SLOW = "slow"
-    """The node's local steps take `factor` times as long."""
-
     CUT = "cut"
     """The edge carries nothing, in either direction."""
 
     LOSS = "loss"
     """Messages of the first node do not reach the second one; the other direction works."""
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes that such a fault names: one, or both ends of an edge."""
-        return 2 if self in (FaultKind.CUT, FaultKind.LOSS) else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +45,6 @@ class Fault:
 
     until_s: float = math.inf
     """Seconds since the start; inf: for ever."""
-
-    factor: float = 1.0
-    """How many times as long local steps take; for SLOW alone."""
 
     def holds(self, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether the node or edge fails in this round or at this moment."""
@@ -101,25 +90,21 @@ class FaultScript:
             found.setdefault((fault.kind, fault.nodes), []).append(fault)
         return found
 
-    def _holding(self, kind: FaultKind, nodes: tuple[str, ...], round: int, elapsed_s: float) -> list[Fault]:
-        return [fault for fault in self._by_target.get((kind, nodes), ()) if fault.holds(round, elapsed_s)]
+    def _holds(self, kind: FaultKind, nodes: tuple[str, ...], round: int, elapsed_s: float) -> bool:
+        return any(fault.holds(round, elapsed_s) for fault in self._by_target.get((kind, nodes), ()))
 
     def is_paused(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether a node is paused: its process is to be stopped, and to be continued afterwards."""
-        return bool(self._holding(FaultKind.PAUSE, (node,), round, elapsed_s))
+        return self._holds(FaultKind.PAUSE, (node,), round, elapsed_s)
 
     def is_killed(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether a node's process is to be killed, and to be started again afterwards."""
-        return bool(self._holding(FaultKind.KILL, (node,), round, elapsed_s))
-
-    def slowness(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> float:
-        """Factor by which a node's local steps take longer."""
-        return math.prod(fault.factor for fault in self._holding(FaultKind.SLOW, (node,), round, elapsed_s))
+        return self._holds(FaultKind.KILL, (node,), round, elapsed_s)
 
     def is_cut(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether what one node sends is lost on its way to another, by a cut or a loss."""
         found = [(FaultKind.CUT, (sender, receiver)), (FaultKind.CUT, (receiver, sender)), (FaultKind.LOSS, (sender, receiver))]
-        return any(self._holding(kind, ends, round, elapsed_s) for kind, ends in found)
+        return any(self._holds(kind, ends, round, elapsed_s) for kind, ends in found)
 
     def delivers(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether a message reaches its receiver: neither end is paused or killed, and nothing is lost on the way."""
