@@ -9,7 +9,6 @@ from typing import Any
 
 from p2pfl.experiment.loading import load_study
 from p2pfl.experiment.plan import Plan
-from p2pfl.governance.card import Card
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study
@@ -48,8 +47,10 @@ def found_network(
     study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
     study = study.with_result_contract(contract_here(plan.experiment.task.name))
     study.save(place / "study.yaml")
-    for card in cards:
-        _write_site(place / "sites" / card.name, card, study, {"listen": listens[card.name], **settings})
+    for name in plan.names:
+        site = {"member": name, "study": "../../study.yaml", "keys": "keys", "confirmed": study.digest, "state": "state"}
+        content = dump_yaml({**site, "listen": listens[name], **settings})
+        (place / "sites" / name / "site.yaml").write_text(content, encoding="utf-8")
     return study
 
 
@@ -73,15 +74,3 @@ def check_result_contract(place: Path, accept: Sequence[str]) -> None:
     differs = differences_here(study.result_contract, study.task_name)
     for site in sites if differs else ():
         accepted(differs, SiteFile.load(site).accept_differences, str(site))
-
-
-def _write_site(home: Path, card: Card, study: Study, settings: Mapping[str, Any]) -> None:
-    content = {
-        "member": card.name,
-        "study": "../../study.yaml",
-        "keys": "keys",
-        "confirmed": study.digest,
-        "state": "state",
-        **settings,
-    }
-    (home / "site.yaml").write_text(dump_yaml(content), encoding="utf-8")

@@ -97,32 +97,27 @@ def up(
         P2PFLError: daemons died and could not be started again, or what they are forked from died.
     """
     stopwatch = Stopwatch(waited_s=waited_s)
-    if resume is not None:
+    if resume is None:
+        resolved = resolve(experiment, {**(overrides or {}), **more})
+        place = Path(out) if out is not None else Path("runs") / resolved.name
+    else:
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
         if (place / "summary.json").exists():
-            if without := _without_result(place):
-                names = ", ".join(without)
-                log.warning(
-                    "%s has ended, and %s without a result: nobody is left to go on with; start anew with another --out", place, names
-                )
+            if without := [home.name for home in sorted(place.glob("sites/*")) if not (home / "state" / "run" / "summary.json").exists()]:
+                said = "%s has ended, and %s without a result: nobody is left to go on with; start anew with another --out"
+                log.warning(said, place, ", ".join(without))
             return Run(place)
-    else:
-        resolved = resolve(experiment, {**(overrides or {}), **more})
-        place = Path(out) if out is not None else Path("runs") / resolved.name
-    if resume is not None:
         check_result_contract(place, accept_differences)
     with ExitStack() as stack:
         forks = fork if isinstance(fork, ForkServer) else None
         if fork is True and can_fork():
             forks = stack.enter_context(ForkServer())  # it imports while we prepare
         plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
-        folder = (
-            RunFolder.open(place)
-            if resume is not None
-            else RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
-        )
-        if resume is None:
+        if resume is not None:
+            folder = RunFolder.open(place)
+        else:
+            folder = RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
             found_network(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
         network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
@@ -137,20 +132,12 @@ def up(
     return Run(place)
 
 
-def _without_result(place: Path) -> list[str]:
-    """Names of the nodes of a run that has ended which did not."""
-    sites = place / "sites"
-    return sorted(
-        site.name for site in (sites.iterdir() if sites.is_dir() else ()) if not (site / "state" / "run" / "summary.json").exists()
-    )
-
-
 def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:
     """Run a network to its end and gather what it has; returns the signal that paused it before that."""
     try:
-        asyncio.run(network.run())
-        if network.ended_by is None:
-            with network.hearing_signals():
+        with network.hearing_signals():
+            asyncio.run(network.run())
+            if network.ended_by is None:
                 network.gather(stopwatch)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return network.ended_by or signal.SIGINT
@@ -177,6 +164,7 @@ class _Network:
         self._say_after_s = SAY_AFTER_S
         self.ended_by: signal.Signals | None = None
         """The signal that has ended it; everything is paused."""
+        self._task: asyncio.Task[Any] | None = None
 
     def write_interruption(self, number: signal.Signals) -> None:
         """Write down that a signal has paused all this, whatever the nodes have written."""
@@ -185,7 +173,7 @@ class _Network:
 
     async def run(self) -> None:
         """Start the daemons, start again what dies, until all have finished. Leaves none behind, however it ends."""
-        self._hear_signals()
+        self._task = asyncio.current_task()
         if self._forks is not None and not await self._forks.is_fit():
             log.warning("each daemon is a Python of its own, since the process to fork them from is unfit: %s", self._forks.unfit)
             self._forks = None
@@ -221,32 +209,22 @@ class _Network:
             reasons = [f"{site.name}: {site.last_words() or 'too few nodes were ready'}; its log is {site.log}" for site in untrained]
             raise MembersMissing("\n".join([*reasons, f"go on with --resume {self._place}"]))
 
-    def _hear_signals(self) -> None:
-        """Pause everything before a signal ends this process; not where somebody else hears it, or has it ignored."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        loop, running = asyncio.get_running_loop(), asyncio.current_task()
-        assert running is not None
-
-        def end(number: signal.Signals) -> None:
-            self.ended_by = number
-            running.cancel()
-
-        for number in _unheard():
-            loop.add_signal_handler(number, end, number)
-
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
-        """Inside of it a signal that would end this process raises KeyboardInterrupt, and `ended_by` says which."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """Inside of it a signal that would end this process ends the work first, and `ended_by` says which one it was.
+
+        While `run` is at work it is cancelled; otherwise KeyboardInterrupt is raised. A signal that somebody else hears, or has ignored, is
+        left alone.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL] if is_main else []
 
         def end(number: int, _: object) -> None:
             self.ended_by = signal.Signals(number)
-            raise KeyboardInterrupt
+            if self._task is None or self._task.done():
+                raise KeyboardInterrupt
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)  # which also wakes the loop
 
-        heard = _unheard()
         try:
             for number in heard:
                 signal.signal(number, end)
@@ -373,11 +351,6 @@ def what_is_waited_for(last_rounds: Mapping[str, int], ended: Collection[str], s
         return f"the end of {count}" + (f", which {trains} alone for comparison" if train_alone and set(last_rounds) <= set(ended) else "")
     named = ", ".join(behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
     return f"round {shown + 1} of {named}"
-
-
-def _unheard() -> list[signal.Signals]:
-    """Signals to pause at that nobody else hears, or has ignored."""
-    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
 
 
 def _death_of(event: Mapping[str, Any]) -> dict[str, Any]:

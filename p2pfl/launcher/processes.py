@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from p2pfl.launcher.fork_server import PATIENCE_S, ROOM
 
@@ -25,25 +25,6 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 POLL_S = 0.05
 READY_S = 300.0
 """For importing everything from a slow disk."""
-
-
-class Process(Protocol):
-    """One that has been asked for; a Popen is one, too."""
-
-    def poll(self) -> int | None:
-        """Its exit code, or minus the number of the signal that ended it; None: it has not ended."""
-        ...
-
-    def send_signal(self, number: int, /) -> None:
-        """Send the process a signal; one that has ended ignores it."""
-        ...
-
-
-Start = Callable[[str, Sequence[str], Path], Process]
-"""Start the command line of p2pfl in a session of its own: its name, its arguments, the file that its output is added to.
-
-It is told by the end of its standard input that whoever started it is gone.
-"""
 
 
 def own_path() -> dict[str, str]:
@@ -75,8 +56,11 @@ class PlainProcess:
         self.running.send_signal(number)
 
 
-def start_plainly(name: str, arguments: Sequence[str], log: Path) -> PlainProcess:  # noqa: ARG001  # as Start has it
-    """Start a Python of its own, which imports everything for itself; see Start."""
+def start_plainly(name: str, arguments: Sequence[str], log: Path) -> PlainProcess:  # noqa: ARG001  # as ForkServer.start has it
+    """Run p2pfl's command line in a Python and a session of its own, its output added to a file.
+
+    It is told by the end of its standard input that whoever started it is gone.
+    """
     with log.open("ab") as output:
         running = subprocess.Popen(  # noqa: S603  # our own command
             [*PYTHON, "-m", "p2pfl", *arguments],
@@ -90,20 +74,25 @@ def start_plainly(name: str, arguments: Sequence[str], log: Path) -> PlainProces
 
 
 @dataclass
-class _Forked:
-    """A process of the fork server's."""
+class ForkedProcess:
+    """Process of the fork server's."""
 
     name: str
     server: ForkServer
     code: int | None = None
 
     def poll(self) -> int | None:
+        """Give the exit code, or minus the number of the signal that ended it; None while it runs."""
         self.server.exchange()
         return self.code
 
     def send_signal(self, number: int, /) -> None:
+        """Send the process a signal; one that has ended ignores it."""
         if self.code is None:
             self.server.say(signal=self.name, number=int(number))
+
+
+Process = PlainProcess | ForkedProcess
 
 
 @dataclass
@@ -120,7 +109,7 @@ class ForkServer:
     """Why it cannot fork, in its own words; known once it is ready."""
     _is_ready: bool = False
     _is_gone: bool = False
-    _forked: dict[str, _Forked] = field(default_factory=dict)
+    _forked: dict[str, ForkedProcess] = field(default_factory=dict)
     _unsaid: bytes = b""
     _line: bytes = b""
     """The beginning of an answer."""
@@ -159,9 +148,9 @@ class ForkServer:
                 await asyncio.sleep(POLL_S)
         return self.unfit is None
 
-    def start(self, name: str, arguments: Sequence[str], log: Path) -> Process:
-        """See Start. Of processes that run at the same time each has another name."""
-        self._forked[name] = _Forked(name, self)
+    def start(self, name: str, arguments: Sequence[str], log: Path) -> ForkedProcess:
+        """Fork a process, as `start_plainly` starts one. Of processes that run at the same time each has another name."""
+        self._forked[name] = ForkedProcess(name, self)
         self.say(start=name, arguments=list(arguments), log=str(log.absolute()))
         return self._forked[name]
 

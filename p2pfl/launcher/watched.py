@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -35,12 +36,12 @@ class WatchedNode:
     """Why its last process ended: in its own words where it has said anything."""
     fate: str = ""
     """A sentence on its end, where it is not started again."""
-    offset: int = 0
-    events_offset: int = 0
     has_greeted: bool = False
     waits: dict[str, str] = field(default_factory=dict)
     """Why it cannot talk to a neighbour, by neighbour, as its records say."""
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _offsets: dict[str, int] = field(default_factory=dict)
+    """Bytes that have been read of each file of records."""
 
     @property
     def run_folder(self) -> Path:
@@ -60,7 +61,7 @@ class WatchedNode:
     def is_away(self) -> bool:
         """Whether it has died and has not recorded anything since."""
         if self.process is None:
-            return not (self.run_folder / "summary.json").exists()
+            return not self.is_finished
         return self.starts > 1 and self.rounds_seen <= self.began_at
 
     def has_not_started(self) -> bool:
@@ -106,17 +107,7 @@ class WatchedNode:
 
     def read_new_events(self) -> list[dict[str, Any]]:
         """Read the events that the node has recorded since the last look."""
-        path = self.run_folder / "events.jsonl"
-        if not path.exists():
-            return []
-        if path.stat().st_size < self.events_offset:  # its state was removed
-            self.events_offset = 0
-        with path.open("rb") as file:
-            file.seek(self.events_offset)
-            content = file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        self.events_offset += len(complete)
-        found = [json.loads(line) for line in complete.splitlines()]
+        found = [json.loads(line) for line in self._new_lines("events.jsonl")]
         for event in found:
             self._note(str(event["event"]), str(event.get("detail", "")))
         return found
@@ -131,22 +122,24 @@ class WatchedNode:
 
     def read_new_rows(self) -> None:
         """Take up what the node has recorded since the last look."""
-        path = self.run_folder / "nodes.jsonl"
+        for line in self._new_lines("nodes.jsonl"):
+            with suppress(ValueError):  # rewritten under our eyes; it is read whole at the end
+                row = json.loads(line)
+                self.rows[row["round"]] = row
+
+    def _new_lines(self, records: str) -> list[bytes]:
+        """Complete lines of a file of records since the last look."""
+        path, offset = self.run_folder / records, self._offsets.get(records, 0)
         if not path.exists():
-            return
-        if path.stat().st_size < self.offset:  # a restarted node has taken rows back
-            self.offset = 0
+            return []
+        if path.stat().st_size < offset:  # a restarted node has taken rows back, or its state was removed
+            offset = 0
         with path.open("rb") as file:
-            file.seek(self.offset)
+            file.seek(offset)
             content = file.read()
         complete = content[: content.rfind(b"\n") + 1]
-        self.offset += len(complete)
-        for line in complete.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # rewritten under our eyes; it is read whole at the end
-            self.rows[row["round"]] = row
+        self._offsets[records] = offset + len(complete)
+        return complete.splitlines()
 
     def end_of_life(self, code: int, said: str) -> str:
         """Say in a sentence how a daemon ended that is not started again."""
