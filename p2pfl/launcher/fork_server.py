@@ -43,7 +43,7 @@ SHARED = (
     "scipy.stats",
     "sklearn.model_selection",
 )
-"""What daemons import, some of it only where their task or their graph needs it."""
+"""Modules that daemons import, some of them only where their task or their graph needs it."""
 
 ROOM = 4096
 """Bytes of a command line that processes have for showing their own."""
@@ -128,7 +128,8 @@ class _Server:
             elif "read" in command:
                 _read(command["read"])
             else:
-                self._signal(command["signal"], command["number"])
+                for pid in [pid for pid, name in self._running.items() if name == command["signal"]]:
+                    os.kill(pid, command["number"])
         for end in self._gate:
             os.close(end)
         return bool(content)
@@ -167,11 +168,6 @@ class _Server:
 
         np.random.seed()  # noqa: NPY002  # numpy's own generator, which a task may use, would go on in the same way in all of them
         gc.enable()
-
-    def _signal(self, name: str, number: int) -> None:
-        for pid, running in self._running.items():
-            if running == name:
-                os.kill(pid, number)
 
     def _reap(self) -> None:
         while self._running:

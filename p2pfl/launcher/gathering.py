@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,15 +35,8 @@ def network_row_of(plan: Plan, sites: Sequence[WatchedNode], number: int) -> Net
 def gather(plan: Plan, place: Path, folder: RunFolder, sites: Sequence[WatchedNode], deaths: Sequence[Row], stopwatch: Stopwatch) -> None:
     """Put the nodes' records, models and results together and conclude the run.
 
-    Seconds are those of the slowest node, part by part, and the rest as `other`.
-
-    Args:
-        plan: of the run.
-        place: its folder, with the sites'.
-        folder: where the records go; its events are complete.
-        sites: all nodes, those included that died for good.
-        deaths: a row for each death of a daemon.
-        stopwatch: of the whole run.
+    Seconds are those of the slowest node, part by part, and the rest as `other`. The folder's events are complete already; *deaths* has a
+    row for each death of a daemon, and *sites* has those too that died for good.
 
     Raises:
         StoreError: a node's result is gone.
@@ -86,7 +80,10 @@ def gather(plan: Plan, place: Path, folder: RunFolder, sites: Sequence[WatchedNo
         rounds=rounds,
         stop_reason=reason,
         bytes_sent=sum(summary["bytes_sent"] for summary in summaries.values()),
-        metrics={name: {m: _number(v["per_node"][name]) for m, v in s["metrics"].items()} for name, s in summaries.items()},
+        metrics={
+            name: {m: math.nan if (value := v["per_node"][name]) is None else value for m, v in s["metrics"].items()}
+            for name, s in summaries.items()
+        },
         models=FinalModels(names=names, x_NP=x_NP, buffers=buffers, population=population),
         book=lambda _: with_rest(seconds, stopwatch.so_far_s()),
         row_by_row=next((s["row_by_row"] for s in summaries.values() if s["row_by_row"]), None),
@@ -118,7 +115,3 @@ def _copy_models(sites: Sequence[WatchedNode], place: Path) -> None:
             target = place / "models" / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

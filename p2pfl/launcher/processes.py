@@ -104,7 +104,7 @@ class ForkServer:
     """
 
     command: Sequence[str] = (*PYTHON, "-m", "p2pfl", "--verbose", "node", "fork-server", " " * ROOM)
-    """What runs `fork_server.serve`."""
+    """Command line that runs `fork_server.serve`."""
     unfit: str | None = None
     """Why it cannot fork, in its own words; known once it is ready."""
     _is_ready: bool = False

@@ -73,13 +73,7 @@ class UpdateWitness:
 
 
 def keep_evidence(state: Path, study: str, name: str, found: Equivocation) -> bool:
-    """Append an equivocation to a node's file, which grows by MOST_EACH lines a member at most.
-
-    Args:
-        state: the node's folder.
-        study: digest of the study, 64 hexadecimal digits.
-        name: the member that has signed both records.
-        found: those records.
+    """Append a member's equivocation to the file in a state folder, which grows by MOST_EACH lines a member at most.
 
     Returns:
         Whether it was new: False where there is enough of the member, or the same.

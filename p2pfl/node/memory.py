@@ -74,13 +74,7 @@ class NodeMemory:
 
 
 def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> NodeMemory:
-    """Count what a node with one row needs.
-
-    Args:
-        plan: of the run.
-        population: that row, at its start.
-        num_neighbours: that it exchanges with.
-    """
+    """Count what a node with one row needs; the population is that row, at its start."""
     algorithm, steps = plan.recipe.algorithm, plan.recipe.local_steps
     model_bytes, rounds = plan.layout.size_bytes, plan.experiment.rounds
     made_bytes = sum(tensor.nbytes for tensor in (*plan.model.parameters(), *plan.model.buffers()))

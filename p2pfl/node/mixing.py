@@ -124,7 +124,7 @@ class Mixing:
         channels, receivers = self._algorithm.channels, self._protocol.edges.neighbourhood.receivers
 
         def made(slot: int) -> T:
-            return make({name: _array(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
+            return make({name: array_of(m) for name, m in over_an_edge(channels, outgoing, whole=whole, slot=slot).items()})
 
         if any(channels[name].per_edge for name in outgoing):
             return {to: made(k) for k, to in enumerate(self._protocol.neighbours) if to in receivers}
@@ -296,5 +296,6 @@ def _negated(unmatched: list[Compensation]) -> dict[str, Tensor]:
     return total
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def array_of(tensor: Tensor) -> np.ndarray:
+    """View of a tensor as an array, without a copy where it lies in one piece on the CPU."""
     return tensor.detach().cpu().contiguous().numpy()

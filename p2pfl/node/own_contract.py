@@ -18,12 +18,7 @@ def contract_here(task: str) -> ResultContract:
 
 
 def differences_here(agreed: ResultContract | None, task: str) -> list[Difference]:
-    """Differences of this machine from a study's contract; none where the study has none.
-
-    Args:
-        agreed: the study's.
-        task: as the study's experiment names it.
-    """
+    """Differences of this machine from the contract agreed on in a study; none where the study has none."""
     return [] if agreed is None else differences(agreed, contract_here(task))
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.algorithms import State
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
-from p2pfl.node.mixing import RoundStatistics, is_finite
+from p2pfl.node.mixing import RoundStatistics, array_of, is_finite
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.edges import Flow
@@ -75,7 +74,7 @@ class PairwiseMixing:
 
     def pack(self, number: int, outgoing: Mapping[str, Tensor]) -> EncodedUpdate:
         """Encode an update of an exchange."""
-        return self._format.pack(number, {name: _array(tensor) for name, tensor in outgoing.items()})
+        return self._format.pack(number, {name: array_of(tensor[0]) for name, tensor in outgoing.items()})
 
     def merge(self, neighbour: Neighbour, received: ReceivedUpdate, own: Mapping[str, Tensor], round: int) -> Flow | BadMessage | None:
         """Go half of the way to a neighbour's model.
@@ -135,7 +134,3 @@ class PairwiseMixing:
 
     def _context(self, number: int) -> Any:
         return self._population.context(number, local_steps=self._plan.experiment.algorithm.local_steps)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor[0].detach().contiguous().numpy()

@@ -65,11 +65,7 @@ class _Families:
 
 
 def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
-    """Write a status in Prometheus's text format.
-
-    Args:
-        status: of the node.
-        now_s: seconds since 1970 when it was asked for; None: now.
+    """Write a node's status, as it was at a time in seconds since 1970 or is now, in Prometheus's text format.
 
     Raises:
         MissingExtraError: prometheus-client is not installed.

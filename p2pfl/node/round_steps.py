@@ -39,13 +39,7 @@ async def train(node: Node, local_steps: int) -> None:
 
 
 async def end_round(node: Node, seen: RoundStatistics, merged: list[Any] | None) -> None:
-    """Evaluate and record the round before a node's place, and write a checkpoint.
-
-    Args:
-        node: whose place is after that round.
-        seen: what its exchanges have shown.
-        merged: whose updates it merged, where nodes do not go in step.
-    """
+    """Evaluate and record the round before a node's place, and write a checkpoint; *merged* has updates that nodes out of step took in."""
     number, stopping = node.place.round - 1, node.protocol.stopping
     metrics = await _evaluate(node, number)
     node.rounds.record(

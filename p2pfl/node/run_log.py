@@ -93,7 +93,9 @@ class RunLog:
         while True:
             try:
                 await asyncio.to_thread(write, *arguments)
-                self._flush_rows()
+                self.folder.write_waiting()
+                if self.folder.num_waiting:
+                    raise DiskFull(f"{self.folder.path}: {self.folder.num_waiting} rows wait for room")
             except DiskFull as error:
                 if clock.is_stopping:
                     raise
@@ -110,12 +112,6 @@ class RunLog:
         if self.disk_full is not None:
             self.disk_full = None
             self.event(EventKind.DISK_FREE, "there is room again, and this node goes on")
-
-    def _flush_rows(self) -> None:
-        folder = self.folder
-        folder.write_waiting()
-        if folder.num_waiting:
-            raise DiskFull(f"{folder.path}: {folder.num_waiting} rows wait for room")
 
     def leave(self) -> None:
         """Write what was held back, and that this process came to a clean end."""

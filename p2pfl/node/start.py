@@ -53,7 +53,7 @@ def start(
     """Run the node of a site until its network stops or somebody stops it.
 
     Args:
-        site_path: site.yaml.
+        site_path: its site.yaml.
         confirmed: the study's digest as the administrator confirmed it; None: the one in the file.
         start_anew: put aside what is in the state folder and begin without it, as the administrator has decided.
         until_stdin_closes: also stop when standard input ends, for a parent that must leave no process behind.

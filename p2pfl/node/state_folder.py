@@ -66,11 +66,7 @@ def _make(state: Path, group: str | int | None) -> None:
 
 
 def _check(state: Path, group: str | int | None) -> None:
-    """Refuse a folder that others may enter.
-
-    Raises:
-        ConfigError: with the command that mends it.
-    """
+    """Refuse a folder that others may enter, with the command that mends it."""
     place, found = shlex.quote(str(state)), state.stat()
     mode, own = stat.S_IMODE(found.st_mode), os.geteuid()
     if found.st_uid != own:

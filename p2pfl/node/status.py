@@ -209,11 +209,7 @@ async def _listen(page: _Page, state: Path, host: str, port: int) -> list[asynci
 
 
 def _own_token(state: Path) -> str:
-    """The token in a state folder, which stays the same over restarts; a new one where there is none.
-
-    Raises:
-        ConfigError: the file is not its owner's alone, or is damaged.
-    """
+    """The token in a state folder, which stays the same over restarts; a new one where there is none."""
     path = state / TOKEN
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(state))

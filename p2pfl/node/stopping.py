@@ -38,13 +38,7 @@ class Stopping:
         return self._protocol.stopping.stop_round is not None and number > self._protocol.stopping.stop_round
 
     def agree(self, number: int, seen: RoundStatistics, heard: list[int]) -> None:
-        """Count a round towards the agreement to stop.
-
-        Args:
-            number: the round.
-            seen: its statistics.
-            heard: the neighbours' consensus counters.
-        """
+        """Count a round towards the agreement to stop; *heard* are the neighbours' consensus counters."""
         rule, protocol = self._plan.stop_rule, self._protocol
         if rule is None or number < self._plan.experiment.rounds:
             return
