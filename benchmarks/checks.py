@@ -30,7 +30,6 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.node.daemon import Daemon
-from p2pfl.node.evidence import UpdateWitness
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.node import Node
@@ -69,11 +68,11 @@ CHECKS: Mapping[str, list[tuple[type, str, Instead]]] = {
         (LinkReports, "count_unreadable", lambda *_: None),
     ],
     "digests in records": [
-        (UpdateWitness, "note_sent", lambda *_: None),
-        (UpdateWitness, "note_received", lambda *_: None),
+        (RoundLog, "note_sent", lambda *_: None),
+        (RoundLog, "note_received", lambda *_: None),
     ],
     "comparison of records": [
-        (UpdateWitness, "look", lambda *_: None),
+        (RoundLog, "_report_conflicts", lambda *_: None),
         (Witness, "conflicts_with", lambda *_: False),
         (Witness, "note", lambda *_: None),
     ],

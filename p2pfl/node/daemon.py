@@ -167,7 +167,7 @@ class Daemon:
             node.spend("wait", began_s)
             began_s = self.clock.now_s()
             heard = [held.update.stop.agreed_for for held in protocol.admitted().values()]
-            node.witness.note_received(protocol.came())
+            node.rounds.note_received(protocol.came())
             await mixing.merge(outgoing, number, phase, local_steps=local_steps)
             node.spend("mix", began_s)
             if phase == protocol.edges.phases - 1:
@@ -185,7 +185,7 @@ class Daemon:
         if not protocol.claims.is_behind():
             updates, full, digest = await asyncio.to_thread(node.mixing.pack, outgoing, node.place.phase)
             protocol.send(updates, clock.now_s(), full=full, state_digest=digest)
-            node.witness.note_sent(updates)
+            node.rounds.note_sent(updates)
             node.sending.wake()
         began_s, say_after_s = clock.now_s(), SAY_AWAITED_S
         while not protocol.claims.is_behind():

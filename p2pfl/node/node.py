@@ -11,7 +11,6 @@ from typing import Any
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.clock import LoopClock
-from p2pfl.node.evidence import UpdateWitness
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
@@ -75,8 +74,7 @@ class Node:
         self.population = plan.population([me])
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
-        algorithm = plan.recipe.algorithm
-        self.formats = update_formats(algorithm, self.population)
+        self.formats = update_formats(plan.recipe.algorithm, self.population)
         self.terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         self.log = RunLog(me, self.clock, lambda: self.place.round)
         self.view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
@@ -88,10 +86,9 @@ class Node:
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock)
         is_pairwise = plan.experiment.pace.name == "pairwise"
         self.pairwise = PairwiseMixing(plan, self.population, protocol, self.formats[0]) if is_pairwise else None
-        self.witness = UpdateWitness(algorithm, protocol, self.view, state, study_digest)
         self.sending = Sending(protocol, transport, agreed.agreement, self.clock)
         self.links = LinkReports(protocol, transport, self.log, self.clock)
-        self.rounds = RoundLog(plan, protocol, self.view, self.witness, self.log, self.clock)
+        self.rounds = RoundLog(plan, protocol, self.view, self.log, self.clock, state, study_digest)
 
     @property
     def exchange(self) -> int:
