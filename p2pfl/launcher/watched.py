@@ -12,7 +12,7 @@ from typing import Any
 from p2pfl.launcher.processes import Process
 from p2pfl.runs.departures import Departure
 from p2pfl.runs.events import EventKind
-from p2pfl.runs.records import read_run
+from p2pfl.runs.records import read_summary
 
 _LINE = 200  # characters of a log's line that are quoted
 _BEFORE_HANDSHAKE = " before it greeted"
@@ -66,7 +66,7 @@ class WatchedNode:
 
     def has_not_started(self) -> bool:
         """Whether it has ended without a round because too few nodes were ready."""
-        summary = read_run(self.run_folder).summary
+        summary = read_summary(self.run_folder)
         return summary is not None and summary["stop_reason"] == "members_missing"
 
     def has_ended_its_rounds(self, last_possible_round: int) -> bool:

@@ -12,7 +12,6 @@ import http.client
 import ipaddress
 import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -20,6 +19,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from p2pfl.errors import ConfigError, MissingExtraError, TransportError
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
 from p2pfl.runs.checkpoint import mode_in
+from p2pfl.runs.records import read_summary
 from p2pfl.runs.status_client import ADDRESS, REQUEST_S, TOKEN, address_in, checked_token, fetch_page, has_ended, token_in
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.text import plain, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,7 @@ class _Page:
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
         """Answer at an address; OSError where that cannot be."""
-        local = ipaddress.ip_address(host).is_loopback
-
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._answer(reader, writer, local=local)
-
+        answer = partial(self._answer, local=ipaddress.ip_address(host).is_loopback)
         return await asyncio.start_server(answer, host, port, limit=_MAX_REQUEST_BYTES)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, local: bool) -> None:
@@ -253,9 +250,9 @@ def read_status(state: Path) -> dict[str, Any]:
 def _last_words(state: Path) -> str:
     """Say when a node that does not run gave its last sign of life, and how it is started."""
     run = state / "run"
-    if (run / "summary.json").exists() and json.loads((run / "summary.json").read_text()).get("stop_reason") == "members_missing":
-        return "it ended without training because too few members were ready; start it with p2pfl node start, and it waits anew"
-    if (run / "summary.json").exists():
+    if (summary := read_summary(run)) is not None:
+        if summary.get("stop_reason") == "members_missing":
+            return "it ended without training because too few members were ready; start it with p2pfl node start, and it waits anew"
         return f"it has finished, and its result is in {run}"
     written = [path.stat().st_mtime for path in (state / CHECKPOINT, run / "nodes.jsonl", run / "events.jsonl") if path.exists()]
     if not written:
@@ -304,15 +301,4 @@ def _refusal(code: int, why: str, more: str = "") -> Answer:
 
 
 def _document(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(_plain(content), allow_nan=False).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    """Put null in place of NaN and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(plain(content), allow_nan=False).encode() + b"\n"
