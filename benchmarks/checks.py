@@ -29,12 +29,12 @@ from p2pfl.algorithms import Guard
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
+from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.node import Node
 from p2pfl.node.round_log import RoundLog
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.claims import Claims

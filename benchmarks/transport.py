@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
+from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
 

@@ -20,10 +20,10 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.launcher.network import up
+from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.status import read_status
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewTerms
 from p2pfl.transports import MemoryNetwork

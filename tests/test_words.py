@@ -29,7 +29,7 @@ REPLACED = {
     "Event": "p2pfl.runs.events:EventKind",
     "Outlook": "p2pfl.protocol.network_view:NetworkViewAdapter",
     "Seen": "p2pfl.node.mixing:RoundStatistics",
-    "Limits": "p2pfl.node.timeouts:Timeouts",
+    "Limits": "p2pfl.node.clock:Timeouts",
     "Surroundings": "p2pfl.protocol.pace:Pace",
     "Links": "p2pfl.topology.neighbourhoods:Neighbourhood",
     "Meetings": "p2pfl.algorithms.stopping:TimeVaryingBound",

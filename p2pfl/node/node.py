@@ -10,16 +10,14 @@ from typing import Any
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
-from p2pfl.node.clock import LoopClock
+from p2pfl.node.clock import LoopClock, RunSeconds, Timeouts
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
-from p2pfl.node.seconds import RunSeconds
 from p2pfl.node.sending import Sending
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
 from p2pfl.transports import Transport

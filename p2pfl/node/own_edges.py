@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.agreed_start import AgreedStart
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.deadlines import Deadlines

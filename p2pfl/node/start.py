@@ -23,12 +23,12 @@ from p2pfl.governance.identity import Identity
 from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.checkpoint import CHECKPOINT
+from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
 from p2pfl.runs.open_files import raise_file_limit

@@ -22,8 +22,8 @@ from p2pfl.experiment.sites import load_sites
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.verdict import verdict
+from p2pfl.node.clock import Timeouts
 from p2pfl.node.status import read_status
-from p2pfl.node.timeouts import Timeouts
 from p2pfl.protocol import agreed_start
 from p2pfl.runs.records import read_run
 from p2pfl.transports import Endpoint, resolver

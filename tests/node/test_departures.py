@@ -11,7 +11,7 @@ import pytest
 import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.governance.identity import Identity
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy, ViewTerms
 from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.runs.rows import NodeRow

@@ -16,7 +16,7 @@ from test_real_faults import slow_ring
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, starts, until, wait_until
 from p2pfl.node.checkpoint import CHECKPOINT
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.runs.checkpoint import read_checkpoint
 from p2pfl.runs.records import read_run

@@ -9,7 +9,7 @@ import pytest
 
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of, until
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import Endpoint
 

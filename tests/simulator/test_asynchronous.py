@@ -8,7 +8,7 @@ from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of
 from p2pfl.evaluation.results import Run
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from thorough import first_fast

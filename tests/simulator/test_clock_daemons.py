@@ -15,7 +15,7 @@ import pytest
 from links import ZeroMQLinks
 from networks import Network, finish, plan_of
 from p2pfl.errors import TransportError
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.simulator import simulate
 from p2pfl.transports import Received, Transport
 from p2pfl.yaml_files import dump_yaml

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of, starts
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.node.timeouts import Timeouts
+from p2pfl.node.clock import Timeouts
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import simulate
 from thorough import first_fast
