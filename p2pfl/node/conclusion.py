@@ -89,8 +89,8 @@ def write_without_start(node: Node, why: str) -> None:
 def note_differences(node: Node) -> None:
     """Put on record what a site has accepted, once."""
     noted = _noted_differences(node)
-    for difference in node.accepted_differences:
-        if (detail := f"{difference.kind}: {difference.detail}") not in noted:
+    for detail in node.accepted_differences:
+        if detail not in noted:
             node.log.event(EventKind.DIFFERENCE_ACCEPTED, detail)
 
 
@@ -155,7 +155,6 @@ def _noted_differences(node: Node) -> list[str]:
 
 def _accepted_rows(node: Node) -> dict[str, Any]:
     """The summary's part on differences from the result contract, of all starts."""
-    noted = [*_noted_differences(node), *(f"{found.kind}: {found.detail}" for found in node.accepted_differences)]
-    split = (text.partition(": ") for text in dict.fromkeys(noted))
+    split = (text.partition(": ") for text in dict.fromkeys([*_noted_differences(node), *node.accepted_differences]))
     rows = [{"node": node.me, "kind": kind, "detail": detail} for kind, _, detail in split]
     return {"accepted_differences": rows} if rows else {}

@@ -68,7 +68,7 @@ class Node:
     ) -> None:
         self.seconds, self.clock, self.place = RunSeconds(), LoopClock(), Progress()
         self.plan, self.me, self.transport, self.state, self.timeouts = plan, me, transport, state, timeouts
-        self.accepted_differences = accepted_differences
+        self.accepted_differences = [f"{found.kind}: {found.detail}" for found in accepted_differences]
         self.population = plan.population([me])
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
