@@ -314,7 +314,7 @@ def test_ten_thousand_random_and_mutated_messages_crash_nothing_and_change_nothi
 def test_a_stranger_and_frames_that_libzmq_refuses_get_nowhere(undisturbed, tmp_path):
     async def attack(evil: EvilPeer) -> None:
         await evil.greet()
-        counters = evil.daemon._transport.counters
+        counters = evil.daemon.node.transport.counters
         links = evil._network.links
         address = links.ports[HONEST[0]].address
 
