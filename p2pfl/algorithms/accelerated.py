@@ -33,11 +33,11 @@ class Chebyshev(ModelAveraging):
     local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Not begun: "factor" is the last w_t, 0 before the first."""
         return {"x": x_NP, "previous": x_NP, "factor": torch.zeros_like(x_NP[:, :1])}
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The weighted mean, and beyond it away from where the model was before."""
         mixed_NP, last_N1 = inbox.mix("x"), state["factor"]
         if ctx.local_steps:

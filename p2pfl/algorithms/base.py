@@ -242,7 +242,7 @@ class Algorithm(Protocol):
         """The channel that carries the model itself; None: no message tells how far neighbours disagree."""
         return next((name for name, channel in self.channels.items() if channel.model), None)
 
-    def with_compressor(self, compressor: Compressor) -> Algorithm | None:  # noqa: ARG002
+    def with_compressor(self, compressor: Compressor) -> Algorithm | None:
         """The rule with this compressor on what it sends; None: it takes none."""
         return None
 
@@ -255,11 +255,11 @@ class Algorithm(Protocol):
         """The state before the first round."""
         ...
 
-    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
         """Correct the gradient that the optimiser is given at one local step."""
         return gradient_NP
 
-    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
         """Take in the x that the K local steps made; not called for a row that did not train."""
         return {**state, "x": trained_NP}
 
@@ -270,7 +270,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:
         """A channel's new value from the one before, (..., *), zeros at first, and from the channels that encode it.
 
         Sender and receivers compute the value by this function alone, so that they hold the same bits. Unless a rule says otherwise what
@@ -288,14 +288,7 @@ class Algorithm(Protocol):
         """The parameters to evaluate and to take gradients at, (N, P)."""
         return state["x"]
 
-    def as_models(
-        self,
-        state: State,  # noqa: ARG002
-        phase: int,  # noqa: ARG002
-        message: Mapping[str, Tensor],
-        sender: Sender | None,  # noqa: ARG002
-        ctx: Context,  # noqa: ARG002
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """Vectors of a model's size that one message of a phase comes to, (N, ...) each: their norms are bounded before it is merged.
 
         A rule whose messages are no models says what they would make of one. An infinite vector says that no honest node sends it.
@@ -314,7 +307,7 @@ class Algorithm(Protocol):
         """The state after training from `start` where merges have made `now` of that meanwhile: x + (x' - start), for pairwise rules."""
         return {**trained, "x": now["x"] + (trained["x"] - start["x"])}
 
-    def notices(self, before: State, after: State) -> list[Notice]:  # noqa: ARG002
+    def notices(self, before: State, after: State) -> list[Notice]:
         """Changes that a rule has made of its own accord in a merge, and that the run's events must tell."""
         return []
 

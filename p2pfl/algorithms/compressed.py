@@ -89,7 +89,7 @@ class Choco(Algorithm):
         """The rule with another compressor."""
         return replace(self, compressor=compressor)
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start with xhat = 0, as nothing has been sent yet."""
         nothing_NP = torch.zeros_like(x_NP)
         nothing_N, count_N = nothing_NP.new_zeros(len(x_NP)), nothing_NP.new_zeros(len(x_NP), dtype=torch.uint8)
@@ -105,17 +105,17 @@ class Choco(Algorithm):
             "driven_apart": nothing_N,
         }
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Send the compressed difference to xhat, and the xhat that it leads to."""
         parts = self.compressor.compress(state["x"] - state["xhat"], ctx)
         sent = {"xhat": self.decode("xhat", state["xhat"], parts, ctx), **parts}
         return sent if self.gamma != "auto" else {**sent, "halvings": state["halvings"][:, None]}
 
-    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:  # noqa: ARG002
+    def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:
         """Add the decompressed difference to xhat."""
         return before + self.compressor.decompress(dict(encoded), ctx, before.dtype)
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """A step towards what is known of the neighbours."""
         xhat_NP = inbox.own("xhat")
         scale: Tensor | float
@@ -279,14 +279,7 @@ class PowerGossip(Algorithm):
         places = _vector_places(ctx.layout)
         return {**sent, "vectors": torch.cat([state["x"][:, place] for place in places], dim=-1)} if places else sent
 
-    def as_models(
-        self,
-        state: State,
-        phase: int,
-        message: Mapping[str, Tensor],
-        sender: Sender | None,
-        ctx: Context,  # noqa: ARG002
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """Products, which are no longer than the matrices times V, and the vectors; U has columns of length 1."""
         if sender is None:
             return [message["vectors"]] if "vectors" in message else []

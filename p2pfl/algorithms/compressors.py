@@ -32,15 +32,15 @@ class Identity:
 
     parts: ClassVar[tuple[str, ...]] = ("values",)
 
-    def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
+    def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Send the vector itself."""
         return {"values": v}
 
-    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """Take the vector itself."""
         return parts["values"].to(dtype)
 
-    def omega(self, layout: Layout) -> float:  # noqa: ARG002
+    def omega(self, layout: Layout) -> float:
         """All of the vector is kept."""
         return 1.0
 

@@ -36,15 +36,15 @@ class ExactDiffusion(ModelAveraging):
     local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start with a correction of zero."""
         return {"x": x_NP, "correction": torch.zeros_like(x_NP)}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Send the corrected model."""
         return {"x": state["x"] + state["correction"] if ctx.local_steps else state["x"]}
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Half the own and half the weighted mean."""
         mixed_NP = inbox.mix("x")
         if not ctx.local_steps:
@@ -69,15 +69,15 @@ class EXTRA(ModelAveraging):
     local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """No correction; "start" is where the model was at the start of a round."""
         return {"x": x_NP, "start": x_NP, "correction": torch.zeros_like(x_NP)}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """The model before this round's steps."""
         return {"x": state["start"]}
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The weighted mean, then the round's steps and the correction."""
         mixed_NP, start_NP = inbox.mix("x"), inbox.own("x")
         if not ctx.local_steps:

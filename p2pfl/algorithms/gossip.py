@@ -27,15 +27,15 @@ class ModelAveraging(Algorithm, Protocol):
     channels: ClassVar[Mapping[str, Channel]] = MODEL
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start with the model and nothing beside it."""
         return {"x": x_NP}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Send each row's model."""
         return {"x": state["x"]}
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Take the weighted mean of the neighbourhood."""
         return {**state, "x": inbox.mix("x")}
 
@@ -122,15 +122,15 @@ class QGDSGDm(ModelAveraging):
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"gradient"})
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start without momentum; "start" is where the model was at the start of a round."""
         return {"x": x_NP, "start": x_NP, "momentum": torch.zeros_like(x_NP)}
 
-    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
         """Add the momentum, which is the same for the whole round, to the gradient."""
         return gradient_NP + self.beta * state["momentum"]
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Take the weighted mean, and into the momentum this round's way; without local steps the momentum stays as it is."""
         x_NP, momentum_NP = inbox.mix("x"), state["momentum"]
         if ctx.local_steps:

@@ -34,11 +34,11 @@ class DiLoCo(ModelAveraging):
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start with a momentum of zero."""
         return {"x": x_NP, "momentum": torch.zeros_like(x_NP)}
 
-    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
         """Take one outer step."""
         delta_NP = state["x"] - trained_NP
         momentum_NP = self.outer_momentum * state["momentum"] + delta_NP

@@ -51,18 +51,11 @@ class PushSum(Algorithm):
         sigma = torch.zeros_like(torch.cat([x_NP, w_N1], dim=-1))
         return {"x": x_NP, "w": w_N1, "sigma": sigma, "rho": torch.stack([sigma] * ctx.slots_NK.shape[1], dim=1)}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """The running sum with this round's x and w."""
         return {"sigma": state["sigma"] + torch.cat([state["x"], state["w"]], dim=-1)}
 
-    def as_models(
-        self,
-        state: State,
-        phase: int,  # noqa: ARG002
-        message: Mapping[str, Tensor],
-        sender: Sender | None,
-        ctx: Context,  # noqa: ARG002
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """The model x / w of what a running sum has grown by; w grows in each exchange, by the number of nodes at most."""
         if sender is None:
             return [self.estimate(state)]
@@ -72,7 +65,7 @@ class PushSum(Algorithm):
         can_be_N1 = (w_N1 >= 0) & (w_N1 <= most)
         return [torch.where(can_be_N1, x_NP / torch.where(w_N1 > 0, w_N1, 1), torch.inf)]
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Add what is kept to what neighbours have given since they were last heard."""
         sums, weights_NK, present_NK = inbox.stack("sigma")
         sigma, rho = inbox.own("sigma"), state["rho"]

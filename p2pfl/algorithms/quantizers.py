@@ -35,15 +35,15 @@ class Float16:
 
     parts: ClassVar[tuple[str, ...]] = ("values",)
 
-    def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
+    def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Round to float16, saturated."""
         return {"values": _saturated(v, torch.float16)}
 
-    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """In the model's dtype."""
         return parts["values"].to(dtype)
 
-    def omega(self, layout: Layout) -> float:  # noqa: ARG002
+    def omega(self, layout: Layout) -> float:
         """Half a unit in the last place of 11 bits."""
         return 1 - 2.0**-22
 
@@ -57,16 +57,16 @@ class BFloat16:
 
     parts: ClassVar[tuple[str, ...]] = ("codes",)
 
-    def compress(self, v: Tensor, ctx: Context) -> Parts:  # noqa: ARG002
+    def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Round to bfloat16, as bits."""
         return {"codes": _saturated(v, torch.bfloat16).view(torch.int16)}
 
-    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """In the model's dtype; bits that are no number count as 0."""
         # codes are not checked for finiteness where they come in, as floats are
         return parts["codes"].contiguous().view(torch.bfloat16).to(dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def omega(self, layout: Layout) -> float:  # noqa: ARG002
+    def omega(self, layout: Layout) -> float:
         """Half a unit in the last place of 8 bits."""
         return 1 - 2.0**-16
 
@@ -92,7 +92,7 @@ class Int8:
         codes = (ratio + _uniform(v, ctx)).floor().nan_to_num(nan=0.0).clamp(-_INT8, _INT8)  # s itself is rounded: 127.00001 is possible
         return {"codes": codes.to(torch.int8), "scales": scales}
 
-    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
         """Codes times their chunk's scale."""
         codes = parts["codes"]
         values = _chunks(codes.to(dtype)) * parts["scales"].to(dtype)[..., None]
@@ -174,7 +174,7 @@ class Sign:
         scales = parts["scales"].to(dtype)
         return torch.cat([signs[..., place] * scales[..., i, None] for i, place in enumerate(self._places(ctx.layout))], dim=-1)
 
-    def omega(self, layout: Layout) -> float:  # noqa: ARG002
+    def omega(self, layout: Layout) -> float:
         """Fraction of ||v||**2 kept, expected for Gaussian vectors."""
         return 2 / math.pi
 

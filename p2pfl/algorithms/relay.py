@@ -50,19 +50,12 @@ class RelaySGD(Algorithm):
         heard = x_NP.new_zeros((x_NP.shape[0], num_slots, x_NP.shape[1]))
         return {"x": x_NP, "trained": x_NP, "m": heard, "count": torch.zeros_like(heard[..., :1])}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """To each neighbour the own model and what the other neighbours said."""
         own_NP = _own(state, ctx)
         return {"m": _without_each(own_NP, state["m"]), "count": _without_each(torch.ones_like(own_NP[:, :1]), state["count"])}
 
-    def as_models(
-        self,
-        state: State,  # noqa: ARG002
-        phase: int,  # noqa: ARG002
-        message: Mapping[str, Tensor],
-        sender: Sender | None,
-        ctx: Context,  # noqa: ARG002
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """The mean of the models in a sum; their number is one to all."""
         if sender is None:
             return []
@@ -70,7 +63,7 @@ class RelaySGD(Algorithm):
         can_be_N1 = (count_N1 >= 1) & (count_N1 <= sender.num_nodes)
         return [torch.where(can_be_N1, message["m"] / count_N1, torch.inf)]
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The mean of all models known of."""
         messages, _, present_NK = inbox.stack("m")
         counts, _, _ = inbox.stack("count")

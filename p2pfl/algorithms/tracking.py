@@ -36,7 +36,7 @@ class GradientTracking(Algorithm):
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start with y = 0 and no gradient."""
         return {"x": x_NP, "y": torch.zeros_like(x_NP), "gradient": torch.zeros_like(x_NP)}
 
@@ -51,18 +51,11 @@ class GradientTracking(Algorithm):
             return {"y": state["y"]}
         return {"x": state["x"] - ctx.lr * state["y"] if ctx.local_steps else state["x"]}
 
-    def as_models(
-        self,
-        state: State,  # noqa: ARG002
-        phase: int,
-        message: Mapping[str, Tensor],
-        sender: Sender | None,  # noqa: ARG002
-        ctx: Context,
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """The model, or how far y moves one."""
         return [ctx.lr * message["y"]] if phase == 0 else [message["x"]]
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The weighted mean of what was sent."""
         channel = "y" if phase == 0 else "x"
         return {**state, channel: inbox.mix(channel)}
@@ -89,11 +82,11 @@ class KGT(Algorithm):
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"gradient", "state"})
     reads_once: ClassVar[bool] = True
 
-    def init(self, x_NP: Tensor, ctx: Context) -> State:  # noqa: ARG002
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
         """No correction; z of a row that does not train is c, as if its gradients were 0."""
         return {"x": x_NP, "z": torch.zeros_like(x_NP), "correction": torch.zeros_like(x_NP)}
 
-    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002
+    def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
         """The gradient and the correction."""
         return gradient_NP + state["correction"]
 
@@ -101,23 +94,16 @@ class KGT(Algorithm):
         """The mean of the steps."""
         return {**state, "z": (state["x"] - trained_NP) / (ctx.local_steps * ctx.lr)}
 
-    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """The model moved by the steps, and their mean."""
         z_NP = state["z"] if ctx.local_steps else torch.zeros_like(state["z"])
         return {"x": state["x"] - self.outer_lr * ctx.local_steps * ctx.lr * z_NP, "z": z_NP}
 
-    def as_models(
-        self,
-        state: State,  # noqa: ARG002
-        phase: int,  # noqa: ARG002
-        message: Mapping[str, Tensor],
-        sender: Sender | None,  # noqa: ARG002
-        ctx: Context,
-    ) -> list[Tensor]:
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """The model, and how far K steps along z move one."""
         return [message["x"], max(ctx.local_steps, 1) * ctx.lr * message["z"]]
 
-    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:  # noqa: ARG002
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """The weighted mean, and how the neighbourhood's steps differ from the own."""
         correction_NP = state["correction"] + (inbox.mix("z") - inbox.own("z"))
         return {"x": inbox.mix("x"), "z": correction_NP, "correction": correction_NP}
