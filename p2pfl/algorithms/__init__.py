@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from p2pfl.algorithms.accelerated import Chebyshev
 from p2pfl.algorithms.aggregators import AGGREGATORS, Aggregator, flow
 from p2pfl.algorithms.base import Algorithm, Channel, Compressor, Context, Inbox, Notice, Requirement, State
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS
-from p2pfl.algorithms.corrections import EXTRA, ExactDiffusion
-from p2pfl.algorithms.gossip import ADPSGD, DPSGD, AllReduce, DFedAvgM, QGDSGDm
+from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, DFedAvgM, DiLoCo, ExactDiffusion, QGDSGDm
 from p2pfl.algorithms.guard import Guard
 from p2pfl.algorithms.inbox import InboxFactory, SlotInbox, over_an_edge
-from p2pfl.algorithms.outer import DiLoCo
 from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.push_sum import PushSum
 from p2pfl.algorithms.relay import RelaySGD

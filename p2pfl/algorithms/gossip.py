@@ -1,4 +1,4 @@
-"""Algorithms that average models with their neighbours, and their momentum forms.
+"""Rules that exchange models once a round: gossip with its momentum forms, outer steps, corrections and acceleration.
 
 Shapes: N rows, P parameters.
 """
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Channel, Context, Inbox, LocalChange, Requirement, State
 
-MODEL: Mapping[str, Channel] = MappingProxyType({"x": Channel(missing="own", model=True)})
-"""The one channel of algorithms that send their model and nothing else."""
+_SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly stochastic", "static", "reliable", "synchronous"})
+"""Conditions of rules that remember their last rounds: they are exact only where every message of every round arrives."""
 
 
 class ModelAveraging(Algorithm, Protocol):
     """Rules with one exchange a round, of models: x_i <- sum_j W_ij x_j unless a rule has a merge of its own."""
 
     phases: ClassVar[int] = 1
-    channels: ClassVar[Mapping[str, Channel]] = MODEL
+    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"x": Channel(missing="own", model=True)})
+    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
+    plain_gossip: ClassVar[bool] = True
     reads_once: ClassVar[bool] = True
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
@@ -49,8 +51,6 @@ class DPSGD(ModelAveraging):
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
-    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
-    plain_gossip: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,6 @@ class AllReduce(ModelAveraging):
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "complete", "synchronous"})
-    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
-    plain_gossip: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,6 @@ class ADPSGD(ModelAveraging):
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"symmetric", "static", "pairwise"})
     uses_weights: ClassVar[bool] = False
-    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
-    plain_gossip: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -96,8 +92,6 @@ class DFedAvgM(ModelAveraging):
     """Go on with the last round's v, which points where the model came from before it was mixed."""
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
-    local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
-    plain_gossip: ClassVar[bool] = True
 
     @property
     def resets_optimizer(self) -> bool:
@@ -137,3 +131,129 @@ class QGDSGDm(ModelAveraging):
             way_NP = (state["start"] - x_NP) / (ctx.lr * ctx.local_steps)
             momentum_NP = self.beta * momentum_NP + (1 - self.beta) * way_NP
         return {**state, "x": x_NP, "start": x_NP, "momentum": momentum_NP}
+
+
+@dataclass(frozen=True)
+class DiLoCo(ModelAveraging):
+    """DiLoCo with gossip for its all-reduce: delta = x - trained;  v+ = momentum v + delta;  x+ = W (x - lr (momentum v+ + delta)).
+
+    On the complete graph it is DiLoCo itself: the mean of the outer steps is the outer step of the mean. v is never sent.
+
+    In rounds without local steps x <- W x and v stays.
+
+    Source: Douillard et al., "DiLoCo: distributed low-communication training of language models", Algorithm 1 (arXiv:2311.08105), with the
+    Nesterov momentum and the constants that its authors found best.
+    """
+
+    outer_lr: Annotated[float, Field(gt=0, le=10)] = 0.7
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"fixed mean"})
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"state"})
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Start with a momentum of zero."""
+        return {"x": x_NP, "momentum": torch.zeros_like(x_NP)}
+
+    def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
+        """Take one outer step."""
+        delta_NP = state["x"] - trained_NP
+        momentum_NP = self.outer_momentum * state["momentum"] + delta_NP
+        return {"x": state["x"] - self.outer_lr * (self.outer_momentum * momentum_NP + delta_NP), "momentum": momentum_NP}
+
+
+@dataclass(frozen=True)
+class ExactDiffusion(ModelAveraging):
+    """Exact diffusion (D^2, NIDS) with the lazy matrix: psi+ = x - eta g;  phi = psi+ + x - psi;  x+ = (I + W) / 2 phi;  psi = x at first.
+
+    The lazy matrix has no negative eigenvalue, which makes any symmetric W do. The state holds x - psi as "correction", with
+    sum_i correction_i = 0; a row that does not train counts as one with no loss.
+
+    In rounds without local steps x <- W x and the correction stays.
+
+    Source: Yuan, Ying, Zhao & Sayed, "Exact diffusion for distributed optimization and learning", Part I, Algorithm 1 (arXiv:1702.05122);
+    Tang et al., "D^2" (arXiv:1803.07068).
+    """
+
+    requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    reads_once: ClassVar[bool] = True
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Start with a correction of zero."""
+        return {"x": x_NP, "correction": torch.zeros_like(x_NP)}
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """Send the corrected model."""
+        return {"x": state["x"] + state["correction"] if ctx.local_steps else state["x"]}
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """Half the own and half the weighted mean."""
+        mixed_NP = inbox.mix("x")
+        if not ctx.local_steps:
+            return {**state, "x": mixed_NP}
+        x_NP = (inbox.own("x") + mixed_NP) / 2
+        return {"x": x_NP, "correction": x_NP - state["x"]}
+
+
+@dataclass(frozen=True)
+class EXTRA(ModelAveraging):
+    """EXTRA: x_{k+2} = (I + W) x_{k+1} - (I + W) / 2 x_k - eta (g_{k+1} - g_k), after x_1 = W x_0 - eta g_0.
+
+    Summed over k, which is how it is kept: x_{k+1} = W x_k - eta g_k + c_k and c_{k+1} = c_k + (W x_k - x_k) / 2, with c_0 = 0. The models
+    are mixed as they were before the local steps (combine, then adapt).
+
+    In rounds without local steps x <- W x and c stays.
+
+    Source: Shi, Ling, Wu & Yin, "EXTRA", SIAM J. Optim. 25, 2015 (arXiv:1404.6264).
+    """
+
+    requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    reads_once: ClassVar[bool] = True
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """No correction; "start" is where the model was at the start of a round."""
+        return {"x": x_NP, "start": x_NP, "correction": torch.zeros_like(x_NP)}
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """The model before this round's steps."""
+        return {"x": state["start"]}
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """The weighted mean, then the round's steps and the correction."""
+        mixed_NP, start_NP = inbox.mix("x"), inbox.own("x")
+        if not ctx.local_steps:
+            return {**state, "x": mixed_NP, "start": mixed_NP}
+        x_NP = mixed_NP + (state["x"] - start_NP) + state["correction"]
+        return {"x": x_NP, "start": x_NP, "correction": state["correction"] + (mixed_NP - start_NP) / 2}
+
+
+@dataclass(frozen=True)
+class Chebyshev(ModelAveraging):
+    """Gossip with Chebyshev's polynomials: x_{t+1} = w_{t+1} W x_t + (1 - w_{t+1}) x_{t-1}, about the square root of plain gossip's rounds.
+
+    w_1 = 1, w_2 = 1 / (1 - rho^2 / 2), w_{t+1} = 1 / (1 - rho^2 w_t / 4). Rounds with local steps are D-PSGD's; t starts again after each.
+
+    Source: Golub & Varga, "Chebyshev semi-iterative methods", Numer. Math. 3, 1961; for gossip Scaman et al., "Optimal algorithms for
+    smooth and strongly convex distributed optimization in networks", ICML 2017 (arXiv:1702.08704).
+    """
+
+    rho: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """max(|lambda_2|, |lambda_min|) of W: 1 - spectral_gap in `p2pfl topology show`. Another value converges as well, less fast."""
+
+    requires: ClassVar[frozenset[Requirement]] = _SAME_MATRIX_ALWAYS
+    reads_once: ClassVar[bool] = True
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Not begun: "factor" is the last w_t, 0 before the first."""
+        return {"x": x_NP, "previous": x_NP, "factor": torch.zeros_like(x_NP[:, :1])}
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """The weighted mean, and beyond it away from where the model was before."""
+        mixed_NP, last_N1 = inbox.mix("x"), state["factor"]
+        if ctx.local_steps:
+            return {"x": mixed_NP, "previous": mixed_NP, "factor": torch.zeros_like(last_N1)}
+        squared = self.rho**2
+        later_N1 = 1 / (1 - squared * torch.where(last_N1 == 1, 2.0, last_N1) / 4)
+        factor_N1 = torch.where(last_N1 == 0, 1.0, later_N1)
+        x_NP = factor_N1 * mixed_NP + (1 - factor_N1) * state["previous"]
+        return {"x": x_NP, "previous": inbox.own("x"), "factor": factor_N1}
