@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from p2pfl.algorithms import Algorithm, Context, SlotInbox, State
+from p2pfl.algorithms import Algorithm, Context, Inbox, State
 from p2pfl.params import Layout
 from p2pfl.topology import Topology
 
@@ -34,7 +34,7 @@ def context(graph: Topology, round: int = 3, *, local_steps: int = 2, lr: float 
 
 def inbox_of(
     algorithm: Algorithm, graph: Topology, sent: Mapping[str, Tensor], *, row: int | None = None, present_NK: Tensor | None = None
-) -> SlotInbox:
+) -> Inbox:
     """The messages of all rows, as all of them find them, or one."""
     index_NK, weights_NK, linked_NK, back_NK = tables(graph)
     rows = slice(None) if row is None else slice(row, row + 1)
@@ -51,7 +51,7 @@ def inbox_of(
     if "column stochastic" in algorithm.requires:
         given_N = np.bincount(graph.senders, weights=graph.weights, minlength=graph.num_nodes)
         kept_N = torch.from_numpy(1 - given_N)[rows]
-    return SlotInbox(
+    return Inbox(
         channels=algorithm.channels,
         sent={name: message[rows] for name, message in sent.items()},
         weights_NK=weights_NK[rows],

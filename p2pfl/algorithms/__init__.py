@@ -8,7 +8,7 @@ from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, DFedAvgM, DiLoCo, ExactDiffusion, QGDSGDm
 from p2pfl.algorithms.guard import Guard
-from p2pfl.algorithms.inbox import InboxFactory, SlotInbox, over_an_edge
+from p2pfl.algorithms.inbox import InboxFactory, over_an_edge
 from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.push_sum import PushSum
 from p2pfl.algorithms.relay import RelaySGD
@@ -62,7 +62,6 @@ __all__ = [
     "QGDSGDm",
     "RelaySGD",
     "Requirement",
-    "SlotInbox",
     "State",
     "flow",
     "over_an_edge",

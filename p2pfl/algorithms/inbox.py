@@ -1,150 +1,19 @@
-"""Inboxes over neighbour slots, which every runtime has made by one factory, and what travels over an edge.
+"""The factory of inboxes, by which every runtime has them made, and what travels over an edge.
 
 Shapes: N rows, K neighbour slots, P parameters.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.aggregators import Aggregator, ChannelMessages, WeightedMean, rows_with
-from p2pfl.algorithms.base import Channel
-
-_MEAN = WeightedMean()
-
-
-class SlotMessages(Protocol):
-    """How a runtime finds messages."""
-
-    def __call__(self, channel: str, k: int, rows: Tensor | None) -> Tensor:
-        """The k-th neighbours' messages of the given rows (None: of all), (len(rows), ...)."""
-        ...
-
-
-@dataclass(kw_only=True)
-class SlotInbox:
-    """An inbox over neighbour slots in sorted node order; a runtime hands it a function that finds a slot's messages.
-
-    The same arithmetic in the same order serves one row and N rows, which is what makes a daemon's weights equal a simulator's.
-    """
-
-    channels: Mapping[str, Channel]
-    sent: Mapping[str, Tensor]
-    """The own rows' messages, (N, ...)."""
-
-    weights_NK: Tensor
-    """Mixing weights in the messages' dtype; column k belongs to each row's k-th neighbour in sorted order; 0 in padding."""
-
-    present_NK: Tensor
-    """bool: whose message came. Padding is False."""
-
-    slot: SlotMessages
-    """Finds the k-th neighbours' messages."""
-
-    aggregator: Aggregator = _MEAN
-    """How `mix` makes one message of several."""
-
-    self_weights_N: Tensor | None = None
-    """Self-weights; None: what the neighbours' weights leave of 1."""
-
-    compensation: Mapping[str, Tensor] = field(default_factory=dict)
-    """The negatives of earlier flows that were not matched, (N, ...), by channel; empty for most rounds."""
-
-    flows: dict[tuple[int, int], dict[str, Tensor]] | None = None
-    """Takes what came into each row from each slot, by (row, slot) and channel, for a ledger; None: nobody asks."""
-
-    asked_NK: Tensor | None = None
-    """bool: whose flows are taken; None: all."""
-
-    writes_over: bool = False
-    """Whether a message may be written over when it has been mixed: its flow then takes its place, and no more memory. Only where each is
-    asked for once; see Algorithm.reads_once."""
-
-    _measured: dict[str, tuple[Tensor, Tensor, dict[int, Tensor]]] = field(default_factory=dict)
-    """Distances that `mix` has found. The messages are not kept: they know this inbox, and a circle of tensors would outlive the round."""
-
-    def own(self, channel: str) -> Tensor:
-        """This row's own message, (N, ...)."""
-        return self.sent[channel]
-
-    def mix(self, channel: str, *, scale_NK: Tensor | float | None = None) -> Tensor:
-        """sum_j W_ij m_j with the own row, or what else the aggregator makes of them; see `Channel.missing` for what did not come."""
-        messages = ChannelMessages(
-            own=self.sent[channel],
-            weights_NK=self.weights_NK if scale_NK is None else self.weights_NK * scale_NK,
-            own_weights=self.own_weights,
-            present_NK=self.present_NK,
-            keeps_mean=self.channels[channel].missing == "own",
-            writes_over=self.writes_over,
-            message=lambda k, rows: self.slot(channel, k, rows),
-            take_flow=lambda k, rows, added: self._take_flow(channel, k, rows, added),
-        )
-        total = self.aggregator.mix(messages)
-        self._measured[channel] = messages.squared_N, messages.weighted_N, messages.distances
-        if channel in self.compensation:
-            total += self.compensation[channel]
-        return total
-
-    def take_in(self, channel: str, into: Tensor, flows: Iterable[Tensor]) -> Tensor:
-        """*into* with each slot's flow and with the compensation for earlier ones."""
-        total = into.clone()
-        for k, added in enumerate(flows):
-            total += added
-            self._take_flow(channel, k, None, added)
-        if channel in self.compensation:
-            total += self.compensation[channel]
-        return total
-
-    def own_weights(self) -> Tensor:
-        """Self-weights of the rows, (N,)."""
-        return self.self_weights_N if self.self_weights_N is not None else 1 - self.weights_NK.sum(dim=-1)
-
-    def stack(self, channel: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Single messages (N, K, ...), zeros where none came, with weights and presence."""
-        own = self.sent[channel]
-        num_slots = self.weights_NK.shape[1]
-        stacked = own.new_zeros((own.shape[0], num_slots, *own.shape[2 if self.channels[channel].per_edge else 1 :]))
-        for k in range(num_slots):
-            rows = rows_with(self.present_NK, k)
-            if rows is None:
-                stacked[:, k] = self.slot(channel, k, None)
-            elif len(rows):
-                stacked[rows, k] = self.slot(channel, k, rows)
-        return stacked, self.weights_NK, self.present_NK
-
-    def squared_distances(self, channel: str) -> Tensor:
-        """Sum over the neighbours that are there of ||m_i - m_j||**2, (N,) float64; a by-product of `mix`."""
-        if channel not in self._measured:
-            self.mix(channel)
-        return self._measured[channel][0]
-
-    def distances(self, channel: str) -> dict[int, float]:
-        """||m_i - m_j|| of one row to each neighbour that is there, by slot; a by-product of `mix`, empty where there was none."""
-        if channel not in self._measured:
-            return {}
-        return {k: math.sqrt(squared_N.item()) for k, squared_N in self._measured[channel][2].items()}
-
-    def weighted_squared_distances(self, channel: str) -> Tensor:
-        """Sum over the neighbours that are there of w_ij ||m_i - m_j||**2, (N,) float64; a by-product of the last `mix`."""
-        return self._measured[channel][1]
-
-    def _take_flow(self, channel: str, k: int, rows: Tensor | None, added: Tensor) -> None:
-        if self.flows is None:
-            return
-        if self.asked_NK is None:
-            for place, row in enumerate(range(len(added)) if rows is None else rows.tolist()):
-                self.flows.setdefault((row, k), {})[channel] = added[place]
-            return
-        asked = self.asked_NK[:, k] if rows is None else self.asked_NK[rows, k]
-        for place in asked.nonzero().squeeze(-1).tolist():
-            row = place if rows is None else int(rows[place])
-            self.flows.setdefault((row, k), {})[channel] = added[place].clone()  # not a view: the others' are not to be kept
+from p2pfl.algorithms.aggregators import Aggregator, WeightedMean
+from p2pfl.algorithms.base import Channel, Inbox, SlotMessages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,33 +21,11 @@ class InboxFactory:
     """Makes the inboxes of a rule, so that all of them aggregate alike."""
 
     channels: Mapping[str, Channel]
-    aggregator: Aggregator = _MEAN
+    aggregator: Aggregator = field(default_factory=WeightedMean)
 
-    def for_rows(
-        self,
-        sent: Mapping[str, Tensor],
-        slot: SlotMessages,
-        *,
-        weights_NK: Tensor,
-        self_weights_N: Tensor,
-        present_NK: Tensor,
-        compensation: Mapping[str, Tensor] | None = None,
-        flows: dict[tuple[int, int], dict[str, Tensor]] | None = None,
-        asked_NK: Tensor | None = None,
-    ) -> SlotInbox:
-        """Make the inbox of many rows, whose messages a function finds; arguments as the attributes of `SlotInbox`."""
-        return SlotInbox(
-            channels=self.channels,
-            aggregator=self.aggregator,
-            sent=sent,
-            slot=slot,
-            weights_NK=weights_NK,
-            self_weights_N=self_weights_N,
-            present_NK=present_NK,
-            compensation=compensation or {},
-            flows=flows,
-            asked_NK=asked_NK,
-        )
+    def for_rows(self, sent: Mapping[str, Tensor], slot: SlotMessages, **others: Any) -> Inbox:
+        """Make the inbox of many rows, whose messages a function finds; the other arguments as the attributes of `Inbox`."""
+        return Inbox(channels=self.channels, aggregator=self.aggregator, sent=sent, slot=slot, **others)
 
     def for_node(
         self,
@@ -189,10 +36,8 @@ class InboxFactory:
         *,
         self_weight: float,
         dtype: torch.dtype,
-        compensation: Mapping[str, Tensor] | None = None,
-        flows: dict[tuple[int, int], dict[str, Tensor]] | None = None,
-        writes_over: bool = False,
-    ) -> SlotInbox:
+        **others: Any,
+    ) -> Inbox:
         """Make the inbox of one node.
 
         Args:
@@ -202,42 +47,24 @@ class InboxFactory:
             weights: w_ij by neighbour; others count as 0.
             self_weight: weight of the own message.
             dtype: of the model.
-            compensation: as the attribute.
-            flows: as the attribute.
-            writes_over: as the attribute.
+            others: compensation, flows and writes_over.
         """
-
-        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:  # noqa: ARG001  # one row: all or none
-            return messages[slots[k]][channel].unsqueeze(0)
-
-        return SlotInbox(
-            channels=self.channels,
-            aggregator=self.aggregator,
-            sent=dict(sent),
+        return self.for_rows(
+            dict(sent),
+            lambda channel, k, _: messages[slots[k]][channel].unsqueeze(0),  # one row: all or none
             weights_NK=torch.tensor([[weights.get(name, 0.0) for name in slots]], dtype=torch.float64).to(dtype),
             self_weights_N=torch.tensor([self_weight], dtype=torch.float64).to(dtype),
             present_NK=torch.tensor([[name in messages for name in slots]], dtype=torch.bool),
-            slot=slot,
-            compensation=compensation or {},
-            flows=flows,
-            writes_over=writes_over,
+            **others,
         )
 
     def without_messages(
         self, sent: Mapping[str, Tensor], num_slots: int, dtype: torch.dtype, compensation: Mapping[str, Tensor] | None = None
-    ) -> SlotInbox:
+    ) -> Inbox:
         """Make an inbox into which no message came: every row keeps its own, and takes the compensation."""
         first = next(iter(sent.values()))
         weights_NK = first.new_zeros((len(first), num_slots), dtype=dtype)
-        return SlotInbox(
-            channels=self.channels,
-            aggregator=self.aggregator,
-            sent=sent,
-            weights_NK=weights_NK,
-            present_NK=weights_NK.bool(),
-            slot=_no_message,
-            compensation=compensation or {},
-        )
+        return self.for_rows(sent, _no_message, weights_NK=weights_NK, present_NK=weights_NK.bool(), compensation=compensation or {})
 
 
 def _no_message(channel: str, k: int, rows: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import Algorithm, SlotInbox, over_an_edge
+from p2pfl.algorithms import Algorithm, Inbox, over_an_edge
 from p2pfl.algorithms.guard import norm_of
 from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
@@ -210,7 +210,7 @@ class Mixing:
 
     def _inbox(
         self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]], compensation: Mapping[str, Tensor]
-    ) -> SlotInbox:
+    ) -> Inbox:
         """Messages of this exchange with their weights, in the roster's order."""
         protocol = self._protocol
         mixing_row, ages = protocol.edges.neighbourhood, {name: held.age for name, held in protocol.admitted().items()}
@@ -227,13 +227,13 @@ class Mixing:
             writes_over=self._algorithm.reads_once and protocol.pace.balances and not self._last_heard,
         )
 
-    def _flows(self, inbox: SlotInbox) -> dict[str, Flow]:
+    def _flows(self, inbox: Inbox) -> dict[str, Flow]:
         """Flows of a merge, by neighbour."""
         assert inbox.flows is not None
         present = [(k, name) for k, name in enumerate(self._protocol.neighbours) if inbox.present_NK[0, k]]
         return {name: Flow(exchange=self._protocol.edges.exchange, amounts=inbox.flows.get((0, k), {})) for k, name in present}
 
-    def _look_at_distances(self, inbox: SlotInbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
+    def _look_at_distances(self, inbox: Inbox, outgoing: Mapping[str, Tensor], came: Mapping[str, ReceivedUpdate]) -> None:
         """Report models that are suddenly far away, where models can be compared one by one."""
         channel = self.model_channel or next(iter(self._encoded), None)
         if channel is None or channel not in outgoing:

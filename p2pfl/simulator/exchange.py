@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2pfl.algorithms import SlotInbox, over_an_edge
-from p2pfl.algorithms.inbox import SlotMessages
+from p2pfl.algorithms import Inbox, over_an_edge
+from p2pfl.algorithms.base import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import matches_flows
@@ -86,7 +86,7 @@ class Exchange:
                 delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
         return delivered_NK
 
-    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_N: Tensor | None = None) -> SlotInbox:
+    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_N: Tensor | None = None) -> Inbox:
         """Inbox of all rows for one exchange.
 
         Args:
@@ -128,7 +128,7 @@ class Exchange:
 
     def inboxes(
         self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_M: Tensor | None = None
-    ) -> list[tuple[slice, SlotInbox]]:
+    ) -> list[tuple[slice, Inbox]]:
         """Inboxes of this rank's rows for one exchange: first of those that need no other rank's rows, while these travel.
 
         Args:

@@ -79,7 +79,7 @@ def mix_in_place(
     width: int | None = None,
     compiled: bool = False,
 ) -> Mixed:
-    """Mix rows: x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `SlotInbox.mix` gives.
+    """Mix rows: x_i <- x_i + sum_k w_ik (x_j(k) - x_i) over the neighbours that are there, the same bits as `Inbox.mix` gives.
 
     Args:
         x_NP: changed.

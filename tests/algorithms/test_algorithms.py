@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel, InboxFactory, SlotInbox, flow
+from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel, Inbox, InboxFactory, flow
 from p2pfl.algorithms.base import Requirement
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.topology import Topology, make, weighted
@@ -336,7 +336,7 @@ def small_inbox(channels, present, returns=None, weights=((0.25, 0.5), (0.25, 0.
     def slot(channel, k, rows):
         return sent[channel][index[:, k] if rows is None else index[rows, k]]
 
-    return SlotInbox(
+    return Inbox(
         channels=channels,
         sent=sent,
         weights_NK=torch.tensor(weights, dtype=torch.float64),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from networks import HASTY, Network, finish, plan_of
-from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, SlotInbox, State
+from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, Inbox, State
 from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.guard import bound, norm_of, refusal_of
 from p2pfl.node.mixing import Mixing
@@ -354,7 +354,7 @@ def looked_at(monkeypatch) -> list[float]:
     return found
 
 
-def furthest(guard: Guard, state: State, phase: int, inbox: SlotInbox, ctx: Context, left: Collection[int] = ()) -> float:
+def furthest(guard: Guard, state: State, phase: int, inbox: Inbox, ctx: Context, left: Collection[int] = ()) -> float:
     """The largest norm of a message as a fraction of the bound; *left* are rows whose training has left the finite numbers."""
     decoded = [name for name in inbox.sent if inbox.channels[name].encodes is None]
     found = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from p2pfl.algorithms import DPSGD, SlotInbox
+from p2pfl.algorithms import DPSGD, Inbox
 from p2pfl.evaluation.distances import consensus_distance
 from p2pfl.simulator import mixing
 from p2pfl.simulator.mixing import block_columns, mix_in_place
@@ -21,7 +21,7 @@ def by_messages(x_NP, index_NK, weights_NK, present_NK):
     def slot(channel, k, rows):
         return x_NP[index_NK[:, k] if rows is None else index_NK[rows, k]]
 
-    inbox = SlotInbox(channels=DPSGD.channels, sent={"x": x_NP}, weights_NK=weights_NK, present_NK=present_NK, slot=slot)
+    inbox = Inbox(channels=DPSGD.channels, sent={"x": x_NP}, weights_NK=weights_NK, present_NK=present_NK, slot=slot)
     return inbox.mix("x"), inbox.squared_distances("x")
 
 

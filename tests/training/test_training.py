@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pfl.algorithms import ALGORITHMS, DPSGD, SlotInbox
+from p2pfl.algorithms import ALGORITHMS, DPSGD, Inbox
 from p2pfl.draws import batch_positions
 from p2pfl.params import Layout, load_parameters, parameters_of
 from p2pfl.tasks import Site, Task
@@ -416,7 +416,7 @@ def test_a_merge_leaves_rows_that_are_not_active_as_they_are():
         index = torch.tensor([1, 2, 0]) if rows is None else torch.tensor([1, 2, 0])[rows]
         return sent[channel][index]
 
-    inbox = SlotInbox(
+    inbox = Inbox(
         channels=DPSGD.channels,
         sent=sent,
         weights_NK=torch.full((3, 1), 0.5, dtype=torch.float64),
