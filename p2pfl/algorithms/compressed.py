@@ -124,17 +124,8 @@ class Choco(Algorithm):
             scale = self._gammas(ctx, xhat_NP)[halvings_NK.long()]
         else:
             scale = self.gamma
-        mixed_NP = inbox.mix("xhat", scale_NK=scale)
-        x_NP = state["x"] + (mixed_NP - xhat_NP)
-        seen = _ExchangeDistances(
-            disagreement_N=inbox.squared_distances("xhat").to(xhat_NP.dtype),
-            pulled_N=inbox.weighted_squared_distances("xhat").to(xhat_NP.dtype),
-            ahead_N=torch.linalg.vector_norm(state["x"] - state["xhat"], dim=-1),
-            residual_N=_squared_norms(state["x"] - xhat_NP),
-            lag_N=torch.linalg.vector_norm(x_NP - xhat_NP, dim=-1),
-            rounding_N=(_ROUNDING * torch.finfo(xhat_NP.dtype).eps) ** 2 * _squared_norms(xhat_NP),
-        )
-        return {"x": x_NP, "xhat": xhat_NP, **_watched(state, seen)}
+        x_NP = state["x"] + (inbox.mix("xhat", scale_NK=scale) - xhat_NP)
+        return {"x": x_NP, "xhat": xhat_NP, **_watched(state, x_NP, inbox)}
 
     def notices(self, before: State, after: State) -> list[Notice]:
         """Rows that have halved gamma, and those at which that has not helped."""
@@ -145,15 +136,17 @@ class Choco(Algorithm):
     def _notice(self, row: int, number: int) -> Notice:
         """The event of one row's halving, or of a gamma that stays and would have been halved as often as there is."""
         if self.gamma != "auto":
+            event = "running_away"
             detail = f"at gamma {self.gamma:g} the exchange drives the models apart, {number} times by now; lower it, or leave it to auto"
-            return Notice(row=row, event="running_away", detail=detail)
-        if number == _MOST_HALVINGS:
+        elif number == _MOST_HALVINGS:
+            event = "gamma_exhausted"
             detail = (
                 f"gamma was halved {number} times, the most there are, so that this node hardly mixes; set it, or take another compressor"
             )
-            return Notice(row=row, event="gamma_exhausted", detail=detail)
-        times = "once" if number == 1 else f"{number} times"
-        return Notice(row=row, event="gamma_halved", detail=f"the exchange drove the models apart; gamma has been halved {times}")
+        else:
+            event = "gamma_halved"
+            detail = f"the exchange drove the models apart; gamma has been halved {'once' if number == 1 else f'{number} times'}"
+        return Notice(row=row, event=event, detail=detail)
 
     def _gammas(self, ctx: Context, like: Tensor) -> Tensor:
         """By number of halvings."""
@@ -161,36 +154,19 @@ class Choco(Algorithm):
         return like.new_tensor([start * 0.5**number for number in range(_MOST_HALVINGS + 1)])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ExchangeDistances:
-    """Figures of one exchange that decide on gamma."""
-
-    disagreement_N: Tensor
-    """sum_j ||xhat_j - xhat_i||**2"""
-
-    pulled_N: Tensor
-    """gamma sum_j w_ij ||xhat_j - xhat_i||**2"""
-
-    ahead_N: Tensor
-    """||x' - xhat|| before xhat takes in what is sent."""
-
-    residual_N: Tensor
-    """||x' - xhat||**2 after that."""
-
-    lag_N: Tensor
-    """||x+ - xhat||"""
-
-    rounding_N: Tensor
-    """The most that rounding alone may make of residual_N."""
-
-
-def _watched(state: State, seen: _ExchangeDistances) -> State:
-    """State that decides on gamma, after an exchange."""
-    residual_N, is_growing_N = seen.residual_N, seen.disagreement_N > state["disagreement"]
-    growing_N = torch.where(is_growing_N, (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
-    driven_apart_N = state["driven_apart"] + (seen.lag_N.square() - residual_N - seen.pulled_N)
-    stepped_N = state["stepped"] + (seen.ahead_N - state["lag"]).clamp(min=0)
-    has_grown_N = (residual_N > _GROWTH * state["least_residual"]) & (residual_N > seen.rounding_N)
+def _watched(state: State, x_NP: Tensor, inbox: Inbox) -> State:
+    """State that decides on gamma, after the exchange that made x+."""
+    xhat_NP = inbox.own("xhat")
+    disagreement_N = inbox.squared_distances("xhat").to(xhat_NP.dtype)  # sum_j ||xhat_j - xhat_i||**2
+    pulled_N = inbox.weighted_squared_distances("xhat").to(xhat_NP.dtype)  # gamma sum_j w_ij ||xhat_j - xhat_i||**2
+    ahead_N = torch.linalg.vector_norm(state["x"] - state["xhat"], dim=-1)  # ||x' - xhat|| before xhat takes in what is sent
+    residual_N = _squared_norms(state["x"] - xhat_NP)  # ||x' - xhat||**2 after that
+    rounding_N = (_ROUNDING * torch.finfo(xhat_NP.dtype).eps) ** 2 * _squared_norms(xhat_NP)  # the most that it makes of residual_N
+    lag_N = torch.linalg.vector_norm(x_NP - xhat_NP, dim=-1)
+    growing_N = torch.where(disagreement_N > state["disagreement"], (state["growing"] + 1).clamp(max=_HALVE_AFTER), 0)
+    driven_apart_N = state["driven_apart"] + (lag_N.square() - residual_N - pulled_N)
+    stepped_N = state["stepped"] + (ahead_N - state["lag"]).clamp(min=0)
+    has_grown_N = (residual_N > _GROWTH * state["least_residual"]) & (residual_N > rounding_N)
     is_unexplained_N = residual_N.sqrt() > state["least_residual"].sqrt() + stepped_N
     runs_away_N = (growing_N == _HALVE_AFTER) & has_grown_N & is_unexplained_N & (driven_apart_N > 0)
     runs_away_N = runs_away_N & (state["halvings"] < _MOST_HALVINGS)
@@ -198,9 +174,9 @@ def _watched(state: State, seen: _ExchangeDistances) -> State:
     return {
         "halvings": state["halvings"] + runs_away_N,
         "growing": torch.where(runs_away_N, 0, growing_N),
-        "disagreement": seen.disagreement_N,
+        "disagreement": disagreement_N,
         "least_residual": torch.where(is_least_N, residual_N, state["least_residual"]),
-        "lag": seen.lag_N,
+        "lag": lag_N,
         "stepped": torch.where(is_least_N, 0, stepped_N),
         "driven_apart": torch.where(is_least_N, 0, driven_apart_N),
     }
@@ -336,16 +312,10 @@ class PowerGossip(Algorithm):
         columns = self._split(packed_NKM, [m if transposed else n for _, m, n in matrices])
         products = []
         for (place, m, n), each in zip(matrices, columns, strict=True):
+            of_rows = zip(each.unbind(), x_NP[:, place].reshape(-1, m, n).unbind(), strict=True)
             # one by one: the same bits for any number of rows and edges
-            products.append(
-                torch.stack(
-                    [
-                        torch.stack([(edge @ (matrix if transposed else matrix.T)).flatten() for edge in row.unbind()])
-                        for row, matrix in zip(each.unbind(), x_NP[:, place].reshape(-1, m, n).unbind(), strict=True)
-                    ]
-                )
-            )
-        return torch.cat(products, dim=-1)
+            products.append([[(edge @ (one if transposed else one.T)).flatten() for edge in row.unbind()] for row, one in of_rows])
+        return torch.cat([torch.stack([torch.stack(row) for row in rows]) for rows in products], dim=-1)
 
 
 def _matrices(layout: Layout) -> list[tuple[slice, int, int]]:
