@@ -10,8 +10,7 @@ from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, 
 from p2pfl.algorithms.guard import Guard
 from p2pfl.algorithms.inbox import InboxFactory, over_an_edge
 from p2pfl.algorithms.personal import PartlyShared
-from p2pfl.algorithms.push_sum import PushSum
-from p2pfl.algorithms.relay import RelaySGD
+from p2pfl.algorithms.sums import PushSum, RelaySGD
 from p2pfl.algorithms.tracking import KGT, GradientTracking
 
 ALGORITHMS: dict[str, type[Algorithm]] = {

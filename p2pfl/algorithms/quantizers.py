@@ -15,13 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from p2pfl.algorithms.base import Context, Parts
-from p2pfl.algorithms.bits import packed, unpacked
 from p2pfl.draws import Purpose, philox
 from p2pfl.params import Layout
 
 CHUNK: Final = 256
 """Numbers that have one scale in `Int8`."""
 
+BYTE: Final = 8
 _MASK = 0xFFFFFFFF
 _INT8 = 127
 
@@ -209,3 +209,15 @@ def _uniform(v: Tensor, ctx: Context) -> Tensor:
     zeros = torch.zeros_like(index)
     words = torch.cat(philox((index, zeros, zeros + ctx.round, node), (ctx.seed & _MASK, int(Purpose.COMPRESSION))), dim=-1)
     return (words[..., :size] >> 8).to(v.dtype).mul(2.0**-24).reshape(v.shape)
+
+
+def packed(bits: Tensor) -> Tensor:
+    """Zeros and ones (..., M) uint8, eight in a byte (..., ceil(M / 8)), the first the least significant."""
+    padded = F.pad(bits, (0, -bits.shape[-1] % BYTE)).reshape(*bits.shape[:-1], -1, BYTE)
+    return (padded << torch.arange(BYTE, dtype=torch.uint8, device=bits.device)).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpacked(packed: Tensor, size: int) -> Tensor:
+    """The first M zeros and ones."""
+    bits = (packed[..., None] >> torch.arange(BYTE, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten(-2)[..., :size]

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from p2pfl.algorithms.base import Context, Parts
-from p2pfl.algorithms.bits import BYTE, packed, unpacked
+from p2pfl.algorithms.quantizers import BYTE, packed, unpacked
 from p2pfl.draws import Purpose, philox, sort_keys
 from p2pfl.params import Layout, TensorSpec
 

@@ -1,4 +1,4 @@
-"""Averaging over a tree without mixing weights: sums are passed on.
+"""Rules that send sums instead of models: running sums where links go one way or lose messages, relayed sums over a tree.
 
 Shapes: N rows, K neighbour slots, P parameters.
 """
@@ -15,6 +15,71 @@ from torch import Tensor
 
 from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
+
+_ROUNDING = 1.01  # push-sum's w is the difference of two running sums
+
+
+@dataclass(frozen=True)
+class PushSum(Algorithm):
+    """Stochastic gradient push: each node splits x and a weight w among its receivers and itself; the model is x / w.
+
+    x+ = C (x - eta g(x / w)), w+ = C w with sum_i C_ij = 1: the mean of all x counts, whatever the degrees.
+
+    A message carries sigma_j, the sum of all (x_j, w_j) so far, and a receiver takes in C_ij (sigma_j - rho_ij), where rho_ij is the last
+    sigma that came. What a lost message would have given is in the next one, so that nothing is ever lost.
+
+    In rounds without local steps it goes on in the same way.
+
+    Source: Assran, Loizou, Ballas & Rabbat, "Stochastic gradient push", Algorithm 1 (arXiv:1811.10792); running sums after Hadjicostis,
+    Vaidya & Dominguez-Garcia, "Robust distributed average consensus via exchange of running sums", IEEE TAC 2016.
+    """
+
+    phases: ClassVar[int] = 1
+    channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"sigma": Channel(missing="zero")})
+    requires: ClassVar[frozenset[Requirement]] = frozenset({"column stochastic", "static", "single messages", "fixed slots"})
+    local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"estimate"})
+
+    @property
+    def alone(self) -> Algorithm:
+        """Local steps and nothing else: with W = 1 what it sends changes nothing."""
+        return DPSGD()
+
+    def init(self, x_NP: Tensor, ctx: Context) -> State:
+        """Weight 1 each, nothing sent and nothing heard; x and w side by side in "sigma" and "rho"."""
+        assert ctx.slots_NK is not None
+        w_N1 = torch.ones_like(x_NP[:, :1])
+        sigma = torch.zeros_like(torch.cat([x_NP, w_N1], dim=-1))
+        return {"x": x_NP, "w": w_N1, "sigma": sigma, "rho": torch.stack([sigma] * ctx.slots_NK.shape[1], dim=1)}
+
+    def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
+        """The running sum with this round's x and w."""
+        return {"sigma": state["sigma"] + torch.cat([state["x"], state["w"]], dim=-1)}
+
+    def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
+        """The model x / w of what a running sum has grown by; w grows in each exchange, by the number of nodes at most."""
+        if sender is None:
+            return [self.estimate(state)]
+        grown = message["sigma"] - state["rho"][:, sender.slot]
+        x_NP, w_N1 = grown[:, :-1], grown[:, -1:]
+        most = sender.num_nodes * sender.num_exchanges * _ROUNDING
+        can_be_N1 = (w_N1 >= 0) & (w_N1 <= most)
+        return [torch.where(can_be_N1, x_NP / torch.where(w_N1 > 0, w_N1, 1), torch.inf)]
+
+    def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
+        """Add what is kept to what neighbours have given since they were last heard."""
+        sums, weights_NK, present_NK = inbox.stack("sigma")
+        sigma, rho = inbox.own("sigma"), state["rho"]
+        # what rounding keeps out of a large running sum is not given away: it stays here
+        given = (1 - inbox.own_weights())[:, None] * (sigma - state["sigma"])
+        total = torch.cat([state["x"], state["w"]], dim=-1) - given
+        heard = torch.where(present_NK[..., None], sums, rho)
+        for k in range(heard.shape[1]):
+            total = total + weights_NK[:, k, None] * (heard[:, k] - rho[:, k])
+        return {"x": total[:, :-1], "w": total[:, -1:], "sigma": sigma, "rho": heard}
+
+    def estimate(self, state: State) -> Tensor:
+        """The quotient x / w."""
+        return state["x"] / state["w"]
 
 
 @dataclass(frozen=True)
