@@ -5,6 +5,7 @@ Shapes: N rows, K neighbour slots, P parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -127,3 +128,8 @@ def rounds_until(
         if close(algorithm.estimate(state)):
             return number + 1
     return at_most + 1
+
+
+def size_bytes(parts: Mapping[str, Tensor], num_leading: int = 1) -> int:
+    """Bytes of one vector's arrays on the wire, without headers; they have that many leading axes."""
+    return sum(math.prod(part.shape[num_leading:]) * part.dtype.itemsize for part in parts.values())

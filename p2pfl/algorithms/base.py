@@ -265,11 +265,8 @@ Parts = dict[str, Tensor]
 class Compressor(Protocol):
     """A rule for sending less than a vector. Implementations are immutable objects; both methods are pure."""
 
-    parts: ClassVar[tuple[str, ...]]
-    """Names of the arrays that travel, of `compressors.PART_NAMES`."""
-
     def compress(self, v: Tensor, ctx: Context) -> Parts:
-        """Exactly the arrays that travel for v (..., P), whose first axis is ctx.nodes_N's."""
+        """Exactly the arrays that travel for v (..., P), whose first axis is ctx.nodes_N's; by names of `compressors.PART_NAMES`."""
         ...
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:

@@ -9,10 +9,9 @@ Shapes: P parameters; further leading axes are free.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,8 +28,6 @@ PART_NAMES: Final = ("values", "codes", "scales", "norm", "signs", "places", "fa
 @dataclass(frozen=True)
 class Identity:
     """C(v) = v; omega = 1."""
-
-    parts: ClassVar[tuple[str, ...]] = ("values",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Send the vector itself."""
@@ -56,8 +53,3 @@ COMPRESSORS: dict[str, Callable[..., Compressor]] = {
     "random-k": RandomK,
     "low-rank": LowRank,
 }
-
-
-def size_bytes(parts: Parts, num_leading: int = 1) -> int:
-    """Bytes of one vector's arrays on the wire, without headers; they have that many leading axes."""
-    return sum(math.prod(part.shape[num_leading:]) * part.dtype.itemsize for part in parts.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,6 @@ class Float16:
     omega = 1 - 2**-22 for numbers from 6e-5 to 65504; what is smaller is rounded to multiples of 6e-8.
     """
 
-    parts: ClassVar[tuple[str, ...]] = ("values",)
-
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Round to float16, saturated."""
         return {"values": _saturated(v, torch.float16)}
@@ -54,8 +52,6 @@ class BFloat16:
 
     omega = 1 - 2**-16 but for subnormal numbers.
     """
-
-    parts: ClassVar[tuple[str, ...]] = ("codes",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Round to bfloat16, as bits."""
@@ -80,8 +76,6 @@ class Int8:
 
     Source: Alistarh et al., "QSGD", NeurIPS 2017 (arXiv:1610.02132), section 3.3's buckets with the maximum for norm.
     """
-
-    parts: ClassVar[tuple[str, ...]] = ("codes", "scales")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Codes int8 (..., P) and scales float32 (..., C)."""
@@ -116,8 +110,6 @@ class QSGD:
 
     levels: Annotated[int, Field(ge=1, le=127)] = 16
     """s"""
-
-    parts: ClassVar[tuple[str, ...]] = ("codes", "norm")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Codes, packed uint8, and norm float32 (..., 1)."""
@@ -160,8 +152,6 @@ class Sign:
 
     scale: Literal["tensor", "vector"] = "tensor"
     """Numbers that have one scale in common."""
-
-    parts: ClassVar[tuple[str, ...]] = ("signs", "scales")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Signs, packed uint8, and scales float32 (..., L) or (..., 1)."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -38,8 +38,6 @@ class TopK:
     """
 
     share: Fraction = 0.1
-
-    parts: ClassVar[tuple[str, ...]] = ("places", "values")
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Values (..., S) in the order of their places, and these as int16 or int32 (..., S) or as bits, packed uint8."""
@@ -87,8 +85,6 @@ class RandomK:
 
     share: Fraction = 0.1
 
-    parts: ClassVar[tuple[str, ...]] = ("values",)
-
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Values (..., S) in the order of their places."""
         return {"values": v[..., self.places(ctx)]}
@@ -122,8 +118,6 @@ class LowRank:
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 1
     """r"""
-
-    parts: ClassVar[tuple[str, ...]] = ("factors",)
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
         """Factors A, V^T A or the tensor itself, one after the other, in the model's dtype."""

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from p2pfl.algorithms.compressed import PowerGossip
-from p2pfl.algorithms.compressors import size_bytes
 from p2pfl.algorithms.sparsifiers import gaussian_columns
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.topology import make, weighted
-from rows import context, inbox_of, one_round
+from rows import context, inbox_of, one_round, size_bytes
 from thorough import first_fast
 
 RING = weighted(make("ring", 8), "metropolis")
