@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Literal
 
 from p2pfl.errors import DataError, StoreError, TransportError
@@ -48,14 +47,12 @@ SOURCES: dict[str, Source] = {
         title="UCI Heart Disease: 920 patients of four hospitals (Cleveland, Hungary, Switzerland, VA Long Beach)",
         url="https://archive.ics.uci.edu/static/public/45/heart+disease.zip",
         folder="heart_disease",
-        md5=MappingProxyType(
-            {
-                "processed.cleveland.data": "2d91a8ff69cfd9616aa47b59d6f843db",
-                "processed.hungarian.data": "22e96bee155b5973568101c93b3705f6",
-                "processed.switzerland.data": "9a87f7577310b3917730d06ba9349e20",
-                "processed.va.data": "4249d03ca7711e84f4444768c9426170",
-            }
-        ),
+        md5={
+            "processed.cleveland.data": "2d91a8ff69cfd9616aa47b59d6f843db",
+            "processed.hungarian.data": "22e96bee155b5973568101c93b3705f6",
+            "processed.switzerland.data": "9a87f7577310b3917730d06ba9349e20",
+            "processed.va.data": "4249d03ca7711e84f4444768c9426170",
+        },
         licence="CC BY 4.0",
         citation="Janosi, Steinbrunn, Pfisterer & Detrano (1989). Heart Disease. UCI Machine Learning Repository. doi:10.24432/C52P4X",
     ),
@@ -65,14 +62,12 @@ SOURCES: dict[str, Source] = {
         url="https://ossci-datasets.s3.amazonaws.com/mnist/",
         packed="gzip",
         folder="mnist",
-        md5=MappingProxyType(
-            {
-                "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-                "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-                "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-                "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-            }
-        ),
+        md5={
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
         licence="CC BY-SA 3.0",
         citation="LeCun, Bottou, Bengio & Haffner (1998). Gradient-based learning applied to document recognition. doi:10.1109/5.726791",
     ),
@@ -101,7 +96,8 @@ def read(source: Source, names: Iterable[str], folder: str | Path | None = None)
         places = [Path(root) / source.folder for root in (os.environ.get("P2PFL_DATA"), cache_folder()) if root]
     found = {}
     for name in names:
-        path = next((path for place in places if (path := _path_of(name, place)) is not None), None)
+        candidates = [place / file for place in places for file in (name, f"{name}{_GZIP}")]
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             looked_in = " nor in ".join(map(str, places))
             raise DataError(
@@ -140,7 +136,8 @@ def fetch(source: Source, folder: Path | None = None, *, timeout_s: float = 60.0
     if all(path.is_file() and _md5(path.read_bytes()) == source.md5[path.name] for path in paths):
         return paths
     contents: dict[str, bytes] = {}
-    for url, names in _downloads(source).items():
+    by_url = {source.url: list(source.md5)} if source.packed == "zip" else {f"{source.url}{name}{_GZIP}": [name] for name in source.md5}
+    for url, names in by_url.items():
         packed = _download(url, timeout_s)
         unpacked = _unzip(packed, names, url) if source.packed == "zip" else {name: _gunzip(packed, place=url) for name in names}
         for name, content in unpacked.items():
@@ -179,18 +176,6 @@ def _download(url: str, timeout_s: float) -> bytes:
     if announced_bytes is not None and len(content) < int(announced_bytes):
         raise TransportError(f"{url} broke off after {len(content)} of {announced_bytes} bytes: try again")
     return content
-
-
-def _downloads(source: Source) -> dict[str, list[str]]:
-    """Archives that a source is downloaded as, with the files in each."""
-    if source.packed == "zip":
-        return {source.url: list(source.md5)}
-    return {f"{source.url}{name}{_GZIP}": [name] for name in source.md5}
-
-
-def _path_of(name: str, folder: Path) -> Path | None:
-    """Where a file lies in a folder, as it is or compressed; None: nowhere."""
-    return next((path for path in (folder / name, folder / f"{name}{_GZIP}") if path.is_file()), None)
 
 
 def _unzip(archive: bytes, names: Iterable[str], url: str) -> dict[str, bytes]:
