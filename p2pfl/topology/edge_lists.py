@@ -165,11 +165,7 @@ class _Comments:
 
 
 def _fields(content: str) -> tuple[list[str], str]:
-    """Fields of a line and what separates them; values in braces are one field.
-
-    Raises:
-        ValueError: a sentence about the line.
-    """
+    """Fields of a line and what separates them; values in braces are one field; raises ValueError with a sentence about the line."""
     pieces = _pieces(content)
     signs = {piece for piece, is_field in pieces if not is_field}
     separator = ";" if ";" in signs else "," if "," in signs else " "
@@ -185,11 +181,7 @@ def _fields(content: str) -> tuple[list[str], str]:
 
 
 def _between(pieces: list[tuple[str, bool]], separator: str, content: str) -> list[str]:
-    """Fields between commas or semicolons; spaces beside these do not count.
-
-    Raises:
-        ValueError: a sentence about the line.
-    """
+    """Fields between commas or semicolons; spaces beside these do not count; raises ValueError with a sentence about the line."""
     groups: list[list[tuple[str, bool]]] = [[]]
     for piece in pieces:
         if piece == (separator, False):
@@ -222,11 +214,7 @@ _PIECE = re.compile(
 
 
 def _pieces(content: str) -> list[tuple[str, bool]]:
-    """Fields (True) and the signs between them (False) of a line, up to its comment.
-
-    Raises:
-        ValueError: a sentence about the line.
-    """
+    """Fields (True) and the signs between them (False) of a line, up to its comment; raises ValueError with a sentence about the line."""
     pieces: list[tuple[str, bool]] = []
     at = 0
     while at < len(content):
@@ -249,11 +237,7 @@ def _pieces(content: str) -> list[tuple[str, bool]]:
 
 
 def _name(found: re.Match[str], *, after_field: bool) -> str:
-    """Name in a field, without its quotes.
-
-    Raises:
-        ValueError: a sentence about the line.
-    """
+    """Name in a field, without its quotes; raises ValueError with a sentence about the line."""
     piece = found[0]
     if found["quoted"] is not None:
         if piece == '""':
@@ -322,25 +306,21 @@ def _edges(lines: list[_Line], key: str, findings: list[str]) -> list[Edge]:
             )
             continue
         try:
-            values, wrong = _values_of(fields, key, first.separator, is_first=line is lines[0], place=f"line {line.number}")
+            values = _values_of(line, key, first.separator, findings, is_first=line is lines[0])
         except ValueError as error:
             findings.append(line.fault(str(error)))
             continue
-        findings += wrong
         edges.append(Edge(f"line {line.number}", fields[0], fields[1], values))
     return edges
 
 
-def _values_of(fields: list[str], key: str, separator: str, *, is_first: bool, place: str) -> tuple[Mapping[str, Any], list[str]]:
-    """Values behind the two names of a line.
-
-    Raises:
-        ValueError: a sentence about the line.
-    """
+def _values_of(line: _Line, key: str, separator: str, findings: list[str], *, is_first: bool) -> Mapping[str, Any]:
+    """Values behind the two names of a line; raises ValueError with a sentence about it."""
+    fields = line.fields
     if len(fields) < _NUM_ENDS:
         raise ValueError(f"expected two names with {_BETWEEN[separator]} between")
     if len(fields) == _NUM_ENDS:
-        return {}, []
+        return {}
     if any(field.startswith("{") for field in fields[_NUM_ENDS:]):
         try:
             values = ast.literal_eval(fields[_NUM_ENDS])
@@ -348,14 +328,14 @@ def _values_of(fields: list[str], key: str, separator: str, *, is_first: bool, p
             values = None
         if not isinstance(values, dict) or len(fields) > _NUM_ENDS + 1:
             raise ValueError("expected values as {'weight': 0.5}")
-        return known(place, values)
+        return known(f"line {line.number}", values, findings)
     if len(fields) > _NUM_ENDS + 1:
         decimal = (
             "; write decimals with a point" if separator == "," and all(re.fullmatch("[0-9]+", field) for field in fields[2:4]) else ""
         )
         raise ValueError(f"{len(fields)} columns, expected two names, or two names and a weight{decimal}")
     try:
-        return {key: number(fields[_NUM_ENDS])}, []
+        return {key: number(fields[_NUM_ENDS])}
     except ValueError as error:
         is_header = is_first and not re.match(r"[+-]?[0-9.]", fields[_NUM_ENDS])
         raise ValueError(f"{key} {fields[_NUM_ENDS]!r}: {error}{'; leave a header out' if is_header else ''}") from error

@@ -14,19 +14,16 @@ much it counts with ``weights: stationary``); each of them is on all edges, or n
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, ConflictError, TopologyError, some
 from p2pfl.topology.edge_lists import read_edge_list
-from p2pfl.topology.gml import read_gml
 from p2pfl.topology.graph import Topology, check_connected
-from p2pfl.topology.graphml import read_graphml
-from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label, known
+from p2pfl.topology.program_files import read_gml, read_graphml, read_json
+from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label
 from p2pfl.yaml_files import load_yaml, read_text, shown, unknown_key
 
 _MAX_NODES = 10**6
@@ -159,67 +156,11 @@ def _read_yaml(path: Path) -> Sketch:
     return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted)
 
 
-def _read_json(path: Path) -> Sketch:
-    """Node-link form, as networkx writes it; the edges are under "edges" or, before networkx 3.4, under "links"."""
-    try:
-        content = json.loads(read_text(path), object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise TopologyError(f"line {error.lineno}, column {error.colno}: cannot be read as JSON: {error.msg}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
-        raise TopologyError('expected node-link JSON: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}')
-    faults: list[str] = []
-    directed = content.get("directed", False)
-    if not isinstance(directed, bool):
-        faults.append(f"directed = {shown(directed)}: expected true or false")
-    faults += [f"{key!r}: write {key.lower()!r}" for key in content if key != key.lower() and key.lower() in ("directed", "edges", "links")]
-    if "edges" in content and "links" in content:
-        faults.append("has edges and links: keep one of them")
-    nodes: list[object] = []
-    masses: dict[int, object] = {}
-    for i, node in enumerate(content["nodes"]):
-        if not isinstance(node, dict) or "id" not in node:
-            faults.append(f'nodes[{i}] = {shown(node)}: expected {{"id": ...}}')
-            continue
-        values, strange = known(f"nodes[{i}]", node, ["mass"])
-        faults += strange
-        masses |= {len(nodes): values["mass"]} if "mass" in values else {}
-        nodes.append(node["id"])
-    key = "edges" if "edges" in content else "links"
-    listed = content.get(key, [])
-    if not isinstance(listed, list):
-        raise TopologyError([*faults, f"{key} = {shown(listed)}: expected a list"])
-    edges = []
-    for i, edge in enumerate(listed):
-        if not isinstance(edge, dict) or not {"source", "target"} <= edge.keys():
-            faults.append(f'{key}[{i}] = {shown(edge)}: expected {{"source": ..., "target": ...}}')
-            continue
-        values, strange = known(f"{key}[{i}]", edge)
-        faults += strange
-        edges.append(Edge(f"{key}[{i}]", edge["source"], edge["target"], values))
-    remedy = 'keep one edge a link, or write "directed": true'
-    return Sketch(nodes=nodes, edges=edges, directed=directed is True, masses=masses, faults=faults, remedy=remedy)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, each key once."""
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if twice:
-        raise TopologyError([f"the key {key!r} is given twice in one object" for key in twice])
-    return dict(pairs)
-
-
-def _text_reader(read: Callable[[str], Sketch]) -> Callable[[Path], Sketch]:
-    """A reader from a function of a file's text."""
-    return lambda path: read(read_text(path))
-
-
 _READERS: Mapping[str, Callable[[Path], Sketch]] = {
     ".yaml": _read_yaml,
     ".yml": _read_yaml,
-    ".graphml": _text_reader(read_graphml),
-    ".gml": _text_reader(read_gml),
-    ".json": _read_json,
-    ".edgelist": _text_reader(read_edge_list),
-    ".edges": _text_reader(read_edge_list),
-    ".txt": _text_reader(read_edge_list),
+    ".graphml": lambda path: read_graphml(read_text(path)),
+    ".gml": lambda path: read_gml(read_text(path)),
+    ".json": lambda path: read_json(read_text(path)),
+    **dict.fromkeys((".edgelist", ".edges", ".txt"), lambda path: read_edge_list(read_text(path))),
 }

@@ -100,18 +100,19 @@ def is_label(node: object) -> bool:
     return (isinstance(node, str) and node != "") or (isinstance(node, int) and not isinstance(node, bool))
 
 
-def known(place: str, values: Mapping[Any, Any], also: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The values that we use of those that other programs write, and a finding for each that is one of ours written otherwise.
+def known(place: str, values: Mapping[Any, Any], faults: list[str], also: Sequence[str] = ()) -> dict[str, Any]:
+    """The values that we use of those that other programs write, such as colours and labels.
 
     Args:
         place: where they stand in the file.
-        values: colours and labels among them.
+        values: by the name that the file gives them.
+        faults: takes a finding for each name of ours that is written otherwise.
         also: more names that count, such as mass.
     """
     wanted = (*VALUES, *also)
     strange = [(key, word) for key in values if key not in wanted for word in wanted if str(key).strip().lower() == word]
-    taken = {key: value for key, value in values.items() if key in wanted}
-    return taken, [f"{place}: {key!r} = {shown(values[key])}: write {word}" for key, word in strange]
+    faults += [f"{place}: {key!r} = {shown(values[key])}: write {word}" for key, word in strange]
+    return {key: value for key, value in values.items() if key in wanted}
 
 
 def _faults_of_labels(labels: Sequence[str]) -> list[str]:
