@@ -12,13 +12,12 @@ import numpy as np
 
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.topology.graph import FloatArray, Topology
-from p2pfl.topology.schedule import Schedule, disagreement_left
+from p2pfl.topology.schedule import MOST_ROUNDS, Schedule, disagreement_left
 from p2pfl.topology.spectrum import rounds_to, spectral_gap
 
 _MAX_DRAWN = 1000
 _MAX_LABELLED = 60
 _MAX_SPRINGS = 150
-_MAX_FOLLOWED = 5000  # rounds
 _ROUNDS_SHOWN = 6
 _COLUMNS = 5
 _ACCURACY = 1e-6
@@ -176,14 +175,10 @@ def _decay(graph: Topology | Schedule) -> tuple[FloatArray, FloatArray, int | No
     """
     if isinstance(graph, Topology):
         last = rounds_to(graph, _ACCURACY)
-        rounds = np.array([0.0, 1.0]) if last == 1 else np.linspace(0, last or _MAX_FOLLOWED, 200)
+        rounds = np.array([0.0, 1.0]) if last == 1 else np.linspace(0, last or MOST_ROUNDS, 200)
         left = np.array([1.0, _ACCURACY]) if last == 1 else np.maximum((1 - spectral_gap(graph)) ** rounds, _ACCURACY)
         return rounds, left, last
-    values = [1.0]
-    for left_now in disagreement_left(graph, _MAX_FOLLOWED):
-        values.append(max(left_now, _ACCURACY))
-        if left_now <= _ACCURACY:
-            break
+    values = [1.0, *(max(left_now, _ACCURACY) for left_now in disagreement_left(graph, until=_ACCURACY))]
     last = len(values) - 1 if values[-1] <= _ACCURACY else None
     return np.arange(len(values), dtype=np.float64), np.array(values), last
 
@@ -191,7 +186,7 @@ def _decay(graph: Topology | Schedule) -> tuple[FloatArray, FloatArray, int | No
 def _draw_decay(axes: Any, decays: Mapping[str, tuple[FloatArray, FloatArray, int | None]]) -> None:
     """Disagreement left after each round for the worst start, until 1e-6 of the beginning."""
     lasts = [last for _, _, last in decays.values() if last is not None]
-    longest, shortest = max(lasts, default=_MAX_FOLLOWED), min(lasts, default=1)
+    longest, shortest = max(lasts, default=MOST_ROUNDS), min(lasts, default=1)
     for number, (label, (rounds, left, last)) in enumerate(decays.items()):
         # the same shades once more with dashes where there are more graphs than colours
         axes.plot(rounds, left, label=f"{label}: {_rounds(last)}", linestyle="-" if number < 10 else "--")  # noqa: PLR2004

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -39,17 +38,12 @@ def matchings(graph: Topology) -> list[IntArray]:
     Source: alternating paths after Konig 1916; where they do not do, the fans of Misra & Gries, Information Processing Letters 41, 1992.
     """
     colouring = _Colouring(graph.num_nodes, int(graph.degrees.max(initial=0)))
-    links = _links(graph)
+    once = graph.senders > graph.receivers  # sorted by receiver, which is then the smaller number
+    links = np.stack([graph.receivers[once], graph.senders[once]], axis=1)
     for one, other in links.tolist():
         colouring.add(one, other)
     colours = np.array([colouring.at[one].index(other) for one, other in links.tolist()], dtype=np.int64)
     return [links[colours == colour] for colour in range(colouring.num_colours) if np.any(colours == colour)]
-
-
-def _links(graph: Topology) -> IntArray:
-    """(E, 2) each link once, sorted."""
-    once = graph.senders > graph.receivers  # sorted by receiver, which is then the smaller number
-    return np.stack([graph.receivers[once], graph.senders[once]], axis=1)
 
 
 class _Colouring:
@@ -120,22 +114,12 @@ class _Colouring:
             row[first], row[second] = row[second], row[first]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Activation:
-    """How often each matching is used, and what a link in use weighs."""
+def activation(graph: Topology, groups: Sequence[IntArray], budget: float) -> tuple[tuple[float, ...], float]:
+    """How often each matching is used, and what a link in use weighs.
 
-    probabilities: tuple[float, ...]
-    """(M,) of a matching's being used in a round, whole millionths."""
-
-    step: float
-    """a, the weight of a link in use; whole millionths."""
-
-
-def activation(graph: Topology, groups: Sequence[IntArray], budget: float) -> Activation:
-    """The probabilities that connect best (`most_connected`), and the step for which W then contracts most (`best_step`).
-
-    Both are rounded to millionths: what the last bits of an eigenvalue are, which differ from machine to machine, does not show in them
-    unless a number lies just between two.
+    The probabilities (M,) are those that connect best (`most_connected`), the weight a is that for which W then contracts most
+    (`best_step`). Both are rounded to millionths: the last bits of an eigenvalue, which differ from machine to machine, do not show in
+    them unless a number lies just between two.
 
     Args:
         graph: the base graph.
@@ -155,7 +139,7 @@ def activation(graph: Topology, groups: Sequence[IntArray], budget: float) -> Ac
     while millionths_M.sum() > round(budget * len(groups) * unit):
         millionths_M[np.argmax(millionths_M)] -= 1
     probabilities = tuple(int(value) / unit for value in millionths_M)
-    return Activation(probabilities=probabilities, step=round(best_step(graph.num_nodes, groups, probabilities), _DECIMALS))
+    return probabilities, round(best_step(graph.num_nodes, groups, probabilities), _DECIMALS)
 
 
 def most_connected(num_nodes: int, groups: Sequence[IntArray], budget: float) -> tuple[FloatArray, float]:

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from p2pfl.errors import TopologyError
 from p2pfl.topology.generators import TOPOLOGIES, known_names, option_faults, ring
 from p2pfl.topology.graph import Topology, check_connected
-from p2pfl.topology.matcha import Activation, activation, matchings, mean_square_left
+from p2pfl.topology.matcha import activation, matchings, mean_square_left
 from p2pfl.topology.rounds import Round, base_graph, fewest_factors, hyper_hypercube, simple_base
+from p2pfl.topology.sketch import is_number
 from p2pfl.yaml_files import shown, unknown_key, unknown_name
 
-Words = NDArray[np.uint64]
+MOST_ROUNDS = 5000
+"""Rounds that are followed one by one."""
 
 _MOST_MULTIPLIED = 1024  # nodes
-_MOST_ROUNDS = 5000
 _AGREED = 1e-6
 _EXACT = 1e-12
 
@@ -165,13 +166,13 @@ def schedule_faults(name: str, options: Mapping[str, Any]) -> list[str]:
     degree, budget, step = (options.get(key, 1) for key in ("degree", "budget", "step"))
     if "degree" in allowed and (isinstance(degree, bool) or not isinstance(degree, int) or degree < 1):
         faults.append(f"topology {name} with degree = {degree!r}: expected a whole number above 0")
-    if "budget" in allowed and not (_is_number(budget) and 0 < budget <= 1):
+    if "budget" in allowed and not (is_number(budget) and 0 < budget <= 1):
         faults.append(f"topology {name} with budget = {shown(budget)}: expected a number above 0, at most 1")
-    if "step" in allowed and not (_is_number(step) and step > 0):
+    if "step" in allowed and not (is_number(step) and step > 0):
         faults.append(f"topology {name} with step = {shown(step)}: expected a number above 0")
     if "probabilities" in allowed and "probabilities" in options:
         given = options["probabilities"]
-        if not isinstance(given, list | tuple) or not all(_is_number(p) and 0 <= p <= 1 for p in given):
+        if not isinstance(given, list | tuple) or not all(is_number(p) and 0 <= p <= 1 for p in given):
             faults.append(f"topology {name} with probabilities = {shown(given)}: expected a list of numbers from 0 to 1")
     if "step" in allowed and ("step" in options) != ("probabilities" in options):
         faults.append(f"topology {name} with one of probabilities and step: give both or none")
@@ -199,10 +200,6 @@ def _base_faults(name: str, value: Any) -> list[str]:
     if not isinstance(spec.get("name"), str) or spec["name"] not in TOPOLOGIES:
         return [f"topology {name}: {unknown_name('base.name', spec.get('name'), known_names())}"]
     return [f"base: {fault}" for fault in option_faults(spec["name"], {key: v for key, v in spec.items() if key != "name"})]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def make_schedule(
@@ -237,7 +234,7 @@ def make_schedule(
     if has_base(name):
         links = ring(num_nodes) if base is None else base
         _check_base(name, num_nodes, links)
-        agreed = Activation(probabilities=tuple(probabilities), step=step) if probabilities is not None and step is not None else None
+        agreed = (tuple(probabilities), step) if probabilities is not None and step is not None else None
         return _in_turns(links) if name == "matchings" else _matcha(links, budget, agreed, seed)
     if name == "one-peer-exponential":
         return _one_peer_exponential(num_nodes)
@@ -316,15 +313,14 @@ def _in_turns(base: Topology) -> Schedule:
     groups = matchings(base)
     rounds = [[(one, other, 0.5) for one, other in group.tolist()] for group in groups]
     schedule = _periodic("matchings", base.num_nodes, rounds)
-    is_exact = base.num_nodes <= _MOST_MULTIPLIED and _left_after(schedule, len(rounds)) < _EXACT  # a hypercube's are
+    is_exact = base.num_nodes <= _MOST_MULTIPLIED and list(disagreement_left(schedule, len(rounds), 0))[-1] < _EXACT  # a hypercube's are
     return replace(schedule, exact_after=len(rounds) if is_exact else None, facts={"base": base.name, "matchings": len(groups)})
 
 
-def _matcha(base: Topology, budget: float, agreed: Activation | None, seed: int) -> Schedule:
+def _matcha(base: Topology, budget: float, agreed: tuple[tuple[float, ...], float] | None, seed: int) -> Schedule:
     """Round t: each matching of the base graph with its own probability, drawn by every node from (seed, t) alike."""
     groups = matchings(base)
-    rule = activation(base, groups, budget) if agreed is None else agreed
-    p_M, step = rule.probabilities, rule.step
+    p_M, step = activation(base, groups, budget) if agreed is None else agreed
     if len(p_M) != len(groups):
         raise TopologyError(f"topology matcha with {len(p_M)} probabilities: its base {base.name} has {len(groups)} matchings")
     thresholds = [int(p * 2**64) for p in p_M]  # exact: a word is below it with probability p
@@ -333,8 +329,7 @@ def _matcha(base: Topology, budget: float, agreed: Activation | None, seed: int)
     group_E = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
     def of(used: Sequence[bool]) -> Topology:
-        here = np.asarray(used)[group_E]
-        ends = links[here]
+        ends = links[np.asarray(used)[group_E]]
         return Topology.from_edges("matcha", base.num_nodes, ends[:, 0], ends[:, 1], weights=np.full(len(ends), step))
 
     def graph(round: int) -> Topology:
@@ -357,19 +352,15 @@ def _matcha(base: Topology, budget: float, agreed: Activation | None, seed: int)
     )
 
 
-def _words(seed: int, round: int, attempt: int, count: int) -> Words:
+def _words(seed: int, round: int, attempt: int, count: int) -> NDArray[np.uint64]:
     """Raw words of Philox keyed by (seed, round): the same bits with every version of numpy."""
     generator = np.random.Philox(key=np.array([seed, round], dtype=np.uint64), counter=np.array([0, attempt, 0, 0], dtype=np.uint64))
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
-def _permutation(words: Words) -> NDArray[np.int64]:
-    return np.argsort(words, kind="stable").astype(np.int64)
-
-
 def _matching(num_nodes: int, seed: int, round: int) -> Topology:
     """Uniformly random pairs; with an odd number of nodes one stays alone."""
-    order = _permutation(_words(seed, round, 0, num_nodes))
+    order = np.argsort(_words(seed, round, 0, num_nodes), kind="stable")
     pairs = order[: num_nodes // 2 * 2].reshape(-1, 2)
     return Topology.from_edges("random-matching", num_nodes, pairs[:, 0], pairs[:, 1], weights=np.full(len(pairs), 0.5))
 
@@ -379,9 +370,9 @@ def _oracle(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
 
     Epidemic Learning with an oracle: de Vos et al., NeurIPS 2023 (arXiv:2310.01972).
     """
-    order = _permutation(_words(seed, round, 0, num_nodes))
+    order = np.argsort(_words(seed, round, 0, num_nodes), kind="stable")
     # distinct random strides, so that not every round has the same shape
-    strides = 1 + _permutation(_words(seed, round, 1, (num_nodes - 1) // 2))[: degree // 2]
+    strides = 1 + np.argsort(_words(seed, round, 1, (num_nodes - 1) // 2), kind="stable")[: degree // 2]
     ends = [(order, np.roll(order, -int(stride))) for stride in strides]
     if degree % 2:  # an even number of nodes: the diameters of the circle
         ends.append((order[: num_nodes // 2], order[num_nodes // 2 :]))
@@ -399,17 +390,18 @@ def _local(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
     return Topology.from_edges("el-local", num_nodes, senders, receivers, directed=True, weights=1 / (1 + heard_N[receivers]))
 
 
-def disagreement_left(schedule: Schedule, rounds: int) -> Iterator[float]:
-    """Disagreement that is left after each of some rounds from the worst start: the largest singular value of their product."""
+def disagreement_left(schedule: Schedule, rounds: int = MOST_ROUNDS, until: float = _AGREED) -> Iterator[float]:
+    """Disagreement that is left after each of some rounds from the worst start: the largest singular value of their product.
+
+    It ends with the first round that leaves no more than `until`.
+    """
     whole_NN = np.eye(schedule.num_nodes) - 1 / schedule.num_nodes
     for number in range(rounds):
         whole_NN = schedule.at(number).mixing_matrix() @ whole_NN
         whole_NN -= whole_NN.mean(axis=0)  # of random ones the mean itself may move; what counts is who differs
-        yield float(np.linalg.norm(whole_NN, 2))
-
-
-def _left_after(schedule: Schedule, rounds: int) -> float:
-    return list(disagreement_left(schedule, rounds))[-1]
+        yield (left := float(np.linalg.norm(whole_NN, 2)))
+        if left <= until:
+            return
 
 
 def describe_rounds(schedule: Schedule) -> dict[str, Any]:
@@ -425,24 +417,18 @@ def describe_rounds(schedule: Schedule) -> dict[str, Any]:
         raise TopologyError(
             f"topology {schedule.name} of {schedule.num_nodes} nodes: its rounds are multiplied for at most {_MOST_MULTIPLIED}"
         )
-    degrees, left = [], 1.0
-    for number, left in enumerate(disagreement_left(schedule, _MOST_ROUNDS)):
-        degrees.append(np.bincount(schedule.at(number).senders, minlength=schedule.num_nodes))
-        if left <= _AGREED:
-            break
-    number = len(degrees)
-    union = schedule.union()
-    sent = np.array(degrees)
-    rate = 0.0 if schedule.exact_after is not None else left ** (1 / number)
+    left = list(disagreement_left(schedule))
+    sent = np.array([np.bincount(schedule.at(number).senders, minlength=schedule.num_nodes) for number in range(len(left))])
+    rate = 0.0 if schedule.exact_after is not None else left[-1] ** (1 / len(left))
     return {
         "nodes": schedule.num_nodes,
-        "edges": union.num_edges,
+        "edges": schedule.union().num_edges,
         "degree": {"min": int(sent.min()), "mean": float(sent.mean()), "max": int(sent.max())},
         "diameter": None,
         "lambda_2": None,
         "lambda_min": None,
         "spectral_gap": 1 - rate,
-        "rounds_to_1e-6": number if left <= _AGREED else None,
+        "rounds_to_1e-6": len(left) if left[-1] <= _AGREED else None,
         "exact_after": schedule.exact_after,
         "random": schedule.period is None,
         **schedule.facts,

@@ -171,13 +171,14 @@ def _ends(sketch: Sketch, labels: Sequence[str]) -> tuple[list[tuple[int, int]],
 
 
 def _faults_of_masses(sketch: Sketch) -> list[str]:
-    wrong = {i: mass for i, mass in sketch.masses.items() if not (_is_number(mass) and mass > 0)}
+    wrong = {i: mass for i, mass in sketch.masses.items() if not (is_number(mass) and mass > 0)}
     faults = [f"nodes[{i}]: mass = {shown(mass)}, expected a number > 0" for i, mass in wrong.items()]
     missing = [i for i in range(len(sketch.nodes)) if i not in sketch.masses] if sketch.masses else []
     return faults + [f"nodes[{i}]: no mass, but others have one; give it for all nodes or for none" for i in missing]
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -191,7 +192,7 @@ def _values(key: str, edges: Sequence[Edge]) -> tuple[list[float] | None, list[s
     for edge in edges:
         value = edge.values.get(key, 1)
         if (
-            not _is_number(value)
+            not is_number(value)
             or (key == "weight" and value == 0)
             or (key == "latency_ms" and not 0 <= value <= _MAX_LATENCY_MS)
             or (key == "bandwidth_mbps" and value <= 0)

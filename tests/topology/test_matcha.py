@@ -123,7 +123,7 @@ def test_a_solver_of_others_finds_the_same(name, n, budget):
     lifted = sum(p[j] * part for j, part in enumerate(parts)) + (1 + t) * np.ones((n, n)) / n - t * np.eye(n)
     problem = cvxpy.Problem(cvxpy.Maximize(t), [lifted >> 0, p >= 0, p <= 1, cvxpy.sum(p) <= budget * len(groups)])
     problem.solve(solver=cvxpy.CLARABEL)
-    found_M = activation(make(name, n), groups, budget).probabilities
+    found_M, _ = activation(make(name, n), groups, budget)
 
     assert np.linalg.eigvalsh(laplacian(n, groups, found_M))[1] == pytest.approx(problem.value, abs=2e-6)
 
@@ -139,18 +139,18 @@ def every_round(n, groups, probabilities, step):
 def test_what_a_round_leaves_is_the_mean_over_all_rounds_that_there_can_be(name, n):
     graph = make(name, n)
     groups = matchings(graph)
-    rule = activation(graph, groups, 0.4)
-    second_NN = sum(chance * w.T @ w for chance, w in every_round(n, groups, rule.probabilities, rule.step))
+    probabilities, step = activation(graph, groups, 0.4)
+    second_NN = sum(chance * w.T @ w for chance, w in every_round(n, groups, probabilities, step))
     expected = np.linalg.eigvalsh(second_NN - 1 / n)[-1]
 
-    assert mean_square_left(n, groups, rule.probabilities, rule.step) == pytest.approx(expected, abs=1e-14)
+    assert mean_square_left(n, groups, probabilities, step) == pytest.approx(expected, abs=1e-14)
 
 
 @pytest.mark.parametrize(("name", "n"), [("ring", 8), ("house", 5), ("karate-club", 34)])
 def test_no_other_step_leaves_less(name, n):
     graph = make(name, n)
     groups = matchings(graph)
-    p_M = activation(graph, groups, 0.5).probabilities
+    p_M, _ = activation(graph, groups, 0.5)
     step = best_step(n, groups, p_M)
     best = mean_square_left(n, groups, p_M, step)
 
