@@ -14,7 +14,7 @@ from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.topology import Topology
-    from p2pfl.topology.advice import NewLink, Option
+    from p2pfl.topology.advice import Option
 
 _ALMOST = 1.1
 
@@ -61,14 +61,15 @@ def advise(
     assert graph.bandwidth_mbps is not None
     new_ms = float(np.median(graph.latency_ms)) if new_latency_ms is None else new_latency_ms
     new_mbps = float(np.median(graph.bandwidth_mbps)) if new_bandwidth_mbps is None else new_bandwidth_mbps
-    new, tried = best_new_link(links, float(message_seconds(np.array(new_ms), np.array(new_mbps), links.size_bytes)))
-    saves = new is not None and new.best.seconds < best.seconds * (1 - 1e-9)
-    said = [*_advice(source, graph, best, found), _new_link(graph, new if saves else None, new_ms, new_mbps, tried)]
+    pair, then, tried = best_new_link(links, float(message_seconds(np.array(new_ms), np.array(new_mbps), links.size_bytes)))
+    if then is not None and then.seconds >= best.seconds * (1 - 1e-9):
+        pair = then = None
+    said = [*_advice(source, graph, best, found), _new_link(graph, pair, then, new_ms, new_mbps, tried)]
     if as_json:
         row = None
-        if new is not None and saves:
-            between = [graph.label(node) for node in new.between]
-            row = {"between": between, "latency_ms": new_ms, "bandwidth_mbps": new_mbps, **_as_row(_joined(graph, new.between), new.best)}
+        if pair is not None and then is not None:
+            between = [graph.label(node) for node in pair]
+            row = {"between": between, "latency_ms": new_ms, "bandwidth_mbps": new_mbps, **_as_row(_joined(graph, pair), then)}
         content = {
             "source": source,
             "parameters": parameters,
@@ -160,17 +161,18 @@ def _way(source: str, graph: Topology, option: Option, *, first: bool = True) ->
     return how[0].upper() + how[1:] if first else how
 
 
-def _new_link(graph: Topology, new: NewLink | None, latency_ms: float, bandwidth_mbps: float, tried: int) -> str:
+def _new_link(
+    graph: Topology, pair: tuple[int, int] | None, best: Option | None, latency_ms: float, bandwidth_mbps: float, tried: int
+) -> str:
+    """Say which new link would help most; None for the pair and its best use: no one would."""
     speed = f"{latency_ms:g} ms, {bandwidth_mbps:g} Mbit/s"
-    if new is None:
+    if pair is None or best is None:
         return f"No single new link of {speed} would shorten that ({tried} tried)." if tried else "There is no link to add."
-    one, other = (graph.label(node) for node in new.between)
-    out = _left_out(_joined(graph, new.between), new.best)
-    how = {"links": f"weights: {new.best.weights}", "matchings": "links in turns"}[new.best.use]
+    one, other = (graph.label(node) for node in pair)
+    out = _left_out(_joined(graph, pair), best)
+    how = {"links": f"weights: {best.weights}", "matchings": "links in turns"}[best.use]
     without = f", without {_named(out)}" if out else ""
-    return (
-        f"Of {tried} new links, one between {one} and {other} ({speed}) would help most: {_seconds(new.best.seconds)} with {how}{without}."
-    )
+    return f"Of {tried} new links, one between {one} and {other} ({speed}) would help most: {_seconds(best.seconds)} with {how}{without}."
 
 
 def _named(links: list[list[str]]) -> str:

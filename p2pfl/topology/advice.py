@@ -11,7 +11,7 @@ Shapes: N nodes, E links, B choices of links.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from p2pfl.errors import MissingExtraError, TopologyError
 from p2pfl.topology.graph import FloatArray, IntArray, Topology
 from p2pfl.topology.matcha import matchings
-from p2pfl.topology.schedule import Schedule, disagreement_left, make_schedule
+from p2pfl.topology.schedule import disagreement_left, make_schedule
 from p2pfl.topology.spectrum import rounds_at, rounds_to
 from p2pfl.topology.weights import weighted
 
@@ -44,7 +44,6 @@ _MAX_THINNED = 10**7  # links times N**3
 _MAX_RANDOM_NODES = 64
 _MAX_OPTIMISED_NODES = 32
 _MAX_TURNED = 8  # thresholds for which matchings are followed in turns
-_MAX_ROUNDS = 5000
 _MAX_NEW_LINKS = 400
 _MAX_NEW_NUMBERS = 2 * 10**6  # new links times N**2
 _THOROUGH_NEW_LINKS = 4
@@ -80,15 +79,6 @@ class Option:
 
     budget: float | None = None
     """Communication budget of MATCHA."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewLink:
-    """A link that is not there."""
-
-    between: tuple[int, int]
-    best: Option
-    """The best that can then be done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,10 +153,9 @@ def message_seconds(latency_ms: FloatArray, bandwidth_mbps: FloatArray, size_byt
 def options(links: LinkCosts) -> list[Option]:
     """The best choice of links for each rule, all links for each rule, matchings in turns, MATCHA; the fastest first."""
     everything_E = np.ones(len(links.pairs), dtype=np.bool_)
-    found = [option for rule in RULES if (option := _static(links, everything_E, rule)) is not None]
+    rules = RULES if links.given is None else (*RULES, "given")
+    found = [option for rule in rules for option in _static(links, everything_E, rule)]
     found += best_links(links)
-    if links.given is not None:
-        found += _with_rounds(links, everything_E, "given", rounds_to(weighted(links.given, "given"), ACCURACY))
     found += fastest_weights(links, min((option.seconds for option in found), default=math.inf))
     found += in_turns(links)
     found += at_random(links)
@@ -206,8 +195,7 @@ def best_links(links: LinkCosts, rules: Sequence[str] = RULES) -> list[Option]:
             if thinner >= best:
                 break
             best_E, best = thinner_E, thinner
-        option = _static(links, best_E, rule)
-        found += [option] if option is not None else []
+        found += _static(links, best_E, rule)
     return found
 
 
@@ -224,8 +212,7 @@ def fastest_weights(links: LinkCosts, to_beat_s: float) -> list[Option]:
         for mask_E in links.thresholds()[::-1]:
             if found and links.seconds_E[mask_E].max() * least_rounds >= to_beat_s:
                 continue
-            option = _static(links, mask_E, "fdla")
-            if option is not None:
+            for option in _static(links, mask_E, "fdla"):
                 least_rounds = max(least_rounds, option.rounds)
                 to_beat_s = min(to_beat_s, option.seconds)
                 found.append(option)
@@ -241,13 +228,14 @@ def in_turns(links: LinkCosts) -> list[Option]:
     step = -(-len(thresholds) // _MAX_TURNED)
     found = []
     for mask_E in thresholds[::-1][::step]:
-        graph = links.only(mask_E)
-        schedule = make_schedule("matchings", links.num_nodes, base=graph)
-        slowest_s = [_slowest(links, schedule.at(number)) for number in range(schedule.period or 1)]
-        rounds = _rounds_in_product(schedule)
-        if rounds is not None:
-            seconds = sum(slowest_s[number % len(slowest_s)] for number in range(rounds))
-            sent = sum(2 * schedule.at(number).num_edges for number in range(rounds)) / links.num_nodes * links.size_bytes
+        schedule = make_schedule("matchings", links.num_nodes, base=links.only(mask_E))
+        period = [schedule.at(number) for number in range(schedule.period or 1)]
+        slowest_s = [_slowest(links, graph.receivers, graph.senders) for graph in period]
+        left = list(disagreement_left(schedule, until=ACCURACY))
+        rounds = len(left)
+        if left[-1] <= ACCURACY:
+            seconds = sum(slowest_s[number % len(period)] for number in range(rounds))
+            sent = sum(2 * period[number % len(period)].num_edges for number in range(rounds)) / links.num_nodes * links.size_bytes
             found.append(_option(links, mask_E, "matchings", "1/2", rounds, seconds / rounds, sent))
     return [min(found, key=_rank)] if found else []
 
@@ -259,7 +247,7 @@ def at_random(links: LinkCosts) -> list[Option]:
     everything_E = np.ones(len(links.pairs), dtype=np.bool_)
     base = links.only(everything_E)
     groups = matchings(base)
-    slowest_s = [max(_seconds_of(links, i, j) for i, j in group.tolist()) for group in groups]
+    slowest_s = [_slowest(links, *group.T) for group in groups]
     found = []
     for budget in BUDGETS:
         schedule = make_schedule("matcha", links.num_nodes, base=base, budget=budget)
@@ -275,8 +263,8 @@ def at_random(links: LinkCosts) -> list[Option]:
     return [min(found, key=_rank)] if found else []
 
 
-def best_new_link(links: LinkCosts, second: float) -> tuple[NewLink | None, int]:
-    """The link that is not there and would save most, if one message over it took so long; and how many were tried.
+def best_new_link(links: LinkCosts, second: float) -> tuple[tuple[int, int] | None, Option | None, int]:
+    """The link that is not there and would save most, if one message over it took so long; the best with it; and how many were tried.
 
     Without MATCHA. On a small graph everything else is tried for every pair; otherwise the pairs are ranked by what their link would do for
     plain rules, and the first four are looked at closely. Of many pairs only those are tried that the slowest mode keeps furthest apart.
@@ -290,12 +278,12 @@ def best_new_link(links: LinkCosts, second: float) -> tuple[NewLink | None, int]
     with_link = {pair: _with_link(links, pair, second) for pair in pairs}
     if not all(map(is_exhaustive, with_link.values())):
         pairs = sorted(pairs, key=lambda pair: (_quick(with_link[pair]), pair))[:_THOROUGH_NEW_LINKS]
-    found: list[NewLink] = []
+    found: list[tuple[tuple[int, int], Option]] = []
     for pair in pairs:
         tried = best_links(with_link[pair]) + in_turns(with_link[pair])
-        tried += fastest_weights(with_link[pair], min(option.seconds for option in (*tried, *(new.best for new in found))))
-        found.append(NewLink(between=pair, best=min(tried, key=_rank)))
-    return min(found, key=lambda new: (_rank(new.best), new.between), default=None), len(with_link)
+        tried += fastest_weights(with_link[pair], min(option.seconds for option in (*tried, *(best for _, best in found))))
+        found.append((pair, min(tried, key=_rank)))
+    return *min(found, key=lambda new: (_rank(new[1]), new[0]), default=(None, None)), len(with_link)
 
 
 def _with_link(links: LinkCosts, pair: tuple[int, int], second: float) -> LinkCosts:
@@ -308,11 +296,10 @@ def _quick(links: LinkCosts) -> float:
     return min(_fastest(links, masks_BE, rounds)[1][0] for rounds in _rounds_of(links, masks_BE).values())
 
 
-def _static(links: LinkCosts, mask_E: BoolArray, rule: str) -> Option | None:
-    return next(iter(_with_rounds(links, mask_E, rule, rounds_to(weighted(links.only(mask_E), rule), ACCURACY))), None)
-
-
-def _with_rounds(links: LinkCosts, mask_E: BoolArray, rule: str, rounds: int | None) -> list[Option]:
+def _static(links: LinkCosts, mask_E: BoolArray, rule: str) -> list[Option]:
+    """The option to use some links in every round with the weights of a rule; none where nobody ever agrees by it."""
+    graph = links.given if rule == "given" and links.given is not None else links.only(mask_E)
+    rounds = rounds_to(weighted(graph, rule), ACCURACY)
     if rounds is None:
         return []
     sent = rounds * 2 * int(mask_E.sum()) / links.num_nodes * links.size_bytes
@@ -384,29 +371,12 @@ def _contractions(links: LinkCosts, masks_BE: BoolArray) -> dict[str, FloatArray
 
 
 def _is_connected(links: LinkCosts, mask_E: BoolArray) -> bool:
-    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    i, j = links.pairs[mask_E].T
-    table = coo_array((np.ones(len(i)), (i, j)), shape=(links.num_nodes, links.num_nodes))
-    return bool(connected_components(table, directed=False, return_labels=False) == 1)
+    return bool(connected_components(links.only(mask_E).adjacency(), directed=False, return_labels=False) == 1)
 
 
-def _rounds_in_product(schedule: Schedule) -> int | None:
-    """Rounds of a schedule itself until `ACCURACY` is left for the worst start; None: more than 5,000."""
-    for number, left in enumerate(disagreement_left(schedule, _MAX_ROUNDS)):
-        if left <= ACCURACY:
-            return number + 1
-    return None
-
-
-def _slowest(links: LinkCosts, graph: Topology) -> float:
-    return max(_seconds_of(links, i, j) for i, j in _pairs(graph))
-
-
-def _pairs(graph: Topology) -> Iterator[tuple[int, int]]:
-    yield from ((i, j) for i, j in zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True) if i < j)
-
-
-def _seconds_of(links: LinkCosts, i: int, j: int) -> float:
-    return float(links.seconds_E[(links.pairs == (i, j)).all(axis=1)][0])
+def _slowest(links: LinkCosts, one: IntArray, other: IntArray) -> float:
+    """Seconds of the slowest of the links between some pairs of nodes."""
+    used_E = np.isin(links.pairs @ [links.num_nodes, 1], np.minimum(one, other) * links.num_nodes + np.maximum(one, other))
+    return float(links.seconds_E[used_E].max())
