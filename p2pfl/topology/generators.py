@@ -21,7 +21,6 @@ _ATTEMPTS = 100
 _MANY_NODES = 20_000  # beyond, a random graph is drawn in arrays
 _SURELY_CONNECTED = 3
 
-
 Generator = Callable[..., Topology]
 """(num_nodes, seed=0, **options) -> graph, without weights unless it is directed. The seed matters to random graphs only."""
 
@@ -95,6 +94,8 @@ def exponential(num_nodes: int, seed: int = 0, *, directed: bool = True) -> Topo
 
 def random_regular(num_nodes: int, seed: int = 0, *, degree: int = 4) -> Topology:
     """Every node has the same number of links, drawn at random."""
+    import networkx as nx
+
     if not 1 <= degree < num_nodes:
         raise TopologyError(f"random-regular of degree = {degree}: expected 1 to {num_nodes - 1} with {num_nodes} nodes")
     if degree * num_nodes % 2:
@@ -103,32 +104,21 @@ def random_regular(num_nodes: int, seed: int = 0, *, degree: int = 4) -> Topolog
         )
     if num_nodes > _MANY_NODES and degree >= _SURELY_CONNECTED:
         return _many_regular(num_nodes, degree, seed)
-    return _connected(
-        "random-regular",
-        num_nodes,
-        seed,
-        lambda nx, rng: nx.random_regular_graph(degree, num_nodes, seed=rng),
-        f"degree = {degree}",
-        "take degree >= 3",
-    )
+    draw = partial(nx.random_regular_graph, degree, num_nodes)
+    return _connected("random-regular", num_nodes, seed, draw, f"degree = {degree}", "take degree >= 3")
 
 
 def erdos_renyi(num_nodes: int, seed: int = 0, *, p: float | None = None) -> Topology:
     """Every pair is linked with probability p (default 2 ln n / n, twice what connects a large graph)."""
+    import networkx as nx
+
     threshold = min(1.0, 2 * math.log(num_nodes) / num_nodes)
     probability = threshold if p is None else p
     if not 0 < probability <= 1:
         raise TopologyError(f"erdos-renyi with p = {p}: expected 0 < p <= 1")
     _limit("erdos-renyi", num_nodes, round(probability * num_nodes * (num_nodes - 1) / 2))
-
-    return _connected(
-        "erdos-renyi",
-        num_nodes,
-        seed,
-        lambda nx, rng: nx.fast_gnp_random_graph(num_nodes, probability, seed=rng),
-        f"p = {probability:.3g}",
-        f"take p >= {threshold:.3g}",
-    )
+    draw = partial(nx.fast_gnp_random_graph, num_nodes, probability)
+    return _connected("erdos-renyi", num_nodes, seed, draw, f"p = {probability:.3g}", f"take p >= {threshold:.3g}")
 
 
 def small_world(num_nodes: int, seed: int = 0, *, degree: int = 4, p: float = 0.1) -> Topology:
@@ -136,19 +126,14 @@ def small_world(num_nodes: int, seed: int = 0, *, degree: int = 4, p: float = 0.
 
     Source: Watts & Strogatz, Nature 1998.
     """
+    import networkx as nx
+
     if degree % 2 or not 2 <= degree < num_nodes:  # noqa: PLR2004
         raise TopologyError(f"small-world of degree = {degree}: expected an even number from 2 to {num_nodes - 1} with {num_nodes} nodes")
     if not 0 <= p <= 1:
         raise TopologyError(f"small-world with p = {p}: expected 0 <= p <= 1")
-
-    return _connected(
-        "small-world",
-        num_nodes,
-        seed,
-        lambda nx, rng: nx.watts_strogatz_graph(num_nodes, degree, p, seed=rng),
-        f"degree = {degree}, p = {p}",
-        "take a larger degree or a smaller p",
-    )
+    draw = partial(nx.watts_strogatz_graph, num_nodes, degree, p)
+    return _connected("small-world", num_nodes, seed, draw, f"degree = {degree}, p = {p}", "take a larger degree or a smaller p")
 
 
 def barbell(num_nodes: int, seed: int = 0, *, bridge: int | None = None) -> Topology:  # noqa: ARG001
@@ -178,34 +163,12 @@ def named(graph_name: str, num_nodes: int | None = None, seed: int = 0) -> Topol
     return _from_networkx(graph_name, graph)
 
 
-SMALL_GRAPHS = (
-    "bull",
-    "chvatal",
-    "cubical",
-    "davis-southern-women",
-    "desargues",
-    "diamond",
-    "dodecahedral",
-    "florentine-families",
-    "frucht",
-    "heawood",
-    "hoffman-singleton",
-    "house",
-    "house-x",
-    "icosahedral",
-    "karate-club",
-    "krackhardt-kite",
-    "les-miserables",
-    "moebius-kantor",
-    "octahedral",
-    "pappus",
-    "petersen",
-    "sedgewick-maze",
-    "tetrahedral",
-    "truncated-cube",
-    "truncated-tetrahedron",
-    "tutte",
+_SMALL_GRAPHS = (
+    "bull chvatal cubical davis-southern-women desargues diamond dodecahedral florentine-families frucht heawood "
+    "hoffman-singleton house house-x icosahedral karate-club krackhardt-kite les-miserables moebius-kantor octahedral pappus "
+    "petersen sedgewick-maze tetrahedral truncated-cube truncated-tetrahedron tutte"
 )
+SMALL_GRAPHS = tuple(_SMALL_GRAPHS.split())
 """networkx's small graphs of fixed size, without "_graph" and with dashes."""
 
 TOPOLOGIES: Mapping[str, Generator] = {
@@ -325,13 +288,13 @@ def _limit(name: str, num_nodes: int, num_edges: int) -> None:
         )
 
 
-def _connected(name: str, num_nodes: int, seed: int, draw: Callable[[Any, random.Random], Any], options: str, remedy: str) -> Topology:
+def _connected(name: str, num_nodes: int, seed: int, draw: Callable[..., Any], options: str, remedy: str) -> Topology:
     """The first connected one of up to 100 draws from one stream of random numbers."""
     import networkx as nx
 
     rng = random.Random(seed)  # noqa: S311  # a graph, not a secret
     for _ in range(_ATTEMPTS):
-        graph = draw(nx, rng)
+        graph = draw(seed=rng)
         if nx.is_connected(graph):
             return _from_networkx(name, graph)
     raise TopologyError(f"{name} of {num_nodes} nodes with {options}: none of {_ATTEMPTS} draws is connected; {remedy}")

@@ -5,6 +5,7 @@ Shapes: N nodes, E directed edges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
@@ -86,64 +87,61 @@ def _num_crossing(adjacency: Any, right_N: NDArray[np.bool_]) -> int:
 
 def _refined(adjacency: Any, right_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pairs exchanged, the best first and also at a loss, as long as a pass leaves less than it found."""
-    state = _Sides(adjacency, right_N)
+    side: list[int] = right_N.astype(int).tolist()
+    starts, others = adjacency.indptr.tolist(), adjacency.indices.tolist()
+    around = [others[start:stop] for start, stop in pairwise(starts)]
     for _ in range(_PASSES):
-        if not state.improve():
+        sign_N = 2 * np.array(side) - 1
+        if not _improve(side, (-sign_N * (adjacency @ sign_N)).astype(int).tolist(), around):
             break
-    return np.array(state.side, dtype=np.bool_)
+    return np.array(side, dtype=np.bool_)
 
 
-class _Sides:
-    """Which side each node is on, and how many fewer links would be cut if it were on the other (its gain)."""
+def _improve(side: list[int], gains: list[int], around: list[list[int]]) -> int:
+    """A pass that moves each node at most once to the other side, and keeps what was best; how many fewer links are then cut.
 
-    def __init__(self, adjacency: Any, right_N: NDArray[np.bool_]) -> None:
-        self._adjacency = adjacency
-        self.side: list[int] = right_N.astype(int).tolist()
-        starts, others = adjacency.indptr.tolist(), adjacency.indices.tolist()
-        self._around = [others[start:stop] for start, stop in pairwise(starts)]
-        self._patience = max(64, int(_SHARE_IN_VAIN * len(self.side)))
+    A node's gain is how many fewer links would be cut if it were on the other side.
+    """
+    is_free, patience = [True] * len(side), max(64, int(_SHARE_IN_VAIN * len(side)))
+    queues: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for node, (own, gain) in enumerate(zip(side, gains, strict=True)):
+        queues[own].append((-gain, node))
+    for queue in queues:
+        heapify(queue)
+    moved: list[int] = []
+    total = best = best_at = 0
+    while len(moved) - best_at <= patience:
+        pair = [_move_from(source, side, gains, is_free, queues, around) for source in (0, 1)]
+        moved += [node for node, _ in filter(None, pair)]
+        if pair[0] is None or pair[1] is None:
+            break
+        total += pair[0][1] + pair[1][1]
+        if total > best:
+            best, best_at = total, len(moved)
+    for node in moved[best_at:]:
+        side[node] = 1 - side[node]
+    return best
 
-    def improve(self) -> int:
-        """A pass that moves each node at most once and keeps what was best; how many fewer links are cut."""
-        self._begin()
-        moved: list[int] = []
-        total = best = best_at = 0
-        while len(moved) - best_at <= self._patience:
-            pair = [self._move_from(source) for source in (0, 1)]
-            moved += [node for node, _ in filter(None, pair)]
-            if pair[0] is None or pair[1] is None:
-                break
-            total += pair[0][1] + pair[1][1]
-            if total > best:
-                best, best_at = total, len(moved)
-        for node in moved[best_at:]:
-            self.side[node] = 1 - self.side[node]
-        return best
 
-    def _begin(self) -> None:
-        """Gains as they are, and nobody moved."""
-        sign_N = 2 * np.array(self.side) - 1
-        gain_N = -sign_N * (self._adjacency @ sign_N)
-        self._gains: list[int] = gain_N.astype(int).tolist()
-        self._is_free = [True] * len(self.side)
-        self._queues: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-        for node, (own, gain) in enumerate(zip(self.side, self._gains, strict=True)):
-            self._queues[own].append((-gain, node))
-        for queue in self._queues:
-            heapify(queue)
-
-    def _move_from(self, source: int) -> tuple[int, int] | None:
-        """The node of the largest gain to the other side, and what it gained; None where all have moved."""
-        queue, side, gains, is_free = self._queues[source], self.side, self._gains, self._is_free
-        while queue:
-            less, node = heappop(queue)
-            if is_free[node] and -less == gains[node]:  # else it has moved, or its gain is another by now
-                break
-        else:
-            return None
-        is_free[node], side[node] = False, 1 - source
-        for other in self._around[node]:
-            if is_free[other]:
-                gains[other] += 2 if side[other] == source else -2
-                heappush(self._queues[side[other]], (-gains[other], other))
-        return node, -less
+def _move_from(
+    source: int,
+    side: list[int],
+    gains: list[int],
+    is_free: list[bool],
+    queues: Sequence[list[tuple[int, int]]],
+    around: list[list[int]],
+) -> tuple[int, int] | None:
+    """Move the node of the largest gain to the other side; it, and what it gained, or None where all have moved."""
+    queue = queues[source]
+    while queue:
+        less, node = heappop(queue)
+        if is_free[node] and -less == gains[node]:  # else it has moved, or its gain is another by now
+            break
+    else:
+        return None
+    is_free[node], side[node] = False, 1 - source
+    for other in around[node]:
+        if is_free[other]:
+            gains[other] += 2 if side[other] == source else -2
+            heappush(queues[side[other]], (-gains[other], other))
+    return node, -less
