@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from p2pfl.algorithms.aggregators import AGGREGATORS, Aggregator, flow
 from p2pfl.algorithms.base import Algorithm, Channel, Compressor, Context, Inbox, Notice, Requirement, State
 from p2pfl.algorithms.compressed import Choco, PowerGossip
-from p2pfl.algorithms.compressors import COMPRESSORS
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, DFedAvgM, DiLoCo, ExactDiffusion, QGDSGDm
 from p2pfl.algorithms.guard import Guard
 from p2pfl.algorithms.inbox import InboxFactory, over_an_edge
 from p2pfl.algorithms.personal import PartlyShared
+from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Identity, Int8, Sign
+from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK
 from p2pfl.algorithms.sums import PushSum, RelaySGD
 from p2pfl.algorithms.tracking import KGT, GradientTracking
 
@@ -31,35 +34,39 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "powergossip": PowerGossip,
 }
 
+COMPRESSORS: dict[str, Callable[..., Compressor]] = {
+    "none": Identity,
+    "fp16": Float16,
+    "bf16": BFloat16,
+    "int8": Int8,
+    "qsgd": QSGD,
+    "sign": Sign,
+    "top-k": TopK,
+    "random-k": RandomK,
+    "low-rank": LowRank,
+}
+
 __all__ = [
     "ADPSGD",
     "AGGREGATORS",
     "ALGORITHMS",
     "COMPRESSORS",
     "DPSGD",
-    "EXTRA",
     "KGT",
     "Aggregator",
     "Algorithm",
     "AllReduce",
     "Channel",
-    "Chebyshev",
     "Choco",
     "Compressor",
     "Context",
-    "DFedAvgM",
-    "DiLoCo",
-    "ExactDiffusion",
     "GradientTracking",
     "Guard",
     "Inbox",
     "InboxFactory",
     "Notice",
     "PartlyShared",
-    "PowerGossip",
-    "PushSum",
     "QGDSGDm",
-    "RelaySGD",
     "Requirement",
     "State",
     "flow",

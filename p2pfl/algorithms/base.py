@@ -263,10 +263,15 @@ Parts = dict[str, Tensor]
 
 @runtime_checkable
 class Compressor(Protocol):
-    """A rule for sending less than a vector. Implementations are immutable objects; both methods are pure."""
+    """A rule C for sending less than a vector v. Implementations are immutable objects; the methods are pure.
+
+    E ||C(v) - v||**2 <= (1 - omega) ||v||**2, where C(v) is `decompress` of what `compress` gives: the sender takes that as well. The
+    arrays' shapes and dtypes follow from the layout and the model's dtype alone, so that an update's size is known before it is sent.
+    Whatever bits a neighbour sends for integers, `decompress` gives finite numbers and raises nothing.
+    """
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
-        """Exactly the arrays that travel for v (..., P), whose first axis is ctx.nodes_N's; by names of `compressors.PART_NAMES`."""
+        """Exactly the arrays that travel for v (..., P), whose first axis is ctx.nodes_N's; by names of `quantizers.PART_NAMES`."""
         ...
 
     def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
@@ -284,7 +289,7 @@ class Algorithm(Protocol):
     A rule that derives from it explicitly has the gradient as it is, the trained x and x as the estimate unless it says otherwise.
     """
 
-    phases: ClassVar[int]
+    phases: ClassVar[int] = 1
     """Exchanges in one round."""
 
     channels: ClassVar[Mapping[str, Channel]]

@@ -27,8 +27,8 @@ from p2pfl.algorithms.base import (
     Sender,
     State,
 )
-from p2pfl.algorithms.compressors import PART_NAMES, Identity
 from p2pfl.algorithms.gossip import DPSGD
+from p2pfl.algorithms.quantizers import PART_NAMES, Identity
 from p2pfl.algorithms.sparsifiers import gaussian_columns
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout
@@ -68,7 +68,6 @@ class Choco(Algorithm):
     """Step size of the exchange."""
     compressor: Compressor = field(default_factory=Identity)
 
-    phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
         {
             "xhat": Channel(missing="own"),

@@ -23,7 +23,6 @@ _SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly st
 class ModelAveraging(Algorithm, Protocol):
     """Rules with one exchange a round, of models: x_i <- sum_j W_ij x_j unless a rule has a merge of its own."""
 
-    phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"x": Channel(missing="own", model=True)})
     local_changes: ClassVar[frozenset[LocalChange]] = PLAIN_STEPS
     plain_gossip: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Compressors that send fewer bits of each number: rounding, stochastic rounding and signs.
+"""Compressors that send all of each number, or fewer bits of it: rounding, stochastic rounding and signs.
 
 Shapes: N rows, P parameters, C chunks, L tensors of the layout; further leading axes are free.
 """
@@ -18,12 +18,32 @@ from p2pfl.algorithms.base import Context, Parts
 from p2pfl.draws import Purpose, philox
 from p2pfl.params import Layout
 
+PART_NAMES: Final = ("values", "codes", "scales", "norm", "signs", "places", "factors")
+"""Names of the arrays that compressors send; each sends one or two."""
+
 CHUNK: Final = 256
 """Numbers that have one scale in `Int8`."""
 
 BYTE: Final = 8
 _MASK = 0xFFFFFFFF
 _INT8 = 127
+
+
+@dataclass(frozen=True)
+class Identity:
+    """C(v) = v; omega = 1."""
+
+    def compress(self, v: Tensor, ctx: Context) -> Parts:
+        """Send the vector itself."""
+        return {"values": v}
+
+    def decompress(self, parts: Parts, ctx: Context, dtype: torch.dtype) -> Tensor:
+        """Take the vector itself."""
+        return parts["values"].to(dtype)
+
+    def omega(self, layout: Layout) -> float:
+        """All of the vector is kept."""
+        return 1.0
 
 
 @dataclass(frozen=True)

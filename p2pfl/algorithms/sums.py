@@ -34,7 +34,6 @@ class PushSum(Algorithm):
     Vaidya & Dominguez-Garcia, "Robust distributed average consensus via exchange of running sums", IEEE TAC 2016.
     """
 
-    phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"sigma": Channel(missing="zero")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"column stochastic", "static", "single messages", "fixed slots"})
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"estimate"})
@@ -95,7 +94,6 @@ class RelaySGD(Algorithm):
     Source: Vogels et al., "RelaySum for decentralized deep learning on heterogeneous data", Algorithm 1 (arXiv:2110.04175).
     """
 
-    phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType(
         {"m": Channel(missing="zero", per_edge=True), "count": Channel(missing="zero", per_edge=True)}
     )

@@ -76,7 +76,6 @@ class KGT(Algorithm):
     outer_lr: Annotated[float, Field(gt=0, le=10)] = 1.0
     """How much of the way of the K steps the model goes.  # eta_s"""
 
-    phases: ClassVar[int] = 1
     channels: ClassVar[Mapping[str, Channel]] = MappingProxyType({"x": Channel(missing="own", model=True), "z": Channel(missing="own")})
     requires: ClassVar[frozenset[Requirement]] = frozenset({"doubly stochastic", "synchronous"})
     local_changes: ClassVar[frozenset[LocalChange]] = frozenset({"gradient", "state"})

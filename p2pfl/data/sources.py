@@ -27,12 +27,12 @@ class Source:
     title: str
 
     url: str
-    """Of the archive; of files by themselves what comes before each one's NAME.gz."""
+    """Address of the archive; for files by themselves the part before each one's NAME.gz."""
 
     packed: Literal["zip", "gzip"] = "zip"
 
     folder: str
-    """What its folder is called inside P2PFL_DATA and inside the cache."""
+    """Name of its folder inside P2PFL_DATA and inside the cache."""
 
     md5: Mapping[str, str]
     """File name to the MD5 of its bytes when unpacked, 32 hexadecimal digits."""

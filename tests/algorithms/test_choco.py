@@ -17,8 +17,7 @@ import torch
 import p2pfl
 from p2pfl.algorithms import over_an_edge
 from p2pfl.algorithms.compressed import Choco
-from p2pfl.algorithms.compressors import Identity
-from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Int8, Sign
+from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Identity, Int8, Sign
 from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from p2pfl.algorithms import Compressor, Context
-from p2pfl.algorithms.compressors import COMPRESSORS, PART_NAMES, Identity
-from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Int8, Sign
+from p2pfl.algorithms import COMPRESSORS, Compressor, Context
+from p2pfl.algorithms.quantizers import PART_NAMES, QSGD, BFloat16, Float16, Identity, Int8, Sign
 from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK
 from p2pfl.params import Layout, TensorSpec
 from rows import size_bytes

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from networks import HASTY, Network, finish, plan_of
-from p2pfl.algorithms import ALGORITHMS, Algorithm, Choco, Context, Guard, Inbox, State
-from p2pfl.algorithms.compressors import COMPRESSORS
+from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Choco, Context, Guard, Inbox, State
 from p2pfl.algorithms.guard import bound, norm_of, refusal_of
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.pairwise_mixing import PairwiseMixing
