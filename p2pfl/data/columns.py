@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pfl.errors import ConfigError, some
-from p2pfl.topology.numbers import number
+from p2pfl.topology.sketch import number
 from p2pfl.yaml_files import read_text
 
 

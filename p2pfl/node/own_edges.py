@@ -18,7 +18,7 @@ from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.round_durations import WINDOW, RoundDurations
 from p2pfl.topology import steps_from
-from p2pfl.topology.neighbourhoods import neighbourhoods_of
+from p2pfl.topology.schedule import neighbourhoods_of
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.update import UpdateFormat
 

@@ -12,7 +12,7 @@ from p2pfl.errors import PeerError
 from p2pfl.protocol.ledger import EdgeLedger, SavedLedger
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.runs.events import EventKind
-from p2pfl.topology.neighbourhoods import Neighbourhood
+from p2pfl.topology.schedule import Neighbourhood
 from p2pfl.wire.messages import Goodbye, Report
 
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report", "too_large"})

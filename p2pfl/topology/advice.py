@@ -22,14 +22,11 @@ from numpy.typing import NDArray
 from p2pfl.errors import MissingExtraError, TopologyError
 from p2pfl.topology.graph import FloatArray, IntArray, Topology
 from p2pfl.topology.matcha import matchings
-from p2pfl.topology.schedule import disagreement_left, make_schedule
+from p2pfl.topology.schedule import ACCURACY, disagreement_left, make_schedule
 from p2pfl.topology.spectrum import rounds_at, rounds_to
 from p2pfl.topology.weights import weighted
 
 BoolArray = NDArray[np.bool_]
-
-ACCURACY = 1e-6
-"""Fraction of the disagreement that is left in the end."""
 
 RULES = ("metropolis", "max-degree", "lazy", "best-constant")
 """Weights that are tried on every choice of links; fdla is tried where it can be better."""
@@ -231,7 +228,7 @@ def in_turns(links: LinkCosts) -> list[Option]:
         schedule = make_schedule("matchings", links.num_nodes, base=links.only(mask_E))
         period = [schedule.at(number) for number in range(schedule.period or 1)]
         slowest_s = [_slowest(links, graph.receivers, graph.senders) for graph in period]
-        left = list(disagreement_left(schedule, until=ACCURACY))
+        left = list(disagreement_left(schedule))
         rounds = len(left)
         if left[-1] <= ACCURACY:
             seconds = sum(slowest_s[number % len(period)] for number in range(rounds))

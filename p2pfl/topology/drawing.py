@@ -12,7 +12,7 @@ import numpy as np
 
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.topology.graph import FloatArray, Topology
-from p2pfl.topology.schedule import MOST_ROUNDS, Schedule, disagreement_left
+from p2pfl.topology.schedule import ACCURACY, MOST_ROUNDS, Schedule, disagreement_left
 from p2pfl.topology.spectrum import rounds_to, spectral_gap
 
 _MAX_DRAWN = 1000
@@ -20,7 +20,6 @@ _MAX_LABELLED = 60
 _MAX_SPRINGS = 150
 _ROUNDS_SHOWN = 6
 _COLUMNS = 5
-_ACCURACY = 1e-6
 _MAX_LINE = 24  # characters
 _USED, _IDLE = "tab:orange", "0.75"
 
@@ -174,12 +173,12 @@ def _decay(graph: Topology | Schedule) -> tuple[FloatArray, FloatArray, int | No
     (1 - gap)**round where the graph stays as it is, otherwise the norm of the product of the rounds' matrices.
     """
     if isinstance(graph, Topology):
-        last = rounds_to(graph, _ACCURACY)
+        last = rounds_to(graph, ACCURACY)
         rounds = np.array([0.0, 1.0]) if last == 1 else np.linspace(0, last or MOST_ROUNDS, 200)
-        left = np.array([1.0, _ACCURACY]) if last == 1 else np.maximum((1 - spectral_gap(graph)) ** rounds, _ACCURACY)
+        left = np.array([1.0, ACCURACY]) if last == 1 else np.maximum((1 - spectral_gap(graph)) ** rounds, ACCURACY)
         return rounds, left, last
-    values = [1.0, *(max(left_now, _ACCURACY) for left_now in disagreement_left(graph, until=_ACCURACY))]
-    last = len(values) - 1 if values[-1] <= _ACCURACY else None
+    values = [1.0, *(max(left_now, ACCURACY) for left_now in disagreement_left(graph))]
+    last = len(values) - 1 if values[-1] <= ACCURACY else None
     return np.arange(len(values), dtype=np.float64), np.array(values), last
 
 
@@ -191,7 +190,7 @@ def _draw_decay(axes: Any, decays: Mapping[str, tuple[FloatArray, FloatArray, in
         # the same shades once more with dashes where there are more graphs than colours
         axes.plot(rounds, left, label=f"{label}: {_rounds(last)}", linestyle="-" if number < 10 else "--")  # noqa: PLR2004
     axes.set_yscale("log")
-    axes.set_ylim(_ACCURACY, max(1.5, *(1.2 * left.max() for _, left, _ in decays.values())))
+    axes.set_ylim(ACCURACY, max(1.5, *(1.2 * left.max() for _, left, _ in decays.values())))
     axes.set_xlim(0, longest if lasts else None)
     if longest > 50 * shortest:
         axes.set_xscale("symlog", linthresh=1)

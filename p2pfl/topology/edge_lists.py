@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from p2pfl.topology.numbers import number, quoted
-from p2pfl.topology.sketch import VALUES, Edge, Sketch, known
+from p2pfl.topology.sketch import VALUES, Edge, Sketch, known, number, quoted
 
 _MAX_NODES = 10**6
 _REMEDY = "keep one line a link, or begin the file with '% sym' if both lines are one link, with '% asym' if directions are meant"
@@ -23,16 +22,7 @@ _ENCLOSED = re.compile(r"^[\[(<“„«]|[\])>”»:]$")
 _SLASHES = re.compile(r"(?<!:)//")  # an address has a colon before them
 _SEPARATED = {" ": "spaces", ",": "','", ";": "';'"}
 _BETWEEN = {" ": "a space", ",": "a comma", ";": "a semicolon"}
-_HEADERS = {
-    ("source", "target"),
-    ("from", "to"),
-    ("src", "dst"),
-    ("fromnodeid", "tonodeid"),
-    ("node1", "node2"),
-    ("node_1", "node_2"),
-    ("id_1", "id_2"),
-    ("sender", "receiver"),
-}
+_HEADERS = {"source target", "from to", "src dst", "fromnodeid tonodeid", "node1 node2", "node_1 node_2", "id_1 id_2", "sender receiver"}
 _DECIMAL_COMMA = re.compile(r"(?<![\w.,])[0-9]+,[0-9]+(?![\w.,])")
 _NUM_ENDS = 2
 
@@ -272,7 +262,7 @@ def _without_header(lines: list[_Line], findings: list[str]) -> tuple[list[_Line
     words = [field.lower() for field in first.fields]
     others = {field for line in rest for field in line.fields[:_NUM_ENDS]}
     alone = others.isdisjoint(first.fields[:_NUM_ENDS])
-    if alone and tuple(words[:_NUM_ENDS]) in _HEADERS and (len(words) == _NUM_ENDS or words[_NUM_ENDS:] in ([key] for key in VALUES)):
+    if alone and " ".join(words[:_NUM_ENDS]) in _HEADERS and (len(words) == _NUM_ENDS or words[_NUM_ENDS:] in ([key] for key in VALUES)):
         return rest, words[_NUM_ENDS] if len(words) > _NUM_ENDS else "weight"
     if alone and not findings and len(rest) > 1 and len(words) == _NUM_ENDS and first.separator == rest[0].separator:
         findings.append(first.fault("no other line has these names: leave a header out"))

@@ -16,8 +16,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology.numbers import number, quoted
-from p2pfl.topology.sketch import VALUES, Edge, Sketch, known
+from p2pfl.topology.sketch import VALUES, Edge, Sketch, known, number, quoted
 from p2pfl.yaml_files import shown
 
 _MAX_DEPTH_XML = 200

@@ -1,4 +1,4 @@
-"""Graphs that change from round to round: every node derives the same ones from (seed, round), without asking anybody.
+"""Graphs that change from round to round, and a node's neighbours in each: every node derives the same from (seed, round), asking nobody.
 
 Shapes: N nodes, s neighbours of each.
 """
@@ -22,11 +22,14 @@ from p2pfl.topology.rounds import Round, base_graph, fewest_factors, hyper_hyper
 from p2pfl.topology.sketch import is_number
 from p2pfl.yaml_files import shown, unknown_key, unknown_name
 
+ACCURACY = 1e-6
+"""Fraction of the disagreement that is left in the end."""
+
 MOST_ROUNDS = 5000
 """Rounds that are followed one by one."""
 
-_MOST_MULTIPLIED = 1024  # nodes
-_AGREED = 1e-6
+MOST_MULTIPLIED = 1024
+"""Nodes whose rounds' matrices are multiplied."""
 _EXACT = 1e-12
 
 
@@ -37,7 +40,7 @@ class Schedule:
     name: str
     num_nodes: int
     graph: Callable[[int], Topology]
-    """Of a round; pure."""
+    """Gives the graph of a round; pure."""
 
     period: int | None
     """Rounds after which it repeats; 1: it stays as it is, None: random, it never repeats."""
@@ -53,13 +56,13 @@ class Schedule:
     """The union of a random schedule."""
 
     least: float = 0.0
-    """Of a random schedule: no weight, a node's own included, is ever smaller."""
+    """Bound of a random schedule: no weight, a node's own included, is ever smaller."""
 
     agreed: Mapping[str, Any] = field(default_factory=dict)
     """Options that a study writes down, because they come from eigenvalues, whose last bits differ from machine to machine."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else there is to say of it."""
+    """Further facts for `p2pfl topology show`."""
 
     names: tuple[str, ...] | None = None
     _at: Callable[[int], Topology] = field(init=False, repr=False)
@@ -313,7 +316,7 @@ def _in_turns(base: Topology) -> Schedule:
     groups = matchings(base)
     rounds = [[(one, other, 0.5) for one, other in group.tolist()] for group in groups]
     schedule = _periodic("matchings", base.num_nodes, rounds)
-    is_exact = base.num_nodes <= _MOST_MULTIPLIED and list(disagreement_left(schedule, len(rounds), 0))[-1] < _EXACT  # a hypercube's are
+    is_exact = base.num_nodes <= MOST_MULTIPLIED and list(disagreement_left(schedule, len(rounds), 0))[-1] < _EXACT  # a hypercube's are
     return replace(schedule, exact_after=len(rounds) if is_exact else None, facts={"base": base.name, "matchings": len(groups)})
 
 
@@ -324,7 +327,6 @@ def _matcha(base: Topology, budget: float, agreed: tuple[tuple[float, ...], floa
     if len(p_M) != len(groups):
         raise TopologyError(f"topology matcha with {len(p_M)} probabilities: its base {base.name} has {len(groups)} matchings")
     thresholds = [int(p * 2**64) for p in p_M]  # exact: a word is below it with probability p
-
     links = np.concatenate(groups)
     group_E = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
@@ -390,7 +392,7 @@ def _local(num_nodes: int, seed: int, degree: int, round: int) -> Topology:
     return Topology.from_edges("el-local", num_nodes, senders, receivers, directed=True, weights=1 / (1 + heard_N[receivers]))
 
 
-def disagreement_left(schedule: Schedule, rounds: int = MOST_ROUNDS, until: float = _AGREED) -> Iterator[float]:
+def disagreement_left(schedule: Schedule, rounds: int = MOST_ROUNDS, until: float = ACCURACY) -> Iterator[float]:
     """Disagreement that is left after each of some rounds from the worst start: the largest singular value of their product.
 
     It ends with the first round that leaves no more than `until`.
@@ -404,33 +406,44 @@ def disagreement_left(schedule: Schedule, rounds: int = MOST_ROUNDS, until: floa
             return
 
 
-def describe_rounds(schedule: Schedule) -> dict[str, Any]:
-    """Facts for ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """One node's neighbours in one round, with its row of the mixing matrix."""
 
-    degree is of one round; spectral_gap is 1 - (what a round leaves of the disagreement, on average); exact_after is None where no number
-    of rounds gives everybody the exact mean. Those of random rounds are those of this schedule's seed.
+    weights: Mapping[str, float]
+    """w_ij by the name of the sender j, in the roster's order."""
 
-    Raises:
-        TopologyError: there are too many nodes to multiply their matrices.
+    receivers: frozenset[str]
+    """Names of the neighbours that this node sends to."""
+
+    self_weight: float
+    """Weight of the node's own message."""
+
+    in_step: bool = True
+    """Whether both ends of an edge merge each other's message of the same exchange."""
+
+    @property
+    def both(self) -> frozenset[str]:
+        """Edges over which what one side takes in the other side gives: those that go both ways, where nodes are in step."""
+        return self.receivers & self.weights.keys() if self.in_step else frozenset()
+
+
+def neighbourhoods_of(schedule: Schedule, row: int, *, splits_mass: bool, in_step: bool = True) -> Callable[[int], Neighbourhood]:
+    """Find a node's neighbourhood by round, in a schedule with names.
+
+    Where a rule splits mass the sender keeps what it does not give away, 1 - sum_i w_ij, and not the receiver what it does not take.
     """
-    if schedule.num_nodes > _MOST_MULTIPLIED:
-        raise TopologyError(
-            f"topology {schedule.name} of {schedule.num_nodes} nodes: its rounds are multiplied for at most {_MOST_MULTIPLIED}"
-        )
-    left = list(disagreement_left(schedule))
-    sent = np.array([np.bincount(schedule.at(number).senders, minlength=schedule.num_nodes) for number in range(len(left))])
-    rate = 0.0 if schedule.exact_after is not None else left[-1] ** (1 / len(left))
-    return {
-        "nodes": schedule.num_nodes,
-        "edges": schedule.union().num_edges,
-        "degree": {"min": int(sent.min()), "mean": float(sent.mean()), "max": int(sent.max())},
-        "diameter": None,
-        "lambda_2": None,
-        "lambda_min": None,
-        "spectral_gap": 1 - rate,
-        "rounds_to_1e-6": len(left) if left[-1] <= _AGREED else None,
-        "exact_after": schedule.exact_after,
-        "random": schedule.period is None,
-        **schedule.facts,
-        **schedule.agreed,
-    }
+    names = schedule.names
+    assert names is not None
+
+    @lru_cache(maxsize=64)
+    def in_phase(phase_of_schedule: int) -> Neighbourhood:
+        graph = schedule.at(phase_of_schedule)
+        assert graph.weights is not None
+        mine, given = graph.receivers == row, graph.senders == row
+        weights = {names[j]: float(w) for j, w in zip(graph.senders[mine], graph.weights[mine], strict=True)}
+        kept = 1 - float(graph.weights[given].sum()) if splits_mass else float(graph.self_weights[row])
+        receivers = frozenset(names[i] for i in graph.receivers[given])
+        return Neighbourhood(weights=weights, receivers=receivers, self_weight=kept, in_step=in_step)
+
+    return lambda number: in_phase(number % schedule.period if schedule.period else number)

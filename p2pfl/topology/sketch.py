@@ -1,7 +1,8 @@
-"""A graph as its file says it, and the checks that every file passes, whatever its format."""
+"""A graph as its file says it, the numbers in text files, and the checks that every file passes, whatever its format."""
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -13,6 +14,9 @@ from p2pfl.errors import TopologyError, some
 from p2pfl.topology.graph import Topology
 from p2pfl.yaml_files import shown
 
+_MOST_LINE_SHOWN = 60
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+")
 _MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it become non-finite
 
 VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
@@ -57,7 +61,7 @@ class Sketch:
     """Advice for a file that has each link in both directions."""
 
     if_apart: str = ""
-    """What to add where nothing is wrong but that the graph is not connected."""
+    """A sentence to add where nothing is wrong but that the graph is not connected."""
 
 
 def build(name: str, sketch: Sketch) -> Topology:
@@ -201,3 +205,23 @@ def _values(key: str, edges: Sequence[Edge]) -> tuple[list[float] | None, list[s
         else:
             numbers.append(float(value))
     return numbers, faults
+
+
+def number(text: str) -> float:
+    """A finite number as tables write it, spaces around it allowed.
+
+    Raises:
+        ValueError: it is no finite decimal number. Python's float also takes 1_000, nan and infinity.
+    """
+    text = text.strip(" \t")
+    if _NUMBER.fullmatch(text) and abs(value := float(text)) != float("inf"):
+        return value
+    if _DECIMAL_COMMA.fullmatch(text):
+        raise ValueError("expected a number with a decimal point, not a comma")
+    raise ValueError("expected a number")
+
+
+def quoted(line: str) -> str:
+    """A line of a file for a message, cut where it is long."""
+    line = line.strip("\r\n")
+    return repr(line if len(line) <= _MOST_LINE_SHOWN else line[: _MOST_LINE_SHOWN - 1] + "…")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import TopologyError
 from p2pfl.topology.graph import IntArray, Topology
+from p2pfl.topology.schedule import ACCURACY, MOST_MULTIPLIED, Schedule, disagreement_left
 
 _MAX_DENSE = 400
 _MAX_DENSE_DIRECTED = 2000
@@ -24,18 +25,6 @@ _BEYOND = 1e-9  # of a round: rounding is not one more
 _NUM_SINGLE_SEARCHES = 64
 _BATCH_WORDS = 16
 _MAX_SEARCHED = 20_000
-
-
-def lambda_2(topology: Topology) -> float:
-    """Second largest eigenvalue of W; of a directed graph the second largest modulus."""
-    slow, _ = _one_minus_w(topology)
-    return 1 - slow
-
-
-def lambda_min(topology: Topology) -> float:
-    """Smallest eigenvalue of W; of a directed graph the smallest real part."""
-    _, fast = _one_minus_w(topology)
-    return 1 - fast
 
 
 def spectral_gap(topology: Topology) -> float:
@@ -58,7 +47,7 @@ def is_spectrum_quick(topology: Topology) -> bool:
     return topology.periods is not None or topology.num_nodes <= _MAX_SEARCHED
 
 
-def rounds_to(topology: Topology, accuracy: float = 1e-6) -> int | None:
+def rounds_to(topology: Topology, accuracy: float = ACCURACY) -> int | None:
     """Rounds of plain gossip after which the disagreement is at most *accuracy* times what it was, for the worst start; None: never."""
     return rounds_at(spectral_gap(topology), accuracy)
 
@@ -115,7 +104,39 @@ def describe(topology: Topology) -> dict[str, Any]:
         "lambda_2": slow,
         "lambda_min": fast,
         "spectral_gap": gap,
-        "rounds_to_1e-6": rounds_at(gap, 1e-6),
+        "rounds_to_1e-6": rounds_at(gap, ACCURACY),
+    }
+
+
+def describe_rounds(schedule: Schedule) -> dict[str, Any]:
+    """Facts for ``p2pfl topology show --json`` for a graph that changes, from its rounds themselves.
+
+    degree is of one round; spectral_gap is 1 - (what a round leaves of the disagreement, on average); exact_after is None where no number
+    of rounds gives everybody the exact mean. Those of random rounds are those of this schedule's seed.
+
+    Raises:
+        TopologyError: there are too many nodes to multiply their matrices.
+    """
+    if schedule.num_nodes > MOST_MULTIPLIED:
+        raise TopologyError(
+            f"topology {schedule.name} of {schedule.num_nodes} nodes: its rounds are multiplied for at most {MOST_MULTIPLIED}"
+        )
+    left = list(disagreement_left(schedule))
+    sent = np.array([np.bincount(schedule.at(number).senders, minlength=schedule.num_nodes) for number in range(len(left))])
+    rate = 0.0 if schedule.exact_after is not None else left[-1] ** (1 / len(left))
+    return {
+        "nodes": schedule.num_nodes,
+        "edges": schedule.union().num_edges,
+        "degree": {"min": int(sent.min()), "mean": float(sent.mean()), "max": int(sent.max())},
+        "diameter": None,
+        "lambda_2": None,
+        "lambda_min": None,
+        "spectral_gap": 1 - rate,
+        "rounds_to_1e-6": len(left) if left[-1] <= ACCURACY else None,
+        "exact_after": schedule.exact_after,
+        "random": schedule.period is None,
+        **schedule.facts,
+        **schedule.agreed,
     }
 
 
@@ -139,7 +160,8 @@ def _extremes(topology: Topology, laplacian: Any) -> NDArray[Any]:
     symmetric = not topology.directed or abs(laplacian - laplacian.T).max() < _ZERO
     if topology.periods is not None:
         values = np.fft.fftn(laplacian[[0]].toarray().reshape(topology.periods)).ravel()[1:]
-        return _real(values) if symmetric else values
+        assert not symmetric or np.abs(values.imag).max(initial=0) < 1e-9  # noqa: PLR2004  # a symmetric matrix has real eigenvalues
+        return np.asarray(values.real) if symmetric else values
     if n <= (_MAX_DENSE if symmetric else _MAX_DENSE_DIRECTED):
         dense = laplacian.toarray()
         values = np.linalg.eigvalsh(dense) if symmetric else np.linalg.eigvals(dense)
@@ -147,11 +169,6 @@ def _extremes(topology: Topology, laplacian: Any) -> NDArray[Any]:
     if symmetric:
         return np.array([_smallest(laplacian), _largest(laplacian)])
     return _directed_extremes(laplacian)
-
-
-def _real(values: NDArray[Any]) -> NDArray[Any]:
-    assert np.abs(values.imag).max(initial=0) < 1e-9  # noqa: PLR2004  # a symmetric matrix has real eigenvalues
-    return np.asarray(values.real)
 
 
 def _start(n: int) -> NDArray[np.float64]:

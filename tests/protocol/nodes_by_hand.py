@@ -13,7 +13,7 @@ from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.round_durations import RoundDurations
 from p2pfl.protocol.view import NetworkView
-from p2pfl.topology.neighbourhoods import Neighbourhood
+from p2pfl.topology.schedule import Neighbourhood
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_REMEMBERED, NOTHING_SAID, Heartbeat, Hello, Report, ResendRequest, StopNews

@@ -12,8 +12,6 @@ from p2pfl.topology import (
     describe,
     diameter,
     diameter_bounds,
-    lambda_2,
-    lambda_min,
     laplacian_extremes,
     make,
     rounds_to,
@@ -29,6 +27,16 @@ SIZES = (8, 16, 32, 64)
 
 def gaps(name, rule="metropolis", **options):
     return [spectral_gap(weighted(make(name, n, **options), rule)) for n in SIZES]
+
+
+def lambda_2(graph):
+    """Second largest eigenvalue of W; of a directed graph the second largest modulus."""
+    return 1 - spectrum._one_minus_w(graph)[0]
+
+
+def lambda_min(graph):
+    """Smallest eigenvalue of W; of a directed graph the smallest real part."""
+    return 1 - spectrum._one_minus_w(graph)[1]
 
 
 def forget_lattice(graph):

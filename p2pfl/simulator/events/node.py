@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.topology.neighbourhoods import neighbourhoods_of
+from p2pfl.topology.schedule import neighbourhoods_of
 
 Message = Mapping[str, Tensor]
 """Tensors by channel, without the row's axis."""
