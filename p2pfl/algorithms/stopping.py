@@ -81,11 +81,7 @@ class StopRule:
         return np.where(passed_N, least_N + 1, 0)
 
     def stop_round(
-        self,
-        round: int,
-        counter_N: NDArray[np.int64],
-        own_N: NDArray[np.int64],
-        heard_NK: NDArray[np.int64],
+        self, round: int, counter_N: NDArray[np.int64], own_N: NDArray[np.int64], heard_NK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """The smallest stop round that a node knows of after this round, NEVER where it knows of none.
 

@@ -272,7 +272,8 @@ def best_new_link(links: LinkCosts, second: float) -> tuple[tuple[int, int] | No
     if len(pairs) > most:
         slowest_N = np.linalg.eigh(links.only(np.ones(len(links.pairs), dtype=np.bool_)).laplacian().toarray())[1][:, 1]
         pairs = sorted(pairs, key=lambda pair: (-round(abs(float(slowest_N[pair[0]] - slowest_N[pair[1]])), 9), pair))[:most]
-    with_link = {pair: _with_link(links, pair, second) for pair in pairs}
+    seconds_E = np.append(links.seconds_E, second)
+    with_link = {pair: replace(links, pairs=np.vstack([links.pairs, pair]), seconds_E=seconds_E, given=None) for pair in pairs}
     if not all(map(is_exhaustive, with_link.values())):
         pairs = sorted(pairs, key=lambda pair: (_quick(with_link[pair]), pair))[:_THOROUGH_NEW_LINKS]
     found: list[tuple[tuple[int, int], Option]] = []
@@ -281,10 +282,6 @@ def best_new_link(links: LinkCosts, second: float) -> tuple[tuple[int, int] | No
         tried += fastest_weights(with_link[pair], min(option.seconds for option in (*tried, *(best for _, best in found))))
         found.append((pair, min(tried, key=_rank)))
     return *min(found, key=lambda new: (_rank(new[1]), new[0]), default=(None, None)), len(with_link)
-
-
-def _with_link(links: LinkCosts, pair: tuple[int, int], second: float) -> LinkCosts:
-    return replace(links, pairs=np.vstack([links.pairs, pair]), seconds_E=np.append(links.seconds_E, second), given=None)
 
 
 def _quick(links: LinkCosts) -> float:

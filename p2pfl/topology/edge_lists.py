@@ -106,26 +106,19 @@ class _Comments:
 
     def _hear(self, place: str, content: str) -> None:
         if content.lower().startswith("%%matrixmarket"):
-            words = content.lower().split()[1:]
-            if (
-                words[:2] != ["matrix", "coordinate"]
-                or words[2:3] not in (["pattern"], ["real"], ["integer"])
-                or words[3:] != ["symmetric"]
-            ):
+            if not re.fullmatch(r"\S+ matrix coordinate (pattern|real|integer) symmetric", " ".join(content.lower().split())):
                 self._findings.append(f"{place}: expected '%%MatrixMarket matrix coordinate … symmetric'")
                 self._is_refused = True
             self._is_matrix = True
             return
         word = re.match(r"%\s*(sym|asym|bip)(?![\w-])", content)
-        if word is None:
-            return
-        if word[1] == "bip":
+        if word is not None and word[1] == "bip":
             self._findings.append(f"{place}: a graph of two kinds of nodes, expected one kind: '% sym' or '% asym'")
             self._is_refused = True
-            return
-        if self._said_at and self.directed != (word[1] == "asym"):
-            self._findings.append(f"{place}: {self._said_at} says otherwise; keep one of them")
-        self._said_at, self.directed = self._said_at or place.partition(":")[0], word[1] == "asym"
+        elif word is not None:
+            if self._said_at and self.directed != (word[1] == "asym"):
+                self._findings.append(f"{place}: {self._said_at} says otherwise; keep one of them")
+            self._said_at, self.directed = self._said_at or place.partition(":")[0], word[1] == "asym"
 
     def _hear_size(self, place: str, content: str) -> None:
         self._size_at = place

@@ -29,6 +29,10 @@ _CENTRED = 1e-7
 _BISECTIONS = 60
 
 
+Colouring = list[list[int]]
+"""By node and colour the neighbour over the link of that colour, -1 where the colour is free."""
+
+
 def matchings(graph: Topology) -> list[IntArray]:
     """The links in groups of which no two share a node, (k, 2) each, both ends in rising order.
 
@@ -37,81 +41,74 @@ def matchings(graph: Topology) -> list[IntArray]:
 
     Source: alternating paths after Konig 1916; where they do not do, the fans of Misra & Gries, Information Processing Letters 41, 1992.
     """
-    colouring = _Colouring(graph.num_nodes, int(graph.degrees.max(initial=0)))
+    num_colours = int(graph.degrees.max(initial=0)) + 1
+    at: Colouring = [[-1] * num_colours for _ in range(graph.num_nodes)]
     once = graph.senders > graph.receivers  # sorted by receiver, which is then the smaller number
     links = np.stack([graph.receivers[once], graph.senders[once]], axis=1)
     for one, other in links.tolist():
-        colouring.add(one, other)
-    colours = np.array([colouring.at[one].index(other) for one, other in links.tolist()], dtype=np.int64)
-    return [links[colours == colour] for colour in range(colouring.num_colours) if np.any(colours == colour)]
+        _add(at, one, other)
+    colours = np.array([at[one].index(other) for one, other in links.tolist()], dtype=np.int64)
+    return [links[colours == colour] for colour in range(num_colours) if np.any(colours == colour)]
 
 
-class _Colouring:
-    """Colours for links so that those at one node differ; the links come one after the other."""
+def _add(at: Colouring, one: int, other: int) -> None:
+    """Find a colour for a new link, giving links that have one another where that must be; the last colour is for fans."""
+    of_one, of_other = _free(at[one][:-1]), _free(at[other][:-1])
+    for colour in of_one:
+        if colour in of_other:
+            return _set(at, one, other, colour)
+    for mine in of_one:
+        for theirs in of_other:
+            path = _path(at, other, mine, theirs)
+            if path[-1] != one:
+                _swap(at, path, mine, theirs)
+                return _set(at, one, other, mine)
+    return _add_by_fan(at, one, other)
 
-    def __init__(self, num_nodes: int, max_degree: int) -> None:
-        self.num_colours = max_degree + 1
-        self.at = [[-1] * self.num_colours for _ in range(num_nodes)]
-        """The neighbour over the link of each colour, -1 where the colour is free."""
 
-    def add(self, one: int, other: int) -> None:
-        """Find a colour for a new link, giving links that have one another where that must be."""
-        of_one, of_other = self._free(one), self._free(other)
-        for colour in of_one:
-            if colour in of_other:
-                return self._set(one, other, colour)
-        for mine in of_one:
-            for theirs in of_other:
-                path = self._path(other, mine, theirs)
-                if path[-1] != one:
-                    self._swap(path, mine, theirs)
-                    return self._set(one, other, mine)
-        return self._add_by_fan(one, other)
+def _add_by_fan(at: Colouring, centre: int, first: int) -> None:
+    """Misra & Gries: turn the colours around a node until the new link gets one; the last colour of D + 1 makes it always possible."""
+    fan, free = [first], _free(at[first])
+    while (following := next((at[centre][c] for c in free if at[centre][c] not in (-1, *fan)), None)) is not None:
+        fan.append(following)
+        free = _free(at[following])
+    mine, theirs = _free(at[centre])[0], free[0]
+    _swap(at, _path(at, centre, theirs, mine), theirs, mine)
+    # after the swap a shorter fan may be the one whose last node has the colour free
+    size = 1
+    while at[fan[size - 1]][theirs] != -1:
+        colour = at[centre].index(fan[size])
+        assert at[fan[size - 1]][colour] == -1  # what Misra & Gries prove
+        size += 1
+    for nearer, further in pairwise(fan[:size]):
+        colour = at[centre].index(further)
+        at[further][colour] = -1
+        _set(at, centre, nearer, colour)
+    _set(at, centre, fan[size - 1], theirs)
 
-    def _add_by_fan(self, centre: int, first: int) -> None:
-        """Misra & Gries: turn the colours around a node until the new link gets one; the last colour of D + 1 makes it always possible."""
-        fan = [first]
-        free = self._all_free(first)
-        while (following := next((self.at[centre][c] for c in free if self.at[centre][c] not in (-1, *fan)), None)) is not None:
-            fan.append(following)
-            free = self._all_free(following)
-        mine, theirs = self._all_free(centre)[0], free[0]
-        self._swap(self._path(centre, theirs, mine), theirs, mine)
-        # after the swap a shorter fan may be the one whose last node has the colour free
-        size = 1
-        while self.at[fan[size - 1]][theirs] != -1:
-            colour = self.at[centre].index(fan[size])
-            assert self.at[fan[size - 1]][colour] == -1  # what Misra & Gries prove
-            size += 1
-        for nearer, further in pairwise(fan[:size]):
-            colour = self.at[centre].index(further)
-            self.at[further][colour] = -1
-            self._set(centre, nearer, colour)
-        self._set(centre, fan[size - 1], theirs)
 
-    def _free(self, node: int) -> list[int]:
-        """Free colours without the last one, which is for fans."""
-        return [colour for colour, other in enumerate(self.at[node][:-1]) if other == -1]
+def _free(row: Sequence[int]) -> list[int]:
+    """Colours that a node's links do not have."""
+    return [colour for colour, other in enumerate(row) if other == -1]
 
-    def _all_free(self, node: int) -> list[int]:
-        return [colour for colour, other in enumerate(self.at[node]) if other == -1]
 
-    def _set(self, one: int, other: int, colour: int) -> None:
-        self.at[one][colour], self.at[other][colour] = other, one
+def _set(at: Colouring, one: int, other: int, colour: int) -> None:
+    at[one][colour], at[other][colour] = other, one
 
-    def _path(self, start: int, first: int, second: int) -> list[int]:
-        """The nodes from one on along links of two colours in turns; the start has no link of the second."""
-        path, colour = [start], first
-        while (following := self.at[path[-1]][colour]) != -1:
-            path.append(following)
-            colour = second if colour == first else first
-        return path
 
-    def _swap(self, path: Sequence[int], first: int, second: int) -> None:
-        """The two colours of a path's links change places."""
-        for node in path:
-            row = self.at[node]
-            row[first], row[second] = row[second], row[first]
+def _path(at: Colouring, start: int, first: int, second: int) -> list[int]:
+    """The nodes from one on along links of two colours in turns; the start has no link of the second."""
+    path, colour = [start], first
+    while (following := at[path[-1]][colour]) != -1:
+        path.append(following)
+        colour = second if colour == first else first
+    return path
+
+
+def _swap(at: Colouring, path: Sequence[int], first: int, second: int) -> None:
+    """The two colours of a path's links change places."""
+    for node in path:
+        at[node][first], at[node][second] = at[node][second], at[node][first]
 
 
 def activation(graph: Topology, groups: Sequence[IntArray], budget: float) -> tuple[tuple[float, ...], float]:

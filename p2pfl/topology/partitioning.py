@@ -124,12 +124,7 @@ def _improve(side: list[int], gains: list[int], around: list[list[int]]) -> int:
 
 
 def _move_from(
-    source: int,
-    side: list[int],
-    gains: list[int],
-    is_free: list[bool],
-    queues: Sequence[list[tuple[int, int]]],
-    around: list[list[int]],
+    source: int, side: list[int], gains: list[int], is_free: list[bool], queues: Sequence[list[tuple[int, int]]], around: list[list[int]]
 ) -> tuple[int, int] | None:
     """Move the node of the largest gain to the other side; it, and what it gained, or None where all have moved."""
     queue = queues[source]
