@@ -44,39 +44,34 @@ class PartlyShared(Algorithm):
 
     def init(self, x_NP: Tensor, ctx: Context) -> State:
         """Start the shared and the personal part."""
-        shared = self.rule.init(self._shared_of(x_NP), self._for_shared(ctx))
-        own = self._alone.init(self._own_of(x_NP), self._for_own(ctx))
-        return self._joined(x_NP, shared, own)
+        (x_NS, x_NL), (ctx_shared, ctx_own) = self._halves(x_NP), self._contexts(ctx)
+        return self._joined(x_NP, self.rule.init(x_NS, ctx_shared), self._alone.init(x_NL, ctx_own))
 
     def correct(self, state: State, gradient_NP: Tensor, ctx: Context) -> Tensor:
         """Correct the gradient by each part's own state."""
-        shared, own = self._parts(state)
-        return self._whole(
-            gradient_NP,
-            self.rule.correct(shared, self._shared_of(gradient_NP), self._for_shared(ctx)),
-            self._alone.correct(own, self._own_of(gradient_NP), self._for_own(ctx)),
-        )
+        (shared, own), (ctx_shared, ctx_own) = self._parts(state), self._contexts(ctx)
+        g_NS, g_NL = self._halves(gradient_NP)
+        return self._whole(gradient_NP, self.rule.correct(shared, g_NS, ctx_shared), self._alone.correct(own, g_NL, ctx_own))
 
     def adapt(self, state: State, trained_NP: Tensor, ctx: Context) -> State:
         """Take in what the local steps made of both parts."""
-        shared, own = self._parts(state)
-        shared = self.rule.adapt(shared, self._shared_of(trained_NP), self._for_shared(ctx))
-        own = self._alone.adapt(own, self._own_of(trained_NP), self._for_own(ctx))
-        return self._joined(state["x"], shared, own)
+        (shared, own), (ctx_shared, ctx_own) = self._parts(state), self._contexts(ctx)
+        x_NS, x_NL = self._halves(trained_NP)
+        return self._joined(state["x"], self.rule.adapt(shared, x_NS, ctx_shared), self._alone.adapt(own, x_NL, ctx_own))
 
     def outgoing(self, state: State, phase: int, ctx: Context) -> dict[str, Tensor]:
         """Send what the rule sends of the shared coordinates."""
-        return self.rule.outgoing(self._parts(state)[0], phase, self._for_shared(ctx))
+        return self.rule.outgoing(self._parts(state)[0], phase, self._contexts(ctx)[0])
 
     def decode(self, channel: str, before: Tensor, encoded: Mapping[str, Tensor], ctx: Context) -> Tensor:
         """Decode a message of shared coordinates."""
-        return self.rule.decode(channel, before, encoded, self._for_shared(ctx))
+        return self.rule.decode(channel, before, encoded, self._contexts(ctx)[0])
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
         """Merge the shared coordinates with what came, and the personal ones with nothing."""
-        shared, own = self._parts(state)
-        ctx_own, x_NP = self._for_own(ctx), state["x"]
-        shared = self.rule.merge(shared, phase, inbox, self._for_shared(ctx))
+        (shared, own), (ctx_shared, ctx_own) = self._parts(state), self._contexts(ctx)
+        x_NP = state["x"]
+        shared = self.rule.merge(shared, phase, inbox, ctx_shared)
         if phase < self._alone.phases:
             sent = self._alone.outgoing(own, phase, ctx_own)
             empty = InboxFactory(channels=self._alone.channels).without_messages(sent, 0, x_NP.dtype)
@@ -85,7 +80,7 @@ class PartlyShared(Algorithm):
 
     def as_models(self, state: State, phase: int, message: Mapping[str, Tensor], sender: Sender | None, ctx: Context) -> list[Tensor]:
         """Say what a message makes of the shared coordinates."""
-        return self.rule.as_models(self._parts(state)[0], phase, message, sender, self._for_shared(ctx))
+        return self.rule.as_models(self._parts(state)[0], phase, message, sender, self._contexts(ctx)[0])
 
     def estimate(self, state: State) -> Tensor:
         """Join both parts' parameters to evaluate."""
@@ -100,17 +95,13 @@ class PartlyShared(Algorithm):
         """Add what training made of `start` to what x has become meanwhile."""
         return self.rule.apply_stale_update(now, start, trained)
 
-    def _for_shared(self, ctx: Context) -> Context:
-        return replace(ctx, layout=self._shared)
+    def _contexts(self, ctx: Context) -> tuple[Context, Context]:
+        """The contexts of the shared and of the personal coordinates."""
+        return replace(ctx, layout=self._shared), replace(ctx, layout=self._own, slots_NK=None)
 
-    def _for_own(self, ctx: Context) -> Context:
-        return replace(ctx, layout=self._own, slots_NK=None)
-
-    def _shared_of(self, v_NP: Tensor) -> Tensor:
-        return taken(v_NP, self._shared_places)
-
-    def _own_of(self, v_NP: Tensor) -> Tensor:
-        return taken(v_NP, self._own_places)
+    def _halves(self, v_NP: Tensor) -> tuple[Tensor, Tensor]:
+        """The shared and the personal coordinates, (N, S) and (N, L)."""
+        return taken(v_NP, self._shared_places), taken(v_NP, self._own_places)
 
     def _whole(self, like_NP: Tensor, shared_NS: Tensor, own_NL: Tensor) -> Tensor:
         """Both parts in their places, as a new vector."""
@@ -123,7 +114,8 @@ class PartlyShared(Algorithm):
         """The states of the rule on the shared and on the personal coordinates."""
         shared = {name: tensor for name, tensor in state.items() if not name.startswith(_PERSONAL)}
         own = {name.removeprefix(_PERSONAL): tensor for name, tensor in state.items() if name.startswith(_PERSONAL)}
-        return shared | {"x": self._shared_of(state["x"])}, own | {"x": self._own_of(state["x"])}
+        x_NS, x_NL = self._halves(state["x"])
+        return shared | {"x": x_NS}, own | {"x": x_NL}
 
     def _joined(self, like_NP: Tensor, shared: State, own: State) -> State:
         """One state of both."""

@@ -25,7 +25,7 @@ CHUNK: Final = 256
 """Numbers that have one scale in `Int8`."""
 
 BYTE: Final = 8
-_MASK = 0xFFFFFFFF
+MASK: Final = 0xFFFFFFFF
 _INT8 = 127
 
 
@@ -217,7 +217,7 @@ def _uniform(v: Tensor, ctx: Context) -> Tensor:
     index = torch.arange(-(-size // 4), device=v.device)
     node = ctx.nodes_N.to(v.device)[..., None]
     zeros = torch.zeros_like(index)
-    words = torch.cat(philox((index, zeros, zeros + ctx.round, node), (ctx.seed & _MASK, int(Purpose.COMPRESSION))), dim=-1)
+    words = torch.cat(philox((index, zeros, zeros + ctx.round, node), (ctx.seed & MASK, int(Purpose.COMPRESSION))), dim=-1)
     return (words[..., :size] >> 8).to(v.dtype).mul(2.0**-24).reshape(v.shape)
 
 

@@ -16,13 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from p2pfl.algorithms.base import Context, Parts
-from p2pfl.algorithms.quantizers import BYTE, packed, unpacked
+from p2pfl.algorithms.quantizers import BYTE, MASK, packed, unpacked
 from p2pfl.draws import Purpose, philox, sort_keys
 from p2pfl.params import Layout, TensorSpec
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
-_MASK = 0xFFFFFFFF
 _MASK_16 = 0xFFFF
 _MATRIX_AXES = 2
 
@@ -199,6 +198,6 @@ def gaussian_columns(size: int, number: int, ctx: Context) -> Tensor:
     """(size,) float64 on the CPU, the same for all nodes of a round; number distinguishes draws of one round."""
     index = torch.arange(size)
     zeros = torch.zeros_like(index)
-    word_0, word_1, _, _ = philox((index, zeros + number, zeros + ctx.round, zeros), (ctx.seed & _MASK, int(Purpose.COMPRESSION)))
+    word_0, word_1, _, _ = philox((index, zeros + number, zeros + ctx.round, zeros), (ctx.seed & MASK, int(Purpose.COMPRESSION)))
     radius = (-2 * torch.log((word_0.double() + 1) * 2.0**-32)).sqrt()  # Box & Muller
     return radius * torch.cos(word_1.double() * (2 * math.pi * 2.0**-32))

@@ -31,11 +31,11 @@ def graph_of(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topo
         seed: of random graphs.
         strict: whether a graph with its own number of nodes minds another one.
     """
-    from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, has_base, is_schedule, load, make, make_schedule, schedule_faults
+    from p2pfl.topology import SCHEDULES, SMALL_GRAPHS, TOPOLOGIES, has_base, load, make, make_schedule, schedule_faults
     from p2pfl.yaml_files import parse_yaml
 
     name, _, assignments = source.partition(":")
-    if name not in TOPOLOGIES and not is_schedule(name) and (Path(source).suffix or "/" in source):
+    if name not in TOPOLOGIES and name not in SCHEDULES and (Path(source).suffix or "/" in source):
         graph = load(source)
         if strict and nodes not in (None, graph.num_nodes):
             raise ConfigError(f"--nodes = {nodes}: {source} has its own {graph.num_nodes} nodes; leave the option out")
@@ -49,7 +49,7 @@ def graph_of(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topo
     reserved = sorted(options.keys() & {"name", "num_nodes", "seed"})
     if reserved:
         raise ConfigError(f"{source}: {', '.join(reserved)} cannot stand after the colon; use --nodes and --seed")
-    if is_schedule(name):
+    if name in SCHEDULES:
         if faults := schedule_faults(name, options):
             raise ConfigError(faults)
         if has_base(name):

@@ -13,7 +13,7 @@ from p2pfl.experiment.requirements import NEEDS_ALL
 from p2pfl.experiment.rules import algorithm_options, build_aggregator, build_algorithm
 from p2pfl.experiment.spec import AlgorithmSpec, ClockSpec, Experiment
 from p2pfl.tasks import PARTITIONS, TASKS
-from p2pfl.topology import SCHEDULES, WEIGHTS, is_schedule, known_names, option_faults, schedule_faults
+from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, option_faults, schedule_faults
 from p2pfl.yaml_files import nearest, shown, strange_keys, text_keys, unknown_key, unknown_name
 
 _NEEDS_ROUNDS: frozenset[Requirement] = frozenset({"synchronous", "reliable", "complete"})
@@ -69,7 +69,7 @@ def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
     """Faults of names that nothing is registered under and of options that they do not take, whatever else is wrong."""
     allowed = {
         "task": [*TASKS, "package.module:function"],
-        "topology": [*known_names(), *SCHEDULES],
+        "topology": [*TOPOLOGIES, *SCHEDULES],
         "algorithm": list(ALGORITHMS),
         "aggregator": list(AGGREGATORS),
         "compressor": list(COMPRESSORS),
@@ -122,7 +122,7 @@ def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[st
     """Faults of the options beside a known name."""
     options = {option: given for option, given in value.items() if option != "name"}
     if key == "topology":
-        return schedule_faults(name, options) if is_schedule(name) else option_faults(name, options)
+        return schedule_faults(name, options) if name in SCHEDULES else option_faults(name, options)
     if key == "task":
         return _faults_of_task_options(name, options) if name in TASKS else []
     registries: dict[str, Any] = {"partition": PARTITIONS, "compressor": COMPRESSORS, "aggregator": AGGREGATORS}
@@ -145,7 +145,7 @@ def _faults_of_task_options(name: str, options: Mapping[str, Any]) -> list[str]:
 def _conflicts_of_keys(experiment: Experiment) -> list[str]:
     """Conflicts between keys that no algorithm has a part in."""
     found = []
-    if is_schedule(experiment.topology.name) and experiment.weights not in ("metropolis", "push-sum"):
+    if experiment.topology.name in SCHEDULES and experiment.weights not in ("metropolis", "push-sum"):
         found.append(
             f"weights = {experiment.weights!r}: topology {experiment.topology.name} changes from round to round and has its own; leave it"
             " out"
@@ -184,7 +184,7 @@ def _conflicts_of_pace(experiment: Experiment, requires: frozenset[Requirement])
         return found
     if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
         found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
-    if is_schedule(experiment.topology.name):
+    if experiment.topology.name in SCHEDULES:
         found.append(f"topology.name = {experiment.topology.name!r}: changes from round to round, and pace {pace} has no common rounds")
     if experiment.stop is not None:
         found.append(f"stop: pace {pace} has no common round to stop after; take stop: null")

@@ -13,13 +13,13 @@ from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.spec import Experiment, Named
 from p2pfl.topology import (
+    SCHEDULES,
     Schedule,
     Topology,
     base_spec,
     diameter,
     diameter_bounds,
     has_base,
-    is_schedule,
     laplacian_extremes,
     load_over,
     make,
@@ -73,7 +73,7 @@ def build_schedule(
         TopologyError: as `build_topology`.
         ConfigError: the study's edges are not those of the experiment's rounds.
     """
-    if not is_schedule(experiment.topology.name):
+    if experiment.topology.name not in SCHEDULES:
         graph = agreed if agreed is not None else build_topology(experiment, names, samples)
         return Schedule.static(graph, weighted_mean=experiment.weights == "stationary")
     options = {"seed": experiment.seed, **experiment.topology.options}

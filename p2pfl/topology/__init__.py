@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from p2pfl.topology.files import load, load_over
-from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, known_names, make, option_faults, options_of
+from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.partitioning import num_crossing, partition
-from p2pfl.topology.schedule import SCHEDULES, Schedule, base_spec, has_base, is_schedule, make_schedule, schedule_faults
+from p2pfl.topology.schedule import SCHEDULES, Schedule, base_spec, has_base, make_schedule, schedule_faults
 from p2pfl.topology.spectrum import (
     describe,
     describe_rounds,
@@ -34,9 +34,7 @@ __all__ = [
     "diameter",
     "diameter_bounds",
     "has_base",
-    "is_schedule",
     "is_spectrum_quick",
-    "known_names",
     "laplacian_extremes",
     "load",
     "load_over",

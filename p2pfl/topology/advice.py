@@ -102,11 +102,11 @@ class LinkCosts:
 
     def thresholds(self) -> list[BoolArray]:
         """Masks of all links that are at least so fast, from the fastest that connect everybody to all of them; some of very many."""
+        from scipy.sparse.csgraph import connected_components
+
         limits = np.unique(self.seconds_E)[::-1]
-        masks = [
-            mask_E for limit in limits[:: -(-len(limits) // _MAX_THRESHOLDS)] if _is_connected(self, mask_E := self.seconds_E <= limit)
-        ]
-        return masks[::-1]
+        masks = [self.seconds_E <= limit for limit in limits[:: -(-len(limits) // _MAX_THRESHOLDS)][::-1]]
+        return [mask_E for mask_E in masks if connected_components(self.only(mask_E).adjacency(), directed=False)[0] == 1]
 
 
 def link_costs(topology: Topology, size_bytes: float) -> LinkCosts:
@@ -327,10 +327,7 @@ def _fastest(links: LinkCosts, masks_BE: BoolArray, rounds_B: FloatArray) -> tup
 
 
 def _rounds_of(links: LinkCosts, masks_BE: BoolArray) -> dict[str, FloatArray]:
-    """Rounds by rule for each choice of links (B,); infinitely many where it does not connect everybody.
-
-    The same as `rounds_to` of `weighted`, for many small graphs at once.
-    """
+    """Rounds by rule for each choice of links (B,), as `rounds_to` of `weighted` finds them; infinite where it does not connect all."""
     batch = max(1, _BATCH_NUMBERS // links.num_nodes**2)
     parts = [_contractions(links, masks_BE[first : first + batch]) for first in range(0, len(masks_BE), batch)]
     return {
@@ -362,12 +359,6 @@ def _contractions(links: LinkCosts, masks_BE: BoolArray) -> dict[str, FloatArray
         "best-constant": (fast_B - slow_B) / np.maximum(fast_B + slow_B, _CONNECTED),
     }
     return {rule: np.where(slow_B > _CONNECTED, left_B, 1.0) for rule, left_B in found.items()}
-
-
-def _is_connected(links: LinkCosts, mask_E: BoolArray) -> bool:
-    from scipy.sparse.csgraph import connected_components
-
-    return bool(connected_components(links.only(mask_E).adjacency(), directed=False, return_labels=False) == 1)
 
 
 def _slowest(links: LinkCosts, one: IntArray, other: IntArray) -> float:

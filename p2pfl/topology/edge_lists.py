@@ -60,8 +60,11 @@ def read_edge_list(text: str) -> Sketch:
     if comments.directed is False:
         edges = _merged(edges, findings)
     findings.sort(key=lambda finding: int(re.match("line ([0-9]+)|", finding)[1] or 0))  # type: ignore[index]  # it matches anything
+    nodes: list[object] = list(dict.fromkeys(end for edge in edges for end in (edge.sender, edge.receiver)))
+    if comments.size is not None:
+        nodes = [str(row) for row in range(1, comments.size[0] + 1)]
     sketch = Sketch(
-        nodes=_nodes(edges, comments),
+        nodes=nodes,
         edges=edges,
         directed=comments.directed is True,
         faults=findings,
@@ -153,7 +156,8 @@ def _fields(content: str) -> tuple[list[str], str]:
     signs = {piece for piece, is_field in pieces if not is_field}
     separator = ";" if ";" in signs else "," if "," in signs else " "
     if separator == " ":
-        _check_tabs(content)
+        if "\t" in content and not {'"', "{", "#"} & set(content) and any(" " in field.strip(" ") for field in content.split("\t")):
+            raise ValueError("spaces and tabs between names: put names with spaces in quotes")
         fields = [piece for piece, is_field in pieces if is_field]
     else:
         fields = _between(pieces, separator, content)
@@ -237,14 +241,6 @@ def _name(found: re.Match[str], *, after_field: bool) -> str:
     if found["bare"] is not None and "#" in piece:
         raise ValueError("'#' inside a name: put the name in quotes, or a space before a comment")
     return piece
-
-
-def _check_tabs(content: str) -> None:
-    """Refuse a line whose names are separated by tabs and hold spaces."""
-    if "\t" not in content or '"' in content or "{" in content or "#" in content:
-        return
-    if any(" " in field.strip(" ") for field in content.split("\t")):
-        raise ValueError("spaces and tabs between names: put names with spaces in quotes")
 
 
 def _without_header(lines: list[_Line], findings: list[str]) -> tuple[list[_Line], str]:
@@ -349,10 +345,3 @@ def _merged(edges: list[Edge], findings: list[str]) -> list[Edge]:
 
 def _said(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value!r}" for key, value in values.items()) or "no values"
-
-
-def _nodes(edges: list[Edge], comments: _Comments) -> list[object]:
-    """Names in the order of their first appearance, or all rows of a matrix."""
-    if comments.size is not None:
-        return [str(row) for row in range(1, comments.size[0] + 1)]
-    return list(dict.fromkeys(end for edge in edges for end in (edge.sender, edge.receiver)))

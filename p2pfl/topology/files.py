@@ -73,12 +73,7 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
 
 
 def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:
-    """The names that nodes 0 ... N - 1 stand for; None: they stand for no names, or it is not certain for which.
-
-    Args:
-        names: of the run's nodes, sorted.
-        counted: the file names no nodes, only how many there are.
-    """
+    """The names of the run, sorted, that nodes 0 ... N - 1 of a file stand for, which may only count them; None: that is not certain."""
     if any(name.isdecimal() for name in names):
         return None  # these would be names of the file
     endings = [re.search("[0-9]+$", name) for name in names]

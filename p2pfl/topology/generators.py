@@ -21,9 +21,6 @@ _ATTEMPTS = 100
 _MANY_NODES = 20_000  # beyond, a random graph is drawn in arrays
 _SURELY_CONNECTED = 3
 
-Generator = Callable[..., Topology]
-"""(num_nodes, seed=0, **options) -> graph, without weights unless it is directed. The seed matters to random graphs only."""
-
 
 def ring(num_nodes: int, seed: int = 0) -> Topology:  # noqa: ARG001
     """Each node with the next, the last with the first."""
@@ -171,7 +168,7 @@ _SMALL_GRAPHS = (
 SMALL_GRAPHS = tuple(_SMALL_GRAPHS.split())
 """networkx's small graphs of fixed size, without "_graph" and with dashes."""
 
-TOPOLOGIES: Mapping[str, Generator] = {
+TOPOLOGIES: Mapping[str, Callable[..., Topology]] = {
     "ring": ring,
     "path": path,
     "star": star,
@@ -186,11 +183,7 @@ TOPOLOGIES: Mapping[str, Generator] = {
     "barbell": barbell,
     **{name: partial(named, name) for name in SMALL_GRAPHS},
 }
-
-
-def known_names() -> list[str]:
-    """Every name that `make` takes."""
-    return list(TOPOLOGIES)
+"""(num_nodes, seed=0, **options) -> graph, without weights unless it is directed. The seed matters to random graphs only."""
 
 
 def make(name: str, num_nodes: int | None = None, seed: int = 0, **options: Any) -> Topology:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology.generators import TOPOLOGIES, known_names, option_faults, ring
+from p2pfl.topology.generators import TOPOLOGIES, option_faults, ring
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.matcha import activation, matchings, mean_square_left
 from p2pfl.topology.rounds import Round, base_graph, fewest_factors, hyper_hypercube, simple_base
@@ -148,11 +148,6 @@ OPTIONS = {
 }
 
 
-def is_schedule(name: str) -> bool:
-    """Whether a graph of that name changes from round to round."""
-    return name in SCHEDULES
-
-
 def has_base(name: str) -> bool:
     """Whether a schedule uses the links of another graph."""
     return "base" in OPTIONS.get(name, ())
@@ -201,7 +196,7 @@ def _base_faults(name: str, value: Any) -> list[str]:
         wrong_path = not isinstance(spec["file"], str) or not spec["file"]
         return faults + ([f"topology {name}: base.file = {shown(spec['file'])}: expected a path"] if wrong_path else [])
     if not isinstance(spec.get("name"), str) or spec["name"] not in TOPOLOGIES:
-        return [f"topology {name}: {unknown_name('base.name', spec.get('name'), known_names())}"]
+        return [f"topology {name}: {unknown_name('base.name', spec.get('name'), list(TOPOLOGIES))}"]
     return [f"base: {fault}" for fault in option_faults(spec["name"], {key: v for key, v in spec.items() if key != "name"})]
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
@@ -22,7 +22,11 @@ _MAX_LATENCY_MS = 1e9  # eleven days: more is a slip of the pen, and sums of it 
 VALUES = {"weight": "weights", "latency_ms": "latency_ms", "bandwidth_mbps": "bandwidth_mbps"}
 """Values of an edge in files, and the fields of a topology that take them."""
 
-_ALLOWED = {"weight": "a number other than 0", "latency_ms": "a number from 0 to 1e9", "bandwidth_mbps": "a number > 0"}
+_ALLOWED: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "weight": ("a number other than 0", lambda value: value != 0),
+    "latency_ms": ("a number from 0 to 1e9", lambda value: 0 <= value <= _MAX_LATENCY_MS),
+    "bandwidth_mbps": ("a number > 0", lambda value: value > 0),
+}
 
 
 class Edge(NamedTuple):
@@ -192,18 +196,13 @@ def _values(key: str, edges: Sequence[Edge]) -> tuple[list[float] | None, list[s
     if first is None:
         return None, []
     faults = [f"{edge.place}: no {key}, but {first} has one; give it for all edges or for none" for edge in edges if key not in edge.values]
-    numbers = []
+    (expected, is_allowed), numbers = _ALLOWED[key], []
     for edge in edges:
         value = edge.values.get(key, 1)
-        if (
-            not is_number(value)
-            or (key == "weight" and value == 0)
-            or (key == "latency_ms" and not 0 <= value <= _MAX_LATENCY_MS)
-            or (key == "bandwidth_mbps" and value <= 0)
-        ):
-            faults.append(f"{edge.place}: {key} = {shown(value)}, expected {_ALLOWED[key]}")
-        else:
+        if is_number(value) and is_allowed(value):
             numbers.append(float(value))
+        else:
+            faults.append(f"{edge.place}: {key} = {shown(value)}, expected {expected}")
     return numbers, faults
 
 

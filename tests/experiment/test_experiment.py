@@ -16,7 +16,7 @@ from p2pfl.experiment.loading import experiment_from, load_experiment, parse_ass
 from p2pfl.experiment.rules import build_algorithm
 from p2pfl.experiment.spec import Experiment
 from p2pfl.tasks import TASKS
-from p2pfl.topology import SCHEDULES, WEIGHTS, Schedule, known_names
+from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, Schedule
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
 DEADLINE_S = 60
@@ -65,7 +65,7 @@ KEYS = ", ".join(field.name for field in fields(Experiment))
 FIVE_FINDINGS = {
     f"topolgy = {{'name': 'star'}}: unknown key, did you mean topology? one of {KEYS}",
     "optimizer.lrr = 0.1: unknown key, did you mean lr? one of name, lr, momentum, weight_decay, schedule, warmup_rounds, clip_norm",
-    f"topology.name = 'rign': did you mean ring? one of {', '.join([*known_names(), *SCHEDULES])}",
+    f"topology.name = 'rign': did you mean ring? one of {', '.join([*TOPOLOGIES, *SCHEDULES])}",
     f"algorithm.name = 'dpsdg': did you mean dpsgd? one of {', '.join(ALGORITHMS)}",
     "algorithm.local_steps = -1: must be >= 0",
 }

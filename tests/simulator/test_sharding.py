@@ -28,7 +28,7 @@ from p2pfl.simulator.forecast import forecast_memory
 from p2pfl.simulator.sharding.halo import HaloPlan
 from p2pfl.simulator.sharding.ranks import Ranks, _of_rank
 from p2pfl.simulator.sharding.shard import Shard, check_enough
-from p2pfl.topology import Schedule, Topology, is_schedule, make, make_schedule, num_crossing, partition, weighted
+from p2pfl.topology import SCHEDULES, Schedule, Topology, make, make_schedule, num_crossing, partition, weighted
 from p2pfl.yaml_files import dump_yaml
 from simulations import plan_of
 
@@ -287,7 +287,7 @@ def test_there_are_at_most_as_many_parts_as_nodes():
 @pytest.mark.parametrize("name", ["torus", "one-peer-exponential", "base-3"])
 def test_what_one_rank_sends_is_what_the_other_expects(name):
     """Each rank's own view of a round, put together: every slot finds its neighbour's row, and only rows that somebody needs travel."""
-    schedule = make_schedule(name, 24) if is_schedule(name) else Schedule.static(weighted(make(name, 24, 0)))
+    schedule = make_schedule(name, 24) if name in SCHEDULES else Schedule.static(weighted(make(name, 24, 0)))
     links = schedule.union()
     rank_N = partition(links, 3)
     parts = [Shard.from_partition(Ranks(rank=rank, count=3), links, rank_N) for rank in range(3)]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, check_connected, known_names, make, options_of
+from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, check_connected, make, options_of
 
 GENERATED = [name for name in TOPOLOGIES if name not in SMALL_GRAPHS]
 
@@ -167,7 +167,6 @@ def test_all_wrong_options_are_found_at_once():
 
 
 def test_known_names_and_options():
-    assert known_names() == list(TOPOLOGIES)
     assert list(options_of("small-world")) == ["degree", "p"]
     assert list(options_of("karate-club")) == []
 
