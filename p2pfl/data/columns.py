@@ -47,9 +47,7 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[list[list[float]], l
                 hint = "; is a comma a decimal comma? write decimals with a point" if len(row) > len(header) else ""
                 findings.append(f"line {line}: {len(row)} fields, the header has {len(header)}{hint}")
                 continue
-            values, wrong = _numbers(row, names, columns, line)
-            findings += wrong
-            rows.append(values)
+            rows.append(_numbers(row, names, columns, line, findings))
             lines.append(line)
     except csv.Error as error:
         findings.append(f"line {reader.line_num}: cannot be read as CSV: {error}")
@@ -60,15 +58,15 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[list[list[float]], l
     return rows, lines
 
 
-def _numbers(row: Sequence[str], names: Sequence[str], columns: Sequence[int], line: int) -> tuple[list[float], list[str]]:
-    """Numbers of one row, and a finding for each field that holds none."""
-    values, wrong = [], []
+def _numbers(row: Sequence[str], names: Sequence[str], columns: Sequence[int], line: int, findings: list[str]) -> list[float]:
+    """Numbers of one row; each field that holds none is a finding."""
+    values = []
     for name, column in zip(names, columns, strict=True):
         try:
             values.append(number(row[column]))
         except ValueError as error:
-            wrong.append(f"line {line}, column {name}: {error}")
-    return values, wrong
+            findings.append(f"line {line}, column {name}: {error}")
+    return values
 
 
 def _check_header(header: Sequence[str], names: Sequence[str], line: int, place: str) -> None:

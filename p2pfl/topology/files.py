@@ -106,12 +106,10 @@ def _load(path: Path) -> tuple[Topology, bool]:
         raise TopologyError(error.findings, str(path)) from error
     except OSError as error:
         raise TopologyError(f"cannot be read: {error.strerror or error}", str(path)) from error
-    except RecursionError as error:
-        raise TopologyError(f"cannot be read as {path.suffix}: nested too deeply", str(path)) from error
-    except KeyError as error:
-        raise TopologyError(f"cannot be read as {path.suffix}: {error} is missing", str(path)) from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
-        raise TopologyError(f"cannot be read as {path.suffix}: {' '.join(str(error).split())}", str(path)) from error
+    except (RecursionError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
+        known_faults = {RecursionError: "nested too deeply", KeyError: f"{error} is missing"}
+        fault = known_faults.get(type(error), " ".join(str(error).split()))
+        raise TopologyError(f"cannot be read as {path.suffix}: {fault}", str(path)) from error
     return topology, sketch.counted
 
 
