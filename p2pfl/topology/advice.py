@@ -281,7 +281,10 @@ def best_new_link(links: LinkCosts, second: float) -> tuple[tuple[int, int] | No
         tried = best_links(with_link[pair]) + in_turns(with_link[pair])
         tried += fastest_weights(with_link[pair], min(option.seconds for option in (*tried, *(best for _, best in found))))
         found.append((pair, min(tried, key=_rank)))
-    return *min(found, key=lambda new: (_rank(new[1]), new[0]), default=(None, None)), len(with_link)
+    if not found:
+        return None, None, 0
+    pair, best = min(found, key=lambda new: (_rank(new[1]), new[0]))
+    return pair, best, len(with_link)
 
 
 def _quick(links: LinkCosts) -> float:

@@ -107,7 +107,7 @@ def _load(path: Path) -> tuple[Topology, bool]:
     except OSError as error:
         raise TopologyError(f"cannot be read: {error.strerror or error}", str(path)) from error
     except (RecursionError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError) as error:
-        known_faults = {RecursionError: "nested too deeply", KeyError: f"{error} is missing"}
+        known_faults: dict[type, str] = {RecursionError: "nested too deeply", KeyError: f"{error} is missing"}
         fault = known_faults.get(type(error), " ".join(str(error).split()))
         raise TopologyError(f"cannot be read as {path.suffix}: {fault}", str(path)) from error
     return topology, sketch.counted

@@ -223,7 +223,7 @@ class Topology:
             raise ValueError(f"{len(set(names))} different names: topology {self.name} has {self.num_nodes} nodes")
         if all(a < b for a, b in pairwise(names)):
             return replace(self, names=tuple(names))
-        values = {"weights": self.weights, "latency_ms": self.latency_ms, "bandwidth_mbps": self.bandwidth_mbps}
+        values: dict[str, Any] = {"weights": self.weights, "latency_ms": self.latency_ms, "bandwidth_mbps": self.bandwidth_mbps}
         edges = self.senders, self.receivers
         moved = Topology.from_edges(self.name, self.num_nodes, *edges, directed=True, names=names, masses=self.masses, **values)
         return replace(moved, directed=self.directed)
