@@ -1,7 +1,7 @@
 """Graph files of other programs: GraphML, GML and node-link JSON, each one flat graph, read strictly and with lines.
 
-networkx reads them, too, but leaves out further graphs, nested ones and default values, adds nodes that only edges name, takes GML in UTF-8
-for something else, and has no lines.
+networkx reads them, too, but without lines, and GML not in UTF-8; it leaves out further graphs, nested ones, default values and whatever
+stands outside of the graph, and adds nodes that only edges name.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from p2pfl.errors import TopologyError
 from p2pfl.topology.sketch import VALUES, Edge, Sketch, known, number, quoted
 from p2pfl.yaml_files import shown
 
-_MAX_DEPTH_XML = 200
+_MAX_DEPTH_XML, _MAX_DEPTH_GML = 200, 50
 _LINE = " line"  # an attribute that no file can have
-_MAX_DEPTH_GML = 50
 _ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9A-Fa-f]+|[A-Za-z][0-9A-Za-z]*);")
 _PART = re.compile(
     r"""
