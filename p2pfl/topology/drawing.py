@@ -44,7 +44,7 @@ def draw_rounds(schedule: Schedule, path: Path) -> None:
     union = schedule.union()
     repeats = {None: "never repeats", 1: "the same in every round"}.get(schedule.period, f"repeats after {schedule.period} rounds")
     graphs.suptitle(f"{schedule.name}: {schedule.num_nodes} nodes, {union.num_edges} links,\n{repeats}", fontsize=11)
-    places = _layout(union) if union.num_nodes <= _MAX_DRAWN else None
+    places = _layout(union)
     panels = graphs.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
@@ -70,8 +70,7 @@ def draw_comparison(graphs: Mapping[str, Topology | Schedule], path: Path) -> No
     for axes, (label, graph) in zip(panels, graphs.items(), strict=False):
         union = graph.union() if isinstance(graph, Schedule) else graph
         axes.set_title(f"{_folded(label)}\n{union.num_nodes} nodes, {union.num_edges} links", fontsize=8)
-        places = _layout(union) if union.num_nodes <= _MAX_DRAWN else None
-        _draw_small(axes, union, places, graph.at(0) if isinstance(graph, Schedule) and graph.period != 1 else None)
+        _draw_small(axes, union, _layout(union), graph.at(0) if isinstance(graph, Schedule) and graph.period != 1 else None)
     if any(isinstance(graph, Schedule) and graph.period != 1 for graph in graphs.values()):
         small.supxlabel("orange: the links of the first round, grey: all that there ever are", fontsize=8)
     _draw_decay(decay.subplots(), {label: _decay(graph) for label, graph in graphs.items()})
@@ -98,10 +97,10 @@ def _draw_nodes(axes: Any, topology: Topology) -> None:
     axes.set_axis_off()
     arrows = " (i sends to j: arrow at j)" if topology.directed and topology.num_nodes <= _MAX_LABELLED else ""
     axes.set_title(f"{topology.name}: {topology.num_nodes} nodes, {topology.num_edges} edges{arrows}", fontsize=11)
-    if topology.num_nodes > _MAX_DRAWN:
+    places = _layout(topology)
+    if places is None:
         _say_too_many(axes)
         return
-    places = _layout(topology)
     ends = _draw_links(axes, topology, places, "0.7", 1.2 if topology.num_nodes <= _MAX_LABELLED else 0.5)
     axes.scatter(
         places[:, 0], places[:, 1], s=max(8, (220 if topology.names is None else 120) - 2 * topology.num_nodes), color="tab:blue", zorder=2
@@ -150,10 +149,12 @@ def _say_too_many(axes: Any) -> None:
     axes.text(0.5, 0.5, f"more than {_MAX_DRAWN} nodes:\ntoo many to draw", ha="center", va="center", transform=axes.transAxes)
 
 
-def _layout(topology: Topology) -> FloatArray:
-    """(N, 2) positions; the same graph is drawn the same way every time."""
+def _layout(topology: Topology) -> FloatArray | None:
+    """(N, 2) positions, the same for the same graph every time; None: there are too many nodes to draw."""
     import networkx as nx
 
+    if topology.num_nodes > _MAX_DRAWN:
+        return None
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(topology.num_nodes))
     graph.add_edges_from(zip(topology.senders.tolist(), topology.receivers.tolist(), strict=True))

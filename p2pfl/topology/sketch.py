@@ -84,10 +84,7 @@ def build(name: str, sketch: Sketch) -> Topology:
         faults.append(f"nodes: {len(sketch.nodes)} of them, a network needs at least 2")
     ends, wrong = _ends(sketch, labels)
     faults += wrong
-    values: dict[str, Any] = {}
-    for value, attribute in VALUES.items():
-        values[attribute], more_faults = _values(value, sketch.edges)
-        faults += more_faults
+    values: dict[str, Any] = {attribute: _values(value, sketch.edges, faults) for value, attribute in VALUES.items()}
     faults += _faults_of_masses(sketch)
     if faults:
         raise TopologyError(faults)
@@ -190,12 +187,13 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _values(key: str, edges: Sequence[Edge]) -> tuple[list[float] | None, list[str]]:
-    """One value of every edge (None: the file has none), and the findings."""
+def _values(key: str, edges: Sequence[Edge], faults: list[str]) -> list[float] | None:
+    """One value of every edge; None: the file has none. Takes findings."""
     first = next((edge.place for edge in edges if key in edge.values), None)
     if first is None:
-        return None, []
-    faults = [f"{edge.place}: no {key}, but {first} has one; give it for all edges or for none" for edge in edges if key not in edge.values]
+        return None
+    without = [edge.place for edge in edges if key not in edge.values]
+    faults += [f"{place}: no {key}, but {first} has one; give it for all edges or for none" for place in without]
     (expected, is_allowed), numbers = _ALLOWED[key], []
     for edge in edges:
         value = edge.values.get(key, 1)
@@ -203,7 +201,7 @@ def _values(key: str, edges: Sequence[Edge]) -> tuple[list[float] | None, list[s
             numbers.append(float(value))
         else:
             faults.append(f"{edge.place}: {key} = {shown(value)}, expected {expected}")
-    return numbers, faults
+    return numbers
 
 
 def number(text: str) -> float:
