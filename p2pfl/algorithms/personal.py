@@ -31,7 +31,7 @@ class PartlyShared(Algorithm):
 
     def __init__(self, rule: Algorithm, layout: Layout) -> None:
         self.rule, self._alone = rule, rule.alone
-        self.phases, self.channels = rule.phases, rule.channels
+        self.phases, self.channels = rule.phases, rule.channels  # type: ignore[misc]  # declared of classes, here of one object
         self.requires, self.uses_weights, self.reads_once = rule.requires, rule.uses_weights, rule.reads_once  # type: ignore[misc]  # likewise
         self.has_notices = rule.has_notices  # type: ignore[misc]  # likewise
         self._shared, self._shared_places = layout.part(personal=False)
