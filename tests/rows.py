@@ -130,6 +130,20 @@ def rounds_until(
     return at_most + 1
 
 
+PARTS = {
+    "Float16": ("values",),
+    "BFloat16": ("codes",),
+    "Int8": ("codes", "scales"),
+    "QSGD": ("codes", "norm"),
+    "Sign": ("signs", "scales"),
+    "TopK": ("places", "values"),
+    "RandomK": ("values",),
+    "LowRank": ("factors",),
+    "Identity": ("values",),
+}
+"""Names of the arrays that each compressor sends."""
+
+
 def size_bytes(parts: Mapping[str, Tensor], num_leading: int = 1) -> int:
     """Bytes of one vector's arrays on the wire, without headers; they have that many leading axes."""
     return sum(math.prod(part.shape[num_leading:]) * part.dtype.itemsize for part in parts.values())

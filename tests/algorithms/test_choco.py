@@ -22,7 +22,7 @@ from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK
 from p2pfl.params import Layout, TensorSpec
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.topology import make, weighted
-from rows import context, inbox_of, one_round
+from rows import PARTS, context, inbox_of, one_round
 from thorough import first_fast
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
@@ -193,8 +193,8 @@ def test_what_travels_is_what_the_compressor_says_and_one_byte_for_auto(compress
 
         assert sent[gamma].keys() <= algorithm.channels.keys()
     channels = algorithm.channels
-    assert set(over_an_edge(channels, sent[0.5])) == set(compressor.parts)
-    assert set(over_an_edge(channels, sent["auto"])) == {*compressor.parts, "halvings"}
+    assert set(over_an_edge(channels, sent[0.5])) == set(PARTS[type(compressor).__name__])
+    assert set(over_an_edge(channels, sent["auto"])) == {*PARTS[type(compressor).__name__], "halvings"}
     assert (sent["auto"]["halvings"].dtype, sent["auto"]["halvings"].shape) == (torch.uint8, (8, 1))
     whole = over_an_edge(channels, sent["auto"], whole=True, row=3)
     assert set(whole) == {"xhat", "halvings"}
@@ -211,7 +211,7 @@ def test_a_receiver_decodes_to_the_bits_that_the_sender_has(compressor):
         if number == 0:
             held = [state["xhat"][i : i + 1] for i in range(8)]
         for i in range(8):
-            parts = {name: torch.from_numpy(np.array(sent[name][i].numpy()))[None] for name in compressor.parts}
+            parts = {name: torch.from_numpy(np.array(sent[name][i].numpy()))[None] for name in PARTS[type(compressor).__name__]}
             held[i] = algorithm.decode("xhat", held[i], parts, context_of(RING, x_NP, number + 1, row=(i + 1) % 8))
 
             assert torch.equal(held[i][0], sent["xhat"][i])
