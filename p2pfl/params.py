@@ -179,17 +179,6 @@ class Layout:
             parts.append(tensor.reshape(*tensor.shape[:num_leading], spec.size))
         return torch.cat(parts, dim=-1)
 
-    def first_difference(self, other: Layout) -> str | None:
-        """Describe the first tensor in which the other layout differs, in a sentence; None where they are equal."""
-        for mine, theirs in zip(self.tensors, other.tensors, strict=False):
-            if mine != theirs:
-                return f"{_describe(mine)} here, {_describe(theirs)} there"
-        if len(self.tensors) != len(other.tensors):
-            longer, where = (self, "here") if len(self.tensors) > len(other.tensors) else (other, "there")
-            extra = longer.tensors[min(len(self.tensors), len(other.tensors))]
-            return f"{_describe(extra)} only {where}"
-        return None
-
 
 def parameters_of(model: nn.Module) -> Tensor:
     """A model's parameters that require a gradient as a new flat vector (P,), detached."""
@@ -273,10 +262,6 @@ def _personal(patterns: Sequence[str], specs: Sequence[TensorSpec], frozen: Sequ
     if len(found) == len(names):
         raise ValueError(f"personal: {list(patterns)} matches every trained parameter, so that nothing would travel; {known}")
     return found
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{spec.name} {spec.dtype}{list(spec.shape)}"
 
 
 def tensor_over(array: np.ndarray) -> Tensor:

@@ -114,12 +114,3 @@ def test_a_vectors_digest_is_that_of_its_little_endian_bytes():
     assert hashlib.sha256(np.array([1.0, -2.5, 1e-30], dtype="<f4").tobytes()).hexdigest() == digest_of(values)
     assert digest_of(values) != digest_of(values.double())
     assert digest_of(values) == digest_of(torch.stack([values, values], dim=1)[:, 0])
-
-
-def test_the_first_difference_of_two_layouts_is_a_sentence():
-    small, other, longer = nn.Linear(2, 1, bias=False), nn.Linear(3, 1, bias=False), nn.Linear(2, 1)
-
-    assert Layout.of(small).first_difference(Layout.of(small)) is None
-    assert Layout.of(small).first_difference(Layout.of(other)) == "weight float32[1, 2] here, weight float32[1, 3] there"
-    assert Layout.of(small).first_difference(Layout.of(longer)) == "bias float32[1] only there"
-    assert Layout.of(longer).first_difference(Layout.of(small)) == "bias float32[1] only here"
