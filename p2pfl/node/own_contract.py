@@ -27,7 +27,6 @@ def _task_here(name: str) -> AgreedTask | None:
     from p2pfl.tasks.provenance import task_code
 
     try:
-        code = task_code(name)
+        return task_code(name)
     except ConfigError:
         return AgreedTask(name=name)
-    return None if code is None else AgreedTask(name=name, distribution=code.distribution, source=code.source)

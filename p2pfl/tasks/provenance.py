@@ -6,12 +6,12 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from p2pfl.errors import ConfigError
+from p2pfl.governance.result_contract import AgreedTask
 from p2pfl.tasks.loading import TASKS
 from p2pfl.tasks.permission import find_source
 
@@ -19,22 +19,8 @@ _DOMAIN = b"p2pfl task source v1\0"
 _INIT = "__init__.py"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskCode:
-    """The code that a task's name stands for on this machine."""
-
-    name: str
-    """As the experiment says it."""
-
-    distribution: str | None
-    """The installed distribution that it came with, where that is known; None: a file in a folder."""
-
-    source: str
-    """SHA-256 over the Python files of its top-level package or single module, 64 hex digits."""
-
-
-def task_code(name: str) -> TaskCode | None:
-    """The code of a task that is not built in, found without importing it; None for a built-in one.
+def task_code(name: str) -> AgreedTask | None:
+    """The code of a task on this machine, found without importing it; None for a built-in one.
 
     Raises:
         ConfigError: there is no such module here, it has no Python source, or that cannot be read.
@@ -46,7 +32,7 @@ def task_code(name: str) -> TaskCode | None:
         source = source_digest(found.module, found.file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"task.name = {name!r}: its source in {found.file.parent} cannot be read: {error}") from error
-    return TaskCode(name=name, distribution=found.distribution or distribution_of(found.file), source=source)
+    return AgreedTask(name=name, distribution=found.distribution or distribution_of(found.file), source=source)
 
 
 def source_digest(module: str, file: Path) -> str:
