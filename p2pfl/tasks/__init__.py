@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from p2pfl.tasks.base import MetricFunction, Rows, Site, Task
 from p2pfl.tasks.loading import TASKS, check_may_run, find_task, load_task, make_task
-from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
+from p2pfl.tasks.metrics import Metric, accuracy, auroc, balanced_accuracy, log_loss
 from p2pfl.tasks.partition import PARTITIONS, hold_out, hold_out_everywhere, partition
 from p2pfl.tasks.permission import task
-from p2pfl.tasks.scoring import Metric
 from p2pfl.tasks.site_table import SitesByName, SiteTable, Split
 
 __all__ = [

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from p2pfl.tasks.base import MetricFunction
 from p2pfl.tasks.intervals import CONFIDENCE, Interval, area_of, covariance, interval_of_area, interval_of_mean, is_near, rows_of, wilson
-from p2pfl.tasks.metrics import chosen, losses_of
-from p2pfl.tasks.scoring import kind_of
+from p2pfl.tasks.metrics import chosen, kind_of, losses_of
 
 
 def interval_of_difference(

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from p2pfl.errors import TaskError
 from p2pfl.tasks.base import MetricFunction
-from p2pfl.tasks.metrics import chosen, log_loss, logits_and_classes, losses_of, probabilities_of
-from p2pfl.tasks.scoring import kind_of, unwrapped
+from p2pfl.tasks.metrics import chosen, kind_of, log_loss, logits_and_classes, losses_of, probabilities_of, unwrapped
 
 CONFIDENCE = 0.95
 NUM_GROUPS = 20

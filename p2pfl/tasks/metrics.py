@@ -9,8 +9,12 @@ Shapes: M rows, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -81,6 +85,64 @@ CLASSIFICATION: MappingProxyType[str, MetricFunction] = MappingProxyType(
 
 LOSSES = frozenset({"log_loss"})
 """Those of which less is better."""
+
+KINDS = ("auroc", "accuracy", "balanced_accuracy", "mean", "other")
+"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a mean over rows, another figure."""
+
+_KIND_OF: dict[Any, str] = {auroc: "auroc", accuracy: "accuracy", balanced_accuracy: "balanced_accuracy", log_loss: "mean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric with its kind, which decides the confidence interval; usable wherever a plain function is.
+
+    Raises:
+        ValueError: the kind is none of KINDS, or the function is none.
+    """
+
+    function: Callable[[Tensor, Tensor], float]
+    """(outputs, targets) -> a figure, NaN where it is undefined."""
+
+    kind: str = "other"
+    """One of KINDS. "mean": the figure of some rows is the mean of the figures of each row alone."""
+
+    less_is_better: bool = False
+    """Whether it measures what is wrong."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind = {self.kind!r}: expected one of {', '.join(KINDS)}")
+        function: object = self.function
+        if not callable(function):
+            raise ValueError(f"function is {type(function).__name__}: expected a function of outputs and targets")  # noqa: TRY004
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        """The function's figure."""
+        return self.function(outputs, targets)
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """A function, and those inside of its Metric, partial() and functools.wraps, the innermost last."""
+    yield function
+    if isinstance(function, Metric):
+        yield from _layers(function.function)
+    elif isinstance(function, functools.partial):
+        yield from _layers(function.func)
+    elif hasattr(function, "__wrapped__"):
+        yield from _layers(function.__wrapped__)
+
+
+def unwrapped(function: Any) -> Any:
+    """The function inside of partial(), functools.wraps and Metric."""
+    *_, innermost = _layers(function)
+    return innermost
+
+
+def kind_of(metric: MetricFunction) -> str:
+    """One of KINDS: as a Metric says, of built-in functions also where they are wrapped; "other" where nobody says."""
+    layers = list(_layers(metric))
+    said = next((layer.kind for layer in layers if isinstance(layer, Metric) and layer.kind != "other"), None)
+    return said or (_KIND_OF.get(layers[-1], "other") if layers[-1].__hash__ is not None else "other")
 
 
 def logits_and_classes(outputs: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray] | None:

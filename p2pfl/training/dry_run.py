@@ -25,8 +25,7 @@ from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
 from p2pfl.tasks.calling import described, evaluate_metric, probabilities_of, users_code
-from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes
-from p2pfl.tasks.scoring import unwrapped
+from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes, unwrapped
 from p2pfl.training.backends.gradients import Gradients, outputs_of
 from p2pfl.training.training_data import of_dtype
 
