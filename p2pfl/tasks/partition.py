@@ -12,7 +12,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -210,8 +210,8 @@ def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *,
 
 def missing_classes(sites: Sequence[Site]) -> tuple[str, ...]:
     """One sentence for each site whose test rows lack a class that the task has; they are logged as a warning, too."""
-    if isinstance(sites, SiteTable) and (table := _ClassesOfTable.of(sites)) is not None:
-        return _noted(table.missing())
+    if isinstance(sites, SiteTable) and (known := _codes_of(sites)) is not None:
+        return _noted(_missing_in(sites, *known))
     classes = {site.name: found for site in sites if site.test and (found := classes_of(site.test[1])) is not None}
     trained = [found for site in sites if site.train and (found := classes_of(site.train[1])) is not None]
     if not classes:
@@ -235,56 +235,44 @@ def _noted(absent: Iterable[tuple[str, list[int], int]]) -> tuple[str, ...]:
     return notes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ClassesOfTable:
-    """Classes of all rows of a table of sites, found at once and not site by site.
-
-    Shapes: M rows, S sites with test rows, C classes.
-    """
-
-    table: SiteTable
-    least: int
-    codes_M: np.ndarray
-    """uint8, each row's class less the least one."""
-
-    @classmethod
-    def of(cls, table: SiteTable) -> _ClassesOfTable | None:
-        """Find them; None where `classes_of` has to look at each site's own rows."""
-        targets = table.targets.reshape(-1)
-        if not len(targets) or targets.numel() != len(table.targets):
+def _codes_of(table: SiteTable) -> tuple[int, np.ndarray] | None:
+    """The least class, and how far each row's class is above it, (M,) uint8; None where `classes_of` has to look at each site's own rows."""
+    targets = table.targets.reshape(-1)
+    if not len(targets) or targets.numel() != len(table.targets):
+        return None
+    least, most = targets.min().item(), targets.max().item()
+    if not (math.isfinite(least) and math.isfinite(most) and most - least < _MAX_CLASSES):
+        return None
+    codes_M = np.empty(len(targets), dtype=np.uint8)
+    for first in range(0, len(targets), _AT_ONCE):
+        part = targets[first : first + _AT_ONCE]
+        if not bool((part == part.round()).all()):
             return None
-        least, most = targets.min().item(), targets.max().item()
-        if not (math.isfinite(least) and math.isfinite(most) and most - least < _MAX_CLASSES):
-            return None
-        codes_M = np.empty(len(targets), dtype=np.uint8)
-        for first in range(0, len(targets), _AT_ONCE):
-            part = targets[first : first + _AT_ONCE]
-            if not bool((part == part.round()).all()):
-                return None
-            codes_M[first : first + _AT_ONCE] = (part - least).numpy()
-        return cls(table=table, least=int(least), codes_M=codes_M)
+        codes_M[first : first + _AT_ONCE] = (part - least).numpy()
+    return int(least), codes_M
 
-    def at(self, split: Split) -> np.ndarray:
-        """Those of a split's places, one site after the other."""
-        places = slice(int(split.starts[0]), int(split.starts[-1]))
-        return self.codes_M[places] if split.rows is None else self.codes_M[split.rows[places].numpy()]
 
-    def missing(self) -> Iterator[tuple[str, list[int], int]]:
-        """Give the sites whose test rows lack a class of the task: name, classes, and how many classes they have."""
-        table = self.table
-        if table.test is None:
-            return
-        sizes = table.test.starts.diff().numpy()
-        there_S = np.flatnonzero(sizes)
-        codes_R, trained_R = self.at(table.test), self.at(table.train)
-        num_codes = int(max(codes_R.max(initial=0), trained_R.max(initial=0))) + 1
-        present_SC = np.zeros((len(there_S), num_codes), dtype=np.bool_)
-        present_SC[np.repeat(np.arange(len(there_S)), sizes[there_S]), codes_R] = True
-        trained_C = np.array([bool((trained_R == code).any()) for code in range(num_codes)])
-        everywhere_C = np.logical_or(present_SC.any(axis=0), trained_C)
-        for place in np.flatnonzero((present_SC != everywhere_C).any(axis=1)).tolist():
-            missing = np.flatnonzero(everywhere_C & ~present_SC[place]) + self.least
-            yield table.names[there_S[place]], missing.tolist(), int(present_SC[place].sum())
+def _at(codes_M: np.ndarray, split: Split) -> np.ndarray:
+    """Codes at a split's places, one site after the other."""
+    places = slice(int(split.starts[0]), int(split.starts[-1]))
+    return codes_M[places] if split.rows is None else codes_M[split.rows[places].numpy()]
+
+
+def _missing_in(table: SiteTable, least: int, codes_M: np.ndarray) -> Iterator[tuple[str, list[int], int]]:
+    """Sites whose test rows lack a class of the task: name, classes, and how many they have. Shapes: S sites with test rows, C classes."""
+    if table.test is None:
+        return
+    sizes = table.test.starts.diff().numpy()
+    there_S = np.flatnonzero(sizes)
+    codes_R, trained_R = _at(codes_M, table.test), _at(codes_M, table.train)
+    num_codes = int(max(codes_R.max(initial=0), trained_R.max(initial=0))) + 1
+    present_SC = np.zeros((len(there_S), num_codes), dtype=np.bool_)
+    present_SC[np.repeat(np.arange(len(there_S)), sizes[there_S]), codes_R] = True
+    trained_C = np.array([bool((trained_R == code).any()) for code in range(num_codes)])
+    everywhere_C = np.logical_or(present_SC.any(axis=0), trained_C)
+    for place in np.flatnonzero((present_SC != everywhere_C).any(axis=1)).tolist():
+        missing = np.flatnonzero(everywhere_C & ~present_SC[place]) + least
+        yield table.names[there_S[place]], missing.tolist(), int(present_SC[place].sum())
 
 
 def hold_out(site: Site, fraction: float, seed: int) -> Site:
@@ -313,9 +301,9 @@ def hold_out_everywhere(sites: Sequence[Site], fraction: float, seed: int) -> Se
     _check_fraction(fraction)
     if not isinstance(sites, SiteTable):
         return [hold_out(site, fraction, seed) for site in sites]
-    known, split = _ClassesOfTable.of(sites), sites.train
+    known, split = _codes_of(sites), sites.train
     first = int(split.starts[0])
-    codes_R = known.at(split) if known is not None else None
+    codes_R = _at(known[1], split) if known is not None else None
     rows_R = np.arange(first, int(split.starts[-1])) if split.rows is None else split.rows[first : int(split.starts[-1])].numpy()
     rows_R = rows_R.astype(np.int32 if len(sites.targets) <= np.iinfo(np.int32).max else np.int64)
     chosen_R = np.zeros(len(rows_R), dtype=np.bool_)
