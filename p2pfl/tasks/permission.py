@@ -10,21 +10,13 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import pkgutil
 import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import (
-    BYTECODE_SUFFIXES,
-    EXTENSION_SUFFIXES,
-    SOURCE_SUFFIXES,
-    ExtensionFileLoader,
-    FileFinder,
-    ModuleSpec,
-    SourceFileLoader,
-    SourcelessFileLoader,
-)
+from importlib.machinery import FileFinder, ModuleSpec
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -37,11 +29,6 @@ GROUP = "p2pfl.tasks"
 
 _MARK = "__p2pfl_task__"
 _NAMES_OF_MARK = frozenset({"p2pfl.task", "p2pfl.tasks.task", "p2pfl.tasks.permission.task"})
-_LOADERS: tuple[Any, ...] = (  # in Python's own order
-    (ExtensionFileLoader, EXTENSION_SUFFIXES),
-    (SourceFileLoader, SOURCE_SUFFIXES),
-    (SourcelessFileLoader, BYTECODE_SUFFIXES),
-)
 _TARGET = re.compile(r"\s*([\w.]+)\s*:\s*(\w+)\s*(\[.*\])?\s*")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -106,11 +93,6 @@ def check_allowed(name: str, allow_tasks: Collection[str]) -> None:
 def options_of(allow_tasks: Collection[str]) -> list[str]:
     """Allowed tasks as a command takes them."""
     return [word for name in allow_tasks for word in ("--allow-task", name)]
-
-
-def source_of(name: str) -> Path:
-    """The file of a task's function; see `find_source`."""
-    return find_source(name).file
 
 
 def find_source(name: str) -> TaskSource:
@@ -224,7 +206,8 @@ def _spec(full: str, search: list[str] | None) -> ModuleSpec | None:
     namespace = ModuleSpec(full, None, is_package=True)
     namespace.submodule_search_locations = []
     for folder in search:  # as PathFinder does, which asks the parent of a namespace; that one is not imported
-        spec = FileFinder(folder, *_LOADERS).find_spec(full)
+        finder = pkgutil.get_importer(folder)
+        spec = finder.find_spec(full) if isinstance(finder, FileFinder) else None
         if spec is not None and spec.loader is not None:
             return spec
         if spec is not None:

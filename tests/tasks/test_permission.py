@@ -23,7 +23,7 @@ from p2pfl.governance.study import Study
 from p2pfl.node.site import SiteFile
 from p2pfl.simulator import simulate
 from p2pfl.tasks import find_task, load_task
-from p2pfl.tasks.permission import find_source, source_of
+from p2pfl.tasks.permission import find_source
 from p2pfl.topology import make, weighted
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -493,7 +493,7 @@ def test_the_packages_around_a_module_are_not_imported_to_find_it(written):
         a_ward__in__deep__in__stroke="def stroke(): ...\n",
     )
 
-    assert source_of("a_ward.deep.stroke:stroke") == Path.cwd() / "a_ward" / "deep" / "stroke.py"
+    assert find_source("a_ward.deep.stroke:stroke").file == Path.cwd() / "a_ward" / "deep" / "stroke.py"
     with pytest.raises(ConfigError, match="is not marked"):
         load_task("a_ward.deep.stroke:stroke", allow_tasks=["a_ward.deep.stroke:stroke"])
     assert not [name for name in sys.modules if name.startswith("a_ward")]
@@ -502,7 +502,7 @@ def test_the_packages_around_a_module_are_not_imported_to_find_it(written):
 def test_a_module_in_folders_without_init_is_found(written):
     written(b_ward__in__deep__in__stroke=f"import p2pfl\n@p2pfl.task\n{BODY}")
 
-    assert source_of("b_ward.deep.stroke:stroke").name == "stroke.py"
+    assert find_source("b_ward.deep.stroke:stroke").file.name == "stroke.py"
     assert len(load_task("b_ward.deep.stroke:stroke", allow_tasks=["b_ward.deep.stroke:stroke"]).sites) > 1
 
 
