@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from p2pfl.errors import P2PFLError
 from p2pfl.evaluation.progress import Progress
@@ -38,29 +37,15 @@ class News:
     """Why it has no result."""
 
 
-class Executor(Protocol):
-    """Something that runs jobs. Closed before its end, it leaves none running."""
+Executor = Callable[[Path, Sequence[Job], int | None, int], Generator[News, None, None]]
+"""(folder, jobs, workers, lock) -> news of the jobs, which begin in their order; closed before its end, it leaves none running.
 
-    def __call__(self, folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
-        """Run them.
-
-        Args:
-            folder: of the sweep.
-            jobs: in the order in which they should begin.
-            workers: at most so many at a time; None: as many as there is room for.
-            lock: the open file that keeps other sweeps out of the folder.
-        """
-        ...
+At most so many workers run at a time; None: as many as there is room for. The lock is the open file that keeps other sweeps out.
+"""
 
 
 def run_one(folder: Path, job: Job, progress: Progress | None = None) -> str | None:
-    """Run a cell with a seed, or go on with it from its last checkpoint; returns why it failed, None where it has a result.
-
-    Args:
-        folder: of the sweep.
-        job: which.
-        progress: called after each round.
-    """
+    """Run a cell with a seed, or go on with it from its last checkpoint; returns why it failed, None where it has a result."""
     try:
         grid = read_grid(folder)
         if grid is None:

@@ -18,10 +18,6 @@ from p2pfl.sweeps.work import Job, run_one
 _SAY_EVERY_S = 0.2
 
 
-class _Alone(BaseException):
-    """Whoever started this process is gone."""
-
-
 def main() -> None:
     """Work until standard input is closed."""
     parent = os.getppid()
@@ -32,7 +28,7 @@ def main() -> None:
     def progress(round: int, most: int, row: Mapping[str, Any]) -> None:  # noqa: ARG001
         nonlocal said_s
         if os.getppid() != parent:
-            raise _Alone
+            os._exit(1)  # whoever started this process is gone
         if time.monotonic() - said_s >= _SAY_EVERY_S:
             said_s = time.monotonic()
             answers.write(json.dumps({"round": round, "most": most}) + "\n")
@@ -41,7 +37,7 @@ def main() -> None:
         for line in sys.stdin:
             failure = run_one(folder, Job(**json.loads(line)), progress)
             answers.write(json.dumps({"ended": True, "failure": failure}) + "\n")
-    except (_Alone, BrokenPipeError):
+    except BrokenPipeError:
         os._exit(1)
 
 
