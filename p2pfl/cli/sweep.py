@@ -217,6 +217,7 @@ def _say_result(done: Sweep) -> None:
 def _of_choice(done: Sweep) -> list[str]:
     """Say what the order of the table is, and which cell is best."""
     from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
+    from p2pfl.sweeps.table import UNDEFINED
 
     choice, by_name = done.choice, {result.cell.name: result for result in done.cells}
     if len(done.grid.cells) == 1:
@@ -236,7 +237,7 @@ def _of_choice(done: Sweep) -> list[str]:
         return [*lines, f"No cell is called best: {choice.no_best}."]
     best = by_name[choice.best]
     tied = f"; tied with {choice.tied} more; fewer rounds, then closer models, decided" if choice.tied else ""
-    score = f"{choice.metric} {_spread(best.statistics.get(choice.column))}"
+    score = f"{choice.metric} {_spread(best.statistics.get(choice.column, UNDEFINED))}"
     return [*lines, f"Best on validation rows: {_label(best.cell.values)} ({score}){tied}."]
 
 
@@ -250,7 +251,7 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from p2pfl.sweeps.table import metric_of, quality
+    from p2pfl.sweeps.table import UNDEFINED, metric_of, quality
 
     metric, column = metric_of(done.rows), done.choice.column
     has_test = _has_test(results)
@@ -269,26 +270,26 @@ def _table(done: Sweep, results: list[CellResult]) -> Any:
         columns = result.statistics
         cells = [Text(_short(value)) for value in result.cell.values.values()]
         if column is not None:
-            cells.append(Text(_spread(columns.get(column))))
+            cells.append(Text(_spread(columns.get(column, UNDEFINED))))
         if metric is not None and has_test:
-            worst = columns.get(f"worst.{metric}")
+            worst = columns.get(f"worst.{metric}", UNDEFINED)
             cells += [Text(_spread(quality(columns, metric), short=column is not None)), Text(_spread(worst, short=column is not None))]
-        cells += [Text(_mean(columns.get(key), form)) for key, form in (("rounds_run", ".0f"), ("relative_consensus", ".1e"))]
-        cells.append(Text(_mean(columns.get("bytes_sent"), ".3g", 1e-6)))
+        for key, form, unit in (("rounds_run", ".0f", 1.0), ("relative_consensus", ".1e", 1.0), ("bytes_sent", ".3g", 1e-6)):
+            cells.append(Text(_mean(columns.get(key, UNDEFINED), form, unit)))
         table.add_row(*cells, *([Text(f"{result.done}/{result.asked}")] if missing else []))
     return table
 
 
-def _spread(found: SeedStatistics | None, *, short: bool = False) -> str:
+def _spread(found: SeedStatistics, *, short: bool = False) -> str:
     """Mean and standard deviation; the mean alone where room is short."""
-    if found is None or found.mean is None:
+    if found.mean is None:
         return "-"
     form = ".3f" if 1e-3 <= abs(found.mean) < 1e3 or found.mean == 0 else ".1e"  # noqa: PLR2004  # what six signs can show
     return f"{found.mean:{form}}" + (f" ±{found.deviation:{form}}" if found.deviation is not None and not short else "")
 
 
-def _mean(found: SeedStatistics | None, form: str, unit: float = 1.0) -> str:
-    return "-" if found is None or found.mean is None else f"{found.mean * unit:{form}}"
+def _mean(found: SeedStatistics, form: str, unit: float) -> str:
+    return "-" if found.mean is None else f"{found.mean * unit:{form}}"
 
 
 def _label(values: Mapping[str, Any]) -> str:

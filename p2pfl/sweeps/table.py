@@ -39,6 +39,10 @@ class SeedStatistics:
     """Of the runs in which it is defined."""
 
 
+UNDEFINED = SeedStatistics(mean=None, deviation=None, number=0)
+"""Statistics of a column that no run has."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellResult:
     """One cell over its seeds. Statistics are of the runs that have a result."""
@@ -230,18 +234,13 @@ def _why_no_best(grid: Grid, metric: str | None) -> str | None:
 def _deciding_column(results: Sequence[CellResult], metric: str) -> str:
     """One kind of value for all cells: two kinds could not be compared."""
     of_mean_model = f"{VALIDATION_PREFIX}mean_model.{metric}"
-    has_all = all(_number(result, of_mean_model) == result.done for result in results)
+    has_all = all(result.statistics.get(of_mean_model, UNDEFINED).number == result.done for result in results)
     return of_mean_model if has_all else f"{VALIDATION_PREFIX}mean.{metric}"
 
 
 def _is_comparable(result: CellResult, column: str) -> bool:
     """Whether every seed of a cell has a value: a mean over other seeds is another value."""
-    return result.done == result.asked > 0 and _number(result, column) == result.asked
-
-
-def _number(result: CellResult, column: str) -> int:
-    found = result.statistics.get(column)
-    return found.number if found is not None else 0
+    return result.done == result.asked > 0 and result.statistics.get(column, UNDEFINED).number == result.asked
 
 
 def metric_of(rows: Sequence[Row]) -> str | None:
@@ -254,29 +253,25 @@ def statistics_of(values: Sequence[float | None]) -> SeedStatistics:
     """Mean and standard deviation of those that are defined."""
     defined = [value for value in values if value is not None]
     if not defined:
-        return SeedStatistics(mean=None, deviation=None, number=0)
+        return UNDEFINED
     mean = math.fsum(defined) / len(defined)
     squares = math.fsum((value - mean) ** 2 for value in defined)
     return SeedStatistics(mean=mean, deviation=math.sqrt(squares / (len(defined) - 1)) if len(defined) > 1 else None, number=len(defined))
 
 
-def quality(columns: Mapping[str, SeedStatistics], metric: str, prefix: str = "") -> SeedStatistics | None:
+def quality(columns: Mapping[str, SeedStatistics], metric: str) -> SeedStatistics:
     """The metric of the mean model; of the sites on average where no mean model was evaluated."""
-    of_mean_model = columns.get(f"{prefix}mean_model.{metric}")
-    return of_mean_model if of_mean_model is not None and of_mean_model.number else columns.get(f"{prefix}mean.{metric}")
+    of_mean_model = columns.get(f"mean_model.{metric}", UNDEFINED)
+    return of_mean_model if of_mean_model.number else columns.get(f"mean.{metric}", UNDEFINED)
 
 
 def _rank(result: CellResult, column: str, *, lower: bool) -> tuple[Any, ...]:
     """Smaller is better; cells without all their results come last."""
-    found = result.statistics.get(column)
-    value = math.inf if found is None or found.mean is None else found.mean if lower else -found.mean
+    mean = result.statistics.get(column, UNDEFINED).mean
+    value = math.inf if mean is None else mean if lower else -mean
     return (result.done == 0, not _is_comparable(result, column), value, *_by_agreement(result)[1:])
 
 
 def _by_agreement(result: CellResult) -> tuple[Any, ...]:
-    rounds, distance = (_mean(result.statistics.get(key)) for key in ("rounds_run", "relative_consensus"))
-    return (result.done == 0, rounds, distance, result.cell.number)
-
-
-def _mean(column: SeedStatistics | None) -> float:
-    return column.mean if column is not None and column.mean is not None else math.inf
+    means = (result.statistics.get(key, UNDEFINED).mean for key in ("rounds_run", "relative_consensus"))
+    return (result.done == 0, *(math.inf if mean is None else mean for mean in means), result.cell.number)
