@@ -68,11 +68,8 @@ def metric_course(run: Path, metric: str) -> Course:
 def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | None:
     """Mean and confidence band over runs, which are independent: Student's t, as there are few. None where there is no value at all.
 
-    A run that has stopped stays where it stopped. The band begins where all runs have a value.
-
-    Args:
-        courses: one a seed.
-        logarithmic: of the values' logarithms: the geometric mean, and a band that stays above zero.
+    A run that has stopped stays where it stopped. The band begins where all runs have a value. On a logarithmic scale the mean is the
+    geometric one, and the band stays above zero.
     """
     courses = [course for course in courses if course.rounds]
     if not courses:
@@ -91,15 +88,9 @@ def band_of(courses: Sequence[Course], *, logarithmic: bool = False) -> Band | N
 
 
 def draw_curves(path: Path, runs: Mapping[str, Sequence[Path]], metric: str | None, title: str, keys: str, measured_on: str) -> None:
-    """One picture of all cells.
+    """Draw the curves of all cells: their runs' folders by the cells' labels, whose keys are the legend's title.
 
-    Args:
-        path: of the image.
-        runs: folders of the runs with a result, by the cell's label, in the table's order.
-        metric: drawn beside the distance; None: the task has none.
-        title: above both.
-        keys: what the labels say.
-        measured_on: the rows that the metric is measured on.
+    The metric, if there is any, is drawn beside the distance; its axis names the rows that it is measured on.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

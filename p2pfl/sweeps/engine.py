@@ -97,7 +97,7 @@ def sweep(
     """
     check_executor(executor, jobs)
     grid = make_grid(experiment, vary, seeds, overrides)
-    folder = Path(out) if out is not None else default_folder(grid)
+    folder = Path(out) if out is not None else Path("runs") / f"{grid.experiment['name']}-sweep"
     there = read_grid(folder)
     if there is not None:
         refuse_another(folder, there, grid)
@@ -127,17 +127,11 @@ def read_sweep(folder: Path | str) -> Sweep:
     return Sweep(path=folder, grid=grid, rows=with_choice(grid, rows), plot=plot if plot.exists() else None)
 
 
-def default_folder(grid: Grid) -> Path:
-    """Where a sweep goes of which nobody says where."""
-    return Path("runs") / f"{grid.experiment['name']}-sweep"
-
-
 def check_executor(executor: str, jobs: int | None) -> None:
-    """Refuse one that is not there.
+    """Refuse an executor that is unknown or not installed, and a number of jobs that is none.
 
     Raises:
-        ConfigError: there is none of that name, or jobs is no number of them.
-        MissingExtraError: it is not installed.
+        ConfigError: naming the option; for an executor that is not installed it is a MissingExtraError.
     """
     if executor not in EXECUTORS:
         raise ConfigError(f"--executor {executor}: expected {' or '.join(EXECUTORS)}")

@@ -20,7 +20,7 @@ from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.experiment.spec import Experiment
 from p2pfl.runs.summary_fields import validation_fraction
-from p2pfl.tasks import Task, check_may_run
+from p2pfl.tasks import check_may_run
 from p2pfl.yaml_files import parse_yaml, shown
 
 VALIDATION = 0.2
@@ -90,27 +90,18 @@ class Grid:
         return validation_fraction({**self.experiment, **({"validation": self.validation} if self.validation else {}), **cell.values})
 
 
-def parse_variation(text: str) -> tuple[str, list[Any]]:
-    """("topology.name", ["ring", "torus"]) from "topology.name=ring,torus"; the values are read as a list in YAML.
-
-    Raises:
-        ConfigError: there is no "=", or the values are not YAML.
-    """
-    key, equals, values = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"{text!r}: expected KEY=VALUE,VALUE, such as topology.name=ring,torus", "--vary")
-    listed = parse_yaml(f"[{values}]", f"--vary {text}")
-    assert isinstance(listed, list)
-    return key.strip(), listed
-
-
 def parse_variations(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """All of them by key, in the order given.
+    """Read texts such as "topology.name=ring,torus", whose values are a list in YAML; values by key, in the order given.
 
     Raises:
-        ConfigError: one cannot be read, or a key comes twice.
+        ConfigError: a text has no "=", its values are not YAML, or a key comes twice.
     """
-    pairs = [parse_variation(text) for text in texts]
+    pairs: list[tuple[str, list[Any]]] = []
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{text!r}: expected KEY=VALUE,VALUE, such as topology.name=ring,torus", "--vary")
+        pairs.append((key.strip(), parse_yaml(f"[{values}]", f"--vary {text}")))
     keys = [key for key, _ in pairs]
     if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
         raise ConfigError([f"{key} is given twice: write all its values behind one --vary {key}=" for key in twice], "--vary")
@@ -120,13 +111,7 @@ def parse_variations(texts: Sequence[str]) -> dict[str, list[Any]]:
 def make_grid(
     experiment: Experiment | Mapping[str, Any] | Path | str, vary: Vary, seeds: int, overrides: Mapping[str, Any] | None = None
 ) -> Grid:
-    """The grid around an experiment.
-
-    Args:
-        experiment: its file, a mapping as the file would hold, or an Experiment.
-        vary: values by dotted key.
-        seeds: how many: the experiment's own and those that follow it.
-        overrides: dotted keys to values, for all cells.
+    """The grid around an experiment, for so many seeds from its own on; arguments as of `p2pfl.sweep`.
 
     Raises:
         ConfigError: there is nothing to vary, a key has no values, one twice, or is varied and fixed.
@@ -249,8 +234,10 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection
         pairs = list(same_rows)
         try:
             task = load_sites(pairs[0][1], allow_tasks=allow_tasks)
-            if grid.validation is not None:
-                _refuse_without_validation(task)
+            if grid.validation is not None and not task.metrics:
+                raise ValidationRowsError(f"task {task.name} has no metric")
+            if grid.validation is not None and not any(site.test for site in task.sites):
+                raise ValidationRowsError(f"no site of task {task.name} has training rows to take them from")
         except ConfigError as error:
             if isinstance(error, ValidationRowsError) and grid.validation is not None:
                 raise
@@ -267,18 +254,6 @@ def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection
             except ConfigError as error:
                 found += error.findings
     return list(dict.fromkeys(found))
-
-
-def _refuse_without_validation(task: Task) -> None:
-    """Refuse a task that validation rows tell nothing about.
-
-    Raises:
-        ValidationRowsError: it has no metric, or no site has validation rows.
-    """
-    if not task.metrics:
-        raise ValidationRowsError(f"task {task.name} has no metric")
-    if not any(site.test for site in task.sites):
-        raise ValidationRowsError(f"no site of task {task.name} has training rows to take them from")
 
 
 def _faults_of_values(grid: Grid, cannot: Mapping[str, str]) -> list[str]:

@@ -236,7 +236,7 @@ def _noted(absent: Iterable[tuple[str, list[int], int]]) -> tuple[str, ...]:
 
 
 def _codes_of(table: SiteTable) -> tuple[int, np.ndarray] | None:
-    """The least class, and how far each row's class is above it, (M,) uint8; None where `classes_of` has to look at each site's own rows."""
+    """The least class, and how far each row's class is above it, (M,) uint8; None where each site's own rows have to be looked at."""
     targets = table.targets.reshape(-1)
     if not len(targets) or targets.numel() != len(table.targets):
         return None
