@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import DataError
@@ -244,8 +243,3 @@ def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
 def describe(tensor: Tensor) -> str:
     """Describe a tensor by dtype and shape."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def floating(array: np.ndarray) -> Tensor:
-    """A float32 tensor of an array's values."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

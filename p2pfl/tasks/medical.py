@@ -13,17 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
 
 from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.statistics.moments import Moments
-from p2pfl.tasks.base import Site, Task
-from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
-from p2pfl.tasks.partition import missing_classes
-from p2pfl.tasks.tables import Preparation, Table, column_targets, partitioned_sites, site_of
+from p2pfl.tasks.base import Task
+from p2pfl.tasks.tables import Preparation, Table, column_targets, logistic_regression, partitioned_sites, site_of
 from p2pfl.yaml_files import check
 
 DIRICHLET: Mapping[str, Any] = MappingProxyType({"name": "dirichlet", "alpha": 0.5})
@@ -141,21 +136,6 @@ def heart_disease(
         rule = DIRICHLET if partition is None else partition
         sites = partitioned_sites(table, nodes, rule, seed, test_share=0.34, prefix="hospital", fit=fit, targets_of=column_targets)
     return logistic_regression("heart-disease", sites, _HEART_COLUMNS, num_inputs=_HEART_WIDTH)
-
-
-def logistic_regression(name: str, sites: Sequence[Site], columns: tuple[str, ...], num_inputs: int) -> Task:
-    """A task of two classes with a linear model, one logit a row."""
-    return Task(
-        name=name,
-        model=partial(nn.Linear, num_inputs, 1),
-        loss=F.binary_cross_entropy_with_logits,
-        metrics=CLASSIFICATION,
-        losses=LOSSES,
-        sites=sites,
-        features=columns,
-        probabilities=torch.sigmoid,
-        notes=missing_classes(sites),
-    )
 
 
 def _heart_table(content: bytes) -> Table:

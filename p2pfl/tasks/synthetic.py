@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError
 from p2pfl.tasks.base import Site, Task
-from p2pfl.tasks.medical import logistic_regression
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.site_table import SiteTable, Split
 from p2pfl.tasks.streams import generator_of, generators_of
-from p2pfl.tasks.tables import Preparation
+from p2pfl.tasks.tables import Preparation, logistic_regression
 
 _START, _SHARED, _ROWS = 1, 2, 3
 _DRAWN_AT_ONCE = 2**20  # numbers

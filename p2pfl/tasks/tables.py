@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.statistics.moments import Moments
-from p2pfl.tasks.base import Site, floating
-from p2pfl.tasks.partition import node_names, split_rows
+from p2pfl.tasks.base import Site, Task
+from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
+from p2pfl.tasks.partition import missing_classes, node_names, split_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +78,7 @@ class Preparation:
         bad = np.argwhere(~np.isfinite(raw_MF))
         if len(bad):
             raise DataError([f"row {row}, {self.columns[column]} = {raw_MF[row, column]}: expected a finite number" for row, column in bad])
-        return floating((self.encode(raw_MF) - self.centre) / self.scale)
+        return _floating((self.encode(raw_MF) - self.centre) / self.scale)
 
 
 def site_of(
@@ -121,9 +124,40 @@ def partitioned_sites(
 
 def column_targets(classes_M: np.ndarray) -> Tensor:
     """Two classes as (M, 1) float32, to stand beside one logit a row."""
-    return floating(classes_M[:, None])
+    return _floating(classes_M[:, None])
 
 
 def class_targets(classes_M: np.ndarray) -> Tensor:
     """Classes as (M,) int64."""
     return torch.from_numpy(np.ascontiguousarray(classes_M, dtype=np.int64))
+
+
+def _floating(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def classification(
+    name: str,
+    sites: Sequence[Site],
+    columns: tuple[str, ...],
+    model: Callable[[], nn.Module],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    probabilities: Callable[[Tensor], Tensor],
+) -> Task:
+    """A task whose targets are classes; it says which sites' test rows lack one."""
+    return Task(
+        name=name,
+        model=model,
+        loss=loss,
+        metrics=CLASSIFICATION,
+        losses=LOSSES,
+        sites=sites,
+        features=columns,
+        probabilities=probabilities,
+        notes=missing_classes(sites),
+    )
+
+
+def logistic_regression(name: str, sites: Sequence[Site], columns: tuple[str, ...], num_inputs: int) -> Task:
+    """A task of two classes with a linear model, one logit a row."""
+    return classification(name, sites, columns, partial(nn.Linear, num_inputs, 1), F.binary_cross_entropy_with_logits, torch.sigmoid)

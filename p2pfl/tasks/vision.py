@@ -18,9 +18,8 @@ from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.tasks.base import Rows, Site, Task
 from p2pfl.tasks.medical import DIRICHLET
-from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
-from p2pfl.tasks.partition import dealt, drawn, missing_classes, node_names, split_rows
-from p2pfl.tasks.tables import Preparation, Table, class_targets, partitioned_sites
+from p2pfl.tasks.partition import dealt, drawn, node_names, split_rows
+from p2pfl.tasks.tables import Preparation, Table, class_targets, classification, partitioned_sites
 
 _LARGEST_PIXEL = 16.0  # of digits
 
@@ -65,17 +64,7 @@ def digits(
         fit=lambda _: pixels_to_unit,
         targets_of=class_targets,
     )
-    return Task(
-        name="digits",
-        model=partial(_perceptron, num_pixels, hidden, num_classes),
-        loss=F.cross_entropy,
-        metrics=CLASSIFICATION,
-        losses=LOSSES,
-        sites=sites,
-        features=columns,
-        probabilities=_softmax,
-        notes=missing_classes(sites),
-    )
+    return classification("digits", sites, columns, partial(_perceptron, num_pixels, hidden, num_classes), F.cross_entropy, _softmax)
 
 
 def mnist(
@@ -127,17 +116,8 @@ def mnist(
         Site(name=name, train=train, test=test if len(test[1]) else None, prepare=_images)
         for name, train, test in zip(node_names("node", num_nodes), trains, tests, strict=True)
     ]
-    return Task(
-        name="mnist",
-        model=_cnn if model == "cnn" else partial(_pixel_perceptron, 32 if hidden is None else hidden),
-        loss=F.cross_entropy,
-        metrics=CLASSIFICATION,
-        losses=LOSSES,
-        sites=sites,
-        features=_PIXELS,
-        probabilities=_softmax,
-        notes=missing_classes(sites),
-    )
+    network = _cnn if model == "cnn" else partial(_pixel_perceptron, 32 if hidden is None else hidden)
+    return classification("mnist", sites, _PIXELS, network, F.cross_entropy, _softmax)
 
 
 def _idx(files: Mapping[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray]:
