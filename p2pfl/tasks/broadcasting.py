@@ -23,12 +23,7 @@ _BY_ROW = frozenset({F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.po
 
 
 class Watch(TorchFunctionMode):
-    """Follows what is computed from outputs and targets, and remembers the first operation that pairs all rows with all.
-
-    Args:
-        outputs: as the function gets them.
-        targets: likewise.
-    """
+    """Follows what is computed from outputs and targets, and remembers the first operation that pairs all rows with all."""
 
     def __init__(self, outputs: Tensor, targets: Tensor) -> None:
         super().__init__()
@@ -40,7 +35,6 @@ class Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operation and look at what came out."""
         result = func(*args, **(kwargs or {}))
         operands = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
         traces = [self._from.get(id(value), (value, 0))[1] for value in operands]
@@ -71,12 +65,8 @@ def _fault(outputs: Tensor, targets: Tensor) -> str:
 def pairing_in(metric: Callable[[Tensor, Tensor], float], outputs: Tensor, targets: Tensor) -> str | None:
     """One sentence where a metric's figure is another one for equal shapes, also where it does not compute with tensors.
 
-    A metric that means its shapes, as one that takes outputs[..., 0], has another figure for flat outputs than for two columns.
-
-    Args:
-        metric: as a number; it may raise anything, which says nothing of pairs.
-        outputs: (B, 1) where targets are (B,), or the reverse; of other shapes nothing is found.
-        targets: likewise.
+    Looks at outputs (B, 1) with targets (B,), or the reverse. A metric that means its shapes, as one that takes outputs[..., 0], has
+    another figure for flat outputs than for two columns; one that raises says nothing of pairs.
     """
     if {tuple(outputs.shape), tuple(targets.shape)} != {(len(outputs),), (len(outputs), 1)}:
         return None

@@ -25,14 +25,7 @@ _MOST_CHARACTERS = 500
 
 @contextmanager
 def users_code(task: str, function: str, *given: object, site: str | None = None, round: int | None = None) -> Iterator[None]:
-    """A block that runs nothing but a user's function.
-
-    Args:
-        task: its name.
-        function: which of its functions.
-        given: what the function is called with.
-        site: on whose rows.
-        round: in which.
+    """A block that runs nothing but one of a task's functions, with what is given, on a site's rows in a round.
 
     Raises:
         TaskError: from what the function raised, unless that is a P2PFLError: such a one is meant as it is.

@@ -32,15 +32,7 @@ def interval_of_difference(
     where areas are near 1, and is of no width where all pairs are in order. Where a variance is zero nothing is taken to be in common.
     Accuracy: Newcombe (1998), method 10, which has a width also where both models are right on the same rows; a bootstrap then has none,
     and covered 92 times in 100 on some hundred rows with few errors. Balanced accuracy: Newcombe's of each class, by squares. Log loss:
-    Student's t of the rows' differences.
-
-    Args:
-        metric: its kind decides, see `p2pfl.Metric`.
-        first: outputs of one model, as the metric takes them.
-        second: of the other.
-        targets: of the rows.
-        confidence: how often it should cover.
-        values: the metric's own figures; where they are others than the kind's, none is given. None: they are not looked at.
+    Student's t of the rows' differences. Where the metric's own figures, *values*, are given and are others than the kind's, there is none.
     """
     found = _difference(metric, first, second, targets, confidence)
     if found is None or (values is not None and not all(is_near(*pair) for pair in zip(found[0], values, strict=True))):

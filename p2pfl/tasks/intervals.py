@@ -65,14 +65,8 @@ def interval_of(
     covariances, on the logit scale, so that it ends within 0 and 1.
     Where every pair is in order, or none, that variance is zero; then Wilson's interval stands for it, as if there were as many independent
     pairs as the rarest class has rows. Accuracy: Wilson (1927). Balanced accuracy: Wilson's intervals of the classes, put together by
-    squares (Zou and Donner 2008). Log loss: Student's t of the rows' losses.
-
-    Args:
-        metric: its kind decides, see `p2pfl.Metric`; not who wrote it.
-        outputs: as the metric takes them.
-        targets: likewise.
-        confidence: how often it should cover.
-        value: the metric's own figure; where it is another than the kind's, none is given. None: it is not looked at.
+    squares (Zou and Donner 2008). Log loss: Student's t of the rows' losses. Where the metric's own figure, *value*, is given and is
+    another than the kind's, there is none.
     """
     kind = kind_of(metric)
     rows = rows_of(metric, outputs, targets)
@@ -151,14 +145,7 @@ def left_out_interval(
     """A statistic plus and minus what leaving out one group of rows after the other says: the jackknife of Tukey (1958), by groups.
 
     The rows fall into 20 groups by chance, so that any metric is computed 20 times and no more, however long it takes. Student's t with 19
-    degrees of freedom goes with it.
-
-    Args:
-        statistic: of rows by their numbers, rising; NaN where it is undefined.
-        num_rows: M.
-        generator: what draws the groups.
-        value: the statistic of all rows.
-        confidence: how often it should cover.
+    degrees of freedom goes with it. The statistic takes rising row numbers, and is NaN where it is undefined; *value* is that of all rows.
 
     Returns:
         The interval, or why there is none: fewer than ten rows, a statistic that is undefined, fails or stays as it is without some rows.
@@ -183,12 +170,7 @@ def left_out_interval(
 
 
 def why_not_left_out(num_figures: int, num_rows: int) -> str | None:
-    """Why a metric is not computed again and again for these figures; None where that is within bounds.
-
-    Args:
-        num_figures: of one table.
-        num_rows: test rows of all of them.
-    """
+    """Why a metric is not computed again and again for a table's figures, on so many test rows in all; None where it is within bounds."""
     for number, most, of in ((num_figures * NUM_GROUPS, MOST_CALLS, "calls of the metric"), (num_rows * NUM_GROUPS, MOST_ROWS, "rows")):
         if number > most:
             return f"the metric's kind has none, and leaving out rows would take {number:,} {of}, where {most:,} are the most"

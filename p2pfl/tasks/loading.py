@@ -36,11 +36,9 @@ TASKS: dict[str, Callable[..., Task]] = {
 def find_task(name: str, allow_tasks: Collection[str] = ()) -> Callable[..., Task]:
     """The function that makes a task.
 
-    What is not built in must be allowed, and marked with `@p2pfl.task`; both is checked before anything of it is imported.
-
-    Args:
-        name: registered in TASKS, distribution:entry or package.module:function; a module is looked for in the current folder, too.
-        allow_tasks: names that may run here, as the person says who runs this program. Never from a file that came from somebody else.
+    Its name is in TASKS, distribution:entry or package.module:function; a module is looked for in the current folder, too. What is not
+    built in must be allowed by the person who runs this program, never by a file that came from somebody else, and marked with
+    `@p2pfl.task`; both is checked before anything of it is imported.
 
     Raises:
         TaskNotAllowed: it is neither built in nor allowed.
@@ -116,12 +114,7 @@ def load_task(name: str, /, *, allow_tasks: Collection[str] = (), **arguments: A
 
 
 def make_task(name: str, function: Callable[..., Task], arguments: Mapping[str, Any]) -> Task:
-    """Make the task that a task's function returns for these arguments.
-
-    Args:
-        name: of the task, for messages.
-        function: from `find_task`.
-        arguments: a file's options and what a runtime adds.
+    """Make the task that a function from `find_task` returns for a file's options and what a runtime adds to them.
 
     Raises:
         ConfigError: an argument that the task does not take, or lacks; it raises, or what it returns is not a Task.

@@ -69,11 +69,7 @@ def is_marked(value: object) -> bool:
 
 
 def check_allowed(name: str, allow_tasks: Collection[str]) -> None:
-    """Refuse a task that nobody has allowed; nothing has been looked up by then.
-
-    Args:
-        name: as a file says it.
-        allow_tasks: what the person who runs this program has allowed.
+    """Refuse a task that a file names and the person who runs this program has not allowed; nothing has been looked up by then.
 
     Raises:
         TaskNotAllowed: it is not among them.

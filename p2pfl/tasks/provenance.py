@@ -39,13 +39,10 @@ def source_digest(module: str, file: Path) -> str:
     """SHA-256 over the sorted (path, SHA-256) of the Python files around a module, 64 hex digits; its lines end in LF for this.
 
     An installed wheel, an editable install and a folder on the path give the same digest. Other files than .py do not count.
-
-    Args:
-        module: dotted.
-        file: its source, `__init__.py` for a package.
     """
     root, name = _top_of(module, file)
-    listed = sorted((path, sha256(_with_lf(file.read_bytes())).hexdigest()) for path, file in _python_files(root, name))
+    with_lf = ((path, file.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")) for path, file in _python_files(root, name))
+    listed = sorted((path, sha256(source).hexdigest()) for path, source in with_lf)
     return sha256(_DOMAIN + json.dumps(listed, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
@@ -112,7 +109,3 @@ def _python_files(root: Path, name: str) -> Iterator[tuple[str, Path]]:
             if file.endswith(".py"):
                 path = Path(folder) / file
                 yield f"{name}/{path.relative_to(root).as_posix()}", path
-
-
-def _with_lf(content: bytes) -> bytes:
-    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -89,7 +89,6 @@ class SiteTable(Sequence[Site]):
             raise DataError(findings, place="sites")
 
     def __len__(self) -> int:
-        """How many sites."""
         return len(self.names)
 
     @overload
@@ -97,7 +96,6 @@ class SiteTable(Sequence[Site]):
     @overload
     def __getitem__(self, index: slice) -> list[Site]: ...
     def __getitem__(self, index: int | slice) -> Site | list[Site]:
-        """One site, or some of them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         site = range(len(self))[index]
@@ -158,26 +156,19 @@ class SiteTable(Sequence[Site]):
 
 
 class SitesByName(Mapping[str, Site]):
-    """A table's sites by their names.
-
-    Args:
-        table: of the sites.
-    """
+    """A table's sites by their names, which are sorted."""
 
     def __init__(self, table: SiteTable) -> None:
         self.table = table
         self._rows = {name: row for row, name in enumerate(table.names)}
 
     def __getitem__(self, name: str) -> Site:
-        """Make the site of that name."""
         return self.table[self._rows[name]]
 
     def __iter__(self) -> Iterator[str]:
-        """Names, sorted."""
         return iter(self.table.names)
 
     def __len__(self) -> int:
-        """How many sites."""
         return len(self.table)
 
 

@@ -26,14 +26,9 @@ def generator_of(seed: int, *key: int) -> np.random.Generator:
 
 
 def generators_of(seed: int, *key: int, numbers: Sequence[int]) -> Iterator[np.random.Generator]:
-    """Give generator_of(seed, *key, number) for one number after the other.
+    """Give generator_of(seed, *key, number) for one number after the other; the numbers of key and numbers are below 2**32.
 
     It is one generator that is set anew: each is to be drawn from before the next one is taken.
-
-    Args:
-        seed: as `generator_of` takes it.
-        key: what all of them have in common, each below 2**32.
-        numbers: what distinguishes them, each below 2**32.
     """
     numbers_C = np.array(numbers, dtype=np.uint32)
     shared = [seed % 2**64 & _MASK_32, *([seed % 2**64 >> 32] if seed % 2**64 > _MASK_32 else []), *key]

@@ -54,7 +54,7 @@ class Preparation:
 
     @classmethod
     def fitted(cls, raw_MF: np.ndarray, columns: Sequence[str], encode: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Preparation:
-        """Standardises by the mean and standard deviation (ddof 1) of these rows; a column that is constant in them is only centred."""
+        """Standardise by the mean and standard deviation (ddof 1) of these rows; a column that is constant in them is only centred."""
         encoded_MD = encode(raw_MF)
         if len(encoded_MD) < 2:  # noqa: PLR2004  # no deviation
             return cls(columns=columns, centre=encoded_MD.mean(axis=0), scale=np.ones(encoded_MD.shape[1]), encode=encode)
@@ -62,7 +62,7 @@ class Preparation:
 
     @classmethod
     def by(cls, moments: Moments, columns: Sequence[str], encode: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Preparation:
-        """Standardises by means and deviations of encoded rows; a column without deviation is only centred."""
+        """Standardise by means and deviations of encoded rows; a column without deviation is only centred."""
         deviation_D = np.array(moments.deviations)
         return cls(columns=columns, centre=np.array(moments.means), scale=np.where(deviation_D > 0, deviation_D, 1.0), encode=encode)
 
