@@ -186,12 +186,9 @@ def _continued(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor, l
 
 
 def batch_sizes(sizes_N: Tensor, batch_size: int | Literal["full"], *, repeating: bool = False) -> Tensor:
-    """Rows in each node's batches, int64 (N,): no more than the node has.
+    """Rows in each node's batches, int64 (N,): no more than the node has; "full": all rows of a node.
 
-    Args:
-        sizes_N: int64, how many training rows each node has.
-        batch_size: of the experiment; "full": all rows of a node.
-        repeating: batches of exactly `batch_size` rows, also at a node with fewer, as in files of schema 1.
+    In files of schema 1 batches are *repeating*: of exactly `batch_size` rows, also at a node with fewer.
     """
     if batch_size == "full":
         return sizes_N.clone()

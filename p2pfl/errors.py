@@ -15,10 +15,7 @@ _UNSAFE: Final = re.compile(f"[{_STEERS}]")
 _UNSAFE_OR_BREAK: Final = re.compile(f"[\t\n{_STEERS}]")
 
 _ALL_SHOWN_UP_TO = 20
-_MOST_SHOWN = 10
-"""Findings shown where there are more than can be read at once."""
-
-
+_MOST_SHOWN = 10  # findings, where there are more than can be read at once
 _MOST_NAMES = 8
 
 
@@ -134,12 +131,7 @@ class MembersMissing(P2PFLError):
 
 
 class Paused(KeyboardInterrupt):
-    """A signal has ended a run before its end, and its state is kept.
-
-    Args:
-        go_on: how it goes on, as half a sentence.
-        by: the signal.
-    """
+    """A signal has ended a run before its end, and its state is kept; *go_on* says how it goes on, as half a sentence."""
 
     def __init__(self, go_on: str, by: signal.Signals = signal.SIGINT) -> None:
         self.go_on, self.by = go_on, by

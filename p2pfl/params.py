@@ -204,12 +204,8 @@ def taken(flat: Tensor, places: Sequence[slice]) -> Tensor:
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> object:
     """Call a model with other parameters and buffers than its own, each in every place where the model uses it.
 
-    torch's own tying of weights restores a module that stands in several places of a model wrongly.
-
-    Args:
-        model: its own tensors are not changed.
-        tensors: by the first of their names.
-        inputs: of the model.
+    The model's own tensors are not changed; the others are given by the first of their names. torch's own tying of weights restores a
+    module that stands in several places of a model wrongly.
     """
     everywhere = dict(tensors)
     first_name: dict[int, str] = {}

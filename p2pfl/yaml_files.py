@@ -27,12 +27,8 @@ _MOST_EXPLAINED = 50  # findings; to look for what was meant takes time, and nob
 _MAX_ALIASED = 10_000  # values that aliases may add to a file: nested ones can stand for more than any memory holds
 _TYPE_WORDS = {
     "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
     "float_type": "a number",
-    "float_parsing": "a number",
     "bool_type": "true or false",
-    "bool_parsing": "true or false",
     "string_type": "a text",
     "path_type": "a path",
     "dict_type": "a mapping (key: value)",
@@ -40,11 +36,11 @@ _TYPE_WORDS = {
     "dataclass_type": "a mapping (key: value)",
     "list_type": "a list",
     "tuple_type": "a list",
-    "missing": "required, but missing",
     "finite_number": "a finite number",
     "none_required": "null",
     "invalid_key": "a text as the key",
 }
+_BOUNDS = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}
 
 _KEPT: dict[bytes, dict[str, Any]] = {}
 """Parsed content of files that will be loaded again; see `keep_yaml`."""
@@ -119,11 +115,7 @@ _Loader.yaml_implicit_resolvers = {  # pyyaml's own way
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE_NUMBER, list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    _NUMBER,
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -161,12 +153,7 @@ def parse_yaml(text: str, place: str) -> Any:
 
 
 def load_yaml(path: Path | str, such_as: str = "", most_bytes: int = _MAX_BYTES) -> dict[str, Any]:
-    """Load the mapping that a YAML file holds.
-
-    Args:
-        path: the file.
-        such_as: what the message for an empty file gives as an example.
-        most_bytes: a larger file is refused before it is parsed.
+    """Load the mapping that a YAML file holds; a file of more than *most_bytes* is refused before it is parsed.
 
     Raises:
         ConfigError: the file is missing, unreadable, empty, not YAML or not a mapping with text keys.
@@ -275,11 +262,9 @@ def _sentence(kind: type[Any], location: list[str | int], fault: Any) -> str:
     if code == "missing":
         return f"{key}: required, but missing"
     context = fault.get("ctx", {})
-    if code in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        sign = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}[
-            code
-        ]
-        expected = f"must be {sign[0]} {context[sign[1]]}"
+    if code in _BOUNDS:
+        sign, bound = _BOUNDS[code]
+        expected = f"must be {sign} {context[bound]}"
     elif code == "literal_error":
         expected = f"one of {context['expected']}"
     elif code == "value_error":
