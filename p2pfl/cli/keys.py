@@ -26,18 +26,16 @@ def new(
         typer.Option(
             "--address",
             help="tcp://host:port where the others reach this site; repeated: the first that works is used; none: it only dials.",
-            show_default=False,
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Number of training rows at this site, if the others may know it.", show_default=False)
+        int | None, typer.Option("--samples", help="Number of training rows at this site, if the others may know it.")
     ] = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the private keys. Asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
     ] = False,
     passphrase_file: Annotated[
-        Path | None,
-        typer.Option("--passphrase-file", help="Encrypt the private keys with the passphrase in this file, mode 0600.", show_default=False),
+        Path | None, typer.Option("--passphrase-file", help="Encrypt the private keys with the passphrase in this file, mode 0600.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("keys"),
     as_json: Json = False,
@@ -88,12 +86,8 @@ def show(
 def describe(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment that will be trained, a YAML file.")],
     keys: Annotated[Path, typer.Option("--keys", help="The folder with private.pem and card.yaml.")] = Path("keys"),
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as task.data=./data.", show_default=False)
-    ] = None,
-    passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.", show_default=False)
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as task.data=./data.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:

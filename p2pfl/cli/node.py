@@ -25,9 +25,7 @@ SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution
 @app.command()
 def start(
     site: SitePath,
-    confirm: Annotated[
-        str | None, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as you confirmed it.", show_default=False)
-    ] = None,
+    confirm: Annotated[str | None, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as you confirmed it.")] = None,
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
     ] = False,

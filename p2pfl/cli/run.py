@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from p2pfl.evaluation.results import Run
     from p2pfl.governance.result_contract import Kind
 
-ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; it must not exist. Default: runs/NAME.", show_default=False)]
-Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.", show_default=False)]
+ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; it must not exist. Default: runs/NAME.")]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 JsonSummary = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
@@ -93,12 +93,7 @@ def simulate(
     resume: Resume = None,
     replay: Annotated[
         Path | None,
-        typer.Option(
-            "--replay",
-            metavar="RUN",
-            help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records.",
-            show_default=False,
-        ),
+        typer.Option("--replay", metavar="RUN", help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Device that computes: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
