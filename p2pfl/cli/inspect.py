@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from p2pfl.cli.options import AllowTask, Json
 
 if TYPE_CHECKING:
+    from p2pfl.inspector.reached import Reached
     from p2pfl.runs.records import RunRecords
 
-P = ParamSpec("P")
 
-
-def _damage_told(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, which says in a sentence that records are damaged."""
-
-    @wraps(command)
-    def guarded(*args: P.args, **options: P.kwargs) -> None:
-        from p2pfl.runs.records import damage_told
-
-        with damage_told(str(args[0] if args else options["run"])):
-            command(*args, **options)
-
-    return guarded
-
-
-@_damage_told
 def inspect(
     run: Annotated[
         str,
@@ -68,63 +54,58 @@ def inspect(
 
     Example: p2pfl inspect state/status.url --live
     """
-    if (Path(run) / "sweep.yaml").is_file():
-        from p2pfl.cli.sweep import inspect_sweep
-        from p2pfl.errors import ConfigError
+    from p2pfl.runs.records import damage_told
 
-        if reach or live or to_html or to_png or to_tensorboard:
-            raise ConfigError("holds a sweep, which has a table: give the folder of one of its runs, CELL/seed-N, for anything else", run)
-        inspect_sweep(Path(run), {"csv": to_csv, "parquet": to_parquet}, as_json=as_json)
-        return
-    from p2pfl.inspector.reached import reached
-    from p2pfl.inspector.sources import read_source
+    tables = {"csv": to_csv, "parquet": to_parquet}
+    with damage_told(run):
+        if (Path(run) / "sweep.yaml").is_file():
+            from p2pfl.cli.sweep import inspect_sweep
+            from p2pfl.errors import ConfigError
 
-    records = read_source(run) if not live else _followed(run)
-    if to_html or to_csv or to_parquet or to_png or to_tensorboard:
-        _write(records, to_html, {"csv": to_csv, "parquet": to_parquet})
-        if to_png is not None:
-            from p2pfl.inspector.print_figures import write_figures
+            if reach or live or to_html or to_png or to_tensorboard:
+                raise ConfigError(
+                    "holds a sweep, which has a table: give the folder of one of its runs, CELL/seed-N, for anything else", run
+                )
+            inspect_sweep(Path(run), tables, as_json=as_json)
+            return
+        from p2pfl.inspector.sources import read_source
 
-            _say(write_figures(records, to_png))
-        if to_tensorboard is not None:
-            from p2pfl.inspector.tensorboard import write_events
+        records = read_source(run) if not live else _followed(run)
+        if to_html or to_csv or to_parquet or to_png or to_tensorboard:
+            for path in _written(records, to_html, tables, to_png, to_tensorboard):
+                typer.echo(path)
+            return
+        from p2pfl.inspector.reached import reached
 
-            _say(write_events(records, to_tensorboard))
-        return
-    goals = [reached(records, *_goal(text)) for text in reach or ()]
-    if as_json:
-        import json
-        from dataclasses import asdict
+        goals = [reached(records, *_goal(text)) for text in reach or ()]
+        if as_json:
+            typer.echo(json.dumps(_document(records, goals), allow_nan=False))
+            return
+        from p2pfl.cli.terminal import open_console
+        from p2pfl.inspector.terminal import print_page
 
-        from p2pfl.inspector.convergence import convergence
-        from p2pfl.inspector.health import node_health
-        from p2pfl.inspector.run_state import run_state
-
-        course = convergence(records)
-        document = {
-            "experiment": records.experiment.get("name"),
-            "state": asdict(run_state(records)),
-            "nodes": {name: asdict(health) for name, health in node_health(records).items()} if _is_small(records) else None,
-            "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
-            "rounds": records.rounds,
-            "convergence": asdict(course) | {"slowest": [slow.as_row() for slow in course.slowest]},
-            "reached": [asdict(goal) for goal in goals],
-            "summary": records.summary,
-        }
-        typer.echo(json.dumps(document, allow_nan=False))
-        return
-
-    from p2pfl.cli.terminal import open_console
-    from p2pfl.inspector.terminal import print_page
-
-    print_page(records, open_console(highlight=False), goals)
+        print_page(records, open_console(highlight=False), goals)
 
 
-def _is_small(records: RunRecords) -> bool:
-    """Whether a state for each node has room in one object, as one value for each has in a summary."""
+def _document(records: RunRecords, goals: list[Reached]) -> dict[str, Any]:
+    """A run as one JSON object; a state for each node has room where one value for each has in a summary."""
+    from p2pfl.inspector.convergence import convergence
+    from p2pfl.inspector.health import node_health
+    from p2pfl.inspector.run_state import run_state
     from p2pfl.runs.summary_fields import MAX_PER_NODE
 
-    return len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
+    course = convergence(records)
+    is_small = len((records.topology or {}).get("nodes") or ()) <= MAX_PER_NODE
+    return {
+        "experiment": records.experiment.get("name"),
+        "state": asdict(run_state(records)),
+        "nodes": {name: asdict(health) for name, health in node_health(records).items()} if is_small else None,
+        "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
+        "rounds": records.rounds,
+        "convergence": asdict(course) | {"slowest": [slow.as_row() for slow in course.slowest]},
+        "reached": [asdict(goal) for goal in goals],
+        "summary": records.summary,
+    }
 
 
 def _followed(run: str) -> RunRecords:
@@ -139,23 +120,28 @@ def _followed(run: str) -> RunRecords:
     return follow(partial(read_source, run), open_console(highlight=False), every_s=1.0, pause=time.sleep)
 
 
-def _write(records: RunRecords, page: Path | None, folders: dict[str, Path | None]) -> None:
-    """Write the files that were asked for, and say which they are."""
+def _written(
+    records: RunRecords, page: Path | None, tables: dict[str, Path | None], figures: Path | None, events: Path | None
+) -> Iterator[Path]:
+    """Write the files that were asked for, and give their paths."""
     if page is not None:
         from p2pfl.inspector.report import write_report
 
         write_report(records, page)
-        typer.echo(page)
-    for kind, folder in folders.items():
+        yield page
+    for kind, folder in tables.items():
         if folder is not None:
             from p2pfl.inspector.tables import tables_of, write_tables
 
-            _say(write_tables(tables_of(records), folder, kind))
+            yield from write_tables(tables_of(records), folder, kind)
+    if figures is not None:
+        from p2pfl.inspector.print_figures import write_figures
 
+        yield from write_figures(records, figures)
+    if events is not None:
+        from p2pfl.inspector.tensorboard import write_events
 
-def _say(paths: list[Path]) -> None:
-    for path in paths:
-        typer.echo(path)
+        yield from write_events(records, events)
 
 
 def _goal(text: str) -> tuple[str, float]:

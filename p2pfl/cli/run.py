@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.bar import Bar
+from p2pfl.cli.long_runs import pausable, terminal_bar
 from p2pfl.cli.options import AcceptDifference, AllowTask, Nodes, Rounds, Set
-from p2pfl.cli.pausing import pausable
 from p2pfl.errors import ConfigError
 from p2pfl.runs.departures import departures_in, exit_code_of
 from p2pfl.runs.events import EventKind
 
 if TYPE_CHECKING:
+    from p2pfl.evaluation.progress import Progress
     from p2pfl.evaluation.results import Run
     from p2pfl.governance.result_contract import Kind
 
@@ -30,8 +30,6 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; it m
 Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 JsonSummary = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
-
-
 _EVERY_S = 5.0
 
 
@@ -63,7 +61,7 @@ def up(
     with (
         of_file(given),
         pausable(),
-        _Progress(enabled=not as_json) as progress,
+        _progress(enabled=not as_json) as progress,
         ForkServer() if can_fork() else nullcontext(enter_result=False) as fork,
     ):
         from p2pfl.launcher import up as run_up  # after the fork server has begun to import the same
@@ -122,7 +120,7 @@ def simulate(
     from p2pfl.runs.stopwatch import process_age_s
     from p2pfl.simulator import simulate as run_simulation
 
-    with of_file(given), pausable(hears=True), _Progress(enabled=is_first and not as_json) as progress:
+    with of_file(given), pausable(hears=True), _progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
         run = run_simulation(
             resolved,
@@ -321,27 +319,31 @@ def _say_metrics(run: Run) -> None:
     console.print(f"more: p2pfl inspect {run.path}", soft_wrap=True)
 
 
-class _Progress(Bar):
+@contextmanager
+def _progress(*, enabled: bool) -> Iterator[Progress]:
     """A bar on a terminal; otherwise a line every tenth of the way and every five seconds. Nothing where the output is for a machine."""
+    with terminal_bar("round {task.completed}", width=24, enabled=enabled) as show:
+        said, said_s = -1, monotonic()
 
-    def __init__(self, *, enabled: bool) -> None:
-        super().__init__("round {task.completed}", width=24, enabled=enabled)
-        self._said, self._said_s = -1, monotonic()
+        def tell(round: int, most: int, row: Mapping[str, Any]) -> None:
+            nonlocal said, said_s
+            if show is not None:
+                show(round, most, _note(row))
+            elif enabled and (round * 10 // max(most, 1) > said or monotonic() - said_s >= _EVERY_S):
+                said, said_s = round * 10 // max(most, 1), monotonic()
+                sys.stderr.write(f"round {round}: {_note(row)}\n")
+                sys.stderr.flush()
 
-    def __call__(self, round: int, most: int, row: Mapping[str, Any]) -> None:
-        if not self.enabled:
-            return
-        loss, exact = row.get("loss"), row.get("rms_disagreement")
-        bound = row.get("bound_high") if exact is None else exact
-        parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
-        if bound is not None:
-            parts.append(f"disagreement {bound:.2e}")
-        elif row.get("consensus_distance") is not None:  # at the nodes' own pace only what came of mixing is known
-            parts.append(f"consensus distance {row['consensus_distance']:.2e}")
-        note = ", ".join(part for part in parts if part)
-        if self.is_there:
-            self.show(round, most, note)
-        elif round * 10 // max(most, 1) > self._said or monotonic() - self._said_s >= _EVERY_S:
-            self._said, self._said_s = round * 10 // max(most, 1), monotonic()
-            sys.stderr.write(f"round {round}: {note}\n")
-            sys.stderr.flush()
+        yield tell
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """The loss and the disagreement after a round."""
+    loss, exact = row.get("loss"), row.get("rms_disagreement")
+    bound = row.get("bound_high") if exact is None else exact
+    parts = [f"loss {loss:.4f}" if loss is not None else row.get("kind", "")]
+    if bound is not None:
+        parts.append(f"disagreement {bound:.2e}")
+    elif row.get("consensus_distance") is not None:  # at the nodes' own pace only what came of mixing is known
+        parts.append(f"consensus distance {row['consensus_distance']:.2e}")
+    return ", ".join(part for part in parts if part)

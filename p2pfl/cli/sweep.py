@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pfl.cli.bar import Bar
+from p2pfl.cli.long_runs import pausable, terminal_bar
 from p2pfl.cli.options import AllowTask, Json, Nodes, Rounds, Set
-from p2pfl.cli.pausing import pausable
 from p2pfl.cli.run import of_file, overrides_from
 from p2pfl.errors import P2PFLError, Paused
 from p2pfl.runs.departures import DEPARTED
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
+    from p2pfl.sweeps.engine import Progress
     from p2pfl.sweeps.table import CellResult, SeedStatistics
     from p2pfl.sweeps.work import News
 
@@ -66,7 +66,7 @@ def sweep(
         _say_grid(grid, as_json=as_json)
         return
     # what a task or Ray prints is none of our output
-    with of_file(experiment), pausable(hears=True), _Progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
+    with of_file(experiment), pausable(hears=True), _progress(enabled=not as_json) as progress, redirect_stdout(sys.stderr):
         try:
             done = run_sweep(
                 experiment,
@@ -304,20 +304,19 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
-class _Progress(Bar):
+@contextmanager
+def _progress(*, enabled: bool) -> Iterator[Progress]:
     """A bar on a terminal, a line for each run that has ended otherwise; nothing where the output is for a machine."""
+    with terminal_bar("{task.completed}/{task.total} runs", width=20, enabled=enabled) as show:
 
-    def __init__(self, *, enabled: bool) -> None:
-        super().__init__("{task.completed}/{task.total} runs", width=20, enabled=enabled)
+        def tell(news: News, row: Mapping[str, Any] | None, done: int, total: int) -> None:
+            if show is not None:
+                how_far = str(row["status"]) if row else f"round {news.round} of {news.most}"
+                show(done, total, f"cell {news.job.cell}, seed {news.job.seed}: {how_far}"[:_WIDEST_NOTE])
+            elif enabled and row is not None:
+                sys.stderr.write(f"{done}/{total} {row['cell']}, seed {row['seed']}: {_ending(row)}\n")
 
-    def __call__(self, news: News, row: Mapping[str, Any] | None, done: int, total: int) -> None:
-        if not self.enabled:
-            return
-        if self.is_there:
-            note = f"cell {news.job.cell}, seed {news.job.seed}: " + (str(row["status"]) if row else f"round {news.round} of {news.most}")
-            self.show(done, total, note[:_WIDEST_NOTE])
-        elif row is not None:
-            sys.stderr.write(f"{done}/{total} {row['cell']}, seed {row['seed']}: {_ending(row)}\n")
+        yield tell
 
 
 def _ending(row: Mapping[str, Any]) -> str:

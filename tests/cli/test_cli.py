@@ -16,7 +16,7 @@ import typer
 
 from commands import start_command
 from p2pfl.cli import app, main
-from p2pfl.cli.run import _Progress
+from p2pfl.cli.run import _progress
 from p2pfl.evaluation.results import Run
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
@@ -230,7 +230,7 @@ def test_a_run_says_how_it_goes_on_standard_error_and_the_result_on_standard_out
 def test_in_a_pipe_progress_is_a_line_each_tenth_and_each_five_seconds(capsys, monkeypatch):
     now_s = 0.0
     monkeypatch.setattr("p2pfl.cli.run.monotonic", lambda: now_s)
-    with _Progress(enabled=True) as progress:
+    with _progress(enabled=True) as progress:
         for number, now_s in [(1, 1.0), (2, 2.0), (3, 5.9), (4, 6.1), (99, 7.0), (100, 8.0), (1000, 9.0)]:  # noqa: B007
             progress(number, 1000, {"loss": 0.5})
 
@@ -246,7 +246,7 @@ def test_in_a_pipe_progress_is_a_line_each_tenth_and_each_five_seconds(capsys, m
     ],
 )
 def test_progress_says_the_exact_distance_also_where_it_is_zero(row, said, capsys):
-    with _Progress(enabled=True) as progress:
+    with _progress(enabled=True) as progress:
         progress(1, 10, {"loss": 0.5, **row})
 
     assert capsys.readouterr().err == f"round 1: loss 0.5000, {said}\n"

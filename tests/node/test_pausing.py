@@ -9,7 +9,7 @@ import pytest
 import typer
 
 import p2pfl
-from p2pfl.cli.pausing import pausable
+from p2pfl.cli.long_runs import pausable
 from p2pfl.errors import Paused
 from p2pfl.inspector.run_state import run_state
 from p2pfl.runs.records import read_run

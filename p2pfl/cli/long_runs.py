@@ -1,11 +1,11 @@
-"""Exit codes of commands that a signal ends: 0 where what there is can be gone on with, which is said; else as a shell expects."""
+"""Commands that take long: a bar on the terminal, and exit codes where a signal ends them."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import typer
@@ -16,11 +16,35 @@ _ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 
 
 @contextmanager
+def terminal_bar(count: str, *, width: int, enabled: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Give what shows (completed, total, note) on a bar on standard error; None where that is no terminal, or nothing may be shown.
+
+    What it counts is said with {task.completed} and {task.total}; the bar itself is so many columns wide.
+    """
+    if not enabled or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from p2pfl.cli.terminal import open_console
+
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn(count), BarColumn(bar_width=width), note, TimeElapsedColumn())
+    with Progress(*columns, console=open_console(stderr=True)) as bar:
+
+        def show(completed: int, total: int, note: str) -> None:
+            if not bar.task_ids:
+                bar.add_task("", total=total, note=note)
+            bar.update(bar.task_ids[0], completed=completed, note=note)
+
+        yield show
+
+
+@contextmanager
 def pausable(*, hears: bool = False) -> Iterator[None]:
     """Turn a pause into its sentence and exit code 0; inside of it a run may raise Paused.
 
-    Args:
-        hears: SIGTERM and SIGHUP interrupt as Ctrl-C does, unless somebody has them ignored; False: the run hears them itself.
+    Where it *hears*, SIGTERM and SIGHUP interrupt as Ctrl-C does, unless somebody has them ignored; else the run hears them itself.
 
     Raises:
         typer.Exit: with code 0, after a pause; with 128 and the signal's number, where there is nothing to go on with.
