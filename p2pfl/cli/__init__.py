@@ -11,8 +11,7 @@ import typer
 
 import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
-from p2pfl.cli.dashboard import dashboard
-from p2pfl.cli.inspect import inspect
+from p2pfl.cli.inspect import dashboard, inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.streams import OneLineFormatter, guard_streams
 from p2pfl.cli.sweep import sweep

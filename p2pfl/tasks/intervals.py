@@ -80,7 +80,9 @@ def interval_of(
     elif kind == "balanced_accuracy":
         found = _balanced(chosen(logits) == classes, classes, confidence)
     elif kind == "mean":
-        found = _of_mean(losses_of(logits, classes), confidence)
+        losses_M = losses_of(logits, classes)
+        interval = interval_of_mean(losses_M, confidence)
+        found = (float(losses_M.mean()), interval) if interval is not None else None
     elif (area := area_of(logits, classes)) is not None:
         found = area.value, interval_of_area(area, confidence)
     return found[1] if found is not None and (value is None or is_near(found[0], value)) else None
@@ -117,20 +119,14 @@ def _balanced(right_M: np.ndarray, classes: np.ndarray, confidence: float) -> tu
     return value, Interval(max(value - down, 0.0), min(value + up, 1.0), "Wilson of each class")
 
 
-def _of_mean(values_M: np.ndarray, confidence: float) -> tuple[float, Interval] | None:
-    """Student's t; None where the rows do not vary."""
+def interval_of_mean(values_M: np.ndarray, confidence: float) -> Interval | None:
+    """Student's t interval of a mean of independent rows; None of fewer than ten, and where they do not vary."""
     value = float(values_M.mean())
     deviation = float(values_M.std(ddof=1)) if len(values_M) > 1 else 0.0
     if deviation == 0 or len(values_M) < _FEWEST_ROWS:
         return None
     reach = _students_t(len(values_M) - 1, confidence) * deviation / math.sqrt(len(values_M))
-    return value, Interval(value - reach, value + reach, "Student's t")
-
-
-def interval_of_mean(values_M: np.ndarray, confidence: float) -> Interval | None:
-    """Student's t interval of a mean of independent rows; None of fewer than ten, and where they do not vary."""
-    found = _of_mean(values_M, confidence)
-    return None if found is None else found[1]
+    return Interval(value - reach, value + reach, "Student's t")
 
 
 def _students_t(freedom: int, confidence: float) -> float:

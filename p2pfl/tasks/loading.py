@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from p2pfl.errors import ConfigError, P2PFLError
-from p2pfl.governance.names import is_task_name
+from p2pfl.errors import ConfigError, P2PFLError, TaskNotAllowed
+from p2pfl.governance.names import TASK_RULE, is_task_name
 from p2pfl.tasks.base import Task
 from p2pfl.tasks.calling import fault_of
 from p2pfl.tasks.medical import breast_cancer, heart_disease
-from p2pfl.tasks.permission import TaskSource, check_allowed, check_marked, find_source, is_marked, is_only_here
+from p2pfl.tasks.permission import TaskSource, check_marked, find_source, is_marked, is_only_here
 from p2pfl.tasks.synthetic import averaging, quadratic, synthetic_logistic
 from p2pfl.tasks.vision import digits, mnist
 
@@ -62,17 +62,25 @@ def find_task(name: str, allow_tasks: Collection[str] = ()) -> Callable[..., Tas
 
 
 def check_may_run(name: str, allow_tasks: Collection[str] = ()) -> None:
-    """Refuse a task that is neither built in nor allowed, by its name alone.
+    """Refuse a task that is neither built in nor allowed by the person who runs this program, by its name alone.
 
     Raises:
         TaskNotAllowed: it is neither.
-        ConfigError: nothing can have this name.
+        ConfigError: nothing can have this name, or the list of those that are allowed is wrong.
     """
     if name in TASKS:
         return
     if not is_task_name(name):
         raise ConfigError(f"task.name = {name!r}: one of {', '.join(TASKS)}, or package.module:function")
-    check_allowed(name, allow_tasks)
+    if isinstance(allow_tasks, str):
+        raise ConfigError(f"allow_tasks = {allow_tasks!r}: expected a list of names")
+    if faults := [f"allow_tasks: {text!r}: expected {TASK_RULE}" for text in allow_tasks if not is_task_name(text)]:
+        raise ConfigError(faults)
+    if name not in allow_tasks:
+        raise TaskNotAllowed(
+            f"task.name = {name!r}: nobody has allowed this code to run here; if you trust it, name it in site.yaml "
+            f'(allow_tasks: ["{name}"]), with --allow-task {name}, or in Python with allow_tasks=["{name}"]'
+        )
 
 
 def _imported(found: TaskSource) -> ModuleType:
@@ -95,7 +103,7 @@ def _imported(found: TaskSource) -> ModuleType:
         raise _broken(found.name, f"it needs the module {error.name}, which is not installed", error) from error
     except (Exception, SystemExit) as error:
         raise _broken(found.name, f"{found.module} cannot be imported", error) from error
-    if not _is_at(module, found.file):
+    if module.__file__ is None or Path(module.__file__).resolve() != found.file.resolve():
         raise ConfigError(
             f"task.name = {found.name!r}: {found.file} was looked at, and Python imported {module.__file__}: rename one of them"
         )
@@ -149,7 +157,3 @@ def make_task(name: str, function: Callable[..., Task], arguments: Mapping[str, 
 def _broken(name: str, what: str, error: BaseException) -> ConfigError:
     log.info("task %r:", name, exc_info=error)
     return ConfigError(f"task.name = {name!r}: {what}: {fault_of(error)}")
-
-
-def _is_at(module: ModuleType, file: Path) -> bool:
-    return module.__file__ is not None and Path(module.__file__).resolve() == file.resolve()

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
-from p2pfl.errors import ConfigError, TaskNotAllowed
+from p2pfl.errors import ConfigError
 from p2pfl.governance.names import DISTRIBUTION, TASK_RULE, is_task_name
 
 GROUP = "p2pfl.tasks"
@@ -66,24 +66,6 @@ def task(function: _Function) -> _Function:
 def is_marked(value: object) -> bool:
     """Whether a value is a plain function that `@p2pfl.task` has marked itself."""
     return isinstance(value, FunctionType) and getattr(value, _MARK, None) is value.__code__
-
-
-def check_allowed(name: str, allow_tasks: Collection[str]) -> None:
-    """Refuse a task that a file names and the person who runs this program has not allowed; nothing has been looked up by then.
-
-    Raises:
-        TaskNotAllowed: it is not among them.
-        ConfigError: the list itself is wrong.
-    """
-    if isinstance(allow_tasks, str):
-        raise ConfigError(f"allow_tasks = {allow_tasks!r}: expected a list of names")
-    if faults := [f"allow_tasks: {text!r}: expected {TASK_RULE}" for text in allow_tasks if not is_task_name(text)]:
-        raise ConfigError(faults)
-    if name not in allow_tasks:
-        raise TaskNotAllowed(
-            f"task.name = {name!r}: nobody has allowed this code to run here; if you trust it, name it in site.yaml "
-            f'(allow_tasks: ["{name}"]), with --allow-task {name}, or in Python with allow_tasks=["{name}"]'
-        )
 
 
 def options_of(allow_tasks: Collection[str]) -> list[str]:
