@@ -61,7 +61,7 @@ class Row:
     standardise: str = "pooled"
     models: str = "network"
     """network | local | pooled"""
-    settling: int | None = 0
+    mixing_only: int | None = 0
     """Rounds without training that follow; None: until the hospitals agree on one model."""
     setting: dict[str, Any] | None = None
     """Optimiser and weighting chosen for this row; None: the example's."""
@@ -69,14 +69,14 @@ class Row:
     def experiment(self, seed: int, *, validation: float = 0.0, chosen: dict[str, Any] | None = None) -> Experiment:
         """What `p2pfl.simulate` is given."""
         stop = TO_ONE_MODEL
-        if self.settling is not None:  # an agreement so close is not reached, so that all these rounds are run
-            stop = {"relative_consensus": 1e-9, "patience": 1, "settle": self.settling}
+        if self.mixing_only is not None:  # an agreement so close is not reached, so that all these rounds are run
+            stop = {"relative_consensus": 1e-9, "patience": 1, "settle": self.mixing_only}
         return resolve(
             load_experiment(EXAMPLE),
             {
                 **(chosen or self.setting or {}),
                 "task.standardise": self.standardise,
-                "stop": None if self.settling == 0 else stop,
+                "stop": None if self.mixing_only == 0 else stop,
                 "validation": validation,
                 "baselines": [] if self.models == "network" else [self.models],
                 "evaluate_every": 1000,
@@ -95,12 +95,12 @@ def setting(weighting: str = "uniform", **optimizer: Any) -> dict[str, Any]:
 # chosen by (accuracy + AUROC) / 2 on validation rows: `--choose` finds them again; rows that train alike stand together
 CHOSEN_ROWS = (
     Row(label="network, agreed scale"),
-    Row(label="network, agreed scale, settled", settling=None, setting=setting("samples", name="adam", lr=0.01, weight_decay=0.3)),
+    Row(label="network, agreed scale, settled", mixing_only=None, setting=setting("samples", name="adam", lr=0.01, weight_decay=0.3)),
     Row(label="network", standardise="site", setting=setting(lr=0.01, momentum=0.9, weight_decay=0.1)),
     Row(
         label="network, settled",
         standardise="site",
-        settling=None,
+        mixing_only=None,
         setting=setting(lr=0.001, momentum=0.9, weight_decay=1.0, clip_norm=1.0),
     ),
     Row(
@@ -124,8 +124,8 @@ ROWS = (
     Row(label="alone, setting of the network, agreed scale", models="local"),
     Row(label="pooled, setting of the network, agreed scale", models="pooled"),
 )
-SETTLING_ROWS = tuple(  # chosen for, never in the table
-    Row(label=f"network, settling rounds: {s}", standardise="site", settling=s) for s in (1, 2, 3, 5, 10)
+MIXING_ONLY_ROWS = tuple(  # chosen for, never in the table
+    Row(label=f"network, mixing-only rounds: {s}", standardise="site", mixing_only=s) for s in (1, 2, 3, 5, 10)
 )
 
 
@@ -217,11 +217,11 @@ def validated(rows: list[Row], settings: list[dict[str, Any]]) -> np.ndarray:
     for s, seed in enumerate(CHOICE_SEEDS):
         x_CNP, mixing_NN, sites = trained(rows[0], settings, seed, VALIDATION)
         for r, row in enumerate(rows):
-            if row.settling is None:
-                settled_CNP = x_CNP.mean(1, keepdim=True)
+            if row.mixing_only is None:
+                mixed_CNP = x_CNP.mean(1, keepdim=True)
             else:
-                settled_CNP = torch.einsum("ij,cjp->cip", torch.linalg.matrix_power(mixing_NN, row.settling), x_CNP)
-            found[r, s] = scores(settled_CNP, sites)
+                mixed_CNP = torch.einsum("ij,cjp->cip", torch.linalg.matrix_power(mixing_NN, row.mixing_only), x_CNP)
+            found[r, s] = scores(mixed_CNP, sites)
     return found
 
 
@@ -234,12 +234,12 @@ def best_settings(rows: list[Row]) -> list[tuple[dict[str, Any], np.ndarray]]:
 
 
 def best_for_both() -> dict[str, Any]:
-    """Settling rounds and setting with the largest of min(accuracy - .745, AUROC - .825) on validation rows, protocol to the letter.
+    """Mixing-only rounds and setting with the largest of min(accuracy - .745, AUROC - .825) on validation rows, protocol to the letter.
 
-    Of equals the one with the fewest settling rounds, then the first of the grid.
+    Of equals the one with the fewest mixing-only rounds, then the first of the grid.
     """
-    every_settling = (0, *(row.settling for row in SETTLING_ROWS), None)
-    rows = [Row(label=f"settling rounds: {s}", standardise="site", settling=s) for s in every_settling]
+    every_number = (0, *(row.mixing_only for row in MIXING_ONLY_ROWS), None)
+    rows = [Row(label=f"mixing-only rounds: {s}", standardise="site", mixing_only=s) for s in every_number]
     settings = grid("network")
     means_RC2 = validated(rows, settings).mean(axis=1)
     margins_RC = (means_RC2 - TARGETS).min(axis=-1)
@@ -247,7 +247,9 @@ def best_for_both() -> dict[str, Any]:
     for row, margins_C, means_C2 in zip(rows, margins_RC, means_RC2, strict=True):
         c = int(margins_C.argmax())
         accuracy, auroc = means_C2[c].tolist()
-        table.append({"settling": row.settling, "setting": settings[c], "accuracy": accuracy, "auroc": auroc, "margin": margins_C[c]})
+        table.append(
+            {"mixing_only_rounds": row.mixing_only, "setting": settings[c], "accuracy": accuracy, "auroc": auroc, "margin": margins_C[c]}
+        )
     return {"chosen": max(table, key=lambda line: line["margin"]), "best_of_each": table}
 
 
@@ -292,7 +294,7 @@ def choose_all() -> list[dict[str, Any]]:
     def data(row: Row) -> tuple[str, str]:
         return row.standardise, row.models
 
-    alike = itertools.groupby(sorted((*SETTLING_ROWS, *CHOSEN_ROWS), key=data), key=data)
+    alike = itertools.groupby(sorted((*MIXING_ONLY_ROWS, *CHOSEN_ROWS), key=data), key=data)
     for rows in (list(group) for _, group in alike):
         for row, (best, scores_S2) in zip(rows, best_settings(rows), strict=True):
             again = line(replace(row, setting=best), CHECKED_SEEDS, VALIDATION)
