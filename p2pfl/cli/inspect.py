@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,9 +70,12 @@ def inspect(
                 )
             inspect_sweep(Path(run), tables, as_json=as_json)
             return
+        from p2pfl.cli.terminal import open_console
         from p2pfl.inspector.sources import read_source
+        from p2pfl.inspector.terminal import follow, print_page
 
-        records = read_source(run) if not live else _followed(run)
+        read = partial(read_source, run)
+        records = follow(read, open_console(highlight=False), every_s=1.0, pause=time.sleep) if live else read()
         if to_html or to_csv or to_parquet or to_png or to_tensorboard:
             for path in _written(records, to_html, tables, to_png, to_tensorboard):
                 typer.echo(path)
@@ -81,9 +86,6 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(_document(records, goals), allow_nan=False))
             return
-        from p2pfl.cli.terminal import open_console
-        from p2pfl.inspector.terminal import print_page
-
         print_page(records, open_console(highlight=False), goals)
 
 
@@ -137,18 +139,6 @@ def _document(records: RunRecords, goals: list[Reached]) -> dict[str, Any]:
         "reached": [asdict(goal) for goal in goals],
         "summary": records.summary,
     }
-
-
-def _followed(run: str) -> RunRecords:
-    """The run at its end, or a node's last word."""
-    import time
-    from functools import partial
-
-    from p2pfl.cli.terminal import open_console
-    from p2pfl.inspector.sources import read_source
-    from p2pfl.inspector.terminal import follow
-
-    return follow(partial(read_source, run), open_console(highlight=False), every_s=1.0, pause=time.sleep)
 
 
 def _written(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +110,7 @@ def status(site: SitePath, as_json: Json = False) -> None:
         refused = ", ".join(f"{reason} {count}" for reason, count in neighbour["refused"].items()) or "-"
         table.add_row(
             name,
-            _link_of(neighbour),
+            f"{neighbour['link']} for {neighbour['link_for_s']:,.0f} s" if "link" in neighbour else "unknown",  # an earlier version's
             "yes" if neighbour["greeted"] else "no",
             str(neighbour["exchange"]),
             ago,
@@ -125,25 +125,13 @@ def status(site: SitePath, as_json: Json = False) -> None:
         _network_status(console, network, state, str(found["member"]))
 
 
-def _standing(found: dict[str, Any]) -> list[str]:
-    """Sentences on the node's disk and its last round."""
-    sentences = [f"it waits for room on its disk: {found['disk_full']}"] if found.get("disk_full") else []
-    if found["disagreement"] is not None or found.get("last_round_time") is not None:
-        sentences.append(_disagreement(found["disagreement"], found["agreed_for"]))
-    return sentences
-
-
-def _disagreement(disagreement: float | None, consensus_counter: int) -> str:
-    """How far the node was from its neighbours in its last round."""
-    far = "unknown (no models were compared in the last round)" if disagreement is None else f"{disagreement:.3g}"
-    return f"disagreement with neighbours {far}, agreed for {consensus_counter} rounds"
-
-
-def _link_of(neighbour: dict[str, Any]) -> str:
-    """How a neighbour's link is, and for how long; a node of an earlier version does not say."""
-    if "link" not in neighbour:
-        return "unknown"
-    return f"{neighbour['link']} for {neighbour['link_for_s']:,.0f} s"
+def _standing(found: dict[str, Any]) -> Iterator[str]:
+    """Sentences on the node's disk, and on how far it was from its neighbours in its last round."""
+    if found.get("disk_full"):
+        yield f"it waits for room on its disk: {found['disk_full']}"
+    if (disagreement := found["disagreement"]) is not None or found.get("last_round_time") is not None:
+        far = "unknown (no models were compared in the last round)" if disagreement is None else f"{disagreement:.3g}"
+        yield f"disagreement with neighbours {far}, agreed for {found['agreed_for']} rounds"
 
 
 def _network_status(console: Console, network: dict[str, Any], state: Path, me: str) -> None:

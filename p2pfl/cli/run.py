@@ -217,16 +217,23 @@ def _say_plan(
         resolved = recorded_experiment(load_yaml(experiment), str(experiment)) if recorded else resolve(experiment, overrides)
         plan = make_plan(resolved, load_sites(resolved, allow_tasks=allow_tasks))
     graph = describe(plan.topology) if is_spectrum_quick(plan.topology) else None
-    population_bytes = len(plan.names) * plan.layout.size_bytes
     facts: dict[str, Any] = {
         "nodes": list(plan.names),
         "parameters": plan.layout.size,
         "bytes_per_model": plan.layout.shared_bytes,
         "bytes_per_round": plan.layout.shared_bytes * len(plan.topology.senders),
-        "population_bytes": population_bytes,
+        "population_bytes": len(plan.names) * plan.layout.size_bytes,
         "topology": graph,
         "most_rounds": resolved.last_possible_round,
     }
+    said = [
+        f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}",  # noqa: PLR2004
+        f"{plan.layout.size:,} parameters, {plan.layout.shared_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all",
+    ]
+    if graph is not None:
+        gap, rounds = f"spectral gap {graph['spectral_gap']:.6f}", f"about {graph['rounds_to_1e-6']} rounds to 1e-6"
+        said.append(f"{gap}, {rounds}, diameter {graph['diameter']}")
+    said.append(f"at most {resolved.last_possible_round} rounds")
     if simulated:
         from p2pfl.simulator.forecast import forecast_memory, forecast_seconds
         from p2pfl.simulator.sharding.ranks import ranks_here, started
@@ -235,40 +242,24 @@ def _say_plan(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         ranks = started()[1]
-        facts |= {"memory": asdict(forecast_memory(plan, ranks, ranks_here())), "seconds": forecast_seconds(plan, threads) / ranks}
+        memory, seconds = forecast_memory(plan, ranks, ranks_here()), forecast_seconds(plan, threads) / ranks
+        facts |= {"memory": asdict(memory), "seconds": seconds}
         if ranks > 1:
-            facts["parts"] = partition_record(plan.topology, ranks)
+            parts = facts["parts"] = partition_record(plan.topology, ranks)
+            sizes, links = f"{min(parts['nodes']):,} to {max(parts['nodes']):,} nodes", f"{plan.topology.num_edges:,} links between ranks"
+            said.append(f"{parts['ranks']} ranks of {sizes}, {parts['crossing']:,} of {links}")
+        there = f" of {memory.available_bytes / 2**30:,.1f} GiB" if memory.available_bytes is not None else ""
+        said.append(f"about {seconds:,.1f} s of training and mixing, {memory.peak_bytes / 2**30:,.2f}{there} of memory")
     else:
         from p2pfl.node.memory import forecast_node
 
         busiest = max(plan.names, key=lambda name: len(plan.neighbours(name)))
         node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)))
         facts["memory"] = {**asdict(node), "peak_bytes": node.peak_bytes, "models": node.models}
-    if as_json:
-        sys.stdout.write(json.dumps({"experiment": plan.experiment.as_dict(), **facts}) + "\n")
-        return
-    sys.stdout.write(dump_yaml(plan.experiment.as_dict()) + "\n")
-    sys.stdout.write(
-        f"{len(plan.names)} nodes: {', '.join(plan.names[:8])}{', ...' if len(plan.names) > 8 else ''}\n"  # noqa: PLR2004
-        f"{plan.layout.size:,} parameters, {plan.layout.shared_bytes:,} bytes a model, {facts['bytes_per_round']:,} bytes a round in all\n"
-    )
-    if graph is not None:
-        sys.stdout.write(
-            f"spectral gap {graph['spectral_gap']:.6f}, about {graph['rounds_to_1e-6']} rounds to 1e-6, diameter {graph['diameter']}\n"
-        )
-    sys.stdout.write(f"at most {resolved.last_possible_round} rounds\n")
-    if not simulated:
-        sys.stdout.write(f"memory of a node: {node.text}\n")
-    if simulated:
-        if "parts" in facts:
-            parts = facts["parts"]
-            sys.stdout.write(
-                f"{parts['ranks']} ranks of {min(parts['nodes']):,} to {max(parts['nodes']):,} nodes, "
-                f"{parts['crossing']:,} of {plan.topology.num_edges:,} links between ranks\n"
-            )
-        memory = facts["memory"]
-        there = f" of {memory['available_bytes'] / 2**30:,.1f} GiB" if memory["available_bytes"] is not None else ""
-        sys.stdout.write(f"about {facts['seconds']:,.1f} s of training and mixing, {memory['peak_bytes'] / 2**30:,.2f}{there} of memory\n")
+        said.append(f"memory of a node: {node.text}")
+    content = plan.experiment.as_dict()
+    shown = json.dumps({"experiment": content, **facts}) if as_json else "\n".join([dump_yaml(content), *said])
+    sys.stdout.write(shown + "\n")
 
 
 def _say_result(run: Run, *, as_json: bool) -> None:

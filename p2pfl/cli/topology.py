@@ -40,11 +40,9 @@ def list_(*, as_json: Json = False) -> None:
     """
     from p2pfl.topology import SCHEDULES, SMALL_GRAPHS, TOPOLOGIES, WEIGHTS, options_of
 
-    generated = {}
-    for name in (name for name in TOPOLOGIES if name not in SMALL_GRAPHS):
-        described, options = _first_line(TOPOLOGIES[name].__doc__), options_of(name)
-        generated[name] = f"{described} Options: {', '.join(options)}." if options else described
-    changing = {name: SCHEDULES[name] for name in SCHEDULES}
+    generated = {name: _first_line(make.__doc__) for name, make in TOPOLOGIES.items() if name not in SMALL_GRAPHS}
+    generated |= {name: f"{generated[name]} Options: {', '.join(options)}." for name in generated if (options := options_of(name))}
+    changing = dict(SCHEDULES)
     rules = {name: _first_line(rule.__doc__) for name, rule in WEIGHTS.items()}
     files = {
         str(path): path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
