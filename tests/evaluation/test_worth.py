@@ -25,7 +25,7 @@ from p2pfl.inspector.tables import read, tables_of
 from p2pfl.inspector.verdict import gain_sentence, verdict
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
-from p2pfl.tasks.differences import interval_of_difference
+from p2pfl.tasks.intervals import interval_of_difference
 from p2pfl.tasks.metrics import auroc, balanced_accuracy
 from simulations import LOGISTIC, plan_of
 

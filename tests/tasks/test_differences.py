@@ -11,8 +11,7 @@ from scipy.stats import binom, norm
 from sklearn.metrics import roc_auc_score
 
 from p2pfl.tasks import Metric
-from p2pfl.tasks.differences import interval_of_difference
-from p2pfl.tasks.intervals import left_out_interval
+from p2pfl.tasks.intervals import interval_of_difference, left_out_interval
 from p2pfl.tasks.metrics import accuracy, auroc, balanced_accuracy, log_loss
 
 DRAWS = 1000
