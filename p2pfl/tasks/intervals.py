@@ -56,9 +56,7 @@ class Area:
     """Rows of the rarest class."""
 
 
-def interval_of(
-    metric: MetricFunction, outputs: Tensor, targets: Tensor, confidence: float = CONFIDENCE, *, value: float | None = None
-) -> Interval | None:
+def interval_of(metric: MetricFunction, outputs: Tensor, targets: Tensor, *, value: float | None = None) -> Interval | None:
     """A metric's confidence interval by its kind; None where the kind has none of its own, and where the metric is undefined.
 
     AUROC: the variance of DeLong, DeLong and Clarke-Pearson (1988), of more than two classes that of a mean of areas with all their
@@ -76,15 +74,15 @@ def interval_of(
     found: tuple[float, Interval] | None = None
     if kind == "accuracy":
         right_M = chosen(logits) == classes
-        found = float(right_M.mean()), Interval(*wilson(int(right_M.sum()), len(classes), confidence), "Wilson")
+        found = float(right_M.mean()), Interval(*wilson(int(right_M.sum()), len(classes)), "Wilson")
     elif kind == "balanced_accuracy":
-        found = _balanced(chosen(logits) == classes, classes, confidence)
+        found = _balanced(chosen(logits) == classes, classes)
     elif kind == "mean":
         losses_M = losses_of(logits, classes)
-        interval = interval_of_mean(losses_M, confidence)
+        interval = interval_of_mean(losses_M)
         found = (float(losses_M.mean()), interval) if interval is not None else None
     elif (area := area_of(logits, classes)) is not None:
-        found = area.value, interval_of_area(area, confidence)
+        found = area.value, interval_of_area(area)
     return found[1] if found is not None and (value is None or is_near(found[0], value)) else None
 
 
@@ -105,12 +103,12 @@ def is_near(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
 
 
-def _balanced(right_M: np.ndarray, classes: np.ndarray, confidence: float) -> tuple[float, Interval] | None:
+def _balanced(right_M: np.ndarray, classes: np.ndarray) -> tuple[float, Interval] | None:
     present, places_M = np.unique(classes, return_inverse=True)
     if len(present) < 2:  # noqa: PLR2004
         return None
     numbers, right = np.bincount(places_M), np.bincount(places_M, weights=right_M)
-    ends = [wilson(float(hits), int(number), confidence) for hits, number in zip(right, numbers, strict=True)]
+    ends = [wilson(float(hits), int(number)) for hits, number in zip(right, numbers, strict=True)]
     fractions = right / numbers
     value = float(fractions.mean())
     down, up = (
@@ -119,24 +117,24 @@ def _balanced(right_M: np.ndarray, classes: np.ndarray, confidence: float) -> tu
     return value, Interval(max(value - down, 0.0), min(value + up, 1.0), "Wilson of each class")
 
 
-def interval_of_mean(values_M: np.ndarray, confidence: float) -> Interval | None:
+def interval_of_mean(values_M: np.ndarray) -> Interval | None:
     """Student's t interval of a mean of independent rows; None of fewer than ten, and where they do not vary."""
     value = float(values_M.mean())
     deviation = float(values_M.std(ddof=1)) if len(values_M) > 1 else 0.0
     if deviation == 0 or len(values_M) < _FEWEST_ROWS:
         return None
-    reach = _students_t(len(values_M) - 1, confidence) * deviation / math.sqrt(len(values_M))
+    reach = _students_t(len(values_M) - 1) * deviation / math.sqrt(len(values_M))
     return Interval(value - reach, value + reach, "Student's t")
 
 
-def _students_t(freedom: int, confidence: float) -> float:
+def _students_t(freedom: int) -> float:
     from scipy.stats import t
 
-    return float(t.ppf((1 + confidence) / 2, freedom))
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def left_out_interval(
-    statistic: Callable[[np.ndarray], float], num_rows: int, generator: np.random.Generator, value: float, confidence: float = CONFIDENCE
+    statistic: Callable[[np.ndarray], float], num_rows: int, generator: np.random.Generator, value: float
 ) -> Interval | str:
     """A statistic plus and minus what leaving out one group of rows after the other says: the jackknife of Tukey (1958), by groups.
 
@@ -161,7 +159,7 @@ def left_out_interval(
     error = math.sqrt((number - 1) / number * float(np.square(without - without.mean()).sum()))
     if error == 0:
         return "the metric stays as it is where rows are left out"
-    reach = _students_t(number - 1, confidence) * error
+    reach = _students_t(number - 1) * error
     return Interval(value - reach, value + reach, f"jackknife of {number} groups of rows")
 
 
@@ -218,20 +216,20 @@ def covariance(first: Area, second: Area) -> float:
     return float(first.pull_M @ second.pull_M)
 
 
-def interval_of_area(area: Area, confidence: float) -> Interval:
-    """Interval of an area under a ROC curve; arguments as of `interval_of`."""
+def interval_of_area(area: Area) -> Interval:
+    """Interval of an area under a ROC curve."""
     value, variance, rarer = area.value, covariance(area, area), area.rarer
     if variance == 0 or not 0 < value < 1 or rarer == 1:
-        low, high = wilson(value * rarer, rarer, confidence)
+        low, high = wilson(value * rarer, rarer)
         return Interval(low, high, "Wilson on the rarer class")
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance) / (value * (1 - value))
+    reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(variance) / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + sign * reach))) for sign in (-1, 1))
     return Interval(low, high, "DeLong")
 
 
-def wilson(successes: float, number: int, confidence: float) -> tuple[float, float]:
+def wilson(successes: float, number: int) -> tuple[float, float]:
     """The interval of a fraction, Wilson (1927)."""
-    z, fraction = NormalDist().inv_cdf((1 + confidence) / 2), successes / number
+    z, fraction = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), successes / number
     centre, scale = fraction + z * z / (2 * number), 1 + z * z / number
     reach = z * math.sqrt(fraction * (1 - fraction) / number + z * z / (4 * number * number))
     # exactly at the ends, which rounding would miss
@@ -239,13 +237,7 @@ def wilson(successes: float, number: int, confidence: float) -> tuple[float, flo
 
 
 def interval_of_difference(
-    metric: MetricFunction,
-    first: Tensor,
-    second: Tensor,
-    targets: Tensor,
-    confidence: float = CONFIDENCE,
-    *,
-    values: tuple[float, float] | None = None,
+    metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor, *, values: tuple[float, float] | None = None
 ) -> Interval | None:
     """Interval of a metric of the first model minus that of the second; None where the kind has none, or one figure is undefined.
 
@@ -257,15 +249,13 @@ def interval_of_difference(
     and covered 92 times in 100 on some hundred rows with few errors. Balanced accuracy: Newcombe's of each class, by squares. Log loss:
     Student's t of the rows' differences. Where the metric's own figures, *values*, are given and are others than the kind's, there is none.
     """
-    found = _difference(metric, first, second, targets, confidence)
+    found = _difference(metric, first, second, targets)
     if found is None or (values is not None and not all(is_near(*pair) for pair in zip(found[0], values, strict=True))):
         return None
     return found[1]
 
 
-def _difference(
-    metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor, confidence: float
-) -> tuple[tuple[float, float], Interval] | None:
+def _difference(metric: MetricFunction, first: Tensor, second: Tensor, targets: Tensor) -> tuple[tuple[float, float], Interval] | None:
     """Both models' figures as the kind has them, and the interval of their difference."""
     kind = kind_of(metric)
     rows, other_rows = (rows_of(metric, outputs, targets) for outputs in (first, second))
@@ -274,47 +264,45 @@ def _difference(
     (logits, classes), (others, _) = rows, other_rows
     if kind == "mean":
         lost_M, also_M = (losses_of(values, classes) for values in (logits, others))
-        interval = interval_of_mean(lost_M - also_M, confidence)
+        interval = interval_of_mean(lost_M - also_M)
         return None if interval is None else ((float(lost_M.mean()), float(also_M.mean())), interval)
     if kind in ("accuracy", "balanced_accuracy"):
         right_M, also_M = chosen(logits) == classes, chosen(others) == classes
         if kind == "accuracy":
-            return (float(right_M.mean()), float(also_M.mean())), _of_fractions(right_M, also_M, confidence)
-        return _balanced_difference(right_M, also_M, classes, confidence)
+            return (float(right_M.mean()), float(also_M.mean())), _of_fractions(right_M, also_M)
+        return _balanced_difference(right_M, also_M, classes)
     one, other = area_of(logits, classes), area_of(others, classes)
     if one is None or other is None:
         return None
     variances = covariance(one, one) * covariance(other, other)
     common = covariance(one, other) / math.sqrt(variances) if variances > 0 else 0.0
-    of_one, of_other = interval_of_area(one, confidence), interval_of_area(other, confidence)
+    of_one, of_other = interval_of_area(one), interval_of_area(other)
     ends = ((of_one.low, of_one.high), (of_other.low, of_other.high))
     method = "Zou and Yue, " + ("DeLong's covariance" if variances > 0 else "Wilson on the rarer class")
     return (one.value, other.value), Interval(*_together(one.value, other.value, ends, common), method)
 
 
-def _balanced_difference(
-    right_M: np.ndarray, also_M: np.ndarray, classes: np.ndarray, confidence: float
-) -> tuple[tuple[float, float], Interval] | None:
+def _balanced_difference(right_M: np.ndarray, also_M: np.ndarray, classes: np.ndarray) -> tuple[tuple[float, float], Interval] | None:
     parts = [(right_M[classes == label], also_M[classes == label]) for label in np.unique(classes)]
     if len(parts) < 2:  # noqa: PLR2004
         return None
     one, other = (float(np.mean([pair[which].mean() for pair in parts])) for which in (0, 1))
     down = up = 0.0
     for mine, theirs in parts:
-        gain, interval = float(mine.mean() - theirs.mean()), _of_fractions(mine, theirs, confidence)
+        gain, interval = float(mine.mean() - theirs.mean()), _of_fractions(mine, theirs)
         down, up = down + (gain - interval.low) ** 2, up + (interval.high - gain) ** 2
     low, high = one - other - math.sqrt(down) / len(parts), one - other + math.sqrt(up) / len(parts)
     return (one, other), Interval(max(low, -1.0), min(high, 1.0), "Newcombe of each class")
 
 
-def _of_fractions(right_M: np.ndarray, also_M: np.ndarray, confidence: float) -> Interval:
+def _of_fractions(right_M: np.ndarray, also_M: np.ndarray) -> Interval:
     number = len(right_M)
     both, one, other = int((right_M & also_M).sum()), int((right_M & ~also_M).sum()), int((~right_M & also_M).sum())
     neither = number - both - one - other
     margins = (both + one) * (other + neither) * (both + other) * (one + neither)
     together = both * neither - one * other
     common = (max(together - number / 2, 0.0) if together > 0 else together) / math.sqrt(margins) if margins else 0.0
-    ends = (wilson(both + one, number, confidence), wilson(both + other, number, confidence))
+    ends = (wilson(both + one, number), wilson(both + other, number))
     return Interval(*_together((both + one) / number, (both + other) / number, ends, common), "Newcombe")
 
 
