@@ -98,13 +98,7 @@ def shuffled(seed: int, purpose: Purpose, count: int, *, node: int, round: int) 
 
 
 def epoch_orders(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor) -> Tensor:
-    """Keyed permutations of each node's rows, one for each epoch.
-
-    Args:
-        seed: of the experiment.
-        nodes_N: int64, the nodes' numbers in the roster.
-        sizes_N: int64, how many training rows each node has, at least 1.
-        epochs_NE: int64, which epochs of each node's stream.
+    """Keyed permutations of each node's rows, one for each epoch of its stream; all int64, nodes by their numbers in the roster.
 
     Returns:
         (N, E, M) int64, M the largest size; the first sizes_N[i] entries along the last axis are a permutation of range(sizes_N[i]), what

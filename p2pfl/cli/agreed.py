@@ -21,12 +21,7 @@ _SHOWN_ABOVE |= {"pace", "weights", "weighting"}
 
 
 def say_agreement(study: Study, differences: Sequence[Difference] = ()) -> None:
-    """Print what will be done: task and options, algorithm, rounds, graph, tensors, and what each site's code is held against.
-
-    Args:
-        study: as it was read.
-        differences: of this machine from the study's result contract.
-    """
+    """Print what will be done: task and options, algorithm, rounds, graph, tensors, and how this machine differs from the contract."""
     _say_table("what will be done", _plan_rows(study))
     say_layout(study)
     _say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))

@@ -23,13 +23,9 @@ SOURCE_HELP = (
 
 
 def graph_of(source: str, nodes: int | None, seed: int, *, strict: bool) -> Topology | Schedule:
-    """The graph that an argument means, without its weights.
+    """The graph that a name, perhaps with options, or a file means, without its weights.
 
-    Args:
-        source: a name, with options perhaps, or a file.
-        nodes: as the user said, if they did.
-        seed: of random graphs.
-        strict: whether a graph with its own number of nodes minds another one.
+    Where it is *strict*, a file with its own number of nodes refuses another one.
     """
     from p2pfl.topology import SCHEDULES, SMALL_GRAPHS, TOPOLOGIES, has_base, load, make, make_schedule, schedule_faults
     from p2pfl.yaml_files import parse_yaml

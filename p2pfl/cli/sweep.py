@@ -102,13 +102,7 @@ def sweep(
 
 
 def inspect_sweep(folder: Path, folders: Mapping[str, Path | None], *, as_json: bool) -> None:
-    """Print a sweep's table, or write it as files.
-
-    Args:
-        folder: of the sweep.
-        folders: where to write which kind of file, "csv" or "parquet".
-        as_json: print one JSON object instead.
-    """
+    """Print a sweep's table, or write it into folders by the kind of file, "csv" or "parquet"."""
     from p2pfl.inspector.tables import write_csv, write_parquet
     from p2pfl.sweeps import read_sweep
     from p2pfl.sweeps.table import flat_tables

@@ -142,13 +142,7 @@ def check_executor(executor: str, jobs: int | None) -> None:
 
 
 def _run(
-    folder: Path,
-    grid: Grid,
-    execute: Executor,
-    workers: int | None,
-    lock: int,
-    progress: Progress | None,
-    allow_tasks: tuple[str, ...],
+    folder: Path, grid: Grid, execute: Executor, workers: int | None, lock: int, progress: Progress | None, allow_tasks: tuple[str, ...]
 ) -> Sweep:
     rows = {(cell.number, seed): row_of(grid, folder, cell, seed) for cell in grid.cells for seed in grid.seeds}
     jobs = [Job(cell.number, seed, allow_tasks) for cell, seed in grid.runs if rows[cell.number, seed]["status"] == "unfinished"]

@@ -77,12 +77,7 @@ def dirichlet(classes_M: np.ndarray, num_nodes: int, rng: np.random.Generator, *
 
 
 def unequal(
-    classes_M: np.ndarray,
-    num_nodes: int,
-    rng: np.random.Generator,
-    *,
-    sizes: str | Sequence[float] = "geometric",
-    ratio: float = 0.5,
+    classes_M: np.ndarray, num_nodes: int, rng: np.random.Generator, *, sizes: str | Sequence[float] = "geometric", ratio: float = 0.5
 ) -> np.ndarray:
     """Rows shuffled and dealt out in unequal numbers, the first node the largest.
 
@@ -120,12 +115,8 @@ def split_rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each node's (training rows, test rows) as sorted row numbers; every row is used once.
 
-    Args:
-        classes_M: int64; what "dirichlet" looks at, and what each node's test rows are stratified by.
-        num_nodes: at least 1.
-        rule: {"name": one of PARTITIONS, and its options}.
-        seed: of the experiment.
-        test_share: of each node's rows; 0 for none. A class of which a node has two rows or more is in both its parts.
+    "dirichlet" looks at the classes (M,) int64, and each node's test rows are stratified by them: a class of which a node has two rows or
+    more is in both its parts. The rule is {"name": one of PARTITIONS, and its options}; a *test_share* of 0 takes no test rows.
 
     Raises:
         ConfigError: an unknown rule or option, or fewer than two rows a node.
@@ -172,7 +163,7 @@ def node_names(prefix: str, num_nodes: int) -> list[str]:
     return [f"{prefix}-{node:0{width}}" for node in range(num_nodes)]
 
 
-def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *, prefix: str = "hospital") -> Task:
+def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int) -> Task:
     """The task with all its rows, training and test, pooled and shared out afresh.
 
     Each node's test rows are as large a share as they are of the whole task. Where every site's `prepare` is the same object it is kept;
@@ -202,7 +193,7 @@ def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int, *,
             prepare=prepare if all(site.prepare is prepare for site in task.sites) else None,
         )
         for name, (train, test) in zip(
-            node_names(prefix, num_nodes), split_rows(classes_M, num_nodes, rule, seed, test_share=test_share), strict=True
+            node_names("hospital", num_nodes), split_rows(classes_M, num_nodes, rule, seed, test_share=test_share), strict=True
         )
     ]
     return replace(task, sites=sites, notes=missing_classes(sites))

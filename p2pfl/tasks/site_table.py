@@ -46,14 +46,8 @@ class Split:
 class SiteTable(Sequence[Site]):
     """Sites that are made when somebody looks at one; the data are there once.
 
-    Args:
-        names: S, sorted, each another.
-        inputs: (M, ...) floating.
-        targets: (M, ...).
-        train: whose rows are whose for training; every site has some.
-        test: likewise for testing; None: no site has any.
-        set_aside: likewise for test rows in whose place validation rows stand; see `Site.set_aside`.
-        prepare: raw features to model inputs, the same at all sites; see `Site.prepare`.
+    Names are sorted, inputs (M, ...) floating, targets (M, ...). The splits say whose rows are whose: every site has some to train on;
+    without a split no site has rows to test on, or any that are set aside; see `Site.set_aside`. All sites prepare raw features alike.
 
     Raises:
         DataError: names, rows and tables do not fit together, or a number is not finite.
