@@ -75,18 +75,10 @@ def main() -> NoReturn:
     guard_streams()
     try:
         app()
-    except ConfigError as error:
-        _fail(error, 2)
-    except MembersMissing as error:
-        _fail(error, 3)
     except P2PFLError as error:
-        _fail(error, 1)
+        rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        sys.stderr.write(f"p2pfl{rank}: {error}\n")
+        sys.exit(2 if isinstance(error, ConfigError) else 3 if isinstance(error, MembersMissing) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def _fail(error: P2PFLError, code: int) -> NoReturn:
-    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    sys.stderr.write(f"p2pfl{rank}: {error}\n")
-    sys.exit(code)

@@ -179,31 +179,22 @@ def _show_rounds(source: str, schedule: Schedule, facts: dict[str, Any], *, as_j
         typer.echo(json.dumps({"name": schedule.name, "weights": "its own", **facts}, indent=2))
         return
     rounds, exact = facts["rounds_to_1e-6"], facts["exact_after"]
-    _print_pairs(
-        f"{source}, which changes from round to round",
-        {
-            "nodes": f"{facts['nodes']:,}",
-            "links": f"{facts['edges']:,}{' (directed)' if schedule.directed else ''}",
-            "messages a round": f"{_degree(facts)} from each node",
-            "repeats after": "never: random" if schedule.period is None else f"{schedule.period} rounds",
-            "exact mean after": "never" if exact is None else f"{exact} rounds",
-            "gap a round": _gap(facts),
-            "rounds to 1e-6": ("more than 5,000" if rounds is None else f"{rounds}") + (" with this seed" if facts["random"] else ""),
-            **_facts(facts),
-        },
-    )
-
-
-def _facts(facts: dict[str, Any]) -> dict[str, str]:
-    """Facts of a schedule over a base graph, as rows to print."""
-    rows = {}
+    rows = {
+        "nodes": f"{facts['nodes']:,}",
+        "links": f"{facts['edges']:,}{' (directed)' if schedule.directed else ''}",
+        "messages a round": f"{_degree(facts)} from each node",
+        "repeats after": "never: random" if schedule.period is None else f"{schedule.period} rounds",
+        "exact mean after": "never" if exact is None else f"{exact} rounds",
+        "gap a round": _gap(facts),
+        "rounds to 1e-6": ("more than 5,000" if rounds is None else f"{rounds}") + (" with this seed" if facts["random"] else ""),
+    }
     if "matchings" in facts:
         rows["matchings"] = f"{facts['matchings']} of {facts['base']}"
     if "probabilities" in facts:
         rows["each used in"] = ", ".join(f"{p:.3g}" for p in facts["probabilities"]) + " of the rounds"
         rows["a link weighs"] = f"{facts['step']:g}"
         rows["squares left"] = f"{facts['squared_left']:.6f} a round, on average"
-    return rows
+    _print_pairs(f"{source}, which changes from round to round", rows)
 
 
 def _print_pairs(title: str, rows: dict[str, str]) -> None:
