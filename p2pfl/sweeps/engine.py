@@ -38,7 +38,7 @@ class Sweep:
     plot: Path | None
     """None where there is nothing to draw."""
     no_plot: str | None = None
-    """What is missing for it."""
+    """Sentence on the extra that is missing for the plot."""
 
     @cached_property
     def cells(self) -> list[CellResult]:

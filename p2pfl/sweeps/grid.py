@@ -38,9 +38,9 @@ class Cell:
 
     number: int
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     values: dict[str, Any]
-    """By dotted key."""
+    """Values by dotted key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Grid:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     experiment: dict[str, Any]
-    """What all cells have in common, as its file says it."""
+    """The experiment that all cells have in common, as its file says it."""
     vary: dict[str, list[Any]]
     seeds: Annotated[list[int], Field(min_length=1)]
     left_out: dict[str, str] = field(default_factory=dict)

@@ -34,9 +34,9 @@ class SeedStatistics:
 
     mean: float | None
     deviation: float | None
-    """Of the sample; None for less than two."""
+    """Standard deviation of the sample; None for less than two."""
     number: int
-    """Of the runs in which it is defined."""
+    """Number of runs in which it is defined."""
 
 
 UNDEFINED = SeedStatistics(mean=None, deviation=None, number=0)
