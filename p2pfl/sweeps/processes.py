@@ -76,7 +76,8 @@ class _Worker:
 def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
     """As `Executor` says; without a number of workers, one for each core that this process may use."""
     waiting = deque(jobs)
-    most = min(len(jobs), workers or num_cores())
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(len(jobs), workers or num_cores)
     (folder / "logs").mkdir(exist_ok=True)
     at_work: list[_Worker] = []
     try:
@@ -100,11 +101,6 @@ def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, loc
     finally:
         for worker in at_work:
             worker.stop()
-
-
-def num_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(folder: Path, log: Path, job: Job, lock: int) -> _Worker:

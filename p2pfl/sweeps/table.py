@@ -192,7 +192,9 @@ def _ranked(grid: Grid, rows: Sequence[Row]) -> tuple[list[CellResult], Choice]:
     no_best = _why_no_best(grid, metric)
     if metric is None or no_best is not None or len(grid.cells) == 1:
         return results, Choice(metric=metric, column=None, lower_is_better=lower, ranks={}, no_best=no_best)
-    column = _deciding_column(results, metric)
+    of_mean_model = f"{VALIDATION_PREFIX}mean_model.{metric}"  # one kind of value for all cells: two kinds could not be compared
+    has_all = all(result.statistics.get(of_mean_model, UNDEFINED).number == result.done for result in results)
+    column = of_mean_model if has_all else f"{VALIDATION_PREFIX}mean.{metric}"
     results.sort(key=lambda result: _rank(result, column, lower=lower))
     if any(row["status"] == "unfinished" for row in rows):
         return results, Choice(metric=metric, column=column, lower_is_better=lower, ranks={}, no_best="runs are unfinished")
@@ -229,13 +231,6 @@ def _why_no_best(grid: Grid, metric: str | None) -> str | None:
     if without:
         return "there are no validation rows: the sweep was made before sweeps took any; start it again with another --out"
     return "no run has measured anything" if metric is None else None
-
-
-def _deciding_column(results: Sequence[CellResult], metric: str) -> str:
-    """One kind of value for all cells: two kinds could not be compared."""
-    of_mean_model = f"{VALIDATION_PREFIX}mean_model.{metric}"
-    has_all = all(result.statistics.get(of_mean_model, UNDEFINED).number == result.done for result in results)
-    return of_mean_model if has_all else f"{VALIDATION_PREFIX}mean.{metric}"
 
 
 def _is_comparable(result: CellResult, column: str) -> bool:
