@@ -202,18 +202,10 @@ def batch_positions(
 ) -> Tensor:
     """Which rows each node trains on in steps [first_step, first_step + num_steps).
 
-    A node's data stream is the concatenation of keyed permutations of its rows; step s takes positions [s B, (s + 1) B). A batch that is
-    all of a node's rows has them in their order.
-
-    Args:
-        seed: of the experiment.
-        nodes_N: int64, the nodes' numbers in the roster.
-        sizes_N: int64, how many training rows each node has.
-        first_step: counted from the start of the run.
-        num_steps: how many.
-        batch_size: B, of all these nodes; see `batch_sizes`.
-        last: kept by the caller for the same nodes; makes what follows the steps before quicker, and nothing else.
-        repeating: a node may have fewer than B rows, and B rows are a permutation, as in files of schema 1.
+    A node's data stream is the concatenation of keyed permutations of its rows; step s, from the start of the run on, takes positions
+    [s B, (s + 1) B), B the batch size of all these nodes, see `batch_sizes`. A batch that is all of a node's rows has them in their order.
+    Where batches are *repeating*, as in files of schema 1, a node may have fewer than B rows, and B rows are a permutation. *last* is kept
+    by the caller for the same nodes; it makes what follows the steps before quicker, and nothing else.
 
     Returns:
         (N, num_steps, B) int64 indices into each node's rows.
@@ -221,22 +213,12 @@ def batch_positions(
     Raises:
         ValueError: a node has fewer than B rows, and `repeating` is not set.
     """
-    if repeating:
-        return _of_stream(seed, nodes_N, sizes_N, first_step, num_steps, batch_size, last)
-    if int(sizes_N.min()) < batch_size:
+    if not repeating and int(sizes_N.min()) < batch_size:
         raise ValueError(f"batch_size = {batch_size}: a node has {int(sizes_N.min())} rows; take batch_sizes() of each node")
     in_order = torch.arange(batch_size, device=nodes_N.device).expand(len(nodes_N), num_steps, batch_size)
-    all_N = sizes_N == batch_size
+    all_N = torch.zeros_like(sizes_N, dtype=torch.bool) if repeating else sizes_N == batch_size
     if bool(all_N.all()):
         return in_order
-    drawn = _of_stream(seed, nodes_N, sizes_N, first_step, num_steps, batch_size, last)
-    return torch.where(all_N[:, None, None], in_order, drawn) if bool(all_N.any()) else drawn
-
-
-def _of_stream(
-    seed: int, nodes_N: Tensor, sizes_N: Tensor, first_step: int, num_steps: int, batch_size: int, last: LastEpoch | None
-) -> Tensor:
-    """Positions [s B, (s + 1) B) of each node's stream of permutations, as they come."""
     first = first_step * batch_size
     stream_T = torch.arange(first, first + num_steps * batch_size, device=nodes_N.device)
     epoch_NT = stream_T // sizes_N[:, None]
@@ -246,4 +228,5 @@ def _of_stream(
     epochs_NE = first_epoch_N1 + torch.arange(num_epochs, device=nodes_N.device)
     orders_NEM = _continued(seed, nodes_N, sizes_N, epochs_NE, last)
     flat = (epoch_NT - first_epoch_N1) * orders_NEM.shape[-1] + within_NT
-    return orders_NEM.flatten(1).gather(1, flat).reshape(len(nodes_N), num_steps, batch_size)
+    drawn = orders_NEM.flatten(1).gather(1, flat).reshape(len(nodes_N), num_steps, batch_size)
+    return torch.where(all_N[:, None, None], in_order, drawn) if bool(all_N.any()) else drawn
