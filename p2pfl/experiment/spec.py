@@ -67,7 +67,6 @@ class AlgorithmSpec:
     """The algorithm, and how much each node computes between two exchanges."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     name: str = "dpsgd"
     local_steps: Count = 5
     """K, steps of a node in one round."""
@@ -82,7 +81,6 @@ class StopSpec:
     """The condition for stopping early, and how many mixing-only rounds may follow the last training round."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     relative_consensus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Disagreement over the models' root mean square norm."""
     patience: Positive = 3
@@ -95,7 +93,6 @@ class PaceSpec:
     """The pace: whether nodes wait for each other."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     name: Literal["synchronous", "asynchronous", "pairwise"] = "synchronous"
     """ "synchronous": round by round, together; "asynchronous": each at its own pace, with its neighbours' newest models; "pairwise": each
     at its own pace, with one neighbour at a time. Default: what the algorithm needs."""
@@ -110,7 +107,6 @@ class StragglersSpec:
     """Stragglers: nodes that are slow in some rounds."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     share: Annotated[float, Field(ge=0, le=1)]
     """The probability that a node is slow in a round."""
     factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
@@ -122,7 +118,6 @@ class ChurnSpec:
     """Churn: nodes leave the network and come back."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     share: Annotated[float, Field(ge=0, le=1)]
     """The probability that a node that is there leaves in a round; in the first one everybody is there."""
     rounds: Positive
@@ -134,7 +129,6 @@ class ClockSpec:
     """Simulated time: how long training and messages take, and what fails."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     round_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Seconds of training in a round, at speed 1."""
     speeds: dict[NodeName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = field(default_factory=dict)
@@ -166,7 +160,6 @@ class RequireSpec:
     """The number of members that must be there before any daemon trains."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     members: Annotated[Literal["all"] | Positive, _MEMBERS] = "all"
     """How many members are enough once within_s is over: more than half of them, or all."""
     within_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
@@ -190,7 +183,6 @@ class Experiment:
     """The whole of an experiment's file: everything that decides a run's result. Made by `load_experiment` or `experiment_from`."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-
     name: Annotated[str, AfterValidator(_folder_name)]
     schema: Literal[1, 2] = 2
     """Number of the rules by which batches are drawn: 1, as in files without it that earlier versions resolved, gives every batch exactly

@@ -68,28 +68,20 @@ class Card:
     """The public card of a member, signed by itself."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     schema: Literal[1] = 1
     """Number of this file's format."""
-
     name: Name
     """Name of the member, unique in a study."""
-
     address: Annotated[str | list[str], AfterValidator(_checked_address)] | None = None
     """tcp://host:port where the others reach it, or a list of such, of which they use the first that works; None: it only dials out."""
-
     identity: Annotated[str, _checked_hex(_KEY_BYTES)]
     """Public Ed25519 key, hex."""
-
     curve: Annotated[str, AfterValidator(_checked_curve)]
     """Public CURVE key, Z85: what authenticates its links."""
-
     samples: Annotated[int, Field(ge=1)] | None = None
     """Training rows, if the site says; weighting by samples needs it."""
-
     moments: Moments | None = None
     """Moments of the training rows' inputs, if the site says; a study with `standardise: pooled` needs them."""
-
     signature: Annotated[str, _checked_hex(2 * _KEY_BYTES)]
     """Ed25519 over everything above, hex."""
 

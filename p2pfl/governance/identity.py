@@ -51,7 +51,6 @@ class Identity:
 
     signing: Ed25519PrivateKey
     """Signs its card, which binds the CURVE key to it."""
-
     curve: X25519PrivateKey
     """Encrypts and authenticates its links."""
 

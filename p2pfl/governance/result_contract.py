@@ -35,13 +35,10 @@ class AgreedTask:
     """The code of a task that is not built in."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: Annotated[str, Field(min_length=1)]
     """Name of the task, as the experiment says it."""
-
     distribution: str | None = None
     """The distribution that it came with where the study was made, if any."""
-
     source: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Digest of its source files; None: it was not there when the study was made, so that nothing binds it."""
 
@@ -51,19 +48,14 @@ class ResultContract:
     """Versions and code that must be the same at all members for the results to be."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     p2pfl: str
     """Version that made the study; shown, never refused."""
-
     wire: Annotated[int, Field(ge=1)]
     """Schema of the messages."""
-
     arithmetic: Annotated[int, Field(ge=1)]
     """`ARITHMETIC_REVISION`; it covers the built-in tasks."""
-
     torch: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
     """Public version of torch, major.minor."""
-
     task: AgreedTask | None = None
     """None for a built-in task."""
 
@@ -79,7 +71,6 @@ class Difference:
     kind: Kind
     detail: str
     """The value here, and the value in the study."""
-
     remedy: str
     """How to make the difference go away."""
 

@@ -33,13 +33,10 @@ class Graph:
     """The graph of a study: edges between members, with their weights."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: str
     """Name of the topology it came from."""
-
     edges: tuple[tuple[str, str, Annotated[float, Field(allow_inf_nan=False)]], ...]
     """Two members and w_ij = w_ji, each edge once; in a directed graph the receiver i, the sender j and w_ij."""
-
     directed: bool = False
 
 
@@ -48,17 +45,13 @@ class TensorRow:
     """One tensor of the model that the members train."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: Annotated[str, Field(min_length=1)]
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     dtype: Annotated[str, Field(min_length=1)]
-
     trains: bool
     """Whether training moves it; the others are frozen."""
-
     travels: bool
     """Whether neighbours see it; what does not travel stays at its node."""
-
     values: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of a frozen tensor's values, which are the same at all members."""
 
@@ -77,22 +70,16 @@ class Study:
     """An experiment, its members' cards and the graph between them. Made by create and load only, which check it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     schema: Literal[1, 2, 3] = 1
     """Number of this file's format: 3 with a result contract, 2 with a layout alone, 1 with neither, as before there were any."""
-
     experiment: dict[str, Any]
     """The resolved experiment."""
-
     members: tuple[Card, ...]
     """Sorted by name."""
-
     graph: Graph
     """Edges sorted, the smaller name first."""
-
     layout: tuple[TensorRow, ...] | None = None
     """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
-
     result_contract: ResultContract | None = None
     """The contract that each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
 

@@ -19,31 +19,23 @@ class AdmissionLimits:
 
     open_places: int = 32
     """Unknown peers from addresses that no neighbour has come from."""
-
     reserved_places: int = 16
     """Unknown peers from addresses that a neighbour has come from in this study."""
-
     places_per_source: int = 24
     """Unknown peers from one address, or from one IPv6 network of 64 bits."""
-
     grace_s: tuple[float, float] = (0.05, 1.0)
     """Least and most time that an unknown peer has before another one may take its place; drawn for each, evenly on a logarithmic scale.
 
     A short time lets many try, so that a near neighbour soon comes through a crowd. A long one lets a distant one finish its handshake.
     """
-
     connections_per_member: int = 2
     """Links of one member; the newest stay. A member that came back behind a router still has one that hangs."""
-
     known_sources: int = 256
     """Addresses that are remembered, the most recently used."""
-
     unknown_peer_bytes: int = 4096
     """Bytes that a connection may send before its handshake is over; libzmq's own handshake takes fewer than 700."""
-
     newcomer_bytes: int = 8 * 2**20
     """Bytes that all encrypted connections together may send before a message of theirs was read."""
-
     member_bytes: int
     """Bytes that one member may have sent and that are not delivered yet, all its connections together."""
 
@@ -65,16 +57,12 @@ class Connection:
 
     source: str
     """Its address, see `source_of`."""
-
     member: str | None = None
     """The neighbour that has proved to be its other end; None: an unknown peer."""
-
     is_known: bool = False
     """Whether it holds one of the reserved places."""
-
     movable_s: float = 0.0
     """When another unknown peer may take its place."""
-
     account: Account = field(default_factory=Account)
     """What was delivered of it."""
 

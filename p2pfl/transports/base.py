@@ -36,13 +36,11 @@ class Endpoint:
     """Where a member of the study is reached and how it proves who it is."""
 
     name: str
-
     address: str | Sequence[str] | None
     """Such as tcp://node.hospital.example:7700 or tcp://[2001:db8::7]:7700, or several, of which the first that works is used.
 
     None, or none of them: nobody can dial it, it dials its neighbours.
     """
-
     public_key: bytes
     """CURVE, z85: 40 bytes."""
 
@@ -60,7 +58,6 @@ class Received:
 
     peer: str
     """The neighbour whose link it came over, which is not what the message says of itself."""
-
     frames: tuple[memoryview, ...]
     """One or two, read-only."""
 
@@ -70,40 +67,28 @@ class LinkCondition(StrEnum):
 
     CLOSED = "closed"
     """This end is not open."""
-
     AWAITED = "awaited"
     """The neighbour dials this node, and has not done so yet."""
-
     RESOLVING = "resolving"
     """The neighbour's host name is being looked up for the first time."""
-
     CONNECTING = "connecting"
     """It is being dialled for the first time."""
-
     UNKNOWN_NAME = "unknown name"
     """Its host name has no address, or the resolver does not answer."""
-
     NO_ROUTE = "no route"
     """This machine has no way to its address."""
-
     NO_ANSWER = "no answer"
     """Its address is silent: a firewall, or the machine is off."""
-
     REFUSED = "refused"
     """Its machine answers, and nobody listens at the port."""
-
     HANDSHAKE_FAILED = "handshake failed"
     """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
-
     WRONG_KEY = "wrong key"
     """The other end does not know this node's key."""
-
     UP = "up"
     """Connected, encrypted and authenticated."""
-
     SILENT = "silent"
     """Connected, and yet not even signs of life come: the neighbour's process is stopped, or the network between is cut."""
-
     DOWN = "down"
     """It was up, and the connection has ended."""
 
@@ -118,13 +103,10 @@ class LinkState:
     """How the link to one neighbour is, and since when."""
 
     state: LinkCondition
-
     detail: str = ""
     """The cause as far as it is known, such as "connection refused at tcp://127.0.0.1:7700"; empty where there is nothing to say."""
-
     since_s: float
     """When this state began, on the clock of time.monotonic."""
-
     heard_s: float | None = None
     """When anything last came over the link, a sign of life included, on the same clock; None: never."""
 

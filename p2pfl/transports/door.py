@@ -78,10 +78,8 @@ class _Watched:
 
     events: zmq.Socket[bytes]
     """Where libzmq tells what happens to it."""
-
     peer: str | None
     """The neighbour that it dials; None: it listens."""
-
     tell: Callable[[Events], None]
     """Called in the loop."""
 
@@ -92,13 +90,10 @@ class _Line:
 
     fd: int
     """libzmq's descriptor, whose number is given to something else soon after the end."""
-
     inode: int
     """The kernel's number of the connection, by which that is noticed."""
-
     twin: socket.socket
     """The door's own descriptor."""
-
     source: str
     watched: _Watched
 

@@ -38,10 +38,8 @@ class LinkState(Enum):
 
     UNKNOWN = auto()
     """No valid Hello yet, or the neighbour has left."""
-
     HALF_OPEN = auto()
     """A valid Hello, but not yet one that shows it has heard ours."""
-
     OPEN = auto()
     """It has heard our Hello and we have heard its own."""
 
@@ -51,16 +49,12 @@ class HandshakeEvent(Enum):
 
     ECHO = auto()
     """A Hello that bears our incarnation."""
-
     HELLO = auto()
     """A Hello that does not, from an incarnation that we do not know."""
-
     HELLO_AGAIN = auto()
     """A Hello that does not, from the incarnation that we know: sent before ours got there."""
-
     REFUSED = auto()
     """A Hello of another study, layout, start or name."""
-
     GOODBYE = auto()
     MESSAGE = auto()
     """Anything else."""
@@ -106,14 +100,11 @@ class ReceivedMessage:
 
     message: Message
     """Its exchange, report and stop news count even where the update that they came with was dropped."""
-
     received: ReceivedUpdate | None = None
     """The update that this message made complete."""
-
     dropped: str | None = None
     """Why an update or chunk was not taken: "stale_round", "far_round", "duplicate", "contradiction", "stray_chunk",
     "out_of_order"."""
-
     needs_answer: bool = False
     """Answer with `LinkSession.hello`."""
 

@@ -77,14 +77,11 @@ class Report:
 
     closed_through: LastExchange
     """The last exchange that is over for me, merged or not."""
-
     merged: Annotated[tuple[Exchange, ...], Strict(), Field(max_length=MAX_MERGED)]
     """Exchanges in (confirmed, closed_through] whose message of yours I merged, rising. One that you have told me you did not
     merge may be left out."""
-
     confirmed: LastExchange
     """You have told me that you have acknowledged my reports through this exchange."""
-
     settled: LastExchange
     """I have acknowledged your reports through this exchange: I need to hear nothing more about it."""
 
@@ -109,7 +106,6 @@ class StopNews:
 
     agreed_for: Exchange
     """Consensus counter of the round before the one that the message belongs to."""
-
     stop_round: Exchange | None
     """The smallest stop round announced so far, None where there is none."""
 
@@ -135,33 +131,24 @@ class Hello:
     """The handshake: who I am and what we must have in common."""
 
     code: ClassVar[int] = 1
-
     member: Name
     """Must be the member whose key authenticated the link."""
-
     study: Digest
     layout: Digest
     start: Digest
     """SHA-256 of the study, of the parameter layout, of the initial parameters."""
-
     incarnation: Incarnation
     """Drawn at random when a process starts, so that a restart is seen."""
-
     echo: Echo
     """The receiver's incarnation as far as I have heard, 0 if I have not."""
-
     is_open: Flag
     """I have heard a Hello that bears my incarnation. Until then I need an answer, and my last one may have been lost."""
-
     anew: Anew
     """When I was last started anew without my state, which my administrator agreed to."""
-
     remembered: Remembered
     """My memory of you. If you know less of yourself, you have lost state."""
-
     exchange: Exchange
     """Where I am."""
-
     report: Report
     stop: StopNews
 
@@ -171,21 +158,16 @@ class Update:
     """A node's outgoing channels of one exchange; its first chunk of payload follows in the second frame."""
 
     code: ClassVar[int] = 2
-
     exchange: Exchange
     channels: Annotated[tuple[ChannelEntry, ...], Strict(), Field(min_length=1, max_length=MAX_CHANNELS)]
     size_bytes: Size
     """Size of the whole payload. A receiver compares it with its own format and allocates from that alone."""
-
     digest: Digest
     """SHA-256 of the whole payload."""
-
     marks: StateDigests | None
     """None where none of its channels is encoded."""
-
     report: Report
     stop: StopNews
-
     pad: Padding
     """Fills the header up to a length that follows from channels and exchange alone, whatever the news."""
 
@@ -195,7 +177,6 @@ class Chunk:
     """A further piece of the payload of the last Update."""
 
     code: ClassVar[int] = 3
-
     exchange: Exchange
     offset: Offset
     """In bytes from the start of the payload."""
@@ -206,18 +187,13 @@ class ResendRequest:
     """Request for an Update of this exchange, or for the part of it that is missing."""
 
     code: ClassVar[int] = 4
-
     exchange: Exchange
-
     whole: Flag
     """As a full update: I do not hold the values that the other one continues."""
-
     lost: Flag
     """I know that what you have sent of it is lost: something came that you sent later. Where it may still be on its way this is false."""
-
     offset: Received
     """So many bytes of its payload are here, from its start."""
-
     digest: Digest | None
     """Digest of the payload that those bytes are of, as its Update announced it; None where none are here."""
 
@@ -227,7 +203,6 @@ class Heartbeat:
     """Where I am and what I know, said now and then while there is nothing else to say."""
 
     code: ClassVar[int] = 5
-
     exchange: Exchange
     report: Report
     stop: StopNews
@@ -238,7 +213,6 @@ class Closing:
     """I have stopped and stay only to close what is open between us."""
 
     code: ClassVar[int] = 6
-
     exchange: Exchange
     report: Report
     stop: StopNews
@@ -251,7 +225,6 @@ class Goodbye:
     """I leave, or I do not talk to you."""
 
     code: ClassVar[int] = 7
-
     reason: Reason
     """ "pausing", "finished", or what a Hello was refused for: "wrong_name", "wrong_study", "wrong_layout", "wrong_start",
     "state_lost"."""
@@ -262,7 +235,6 @@ class Busy:
     """Not this exchange: I am in the middle of another one."""
 
     code: ClassVar[int] = 8
-
     exchange: Exchange
 
 
@@ -271,7 +243,6 @@ class Records:
     """Round records of nodes, near and far, each under its own signature."""
 
     code: ClassVar[int] = 9
-
     sealed: Annotated[tuple[SealedRecord, ...], Strict(), Field(min_length=1, max_length=MAX_RECORDS)]
     """As `round_record` seals them."""
 
@@ -281,21 +252,16 @@ class PushSum:
     """My part in a sum over all nodes, where these are too many to hear of each; see `push_sum`."""
 
     code: ClassVar[int] = 10
-
     round: Exchange
     """The round whose numbers are summed."""
-
     step: Exchange
     """How many rounds ago I began."""
-
     sum: Amount
     weight: Amount
     """All that I have given over this edge."""
-
     low: Amount | None
     high: Amount | None
     """The extreme ratios that I know of; None before my last step."""
-
     outage: Exchange
     hops: Exchange
     void: Flag
@@ -307,9 +273,7 @@ class Sent:
     """Answer to a ResendRequest: all of that Update has gone out before this message; what of it is not there is lost."""
 
     code: ClassVar[int] = 11
-
     exchange: Exchange
-
     whole: Flag
     """Whether it was the full update."""
 
@@ -319,10 +283,8 @@ class Ready:
     """How far nodes, near and far, are with their start, each under its own signature; said again until there is a receipt."""
 
     code: ClassVar[int] = 12
-
     sealed: Annotated[tuple[SealedReady, ...], Strict(), Field(max_length=MAX_READY)]
     """As `ready_record` seals them."""
-
     receipts: Annotated[tuple[Receipt, ...], Strict(), Field(max_length=MAX_READY)]
     """Receipts of records that have come from you."""
 
@@ -332,7 +294,6 @@ class ProofRequest:
     """Request for the newest signed records of the members that are furthest: one member's word does not move this node."""
 
     code: ClassVar[int] = 13
-
     relayed: Flag
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 

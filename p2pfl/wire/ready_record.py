@@ -33,13 +33,10 @@ class ReadyRecord:
     member: Place
     began: Exchange
     """When the node's process began, in milliseconds since 1970 by its own clock; or later, where an earlier process had a later clock."""
-
     number: Exchange
     """How many records this process had made before."""
-
     links: Places
     """Neighbours whose link is up, by their place among this node's neighbours in the roster's order."""
-
     started: Places | None
     """Members that were ready when this node started, by their place in the roster; None: it has not started."""
 

@@ -45,47 +45,34 @@ class RoundRecord:
     member: Place
     began: Exchange
     """When the node's run began, in milliseconds since 1970 by its own clock: what it said in an earlier run is past."""
-
     round: Exchange
     level: Level
     """The node speaks of rounds that 2**level divides."""
-
     settles: Flag
     """The round had no local steps."""
-
     closing: Flag
     """The node has stopped: this was its last round."""
-
     disagreement: Amount | None
     """Half the sum of ||x_i - x_j||**2 over the neighbours that came, of the models exchanged in the round; None: not measured, or no
     number."""
-
     norm: Amount | None
     """||x_i|| of the same."""
-
     loss: Figure | None
     skipped: Exchange
     """How many neighbours did not come in time."""
-
     without: Annotated[tuple[Place, ...], Strict(), Field(max_length=MAX_NAMED)]
     """The first of them."""
-
     agreed_for: Exchange
     sent: Exchange
     """Bytes of updates in this round."""
-
     milliseconds: Annotated[tuple[Exchange, Exchange, Exchange, Exchange], Strict()]
     """Spent on PARTS."""
-
     measured: Exchange | None
     """The round whose model the metrics are of."""
-
     metrics: Annotated[tuple[Figure | None, ...], Strict(), Field(max_length=MAX_METRICS)]
     """In the order of their names."""
-
     rows: tuple[Exchange, Exchange] | None
     """Training and test rows of the site, as exactly as it says."""
-
     update: Annotated[bytes, Strict(), Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)] | None = None
     """Digest of the update that the node sent to all its neighbours in this round; None: it says nothing of that."""
 

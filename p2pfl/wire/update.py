@@ -47,7 +47,6 @@ class ChannelFormat:
     name: str
     dtype: str
     """One of DTYPES."""
-
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -73,7 +72,6 @@ class UpdateFormat:
 
     channels: tuple[ChannelFormat, ...]
     """In the order in which they lie in the payload, without gaps."""
-
     full: UpdateFormat | None = None
     """Format of a full update, where this one continues another; None: there is only this one."""
 
@@ -270,17 +268,13 @@ class ReceivedUpdate:
     exchange: int
     arrays: Arrays
     """By channel, read-only."""
-
     norms: Mapping[str, float] = field(default_factory=dict)
     """Euclidean norms of its arrays, as far as they are known; see `Unpacked`."""
-
     state_digests: StateDigests | None = None
     """State digests of what it continues and of what it leads to, as it says."""
-
     report: Report
     stop: StopNews
     """As they came with it."""
-
     digest: bytes = b""
     """SHA-256 of its payload; empty where it comes from a checkpoint."""
 
