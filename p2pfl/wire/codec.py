@@ -28,11 +28,7 @@ _ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(
 
 
 def encode(message: Message, payload: memoryview | None = None) -> list[Frame]:
-    """The one or two frames of a message; the payload is not copied.
-
-    Raises:
-        ValueError: a payload where none belongs, none where one belongs, or one that is too long.
-    """
+    """The one or two frames of a message; the payload is not copied, and a ValueError says that it is missing, too long or too much."""
     header = msgpack.packb({"v": SCHEMA, "t": message.code, **asdict(message)})
     if not isinstance(message, Update | Chunk):
         if payload is not None:
@@ -85,13 +81,7 @@ def _unpack(header: Frame) -> dict[str, Any]:
         return _unique(pairs)
 
     try:
-        fields = msgpack.unpackb(
-            header,
-            use_list=False,
-            object_pairs_hook=unique,
-            max_array_len=_MAX_ITEMS,
-            max_map_len=_MAX_ITEMS,
-        )
+        fields = msgpack.unpackb(header, use_list=False, object_pairs_hook=unique, max_array_len=_MAX_ITEMS, max_map_len=_MAX_ITEMS)
     except (ValueError, msgpack.UnpackException) as error:  # the library's own errors are of both kinds
         raise BadMessage(f"a header that is not msgpack: {type(error).__name__}") from None
     if not isinstance(fields, dict):

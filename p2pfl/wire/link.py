@@ -10,26 +10,7 @@ from typing import Final
 
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
-from p2pfl.wire.messages import (
-    NOTHING_REMEMBERED,
-    Busy,
-    Chunk,
-    Closing,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Message,
-    ProofRequest,
-    PushSum,
-    Ready,
-    Records,
-    Remembered,
-    Report,
-    ResendRequest,
-    Sent,
-    StopNews,
-    Update,
-)
+from p2pfl.wire.messages import NOTHING_REMEMBERED, Chunk, Goodbye, Hello, Message, Remembered, Report, ResendRequest, StopNews, Update
 from p2pfl.wire.update import Assembly, ReceivedUpdate, Unpacked, UpdateFormat
 
 
@@ -190,9 +171,7 @@ class LinkSession:
         )
 
     def receive(self, frames: Sequence[Frame], *, exchange: int) -> ReceivedMessage:
-        """Take one message of the neighbour.
-
-        *exchange*: the one that this node is at.
+        """Take one message of the neighbour, while this node is at an exchange.
 
         Raises:
             Unauthorized: "wrong_name", "wrong_study", "wrong_layout" or "wrong_start": answer Goodbye(reason=error.reason), that somebody
@@ -210,22 +189,17 @@ class LinkSession:
 
     def _receive(self, frames: Sequence[Frame], exchange: int) -> ReceivedMessage:
         message, payload = decode(frames)
-        match message:
-            case Hello():
-                return self._hear_hello(message)
-            case Goodbye():
-                self._step(HandshakeEvent.GOODBYE)
-                self._forget_peer()
-                return ReceivedMessage(message=message)
-            case _:
-                self._step(HandshakeEvent.MESSAGE)
+        if isinstance(message, Hello):
+            return self._hear_hello(message)
+        self._step(HandshakeEvent.GOODBYE if isinstance(message, Goodbye) else HandshakeEvent.MESSAGE)
         match message:
             case Update():
                 return self._updated(message, payload, exchange)
             case Chunk():
                 return self._continued(message, payload, exchange)
-            case ResendRequest() | Heartbeat() | Closing() | Busy() | Records() | PushSum() | Sent() | Ready() | ProofRequest():
-                return ReceivedMessage(message=message)
+            case Goodbye():
+                self._forget_peer()
+        return ReceivedMessage(message=message)
 
     def _step(self, event: HandshakeEvent) -> None:
         following = TRANSITIONS.get((self.state, event))
@@ -237,8 +211,7 @@ class LinkSession:
         try:
             self._verify(hello)
         except Unauthorized:
-            self._step(HandshakeEvent.REFUSED)
-            self._forget_peer()
+            self.refuse()
             raise
         is_new, echoes = hello.incarnation != self._peer_incarnation, hello.echo == self._incarnation
         self._step(HandshakeEvent.ECHO if echoes else HandshakeEvent.HELLO if is_new else HandshakeEvent.HELLO_AGAIN)

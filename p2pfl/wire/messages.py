@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, get_args
 
 from pydantic import Field, Strict
 
@@ -37,11 +37,8 @@ Exchange = Annotated[int, Strict(), Field(ge=0, le=_LARGEST)]
 LastExchange = Annotated[int, Strict(), Field(ge=-1, le=_LARGEST)]
 """An exchange, or -1 for "none yet"."""
 
-Size = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
-Offset = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
-Received = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
-Incarnation = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
-Echo = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
+Positive = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Natural = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
 Anew = Annotated[int, Strict(), Field(ge=0, le=_LARGEST)]
 """When a node was last started anew without its state, in milliseconds since 1970 by its own clock; 0: never."""
 
@@ -67,7 +64,7 @@ SealedRecord = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_RE
 SealedReady = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_READY_BYTES)]
 Receipt = Annotated[bytes, Strict(), Field(min_length=RECEIPT_BYTES, max_length=RECEIPT_BYTES)]
 
-ChannelEntry = tuple[Name, Name, Size]
+ChannelEntry = tuple[Name, Name, Positive]
 """A channel's name, its dtype, how many numbers."""
 
 
@@ -137,9 +134,9 @@ class Hello:
     layout: Digest
     start: Digest
     """SHA-256 of the study, of the parameter layout, of the initial parameters."""
-    incarnation: Incarnation
+    incarnation: Positive
     """Drawn at random when a process starts, so that a restart is seen."""
-    echo: Echo
+    echo: Natural
     """The receiver's incarnation as far as I have heard, 0 if I have not."""
     is_open: Flag
     """I have heard a Hello that bears my incarnation. Until then I need an answer, and my last one may have been lost."""
@@ -160,7 +157,7 @@ class Update:
     code: ClassVar[int] = 2
     exchange: Exchange
     channels: Annotated[tuple[ChannelEntry, ...], Strict(), Field(min_length=1, max_length=MAX_CHANNELS)]
-    size_bytes: Size
+    size_bytes: Positive
     """Size of the whole payload. A receiver compares it with its own format and allocates from that alone."""
     digest: Digest
     """SHA-256 of the whole payload."""
@@ -178,7 +175,7 @@ class Chunk:
 
     code: ClassVar[int] = 3
     exchange: Exchange
-    offset: Offset
+    offset: Positive
     """In bytes from the start of the payload."""
 
 
@@ -192,7 +189,7 @@ class ResendRequest:
     """As a full update: I do not hold the values that the other one continues."""
     lost: Flag
     """I know that what you have sent of it is lost: something came that you sent later. Where it may still be on its way this is false."""
-    offset: Received
+    offset: Natural
     """So many bytes of its payload are here, from its start."""
     digest: Digest | None
     """Digest of the payload that those bytes are of, as its Update announced it; None where none are here."""
@@ -302,8 +299,5 @@ Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye
 News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
-MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.code: kind
-    for kind in (Hello, Update, Chunk, ResendRequest, Heartbeat, Closing, Goodbye, Busy, Records, PushSum, Sent, Ready, ProofRequest)
-}
+MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in get_args(Message)}
 """By type code. A code is never used for anything else again."""

@@ -69,20 +69,12 @@ def seal(record: ReadyRecord, sign: Sign, study: bytes) -> bytes:
 
 
 def unseal(sealed: bytes) -> ReadyRecord:
-    """Read a sealed record, checked by type, range and size; its signature is not looked at.
-
-    Raises:
-        BadMessage: it is none; reason "bad_record".
-    """
+    """Read a sealed record without a look at its signature; BadMessage "bad_record" where it is none."""
     return unseal_as(_ADAPTER, _FIELDS, sealed, most_bytes=MAX_READY_BYTES, kind="ready record")
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
-    """Pass where the signature is the key's.
-
-    Raises:
-        BadMessage: it is not; reason "wrong_signature".
-    """
+    """Pass where the signature is the key's; BadMessage "wrong_signature" where it is not."""
     check_signature(sealed, key, _DOMAIN + study, kind="ready record")
 
 

@@ -92,19 +92,11 @@ def seal(record: RoundRecord, sign: Sign, study: bytes) -> bytes:
 
 
 def unseal(sealed: bytes) -> RoundRecord:
-    """Read a sealed record, checked by type, range and size; its signature is not looked at.
-
-    Raises:
-        BadMessage: it is none; reason "bad_record".
-    """
+    """Read a sealed record without a look at its signature; BadMessage "bad_record" where it is none."""
     names = _FIELDS if sealed[SIGNATURE_BYTES:].startswith(_WITH_UPDATE) else _FIELDS[:-1]
     return unseal_as(_ADAPTER, names, sealed, most_bytes=MAX_RECORD_BYTES, kind="record")
 
 
 def verify(sealed: bytes, key: Ed25519PublicKey, study: bytes) -> None:
-    """Check that a record's signature is the key's.
-
-    Raises:
-        BadMessage: it is not; reason "wrong_signature".
-    """
+    """Pass where the signature is the key's; BadMessage "wrong_signature" where it is not."""
     check_signature(sealed, key, _DOMAIN + study, kind="record")

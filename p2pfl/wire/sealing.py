@@ -18,17 +18,10 @@ R = TypeVar("R")
 
 
 def unseal_as(adapter: TypeAdapter[R], names: Sequence[str], sealed: bytes, *, most_bytes: int, kind: str) -> R:
-    """Read a sealed record, checked by type, range and size; its signature is not looked at.
-
-    Args:
-        adapter: of the record's class.
-        names: of its fields, in their order.
-        sealed: as it came.
-        most_bytes: of a sealed record.
-        kind: what the record is called in a message.
+    """Read a sealed record of fields with these names, checked by type, range and size; its signature is not looked at.
 
     Raises:
-        BadMessage: it is none; reason "bad_record".
+        BadMessage: it is no record of that kind; reason "bad_record".
     """
     try:
         if not SIGNATURE_BYTES < len(sealed) <= most_bytes:
@@ -45,13 +38,7 @@ def unseal_as(adapter: TypeAdapter[R], names: Sequence[str], sealed: bytes, *, m
 
 
 def check_signature(sealed: bytes, key: Ed25519PublicKey, signed_before: bytes, *, kind: str) -> None:
-    """Pass where the signature is the key's.
-
-    Args:
-        sealed: a record as it came.
-        key: of the member that it is of.
-        signed_before: bytes that were signed in front of the record: its domain and the study's digest.
-        kind: what the record is called in a message.
+    """Pass where the signature over *signed_before*, the record's domain and the study's digest, and the record is the key's.
 
     Raises:
         BadMessage: it is not; reason "wrong_signature".

@@ -82,12 +82,7 @@ class UpdateFormat:
 
     @classmethod
     def of(cls, message: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> UpdateFormat:
-        """For what one neighbour is sent: by channel anything that has dtype and shape.
-
-        Args:
-            message: as it is sent as a rule.
-            full: as it is sent to one that cannot continue; None or the same channels: there is nothing to continue.
-        """
+        """Format of messages: by channel anything that has dtype and shape; *full* is for one that cannot continue, with other channels."""
         channels = tuple(
             ChannelFormat(name=name, dtype=str(array.dtype).removeprefix("torch."), shape=tuple(array.shape))
             for name, array in message.items()
@@ -114,11 +109,9 @@ class UpdateFormat:
         return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
 
     def pack(self, exchange: int, arrays: Arrays, state_digests: StateDigests | None = None) -> EncodedUpdate:
-        """Encode the update of one exchange.
+        """Encode the update of one exchange; *state_digests* are of the values that it continues and leads to.
 
-        A single contiguous channel is not copied: its array must not change as long as the encoded may be sent.
-
-        *state_digests*: of what it continues and leads to.
+        A single contiguous channel is not copied: its array must not change as long as the update may be sent.
 
         Raises:
             ValueError: an array is missing, unknown, or of another dtype or shape.
@@ -135,11 +128,7 @@ class UpdateFormat:
         return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, state_digests=state_digests)
 
     def unpack(self, payload: NDArray[np.uint8]) -> Unpacked:
-        """Views into a payload of the right size.
-
-        Raises:
-            BadMessage: "not_finite", a channel holds NaN or an infinity.
-        """
+        """Views into a payload of the right size; BadMessage "not_finite" where a channel holds NaN or an infinity."""
         arrays, norms, start = {}, {}, 0
         for channel in self.channels:
             flat = payload[start : start + channel.size_bytes].view(DTYPES[channel.dtype])
@@ -176,7 +165,7 @@ def _is_finite(numbers: NDArray[Any]) -> bool:
 class EncodedUpdate:
     """An update ready to be sent, to any neighbour and as often as wanted; only the news beside it differ.
 
-    On one link a encoded is sent to its end before another one, or the same one again, is begun.
+    On one link it is sent to its end before another one, or the same one again, is begun.
     """
 
     exchange: int
@@ -283,9 +272,7 @@ class Assembly:
     """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.
 
     An update counts when all of it is there and its digest and every number have been checked. Until then nothing leaves this object.
-
-    Args:
-        formats: of the updates, one for each phase of a round.
+    There is one format for each phase of a round.
     """
 
     __slots__ = ("_buffer", "_format", "_formats", "_hash", "received_bytes", "update")
@@ -299,10 +286,7 @@ class Assembly:
         self.received_bytes = 0
 
     def begin(self, update: Update, payload: memoryview) -> Unpacked | None:
-        """Take an announcement and its first chunk, giving up what was there before.
-
-        Returns:
-            Arrays and norms if the update is complete, else None.
+        """Take an announcement and its first chunk, giving up what was there before; arrays and norms if the update is complete now.
 
         Raises:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
