@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from p2pfl.transports.base import (
-    MAX_FRAME_BYTES,
-    MAX_QUEUED,
-    UNREADABLE,
-    Endpoint,
-    LinkCondition,
-    LinkState,
-    Received,
-    Transport,
-    TransportFactory,
-)
-from p2pfl.transports.memory import MemoryNetwork, MemoryTransport, join_process
+from p2pfl.transports.base import MAX_FRAME_BYTES, UNREADABLE, Endpoint, LinkCondition, LinkState, Received, Transport, TransportFactory
+from p2pfl.transports.memory import MemoryNetwork, join_process
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.zeromq import ZeroMQTransport
 
@@ -22,18 +12,15 @@ TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "memory": 
 
 __all__ = [
     "MAX_FRAME_BYTES",
-    "MAX_QUEUED",
     "TRANSPORTS",
     "UNREADABLE",
     "Endpoint",
     "LinkCondition",
     "LinkState",
     "MemoryNetwork",
-    "MemoryTransport",
     "Received",
     "ReservedPort",
     "Transport",
-    "TransportFactory",
     "ZeroMQTransport",
     "reserve_port",
 ]

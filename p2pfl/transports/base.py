@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
@@ -16,7 +16,7 @@ MAX_FRAMES = 2
 """In one message: a header and, where there is one, its payload."""
 
 UNREADABLE = ("frame_count", "routing_id")
-"""Of a link's counters: messages that were not delivered because no honest neighbour sends them."""
+"""Counters of a link for messages that were not delivered, because no honest neighbour sends them."""
 
 MAX_FRAME_BYTES = 2**20 + 2**16
 """A chunk of 1 MiB and room for whatever is put around it."""
@@ -25,10 +25,10 @@ MAX_QUEUED = 32
 """Messages that wait in one direction of one link before its sender has to wait as well."""
 
 MAX_RECEIVED = 8
-"""Of messages that came over a link at most so many wait to be read: each may be a chunk of 1 MiB."""
+"""The most messages of a link that wait to be read: each may be a chunk of 1 MiB."""
 
 MAX_SENDING = 4
-"""Of these at most so many wait at the sender, so that a short message is never long behind a large one."""
+"""The most messages of a link that wait at the sender, so that a short message is never long behind a large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +117,11 @@ class LinkState:
 
 
 class LinkStates:
-    """The states of all links of one transport.
-
-    Args:
-        peers: the neighbours.
-        now_s: the clock.
-    """
+    """The states of the links to all neighbours of one transport, by its clock."""
 
     def __init__(self, peers: Iterable[str], now_s: Callable[[], float] = time.monotonic) -> None:
         self.counters: dict[str, Counter[str]] = {peer: Counter() for peer in peers}
-        """What happened to each link, by name, over the object's life."""
+        """Numbers of events of each link, by name, over the object's life."""
         self._now_s = now_s
         self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=now_s()) for peer in self.counters}
         self._heard_s: dict[str, float] = {}
@@ -184,27 +179,23 @@ class LinkStates:
         """The state of one link; ValueError for somebody who is no neighbour."""
         if peer not in self._states:
             raise ValueError(f"{peer!r} is no neighbour")
-        now = self._states[peer]
-        return LinkState(state=now.state, detail=now.detail, since_s=now.since_s, heard_s=self._heard_s.get(peer))
+        return replace(self._states[peer], heard_s=self._heard_s.get(peer))
 
 
 class Transport(Protocol):
     """Links to neighbours, open inside `async with`. Messages of one task to one peer arrive in the order sent, or not at all."""
 
     counters: Counter[str]
-    """What happened to links and to frames that were not delivered, by name; over the object's life."""
+    """Numbers of events of links and of frames that were not delivered, by name, over the object's life."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
     async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
-        """Hand a message to the link; returning does not say that it arrived.
+        """Hand a message of one or two frames to the link, and wait so long while its queue is full; it may still not arrive.
 
-        Args:
-            peer: a neighbour.
-            frames: one or two; they must not change afterwards, for they may be sent without a copy.
-            timeout_s: how long to wait while the link's queue is full.
+        The frames must not change afterwards, for they may be sent without a copy.
 
         Raises:
             TransportError: there is no link to the peer now (known at once).
@@ -223,46 +214,20 @@ class Transport(Protocol):
         ...
 
     def disconnect(self, peer: str, for_s: float, why: str) -> None:
-        """End the link to a neighbour, and have none with it for so long; it comes back by itself afterwards.
-
-        Args:
-            peer: the neighbour.
-            for_s: seconds from now.
-            why: for the state of the link.
-        """
+        """End the link to a neighbour, and have none with it for so many seconds; the state of the link then says why."""
         ...
 
     def link(self, peer: str) -> LinkState:
-        """How the link to a neighbour is now; may be asked at any time, also of a transport that is not open.
-
-        Raises:
-            ValueError: the peer is no neighbour.
-        """
+        """How the link to a neighbour is now, also of a transport that is not open; ValueError for somebody who is no neighbour."""
         ...
 
 
-class TransportFactory(Protocol):
-    """Makes a member's closed transport from its keys and its neighbours' addresses."""
-
-    def __call__(
-        self,
-        me: Endpoint,
-        secret_key: bytes,
-        neighbours: Iterable[Endpoint],
-        /,
-        *,
-        listen: str | None = None,
-        max_queued: int = MAX_QUEUED,
-        heartbeat_s: int = 5,
-    ) -> Transport:
-        """Make it; the arguments mean what they mean for `ZeroMQTransport`."""
-        ...
+TransportFactory = Callable[..., Transport]
+"""Makes a member's closed transport from its keys and its neighbours; the arguments are those of `ZeroMQTransport`."""
 
 
 def dials(name: str, address: str | Sequence[str] | None, peer_name: str, peer_address: str | Sequence[str] | None) -> bool:
-    """Whether *name* dials the peer; an edge is one connection, so exactly one of two neighbours does.
-
-    The one whose name sorts later, unless the other has no address.
+    """Whether *name* dials the peer: of two neighbours the one whose name sorts later does, unless the other has no address.
 
     Raises:
         ConfigError: neither has an address.

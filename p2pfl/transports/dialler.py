@@ -10,7 +10,6 @@ import errno
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 
 import zmq
 
@@ -43,24 +42,8 @@ _TELLING = (
 _NOT_IT = "another key than on its card, another program at this port, or it was just stopping"
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """One address of a neighbour, taken apart."""
-
-    address: str
-    host: str
-    port: int
-
-
 class Dialler:
-    """Dials one neighbour from `run` on, until it is cancelled.
-
-    Args:
-        me: name of this member.
-        peer: the neighbour; it has an address.
-        dealer: the socket that connects.
-        links: where attempts and the causes of failures are noted.
-        resolver: of host names.
+    """Dials one neighbour, which has an address, from `run` on until it is cancelled; notes attempts and causes of failures in *links*.
 
     Raises:
         ConfigError: an address is none.
@@ -71,7 +54,7 @@ class Dialler:
         """Kinds and values of the socket's events, which the caller puts here."""
         self._me = me
         self.peer = peer.name
-        self._places = [_place(peer.name, address) for address in peer.addresses]
+        self._places = [_split(peer.name, address) for address in peer.addresses]
         self.dealer = dealer
         self._links = links
         self._resolver = resolver
@@ -82,16 +65,16 @@ class Dialler:
         while True:
             failures: list[tuple[LinkCondition, str]] = []
             was_up = False
-            for place in self._places:
+            for address, host, port in self._places:
                 try:
-                    hosts = await self._numeric(place)
+                    hosts = await self._numeric(address, host)
                 except TransportError as error:
                     self._links.counters[self.peer]["unresolved"] += 1
                     failures.append((LinkCondition.UNKNOWN_NAME, str(error)))
                     continue
-                for host in hosts:
+                for numeric in hosts:
                     patience_s = sockets.HANDSHAKE_S if len(self._places) == len(hosts) == 1 else CONNECT_SOON_S
-                    failure = await self._connect(place, host, patience_s)
+                    failure = await self._connect(address, numeric, port, patience_s)
                     if failure is None:
                         was_up = True
                         break
@@ -104,16 +87,16 @@ class Dialler:
             pause_s = RECONNECT_S if was_up else min(2 * pause_s, RECONNECT_MAX_S)
             await asyncio.sleep(max(pause_s, self._links.excluded_for_s(self.peer)))
 
-    async def _numeric(self, place: _Place) -> Sequence[str]:
-        self._links.begin(self.peer, LinkCondition.RESOLVING, f"looking up its name {place.host}")
-        found = await self._resolver.resolve(place.host, RESOLVE_S)
-        self._links.begin(self.peer, LinkCondition.CONNECTING, f"dialling {place.address}")
+    async def _numeric(self, address: str, host: str) -> Sequence[str]:
+        self._links.begin(self.peer, LinkCondition.RESOLVING, f"looking up its name {host}")
+        found = await self._resolver.resolve(host, RESOLVE_S)
+        self._links.begin(self.peer, LinkCondition.CONNECTING, f"dialling {address}")
         return found
 
-    async def _connect(self, place: _Place, host: str, patience_s: float) -> tuple[LinkCondition, str] | None:
-        """Have libzmq connect to a numeric address once, until that has failed (and why), or until the link was up and is over (None)."""
-        numeric = f"tcp://[{host}]:{place.port}" if ":" in host else f"tcp://{host}:{place.port}"
-        said = place.address if numeric == place.address else f"{place.address} ({host})"
+    async def _connect(self, address: str, host: str, port: int, patience_s: float) -> tuple[LinkCondition, str] | None:
+        """Have libzmq connect to a numeric host once, until that has failed (and why), or until the link was up and is over (None)."""
+        numeric = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        said = address if numeric == address else f"{address} ({host})"
         self.dealer.socket.setsockopt(zmq.IPV6, int(":" in host))
         self.dealer.socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * patience_s))
         began_s = time.monotonic()
@@ -138,7 +121,7 @@ class Dialler:
         if zmq.EVENT_DISCONNECTED in said_of:
             return LinkCondition.HANDSHAKE_FAILED, f"{said} ended the connection before it was encrypted: {_NOT_IT}"
         self._links.counters[self.peer]["not_connected"] += 1
-        return await _why_not(host, place.port, said, patience_s, time.monotonic() - began_s)
+        return await _why_not(host, port, said, patience_s, time.monotonic() - began_s)
 
     async def _until_over(self, patience_s: float) -> AsyncIterator[tuple[int, int]]:
         """Pass on what libzmq says of one attempt to connect, until that has failed or the connection is over."""
@@ -153,11 +136,12 @@ class Dialler:
             yield kind, value
 
 
-def _place(name: str, address: str) -> _Place:
+def _split(name: str, address: str) -> tuple[str, str, int]:
+    """The address of a member, its host and its port."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ConfigError(f"address of {name} = {address!r}: not an address such as tcp://node.hospital.example:7700")
-    return _Place(address, match[1] or match[2], int(match[3]))
+    return address, match[1] or match[2], int(match[3])
 
 
 async def _why_not(host: str, port: int, said: str, patience_s: float, took_s: float) -> tuple[LinkCondition, str]:

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -49,7 +50,7 @@ MOST_EARLY = 64
 EVENTS_A_TURN = 1000
 
 WRAPPING_BYTES = 42
-"""Of one frame on the wire: libzmq's header of up to 9, and CURVE's command name, nonce, authenticator and flags."""
+"""Bytes around one frame on the wire: libzmq's header of up to 9, and CURVE's command name, nonce, authenticator and flags."""
 
 ENCRYPTED_BYTES = 260
 """A listener that has sent more has said READY: greeting 64, WELCOME 170, then ERROR 12 or READY 67."""
@@ -106,17 +107,11 @@ class _Line:
 
 
 class Door:
-    """Watches the sockets of one transport from `start` to `stop`.
-
-    Args:
-        admission: the policy; from now on the door's own.
-        loop: the transport's.
-        refuse: told (reason, detail) of each connection that was shut, in the loop.
-    """
+    """Watches the sockets of one transport from `start` to `stop`, and tells *refuse* in the loop which connections it shut, and why."""
 
     def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop, refuse: Callable[[str, str], None]) -> None:
         self.accounts: dict[str, Account] = {}
-        """Of each neighbour that this node dials, what was delivered over the connection that it has now."""
+        """Delivered bytes of the connection that each neighbour has now which this node dials."""
         self._port = 0
         self.has_remains = False
         """Whether unread messages of ended connections may exist."""
@@ -173,16 +168,16 @@ class Door:
 
     def authenticated(self, fd: int, source: str, peer: str, account: Account) -> None:
         """The first message of a neighbour came over an accepted connection from a source, see `source_of`."""
-        self._learned.append(lambda: self._promote(fd, source, peer, account))
+        self._learned.append(partial(self._promote, fd, source, peer, account))
 
     def disconnect(self, peer: str) -> None:
         """End all connections of a neighbour that there are now, and throw away what came over them and was not read."""
-        self._learned.append(lambda: self._disconnect(peer))
+        self._learned.append(partial(self._disconnect, peer))
 
     def drained(self, peer: str | None) -> None:
         """All messages were read that had come from a neighbour that this node dials, or, where it is None, to the listener."""
         dialled = [watched.peer for watched in self._watched if watched.peer is not None]
-        self._learned.append(lambda: self._admission.drained(dialled, peer))
+        self._learned.append(partial(self._admission.drained, dialled, peer))
 
     # what the thread does
 
@@ -210,7 +205,8 @@ class Door:
                 for watched in tuple(self._watched):
                     if (may_be_news or watched.events in ready) and not self._read(watched):
                         poller.unregister(watched.events)
-                        self._forget_all(watched)
+                        for number in [number for number, line in self._lines.items() if line.watched is watched]:
+                            self._forget(number)
                         self._watched.remove(watched)
                         watched.events.close(linger=0)
                 self._learn()
@@ -221,7 +217,7 @@ class Door:
                 self.has_remains = self._admission.has_remains
         except BaseException:
             for watched in self._watched:
-                self._tell(lambda tell=watched.tell: tell([(BROKEN, 0)]))  # type: ignore[misc]
+                self._tell(partial(watched.tell, [(BROKEN, 0)]))
             raise
         finally:
             self._close()
@@ -231,11 +227,6 @@ class Door:
             self._forget(number)
         for watched in self._watched:
             watched.events.close(linger=0)
-
-    def _forget_all(self, watched: _Watched) -> None:
-        for number, line in tuple(self._lines.items()):
-            if line.watched is watched:
-                self._forget(number)
 
     def _learn(self) -> None:
         while self._learned:
@@ -261,7 +252,7 @@ class Door:
                 self._forget(self._numbers[number])
             happened.append((kind, number))
         if happened:
-            self._tell(lambda: watched.tell(happened))
+            self._tell(partial(watched.tell, happened))
         return all(kind != zmq.EVENT_MONITOR_STOPPED for kind, _ in happened)
 
     def _tell(self, call: Callable[[], None]) -> None:
@@ -306,7 +297,7 @@ class Door:
                     line.shutdown(socket.SHUT_RDWR)
             finally:
                 line.detach()
-        self._tell(lambda: self._refuse("evicted", "a connection, for want of open files"))
+        self._tell(partial(self._refuse, "evicted", "a connection, for want of open files"))
 
     def _dialled(self, peer: str) -> None:
         for number, line in reversed(self._lines.items()):
@@ -363,12 +354,7 @@ class Door:
         return found | {number: counts for number, line in members.items() if (counts := self._bytes_of(line)) is not None}
 
     def _bytes_of(self, line: _Line, *, with_unread: bool = False) -> tuple[int, bool] | None:
-        """Bytes that libzmq took, and whether its handshake as a listener is over; None where the system does not say.
-
-        Args:
-            line: the connection.
-            with_unread: count what the kernel still holds, too.
-        """
+        """Bytes that libzmq took, or that came, and whether its handshake as a listener is over; None where the system does not say."""
         try:
             known = line.twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             # asked second, so that what comes in between makes the count smaller and not larger
@@ -409,12 +395,8 @@ class Door:
                 twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)  # nothing of it stays in the kernel
                 twin.shutdown(socket.SHUT_RDWR)
             self._forget(number)
-        if told:
-            self._tell(lambda: self._say(told))
-
-    def _say(self, told: list[tuple[str, str]]) -> None:
         for reason, detail in told:
-            self._refuse(reason, detail)
+            self._tell(partial(self._refuse, reason, detail))
 
 
 def _throw_away(connection: socket.socket) -> None:

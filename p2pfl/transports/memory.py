@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from p2pfl.errors import QueueFull, TransportError
@@ -17,12 +16,7 @@ Lost = Callable[[str, str, tuple[memoryview, ...]], bool]
 
 
 class MemoryNetwork:
-    """The members that are open now, by name.
-
-    Args:
-        lost: asked for each message.
-        max_queued: messages that a receiver has not fetched before senders wait.
-    """
+    """The members that are open now, by name; *lost* is asked for each message, *max_queued* is for each receiver."""
 
     def __init__(self, lost: Lost | None = None, max_queued: int = MAX_QUEUED) -> None:
         self.lost = lost
@@ -64,7 +58,7 @@ class MemoryTransport:
                     ours.counters[theirs]["connected"] += 1
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         del self._network.members[self.name]
         for peer in sorted(self.neighbours):
             if self._links.state(peer).is_up:
@@ -80,12 +74,9 @@ class MemoryTransport:
         check_frames(frames, MAX_FRAME_BYTES)
         self._check_open()
         receiver = self._network.members.get(peer)
-        if receiver is None:
-            raise TransportError(f"no link from {self.name} to {peer}")
-        if self.name not in receiver.neighbours:
+        if receiver is not None and self.name not in receiver.neighbours:
             receiver.counters["unauthorized"] += 1
-            raise TransportError(f"no link from {self.name} to {peer}")
-        if self._are_apart(receiver):
+        if receiver is None or self.name not in receiver.neighbours or self._are_apart(receiver):
             raise TransportError(f"no link from {self.name} to {peer}")
         copies = tuple(memoryview(bytes(frame)) for frame in frames)
         if self._network.lost is not None and self._network.lost(self.name, peer, copies):

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from p2pfl.errors import TransportError
@@ -35,9 +36,6 @@ class Resolver:
 
     The threads are daemons: one that hangs in the system's resolver holds up neither another name nor the end of the process. A name that
     is still being looked up is not asked for again, so there are never more threads than names.
-
-    Args:
-        lookup: what blocks; None: the system's resolver.
     """
 
     def __init__(self, lookup: Lookup | None = None) -> None:
@@ -71,27 +69,23 @@ class Resolver:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Sequence[str]] = loop.create_future()
 
-        def finish(found: Sequence[str] | None, error: BaseException | None) -> None:
+        def finish(found: Sequence[str], error: OSError | UnicodeError | None) -> None:
             self._pending.pop(host, None)
-            if future.cancelled():
-                return
-            if error is not None:
+            if error is None:
+                future.set_result(found)
+            else:
                 future.set_exception(error)
                 future.exception()  # nobody may be waiting any more
-            else:
-                future.set_result(found or ())
 
         def run() -> None:
-            found: Sequence[str] | None = None
-            error: BaseException | None = None
+            found: Sequence[str] = ()
+            fault: OSError | UnicodeError | None = None
             try:
                 found = self._lookup(host)
-            except (OSError, UnicodeError) as failure:
-                error = failure
-            try:
-                loop.call_soon_threadsafe(finish, found, error)
-            except RuntimeError:
-                return  # the loop has ended meanwhile
+            except (OSError, UnicodeError) as error:
+                fault = error
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(finish, found, fault)
 
         threading.Thread(target=run, name=f"looks up {host}", daemon=True).start()
         return future

@@ -1,17 +1,19 @@
-"""One libzmq socket of links: its options, its events, and sending and reading that never wait inside libzmq."""
+"""libzmq's sockets of links: options, events, ways back to who dialled, and sending and reading that never wait inside libzmq."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import logging
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import zmq
 import zmq.asyncio
 
 from p2pfl.errors import ConfigError, TransportError
+from p2pfl.transports.admission import Account
 from p2pfl.transports.base import MAX_RECEIVED, MAX_SENDING
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ CURVE_OVERHEAD_BYTES = 33  # command name, nonce, authenticator, flags: MAXMSGSI
 HANDSHAKE_S = 10.0
 NEVER_S = 1_000_000.0  # libzmq dials again by itself after at least so long: Dialler does
 MISSED_HEARTBEATS = 4
+ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
+ROUTES_KEPT = 4
 
 EVENTS: dict[int, str] = {
     zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
@@ -32,16 +36,7 @@ an error (errno is overwritten), and leaves a connection that is neither read no
 
 
 class LinkSocket:
-    """A ROUTER or DEALER that has every option that must be set before it binds or connects.
-
-    Args:
-        context: of the transport.
-        kind: zmq.ROUTER or zmq.DEALER.
-        keys: CURVE, z85: public and secret.
-        max_frame_bytes: as for `ZeroMQTransport`; so are the others.
-        max_queued: messages.
-        heartbeat_s: whole seconds.
-    """
+    """A ROUTER or DEALER that has every option that must be set before it binds or connects, with its public and its secret key."""
 
     def __init__(
         self, context: zmq.asyncio.Context, kind: int, keys: tuple[bytes, bytes], *, max_frame_bytes: int, max_queued: int, heartbeat_s: int
@@ -138,6 +133,50 @@ class LinkSocket:
     def has_unread(self) -> bool:
         """Whether a message waits in libzmq; a closed socket counts as one that is not known to be empty."""
         return self.socket.closed or bool(cast(int, self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+class ReturnRoutes:
+    """Reaches each neighbour that dials this node over its newest connection to the listening socket that still exists."""
+
+    def __init__(self, router: LinkSocket, peers: Iterable[str]) -> None:
+        self._router = router
+        self._routes: dict[str, deque[bytes]] = {peer: deque(maxlen=ROUTES_KEPT) for peer in peers}  # newest last
+        self._accounts: dict[bytes, Account] = {}
+
+    def send(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
+        """Send a message; raises zmq.Again where there is no room, and returns False where there is no connection."""
+        routes = self._routes[peer]
+        while routes:
+            try:
+                self._router.send([routes[-1], *frames])
+            except zmq.ZMQError as error:
+                if error.errno != errno.EHOSTUNREACH:
+                    raise
+                routes.pop()
+            else:
+                return True
+        return False
+
+    def add(self, peer: str, route: bytes) -> Account | None:
+        """Take in the connection of a message: an account for it, or None where it is known already."""
+        # a late message of an old connection must not change the way back: only a route not yet known is the newest
+        if route in self._routes[peer]:
+            return None
+        self._routes[peer].append(route)
+        kept = {route for routes in self._routes.values() for route in routes}
+        self._accounts = {known: account for known, account in self._accounts.items() if known in kept}
+        return self._accounts.setdefault(route, Account())
+
+    def account(self, route: bytes) -> Account | None:
+        """Bytes that were delivered over a connection; None: it is kept no longer."""
+        return self._accounts.get(route)
+
+    def is_connected(self, peer: str) -> bool:
+        """Whether the neighbour has a connection: a sign of life tells, and those that are gone are forgotten."""
+        routes = self._routes[peer]
+        while routes and not self._router.send_sign_of_life(peer, routes[-1]):
+            routes.pop()
+        return bool(routes)
 
 
 def _families(listen: str) -> tuple[int, ...]:

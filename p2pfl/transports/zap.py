@@ -21,10 +21,10 @@ async def answer_for_keys(
     refuse: Callable[[str, str], None],
     is_excluded: Callable[[bytes], bool] = lambda _: False,
 ) -> None:
-    """Serve until cancelled; a key that is let in becomes the User-Id of its frames.
+    """Serve a REP that is bound to ZAP_ADDRESS until cancelled; a key that is let in becomes the User-Id of its frames.
 
     Args:
-        zap: REP, bound to ZAP_ADDRESS.
+        zap: the socket.
         allowed: CURVE public keys, z85.
         refuse: told ("unauthorized", why) of each refusal.
         is_excluded: whether an allowed key is not let in now.

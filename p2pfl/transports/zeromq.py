@@ -25,7 +25,7 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from p2pfl.errors import QueueFull, TransportError
-from p2pfl.transports.admission import Account, Admission, AdmissionLimits, source_of
+from p2pfl.transports.admission import Account, Admission, source_of
 from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
@@ -42,8 +42,7 @@ from p2pfl.transports.base import (
 from p2pfl.transports.dialler import LOOK_AFTER_S, Dialler
 from p2pfl.transports.door import BROKEN, WRAPPING_BYTES, Door, Events
 from p2pfl.transports.resolver import Lookup, Resolver
-from p2pfl.transports.routes import ROUTE_BYTES, ReturnRoutes
-from p2pfl.transports.sockets import EVENTS, MISSED_HEARTBEATS, LinkSocket
+from p2pfl.transports.sockets import EVENTS, MISSED_HEARTBEATS, ROUTE_BYTES, LinkSocket, ReturnRoutes
 from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
 
 log = logging.getLogger(__name__)
@@ -133,8 +132,8 @@ class ZeroMQTransport:
         self._ended = asyncio.Event()  # a connection that somebody made to this node is over
         self._resolver = Resolver(self._lookup)
         messages = min(self._max_queued, MAX_RECEIVED) + MESSAGES_HELD
-        limits = AdmissionLimits(member_bytes=messages * MAX_FRAMES * (self._max_frame_bytes + WRAPPING_BYTES))
-        self._door = Door(Admission(limits), asyncio.get_running_loop(), self._shut)
+        admission = Admission(member_bytes=messages * MAX_FRAMES * (self._max_frame_bytes + WRAPPING_BYTES))
+        self._door = Door(admission, asyncio.get_running_loop(), self._shut)
         self._group = await asyncio.TaskGroup().__aenter__()
         self._readers: list[asyncio.Task[None]] = []
         self._monitors: list[asyncio.Task[None]] = []

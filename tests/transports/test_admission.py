@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from p2pfl.transports.admission import Account, Admission, AdmissionLimits, source_of
+from p2pfl.transports.admission import Account, Admission, source_of
 
 HONEST, ATTACKER = "192.0.2.7", "198.51.100.9"
 
@@ -30,7 +30,7 @@ class Shutting(Admission):
 
 
 def admission(**limits):
-    return Shutting(AdmissionLimits(**{"member_bytes": 1000, **limits}), random.Random(14).random)
+    return Shutting(**{"member_bytes": 1000, **limits}, draw=random.Random(14).random)
 
 
 def flood(door, source, count, *, rate=500, start=1000, now_s=0.0):
@@ -53,11 +53,11 @@ def attempts_until_through(door, source, *, rate, handshake_s, pause_s=2.0):
         if attempt in door.arrive(attempt, HONEST, now_s):
             continue
         until_s = now_s + handshake_s
-        while now_s < until_s and attempt in door.numbers:
+        while now_s < until_s and attempt in door._connections:
             door.arrive(unknown, source, now_s)
             unknown += 1
             now_s += 1 / rate
-        if attempt in door.numbers:
+        if attempt in door._connections:
             return attempt
     raise AssertionError("never")
 
@@ -160,7 +160,7 @@ def test_a_member_has_two_connections_of_which_the_newest_stay():
 
     assert door.authenticate(1, "b", Account()) == {}
     assert door.authenticate(2, "b", Account()) == {0: "replaced"}
-    assert door.numbers == [1, 2]
+    assert list(door._connections) == [1, 2]
 
 
 def test_an_unknown_peer_that_sends_more_than_a_handshake_is_shut():
@@ -192,7 +192,7 @@ def test_a_member_holds_so_many_bytes_over_all_its_connections():
 
     assert door.weigh({0: (5500, True), 1: (500, True), 2: (1000, True)}) == {}
     assert door.weigh({0: (5500, True), 1: (501, True), 2: (1000, True)}) == {0: "oversent", 1: "oversent"}
-    assert door.numbers == [2]
+    assert list(door._connections) == [2]
 
 
 def test_unread_messages_of_ended_connections_count_until_all_were_read():
@@ -243,7 +243,7 @@ def test_who_needs_a_file_gets_that_of_the_newest_unknown_peer():
         door.leave(number)
 
     assert given_up == [1, 0]
-    assert door.numbers == [2, 3]
+    assert list(door._connections) == [2, 3]
 
 
 def test_remembered_addresses_are_bounded():

@@ -32,13 +32,13 @@ from networks import Institutions, plan_of
 from p2pfl.errors import TransportError
 from p2pfl.governance.identity import Identity
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport
-from p2pfl.transports.admission import Account, Admission, AdmissionLimits
+from p2pfl.transports.admission import Account, Admission
 from p2pfl.transports.door import ENCRYPTED_BYTES, Door, _Watched
 from thorough import LONG, long_or_short
 
 needs_sodium = pytest.mark.skipif(sodium() is None, reason="no libsodium to write CURVE by hand with")
 MIB = 2**20
-PLACES = AdmissionLimits(member_bytes=1)
+PLACES = Admission(member_bytes=1)
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_an_honest_queue_that_nobody_reads_is_not_too_much(links):
 
 def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_whose_it_is():
     async def main():
-        door = Door(Admission(AdmissionLimits(member_bytes=2**20)), asyncio.get_running_loop(), lambda *_: None)
+        door = Door(Admission(member_bytes=2**20), asyncio.get_running_loop(), lambda *_: None)
         with socket.create_server(("127.0.0.1", 0)) as server:
             door.listens_at(server.getsockname()[1])
             with socket.create_connection(server.getsockname()) as far, server.accept()[0] as near:
@@ -321,7 +321,7 @@ def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_wh
                 far.recv(ENCRYPTED_BYTES + 1, socket.MSG_WAITALL)
                 door._promote(near.fileno(), "127.0.0.1", "b", Account())
                 door._accept(near.fileno(), _Watched(None, None, lambda _: None))
-                (number,) = door._admission.numbers
+                (number,) = door._admission._connections
                 assert door._admission.member(number) is None
 
                 await until(lambda: door._promote_early() or door._admission.member(number) == "b")
