@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
-from p2pfl.governance.address import split_address
 from p2pfl.governance.encoding import canonical, z85_decode
-from p2pfl.governance.names import Name
+from p2pfl.governance.names import Name, split_address
 from p2pfl.statistics.moments import Moments
 from p2pfl.yaml_files import check, dump_yaml, load_yaml
 

@@ -17,15 +17,10 @@ from getpass import getpass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InternalError, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance import key_file
@@ -96,11 +91,7 @@ class Identity:
         return b"".join(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in (self.signing, self.curve))
 
     def save(self, folder: Path, passphrase: bytes | None = None) -> Path:
-        """Write folder/private.pem, 0600 from its creation, in a folder of mode 0700.
-
-        Raises:
-            ConfigError: the file is there already, or others may use the folder.
-        """
+        """Write folder/private.pem, 0600 from its creation, in a folder of mode 0700; ConfigError where there is one."""
         path = folder / PRIVATE_FILE
         content = key_file.seal(self.pem_blocks(), passphrase) if passphrase else self.pem_blocks()
         try:
@@ -127,7 +118,7 @@ class Identity:
             "schema": 1,
             "name": name,
             "address": list(address) if address is not None and not isinstance(address, str) else address,
-            "identity": self.signing.public_key().public_bytes_raw().hex(),
+            "identity": self._identity,
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,
         }
@@ -137,8 +128,7 @@ class Identity:
 
     def owns(self, card: Card) -> bool:
         """Whether a card has these keys' public halves."""
-        public = self.signing.public_key().public_bytes_raw().hex(), self.curve_public.decode("ascii")
-        return public == (card.identity, card.curve)
+        return (self._identity, self.curve_public.decode("ascii")) == (card.identity, card.curve)
 
     @property
     def curve_public(self) -> bytes:
@@ -151,15 +141,15 @@ class Identity:
         return z85_encode(self.curve.private_bytes_raw()).encode("ascii")
 
     def __repr__(self) -> str:
-        return f"Identity({self.signing.public_key().public_bytes_raw().hex()[:16]}…)"
+        return f"Identity({self._identity[:16]}…)"
+
+    @property
+    def _identity(self) -> str:
+        return self.signing.public_key().public_bytes_raw().hex()
 
 
 def find_passphrase(file: Path | None = None, *, new: bool = False) -> bytes:
-    """Read the passphrase from a file if one is named, else from P2PFL_PASSPHRASE, else from the terminal (twice for new keys).
-
-    Raises:
-        ConfigError: there is none of the three, it is empty, or others can read the file.
-    """
+    """Read the passphrase from a file if one is named, else from P2PFL_PASSPHRASE, else from the terminal (twice for new keys)."""
     if file is not None:
         passphrase = _read_private(file).rstrip(b"\r\n")
         if not passphrase:
@@ -179,7 +169,7 @@ def _unsealed(text: bytes, passphrase: bytes, path: Path) -> bytes:
     """Decrypt the PEM blocks of a key file."""
     try:
         return key_file.unseal(text, passphrase)
-    except key_file.WrongPassphrase as error:
+    except InvalidTag as error:
         raise ConfigError("wrong passphrase", str(path)) from error
     except (ValueError, MemoryError) as error:
         raise ConfigError(f"the file is damaged ({error}); restore it", str(path)) from error

@@ -19,7 +19,6 @@ import hmac
 import re
 import secrets
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
@@ -40,10 +39,6 @@ _MOST_BYTES, _MOST_WORK = 2**30, 2**27
 _SALT_BYTES, _NONCE_BYTES, _KEY_BYTES, _LINE = 16, 12, 32, 64
 
 
-class WrongPassphrase(Exception):  # says what is the matter
-    """The key file is whole and has another passphrase."""
-
-
 def seal(content: bytes, passphrase: bytes) -> bytes:
     """Encrypt private keys into a key file's text."""
     salt, nonce = secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_NONCE_BYTES)
@@ -59,7 +54,7 @@ def unseal(text: bytes, passphrase: bytes) -> bytes:
 
     Raises:
         ValueError: the file is damaged, or asks for more memory or work than a key file ever needs.
-        WrongPassphrase: it is not.
+        InvalidTag: it is not, and has another passphrase.
     """
     found = _FILE.fullmatch(text)
     if found is None:
@@ -71,10 +66,7 @@ def unseal(text: bytes, passphrase: bytes) -> bytes:
     if not hmac.compare_digest(_checksum(found["head"], sealed), found["checksum"]):
         raise ValueError("its checksum is another one")
     key = _key(passphrase, bytes.fromhex(found["salt"].decode()), n, r, p)
-    try:
-        return ChaCha20Poly1305(key).decrypt(bytes.fromhex(found["nonce"].decode()), sealed, found["head"])
-    except InvalidTag as error:
-        raise WrongPassphrase from error
+    return ChaCha20Poly1305(key).decrypt(bytes.fromhex(found["nonce"].decode()), sealed, found["head"])
 
 
 def _key(passphrase: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:

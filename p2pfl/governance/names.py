@@ -1,7 +1,8 @@
-"""Rules for the names of members, sites, nodes and tasks: a name becomes part of a file's name, is printed, or leads to code."""
+"""Rules for names and addresses of members, and for names of tasks: a name becomes part of a file's name, is printed, or leads to code."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 
@@ -18,6 +19,7 @@ _ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 NEW_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.' or '-'"
 """The rule for new members, for messages. A command takes what starts with '-' for an option."""
 
+_MAX_PORT = 65535
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,11 +37,7 @@ def is_task_name(text: str) -> bool:
 
 
 def checked_task_name(text: str) -> str:
-    """Return a name that may stand in a list of allowed tasks.
-
-    Raises:
-        ValueError: it has another form.
-    """
+    """Return a name that may stand in a list of allowed tasks; ValueError for any other text."""
     if not is_task_name(text):
         raise ValueError(f"expected {TASK_RULE}")
     return text
@@ -51,11 +49,7 @@ def is_new_name(text: str) -> bool:
 
 
 def checked_name(text: str) -> str:
-    """Return a member's name that holds to `RULE`.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Return a member's name that holds to `RULE`; ValueError for any other text."""
     if not is_name(text):
         raise ValueError(f"expected {RULE}")
     return text
@@ -63,3 +57,27 @@ def checked_name(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(checked_name)]
 """A member's name in a file that people write."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split tcp://host:port into host and port; ValueError for anything else. An IPv6 host stands in brackets and keeps them."""
+    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._\-]*):([0-9]{1,5})", address)
+    if not match or not 1 <= int(match[2]) <= _MAX_PORT:
+        raise ValueError("expected tcp://host:port, the host as the others reach it, the port from 1 to 65535")
+    host = match[1]
+    try:
+        unspecified = ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        unspecified = False  # a DNS name
+    if unspecified:
+        raise ValueError("nobody can dial this: expected the host as the others reach it")
+    return host, int(match[2])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address stands for the machine of whoever dials it."""
+    host = split_address(address)[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "ip6-localhost")

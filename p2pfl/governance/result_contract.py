@@ -64,7 +64,7 @@ class ResultContract:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A difference between the contract of a study and a site's machine."""
 
@@ -91,50 +91,37 @@ def differences(agreed: ResultContract, here: ResultContract) -> list[Difference
     """Compare a machine with the contract of a study."""
     found = []
     install = f"install p2pfl-mesh {agreed.p2pfl}, which made the study"
+    by = f"here (p2pfl {here.p2pfl})"
     if here.wire != agreed.wire:
-        detail = f"wire schema {here.wire} here (p2pfl {here.p2pfl}), {agreed.wire} in the study"
-        found.append(Difference(kind="wire", detail=detail, remedy=install))
+        found.append(Difference("wire", f"wire schema {here.wire} {by}, {agreed.wire} in the study", install))
     if here.arithmetic != agreed.arithmetic:
-        detail = f"arithmetic revision {here.arithmetic} here (p2pfl {here.p2pfl}), {agreed.arithmetic} in the study"
-        found.append(Difference(kind="arithmetic", detail=detail, remedy=install))
+        found.append(Difference("arithmetic", f"arithmetic revision {here.arithmetic} {by}, {agreed.arithmetic} in the study", install))
     if here.torch != agreed.torch:
-        detail = f"torch {here.torch} here, {agreed.torch} in the study"
-        found.append(Difference(kind="torch", detail=detail, remedy=f"install torch {agreed.torch}"))
+        found.append(Difference("torch", f"torch {here.torch} here, {agreed.torch} in the study", f"install torch {agreed.torch}"))
     return [*found, *_differences_of_task(agreed.task, here.task)]
 
 
 def _differences_of_task(agreed: AgreedTask | None, here: AgreedTask | None) -> list[Difference]:
     """Compare the code of the task; it may differ where the study does not bind it."""
-    if here is None and agreed is None:
-        return []
-    if agreed is None or here is None:
-        name, place = (here or agreed or AgreedTask(name="?")).name, "here" if agreed is None else "in the study"
-        other = "in the study" if agreed is None else "here"
-        detail = f"task {name!r} is not built in {place}, and is {other}"
-        return [Difference(kind="task", detail=detail, remedy="make the study again with p2pfl study new")]
+    again = "make the study again with p2pfl study new"
+    if agreed is None:
+        return [] if here is None else [Difference("task", f"task {here.name!r} is not built in here, and is in the study", again)]
+    if here is None:
+        return [Difference("task", f"task {agreed.name!r} is not built in in the study, and is here", again)]
     if agreed.source is None or here.source is None:
         return []
     wanted = f"the study's version of {agreed.distribution or f'the code of {agreed.name}'}"
     if here.source != agreed.source:
         detail = f"task {agreed.name!r}: source {here.source[:_SHOWN_DIGITS]}… here, {agreed.source[:_SHOWN_DIGITS]}… in the study"
-        return [Difference(kind="task", detail=detail, remedy=f"take {wanted}")]
+        return [Difference("task", detail, f"take {wanted}")]
     if None not in (agreed.distribution, here.distribution) and agreed.distribution != here.distribution:
         detail = f"task {agreed.name!r}: from distribution {here.distribution} here, {agreed.distribution} in the study"
-        return [Difference(kind="task", detail=detail, remedy=f"install {agreed.distribution}")]
+        return [Difference("task", detail, f"install {agreed.distribution}")]
     return []
 
 
 def accepted(found: Sequence[Difference], kinds: Collection[str], place: str) -> list[Difference]:
-    """Refuse differences that a site has not accepted, and return all.
-
-    Args:
-        found: all of them.
-        kinds: what it accepts.
-        place: its file, for the message.
-
-    Raises:
-        ConfigError: with those that it has not accepted.
-    """
+    """Return all differences; ConfigError with those whose kinds a site has not accepted in its file, which is *place*."""
     if refused := [str(difference) for difference in found if difference.kind not in kinds]:
         raise ConfigError(refused, place)
     return list(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,10 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from p2pfl.errors import ConfigError, TopologyError, some
-from p2pfl.governance.address import is_loopback
 from p2pfl.governance.card import Card
 from p2pfl.governance.encoding import canonical, plain_digest, unencodable
-from p2pfl.governance.names import NEW_RULE, is_new_name
+from p2pfl.governance.names import NEW_RULE, is_loopback, is_new_name
 from p2pfl.governance.result_contract import ResultContract
 from p2pfl.statistics.moments import Moments
 from p2pfl.topology import Topology, check_connected
@@ -85,11 +84,7 @@ class Study:
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
-        """Make a study of these members on a weighted topology whose names are theirs.
-
-        Raises:
-            ConfigError: with everything that cannot be.
-        """
+        """Make a study of these members on a weighted topology whose names are theirs; ConfigError with everything that cannot be."""
         if topology.weights is None or topology.names is None:
             raise ValueError("the topology of a study has weights and names")
         names = topology.names
@@ -111,9 +106,9 @@ class Study:
         edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b or topology.directed]
         graph = {"name": topology.name, "edges": edges} | ({"directed": True} if topology.directed else {})
         members = [card.as_dict() for card in cards]
-        content = dict(experiment)
-        if _agrees_on_a_scale(content) and "scale" not in content["task"]:
-            content["task"] = {**content["task"], "scale": _agreed_scale(cards)}
+        content, task = dict(experiment), experiment.get("task")
+        if isinstance(task, Mapping) and task.get("standardise") == "pooled" and "scale" not in task:
+            content["task"] = {**task, "scale": _agreed_scale(cards)}
         return cls.from_mapping({"experiment": content, "members": members, "graph": graph}, "the new study")
 
     @classmethod
@@ -122,25 +117,15 @@ class Study:
         read = check(cls, content, place)
         directed = read.graph.directed
         edges = sorted((a, b, weight) if directed else (min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
-        study = cls(
-            schema=read.schema,
-            experiment=read.experiment,
-            members=tuple(sorted(read.members, key=lambda card: card.name)),
-            graph=Graph(name=read.graph.name, edges=tuple(edges), directed=directed),
-            layout=read.layout,
-            result_contract=read.result_contract,
-        )
-        if faults := list(study._faults()):
+        members = tuple(sorted(read.members, key=lambda card: card.name))
+        study = replace(read, members=members, graph=replace(read.graph, edges=tuple(edges)))
+        if faults := list(study.faults()):
             raise ConfigError(faults, place)
         return study
 
     @classmethod
     def read(cls, path: Path | str) -> Study:
-        """Read a study from its file; `experiment.loading.load_study` also checks its experiment.
-
-        Raises:
-            ConfigError: something in it cannot be; the message names the file.
-        """
+        """Read a study from its file, which a ConfigError names; `experiment.loading.load_study` also checks its experiment."""
         return cls.from_mapping(load_yaml(path), str(path))
 
     def with_layout(self, table: Sequence[Mapping[str, Any]]) -> Study:
@@ -211,7 +196,7 @@ class Study:
             self.graph.name, len(self.members), senders, receivers, directed=self.graph.directed, names=self.names, weights=weights
         )
 
-    def _faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[str]:
         """Find everything that is wrong with the study, a sentence each."""
         if not self.members:
             yield "members = []: a study has members"
@@ -273,14 +258,8 @@ class Study:
         return found
 
 
-def _agrees_on_a_scale(experiment: Mapping[str, Any]) -> bool:
-    """Whether the task standardises by the means and deviations of all members' training rows."""
-    task = experiment.get("task")
-    return isinstance(task, Mapping) and task.get("standardise") == "pooled"
-
-
 def _agreed_scale(cards: Sequence[Card]) -> dict[str, Any]:
-    """Merge the moments of all members' rows."""
+    """Merge the moments of all members' training rows, by whose means and deviations the task standardises."""
     silent = sorted(card.name for card in cards if card.moments is None)
     if silent:
         raise ConfigError(

@@ -10,10 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
-from p2pfl.governance.address import split_address
 from p2pfl.governance.card import Card
 from p2pfl.governance.encoding import plain_digest
-from p2pfl.governance.names import Name, checked_task_name
+from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from p2pfl.errors import ConfigError
-from p2pfl.governance.address import is_loopback, split_address
 from p2pfl.governance.card import Card
 from p2pfl.governance.encoding import canonical, grouped, plain_digest, z85_decode, z85_encode
 from p2pfl.governance.identity import Identity
+from p2pfl.governance.names import is_loopback, split_address
 
 ADDRESS = "tcp://node.hungary.example:7700"
 IDENTITY = Identity.new()
