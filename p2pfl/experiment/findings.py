@@ -26,12 +26,7 @@ _ALGORITHM_KEYS = [f.name for f in fields(AlgorithmSpec) if f.name != "options"]
 
 
 def faults_of_types(raw: Mapping[str, Any], findings: Sequence[str]) -> list[str]:
-    """All faults of a mapping whose values have wrong types or unknown keys.
-
-    Args:
-        raw: as the file holds it.
-        findings: about types and keys, in terms of the dataclasses.
-    """
+    """All faults of a file's mapping whose values have wrong types or unknown keys, which *findings* name as the dataclasses do."""
     faults = _faults_of_names(raw)
     has_no_graph = any(fault.startswith("topology = ") for fault in faults)
     # one fault of a name is one finding, ours: pydantic cannot know which names there are, and the file has no `options`
@@ -46,18 +41,16 @@ def faults_of_types(raw: Mapping[str, Any], findings: Sequence[str]) -> list[str
 
 
 def faults_and_conflicts(raw: Mapping[str, Any], experiment: Experiment) -> tuple[list[str], list[str]]:
-    """Values that are wrong by themselves, and values that are right one by one and wrong together.
-
-    Args:
-        raw: as the file holds it.
-        experiment: what it says, its types checked.
-    """
+    """Values of a file's mapping that are wrong by themselves, and values that are right one by one and wrong together."""
     faults, conflicts = _faults_of_names(raw), []
     try:
         if experiment.aggregator.name in AGGREGATORS:
             build_aggregator(experiment)
         if experiment.algorithm.name in ALGORITHMS and experiment.compressor.name in COMPRESSORS:
-            conflicts += _conflicts_of_requirements(experiment, build_algorithm(experiment).requires)
+            requires = build_algorithm(experiment).requires
+            conflicts += _conflicts_of_pace(experiment, requires)
+            if "complete" in requires and experiment.topology.name != "complete":
+                conflicts.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
     except ConflictError as error:
         conflicts += error.findings
     except ConfigError as error:
@@ -160,14 +153,6 @@ def _conflicts_of_keys(experiment: Experiment) -> list[str]:
         found.append(
             f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it"
         )
-    return found
-
-
-def _conflicts_of_requirements(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
-    """Requirements of the algorithm that the pace, the clock or the topology's name cannot meet."""
-    found = _conflicts_of_pace(experiment, requires)
-    if "complete" in requires and experiment.topology.name != "complete":
-        found.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
     return found
 
 

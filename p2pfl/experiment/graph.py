@@ -37,10 +37,7 @@ _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 def build_topology(experiment: Experiment, names: Sequence[str], samples: Mapping[str, int | None] | None = None) -> Topology:
     """Build the weighted graph over the nodes, which are the rows in the order of their sorted names.
 
-    Args:
-        experiment: names the graph and the rule for its weights.
-        names: of the nodes.
-        samples: training rows of each, for `weights: stationary` where the graph's file gives no masses.
+    Each node's training rows, *samples*, are for `weights: stationary` where the graph's file gives no masses.
 
     Raises:
         TopologyError: the graph is not connected, cannot have that many nodes, or names other nodes than the task has.
@@ -61,13 +58,7 @@ def build_topology(experiment: Experiment, names: Sequence[str], samples: Mappin
 def build_schedule(
     experiment: Experiment, names: Sequence[str], agreed: Topology | None = None, samples: Mapping[str, int | None] | None = None
 ) -> Schedule:
-    """Build the weighted graph of every round, over the nodes in the order of their sorted names.
-
-    Args:
-        experiment: names the graph and the rule for its weights.
-        names: of the nodes.
-        agreed: the graph of a study; None: the experiment's own.
-        samples: as in `build_topology`.
+    """Build the weighted graph of every round, over the nodes in the order of their sorted names; *agreed* is a study's graph.
 
     Raises:
         TopologyError: as `build_topology`.
@@ -95,13 +86,7 @@ def agreeing_on(experiment: Experiment, schedule: Schedule) -> Experiment:
 
 
 def link_costs(experiment: Experiment, topology: Topology, names: Sequence[str]) -> Topology | None:
-    """The graph with the latencies and bandwidths of links; None where no graph of the experiment has them.
-
-    Args:
-        experiment: names the graph, or the graph from which changing rounds choose.
-        topology: of the run.
-        names: of the nodes.
-    """
+    """The run's graph, or the one from which changing rounds choose, where it has latencies or bandwidths of links."""
     graph = _base(experiment, names) if has_base(experiment.topology.name) else topology
     return graph if graph.latency_ms is not None or graph.bandwidth_mbps is not None else None
 

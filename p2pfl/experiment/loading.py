@@ -20,11 +20,7 @@ _WITH_OPTIONS = ("task", "partition", "topology", "aggregator", "compressor")
 
 
 def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Load an experiment from its file, with some keys replaced.
-
-    Args:
-        path: a YAML file.
-        overrides: dotted keys to values, as `--set algorithm.local_steps=10` gives them.
+    """Load an experiment from its file, with some dotted keys replaced, as `--set algorithm.local_steps=10` gives them.
 
     Raises:
         ConfigError: every fault at once, each with key, value given and what is allowed.
@@ -33,11 +29,7 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
 
 
 def raw_experiment(path: Path | str) -> dict[str, Any]:
-    """Read an experiment's file without checks: with a name, and with its graph's file found.
-
-    Raises:
-        ConfigError: it cannot be read as a mapping.
-    """
+    """Read an experiment's file without checks: with a name, and with its graph's file found; ConfigError where it holds no mapping."""
     raw = load_yaml(path, "task: {name: breast-cancer}")
     raw.setdefault("name", Path(path).stem)
     return with_files_found(raw, Path(path).parent)
@@ -73,20 +65,12 @@ def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides
 
 
 def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Check the experiment of a study or a run's folder; without a schema an earlier version has resolved it.
-
-    Raises:
-        ConfigError: as `experiment_from`.
-    """
+    """Check the experiment of a study or a run's folder as `experiment_from`; without a schema an earlier version has resolved it."""
     return experiment_from({"schema": 1, **raw}, place, overrides)
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study from its file and check that its experiment leaves no key to a default.
-
-    Raises:
-        ConfigError: something in it cannot be, or its experiment leaves keys to the defaults of each reader's version.
-    """
+    """Read a study from its file; ConfigError where its experiment leaves keys to the defaults of each reader's version."""
     study = Study.read(path)
     resolved = recorded_experiment(study.experiment, str(path)).as_dict()
     if missing := sorted(_missing_keys(resolved, study.experiment)):
@@ -108,11 +92,7 @@ def _missing_keys(resolved: Mapping[str, Any], raw: Mapping[str, Any], within: s
 
 
 def overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace some dotted keys of a mapping, names first: they drop the options of the name before them.
-
-    Raises:
-        ConfigError: a key leads into something that is not a mapping.
-    """
+    """Replace some dotted keys of a mapping, names first, which drop the options of the name before; ConfigError inside of no mapping."""
     merged = dict(raw)
     for key, value in sorted(overrides.items(), key=lambda item: not item[0].endswith((".name", ".file"))):
         merged = _replaced(merged, key.split("."), value, key)
@@ -138,11 +118,7 @@ def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, overrides: 
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split KEY=VALUE; the value is read as YAML: ("rounds", 10) from "rounds=10".
-
-    Raises:
-        ConfigError: there is no "=".
-    """
+    """Split KEY=VALUE and read the value as YAML: ("rounds", 10) from "rounds=10"; ConfigError where there is no "="."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"{text!r}: expected KEY=VALUE, such as algorithm.local_steps=10", "--set")

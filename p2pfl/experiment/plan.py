@@ -15,9 +15,8 @@ from p2pfl.algorithms import Guard
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, diameter_bound, stop_rule
-from p2pfl.experiment.recipe import resolve_recipe
 from p2pfl.experiment.requirements import unmet_requirements
-from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.rules import build_algorithm, resolve_recipe
 from p2pfl.experiment.sites import counts_of, names_of
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
@@ -100,13 +99,7 @@ class Plan:
         return TimeVaryingBound(window=self.stop_rule.window, num_neighbours_N=num_neighbours_N)
 
     def population(self, names: Sequence[str], device: torch.device | str = "cpu", *, all_slots: bool = False) -> Population:
-        """Make the population of some nodes, its rows in the order given.
-
-        Args:
-            names: of the nodes.
-            device: where they are computed.
-            all_slots: fixed slots are as many as the network's nodes have at most, and not these nodes.
-        """
+        """Make the population of some nodes, its rows in the order given; *all_slots*: as many fixed slots as any node has at most."""
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
         everybody = tuple(names) == self.names

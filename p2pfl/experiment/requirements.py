@@ -20,14 +20,7 @@ _ROUNDING = 1e-12
 def unmet_requirements(
     experiment: Experiment, algorithm: Algorithm, schedule: Schedule, names: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Faults of values that do not fit the nodes, and conflicts of the graphs with the algorithm and the rest of the experiment.
-
-    Args:
-        experiment: without findings of its own.
-        algorithm: that it names.
-        schedule: the graph of each round.
-        names: of all nodes.
-    """
+    """Faults of values that do not fit the nodes, and conflicts of the rounds' graphs with the algorithm and the rest of the experiment."""
     name, clock = experiment.algorithm.name, experiment.clock
     faults = faults_of_members(experiment.require, len(names))
     conflicts = [f"topology.name = {experiment.topology.name!r}: {unmet}" for unmet in _unmet_by_graphs(algorithm, name, schedule)]
@@ -93,12 +86,7 @@ def matches_flows(algorithm: Algorithm, union: Topology) -> bool:
 
 
 def negative_weights(schedule: Schedule, who: str) -> list[str]:
-    """The finding that some message, a node's own included, counts negatively; empty where none does.
-
-    Args:
-        schedule: of the run.
-        who: a rule that counts, sorts or bounds single messages and needs weights of 0 or more, such as "aggregator trimmed-mean".
-    """
+    """The finding that some message counts negatively for *who*, a rule that counts, sorts or bounds single messages."""
     least = schedule.least_weight()
     return [f"a message may count {least:.3g}; {who} needs weights of 0 or more: take metropolis"] if least < -_ROUNDING else []
 

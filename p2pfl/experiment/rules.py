@@ -1,13 +1,21 @@
-"""The rules that an experiment names, made from their registries with the options beside their names."""
+"""The rules that an experiment names, made from their registries, and the recipe of how its nodes learn by them."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Aggregator, Algorithm
-from p2pfl.errors import ConflictError
+from torch import nn
+
+from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, DPSGD, Aggregator, Algorithm, PartlyShared
+from p2pfl.compiled.loader import load_loops, why_no_loops
+from p2pfl.errors import ConfigError, ConflictError, MissingExtraError
 from p2pfl.experiment.spec import Experiment
+from p2pfl.params import Layout
+from p2pfl.tasks import SiteTable, Task
+from p2pfl.training import Population, Recipe
+from p2pfl.training.backends.choice import why_not_plain_sgd
+from p2pfl.training.backends.compiled import why_not_compiled
 from p2pfl.yaml_files import check
 
 
@@ -29,11 +37,7 @@ def build_algorithm(experiment: Experiment) -> Algorithm:
 
 
 def build_aggregator(experiment: Experiment) -> Aggregator:
-    """Build the aggregator that an experiment names.
-
-    Raises:
-        ConfigError: an option has a value that it cannot have.
-    """
+    """Build the aggregator that an experiment names; ConfigError where an option has a value that it cannot have."""
     return check(AGGREGATORS[experiment.aggregator.name], experiment.aggregator.options, "aggregator")
 
 
@@ -41,3 +45,64 @@ def algorithm_options(name: object) -> set[str]:
     """Names of the options that an algorithm has of its own; none for an unknown one."""
     rule: Any = ALGORITHMS.get(str(name))
     return {f.name for f in fields(rule)} - {"compressor"} if rule else set()
+
+
+def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module) -> tuple[Experiment, Recipe]:
+    """Make the recipe, and write on or off into an experiment that says `compiled: auto`.
+
+    What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
+
+    Raises:
+        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have; or `personal` names no parameter
+            that trains, or all of them.
+    """
+    try:
+        layout = Layout.of(model, personal=experiment.personal)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    recipe = Recipe(
+        algorithm=PartlyShared(algorithm, layout) if layout.personal else algorithm,
+        optimizer=experiment.optimizer,
+        batch_size=experiment.algorithm.batch_size,
+        repeats_rows=experiment.schema == 1,
+        rounds=experiment.rounds,
+        local_steps=experiment.algorithm.local_steps,
+        seed=experiment.seed,
+        aggregator=build_aggregator(experiment),
+    )
+    if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
+        return experiment, recipe
+    site = next((site for site in task.sites if site.train is not None), None)
+    reason = why_not_plain_sgd(recipe) or _why_not_compiled(task, model)
+    if reason is None and site is None and experiment.compiled == "auto":
+        reason = "there are no rows here"
+    if reason is None and load_loops("training") is None:
+        if experiment.compiled == "on":
+            raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
+        reason = why_no_loops()
+    compiled = replace(recipe, compiled=True)
+    if reason is None and site is not None and recipe.local_steps:
+        try:
+            Population(task, [site], [0], model, replace(compiled, algorithm=DPSGD())).compile()
+        except ConfigError as error:
+            reason = error.findings[0].removeprefix("compiled = 'on': ").removesuffix("; take off")
+    if reason is None:
+        return replace(experiment, compiled="on"), compiled
+    if experiment.compiled == "on":
+        raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
+    return replace(experiment, compiled="off"), recipe
+
+
+def _why_not_compiled(task: Task, model: nn.Module) -> str | None:
+    """Find why a task's model cannot be trained in compiled loops on the rows that are here; None where it can."""
+    if task.loss is None:
+        return f"the task {task.name} trains nothing"
+    dtype = next(model.parameters()).dtype
+    if isinstance(task.sites, SiteTable):
+        rows = [(task.sites.inputs, task.sites.targets)]
+    else:
+        rows = [site.train for site in task.sites if site.train is not None and len(site.train[0])]
+    kinds = {inputs.dtype for inputs, _ in rows if not inputs.dtype.is_floating_point} or {dtype}
+    if len(kinds) > 1:
+        return "some sites have whole numbers as inputs and others none"
+    return why_not_compiled(model, task.loss, dtype, rows, kinds.pop())
