@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from p2pfl.algorithms.aggregators import AGGREGATORS, Aggregator, flow
+from p2pfl.algorithms.aggregators import Aggregator, WeightedMean, flow
 from p2pfl.algorithms.base import Algorithm, Channel, Compressor, Context, Inbox, Notice, Requirement, State
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, DFedAvgM, DiLoCo, ExactDiffusion, QGDSGDm
@@ -45,6 +45,8 @@ COMPRESSORS: dict[str, Callable[..., Compressor]] = {
     "random-k": RandomK,
     "low-rank": LowRank,
 }
+
+AGGREGATORS: dict[str, type[Aggregator]] = {"mean": WeightedMean}
 
 __all__ = [
     "ADPSGD",

@@ -1,4 +1,4 @@
-"""Aggregators, which make one tensor of a row's own message and its neighbours': the registry, and the weighted mean.
+"""Aggregators, which make one tensor of a row's own message and its neighbours': the interface, and the weighted mean.
 
 Shapes: N rows, K neighbour slots.
 """
@@ -122,9 +122,6 @@ class WeightedMean:
             if keeps_mean:
                 messages.take_flow(k, rows, added)
         return total
-
-
-AGGREGATORS: dict[str, type[Aggregator]] = {"mean": WeightedMean}
 
 
 def flow(weight: Tensor | float, theirs: Tensor, own: Tensor) -> Tensor:
