@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     LOSS = 7
     CHURN = 8
     RESAMPLE = 9
+    NOISE = 10
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -26,8 +26,8 @@ from p2pfl.errors import P2PFLError
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.sending import Sending
+from p2pfl.paces.lockstep import Lockstep
 from p2pfl.protocol.claims import Claims
-from p2pfl.protocol.lockstep import Lockstep
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.stop_agreement import StopAgreement

@@ -83,6 +83,7 @@ def test_a_run_is_still_drawn_as_it_was_when_it_was_recorded():
         "LOSS": 7,
         "CHURN": 8,
         "RESAMPLE": 9,
+        "NOISE": 10,
     }
     assert orders.tolist() == [[[2, 1, 5, 4, 3, 0], [5, 3, 4, 2, 1, 0]]]
 

@@ -17,7 +17,7 @@ ROWS = [
     {"errors"},
     {"params", "draws", "yaml_files"},
     {"topology", "statistics"},
-    {"runs", "governance", "algorithms", "compiled"},
+    {"runs", "governance", "algorithms", "paces", "privacy", "compiled"},
     {"data"},
     {"tasks"},
     {"training"},
@@ -111,7 +111,7 @@ def test_what_decides_about_messages_knows_no_clock():
     clocks = {
         str(module)
         for module in MODULES
-        if room_of(module) in {"wire", "protocol", "algorithms"} and imports_of(module) & {"time", "datetime"}
+        if room_of(module) in {"wire", "protocol", "paces", "algorithms"} and imports_of(module) & {"time", "datetime"}
     }
 
     assert clocks == set()

@@ -10,8 +10,10 @@ from typing import Any
 from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Requirement
 from p2pfl.errors import ConfigError, ConflictError
 from p2pfl.experiment.requirements import NEEDS_ALL
-from p2pfl.experiment.rules import algorithm_options, build_aggregator, build_algorithm
+from p2pfl.experiment.rules import algorithm_options, build_aggregator, build_algorithm, build_mechanism
 from p2pfl.experiment.spec import AlgorithmSpec, ClockSpec, Experiment
+from p2pfl.paces import PACES
+from p2pfl.privacy import MECHANISMS
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, option_faults, schedule_faults
 from p2pfl.yaml_files import nearest, shown, strange_keys, text_keys, unknown_key, unknown_name
@@ -46,6 +48,8 @@ def faults_and_conflicts(raw: Mapping[str, Any], experiment: Experiment) -> tupl
     try:
         if experiment.aggregator.name in AGGREGATORS:
             build_aggregator(experiment)
+        if experiment.privacy is not None and experiment.privacy.name in MECHANISMS:
+            build_mechanism(experiment)
         if experiment.algorithm.name in ALGORITHMS and experiment.compressor.name in COMPRESSORS:
             requires = build_algorithm(experiment).requires
             conflicts += _conflicts_of_pace(experiment, requires)
@@ -67,7 +71,7 @@ def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
         "aggregator": list(AGGREGATORS),
         "compressor": list(COMPRESSORS),
         "partition": list(PARTITIONS),
-    }
+    } | ({"privacy": list(MECHANISMS)} if MECHANISMS else {})
     found = strange_keys(raw)
     for key in (*allowed, "optimizer", "stop"):
         value = raw.get(key)
@@ -118,7 +122,7 @@ def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[st
         return schedule_faults(name, options) if name in SCHEDULES else option_faults(name, options)
     if key == "task":
         return _faults_of_task_options(name, options) if name in TASKS else []
-    registries: dict[str, Any] = {"partition": PARTITIONS, "compressor": COMPRESSORS, "aggregator": AGGREGATORS}
+    registries: dict[str, Any] = {"partition": PARTITIONS, "compressor": COMPRESSORS, "aggregator": AGGREGATORS, "privacy": MECHANISMS}
     parameters = inspect.signature(registries[key][name]).parameters.values()
     offered = [p.name for p in parameters if key != "partition" or p.kind is p.KEYWORD_ONLY]
     return [f"{key}.{unknown_key(option, given, ['name', *offered])}" for option, given in options.items() if option not in offered]
@@ -158,17 +162,17 @@ def _conflicts_of_keys(experiment: Experiment) -> list[str]:
 
 def _conflicts_of_pace(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
     """Conflicts of the pace with the algorithm, the clock, the topology or the stop."""
-    pace, rule = experiment.pace.name, experiment.algorithm.name
+    pace, kind, rule = experiment.pace.name, experiment.pace.kind, experiment.algorithm.name
     found = []
-    if ("pairwise" in requires) != (pace == "pairwise"):
-        expected = "pairwise" if "pairwise" in requires else "synchronous or asynchronous"
+    if ("pairwise" in requires) != kind.counts_edges:
+        expected = " or ".join(name for name, each in PACES.items() if each.counts_edges == ("pairwise" in requires))
         others = "" if "pairwise" in requires else "; pairwise is for ad-psgd"
         found.append(f"pace.name = {pace!r}: algorithm {rule} needs {expected}{others}")
     found += _conflicts_of_clock(experiment, requires)
-    if pace == "synchronous":
+    if kind.in_step:
         return found
-    if pace == "asynchronous" and not _NEEDS_ROUNDS.isdisjoint(requires):
-        found.append(f"pace.name = 'asynchronous': algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
+    if not kind.counts_edges and not _NEEDS_ROUNDS.isdisjoint(requires):
+        found.append(f"pace.name = {pace!r}: algorithm {rule} needs all messages of a round together; take synchronous, or dpsgd")
     if experiment.topology.name in SCHEDULES:
         found.append(f"topology.name = {experiment.topology.name!r}: changes from round to round, and pace {pace} has no common rounds")
     if experiment.stop is not None:
@@ -178,15 +182,15 @@ def _conflicts_of_pace(experiment: Experiment, requires: frozenset[Requirement])
 
 def _conflicts_of_clock(experiment: Experiment, requires: frozenset[Requirement]) -> list[str]:
     """Conflicts of the clock with the pace or the algorithm."""
-    clock, pace = experiment.clock, experiment.pace.name
+    clock, pace, kind = experiment.clock, experiment.pace.name, experiment.pace.kind
     if clock is None:
         return []
     found = []
     if needed := sorted(requires & NEEDS_ALL):
         found += [f"clock.{drop}: algorithm {experiment.algorithm.name} needs every message ({needed[0]})" for drop in clock.drops]
-    if pace == "synchronous":
+    if kind.in_step:
         return found
-    if pace == "pairwise" and clock.loss:
+    if kind.counts_edges and clock.loss:
         found.append(
             f"clock.loss = {clock.loss:g}: two that meet ask until they have heard each other; take pace synchronous or asynchronous"
         )

@@ -12,6 +12,7 @@ from p2pfl.experiment.findings import faults_and_conflicts, faults_of_types
 from p2pfl.experiment.rules import algorithm_options
 from p2pfl.experiment.spec import AlgorithmSpec, Experiment
 from p2pfl.governance.study import Study
+from p2pfl.privacy import MECHANISMS
 from p2pfl.topology import base_spec
 from p2pfl.yaml_files import check, load_yaml, parse_yaml, shown, text_keys
 
@@ -136,7 +137,7 @@ def _found_beside(folder: Path, file: str) -> str:
 def _with_options_apart(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the free keys beside a `name` under `options`, as the dataclasses have them."""
     sections = {key: text_keys(value) for key, value in text_keys(raw).items()}
-    for key in _WITH_OPTIONS:
+    for key in (*_WITH_OPTIONS, *(["privacy"] if MECHANISMS else [])):
         value = sections.get(key)
         if key == "topology" and isinstance(value, dict) and "file" in value and "name" not in value:
             value = {"name": "file", **value}

@@ -60,7 +60,7 @@ class Plan:
         return BoundRule.of(
             self.topology,
             sends_models=self.recipe.algorithm.model_channel is not None,
-            in_step=self.experiment.pace.name == "synchronous",
+            in_step=self.experiment.pace.kind.in_step,
             is_constant=self.schedule.period == 1,
         )
 

@@ -31,7 +31,7 @@ def unmet_requirements(
     if clock is not None:
         unknown = sorted(clock.speeds.keys() - set(names))
         faults += [f"clock.speeds.{node} = {clock.speeds[node]}: no node of that name; one of {some(names)}" for node in unknown]
-        if experiment.pace.name == "synchronous" and not matches_flows(algorithm, schedule.union()):
+        if experiment.pace.kind.in_step and not matches_flows(algorithm, schedule.union()):
             conflicts += [
                 f"clock.{drop}: on a directed graph nobody can match what did not come; take an undirected one" for drop in clock.drops
             ]

@@ -12,6 +12,7 @@ from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.errors import ConfigError, ConflictError, MissingExtraError
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout
+from p2pfl.privacy import MECHANISMS, Mechanism
 from p2pfl.tasks import SiteTable, Task
 from p2pfl.training import Population, Recipe
 from p2pfl.training.backends.choice import why_not_plain_sgd
@@ -39,6 +40,16 @@ def build_algorithm(experiment: Experiment) -> Algorithm:
 def build_aggregator(experiment: Experiment) -> Aggregator:
     """Build the aggregator that an experiment names; ConfigError where an option has a value that it cannot have."""
     return check(AGGREGATORS[experiment.aggregator.name], experiment.aggregator.options, "aggregator")
+
+
+def build_mechanism(experiment: Experiment) -> Mechanism | None:
+    """Build the mechanism that an experiment names; None where it names none.
+
+    Raises:
+        ConfigError: an option has a value that it cannot have.
+    """
+    named = experiment.privacy
+    return check(MECHANISMS[named.name], named.options, "privacy") if named is not None else None
 
 
 def algorithm_options(name: object) -> set[str]:
@@ -69,6 +80,7 @@ def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, mod
         local_steps=experiment.algorithm.local_steps,
         seed=experiment.seed,
         aggregator=build_aggregator(experiment),
+        mechanism=build_mechanism(experiment),
     )
     if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
         return experiment, recipe

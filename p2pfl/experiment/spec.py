@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from p2pfl.errors import on_one_line
+from p2pfl.paces import PACES, Pace
+from p2pfl.privacy import MECHANISMS
 from p2pfl.training import OptimizerSpec
 from p2pfl.yaml_files import shown
 
@@ -36,9 +38,17 @@ def _folder_name(text: str) -> str:
     return text
 
 
-def _no_privacy(value: object) -> None:
-    if value is not None:
+def _known_pace(name: object) -> object:
+    if name not in tuple(PACES):
+        *others, last = map(repr, PACES)
+        raise ValueError(f"one of {', '.join(others)} or {last}")
+    return name
+
+
+def _privacy(value: object) -> object:
+    if value is not None and not MECHANISMS:
         raise ValueError("expected null; there is no privacy mechanism to choose yet")
+    return value
 
 
 def _whole_number_or(word: str, most: float, expected: str) -> BeforeValidator:
@@ -93,13 +103,18 @@ class PaceSpec:
     """The pace: whether nodes wait for each other."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-    name: Literal["synchronous", "asynchronous", "pairwise"] = "synchronous"
+    name: Annotated[str, BeforeValidator(_known_pace)] = "synchronous"
     """ "synchronous": round by round, together; "asynchronous": each at its own pace, with its neighbours' newest models; "pairwise": each
     at its own pace, with one neighbour at a time. Default: what the algorithm needs."""
     max_age: Positive = 16
     """Asynchronous: the number of its own rounds for which a node may merge a neighbour's model again."""
     staleness: Annotated[float, Field(ge=0, le=10)] = 1.0
     """Asynchronous: a model that has been merged a times before counts w / (1 + a)**staleness."""
+
+    @property
+    def kind(self) -> type[Pace[Any]]:
+        """The pace's class, which declares what it needs."""
+        return PACES[self.name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +212,7 @@ class Experiment:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     aggregator: Named = field(default_factory=lambda: Named(name="mean"))
     compressor: Named = field(default_factory=lambda: Named(name="none"))
-    privacy: Annotated[None, BeforeValidator(_no_privacy)] = None
+    privacy: Annotated[Named | None, BeforeValidator(_privacy)] = None
     pace: PaceSpec = field(default_factory=PaceSpec)
     clock: ClockSpec | None = None
     """None: rounds have no seconds where nodes go round by round, and the default ones where they do not."""

@@ -20,6 +20,7 @@ from p2pfl.node.round_steps import end_round, train
 from p2pfl.node.starting import start_with_enough
 from p2pfl.node.status import LOOPBACK, serve_status
 from p2pfl.node.stopping import Stopping, left_out
+from p2pfl.protocol.edges import DueMerge
 from p2pfl.protocol.state_check import STATE_LOST, WITHOUT_ITS_STATE
 from p2pfl.runs.events import EventKind
 
@@ -162,13 +163,15 @@ class Daemon:
         while True:
             phase, began_s = node.place.phase, self.clock.now_s()
             outgoing = await asyncio.to_thread(node.population.outgoing, number, phase, local_steps=local_steps)
-            if not await self._exchange(outgoing):
+            due = await self._exchange(outgoing)
+            if due is None:
                 return
             node.spend("wait", began_s)
             began_s = self.clock.now_s()
-            heard = [held.update.stop.agreed_for for held in protocol.admitted().values()]
-            node.rounds.note_received(protocol.came())
-            await mixing.merge(outgoing, number, phase, local_steps=local_steps)
+            heard = [held.update.stop.agreed_for for held in due.admitted.values()]
+            await mixing.merge(due, outgoing, number, phase, local_steps=local_steps)
+            node.rounds.note_received(due.came)
+            del due  # it holds what came
             node.spend("mix", began_s)
             if phase == protocol.edges.phases - 1:
                 break
@@ -177,10 +180,10 @@ class Daemon:
             node.begin_exchange()
         self._stopping.agree(number, mixing.statistics, heard)
         node.move(round=number + 1, phase=0)
-        await end_round(node, mixing.statistics, mixing.merged())
+        await end_round(node, mixing.statistics, mixing.merged)
 
-    async def _exchange(self, outgoing: Mapping[str, Tensor]) -> bool:
-        """Send, and wait for the neighbours. False: there is nothing to merge, because this node has jumped or is to stop."""
+    async def _exchange(self, outgoing: Mapping[str, Tensor]) -> DueMerge | None:
+        """Send, and wait for what is to be merged. None: there is nothing, because this node has jumped or is to stop."""
         node, protocol, clock = self.node, self.protocol, self.clock
         if not protocol.claims.is_behind():
             updates, full, digest = await asyncio.to_thread(node.mixing.pack, outgoing, node.place.phase)
@@ -189,16 +192,16 @@ class Daemon:
             node.sending.wake()
         began_s, say_after_s = clock.now_s(), SAY_AWAITED_S
         while not protocol.claims.is_behind():
-            if protocol.pace.is_over(clock.now_s()):
-                return True
+            if (due := protocol.due(clock.now_s(), outgoing.keys())) is not None:
+                return due
             if clock.is_stopping or self._stopping.is_over(node.place.round):
-                return False
+                return None
             if clock.now_s() - began_s >= say_after_s:
                 node.links.log_awaited(node.place.round, clock.now_s() - began_s)
                 say_after_s *= 2
             await clock.wait(protocol.deadlines.look_again_s(clock.now_s(), TICK_S, protocol.pace.awaited()))
         self._jump()
-        return False
+        return None
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""

@@ -23,7 +23,7 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
 from p2pfl.params import tensor_over
 from p2pfl.protocol.distance_watch import DistanceWatch
-from p2pfl.protocol.edges import Compensation, Flow
+from p2pfl.protocol.edges import Compensation, DueMerge, Flow
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind
 from p2pfl.training import Population
@@ -68,6 +68,8 @@ class Mixing:
         self.model_channel = algorithm.model_channel
         self.statistics = RoundStatistics()
         """Distances and absences of the round that the row is in."""
+        self.merged: list[list[Any]] | None = None
+        """Neighbour, exchange and age of each update of the last merge, where nodes do not go in step."""
         self._last_heard: dict[str, Tensor] = {}
         """The neighbours' models of the last round."""
         self._taken_in: dict[str, int] = {}
@@ -93,12 +95,6 @@ class Mixing:
         """Return the neighbours' models of the last round, and keep them no longer."""
         heard, self._last_heard = self._last_heard, {}
         return heard
-
-    def merged(self) -> list[list[Any]] | None:
-        """Neighbour, exchange and age of each update of the last merge, where nodes do not go in step."""
-        if self._protocol.pace.balances:
-            return None
-        return [[name, held.number, held.age] for name, held in self._protocol.admitted().items()]
 
     # ---- out
 
@@ -132,23 +128,23 @@ class Mixing:
 
     # ---- in
 
-    async def merge(self, outgoing: Mapping[str, Tensor], number: int, phase: int, *, local_steps: int) -> None:
+    async def merge(self, due: DueMerge, outgoing: Mapping[str, Tensor], number: int, phase: int, *, local_steps: int) -> None:
         """Merge what came to this exchange, and add to the round's statistics what it shows."""
-        protocol, statistics = self._protocol, self.statistics
-        admitted, came = protocol.admitted(), protocol.came()
-        messages = await asyncio.to_thread(self._unpack, came, outgoing, number, phase, local_steps)
-        for name, received in came.items():
-            message = messages[name]
-            values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
-            protocol.hold(name, received, values)
+        protocol, statistics, came = self._protocol, self.statistics, due.came
+        messages = await asyncio.to_thread(self._unpack, due, outgoing, number, phase, local_steps)
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
             self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
-        unmatched = protocol.edges.take_compensations(outgoing.keys())
-        inbox = self._inbox(outgoing, {name: message for name, message in taken.items() if name in admitted}, _negated(unmatched))
+        inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
         before = self._population.state
         notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
+        for name, received in came.items():
+            message = messages[name]
+            values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
+            protocol.hold(name, received, values)
+        if not protocol.pace.balances:
+            self.merged = [[name, held.number, held.age] for name, held in due.admitted.items() if name in taken]
         flows = self._flows(inbox)
         if self.model_channel is not None and self.model_channel in outgoing:
             squared, sent_P = float(inbox.squared_distances(self.model_channel)[0]), outgoing[self.model_channel][0]
@@ -166,7 +162,7 @@ class Mixing:
             protocol.edges.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
             self._population.replace_state(before)
             flows = {}
-            protocol.edges.put_back(unmatched)
+            protocol.edges.put_back(due.compensations)
         statistics.skipped.update(protocol.close(flows, self._clock.now_s()))
         if self._is_exact and statistics.skipped and "reliable" in self._algorithm.requires:
             self._is_exact = False
@@ -184,21 +180,21 @@ class Mixing:
             self._population.merge(number, phase, inbox, local_steps=0)
 
     def _unpack(
-        self, came: Mapping[str, ReceivedUpdate], outgoing: Mapping[str, Tensor], number: int, phase: int, local_steps: int
+        self, due: DueMerge, outgoing: Mapping[str, Tensor], number: int, phase: int, local_steps: int
     ) -> dict[str, dict[str, Tensor] | BadMessage]:
         """Messages as the algorithm sees them, by sender: values in place of what encodes them; or why one is refused."""
         channels, ctx = self._algorithm.channels, self._population.context(number, local_steps=local_steps)
         values = over_an_edge(channels, outgoing, whole=True)
         messages: dict[str, dict[str, Tensor] | BadMessage] = {}
-        if not came:
+        if not due.came:
             return messages
         guard, state, slots = self._plan.guard, self._population.state, list(self._protocol.neighbours)
         diverged = local_steps > 0 and bool(self._population.diverged)
-        for name, received in came.items():
+        for name, received in due.came.items():
             message = {channel: tensor_over(array) for channel, array in received.arrays.items()}
             for of in (self._encoded & values.keys()) - message.keys():
                 parts = {channel: message.pop(channel)[None] for channel in list(message) if channels[channel].encodes == of}
-                before = self._protocol.values.values[name].get(of, torch.zeros_like(values[of]))
+                before = due.values[name].get(of, torch.zeros_like(values[of]))
                 message[of] = self._algorithm.decode(of, before[None], parts, ctx)[0]
             if not all(is_finite(message[of]) for of in self._encoded & message.keys()):
                 messages[name] = BadMessage("an update that leads to NaN or an infinity", reason="not_finite")
@@ -208,12 +204,10 @@ class Mixing:
             messages[name] = guard.refusal(norm, state, phase, outgoing, ctx, diverged=diverged) or message
         return messages
 
-    def _inbox(
-        self, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]], compensation: Mapping[str, Tensor]
-    ) -> Inbox:
+    def _inbox(self, due: DueMerge, outgoing: Mapping[str, Tensor], messages: Mapping[str, Mapping[str, Tensor]]) -> Inbox:
         """Messages of this exchange with their weights, in the roster's order."""
-        protocol = self._protocol
-        mixing_row, ages = protocol.edges.neighbourhood, {name: held.age for name, held in protocol.admitted().items()}
+        protocol, mixing_row = self._protocol, due.neighbourhood
+        ages = {name: due.admitted[name].age for name in messages}
         return self._plan.recipe.inboxes.for_node(
             outgoing,
             list(protocol.neighbours),
@@ -221,7 +215,7 @@ class Mixing:
             mixing_row.weights if protocol.pace.balances else self._plan.weights_by_age(mixing_row.weights, ages),
             self_weight=mixing_row.self_weight,
             dtype=self._plan.layout.dtype,
-            compensation=compensation,
+            compensation=_negated(due.compensations),
             flows={},
             # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
             writes_over=self._algorithm.reads_once and protocol.pace.balances and not self._last_heard,

@@ -82,7 +82,7 @@ class Node:
             plan, me, self.terms, incarnation, self.formats, timeouts, agreed, self.view, start_anew=start_anew, on_event=self.log.event
         )
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock)
-        is_pairwise = plan.experiment.pace.name == "pairwise"
+        is_pairwise = plan.experiment.pace.kind.counts_edges
         self.pairwise = PairwiseMixing(plan, self.population, protocol, self.formats[0]) if is_pairwise else None
         self.sending = Sending(protocol, transport, agreed.agreement, self.clock)
         self.links = LinkReports(protocol, transport, self.log, self.clock)

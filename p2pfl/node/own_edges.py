@@ -42,7 +42,7 @@ def own_edges(
 ) -> Protocol:
     """Make a node's side of all its edges; *start_anew*: it begins without the state that it had."""
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
-    in_step = pace.name == "synchronous"
+    in_step = pace.kind.in_step
     ahead = 1 if plan.schedule.is_steady else AHEAD
     if not in_step:
         ahead = plan.experiment.last_possible_round

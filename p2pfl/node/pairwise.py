@@ -16,9 +16,9 @@ from p2pfl.node.checkpoint import keep
 from p2pfl.node.node import Node
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_steps import end_round, train
+from p2pfl.paces.pairwise import Request
 from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.pairwise import Request
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import ReceivedUpdate
 

@@ -84,13 +84,14 @@ class NeighbourAllowance:
     """Since it last kept to the limits for long."""
 
     excluded_until_s: float = float("-inf")
+    broken: str = ""
+    """The limit that it has just broken for good; empty where there is none."""
+
     _messages: TokenBucket = field(init=False)
     _bytes: TokenBucket = field(init=False)
     _dropped_messages: TokenBucket = field(init=False)
     _dropped_bytes: TokenBucket = field(init=False)
     _nonsense: TokenBucket = field(init=False)
-    _broken: str = ""
-    """The limit that it has just broken for good; empty where there is none."""
 
     def __post_init__(self) -> None:
         bytes_per_s = OTHER_BYTES_PER_S + min(ROUNDS_PER_S * self.update_bytes, UPDATE_BYTES_PER_S)
@@ -116,15 +117,15 @@ class NeighbourAllowance:
             return True
         self.num_dropped += 1
         if not self._dropped_messages.take(1, now_s):
-            self._broken = "more messages than any round needs"
+            self.broken = "more messages than any round needs"
         elif not self._dropped_bytes.take(size_bytes, now_s):
-            self._broken = "more bytes than any round needs"
+            self.broken = "more bytes than any round needs"
         return False
 
     def refused(self, reason: str, now_s: float, *, times: int = 1) -> None:
         """Note that what came was no message that may count."""
         if reason in NONSENSE and not self._nonsense.take(times, now_s):
-            self._broken = f"messages that no member sends ({reason})"
+            self.broken = f"messages that no member sends ({reason})"
 
     @property
     def _further_chunks(self) -> int:
@@ -133,12 +134,12 @@ class NeighbourAllowance:
 
     def exclusion(self, now_s: float) -> tuple[float, str] | None:
         """How long the neighbour is to be disconnected from now on, and why; None: not at all. Each exclusion is told once."""
-        if not self._broken or now_s < self.excluded_until_s:
+        if not self.broken or now_s < self.excluded_until_s:
             return None
         if now_s - self.excluded_until_s > FORGIVEN_AFTER_S:
             self.times_excluded = 0
         for_s = min(EXCLUDED_S * 2.0 ** min(self.times_excluded, _DOUBLINGS), EXCLUDED_AT_MOST_S)
-        why, self._broken = self._broken, ""
+        why, self.broken = self.broken, ""
         self.times_excluded += 1
         self.excluded_until_s = now_s + for_s
         return for_s, why

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import PeerError
+from p2pfl.paces import Held
 from p2pfl.protocol.ledger import EdgeLedger, SavedLedger
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.runs.events import EventKind
 from p2pfl.topology.schedule import Neighbourhood
 from p2pfl.wire.messages import Goodbye, Report
+from p2pfl.wire.update import ReceivedUpdate
 
 _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_finite", "wrong_report", "too_large"})
 HANDSHAKE_REFUSALS = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
@@ -37,6 +39,23 @@ class Flow:
 
 Compensation = tuple[Neighbour, Flow]
 """A flow that the neighbour did not match: its negative goes into the next merge."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DueMerge:
+    """Everything that one merge takes in, handed out once its exchange waits no longer."""
+
+    neighbourhood: Neighbourhood
+    came: Mapping[str, ReceivedUpdate]
+    """Updates that are here, also those that may not be merged, in the roster's order."""
+
+    admitted: Mapping[str, Held[ReceivedUpdate]]
+    """Updates that may be merged, in the roster's order."""
+
+    values: Mapping[str, Mapping[str, Any]]
+    """By neighbour and encoded channel, what its update continues; zeros where there is none."""
+
+    compensations: list[Compensation]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,6 +119,10 @@ class Edges:
     def refusing(self) -> frozenset[str]:
         """Neighbours that have closed this exchange without merging this node's update: a merge here would be rolled back."""
         return frozenset(name for name in self.neighbourhood.both if self.neighbours[name].ledger.refuses(self.exchange))
+
+    def is_missed(self, name: str) -> bool:
+        """Whether nobody waits for a neighbour now."""
+        return self.neighbours[name].missed
 
     def closed_through(self, name: str) -> int:
         """The last exchange over an edge that is over here."""

@@ -115,7 +115,7 @@ class NetworkViewAdapter:
     @property
     def _is_steady(self) -> bool:
         """Whether everybody exchanges with all its neighbours in every round."""
-        return self._plan.experiment.pace.name == "synchronous" and self._plan.schedule.is_steady
+        return self._plan.experiment.pace.kind.in_step and self._plan.schedule.is_steady
 
     def _push_sum_conversation(self) -> PushSumConversation:
         plan = self._plan
@@ -241,7 +241,7 @@ class NetworkViewAdapter:
 
         *ahead*: how many exchanges two neighbours can be apart.
         """
-        if self._plan.experiment.pace.name != "synchronous":
+        if not self._plan.experiment.pace.kind.in_step:
             return {}
         newest = {self._plan.names[place]: heard.record for place, heard in self.view.newest.items()}
         step = 1 << max([self.view.level, *(record.level for record in newest.values())])

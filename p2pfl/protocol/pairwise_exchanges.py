@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from p2pfl.paces.pairwise import Pairwise
 from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.pairwise import Pairwise
 from p2pfl.protocol.transfers import Transfers
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.messages import Busy

@@ -10,16 +10,15 @@ from typing import Any
 
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage, PeerError
+from p2pfl.paces import PACES, Held, Pace
+from p2pfl.paces.pairwise import Pairwise
 from p2pfl.protocol.announcer import Announcer
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.deadlines import Deadlines
-from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, Edges, Flow
+from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
 from p2pfl.protocol.encoded_values import EncodedValues
 from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords
 from p2pfl.protocol.others import Others
-from p2pfl.protocol.pace import Held
-from p2pfl.protocol.paces import PACES
-from p2pfl.protocol.pairwise import Pairwise
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.start_agreement import StartAgreement
@@ -82,7 +81,7 @@ class Protocol:
         start: StartAgreement | None = None,
     ) -> None:
         self.edges, self.deadlines, self.neighbours = edges, deadlines, edges.neighbours
-        self.pace = PACES[pace](edges, deadlines, max_age)
+        self.pace: Pace[ReceivedUpdate] = PACES[pace].of(edges, deadlines, max_age=max_age)
         others = others if others is not None else Others(edges.neighbours)
         self.view, self._push_sum, self._start, self._num_exchanges = others.view, push_sum, start, num_exchanges
         self.stopping = StopAgreement(edges, others, rule=stop_rule, earliest=earliest_stop)
@@ -325,6 +324,14 @@ class Protocol:
         for neighbour in self.neighbours.values():
             neighbour.begin_waiting(now_s)
         self.transfers.send(updates, full=full, state_digest=state_digest)
+
+    def due(self, now_s: float, channels: Collection[str]) -> DueMerge | None:
+        """Hand out what this exchange merges into some channels, once it waits no longer; None: it waits."""
+        if not self.pace.is_over(now_s):
+            return None
+        came, admitted, unmatched = self.came(), self.admitted(), self.edges.take_compensations(channels)
+        values = self.values.values
+        return DueMerge(neighbourhood=self.edges.neighbourhood, came=came, admitted=admitted, values=values, compensations=unmatched)
 
     def came(self) -> dict[str, ReceivedUpdate]:
         """Updates that are here for this merge, also those that may not be merged, in the roster's order."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import StoreError
+from p2pfl.paces.base import Held
 from p2pfl.params import tensor_over
-from p2pfl.protocol.pace import Held
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
 from p2pfl.wire.update import ReceivedUpdate, UpdateFormat

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from p2pfl.errors import BadMessage, StoreError
+from p2pfl.paces.base import Pace
 from p2pfl.params import tensor_over
 from p2pfl.protocol.announcer import Announcer
 from p2pfl.protocol.deadlines import STALL_S
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
-from p2pfl.protocol.pace import Pace
 from p2pfl.protocol.stop_agreement import StopAgreement
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.messages import ResendRequest, Sent, StateDigests

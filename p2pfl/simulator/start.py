@@ -41,11 +41,11 @@ from p2pfl.yaml_files import dump_yaml, load_yaml
 
 _Recorded = Mapping[str, deque[Mapping[str, Any]]]
 
-EVENTS: Mapping[str, tuple[Callable[[Plan], Events], Callable[[Plan, _Recorded], Replay]]] = {
-    "asynchronous": (AsynchronousEvents, AsynchronousReplay),
-    "pairwise": (PairwiseEvents, PairwiseReplay),
+_EVENTS: Mapping[bool, tuple[Callable[[Plan], Events], Callable[[Plan, _Recorded], Replay]]] = {
+    False: (AsynchronousEvents, AsynchronousReplay),
+    True: (PairwiseEvents, PairwiseReplay),
 }
-"""Events by `pace.name`, of paces without common rounds: those that are drawn, and those of a recorded run."""
+"""Events of paces without common rounds, by whether these count each edge alone: those that are drawn, and those of a recorded run."""
 
 
 def simulate(
@@ -131,7 +131,7 @@ def _run(
     allow_tasks: Collection[str],
 ) -> Run:
     """Run a resolved experiment at one rank."""
-    pace, device = experiment.pace.name, ranks.device
+    pace, device = experiment.pace.kind, ranks.device
     _check_it_can_run(experiment, ranks, faults)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
         experiment = replace(experiment, compiled="off")
@@ -151,8 +151,8 @@ def _run(
     else:
         folder = RunFolder(place)
     stopwatch.lap("plan")
-    if pace in EVENTS:
-        drawn, replayed = EVENTS[pace]
+    if not pace.in_step:
+        drawn, replayed = _EVENTS[pace.counts_edges]
         events = RecordedEvents(replayed(plan, recorded)) if recorded is not None else drawn(plan)
         at_own_pace = EventSimulation(plan, folder, events, progress, stopwatch)
         if resume:
@@ -180,17 +180,17 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript 
     Raises:
         ConfigError: it does not.
     """
-    pace, clock = experiment.pace.name, experiment.clock
+    pace, clock, in_step = experiment.pace.name, experiment.clock, experiment.pace.kind.in_step
     if clock is not None and faults is not None:
         raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
     if experiment.compiled == "on" and ranks.device.type != "cpu":
         raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")
-    if pace in EVENTS and (faults is not None or ranks.device.type != "cpu"):
+    if not in_step and (faults is not None or ranks.device.type != "cpu"):
         raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
     if ranks.count == 1:
         return
-    if pace in EVENTS or faults is not None:
-        what = f"pace.name = {pace!r}" if pace in EVENTS else "faults"
+    if not in_step or faults is not None:
+        what = "faults" if in_step else f"pace.name = {pace!r}"
         raise ConfigError(f"{what}: cannot be shared among {ranks.count} ranks; start one process, without torchrun, or take synchronous")
     if clock is not None and clock.drops:
         raise ConfigError(

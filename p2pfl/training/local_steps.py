@@ -123,7 +123,7 @@ class LocalSteps:
         total_C = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device)
         for k in range(recipe.local_steps):
             moving = {**state, "x": optimizer.x}
-            gradient_CP, loss_C, unused_CP = gradients(
+            gradient_CP, loss_C, unused_CP = self._backends.step_gradients(
                 recipe.algorithm.estimate(moving),
                 *self._data.batch(positions_CKB[:, k]),
                 seed=recipe.seed,

@@ -14,6 +14,7 @@ from p2pfl.algorithms.aggregators import WeightedMean
 from p2pfl.draws import Purpose, batch_sizes, torch_seed
 from p2pfl.errors import TaskError
 from p2pfl.params import Layout
+from p2pfl.privacy import Mechanism
 from p2pfl.tasks import Task
 from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.optimizers import OptimizerSpec
@@ -37,6 +38,8 @@ class Recipe:
     """Whether local steps are those of compiled loops, which round otherwise than torch."""
     aggregator: Aggregator = field(default_factory=WeightedMean)
     """How messages are mixed."""
+    mechanism: Mechanism | None = None
+    """How gradients of single examples become one; None: local steps need none of single examples."""
 
     @property
     def inboxes(self) -> InboxFactory:

@@ -6,7 +6,7 @@ import pytest
 from nodes_by_hand import FLOOR_S, Node
 
 from p2pfl.errors import StaleRound
-from p2pfl.protocol.lockstep import Lockstep
+from p2pfl.paces.lockstep import Lockstep
 
 AT = 5
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,9 @@ from torch import Tensor
 from networks import Network, finish, gathered, plan_of
 from p2pfl.evaluation.results import Run
 from p2pfl.node.clock import Timeouts
+from p2pfl.paces import PACES
+from p2pfl.paces.asynchronous import Asynchronous
+from p2pfl.paces.base import PacedEdges
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
 from thorough import first_fast
@@ -38,6 +43,30 @@ def test_nodes_of_one_speed_do_what_synchronous_ones_do(tmp_path):
     for number in range(12):
         assert torch.equal(models(together, number), models(alone, number))
     assert together.summary["bytes_sent"] == alone.summary["bytes_sent"]
+
+
+@dataclass(slots=True, kw_only=True)
+class InCompany(Asynchronous):
+    """Waits for a new update of every neighbour that has not left."""
+
+    edges: PacedEdges
+
+    @classmethod
+    def of(cls, edges, times, *, max_age):
+        return cls(edges=edges, max_age=max_age)
+
+    def awaited(self):
+        there = [name for name in self.edges.neighbourhood.weights if not self.edges.is_missed(name)]
+        return [name for name in there if name not in self.held or self.held[name].age]
+
+
+def test_a_pace_that_waits_for_everybody_does_what_synchronous_nodes_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(PACES, "in-company", InCompany)
+    pair = {**LEARNING, "nodes": 2}
+    together = simulate({**pair, "pace": {"name": "synchronous"}}, out=tmp_path / "synchronous")
+    waiting = simulate({**pair, "pace": {"name": "in-company"}}, clock={"speeds": {"node-1": 0.3}}, out=tmp_path / "in-company")
+
+    assert all(torch.equal(models(together, number), models(waiting, number)) for number in range(12))
 
 
 def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):

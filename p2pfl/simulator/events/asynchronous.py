@@ -1,23 +1,57 @@
-"""Events of the asynchronous pace, on a virtual clock: a node trains, sends, and merges at once the newest of each neighbour.
+"""Events of nodes without common rounds, on a virtual clock: a node trains, sends, and merges when its pace waits no longer.
 
 All that happens at one moment happens together, so that nodes of equal speed without delays do exactly what synchronous ones do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.asynchronous import Asynchronous
-from p2pfl.protocol.pace import Held
+from p2pfl.paces import Held, Pace
 from p2pfl.simulator.events.delays import NamedDelays
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.records import EventRecords
 from p2pfl.simulator.events.simulation import Groups
 from p2pfl.simulator.events.timeline import Timeline
+
+
+class _SimulatedEdges:
+    """One simulated node's edges and times as its pace sees them: whoever has not left has all the time that it needs."""
+
+    ahead = 0
+    deadline_s = math.inf
+
+    def __init__(self, node: EventNode) -> None:
+        self.me, self.neighbourhood, self.exchange = node.name, node.neighbourhood, 0
+        self.left: set[str] = set()
+
+    def refusing(self) -> frozenset[str]:
+        """Nobody closes an exchange without the others."""
+        return frozenset()
+
+    def is_missed(self, name: str) -> bool:
+        """Whether a neighbour sends nothing more."""
+        return name in self.left
+
+    def closed_through(self, name: str) -> int:  # noqa: ARG002
+        """Edges have no numbers of their own."""
+        return -1
+
+    def may_answer(self, name: str, number: int) -> bool:  # noqa: ARG002
+        """Whether a neighbour still sends something."""
+        return name not in self.left
+
+    def note_time(self, now_s: float) -> None:
+        """Time is the virtual clock's."""
+
+    def has_time(self, name: str, now_s: float) -> bool:  # noqa: ARG002
+        """Whether a neighbour still sends something."""
+        return name not in self.left
 
 
 class AsynchronousEvents:
@@ -33,9 +67,15 @@ class AsynchronousEvents:
         self._rows = {name: row for row, name in enumerate(plan.names)}
         self._delays = NamedDelays(plan)
         self._timeline = Timeline("trained", "arrived", "left", "merge")
-        self._paces: list[Asynchronous[Message]] = [Asynchronous(max_age=plan.experiment.pace.max_age) for _ in self.nodes]
+        pace = plan.experiment.pace
+        self._edges = [_SimulatedEdges(node) for node in self.nodes]
+        self._paces: list[Pace[Message]] = [pace.kind.of(edges, edges, max_age=pace.max_age) for edges in self._edges]
         self._sent: list[dict[str, Tensor]] = [{} for _ in self.nodes]
-        self._left: list[set[str]] = [set() for _ in self.nodes]
+        self._sent_s = [0.0] * len(self.nodes)
+        self._waited_s = [0.0] * len(self.nodes)
+        """By row, for how long its merges have waited so far."""
+        self._waiting: set[int] = set()
+        """Rows that have sent, and whose merge waits for a neighbour."""
         self._over: set[int] = set()
 
     @property
@@ -46,7 +86,7 @@ class AsynchronousEvents:
     @property
     def may_be_saved(self) -> bool:
         """Whether no node still has to merge at this moment."""
-        return not self._timeline.is_at_this_moment("merge")
+        return not self._waiting and not self._timeline.is_at_this_moment("merge")
 
     def next(self, records: EventRecords) -> bool:
         """Let the next event happen; False where every node is over."""
@@ -64,15 +104,20 @@ class AsynchronousEvents:
                 peer, number = event.content
                 self._paces[event.row].receive(peer, number, event.message)
             case "left":
-                self._left[event.row].add(*event.content)
-            case "merge":
+                self._edges[event.row].left.add(*event.content)
+            case "merge" if self._paces[event.row].is_over(self.now_s):
                 self._merge(self.nodes[event.row], records)
+            case "merge":
+                self._waiting.add(event.row)
+        if event.kind in ("arrived", "left") and event.row in self._waiting:
+            self._waiting.remove(event.row)
+            self._timeline.at(self.now_s, "merge", event.row)
         return True
 
     def _send(self, node: EventNode) -> None:
         """Train a node, and send what it has learnt."""
         node.train()
-        self._sent[node.row] = node.outgoing()
+        self._sent[node.row], self._sent_s[node.row] = node.outgoing(), self.now_s
         message = message_of(self._sent[node.row])
         size_bytes = self._delays.bytes_each(node.round, self._sent[node.row])
         for name in sorted(node.neighbourhood.receivers):
@@ -89,17 +134,18 @@ class AsynchronousEvents:
         size_bytes = self._delays.bytes_each(node.round, sent)
         skipped = sorted(node.neighbourhood.weights.keys() - {name for name, *_ in node.merged})
         records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.neighbourhood.receivers), time_s=self.now_s)
-        if node.round == self._plan.experiment.rounds or self._left[node.row] >= node.neighbourhood.weights.keys():
+        if node.round == self._plan.experiment.rounds or self._edges[node.row].left >= node.neighbourhood.weights.keys():
             self._over.add(node.row)
             for name in sorted(node.neighbourhood.receivers):
                 self._timeline.at(self.now_s + self._delays.between_s(node.name, name, 0), "left", self._rows[name], node.name)
         else:  # counted from the start, so that nodes of equal speed stay together
-            self._timeline.at(self._delays.training_through_s(node), "trained", node.row)
+            self._waited_s[node.row] += self.now_s - self._sent_s[node.row]
+            self._timeline.at(self._waited_s[node.row] + self._delays.training_through_s(node), "trained", node.row)
         records.close(lambda other: other.row in self._over)
 
     def tensors(self) -> dict[str, Tensor]:
         """Messages that are held or on their way."""
-        held = [(node.name, peer, each.update) for node in self.nodes for peer, each in self._paces[node.row].held.items()]
+        held = [(node.name, peer, each.update) for node in self.nodes for peer, each in self._paces[node.row].kept().items()]
         newest = {f"newest/{name}-{peer}/{channel}": tensor for name, peer, message in held for channel, tensor in message.items()}
         return newest | self._timeline.tensors()
 
@@ -107,11 +153,12 @@ class AsynchronousEvents:
         """Metadata of a checkpoint."""
         return {
             **self._timeline.metadata(),
-            "held": [{peer: [held.number, held.age] for peer, held in pace.held.items()} for pace in self._paces],
-            "left": [sorted(left) for left in self._left],
+            "held": [{peer: [held.number, held.age] for peer, held in pace.kept().items()} for pace in self._paces],
+            "left": [sorted(edges.left) for edges in self._edges],
             "over": sorted(self._over),
             "nodes": [node.round for node in self.nodes],
             "diverged": [list(node.population.diverged) for node in self.nodes],
+            **({"waited_s": self._waited_s} if any(self._waited_s) else {}),
         }
 
     def restore(self, groups: Groups, metadata: Mapping[str, Any]) -> None:
@@ -124,7 +171,9 @@ class AsynchronousEvents:
                 for peer, (held_number, age) in all_held.items()
             }
             self._paces[node.row].restore(found)
-        self._left, self._over = [set(left) for left in metadata["left"]], set(metadata["over"])
+        for edges, left in zip(self._edges, metadata["left"], strict=True):
+            edges.left = set(left)
+        self._over, self._waited_s = set(metadata["over"]), metadata.get("waited_s", self._waited_s)
         self._timeline.restore(groups, metadata)
 
 

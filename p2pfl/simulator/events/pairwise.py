@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.pairwise import HALF, Pairwise, Request
+from p2pfl.paces.pairwise import HALF, Pairwise, Request
 from p2pfl.simulator.events.delays import NamedDelays
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.records import EventRecords

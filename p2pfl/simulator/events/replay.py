@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment.plan import Plan
-from p2pfl.protocol.pace import Held
+from p2pfl.paces.base import Held
 from p2pfl.runs.records import read_run
 from p2pfl.simulator.events.asynchronous import merge_newest
 from p2pfl.simulator.events.node import EventNode, Message, message_of

@@ -16,6 +16,7 @@ from p2pfl.params import Layout
 from p2pfl.tasks import Task
 from p2pfl.training.backends.batched import WrittenOutSteps
 from p2pfl.training.backends.compiled import Compiled
+from p2pfl.training.backends.examples import ExampleGradients
 from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, returns_parts
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData
@@ -68,6 +69,12 @@ class Backends:
         assert task.loss is not None
         self._recipe, self._data, self._layout = recipe, data, Layout.of(model)
         self.gradients = Gradients(model, task.loss, data.sample(), len(names), task=task.name, sites=names)
+        self.step_gradients: Gradients | ExampleGradients = self.gradients
+        """Gradients of a local step, which a mechanism makes where there is one."""
+        if recipe.mechanism is not None:
+            if self.gradients.row_by_row is not None:
+                raise ConfigError(f"privacy: needs gradients of single examples, and {self.gradients.row_by_row}; take another model")
+            self.step_gradients = ExampleGradients(self.gradients, recipe.mechanism)
         self.compiled: Compiled | None = None
 
     @property
@@ -133,7 +140,8 @@ class Backends:
             return num_rows  # its draws are torch's own: one after the other
         batched = self.gradients.batched
         kept = batched.saved_bytes * batch_size // self._data.sample_size if batched else 2 * self._data.example_bytes * batch_size
-        together = max(1, min(4096, CACHE_BYTES // (self._layout.size_bytes + kept)))
+        gradients = batch_size if self._recipe.mechanism is not None else 1
+        together = max(1, min(4096, CACHE_BYTES // (gradients * self._layout.size_bytes + kept)))
         return max(together, _GROUPED) if self.compiled is not None else together
 
     def step_bytes(self, x_NP: Tensor, *, is_scaled: bool) -> int:
@@ -156,6 +164,8 @@ def split_evenly(start: int, stop: int, most: int) -> list[int]:
 def why_not_plain_sgd(recipe: Recipe) -> str | None:
     """The reason why a recipe's local steps are more than plain SGD on x, which alone is compiled; None where they are not."""
     spec = recipe.optimizer
+    if recipe.mechanism is not None:
+        return "privacy needs the gradients of single examples: only plain sgd is compiled"
     if spec.name != "sgd":
         return f"optimizer.name = {spec.name!r}: only plain sgd is compiled"
     if spec.momentum:

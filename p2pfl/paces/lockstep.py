@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from p2pfl.errors import StaleRound
-from p2pfl.protocol.deadlines import Deadlines
-from p2pfl.protocol.edges import Edges
-from p2pfl.protocol.pace import Held, Pace, Update
+from p2pfl.paces.base import Held, Pace, PacedEdges, PacedTimes, Update
 
 
 class Lockstep(Pace[Update]):
@@ -14,11 +14,16 @@ class Lockstep(Pace[Update]):
     in_step = True
     balances = True
 
-    def __init__(self, edges: Edges, deadlines: Deadlines) -> None:
-        self._edges, self._deadlines = edges, deadlines
+    def __init__(self, edges: PacedEdges, times: PacedTimes) -> None:
+        self._edges, self._times = edges, times
         self.exchange = edges.exchange
         self._received: dict[int, dict[str, Update]] = {}
         """By exchange, this one and the next ones."""
+
+    @classmethod
+    def of(cls, edges: PacedEdges, times: PacedTimes, *, max_age: int) -> Self:  # noqa: ARG003  # nothing is merged twice
+        """Make the pace of one node."""
+        return cls(edges, times)
 
     def expected_from(self, peer: str) -> int:  # noqa: ARG002
         """All nodes are in the same exchange."""
@@ -67,20 +72,20 @@ class Lockstep(Pace[Update]):
 
     def awaited(self) -> list[str]:
         """List the missing neighbours that have not been missed before, and have not closed this exchange."""
-        refusing, neighbours = self._edges.refusing(), self._edges.neighbours
-        return [name for name, _ in self.missing() if name not in refusing and not neighbours[name].missed]
+        refusing = self._edges.refusing()
+        return [name for name, _ in self.missing() if name not in refusing and not self._edges.is_missed(name)]
 
     def is_over(self, now_s: float) -> bool:
         """Whether everybody who is waited for has come, or the time is up.
 
         Where nobody is waited for, because all were late before, the time has to pass: a node that is alone must not run ahead.
         """
-        self._deadlines.note_time(now_s)
+        self._times.note_time(now_s)
         awaited = self.awaited()
         is_in_company = bool(self._received.get(self.exchange) or self._edges.refusing())
         if not self._edges.neighbourhood.weights or (is_in_company and not awaited):
             return True
-        if not is_in_company and now_s < self._deadlines.deadline_s:
+        if not is_in_company and now_s < self._times.deadline_s:
             return False
-        has_time = [self._deadlines.has_time(name, now_s) for name in awaited]  # each notes how long it was waited for beyond its time
+        has_time = [self._times.has_time(name, now_s) for name in awaited]  # each notes how long it was waited for beyond its time
         return not any(has_time)

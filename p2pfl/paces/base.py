@@ -8,7 +8,9 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
+
+from p2pfl.topology.schedule import Neighbourhood
 
 Update = TypeVar("Update")
 
@@ -25,6 +27,50 @@ class Held(Generic[Update]):
     """Merges that it has been in: rounds of the holder since it came."""
 
 
+class PacedEdges(typing.Protocol):
+    """One node's edges as its pace sees them, of a daemon or of a simulated node."""
+
+    me: str
+    exchange: int
+    """The exchange that the node is in."""
+    ahead: int
+    """So many exchanges are kept from a neighbour that is ahead."""
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        """Whom the node exchanges with now."""
+        ...
+
+    def refusing(self) -> frozenset[str]:
+        """Neighbours that have closed this exchange without this node."""
+        ...
+
+    def is_missed(self, name: str) -> bool:
+        """Whether nobody waits for a neighbour now."""
+        ...
+
+    def closed_through(self, name: str) -> int:
+        """The last exchange over an edge that is over here."""
+        ...
+
+    def may_answer(self, name: str, number: int) -> bool:
+        """Whether a neighbour may still merge an exchange over its edge alone."""
+        ...
+
+
+class PacedTimes(typing.Protocol):
+    """How long one node waits for its neighbours, as its pace sees it."""
+
+    deadline_s: float
+
+    def note_time(self, now_s: float) -> None:
+        """Take up the time."""
+
+    def has_time(self, name: str, now_s: float) -> bool:
+        """Whether a neighbour that has not come still has time."""
+        ...
+
+
 class Pace(typing.Protocol[Update]):
     """One node's pace. Owned by the node's protocol, or by its events in a simulation."""
 
@@ -36,6 +82,11 @@ class Pace(typing.Protocol[Update]):
 
     counts_edges: ClassVar[bool] = False
     """Whether numbers are those of one edge alone, and not of a node's exchanges."""
+
+    @classmethod
+    def of(cls, edges: PacedEdges, times: PacedTimes, *, max_age: int) -> Self:
+        """Make the pace of one node; *max_age*: the option of that name."""
+        ...
 
     def expected_from(self, peer: str) -> int:
         """Return the number of the earliest update of a neighbour that is of use."""

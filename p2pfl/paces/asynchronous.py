@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from p2pfl.errors import StaleRound
-from p2pfl.protocol.pace import Held, Pace, Update
+from p2pfl.paces.base import Held, Pace, PacedEdges, PacedTimes, Update
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +27,11 @@ class Asynchronous(Pace[Update]):
     """By neighbour."""
     _taken: dict[str, Held[Update]] | None = None
     """Updates of the merge that has begun, with their ages before it."""
+
+    @classmethod
+    def of(cls, edges: PacedEdges, times: PacedTimes, *, max_age: int) -> Self:  # noqa: ARG003  # it waits for nobody
+        """Make the pace of one node."""
+        return cls(max_age=max_age)
 
     def expected_from(self, peer: str) -> int:
         """Any update after the one that is here is of use."""

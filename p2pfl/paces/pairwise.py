@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Self
 
 from p2pfl.draws import Purpose, shuffled
-from p2pfl.protocol.pace import Held, Pace, Update
+from p2pfl.paces.base import Held, Pace, PacedEdges, PacedTimes, Update
 
 HALF = 0.5
 """How far two nodes that exchange go towards each other."""
@@ -56,6 +56,11 @@ class Pairwise(Pace[Update]):
     _answer: tuple[Update | None] | None = None
     """The answer to this node's own request, None in it for a refusal."""
     _has_ended: bool = False
+
+    @classmethod
+    def of(cls, edges: PacedEdges, times: PacedTimes, *, max_age: int) -> Self:  # noqa: ARG003  # nothing is merged twice
+        """Make the pace of one node."""
+        return cls(me=edges.me, closed_through=edges.closed_through, may_answer=edges.may_answer)
 
     def expected_from(self, peer: str) -> int:
         """Each edge counts for itself."""
