@@ -89,8 +89,3 @@ def bytes_text(value: float | None) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} GB"
-
-
-def count_text(number: int, word: str) -> str:
-    """Write a number with its noun, in the plural where it is not one."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -13,7 +13,7 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError
 from p2pfl.inspector.convergence import BASES, Convergence
-from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_points, jumps
+from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_points
 from p2pfl.inspector.health import NodeHealth
 from p2pfl.inspector.link_health import EdgeHealth, Ends, link_name
 from p2pfl.inspector.markup import escaped
@@ -55,7 +55,8 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
     names, links = graph.get("nodes") or [], graph.get("edges") or []
     if not links or len(names) > MAX_DRAWN:
         return None
-    at = dict(zip(names, _places(len(names), tuple((i, j) for i, j, _ in links)), strict=True))
+    _, places = laid_out(len(names), tuple((i, j) for i, j, _ in links))
+    at = {name: (round(x, 4), round(y, 4)) for name, (x, y) in zip(names, places, strict=True)}  # a pixel is more
     figure = _empty()
     _draw_links(figure, {ends: edge for ends, edge in edges.items() if ends <= at.keys()}, at)
     fractions = {slow.node: slow.fraction for slow in course.slowest}
@@ -173,15 +174,7 @@ def _shade(figure: Figure, gaps: Sequence[Gap], rounds: Sequence[int]) -> None:
 
 def _draw_line(figure: Figure, rounds: Sequence[int], values: Sequence[float | None], **look: Any) -> None:
     """A line that breaks at gaps; a round between two gaps is a dot."""
-    broken = jumps(rounds)
-    x: list[int | None] = []
-    y: list[float | None] = []
-    for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
-        if place in broken:
-            x.append(None)
-            y.append(None)
-        x.append(number)
-        y.append(value)
+    x, y = broken_line(rounds, values)
     figure.add_scatter(x=x, y=y, mode="lines", connectgaps=False, **look)
     if single := isolated_points(rounds, values):
         marker = {"color": look["line"]["color"], "size": 4}
@@ -325,7 +318,8 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
 
 
 @lru_cache(maxsize=8)  # a page that is drawn every second draws the same graph
-def _places(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[tuple[float, float], ...]:
+def laid_out(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[Any, list[tuple[float, float]]]:
+    """Lay a graph out on a plane: the graph of networkx, and where each node stands."""
     import networkx as nx  # only here
 
     drawn: Any = nx.Graph()
@@ -333,7 +327,7 @@ def _places(num_nodes: int, links: tuple[tuple[int, int], ...]) -> tuple[tuple[f
     drawn.add_edges_from(links)
     is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
     places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
-    return tuple((round(float(places[i][0]), 4), round(float(places[i][1]), 4)) for i in range(num_nodes))  # a pixel is more
+    return drawn, [(float(places[i][0]), float(places[i][1])) for i in range(num_nodes)]
 
 
 def _logarithmic(figure: Figure) -> Figure:
@@ -349,7 +343,7 @@ def _curves(y: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, height
     figure = _empty(x="round", y=y)
     told = {name: points for name, points in curves.items() if points}
     for number, (name, points) in enumerate(told.items()):
-        rounds, values = broken_line(points)
+        rounds, values = broken_line(*zip(*points, strict=True))
         line = {"color": _SEVERAL[number % len(_SEVERAL)], "width": 2, "dash": _DASHES[number % len(_DASHES)]}
         single = isolated_points(*zip(*points, strict=True))
         mode = "lines" if not single else "lines+markers" if len(points) > len(single) else "markers"

@@ -9,6 +9,7 @@ from statistics import median
 
 from p2pfl.inspector.convergence import Convergence
 from p2pfl.inspector.outages import Outages, outages
+from p2pfl.inspector.run_state import names_text
 from p2pfl.runs.records import RunRecords
 
 _AROUND = 3
@@ -53,18 +54,13 @@ def pieces(rounds: Sequence[int], values: Sequence[float | None]) -> list[list[P
     return [piece for piece in found if piece]
 
 
-def broken_line(points: Sequence[Point]) -> tuple[list[int | None], list[float | None]]:
-    """Points as two lists with None between them where rounds are missing, as plotting libraries break lines."""
-    rounds: list[int | None] = []
-    values: list[float | None] = []
-    broken = jumps([number for number, _ in points])
-    for place, (number, value) in enumerate(points):
-        if place in broken:
-            rounds.append(None)
-            values.append(None)
-        rounds.append(number)
-        values.append(value)
-    return rounds, values
+def broken_line(rounds: Sequence[int], values: Sequence[float | None]) -> tuple[list[int | None], list[float | None]]:
+    """The curve with None where rounds are missing, as plotting libraries break lines."""
+    at, found, broken = list[int | None](), list[float | None](), jumps(rounds)
+    for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
+        at += [None, number] if place in broken else [number]
+        found += [None, value] if place in broken else [value]
+    return at, found
 
 
 def isolated_points(rounds: Sequence[int], values: Sequence[float | None]) -> list[Point]:
@@ -74,14 +70,10 @@ def isolated_points(rounds: Sequence[int], values: Sequence[float | None]) -> li
 
 def certified_pieces(course: Convergence) -> list[list[tuple[int, float, float]]]:
     """Rounds in a row with both bounds: (round, low, high)."""
-    low, high = course.low, course.high
-    both = [top if bottom is not None else None for bottom, top in zip(low, high, strict=True)]
-    lows = dict(zip(course.rounds, low, strict=True))
-    found = []
-    for piece in pieces(course.rounds, both):
-        certain = [(number, bottom, top) for number, top in piece if (bottom := lows[number]) is not None]
-        found.append(certain)
-    return found
+    lows = {number: low for number, low, _ in course.certified}
+    highs = {number: high for number, _, high in course.certified}
+    found = pieces(course.rounds, [highs.get(number) for number in course.rounds])
+    return [[(number, lows[number], high) for number, high in piece] for piece in found]
 
 
 def gaps(run: RunRecords, course: Convergence, away: Outages | None = None) -> list[Gap]:
@@ -108,8 +100,7 @@ def _why(run: RunRecords, course: Convergence, away: Outages, begin: int, end: i
         word = "late" if all(outage.kind == "late" for outage in absent) else "offline"
         word = next((kind for kind in ("unheard", "not started") if all(outage.kind == kind for outage in absent)), word)
     if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return f"not certified: {', '.join(names[:_NAMED])}{more} {word}"
+        return f"not certified: {names_text(names, _NAMED)} {word}"
     if any(skip for skip in course.skipped if any(begin <= number <= end for number in skip.rounds)):
         return "not certified: messages missed"
     return "not certified" if any(begin <= number <= end for number in course.rounds) else "no records"

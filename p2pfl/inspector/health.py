@@ -12,7 +12,7 @@ from typing import Literal
 
 from p2pfl.inspector.outages import not_started
 from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, member_of, neighbours_of
-from p2pfl.inspector.run_state import RunState, clock_time, duration, never_trained, run_state
+from p2pfl.inspector.run_state import RunState, clock_time, duration, names_text, never_trained, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row
@@ -23,7 +23,6 @@ NodeState = Literal["well", "late", "lost", "paused", "unknown", "finished", "ha
 _AGE_WORTH_SAYING_S = 10.0
 _STALE_ROUNDS = 4
 """Of a node whose newest record is older than so many of its own rounds, and than 10 s, nobody knows how it is now."""
-NAMED = 3
 _SIMULATED = ("simulator", "sharded")
 
 
@@ -53,29 +52,9 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
         run: its records.
         now_s: seconds since 1970; None: now.
     """
-    newest = newest_rows(run.nodes)
-    dead = dead_nodes(run, newest)
-    state = run_state(run, time.time() if now_s is None else now_s)
-    now = _Now(
-        is_over=run.summary is not None,
-        never_trained=never_trained(run.summary),
-        is_simulated=((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED,
-        silence=state.sentence if state.kind in ("paused", "silent") else "",
-        own=_own_state(run, state),
-        member=None if is_asked(run) else member_of(run),
-        heard_in=heard_in(run),
-        left=_left(run),
-        paused=paused_nodes(run),
-        unstarted=not_started(run) if run.summary is None else frozenset(),
-        newest=newest,
-        dead=dead,
-        neighbours=neighbours_of(run),
-        skippers=skippers_of(newest, dead),
-        since=_since(run, newest),
-        stale_s=_stale_s(run, newest),
-    )
-    names = dict.fromkeys([*((run.topology or {}).get("nodes") or ()), *newest, *now.skippers, *dead])
-    return {name: now.health(name) for name in names}
+    judge = _Judge(run, time.time() if now_s is None else now_s)
+    names = dict.fromkeys([*((run.topology or {}).get("nodes") or ()), *judge.newest, *judge.skippers, *judge.dead])
+    return {name: judge.health(name) for name in names}
 
 
 def newest_rows(rows: list[Row]) -> dict[str, Row]:
@@ -110,10 +89,9 @@ def dead_nodes(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
 
 def _own_state(run: RunRecords, state: RunState) -> tuple[NodeState, str] | None:
     """How the member of an institution's own records is; None where nothing speaks against its going on."""
-    said = f"{state.sentence[0].upper()}{state.sentence[1:]}."
     if state.kind == "silent" and run.process == "gone":
-        return "lost", said
-    return ("unknown", said) if state.kind in ("silent", "unknown") else None
+        return "lost", state.said
+    return ("unknown", state.said) if state.kind in ("silent", "unknown") else None
 
 
 def _left(run: RunRecords) -> dict[str, str]:
@@ -177,29 +155,23 @@ def _stale_s(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, float]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Now:
-    """Facts to judge a node by."""
+class _Judge:
+    """Facts to judge every node of a run by."""
 
-    is_over: bool
-    never_trained: bool
-    is_simulated: bool
-    silence: str
-    """Why nothing new is recorded; empty while the run goes on."""
-    own: tuple[NodeState, str] | None
-    """How the member is whose own folder this is, and why, where its process or the time since its last record tells."""
-    member: str | None
-    """Whose own folder this is, where it has no reports of others."""
-    heard_in: Mapping[str, int]
-    left: Mapping[str, str]
-    paused: Mapping[str, str]
-    unstarted: frozenset[str]
-    newest: Mapping[str, Row]
-    dead: Mapping[str, str]
-    neighbours: Mapping[str, frozenset[str]]
-    skippers: Mapping[str, set[str]]
-    since: Mapping[tuple[str, str], int]
-    stale_s: Mapping[str, float]
+    def __init__(self, run: RunRecords, now_s: float) -> None:
+        state = run_state(run, now_s)
+        self.newest = newest_rows(run.nodes)
+        self.dead = dead_nodes(run, self.newest)
+        self.skippers = skippers_of(self.newest, self.dead)
+        self._is_over, self._never_trained = run.summary is not None, never_trained(run.summary)
+        self._is_simulated = ((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED
+        self._silence = state.said if state.kind in ("paused", "silent") else ""  # empty while the run goes on
+        self._own = _own_state(run, state)
+        self._member = None if is_asked(run) else member_of(run)  # whose own folder this is, without reports of others
+        self._heard_in, self._left, self._paused = heard_in(run), _left(run), paused_nodes(run)
+        self._unstarted = not_started(run) if run.summary is None else frozenset[str]()
+        self._neighbours = neighbours_of(run)
+        self._since, self._stale_s = _since(run, self.newest), _stale_s(run, self.newest)
 
     def health(self, name: str) -> NodeHealth:
         row = self.newest.get(name)
@@ -210,21 +182,21 @@ class _Now:
 
     def _judged(self, name: str, row: Row | None) -> tuple[NodeState, str]:  # noqa: PLR0911  # a line for each state
         died = f"It died {self._after(row)}{f' ({self.dead[name]})' if self.dead.get(name) else ''} and has not come back"
-        if self.is_over:
+        if self._is_over:
             return self._at_the_end(name, row, died)
         if (said := self._said(name, row)) is not None:
             return said
         if name in self.dead:
             return "lost", f"{died} yet."
-        if self.own is not None and name == self.member:
-            return self.own
+        if self._own is not None and name == self._member:
+            return self._own
         if skippers := self.skippers.get(name, set()):
             return self._missed(name, row, skippers)
-        if self.silence:
-            return "unknown", f"{self.silence[0].upper()}{self.silence[1:]}."
+        if self._silence:
+            return "unknown", self._silence
         if row is None:
             return "unknown", self._no_report(name)
-        if row.get("age_s") is not None and row["age_s"] > self.stale_s[name]:
+        if row.get("age_s") is not None and row["age_s"] > self._stale_s[name]:
             return "unknown", "Its newest record is too old to say how it is; nobody is known to go on without it."
         return "well", "Nobody goes on without it."
 
@@ -233,27 +205,27 @@ class _Now:
         word = (row or {}).get("state")
         if word == "finished":
             return "finished", "It has finished."
-        if name in self.left:
-            return "finished", f"{self.left[name]} has heard that it finished."
-        if name in self.paused or word == "paused":
-            return "paused", f"{self.paused.get(name, 'It said that it pauses')}, and is not back yet."
-        if name in self.unstarted:
+        if name in self._left:
+            return "finished", f"{self._left[name]} has heard that it finished."
+        if name in self._paused or word == "paused":
+            return "paused", f"{self._paused.get(name, 'It said that it pauses')}, and is not back yet."
+        if name in self._unstarted:
             return "has not trained", "The network started without it, and it has not come yet."
         return None
 
     def _at_the_end(self, name: str, row: Row | None, died: str) -> tuple[NodeState, str]:  # noqa: PLR0911  # a line for each state
-        if self.never_trained and self.member in (None, name):
+        if self._never_trained and self._member in (None, name):
             return "has not trained", "Too few members were there at the start."
         if name in self.dead:
             return "lost", f"{died}; the run has ended without it."
-        if name in self.left:
-            return "finished", f"{self.left[name]} has heard that it finished."
-        if self.member is not None and name != self.member:
-            return self._heard_at_the_end(name, self.member)
-        if name in self.paused:
-            return "paused", f"{self.paused[name]}; the run has ended without it."
+        if name in self._left:
+            return "finished", f"{self._left[name]} has heard that it finished."
+        if self._member is not None and name != self._member:
+            return self._heard_at_the_end(name, self._member)
+        if name in self._paused:
+            return "paused", f"{self._paused[name]}; the run has ended without it."
         last = max((int(other["round"]) for other in self.newest.values()), default=-1)
-        if row is None and self.newest and not self.is_simulated:
+        if row is None and self.newest and not self._is_simulated:
             return "unknown", NO_REPORT
         if row is not None and row["round"] < last and self._is_given_up(name, self.skippers.get(name, set())):
             return "lost", f"Its last record is of round {row['round']}; the run has ended without it, after round {last}."
@@ -262,38 +234,36 @@ class _Now:
     def _heard_at_the_end(self, name: str, member: str) -> tuple[NodeState, str]:
         """How another member is in the records of one that has ended."""
         last = self._round(member)
-        if last is not None and self.heard_in.get(name, -1) >= last:
+        if last is not None and self._heard_in.get(name, -1) >= last:
             return "finished", f"{member} had its record of the last round."
-        if name in self.paused:
-            return "paused", f"{self.paused[name]}; the run has ended without it."
+        if name in self._paused:
+            return "paused", f"{self._paused[name]}; the run has ended without it."
         if self._is_given_up(name, self.skippers.get(name, set())):
             return "lost", f"{self._gone_on(name)}; the run has ended without it."
         return "unknown", self._no_report(name)
 
     def _missed(self, name: str, row: Row | None, skippers: set[str]) -> tuple[NodeState, str]:
-        if self.member is not None and row is None:
+        if self._member is not None and row is None:
             doubt = ""
-            around = self.neighbours.get(self.member, frozenset())
-            if len(around) > 1 and all(self.member in self.skippers.get(other, ()) for other in around):
-                doubt = f" So it does without all its neighbours: the connection of {self.member} itself may be down."
+            around = self._neighbours.get(self._member, frozenset())
+            if len(around) > 1 and all(self._member in self.skippers.get(other, ()) for other in around):
+                doubt = f" So it does without all its neighbours: the connection of {self._member} itself may be down."
             return "lost", f"{self._gone_on(name)}.{doubt}"
         if self._is_given_up(name, skippers):
             return "lost", f"Every neighbour that can tell goes on without it {self._after(row)}."
-        who = sorted(skippers)
-        named = ", ".join(who[:NAMED]) + (f" and {len(who) - NAMED} more" if len(who) > NAMED else "")
-        return "late", f"In the newest round {named} went on without it."
+        return "late", f"In the newest round {names_text(sorted(skippers))} went on without it."
 
     def _gone_on(self, name: str) -> str:
         by = min(self.skippers[name])
-        return f"{by} goes on without it since round {self.since[by, name]}"
+        return f"{by} goes on without it since round {self._since[by, name]}"
 
     def _after(self, row: Row | None) -> str:
         return "before its first round" if row is None else f"after round {row['round']}"
 
     def _no_report(self, name: str) -> str:
-        if name == self.member:
+        if name == self._member:
             return "It has not recorded a round yet."
-        heard = f" {self.member} last had its record of round {self.heard_in[name]}." if name in self.heard_in and self.member else ""
+        heard = f" {self._member} last had its record of round {self._heard_in[name]}." if name in self._heard_in and self._member else ""
         return NO_REPORT + heard
 
     def _is_given_up(self, name: str, skippers: set[str]) -> bool:
@@ -301,8 +271,8 @@ class _Now:
         if not skippers:
             return False
         own = self._round(name)
-        ahead = {other for other in self.neighbours.get(name, frozenset()) | skippers if own is None or (self._round(other) or 0) > own}
-        at_work = {other for other in self.neighbours.get(name, frozenset()) if other in self.newest and other not in self.skippers}
+        ahead = {other for other in self._neighbours.get(name, frozenset()) | skippers if own is None or (self._round(other) or 0) > own}
+        at_work = {other for other in self._neighbours.get(name, frozenset()) if other in self.newest and other not in self.skippers}
         return skippers <= ahead and (ahead & self.newest.keys() | at_work) - self.dead.keys() <= skippers
 
     def _round(self, name: str) -> int | None:

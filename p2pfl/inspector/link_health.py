@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from p2pfl.inspector.health import NAMED, NodeHealth, dead_nodes, newest_rows, node_health, skippers_of
+from p2pfl.inspector.health import NodeHealth, dead_nodes, newest_rows, node_health, skippers_of
 from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.perspective import is_complete
+from p2pfl.inspector.run_state import names_text
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.text import Row
 
 EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]
 Ends = frozenset[str]
@@ -21,6 +21,7 @@ WINDOW = 50
 SLOW_FROM = 0.02
 """Fraction of a link's messages in the window above which it is slow."""
 _EXCEPT = "except while"
+_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,27 +65,30 @@ def edge_health(run: RunRecords, nodes: Mapping[str, NodeHealth] | None = None, 
     known = node_health(run) if nodes is None else nodes
     explained = outages(run) if away is None else away
     newest = newest_rows(run.nodes)
-    counted = _counted(run, explained, newest)
+    last = max((int(row["round"]) for row in newest.values()), default=-1)
+    begin = max(last - WINDOW + 1, min((int(row["round"]) for row in run.nodes), default=0))
+    window = f"rounds {begin}-{last}" if last > begin else f"round {last}"
+    due = Counter(str(row["node"]) for row in run.nodes if row["round"] >= begin)  # one message from each of its neighbours
+    missed, ever, excused = _missed(run, explained, begin)
     skippers = skippers_of(newest, dead_nodes(run, newest)) if run.summary is None else {}
-    cut = {
-        frozenset((by, other)): f"{by} went on without {other} in round {newest[by]['round']}."
+    cut: dict[Ends, tuple[EdgeState, str]] = {
+        frozenset((by, other)): ("lost", f"{by} went on without {other} in round {newest[by]['round']}.")
         for other, others in skippers.items()
         for by in others
     }
-    judge = _LinkJudge(
-        known=known,
-        is_over=run.summary is not None,
-        is_whole=is_complete(run),
-        cut=cut,
-        window=counted.window,
-        away=_rounds_away(explained),
-    )
+    absent = _rounds_away(explained)
+    every = "Every message came in time" if is_complete(run) else f"No missed message is recorded in {window}"
     found = {}
-    for ends in dict.fromkeys([*_links(run), *counted.ever, *counted.excused]):
-        missed, ever = counted.missed[ends], counted.ever[ends]
-        expected = max(sum(counted.due[end] for end in ends) - counted.excused[ends], missed)
-        state, why = judge.judged(ends, missed, expected, ever)
-        found[ends] = EdgeHealth(state=state, why=why, missed=missed, expected=expected, missed_ever=ever)
+    for ends in dict.fromkeys([*_links(run), *ever, *excused]):
+        states = {end: known[end].state if end in known else "unknown" for end in sorted(ends)}
+        expected = max(sum(due[end] for end in ends) - excused[ends], missed[ends])
+        without = " and ".join(f"{end} was away in {absent[end]}" for end in states if end in absent)
+        state, why = (
+            _by_its_ends(states, is_over=run.summary is not None)
+            or cut.get(ends)
+            or _by_its_messages(states, missed[ends], expected, ever[ends], window, without, every)
+        )
+        found[ends] = EdgeHealth(state=state, why=why, missed=missed[ends], expected=expected, missed_ever=ever[ends])
     return found
 
 
@@ -128,23 +132,8 @@ def _links(run: RunRecords) -> list[Ends]:
     return list(dict.fromkeys(frozenset((names[i], names[j])) for i, j, _ in graph.get("edges") or () if i != j))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Counts:
-    """Messages of all links."""
-
-    window: str
-    """The newest rounds in words."""
-    due: Counter[str]
-    """Rounds of the window that a node has recorded: a message was due from each of its neighbours."""
-    missed: Counter[Ends]
-    ever: Counter[Ends]
-    excused: Counter[Ends]
-    """Missed in the window because a node was away."""
-
-
-def _counted(run: RunRecords, explained: Outages, newest: Mapping[str, Row]) -> _Counts:
-    last = max((int(row["round"]) for row in newest.values()), default=-1)
-    begin = max(last - WINDOW + 1, min((int(row["round"]) for row in run.nodes), default=0))
+def _missed(run: RunRecords, explained: Outages, begin: int) -> tuple[Counter[Ends], Counter[Ends], Counter[Ends]]:
+    """Messages missed over each link from a round on, in all rounds, and from that round on because a node was away."""
     missed, ever, excused = Counter[Ends](), Counter[Ends](), Counter[Ends]()
     for row in run.nodes:
         by, number = str(row["node"]), int(row["round"])
@@ -155,52 +144,37 @@ def _counted(run: RunRecords, explained: Outages, newest: Mapping[str, Row]) -> 
             else:
                 ever[ends] += 1
                 missed[ends] += number >= begin
-    return _Counts(
-        window=f"rounds {begin}-{last}" if last > begin else f"round {last}",
-        due=Counter(str(row["node"]) for row in run.nodes if row["round"] >= begin),
-        missed=missed,
-        ever=ever,
-        excused=excused,
-    )
+    return missed, ever, excused
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _LinkJudge:
-    """Facts to judge a link by, besides its counts."""
+def _by_its_ends(states: Mapping[str, str], *, is_over: bool) -> tuple[EdgeState, str] | None:
+    """How a link is because of the nodes that it joins; None where they exchange models."""
+    gone, paused, absent = ([end for end in states if states[end] == state] for state in ("lost", "paused", "has not trained"))
+    if gone and not is_over:
+        return "lost", f"{' and '.join(gone)} cannot be reached."
+    if paused and not is_over:
+        return "paused", f"{' and '.join(paused)} {'has' if len(paused) == 1 else 'have'} paused."
+    if absent:
+        return "unknown", f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} not started."
+    return None
 
-    known: Mapping[str, NodeHealth]
-    is_over: bool
-    is_whole: bool
-    cut: Mapping[Ends, str]
-    window: str
-    away: Mapping[str, str]
 
-    def judged(self, ends: Ends, missed: int, expected: int, ever: int) -> tuple[EdgeState, str]:
-        gone = sorted(end for end in ends if end in self.known and self.known[end].state == "lost")
-        if gone and not self.is_over:
-            return "lost", f"{' and '.join(gone)} cannot be reached."
-        if (paused := sorted(end for end in ends if end in self.known and self.known[end].state == "paused")) and not self.is_over:
-            return "paused", f"{' and '.join(paused)} {'has' if len(paused) == 1 else 'have'} paused."
-        if absent := sorted(end for end in ends if end in self.known and self.known[end].state == "has not trained"):
-            return "unknown", f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} not started."
-        if ends in self.cut:
-            return "lost", self.cut[ends]
-        return self._counted(ends, missed, expected, ever)
-
-    def _counted(self, ends: Ends, missed: int, expected: int, ever: int) -> tuple[EdgeState, str]:
-        """How a link is of which nobody says that it is cut."""
-        unsure = sorted(end for end in ends if end not in self.known or self.known[end].state == "unknown")
-        counted = f"{missed} of {expected} messages over it were missed in {self.window}"
-        without = " and ".join(f"{end} was away in {self.away[end]}" for end in sorted(ends) if end in self.away)
-        but = f" Not counted: {without}." if without else ""
-        if missed > SLOW_FROM * expected:
-            return "slow", f"{counted}.{but}"
-        if unsure or not expected:
-            return "unknown", f"No report here from {' and '.join(unsure)}." if unsure else "No report of this link here."
-        if ever:
-            return "well", f"{counted}, {ever} in all.{but}"
-        complete = "Every message came in time" if self.is_whole else f"No missed message is recorded in {self.window}"
-        return "well", f"{complete}{f', {_EXCEPT} {without}' if without else ''}."
+def _by_its_messages(
+    states: Mapping[str, str], missed: int, expected: int, ever: int, window: str, without: str, every: str
+) -> tuple[EdgeState, str]:
+    """How a link is of which nobody says that it is cut."""
+    unsure = [end for end in states if states[end] == "unknown"]
+    but = f" Not counted: {without}." if without else ""
+    counted = f"{missed} of {expected} messages over it were missed in {window}"
+    if missed > SLOW_FROM * expected:
+        return "slow", f"{counted}.{but}"
+    if unsure:
+        return "unknown", f"No report here from {' and '.join(unsure)}."
+    if not expected:
+        return "unknown", "No report of this link here."
+    if ever:
+        return "well", f"{counted}, {ever} in all.{but}"
+    return "well", f"{every}{f', {_EXCEPT} {without}' if without else ''}."
 
 
 def _rounds_away(explained: Outages) -> dict[str, str]:
@@ -208,8 +182,4 @@ def _rounds_away(explained: Outages) -> dict[str, str]:
     spent: defaultdict[str, list[str]] = defaultdict(list)
     for outage in explained.found:
         spent[outage.node].append(outage.rounds)
-    return {node: _few(texts) for node, texts in spent.items()}
-
-
-def _few(texts: list[str]) -> str:
-    return ", ".join(texts[:NAMED]) + (f" and {len(texts) - NAMED} more times" if len(texts) > NAMED else "")
+    return {node: names_text(texts, _NAMED) + (" times" if len(texts) > _NAMED else "") for node, texts in spent.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 MAX_ROWS = 200
 
@@ -33,14 +32,8 @@ th { text-align: left; font-weight: 600; } td.number, th.number { text-align: ri
 tr.mean td { border-top: 2px solid var(--line); font-weight: 600; } pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); }
 """
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell of a table: a text, or a number with a judgement."""
-
-    text: str
-    kind: str = ""
-    """Classes of the style sheet."""
+Cell = str | tuple[str, str]
+"""One cell of a table: a text, or a text and classes of the style sheet."""
 
 
 def escaped(text: str, *, quotes: bool = True) -> str:
@@ -74,9 +67,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], last: Sequence[C
     """
 
     def line(cells: Sequence[Cell], kind: str = "") -> str:
-        return f'<tr class="{kind}">' + "".join(f'<td class="{cell.kind}">{escaped(cell.text)}</td>' for cell in cells) + "</tr>"
+        pairs = [cell if isinstance(cell, tuple) else (cell, "") for cell in cells]
+        return f'<tr class="{kind}">' + "".join(f'<td class="{kinds}">{escaped(text)}</td>' for text, kinds in pairs) + "</tr>"
 
-    kinds = [cell.kind.split(" ")[0] for cell in rows[0]] if rows else [""] * len(heads)
+    kinds = [cell[1].split(" ")[0] if isinstance(cell, tuple) else "" for cell in rows[0]] if rows else [""] * len(heads)
     top = "".join(f'<th scope="col" class="{kind}">{escaped(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
     body = "".join(map(line, rows)) + (line(last, "mean") if last is not None else "")
     named = f'aria-label="{escaped(about)}"'

@@ -14,7 +14,8 @@ import numpy as np
 
 from p2pfl.errors import MissingExtraError, StoreError
 from p2pfl.inspector.convergence import BASES, Convergence, convergence
-from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points, jumps
+from p2pfl.inspector.figures import MAX_DRAWN, laid_out
+from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health
 from p2pfl.inspector.verdict import betterness, lower_is_better
@@ -27,7 +28,6 @@ _HEIGHT = 60 * _MM
 _LINE = 4.2 * _MM  # a row with a name
 _POINTS = 8
 _DPI = 300
-_MAX_DRAWN = 200  # nodes; more are a blot
 _MAX_NAMED = 12
 _MAX_NUMBERED_NODES = 40
 _STEEP = 0.35
@@ -35,7 +35,6 @@ _MAX_SITES = 40
 _MAX_NUMBERED = 8  # sites whose numbers have room in a matrix
 _MAX_COLUMNS = 7  # whose numbers have room below
 _LONGEST = 18  # characters of a name
-_RING = 2  # neighbours
 _MAX_GAPS = 40
 _ROOM = 0.08  # of the axis, for a line of letters
 _INK, _GREY, _PALE = "black", "0.45", "0.85"
@@ -95,21 +94,15 @@ def _graph(run: RunRecords, course: Convergence) -> Any:
     """Nodes the darker the more disagreement is left at them, links dashed that failed, with how often."""
     graph = run.topology or {}
     names, edges = graph.get("nodes") or [], graph.get("edges") or []
-    if not edges or len(names) > _MAX_DRAWN:
+    if not edges or len(names) > MAX_DRAWN:
         return None
-    import networkx as nx
-
-    drawn: Any = nx.Graph()
-    drawn.add_nodes_from(range(len(names)))
-    drawn.add_edges_from((i, j) for i, j, _ in edges)
-    is_ring_or_path = nx.is_connected(drawn) and max(degree for _, degree in drawn.degree()) <= _RING
-    places = (nx.circular_layout if is_ring_or_path else nx.kamada_kawai_layout)(drawn)
+    drawn, places = laid_out(len(names), tuple((i, j) for i, j, _ in edges))
     nodes = node_health(run)
     failed = {ends: edge.missed for ends, edge in edge_health(run, nodes).items() if edge.state in ("slow", "lost")}
     fractions = {slow.node: slow.fraction for slow in course.slowest}
     most = max(fractions.values(), default=0.0) or 1.0
     greys = [str(1 - 0.5 * fractions.get(name, 0.0) / most) for name in names]
-    points = np.array([places[i] for i in range(len(names))])
+    points = np.array(places)
     are_named, are_numbered = len(names) <= _MAX_NAMED, _MAX_NAMED < len(names) <= _MAX_NUMBERED_NODES
     figure, axes = _figure(_WIDTH)
     for i, j in drawn.edges:
@@ -169,12 +162,12 @@ def _agreement(run: RunRecords, course: Convergence) -> Any:
             axes.fill_between(*zip(*piece, strict=True), color=_PALE, linewidth=0 if len(piece) > 1 else 1.5, label=label)
             label = ""
         _shade(axes, run, course)
-    rounds, distances = _broken(course.rounds, course.distance)
-    axes.plot(rounds, _numbers(distances), color=_INK, label=BASES[course.basis])
+    rounds, distances = broken_line(course.rounds, course.distance)
+    axes.plot(_numbers(rounds), _numbers(distances, above=0), color=_INK, label=BASES[course.basis])
     if single := isolated_points(course.rounds, course.distance):
         axes.plot(*zip(*single, strict=True), color=_INK, marker=".", markersize=3, linestyle="")
     if any(value is not None for value in course.bound):
-        axes.plot(course.rounds, _numbers(course.bound), color=_INK, linestyle=":", label="bound from the spectrum")
+        axes.plot(course.rounds, _numbers(course.bound, above=0), color=_INK, linestyle=":", label="bound from the spectrum")
     axes.set_yscale("log")
     # 1e-03: the raised digits of 10^-3 are too small in print
     axes.yaxis.set_major_formatter(LogFormatter())
@@ -182,18 +175,6 @@ def _agreement(run: RunRecords, course: Convergence) -> Any:
     _along_rounds(figure, axes, "distance")
     figure.legend(loc="outside upper left", frameon=False)
     return figure
-
-
-def _broken(rounds: Sequence[int], values: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
-    """Break a curve where rounds are missing, by a round without a value."""
-    broken, at, found = jumps(rounds), list[float](), list[float | None]()
-    for place, (number, value) in enumerate(zip(rounds, values, strict=True)):
-        if place in broken:
-            at.append(number - 0.5)
-            found.append(None)
-        at.append(number)
-        found.append(value)
-    return at, found
 
 
 def _shade(axes: Any, run: RunRecords, course: Convergence) -> None:
@@ -214,8 +195,8 @@ def _loss(run: RunRecords) -> Any:
     if not points:
         return None
     figure, axes = _figure()
-    rounds, values = broken_line(points)
-    axes.plot([math.nan if at is None else at for at in rounds], [math.nan if v is None else v for v in values], color=_INK)
+    rounds, values = broken_line(*zip(*points, strict=True))
+    axes.plot(_numbers(rounds), _numbers(values), color=_INK)
     if single := isolated_points(*zip(*points, strict=True)):
         axes.plot(*zip(*single, strict=True), color=_INK, marker=".", linestyle="")
     _along_rounds(figure, axes, "training loss, mean")
@@ -305,9 +286,9 @@ def _plain_ticks(labels: Sequence[Any]) -> None:
         label.set_parse_math(False)
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    """Values that a logarithmic scale can show; gaps elsewhere."""
-    return [math.nan if value is None or value <= 0 else value for value in values]
+def _numbers(values: Sequence[float | None], above: float = -math.inf) -> list[float]:
+    """Values that are shown, on a logarithmic scale those above zero; gaps elsewhere."""
+    return [math.nan if value is None or value <= above else value for value in values]
 
 
 def _readable(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from p2pfl.inspector import figures
@@ -20,15 +20,16 @@ from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import has_metrics, run_state
 from p2pfl.inspector.sections import events, facts, node_states
 from p2pfl.inspector.verdict import (
+    COST_PARTS,
     SAME,
     Scores,
     betterness,
     gain_sentence,
     lower_is_better,
-    mean_of,
     mean_scores,
     metric_heading,
     of_rows,
+    round_costs,
     scores,
     verdict,
 )
@@ -147,12 +148,13 @@ def _gain_section(summary: Row, sure: Sequence[Row] = ()) -> str:
         at = scores(summary, metric)
         mean = mean_scores(summary, metric)
         heads = ["site", "alone", "network", "pooled", "better by"]
-        rows = [[Cell(node), *_score_cells(own, intervals.get((node, metric)))] for node, own in list(at.items())[:MAX_ROWS]]
+        rows: list[list[Cell]] = [[node, *_score_cells(own, intervals.get((node, metric)))] for node, own in list(at.items())[:MAX_ROWS]]
         more = note(f"{len(at) - MAX_ROWS} more in summary.json.") if len(at) > MAX_ROWS else ""
         of_mean_model = (summary.get("mean_model") or {}).get(metric)
         of_all = note(f"The mean model, on all {rows_word(summary)} together: {of_mean_model:.3f}.") if of_mean_model is not None else ""
-        picture = _gains(at, metric) if metric == first and len(at) <= figures.MAX_DRAWN else ""
-        scores_at = table(heads, rows, [Cell("mean"), *_score_cells(mean)], about=f"{metric} at each site")
+        drawn = metric == first and len(at) <= figures.MAX_DRAWN
+        picture = _drawn(figures.gains(at, metric), f"{metric} at each site, alone, in the network and pooled") if drawn else ""
+        scores_at = table(heads, rows, ["mean", *_score_cells(mean)], about=f"{metric} at each site")
         found += f"<h3>{escaped(metric_heading(metric))}</h3>{picture}{scores_at}{more}{of_all}"
         found += _sentences([row for row in sure if row["metric"] == metric][:MAX_ROWS], rows_word(summary))
     return listed(of_rows(summary)) + found + _test(summary)
@@ -163,11 +165,11 @@ def _test(summary: Row) -> str:
     test = summary.get("test")
     if not test:
         return ""
-    rows = []
+    rows: list[list[Cell]] = []
     for metric, over_sites in test["metrics"].items():
         worst = over_sites["max" if lower_is_better(metric) else "min"]
         values = ((test["mean_model"] or {}).get(metric), over_sites["mean"], worst)
-        rows.append([Cell(metric_heading(metric)), *(Cell(value_text(value), "number") for value in values)])
+        rows.append([metric_heading(metric), *((value_text(value), "number") for value in values)])
     heads = ["metric", "mean model", "mean over the sites", "worst site"]
     return f"<h3>On test rows, {escaped(test['use'])}</h3>" + table(heads, rows, about="metrics on test rows, which choose nothing")
 
@@ -188,19 +190,15 @@ def _sentences(rows: Sequence[Row], word: str) -> str:
     return listed([gain_sentence(row, word) for row in rows]) + note(sure)
 
 
-def _gains(at: Mapping[str, Scores], metric: str) -> str:
-    return _drawn(figures.gains(at, metric), f"{metric} at each site, alone, in the network and pooled")
-
-
 def _score_cells(own: Scores, sure: Row | None = None) -> list[Cell]:
-    cells = [Cell(value_text(value), "number") for value in (own.alone, own.network, own.pooled)]
+    cells: list[Cell] = [(value_text(value), "number") for value in (own.alone, own.network, own.pooled)]
     better = own.better_by
     if better is None:
-        return [*cells, Cell("-", "number")]
+        return [*cells, ("-", "number")]
     judged = "number good" if better >= SAME else "number bad" if better <= -SAME else "number"
     _, low, high = betterness(sure) if sure else (None, None, None)
     interval = f" [{low:+.3f}, {high:+.3f}]" if low is not None and high is not None else ""
-    return [*cells, Cell((f"{better:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
+    return [*cells, ((f"{better:+.3f}" if abs(better) >= SAME else "0.000") + interval, judged)]
 
 
 def _cross_site(found: Row, word: str) -> str:
@@ -210,12 +208,12 @@ def _cross_site(found: Row, word: str) -> str:
     sites = {site["name"] for site in found["sites"]}
     shown = ["own model", *(model for model in found["models"] if model not in sites)]
     heads = ["site", word, "of each class", *shown]
-    rows = [
+    rows: list[list[Cell]] = [
         [
-            Cell(site["name"]),
-            Cell(f"{site['rows']:,}", "number"),
-            Cell(", ".join(f"{label}: {count}" for label, count in (site["support"] or {}).items())),
-            *(Cell(_with_interval(found, model, place), "number") for model in (own[site["name"]], *(own[name] for name in shown[1:]))),
+            site["name"],
+            (f"{site['rows']:,}", "number"),
+            ", ".join(f"{label}: {count}" for label, count in (site["support"] or {}).items()),
+            *((_with_interval(found, model, place), "number") for model in (own[site["name"]], *(own[name] for name in shown[1:]))),
         ]
         for place, site in enumerate(found["sites"])
     ]
@@ -231,7 +229,7 @@ def _subgroups(found: Sequence[Row]) -> str:
     if not found:
         return ""
     heads = ["site", "attribute", "group", "test rows", "AUROC", "sensitivity", "calibration error"]
-    rows = []
+    rows: list[list[Cell]] = []
     for row in found[:MAX_ROWS]:
         sure = f" [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]" if row["auroc_low"] is not None else ""
         cells = [
@@ -241,7 +239,7 @@ def _subgroups(found: Sequence[Row]) -> str:
             value_text(row["calibration_error"]),
         ]
         names = (row["site"] or "all sites", row["attribute"], row["group"])
-        rows.append([*map(Cell, names), *(Cell(text, "number") for text in cells)])
+        rows.append([*names, *((text, "number") for text in cells)])
     told = (
         "Each site by its own model, all sites by the mean model. Sensitivity at specificity 0.9 within the group; groups of fewer than 10 "
         "test rows are withheld"
@@ -256,28 +254,19 @@ def _with_interval(found: Row, model: int, place: int) -> str:
 
 
 def _skips(course: Convergence) -> str:
-    rows = [
-        [Cell(skip.by), Cell(skip.node), Cell(str(len(skip.rounds)), "number"), Cell(f"{skip.rounds[0]} to {skip.rounds[-1]}")]
+    rows: list[list[Cell]] = [
+        [skip.by, skip.node, (str(len(skip.rounds)), "number"), f"{skip.rounds[0]} to {skip.rounds[-1]}"]
         for skip in course.skipped[:MAX_ROWS]
     ]
     return table(["this node", "went on without", "times", "rounds"], rows, about="who went on without whom") if rows else ""
 
 
 def _cost(run: RunRecords) -> str:
-    parts = ("train", "wait", "mix", "evaluate", "checkpoint")
-    rows = []
-    for kind, label in (("train", "training"), ("settle", "mixing only")):
-        some = [row for row in run.rounds if row["kind"] == kind]
-        if some:
-            seconds = [mean_of([(row.get("seconds") or {}).get(part) for row in some]) for part in parts]
-            sent = mean_of([row.get("bytes_sent") for row in some])
-            cells = [
-                f"{len(some):,}",
-                "-" if sent is None else f"{sent:,.0f}",
-                *("-" if s is None else f"{s * 1000:,.2f}" for s in seconds),
-            ]
-            rows.append([Cell(label), *(Cell(cell, "number") for cell in cells)])
-    return table(["rounds", "number", "bytes", *(f"{part}, ms" for part in parts)], rows, about="cost of a round") if rows else ""
+    rows: list[list[Cell]] = []
+    for label, number, size_bytes, seconds in round_costs(run):
+        texts = ["-" if size_bytes is None else f"{size_bytes:,.0f}", *("-" if s is None else f"{s * 1000:,.2f}" for s in seconds)]
+        rows.append([label, *((text, "number") for text in (f"{number:,}", *texts))])
+    return table(["rounds", "number", "bytes", *(f"{part}, ms" for part in COST_PARTS)], rows, about="cost of a round") if rows else ""
 
 
 def _experiment(run: RunRecords) -> str:

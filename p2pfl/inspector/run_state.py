@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -39,6 +39,11 @@ class RunState:
     cannot be seen from here."""
     sentence: str
     """In words, without a full stop, beginning small."""
+
+    @property
+    def said(self) -> str:
+        """The sentence with a capital and a full stop."""
+        return f"{self.sentence[0].upper()}{self.sentence[1:]}."
 
 
 def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
@@ -91,6 +96,16 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def count_text(number: int, word: str) -> str:
+    """Write a number with its noun, in the plural where it is not one."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def names_text(names: Sequence[str], most: int = 3) -> str:
+    """List names, or the first of them and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def clock_time(moment: str | float | None) -> str:

@@ -37,11 +37,11 @@ def facts(run: RunRecords) -> str:
 def events(run: RunRecords) -> str:
     """Events that were out of the ordinary, or a sentence about whether any are known."""
     told = incidents(run)[-MAX_ROWS:]
-    rows = [
+    rows: list[list[Cell]] = [
         [
-            Cell(at, "number"),
-            Cell("-" if event["round"] is None else str(event["round"]), "number"),
-            *(Cell(str(event.get(key) or "")) for key in ("event", "node", "detail")),
+            (at, "number"),
+            ("-" if event["round"] is None else str(event["round"]), "number"),
+            *(str(event.get(key) or "") for key in ("event", "node", "detail")),
         ]
         for at, event in zip(time_column(told), told, strict=True)
     ]
@@ -59,12 +59,12 @@ def node_states(nodes: Mapping[str, NodeHealth]) -> str:
     alike: defaultdict[object, list[str]] = defaultdict(list)
     for name, health in ranked[:MAX_ROWS]:
         alike[(health.why, health.round) if health.state == "unknown" else name].append(name)
-    rows = [
+    rows: list[list[Cell]] = [
         [
-            Cell(", ".join(names)),
-            Cell(nodes[names[0]].state, f"state {nodes[names[0]].state}"),
-            Cell("-" if nodes[names[0]].round is None else str(nodes[names[0]].round), "number"),
-            Cell(nodes[names[0]].why),
+            ", ".join(names),
+            (nodes[names[0]].state, f"state {nodes[names[0]].state}"),
+            ("-" if nodes[names[0]].round is None else str(nodes[names[0]].round), "number"),
+            nodes[names[0]].why,
         ]
         for names in alike.values()
     ]
@@ -77,12 +77,12 @@ def link_states(run: RunRecords, edges: Mapping[Ends, EdgeHealth]) -> str:
     bad = in_need(edges)
     if not bad:
         return note(links_in_order(run, edges)) if edges else ""
-    rows = [
+    rows: list[list[Cell]] = [
         [
-            Cell(link_name(ends)),
-            Cell(edge.state, f"state {edge.state}"),
-            Cell(f"{edge.missed} ({percent(edge.fraction)})" if edge.missed else "-", "number"),
-            Cell(edge.why),
+            link_name(ends),
+            (edge.state, f"state {edge.state}"),
+            (f"{edge.missed} ({percent(edge.fraction)})" if edge.missed else "-", "number"),
+            edge.why,
         ]
         for ends, edge in bad[:MAX_ROWS]
     ]
@@ -94,7 +94,7 @@ def link_states(run: RunRecords, edges: Mapping[Ends, EdgeHealth]) -> str:
 
 def comparison(runs: Mapping[str, RunRecords]) -> str:
     """Several runs beside each other: how long each took to agree, what it cost, how good it became."""
-    rows = []
+    rows: list[list[Cell]] = []
     for name, run in runs.items():
         summary = run.summary or {}
         ending = summary.get("stop_reason")
@@ -105,12 +105,12 @@ def comparison(runs: Mapping[str, RunRecords]) -> str:
         graph = (run.experiment.get("topology") or {}).get("name") or "its own"
         rows.append(
             [
-                Cell(name),
-                Cell(str(graph)),
-                Cell(f"{summary['rounds']:,}" if ending == "converged" else "-", "number"),
-                Cell(f"{total:,}", "number"),
-                Cell("-" if metric is None or mean is None else f"{metric} {mean:.3f}", "number"),
-                Cell(run_state(run).sentence + ("" if ending else f", {len(run.rounds):,} rounds so far")),
+                name,
+                str(graph),
+                (f"{summary['rounds']:,}" if ending == "converged" else "-", "number"),
+                (f"{total:,}", "number"),
+                ("-" if metric is None or mean is None else f"{metric} {mean:.3f}", "number"),
+                run_state(run).sentence + ("" if ending else f", {len(run.rounds):,} rounds so far"),
             ]
         )
     return table(["run", "graph", "rounds to converge", "bytes sent", "mean over the nodes", "ending"], rows, about="the runs compared")
@@ -123,8 +123,8 @@ def went_without(run: RunRecords, name: str) -> str:
         for other in row.get("skipped") or ():
             if name in (row["node"], other):
                 found[str(row["node"]), str(other)].append(row["round"])
-    rows = [
-        [Cell(by), Cell(other), Cell(str(len(rounds)), "number"), Cell(f"{min(rounds)} to {max(rounds)}")]
+    rows: list[list[Cell]] = [
+        [by, other, (str(len(rounds)), "number"), f"{min(rounds)} to {max(rounds)}"]
         for (by, other), rounds in sorted(found.items(), key=lambda pair: -len(pair[1]))[:MAX_ROWS]
     ]
     if not rows:

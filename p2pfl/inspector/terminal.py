@@ -21,7 +21,6 @@ from p2pfl.inspector.cells import (
     MAX_NODES,
     bytes_text,
     clock_text,
-    count_text,
     more_lines,
     name_cell,
     number_text,
@@ -39,8 +38,8 @@ from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
-from p2pfl.inspector.run_state import duration, has_metrics, run_state
-from p2pfl.inspector.verdict import mean_of, percent, verdict
+from p2pfl.inspector.run_state import count_text, duration, has_metrics, names_text, run_state
+from p2pfl.inspector.verdict import COST_PARTS, percent, round_costs, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.runs.text import Row
@@ -277,17 +276,13 @@ def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
         if health.state == "unknown":
             unknown[health.why].append(name)
     rows = [(name, health.state, health.why) for name, health in bad]
-    rows += [(", ".join(names[:_MAX_NAMED]) + _and_more(names), "unknown", why) for why, names in unknown.items()]
+    rows += [(names_text(names, _MAX_NAMED), "unknown", why) for why, names in unknown.items()]
     if not rows:
         return [told]
     table = table_of("node", "is", "why")
     for name, state, why in rows[:_MAX_ROWS]:
         table.add_row(name_cell(name), Text(state, style=_STYLES[state]), name_cell(why))
     return [told, table, *more_lines(len(rows) - _MAX_ROWS, "rows of nodes that are not known to be well")]
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
 
 
 def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
@@ -330,8 +325,7 @@ def _events(run: RunRecords) -> list[RenderableType]:
     last = list(groups.items())[-_MAX_ROWS:]
     table = table_of("time (UTC)", "round", "event", "nodes", "detail")
     for at, ((number, kind, detail), same) in zip(time_column([same[0] for _, same in last]), last, strict=True):
-        nodes = [str(event["node"]) for event in same]
-        who = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")  # noqa: PLR2004  # three names say enough
+        who = names_text([str(event["node"]) for event in same])
         table.add_row(name_cell(at), "-" if number is None else str(number), name_cell(kind), name_cell(who), name_cell(detail))
     return [table, *more_lines(len(groups) - _MAX_ROWS, "earlier ones in events.jsonl")]
 
@@ -339,13 +333,9 @@ def _events(run: RunRecords) -> list[RenderableType]:
 def _cost(run: RunRecords) -> list[RenderableType]:
     if not run.rounds:
         return []
-    parts = ("train", "wait", "mix", "evaluate", "checkpoint")
-    table = table_of("rounds", "number", "bytes", *parts)
-    for kind, label in (("train", "training"), ("settle", "mixing only")):
-        rows = [row for row in run.rounds if row["kind"] == kind]
-        if rows:
-            seconds = [seconds_text(mean_of((row.get("seconds") or {}).get(part) for row in rows)) for part in parts]
-            table.add_row(label, str(len(rows)), bytes_text(mean_of(row.get("bytes_sent") for row in rows)), *seconds)
+    table = table_of("rounds", "number", "bytes", *COST_PARTS)
+    for label, number, size_bytes, seconds in round_costs(run):
+        table.add_row(label, str(number), bytes_text(size_bytes), *map(seconds_text, seconds))
     sent = (run.summary or {}).get("bytes_sent")
     total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)
     return [table, Text(f"{bytes_text(total)} sent in all", style="dim")]

@@ -10,13 +10,14 @@ from typing import Any
 from p2pfl.inspector.convergence import BASES, Convergence
 from p2pfl.inspector.link_health import edge_health, slowest_link_sentence
 from p2pfl.inspector.outages import Outages, outages
-from p2pfl.inspector.run_state import has_metrics, run_state
+from p2pfl.inspector.run_state import count_text, has_metrics, names_text, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric, rows_word
 from p2pfl.runs.text import Row
 
 _MOST_OUTAGES = 3
+COST_PARTS = ("train", "wait", "mix", "evaluate", "checkpoint")
 
 SAME = 0.0005
 """Metrics are shown with three digits: a smaller difference is none."""
@@ -71,7 +72,7 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     """Sentences for somebody who has to decide what to do next."""
     state = run_state(run)
     departed = [f"It {state.sentence}."] if state.kind == "departed" else []
-    halted = [f"{state.sentence[0].upper()}{state.sentence[1:]}."] if state.kind in ("paused", "silent", "unknown") else []
+    halted = [state.said] if state.kind in ("paused", "silent", "unknown") else []
     if run.summary is not None and run.summary.get("stop_reason") == "diverged":
         return [
             *departed,
@@ -89,8 +90,17 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
     return found
 
 
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are defined; None where none is."""
+def round_costs(run: RunRecords) -> list[tuple[str, int, float | None, list[float | None]]]:
+    """Rounds that train and rounds that only mix: what they are, how many, and their mean bytes and seconds by `COST_PARTS`."""
+    found = []
+    for kind, label in (("train", "training"), ("settle", "mixing only")):
+        if rows := [row for row in run.rounds if row["kind"] == kind]:
+            seconds = [_mean((row.get("seconds") or {}).get(part) for row in rows) for part in COST_PARTS]
+            found.append((label, len(rows), _mean(row.get("bytes_sent") for row in rows), seconds))
+    return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 
@@ -174,8 +184,8 @@ def _diverged(run: RunRecords) -> list[str]:
     times = Counter(str(event["node"]) for event in run.events if event["event"] == EventKind.DIVERGED)
     if not times:
         return []
-    listed = _listed([f"{node} ({_times(count, 'round')})" for node, count in times.most_common()])
-    return [f"Training became non-finite and was rolled back at {listed}: lower optimizer.lr or set optimizer.clip_norm."]
+    where = names_text([f"{node} ({count_text(count, 'round')})" for node, count in times.most_common()])
+    return [f"Training became non-finite and was rolled back at {where}: lower optimizer.lr or set optimizer.clip_norm."]
 
 
 def _started_without(run: RunRecords) -> list[str]:
@@ -195,7 +205,7 @@ def _inexact(run: RunRecords) -> list[str]:
     first = {str(event["node"]): int(event["round"]) for event in reversed(run.events) if event["event"] == EventKind.INEXACT}
     if not first:
         return []
-    late = f"{_listed(sorted(first))} went on without one from round {min(first.values())} on"
+    late = f"{names_text(sorted(first))} went on without one from round {min(first.values())} on"
     return [
         f"The algorithm needs every message, and {late}: its models are not what its paper promises.",
         "Where links fail take dpsgd or qg-dsgdm, or raise deadline_floor_s in site.yaml.",
@@ -211,7 +221,7 @@ def _where_stuck(run: RunRecords, course: Convergence) -> list[str]:
     longest = sorted(away.found, key=lambda outage: (outage.is_over, outage.first - outage.last))
     found += [outage.sentence for outage in longest[:_MOST_OUTAGES]]
     if len(longest) > _MOST_OUTAGES:
-        found.append(f"{_times(len(longest) - _MOST_OUTAGES, 'more outage')} stand in the events.")
+        found.append(f"{count_text(len(longest) - _MOST_OUTAGES, 'more outage')} stand in the events.")
     if course.skipped and (slowest := slowest_link_sentence(edge_health(run, away=away))):
         found.append(slowest)
     fitted, predicted = course.fitted_rate, course.predicted_rate
@@ -276,7 +286,7 @@ def _how_sure(rows: Sequence[Row], num_sites: int, word: str) -> list[str]:
     gain, lose = sum(low > 0 for low, _ in told), sum(high < 0 for _, high in told)
     unsure = total - gain - lose
     parts = [
-        f"{gain or 'none'} of {_times(total, 'site')} {'gains' if gain <= 1 else 'gain'} for sure",
+        f"{gain or 'none'} of {count_text(total, 'site')} {'gains' if gain <= 1 else 'gain'} for sure",
         *([f"{unsure} cannot be told"] if unsure else []),
         f"{lose or 'none'} {'loses' if lose <= 1 else 'lose'}{' for sure' if lose else ''}",
     ]
@@ -295,11 +305,13 @@ def _gains(summary: Row) -> list[str]:
         best = max(gains, key=gains.__getitem__)
         most = f" (most of all {best}, {gains[best]:+.3f})" if better else ""
         sentence = (
-            f"By {metric_heading(metric)}, {len(better)} of {_times(len(nodes), 'site')} {'is' if len(better) == 1 else 'are'} "
+            f"By {metric_heading(metric)}, {len(better)} of {count_text(len(nodes), 'site')} {'is' if len(better) == 1 else 'are'} "
             f"better off than alone{most}"
         )
         if worse:
-            sentence += f"; {len(worse)} {'is' if len(worse) == 1 else 'are'} worse off: {_listed([f'{n} {gains[n]:+.3f}' for n in worse])}"
+            sentence += (
+                f"; {len(worse)} {'is' if len(worse) == 1 else 'are'} worse off: {names_text([f'{n} {gains[n]:+.3f}' for n in worse])}"
+            )
         if len(gains) < len(nodes):
             sentence += f"; at {len(nodes) - len(gains)} it is undefined"
         found.append(sentence + ("." if worse else "; none is worse off."))
@@ -321,12 +333,3 @@ def _metric_values(summary: Mapping[str, Any], kind: str, metric: str) -> Row:
 def _at(values: Row, node: str) -> float | None:
     value: float | None = (values.get("per_node") or {}).get(node)
     return value
-
-
-def _times(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def _listed(parts: list[str], most: int = 3) -> str:
-    shown = ", ".join(parts[:most])
-    return shown if len(parts) <= most else f"{shown} and {len(parts) - most} more"
