@@ -35,12 +35,11 @@ Drawing = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One run as it is shown, in HTML where not said otherwise."""
+    """One run as it is shown: title, alarm and whose view it is as plain texts, the rest in HTML."""
 
     run: RunRecords
     course: Convergence
     title: str
-    """A plain text."""
     short: str
     nodes: str
     links: str
@@ -49,11 +48,11 @@ class View:
     sites: tuple[str, ...]
     """Plain names, of all of which something is recorded."""
     alarm: str
-    """Sentences about who is lost or late, and about a run that ended not as agreed; empty where there are none. A plain text."""
+    """Sentences about who is lost or late, and about a run that ended not as agreed; empty where there are none."""
     state: str
     """The kind of `run_state` when it was drawn."""
     whose: str
-    """Whose view this is; empty where the records are of the whole network. A plain text."""
+    """A sentence on whose view this is; empty where the records are of the whole network."""
 
 
 @dataclass(kw_only=True)
@@ -109,24 +108,10 @@ class Board:
         return next((source for source in self.sources if source.label == label), self.sources[0])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SiteView:
-    """One node's own course."""
-
-    name: str
-    drawings: dict[str, Drawing]
-    """By what each shows."""
-    went_without: str
-    """HTML."""
-
-
-def site_view(view: View, name: str | None) -> SiteView | None:
-    """The node of that name, or the first where there is no such; None where nothing is recorded of any."""
-    if not view.sites:
-        return None
-    known = name if name is not None and name in view.sites else view.sites[0]
-    drawings = {what: drawn for what, figure in figures.site(view.run, known).items() if (drawn := _drawing(figure, what)) is not None}
-    return SiteView(name=known, drawings=drawings, went_without=sections.went_without(view.run, known))
+def site_view(view: View, name: str) -> tuple[dict[str, Drawing | None], str]:
+    """One node's own course: pictures by what each shows, and HTML about whom it went on without."""
+    drawings = {what: _drawing(figure, what) for what, figure in figures.site(view.run, name).items()}
+    return drawings, sections.went_without(view.run, name)
 
 
 def _look(source: Source) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nicegui import ui
 
-from p2pfl.inspector.dashboard.board import Board, Drawing, SiteView, View, site_view
+from p2pfl.inspector.dashboard.board import Board, Drawing, View, site_view
 from p2pfl.inspector.markup import COLOURS, STYLE, escaped, note
 from p2pfl.inspector.sections import facts
 
@@ -84,12 +84,12 @@ class Page:
             with _section("In short"):
                 self._short = _html("div")
             with _section("Who exchanges with whom"):
-                self._network = _Picture("the graph of nodes and links")
+                self._network = _picture("the graph of nodes and links")
                 self._no_network = _html("div", note("The graph is not drawn: it changes from round to round, or is too large."))
                 self._links = _region("links that are lost or slow")
                 self._nodes = _region("how every node is")
             with _section("Agreement"):
-                self._agreement = _Picture("the disagreement of the models, round by round")
+                self._agreement = _picture("the disagreement of the models, round by round")
             self._comparison = None
             if len(self._board.sources) > 1:
                 with _section("The runs compared"):
@@ -98,7 +98,7 @@ class Page:
                 with ui.element("div").classes("controls"):
                     self._site_choice = _Choice("Site", self._choose_site)
                 with ui.element("div").classes("sites"):
-                    self._pictures = {what: _Picture(what) for what in _SITE_PICTURES}
+                    self._pictures = {what: _picture(what) for what in _SITE_PICTURES}
                 self._went_without = _region("who went on without whom")
             with _section("Events"):
                 self._events = _region("events")
@@ -114,35 +114,37 @@ class Page:
             return
         source, agreement, comparison = self._board.source(self._label), self._board.agreement, self._board.comparison
         view = source.view
-        site = await asyncio.to_thread(site_view, view, self._site) if view is not None else None
+        sites = view.sites if view is not None else ()
+        site = self._site if self._site in sites else next(iter(sites), None)
+        drawings, went_without = await asyncio.to_thread(site_view, view, site) if view is not None and site is not None else ({}, "")
         if wanted[1:] != (self._label, self._site):
             return  # something else has been chosen meanwhile, and is being filled in
-        self._site = site.name if site is not None else None
+        self._site = site
         faults = [f"{each.label}: {each.error}" for each in self._board.sources if each.error is not None]
         self._error.set_content("".join(f"<p>{escaped(fault)}</p>" for fault in faults))
         if self._run_choice is not None:
             self._run_choice.offer([each.label for each in self._board.sources], self._label)
-        self._agreement.show(agreement)
+        _show(self._agreement, agreement)
         if self._comparison is not None:
             self._comparison.set_content(comparison)
         self._title.set_content(escaped(view.title if view is not None else source.label))
         if view is not None:
-            self._fill(view, site)
+            self._fill(view)
+            for what, picture in self._pictures.items():
+                _show(picture, drawings.get(what))
+            self._went_without.set_content(went_without)
         self._shown = (wanted[0], self._label, self._site)
 
-    def _fill(self, view: View, site: SiteView | None) -> None:
+    def _fill(self, view: View) -> None:
         self._whose.set_content(escaped(view.whose))
         self._alarm.set_content(escaped(view.alarm))
         self._short.set_content(view.short)
-        self._network.show(view.network)
+        _show(self._network, view.network)
         self._no_network.set_visibility(view.network is None)
         self._links.set_content(view.links)
         self._nodes.set_content(view.nodes)
         self._events.set_content(view.events)
         self._site_choice.offer(view.sites, self._site)
-        for what, picture in self._pictures.items():
-            picture.show(site.drawings.get(what) if site is not None else None)
-        self._went_without.set_content(site.went_without if site is not None else "")
 
     async def _choose_run(self, label: str) -> None:
         self._label = label
@@ -184,22 +186,19 @@ class _Choice:
             await self._chosen(self._names[number])
 
 
-class _Picture:
-    """A picture that is hidden where there is nothing to see."""
+def _picture(what: str) -> Any:
+    """A place for a picture, empty at first."""
+    with ui.element("div").classes("figure"):
+        return ui.plotly(_NOTHING).props(f'role=img aria-label="{what}"').style("width: 100%")
 
-    def __init__(self, what: str) -> None:
-        self._drawn: Drawing | None = _NOTHING
-        with ui.element("div").classes("figure") as self._frame:
-            self._plot = ui.plotly(_NOTHING).props(f'role=img aria-label="{what}"').style("width: 100%")
 
-    def show(self, drawing: Drawing | None) -> None:
-        """Draw it; nothing is sent where it is the same as before."""
-        if drawing == self._drawn:
-            return
-        self._drawn = drawing
-        self._frame.set_visibility(drawing is not None)
-        if drawing is not None:
-            self._plot.update_figure(drawing)
+def _show(picture: Any, drawing: Drawing | None) -> None:
+    """Draw a picture, or hide its frame where there is nothing to see; nothing is sent where it is the same as before."""
+    frame = picture.parent_slot.parent
+    is_new = drawing != picture.figure or not frame.visible
+    frame.set_visibility(drawing is not None)
+    if drawing is not None and is_new:
+        picture.update_figure(drawing)
 
 
 @contextmanager
