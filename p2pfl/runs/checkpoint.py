@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from p2pfl.errors import StoreError, store_error
-from p2pfl.runs.open_files import open_patiently
+from p2pfl.errors import StoreError
+from p2pfl.runs.text import replacing
 
 _KEY = "p2pfl"
 _REMEDY = "restore it from a backup, or remove it to start again"
@@ -59,24 +59,14 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
         StoreError: the disk refused; the checkpoint that was there is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
+
+    def opened() -> BinaryIO:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
-        descriptor = open_patiently(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)))
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # Path.open takes no mode
-            write_tensors(file, tensors, {_KEY: json.dumps(metadata)})
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # half a checkpoint only takes room
-        raise store_error(path, error) from error
+        return open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)), "wb")  # noqa: PTH123  # Path.open takes no mode
+
+    with replacing(path, temporary, opened) as file:
+        write_tensors(file, tensors, {_KEY: json.dumps(metadata)})
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -15,8 +15,8 @@ from p2pfl.runs.text import Row, read_document, read_lines
 from p2pfl.runs.writing_process import ProcessState, process_state
 from p2pfl.yaml_files import load_yaml
 
-_FIELDS = {"worth": "gains"}
-"""Fields of `RunRecords` that have another name in a document."""
+_LISTED = {"network": "network", "subgroups": "subgroups", "gains": "worth"}
+"""Fields of `RunRecords` with their names in a document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +100,8 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     Raises:
         TypeError: it is not such a document.
     """
-    fields = {_FIELDS.get(name, name): value for name, value in document.items()}
-    found = RunRecords(**{**fields, **{name: tuple(fields.get(name) or ()) for name in ("network", "subgroups", "gains")}})
+    listed = {field: tuple(document.get(name) or ()) for field, name in _LISTED.items()}
+    found = RunRecords(**{name: value for name, value in document.items() if name not in _LISTED.values()}, **listed)
     tables = {"rounds.jsonl": found.rounds, "nodes.jsonl": found.nodes, "events.jsonl": found.events, "network.jsonl": found.network}
     faulty = [name for name, rows in tables.items() for row in rows if not isinstance(row, dict) or REQUIRED[name] - row.keys()]
     if not isinstance(found.experiment, dict) or faulty:

@@ -23,15 +23,10 @@ _HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,256}")
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Handler that follows no redirection to another machine."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Refuse any redirection: a node sends none."""
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
-"""Without the proxy that a hospital's machines use for everything else: it would be shown the token."""
+_OPENER = urllib.request.OpenerDirector()
+"""Without the proxy that a hospital's machines use for everything else: it would be shown the token. It follows no redirection either."""
+for _handler in (urllib.request.HTTPHandler, urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor):
+    _OPENER.add_handler(_handler())
 
 
 def fetch_page(url: str, page: str, token: str | None) -> bytes:

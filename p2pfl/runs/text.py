@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from p2pfl.errors import StoreError, store_error
 from p2pfl.runs.open_files import open_patiently
@@ -25,19 +26,31 @@ def replace_file(path: Path, text: str) -> None:
         StoreError: the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path, temporary, lambda: temporary.open("w", encoding="utf-8")) as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path, open_file: Callable[[], IO[Any]]) -> Iterator[IO[Any]]:
+    """Write a temporary file that takes the place of another one: fsync, rename, fsync of the folder.
+
+    Raises:
+        StoreError: the disk refuses; the file that was there is untouched.
+    """
     try:
-        with open_patiently(lambda: temporary.open("w", encoding="utf-8")) as file:
-            file.write(text)
+        with open_patiently(open_file) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        directory = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
+        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
         try:
-            os.fsync(directory)  # the new name itself must survive a power cut
+            os.fsync(folder)  # the new name itself must survive a power cut
         finally:
-            os.close(directory)
+            os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file only takes room
         raise store_error(path, error) from error
 
 
