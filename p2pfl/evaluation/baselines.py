@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from p2pfl.algorithms import DPSGD
-from p2pfl.evaluation.outcome import Metrics
-from p2pfl.evaluation.summary import by_metric
+from p2pfl.evaluation.summary import Metrics, by_metric
 from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import Site, Task
 from p2pfl.training import Population, Recipe
@@ -22,14 +21,9 @@ _POOLED_NODE = 2**32 - 1
 _SMALL = 10**6  # rows of all sites, times sites: what is drawn for each row is padded to the largest
 
 
-def _alone(recipe: Recipe) -> Recipe:
-    """Recipe with the run's local steps and without its exchanges."""
-    return replace(recipe, algorithm=DPSGD())
-
-
 def trained_alone(task: Task, sites: Sequence[Site], nodes: Sequence[int], model: nn.Module, recipe: Recipe) -> Population:
     """Train each site's model for as many steps on its own rows alone; its metrics are the local baseline."""
-    population = Population(task, sites, nodes, model, _alone(recipe))
+    population = Population(task, sites, nodes, model, replace(recipe, algorithm=DPSGD()))  # the local steps without exchanges
     for round_number in range(recipe.rounds):
         population.train(round_number)
     return population
@@ -45,18 +39,14 @@ def both_baselines(
     num_rows = sum(len(site.train[0]) for site in sites if site.train is not None)
     if num_rows * len(sites) > _SMALL:
         return trained_alone(task, sites, nodes, model, recipe), pooled_baseline(task, sites, model, recipe)
-    population = Population(task, [*sites, _everything(sites)], [*nodes, _POOLED_NODE], model, _alone(recipe))
-    for round_number in range(recipe.rounds):
-        population.train(round_number)
+    population = trained_alone(task, [*sites, _everything(sites)], [*nodes, _POOLED_NODE], model, recipe)
     pooled_P, last = population.estimate()[-1], len(sites)
     return population, [population.metrics(pooled_P, site, last) for site in sites]
 
 
 def pooled_baseline(task: Task, sites: Sequence[Site], model: nn.Module, recipe: Recipe) -> list[Metrics]:
     """Train one model on all sites' rows together, and measure it on each site's test rows."""
-    population = Population(task, [_everything(sites)], [_POOLED_NODE], model, _alone(recipe))
-    for round_number in range(recipe.rounds):
-        population.train(round_number)
+    population = trained_alone(task, [_everything(sites)], [_POOLED_NODE], model, recipe)
     return [population.metrics(population.estimate()[0], site) for site in sites]
 
 
@@ -66,11 +56,7 @@ def asks_for(plan: Plan, baseline: str) -> bool:
 
 
 def baselines_of(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tuple[dict[str, Any], Population | None]:
-    """Compute the baselines that the experiment asks for.
-
-    Args:
-        plan: of the run.
-        local: what each node has computed of itself; None: compute it here.
+    """Compute the baselines that the experiment asks for, the local one unless each node has computed its own.
 
     Returns:
         The summary's part, null for "pooled" where not all data are here; and the models of `plan.names` trained alone, the first rows of a
@@ -97,16 +83,7 @@ def baselines_of(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tupl
 
 
 def baselines_of_node(plan: Plan, name: str, *, trains: bool) -> tuple[dict[str, Any], Population | None]:
-    """Compare one node with itself alone, where the others' data are elsewhere.
-
-    Args:
-        plan: of the run.
-        name: of the node.
-        trains: whether it has anything to train on.
-
-    Returns:
-        As `baselines_of`.
-    """
+    """Compare one node with itself alone, if it has anything to train on, where the others' data are elsewhere; see `baselines_of`."""
     alone = None
     if trains and asks_for(plan, "local"):
         alone = trained_alone(plan.task, [plan.sites[name]], [plan.names.index(name)], plan.model, plan.recipe)

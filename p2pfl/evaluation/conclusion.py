@@ -1,22 +1,31 @@
-"""Conclude a run: its models, figures and summary, written in one place for every runtime."""
+"""Conclude a run: its models, figures and summary, written in one place for every runtime.
+
+Shapes: N nodes, P parameters.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from p2pfl.evaluation.baselines import baselines_of, baselines_of_node
 from p2pfl.evaluation.cross_site import cross_site
 from p2pfl.evaluation.gain_over_local import gains_over_local
 from p2pfl.evaluation.mean_model import MeanModel, mean_model_metrics, mean_model_of, why_no_mean_model
-from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.results import write_models
 from p2pfl.evaluation.subgroups import subgroups
-from p2pfl.evaluation.summary import non_finite_models, summary_of
-from p2pfl.evaluation.test_rows import metrics_on_test_rows
+from p2pfl.evaluation.summary import FinalModels, Metrics, Outcome, by_metric, non_finite_models, summary_of
 from p2pfl.experiment.plan import Plan
 from p2pfl.params import frozen_of
 from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
 from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
+from p2pfl.tasks import SitesByName
+from p2pfl.tasks.calling import evaluate_metric
+from p2pfl.training import Population
 
 
 def conclude(plan: Plan, folder: RunFolder, outcome: Outcome) -> None:
@@ -48,7 +57,7 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
     reason = mean if isinstance(mean, str) and outcome.scope != "node" else None
     parts = {"mean_model": mean_model_metrics(plan, mean, population), "mean_model_reason": reason or why_no_mean_model(plan)}
     rows = {name: row for row, name in enumerate(names) if name in outcome.metrics}
-    parts["test"] = metrics_on_test_rows(plan, population, x_NP, models.buffers, rows, mean)
+    parts["test"] = _on_test_rows(plan, population, x_NP, models.buffers, rows, mean)
     has_all = outcome.scope != "node" and not outcome.lost
     folder.write_cross_site(cross_site(plan, population, x_NP) if has_all else outcome.cross_site)
     if len(population.sites) == len(names) or not population.buffers:
@@ -68,6 +77,33 @@ def _mean_model(plan: Plan, outcome: Outcome, models: FinalModels) -> MeanModel 
     if outcome.scope == "node":
         return "this node has one model"
     return f"{', '.join(outcome.lost)} did not finish" if outcome.lost else mean_model_of(plan, models.x_NP, models.buffers)
+
+
+def _on_test_rows(
+    plan: Plan, population: Population, x_NP: Tensor, buffers: Mapping[str, Tensor], rows: Mapping[str, int], mean: MeanModel | str
+) -> dict[str, Any] | None:
+    """Measure final models on the test rows that were set aside while validation rows stood in their place; None where none were.
+
+    *rows* are the places in *x_NP* of the nodes to measure, each at its own site.
+    """
+    if isinstance(plan.sites, SitesByName) and plan.sites.table.set_aside is None:
+        return None
+    aside = {name: site.set_aside for name, site in plan.sites.items() if site.set_aside is not None}
+    if not aside:
+        return None
+    metrics = plan.task.metrics
+    per_node: dict[str, Metrics] = {}
+    for name, row in rows.items():
+        if name in aside:
+            inputs, targets = aside[name]
+            outputs = population.outputs(x_NP[row], inputs, site=name, buffers={key: own[row] for key, own in buffers.items()})
+            per_node[name] = {metric: evaluate_metric(plan.task, metric, outputs, targets, site=name) for metric in metrics}
+    of_mean = None
+    if not isinstance(mean, str):
+        inputs, targets = (torch.cat(tensors) for tensors in zip(*aside.values(), strict=True))
+        outputs = population.outputs(mean.x_P, inputs, buffers=mean.buffers)
+        of_mean = {metric: evaluate_metric(plan.task, metric, outputs, targets) for metric in metrics}
+    return {"use": NOT_FOR_CHOOSING, "metrics": by_metric(plan, per_node), "mean_model": of_mean}
 
 
 def _departures(plan: Plan, folder: RunFolder, outcome: Outcome) -> list[Departure]:

@@ -50,10 +50,10 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
         x_NP: every node's parameters.
 
     Returns:
-        {"metric", "confidence", "method": of the intervals or null, "models": names, "sites": [{"name", "rows", "support": rows of each
-        class or null}], "value", "low", "high": [model][site], null where undefined, "no_interval": [model][site], why there is none,
-        "lower_is_better": whether the task says so}. None where there is nothing to measure, where there
-        are more than 32 nodes, and where models have buffers, which stay at their node.
+        {"metric", "confidence", "method": of the intervals or null, "models": names, "sites": [{"name", "rows", "support": rows by class,
+        or null}], "value", "low", "high": [model][site], null where undefined, "no_interval": [model][site], why there is none,
+        "lower_is_better": whether the task says so}. None where there is nothing to measure, above 32 nodes, and where models have buffers,
+        which stay at their node.
     """
     metric = primary_metric(plan.task.metrics)
     if metric is None or not 1 < len(plan.names) <= MOST_SITES or population.buffers or set(plan.sites) != set(plan.names):
@@ -62,11 +62,7 @@ def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, An
     has_mean = not plan.layout.personal
     models = tuple((*x_NP, x_NP.mean(dim=0)) if has_mean else x_NP)
     sizes = [len(site.test[0]) if site.test is not None else 0 for site in sites]
-    some = 2 if has_mean else 1
-    in_all, in_some = (
-        why_not_left_out(len(models) * len(sites), len(models) * sum(sizes)),
-        why_not_left_out(some * len(sites), some * sum(sizes)),
-    )
+    in_all, in_some = (why_not_left_out(some * len(sites), some * sum(sizes)) for some in (len(models), 2 if has_mean else 1))
     cells = [
         [
             _cell(plan, population, metric, x_P, site, too_many=in_some if model in (place, len(sites)) else in_all)

@@ -31,15 +31,9 @@ class MeanModel:
 
 
 def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> MeanModel | str:
-    """Average all nodes' models, and recompute running statistics for the mean.
+    """Average all nodes' models, and recompute running statistics for the mean; the reason where there is no such model.
 
-    Args:
-        plan: of the run.
-        x_NP: every node's parameters.
-        buffers: every node's own, (N, ...); empty where the model has none.
-
-    Returns:
-        The model, or the reason why there is none.
+    *buffers* are every node's own, (N, ...); empty where the model has none.
     """
     if (reason := why_no_mean_model(plan)) is not None:
         return reason

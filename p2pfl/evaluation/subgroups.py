@@ -72,11 +72,8 @@ def _logits(
     """Compute logits (M,) and classes (M,); None without test rows, or with other than two classes."""
     if site.test is None:
         return None
-    outputs, targets, num_rows = (
-        population.outputs(x_P, site.test[0], row, site=site.name, buffers=buffers),
-        site.test[1],
-        len(site.test[0]),
-    )
+    outputs = population.outputs(x_P, site.test[0], row, site=site.name, buffers=buffers)
+    targets, num_rows = site.test[1], len(site.test[0])
     if outputs.numel() != num_rows or targets.numel() != num_rows or not bool(((targets == 0) | (targets == 1)).all()):
         return None
     rows = logits_and_classes(outputs.reshape(-1), targets)

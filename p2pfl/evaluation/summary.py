@@ -1,4 +1,4 @@
-"""Content of summary.json, alike for every runtime.
+"""The end of a run as its runtime hands it over, and the content of summary.json, alike for every runtime.
 
 Shapes: N nodes, P parameters.
 """
@@ -6,20 +6,76 @@ Shapes: N nodes, P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from p2pfl.evaluation.distances import consensus_distance
-from p2pfl.evaluation.outcome import Metrics, Outcome
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.departures import Departure, departure_rows
 from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.summary_fields import rows_word, statistics
+from p2pfl.runs.text import Row
+from p2pfl.training import Population
 
 _NAMED = 5
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinalModels:
+    """Models at the end of a run, and what evaluates them."""
+
+    names: Sequence[str]
+    """Nodes of the rows."""
+    x_NP: Tensor
+    buffers: Mapping[str, Tensor]
+    """Each row's own, (N, ...)."""
+    population: Population
+    """Rows of these nodes where models have buffers, else any rows of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Everything that only a runtime knows of the end of its run."""
+
+    scope: Literal["network", "gathered", "node"]
+    """network: all nodes were computed here. gathered: nodes have written and measured their own models. node: it is one node's own run."""
+    engine: str
+    rounds: int
+    stop_reason: str
+    bytes_sent: int
+    """By all nodes of the scope."""
+    metrics: Mapping[str, Metrics]
+    """By node, where it was measured."""
+    models: FinalModels | None
+    """None: the run has no result."""
+    book: Callable[[str], Mapping[str, float]]
+    """Books the seconds since the last call under a part of the run, and gives those of all parts."""
+    row_by_row: str | None
+    peak_rss_bytes: int = 0
+    """Most memory that another process of the run held."""
+    has_agreed: bool = False
+    """Whether the network has agreed to stop."""
+    lost: Sequence[str] = ()
+    """Nodes without a result."""
+    departures: Sequence[Departure] = ()
+    """Departures that no event tells of."""
+    started_without: Sequence[str] = ()
+    cross_site: Mapping[str, Any] | None = None
+    """Figures of a node and of the models that its neighbours have sent it; those of a network are computed here."""
+    local: Mapping[str, Metrics] | None = None
+    """Metrics of each node trained alone; None: computed here."""
+    gains: Sequence[Row] | None = None
+    """Gains over local training; None: computed here."""
+    simulated_s: float | None = None
+    """Seconds on the network's virtual clock, where it has one."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further parts of the summary that the runtime alone knows."""
 
 
 def summary_of(

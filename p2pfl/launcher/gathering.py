@@ -11,8 +11,8 @@ from torch import Tensor
 
 from p2pfl.errors import StoreError
 from p2pfl.evaluation.conclusion import conclude
-from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.results import read_buffers, read_models
+from p2pfl.evaluation.summary import FinalModels, Outcome
 from p2pfl.experiment.plan import Plan
 from p2pfl.launcher.watched import WatchedNode
 from p2pfl.runs.folder import RunFolder

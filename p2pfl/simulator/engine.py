@@ -18,9 +18,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.evaluation.baselines import asks_for, trained_alone
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.gain_over_local import gains_over_local
-from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import STACKED_ABOVE, write_models
+from p2pfl.evaluation.summary import FinalModels, Outcome
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint

@@ -12,8 +12,7 @@ import torch
 
 from p2pfl.evaluation.baselines import baselines_of
 from p2pfl.evaluation.mean_model import MeanModel, mean_model_metrics
-from p2pfl.evaluation.outcome import FinalModels, Outcome
-from p2pfl.evaluation.summary import by_metric, summary_of
+from p2pfl.evaluation.summary import FinalModels, Outcome, by_metric, summary_of
 from p2pfl.params import load_parameters
 from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import network_row

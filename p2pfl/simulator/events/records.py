@@ -11,9 +11,9 @@ import torch
 
 from p2pfl.evaluation.conclusion import conclude
 from p2pfl.evaluation.distances import consensus_distance
-from p2pfl.evaluation.outcome import FinalModels, Outcome
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import write_models
+from p2pfl.evaluation.summary import FinalModels, Outcome
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import training_rows
 from p2pfl.runs.folder import RunFolder
