@@ -15,11 +15,8 @@ from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 
 RoundKind = Literal["train", "settle"]
 
-_ALWAYS_WRITTEN = {"loss", "disagreement", "norm", "stop_round", "bound_low", "bound_high"} | {
-    "rms_norm",
-    "rms_disagreement",
-    "consensus_distance",
-}
+_OF_A_NODE, _OF_THE_NETWORK = {"norm", "stop_round"}, {"bound_low", "bound_high", "rms_norm", "rms_disagreement", "consensus_distance"}
+_ALWAYS_WRITTEN = {"loss", "disagreement"} | _OF_A_NODE | _OF_THE_NETWORK
 """Fields that are null on disk where nothing is known; others are left out."""
 
 
@@ -73,9 +70,9 @@ class NetworkRow:
     bound_high: float | None
     """The root mean square disagreement is between the two."""
     rms_norm: float | None
-    rms_disagreement: float | None
+    rms_disagreement: float | None = None
     """sqrt(mean_i ||x_i - mean||**2) before mixing, where somebody sees all models."""
-    consensus_distance: float | None
+    consensus_distance: float | None = None
     """Root mean square distance of the models to their mean after mixing."""
     nodes: int
     missing: Sequence[str] | None = None
@@ -134,13 +131,9 @@ class BoundRule:
         return cls(num_nodes=topology.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
     def bounds(self, lowest: float, highest: float, *, is_complete: bool, rounding: float) -> tuple[float | None, float | None]:
-        """Compute the bounds for an S that lies between two numbers.
+        """Compute the bounds for lowest <= S <= highest, the upper one only if S has the distance over every edge.
 
-        Args:
-            lowest: S is at least that.
-            highest: S is at most that.
-            is_complete: whether the distance over every edge is in S.
-            rounding: relative room for the rounding of distances.
+        *rounding* is the relative room for the rounding of distances.
         """
         if self.extremes is None:
             return None, None
@@ -168,13 +161,7 @@ def network_row(
     unknown: int = 0,
     between: tuple[float, float] | None = None,
     rounding: float = 0.0,
-    rms_disagreement: float | None = None,
-    consensus_distance: float | None = None,
-    bytes_sent: int | None = None,
-    seconds: Mapping[str, float] | None = None,
-    simulated_s: float | None = None,
-    missing: Sequence[str] | None = None,
-    known_in: int | None = None,
+    **known: Any,
 ) -> NetworkRow:
     """Put together what a round says of the network; the only place that decides whether bounds hold.
 
@@ -190,13 +177,7 @@ def network_row(
         unknown: how many of the nodes have a part in S that is not known.
         between: numbers between which S lies, where itself it is not known.
         rounding: relative room for the rounding of distances.
-        rms_disagreement: where somebody sees all models.
-        consensus_distance: where somebody sees all models.
-        bytes_sent: by all these nodes.
-        seconds: by part of the round.
-        simulated_s: on the network's virtual clock.
-        missing: members of whom no record has come.
-        known_in: the round in which this one became known.
+        known: further fields of the row.
     """
     defined = [loss for loss in losses if loss is not None and not math.isnan(loss)]
     low = high = None
@@ -212,28 +193,13 @@ def network_row(
         bound_low=low,
         bound_high=high,
         rms_norm=None if mean_squared_norm is None else math.sqrt(mean_squared_norm),
-        rms_disagreement=rms_disagreement,
-        consensus_distance=consensus_distance,
         nodes=nodes,
-        missing=missing,
-        known_in=known_in,
-        bytes_sent=bytes_sent,
         skipped=skipped,
-        seconds=seconds,
-        simulated_s=simulated_s,
+        **known,
     )
 
 
-def row_of_nodes(
-    rule: BoundRule | None,
-    rows: Sequence[NodeRow],
-    number: int,
-    kind: RoundKind,
-    *,
-    seconds: Mapping[str, float],
-    consensus_distance: float | None = None,
-    simulated_s: float | None = None,
-) -> NetworkRow:
+def row_of_nodes(rule: BoundRule | None, rows: Sequence[NodeRow], number: int, kind: RoundKind, **known: Any) -> NetworkRow:
     """Sum the rows of nodes that have recorded a round; see `network_row`."""
     return network_row(
         rule,
@@ -244,10 +210,8 @@ def row_of_nodes(
         mean_squared_norm=squared_norm_of(rule, rows),
         nodes=len(rows),
         skipped=sum(len(row.skipped) for row in rows),
-        consensus_distance=consensus_distance,
         bytes_sent=sum(row.bytes_sent for row in rows),
-        seconds=seconds,
-        simulated_s=simulated_s,
+        **known,
     )
 
 
