@@ -294,7 +294,7 @@ def say_departures(summary: Mapping[str, Any] | None) -> None:
 
 def _say_metrics(run: Run) -> None:
     from p2pfl.cli.terminal import open_console
-    from p2pfl.inspector.hospital_table import hospital_table
+    from p2pfl.inspector.cells import hospital_table
 
     console = open_console()
     summary = run.summary

@@ -38,16 +38,11 @@ Cell = tuple[float, Interval | str]
 
 
 def cross_site(plan: Plan, population: Population, x_NP: Tensor) -> dict[str, Any] | None:
-    """Compute the matrix of the primary metric, models by sites, with intervals.
+    """Compute the matrix of the primary metric, models by sites, with intervals, where all sites' data are here.
 
     Intervals are `interval_of`'s by the metric's kind. Other metrics are computed without one group of a site's test rows after the other
     (`left_out_interval`), the groups drawn by the experiment's seed and the site, the same for every model: in all cells where that takes
     at most 1,000 calls of the metric, else in those of each site's own model and of the mean model, else in none.
-
-    Args:
-        plan: of the run; all its sites' data are here.
-        population: any rows of the run; its model evaluates.
-        x_NP: every node's parameters.
 
     Returns:
         {"metric", "confidence", "method": of the intervals or null, "models": names, "sites": [{"name", "rows", "support": rows by class,
@@ -81,18 +76,10 @@ def measures_neighbours(plan: Plan, population: Population) -> bool:
 def at_one_site(
     plan: Plan, population: Population, me: str, neighbours: Mapping[str, Tensor], event: Callable[[EventKind, str], None]
 ) -> dict[str, Any] | None:
-    """Measure a node's own model and those of its neighbours at its own site, where the others' data are elsewhere.
+    """Measure a node's own model and those of its neighbours, (P,) each, at its own site, where the others' data are elsewhere.
 
-    Args:
-        plan: of the run.
-        population: this node's row.
-        me: its name.
-        neighbours: (P,) each, as they came in the last round. What a neighbour has sent must not end this node: a model whose outputs are
-            not finite, or on which the task fails, has no figure.
-        event: is told of such a failure.
-
-    Returns:
-        As `cross_site`, with one site and no mean model.
+    What a neighbour has sent must not end this node: a model whose outputs are not finite, or on which the task fails, has no figure, and
+    *event* is told. The answer is as `cross_site` gives it, with one site and no mean model.
     """
     metric = primary_metric(plan.task.metrics)
     if metric is None or not neighbours or not measures_neighbours(plan, population):

@@ -18,11 +18,9 @@ def consensus_distance(x_NP: Tensor) -> float:
 
 
 def squared_distances_from_mean(x_NP: Tensor, mean_P: Tensor | None = None) -> Tensor:
-    """Compute ||x_i - mean||**2 of rows, (N,) float64 on the CPU, block by block so that no second population is held.
+    """Compute ||x_i - mean||**2 of rows from a given or their own mean, (N,) float64 on the CPU.
 
-    Args:
-        x_NP: the rows.
-        mean_P: what they are measured from; None: their own mean.
+    It goes block by block, so that no second population is held.
     """
     num_rows, num_columns = x_NP.shape
     total_N = torch.zeros(num_rows, dtype=torch.float64)

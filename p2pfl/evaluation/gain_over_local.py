@@ -29,12 +29,7 @@ MOST_SITES = 100
 def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:
     """Compute each site's gain in the primary metric over local training, with a paired interval.
 
-    Args:
-        plan: of the run.
-        population: its model evaluates; these sites' rows where they have buffers, else any.
-        x_NP: their parameters.
-        names: of the sites.
-        alone: their models trained alone, its first rows; None: they were not.
+    *population* holds the rows of these sites where they have buffers, else any; the first rows of *alone* are their models trained alone.
 
     Returns:
         {"site", "metric", "alone", "network", "gain": network minus alone, "low", "high": of the gain, "rows": test rows, "method": of the

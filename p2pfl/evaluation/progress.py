@@ -19,12 +19,7 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
 def logged(what: str, items: Sequence[T]) -> Iterator[T]:
-    """Iterate over items, and log every three seconds how many are done.
-
-    Args:
-        what: is being computed.
-        items: one a step.
-    """
+    """Iterate over items, and log every three seconds how many are done."""
     said_s = time.monotonic()
     for done, item in enumerate(items):
         now_s = time.monotonic()

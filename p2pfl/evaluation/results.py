@@ -89,10 +89,7 @@ class Run:
 def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ()) -> nn.Module:
     """Load a node's final model, ready to use.
 
-    Args:
-        run: a run, or its folder.
-        node: whose.
-        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
+    Tasks that may run here beside the built-in ones are allowed as distribution:entry or module:function.
 
     Raises:
         TaskNotAllowed: the run's task is not among them; nothing of it has been imported.
@@ -145,14 +142,8 @@ def write_models(
 ) -> None:
     """Write each node's model to a safetensors file; above 1,000 nodes all of them, stacked, to one file.
 
-    Args:
-        folder: of the run.
-        names: of the rows.
-        x_NP: parameters.
-        layout: of them.
-        buffers: each row's own, (N, ...).
-        round: after which round; None: the final models.
-        frozen: parameters that did not train, the same for all rows.
+    Buffers are each row's own, (N, ...); frozen parameters, which did not train, are the same for all rows. Without a round the models are
+    the final ones.
     """
     fixed = {key: tensor.detach().cpu().contiguous() for key, tensor in (frozen or {}).items()}
     place = folder / "models" if round is None else folder / "models" / f"round-{round:06d}"

@@ -31,12 +31,8 @@ _BINS = 10
 def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], mean: MeanModel | str | None = None) -> list[Row]:
     """Measure each site's model on each group of its test rows, and the mean model on the groups of all sites together.
 
-    Args:
-        plan: of the run.
-        population: its model evaluates; these sites' rows where they have buffers, else any.
-        x_NP: their parameters.
-        names: of the sites.
-        mean: the mean model, or why there is none; then nothing is said of all sites. None: it is made here.
+    *population* holds the rows of these sites where they have buffers, else any. Without a mean model given it is made here; where there is
+    none, nothing is said of all sites.
 
     Returns:
         {"site": name or null for all, "attribute", "group", "rows", "auroc", "auroc_low", "auroc_high": 95 %, "sensitivity": at

@@ -90,14 +90,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """Put summary.json together; the last of the run's seconds are booked here.
 
-    Args:
-        plan: of the run.
-        outcome: of the run.
-        mean_model: metrics of the mean of all nodes' models.
-        mean_model_reason: why there is no such model.
-        test: figures on test rows that were set aside.
-        baselines: as `baselines_of` gives them.
-        departures: ways in which the run was not as agreed.
+    *test* are figures on test rows that were set aside, *mean_model* those of the mean of all nodes' models.
     """
     distance = norm = None
     if outcome.models is not None and outcome.scope != "node":

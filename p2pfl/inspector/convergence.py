@@ -161,9 +161,7 @@ def convergence(run: RunRecords) -> Convergence:
 def fit_rate(points: Sequence[tuple[int, float]], mixes: bool = True) -> tuple[float | None, str | None]:
     """The factor by which a distance shrinks in a round, or the reason why none can be told.
 
-    Args:
-        points: (round, distance), distances above zero and above the floor of rounding.
-        mixes: whether there was a round that only mixed at all.
+    Distances are above zero and above the floor of rounding; *mixes* tells whether there was a round that only mixed at all.
     """
     if not mixes:
         return None, "no round has mixed without training yet"

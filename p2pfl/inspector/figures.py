@@ -102,11 +102,7 @@ def network(run: RunRecords, course: Convergence, nodes: Mapping[str, NodeHealth
 def agreement(courses: Mapping[str, Convergence], gaps: Sequence[Gap] = ()) -> Figure | None:
     """How far the models are apart, round by round, with what the spectrum allows; of one run also what its records certify.
 
-    Lines and bands break where nothing is known.
-
-    Args:
-        courses: runs by what they are called.
-        gaps: of one run, shaded with their reasons.
+    Lines and bands break where nothing is known; gaps of one run are shaded with their reasons.
     """
     told = {name: course for name, course in courses.items() if any(course.distance)}
     if not told:

@@ -46,11 +46,7 @@ def node_health(run: RunRecords, now_s: float | None = None) -> dict[str, NodeHe
     "finished": the run has ended, or it says so of itself.
     "has not trained": too few members were there at the start, so that the run ended before its first round; or the network has
     started without it.
-    "unknown": no record says how it is now.
-
-    Args:
-        run: its records.
-        now_s: seconds since 1970; None: now.
+    "unknown": no record says how it is now, or at a moment in seconds since 1970.
     """
     judge = _Judge(run, time.time() if now_s is None else now_s)
     names = dict.fromkeys([*((run.topology or {}).get("nodes") or ()), *judge.newest, *judge.skippers, *judge.dead])

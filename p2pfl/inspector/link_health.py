@@ -57,10 +57,7 @@ def edge_health(run: RunRecords, nodes: Mapping[str, NodeHealth] | None = None, 
     "slow": more than 2 % of its messages were missed in the newest 50 rounds.
     "unknown": an end of it is unknown, or neither end has a record.
 
-    Args:
-        run: its records.
-        nodes: the answer of `node_health`, if at hand.
-        away: the answer of `outages`, if at hand.
+    *nodes* is the answer of `node_health` and *away* that of `outages`, if at hand.
     """
     known = node_health(run) if nodes is None else nodes
     explained = outages(run) if away is None else away

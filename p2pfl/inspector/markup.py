@@ -37,12 +37,7 @@ Cell = str | tuple[str, str]
 
 
 def escaped(text: str, *, quotes: bool = True) -> str:
-    """A text as HTML, without control characters.
-
-    Args:
-        text: anybody's.
-        quotes: escape them, too; plotly, which reads a few entities only, would show them escaped.
-    """
+    """A text as HTML, without control characters; plotly, which reads a few entities only, would show escaped quotes as they are."""
     return html.escape("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text), quote=quotes)
 
 
@@ -57,14 +52,7 @@ def note(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], last: Sequence[Cell] | None = None, *, about: str) -> str:
-    """A table that scrolls within itself where it is too wide.
-
-    Args:
-        heads: of the columns.
-        rows: as many cells each.
-        last: what they come to.
-        about: what it holds, for those who do not see it.
-    """
+    """A table that scrolls within itself where it is too wide, its last row set off; *about* says what it holds to who does not see it."""
 
     def line(cells: Sequence[Cell], kind: str = "") -> str:
         pairs = [cell if isinstance(cell, tuple) else (cell, "") for cell in cells]

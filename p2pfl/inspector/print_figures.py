@@ -45,12 +45,7 @@ _LEAST_SPAN = 0.1  # between white and black, of figures between 0 and 1: smalle
 def write_figures(run: RunRecords, folder: Path) -> list[Path]:
     """graph, agreement, loss, worth and matrix as PNG, 85 mm wide, 300 dots an inch, letters of 8 points; what is empty is left out.
 
-    Args:
-        run: also while it is in progress.
-        folder: made where it is not there; pictures there are replaced.
-
-    Returns:
-        The files written.
+    The folder is made where it is not there; pictures there are replaced. The answer is the files written.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

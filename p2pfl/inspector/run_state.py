@@ -47,12 +47,7 @@ class RunState:
 
 
 def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
-    """How the run is now.
-
-    Args:
-        run: its records.
-        now_s: seconds since 1970; None: now.
-    """
+    """How the run is now, or at a moment in seconds since 1970."""
     if run.summary is not None:
         left = departures_in(run.summary)
         if left:
@@ -128,27 +123,22 @@ def _patience_s(run: RunRecords) -> float:
 
 def _halted(run: RunRecords) -> RunState | None:
     """Whether everybody that is left was paused."""
-    if (paused := _interrupted(run) or _paused(run)) is not None:
+    last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
+    if (paused := _interrupted(run) or _paused(run, last)) is not None:
         by = f" {paused['detail']}" if paused.get("detail") else ""
         return RunState(kind="paused", sentence=f"paused{by} at {clock_time(paused.get('time'))}")
-    broken = _broken(run)
+    broken = _broken(run, last)
     return RunState(kind="silent", sentence=broken) if broken is not None else None
 
 
 def _interrupted(run: RunRecords) -> Row | None:
     """The event by which a signal paused `p2pfl up` with all its daemons; None where anybody has come or died since."""
-    last = None
-    for event in run.events:
-        if event["event"] == EventKind.INTERRUPTED:
-            last = event
-        elif event["event"] in _GOING_ON:
-            last = None
-    return last
+    told = [event for event in run.events if event["event"] == EventKind.INTERRUPTED or event["event"] in _GOING_ON]
+    return told[-1] if told and told[-1]["event"] == EventKind.INTERRUPTED else None
 
 
-def _broken(run: RunRecords) -> str | None:
+def _broken(run: RunRecords, last: Mapping[str, Row]) -> str | None:
     """A sentence where some members have died and all others were paused; None where anybody goes on, as far as is known."""
-    last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
     dead = [event for event in last.values() if event["event"] == EventKind.DIED]
     paused = [event for event in last.values() if event["event"] == EventKind.PAUSED]
     if not dead or not paused or len(dead) + len(paused) < len((run.topology or {}).get("nodes") or last):
@@ -157,11 +147,10 @@ def _broken(run: RunRecords) -> str | None:
     return f"stopped, since {who} died: {dead[0].get('detail') or 'nobody knows why'}; the others were paused"
 
 
-def _paused(run: RunRecords) -> Row | None:
+def _paused(run: RunRecords, last: Mapping[str, Row]) -> Row | None:
     """The event by which the whole run was paused; None where it goes on, or somebody does."""
-    last = {str(event["node"]): event for event in run.events if event["event"] in _COMING_AND_GOING}
     member = member_of(run)
-    wanted = [last[member]] if member is not None and member in last else [] if member is not None else list(last.values())
+    wanted = [event for name, event in last.items() if member in (None, name)]
     if not wanted or any(event["event"] != EventKind.PAUSED for event in wanted):
         return None
     return max(wanted, key=lambda event: str(event.get("time")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Tables:
 
     rounds: list[FlatRow]
     """One row a round of the whole network."""
+    network: list[FlatRow]
+    """One row a round of the network, as far as a node came to know it; empty but for a node's own records."""
     nodes: list[FlatRow]
     """One row a node and round."""
     events: list[FlatRow]
@@ -39,8 +41,6 @@ class Tables:
 
     Where they were measured on validation rows, `measured_on` says so, and `test` has the value on test rows, which chooses nothing.
     """
-    network: list[FlatRow] = field(default_factory=list)
-    """Of a node's own records: one row a round of the network, as far as the node came to know it."""
     worth: list[FlatRow]
     """One row a site: the primary metric alone and in the network, and `better_by` with its interval: positive where the network is better,
     whichever direction the metric has. Empty where sites were not trained alone."""
@@ -51,15 +51,11 @@ class Tables:
 
     def named(self) -> dict[str, list[FlatRow]]:
         """All of them, by name."""
-        names = ("rounds", "network", "nodes", "events", "edges", "sites", "worth", "cross_site", "subgroups")
-        return {name: getattr(self, name) for name in names}
+        return {table.name: getattr(self, table.name) for table in fields(self)}
 
 
 def read(run: Path | str) -> Tables:
-    """A run's records, also while it is in progress.
-
-    Args:
-        run: its folder.
+    """The records in a run's folder, also while it is in progress.
 
     Raises:
         ConfigError: there is no run there.
@@ -84,15 +80,7 @@ def tables_of(records: RunRecords) -> Tables:
 
 
 def write_tables(tables: Tables, folder: Path, kind: str) -> list[Path]:
-    """Each table as a file NAME.csv or NAME.parquet; those there are replaced, empty ones are left out.
-
-    Args:
-        tables: of a run.
-        folder: made where it is not there.
-        kind: "csv" or "parquet".
-
-    Returns:
-        The files written.
+    """Write each table to a file NAME.csv or NAME.parquet, and return the files; those there are replaced, empty ones are left out.
 
     Raises:
         MissingExtraError: Parquet without pyarrow.

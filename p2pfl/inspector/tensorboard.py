@@ -26,12 +26,7 @@ def write_events(run: RunRecords, folder: Path) -> list[Path]:
     Scalars are called as in `p2pfl.inspector.read`, with strokes for dots (metrics/auroc); their step is the round. TensorBoard keeps them
     in float32. Their wall time is the run's start with all rounds' seconds up to then, where the records have both.
 
-    Args:
-        run: also while it is in progress.
-        folder: made where it is not there.
-
-    Returns:
-        The files written.
+    The folder is made where it is not there. The answer is the files written.
 
     Raises:
         MissingExtraError: tensorboard is not installed.

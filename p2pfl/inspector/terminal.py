@@ -21,6 +21,7 @@ from p2pfl.inspector.cells import (
     MAX_NODES,
     bytes_text,
     clock_text,
+    hospital_table,
     more_lines,
     name_cell,
     number_text,
@@ -33,9 +34,8 @@ from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, convergence
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import NodeHealth, node_health
-from p2pfl.inspector.hospital_table import hospital_table
-from p2pfl.inspector.incidents import incidents, no_incidents, time_column
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
+from p2pfl.inspector.outages import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import count_text, duration, has_metrics, names_text, run_state
@@ -68,14 +68,7 @@ def print_page(run: RunRecords, console: Console, goals: Sequence[Reached] = ())
 def follow(look: Callable[[], RunRecords], console: Console, *, every_s: float, pause: Callable[[float], object]) -> RunRecords:
     """Show a run's page anew and anew until the run has ended; what it comes to stands on top, where no screen is too small for it.
 
-    Args:
-        look: reads the run as it is now.
-        console: a terminal; anything else is left alone until the end.
-        every_s: seconds between two looks.
-        pause: waits so many seconds.
-
-    Returns:
-        The run as it has ended, or as the node that is asked said last.
+    Anything but a terminal is left alone until the end. The answer is the run as it has ended, or as the node that is asked said last.
 
     Raises:
         P2PFLError: what `look` raises, but for a node that has answered once and is gone.

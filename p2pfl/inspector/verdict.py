@@ -248,12 +248,7 @@ def of_rows(summary: Mapping[str, Any]) -> list[str]:
 
 
 def gain_sentence(row: Row, word: str = "test rows") -> str:
-    """One site's gain with its interval, positive where the network is better, and how sure it is.
-
-    Args:
-        row: of `RunRecords.gains`.
-        word: for the rows that it was measured on.
-    """
+    """One site's gain with its interval, positive where the network is better, and how sure it is from rows of that name."""
     site, (gain, low, high) = row["site"], betterness(row)
     if gain is None:
         return f"{site}: {row['metric']} is undefined on its {row['rows']:,} {word}."

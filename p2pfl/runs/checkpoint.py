@@ -110,9 +110,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 def changes_told(path: Path) -> Iterator[None]:
     """Raise a StoreError where a checkpoint can be read but lacks what the code inside the block needs.
 
-    Args:
-        path: the checkpoint's file.
-
     Raises:
         StoreError: somebody has changed the file, or it is of another version.
     """

@@ -89,11 +89,7 @@ def departure_rows(departures: Iterable[Departure]) -> list[dict[str, str]]:
 
 
 def departures_in(summary: Mapping[str, Any] | None) -> list[str]:
-    """Read the sentences on departures from a summary; none from one that an earlier version wrote.
-
-    Args:
-        summary: as summary.json holds it; None: the run has not ended.
-    """
+    """Read the sentences on departures from a summary; none from one that an earlier version wrote."""
     listed: Sequence[Any] = (summary or {}).get("departures") or ()
     return [str(each.get("detail") or each.get("kind")) if isinstance(each, Mapping) else str(each) for each in listed]
 

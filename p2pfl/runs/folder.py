@@ -162,11 +162,7 @@ class RunFolder:
     def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
         """Remove rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.
 
-        Events stay: they happened.
-
-        Args:
-            from_round: of the network.
-            by_node: of each node, where they are not all in the same round.
+        Events stay: they happened. *by_node* has the round of each node, where they are not all in the same one.
         """
         for name in ("summary.json", "cross_site.json", "subgroups.json", "worth.json"):
             (self.path / name).unlink(missing_ok=True)

@@ -79,14 +79,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
 
 @contextmanager
 def damage_told(source: str) -> Iterator[None]:
-    """Raise a StoreError where the code inside the block meets a record without a field, or with one of another type.
-
-    Args:
-        source: where the records come from.
-
-    Raises:
-        StoreError: the records are not as p2pfl writes them.
-    """
+    """Raise a StoreError where the code inside the block meets a record without a field, or with one of another type."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -110,11 +103,7 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
 
 
 def heard_records(network: Mapping[str, Any], folder: Path) -> RunRecords:
-    """Make records of the newest rows in a node's status.
-
-    Args:
-        network: that part of the status.
-        folder: the node's own run folder, for its topology.json.
+    """Make records of the newest rows in the part `network` of a node's status, and of the topology.json in its own run folder.
 
     Raises:
         StoreError: that file is damaged.
@@ -129,10 +118,6 @@ def with_both_distances(rows: list[Row], experiment: Mapping[str, Any]) -> list[
     """Translate rounds of earlier versions: `rms_disagreement` before mixing, `consensus_distance` after mixing.
 
     Earlier versions had one name: in step `consensus_distance` was what is now `rms_disagreement`, at the nodes' own pace what it is now.
-
-    Args:
-        rows: of rounds.jsonl.
-        experiment: of the run.
     """
     in_step = (experiment.get("pace") or {}).get("name", "synchronous") == "synchronous"
     return [

@@ -30,12 +30,7 @@ for _handler in (urllib.request.HTTPHandler, urllib.request.HTTPDefaultErrorHand
 
 
 def fetch_page(url: str, page: str, token: str | None) -> bytes:
-    """Fetch a page of a node's status endpoint.
-
-    Args:
-        url: its address on this machine.
-        page: such as /status.
-        token: shown to it; None: it is asked without one.
+    """Fetch a page, such as /status, of a node's status endpoint on this machine.
 
     Raises:
         ConfigError: the address is not on this machine, so that it is not asked.

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from p2pfl.cli.inspect import inspect
 from p2pfl.errors import ConfigError
-from p2pfl.inspector.cells import ranges_text
+from p2pfl.inspector.cells import hospital_table, ranges_text
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.hospital_table import hospital_table
 from p2pfl.inspector.terminal import follow, print_page
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.runs.folder import RunFolder

@@ -20,7 +20,7 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.incidents import incidents
+from p2pfl.inspector.outages import incidents
 from p2pfl.inspector.verdict import verdict
 from p2pfl.node.clock import Timeouts
 from p2pfl.node.status import read_status

@@ -74,13 +74,9 @@ class Guard:
         return found
 
     def judge(self, kind: str, path: str, query: str, headers: MutableMapping[str, str]) -> Answer | None:
-        """Decide what to answer instead of the page; None: let the request through.
+        """Decide what to answer an "http" or "websocket" request instead of the page; None: let it through.
 
-        Args:
-            kind: "http" or "websocket".
-            path: without the query.
-            query: without the question mark.
-            headers: by their names in lower case.
+        The query has no question mark, and headers have their names in lower case.
         """
         hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
         if headers.get("host") not in hosts:

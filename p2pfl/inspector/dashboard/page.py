@@ -56,11 +56,7 @@ window.switchTheme = () => {
 
 
 class Page:
-    """The board as one browser sees it.
-
-    Args:
-        board: renewed by another task.
-    """
+    """The board, which another task renews, as one browser sees it."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -156,12 +152,7 @@ class Page:
 
 
 class _Choice:
-    """A select with its label.
-
-    Args:
-        label: what is chosen.
-        chosen: is told what was.
-    """
+    """A select with its label; *chosen* is told what was."""
 
     def __init__(self, label: str, chosen: Callable[[str], Any]) -> None:
         self._names: list[str] = []

@@ -19,13 +19,9 @@ _GOODBYE_S = 1
 
 
 def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], opens: bool = False) -> None:
-    """Serve the dashboard until interrupted.
+    """Serve the dashboard of run folders and nodes' addresses until interrupted.
 
-    Args:
-        places: run folders and nodes' addresses, each of which can be read now.
-        port: 0: one that is free.
-        say: gets the address with its token, once it can be opened.
-        opens: the address in this user's browser.
+    Port 0 is one that is free. *say* gets the address with its token, once it can be opened; *opens* it in this user's browser.
 
     Raises:
         ConfigError: the port is taken, or a source cannot be read.
