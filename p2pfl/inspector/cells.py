@@ -11,8 +11,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from p2pfl.inspector.verdict import SAME, Scores, lower_is_better, mean_scores, of_rows, scores
-from p2pfl.runs.summary_fields import primary_metric
+from p2pfl.inspector.verdict import SAME, Scores, mean_scores, of_rows, scores
+from p2pfl.runs.summary_fields import lower_is_better, primary_metric
 
 MAX_NODES = 40
 """Nodes that a table of nodes has a row for."""

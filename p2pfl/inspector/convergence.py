@@ -1,4 +1,4 @@
-"""Whether a network agrees, how fast it came there, and where it is stuck: from the records alone."""
+"""Whether a network agrees, how fast it came there, where it is stuck and when it was good enough: from the records alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from p2pfl.errors import ConfigError
 from p2pfl.runs.records import RunRecords
+from p2pfl.runs.summary_fields import lower_is_better
 from p2pfl.runs.text import Row
 
 MIN_FIT_POINTS = 3
@@ -39,6 +41,9 @@ BASES: Mapping[Basis, str] = {
     "local": "disagreement with the neighbours (before mixing)",
 }
 """How a page calls the distance that it shows, round by round."""
+
+AGREEMENT = "relative_consensus"
+"""The consensus distance, after mixing, over the models' root mean square norm; of older runs, which lack it, the disagreement before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +117,18 @@ class Convergence:
     """The most frequent first."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reached:
+    """The first round after which a figure was good enough."""
+
+    what: str
+    wanted: float
+    rounds: int | None
+    """How many there had been, that one included; agreement is of the models after mixing in it. None: it was never so good."""
+    simulated_s: float | None
+    """When the last node had ended them; None also where the run has no clock."""
+
+
 def convergence(run: RunRecords) -> Convergence:
     """The course of a run so far; of a node's own folder that of the network, as far as the node came to know it."""
     rows, graph = (run.network or run.rounds), run.topology or {}
@@ -172,12 +189,49 @@ def fit_rate(points: Sequence[tuple[int, float]], mixes: bool = True) -> tuple[f
     return float(np.exp(slope)), None
 
 
+def course_of(run: RunRecords, what: str) -> dict[int, float]:
+    """A figure by round: agreement, or the mean of a metric over the nodes whose metrics are recorded, where they were.
+
+    Raises:
+        ConfigError: no such figure; the message names those that there are.
+    """
+    if what == AGREEMENT:
+        has_any = any(row.get("consensus_distance") is not None for row in run.rounds)
+        key = "consensus_distance" if has_any else "rms_disagreement"
+        rows = [(row["round"], row.get(key), row.get("rms_norm")) for row in run.rounds]
+        return {number: distance / norm for number, distance, norm in rows if distance is not None and norm}
+    values: defaultdict[int, list[float]] = defaultdict(list)
+    for row in run.nodes:
+        if (value := (row.get("metrics") or {}).get(what)) is not None:
+            values[row["round"]].append(value)
+    if not values:
+        there = sorted({metric for row in run.nodes for metric in row.get("metrics") or ()})
+        raise ConfigError(f"{what!r}: expected one of {', '.join([AGREEMENT, *there])}", "--reach")
+    return {number: math.fsum(found) / len(found) for number, found in sorted(values.items())}
+
+
+def reached(run: RunRecords, what: str, wanted: float) -> Reached:
+    """The first round after which a figure was as good as wanted, or better.
+
+    Raises:
+        ConfigError: no such figure.
+    """
+    falls = what == AGREEMENT or lower_is_better(what)
+    good = (number for number, value in course_of(run, what).items() if (value <= wanted if falls else value >= wanted))
+    first = next(good, None)
+    seconds = {row["round"]: row.get("simulated_s") for row in run.rounds}
+    return Reached(
+        what=what,
+        wanted=wanted,
+        rounds=None if first is None else first + 1,
+        simulated_s=None if first is None else seconds.get(first),
+    )
+
+
 def _distances(rows: Sequence[Row]) -> tuple[Basis, list[float | None]]:
     """One kind of value for the whole run: two kinds in one curve would show a jump that never was."""
-    choices: tuple[tuple[Basis, str], ...] = (("exact", "rms_disagreement"), ("upper bound", "bound_high"))
-    for basis, key in choices:
-        if rows and all(row.get(key) is not None for row in rows):
-            return basis, [row[key] for row in rows]
+    if rows and all(row.get("rms_disagreement") is not None for row in rows):
+        return "exact", [row["rms_disagreement"] for row in rows]
     if any(row.get("bound_high") is not None for row in rows):
         return "upper bound", [row.get("bound_high") for row in rows]
     if rows and all(row.get("consensus_distance") is not None for row in rows):

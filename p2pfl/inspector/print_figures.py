@@ -18,8 +18,9 @@ from p2pfl.inspector.figures import MAX_DRAWN, laid_out
 from p2pfl.inspector.gaps import broken_line, certified_pieces, gaps, isolated_points
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health
-from p2pfl.inspector.verdict import betterness, lower_is_better
+from p2pfl.inspector.verdict import betterness
 from p2pfl.runs.records import RunRecords
+from p2pfl.runs.summary_fields import lower_is_better
 from p2pfl.runs.text import Row
 
 _MM = 1 / 25.4  # inches

@@ -25,7 +25,6 @@ from p2pfl.inspector.verdict import (
     Scores,
     betterness,
     gain_sentence,
-    lower_is_better,
     mean_scores,
     metric_heading,
     of_rows,
@@ -34,7 +33,7 @@ from p2pfl.inspector.verdict import (
     verdict,
 )
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.summary_fields import primary_metric, rows_word
+from p2pfl.runs.summary_fields import lower_is_better, primary_metric, rows_word
 from p2pfl.runs.text import Row, replace_file
 from p2pfl.yaml_files import dump_yaml
 

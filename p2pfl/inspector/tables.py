@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError, visible
-from p2pfl.inspector.verdict import betterness, lower_is_better
+from p2pfl.inspector.verdict import betterness
 from p2pfl.runs.records import RunRecords, read_run
-from p2pfl.runs.summary_fields import rows_word
+from p2pfl.runs.summary_fields import lower_is_better, rows_word
 from p2pfl.runs.text import Row, replace_file
 
 Cell = str | int | float | bool | None

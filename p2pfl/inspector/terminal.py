@@ -31,13 +31,12 @@ from p2pfl.inspector.cells import (
     table_of,
 )
 from p2pfl.inspector.chart import log_chart
-from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, convergence
+from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, Reached, convergence, course_of
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import NodeHealth, node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
 from p2pfl.inspector.perspective import banner, member_of
-from p2pfl.inspector.reached import Reached, course_of
 from p2pfl.inspector.run_state import count_text, duration, has_metrics, names_text, run_state
 from p2pfl.inspector.verdict import COST_PARTS, percent, round_costs, verdict
 from p2pfl.runs.records import RunRecords

@@ -13,7 +13,7 @@ from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import count_text, has_metrics, names_text, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.summary_fields import primary_metric, rows_word
+from p2pfl.runs.summary_fields import lower_is_better, primary_metric, rows_word
 from p2pfl.runs.text import Row
 
 _MOST_OUTAGES = 3
@@ -38,11 +38,6 @@ class Scores:
         if self.network is None or self.alone is None:
             return None
         return self.alone - self.network if self.lower_is_better else self.network - self.alone
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric measures what is wrong; its name has to say so, as no record does."""
-    return any(word in metric.lower() for word in ("loss", "error", "distance", "brier"))
 
 
 def metric_heading(metric: str) -> str:

@@ -54,6 +54,11 @@ def primary_metric(metrics: Iterable[str]) -> str | None:
     return next((name for name in ("auroc", "accuracy") if name in names), names[0] if names else None)
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric measures what is wrong; its name has to say so, as no record does."""
+    return any(word in metric.lower() for word in ("loss", "error", "distance", "brier"))
+
+
 def _quantile(ordered: list[float], fraction: float) -> float | None:
     """Interpolate a quantile linearly between the two nearest values."""
     if not ordered:

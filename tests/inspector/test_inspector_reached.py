@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from p2pfl.cli.inspect import inspect
 from p2pfl.errors import ConfigError
-from p2pfl.inspector.convergence import convergence
-from p2pfl.inspector.reached import Reached, course_of, reached
+from p2pfl.inspector.convergence import Reached, convergence, course_of, reached
 from p2pfl.inspector.terminal import print_page
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
