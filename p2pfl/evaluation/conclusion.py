@@ -73,7 +73,6 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
 
 
 def _mean_model(plan: Plan, outcome: Outcome, models: FinalModels) -> MeanModel | str:
-    """Average all nodes' models, or say why that is no model."""
     if outcome.scope == "node":
         return "this node has one model"
     return f"{', '.join(outcome.lost)} did not finish" if outcome.lost else mean_model_of(plan, models.x_NP, models.buffers)

@@ -43,7 +43,8 @@ def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Se
     if metric is None or alone is None or len(plan.names) > MOST_SITES or somewhere_else:
         return []
     alone_NP, found = alone.estimate(), []
-    too_many = _why_too_many(plan)
+    sizes = [len(site.test[0]) for site in plan.sites.values() if site.test is not None]
+    too_many = why_not_left_out(2 * len(sizes), 2 * sum(sizes))  # a node knows its own rows alone, and the others' number of sites
     for row, name in enumerate(logged("the gain of each site over local training", names)):
         site = plan.sites[name]
         if site.test is None or not len(site.test[0]):
@@ -74,17 +75,9 @@ def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Se
     return found
 
 
-def _why_too_many(plan: Plan) -> str | None:
-    """Reason why a metric without an interval of its own gets none here; None where it gets one."""
-    sizes = [len(site.test[0]) for site in plan.sites.values() if site.test is not None]
-    # a node knows its own rows alone, and the others' number of sites
-    return why_not_left_out(2 * len(sizes), 2 * sum(sizes))
-
-
 def _interval(
     plan: Plan, metric: str, outputs: Tensor, before: Tensor, site: Site, values: tuple[float, float], too_many: str | None
 ) -> Interval | str:
-    """Interval of the gain, or why there is none."""
     assert site.test is not None
     targets, task = site.test[1], plan.task
     known = interval_of_difference(task.metrics[metric], outputs, before, targets, values=values)

@@ -162,7 +162,6 @@ def _heading(metric: str) -> list[str]:
 
 
 def _columns(rows: Sequence[Scores]) -> list[str]:
-    """Which columns hold anything."""
     alone = ["alone"] if any(row.alone is not None for row in rows) else []
     pooled = ["pooled"] if any(row.pooled is not None for row in rows) else []
     return [*alone, "network", *pooled, *(["better by"] if alone else [])]

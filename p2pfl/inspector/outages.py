@@ -253,7 +253,6 @@ def _told(outage: Outage, events: Sequence[Row], last_heard: str | None) -> list
 
 
 def _has_said_so(outage: Outage, events: Sequence[Row]) -> bool:
-    """Whether a node said that it pauses when it went away."""
     said = [e for e in events if e["event"] == EventKind.LEFT and e.get("detail") == f"{outage.node} is pausing"]
     said += [e for e in events if e["event"] == EventKind.PAUSED and e["node"] == outage.node]
     return any(outage.first - 2 <= (e["round"] or 0) <= outage.first for e in said)

@@ -79,7 +79,6 @@ def write_figures(run: RunRecords, folder: Path) -> list[Path]:
 
 
 def _figure(height: float = _HEIGHT) -> tuple[Any, Any]:
-    """A figure and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -238,7 +237,6 @@ def _gains(rows: Sequence[Row]) -> Any:
 
 
 def _matrix(found: Row | None) -> Any:
-    """Every model at every site, the darker the better."""
     if not found or not any(value is not None for row in found["value"] for value in row):
         return None
     values = [[math.nan if value is None else value for value in row] for row in found["value"]]

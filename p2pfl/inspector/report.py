@@ -18,7 +18,7 @@ from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, sl
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, listed, note, table, value_text
 from p2pfl.inspector.perspective import banner
 from p2pfl.inspector.run_state import has_metrics, run_state
-from p2pfl.inspector.sections import events, facts, node_states
+from p2pfl.inspector.sections import events, facts, node_states, skip_table
 from p2pfl.inspector.verdict import (
     COST_PARTS,
     SAME,
@@ -71,6 +71,8 @@ def report(run: RunRecords) -> str:
     """
     course = convergence(run)
     name = str(run.experiment.get("name", "run"))
+    skips = [(skip.by, skip.node, skip.rounds) for skip in course.skipped]
+    skipped = skip_table(skips, "who went on without whom") if skips else ""
     sections = [
         ("In short", listed(verdict(run, course))),
         ("Who exchanges with whom", _network(run, course)),
@@ -79,7 +81,7 @@ def report(run: RunRecords) -> str:
         ("Was it worth it, and for whom", _gain_section(run.summary, run.gains) if run.summary and has_metrics(run.summary) else ""),
         ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
-        ("Messages that were waited for in vain, in all rounds recorded here", _skips(course)),
+        ("Messages that were waited for in vain, in all rounds recorded here", skipped),
         ("Events", events(run)),
         ("Cost of a round", _cost(run)),
         ("The experiment", _experiment(run)),
@@ -103,7 +105,6 @@ def _notices(run: RunRecords) -> str:
 
 
 def _network(run: RunRecords, course: Convergence) -> str:
-    """The graph, and the link that failed most often."""
     nodes = node_health(run)
     edges = edge_health(run, nodes)
     figure = figures.network(run, course, nodes, edges)
@@ -160,7 +161,6 @@ def _gain_section(summary: Row, sure: Sequence[Row] = ()) -> str:
 
 
 def _test(summary: Row) -> str:
-    """Tell what test rows say beside validation rows, for every metric."""
     test = summary.get("test")
     if not test:
         return ""
@@ -174,7 +174,6 @@ def _test(summary: Row) -> str:
 
 
 def _sentences(rows: Sequence[Row], word: str) -> str:
-    """Say of each site whether its gain is more than chance."""
     if not rows:
         return ""
     methods = "; ".join(sorted({row["method"] for row in rows if row.get("method")}))
@@ -201,7 +200,6 @@ def _score_cells(own: Scores, sure: Row | None = None) -> list[Cell]:
 
 
 def _cross_site(found: Row, word: str) -> str:
-    """Models by sites, with intervals and support."""
     own = {name: number for number, name in enumerate(found["models"])}
     # one institution's own run has no mean model, but what its neighbours sent it; personal parameters leave none
     sites = {site["name"] for site in found["sites"]}
@@ -250,14 +248,6 @@ def _subgroups(found: Sequence[Row]) -> str:
 def _with_interval(found: Row, model: int, place: int) -> str:
     value, low, high = (found[key][model][place] for key in ("value", "low", "high"))
     return value_text(value) + (f" [{low:.3f}, {high:.3f}]" if value is not None and low is not None else "")
-
-
-def _skips(course: Convergence) -> str:
-    rows: list[list[Cell]] = [
-        [skip.by, skip.node, (str(len(skip.rounds)), "number"), f"{skip.rounds[0]} to {skip.rounds[-1]}"]
-        for skip in course.skipped[:MAX_ROWS]
-    ]
-    return table(["this node", "went on without", "times", "rounds"], rows, about="who went on without whom") if rows else ""
 
 
 def _cost(run: RunRecords) -> str:

@@ -27,7 +27,6 @@ _STILL: dict[str | None, str] = {
     "gone": "stopped: its process ended without a word, as one that is killed",
     "stopped": "standing still: a signal has stopped its process",
 }
-_ENDINGS = {"rounds": "ended at its last round"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +52,7 @@ def run_state(run: RunRecords, now_s: float | None = None) -> RunState:
         if left:
             return RunState(kind="departed", sentence=f"ended, and not as agreed: {'; '.join(left)}")
         reason = str(run.summary.get("stop_reason"))
-        return RunState(kind="finished", sentence=_ENDINGS.get(reason, reason))
+        return RunState(kind="finished", sentence="ended at its last round" if reason == "rounds" else reason)
     if (halted := _halted(run)) is not None:
         return halted
     if run.written_s is None:

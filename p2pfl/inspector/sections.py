@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from p2pfl.inspector.health import NodeHealth
 from p2pfl.inspector.link_health import WINDOW, EdgeHealth, Ends, in_need, link_name, links_in_order, slowest_link_sentence
@@ -123,14 +123,17 @@ def went_without(run: RunRecords, name: str) -> str:
         for other in row.get("skipped") or ():
             if name in (row["node"], other):
                 found[str(row["node"]), str(other)].append(row["round"])
-    rows: list[list[Cell]] = [
-        [by, other, (str(len(rounds)), "number"), f"{min(rounds)} to {max(rounds)}"]
-        for (by, other), rounds in sorted(found.items(), key=lambda pair: -len(pair[1]))[:MAX_ROWS]
-    ]
-    if not rows:
+    if not found:
         if is_complete(run):
             return note(f"{name} never went on without a neighbour, and none without it.")
         return note(f"No record here says that {name} went on without a neighbour, or a neighbour without it.")
-    return table(["this node", "went on without", "times", "rounds"], rows, about=f"who went on without whom at {name}") + note(
-        "Counted over all rounds that are recorded here."
-    )
+    skips = [(by, other, rounds) for (by, other), rounds in sorted(found.items(), key=lambda pair: -len(pair[1]))]
+    return skip_table(skips, f"who went on without whom at {name}") + note("Counted over all rounds that are recorded here.")
+
+
+def skip_table(skips: Sequence[tuple[str, str, Sequence[int]]], about: str) -> str:
+    """Table of who went on without whom, and in which rounds."""
+    rows: list[list[Cell]] = [
+        [by, other, (str(len(rounds)), "number"), f"{min(rounds)} to {max(rounds)}"] for by, other, rounds in skips[:MAX_ROWS]
+    ]
+    return table(["this node", "went on without", "times", "rounds"], rows, about=about)

@@ -57,7 +57,6 @@ def _as_the_node_tells(own: RunRecords, folder: Path) -> RunRecords | None:
 
 
 def _ask_in(state: Path) -> RunRecords:
-    """Records that the node with a state folder tells."""
     url = address_in(state)
     if url is None or has_ended(state):
         raise TransportError(f"{state}: its node does not run: start it, or look at what it has recorded in {state / _OWN}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError, visible
-from p2pfl.inspector.verdict import betterness
+from p2pfl.inspector.verdict import betterness, scores
 from p2pfl.runs.records import RunRecords, read_run
-from p2pfl.runs.summary_fields import lower_is_better, rows_word
+from p2pfl.runs.summary_fields import rows_word
 from p2pfl.runs.text import Row, replace_file
 
 Cell = str | int | float | bool | None
@@ -132,7 +132,6 @@ def write_parquet(path: Path, rows: Sequence[FlatRow]) -> None:
 
 
 def _columns(rows: Sequence[FlatRow]) -> list[str]:
-    """All keys, in the order in which they turn up."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
@@ -168,16 +167,14 @@ def _edges(graph: Row) -> list[FlatRow]:
 
 def _sites(summary: Row) -> list[FlatRow]:
     found: list[FlatRow] = []
-    baselines, test = summary.get("baselines") or {}, summary.get("test")
-    for metric, values in (summary.get("metrics") or {}).items():
-        others = {kind: ((baselines.get(kind) or {}).get(metric) or {}).get("per_node") or {} for kind in ("local", "pooled")}
-        for node, value in (values.get("per_node") or {}).items():
-            alone, pooled = others["local"].get(node), others["pooled"].get(node)
-            direction = "lower is better" if lower_is_better(metric) else "higher is better"
-            row: FlatRow = {"node": node, "metric": metric, "network": value, "alone": alone, "pooled": pooled, "direction": direction}
+    test = summary.get("test")
+    for metric in summary.get("metrics") or ():
+        for node, own in scores(summary, metric).items():
+            row: FlatRow = {"node": node, "metric": metric, "network": own.network, "alone": own.alone, "pooled": own.pooled}
+            row["direction"] = "lower is better" if own.lower_is_better else "higher is better"
             if test is not None:
-                own = (test["metrics"][metric].get("per_node") or {}).get(node)
-                row |= {"measured_on": rows_word(summary), "test": own, "test_is": test["use"]}
+                on_test = (test["metrics"][metric].get("per_node") or {}).get(node)
+                row |= {"measured_on": rows_word(summary), "test": on_test, "test_is": test["use"]}
             found.append(row)
     return found
 
@@ -195,7 +192,6 @@ def _one_direction(row: Row) -> FlatRow:
 
 
 def _cross_site(found: Row) -> list[FlatRow]:
-    """The matrix, a row a cell."""
     return [
         {
             "model": model,

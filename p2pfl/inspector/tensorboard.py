@@ -57,8 +57,8 @@ def _write(place: Path, rows: Sequence[FlatRow], times: dict[int, float]) -> Pat
         writer = Writer(temporary)
         for row in _with_gaps(rows):
             number = int(row["round"] or 0)
-            for tag, value in _scalars(row):
-                writer.add_scalar(tag, value, number, wall_time=times.get(number))
+            for key, value in _scalars(row):
+                writer.add_scalar(key.replace(".", "/"), value, number, wall_time=times.get(number))
         writer.close()
         [written] = Path(temporary).iterdir()
         return written.replace(place / _FILE)
@@ -70,22 +70,17 @@ def _with_gaps(rows: Sequence[FlatRow]) -> Iterator[FlatRow]:
     before: FlatRow = {}
     for place, row in enumerate(rows):
         if place in broken:
-            missing: FlatRow = dict.fromkeys((key for key, _ in _scalars_by_key(before)), math.nan)
+            missing: FlatRow = dict.fromkeys((key for key, _ in _scalars(before)), math.nan)
             yield {**missing, "round": int(before["round"] or 0) + 1}
         lost: FlatRow = {key: math.nan for key in _BOUNDS if before.get(key) is not None and row.get(key) is None}
         yield row | lost
         before = row
 
 
-def _scalars_by_key(row: FlatRow) -> Iterator[tuple[str, float]]:
+def _scalars(row: FlatRow) -> Iterator[tuple[str, float]]:
     for key, value in row.items():
         if key not in _NO_SCALARS and isinstance(value, int | float):
             yield key, float(value)
-
-
-def _scalars(row: FlatRow) -> Iterator[tuple[str, float]]:
-    for key, value in _scalars_by_key(row):
-        yield key.replace(".", "/"), value
 
 
 def _wall_times(started: str | None, rounds: Sequence[FlatRow]) -> dict[int, float]:

@@ -134,11 +134,7 @@ def _header(run: RunRecords) -> list[RenderableType]:
         f"{clock_text(clock)} s on the network's clock" if (clock := (summary.get("seconds") or {}).get("simulated")) is not None else "",
     ]
     return [
-        Text.assemble(
-            (printable(name), "bold"),
-            ": ",
-            (printable(state.sentence), f"bold {colour}"),
-        ),
+        Text.assemble((printable(name), "bold"), ": ", (printable(state.sentence), f"bold {colour}")),
         Text(printable("; ".join(fact for fact in facts if fact)), style="dim"),
         *([Text(printable(whose))] if (whose := banner(run)) else []),
     ]
@@ -163,7 +159,8 @@ def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: boo
         if course.relative is not None:
             wanted = f", wanted {course.tolerance:.1e}" if course.tolerance is not None else ""
             table.add_row("of the models' size", f"{course.relative:.2e}{wanted}")
-    if (distance := _consensus(run, course)) is not None:
+    recorded = (run.summary or {}).get("consensus_distance")
+    if (distance := recorded if recorded is not None else course.consensus[-1]) is not None:
         table.add_row(CONSENSUS, f"{distance:.3e}")
     if course.relative_consensus is not None:
         table.add_row("of the models' size", f"{course.relative_consensus:.2e}")
@@ -172,12 +169,6 @@ def _agreement(run: RunRecords, course: Convergence, width: int, ascii_only: boo
         "rate a round, predicted", f"{course.predicted_rate:.6f}" if course.predicted_rate is not None else "none: no topology.json"
     )
     return [*lines, table]
-
-
-def _consensus(run: RunRecords, course: Convergence) -> float | None:
-    """The last consensus distance: of a run that has ended as its summary has it."""
-    recorded = (run.summary or {}).get("consensus_distance")
-    return recorded if recorded is not None else course.consensus[-1]
 
 
 def _gap_sentences(found: Sequence[Gap]) -> list[str]:
@@ -213,7 +204,6 @@ def _simulated(run: RunRecords, course: Convergence) -> list[RenderableType]:
 
 
 def _reached(goals: Sequence[Reached]) -> Table:
-    """Table of the values that were asked for, and when each was reached."""
     table = table_of("metric", "wanted", "after rounds", "seconds")
     for goal in goals:
         rounds = str(goal.rounds) if goal.rounds is not None else "never"
@@ -278,7 +268,6 @@ def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
 
 
 def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
-    """Those that are lost now, and those that have cost messages."""
     edges = edge_health(run, nodes)
     bad = in_need(edges)
     if not bad:

@@ -48,10 +48,10 @@ def metric_heading(metric: str) -> str:
 def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:
     """A metric at each node, by name; empty above the number of nodes for which a summary holds single values."""
     per_node = summary["metrics"][metric].get("per_node") or {}
-    local, pooled = (_metric_values(summary, kind, metric) for kind in ("local", "pooled"))
+    alone, pooled = (_metric_values(summary, kind, metric).get("per_node") or {} for kind in ("local", "pooled"))
     is_loss = lower_is_better(metric)
     return {
-        node: Scores(alone=_at(local, node), network=value, pooled=_at(pooled, node), lower_is_better=is_loss)
+        node: Scores(alone=alone.get(node), network=value, pooled=pooled.get(node), lower_is_better=is_loss)
         for node, value in per_node.items()
     }
 
@@ -157,7 +157,6 @@ def _said(course: Convergence) -> str:
 
 
 def _left(course: Convergence) -> str:
-    """How many rounds there are still to go, and how long that takes."""
     if not course.rounds_to_go:
         return ""
     fewest, most = course.rounds_to_go_between or (course.rounds_to_go, course.rounds_to_go)
@@ -184,7 +183,6 @@ def _diverged(run: RunRecords) -> list[str]:
 
 
 def _started_without(run: RunRecords) -> list[str]:
-    """Whom the network began without, where the study allows that."""
     names = (run.summary or {}).get("started_without") or ()
     return [f"It began without {', '.join(names)}, as the study allows."] if names else []
 
@@ -267,7 +265,6 @@ def betterness(row: Row) -> tuple[float | None, float | None, float | None]:
 
 
 def _how_sure(rows: Sequence[Row], num_sites: int, word: str) -> list[str]:
-    """How many sites gain, and lose, for sure."""
     told = [(low, high) for _, low, high in map(betterness, rows) if low is not None and high is not None]
     if not told:
         reasons = sorted({row["no_interval"] for row in rows if row.get("no_interval")})
@@ -314,12 +311,6 @@ def _gains(summary: Row) -> list[str]:
 
 
 def _metric_values(summary: Mapping[str, Any], kind: str, metric: str) -> Row:
-    """A baseline's statistics; empty where it was not computed."""
     baselines = summary.get("baselines") or {}
     values: Row = (baselines.get(kind) or {}).get(metric) or {}
     return values
-
-
-def _at(values: Row, node: str) -> float | None:
-    value: float | None = (values.get("per_node") or {}).get(node)
-    return value

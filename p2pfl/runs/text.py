@@ -59,29 +59,23 @@ def read_lines(path: Path) -> list[Row]:
     if not path.exists():
         return []
     *lines, _torn = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise StoreError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
+    return [_object(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def read_document(path: Path) -> Row | None:
     """Read the object of a JSON file; None where there is no file."""
-    if not path.exists():
-        return None
+    return _object(path.read_bytes(), path) if path.exists() else None
+
+
+def _object(text: bytes, path: Path, line: int = 0) -> Row:
+    where = f", line {line}" if line else ""
     try:
-        document = json.loads(path.read_bytes())
+        row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise StoreError(f"{path}: expected an object, got {type(document).__name__}")
-    return document
+        raise StoreError(f"{path}{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise StoreError(f"{path}{where}: expected an object, got {type(row).__name__}")
+    return row
 
 
 def row_bytes(row: Mapping[str, Any]) -> int:

@@ -111,7 +111,6 @@ class Guard:
             await guarded({"type": "http.response.body", "body": body})
 
     def _exchanged(self, given: str) -> Answer:
-        """A cookie for a token."""
         ticket = next((ticket for ticket in self.tickets if _same(given, ticket)), None)
         if ticket is not None:
             self.tickets.remove(ticket)

@@ -178,7 +178,6 @@ class _Choice:
 
 
 def _picture(what: str) -> Any:
-    """A place for a picture, empty at first."""
     with ui.element("div").classes("figure"):
         return ui.plotly(_NOTHING).props(f'role=img aria-label="{what}"').style("width: 100%")
 

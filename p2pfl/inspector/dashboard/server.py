@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -72,12 +73,8 @@ def listening(port: int) -> socket.socket:
     Raises:
         ConfigError: the port is taken.
     """
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind(("127.0.0.1", port))
-        found.listen()
+        return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        found.close()
-        raise ConfigError(f"{port}: cannot listen on 127.0.0.1 ({error.strerror}); choose another, or 0 for any", "--port") from error
-    return found
+        why = os.strerror(error.errno or 0)  # the error's own text has the address, too
+        raise ConfigError(f"{port}: cannot listen on 127.0.0.1 ({why}); choose another, or 0 for any", "--port") from error
