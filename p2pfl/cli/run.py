@@ -17,8 +17,7 @@ import typer
 from p2pfl.cli.long_runs import pausable, terminal_bar
 from p2pfl.cli.options import AcceptDifference, AllowTask, Nodes, Rounds, Set
 from p2pfl.errors import ConfigError
-from p2pfl.runs.departures import departures_in, exit_code_of
-from p2pfl.runs.events import EventKind
+from p2pfl.runs.events import EventKind, departures_in, exit_code_of
 
 if TYPE_CHECKING:
     from p2pfl.evaluation.progress import Progress
@@ -147,7 +146,7 @@ def predict(
 
     Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
     """
-    from p2pfl.evaluation.prediction import predict_file
+    from p2pfl.evaluation.results import predict_file
 
     rows = predict_file(run, node, file, allow_task or ())
     if as_json:

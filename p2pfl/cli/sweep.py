@@ -16,7 +16,7 @@ from p2pfl.cli.long_runs import pausable, terminal_bar
 from p2pfl.cli.options import AllowTask, Json, Nodes, Rounds, Set
 from p2pfl.cli.run import of_file, overrides_from
 from p2pfl.errors import P2PFLError, Paused
-from p2pfl.runs.departures import DEPARTED
+from p2pfl.runs.events import DEPARTED
 
 if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep

@@ -20,7 +20,7 @@ from p2pfl.evaluation.subgroups import subgroups
 from p2pfl.evaluation.summary import FinalModels, Metrics, Outcome, by_metric, non_finite_models, summary_of
 from p2pfl.experiment.plan import Plan
 from p2pfl.params import frozen_of
-from p2pfl.runs.departures import Departure, departure_rows, departures_of_events
+from p2pfl.runs.events import Departure, departure_rows, departures_of_events
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
 from p2pfl.tasks import SitesByName

@@ -76,7 +76,7 @@ def certified_pieces(course: Convergence) -> list[list[tuple[int, float, float]]
     return [[(number, lows[number], high) for number, high in piece] for piece in found]
 
 
-def gaps(run: RunRecords, course: Convergence, away: Outages | None = None) -> list[Gap]:
+def gaps(run: RunRecords, course: Convergence) -> list[Gap]:
     """Rounds about which the nodes' records certify nothing, although they do before or after; empty where they never do."""
     known = certified_pieces(course)
     if not known:
@@ -85,7 +85,7 @@ def gaps(run: RunRecords, course: Convergence, away: Outages | None = None) -> l
     between = [(before[1] + 1, after[0] - 1) for before, after in pairwise(ends)]
     first, last = course.rounds[0], course.rounds[-1]
     spans = [(first, ends[0][0] - 1), *between, (ends[-1][1] + 1, last)]
-    explained = away if away is not None else outages(run)
+    explained = outages(run)
     return [Gap(first=begin, last=end, why=_why(run, course, explained, begin, end)) for begin, end in spans if begin <= end]
 
 

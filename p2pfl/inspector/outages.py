@@ -123,12 +123,11 @@ def late_starters(run: RunRecords) -> frozenset[str]:
     return frozenset(name for detail in told for name in detail.rpartition(": ")[0].split(", ") if name)
 
 
-def not_started(run: RunRecords, away: Outages | None = None) -> frozenset[str]:
-    """Members without which the network started, and which have not come yet; *away* is the answer of `outages`, if at hand."""
+def not_started(run: RunRecords) -> frozenset[str]:
+    """Members without which the network started, and which have not come yet."""
     if not late_starters(run):
         return frozenset()
-    found = (outages(run) if away is None else away).found
-    return frozenset(outage.node for outage in found if outage.kind == "not started" and not outage.is_over)
+    return frozenset(outage.node for outage in outages(run).found if outage.kind == "not started" and not outage.is_over)
 
 
 def _behind(run: RunRecords, present: Mapping[str, set[int]]) -> set[tuple[str, int]]:
@@ -187,15 +186,14 @@ def _in_ranges(
     return sorted(found, key=lambda outage: (outage.first, outage.node))
 
 
-def incidents(run: RunRecords, away: Outages | None = None, now_s: float | None = None) -> list[Row]:
+def incidents(run: RunRecords, now_s: float | None = None) -> list[Row]:
     """Rows as in events.jsonl, by round and time; a node that was away has one for when it stopped answering and one for its return.
 
-    *away* is the answer of `outages`, if at hand; *now_s* is in seconds since 1970.
+    The moment is in seconds since 1970.
     """
-    found = away if away is not None else outages(run)
     told = [event for event in run.events if event["event"] not in _EVERYDAY]
     heard = _last_heard(run, time.time() if now_s is None else now_s)
-    for outage in found.found:
+    for outage in outages(run).found:
         told += _told(outage, run.events, None if outage.is_over else heard.get(outage.node))
     return sorted(told, key=lambda event: (event["round"] is None, event["round"] or 0, str(event.get("time") or "")))
 

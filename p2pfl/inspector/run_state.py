@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from p2pfl.inspector.perspective import member_of
-from p2pfl.runs.departures import departures_in
-from p2pfl.runs.events import EventKind
+from p2pfl.runs.events import EventKind, departures_in
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from p2pfl.errors import visible
 from p2pfl.inspector.tables import FlatRow
-from p2pfl.runs.departures import departures_in
+from p2pfl.runs.events import departures_in
 from p2pfl.runs.records import read_summary
 from p2pfl.runs.summary_fields import lower_is_better, primary_metric
 from p2pfl.runs.text import Row, replace_file

@@ -11,7 +11,7 @@ import p2pfl
 from p2pfl.cli import main
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.verdict import verdict
-from p2pfl.runs.departures import exit_code_of
+from p2pfl.runs.events import exit_code_of
 from p2pfl.runs.records import read_run
 from p2pfl.yaml_files import dump_yaml
 

@@ -24,7 +24,7 @@ from p2pfl.errors import P2PFLError
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.run_state import run_state
 from p2pfl.inspector.verdict import verdict
-from p2pfl.runs.departures import exit_code_of
+from p2pfl.runs.events import exit_code_of
 from p2pfl.runs.records import read_run
 from p2pfl.tasks import Site, Task
 

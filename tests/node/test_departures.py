@@ -13,7 +13,7 @@ from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
 from p2pfl.governance.identity import Identity
 from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy, ViewTerms
-from p2pfl.runs.departures import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
+from p2pfl.runs.events import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.runs.rows import NodeRow
 
 BRIEF = Timeouts(deadline_floor_s=0.2, deadline_factor=1.0, linger_s=0.3)

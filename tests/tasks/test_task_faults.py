@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from p2pfl.algorithms import DPSGD
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError, DataError, P2PFLError, TaskError
-from p2pfl.evaluation.prediction import predict_file
+from p2pfl.evaluation.results import predict_file
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
