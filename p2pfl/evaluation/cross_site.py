@@ -28,7 +28,7 @@ from p2pfl.tasks.metrics import kind_of
 from p2pfl.training import Population
 
 MOST_SITES = 32
-"""Of more nodes than this no matrix is made: it has a square of them."""
+"""Above this many nodes no matrix is made: its size is their square."""
 
 MEAN_MODEL = "mean model"
 _MOST_CLASSES = 20

@@ -23,7 +23,7 @@ from p2pfl.tasks.metrics import kind_of
 from p2pfl.training import Population
 
 MOST_SITES = 100
-"""Of a network with more nothing is told: it would take longer than the run of many small nodes."""
+"""In a network with more no gain is told: it would take longer than the run of many small nodes."""
 
 
 def gains_over_local(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[str], alone: Population | None) -> list[Row]:

@@ -52,7 +52,7 @@ class SlowNode:
 
     node: str
     fraction: float
-    """Of the network's remaining disagreement, 0 to 1."""
+    """Fraction of the network's remaining disagreement, 0 to 1."""
     relative: float | None
     """The value that its own stop test compares with the tolerance: sqrt(disagreement / lambda_2(L)) / ||x_i||."""
     consensus_counter: int | None

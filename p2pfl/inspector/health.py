@@ -22,7 +22,7 @@ NodeState = Literal["well", "late", "lost", "paused", "unknown", "finished", "ha
 
 _AGE_WORTH_SAYING_S = 10.0
 _STALE_ROUNDS = 4
-"""Of a node whose newest record is older than so many of its own rounds, and than 10 s, nobody knows how it is now."""
+"""A node whose newest record is older than so many of its own rounds, and than 10 s, is in an unknown state."""
 _SIMULATED = ("simulator", "sharded")
 
 

@@ -33,7 +33,7 @@ class Outage:
     last: int
     kind: Kind
     by: str
-    """Who went on without it; of several the first by name."""
+    """The node that went on without it; of several the first by name."""
     is_over: bool
     """Whether a later round is recorded in which some neighbour did not go on without it."""
 

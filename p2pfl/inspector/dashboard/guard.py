@@ -53,7 +53,7 @@ class Guard:
     port: int
     token: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES))
     session: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES))
-    """What the cookie holds: the token itself is in no browser's memory once it has been exchanged."""
+    """Content of the cookie: the token itself is in no browser's memory once it has been exchanged."""
     tickets: set[str] = field(default_factory=set)
     """Tokens that are good for one visit: for a browser's command line, which others can read."""
 
