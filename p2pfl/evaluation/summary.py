@@ -96,8 +96,10 @@ def summary_of(
     if outcome.models is not None and outcome.scope != "node":
         shared_NS = plan.layout.shared_of(outcome.models.x_NP)
         distance, norm = consensus_distance(shared_NS), float(torch.linalg.vector_norm(shared_NS.mean(dim=0)))
-    seconds = outcome.book("write")
-    working = math.fsum(seconds.get(part, 0.0) for part in ("train", "wait", "mix"))
+    booked = outcome.book("write")
+    working = math.fsum(booked.get(part, 0.0) for part in ("train", "wait", "mix"))
+    missing = [part for part in ("setup", "train", "mix", "evaluate") if part not in booked]
+    seconds = {**dict.fromkeys(missing, 0.0), **booked, "total": math.fsum(booked.values())}
     own_peak_bytes = 0 if outcome.scope == "gathered" else peak_rss_bytes()
     return {
         "experiment": plan.experiment.name,
@@ -117,7 +119,7 @@ def summary_of(
         **({"test": dict(test)} if test is not None else {}),
         "baselines": dict(baselines),
         "bytes_sent": outcome.bytes_sent,
-        "seconds": seconds_spent(seconds) | ({"simulated": outcome.simulated_s} if outcome.simulated_s is not None else {}),
+        "seconds": seconds | ({"simulated": outcome.simulated_s} if outcome.simulated_s is not None else {}),
         "node_rounds_per_second": len(plan.names) * outcome.rounds / working if working > 0 else None,
         "peak_rss_bytes": max(outcome.peak_rss_bytes, own_peak_bytes),
         "row_by_row": outcome.row_by_row,
@@ -135,12 +137,6 @@ def non_finite_models(names: Sequence[str], x_NP: Tensor) -> list[Departure]:
         return []
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     return [Departure(kind="non_finite", detail=f"the final model of {', '.join(bad[:_NAMED])}{more} holds numbers that are not finite")]
-
-
-def seconds_spent(parts: Mapping[str, float]) -> dict[str, float]:
-    """Order the parts of a run's seconds, with those that all runs have and their total."""
-    missing = [name for name in ("setup", "train", "mix", "evaluate") if name not in parts]
-    return {**dict.fromkeys(missing, 0.0), **parts, "total": math.fsum(parts.values())}
 
 
 def by_metric(plan: Plan, per_node: Mapping[str, Metrics]) -> dict[str, Any]:

@@ -11,8 +11,19 @@ from itertools import pairwise
 from typing import Literal
 
 from p2pfl.inspector.outages import not_started
-from p2pfl.inspector.perspective import NO_REPORT, heard_in, is_asked, member_of, neighbours_of
-from p2pfl.inspector.run_state import RunState, clock_time, duration, names_text, never_trained, run_state
+from p2pfl.inspector.run_state import (
+    NO_REPORT,
+    RunState,
+    clock_time,
+    duration,
+    heard_in,
+    is_asked,
+    member_of,
+    names_text,
+    neighbours_of,
+    never_trained,
+    run_state,
+)
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row

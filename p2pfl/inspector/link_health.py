@@ -9,8 +9,7 @@ from typing import Literal
 
 from p2pfl.inspector.health import NodeHealth, dead_nodes, newest_rows, node_health, skippers_of
 from p2pfl.inspector.outages import Outages, outages
-from p2pfl.inspector.perspective import is_complete
-from p2pfl.inspector.run_state import names_text
+from p2pfl.inspector.run_state import is_complete, names_text
 from p2pfl.runs.records import RunRecords
 
 EdgeState = Literal["well", "slow", "lost", "paused", "unknown"]

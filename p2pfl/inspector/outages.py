@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from p2pfl.inspector.perspective import is_complete, member_of, neighbours_of
-from p2pfl.inspector.run_state import clock_time
+from p2pfl.inspector.run_state import clock_time, is_complete, member_of, neighbours_of
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row

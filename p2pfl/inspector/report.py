@@ -16,8 +16,7 @@ from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, listed, note, table, value_text
-from p2pfl.inspector.perspective import banner
-from p2pfl.inspector.run_state import has_metrics, run_state
+from p2pfl.inspector.run_state import banner, has_metrics, run_state
 from p2pfl.inspector.sections import events, facts, node_states, skip_table
 from p2pfl.inspector.verdict import (
     COST_PARTS,
@@ -77,7 +76,7 @@ def report(run: RunRecords) -> str:
         ("In short", listed(verdict(run, course))),
         ("Who exchanges with whom", _network(run, course)),
         ("Agreement", _agreement(run, course)),
-        ("Loss", _loss(run)),
+        ("Loss", _drawn(figures.loss(run), "the training loss, round by round")),
         ("Was it worth it, and for whom", _gain_section(run.summary, run.gains) if run.summary and has_metrics(run.summary) else ""),
         ("Every model at every site", _cross_site(run.cross_site, rows_word(run.experiment)) if run.cross_site else ""),
         ("For whom: subgroups", _subgroups(run.subgroups)),
@@ -131,11 +130,6 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     after = f"{CONSENSUS} in the end {course.relative_consensus:.1e} of the models' size" if course.relative_consensus is not None else ""
     told = "; ".join(fact for fact in (fitted, predicted, before, after) if fact)
     return _drawn(figure, "the disagreement of the models, round by round") + note(told)
-
-
-def _loss(run: RunRecords) -> str:
-    figure = figures.loss(run)
-    return "" if figure is None else _drawn(figure, "the training loss, round by round")
 
 
 def _gain_section(summary: Row, sure: Sequence[Row] = ()) -> str:
@@ -266,8 +260,10 @@ def _experiment(run: RunRecords) -> str:
     )
 
 
-def _drawn(figure: figures.Figure, what: str) -> str:
-    """The figure's place in the page, with what it shows for those who do not see it."""
+def _drawn(figure: figures.Figure | None, what: str) -> str:
+    """The figure's place in the page, with what it shows for those who do not see it; nothing without a figure."""
+    if figure is None:
+        return ""
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     drawn = drawn.replace("<script", f'<script nonce="{_NONCE}"')  # names in it have their < escaped
     return f'<div class="figure" role="img" aria-label="{escaped(what)}">{drawn}</div>'

@@ -1,18 +1,19 @@
-"""Whether a run goes on, was paused, has fallen silent or has ended: from its records, its process and the time at which they are read."""
+"""Whose records these are, and whether their run goes on, was paused, has fallen silent or has ended when they are read."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from p2pfl.inspector.perspective import member_of
 from p2pfl.runs.events import EventKind, departures_in
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.text import Row
 
+NO_REPORT = "No report from this site here."
 _SILENT_AFTER_S = 60.0
 _SILENT_ROUNDS = 10
 """Without a record for so many of its longest recent rounds a run has probably stopped."""
@@ -21,7 +22,6 @@ _NAMED = 5
 _GOING_ON = frozenset({EventKind.STARTED, EventKind.RESUMED, EventKind.DIED})
 _COMING_AND_GOING = _GOING_ON | {EventKind.PAUSED}
 
-StateKind = Literal["running", "unknown", "paused", "silent", "finished", "departed"]
 _STILL: dict[str | None, str] = {
     "gone": "stopped: its process ended without a word, as one that is killed",
     "stopped": "standing still: a signal has stopped its process",
@@ -32,7 +32,7 @@ _STILL: dict[str | None, str] = {
 class RunState:
     """How a run is."""
 
-    kind: StateKind
+    kind: Literal["running", "unknown", "paused", "silent", "finished", "departed"]
     """departed: it has ended, and not as was agreed. silent: it has stopped, or probably. unknown: of one institution, whose node's process
     cannot be seen from here."""
     sentence: str
@@ -42,6 +42,68 @@ class RunState:
     def said(self) -> str:
         """The sentence with a capital and a full stop."""
         return f"{self.sentence[0].upper()}{self.sentence[1:]}."
+
+
+def member_of(run: RunRecords) -> str | None:
+    """The institution to which these records belong; None where they are of the whole network.
+
+    Runs that were recorded before environment.json named the member are known by their rows: all rows of one node, in a graph of more.
+    """
+    named = run.environment.get("member")
+    if named is not None:
+        return str(named)
+    names = (run.topology or {}).get("nodes") or ()
+    if (run.environment.get("engine") or "daemons") != "daemons" or len(names) < 2 or not run.nodes:  # noqa: PLR2004  # alone it is the network
+        return None
+    first = run.nodes[0]["node"]
+    is_one = all(row["node"] == first and "age_s" not in row for row in run.nodes)  # ends at the first other one
+    return str(first) if is_one else None
+
+
+def is_asked(run: RunRecords) -> bool:
+    """Whether a node at work told all this when it was asked: its rows of others have ages."""
+    return any("age_s" in row for row in run.nodes)
+
+
+def is_complete(run: RunRecords) -> bool:
+    """Whether there are records of all nodes, so that what is not recorded did not happen."""
+    names, recorded = (run.topology or {}).get("nodes") or (), {str(row["node"]) for row in run.nodes}
+    return member_of(run) is None and not is_asked(run) and bool(recorded) and bool(names) and recorded.issuperset(names)
+
+
+def banner(run: RunRecords) -> str:
+    """Says whose view this is; empty where the records are of the whole network."""
+    member = member_of(run)
+    if member is None:
+        return "You see the network as one of its nodes has heard of it." if is_asked(run) else ""
+    if is_asked(run):
+        return f"You see the network as {member} has heard of it."
+    if run.summary is not None:
+        return f"You see {member} and what it heard, not the whole network."
+    return f"You see {member} and what it heard. For the whole network open its state/status.url while its node runs."
+
+
+def heard_in(run: RunRecords) -> dict[str, int]:
+    """The newest round of the network, by member, in which this institution had that member's record."""
+    found: dict[str, int] = {}
+    names = [str(name) for name in (run.topology or {}).get("nodes") or ()]
+    for row in run.network:
+        missing = set(row.get("missing") or ())
+        if row.get("nodes") == len(names) - len(missing):  # a sum by push-sum names nobody
+            found |= {name: int(row["round"]) for name in names if name not in missing}
+    return found
+
+
+def neighbours_of(run: RunRecords) -> dict[str, frozenset[str]]:
+    """Every node's neighbours, from topology.json; empty where the graph changes."""
+    graph: Row = run.topology or {}
+    names = graph.get("nodes") or []
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for i, j, _ in graph.get("edges") or ():
+        if i != j:
+            found[names[i]].add(names[j])
+            found[names[j]].add(names[i])
+    return {name: frozenset(others) for name, others in found.items()}
 
 
 def run_state(run: RunRecords, now_s: float | None = None) -> RunState:

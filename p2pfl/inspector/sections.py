@@ -9,8 +9,7 @@ from p2pfl.inspector.health import NodeHealth
 from p2pfl.inspector.link_health import WINDOW, EdgeHealth, Ends, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.markup import MAX_ROWS, Cell, note, table
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
-from p2pfl.inspector.perspective import is_complete, member_of
-from p2pfl.inspector.run_state import clock_time, run_state
+from p2pfl.inspector.run_state import clock_time, is_complete, member_of, run_state
 from p2pfl.inspector.verdict import mean_scores, percent
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric

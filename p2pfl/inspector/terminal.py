@@ -36,8 +36,7 @@ from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import NodeHealth, node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
-from p2pfl.inspector.perspective import banner, member_of
-from p2pfl.inspector.run_state import count_text, duration, has_metrics, names_text, run_state
+from p2pfl.inspector.run_state import banner, count_text, duration, has_metrics, member_of, names_text, run_state
 from p2pfl.inspector.verdict import COST_PARTS, percent, round_costs, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric

@@ -15,7 +15,6 @@ from p2pfl.runs.text import Row
 
 DepartureKind = Literal["members_missing", "rounds_missed", "state_lost", "non_finite", "not_mixed"]
 
-
 DEPARTED: Final = 3
 """Exit code of a run that has ended, and not as agreed."""
 

@@ -14,9 +14,8 @@ from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import edge_health, slowest_edge
 from p2pfl.inspector.outages import incidents, no_incidents, outages
-from p2pfl.inspector.perspective import banner, member_of
 from p2pfl.inspector.report import report
-from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.run_state import banner, member_of, run_state
 from p2pfl.inspector.verdict import verdict
 from p2pfl.runs.records import read_run
 

@@ -17,8 +17,7 @@ from p2pfl.inspector.gaps import gaps
 from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import edge_health
 from p2pfl.inspector.markup import listed
-from p2pfl.inspector.perspective import banner
-from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.run_state import banner, run_state
 from p2pfl.inspector.sources import is_url, read_source
 from p2pfl.inspector.verdict import certificate, verdict
 from p2pfl.runs.records import RunRecords, damage_told
