@@ -16,11 +16,9 @@ import pytest
 from killed_hospital import calls_well, printed
 from networks import wait_until
 from p2pfl.inspector.health import node_health
-from p2pfl.inspector.incidents import incidents
 from p2pfl.inspector.link_health import edge_health
-from p2pfl.inspector.outages import outages
-from p2pfl.inspector.perspective import banner
-from p2pfl.inspector.run_state import run_state
+from p2pfl.inspector.outages import incidents, outages
+from p2pfl.inspector.run_state import banner, run_state
 from p2pfl.inspector.sources import read_source
 from p2pfl.node.status import read_status
 from p2pfl.runs.records import read_run
