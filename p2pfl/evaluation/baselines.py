@@ -62,24 +62,21 @@ def baselines_of(plan: Plan, local: Mapping[str, Metrics] | None = None) -> tupl
         The summary's part, null for "pooled" where not all data are here; and the models of `plan.names` trained alone, the first rows of a
         population, where they were trained here.
     """
-    result: dict[str, Any] = {}
-    if not any(asks_for(plan, baseline) for baseline in ("local", "pooled")):
-        return result, None
-    everybody = [plan.sites[name] for name in plan.names] if set(plan.sites) == set(plan.names) else None
-    together = models = None
-    if local is None and everybody is not None and asks_for(plan, "local") and asks_for(plan, "pooled"):
-        models, together = both_baselines(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
-    if asks_for(plan, "local"):
-        if local is None and models is None and everybody is not None:
-            models = trained_alone(plan.task, everybody, range(len(plan.names)), plan.model, plan.recipe)
+    asked = [baseline for baseline in ("local", "pooled") if asks_for(plan, baseline)]
+    pooled = models = together = None
+    if asked and set(plan.sites) == set(plan.names):
+        everybody, nodes = [plan.sites[name] for name in plan.names], range(len(plan.names))
+        if local is None and len(asked) > 1:
+            models, together = both_baselines(plan.task, everybody, nodes, plan.model, plan.recipe)
+        elif local is None and "local" in asked:
+            models = trained_alone(plan.task, everybody, nodes, plan.model, plan.recipe)
         if models is not None:
-            local = dict(zip(plan.names, models.evaluate(range(len(plan.names))), strict=True))
-        result["local"] = by_metric(plan, local) if local is not None else None
-    if asks_for(plan, "pooled"):
-        if together is None and everybody is not None:
-            together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe)
-        result["pooled"] = by_metric(plan, dict(zip(plan.names, together, strict=True))) if together is not None else None
-    return result, models
+            local = dict(zip(plan.names, models.evaluate(nodes), strict=True))
+        if "pooled" in asked:
+            together = pooled_baseline(plan.task, everybody, plan.model, plan.recipe) if together is None else together
+            pooled = dict(zip(plan.names, together, strict=True))
+    figures = {"local": local, "pooled": pooled}
+    return {name: by_metric(plan, values) if (values := figures[name]) is not None else None for name in asked}, models
 
 
 def baselines_of_node(plan: Plan, name: str, *, trains: bool) -> tuple[dict[str, Any], Population | None]:

@@ -135,16 +135,10 @@ def build_loaded(task: Task, experiment: Experiment, flat_P: Tensor, buffers: Ma
 
 
 def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collection[str] = ()) -> list[list[float]]:
-    """Compute a node's predicted probabilities, or its outputs, for the rows of a CSV file.
+    """Compute a node's predicted probabilities, or its outputs, one list for each row of a CSV file.
 
-    Args:
-        run_folder: of a run that has ended.
-        node: whose model, and whose site's standardisation of features.
-        file: with a header; the columns that the task names, in any order, others are left out of account.
-        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
-
-    Returns:
-        One list for each row.
+    The file has a header with the columns that the task names, in any order; others are left out of account. Features are standardised as
+    at the node's site. Tasks that may run here beside the built-in ones are allowed as distribution:entry or module:function.
 
     Raises:
         TaskNotAllowed: the run's task is not among them; nothing of it has been imported.

@@ -23,16 +23,9 @@ def log_chart(
 ) -> list[str]:
     """Lines of text with a curve (braille dots, or stars) before a reference (dots in the middle of the line, or full stops).
 
-    Args:
-        rounds: increasing.
-        curve: one value a round. The line breaks where rounds are missing or have none; zero and below are left out.
-        reference: as curve.
-        width: of the longest line, labels included.
-        height: lines of the plot itself.
-        ascii_only: for terminals that are not UTF-8.
-
-    Returns:
-        The plot with powers of ten at its left and rounds beneath; nothing where the curve has fewer than two points.
+    The plot has powers of ten at its left and rounds, which increase, beneath; it is empty where the curve has fewer than two points. Lines
+    break where rounds are missing or have no value; zero and below are left out. The width is that of the longest line, labels included,
+    the height that of the plot itself; ASCII is for terminals that are not UTF-8.
     """
     xs, ys = _points(rounds, curve)
     if len(xs) < 2 or xs[0] == xs[-1]:  # noqa: PLR2004  # one point is no curve

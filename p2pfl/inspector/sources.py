@@ -23,12 +23,10 @@ def is_url(source: str) -> bool:
 
 
 def read_source(source: str) -> RunRecords:
-    """Read the records that there are now.
+    """Read the records that there are now in the folder of a run, or of a node at work on this machine.
 
-    Args:
-        source: the folder of a run; or a node at work on this machine: its state folder's status.url, or the address that stands there,
-            with what is in status.token in the environment variable P2PFL_STATUS_TOKEN. In the place of a node's own folder, state/run,
-            stands what the node itself tells while it runs: it has heard of the others.
+    A node is its state folder's status.url, or the address that stands there, with what is in status.token in the environment variable
+    P2PFL_STATUS_TOKEN. In the place of its own folder, state/run, stands what it tells while it runs: it has heard of the others.
 
     Raises:
         ConfigError: no such folder, or an address that is not on this machine.

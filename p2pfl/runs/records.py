@@ -48,9 +48,7 @@ class RunRecords:
 def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -> RunRecords:
     """Read all that a run folder holds, also while the run is in progress.
 
-    Args:
-        path: the folder.
-        experiment: what its experiment.yaml holds, for one who knows: most of the time that many short runs take is the reading of it.
+    Who knows its experiment gives it: most of the time that many short runs take is the reading of experiment.yaml.
 
     Raises:
         ConfigError: there is no run there.

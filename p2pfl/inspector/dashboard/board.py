@@ -25,6 +25,7 @@ from p2pfl.runs.status_client import ADDRESS
 from p2pfl.runs.writing_process import process_state
 
 EVERY_S = 1.0
+_NAMED = 3
 _SHARE = 3.0
 """Looking may take at most one part in so many, and one, of the time: large runs are looked at less often."""
 
@@ -154,6 +155,8 @@ def _view(run: RunRecords) -> View:
     recorded = {str(row["node"]) for row in run.nodes}
     ill = [f"{name} is {health.state}" for name, health in nodes.items() if health.state in ("late", "lost")]
     state = run_state(run)
+    ended = [f"It {state.sentence}."] if state.kind == "departed" else []
+    late = [f"{'; '.join(ill[:_NAMED])}{f' and {len(ill) - _NAMED} more' if len(ill) > _NAMED else ''}."] if ill else []
     return View(
         run=run,
         course=course,
@@ -164,12 +167,7 @@ def _view(run: RunRecords) -> View:
         events=sections.events(run),
         network=drawn,
         sites=tuple(name for name in nodes if name in recorded),
-        alarm=" ".join(
-            [
-                *([f"It {state.sentence}."] if state.kind == "departed" else []),
-                *([f"{'; '.join(ill[:3])}{f' and {len(ill) - 3} more' if len(ill) > 3 else ''}."] if ill else []),  # noqa: PLR2004  # enough
-            ]
-        ),
+        alarm=" ".join(ended + late),
         state=state.kind,
         whose=banner(run),
     )

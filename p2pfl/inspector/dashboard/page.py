@@ -71,7 +71,7 @@ class Page:
             self._title = _html("h1")
             self._facts = _html("p").classes("facts")
             with ui.element("div").classes("controls"):
-                self._run_choice = _Choice("Run", self._choose_run) if len(self._board.sources) > 1 else None
+                self._offer_runs = _choice("Run", self._choose_run) if len(self._board.sources) > 1 else None
                 with ui.element("button").props("type=button").on("click", js_handler="() => switchTheme()"):
                     _html("span", "Light or dark")
             self._alarm = _html("p").classes("alarm").props("role=status")
@@ -92,7 +92,7 @@ class Page:
                     self._comparison = _region("the runs compared")
             with _section("One site"):
                 with ui.element("div").classes("controls"):
-                    self._site_choice = _Choice("Site", self._choose_site)
+                    self._offer_sites = _choice("Site", self._choose_site)
                 with ui.element("div").classes("sites"):
                     self._pictures = {what: _picture(what) for what in _SITE_PICTURES}
                 self._went_without = _region("who went on without whom")
@@ -118,8 +118,8 @@ class Page:
         self._site = site
         faults = [f"{each.label}: {each.error}" for each in self._board.sources if each.error is not None]
         self._error.set_content("".join(f"<p>{escaped(fault)}</p>" for fault in faults))
-        if self._run_choice is not None:
-            self._run_choice.offer([each.label for each in self._board.sources], self._label)
+        if self._offer_runs is not None:
+            self._offer_runs([each.label for each in self._board.sources], self._label)
         _show(self._agreement, agreement)
         if self._comparison is not None:
             self._comparison.set_content(comparison)
@@ -140,7 +140,7 @@ class Page:
         self._links.set_content(view.links)
         self._nodes.set_content(view.nodes)
         self._events.set_content(view.events)
-        self._site_choice.offer(view.sites, self._site)
+        self._offer_sites(view.sites, self._site)
 
     async def _choose_run(self, label: str) -> None:
         self._label = label
@@ -151,30 +151,26 @@ class Page:
         await self._refresh()
 
 
-class _Choice:
-    """A select with its label; *chosen* is told what was."""
+def _choice(label: str, chosen: Callable[[str], Any]) -> Callable[[Sequence[str], str | None], None]:
+    """A select with its label, which tells *chosen* what was: the function that fills it, and leaves it open where it is the same."""
+    names: list[str] = []
 
-    def __init__(self, label: str, chosen: Callable[[str], Any]) -> None:
-        self._names: list[str] = []
-        self._chosen = chosen
-        with ui.element("label"):
-            _html("span", escaped(label))
-            self._element = ui.element("select").on("change", self._changed, js_handler="(event) => emit(event.target.selectedIndex)")
+    async def changed(event: Any) -> None:
+        if isinstance(event.args, int) and 0 <= event.args < len(names):
+            await chosen(names[event.args])
 
-    def offer(self, names: Sequence[str], chosen: str | None) -> None:
-        """These to choose from; what is open in the browser stays open where they are the same as before."""
-        if list(names) == self._names:
-            return
-        self._names = list(names)
-        self._element.clear()
-        with self._element:
-            for number, name in enumerate(names):
-                _html("option", escaped(name)).props(f"value={number}" + (" selected" if name == chosen else ""))
+    def offer(offered: Sequence[str], selected: str | None) -> None:
+        if list(offered) != names:
+            names[:] = offered
+            element.clear()
+            with element:
+                for number, name in enumerate(names):
+                    _html("option", escaped(name)).props(f"value={number}" + (" selected" if name == selected else ""))
 
-    async def _changed(self, event: Any) -> None:
-        number = event.args
-        if isinstance(number, int) and 0 <= number < len(self._names):
-            await self._chosen(self._names[number])
+    with ui.element("label"):
+        _html("span", escaped(label))
+        element = ui.element("select").on("change", changed, js_handler="(event) => emit(event.target.selectedIndex)")
+    return offer
 
 
 def _picture(what: str) -> Any:
