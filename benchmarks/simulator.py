@@ -39,7 +39,7 @@ from torch.nn import functional as F
 import p2pfl
 from p2pfl.draws import batch_positions
 from p2pfl.params import parameters_of
-from p2pfl.runs.process_memory import peak_rss_bytes
+from p2pfl.runs.stopwatch import peak_rss_bytes
 from p2pfl.tasks import SiteTable, Split, Task, accuracy
 from p2pfl.tasks.partition import node_names
 from p2pfl.tasks.vision import mnist

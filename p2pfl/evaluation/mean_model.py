@@ -1,4 +1,4 @@
-"""The mean of all nodes' models as a model of its own, and how it measures.
+"""The mean of all nodes' models: how far they are from it, and how it measures as a model of its own.
 
 Shapes: N nodes, P parameters.
 """
@@ -18,6 +18,9 @@ from p2pfl.training import Population
 from p2pfl.training.running_statistics import recalibrated
 from p2pfl.training.training_data import of_dtype
 
+_BLOCK = 2**19  # numbers
+_LEAST_WIDTH = 16  # columns that are worth a pass
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanModel:
@@ -28,6 +31,32 @@ class MeanModel:
 
     buffers: Mapping[str, Tensor]
     """Its own: running statistics are computed for it, never a node's."""
+
+
+def consensus_distance(x_NP: Tensor) -> float:
+    """Compute sqrt(mean_i ||x_i - mean||**2) of rows x_i."""
+    return float(squared_distances_from_mean(x_NP).mean().sqrt())
+
+
+def squared_distances_from_mean(x_NP: Tensor, mean_P: Tensor | None = None) -> Tensor:
+    """Compute ||x_i - mean||**2 of rows from a given or their own mean, (N,) float64 on the CPU.
+
+    It goes block by block, so that no second population is held.
+    """
+    num_rows, num_columns = x_NP.shape
+    total_N = torch.zeros(num_rows, dtype=torch.float64)
+    if num_rows <= _BLOCK // _LEAST_WIDTH:  # blocks of columns: the mean and the distances in one pass over the memory
+        width = _BLOCK // max(num_rows, 1)
+        for first in range(0, num_columns, width):
+            block_NW = x_NP[:, first : first + width]
+            centre_W = block_NW.mean(dim=0) if mean_P is None else mean_P[first : first + width]
+            total_N += torch.linalg.vector_norm(block_NW - centre_W, dim=-1).double().square().cpu()
+        return total_N
+    centre_P, height = x_NP.mean(dim=0) if mean_P is None else mean_P, max(1, _BLOCK // max(num_columns, 1))
+    for first in range(0, num_rows, height):
+        off_MP = x_NP[first : first + height] - centre_P
+        total_N[first : first + height] = torch.linalg.vector_norm(off_MP, dim=-1).double().square().cpu()
+    return total_N
 
 
 def mean_model_of(plan: Plan, x_NP: Tensor, buffers: Mapping[str, Tensor]) -> MeanModel | str:

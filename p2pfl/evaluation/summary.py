@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from p2pfl.evaluation.distances import consensus_distance
+from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import Departure, departure_rows
-from p2pfl.runs.process_memory import peak_rss_bytes
+from p2pfl.runs.stopwatch import peak_rss_bytes
 from p2pfl.runs.summary_fields import rows_word, statistics
 from p2pfl.runs.text import Row
 from p2pfl.training import Population

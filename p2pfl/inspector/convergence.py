@@ -140,23 +140,20 @@ def convergence(run: RunRecords) -> Convergence:
     points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
     fitted, missing = fit_rate(points, any(mixing))
     consensus = [row.get("consensus_distance") for row in rows]
+    rounds, low, high = [row["round"] for row in rows], *([row.get(key) for row in rows] for key in ("bound_low", "bound_high"))
     relative, recorded = _relative(rows, distance), (run.summary or {}).get("relative_consensus")
     tolerance = (run.experiment.get("stop") or {}).get("relative_consensus")
     to_go, between = None, None
     if mixing and mixing[-1] and run.summary is None:
         to_go, between = _forecast(relative, tolerance, points, fitted, predicted)
     return Convergence(
-        rounds=[row["round"] for row in rows],
+        rounds=rounds,
         simulated_s=[row.get("simulated_s") for row in rows],
         distance=distance,
         consensus=consensus,
-        low=[row.get("bound_low") for row in rows],
-        high=[row.get("bound_high") for row in rows],
-        certified=[
-            (row["round"], row["bound_low"], row["bound_high"])
-            for row in rows
-            if row.get("bound_low") is not None and row.get("bound_high") is not None
-        ],
+        low=low,
+        high=high,
+        certified=[bounds for bounds in zip(rounds, low, high, strict=True) if None not in bounds],
         basis=basis,
         bound=_spectral_bound(rows, distance, first, predicted),
         first_mixing_round=rows[first]["round"] if first is not None else None,

@@ -131,20 +131,12 @@ def paused_nodes(run: RunRecords) -> dict[str, str]:
 
 def _since(run: RunRecords, newest: Mapping[str, Row]) -> dict[tuple[str, str], int]:
     """The first round of those in a row, up to a node's newest, in which it went on without another; by (node, other)."""
-    wanted = {(by, str(other)) for by, row in newest.items() for other in row.get("skipped") or ()}
-    if not wanted:
-        return {}
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
-    concerned = {by for by, _ in wanted}
-    for row in run.nodes:
-        if row["node"] in concerned:
-            rows[str(row["node"])].append(row)
-    found = {}
-    for by, other in wanted:
-        for row in sorted(rows[by], key=lambda row: -row["round"]):
-            if other not in (row.get("skipped") or ()):
-                break
-            found[by, other] = int(row["round"])
+    skipping = {by: set(map(str, row["skipped"])) for by, row in newest.items() if row.get("skipped")}
+    found: dict[tuple[str, str], int] = {}
+    for row in sorted((row for row in run.nodes if str(row["node"]) in skipping), key=lambda row: -row["round"]):
+        by = str(row["node"])
+        skipping[by] &= set(map(str, row.get("skipped") or ()))
+        found |= {(by, other): int(row["round"]) for other in skipping[by]}
     return found
 
 

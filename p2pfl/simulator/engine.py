@@ -26,9 +26,8 @@ from p2pfl.faults.script import FaultScript
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.events import event_row, training_rows
 from p2pfl.runs.folder import RunFolder
-from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, network_row
-from p2pfl.runs.stopwatch import Stopwatch
+from p2pfl.runs.stopwatch import Stopwatch, peak_rss_bytes
 from p2pfl.runs.text import Row
 from p2pfl.simulator.agreement import Agreement
 from p2pfl.simulator.compiling import training_is_worth_it

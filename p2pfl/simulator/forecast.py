@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.process_memory import rss_bytes
+from p2pfl.runs.stopwatch import rss_bytes
 from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
 from p2pfl.tasks import SiteTable

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.algorithms import Notice
-from p2pfl.evaluation.distances import squared_distances_from_mean
+from p2pfl.evaluation.mean_model import squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
 from p2pfl.simulator.compiling import mixing_is_worth_it

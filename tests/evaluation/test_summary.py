@@ -14,8 +14,8 @@ from p2pfl.evaluation.baselines import baselines_of
 from p2pfl.evaluation.mean_model import MeanModel, mean_model_metrics
 from p2pfl.evaluation.summary import FinalModels, Outcome, by_metric, summary_of
 from p2pfl.params import load_parameters
-from p2pfl.runs.process_memory import peak_rss_bytes
 from p2pfl.runs.rows import network_row
+from p2pfl.runs.stopwatch import peak_rss_bytes
 from simulations import plan_of
 
 LOGISTIC = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 12}, "nodes": 4, "rounds": 2}
@@ -170,7 +170,7 @@ def test_the_most_memory_is_this_processs_own():
     """A process that a large one started has not held what that one held."""
     large = bytearray(600 * 2**20)
     large[:: 2**12] = b"1" * len(large[:: 2**12])  # every page
-    code = "from p2pfl.runs.process_memory import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from p2pfl.runs.stopwatch import peak_rss_bytes; print(peak_rss_bytes())"
     peak = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, preexec_fn=int).stdout
 
     assert int(peak) < 600 * 2**20 < len(large) + 1

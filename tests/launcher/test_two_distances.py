@@ -14,7 +14,7 @@ from rich.console import Console
 
 from networks import HASTY, Network, finish, plan_of, until
 from p2pfl.cli.node import _disagreement
-from p2pfl.evaluation.distances import consensus_distance, squared_distances_from_mean
+from p2pfl.evaluation.mean_model import consensus_distance, squared_distances_from_mean
 from p2pfl.evaluation.results import Run
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence

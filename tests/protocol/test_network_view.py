@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from networks import HASTY, Institutions, Network, averaging, finish, plan_of, wait_until
 from p2pfl.errors import ConfigError, StoreError, TransportError
-from p2pfl.evaluation.distances import consensus_distance
+from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.sources import read_source
 from p2pfl.protocol import network_view

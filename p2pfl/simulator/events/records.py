@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from p2pfl.evaluation.conclusion import conclude
-from p2pfl.evaluation.distances import consensus_distance
+from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import write_models
 from p2pfl.evaluation.summary import FinalModels, Outcome
