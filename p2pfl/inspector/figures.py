@@ -131,9 +131,7 @@ def agreement(courses: Mapping[str, Convergence], gaps: Sequence[Gap] = ()) -> F
 
 def _draw_band(figure: Figure, course: Convergence) -> None:
     """Draw the bounds that the records certify, one shape for each piece without a gap."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    some = certified_pieces(course)
+    x, y, some = list[float | None](), list[float | None](), certified_pieces(course)
     for piece in some:
         rounds = [number for number, _, _ in piece]
         lows = [low if low > 0 else high * _LOWEST for _, low, high in piece]
@@ -243,9 +241,7 @@ def site(run: RunRecords, name: str) -> dict[str, Figure]:
 
 def script() -> str:
     """The source of plotly.js as a script."""
-    _, offline = _plotly()
-    source: str = offline.get_plotlyjs()
-    return source
+    return str(_plotly()[1].get_plotlyjs())
 
 
 def _text(name: str) -> str:
@@ -288,9 +284,7 @@ def _draw_links(figure: Figure, edges: Mapping[Ends, EdgeHealth], at: Mapping[st
     named = set()
     for (state, width), some in sorted(looks.items()):
         colour, dash, label = styles[state]
-        x: list[float | None] = []
-        y: list[float | None] = []
-        texts: list[str | None] = []
+        x, y, texts = list[float | None](), list[float | None](), list[str | None]()
         for ends, edge in some:
             (x_0, y_0), (x_1, y_1) = (at[name] for name in sorted(ends))
             if state in ("well", "unknown", "paused"):  # there may be thousands of them, and they have nothing to tell

@@ -107,19 +107,16 @@ def percent(fraction: float) -> str:
 
 def certificate(run: RunRecords, course: Convergence) -> str:
     """Tell what the nodes' own records prove about the disagreement, which needs nobody's trust in the mean model."""
-    proven = [place for place, high in enumerate(course.high) if high is not None and course.low[place] is not None]
-    if not proven:
+    if not course.certified:
         if run.rounds and all(row.get("disagreement") is None for row in [*run.rounds, *run.network]):
             return "The nodes' records certify no distance: no models were compared."
         return "The nodes' records certify no distance: that takes a round in which every message came."
-    last = proven[-1]
-    low, high, size = course.low[last], course.high[last], (run.network or run.rounds)[last].get("rms_norm")
-    assert low is not None
-    assert high is not None
+    last, low, high = course.certified[-1]
+    size = next(row.get("rms_norm") for row in reversed(run.network or run.rounds) if row["round"] == last)
     relative = f", which is {_between(low / size, high / size, 'to')} of their size" if size else ""
     wanted = f"; wanted is {course.tolerance:.1e}" if course.tolerance is not None and relative else ""
-    since = "" if last == len(course.rounds) - 1 else " Since then messages were missed, and nothing is certified."
-    return f"In round {course.rounds[last]} the disagreement was certainly {_between(low, high, 'and')}{relative}{wanted}.{since}"
+    since = "" if last == course.rounds[-1] else " Since then messages were missed, and nothing is certified."
+    return f"In round {last} the disagreement was certainly {_between(low, high, 'and')}{relative}{wanted}.{since}"
 
 
 def _between(low: float, high: float, word: str) -> str:
