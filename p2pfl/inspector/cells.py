@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl.inspector.run_state import names_text, printable
 from p2pfl.inspector.verdict import SAME, Scores, mean_scores, of_rows, scores
 from p2pfl.runs.summary_fields import lower_is_better, primary_metric
 
@@ -31,19 +32,9 @@ def table_of(first: str, *others: str) -> Table:
     return table
 
 
-def more_lines(hidden: int, what: str) -> list[RenderableType]:
-    """A line that says how many rows are not shown; none where all are."""
-    return [Text(f"({hidden} more {what})", style="dim")] if hidden > 0 else []
-
-
 def name_cell(text: str) -> Text:
     """Cell with a name, which folds where it is too long."""
     return Text(printable(text), overflow="fold")
-
-
-def printable(text: str) -> str:
-    """Replace control signs by question marks: a name or a detail may come from an unknown peer."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def ranges_text(rounds: Sequence[int]) -> str:
@@ -59,7 +50,7 @@ def ranges_text(rounds: Sequence[int]) -> str:
         between = f"{rounds[place]}-{rounds[last]}"
         found.append(str(rounds[place]) if last == place else between if step == 1 else f"every {_ordinal(step)} of {between}")
         place = last + 1
-    return ", ".join(found[:_MAX_RANGES]) + (f" and {len(found) - _MAX_RANGES} more" if len(found) > _MAX_RANGES else "")
+    return names_text(found, _MAX_RANGES)
 
 
 def _ordinal(number: int) -> str:
@@ -79,11 +70,6 @@ def seconds_text(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.3g} ms"
-
-
-def clock_text(value: float | None) -> str:
-    """Write a time on the network's clock in seconds."""
-    return "-" if value is None else f"{value:,.3f}" if value < 10 else f"{value:,.1f}"  # noqa: PLR2004  # three digits say enough
 
 
 def bytes_text(value: float | None) -> str:

@@ -17,9 +17,9 @@ from p2pfl.inspector.gaps import Gap, broken_line, certified_pieces, isolated_po
 from p2pfl.inspector.health import NodeHealth
 from p2pfl.inspector.link_health import EdgeHealth, Ends, link_name
 from p2pfl.inspector.markup import escaped
-from p2pfl.inspector.verdict import Scores, metric_heading
+from p2pfl.inspector.verdict import Scores
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.summary_fields import lower_is_better
+from p2pfl.runs.summary_fields import lower_is_better, metric_heading
 from p2pfl.runs.text import Row
 
 Figure = Any

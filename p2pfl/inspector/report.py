@@ -18,21 +18,9 @@ from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, sl
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, listed, note, table, value_text
 from p2pfl.inspector.run_state import banner, has_metrics, run_state
 from p2pfl.inspector.sections import events, facts, node_states, skip_table
-from p2pfl.inspector.verdict import (
-    COST_PARTS,
-    SAME,
-    Scores,
-    betterness,
-    gain_sentence,
-    mean_scores,
-    metric_heading,
-    of_rows,
-    round_costs,
-    scores,
-    verdict,
-)
+from p2pfl.inspector.verdict import COST_PARTS, SAME, Scores, betterness, gain_sentence, mean_scores, of_rows, round_costs, scores, verdict
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.summary_fields import lower_is_better, primary_metric, rows_word
+from p2pfl.runs.summary_fields import lower_is_better, metric_heading, primary_metric, rows_word
 from p2pfl.runs.text import Row, replace_file
 from p2pfl.yaml_files import dump_yaml
 

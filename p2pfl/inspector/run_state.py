@@ -163,6 +163,16 @@ def names_text(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def printable(text: str) -> str:
+    """Replace control signs by question marks: a name or a detail may come from an unknown peer."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def clock_text(value: float | None) -> str:
+    """Write a time on the network's clock in seconds."""
+    return "-" if value is None else f"{value:,.3f}" if value < 10 else f"{value:,.1f}"  # noqa: PLR2004  # three digits say enough
+
+
 def clock_time(moment: str | float | None) -> str:
     """The time of day in UTC of a record's time or of seconds since 1970."""
     if moment is None:

@@ -17,26 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pfl.errors import TransportError
-from p2pfl.inspector.cells import (
-    MAX_NODES,
-    bytes_text,
-    clock_text,
-    hospital_table,
-    more_lines,
-    name_cell,
-    number_text,
-    printable,
-    ranges_text,
-    seconds_text,
-    table_of,
-)
+from p2pfl.inspector.cells import MAX_NODES, bytes_text, hospital_table, name_cell, number_text, ranges_text, seconds_text, table_of
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, Reached, convergence, course_of
 from p2pfl.inspector.gaps import Gap, gaps
 from p2pfl.inspector.health import NodeHealth, node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
-from p2pfl.inspector.run_state import banner, count_text, duration, has_metrics, member_of, names_text, run_state
+from p2pfl.inspector.run_state import banner, clock_text, count_text, duration, has_metrics, member_of, names_text, printable, run_state
 from p2pfl.inspector.verdict import COST_PARTS, percent, round_costs, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
@@ -224,7 +212,7 @@ def _heard_of(run: RunRecords, health: Mapping[str, NodeHealth]) -> list[Rendera
         table.add_row(name_cell(name), is_now, str(row["round"]), heard, *cells, name_cell(", ".join(row.get("skipped") or ())))
     unheard = [name for name in (run.topology or {}).get("nodes") or () if name not in newest]
     silent = [Text(printable(f"never heard of: {', '.join(unheard)}"), style="red")] if unheard else []
-    return [table, *more_lines(len(newest) - MAX_NODES, "nodes"), *silent]
+    return [table, *_more(len(newest) - MAX_NODES, "nodes"), *silent]
 
 
 def _slowest(run: RunRecords, course: Convergence) -> list[RenderableType]:
@@ -263,7 +251,7 @@ def _nodes(nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
     table = table_of("node", "is", "why")
     for name, state, why in rows[:_MAX_ROWS]:
         table.add_row(name_cell(name), Text(state, style=_STYLES[state]), name_cell(why))
-    return [told, table, *more_lines(len(rows) - _MAX_ROWS, "rows of nodes that are not known to be well")]
+    return [told, table, *_more(len(rows) - _MAX_ROWS, "rows of nodes that are not known to be well")]
 
 
 def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableType]:
@@ -282,7 +270,7 @@ def _links(run: RunRecords, nodes: Mapping[str, NodeHealth]) -> list[RenderableT
         )
     slowest = slowest_link_sentence(edges)
     window = Text(f"missed: in the last {WINDOW} rounds", style="dim")
-    return [table, *more_lines(len(bad) - _MAX_ROWS, "links in nodes.jsonl"), window, *([Text(printable(slowest))] if slowest else [])]
+    return [table, *_more(len(bad) - _MAX_ROWS, "links in nodes.jsonl"), window, *([Text(printable(slowest))] if slowest else [])]
 
 
 def _skipped(course: Convergence) -> list[RenderableType]:
@@ -291,7 +279,7 @@ def _skipped(course: Convergence) -> list[RenderableType]:
     table = table_of("node", "skipped by", "times", "rounds")
     for skip in course.skipped[:_MAX_ROWS]:
         table.add_row(name_cell(skip.node), name_cell(skip.by), str(len(skip.rounds)), Text(ranges_text(skip.rounds)))
-    return [table, *more_lines(len(course.skipped) - _MAX_ROWS, "pairs in nodes.jsonl")]
+    return [table, *_more(len(course.skipped) - _MAX_ROWS, "pairs in nodes.jsonl")]
 
 
 def _events(run: RunRecords) -> list[RenderableType]:
@@ -307,7 +295,7 @@ def _events(run: RunRecords) -> list[RenderableType]:
     for at, ((number, kind, detail), same) in zip(time_column([same[0] for _, same in last]), last, strict=True):
         who = names_text([str(event["node"]) for event in same])
         table.add_row(name_cell(at), "-" if number is None else str(number), name_cell(kind), name_cell(who), name_cell(detail))
-    return [table, *more_lines(len(groups) - _MAX_ROWS, "earlier ones in events.jsonl")]
+    return [table, *_more(len(groups) - _MAX_ROWS, "earlier ones in events.jsonl")]
 
 
 def _cost(run: RunRecords) -> list[RenderableType]:
@@ -324,3 +312,8 @@ def _cost(run: RunRecords) -> list[RenderableType]:
 def _section(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:
     """A title and its parts, indented; nothing where there are none."""
     return [Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts)] if parts else []
+
+
+def _more(hidden: int, what: str) -> list[RenderableType]:
+    """A line that says how many rows are not shown; none where all are."""
+    return [Text(f"({hidden} more {what})", style="dim")] if hidden > 0 else []

@@ -13,7 +13,7 @@ from p2pfl.inspector.outages import Outages, outages
 from p2pfl.inspector.run_state import count_text, has_metrics, names_text, run_state
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.records import RunRecords
-from p2pfl.runs.summary_fields import lower_is_better, primary_metric, rows_word
+from p2pfl.runs.summary_fields import lower_is_better, metric_heading, primary_metric, rows_word
 from p2pfl.runs.text import Row
 
 _MOST_OUTAGES = 3
@@ -38,11 +38,6 @@ class Scores:
         if self.network is None or self.alone is None:
             return None
         return self.alone - self.network if self.lower_is_better else self.network - self.alone
-
-
-def metric_heading(metric: str) -> str:
-    """A metric's name with the direction that is better, where that is down."""
-    return f"{metric} (lower is better)" if lower_is_better(metric) else metric
 
 
 def scores(summary: Mapping[str, Any], metric: str) -> dict[str, Scores]:

@@ -59,6 +59,11 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in ("loss", "error", "distance", "brier"))
 
 
+def metric_heading(metric: str) -> str:
+    """A metric's name with the direction that is better, where that is down."""
+    return f"{metric} (lower is better)" if lower_is_better(metric) else metric
+
+
 def _quantile(ordered: list[float], fraction: float) -> float | None:
     """Interpolate a quantile linearly between the two nearest values."""
     if not ordered:

@@ -26,7 +26,7 @@ from p2pfl.draws import batch_positions
 from p2pfl.experiment.loading import load_experiment
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
-from p2pfl.inspector.verdict import metric_heading
+from p2pfl.runs.summary_fields import metric_heading
 
 pytestmark = [
     pytest.mark.slow,
