@@ -13,7 +13,6 @@ from typing import Literal
 from p2pfl.inspector.outages import not_started
 from p2pfl.inspector.run_state import (
     NO_REPORT,
-    RunState,
     clock_time,
     duration,
     heard_in,
@@ -94,13 +93,6 @@ def dead_nodes(run: RunRecords, newest: Mapping[str, Row]) -> dict[str, str]:
     }
 
 
-def _own_state(run: RunRecords, state: RunState) -> tuple[NodeState, str] | None:
-    """How the member of an institution's own records is; None where nothing speaks against its going on."""
-    if state.kind == "silent" and run.process == "gone":
-        return "lost", state.said
-    return ("unknown", state.said) if state.kind in ("silent", "unknown") else None
-
-
 def _left(run: RunRecords) -> dict[str, str]:
     """Nodes that were heard to finish, each with who heard it."""
     found = {}
@@ -165,7 +157,8 @@ class _Judge:
         self._is_over, self._never_trained = run.summary is not None, never_trained(run.summary)
         self._is_simulated = ((run.summary or {}).get("engine") or run.environment.get("engine")) in _SIMULATED
         self._silence = state.said if state.kind in ("paused", "silent") else ""  # empty while the run goes on
-        self._own = _own_state(run, state)
+        own: NodeState = "lost" if state.kind == "silent" and run.process == "gone" else "unknown"
+        self._own = (own, state.said) if state.kind in ("silent", "unknown") else None  # None: nothing speaks against its going on
         self._member = None if is_asked(run) else member_of(run)  # whose own folder this is, without reports of others
         self._heard_in, self._left, self._paused = heard_in(run), _left(run), paused_nodes(run)
         self._unstarted = not_started(run) if run.summary is None else frozenset[str]()

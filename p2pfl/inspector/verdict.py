@@ -129,8 +129,8 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
         if not course.relative:
             return f"Not done: round {course.rounds[-1]} is the newest that is known of {'the network' if run.network else 'it'}."
         wanted = f", wanted is {course.tolerance:.1e}" if course.tolerance else ""
-        left = _left(course)
-        return f"Not done: in round {course.rounds[-1]} the {_said(course)} {course.relative:.1e} of the models' size{wanted}.{left}"
+        is_about = BASES[course.basis].split(" (")[0] + (" is at most" if course.basis == "upper bound" else " is")
+        return f"Not done: in round {course.rounds[-1]} the {is_about} {course.relative:.1e} of the models' size{wanted}.{_left(course)}"
     relative = summary.get("relative_consensus", course.relative_consensus)
     known = f"the models' consensus distance is {relative:.1e} of their size" if relative is not None else None
     differ = known or "how far the models differ after mixing is not known"
@@ -141,11 +141,6 @@ def _agreement(run: RunRecords, course: Convergence) -> str:
     within = course.relative is not None and course.tolerance is not None and course.relative <= course.tolerance
     though = "; their last disagreement is within the tolerance, but not every node could certify it" if within else ""
     return f"It has not converged: it ended after {summary['rounds']} rounds, and {differ}{though}."
-
-
-def _said(course: Convergence) -> str:
-    """The name of the distance that is known, and a verb."""
-    return BASES[course.basis].split(" (")[0] + (" is at most" if course.basis == "upper bound" else " is")
 
 
 def _left(course: Convergence) -> str:

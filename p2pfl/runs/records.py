@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
     environment, topology, cross_site, subgroups, gains, summary = (read_document(folder / f"{name}.json") for name in documents)
     read_experiment = dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml")
+    network = {row["round"]: row for row in read_lines(folder / "network.jsonl")}  # a round may be there twice, as after a restart
     return RunRecords(
         experiment=read_experiment,
         environment=environment or {},
@@ -65,7 +66,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         rounds=with_both_distances(read_lines(folder / "rounds.jsonl"), read_experiment),
         nodes=read_lines(folder / "nodes.jsonl"),
         events=read_lines(folder / "events.jsonl"),
-        network=_in_order(read_lines(folder / "network.jsonl")),
+        network=tuple(network[number] for number in sorted(network)),
         cross_site=cross_site,
         subgroups=tuple((subgroups or {}).get("rows") or ()),
         gains=tuple((gains or {}).get("rows") or ()),
@@ -147,12 +148,6 @@ def read_summary(path: Path | str) -> Row | None:
         StoreError: the file is damaged.
     """
     return read_document(Path(path) / "summary.json")
-
-
-def _in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Sort rows by round; of a round that is there twice, as after a restart, the last one counts."""
-    by_round = {row["round"]: row for row in rows}
-    return tuple(by_round[number] for number in sorted(by_round))
 
 
 def _written_s(folder: Path) -> float | None:
