@@ -153,7 +153,7 @@ def convergence(run: RunRecords) -> Convergence:
         consensus=consensus,
         low=low,
         high=high,
-        certified=[bounds for bounds in zip(rounds, low, high, strict=True) if None not in bounds],
+        certified=[(t, a, b) for t, a, b in zip(rounds, low, high, strict=True) if a is not None and b is not None],
         basis=basis,
         bound=_spectral_bound(rows, distance, first, predicted),
         first_mixing_round=rows[first]["round"] if first is not None else None,

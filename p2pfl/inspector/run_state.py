@@ -1,4 +1,4 @@
-"""Whose records these are, and whether their run goes on, was paused, has fallen silent or has ended when they are read."""
+"""Perspective of records, and whether their run goes on, was paused, has fallen silent or has ended when they are read."""
 
 from __future__ import annotations
 

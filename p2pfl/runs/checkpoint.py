@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,7 +60,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     """
     temporary = path.with_name(path.name + ".tmp")
 
-    def opened() -> BinaryIO:
+    def opened() -> IO[bytes]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
         return open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)), "wb")  # noqa: PTH123  # Path.open takes no mode
@@ -69,7 +69,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
         write_tensors(file, tensors, {_KEY: json.dumps(metadata)})
 
 
-def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors in the format of safetensors one by one; only those not contiguous or not on the CPU are copied."""
     # as the library orders them: the widest dtype first, so that every tensor is aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))

@@ -92,7 +92,7 @@ def records_of(document: Mapping[str, Any]) -> RunRecords:
     Raises:
         TypeError: it is not such a document.
     """
-    listed = {field: tuple(document.get(name) or ()) for field, name in _LISTED.items()}
+    listed: dict[str, Any] = {field: tuple(document.get(name) or ()) for field, name in _LISTED.items()}
     found = RunRecords(**{name: value for name, value in document.items() if name not in _LISTED.values()}, **listed)
     tables = {"rounds.jsonl": found.rounds, "nodes.jsonl": found.nodes, "events.jsonl": found.events, "network.jsonl": found.network}
     faulty = [name for name, rows in tables.items() for row in rows if not isinstance(row, dict) or REQUIRED[name] - row.keys()]
