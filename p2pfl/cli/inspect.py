@@ -15,7 +15,7 @@ import typer
 from p2pfl.cli.options import AllowTask, Json
 
 if TYPE_CHECKING:
-    from p2pfl.inspector.reached import Reached
+    from p2pfl.inspector.convergence import Reached
     from p2pfl.runs.records import RunRecords
 
 
@@ -80,7 +80,7 @@ def inspect(
             for path in _written(records, to_html, tables, to_png, to_tensorboard):
                 typer.echo(path)
             return
-        from p2pfl.inspector.reached import reached
+        from p2pfl.inspector.convergence import reached
 
         goals = [reached(records, *_goal(text)) for text in reach or ()]
         if as_json:

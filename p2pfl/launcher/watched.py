@@ -10,8 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from p2pfl.launcher.processes import Process
-from p2pfl.runs.departures import Departure
-from p2pfl.runs.events import EventKind
+from p2pfl.runs.events import Departure, EventKind
 from p2pfl.runs.records import read_summary
 
 _LINE = 200  # characters of a log's line that are quoted

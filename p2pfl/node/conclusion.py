@@ -7,11 +7,10 @@ from typing import Any
 
 from p2pfl.evaluation.conclusion import conclude, note_late_departures
 from p2pfl.evaluation.cross_site import at_one_site
-from p2pfl.evaluation.outcome import FinalModels, Outcome
+from p2pfl.evaluation.summary import FinalModels, Outcome
 from p2pfl.node.checkpoint import keep
 from p2pfl.node.node import Node
-from p2pfl.runs.departures import Departure
-from p2pfl.runs.events import EventKind, event_row
+from p2pfl.runs.events import Departure, EventKind, event_row
 from p2pfl.runs.records import read_run
 
 LAST_RECORDS_S = 5.0

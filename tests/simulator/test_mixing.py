@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from p2pfl.algorithms import DPSGD, Inbox
-from p2pfl.evaluation.distances import consensus_distance
+from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.simulator import mixing
 from p2pfl.simulator.mixing import block_columns, mix_in_place
 from p2pfl.topology import make, weighted
