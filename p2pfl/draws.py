@@ -7,7 +7,6 @@ Shapes: N nodes, E epochs of a node's data stream, M rows at the largest site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
@@ -24,6 +23,8 @@ _BLOCK = 2**14  # keys at a time
 
 Words = NDArray[np.uint64]
 Whole = NDArray[np.int64]
+LastEpoch = list[Tensor]
+"""Epochs (N,) in which some nodes' streams ended last, and their orders (N, M): the next steps need not draw them again. Empty at first."""
 
 
 class Purpose(IntEnum):
@@ -158,25 +159,17 @@ def _words_on_cpu(index: Words, round: Words, node: Words, key: tuple[int, int])
     return (word_0 << np.uint64(31)) | (word_1 >> np.uint64(1))
 
 
-@dataclass
-class LastEpoch:
-    """The epoch in which some nodes' streams ended last: the next steps begin in it, and need not draw it again."""
-
-    epochs_N: Tensor | None = None
-    orders_NM: Tensor | None = None
-
-
 def _continued(seed: int, nodes_N: Tensor, sizes_N: Tensor, epochs_NE: Tensor, last: LastEpoch | None) -> Tensor:
     """As `epoch_orders`, with the first epoch from `last` where that is it, and what comes next left there."""
-    if last is not None and last.orders_NM is not None and last.epochs_N is not None and torch.equal(last.epochs_N, epochs_NE[:, 0]):
-        before_N1M = last.orders_NM.long().unsqueeze(1)
+    if last and torch.equal(last[0], epochs_NE[:, 0]):
+        before_N1M = last[1].long().unsqueeze(1)
         rest = epochs_NE[:, 1:]
         orders_NEM = torch.cat([before_N1M, epoch_orders(seed, nodes_N, sizes_N, rest)], dim=1) if rest.shape[1] else before_N1M
     else:
         orders_NEM = epoch_orders(seed, nodes_N, sizes_N, epochs_NE)
     if last is not None:
         small = torch.int16 if orders_NEM.shape[-1] < 2**15 else torch.int32
-        last.epochs_N, last.orders_NM = epochs_NE[:, -1].clone(), orders_NEM[:, -1].to(small)
+        last[:] = [epochs_NE[:, -1].clone(), orders_NEM[:, -1].to(small)]
     return orders_NEM
 
 
