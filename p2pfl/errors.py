@@ -56,11 +56,9 @@ class P2PFLError(Exception):
 
 
 class ConfigError(P2PFLError):
-    """The user wrote something that cannot be: fix the named keys.
+    """The user wrote something that cannot be: fix the named keys in the file or the command-line option that is the place.
 
-    Args:
-        findings: one sentence a fault, each with the key, the value given and what is allowed.
-        place: the file (or command-line option) that holds them.
+    A finding is one sentence on one fault, with the key, the value given and what is allowed.
     """
 
     def __init__(self, findings: str | Sequence[str], place: str | None = None) -> None:
@@ -101,12 +99,8 @@ class MissingExtraError(ConfigError):
 class TaskError(P2PFLError):
     """A user's task code failed while it ran: mend the task. What it raised is the `__cause__`.
 
-    Args:
-        fault: what it raised or returned, and what it was given; shapes, never values.
-        task: its name; None where the caller knows it and adds it.
-        function: which of its functions: "model", "loss", "metric 'auroc'", "prepare", "probabilities"; None likewise.
-        site: on whose rows, where known.
-        round: in which, where known.
+    The fault says what it raised or returned, and what it was given: shapes, never values. The function is "model", "loss",
+    "metric 'auroc'", "prepare" or "probabilities"; task and function are None where the caller knows them and adds them.
     """
 
     def __init__(
@@ -159,9 +153,7 @@ class QueueFull(TransportError):
 class PeerError(P2PFLError):
     """A neighbour broke the protocol: drop the neighbour's message, never the node.
 
-    Args:
-        reason: the name under which the refusal is counted, such as "wrong_study".
-        detail: what came and what was expected; never a weight.
+    The refusal is counted under its reason, such as "wrong_study"; the detail says what came and what was expected, never a weight.
     """
 
     reason = "bad_message"

@@ -262,11 +262,7 @@ def _say_plan(
 
 
 def _say_result(run: Run, *, as_json: bool) -> None:
-    """Print how a run ended.
-
-    Raises:
-        typer.Exit: with code 3, where it was not as agreed.
-    """
+    """Print how a run ended; typer.Exit with code 3, where it was not as agreed."""
     if as_json:
         sys.stdout.write(json.dumps(run.summary, indent=2) + "\n")
     elif run.summary["stop_reason"] != "diverged":

@@ -195,11 +195,7 @@ def join(
 
 
 def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[list[dict[str, Any]] | None, str, str]:
-    """The tensors of a study's model as rows, None with the reason where its task cannot be made on this machine; and what `compiled` is.
-
-    Raises:
-        ConfigError: the experiment asks something of the model that this one cannot give.
-    """
+    """The tensors of a study's model as rows, None with the reason where its task cannot be made on this machine; and its `compiled`."""
     import torch
 
     from p2pfl.errors import TaskError

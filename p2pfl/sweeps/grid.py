@@ -221,11 +221,7 @@ def _faults_of_files(grid: Grid, cannot: dict[str, str]) -> list[str]:
 
 
 def _faults_of_plans(grid: Grid, cannot: dict[str, str], allow_tasks: Collection[str]) -> list[str]:
-    """Faults that show once graphs and rows are there; *cannot* as in `_faults_of_files`.
-
-    Raises:
-        ValidationRowsError: a cell has no validation rows, and nobody has asked for them.
-    """
+    """Faults that show once graphs and rows are there; ValidationRowsError where a cell lacks validation rows that nobody asked for."""
     experiments = [(cell, grid.experiment_of(cell, grid.seeds[0])) for cell in grid.cells if cell.name not in cannot]
     # cells with the same rows follow each other: those are loaded once, and only those of one cell are held
     experiments.sort(key=lambda pair: (_rows_of(pair[1]), pair[0].number))

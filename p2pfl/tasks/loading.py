@@ -84,11 +84,7 @@ def check_may_run(name: str, allow_tasks: Collection[str] = ()) -> None:
 
 
 def _imported(found: TaskSource) -> ModuleType:
-    """The module of a task that may run.
-
-    Raises:
-        ConfigError: it cannot be imported, or Python has another one of that name.
-    """
+    """The module of a task that may run; ConfigError where it cannot be imported, or Python has another one of that name."""
     if is_only_here(found.module):
         here = str(Path.cwd())
         if here not in sys.path:
@@ -111,13 +107,7 @@ def _imported(found: TaskSource) -> ModuleType:
 
 
 def load_task(name: str, /, *, allow_tasks: Collection[str] = (), **arguments: Any) -> Task:
-    """The task of that name, made with these arguments.
-
-    Raises:
-        TaskNotAllowed: it is neither built in nor allowed.
-        ConfigError: as in find_task; an argument that the task does not take, or lacks; it raises, or what it returns is not a Task.
-        DataError: its rows are missing or not as it needs them.
-    """
+    """The task of that name, made with these arguments; errors as of `find_task` and `make_task`."""
     return make_task(name, find_task(name, allow_tasks), arguments)
 
 

@@ -76,10 +76,7 @@ def _editable_folder(found: importlib.metadata.Distribution) -> Path | None:
 
 
 def _top_of(module: str, file: Path) -> tuple[Path, str]:
-    """The folder of the first regular package on the way to a module, or the module's own file; and its name as a path.
-
-    Namespaces above are left out: other distributions may put files there.
-    """
+    """The first regular package on the way to a module (others may put files into namespaces) or its own file; and its name as a path."""
     parts = module.split(".")
     path = file.parent if file.name == _INIT else file
     ways = [path, *path.parents][: len(parts)][::-1]
