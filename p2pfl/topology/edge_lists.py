@@ -275,27 +275,21 @@ def _edges(lines: list[_Line], key: str, findings: list[str]) -> list[Edge]:
         return edges
     first = next((line for line in lines if len(line.fields) > 1), lines[0])
     for line in lines:
-        fields = line.fields
-        if len(fields) > 1 and line.separator != first.separator:
-            findings.append(
-                line.fault(
-                    f"separated by {_SEPARATED[line.separator]}, but line {first.number} by {_SEPARATED[first.separator]};"
-                    " separate all lines in one way"
-                )
-            )
-            continue
         try:
-            values = _values_of(line, key, first.separator, findings, is_first=line is lines[0])
+            values = _values_of(line, key, first, findings, is_first=line is lines[0])
         except ValueError as error:
             findings.append(line.fault(str(error)))
             continue
-        edges.append(Edge(f"line {line.number}", fields[0], fields[1], values))
+        edges.append(Edge(f"line {line.number}", line.fields[0], line.fields[1], values))
     return edges
 
 
-def _values_of(line: _Line, key: str, separator: str, findings: list[str], *, is_first: bool) -> Mapping[str, Any]:
-    """Values behind the two names of a line; raises ValueError with a sentence about it."""
-    fields = line.fields
+def _values_of(line: _Line, key: str, like: _Line, findings: list[str], *, is_first: bool) -> Mapping[str, Any]:
+    """Values behind the two names of a line, separated like another; raises ValueError with a sentence about it."""
+    fields, separator = line.fields, like.separator
+    if len(fields) > 1 and line.separator != separator:
+        ours, theirs = _SEPARATED[line.separator], _SEPARATED[separator]
+        raise ValueError(f"separated by {ours}, but line {like.number} by {theirs}; separate all lines in one way")
     if len(fields) < _NUM_ENDS:
         raise ValueError(f"expected two names with {_BETWEEN[separator]} between")
     if len(fields) == _NUM_ENDS:

@@ -54,12 +54,9 @@ def read_graphml(text: str) -> Sketch:
         faults.append(f"{_place(graph)}: edgedefault = {shown(default)}: expected directed or undirected")
     keys = {kind: _keys(root, kind, faults) for kind in ("node", "edge")}
     declared = {key.get("id") for key in root.findall("key")}
-    nodes: list[object] = []
-    masses: dict[int, object] = {}
-    for i, node in enumerate(graph.findall("node")):
-        nodes.append(node.get("id"))
-        values = _values(node, keys["node"], declared, faults)
-        masses |= {i: values["mass"]} if "mass" in values else {}
+    nodes = graph.findall("node")
+    values = [_values(node, keys["node"], declared, faults) for node in nodes]
+    masses = {i: given["mass"] for i, given in enumerate(values) if "mass" in given}
     edges = []
     for edge in graph.findall("edge"):
         place, ends = _place(edge), [edge.get(end) for end in ("source", "target")]
@@ -73,7 +70,8 @@ def read_graphml(text: str) -> Sketch:
         else:
             edges.append(Edge(place, ends[0], ends[1], _values(edge, keys["edge"], declared, faults)))
     remedy = 'keep one edge a link, or write edgedefault="directed"'
-    return Sketch(nodes=nodes, edges=edges, directed=default == "directed", masses=masses, faults=faults, remedy=remedy)
+    names = [node.get("id") for node in nodes]
+    return Sketch(nodes=names, edges=edges, directed=default == "directed", masses=masses, faults=faults, remedy=remedy)
 
 
 def _root(text: str) -> Element:
@@ -184,7 +182,7 @@ def read_gml(text: str) -> Sketch:
     Raises:
         TopologyError: it is not GML, or holds more or less than one graph.
     """
-    entries = _entries(text)
+    entries = _entries(_pieces(text))
     faults = [f"line {entry.line}: {entry.key} outside of the graph" for entry in entries if entry.key in ("node", "edge")]
     graphs = [entry for entry in entries if entry.key.lower() == "graph"]
     if len(graphs) != 1 or not isinstance(graphs[0].value, list):
@@ -225,37 +223,26 @@ def _pieces(text: str) -> Iterator[tuple[str, str, int]]:
         at = found.end()
 
 
-def _entries(text: str) -> list[_Entry]:
-    """Entries of a GML file, whose keys, values and brackets must fit together."""
-    outermost: list[_Entry] = []
-    opened: list[tuple[list[_Entry], int]] = [(outermost, 0)]
-    key: tuple[str, int] | None = None
-    for kind, part, line in _pieces(text):
-        inside, opened_at = opened[-1]
-        if key is None:
-            if kind == "key":
-                key = part, line
-            elif part == "]" and opened_at:
-                opened.pop()
-            else:
-                raise TopologyError(f"line {line}: {quoted(part)}: expected a key")
-        elif part == "[":
-            if len(opened) > _MAX_DEPTH_GML:
-                raise TopologyError(f"line {line}: nested more than {_MAX_DEPTH_GML} deep")
-            entries: list[_Entry] = []
-            inside.append(_Entry(key[0], entries, key[1]))
-            opened.append((entries, line))
-            key = None
-        elif kind == "bracket":
-            raise TopologyError(f"line {line}: {key[0]} ]: expected a value")
-        else:
-            inside.append(_Entry(key[0], _number_or_unquoted(kind, part), key[1]))
-            key = None
-    if key is not None:
-        raise TopologyError(f"line {key[1]}: {key[0]}: expected a value, but the file ends")
-    if len(opened) > 1:
-        raise TopologyError(f"line {opened[-1][1]}: a bracket that is not closed")
-    return outermost
+def _entries(pieces: Iterator[tuple[str, str, int]], opened_at: int = 0, depth: int = 0) -> list[_Entry]:
+    """Entries up to the bracket that closes those which the line `opened_at` opens, or up to the file's end."""
+    found: list[_Entry] = []
+    for kind, key, line in pieces:
+        if key == "]" and opened_at:
+            return found
+        if kind != "key":
+            raise TopologyError(f"line {line}: {quoted(key)}: expected a key")
+        value_kind, part, part_line = next(pieces, ("end", "", 0))
+        if value_kind == "end":
+            raise TopologyError(f"line {line}: {key}: expected a value, but the file ends")
+        if part == "]":
+            raise TopologyError(f"line {part_line}: {key} ]: expected a value")
+        if part == "[" and depth >= _MAX_DEPTH_GML:
+            raise TopologyError(f"line {part_line}: nested more than {_MAX_DEPTH_GML} deep")
+        value = _entries(pieces, part_line, depth + 1) if part == "[" else _number_or_unquoted(value_kind, part)
+        found.append(_Entry(key, value, line))
+    if opened_at:
+        raise TopologyError(f"line {opened_at}: a bracket that is not closed")
+    return found
 
 
 def _number_or_unquoted(kind: str, part: str) -> int | float | str:
