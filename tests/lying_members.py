@@ -72,7 +72,7 @@ def endless(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
 
 def restarts(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
     """A greeting from another process each time."""
-    yield encode(replace(daemon.protocol.announcer.hello(neighbour), incarnation=2**40 + step, exchange=max(neighbour.heard_exchange, 0)))
+    yield encode(replace(daemon.protocol.stopping.hello(neighbour), incarnation=2**40 + step, exchange=max(neighbour.heard_exchange, 0)))
 
 
 def silent(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:

@@ -30,7 +30,7 @@ async def close(node: Node, reason: str) -> None:
         await keep(node)
         for name, neighbour in protocol.neighbours.items():
             if neighbour.ledger.report() != unsaid[name]:
-                neighbour.queue(protocol.announcer.closing(neighbour))
+                neighbour.queue(protocol.stopping.where_it_is(neighbour))
         node.sending.wake()
         await clock.wait(deadline_s)
     if protocol.states.own:

@@ -98,7 +98,7 @@ class PairwiseRounds:
                 await clock.wait(deadline_s)
         answer = pace.updates().get(neighbour.name)
         is_merged = False
-        if answer is not None and exchanges.admits(neighbour.name, number):
+        if answer is not None and neighbour.ledger.admits(number):
             is_merged = await self._merge(neighbour, answer.update, own)
         else:
             exchanges.give_up(neighbour.name, number, missed=clock.now_s() >= deadline_s)
@@ -120,10 +120,11 @@ class PairwiseRounds:
         if self._protocol.edges.closed_through(name) < number - 1:  # it has given up some that never came
             self._exchanges.give_up(name, number - 1)
             await keep(self._node)
-        if not self._exchanges.admits(name, number):
+        neighbour = self._protocol.neighbours[name]
+        if not neighbour.ledger.admits(number):
             self._decline(name, number)
             return
-        await self._merge(self._protocol.neighbours[name], request.update, self._mixing.outgoing(self._round), answers=True)
+        await self._merge(neighbour, request.update, self._mixing.outgoing(self._round), answers=True)
 
     async def _merge(self, neighbour: Neighbour, received: ReceivedUpdate, own: Mapping[str, Tensor], *, answers: bool = False) -> bool:
         """Merge a neighbour's update, on the disk before anything else is done with either; False: it was not taken in."""

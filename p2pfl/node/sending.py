@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from p2pfl.errors import QueueFull, TransportError
 from p2pfl.node.clock import LoopClock
-from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords, SendUpdate
+from p2pfl.protocol.agreed_start import StartAgreement
+from p2pfl.protocol.neighbour import Neighbour, SendNew, SendUpdate
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.protocol.start_agreement import StartAgreement
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import Goodbye, Message, Records
@@ -96,10 +96,10 @@ class Sending:
                 self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
         self._protocol.transfers.note_handed_over(neighbour.name, item)
 
-    async def _send_short(self, neighbour: Neighbour, item: Message | SendRecords | SendReady) -> None:
-        if isinstance(item, SendRecords):
+    async def _send_short(self, neighbour: Neighbour, item: Message | SendNew) -> None:
+        if item is SendNew.RECORDS:
             await self._send_records(neighbour)
-        elif isinstance(item, SendReady):
+        elif item is SendNew.READY:
             while (ready := self._agreement.take(neighbour.name, self._clock.now_s())) is not None:
                 await self._send_patiently(neighbour, encode(ready))
         else:

@@ -22,7 +22,6 @@ class Asynchronous(Pace[Update]):
     balances: ClassVar = False
     max_age: int
     """An update that has been merged so many times again is too old."""
-
     held: dict[str, Held[Update]] = field(default_factory=dict)
     """By neighbour."""
     _taken: dict[str, Held[Update]] | None = None
@@ -39,11 +38,7 @@ class Asynchronous(Pace[Update]):
         return 0 if held is None else held.number + 1
 
     def receive(self, peer: str, number: int, update: Update) -> None:
-        """Put an update in the place of the one before.
-
-        Raises:
-            StaleRound: "stale_round", it is not newer than the one before.
-        """
+        """Put an update in the place of the one before, if it is newer than that."""
         last = self.held.get(peer)
         if last is not None and number <= last.number:
             raise StaleRound(f"an update of round {number} after one of round {last.number}", reason="stale_round")

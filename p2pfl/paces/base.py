@@ -21,7 +21,6 @@ class Held(Generic[Update]):
 
     number: int
     """Its sender's exchange; at a pairwise pace the number over the edge."""
-
     update: Update
     age: int = 0
     """Merges that it has been in: rounds of the holder since it came."""
@@ -76,10 +75,8 @@ class Pace(typing.Protocol[Update]):
 
     in_step: ClassVar[bool]
     """Whether all nodes count the same exchanges."""
-
     balances: ClassVar[bool]
     """Whether both ends of an edge merge each other's update of the same number, so that what one takes in the other one gives."""
-
     counts_edges: ClassVar[bool] = False
     """Whether numbers are those of one edge alone, and not of a node's exchanges."""
 
@@ -92,11 +89,7 @@ class Pace(typing.Protocol[Update]):
         """Return the number of the earliest update of a neighbour that is of use."""
 
     def receive(self, peer: str, number: int, update: Update) -> None:
-        """Keep a complete update of a neighbour.
-
-        Raises:
-            StaleRound: it comes too late or too early.
-        """
+        """Keep a complete update of a neighbour; raises StaleRound where it comes too late or too early."""
 
     def note_busy(self, peer: str, number: int) -> None:  # noqa: ARG002
         """Note that a neighbour will not merge an update; its report says so, too."""
@@ -133,10 +126,6 @@ class Pace(typing.Protocol[Update]):
         return {}
 
     def restore(self, held: Mapping[str, Held[Update]]) -> None:
-        """Take up what `kept` gave.
-
-        Raises:
-            ValueError: the checkpoint is of another pace.
-        """
+        """Take up what `kept` gave; raises ValueError where the checkpoint is of another pace."""
         if held:
             raise ValueError(f"holds what {', '.join(held)} sent, as only nodes at their own pace do")

@@ -30,11 +30,7 @@ class Lockstep(Pace[Update]):
         return self._edges.exchange
 
     def receive(self, peer: str, number: int, update: Update) -> None:
-        """Keep an update of this exchange or of one of the next; the first one stands. Who was not waited for is welcome.
-
-        Raises:
-            StaleRound: it is of another exchange.
-        """
+        """Keep an update of this exchange or of one of the next; the first one stands. Who was not waited for is welcome."""
         if not self.exchange <= number <= self.exchange + self._edges.ahead:
             reason = "stale_round" if number < self.exchange else "far_round"
             expected = f"expected {self.exchange} to {self.exchange + self._edges.ahead}"
@@ -51,11 +47,7 @@ class Lockstep(Pace[Update]):
         self._received.get(self.exchange, {}).pop(peer, None)
 
     def begin(self, exchange: int) -> None:
-        """Be at an exchange from now on, with what came early for it.
-
-        Raises:
-            ValueError: it is before the one that this node is in.
-        """
+        """Be at an exchange from now on, not before the one that this node is in, with what came early for it."""
         if exchange < self.exchange:
             raise ValueError(f"exchange {exchange} after {self.exchange}: expected a later one")
         self.exchange = exchange

@@ -40,19 +40,14 @@ class Pairwise(Pace[Update]):
     me: str
     closed_through: Callable[[str], int]
     """The last exchange over the edge to a neighbour that is over."""
-
     may_answer: Callable[[str, int], bool] = lambda _peer, _number: True
     """Whether an answer to this node's own request can still come."""
-
     asked: tuple[str, int] | None = None
     """The neighbour, and the number over its edge, whose answer this node waits for."""
-
     requests: deque[tuple[str, int, Update | None]] = field(default_factory=deque)
     """Neighbour, number and what came, None for a refusal, in the order in which they came; not looked at yet."""
-
     deferred: dict[str, tuple[int, Update]] = field(default_factory=dict)
     """By neighbour, the newest request that waits for the end of this node's own."""
-
     _answer: tuple[Update | None] | None = None
     """The answer to this node's own request, None in it for a refusal."""
     _has_ended: bool = False
@@ -67,11 +62,7 @@ class Pairwise(Pace[Update]):
         return self.closed_through(peer) + 1
 
     def receive(self, peer: str, number: int, update: Update | None) -> None:
-        """Keep a neighbour's newest update, the one that is waited for, and a refusal of it: no more, so that nobody fills the memory.
-
-        *number*: over the edge to it.
-        *update*: None where it is busy.
-        """
+        """Keep a neighbour's newest update, the awaited one, and a refusal of that (None): no more, so that nobody fills the memory."""
         if update is None and (peer, number) != self.asked:
             return
         # an answer that is waited for is not forgotten for the next request

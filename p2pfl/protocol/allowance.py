@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2pfl.protocol.token_bucket import TokenBucket
 from p2pfl.wire.codec import CHUNK_BYTES
 
 MESSAGES_PER_S = 1000.0
@@ -71,18 +70,50 @@ NONSENSE = frozenset(
 
 
 @dataclass(slots=True)
+class TokenBucket:
+    """A rate with a limited reserve; full at first."""
+
+    per_s: float
+    """Tokens that come back each second."""
+    most: float
+    """Tokens that it holds at most."""
+    left: float = field(init=False)
+    """Tokens that were there when it was last looked at."""
+    at_s: float = float("-inf")
+    """When that was."""
+
+    def __post_init__(self) -> None:
+        self.left = self.most
+
+    def take(self, amount: float, now_s: float) -> bool:
+        """Take tokens out, if there are so many; whether there were."""
+        if self.refill(now_s) < amount:
+            return False
+        self.left -= amount
+        return True
+
+    def add(self, amount: float) -> None:
+        """Put tokens in that were earned otherwise than by time."""
+        self.left = min(self.most, self.left + amount)
+
+    def refill(self, now_s: float) -> float:
+        """Tokens that are there at this time."""
+        if now_s > self.at_s:
+            self.left = min(self.most, self.left + (now_s - self.at_s) * self.per_s)
+            self.at_s = now_s
+        return self.left
+
+
+@dataclass(slots=True)
 class NeighbourAllowance:
     """Messages and bytes that one neighbour may still send. Times are on the caller's clock."""
 
     update_bytes: int = 0
     """Size of its largest update."""
-
     num_dropped: int = 0
     """Messages above the limits so far."""
-
     times_excluded: int = 0
     """Since it last kept to the limits for long."""
-
     excluded_until_s: float = float("-inf")
     broken: str = ""
     """The limit that it has just broken for good; empty where there is none."""

@@ -1,7 +1,4 @@
-"""Claims to be far ahead: what this node believes of them, and the proof that it asks for and gives.
-
-A single member's word is not enough to make this node jump.
-"""
+"""Claims to be far ahead, and the proof of them that is asked for and given: one member's word is not enough to make this node jump."""
 
 from __future__ import annotations
 
@@ -50,13 +47,7 @@ class _Claim:
 
 
 class Claims:
-    """The exchanges that neighbours say they are in, as far as this node believes them.
-
-    Args:
-        deadlines: its pace so far: how fast others can have been.
-        transfers: whether this node's own update of an exchange has been sent.
-        in_step: whether all nodes count the same exchanges; else nobody can be ahead.
-    """
+    """The exchanges that neighbours say they are in, as far as this node believes them; where nodes are not in step nobody can be ahead."""
 
     def __init__(self, edges: Edges, deadlines: Deadlines, others: Others, transfers: Transfers, *, in_step: bool) -> None:
         self._edges, self._deadlines, self._others, self._transfers, self._in_step = edges, deadlines, others, transfers, in_step
@@ -101,19 +92,13 @@ class Claims:
         return not (self._in_step and self._others.view is None and self._is_too_far(neighbour))
 
     def furthest(self) -> int:
-        """The furthest exchange that a neighbour of this round has spoken of, as far as it is believed.
-
-        While this node has not been in company, it is the furthest that all of them have reached.
-        """
+        """The furthest exchange that neighbours of this round have spoken of, as far as it is believed."""
         if not self._in_step:
             return -1
         mixing_row = self._edges.neighbourhood
-        heard = [
-            neighbour.heard_exchange
-            for name, neighbour in self._edges.neighbours.items()
-            if neighbour.session.is_open and (name in mixing_row.weights or name in mixing_row.receivers)
-        ]
-        knows_others = self._deadlines.usual_s() is not None or self._was_in_company
+        near = [each for name, each in self._edges.neighbours.items() if name in mixing_row.weights or name in mixing_row.receivers]
+        heard = [neighbour.heard_exchange for neighbour in near if neighbour.session.is_open]
+        knows_others = self._deadlines.usual_s() is not None or self._was_in_company  # until then: what all of them have reached
         return self._as_believed((max if knows_others else min)(heard, default=-1))
 
     def is_behind(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from statistics import median
 
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.round_durations import CEILING_S, RoundDurations
 from p2pfl.runs.events import EventKind
 
 STALL_S = 5.0
@@ -49,7 +49,49 @@ REST_FACTOR = 4
 HELD_AFTER = 3
 """A neighbour that speaks and does not come to so many exchanges that waited for it has held this node."""
 
+WINDOW = 20
+"""How many recent durations count."""
+
+QUANTILE = 0.95
+"""Quantile of these durations that the deadline is a multiple of."""
+
+CEILING_S = 3600.0
+"""However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
+
 _NEVER_S = float("-inf")
+
+
+class RoundDurations:
+    """A deadline for the next round: a multiple of what nearly all recent rounds needed, with a floor.
+
+    Args:
+        factor: at least 1; what a round may take beyond the 95th percentile.
+        floor_s: never less than this, and exactly this before the first round.
+    """
+
+    def __init__(self, *, factor: float, floor_s: float, window: int) -> None:
+        if factor < 1 or floor_s <= 0 or window < 1:
+            raise ValueError(f"factor {factor}, floor {floor_s} s, window {window}: expected at least 1, above 0, at least 1")
+        self._factor = factor
+        self.floor_s = floor_s
+        self._durations_s: deque[float] = deque(maxlen=window)
+
+    def record(self, duration_s: float) -> None:
+        """A round in which everybody came took so long.
+
+        Record a straggler as well, when its update comes after the deadline, with the time it would have taken to wait for it: else a pace
+        that is too fast for a neighbour would never find out.
+        """
+        self._durations_s.append(duration_s)
+
+    def allowance_s(self, own_s: float = 0.0) -> float:
+        """How long the next round may wait: max(floor, factor * q95); before there was one in which everybody came *own_s* counts."""
+        return max(self.floor_s, self._factor * (self.usual_s() if self._durations_s else own_s))
+
+    def usual_s(self) -> float:
+        """How long nearly all recent rounds needed, by nearest rank; 0 before the first."""
+        ordered = sorted(self._durations_s)
+        return ordered[math.ceil(QUANTILE * len(ordered)) - 1] if ordered else 0.0
 
 
 @dataclass(slots=True)
@@ -78,11 +120,6 @@ class Patience:
     """Exchanges that waited for it in vain although it spoke."""
     held_s: float = 0.0
     """Seconds that they took."""
-
-    def rest(self, exchange: int) -> None:
-        """Wait for it more and more rarely, where waiting for a shorter time would never let it catch up."""
-        self.rests = min(self.rests + 1, MOST_MISSES)
-        self.rests_until = exchange + 1 + REST_FACTOR**self.rests
 
     def note_miss(self, now_s: float, *, was_held_up: bool) -> None:
         """It was waited for in vain: the next time it is waited for half as long, or a quarter where it has used up more than its time.
@@ -237,8 +274,9 @@ class Deadlines:
         if self._stood_still or not self.patience_with(neighbour.name):
             return
         patience = self.patience[neighbour.name]
-        if self._is_little(patience) and not self._is_in_sync(patience):
-            patience.rest(self._edges.exchange)
+        if self._is_little(patience) and not self._is_in_sync(patience):  # a shorter time would never let it catch up
+            patience.rests = min(patience.rests + 1, MOST_MISSES)
+            patience.rests_until = self._edges.exchange + 1 + REST_FACTOR**patience.rests
         patience.note_miss(now_s, was_held_up=self._was_held_up(neighbour.name, self._last_round))
         if neighbour.last_seen_s is None or neighbour.last_seen_s < self.began_s:
             return
@@ -252,8 +290,7 @@ class Deadlines:
 
     def has_time(self, name: str, now_s: float) -> bool:
         """Whether a neighbour that has not come still has time."""
-        neighbour, patience = self._edges.neighbours[name], self.patience[name]
-        its_time_s, deadline_s = self.patience_with(name), self._deadline_of(name)
+        neighbour, patience, deadline_s = self._edges.neighbours[name], self.patience[name], self._deadline_of(name)
         if now_s < deadline_s:
             return True
         if self._is_little(patience):
@@ -269,7 +306,7 @@ class Deadlines:
                 and neighbour.was_seen(now_s, self.allowance_s())
             )
         )
-        if longer and now_s - deadline_s > its_time_s / 2:
+        if longer and now_s - deadline_s > self.patience_with(name) / 2:
             patience.extended_s = now_s - deadline_s
         return longer
 

@@ -34,15 +34,9 @@ class DistanceWatch:
         self.quiet = QUIET
 
     def look(self, distance: float, own_norm: float, handshakes: int) -> str | None:
-        """Take in the distance of an exchange.
+        """Take in the distance ||x_j - x_i|| and the norm ||x_i|| of an exchange; returns what is to be reported, None where nothing is.
 
-        Args:
-            distance: ||x_j - x_i||.
-            own_norm: ||x_i||.
-            handshakes: changes where the link was made anew.
-
-        Returns:
-            What is to be reported, without the neighbour's name; None: nothing is.
+        *handshakes*: changes where the link was made anew.
         """
         if handshakes != self._handshakes:
             self._handshakes = handshakes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -21,11 +20,8 @@ _FAULTY_UPDATE = frozenset({"wrong_size", "wrong_format", "wrong_digest", "not_f
 HANDSHAKE_REFUSALS = frozenset({"wrong_name", "wrong_study", "wrong_layout", "wrong_start"})
 
 
-class OnEvent(typing.Protocol):
-    """Takes the kind of an event, a sentence about it, and the neighbour that it is about, if it is about one."""
-
-    def __call__(self, kind: str, detail: str, about: str = "") -> None:
-        """Take one event; *about* is the neighbour's name."""
+OnEvent = Callable[..., None]
+"""Takes the kind of an event, a sentence about it, and the name of the neighbour that it is about, if it is about one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +61,22 @@ class Edges:
     me: str
     neighbours: dict[str, Neighbour]
     """By name, in the roster's order: everybody whom this node ever exchanges with."""
-
     neighbourhoods: Callable[[int], Neighbourhood]
     """Whom it exchanges with in a round."""
-
     on_event: OnEvent
     phases: int = 1
     """Exchanges in a round."""
-
     ahead: int = 1
     """So many exchanges are kept for a neighbour that is behind, and from one that is ahead."""
-
     anew: int = 0
     """When this node was last started anew without its state, in milliseconds since 1970; 0: never."""
-
     exchange: int = 0
     """The exchange that this node is in."""
-
     closing: str | None = None
     """Why this node has stopped; None while it runs."""
-
     refused: Counter[str] = field(default_factory=Counter)
     flows: dict[tuple[str, int], Flow] = field(default_factory=dict)
     """Merged, and not yet known to be matched."""
-
     compensations: list[Compensation] = field(default_factory=list)
 
     @property

@@ -75,13 +75,7 @@ class EventThrottle:
         """When rows about each neighbour were written within the last span, and of how many bytes."""
 
     def offer(self, kind: str, member: str, row: Row, now_s: float, *, has_lasted: bool = False) -> Row | None:
-        """Take an event about a neighbour; the row to write now, or None.
-
-        *kind*: of the event.
-        *member*: the neighbour that it is about.
-        *row*: as it would be written, with its detail.
-        *has_lasted*: it has lasted, so that how closely it follows another one says nothing.
-        """
+        """Take an event about a neighbour; returns the row to write now, or None. One that *has_lasted* may follow another closely."""
         key = _ONE_STORY.get(kind, kind), member
         told = self._told.setdefault(key, _Told())
         if now_s - told.event_s >= QUIET_S and told.held is None:

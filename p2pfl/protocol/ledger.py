@@ -30,28 +30,20 @@ class EdgeLedger:
 
     closed_through: int = -1
     """The last exchange that is over here."""
-
     open_flow: int | None = None
     """The exchange that we merged and of which we do not know yet whether the neighbour did."""
-
     merged: tuple[int, ...] = ()
     """Exchanges that we merged and the neighbour may not know of yet, rising."""
-
     confirmed: int = -1
     """The neighbour has acknowledged our reports through this exchange."""
-
     acknowledged: int = -1
     """We have acknowledged the neighbour's reports through this exchange."""
-
     heard: Report | None = None
     """The neighbour's latest report."""
-
     anew: int = 0
     """When the neighbour was last started anew without its state, by its own clock; 0: never."""
-
     counters: Counter[str] = field(default_factory=Counter)
     """ "lost_history": the neighbour was told more than we remember."""
-
     _durable: Report = NOTHING_CLOSED
 
     def admits(self, exchange: int) -> bool:
@@ -117,19 +109,17 @@ class EdgeLedger:
     @classmethod
     def from_dict(cls, saved: SavedLedger) -> EdgeLedger:
         """The ledger of a checkpoint that has been read back."""
-        ledger = cls(
-            closed_through=saved["closed_through"],
+        durable, heard = _report(saved), saved.get("heard")
+        return cls(
+            closed_through=durable.closed_through,
             open_flow=saved["open_flow"],
-            merged=tuple(saved["merged"]),
-            confirmed=saved["confirmed"],
-            acknowledged=saved["settled"],
+            merged=durable.merged,
+            confirmed=durable.confirmed,
+            acknowledged=durable.settled,
+            heard=None if heard is None else _report(heard),
+            anew=saved.get("anew", 0),
+            _durable=durable,
         )
-        heard = saved.get("heard")
-        if heard is not None:
-            ledger.heard = _report(heard)
-        ledger.anew = saved.get("anew", 0)
-        ledger.checkpointed(saved)
-        return ledger
 
     def remembered(self) -> Remembered:
         """The furthest that the neighbour has said of itself; no less than what it has acknowledged."""
@@ -186,12 +176,7 @@ def goes_back(before: Remembered, now: Remembered) -> bool:
 
 
 def _report(saved: SavedLedger) -> Report:
-    return Report(
-        closed_through=saved["closed_through"],
-        merged=tuple(saved["merged"]),
-        confirmed=saved["confirmed"],
-        settled=saved["settled"],
-    )
+    return Report(merged=tuple(saved["merged"]), **{name: saved[name] for name in ("closed_through", "confirmed", "settled")})
 
 
 def _age(report: Report) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum
 
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.ledger import EdgeLedger
@@ -33,17 +34,16 @@ class SendUpdate:
     """Only from this byte on: the neighbour has what is before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendRecords:
-    """Round records that are new to a neighbour, gathered when their turn comes."""
+class SendNew(Enum):
+    """News that are gathered when their turn comes."""
+
+    RECORDS = "records"
+    """Round records that are new to a neighbour."""
+    READY = "ready"
+    """Ready records and receipts."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendReady:
-    """Ready records and receipts, gathered when their turn comes."""
-
-
-Item = Message | SendUpdate | SendRecords | SendReady
+Item = Message | SendUpdate | SendNew
 """Anything that lies in an outbox."""
 
 
@@ -102,7 +102,7 @@ class Neighbour:
                 return
         else:
             # only the newest of a kind says anything
-            for waiting in [waiting for waiting in self.outbox if type(waiting) is type(item)]:
+            for waiting in [waiting for waiting in self.outbox if _kind(waiting) is _kind(item)]:
                 self.outbox.remove(waiting)
         if len(self.outbox) < OUTBOX_LIMIT:
             self.outbox.append(item)
@@ -112,7 +112,7 @@ class Neighbour:
         updates = (waiting for waiting in self.outbox if isinstance(waiting, SendUpdate))
         return next((waiting for waiting in updates if (waiting.exchange, waiting.full) == (exchange, full)), None)
 
-    def next_short(self) -> Message | SendRecords | SendReady | None:
+    def next_short(self) -> Message | SendNew | None:
         """Take from the outbox what may overtake an update: all but a last word, which ends the link for what is behind it."""
         for item in self.outbox:
             if not isinstance(item, SendUpdate | Goodbye):
@@ -210,3 +210,7 @@ class Neighbour:
         self.ask_pause_s = min(2 * self.ask_pause_s, ASK_AT_MOST_S)
         self.next_ask_s = now_s + self.ask_pause_s
         return True
+
+
+def _kind(item: Item) -> object:
+    return item if isinstance(item, SendNew) else type(item)

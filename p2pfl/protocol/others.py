@@ -41,11 +41,7 @@ class Others:
         """Whether this node exchanges with everybody."""
 
     def have_stopped(self, converged: Collection[str]) -> bool:
-        """Whether two members say of themselves that they have stopped because all agree, or the only other one does.
-
-        Args:
-            converged: neighbours that say so over their own links.
-        """
+        """Whether two members, or the only other one, have stopped because all agree; the *converged* neighbours have said so."""
         signed = 0
         if self.view is not None:
             signed = self.view.num_closed([self.view.me, *(self._places[name] for name in converged if name in self._places)])

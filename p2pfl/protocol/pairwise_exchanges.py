@@ -33,10 +33,6 @@ class PairwiseExchanges:
         self._edges.neighbours[name].begin_waiting(now_s)
         return now_s + self._deadlines.patience_with(name)
 
-    def admits(self, peer: str, number: int) -> bool:
-        """Whether an exchange may be merged."""
-        return self._edges.neighbours[peer].ledger.admits(number)
-
     def decline(self, peer: str, number: int) -> None:
         """Turn a neighbour away: neither of both merges this exchange."""
         self.give_up(peer, number)

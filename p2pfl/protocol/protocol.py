@@ -12,19 +12,17 @@ from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.paces import PACES, Held, Pace
 from p2pfl.paces.pairwise import Pairwise
-from p2pfl.protocol.announcer import Announcer
+from p2pfl.protocol.agreed_start import StartAgreement
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
-from p2pfl.protocol.encoded_values import EncodedValues
-from p2pfl.protocol.neighbour import Neighbour, SendReady, SendRecords
+from p2pfl.protocol.neighbour import Neighbour, SendNew
 from p2pfl.protocol.others import Others
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.protocol.push_sum import PushSumConversation
-from p2pfl.protocol.start_agreement import StartAgreement
 from p2pfl.protocol.state_check import STATE_LOST, StateCheck
 from p2pfl.protocol.stop_agreement import StopAgreement
-from p2pfl.protocol.transfers import RESEND_AFTER_S, Transfers
+from p2pfl.protocol.transfers import RESEND_AFTER_S, EncodedValues, Transfers
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.codec import Frame, encode
 from p2pfl.wire.link import ReceivedMessage
@@ -85,10 +83,9 @@ class Protocol:
         others = others if others is not None else Others(edges.neighbours)
         self.view, self._push_sum, self._start, self._num_exchanges = others.view, push_sum, start, num_exchanges
         self.stopping = StopAgreement(edges, others, rule=stop_rule, earliest=earliest_stop)
-        self.announcer = Announcer(edges, self.stopping)
-        self.transfers = Transfers(edges, self.pace, self.stopping, self.announcer)
+        self.transfers = Transfers(edges, self.pace, self.stopping)
         self.values = EncodedValues(edges, self.transfers)
-        self.states = StateCheck(edges, self.announcer, forget=self._forget, counts_edges=self.pace.counts_edges)
+        self.states = StateCheck(edges, self.stopping, forget=self._forget, counts_edges=self.pace.counts_edges)
         self.claims = Claims(edges, deadlines, others, self.transfers, in_step=self.pace.in_step)
         self._next_hello_s = float("-inf")
         self._closing_answered_s = dict.fromkeys(edges.neighbours, float("-inf"))
@@ -220,7 +217,7 @@ class Protocol:
             case Closing():
                 self._hear_closing(neighbour, now_s)
             case Update() | Chunk() | Heartbeat() if self.edges.closing is not None:
-                neighbour.queue(self.announcer.closing(neighbour))
+                neighbour.queue(self.stopping.where_it_is(neighbour))
 
     def _hear_closing(self, neighbour: Neighbour, now_s: float) -> None:
         """Tell a neighbour that merges nothing more, over one edge alone, what this node has done, for which it waits."""
@@ -229,11 +226,11 @@ class Protocol:
         neighbour.note_closing()
         if now_s - self._closing_answered_s[neighbour.name] >= RESEND_AFTER_S:  # without a pause both would do nothing else
             self._closing_answered_s[neighbour.name] = now_s
-            neighbour.queue(self.announcer.heartbeat(neighbour))
+            neighbour.queue(self.stopping.where_it_is(neighbour))
 
     def _hear_hello(self, neighbour: Neighbour, message: Hello, heard: ReceivedMessage, now_s: float) -> None:
         if heard.needs_answer:
-            neighbour.queue(self.announcer.hello(neighbour))
+            neighbour.queue(self.stopping.hello(neighbour))
         greeted = f"{neighbour.name} at exchange {message.exchange}"
         was_paused = neighbour.is_paused and neighbour.session.is_open
         is_another = neighbour.note_handshake(message.incarnation)
@@ -323,7 +320,7 @@ class Protocol:
         self.deadlines.start_waiting(now_s)
         for neighbour in self.neighbours.values():
             neighbour.begin_waiting(now_s)
-        self.transfers.send(updates, full=full, state_digest=state_digest)
+        self.transfers.send(updates, full or {}, state_digest)
 
     def due(self, now_s: float, channels: Collection[str]) -> DueMerge | None:
         """Hand out what this exchange merges into some channels, once it waits no longer; None: it waits."""
@@ -370,11 +367,7 @@ class Protocol:
         return skipped
 
     def jump(self, exchange: int, now_s: float, left_out: str = "") -> None:
-        """Leave out the exchanges before this one: they took place without this node.
-
-        *exchange*: the next one with it.
-        *left_out*: for the record, which rounds these are; empty: the exchanges are named.
-        """
+        """Leave out the exchanges before this one, which took place without this node; *left_out* names their rounds in the record."""
         edges = self.edges
         senders = edges.neighbourhoods(exchange // edges.phases).weights
         for name, neighbour in self.neighbours.items():
@@ -413,11 +406,11 @@ class Protocol:
             for neighbour in self.neighbours.values():
                 ledger = neighbour.ledger
                 if not neighbour.session.is_open:
-                    neighbour.queue(self.announcer.hello(neighbour))
-                elif self.edges.closing is not None:
-                    neighbour.queue(self.announcer.closing(neighbour))
-                elif self.pace.counts_edges and not (ledger.is_acknowledged and ledger.neighbour_is_acknowledged):
-                    neighbour.queue(self.announcer.heartbeat(neighbour))
+                    neighbour.queue(self.stopping.hello(neighbour))
+                elif self.edges.closing is not None or (
+                    self.pace.counts_edges and not (ledger.is_acknowledged and ledger.neighbour_is_acknowledged)
+                ):
+                    neighbour.queue(self.stopping.where_it_is(neighbour))
         self.transfers.ask_again(now_s)
         self._pass_on_records(now_s)
         self._say_ready(now_s)
@@ -427,7 +420,7 @@ class Protocol:
         for neighbour in self.neighbours.values():
             if not neighbour.session.is_open:
                 continue
-            neighbour.queue(SendRecords())
+            neighbour.queue(SendNew.RECORDS)
             if self._push_sum is not None and self.view is not None and self.edges.closing is None:
                 part = self._push_sum.message_for(neighbour.name)
                 if self.view.spend(sum(memoryview(frame).nbytes for frame in encode(part)), now_s):
@@ -437,10 +430,10 @@ class Protocol:
         """Say what is new of the start, or was said and has no receipt."""
         for neighbour in self.neighbours.values():
             if self._start is not None and neighbour.session.is_open and self._start.is_due(neighbour.name, now_s):
-                neighbour.queue(SendReady())
+                neighbour.queue(SendNew.READY)
 
     def _pass_on_records(self, now_s: float) -> None:
         """Pass on what is new of the network and has waited long enough."""
         for neighbour in self.neighbours.values():
             if self.view is not None and neighbour.session.is_open and self.view.is_due(neighbour.name, now_s):
-                neighbour.queue(SendRecords())
+                neighbour.queue(SendNew.RECORDS)

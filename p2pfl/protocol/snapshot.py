@@ -42,11 +42,7 @@ def restore(
     since_s: float,
     place: Path,
 ) -> None:
-    """Take up what `snapshot` gave.
-
-    *tensors*: of the checkpoint; those of others are left alone.
-    *since_s*: when it was taken, on this process's clock.
-    *place*: the checkpoint, for messages.
+    """Take up what `snapshot` gave; *since_s*: when it was taken, on this process's clock.
 
     Raises:
         StoreError: the checkpoint is of another study, or of a version before updates continued each other.

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from p2pfl.protocol.announcer import Announcer
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.ledger import goes_back
 from p2pfl.protocol.neighbour import Neighbour
+from p2pfl.protocol.stop_agreement import StopAgreement
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.messages import NOTHING_REMEMBERED, Goodbye, Hello, Remembered
 
@@ -20,15 +20,10 @@ STATE_LOST = "state_lost"
 
 
 class StateCheck:
-    """One node's memory of its neighbours' states, and theirs of its own.
+    """One node's memory of its neighbours' states, and theirs of its own; *forget* drops what a neighbour sent before it began anew."""
 
-    Args:
-        forget: drops what a neighbour has sent, because it has begun anew.
-        counts_edges: whether numbers in a report are those of one edge alone.
-    """
-
-    def __init__(self, edges: Edges, announcer: Announcer, *, forget: Callable[[str], None], counts_edges: bool) -> None:
-        self._edges, self._announcer, self._forget, self._counts_edges = edges, announcer, forget, counts_edges
+    def __init__(self, edges: Edges, stopping: StopAgreement, *, forget: Callable[[str], None], counts_edges: bool) -> None:
+        self._edges, self._stopping, self._forget, self._counts_edges = edges, stopping, forget, counts_edges
         self.own: dict[str, str] = {}
         """Neighbours that remember more of this node than it knows itself, with what they remember: its state went back."""
         self._accepted: dict[str, deque[int]] = {name: deque(maxlen=8) for name in edges.neighbours}
@@ -40,30 +35,24 @@ class StateCheck:
         """Whether both ends know of themselves what the other one remembers; if not they do not talk, and nothing is averaged."""
         ledger, edges, name = neighbour.ledger, self._edges, neighbour.name
         here, there = Remembered(anew=edges.anew, report=ledger.report()), Remembered(anew=hello.anew, report=hello.report)
+        news = ""
         if goes_back(hello.remembered, here):
-            is_new = neighbour.name not in self.own
-            if is_new:
+            if name not in self.own:
                 then, now = self._as_of(hello.remembered, here), self._as_of(here, hello.remembered)
-                self.own[neighbour.name] = f"{neighbour.name} remembers it {then}, and it is {now}"
-                remedy = "restore its newest state, or start it with --start-anew"
-                edges.on_event(
-                    EventKind.STATE_LOST, f"{edges.me}: its state went back: {self.own[neighbour.name]}; {remedy}", neighbour.name
-                )
-            self._refuse(neighbour, is_new=is_new)
+                self.own[name] = f"{name} remembers it {then}, and it is {now}"
+                news = f"{edges.me}: its state went back: {self.own[name]}; restore its newest state, or start it with --start-anew"
+            self._refuse(neighbour, news)
             return False
         if hello.incarnation in self._accepted[name]:
             return True
         before = ledger.remembered()
         if there.anew <= before.anew and goes_back(before, there):
-            is_new = self._lost_of.get(name) != hello.incarnation
-            if is_new:
+            if self._lost_of.get(name) != hello.incarnation:
                 self._lost_of[name] = hello.incarnation
                 neighbour.note_state(f"it was {self._as_of(before, there)}, and now is {self._as_of(there, before)}")
                 remedy = "nothing of it is taken in until its state is restored, or it is started with --start-anew"
-                edges.on_event(
-                    EventKind.STATE_LOST, f"{neighbour.name}: its state went back: {neighbour.state_lost}; {remedy}", neighbour.name
-                )
-            self._refuse(neighbour, is_new=is_new)
+                news = f"{name}: its state went back: {neighbour.state_lost}; {remedy}"
+            self._refuse(neighbour, news)
             return False
         self._accepted[name].append(hello.incarnation)
         if there.anew > before.anew:
@@ -81,13 +70,15 @@ class StateCheck:
             states = f"it was {self._as_of(before)}, and now is {self._as_of(now)}"
             self._edges.on_event(EventKind.STARTED_ANEW, f"{neighbour.name}: {WITHOUT_ITS_STATE}: {states}", neighbour.name)
 
-    def _refuse(self, neighbour: Neighbour, *, is_new: bool) -> None:
-        """Talk no more to the neighbour, but to say what is remembered of it: once now, and with every Hello."""
+    def _refuse(self, neighbour: Neighbour, news: str) -> None:
+        """Talk no more to the neighbour, but to say what is remembered of it: once now, if there is news of it, and with every Hello."""
+        if news:
+            self._edges.on_event(EventKind.STATE_LOST, news, neighbour.name)
         self._edges.refused[STATE_LOST] += 1
         neighbour.note_missed()
         neighbour.session.refuse()
-        if is_new:
-            neighbour.queue(self._announcer.hello(neighbour))
+        if news:
+            neighbour.queue(self._stopping.hello(neighbour))
             neighbour.queue(Goodbye(reason=STATE_LOST))
 
     def _as_of(self, state: Remembered, other: Remembered | None = None) -> str:

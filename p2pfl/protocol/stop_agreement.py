@@ -1,4 +1,4 @@
-"""Agreement to stop at the same round as all others: consensus counters, and stop rounds that this node believes."""
+"""Agreement to stop at the same round as all others: counters, stop rounds that this node believes, and the messages that tell of them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.others import Others
 from p2pfl.runs.events import EventKind
-from p2pfl.wire.messages import Closing, News, StopNews
+from p2pfl.wire.messages import Closing, Heartbeat, Hello, News, StopNews
 
 _MORE_KEPT = 16
 """Consensus counters that are kept beyond those that a stop round needs."""
 
 
 class StopAgreement:
-    """One node's part in agreeing to stop.
-
-    Args:
-        rule: by which the network agrees; None: it does not, or this node cannot tell whether a stop round holds.
-        earliest: the first round after which the network can have agreed; None: it stops at its cap.
-    """
+    """One node's part in agreeing to stop; *rule* and *earliest* are those of `Protocol`."""
 
     def __init__(self, edges: Edges, others: Others, *, rule: StopRule | None = None, earliest: int | None = None) -> None:
         self._edges, self._others, self._rule, self._earliest = edges, others, rule, earliest
@@ -41,12 +36,22 @@ class StopAgreement:
         """News of stopping for a neighbour."""
         return StopNews(agreed_for=self.consensus_counter if consensus_counter is None else consensus_counter, stop_round=self.stop_round)
 
-    def check(self, news: News) -> None:
-        """Refuse news of a stop before its time.
+    def hello(self, neighbour: Neighbour) -> Hello:
+        """Make the first message of a handshake."""
+        ledger, edges = neighbour.ledger, self._edges
+        return neighbour.session.hello(
+            exchange=edges.exchange, report=ledger.report(), stop=self.news(), anew=edges.anew, remembered=ledger.remembered()
+        )
 
-        Raises:
-            PeerError: "implausible_stop", the network cannot have agreed yet.
-        """
+    def where_it_is(self, neighbour: Neighbour) -> Heartbeat | Closing:
+        """Say where this node is, while it runs and after it has stopped."""
+        report, stop, closing = neighbour.ledger.report(), self.news(), self._edges.closing
+        if closing is None:
+            return Heartbeat(exchange=self._edges.exchange, report=report, stop=stop)
+        return Closing(exchange=self._edges.exchange, report=report, stop=stop, reason=closing)
+
+    def check(self, news: News) -> None:
+        """Raise PeerError "implausible_stop" for news of a stop before the network can have agreed."""
         stop_round = news.stop.stop_round
         if stop_round is not None and (self._earliest is None or stop_round < self._earliest):
             earliest = "this network stops at its cap" if self._earliest is None else f"not before {self._earliest}"

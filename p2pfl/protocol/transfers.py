@@ -1,4 +1,4 @@
-"""Updates that one node has sent, and what of them is sent again, to whom and from where on."""
+"""Updates of one node on their way: what was sent, what of it is sent again and from where on, and the values that updates lead to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from p2pfl.errors import BadMessage, StoreError
 from p2pfl.paces.base import Pace
 from p2pfl.params import tensor_over
-from p2pfl.protocol.announcer import Announcer
 from p2pfl.protocol.deadlines import STALL_S
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.stop_agreement import StopAgreement
+from p2pfl.runs.events import EventKind
 from p2pfl.wire.codec import Frame
-from p2pfl.wire.messages import ResendRequest, Sent, StateDigests
+from p2pfl.wire.messages import NOTHING_SAID, ResendRequest, Sent, StateDigests
 from p2pfl.wire.update import EncodedUpdate, FullUpdate, ReceivedUpdate, UpdateFormat
 
 RESEND_AFTER_S = 0.25
@@ -68,26 +68,20 @@ class _Receiver:
 class Transfers:
     """One node's updates on their way, in both directions."""
 
-    def __init__(self, edges: Edges, pace: Pace[ReceivedUpdate], stopping: StopAgreement, announcer: Announcer) -> None:
-        self._edges, self._pace, self._stopping, self._announcer = edges, pace, stopping, announcer
+    def __init__(self, edges: Edges, pace: Pace[ReceivedUpdate], stopping: StopAgreement) -> None:
+        self._edges, self._pace, self._stopping = edges, pace, stopping
         self.sent: dict[int, SentUpdates] = {}
         """By exchange, this one and the last ones."""
         self.receivers = {name: _Receiver() for name in edges.neighbours}
 
     # ---- sending
 
-    def send(
-        self,
-        updates: Mapping[str, EncodedUpdate],
-        *,
-        full: Mapping[str, FullUpdate] | None = None,
-        state_digest: bytes | None = None,
-    ) -> None:
+    def send(self, updates: Mapping[str, EncodedUpdate], full: Mapping[str, FullUpdate], state_digest: bytes | None) -> None:
         """Send this exchange's updates, by receiver."""
         if not self._pace.balances:
             self.sent.clear()  # nobody asks for what is not the newest
         exchange, counter = self._edges.exchange, self._stopping.consensus_counter
-        self.sent[exchange] = SentUpdates(updates=updates, consensus_counter=counter, full=full or {}, state_digest=state_digest)
+        self.sent[exchange] = SentUpdates(updates=updates, consensus_counter=counter, full=full, state_digest=state_digest)
         for name, neighbour in self._edges.neighbours.items():
             if neighbour.session.is_open and name in updates:
                 neighbour.queue(SendUpdate(exchange=exchange, again=False))
@@ -167,7 +161,7 @@ class Transfers:
         """Send what is missing of an update; nothing of one that is over there, or that is queued or on its way."""
         sent, receiver = self.sent.get(request.exchange), self.receivers[neighbour.name]
         if sent is None or neighbour.name not in sent.updates:
-            neighbour.queue(self._announcer.where_it_is(neighbour))
+            neighbour.queue(self._stopping.where_it_is(neighbour))
             return
         exchange, full = kind = request.exchange, request.whole and neighbour.name in sent.full
         if not self.is_of_use(exchange, neighbour):
@@ -257,11 +251,7 @@ class Transfers:
         return {"sent": metadata}, tensors
 
     def restore(self, metadata: Mapping[str, Any], tree: Mapping[str, Any], formats: Sequence[UpdateFormat], place: Path) -> None:
-        """Take up what `snapshot` gave.
-
-        Raises:
-            StoreError: what was sent is damaged.
-        """
+        """Take up what `snapshot` gave; raises StoreError where what was sent is damaged."""
         for exchange, saved in metadata["sent"].items():
             number, update_format = int(exchange), formats[int(exchange) % self._edges.phases]
             after, digest = [each and bytes.fromhex(each) for each in saved["marks"] or (None, None)]
@@ -284,6 +274,63 @@ class Transfers:
             )
 
 
+class EncodedValues:
+    """Values and their state digests on both sides of a node's edges; an update counts where it continues the values that are here."""
+
+    def __init__(self, edges: Edges, transfers: Transfers) -> None:
+        self._edges, self._transfers = edges, transfers
+        self.own: dict[int, bytes] = {}
+        """State digest of this node's own values, by phase."""
+        self.values: dict[str, dict[str, Any]] = {name: {} for name in edges.neighbours}
+        """By neighbour and channel, as far as its updates have led here; zeros where there is none."""
+        self.digests: dict[str, dict[int, bytes]] = {name: {} for name in edges.neighbours}
+        """State digest of these values, by neighbour and phase."""
+        self.resynchronised = 0
+        """How often a neighbour's full update came, because something before it is not here."""
+
+    def continues(self, neighbour: Neighbour, received: ReceivedUpdate) -> bool:
+        """Whether the values are here that an update continues; if not they are asked for."""
+        held = self.digests[neighbour.name].get(received.exchange % self._edges.phases, NOTHING_SAID)
+        if received.state_digests is None or received.state_digests[0] in (None, held):
+            return True
+        neighbour.note_return()
+        self._transfers.ask_for_full(neighbour, received.exchange)
+        return False
+
+    def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
+        """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""
+        if isinstance(values, BadMessage):
+            self._edges.refuse(self._edges.neighbours[name], values)
+        elif received.state_digests is not None:
+            self.values[name].update(values)
+            after, self.digests[name][received.exchange % self._edges.phases] = received.state_digests
+            if after is None:
+                self.resynchronised += 1
+                self._edges.on_event(EventKind.RESYNCHRONISED, f"{name} at exchange {received.exchange}", name)
+
+    def advance(self) -> None:
+        """Take up what was sent in this exchange into this node's own values: its next update continues it."""
+        sent = self._transfers.sent.get(self._edges.exchange)
+        if sent is not None and sent.state_digest is not None:
+            self.own[self._edges.exchange % self._edges.phases] = sent.state_digest
+
+    def forget(self, name: str) -> None:
+        """Drop the values of a neighbour that has begun without its state."""
+        self.values[name].clear()
+        self.digests[name].clear()
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Metadata and tensors for a checkpoint."""
+        tensors = {f"value/{name}/{channel}": value for name, values in self.values.items() for channel, value in values.items()}
+        return {"marks": _in_hex(self.own), "held": {name: _in_hex(digests) for name, digests in self.digests.items()}}, tensors
+
+    def restore(self, metadata: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
+        """Take up what `snapshot` gave."""
+        self.own = _from_hex(metadata["marks"])
+        for name in self.values:
+            self.values[name], self.digests[name] = dict(tree.get("value", {}).get(name, {})), _from_hex(metadata["held"][name])
+
+
 def _restored(
     update_format: UpdateFormat, exchange: int, payload: torch.Tensor, digests: StateDigests | None, place: Path
 ) -> EncodedUpdate:
@@ -303,3 +350,11 @@ def _by_receiver(sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
 def _to_each(receivers: Sequence[str], sent: Mapping[str, _Sent]) -> Mapping[str, _Sent]:
     """Undo `_by_receiver`."""
     return dict.fromkeys(receivers, sent[_ALL]) if _ALL in sent else sent
+
+
+def _in_hex(digests: Mapping[int, bytes]) -> dict[str, str]:
+    return {str(phase): digest.hex() for phase, digest in digests.items()}
+
+
+def _from_hex(digests: Mapping[str, str]) -> dict[int, bytes]:
+    return {int(phase): bytes.fromhex(digest) for phase, digest in digests.items()}

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
 from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Equivocation, Witness
-from p2pfl.protocol.token_bucket import TokenBucket
+from p2pfl.protocol.allowance import TokenBucket
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 

@@ -67,7 +67,7 @@ def test_a_node_that_was_set_back_and_its_neighbour_both_see_it_and_do_not_talk(
     backup = b.protocol.edges.ledgers()
     exchanges(a, b, rounds_back)
     greeted(a, b)
-    a.hear("b", b.protocol.announcer.heartbeat(b.protocol.neighbours["a"]))  # as the next update would tell
+    a.hear("b", b.protocol.stopping.where_it_is(b.protocol.neighbours["a"]))  # as the next update would tell
     again = restarted(b, backup, exchange=22 - rounds_back)
     a.post()
     meets(a, again)
@@ -149,7 +149,7 @@ def test_what_is_remembered_outlives_the_process_that_heard_it():
 
 def test_an_old_hello_that_comes_late_shows_nothing():
     a, b = pair()
-    old = b.protocol.announcer.hello(b.protocol.neighbours["a"])
+    old = b.protocol.stopping.hello(b.protocol.neighbours["a"])
     exchanges(a, b, 5)
     a.hear("b", old)
 
@@ -184,7 +184,7 @@ def test_a_node_that_is_started_anew_is_talked_to_and_written_down():
     anew.protocol.edges.checkpointed(anew.protocol.edges.ledgers())
     anew.protocol.begin(5, anew.now_s)
     greeted(a, anew)
-    anew.protocol.neighbours["a"].queue(anew.protocol.announcer.heartbeat(anew.protocol.neighbours["a"]))
+    anew.protocol.neighbours["a"].queue(anew.protocol.stopping.where_it_is(anew.protocol.neighbours["a"]))
     carry(a, anew)
     exchanges(a, anew, 3)
     assert a.protocol.neighbours["b"].ledger.remembered().report.closed_through == 6

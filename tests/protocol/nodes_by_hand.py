@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from p2pfl.protocol.deadlines import Deadlines
+from p2pfl.protocol.deadlines import Deadlines, RoundDurations
 from p2pfl.protocol.edges import Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour, SendUpdate
 from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.protocol.round_durations import RoundDurations
 from p2pfl.protocol.view import NetworkView
 from p2pfl.topology.schedule import Neighbourhood
 from p2pfl.wire.codec import decode, encode

@@ -12,8 +12,8 @@ from p2pfl.protocol.allowance import (
     MESSAGES_AT_ONCE,
     NONSENSE_AT_ONCE,
     NeighbourAllowance,
+    TokenBucket,
 )
-from p2pfl.protocol.token_bucket import TokenBucket
 from p2pfl.wire.codec import CHUNK_BYTES
 
 SMALL = 112

@@ -55,7 +55,7 @@ def test_settled_means_that_both_sides_know_of_each_other():
         for node in (a, b):
             node.protocol.edges.checkpointed(node.protocol.edges.ledgers())
             (neighbour,) = node.protocol.neighbours.values()
-            neighbour.queue(node.protocol.announcer.closing(neighbour))
+            neighbour.queue(node.protocol.stopping.where_it_is(neighbour))
         carry(a, b)
     for node in (a, b):
         node.protocol.edges.checkpointed(node.protocol.edges.ledgers())
@@ -82,7 +82,7 @@ def test_a_last_word_is_the_last(reason):
     neighbour.queue(goodbye)
     neighbour.outbox = deque([neighbour.outbox[-1]])
     a.now_s += 2 * RESEND_AFTER_S
-    a.hear("b", b.protocol.announcer.hello(b.protocol.neighbours["a"]))
+    a.hear("b", b.protocol.stopping.hello(b.protocol.neighbours["a"]))
     a.protocol.tick(a.now_s + 60.0)
     said = a.said_to("b")
     b.hear("a", *said)

@@ -14,8 +14,8 @@ import pytest
 from members_by_hand import HOUR_S, LARGE, MEMBERS, RULE, Member, node_terms, record, signed
 from nodes_by_hand import FORMAT, NUM_EXCHANGES, hello
 
-from p2pfl.protocol.neighbour import SendReady, SendRecords, SendUpdate
-from p2pfl.protocol.round_durations import RoundDurations
+from p2pfl.protocol.deadlines import RoundDurations
+from p2pfl.protocol.neighbour import SendNew, SendUpdate
 from p2pfl.wire.codec import encode
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Closing, Goodbye, Heartbeat, Hello, ProofRequest, Records, Report, ResendRequest, StopNews
@@ -85,10 +85,10 @@ class Honest(Member):
             if isinstance(item, SendUpdate):
                 frames += list(self.protocol.transfers.frames_of(neighbour, item))
                 self.protocol.transfers.note_handed_over(peer, item)
-            elif isinstance(item, SendRecords):
+            elif item is SendNew.RECORDS:
                 while sealed := self.protocol.view.take(peer, self.now_s):
                     frames.append(encode(Records(sealed=tuple(sealed))))
-            elif not isinstance(item, SendReady):
+            elif item is not SendNew.READY:
                 frames.append(encode(item))
         return frames
 

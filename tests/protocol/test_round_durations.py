@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl.protocol.round_durations import RoundDurations
+from p2pfl.protocol.deadlines import RoundDurations
 
 
 def pace_after(durations_s, *, factor=3.0, floor_s=1.0, window=100):

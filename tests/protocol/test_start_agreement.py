@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage
-from p2pfl.protocol.start_agreement import CHANGE_S, RESEND_S, StartAgreement
+from p2pfl.protocol.agreed_start import CHANGE_S, RESEND_S, StartAgreement
 from p2pfl.wire.messages import Ready
 from p2pfl.wire.ready_record import ReadyRecord, packed, seal, unpacked, unseal, verify
 
@@ -228,7 +228,7 @@ def test_what_is_lost_is_said_again_and_what_has_a_receipt_is_not():
     assert pair.at(RESEND_S / 2).started == {0: {0, 1}}
     assert pair.at(RESEND_S).started == {0: {0, 1}, 1: {0, 1}}
     pair.at(2 * RESEND_S)
-    assert pair.agreements[0].is_said(["1"])
+    assert not pair.agreements[0]._spoken["1"].unacknowledged
     assert not pair.agreements[0].is_due("1", 1000.0)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.spec import ChurnSpec, ClockSpec
-from p2pfl.protocol.round_durations import WINDOW, RoundDurations
+from p2pfl.protocol.deadlines import WINDOW, RoundDurations
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.events.clock import RoundClock, RoundPaces
 from p2pfl.simulator.events.delays import Delays

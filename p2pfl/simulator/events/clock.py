@@ -22,7 +22,7 @@ from p2pfl.experiment.graph import link_costs
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import NEEDS_ALL, matches_flows
 from p2pfl.experiment.sites import counts_of
-from p2pfl.protocol.round_durations import CEILING_S, QUANTILE, WINDOW
+from p2pfl.protocol.deadlines import CEILING_S, QUANTILE, WINDOW
 from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
 from p2pfl.topology import Schedule
 from p2pfl.wire.update import UpdateFormat
