@@ -43,9 +43,10 @@ class LinkReports:
             saying = self._watch.look(now, self._clock.now_s(), is_closing=is_closing)
             if saying is None:
                 continue
-            log.log(saying.level, "%s", saying.text)
-            if saying.event is not None:
-                self._log.write_settled(*saying.event, now.name)
+            level, text, event = saying
+            log.log(level, "%s", text)
+            if event is not None:
+                self._log.write_settled(*event, now.name)
 
     def count_unreadable(self) -> None:
         """Hold against neighbours what their links did not deliver because it was no message."""

@@ -25,9 +25,7 @@ _WORDS = {
     LinkCondition.RESOLVING: "its host name is being looked up",
     LinkCondition.CONNECTING: "it is being dialled",
 }
-_MAY_BE_STARTING = frozenset(
-    {LinkCondition.CLOSED, LinkCondition.AWAITED, LinkCondition.RESOLVING, LinkCondition.CONNECTING, LinkCondition.REFUSED}
-)
+_MAY_BE_STARTING = frozenset({*_WORDS, LinkCondition.REFUSED})
 """States that are everyday before a neighbour was ever there: it has not been started yet."""
 
 HANDSHAKING, OTHER_STUDY, LOST, LEFT, PAUSED = "greeting", "other study", "state lost", "left", "paused"
@@ -43,36 +41,22 @@ class LinkReport:
 
     state: str
     """One of STATES."""
-
     detail: str
     """The cause as far as it is known; empty where there is nothing to say."""
-
     since_s: float
     """When it came to be so, on the clock of time.monotonic."""
-
     is_good: bool
     """Whether neighbour and node can talk."""
-
     was_good: bool
     """Whether they could, at any time since this node started."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Saying:
-    """One line for the log."""
-
-    level: int
-    text: str
-
-    event: tuple[EventKind, str] | None
-    """Kind and detail for the run's events, where this is a change and no repetition."""
+Saying = tuple[int, str, tuple[EventKind, str] | None]
+"""Level and text for the log; kind and detail for the run's events, where this is a change and no repetition."""
 
 
 def report(neighbour: Neighbour, link: LinkState, *, num_unknown_keys: int = 0) -> LinkReport:
-    """Put together how a neighbour's link is.
-
-    *num_unknown_keys*: connections to this node that were refused for a key that is no neighbour's.
-    """
+    """Put together how a neighbour's link is; *num_unknown_keys*: connections that were refused for a key that is no neighbour's."""
     state, detail = link.state.value, link.detail or _WORDS.get(link.state, "")
     is_good = link.state == LinkCondition.UP and neighbour.session.is_open
     if neighbour.left:
@@ -114,10 +98,7 @@ class LinkWatch:
         self._told = {name: _Told() for name in names}
 
     def look(self, now: LinkReport, now_s: float, *, is_closing: bool = False) -> Saying | None:
-        """Say what has changed about a neighbour's link, if anything has.
-
-        *is_closing*: this node has stopped, so that a neighbour that goes is nothing to worry about.
-        """
+        """Say what has changed about a neighbour's link, if anything has; while this node *is_closing* a neighbour may go."""
         told = self._told[now.name]
         if now.is_good:
             return self._good(now.name, told, now_s)
@@ -138,7 +119,8 @@ class LinkWatch:
             told.was_good, told.good_until_s = True, now.since_s
         out_s = now_s - told.good_until_s if told.was_good else None
         if out_s is None:
-            text = f"waiting for {now.name}{_lasting(now_s - now.since_s, is_new=is_new)}: {now.detail}"
+            lasting = "" if is_new else f" for {_words_of(now_s - now.since_s)}"
+            text = f"waiting for {now.name}{lasting}: {now.detail}"
         else:
             text = f"{now.name} is out for {_words_of(out_s)}: {now.detail}"
         everyday = is_closing or now.state == PAUSED or (out_s is None and now.state in _MAY_BE_STARTING)
@@ -146,7 +128,7 @@ class LinkWatch:
         if is_new:
             told.changes += 1
             event = (EventKind.WAITING if out_s is None else EventKind.LINK_DOWN, f"{now.name}: {now.detail}")
-        return _unless_too_often(told.changes, Saying(level=level, text=text, event=event))
+        return _unless_too_often(told.changes, (level, text, event))
 
     def _good(self, name: str, told: _Told, now_s: float) -> Saying | None:
         was_out_s = now_s - told.good_until_s if told.was_good else 0.0
@@ -155,18 +137,14 @@ class LinkWatch:
         if before is None:
             return None
         text = f"{name} is back after {_words_of(was_out_s)}" if was_out_s else f"{name} is here"
-        return _unless_too_often(told.changes, Saying(level=logging.INFO, text=text, event=(EventKind.LINK_UP, text)))
+        return _unless_too_often(told.changes, (logging.INFO, text, (EventKind.LINK_UP, text)))
 
 
 def _unless_too_often(changes: int, saying: Saying) -> Saying:
     """For debugging only where a link goes up and down without end: it must not fill the disk."""
     if changes <= _ALWAYS_SAID or changes & (changes - 1) == 0:
         return saying
-    return Saying(level=logging.DEBUG, text=saying.text, event=None)
-
-
-def _lasting(seconds: float, *, is_new: bool) -> str:
-    return "" if is_new else f" for {_words_of(seconds)}"
+    return logging.DEBUG, saying[1], None
 
 
 def _words_of(seconds: float) -> str:

@@ -44,13 +44,13 @@ class Listener:
         return self.lasts(seconds, LinkCondition.UP, is_open=True)
 
     def texts(self):
-        return [saying.text for _, saying in self.said]
+        return [text for _, (_, text, _) in self.said]
 
     def events(self):
-        return [saying.event for _, saying in self.said if saying.event is not None]
+        return [event for _, (_, _, event) in self.said if event is not None]
 
     def levels(self):
-        return [saying.level for _, saying in self.said]
+        return [level for _, (level, _, _) in self.said]
 
 
 def test_a_neighbour_that_was_never_there_is_waited_for_by_name_and_cause():
