@@ -40,7 +40,7 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.equivocation import Witness
 from p2pfl.protocol.event_throttle import EventThrottle
-from p2pfl.protocol.network_view import ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.view import NetworkView
 from p2pfl.runs.rows import NodeRow
@@ -161,7 +161,7 @@ def daemons(plan: Plan, place: Path, ports: dict[str, ReservedPort]) -> list[Dae
                 timeouts=TIMEOUTS,
                 incarnation=number + 1,
                 signing=Signing(keys=signed, sign=secrets[name].sign),
-                view=ViewTerms(keys=signed, sign=secrets[name].sign),
+                view=ViewPolicy(),
             ),
             status_port=None,
         )

@@ -25,7 +25,7 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.status import read_status
 from p2pfl.protocol.agreed_start import Signing
-from p2pfl.protocol.network_view import ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.transports import MemoryNetwork
 
 TIMEOUTS = Timeouts(deadline_floor_s=120.0, linger_s=20.0, start_within_s=120.0)
@@ -63,7 +63,7 @@ async def in_memory(plan: Plan, place: Path, seconds: float, round_s: float) -> 
                 timeouts=timeouts,
                 incarnation=number + 1,
                 signing=Signing(keys=keys, sign=secrets[name].sign),
-                view=ViewTerms(keys=keys, sign=secrets[name].sign),
+                view=ViewPolicy(),
             ),
             status_port=None,
         )

@@ -19,7 +19,7 @@ from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
-from p2pfl.protocol.network_view import NetworkViewAdapter, ViewTerms
+from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
 
@@ -46,7 +46,7 @@ class Node:
         state: the folder for checkpoint, records and result.
         incarnation: a random number in [1, 2**63), another one at each start.
         signing: what this node agrees on the start with.
-        view: what it needs to know the whole network; None: it takes no part in that.
+        view: what it says of itself to the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
     """
@@ -62,7 +62,7 @@ class Node:
         timeouts: Timeouts,
         incarnation: int,
         signing: Signing,
-        view: ViewTerms | None = None,
+        view: ViewPolicy | None = None,
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
     ) -> None:
@@ -75,7 +75,7 @@ class Node:
         self.formats = update_formats(plan.recipe.algorithm, self.population)
         self.terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         self.log = RunLog(me, self.clock, lambda: self.place.round)
-        self.view = NetworkViewAdapter(plan, me, view, study_digest) if view is not None else None
+        self.view = NetworkViewAdapter(plan, me, signing, view, study_digest) if view is not None else None
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.protocol = protocol = own_edges(

@@ -30,7 +30,7 @@ from p2pfl.node.own_contract import differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
 from p2pfl.protocol.agreed_start import Signing
-from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import TRANSPORTS, Endpoint
@@ -121,11 +121,7 @@ def start(
             signing=Signing(keys=keys, sign=identity.signing.sign),
             start_anew=start_anew,
             accepted_differences=differs,
-            view=ViewTerms(
-                keys=keys,
-                sign=identity.signing.sign,
-                policy=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
-            ),
+            view=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
         )
         host, port = site.status_address
         daemon = Daemon(node, status_host=host, status_port=port)

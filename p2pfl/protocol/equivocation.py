@@ -35,16 +35,8 @@ class Equivocation:
 
     member: int
     """Its place in the roster."""
-
     round: int
     sealed: tuple[bytes, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    began: int
-    digest: bytes
-    sealed: bytes
 
 
 @dataclass(slots=True)
@@ -54,27 +46,27 @@ class Witness:
     kept_rounds: int = KEPT_ROUNDS
     found: list[Equivocation] = field(default_factory=list)
     """At most MOST_EACH of each member."""
-    _statements: dict[int, dict[int, _Statement]] = field(default_factory=dict)
-    """By member and round."""
+    _statements: dict[int, dict[int, tuple[RoundRecord, bytes]]] = field(default_factory=dict)
+    """Records and how they came sealed, by member and round."""
     _updates: dict[int, dict[int, bytes]] = field(default_factory=dict)
     _differing: list[tuple[int, int]] = field(default_factory=list)
 
     def conflicts_with(self, record: RoundRecord) -> bool:
         """Whether a record says otherwise than one that is remembered; its signature need not have been looked at."""
-        said = self._statements.get(record.member, {}).get(record.round)
-        return said is not None and record.update is not None and said.began == record.began and said.digest != record.update
+        said, _ = self._statements.get(record.member, {}).get(record.round, (None, b""))
+        return said is not None and record.update is not None and said.began == record.began and said.update != record.update
 
     def note(self, record: RoundRecord, sealed: bytes) -> Equivocation | None:
         """Remember a record whose signature holds; an equivocation that it makes, if that is to be kept."""
         if record.update is None:
             return None
         said = self._statements.setdefault(record.member, {})
-        if any(record.began > other.began for other in said.values()):  # it has begun again without its state
+        if any(record.began > other.began for other, _ in said.values()):  # it has begun again without its state
             said.clear()
             self._updates.pop(record.member, None)
         before = said.get(record.round)
         if before is None:
-            said[record.round] = _Statement(record.began, record.update, sealed)
+            said[record.round] = record, sealed
             self._forget_oldest(said)
             self._compare(record.member, record.round)
             return None
@@ -82,7 +74,7 @@ class Witness:
             return None
         if any((each.member, each.round) == (record.member, record.round) for each in self.found):
             return None
-        equivocation = Equivocation(member=record.member, round=record.round, sealed=(before.sealed, sealed))
+        equivocation = Equivocation(member=record.member, round=record.round, sealed=(before[1], sealed))
         self.found.append(equivocation)
         return equivocation
 
@@ -102,9 +94,9 @@ class Witness:
 
     def _compare(self, member: int, number: int) -> None:
         said, came = self._statements.get(member, {}).get(number), self._updates.get(member, {}).get(number)
-        if said is not None and came is not None and said.digest != came and len(self._differing) < KEPT_ROUNDS:
+        if said is not None and came is not None and said[0].update != came and len(self._differing) < KEPT_ROUNDS:
             self._differing.append((member, number))
 
-    def _forget_oldest(self, by_round: dict[int, _Statement] | dict[int, bytes]) -> None:
+    def _forget_oldest(self, by_round: dict[int, tuple[RoundRecord, bytes]] | dict[int, bytes]) -> None:
         while len(by_round) > self.kept_rounds:
             del by_round[min(by_round)]

@@ -12,15 +12,16 @@ import torch
 
 from p2pfl.experiment.graph import diameter_bound
 from p2pfl.experiment.plan import Plan
+from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.equivocation import Equivocation, update_digest
-from p2pfl.protocol.push_sum import PushSumConversation, PushSumResult
+from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.view import NetworkRound, NetworkView
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, network_row
 from p2pfl.runs.text import Row
 from p2pfl.topology import is_spectrum_quick, rounds_to
-from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord, Sign
+from p2pfl.wire.round_record import MAX_METRICS, MAX_NAMED, PARTS, RoundRecord
 
 Counts = Literal["exact", "tens", "withheld"]
 
@@ -47,30 +48,17 @@ class ViewPolicy:
 
     bytes_per_s: float | None = 1000.0
     """Sent for the view; None: as much as there is to say."""
-
     metrics: bool = True
     """Whether metrics on the site's test rows, and losses, are said."""
-
     counts: Counts = "exact"
     """How many rows the site has: as it is, rounded down to tens, or not at all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewTerms:
-    """Terms on which a node takes part in the network's view."""
-
-    keys: Mapping[str, bytes]
-    """Every member's Ed25519 public key, 32 bytes."""
-
-    sign: Sign
-    policy: ViewPolicy = ViewPolicy()
 
 
 class NetworkViewAdapter:
     """One node's view of the network, in names and rows."""
 
-    def __init__(self, plan: Plan, me: str, terms: ViewTerms, study_digest: str) -> None:
-        self._plan, self._me, self._policy = plan, me, terms.policy
+    def __init__(self, plan: Plan, me: str, signing: Signing, policy: ViewPolicy, study_digest: str) -> None:
+        self._plan, self._me, self._policy = plan, me, policy
         self._metrics = sorted(plan.task.metrics)[:MAX_METRICS]
         self._places = {name: place for place, name in enumerate(plan.names)}
         self._kept: deque[NetworkRound] = deque(maxlen=max(1, _MOST_ROWS // len(plan.names)))
@@ -91,23 +79,21 @@ class NetworkViewAdapter:
         """Where records are not summed: the sum of everybody's disagreement."""
         self.view = NetworkView(
             me=self._places[me],
-            keys=[terms.keys[name] for name in plan.names],
-            sign=terms.sign,
+            keys=[signing.keys[name] for name in plan.names],
+            sign=signing.sign,
             study=bytes.fromhex(study_digest),
             neighbours=plan.neighbours(me),
             diameter=diameter_bound(plan.topology) if is_spectrum_quick(plan.topology) else None,
             last_round=plan.experiment.last_possible_round,
-            bytes_per_s=terms.policy.bytes_per_s,
+            bytes_per_s=policy.bytes_per_s,
             sums=not is_many,
         )
 
     def start(self, began_ms: int, *, again: bool) -> None:
-        """Before the first round of this process.
+        """Take up when the run began, in milliseconds since 1970, 0 if not known, before the first round of this process.
 
-        Args:
-            began_ms: when the run began, in milliseconds since 1970; 0 if not known.
-            again: whether an earlier process has sent updates. It may have sent one of the exchanges that this one takes part in next, with
-                another model: neighbours keep the first, so the distances of these rounds are not said.
+        *again*: whether an earlier process has sent updates. It may have sent one of the exchanges that this one takes part in next, with
+        another model: neighbours keep the first, so the distances of these rounds are not said.
         """
         self._began_ms = began_ms
         self._unsure_rounds = _UNSURE_ROUNDS if again else 0
@@ -126,11 +112,7 @@ class NetworkViewAdapter:
         )
 
     def end_round(self, row: NodeRow, now_s: float, *, agreed: bool) -> None:
-        """A round of this node's own is over: say so, as `say` does, and take the next step of the sum.
-
-        *row*: as in nodes.jsonl, with the bytes of this round alone.
-        *agreed*: whether what was exchanged were models, so that its disagreement bounds something.
-        """
+        """A round of this node's own is over: say so, and take the next step of the sum; *agreed*: what was exchanged were models."""
         self.view.begin(row.round + 1, now_s)
         if self._unsure_rounds:  # an earlier process may have sent, and signed, another one
             self._update = None
@@ -143,11 +125,8 @@ class NetworkViewAdapter:
             self.push_sum.end_round(row.round, value)
 
     def say(self, row: NodeRow, now_s: float, *, closing: bool = False) -> None:
-        """Tell the network of a round of this node's own, if it is one that is spoken of.
-
-        *row*: as in nodes.jsonl, with the bytes of this round alone.
-        """
-        if row.metrics is not None and self._shows_metrics:
+        """Tell the network of a round of this node's own, if it is one that is spoken of; the row has the bytes of this round alone."""
+        if row.metrics is not None and self._policy.metrics and self._test_rows() >= SMALL_CELL:
             self._measured = row.round, tuple(_finite(row.metrics.get(name)) for name in self._metrics)
         if not closing and not self.view.speaks_of(row.round):
             return
@@ -158,15 +137,9 @@ class NetworkViewAdapter:
         return None if self._last_row is None else self.view.sealed(self._record(self._last_row, closing=False))
 
     def waits_for_others(self, name: str, number: int) -> bool:
-        """Whether a third member has signed that a neighbour of this member did not come to a round, so that it may wait for that one.
-
-        Args:
-            name: a member that says that it waits.
-            number: the round; a record of a later one counts, too.
-        """
-        return any(
-            self._has_missed(member, name, number) for member in self.view.newest if member not in (self.view.me, self._places[name])
-        )
+        """Whether a third member has signed that a neighbour of a member did not come to a round, or to a later one: it may wait."""
+        third = self.view.newest.keys() - {self.view.me, self._places[name]}
+        return any(self._has_missed(member, name, number) for member in third)
 
     def was_held_up(self, name: str, number: int) -> bool:
         """Whether a neighbour has signed that one of its other neighbours did not come to a round, or to a later one."""
@@ -226,7 +199,7 @@ class NetworkViewAdapter:
             self._kept.append(known)
             folder.append_network(self._network_row(known))
         if self.push_sum is not None and (summed := self.push_sum.known()) is not None:
-            self._summed = self._push_sum_row(summed)
+            self._summed = self._push_sum_row(*summed)
             folder.append_network(self._summed)
 
     def begun_again(self) -> set[str]:
@@ -237,9 +210,7 @@ class NetworkViewAdapter:
         """Members that have not ended with the others, and the newest round that was heard of each, None where none was; in step only.
 
         No last record has come of such a member, and either all its neighbours of which one has come made their last rounds without it, or
-        nothing has come of it for longer than news need.
-
-        *ahead*: how many exchanges two neighbours can be apart.
+        nothing has come of it for longer than news need. Two neighbours can be *ahead* exchanges apart.
         """
         if not self._plan.experiment.pace.kind.in_step:
             return {}
@@ -270,10 +241,7 @@ class NetworkViewAdapter:
         return 2 * ended > len(company)
 
     def rows(self, now_s: float, paused: Collection[str] = ()) -> list[Row]:
-        """Everybody's newest record, as rows of nodes.jsonl with their age; in the roster's order. Who was never heard of has no row.
-
-        *paused*: members that have said that they pause.
-        """
+        """Everybody's newest record, as rows of nodes.jsonl with their age, in the roster's order; *paused*: who has said so of itself."""
         newest = sorted(self.view.newest.items())
         last = max((heard.record.round for _, heard in newest), default=0)
         return [
@@ -320,11 +288,6 @@ class NetworkViewAdapter:
             }
 
         return gather
-
-    @property
-    def _shows_metrics(self) -> bool:
-        rows = self._test_rows()
-        return self._policy.metrics and rows >= SMALL_CELL
 
     def _test_rows(self) -> int:
         site = self._plan.sites.get(self._me)
@@ -373,14 +336,14 @@ class NetworkViewAdapter:
     def _network_row(self, known: NetworkRound) -> NetworkRow:
         """Row of the network that the records of a round certify."""
         records, plan = list(known.records.values()), self._plan
-        norms = [record.norm for record in records if record.norm is not None]
+        squares = [record.norm**2 for record in records if record.norm is not None]
         return network_row(
             plan.bound_rule,
             known.number,
             kind_of_round(known.number, plan.experiment.rounds),
             losses=[record.loss for record in records],
             disagreement=known.disagreement,
-            mean_squared_norm=sum(norm**2 for norm in norms) / len(norms) if norms else None,
+            mean_squared_norm=sum(squares) / len(squares) if squares else None,
             nodes=len(records),
             skipped=sum(record.skipped for record in records),
             unknown=sum(record.disagreement is None for record in records),
@@ -391,22 +354,22 @@ class NetworkViewAdapter:
             known_in=known.known_in,
         )
 
-    def _push_sum_row(self, summed: PushSumResult) -> NetworkRow:
+    def _push_sum_row(self, number: int, low: float, high: float, known_in: int) -> NetworkRow:
         """Row of the network that a sum of everybody's disagreement certifies."""
         own = self.view.newest.get(self._places[self._me])
         norm = own.record.norm if own is not None else None
         return network_row(
             self._plan.bound_rule,
-            summed.round,
-            kind_of_round(summed.round, self._plan.experiment.rounds),
+            number,
+            kind_of_round(number, self._plan.experiment.rounds),
             losses=[],
             disagreement=None,
             mean_squared_norm=None if norm is None else norm**2,
             nodes=len(self._plan.names),
-            between=(summed.low, summed.high),
+            between=(low, high),
             rounding=self._rounding,
             missing=[],
-            known_in=summed.known_in,
+            known_in=known_in,
         )
 
 

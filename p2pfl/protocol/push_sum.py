@@ -25,17 +25,6 @@ MAX_OUTAGE: Final = 4
 _AHEAD = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PushSumResult:
-    """Result of one sum, within bounds."""
-
-    round: int
-    low: float
-    high: float
-    """Bounds of the sum over all nodes."""
-    known_in: int
-
-
 @dataclass(slots=True)
 class _Edge:
     """Amounts that one neighbour has given."""
@@ -96,8 +85,7 @@ class PushSumConversation:
 
     def message_for(self, name: str) -> PushSum:
         """Make the message to a neighbour at the end of a round."""
-        given = self._given[name]
-        ended = self._hops > 0
+        given, ended = self._given[name], self._hops > 0
         return PushSum(
             round=max(self._round, 0),
             step=self._step,
@@ -112,10 +100,9 @@ class PushSumConversation:
 
     def hear(self, name: str, said: PushSum) -> None:
         """Take in what a neighbour says; what is of another sum is left alone."""
-        if said.round != self._round and not self._is_next(said):
-            return
         if said.round != self._round:
-            self._early[name] = said  # this node has not begun that sum yet
+            if said.round == (self._round + self.period if self._round >= 0 else 0):
+                self._early[name] = said  # this node has not begun that sum yet
             return
         edge = self._edges[name]
         if said.void:
@@ -130,15 +117,12 @@ class PushSumConversation:
             edge.outage, edge.hops = max(edge.outage, said.outage), said.hops
         self._pass_on()
 
-    def known(self) -> PushSumResult | None:
-        """Return the result of a sum, once."""
-        enough = self._hops > self._diameter
-        if self._known or self._is_void or not enough or self._outage > MAX_OUTAGE:
+    def known(self) -> tuple[int, float, float, int] | None:
+        """Return, once, the round that a sum is of, the bounds of the sum over all nodes, and the round in which they became known."""
+        if self._known or self._is_void or self._hops <= self._diameter or self._outage > MAX_OUTAGE:
             return None
         self._known = True
-        return PushSumResult(
-            round=self._round, low=self._num_nodes * self._low, high=self._num_nodes * self._high, known_in=self._now_round
-        )
+        return self._round, self._num_nodes * self._low, self._num_nodes * self._high, self._now_round
 
     @property
     def _ratio(self) -> float:
@@ -157,9 +141,6 @@ class PushSumConversation:
         for name, said in early.items():
             if said.round == start:
                 self.hear(name, said)
-
-    def _is_next(self, said: PushSum) -> bool:
-        return said.round == (self._round + self.period if self._round >= 0 else 0)
 
     def _take(self, step: int) -> None:
         """Take what neighbours had given by the end of the step before; what they have given since would not be in their own extremes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import nlargest
 from statistics import median
 from typing import Final
@@ -18,8 +18,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pfl.errors import BadMessage
-from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Equivocation, Witness
 from p2pfl.protocol.allowance import TokenBucket
+from p2pfl.protocol.equivocation import KEPT_OF_MANY, KEPT_ROUNDS, Equivocation, Witness
 from p2pfl.wire.messages import MAX_RECORDS
 from p2pfl.wire.round_record import RoundRecord, Sign, seal, unseal, verify
 
@@ -59,10 +59,8 @@ class NetworkRound:
     number: int
     records: Mapping[int, RoundRecord]
     """By place in the roster, in its order."""
-
     known_in: int
     """The round that this node was in when the last of them came."""
-
     num_members: int
 
     @property
@@ -75,14 +73,6 @@ class NetworkRound:
         """The sum over edges of ||x_i - x_j||**2, as far as it is known; None where nothing is."""
         known = [record.disagreement for record in self.records.values() if record.disagreement is not None]
         return math.fsum(known) if known else None
-
-
-@dataclass(kw_only=True, slots=True)
-class _Round:
-    """The records of one round so far."""
-
-    records: dict[int, RoundRecord] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)
 
 
 class NetworkView:
@@ -122,8 +112,9 @@ class NetworkView:
         self.level = 0
         """This node speaks of rounds that 2**level divides."""
         self.bytes_sent = 0
-        self._rounds: dict[int, _Round] = {}
-        self._known: deque[NetworkRound] = deque()
+        self._rounds: dict[int, dict[int, RoundRecord]] = {}  # records so far, by round and member
+        self._concluded: set[int] = set()  # those of which everybody's record has come
+        self._known: list[NetworkRound] = []
         self._pending: dict[str, dict[_Key, bytes]] = {name: {} for name in neighbours}
         self.witness = Witness(kept_rounds=KEPT_ROUNDS if sums else KEPT_OF_MANY)
         self._evidence: dict[str, deque[Equivocation]] = {name: deque() for name in neighbours}  # to be passed on
@@ -147,6 +138,7 @@ class NetworkView:
         self._now_round, self._began_s = number, now_s
         self.level = self._level()
         self._oldest = max(self._oldest, number - self._window)  # what has been given up is not opened again
+        self._concluded = {concluded for concluded in self._concluded if concluded >= self._oldest}
         for old in [r for r in self._rounds if r < self._oldest]:
             self._give_up(old)
 
@@ -165,10 +157,7 @@ class NetworkView:
     # ---- what comes and goes
 
     def hear(self, peer: str, sealed_records: Sequence[bytes], now_s: float, *, furthest: int | None = None) -> None:
-        """Take in what a neighbour passes on.
-
-        *furthest*: no member can be in a later round, as far as this node knows; such records count as proof of where a member is, and
-        for nothing else. None: the run's last.
+        """Take in what a neighbour passes on; records of a round later than *furthest* only prove where a member is.
 
         Raises:
             BadMessage: one of them is no record, of nobody in the roster, not signed by whom it is of, of a round that cannot be, or more
@@ -209,20 +198,11 @@ class NetworkView:
         return {member: rounds for rounds, member, _ in self._in_front()}
 
     def num_closed(self, other_than: Collection[int]) -> int:
-        """How many members have signed that they have stopped.
-
-        Args:
-            other_than: places in the roster of members that do not count.
-        """
+        """How many members have signed that they have stopped, beside some that do not count."""
         return sum(heard.record.closing and member not in other_than for member, heard in self.newest.items())
 
     def proof(self, own: bytes | None, *, without: int | None) -> list[bytes]:
-        """Sealed records of the members that are furthest, and this node's own one.
-
-        Args:
-            own: of this node's last round; None: it has ended none.
-            without: a member that knows its own; None: nobody.
-        """
+        """Sealed records of the members that are furthest, *without* one that knows its own, and this node's own of its last round."""
         others = [sealed for _, member, sealed in self._in_front() if member != without]
         return [*([] if own is None else [own]), *others]
 
@@ -239,9 +219,7 @@ class NetworkView:
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether it is time to say what is new to a neighbour, between two rounds."""
         pending = self._pending[name]
-        if self._evidence[name]:
-            return True
-        if any(is_last for _, _, is_last in pending):
+        if self._evidence[name] or any(is_last for _, _, is_last in pending):
             return True
         if not pending or self._allowance.refill(now_s) <= 0:
             return False
@@ -284,12 +262,8 @@ class NetworkView:
     # ---- what it comes to
 
     def known_rounds(self) -> list[NetworkRound]:
-        """Rounds of which everybody's record has come since the last call, or of which the rest will not come any more.
-
-        They are in the order in which they became known.
-        """
-        known = list(self._known)
-        self._known.clear()
+        """Rounds, in the order in which they became known since the last call: everybody's record has come, or the rest will not come."""
+        known, self._known = self._known, []
         return known
 
     def begun_again(self) -> set[int]:
@@ -299,7 +273,7 @@ class NetworkView:
 
     def open_records(self) -> list[RoundRecord]:
         """Records of the rounds that not everybody has spoken of yet."""
-        return [record for so_far in self._rounds.values() for record in so_far.records.values()]
+        return [record for so_far in self._rounds.values() for record in so_far.values()]
 
     def is_told_of_the_end(self, nearby: Collection[str]) -> bool:
         """Whether everybody's last record is here, and said to those neighbours."""
@@ -307,12 +281,13 @@ class NetworkView:
         return ended and not any(is_last for name in nearby for _, _, is_last in self._pending[name])
 
     def _is_new(self, record: RoundRecord) -> bool:
-        so_far, newest = self._rounds.get(record.round), self.newest.get(record.member)
+        newest = self.newest.get(record.member)
         if newest is None or _age(record) > _age(newest.record):
             return True
         if record.began < newest.record.began or (record.closing and newest.record.closing):
             return False
-        return self._counts(record.round) and (so_far is None or record.member not in so_far.seen)
+        is_open = record.round not in self._concluded and record.member not in self._rounds.get(record.round, {})
+        return is_open and self._counts(record.round)
 
     @property
     def _window(self) -> int:
@@ -347,30 +322,28 @@ class NetworkView:
         if newest is None or _age(record) >= _age(newest.record):
             self.newest[record.member] = LatestRecord(record=record, sealed=sealed, at_s=now_s)
         is_last = record.closing and self._sums and self._oldest <= record.round <= self._now_round + self._window
-        if not self._counts(record.round) and not is_last:
+        if record.round in self._concluded or not (is_last or self._counts(record.round)):
             return
-        so_far = self._rounds.setdefault(record.round, _Round())
-        before = so_far.records.get(record.member)
-        if record.member in so_far.seen and (before is None or before.began >= record.began):
+        so_far = self._rounds.setdefault(record.round, {})
+        before = so_far.get(record.member)
+        if before is not None and before.began >= record.began:
             return
-        so_far.seen.add(record.member)
-        so_far.records[record.member] = record
-        if len(so_far.seen) == len(self._keys):
-            self._conclude(record.round, so_far)
+        so_far[record.member] = record
+        if len(so_far) == len(self._keys):
+            self._concluded.add(record.round)
+            self._conclude(record.round)
 
     def _give_up(self, number: int) -> None:
         """Nobody will speak of that round any more. It counts without those who have been silent since, not without who left it out."""
-        so_far = self._rounds.pop(number)
-        if not so_far.records:
-            return
-        absent = [place for place in range(len(self._keys)) if place not in so_far.seen]
+        absent = [place for place in range(len(self._keys)) if place not in self._rounds[number]]
         if all(place not in self.newest or self.newest[place].record.round < number for place in absent):
-            self._conclude(number, so_far)
+            self._conclude(number)
+        else:
+            del self._rounds[number]
 
-    def _conclude(self, number: int, so_far: _Round) -> None:
-        records = {member: so_far.records[member] for member in sorted(so_far.records)}  # sums run in the roster's order
+    def _conclude(self, number: int) -> None:
+        records = dict(sorted(self._rounds.pop(number).items()))  # sums run in the roster's order
         self._known.append(NetworkRound(number=number, records=records, known_in=self._now_round, num_members=len(self._keys)))
-        so_far.records = {}
 
     def _to_say(self, name: str, record: RoundRecord, sealed: bytes, now_s: float) -> None:
         pending = self._pending[name]

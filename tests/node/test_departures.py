@@ -10,9 +10,8 @@ import pytest
 
 import p2pfl
 from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
-from p2pfl.governance.identity import Identity
 from p2pfl.node.clock import Timeouts
-from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
 from p2pfl.runs.events import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
 from p2pfl.runs.rows import NodeRow
 
@@ -118,10 +117,10 @@ class Ends:
 
     def __init__(self, nodes, rounds=30):
         self.plan, self.rounds = fixed_rounds(nodes, rounds), rounds
-        signing = signing_of(self.plan)
         policy = ViewPolicy(bytes_per_s=None)
-        terms = {name: ViewTerms(keys=each.keys, sign=each.sign, policy=policy) for name, each in signing.items()}
-        self.adapters = {name: NetworkViewAdapter(self.plan, name, terms[name], STUDY) for name in self.plan.names}
+        self.adapters = {
+            name: NetworkViewAdapter(self.plan, name, signing, policy, STUDY) for name, signing in signing_of(self.plan).items()
+        }
 
     def says(self, place, number, *, without=(), closing=True):
         name = f"node-{place}"
@@ -214,15 +213,7 @@ class Watched(Network):
     """A network whose nodes also tell each other how it goes."""
 
     def __init__(self, plan, place, *, policy=ViewPolicy(bytes_per_s=None), **options):  # noqa: B008  # frozen
-        super().__init__(plan, place, **options)
-        self.policy = policy
-
-    def start(self, *names):
-        identities = {name: Identity.new() for name in self.plan.names}
-        keys = {name: bytes.fromhex(identity.card(name, "tcp://127.0.0.1:1").identity) for name, identity in identities.items()}
-        for name in names or self.plan.names:
-            self.options["view"] = ViewTerms(keys=keys, sign=identities[name].signing.sign, policy=self.policy)
-            super().start(name)
+        super().__init__(plan, place, view=policy, **options)
 
 
 def fixed_rounds(nodes, rounds):

@@ -11,9 +11,8 @@ import pytest
 
 from links import MemoryLinks, ZeroMQLinks
 from networks import Institutions, Network, averaging, finish, plan_of, until, wait_until
-from p2pfl.governance.identity import Identity
 from p2pfl.node import daemon
-from p2pfl.protocol.network_view import ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from thorough import first_fast
 
 LEARNING = {"task": {"name": "breast-cancer"}, "nodes": 5, "topology": {"name": "ring"}, "rounds": 4, "stop": None}
@@ -50,15 +49,7 @@ class Watched(Network):
     """A network whose nodes also tell each other how it goes."""
 
     def __init__(self, plan, place, **options):
-        super().__init__(plan, place, **options)
-        identities = {name: Identity.new() for name in plan.names}
-        keys = {name: bytes.fromhex(identity.card(name, "tcp://127.0.0.1:1").identity) for name, identity in identities.items()}
-        self.terms = {name: ViewTerms(keys=keys, sign=identity.signing.sign) for name, identity in identities.items()}
-
-    def start(self, *names):
-        for name in names or self.plan.names:
-            self.options["view"] = self.terms[name]
-            super().start(name)
+        super().__init__(plan, place, view=ViewPolicy(), **options)
 
 
 def alarms(caplog):

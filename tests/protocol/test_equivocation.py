@@ -13,7 +13,7 @@ from p2pfl.node.evidence import EVIDENCE, evidence_rounds, keep_evidence
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.equivocation import KEPT_ROUNDS, MOST_EACH, Equivocation, Witness, update_digest
-from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.round_record import seal, unseal, verify
 from wire_samples import RECORD
@@ -142,9 +142,8 @@ class Viewing(Network):
     """Daemons that take part in the network's view."""
 
     def start(self, *names: str, **options) -> None:
-        keys = next(iter(self.signing.values())).keys
         for name in names or self.plan.names:
-            super().start(name, view=ViewTerms(keys=keys, sign=self.signing[name].sign, policy=ViewPolicy(bytes_per_s=None)), **options)
+            super().start(name, view=ViewPolicy(bytes_per_s=None), **options)
 
 
 def beside_split(place, monkeypatch, *, signs_each: bool):

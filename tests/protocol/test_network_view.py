@@ -12,13 +12,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sklearn.metrics import roc_auc_score
 
-from networks import HASTY, Institutions, Network, averaging, finish, plan_of, wait_until
+from networks import HASTY, Institutions, Network, averaging, finish, plan_of, signing_of, wait_until
 from p2pfl.errors import ConfigError, StoreError, TransportError
 from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.sources import read_source
 from p2pfl.protocol import network_view
-from p2pfl.protocol.network_view import ViewPolicy, ViewTerms
+from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.records import read_run
 from p2pfl.runs.rows import NodeRow
 from p2pfl.simulator import simulate
@@ -29,25 +29,18 @@ from wire_samples import RECORD
 ALL = ViewPolicy(bytes_per_s=None)
 
 
-def terms(plan, policy=ALL, **policies):
-    """Of every member."""
-    secrets = {name: Ed25519PrivateKey.generate() for name in plan.names}
-    keys = {name: secret.public_key().public_bytes_raw() for name, secret in secrets.items()}
-    return {name: ViewTerms(keys=keys, sign=secrets[name].sign, policy=policies.get(name, policy)) for name in plan.names}
-
-
 class Watched(Network):
     """Daemons with a view, whose messages are kept as they are sent."""
 
     def __init__(self, plan, place, *, policies=None, policy=ALL, **options):
         super().__init__(plan, place, **options)
-        self.terms = terms(plan, policy, **(policies or {}))
+        self.policies = dict.fromkeys(plan.names, policy) | (policies or {})
         self.messages = {}
         """(N, P) by round."""
 
     def start(self, *names):
         for name in names or self.plan.names:
-            self.options["view"] = self.terms[name]
+            self.options["view"] = self.policies[name]
             super().start(name)
             self._listen(name, self.nodes[name].daemon.node.population)
 
@@ -278,11 +271,11 @@ def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_els
     plan = averaging({"name": "ring"}, 5, tolerance=1e-6)
     network = Watched(plan, tmp_path)
     stranger = Ed25519PrivateKey.generate()
-    network.terms["node-1"] = ViewTerms(keys=network.terms["node-1"].keys, sign=stranger.sign, policy=ALL)
 
     async def main():
         async with network:
             network.start()
+            network.nodes["node-1"].daemon.protocol.view._sign = stranger.sign
             return await network.ended()
 
     assert finish(main()) == ["converged"] * 5
@@ -395,7 +388,7 @@ def test_each_institution_measures_the_models_that_it_was_sent_on_its_own_rows(t
 def test_a_node_started_again_bounds_nothing_for_two_rounds_nor_with_its_last_word():
     plan = averaging({"name": "ring"}, 4)
     name = plan.names[0]
-    adapter = network_view.NetworkViewAdapter(plan, name, terms(plan)[name], "ab" * 32)
+    adapter = network_view.NetworkViewAdapter(plan, name, signing_of(plan)[name], ALL, "ab" * 32)
     adapter.start("2026-11-26T10:00:00.000Z", again=True)
     row = {"kind": "settle", "loss": None, "disagreement": 1.0, "norm": 2.0, "skipped": [], "agreed_for": 0, "bytes_sent": 9, "seconds": {}}
     said = []
@@ -414,8 +407,8 @@ def test_who_was_held_up_has_signed_that_another_neighbour_of_it_did_not_come():
     """On a path a-b-c-d, b hears of c's rounds, and of its own part in them it knows itself."""
     plan = averaging({"name": "path"}, 4)
     a, b, c, d = plan.names
-    signing = terms(plan)
-    adapter = network_view.NetworkViewAdapter(plan, b, signing[b], "ab" * 32)
+    signing = signing_of(plan)
+    adapter = network_view.NetworkViewAdapter(plan, b, signing[b], ALL, "ab" * 32)
 
     def says(name, number, *without):
         changes = {"member": plan.names.index(name), "round": number, "level": 0, "without": tuple(map(plan.names.index, without))}

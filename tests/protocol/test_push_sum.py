@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ class Sums:
                     self.nodes[j].hear(str(i), node.message_for(str(j)))
         for i, node in enumerate(self.nodes):
             if (known := node.known()) is not None:
-                self.known[i].append(known)
+                self.known[i].append(SimpleNamespace(**dict(zip(("round", "low", "high", "known_in"), known, strict=True))))
 
 
 GRAPHS = [nx.cycle_graph(12), nx.star_graph(9), nx.random_regular_graph(4, 300, seed=2), nx.complete_graph(6), nx.path_graph(2)]
