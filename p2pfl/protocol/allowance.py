@@ -7,8 +7,6 @@ and are several times as large: most of what a node may send is bounded by its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from p2pfl.wire.codec import CHUNK_BYTES
 
 MESSAGES_PER_S = 1000.0
@@ -69,21 +67,12 @@ NONSENSE = frozenset(
 """Reasons of refusals for which no honest member gives cause. It may hold another study, be restarted, diverge, or say more than needed."""
 
 
-@dataclass(slots=True)
 class TokenBucket:
-    """A rate with a limited reserve; full at first."""
+    """A rate with a limited reserve: so many tokens come back each second, and it holds so many at most; full at first."""
 
-    per_s: float
-    """Tokens that come back each second."""
-    most: float
-    """Tokens that it holds at most."""
-    left: float = field(init=False)
-    """Tokens that were there when it was last looked at."""
-    at_s: float = float("-inf")
-    """When that was."""
-
-    def __post_init__(self) -> None:
-        self.left = self.most
+    def __init__(self, per_s: float, most: float) -> None:
+        self.per_s, self.most, self.left = per_s, most, most
+        self._looked_at_s = float("-inf")
 
     def take(self, amount: float, now_s: float) -> bool:
         """Take tokens out, if there are so many; whether there were."""
@@ -98,35 +87,26 @@ class TokenBucket:
 
     def refill(self, now_s: float) -> float:
         """Tokens that are there at this time."""
-        if now_s > self.at_s:
-            self.left = min(self.most, self.left + (now_s - self.at_s) * self.per_s)
-            self.at_s = now_s
+        if now_s > self._looked_at_s:
+            self.left = min(self.most, self.left + (now_s - self._looked_at_s) * self.per_s)
+            self._looked_at_s = now_s
         return self.left
 
 
-@dataclass(slots=True)
 class NeighbourAllowance:
-    """Messages and bytes that one neighbour may still send. Times are on the caller's clock."""
+    """Messages and bytes that one neighbour, whose largest update has *update_bytes*, may still send. Times are on the caller's clock."""
 
-    update_bytes: int = 0
-    """Size of its largest update."""
-    num_dropped: int = 0
-    """Messages above the limits so far."""
-    times_excluded: int = 0
-    """Since it last kept to the limits for long."""
-    excluded_until_s: float = float("-inf")
-    broken: str = ""
-    """The limit that it has just broken for good; empty where there is none."""
-
-    _messages: TokenBucket = field(init=False)
-    _bytes: TokenBucket = field(init=False)
-    _dropped_messages: TokenBucket = field(init=False)
-    _dropped_bytes: TokenBucket = field(init=False)
-    _nonsense: TokenBucket = field(init=False)
-
-    def __post_init__(self) -> None:
-        bytes_per_s = OTHER_BYTES_PER_S + min(ROUNDS_PER_S * self.update_bytes, UPDATE_BYTES_PER_S)
-        bytes_at_once = BYTES_AT_ONCE + UPDATES_AT_ONCE * self.update_bytes
+    def __init__(self, update_bytes: int = 0) -> None:
+        self.update_bytes = update_bytes
+        self.num_dropped = 0
+        """Messages above the limits so far."""
+        self.times_excluded = 0
+        """Since it last kept to the limits for long."""
+        self.excluded_until_s = float("-inf")
+        self.broken = ""
+        """The limit that it has just broken for good; empty where there is none."""
+        bytes_per_s = OTHER_BYTES_PER_S + min(ROUNDS_PER_S * update_bytes, UPDATE_BYTES_PER_S)
+        bytes_at_once = BYTES_AT_ONCE + UPDATES_AT_ONCE * update_bytes
         messages_at_once = MESSAGES_AT_ONCE + UPDATES_AT_ONCE * self._further_chunks
         self._messages = TokenBucket(MESSAGES_PER_S, messages_at_once)
         self._bytes = TokenBucket(bytes_per_s, bytes_at_once)
