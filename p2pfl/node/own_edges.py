@@ -12,9 +12,8 @@ from p2pfl.protocol.agreed_start import AgreedStart
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.deadlines import WINDOW, Deadlines, RoundDurations
 from p2pfl.protocol.edges import Edges, OnEvent
-from p2pfl.protocol.neighbour import Neighbour
+from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.protocol.network_view import NetworkViewAdapter
-from p2pfl.protocol.others import Others
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.topology import steps_from
 from p2pfl.topology.schedule import neighbourhoods_of

@@ -7,8 +7,7 @@ from typing import Any
 
 from p2pfl.protocol.deadlines import Deadlines, is_power_of_two
 from p2pfl.protocol.edges import Edges
-from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.others import Others
+from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.protocol.transfers import Transfers
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.messages import ProofRequest, Records

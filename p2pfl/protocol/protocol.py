@@ -16,8 +16,7 @@ from p2pfl.protocol.agreed_start import StartAgreement
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
-from p2pfl.protocol.neighbour import Neighbour, SendNew
-from p2pfl.protocol.others import Others
+from p2pfl.protocol.neighbour import Neighbour, Others, SendNew
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.state_check import STATE_LOST, StateCheck

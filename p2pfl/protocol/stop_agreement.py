@@ -8,8 +8,7 @@ from typing import Any
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import PeerError
 from p2pfl.protocol.edges import Edges
-from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.protocol.others import Others
+from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.messages import Closing, Heartbeat, Hello, News, StopNews
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from p2pfl.protocol.deadlines import Deadlines, RoundDurations
 from p2pfl.protocol.edges import Edges, Flow
-from p2pfl.protocol.neighbour import Neighbour, SendUpdate
-from p2pfl.protocol.others import Others
+from p2pfl.protocol.neighbour import Neighbour, Others, SendUpdate
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.view import NetworkView
 from p2pfl.topology.schedule import Neighbourhood
