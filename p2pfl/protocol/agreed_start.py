@@ -257,10 +257,6 @@ class StartAgreement:
         own = self._neighbours[record.member]
         return frozenset(own[k] for k in unpacked(record.links) if k < len(own))
 
-    def neighbours_of(self, place: int) -> Sequence[int]:
-        """Places of a member's neighbours, rising."""
-        return self._neighbours[place]
-
     def awaited(self) -> Awaited:
         """Members and links that keep this node from starting, were its time not up."""
         there, heard = self.there(), self._newest.keys()
@@ -275,14 +271,14 @@ class AgreedStart:
     def __init__(self, plan: Plan, me: str, signing: Signing, *, study_digest: str, within_s: float | None, began_ms: int) -> None:
         self.members, self._me = plan.names, me
         places = {name: place for place, name in enumerate(plan.names)}
-        graph = plan.undirected
+        self._neighbours = [plan.undirected.neighbours(place).tolist() for place in range(len(plan.names))]
         require = plan.experiment.require
         self.within_s = require.within_s if within_s is None else within_s
         self.way = diameter_bound(plan.topology) if is_spectrum_quick(plan.topology) else _LONG_WAY
         """The most links that news cross."""
         self.agreement = StartAgreement(
             me=places[me],
-            neighbours=[graph.neighbours(place).tolist() for place in range(len(plan.names))],
+            neighbours=self._neighbours,
             names={name: places[name] for name in plan.neighbours(me)},
             keys=[signing.keys[name] for name in plan.names],
             sign=signing.sign,
@@ -318,8 +314,8 @@ class AgreedStart:
         """Why this node does not start yet, by the member that it waits for; *reports*: on the links to its own neighbours."""
         if self.agreement.started is not None:
             return {}
-        agreement, awaited = self.agreement, self.agreement.awaited()
-        reasons = {place: f"no neighbour has a link with it: {self._list(agreement.neighbours_of(place))}" for place in awaited.absent}
+        awaited = self.agreement.awaited()
+        reasons = {place: f"no neighbour has a link with it: {self._list(self._neighbours[place])}" for place in awaited.absent}
         reasons |= dict.fromkeys(awaited.gone, "it was heard of, and no way of links to it is known now")
         for place in awaited.behind:
             reasons[place] = f"nobody here has heard of it: it can only be heard through {self._list(awaited.absent)}"

@@ -48,7 +48,7 @@ class _Told:
     event_s: float = float("-inf")
     """When it last happened."""
     kind: str = ""
-    """When the last event came."""
+    """Kind of the last event."""
     pause_s: float = PAUSE_S
     held: Row | None = None
     """The newest that is not written."""
