@@ -19,7 +19,7 @@ from p2pfl.node.pairwise import PairwiseRounds
 from p2pfl.node.round_steps import end_round, train
 from p2pfl.node.starting import start_with_enough
 from p2pfl.node.status import LOOPBACK, serve_status
-from p2pfl.node.stopping import Stopping, left_out
+from p2pfl.node.stopping import agree, is_over, left_out, stop_reason
 from p2pfl.protocol.edges import DueMerge
 from p2pfl.protocol.state_check import STATE_LOST, WITHOUT_ITS_STATE
 from p2pfl.runs.events import EventKind
@@ -42,7 +42,6 @@ class Daemon:
         if self.protocol.edges.anew and (node.state / CHECKPOINT).exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(node.state))
         self._pairwise = PairwiseRounds(node, node.pairwise) if node.pairwise is not None else None
-        self._stopping = Stopping(node.plan, node.protocol)
 
     # ---- running
 
@@ -141,7 +140,7 @@ class Daemon:
             return await self._pairwise.run()
         node, experiment, protocol = self.node, self.node.plan.experiment, self.protocol
         while node.place.round < experiment.last_possible_round and not self.clock.is_stopping:
-            if self._stopping.is_over(node.place.round):
+            if is_over(node):
                 break
             if not protocol.pace.balances and all(n.left for n in protocol.neighbours.values()):
                 node.log.event(EventKind.ALONE, f"every neighbour has finished: this node stops after {node.place.round} rounds")
@@ -151,7 +150,7 @@ class Daemon:
                 await keep(node)  # what is sent now must be what a restart would send again
             node.move(joined=False)  # before the round's checkpoint: the round after this one is trained, also after a restart
             await self._one_round(0 if joined else experiment.local_steps_at(node.place.round))
-        return self._stopping.reason(node.place.round)
+        return stop_reason(node)
 
     async def _one_round(self, local_steps: int) -> None:
         """Train, exchange, merge, agree, record, keep; or jump, where the neighbours are too far ahead."""
@@ -178,7 +177,7 @@ class Daemon:
             node.move(phase=phase + 1)
             await keep(node)
             node.begin_exchange()
-        self._stopping.agree(number, mixing.statistics, heard)
+        agree(node, heard)
         node.move(round=number + 1, phase=0)
         await end_round(node, mixing.statistics, mixing.merged)
 
@@ -194,7 +193,7 @@ class Daemon:
         while not protocol.claims.is_behind():
             if (due := protocol.due(clock.now_s(), outgoing.keys())) is not None:
                 return due
-            if clock.is_stopping or self._stopping.is_over(node.place.round):
+            if clock.is_stopping or is_over(node):
                 return None
             if clock.now_s() - began_s >= say_after_s:
                 node.links.log_awaited(node.place.round, clock.now_s() - began_s)
@@ -209,7 +208,6 @@ class Daemon:
         # rounds are begun at their beginning
         target = min(-(-protocol.claims.furthest() // protocol.edges.phases), experiment.last_possible_round)
         protocol.jump(target * protocol.edges.phases, self.clock.now_s(), left_out(number, target, experiment.rounds))
-        self._stopping.note_jump()
         node.mixing.interrupt()
         node.move(round=target, phase=0, joined=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, Inbox, over_an_edge
 from p2pfl.algorithms.guard import norm_of
+from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
@@ -68,6 +70,8 @@ class Mixing:
         self.model_channel = algorithm.model_channel
         self.statistics = RoundStatistics()
         """Distances and absences of the round that the row is in."""
+        self.own_test_holds = True
+        """Whether the models of the neighbours that came to the last round were as close as the stop rule asks."""
         self.merged: list[list[Any]] | None = None
         """Neighbour, exchange and age of each update of the last merge, where nodes do not go in step."""
         self._last_heard: dict[str, Tensor] = {}
@@ -85,7 +89,8 @@ class Mixing:
         self.statistics = RoundStatistics()
 
     def interrupt(self) -> None:
-        """Compare nothing across a gap in the rounds."""
+        """Compare nothing across a gap in the rounds, of whose models nothing is known."""
+        self.own_test_holds = False
         if self._bound is not None:
             self._bound.forget()
         for watch in self._distances.values():
@@ -252,6 +257,14 @@ class Mixing:
         moved = float(torch.linalg.vector_norm(sent_P - self._sent_P).double()) if self._sent_P is not None else 0.0
         self._sent_P = sent_P.clone()
         return float(self._bound.bound(np.array([squared]), np.array([moved]))[0])
+
+    def passes(self, rule: StopRule) -> bool:
+        """Tell whether the round that the row is in counts towards the agreement to stop."""
+        seen = self.statistics
+        passed_N = rule.passes(np.array([seen.met]), np.array([(seen.norm or 0.0) ** 2]))
+        if seen.squared is not None and math.isfinite(seen.met):  # it is not known yet where nobody came or the graph changes
+            self.own_test_holds = bool(passed_N[0])
+        return bool(passed_N[0]) and not seen.skipped
 
     # ---- checkpoints
 
