@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from networks import HASTY, Network, finish, plan_of, until
-from p2pfl.cli.node import _disagreement
+from p2pfl.cli.node import _standing
 from p2pfl.evaluation.mean_model import consensus_distance, squared_distances_from_mean
 from p2pfl.evaluation.results import Run
 from p2pfl.inspector import read
@@ -133,8 +133,12 @@ def test_the_zeros_of_earlier_versions_are_still_read():
 
 
 def test_the_status_says_that_nothing_was_compared():
-    assert _disagreement(2.718, 3) == "disagreement with neighbours 2.72, agreed for 3 rounds"
-    assert _disagreement(None, 0) == "disagreement with neighbours unknown (no models were compared in the last round), agreed for 0 rounds"
+    known, unknown = {"disagreement": 2.718, "agreed_for": 3}, {"disagreement": None, "agreed_for": 0, "last_round_time": 0.0}
+
+    assert [*_standing(known)] == ["disagreement with neighbours 2.72, agreed for 3 rounds"]
+    assert [*_standing(unknown)] == [
+        "disagreement with neighbours unknown (no models were compared in the last round), agreed for 0 rounds"
+    ]
 
 
 def test_a_node_that_meets_nobody_in_a_round_of_pairs_compares_nothing(tmp_path):
