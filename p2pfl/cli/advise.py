@@ -22,19 +22,11 @@ _ALMOST = 1.1
 def advise(
     source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A graph whose links have latency_ms and bandwidth_mbps.")],
     *,
-    parameters: Annotated[int, typer.Option("--parameters", min=1, help="Number of the model's parameters, four bytes each.")] = 1_000_000,
-    latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", min=0, help="Latency of every link, where the file says nothing.")
-    ] = None,
-    bandwidth_mbps: Annotated[
-        float | None, typer.Option("--bandwidth-mbps", min=1e-6, help="Bandwidth of every link, where the file says nothing.")
-    ] = None,
-    new_latency_ms: Annotated[
-        float | None, typer.Option("--new-latency-ms", min=0, help="Latency of a new link.  [default: the median]")
-    ] = None,
-    new_bandwidth_mbps: Annotated[
-        float | None, typer.Option("--new-bandwidth-mbps", min=1e-6, help="Bandwidth of a new link.  [default: the median]")
-    ] = None,
+    parameters: Annotated[int, typer.Option(min=1, help="Number of the model's parameters, four bytes each.")] = 1_000_000,
+    latency_ms: Annotated[float | None, typer.Option(min=0, help="Latency of every link, where the file says nothing.")] = None,
+    bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="Bandwidth of every link, where the file says nothing.")] = None,
+    new_latency_ms: Annotated[float | None, typer.Option(min=0, help="Latency of a new link.  [default: the median]")] = None,
+    new_bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="Bandwidth of a new link.  [default: the median]")] = None,
     nodes: Nodes = None,
     seed: Seed = 0,
     as_json: Json = False,

@@ -20,24 +20,19 @@ app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and it
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Option("--name", help="Name of this site among the members.")],
+    name: Annotated[str, typer.Option(help="Name of this site among the members.")],
     address: Annotated[
         list[str] | None,
-        typer.Option(
-            "--address",
-            help="tcp://host:port where the others reach this site; repeated: the first that works is used; none: it only dials.",
-        ),
+        typer.Option(help="tcp://host:port where the others reach this site; repeated: the first that works is used; none: it only dials."),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Number of training rows at this site, if the others may know it.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if the others may know it.")] = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the private keys. Asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
     ] = False,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="Encrypt the private keys with the passphrase in this file, mode 0600.")
+        Path | None, typer.Option(help="Encrypt the private keys with the passphrase in this file, mode 0600.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("keys"),
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("keys"),
     as_json: Json = False,
 ) -> None:
     """Make this site's keys: private.pem, which never leaves it, and card.yaml for the other members.
@@ -85,9 +80,9 @@ def show(
 @app.command()
 def describe(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment that will be trained, a YAML file.")],
-    keys: Annotated[Path, typer.Option("--keys", help="The folder with private.pem and card.yaml.")] = Path("keys"),
+    keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as task.data=./data.")] = None,
-    passphrase_file: Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys.")] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:

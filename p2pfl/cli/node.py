@@ -25,7 +25,7 @@ SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution
 @app.command()
 def start(
     site: SitePath,
-    confirm: Annotated[str | None, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as you confirmed it.")] = None,
+    confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="The study's digest as you confirmed it.")] = None,
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
     ] = False,
@@ -33,7 +33,7 @@ def start(
     only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
     accept_difference: AcceptDifference = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
-    start_within_s: Annotated[float | None, typer.Option("--start-within-s", hidden=True)] = None,
+    start_within_s: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
 

@@ -89,10 +89,9 @@ def simulate(
     out: Out = None,
     resume: Resume = None,
     replay: Annotated[
-        Path | None,
-        typer.Option("--replay", metavar="RUN", help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records."),
+        Path | None, typer.Option(metavar="RUN", help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Device that computes: cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: JsonSummary = False,
@@ -138,7 +137,7 @@ def simulate(
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; its columns have the task's names.")],
-    node: Annotated[str, typer.Option("--node", help="Node whose model and standardisation are used.")],
+    node: Annotated[str, typer.Option(help="Node whose model and standardisation are used.")],
     allow_task: AllowTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of lists instead of CSV.")] = False,
 ) -> None:

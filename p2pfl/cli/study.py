@@ -56,8 +56,8 @@ confirmed: {confirmed}
 @app.command()
 def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
-    card: Annotated[list[Path], typer.Option("--card", metavar="CARD", help="A member's card.yaml; once for each member.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("study.yaml"),
+    card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; once for each member.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
@@ -148,9 +148,9 @@ def show(study: StudyFile, as_json: Json = False) -> None:
 @app.command()
 def join(
     study: StudyFile,
-    keys: Annotated[Path, typer.Option("--keys", help="The folder that `p2pfl keys new` made.")],
-    confirm: Annotated[str, typer.Option("--confirm", metavar="DIGEST", help="The study's digest as the other members read it out.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("site.yaml"),
+    keys: Annotated[Path, typer.Option(help="The folder that `p2pfl keys new` made.")],
+    confirm: Annotated[str, typer.Option(metavar="DIGEST", help="The study's digest as the other members read it out.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("site.yaml"),
     accept_difference: AcceptDifference = None,
     as_json: Json = False,
 ) -> None:

@@ -32,17 +32,15 @@ def sweep(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            "--vary", metavar="KEY=V1,V2", help="Values of a key, such as topology.name=ring,torus. Can be repeated: all combinations run."
-        ),
+        typer.Option(metavar="KEY=V1,V2", help="Values of a key, such as topology.name=ring,torus. Can be repeated: all combinations run."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds of each cell, from the experiment's own on.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of each cell, from the experiment's own on.")] = 1,
     nodes: Nodes = None,
     rounds: Rounds = None,
     assignments: Set = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Number of runs at a time.  [default: one a core]")] = None,
-    executor: Annotated[str, typer.Option("--executor", help="processes: on this machine; ray: on a Ray cluster.")] = "processes",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep. Default: runs/NAME-sweep.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of runs at a time.  [default: one a core]")] = None,
+    executor: Annotated[str, typer.Option(help="processes: on this machine; ray: on a Ray cluster.")] = "processes",
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: runs/NAME-sweep.")] = None,
     allow_task: AllowTask = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
     as_json: Json = False,

@@ -122,9 +122,7 @@ def compare(
     nodes: Nodes = None,
     weights: Weights = None,
     seed: Seed = 0,
-    parameters: Annotated[
-        int, typer.Option("--parameters", help="Number of the model's parameters, four bytes each, for the last column.")
-    ] = 1_000_000,
+    parameters: Annotated[int, typer.Option(help="Number of the model's parameters, four bytes each, for the last column.")] = 1_000_000,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
