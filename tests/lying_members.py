@@ -62,7 +62,7 @@ def waiting(daemon: Daemon, neighbour: Neighbour, _: int) -> Iterator[list]:
 def endless(daemon: Daemon, neighbour: Neighbour, step: int) -> Iterator[list]:
     """An update that is begun, goes on for a chunk, and is begun again."""
     exchange, update_format = max(neighbour.heard_exchange, 0), daemon.node.formats[0]
-    arrays = {channel.name: np.zeros(channel.shape, channel.dtype) for channel in update_format.channels}
+    arrays = {name: np.zeros(shape, dtype) for name, dtype, shape in update_format.channels}
     frames = update_format.pack(exchange, arrays).messages(alive(exchange).report, NO_STOP)
     if step % 5 == 0:
         yield next(iter(frames))

@@ -28,15 +28,15 @@ from p2pfl.wire.messages import (
 from p2pfl.wire.ready_record import ReadyRecord, packed
 from p2pfl.wire.ready_record import seal as seal_ready
 from p2pfl.wire.round_record import RoundRecord, seal
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
 NEWS = {
     "report": Report(closed_through=6, merged=(4, 6), confirmed=3, settled=5),
     "stop": StopNews(agreed_for=2, stop_round=None),
 }
-SMALL = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(4,)),))
-ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), full=SMALL)
+SMALL = UpdateFormat(channels=(("x", "float32", (4,)),))
+ENCODED = UpdateFormat(channels=(("q", "int8", (4,)),), full=SMALL)
 """Of updates that continue each other; one that stands by itself is SMALL."""
 MARKS = (b"before 7", b"after  7")
 PAYLOAD = np.arange(4, dtype="<f4").tobytes()

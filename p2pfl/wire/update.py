@@ -40,53 +40,29 @@ _CHECKED_AT_ONCE = 2**18  # numbers looked at together for finiteness, so that a
 _SINGLE_BYTES = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChannelFormat:
-    """One channel of an update as our own layout has it."""
-
-    name: str
-    dtype: str
-    """One of DTYPES."""
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"channel {self.name} of dtype {self.dtype}: one of {', '.join(DTYPES)}")
-        if self.size < 1:
-            raise ValueError(f"channel {self.name} of shape {self.shape}: expected at least one number")
-
-    @property
-    def size(self) -> int:
-        """Count of its numbers in one update."""
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size in bytes of its numbers."""
-        return self.size * DTYPES[self.dtype].itemsize
-
-
 @dataclass(frozen=True)
 class UpdateFormat:
     """Format of an update of our study: the same at every node, and the only thing that buffers are sized by."""
 
-    channels: tuple[ChannelFormat, ...]
-    """In the order in which they lie in the payload, without gaps."""
+    channels: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, dtype (one of DTYPES) and shape of each, in the order in which they lie in the payload, without gaps."""
     full: UpdateFormat | None = None
     """Format of a full update, where this one continues another; None: there is only this one."""
 
     def __post_init__(self) -> None:
-        names = [channel.name for channel in self.channels]
+        names = [name for name, _, _ in self.channels]
         if not 1 <= len(set(names)) == len(names) <= MAX_CHANNELS:
             raise ValueError(f"channels {names}: expected 1 to {MAX_CHANNELS} different names")
+        for name, dtype, shape in self.channels:
+            if dtype not in DTYPES:
+                raise ValueError(f"channel {name} of dtype {dtype}: one of {', '.join(DTYPES)}")
+            if math.prod(shape) < 1:
+                raise ValueError(f"channel {name} of shape {shape}: expected at least one number")
 
     @classmethod
     def of(cls, message: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> UpdateFormat:
         """Format of messages: by channel anything that has dtype and shape; *full* is for one that cannot continue, with other channels."""
-        channels = tuple(
-            ChannelFormat(name=name, dtype=str(array.dtype).removeprefix("torch."), shape=tuple(array.shape))
-            for name, array in message.items()
-        )
+        channels = tuple((name, str(array.dtype).removeprefix("torch."), tuple(array.shape)) for name, array in message.items())
         return cls(channels, cls.of(full) if full is not None and full.keys() != message.keys() else None)
 
     def encoded_bytes(self, exchange: int, *, full: bool = False) -> int:
@@ -101,12 +77,12 @@ class UpdateFormat:
     @cached_property
     def size_bytes(self) -> int:
         """Size in bytes of the payload."""
-        return sum(channel.size_bytes for channel in self.channels)
+        return sum(size * DTYPES[dtype].itemsize for _, dtype, size in self.entries)
 
     @cached_property
     def entries(self) -> tuple[ChannelEntry, ...]:
         """The channels as an Update announces them."""
-        return tuple((channel.name, channel.dtype, channel.size) for channel in self.channels)
+        return tuple((name, dtype, math.prod(shape)) for name, dtype, shape in self.channels)
 
     def pack(self, exchange: int, arrays: Arrays, state_digests: StateDigests | None = None) -> EncodedUpdate:
         """Encode the update of one exchange; *state_digests* are of the values that it continues and leads to.
@@ -116,13 +92,14 @@ class UpdateFormat:
         Raises:
             ValueError: an array is missing, unknown, or of another dtype or shape.
         """
-        if arrays.keys() != {channel.name for channel in self.channels}:
-            raise ValueError(f"channels {sorted(arrays)}: expected {[channel.name for channel in self.channels]}")
-        for channel in self.channels:
-            array = arrays[channel.name]
-            if array.dtype != DTYPES[channel.dtype] or array.shape != channel.shape:
-                raise ValueError(f"channel {channel.name} is {array.dtype}{array.shape}: expected {channel.dtype}{channel.shape}")
-        parts = [np.ascontiguousarray(arrays[channel.name]).reshape(-1).view(np.uint8) for channel in self.channels]
+        names = [name for name, _, _ in self.channels]
+        if arrays.keys() != set(names):
+            raise ValueError(f"channels {sorted(arrays)}: expected {names}")
+        for name, dtype, shape in self.channels:
+            array = arrays[name]
+            if array.dtype != DTYPES[dtype] or array.shape != shape:
+                raise ValueError(f"channel {name} is {array.dtype}{array.shape}: expected {dtype}{shape}")
+        parts = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in names]
         payload = (parts[0] if len(parts) == 1 else np.concatenate(parts)).data.toreadonly()
         digest = hashlib.sha256(payload).digest()
         return EncodedUpdate(exchange=exchange, channels=self.entries, payload=payload, digest=digest, state_digests=state_digests)
@@ -130,18 +107,19 @@ class UpdateFormat:
     def unpack(self, payload: NDArray[np.uint8]) -> Unpacked:
         """Views into a payload of the right size; BadMessage "not_finite" where a channel holds NaN or an infinity."""
         arrays, norms, start = {}, {}, 0
-        for channel in self.channels:
-            flat = payload[start : start + channel.size_bytes].view(DTYPES[channel.dtype])
+        for name, dtype, shape in self.channels:
+            end = start + math.prod(shape) * DTYPES[dtype].itemsize
+            flat = payload[start:end].view(DTYPES[dtype])
             if flat.dtype.kind == "f":
                 norm = _norm(flat)
                 if norm is not None:
-                    norms[channel.name] = norm
+                    norms[name] = norm
                 elif not _is_finite(flat):
-                    raise BadMessage(f"channel {channel.name} holds NaN or an infinity", reason="not_finite")
-            array = np.require(flat, requirements=["ALIGNED"]).reshape(channel.shape)  # copied only where an odd channel lies before it
+                    raise BadMessage(f"channel {name} holds NaN or an infinity", reason="not_finite")
+            array = np.require(flat, requirements=["ALIGNED"]).reshape(shape)  # copied only where an odd channel lies before it
             array.flags.writeable = False
-            arrays[channel.name] = array
-            start += channel.size_bytes
+            arrays[name] = array
+            start = end
         return arrays, norms
 
 

@@ -11,7 +11,7 @@ from p2pfl.algorithms.stopping import StopRule
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.messages import Report
 from p2pfl.wire.round_record import RoundRecord, seal
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 from wire_samples import RECORD
 
 STUDY = b"\xaa" * 32
@@ -21,7 +21,7 @@ SECRETS = {name: Ed25519PrivateKey.from_private_bytes(name.encode() * 32) for na
 TICK_S = 0.1
 ROUND_S = 1.0
 HOUR_S = 3600.0
-LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
+LARGE = UpdateFormat(channels=(("x", "float64", (300_000,)),))
 """Three chunks."""
 RULE = StopRule(tolerance=0.1, patience=2, diameter=2, lambda_2=1.0)
 

@@ -15,10 +15,10 @@ from p2pfl.topology.schedule import Neighbourhood
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_REMEMBERED, NOTHING_SAID, Heartbeat, Hello, Report, ResendRequest, StopNews
-from p2pfl.wire.update import ChannelFormat, FullUpdate, UpdateFormat
+from p2pfl.wire.update import FullUpdate, UpdateFormat
 
-FORMAT = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(2,)),))
-ENCODED = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(2,)),), full=FORMAT)
+FORMAT = UpdateFormat(channels=(("x", "float64", (2,)),))
+ENCODED = UpdateFormat(channels=(("q", "int8", (2,)),), full=FORMAT)
 TERMS = Terms(study="aa" * 32, layout="bb" * 32, start="cc" * 32)
 NUM_EXCHANGES = 100_000
 EARLIEST_STOP = 10
@@ -111,7 +111,7 @@ class Node:
     def post(self) -> None:
         exchange, peers = self.protocol.edges.exchange, self.protocol.neighbours
         if self.update_format.full is None:
-            update = self.update_format.pack(exchange, {"x": np.zeros(self.update_format.channels[0].shape)})
+            update = self.update_format.pack(exchange, {"x": np.zeros(self.update_format.channels[0][2])})
             self.protocol.send(dict.fromkeys(peers, update), self.now_s)
             return
         after, mark = self.protocol.values.own.get(0, NOTHING_SAID), mark_of(exchange)

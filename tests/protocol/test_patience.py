@@ -15,7 +15,7 @@ from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 
 
 def endless_update(node: Member):
@@ -239,7 +239,7 @@ def test_a_first_miss_costs_less_patience_where_another_member_held_it_up(was_he
 
 def test_an_update_that_drips_in_is_waited_for_no_longer_than_the_slowest_link_needs():
     a = Member("a", "b", "d")
-    format_ = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(1_200_000,)),))  # ten chunks
+    format_ = UpdateFormat(channels=(("x", "float64", (1_200_000,)),))  # ten chunks
     a.protocol.neighbours["d"].session = LinkSession(peer="d", member="a", terms=node_terms(a), incarnation=1, formats=(format_,))
     a.hear("d", hello(member="d"))
     frames = [*format_.pack(0, {"x": np.zeros(1_200_000)}).messages(alive(0).report, NO_STOP)]

@@ -10,7 +10,7 @@ from nodes_by_hand import Node, alive, hello, pair, want
 
 from p2pfl.protocol.neighbour import OUTBOX_LIMIT, SendUpdate
 from p2pfl.wire.messages import Goodbye, Heartbeat, ResendRequest, Sent
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 
 
 def test_what_does_not_come_is_asked_for_more_and_more_rarely():
@@ -61,7 +61,7 @@ def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
     assert [item for item in neighbour.outbox if isinstance(item, ResendRequest)] == [want(2 * OUTBOX_LIMIT - 1)]
 
 
-LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(400_000,)),))  # four chunks
+LARGE = UpdateFormat(channels=(("x", "float64", (400_000,)),))  # four chunks
 
 
 def large_pair() -> tuple[Node, Node, list[tuple]]:

@@ -7,7 +7,7 @@ from nodes_by_hand import FLOOR_S, TERMS, Node, alive, carry, greeted, hello, pa
 
 from p2pfl.wire.link import LinkSession
 from p2pfl.wire.messages import NO_STOP, Heartbeat, Hello, Report
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 
 
 def test_two_nodes_greet_each_other_and_exchange():
@@ -24,7 +24,7 @@ def test_two_nodes_greet_each_other_and_exchange():
 
 
 def test_a_chunk_that_only_makes_an_update_grow_gives_nothing_to_decide():
-    large = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
+    large = UpdateFormat(channels=(("x", "float64", (300_000,)),))
     a, _ = pair(large)
     a.post()
     report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
@@ -150,7 +150,7 @@ def test_a_neighbour_that_returns_is_waited_for():
 
 
 def test_an_update_that_is_coming_in_is_waited_for_past_the_deadline():
-    large = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))
+    large = UpdateFormat(channels=(("x", "float64", (300_000,)),))
     a = Node("a", "b")
     neighbour = a.protocol.neighbours["b"]
     neighbour.session = LinkSession(peer="b", member="a", terms=TERMS, incarnation=1, formats=(large,))

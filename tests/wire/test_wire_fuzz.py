@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, PeerError
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import ReceivedMessage
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 from thorough import first_fast
 from wire_samples import CONTINUED, ENCODED, EVERY_MESSAGE, HELLO, PAYLOAD, UPDATE, WHOLE, frames_of, open_session, session
 
 pytestmark = pytest.mark.no_cover  # what other tests cover, many times over: being traced would take a third longer
 
 SEEDS = (*EVERY_MESSAGE, CONTINUED, WHOLE)
-TWO_CHUNKS = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(2**18 + 4,)),))
+TWO_CHUNKS = UpdateFormat(channels=(("x", "float32", (2**18 + 4,)),))
 BURST = 50
 QUIET = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -13,7 +13,7 @@ from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkSession, LinkState, Terms
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Closing, Goodbye, Heartbeat, Hello, Remembered, Report, ResendRequest, Update
-from p2pfl.wire.update import ChannelFormat, UpdateFormat
+from p2pfl.wire.update import UpdateFormat
 from wire_samples import (
     CHUNK,
     CONTINUED,
@@ -32,7 +32,7 @@ from wire_samples import (
     session,
 )
 
-LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float32", shape=(CHUNK_BYTES,)),))  # 4 MiB: four chunks
+LARGE = UpdateFormat(channels=(("x", "float32", (CHUNK_BYTES,)),))  # 4 MiB: four chunks
 
 
 def large_frames(exchange=7, value=1.0):
@@ -312,7 +312,7 @@ def test_of_one_exchange_there_is_one_update_that_continues_and_one_that_stands_
 
 
 def test_a_whole_update_comes_in_chunks_after_one_that_continues():
-    encoded = UpdateFormat(channels=(ChannelFormat(name="q", dtype="int8", shape=(4,)),), full=LARGE)
+    encoded = UpdateFormat(channels=(("q", "int8", (4,)),), full=LARGE)
     link, large = open_session(encoded), {"x": np.ones(CHUNK_BYTES, dtype=np.float32)}
     said(link, CONTINUED)
     first, *chunks = LARGE.pack(7, large, (None, MARKS[1])).messages(**NEWS)

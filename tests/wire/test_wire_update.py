@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, decode
 from p2pfl.wire.messages import Chunk, Report, StopNews, Update
-from p2pfl.wire.update import DTYPES, Assembly, ChannelFormat, FullUpdate, UpdateFormat, next_state_digest
+from p2pfl.wire.update import DTYPES, Assembly, FullUpdate, UpdateFormat, next_state_digest
 from wire_samples import CONTINUED, ENCODED, MARKS, NEWS, PAYLOAD, SMALL, UPDATE, WHOLE
 
-LARGE = UpdateFormat(channels=(ChannelFormat(name="x", dtype="float64", shape=(300_000,)),))  # 2.4 MB: three chunks
-MIXED = UpdateFormat(
-    channels=(ChannelFormat(name="half", dtype="float16", shape=(3,)), ChannelFormat(name="x", dtype="float64", shape=(2, 2)))
-)
+LARGE = UpdateFormat(channels=(("x", "float64", (300_000,)),))  # 2.4 MB: three chunks
+MIXED = UpdateFormat(channels=(("half", "float16", (3,)), ("x", "float64", (2, 2))))
 
 
 def large_array(seed=0):
@@ -43,7 +41,7 @@ def refused(assembly, messages):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_travels_bit_for_bit(dtype):
-    update_format = UpdateFormat(channels=(ChannelFormat(name="x", dtype=dtype, shape=(5,)),))
+    update_format = UpdateFormat(channels=(("x", dtype, (5,)),))
     if DTYPES[dtype].kind == "f":
         array = np.array([0.0, -0.0, 1.5, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype=DTYPES[dtype])
     else:
@@ -125,8 +123,8 @@ def test_a_strided_array_is_packed_in_its_order():
     "channels",
     [
         (),
-        (ChannelFormat(name="x", dtype="float32", shape=(1,)),) * 2,
-        tuple(ChannelFormat(name=f"x{i}", dtype="float32", shape=(1,)) for i in range(17)),
+        (("x", "float32", (1,)),) * 2,
+        tuple((f"x{i}", "float32", (1,)) for i in range(17)),
     ],
 )
 def test_a_format_has_one_to_sixteen_different_channels(channels):
@@ -139,7 +137,7 @@ def test_a_format_has_one_to_sixteen_different_channels(channels):
 )
 def test_a_channel_has_a_dtype_of_the_list_and_at_least_one_number(dtype, shape, fault):
     with pytest.raises(ValueError, match=fault):
-        ChannelFormat(name="x", dtype=dtype, shape=shape)
+        UpdateFormat(channels=(("x", dtype, shape),))
 
 
 @pytest.mark.parametrize("size_bytes", [1, 15, 17, 2**41])
@@ -308,7 +306,7 @@ def test_a_parcel_says_what_is_known_when_it_is_sent():
     ("dtype", "largest", "norm"), [("float32", 3.0, 5.0), ("float64", 3.0, 5.0), ("float32", 1e38, None), ("int8", 3, None)]
 )
 def test_a_norm_is_known_where_no_square_overflows(dtype, largest, norm):
-    update_format = UpdateFormat(channels=(ChannelFormat(name="x", dtype=dtype, shape=(2,)),))
+    update_format = UpdateFormat(channels=(("x", dtype, (2,)),))
     payload = np.array([largest, 4], dtype=DTYPES[dtype]).view(np.uint8)
     arrays, norms = update_format.unpack(payload)
 
