@@ -74,18 +74,6 @@ BROKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class _Watched:
-    """One socket of libzmq."""
-
-    events: zmq.Socket[bytes]
-    """Where libzmq tells what happens to it."""
-    peer: str | None
-    """The neighbour that it dials; None: it listens."""
-    tell: Callable[[Events], None]
-    """Called in the loop."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Line:
     """One TCP connection."""
 
@@ -96,7 +84,10 @@ class _Line:
     twin: socket.socket
     """The door's own descriptor."""
     source: str
-    watched: _Watched
+    events: zmq.Socket[bytes]
+    """Where libzmq tells what happens to the connection's socket."""
+    peer: str | None
+    """The neighbour that this socket dials; None: it listens."""
 
     def is_open(self) -> bool:
         """Whether libzmq still has it."""
@@ -118,7 +109,8 @@ class Door:
         self._admission = admission
         self._loop = loop
         self._refuse = refuse
-        self._watched: list[_Watched] = []
+        # by the socket that tells of it, whom a watched socket dials, and who is told
+        self._watched: dict[zmq.Socket[bytes], tuple[str | None, Callable[[Events], None]]] = {}
         self._lines: dict[int, _Line] = {}
         self._numbers: dict[int, int] = {}  # of connections, by file descriptor
         self._count = 0
@@ -140,7 +132,7 @@ class Door:
             tell: called in the loop with what happened, in order.
             peer: whom the socket dials; None: it listens.
         """
-        self._watched.append(_Watched(events, peer, tell))
+        self._watched[events] = (peer, tell)
 
     def listens_at(self, port: int) -> None:
         """Before `start`: set the port at which the transport listens."""
@@ -176,7 +168,7 @@ class Door:
 
     def drained(self, peer: str | None) -> None:
         """All messages were read that had come from a neighbour that this node dials, or, where it is None, to the listener."""
-        dialled = [watched.peer for watched in self._watched if watched.peer is not None]
+        dialled = [each for each, _ in tuple(self._watched.values()) if each is not None]  # copied at once: the thread may take one out
         self._learned.append(partial(self._admission.drained, dialled, peer))
 
     # what the thread does
@@ -187,8 +179,8 @@ class Door:
     def _run(self) -> None:
         try:
             poller = zmq.Poller()
-            for watched in self._watched:
-                poller.register(watched.events, zmq.POLLIN)
+            for events in self._watched:
+                poller.register(events, zmq.POLLIN)
             looked_s = 0.0
             while not self._is_stopping.is_set() and self._watched:
                 due_s = looked_s + (TURN_S if self._is_busy or self._admission.unknown_peers else QUIET_TURN_S)
@@ -202,13 +194,13 @@ class Door:
                     self._is_busy = max(held_bytes, default=0) > BUSY_BYTES
                 self._learn()
                 may_be_news = taken_bytes and self._admission.unknown_peers
-                for watched in tuple(self._watched):
-                    if (may_be_news or watched.events in ready) and not self._read(watched):
-                        poller.unregister(watched.events)
-                        for number in [number for number, line in self._lines.items() if line.watched is watched]:
+                for events in tuple(self._watched):
+                    if (may_be_news or events in ready) and not self._read(events):
+                        poller.unregister(events)
+                        for number in [number for number, line in self._lines.items() if line.events is events]:
                             self._forget(number)
-                        self._watched.remove(watched)
-                        watched.events.close(linger=0)
+                        del self._watched[events]
+                        events.close(linger=0)
                 self._learn()
                 self._promote_early()
                 # weighed after the events were read: what came since a handshake was over is not an unknown peer's
@@ -216,8 +208,8 @@ class Door:
                     self._shut(self._admission.weigh(self._looked_closer(taken_bytes)))
                 self.has_remains = self._admission.has_remains
         except BaseException:
-            for watched in self._watched:
-                self._tell(partial(watched.tell, [(BROKEN, 0)]))
+            for _, tell in self._watched.values():
+                self._tell(partial(tell, [(BROKEN, 0)]))
             raise
         finally:
             self._close()
@@ -225,47 +217,48 @@ class Door:
     def _close(self) -> None:
         for number in tuple(self._lines):
             self._forget(number)
-        for watched in self._watched:
-            watched.events.close(linger=0)
+        for events in self._watched:
+            events.close(linger=0)
 
     def _learn(self) -> None:
         while self._learned:
             self._learned.popleft()()
 
-    def _read(self, watched: _Watched) -> bool:
+    def _read(self, events: zmq.Socket[bytes]) -> bool:
         """Take in what happened to a socket; False when it is gone."""
+        peer, tell = self._watched[events]
         happened: Events = []
         for _ in range(EVENTS_A_TURN):
             try:
-                description, _endpoint = watched.events.recv_multipart(zmq.DONTWAIT)
+                description, _endpoint = events.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 break
             kind, number = _EVENT.unpack(description)
             if kind == zmq.EVENT_ACCEPTED:
-                self._accept(number, watched)
+                self._accept(number, events, peer)
                 continue
             if kind == zmq.EVENT_CONNECTED:
-                self._accept(number, watched)
-            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and watched.peer is not None:
-                self._dialled(watched.peer)
-            elif kind == zmq.EVENT_DISCONNECTED and number in self._numbers and self._lines[self._numbers[number]].watched is watched:
+                self._accept(number, events, peer)
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED and peer is not None:
+                self._dialled(peer)
+            elif kind == zmq.EVENT_DISCONNECTED and number in self._numbers and self._lines[self._numbers[number]].events is events:
                 self._forget(self._numbers[number])
             happened.append((kind, number))
         if happened:
-            self._tell(partial(watched.tell, happened))
+            self._tell(partial(tell, happened))
         return all(kind != zmq.EVENT_MONITOR_STOPPED for kind, _ in happened)
 
     def _tell(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop has ended meanwhile
             self._loop.call_soon_threadsafe(call)
 
-    def _accept(self, fd: int, watched: _Watched) -> None:
+    def _accept(self, fd: int, events: zmq.Socket[bytes], peer: str | None) -> None:
         try:
             # no family given: a listener for both has IPv4 addresses in those of IPv6
             twin = socket.socket(fileno=os.dup(fd))
         except OSError as error:  # it has ended already, and its number may be a file's by now
             if error.errno in NO_MORE_FILES:
-                self._turn_away(fd, watched)
+                self._turn_away(fd, peer)
             return
         try:
             inode, source, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
@@ -273,27 +266,27 @@ class Door:
             inode, source, port = 0, "", -1
         before = self._numbers.get(fd)
         is_known = before is not None and self._lines[before].inode == inode
-        if port < 0 or is_known or (watched.peer is None and port != self._port):
+        if port < 0 or is_known or (peer is None and port != self._port):
             twin.close()
             return
         if before is not None:
             self._forget(before)
         self._count += 1
         number = self._count
-        self._lines[number] = _Line(fd, inode, twin, source, watched)
+        self._lines[number] = _Line(fd, inode, twin, source, events, peer)
         self._numbers[fd] = number
-        if watched.peer is None:
+        if peer is None:
             self._learn()
             self._shut(self._admission.arrive(number, source, time.monotonic()))
         else:
             self._admission.dial(number, source)
 
-    def _turn_away(self, fd: int, watched: _Watched) -> None:
+    def _turn_away(self, fd: int, peer: str | None) -> None:
         """Shut a connection that there is no descriptor left to watch with."""
         with suppress(OSError):
             line = socket.socket(fileno=fd)
             try:
-                if watched.peer is not None or line.getsockname()[1] == self._port:
+                if peer is not None or line.getsockname()[1] == self._port:
                     line.shutdown(socket.SHUT_RDWR)
             finally:
                 line.detach()
@@ -301,7 +294,7 @@ class Door:
 
     def _dialled(self, peer: str) -> None:
         for number, line in reversed(self._lines.items()):
-            if line.watched.peer == peer:
+            if line.peer == peer:
                 self.accounts[peer] = Account()
                 self._shut(self._admission.authenticate(number, peer, self.accounts[peer]))
                 return
@@ -364,7 +357,7 @@ class Door:
         if len(known) < _TCP_INFO_BYTES:
             return None
         acknowledged, received = _TCP_INFO_COUNTS.unpack_from(known, _COUNTS_AT)
-        return max(0, received - held), line.watched.peer is None and acknowledged > ENCRYPTED_BYTES
+        return max(0, received - held), line.peer is None and acknowledged > ENCRYPTED_BYTES
 
     def _give_one_up(self) -> None:
         number = self._admission.newest_unknown_peer()
@@ -373,7 +366,7 @@ class Door:
 
     def _disconnect(self, peer: str) -> None:
         for number, line in tuple(self._lines.items()):
-            if line.watched.peer == peer or self._admission.member(number) == peer:
+            if line.peer == peer or self._admission.member(number) == peer:
                 before = self._bytes_of(line)
                 with suppress(OSError):  # it has ended by itself
                     line.twin.shutdown(socket.SHUT_RDWR)

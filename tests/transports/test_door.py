@@ -33,7 +33,7 @@ from p2pfl.errors import TransportError
 from p2pfl.governance.identity import Identity
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, ZeroMQTransport
 from p2pfl.transports.admission import Account, Admission
-from p2pfl.transports.door import ENCRYPTED_BYTES, Door, _Watched
+from p2pfl.transports.door import ENCRYPTED_BYTES, Door
 from thorough import LONG, long_or_short
 
 needs_sodium = pytest.mark.skipif(sodium() is None, reason="no libsodium to write CURVE by hand with")
@@ -320,7 +320,7 @@ def test_a_message_that_is_read_before_its_connection_was_told_of_still_shows_wh
                 near.sendall(bytes(ENCRYPTED_BYTES + 1))
                 far.recv(ENCRYPTED_BYTES + 1, socket.MSG_WAITALL)
                 door._promote(near.fileno(), "127.0.0.1", "b", Account())
-                door._accept(near.fileno(), _Watched(None, None, lambda _: None))
+                door._accept(near.fileno(), None, None)
                 (number,) = door._admission._connections
                 assert door._admission.member(number) is None
 
