@@ -26,7 +26,7 @@ from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
 from p2pfl.tasks.calling import described, evaluate_metric, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes, unwrapped
-from p2pfl.training.backends.gradients import Gradients, outputs_of
+from p2pfl.training.backends.gradients import ModelGradients, outputs_of
 from p2pfl.training.training_data import of_dtype
 
 _MOST_TEST_ROWS = 256
@@ -112,7 +112,7 @@ class _DryRun:
         """Faults of batches and training targets."""
         if self._task.loss is None:
             return
-        gradients: Gradients | None = None
+        gradients: ModelGradients | None = None
         tried, is_watched = set(), False
         for site in self._some():
             if site.train is None:
@@ -166,18 +166,18 @@ class _DryRun:
         places_B = places_B[torch.arange(size) % len(places_B)]
         return of_dtype(inputs[places_B], self._layout.dtype), of_dtype(targets[places_B], self._layout.dtype)
 
-    def _gradients(self, batch: tuple[Tensor, Tensor], site: str) -> Gradients:
+    def _gradients(self, batch: tuple[Tensor, Tensor], site: str) -> ModelGradients:
         """How gradients are computed, tried on one batch."""
         task = self._task
         assert task.loss is not None
-        gradients = Gradients(self._model, task.loss, batch, 1, task=task.name, sites=[site])
+        gradients = ModelGradients(self._model.train(), task.loss, 1, task.name, [site])
         gradients.try_on(batch, site)
         outputs = gradients.outputs_on(batch[0], site)
         if outputs.dim() == 2 or outputs.dim() == 1:  # noqa: PLR2004
             self._num_outputs = outputs.shape[1] if outputs.dim() == 2 else 1  # noqa: PLR2004
         return gradients
 
-    def _pairing_in_loss(self, gradients: Gradients, batch: tuple[Tensor, Tensor], site: str) -> TaskError | None:
+    def _pairing_in_loss(self, gradients: ModelGradients, batch: tuple[Tensor, Tensor], site: str) -> TaskError | None:
         """Fault of a loss that takes all pairs of rows in a batch of at least two."""
         task = self._task
         assert task.loss is not None

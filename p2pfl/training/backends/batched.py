@@ -6,7 +6,7 @@ Shapes: C rows of a chunk, B examples of each, K classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,30 +150,23 @@ class Batched:
                 after = self.layers[number].backward(x_CP, saved[number], after, use, goes_on=number > self._first)
         return loss_C.detach()
 
-
-class WrittenOutSteps:
-    """Steps of plain SGD on a chain of known layers, which take no gradient in between.
-
-    Args:
-        batched: the chain with its loss.
-        batch: inputs and targets at some positions, (C, B, ...).
-    """
-
-    may_fail: ClassVar[bool] = True
-
-    def __init__(self, batched: Batched, batch: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self._batched, self._batch = batched, batch
-
     def sgd_steps(
-        self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None, *, before_CP: Tensor | None = None
+        self,
+        x_CP: Tensor,
+        positions_CKB: Tensor,
+        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+        lr: float,
+        decay: float,
+        scale_C: Tensor | None,
+        before_CP: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Take K steps in place; see `choice.PlainSGD`."""
+        """Take K steps of plain SGD in place, as `choice.Backends.sgd_steps` says; `batch` gives inputs and targets at some positions."""
         is_only_copy = before_CP is None
         before_CP = x_CP.clone(memory_format=torch.contiguous_format) if before_CP is None else before_CP
         total_C, step = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device), SgdStep(x_CP, lr, decay)
         try:
             for positions_CB in positions_CKB.unbind(1):
-                total_C += self._batched.run(x_CP, *self._batch(positions_CB), step, scale_C)
+                total_C += self.run(x_CP, *batch(positions_CB), step, scale_C)
         except BaseException:  # an interruption, too, leaves rows as they were
             if is_only_copy:
                 x_CP.copy_(before_CP)

@@ -1,4 +1,4 @@
-"""The choice of a backend: how the local steps of a population's rows are computed is decided here and nowhere else.
+"""The choice of a backend: how gradients and local steps of a population's rows are computed is decided here and nowhere else.
 
 Shapes: N rows, C of them, K local steps, B examples in a batch, P parameters.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError
-from p2pfl.params import Layout
+from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Task
-from p2pfl.training.backends.batched import WrittenOutSteps
+from p2pfl.tasks.calling import users_code
+from p2pfl.training.backends.batched import Batched, Loss
 from p2pfl.training.backends.compiled import Compiled
 from p2pfl.training.backends.examples import ExampleGradients
-from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, returns_parts
+from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, ModelGradients, returns_parts
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData
 
@@ -26,29 +27,114 @@ CACHE_BYTES = 4 * 1024**2
 """Numbers that a core reads again and again."""
 
 
-class PlainSGD(Protocol):
-    """Steps of plain SGD on x and nothing else, without a gradient in between."""
+class Gradients:
+    """Gradients of one model's loss for N parameter vectors, each on its own batch.
 
-    may_fail: ClassVar[bool]
-    """Whether a loss of the user's own runs in it: where that fails, step by step shows whose fault it is."""
+    Written out where the model's layers are known, else in one vectorised call where the model allows it. A model that draws random numbers
+    (dropout), changes its buffers (BatchNorm) or cannot be vectorised goes row by row, each row under its own key and with its own buffers.
 
-    def sgd_steps(
-        self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None, *, before_CP: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Take K steps in place; a row that becomes non-finite keeps what it had.
+    Args:
+        model: the architecture; its own parameters are not used and not changed.
+        loss: (outputs, targets) -> mean over the batch.
+        sample: inputs and targets of one small batch, to try the model on.
+        num_rows: N.
+        task: name under which a fault in model or loss is reported.
+        sites: names of the rows, likewise.
+
+    Raises:
+        TaskError: the model or the loss fails on the sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        sample: tuple[Tensor, Tensor],
+        num_rows: int,
+        *,
+        task: str = "",
+        sites: Sequence[str] | None = None,
+    ) -> None:
+        self._torchs = ModelGradients(model.train(), loss, num_rows, task, sites)
+        self.buffers = self._torchs.buffers
+        self.batched: Batched | None = None
+        """Written-out gradients of a model whose layers are known."""
+        self._never_used_P: Tensor | None = None
+        site = sites[0] if sites and len(sites) == 1 else None
+        self.row_by_row: str | None = self._why_row_by_row(model, loss, sample, num_rows, task, site)
+        """Why the model cannot be vectorised over rows; None where it can."""
+
+    def __call__(
+        self,
+        x_NP: Tensor,
+        inputs_NB: Tensor,
+        targets_NB: Tensor,
+        *,
+        seed: int,
+        nodes_N: Tensor,
+        rows_N: Tensor,
+        round: int,
+        step: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
+
+        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere.
 
         Args:
-            x_CP: changed.
-            positions_CKB: examples of each step.
-            lr: learning rate.
-            decay: weight decay.
-            scale_C: factor on each row's gradient; None: 1.
-            before_CP: a tensor that is equal to x and not changed; None: there is none.
+            x_NP: where the gradients are taken.
+            inputs_NB: each row's batch.
+            targets_NB: likewise.
+            seed: of the experiment.
+            nodes_N: the rows' numbers in the roster, for their keys.
+            rows_N: which of the population's rows these are, for their buffers.
+            round: with `step` the key of what the model draws.
+            step: within the round.
 
-        Returns:
-            The mean loss over the steps (C,), and whether each row has stayed finite (C,).
+        Raises:
+            TaskError: the model or the loss fails at a row; of several, the first.
         """
-        ...
+        reason = self.row_by_row
+        if reason is None:
+            try:
+                together = self.batched.gradients if self.batched is not None else self._torchs.vectorised
+                gradient_NP, loss_N = together(x_NP, inputs_NB, targets_NB)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
+                reason = _why(error)
+            else:
+                never_P = self._never_used_P
+                unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
+                return gradient_NP.detach(), loss_N.detach(), unused_NP
+        found = self._torchs.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
+        self.row_by_row = reason
+        return found
+
+    def _why_row_by_row(
+        self, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], num_rows: int, task: str, site: str | None
+    ) -> str | None:
+        """Try the backends on a sample, the fastest first."""
+        inputs_B, targets_B = sample
+        trial = sharing_parameters(model)
+        before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+        x_P = parameters_of(model)
+        with torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), users_code(task, "model", inputs_B, site=site):
+                trial(inputs_B)
+            copies = {name: buffer.clone() for name, buffer in before.items()}
+            *expected, self._never_used_P = self._torchs.alone(x_P, inputs_B, targets_B, copies, site=site)
+        changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
+        if changed:
+            return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
+        if self._never_used_P is None:  # written-out layers know of no gradient that is none
+            self.batched = Batched.of(model, loss, sample, (expected[0], expected[1]), x_P)
+        if self.batched is not None:
+            return None
+        del expected
+        rows = min(num_rows, 2)  # a node alone needs no memory for a second one
+        try:
+            self._torchs.vectorised(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
+            return _why(error)
+        return None
 
 
 class Backends:
@@ -78,14 +164,36 @@ class Backends:
         self.compiled: Compiled | None = None
 
     @property
-    def plain_sgd(self) -> PlainSGD | None:
-        """The fastest backend for plain SGD; None where local steps are more than that, or the model's layers are not known."""
+    def has_plain_steps(self) -> bool:
+        """Whether `sgd_steps` computes the local steps: they are plain SGD, and the model's layers are known."""
+        is_written_out = self.gradients.batched is not None and self.gradients.row_by_row is None
+        return self.compiled is not None or (is_written_out and why_not_plain_sgd(self._recipe) is None)
+
+    @property
+    def calls_users_loss(self) -> bool:
+        """Whether `sgd_steps` runs a loss of the user's own: where that fails, step by step shows whose fault it is."""
+        return self.compiled is None
+
+    def sgd_steps(
+        self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, before_CP: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Take K steps of plain SGD in place, without a gradient in between; a row that becomes non-finite keeps what it had.
+
+        Args:
+            x_CP: changed.
+            positions_CKB: examples of each step.
+            lr: learning rate.
+            scale_C: factor on each row's gradient; None: 1.
+            before_CP: a tensor that is equal to x and not changed; None: there is none.
+
+        Returns:
+            The mean loss over the steps (C,), and whether each row has stayed finite (C,).
+        """
+        decay = self._recipe.optimizer.weight_decay
         if self.compiled is not None:
-            return self.compiled
-        batched = self.gradients.batched
-        if batched is None or self.gradients.row_by_row is not None or why_not_plain_sgd(self._recipe) is not None:
-            return None
-        return WrittenOutSteps(batched, self._data.batch)
+            return self.compiled.sgd_steps(x_CP, positions_CKB, lr, decay, scale_C)
+        assert self.gradients.batched is not None
+        return self.gradients.batched.sgd_steps(x_CP, positions_CKB, self._data.batch, lr, decay, scale_C, before_CP)
 
     @property
     def vectorises(self) -> bool:
@@ -109,7 +217,7 @@ class Backends:
         if self.compiled is not None:
             return
         found: Compiled | str = why_not_plain_sgd(self._recipe) or "the model's gradients cannot be written out"
-        if self.plain_sgd is not None:
+        if self.has_plain_steps:
             assert self.gradients.batched is not None
             found = Compiled.of(self.gradients.batched, x_1P, self._data.inputs, self._data.targets)
         if isinstance(found, Compiled):
@@ -175,3 +283,10 @@ def why_not_plain_sgd(recipe: Recipe) -> str | None:
     if recipe.algorithm.local_changes:
         return f"the local steps of {type(recipe.algorithm).__name__} are more than plain sgd, which alone is compiled"
     return None
+
+
+def _why(error: BaseException) -> str:
+    """Why rows cannot go together, from what vectorising them raised."""
+    if isinstance(error, RuntimeError) and "random" in str(error):
+        return "the model draws random numbers while it trains"
+    return f"the model cannot be vectorised: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,8 +173,6 @@ class Compiled:
         dtype: of the parameters.
     """
 
-    may_fail: ClassVar[bool] = False
-
     def __init__(self, loops: ModuleType, chain: Chain, head: int, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
         self._loops, self._layers, self._head = loops, chain.layers, head
         self._inputs = inputs.flatten(1).contiguous().numpy()
@@ -219,17 +217,8 @@ class Compiled:
         close = all(torch.allclose(moved, expected, rtol=eps, atol=eps) for moved, expected in parts)
         return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
 
-    def sgd_steps(
-        self,
-        x_CP: Tensor,
-        positions_CKB: Tensor,
-        lr: float,
-        decay: float,
-        scale_C: Tensor | None,
-        *,
-        before_CP: Tensor | None = None,  # noqa: ARG002  # the loops keep one of each row
-    ) -> tuple[Tensor, Tensor]:
-        """Take K steps in place; see `choice.PlainSGD`."""
+    def sgd_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take K steps of plain SGD in place, as `choice.Backends.sgd_steps` says."""
         x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
         kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
         scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)

@@ -5,6 +5,7 @@ Shapes: C rows, B examples in a batch, P parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 
 import torch
@@ -12,13 +13,12 @@ from torch import Tensor
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.privacy import Mechanism
-from p2pfl.training.backends.gradients import Gradients
 
 
 class ExampleGradients:
-    """Gradients of a mechanism, called as `Gradients` is: each example goes as a row of its own, with a batch of one."""
+    """Gradients of a mechanism, called as `choice.Gradients` is: each example goes as a row of its own, with a batch of one."""
 
-    def __init__(self, gradients: Gradients, mechanism: Mechanism) -> None:
+    def __init__(self, gradients: Callable[..., tuple[Tensor, Tensor, Tensor | None]], mechanism: Mechanism) -> None:
         self._gradients, self._mechanism = gradients, mechanism
 
     def __call__(

@@ -1,11 +1,11 @@
-"""Losses and gradients of N models at once, each on its own batch.
+"""Losses and gradients of N models by torch itself, each on its own batch.
 
 Shapes: N rows, B examples in a batch, P parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,12 +14,10 @@ from torch.func import grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
-from p2pfl.params import Layout, call_with, parameters_of, sharing_parameters
+from p2pfl.params import Layout, call_with, parameters_of
 from p2pfl.tasks.calling import described, users_code
-from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.batched import Loss
 from p2pfl.training.freed_memory import return_freed_memory
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 RETURN_FROM_BYTES = 8 * 2**20
 """Size of one gradient from which its parts are given back to the system while they are put together."""
@@ -27,108 +25,45 @@ RETURN_FROM_BYTES = 8 * 2**20
 RETURN_AT_ONCE_BYTES = 16 * 2**20
 
 
-class Gradients:
-    """Gradients of one model's loss for N parameter vectors.
-
-    All rows go through one vectorised call where the model allows it. A model that draws random numbers (dropout), changes its buffers
-    (BatchNorm) or cannot be vectorised goes row by row, each row under its own key and with its own buffers.
+class ModelGradients:
+    """Gradients of one model's loss: of one row, of rows one after the other, and of all rows in one vectorised call.
 
     Args:
-        model: the architecture; its own parameters are not used and not changed.
+        model: the architecture, in training mode; its own parameters are not used and not changed.
         loss: (outputs, targets) -> mean over the batch.
-        sample: inputs and targets of one small batch, to try the model on.
         num_rows: N.
-        task: what a fault in model or loss is reported under.
-        sites: the rows' names, likewise.
-
-    Raises:
-        TaskError: the model or the loss fails on the sample.
+        task: name under which a fault in model or loss is reported.
+        sites: names of the rows, likewise.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sample: tuple[Tensor, Tensor],
-        num_rows: int,
-        *,
-        task: str = "",
-        sites: Sequence[str] | None = None,
-    ) -> None:
-        self._model = model.train()
-        self._loss = loss
-        self._task = task
-        self._sites = sites
-        self._num_rows = num_rows
+    def __init__(self, model: nn.Module, loss: Loss, num_rows: int, task: str, sites: Sequence[str] | None) -> None:
+        self._model, self._loss, self._task, self._sites = model, loss, task, sites
         self._layout = Layout.of(model)
         self.buffers: dict[str, Tensor] = {
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
         }
         """Each row's own buffers, (N, ...): BatchNorm's statistics stay at the node that computed them."""
-        self.batched: Batched | None = None
-        """Written-out gradients of a model whose layers are known."""
-        self._never_used_P: Tensor | None = None
-        self.row_by_row: str | None = self._why_row_by_row(sample)
-        """Why the model cannot be vectorised over rows; None where it can."""
 
-    def __call__(
-        self,
-        x_NP: Tensor,
-        inputs_NB: Tensor,
-        targets_NB: Tensor,
-        *,
-        seed: int,
-        nodes_N: Tensor,
-        rows_N: Tensor,
-        round: int,
-        step: int,
+    def one_by_one(
+        self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor, *, seed: int, nodes_N: Tensor, rows_N: Tensor, round: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
-
-        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere.
-
-        Args:
-            x_NP: where the gradients are taken.
-            inputs_NB: each row's batch.
-            targets_NB: likewise.
-            seed: of the experiment.
-            nodes_N: the rows' numbers in the roster, for their keys.
-            rows_N: which of the population's rows these are, for their buffers.
-            round: with `step` the key of what the model draws.
-            step: within the round.
-
-        Raises:
-            TaskError: the model or the loss fails at a row; of several, the first.
-        """
-        reason = self.row_by_row
-        if reason is None:
-            try:
-                gradient_NP, loss_N = self._together(x_NP, inputs_NB, targets_NB)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
-                reason = _why(error)
-            else:
-                never_P = self._never_used_P
-                unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
-                return gradient_NP.detach(), loss_N.detach(), unused_NP
+        """Gradients (N, P), losses (N,) and where there is no gradient, as `choice.Gradients` gives them; each row under its own key."""
         gradients, losses, unused = [], [], []
         for i, (row, node) in enumerate(zip(rows_N.tolist(), nodes_N.tolist(), strict=True)):
             with torch.random.fork_rng(devices=[x_NP.device] if x_NP.is_cuda else []):
                 torch.manual_seed(torch_seed(seed, Purpose.MODEL, node=node, round=round, step=step))
                 buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
                 site = self._sites[row] if self._sites else None
-                gradient_P, loss, unused_P = self._alone(x_NP[i], inputs_NB[i], targets_NB[i], buffers, site=site, round=round)
+                gradient_P, loss, unused_P = self.alone(x_NP[i], inputs_NB[i], targets_NB[i], buffers, site=site, round=round)
             gradients.append(gradient_P)
             losses.append(loss)
             unused.append(unused_P)
         found = [torch.zeros_like(x_NP[0], dtype=torch.bool) if unused_P is None else unused_P for unused_P in unused]
-        self.row_by_row = reason
         gradient_NP = gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)
         return gradient_NP, torch.stack(losses), None if all(part is None for part in unused) else torch.stack(found)
 
-    def _together(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients (N, P) and losses (N,) in one vectorised call."""
-        if self.batched is not None:
-            return self.batched.gradients(x_NP, inputs_NB, targets_NB)
+    def vectorised(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (N, P) and losses (N,) of all rows in one call of torch's."""
         # by tensor: of a slice of one vector torch would make a gradient as long as the vector
         gradients, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(self._layout.views(x_NP), inputs_NB, targets_NB)
         return put_side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
@@ -137,7 +72,7 @@ class Gradients:
         outputs: Any = call_with(self._model, tensors, inputs_B)
         return self._loss(outputs, targets_B)
 
-    def _alone(
+    def alone(
         self,
         x_P: Tensor,
         inputs_B: Tensor,
@@ -186,36 +121,10 @@ class Gradients:
             TaskError: one of them fails, or the loss is no number.
         """
         buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
-        _, loss, _ = self._alone(parameters_of(self._model), *sample, buffers, site=site)
+        _, loss, _ = self.alone(parameters_of(self._model), *sample, buffers, site=site)
         if not bool(loss.isfinite()):
             fault = f"it returned {float(loss)} at the start: expected a finite number; it was given targets {described(sample[1])}"
             raise TaskError(fault, task=self._task, function="loss", site=site)
-
-    def _why_row_by_row(self, sample: tuple[Tensor, Tensor]) -> str | None:
-        inputs_B, targets_B = sample
-        site = self._sites[0] if self._sites and len(self._sites) == 1 else None
-        trial = sharing_parameters(self._model)
-        before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
-        x_P = parameters_of(self._model)
-        with torch.random.fork_rng(devices=[]):
-            with torch.no_grad(), users_code(self._task, "model", inputs_B, site=site):
-                trial(inputs_B)
-            copies = {name: buffer.clone() for name, buffer in before.items()}
-            *expected, self._never_used_P = self._alone(x_P, inputs_B, targets_B, copies, site=site)
-        changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
-        if changed:
-            return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
-        if self._never_used_P is None:  # written-out layers know of no gradient that is none
-            self.batched = Batched.of(self._model, self._loss, sample, (expected[0], expected[1]), x_P)
-        if self.batched is not None:
-            return None
-        del expected
-        rows = min(self._num_rows, 2)  # a node alone needs no memory for a second one
-        try:
-            self._together(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
-            return _why(error)
-        return None
 
 
 def returns_parts(gradient_NP: Tensor) -> bool:
@@ -238,13 +147,6 @@ def put_side_by_side(parts: list[Tensor]) -> Tensor:
             freed_bytes = 0
             return_freed_memory()  # else what is freed here stays with the process while the whole one grows
     return whole_NP
-
-
-def _why(error: BaseException) -> str:
-    """Why rows cannot go together, from what vectorising them raised."""
-    if isinstance(error, RuntimeError) and "random" in str(error):
-        return "the model draws random numbers while it trains"
-    return f"the model cannot be vectorised: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def _fault_of_loss(loss: object) -> str | None:
