@@ -6,7 +6,6 @@ Shapes: N rows of the population, C of them, B examples in a batch, K local step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,18 +21,6 @@ _MOST_TRIED = 256  # examples of a batch of all rows
 _DRAWN = 2**14  # examples
 
 
-@dataclass(slots=True)
-class _Ahead:
-    """Examples that some rows train on in rounds to come."""
-
-    rows: Rows | None = None
-    first: int = 0
-    """Round."""
-    rounds: int = 0
-    positions: Tensor | None = None
-    last: LastEpoch = field(default_factory=LastEpoch)
-
-
 class TrainingData:
     """All sites' training rows once, one site after the other; batches are drawn by index.
 
@@ -47,7 +34,8 @@ class TrainingData:
 
     def __init__(self, sites: Sequence[Site], recipe: Recipe, nodes_N: Tensor, dtype: torch.dtype, *, trains: bool) -> None:
         self._recipe, self._nodes_N = recipe, nodes_N
-        self._drawn_ahead: dict[int, _Ahead] = {}  # by the first row of a part
+        self._ahead: dict[int, tuple[Rows, range, Tensor, LastEpoch]] = {}
+        """By the first row of a part: its rows, the rounds for which it is drawn, their examples, and where drawing goes on."""
         self._places: Tensor | None = None  # a row number in between where sites have rows in common
         device = nodes_N.device
         if isinstance(sites, SiteTable):
@@ -112,16 +100,17 @@ class TrainingData:
         recipe, steps, batch_size = self._recipe, self._recipe.local_steps, self.batch_size(rows)
         if not ahead and not isinstance(rows, slice):
             return self._drawn(rows, round * steps, steps, None)
-        drawn = self._drawn_ahead.setdefault(rows.start if isinstance(rows, slice) else int(rows[0]), _Ahead())
-        if not _are_the_same(rows, drawn.rows):
-            drawn.rows, drawn.positions, drawn.last = rows, None, LastEpoch()
-        if drawn.positions is None or not 0 <= round - drawn.first < drawn.rounds:
+        key = rows.start if isinstance(rows, slice) else int(rows[0])
+        drawn_rows, rounds, positions, last = self._ahead.get(key, (None, range(0), None, LastEpoch()))
+        if not _are_the_same(rows, drawn_rows):
+            rounds, last = range(0), LastEpoch()
+        if positions is None or round not in rounds:
             count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            drawn.first = round
-            drawn.rounds = max(1, min(recipe.rounds - round, _DRAWN // (count * steps * batch_size)))
-            drawn.positions = self._drawn(rows, round * steps, drawn.rounds * steps, drawn.last)
-        first = (round - drawn.first) * steps
-        return drawn.positions[:, first : first + steps]
+            rounds = range(round, round + max(1, min(recipe.rounds - round, _DRAWN // (count * steps * batch_size))))
+            positions = self._drawn(rows, round * steps, len(rounds) * steps, last)
+            self._ahead[key] = rows, rounds, positions, last
+        first = (round - rounds.start) * steps
+        return positions[:, first : first + steps]
 
     def _drawn(self, rows: Rows, first_step: int, num_steps: int, last: LastEpoch | None) -> Tensor:
         """Draw the positions that rows train on in any steps, (C, num_steps, B)."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
-from p2pfl.params import Layout, parameters_of
+from p2pfl.params import parameters_of
 from p2pfl.training.backends.layers import GradientUse, Layer, SgdStep, StoreGradient
-from p2pfl.training.backends.tracing import chain_of
+from p2pfl.training.backends.tracing import chain_or_fault
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,9 +96,8 @@ class Batched:
             expected: gradient (P,) and loss on the sample at the model's own parameters; a chain that gives others is none.
             x_P: these parameters, where somebody has them as a vector already.
         """
-        layout = Layout.of(model)
-        layers = chain_of(model, {spec.name: place for spec, place in layout.slices()})
-        if layers is None:
+        layers = chain_or_fault(model)
+        if isinstance(layers, str):
             return None
         inputs_B, targets_B = sample
         x_1P = (parameters_of(model) if x_P is None else x_P).unsqueeze(0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from types import ModuleType
@@ -20,50 +19,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pfl.compiled.loader import load_loops, why_no_loops
-from p2pfl.params import Layout
 from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
-from p2pfl.training.backends.tracing import ARITHMETIC, as_dtype, chain_or_fault
+from p2pfl.training.backends.tracing import ARITHMETIC, chain_or_fault
 
 _DTYPES = (torch.float32, torch.float64)
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ACTIVATIONS = {RELU: 1, TANH: 2, SIGMOID: 3}
 _LOSSES: dict[Any, int] = {F.cross_entropy: 0, F.binary_cross_entropy_with_logits: 1, F.mse_loss: 2}
 _OF_CLASSES = _LOSSES[F.cross_entropy]
-_FIRST = {function: kind for kind, (function, _) in enumerate(ARITHMETIC.values())}
-"""Plus, minus, times, over, as the loops number them."""
 _COMPARED = 2**16  # numbers at once, so that comparing takes no copies of a large model
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A model as the loops take it."""
+Chain = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""A model as the loops take it: its layers, what is done to each input first, and with which numbers (float64)."""
 
-    layers: np.ndarray
-    """int64 (L, 5), as in `p2pfl.compiled.training_loops`."""
 
-    kinds: np.ndarray
-    """int64, what is done to each input first."""
-
-    operands: np.ndarray
-    """float64, with which numbers."""
-
-    @classmethod
-    def of(cls, layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.dtype) -> Chain | str:
-        """The model of these layers, or why they are not compiled.
-
-        Args:
-            layers: from the inputs on.
-            dtype: of the parameters.
-            inputs_dtype: of the examples.
-        """
-        number = next((n for n, layer in enumerate(layers) if not _comes_first(layer)), len(layers))
-        first = _first_of(layers[:number], dtype, inputs_dtype)
-        rows = _linear_layers(layers[number:])
-        if isinstance(first, str) or isinstance(rows, str):
-            return first if isinstance(first, str) else f"{_ONLY_CHAINS}, and {rows}"
-        kinds, operands = [kind for kind, _ in first], [operand for _, operand in first]
-        return cls(np.array(rows, dtype=np.int64), np.array(kinds, dtype=np.int64), np.array(operands, dtype=np.float64))
+def _chain_of(layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.dtype) -> Chain | str:
+    """Arrays of the loops for layers with parameters of a dtype, or why they are not compiled."""
+    number = next((n for n, layer in enumerate(layers) if not _comes_first(layer)), len(layers))
+    first = _first_of(layers[:number], dtype, inputs_dtype)
+    rows = _linear_layers(layers[number:])
+    if isinstance(first, str) or isinstance(rows, str):
+        return first if isinstance(first, str) else f"{_ONLY_CHAINS}, and {rows}"
+    kinds, operands = [kind for kind, _ in first], [operand for _, operand in first]
+    return np.array(rows, dtype=np.int64), np.array(kinds, dtype=np.int64), np.array(operands, dtype=np.float64)
 
 
 def _comes_first(layer: Layer) -> bool:
@@ -77,11 +57,11 @@ def _first_of(layers: Sequence[Layer], dtype: torch.dtype, inputs_dtype: torch.d
     is_real = inputs_dtype == dtype
     for function in (layer.function for layer in layers if isinstance(layer, Pointwise)):
         assert isinstance(function, partial)
-        (given,) = function.args
-        if function.func is not as_dtype and not is_real:
+        *operation, given = function.args
+        if operation and not is_real:
             return "the model computes with whole numbers before it makes real ones of them"
-        if function.func is not as_dtype:
-            found.append((_FIRST[function.func], float(given)))
+        if operation:
+            found.append((ARITHMETIC.index(operation[0]), float(given)))
         elif given != dtype:
             return f"the model makes {given} of its inputs, and its parameters are {dtype}".replace("torch.", "")
         is_real = True
@@ -99,12 +79,8 @@ def _linear_layers(layers: Sequence[Layer]) -> list[list[int]] | str:
         elif isinstance(layer, Pointwise) and layer in _ACTIVATIONS and rows and rows[-1][-1] == 0:
             rows[-1][-1] = _ACTIVATIONS[layer]
         else:
-            found = (
-                "a function stands where a linear layer should"
-                if isinstance(layer, Pointwise)
-                else f"{type(layer).__name__} is none of them"
-            )
-            return found if not isinstance(layer, Reshape) else "values get another shape between layers"
+            found = {Pointwise: "a function stands where a linear layer should", Reshape: "values get another shape between layers"}
+            return found.get(type(layer), f"{type(layer).__name__} is none of them")
     fits = all(before[1] == after[0] for before, after in pairwise(rows))
     return rows if rows and fits else "the layers' sizes do not fit each other"
 
@@ -124,12 +100,12 @@ def why_not_compiled(
         rows: inputs and targets of each site; none: the model alone is looked at.
         inputs_dtype: of the rows as they are trained on; None: real numbers.
     """
-    layers = chain_or_fault(model, {spec.name: place for spec, place in Layout.of(model).slices()})
+    layers = chain_or_fault(model)
     if isinstance(layers, str):
         return f"{_ONLY_CHAINS}, and {layers}"
     if dtype not in _DTYPES:
         return f"parameters are {dtype}".replace("torch.", "")
-    chain = Chain.of(layers, dtype, inputs_dtype or dtype)
+    chain = _chain_of(layers, dtype, inputs_dtype or dtype)
     if isinstance(chain, str):
         return chain
     return next((fault for inputs, targets in rows if (fault := _fault_of_rows(chain, loss, inputs, targets))), _fault_of_loss(loss))
@@ -144,7 +120,7 @@ def _fault_of_rows(chain: Chain, loss: Any, inputs: Tensor, targets: Tensor) -> 
     """Why a model is not trained in compiled loops on these rows."""
     if (fault := _fault_of_loss(loss)) is not None:
         return fault
-    num_in, num_out = int(chain.layers[0, 0]), int(chain.layers[-1, 1])
+    num_in, num_out = int(chain[0][0, 0]), int(chain[0][-1, 1])
     if not inputs.dtype.is_floating_point and inputs.dtype not in _WHOLE_NUMBERS:
         return f"inputs are {inputs.dtype}".replace("torch.", "")
     if inputs[0].numel() != num_in:
@@ -174,10 +150,11 @@ class Compiled:
     """
 
     def __init__(self, loops: ModuleType, chain: Chain, head: int, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
-        self._loops, self._layers, self._head = loops, chain.layers, head
+        self._loops, self._head = loops, head
+        self._layers, kinds, operands = chain
         self._inputs = inputs.flatten(1).contiguous().numpy()
         kind = torch.empty(0, dtype=dtype).numpy().dtype
-        self._first = chain.kinds, chain.operands.astype(kind)
+        self._first = kinds, operands.astype(kind)
         of_classes = head == _OF_CLASSES
         self._classes = targets.long().numpy() if of_classes else np.zeros(0, dtype=np.int64)
         self._wanted = np.zeros((0, 0), dtype=kind) if of_classes else targets.flatten(1).contiguous().numpy()
@@ -194,7 +171,7 @@ class Compiled:
         """
         if inputs.device.type != "cpu":
             return f"compiled loops run on the CPU, not on {inputs.device.type}"
-        chain = Chain.of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
+        chain = _chain_of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
         if isinstance(chain, str):
             return chain
         if (fault := _fault_of_rows(chain, batched.loss, inputs, targets)) is not None:

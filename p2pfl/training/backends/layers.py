@@ -21,18 +21,6 @@ Saved = tuple[Any, ...]
 _MANY_PATCHES = 2**16  # numbers in one row's patches
 
 
-class GradientUse(Protocol):
-    """The use that is made of the gradients of a chunk."""
-
-    def matrix(self, place: slice, shape: tuple[int, ...], outer_CBM: Tensor, inner_CBN: Tensor) -> None:
-        """sum_b outer[c, b, m] inner[c, b, n] for the tensor that lies at `place` as (M, N)."""
-        ...
-
-    def vector(self, place: slice, values_CN: Tensor) -> None:
-        """Use a gradient as it is."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class StoreGradient:
     """Stores gradients in a vector (C, P)."""
@@ -40,7 +28,7 @@ class StoreGradient:
     out_CP: Tensor
 
     def matrix(self, place: slice, shape: tuple[int, ...], outer_CBM: Tensor, inner_CBN: Tensor) -> None:
-        """Store the sum in the vector."""
+        """Store sum_b outer[c, b, m] inner[c, b, n] for the tensor that lies at `place` as (M, N)."""
         _matrix_at(self.out_CP, place, shape).baddbmm_(outer_CBM.transpose(1, 2), inner_CBN, beta=0)
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
@@ -67,6 +55,10 @@ class SgdStep:
         if self.decay:
             part.mul_(1 - self.lr * self.decay)
         part.sub_(values_CN, alpha=self.lr)
+
+
+GradientUse = StoreGradient | SgdStep
+"""The use that is made of the gradients of a chunk."""
 
 
 def _matrix_at(x_CP: Tensor, place: slice, shape: tuple[int, ...]) -> Tensor:
@@ -279,7 +271,7 @@ class Pointwise:
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
         """Multiply by the derivative."""
-        return self.slope(gradient_CB, *saved) if goes_on else None
+        return self.slope(gradient_CB, *saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +291,6 @@ class MaxPool2d:
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
         """Give each gradient to its window's largest number."""
-        if not goes_on:
-            return None
         where, shape = saved
         before = gradient_CB.new_zeros(shape[0] * shape[1], shape[2], shape[3] * shape[4])
         before.scatter_add_(2, where.flatten(2), gradient_CB.reshape(*where.shape).flatten(2))
@@ -322,8 +312,6 @@ class AvgPool2d:
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
         """Divide each gradient evenly among its window."""
-        if not goes_on:
-            return None
         (shape,) = saved
         size = self.kernel[0] * self.kernel[1]
         flat = gradient_CB.flatten(0, 1) / size
@@ -345,7 +333,7 @@ class Reshape:
 
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
         """Give the gradient the shape of the inputs."""
-        return gradient_CB.reshape(saved[0]) if goes_on else None
+        return gradient_CB.reshape(saved[0])
 
 
 def _to_rows(values_CN: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from p2pfl.params import Layout
 from p2pfl.training.backends.layers import (
     RELU,
     SIGMOID,
@@ -98,25 +99,13 @@ FUNCTIONS: dict[Any, Layer] = {
 }
 
 
-def chain_of(model: nn.Module, places: dict[str, slice]) -> list[Layer] | None:
-    """A model's layers in their order, None where it is no chain of known ones.
-
-    Args:
-        model: in training mode.
-        places: as in `chain_or_fault`.
-    """
-    found = chain_or_fault(model, places)
-    return None if isinstance(found, str) else found
-
-
-def chain_or_fault(model: nn.Module, places: dict[str, slice]) -> list[Layer] | str:  # noqa: PLR0911
+def chain_or_fault(model: nn.Module) -> list[Layer] | str:  # noqa: PLR0911
     """A model's layers in their order, or what in it is no known one.
 
     Args:
-        model: in training mode.
-        places: where each parameter lies in the flat vector; a model with parameters that do not, or that are used in several places, is
-            no chain.
+        model: in training mode; one with parameters that do not lie in the flat vector, or that are used in several places, is no chain.
     """
+    places = {spec.name: place for spec, place in Layout.of(model).slices()}
     if any(True for _ in model.buffers()):
         return "the model has buffers"
     if any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
@@ -182,19 +171,17 @@ def _function(node: fx.Node) -> Layer | None:
         if isinstance(start, int) and isinstance(end, int) and start >= 1:
             layer = Reshape(partial(_flattened, start, end))
     elif node.target in _DTYPES and len(node.args) == 1 and not node.kwargs:
-        layer = Pointwise(partial(as_dtype, _DTYPES[node.target]), _as_before)
+        layer = Pointwise(partial(_as_dtype, _DTYPES[node.target]), _as_before)
     elif len(node.args) == 1 and not (node.kwargs.keys() - {"inplace"}):
         layer = FUNCTIONS.get(node.target)
     elif node.target == "to" and isinstance(second, torch.dtype):
-        layer = Pointwise(partial(as_dtype, second), _as_before)
+        layer = Pointwise(partial(_as_dtype, second), _as_before)
     elif (sign := _SIGNS.get(node.target, node.target)) in ARITHMETIC and isinstance(second, int | float) and not node.kwargs:
-        function, slope = ARITHMETIC[sign]
-        layer = Pointwise(partial(function, second), partial(slope, second))
+        layer = Pointwise(partial(_with_number, sign, second), partial(_slope_with_number, sign, second))
     return layer
 
 
-def as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
-    """Convert inputs to a dtype."""
+def _as_dtype(dtype: torch.dtype, inputs: Tensor) -> Tensor:
     return inputs.to(dtype)
 
 
@@ -202,41 +189,16 @@ def _as_before(gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # no
     return gradient.to(before.dtype)
 
 
-def _plus(number: float, inputs: Tensor) -> Tensor:
-    return inputs + number
+def _with_number(operation: Callable[..., Tensor], number: float, inputs: Tensor) -> Tensor:
+    return operation(inputs, number)
 
 
-def _minus(number: float, inputs: Tensor) -> Tensor:
-    return inputs - number
+def _slope_with_number(operation: Callable[..., Tensor], number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return gradient if operation in (operator.add, operator.sub) else operation(gradient, number)
 
 
-def _times(number: float, inputs: Tensor) -> Tensor:
-    return inputs * number
-
-
-def _over(number: float, inputs: Tensor) -> Tensor:
-    return inputs / number
-
-
-def _slope_of_sum(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
-    return gradient
-
-
-def _slope_of_times(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
-    return gradient * number
-
-
-def _slope_of_over(number: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
-    return gradient / number
-
-
-ARITHMETIC: dict[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    operator.add: (_plus, _slope_of_sum),
-    operator.sub: (_minus, _slope_of_sum),
-    operator.mul: (_times, _slope_of_times),
-    operator.truediv: (_over, _slope_of_over),
-}
-"""With a number on the right."""
+ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
+"""Operations with a number, in the order in which compiled loops number them."""
 
 _SIGNS: dict[Any, Any] = {
     **dict.fromkeys(["add", torch.add], operator.add),
