@@ -31,8 +31,8 @@ from p2pfl.runs.writing_process import mark_pause
 from p2pfl.simulator.engine import Simulation
 from p2pfl.simulator.events.asynchronous import AsynchronousEvents
 from p2pfl.simulator.events.pairwise import PairwiseEvents
-from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, RecordedEvents, Replay, recorded_rows
-from p2pfl.simulator.events.simulation import CHECKPOINT, Events, EventSimulation
+from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, Replay, recorded_rows, run_recorded
+from p2pfl.simulator.events.simulation import CHECKPOINT, Events, run_events
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.sharding.shard import Shard, check_enough
@@ -153,12 +153,10 @@ def _run(
     stopwatch.lap("plan")
     if not pace.in_step:
         drawn, replayed = _EVENTS[pace.counts_edges]
-        events = RecordedEvents(replayed(plan, recorded)) if recorded is not None else drawn(plan)
-        at_own_pace = EventSimulation(plan, folder, events, progress, stopwatch)
-        if resume:
-            with changes_told(place / CHECKPOINT):
-                at_own_pace.restore()
-        at_own_pace.run()
+        if recorded is not None:
+            run_recorded(plan, folder, replayed(plan, recorded), progress, stopwatch)
+        else:
+            run_events(plan, folder, drawn(plan), progress, stopwatch, resume=resume)
         return Run(place)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads

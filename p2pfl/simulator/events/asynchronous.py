@@ -13,7 +13,6 @@ from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.paces import Held, Pace
-from p2pfl.simulator.events.delays import NamedDelays
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.records import EventRecords
 from p2pfl.simulator.events.simulation import Groups
@@ -64,9 +63,7 @@ class AsynchronousEvents:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.nodes = [EventNode(plan, name) for name in plan.names]
-        self._rows = {name: row for row, name in enumerate(plan.names)}
-        self._delays = NamedDelays(plan)
-        self._timeline = Timeline("trained", "arrived", "left", "merge")
+        self.timeline = Timeline(plan, "trained", "arrived", "left", "merge")
         pace = plan.experiment.pace
         self._edges = [_SimulatedEdges(node) for node in self.nodes]
         self._paces: list[Pace[Message]] = [pace.kind.of(edges, edges, max_age=pace.max_age) for edges in self._edges]
@@ -79,80 +76,75 @@ class AsynchronousEvents:
         self._over: set[int] = set()
 
     @property
-    def now_s(self) -> float:
-        """Seconds of the virtual clock."""
-        return self._timeline.now_s
-
-    @property
     def may_be_saved(self) -> bool:
         """Whether no node still has to merge at this moment."""
-        return not self._waiting and not self._timeline.is_at_this_moment("merge")
+        return not self._waiting and not self.timeline.is_at_this_moment("merge")
 
     def next(self, records: EventRecords) -> bool:
         """Let the next event happen; False where every node is over."""
-        if self._timeline.is_empty and not self._over:
+        if self.timeline.is_empty and not self._over:
             for node in self.nodes:
-                self._timeline.at(self._delays.training_through_s(node), "trained", node.row)
-        event = self._timeline.next()
-        if event is None:
+                self.timeline.at(self.timeline.training_through_s(node), "trained", node.row)
+        if (event := self.timeline.next()) is None:
             return False
-        match event.kind:
+        kind, row, content, message = event
+        match kind:
             case "trained":
-                self._send(self.nodes[event.row])
+                self._send(self.nodes[row])
             case "arrived":
-                assert event.message is not None
-                peer, number = event.content
-                self._paces[event.row].receive(peer, number, event.message)
+                assert message is not None
+                peer, number = content
+                self._paces[row].receive(peer, number, message)
             case "left":
-                self._edges[event.row].left.add(*event.content)
-            case "merge" if self._paces[event.row].is_over(self.now_s):
-                self._merge(self.nodes[event.row], records)
+                self._edges[row].left.add(*content)
+            case "merge" if self._paces[row].is_over(self.timeline.now_s):
+                self._merge(self.nodes[row], records)
             case "merge":
-                self._waiting.add(event.row)
-        if event.kind in ("arrived", "left") and event.row in self._waiting:
-            self._waiting.remove(event.row)
-            self._timeline.at(self.now_s, "merge", event.row)
+                self._waiting.add(row)
+        if kind in ("arrived", "left") and row in self._waiting:
+            self._waiting.remove(row)
+            self.timeline.at(self.timeline.now_s, "merge", row)
         return True
 
     def _send(self, node: EventNode) -> None:
         """Train a node, and send what it has learnt."""
         node.train()
-        self._sent[node.row], self._sent_s[node.row] = node.outgoing(), self.now_s
+        self._sent[node.row], self._sent_s[node.row] = node.outgoing(), self.timeline.now_s
         message = message_of(self._sent[node.row])
-        size_bytes = self._delays.bytes_each(node.round, self._sent[node.row])
+        size_bytes = self.timeline.bytes_each(node.round, self._sent[node.row])
         for name in sorted(node.neighbourhood.receivers):
-            if not self._delays.is_lost(node.name, name, node.round):
-                arrival_s = self.now_s + self._delays.between_s(node.name, name, size_bytes)
-                self._timeline.at(arrival_s, "arrived", self._rows[name], node.name, node.round, message=message)
-        self._timeline.at(self.now_s, "merge", node.row)
+            if not self.timeline.is_lost(node.name, name, node.round):
+                arrival_s = self.timeline.arrival_s(node.name, name, size_bytes)
+                self.timeline.send(arrival_s, "arrived", node.name, name, node.round, message=message)
+        self.timeline.at(self.timeline.now_s, "merge", node.row)
 
     def _merge(self, node: EventNode, records: EventRecords) -> None:
         """Merge what a node holds of its neighbours, and begin its next round."""
         sent, pace = self._sent[node.row], self._paces[node.row]
         pace.begin(node.round)
         merge_newest(self._plan, node, sent, pace.updates())
-        size_bytes = self._delays.bytes_each(node.round, sent)
+        size_bytes = self.timeline.bytes_each(node.round, sent)
         skipped = sorted(node.neighbourhood.weights.keys() - {name for name, *_ in node.merged})
-        records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.neighbourhood.receivers), time_s=self.now_s)
+        records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.neighbourhood.receivers), time_s=self.timeline.now_s)
         if node.round == self._plan.experiment.rounds or self._edges[node.row].left >= node.neighbourhood.weights.keys():
             self._over.add(node.row)
             for name in sorted(node.neighbourhood.receivers):
-                self._timeline.at(self.now_s + self._delays.between_s(node.name, name, 0), "left", self._rows[name], node.name)
+                self.timeline.send(self.timeline.arrival_s(node.name, name, 0), "left", node.name, name)
         else:  # counted from the start, so that nodes of equal speed stay together
-            self._waited_s[node.row] += self.now_s - self._sent_s[node.row]
-            self._timeline.at(self._waited_s[node.row] + self._delays.training_through_s(node), "trained", node.row)
+            self._waited_s[node.row] += self.timeline.now_s - self._sent_s[node.row]
+            self.timeline.at(self._waited_s[node.row] + self.timeline.training_through_s(node), "trained", node.row)
         records.close(lambda other: other.row in self._over)
 
     def tensors(self) -> dict[str, Tensor]:
         """Messages that are held or on their way."""
         held = [(node.name, peer, each.update) for node in self.nodes for peer, each in self._paces[node.row].kept().items()]
         newest = {f"newest/{name}-{peer}/{channel}": tensor for name, peer, message in held for channel, tensor in message.items()}
-        return newest | self._timeline.tensors()
+        return newest | self.timeline.tensors()
 
     def metadata(self) -> dict[str, Any]:
         """Metadata of a checkpoint."""
         return {
-            **self._timeline.metadata(),
+            **self.timeline.metadata(),
             "held": [{peer: [held.number, held.age] for peer, held in pace.kept().items()} for pace in self._paces],
             "left": [sorted(edges.left) for edges in self._edges],
             "over": sorted(self._over),
@@ -174,7 +166,7 @@ class AsynchronousEvents:
         for edges, left in zip(self._edges, metadata["left"], strict=True):
             edges.left = set(left)
         self._over, self._waited_s = set(metadata["over"]), metadata.get("waited_s", self._waited_s)
-        self._timeline.restore(groups, metadata)
+        self.timeline.restore(groups, metadata)
 
 
 def merge_newest(plan: Plan, node: EventNode, sent: Mapping[str, Tensor], taken: Mapping[str, Held[Message]]) -> None:

@@ -6,21 +6,15 @@ Shapes: N nodes, E directed edges of a graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from p2pfl.algorithms import over_an_edge
 from p2pfl.draws import Purpose, chances
-from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.spec import ClockSpec
-from p2pfl.simulator.events.node import EventNode
 from p2pfl.topology import Topology
 from p2pfl.wire.codec import CHUNK_BYTES
-from p2pfl.wire.update import UpdateFormat
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -146,52 +140,3 @@ class Delays:
             seconds_a_byte_E=seconds_a_byte_E,
             place_E=place_E,
         )
-
-
-class NamedDelays:
-    """Delays and losses by the names of nodes.
-
-    Args:
-        plan: of the network.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        graph, names = plan.topology, plan.names
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed)
-        self._edges = self._delays.edges_of(graph)
-        self._channels = plan.recipe.algorithm.channels
-        self._places = {(names[j], names[i]): e for e, (j, i) in enumerate(zip(graph.senders, graph.receivers, strict=True))}
-        self._seconds: dict[int, list[float]] = {}
-
-    def training_s(self, node: EventNode) -> float:
-        """Seconds of a node's training in its round."""
-        return float(self._delays.training(node.round)[node.row])
-
-    def training_through_s(self, node: EventNode) -> float:
-        """Seconds of a node's training in all its rounds, the one that it is in included."""
-        return self._delays.training_through(node.row, node.round)
-
-    def between_s(self, sender: str, receiver: str, size_bytes: int, *, alone: bool = False) -> float:
-        """Seconds until a message is there.
-
-        Args:
-            sender: its name.
-            receiver: its name.
-            size_bytes: of the message.
-            alone: nothing else leaves the sender now.
-        """
-        edge = self._places[sender, receiver]
-        if size_bytes not in self._seconds:
-            self._seconds[size_bytes] = self._delays.message_s(self._edges, size_bytes)[1].tolist()
-        uplink_s = size_bytes * 8 / (self._delays.spec.uplink_mbps * 1e6) if self._delays.spec.uplink_mbps else 0.0
-        return self._seconds[size_bytes][edge] - (uplink_s * (int(self._edges.place_E[edge]) - 1) if alone else 0.0)
-
-    def is_lost(self, sender: str, receiver: str, number: int) -> bool:
-        """Whether the message of a round is lost."""
-        ends = (np.array([self._rows[name]]) for name in (sender, receiver))
-        return bool(self._delays.lost(number, *ends)[0])
-
-    def bytes_each(self, number: int, sent: Mapping[str, Tensor]) -> int:
-        """Size in bytes of one encoded update."""
-        return UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True)).encoded_bytes(number)

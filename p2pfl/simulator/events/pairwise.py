@@ -13,7 +13,6 @@ from torch import Tensor
 from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
 from p2pfl.paces.pairwise import HALF, Pairwise, Request
-from p2pfl.simulator.events.delays import NamedDelays
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.records import EventRecords
 from p2pfl.simulator.events.simulation import Groups
@@ -96,44 +95,31 @@ class PairwiseEvents:
         plan: of the network.
     """
 
+    may_be_saved = True  # an event leaves nothing half done
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._nodes = [PairwiseNode(plan, name) for name in plan.names]
         self.nodes = [node.steps for node in self._nodes]
-        self._rows = {name: row for row, name in enumerate(plan.names)}
-        self._delays = NamedDelays(plan)
-        self._timeline = Timeline("came", "left", "trained")
+        self.timeline = Timeline(plan, "came", "left", "trained")
         self._arrival_s: dict[tuple[str, str], float] = {}
         """By sender and receiver, when the last message arrives."""
         self._sent_bytes = [0] * len(self._nodes)
 
-    @property
-    def now_s(self) -> float:
-        """Seconds of the virtual clock."""
-        return self._timeline.now_s
-
-    @property
-    def may_be_saved(self) -> bool:
-        """An event leaves nothing half done."""
-        return True
-
     def next(self, records: EventRecords) -> bool:
         """Let the next event happen; False where every node is over."""
-        if self._timeline.is_empty and not any(node.is_over for node in self._nodes):
+        if self.timeline.is_empty and not any(node.is_over for node in self._nodes):
             for steps in self.nodes:
-                self._timeline.at(self._delays.training_s(steps), "trained", steps.row)
-        event = self._timeline.next()
-        if event is None:
+                self.timeline.at(self.timeline.training_s(steps), "trained", steps.row)
+        if (event := self.timeline.next()) is None:
             return False
-        node = self._nodes[event.row]
-        match event.kind:
-            case "trained":
-                self._ask(node, records)
-            case "came":
-                peer, number, _ = event.content
-                self._receive(node, peer, number, event.message, records)
-            case "left":
-                node.left.add(*event.content)
+        match event:
+            case "trained", row, _, _:
+                self._ask(self._nodes[row], records)
+            case "came", row, (peer, number, _), message:
+                self._receive(self._nodes[row], peer, number, message, records)
+            case "left", row, (peer,), _:
+                self._nodes[row].left.add(peer)
         return True
 
     def _ask(self, node: PairwiseNode, records: EventRecords) -> None:
@@ -151,7 +137,7 @@ class PairwiseEvents:
         while (request := node.pace.next()) is not None:
             self._answer(node, request)
         asked = node.pace.asked
-        if asked is None or not node.pace.is_over(self.now_s):
+        if asked is None or not node.pace.is_over(self.timeline.now_s):
             return
         answers = node.pace.updates()
         for held in answers.values():
@@ -169,32 +155,32 @@ class PairwiseEvents:
         self._send(node, request.peer, request.number, own)
 
     def _end_round(self, node: PairwiseNode, records: EventRecords, *, skipped: list[str]) -> None:
-        steps, now_s = node.steps, self.now_s
-        records.add(steps, skipped=skipped, bytes_sent=self._sent_bytes[steps.row], time_s=now_s)
+        steps = node.steps
+        records.add(steps, skipped=skipped, bytes_sent=self._sent_bytes[steps.row], time_s=self.timeline.now_s)
         self._sent_bytes[steps.row] = 0
         if steps.round == self._plan.experiment.rounds or node.left >= set(steps.slots):
             node.is_over = True
             node.pace.end()
             for name in steps.slots:
-                self._timeline.at(now_s + self._delays.between_s(steps.name, name, 0), "left", self._rows[name], steps.name)
+                self.timeline.send(self.timeline.arrival_s(steps.name, name, 0), "left", steps.name, name)
         else:
             node.begin()
-            self._timeline.at(now_s + self._delays.training_s(steps), "trained", steps.row)
+            self.timeline.at(self.timeline.now_s + self.timeline.training_s(steps), "trained", steps.row)
         records.close(lambda other: self._nodes[other.row].is_over)
 
     def _send(self, node: PairwiseNode, peer: str, number: int, message: Message | None) -> None:
         name, size_bytes = node.steps.name, 0
         if message is not None:
-            size_bytes = self._delays.bytes_each(number, {channel: tensor.unsqueeze(0) for channel, tensor in message.items()})
+            size_bytes = self.timeline.bytes_each(number, {channel: tensor.unsqueeze(0) for channel, tensor in message.items()})
         self._sent_bytes[node.steps.row] += size_bytes
-        arrival_s = self.now_s + self._delays.between_s(name, peer, size_bytes, alone=True)
+        arrival_s = self.timeline.arrival_s(name, peer, size_bytes, alone=True)
         # what is sent later comes later, also where it is shorter
         self._arrival_s[name, peer] = max(arrival_s, self._arrival_s.get((name, peer), 0.0))
-        self._timeline.at(self._arrival_s[name, peer], "came", self._rows[peer], name, number, message is not None, message=message)
+        self.timeline.send(self._arrival_s[name, peer], "came", name, peer, number, message is not None, message=message)
 
     def tensors(self) -> dict[str, Tensor]:
         """Models at the start of the round, and messages that wait or are on their way."""
-        found = self._timeline.tensors()
+        found = self.timeline.tensors()
         for node in self._nodes:
             name = node.steps.name
             found |= {f"start/{name}/{key}": tensor for key, tensor in node.start.items()}
@@ -205,7 +191,7 @@ class PairwiseEvents:
     def metadata(self) -> dict[str, Any]:
         """Metadata of a checkpoint."""
         return {
-            **self._timeline.metadata(),
+            **self.timeline.metadata(),
             "arrival_s": [[*ends, seconds] for ends, seconds in self._arrival_s.items()],
             "sent_bytes": self._sent_bytes,
             "nodes": [node.metadata() for node in self._nodes],
@@ -217,4 +203,4 @@ class PairwiseEvents:
             node.restore(groups, saved)
         self._arrival_s = {(sender, receiver): seconds for sender, receiver, seconds in metadata["arrival_s"]}
         self._sent_bytes = metadata["sent_bytes"]
-        self._timeline.restore(groups, metadata)
+        self.timeline.restore(groups, metadata)

@@ -11,14 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.evaluation.progress import Progress
 from p2pfl.experiment.plan import Plan
 from p2pfl.paces.base import Held
+from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
+from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.asynchronous import merge_newest
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.pairwise import PairwiseNode
 from p2pfl.simulator.events.records import EventRecords
-from p2pfl.simulator.events.simulation import Groups
 
 Row = Mapping[str, Any]
 
@@ -186,50 +188,26 @@ class PairwiseReplay:
 Replay = AsynchronousReplay | PairwiseReplay
 
 
-class RecordedEvents:
-    """Steps of nodes in the order that their records imply: each goes on until it has to wait for another.
+def run_recorded(plan: Plan, folder: RunFolder, replay: Replay, progress: Progress | None, stopwatch: Stopwatch) -> None:
+    """Let nodes take the steps that their records tell, each as far as it can before it has to wait for another; then conclude the run.
 
-    Args:
-        replay: of the run's pace; knows the steps.
+    Raises:
+        StoreError: nobody can go on, as the records do not fit together.
     """
-
-    now_s: float | None = None
-    may_be_saved = False
-
-    def __init__(self, replay: Replay) -> None:
-        self._replay, self.nodes = replay, replay.nodes
-
-    def next(self, records: EventRecords) -> bool:
-        """Let the first node that can go on do so, as far as it can; False where all have done everything.
-
-        Raises:
-            StoreError: nobody can, as the records do not fit together.
-        """
-        replay, steps = self._replay, self._replay.steps
-        waiting = [node for node in self.nodes if steps[node.name]]
-        if not waiting:
-            replay.finish()
-            return False
-        if not any(self._advance(node, records) for node in waiting):
+    records, steps = EventRecords(plan=plan, folder=folder, stopwatch=stopwatch, nodes=replay.nodes, progress=progress), replay.steps
+    stopwatch.lap("setup")
+    while waiting := [node for node in replay.nodes if steps[node.name]]:
+        if not any(_advance(replay, node, records) for node in waiting):  # the first that can
             raise StoreError(replay.missing(waiting[0].name))
         records.close(lambda node: not steps[node.name])
-        return True
+    replay.finish()
+    records.conclude(None)
 
-    def _advance(self, node: EventNode, records: EventRecords) -> bool:
-        """Take all steps of a node that others allow; whether there was one."""
-        steps, advanced = self._replay.steps[node.name], False
-        while steps and self._replay.do(node.row, steps[0], records):
-            steps.popleft()
-            advanced = True
-        return advanced
 
-    def tensors(self) -> dict[str, Tensor]:
-        """A replay begins anew and keeps nothing."""
-        return {}
-
-    def metadata(self) -> dict[str, Any]:
-        """A replay begins anew and keeps nothing."""
-        return {}
-
-    def restore(self, groups: Groups, metadata: Mapping[str, Any]) -> None:
-        """A replay begins anew and takes up nothing."""
+def _advance(replay: Replay, node: EventNode, records: EventRecords) -> bool:
+    """Take all steps of a node that others allow; whether there was one."""
+    steps, advanced = replay.steps[node.name], False
+    while steps and replay.do(node.row, steps[0], records):
+        steps.popleft()
+        advanced = True
+    return advanced

@@ -1,4 +1,4 @@
-"""The simulation of nodes that go at their own pace, whatever the pace is and whether events are drawn or recorded."""
+"""The simulation of nodes that go at their own pace, whatever the pace is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from p2pfl.evaluation.progress import Progress
 from p2pfl.experiment.plan import Plan
-from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.node import EventNode
 from p2pfl.simulator.events.records import EventRecords
+from p2pfl.simulator.events.timeline import Timeline
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -25,10 +26,7 @@ class Events(Protocol):
     """Events of one run: what happens to which node, in which order."""
 
     nodes: list[EventNode]
-
-    @property
-    def now_s(self) -> float | None:
-        """Seconds of the virtual clock; None where there is none."""
+    timeline: Timeline
 
     @property
     def may_be_saved(self) -> bool:
@@ -47,54 +45,47 @@ class Events(Protocol):
         """Take up a checkpoint."""
 
 
-class EventSimulation:
-    """A network without common rounds.
+def run_events(
+    plan: Plan, folder: RunFolder, events: Events, progress: Progress | None, stopwatch: Stopwatch, *, resume: bool = False
+) -> None:
+    """Let events happen until every node has done its rounds, or has no neighbour left; then conclude the run.
 
     Args:
         plan: what to run; all sites' data are here.
         folder: where it writes.
-        events: what happens; owned by this simulation.
+        events: what happens; owned by this run.
         progress: called after each round that all nodes have done.
         stopwatch: goes on from what the run has taken so far.
+        resume: go on from the folder's checkpoint; from the start where it has none.
     """
+    records = EventRecords(plan=plan, folder=folder, stopwatch=stopwatch, nodes=events.nodes, progress=progress)
+    stopwatch.lap("setup")
+    if resume:
+        with changes_told(folder.path / CHECKPOINT):
+            _restore(events, records)
+    saved = records.rounds
+    while events.next(records):
+        if records.rounds >= saved + plan.experiment.checkpoint_every and events.may_be_saved:
+            saved = records.rounds
+            tensors = events.tensors()
+            for node in events.nodes:
+                tensors |= {f"node/{node.name}/{key}": tensor for key, tensor in node.population.tensors().items()}
+            write_checkpoint(folder.path / CHECKPOINT, tensors, {**events.metadata(), **records.metadata()})
+    records.conclude(events.timeline.now_s)
 
-    def __init__(self, plan: Plan, folder: RunFolder, events: Events, progress: Progress | None, stopwatch: Stopwatch) -> None:
-        self._plan, self._folder, self._events = plan, folder, events
-        self._records = EventRecords(plan=plan, folder=folder, stopwatch=stopwatch, nodes=events.nodes, progress=progress)
-        stopwatch.lap("setup")
 
-    def run(self) -> None:
-        """Let events happen until every node has done its rounds, or has no neighbour left; then conclude the run.
-
-        Raises:
-            StoreError: recorded events do not fit together.
-        """
-        saved = self._records.rounds
-        while self._events.next(self._records):
-            if self._records.rounds >= saved + self._plan.experiment.checkpoint_every and self._events.may_be_saved:
-                saved = self._records.rounds
-                self.save()
-        self._records.conclude(self._events.now_s)
-
-    def save(self) -> None:
-        """Write a checkpoint from which `restore` continues exactly."""
-        tensors = self._events.tensors()
-        for node in self._events.nodes:
-            tensors |= {f"node/{node.name}/{key}": tensor for key, tensor in node.population.tensors().items()}
-        write_checkpoint(self._folder.path / CHECKPOINT, tensors, {**self._events.metadata(), **self._records.metadata()})
-
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint; from the start where it has none."""
-        found = read_checkpoint(self._folder.path / CHECKPOINT)
-        if found is None:
-            self._folder.truncate(0)
-            return
-        tensors, metadata = found
-        groups: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, name, rest = key.split("/", 2)
-            groups.setdefault(f"{kind}/{name}", {})[rest] = tensor
-        for node in self._events.nodes:
-            node.population.restore(groups[f"node/{node.name}"])
-        self._events.restore(groups, metadata)
-        self._records.restore(metadata)
+def _restore(events: Events, records: EventRecords) -> None:
+    """Go on exactly from the checkpoint that the records' folder has."""
+    found = read_checkpoint(records.folder.path / CHECKPOINT)
+    if found is None:
+        records.folder.truncate(0)
+        return
+    tensors, metadata = found
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, name, rest = key.split("/", 2)
+        groups.setdefault(f"{kind}/{name}", {})[rest] = tensor
+    for node in events.nodes:
+        node.population.restore(groups[f"node/{node.name}"])
+    events.restore(groups, metadata)
+    records.restore(metadata)

@@ -1,49 +1,43 @@
-"""The virtual clock of an event simulation: events in the order of their time."""
+"""The virtual clock of an event simulation: events in the order of their time, and how long training takes and messages travel."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from p2pfl.simulator.events.node import Message
-
-
-@dataclass(order=True, slots=True)
-class TimedEvent:
-    """An event at a moment of the virtual clock."""
-
-    time_s: float
-    rank: int
-    """Order of the kinds at one moment, the lowest first."""
-
-    row: int
-    number: int
-    """Number of the event, which makes the order total."""
-
-    kind: str = field(compare=False)
-    content: tuple[Any, ...] = field(compare=False, default=())
-    """Anything that JSON can hold."""
-
-    message: Message | None = field(compare=False, default=None)
-    """Message that the event brings, if it brings one."""
+from p2pfl.algorithms import over_an_edge
+from p2pfl.experiment.plan import Plan
+from p2pfl.experiment.spec import ClockSpec
+from p2pfl.simulator.events.delays import Delays
+from p2pfl.simulator.events.node import EventNode, Message
+from p2pfl.wire.update import UpdateFormat
 
 
 class Timeline:
-    """Queue of events in the order of their time, the same on every machine.
+    """Queue of events in the order of their time, the same on every machine, and the delays of the experiment's clock.
 
     Args:
+        plan: of the network.
         kinds: of events, the first comes first among those of one moment.
     """
 
-    def __init__(self, *kinds: str) -> None:
+    def __init__(self, plan: Plan, *kinds: str) -> None:
         self.now_s = 0.0
-        self._events: list[TimedEvent] = []  # to come, a heap
+        self._events: list[tuple[float, int, int, int, str, tuple[Any, ...], Message | None]] = []
+        """A heap of those to come: time, rank of the kind, row, number (which makes the order total), kind, content, message."""
         self._ranks = {kind: rank for rank, kind in enumerate(kinds)}
         self._count = 0
+        graph, names = plan.topology, plan.names
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed)
+        self._edges = self._delays.edges_of(graph)
+        self._channels = plan.recipe.algorithm.channels
+        self._places = {(names[j], names[i]): e for e, (j, i) in enumerate(zip(graph.senders, graph.receivers, strict=True))}
+        self._seconds: dict[int, list[float]] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -52,29 +46,57 @@ class Timeline:
 
     def is_at_this_moment(self, kind: str) -> bool:
         """Whether the next event is of this kind and of this moment."""
-        return bool(self._events) and self._events[0].kind == kind and self._events[0].time_s == self.now_s
+        return bool(self._events) and (self._events[0][0], self._events[0][4]) == (self.now_s, kind)
 
     def at(self, time_s: float, kind: str, row: int, *content: Any, message: Message | None = None) -> None:
-        """Schedule an event of a row."""
+        """Schedule an event of a row, with anything that JSON can hold and a message that it may bring."""
         self._count += 1
-        heapq.heappush(self._events, TimedEvent(time_s, self._ranks[kind], row, self._count, kind, content, message))
+        heapq.heappush(self._events, (time_s, self._ranks[kind], row, self._count, kind, content, message))
 
-    def next(self) -> TimedEvent | None:
-        """Go on to the next event; None where there is none."""
+    def next(self) -> tuple[str, int, tuple[Any, ...], Message | None] | None:
+        """Go on to the next event; returns its kind, row, content and message, None where there is none."""
         if not self._events:
             return None
-        event = heapq.heappop(self._events)
-        self.now_s = event.time_s
-        return event
+        self.now_s, _, row, _, kind, content, message = heapq.heappop(self._events)
+        return kind, row, content, message
+
+    def training_s(self, node: EventNode) -> float:
+        """Seconds of a node's training in its round."""
+        return float(self._delays.training(node.round)[node.row])
+
+    def training_through_s(self, node: EventNode) -> float:
+        """Seconds of a node's training in all its rounds, the one that it is in included."""
+        return self._delays.training_through(node.row, node.round)
+
+    def arrival_s(self, sender: str, receiver: str, size_bytes: int, *, alone: bool = False) -> float:
+        """Moment at which a message that is sent now is there; `alone`: nothing else leaves the sender now."""
+        edge = self._places[sender, receiver]
+        if size_bytes not in self._seconds:
+            self._seconds[size_bytes] = self._delays.message_s(self._edges, size_bytes)[1].tolist()
+        uplink_s = size_bytes * 8 / (self._delays.spec.uplink_mbps * 1e6) if self._delays.spec.uplink_mbps else 0.0
+        return self.now_s + (self._seconds[size_bytes][edge] - (uplink_s * (int(self._edges.place_E[edge]) - 1) if alone else 0.0))
+
+    def send(self, time_s: float, kind: str, sender: str, receiver: str, *content: Any, message: Message | None = None) -> None:
+        """Schedule the arrival of something that a node sends to another; the content begins with the sender's name."""
+        self.at(time_s, kind, self._rows[receiver], sender, *content, message=message)
+
+    def is_lost(self, sender: str, receiver: str, number: int) -> bool:
+        """Whether the message of a round is lost."""
+        ends = (np.array([self._rows[name]]) for name in (sender, receiver))
+        return bool(self._delays.lost(number, *ends)[0])
+
+    def bytes_each(self, number: int, sent: Mapping[str, Tensor]) -> int:
+        """Size in bytes of one encoded update."""
+        return UpdateFormat.of(over_an_edge(self._channels, sent), over_an_edge(self._channels, sent, whole=True)).encoded_bytes(number)
 
     def tensors(self) -> dict[str, Tensor]:
         """Messages on their way, for a checkpoint."""
-        flying = [(event.number, event.message) for event in self._events if event.message is not None]
+        flying = [(number, message) for *_, number, _, _, message in self._events if message is not None]
         return {f"flight/{number}/{channel}": tensor for number, message in flying for channel, tensor in message.items()}
 
     def metadata(self) -> dict[str, Any]:
         """Events to come, for a checkpoint."""
-        events = [[event.time_s, event.row, event.number, event.kind, list(event.content)] for event in self._events]
+        events = [[time_s, row, number, kind, list(content)] for time_s, _, row, number, kind, content, _ in self._events]
         return {"events": events, "now_s": self.now_s}
 
     def restore(self, groups: Mapping[str, Message], metadata: Mapping[str, Any]) -> None:
