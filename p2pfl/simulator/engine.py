@@ -179,7 +179,7 @@ class Simulation:
         if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
             return
         if self._clock is not None:
-            metadata["exchange"] = self._exchange.metadata()
+            metadata["exchange"] = self._exchange.ledger.metadata()
         whole = {name: self._shard.gather(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
@@ -205,7 +205,7 @@ class Simulation:
             self.population.mark_diverged(name for name in self.diverged if name in here)
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
-                self._exchange.restore(_under("exchange/", whole), metadata["exchange"])
+                self._exchange.ledger.restore(_under("exchange/", whole), metadata["exchange"])
                 if self._exchange.ledger.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from p2pfl.experiment.requirements import matches_flows
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.simulator.flow_ledger import FlowLedger, Flows
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
-from p2pfl.simulator.resynchronisation import Resynchronisation
 from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPlan
 from p2pfl.simulator.sharding.shard import Shard
-from p2pfl.simulator.tables import NeighbourTables, Tables
+from p2pfl.simulator.tables import NeighbourTables
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
@@ -56,7 +54,6 @@ class Exchange:
             faults.check(self._names, kinds=_SIMULATED, in_seconds=False)
         self.tables = NeighbourTables(plan, device, is_lossy=self._is_lossy)
         self.ledger = FlowLedger(len(self._names), device)
-        self._resynchronisation = Resynchronisation()
         self.resynchronised: list[tuple[int, int]] = []
         """(receiver, sender) where daemons would have sent a full update in the last exchange."""
         if self._is_lossy and not matches_flows(algorithm, plan.topology):
@@ -86,46 +83,6 @@ class Exchange:
                 delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
         return delivered_NK
 
-    def inbox(self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_N: Tensor | None = None) -> Inbox:
-        """Inbox of all rows for one exchange.
-
-        Args:
-            exchange: round * phases + phase.
-            delivered_NK: from `delivered`.
-            running_N: bool; a row that has stopped still says so, and neither gives nor takes.
-            sent: by channel, (N, ...).
-            active_N: bool, who takes part; None: all.
-        """
-        tables = self.tables.at(exchange // self._phases)
-        index_NK, reverse_NK = tables.index_NK, self.tables.reverse_NK
-        present_NK = delivered_NK & running_N[:, None] & running_N[index_NK]
-        compensation: dict[str, Tensor] = {}
-        flows: Flows | None = None
-        unmatched_NK: Tensor | None = None
-        if self._is_lossy:
-            flows, unmatched_NK = self.ledger.match(tables, delivered_NK, present_NK)
-            merges_N = running_N if active_N is None else running_N & active_N
-            self._resynchronise(exchange, tables, present_NK, merges_N, sent)
-            compensation = self.ledger.compensation(sent.keys(), merges_N)
-
-        def slot(channel: str, k: int, rows: Tensor | None) -> Tensor:
-            index = index_NK[:, k] if rows is None else index_NK[rows, k]
-            if not self._channels[channel].per_edge:
-                return sent[channel][index]
-            assert reverse_NK is not None
-            return sent[channel][index, reverse_NK[:, k] if rows is None else reverse_NK[rows, k]]
-
-        return self._inboxes.for_rows(
-            sent,
-            slot,
-            weights_NK=tables.weights_NK,
-            self_weights_N=tables.self_weights_N,
-            present_NK=present_NK,
-            compensation=compensation,
-            flows=flows,
-            asked_NK=unmatched_NK,
-        )
-
     def inboxes(
         self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_M: Tensor | None = None
     ) -> list[tuple[slice, Inbox]]:
@@ -134,62 +91,68 @@ class Exchange:
         Args:
             exchange: round * phases + phase.
             delivered_NK: from `delivered`, of all nodes.
-            running_N: bool, of all nodes.
+            running_N: bool, of all nodes; one that has stopped still says so, and neither gives nor takes.
             sent: by channel, (M, ...).
             active_M: bool, who takes part; None: all.
         """
-        if self._shard.is_all:
-            return [(slice(0, len(self._names)), self.inbox(exchange, delivered_NK, running_N, sent, active_M))]
-        if self._halo_exchange is not None:
-            self._halo_exchange.done()
-        number = exchange // self._phases
-        tables, halo = self.tables.at(number), self._halo(number)
-        received = self._halo_exchange = HaloExchange(self._shard.ranks, halo, self._channels, sent)
+        number, is_all = exchange // self._phases, self._shard.is_all
+        tables, compensation = self.tables.at(number), dict[str, Tensor]()
+        flows: Flows | None = None
+        unmatched_NK: Tensor | None = None
+        present_NK = delivered_NK & running_N[:, None] & running_N[tables.index_NK]
         if self._is_lossy:
-            self._resynchronise(exchange, tables, delivered_NK & running_N[:, None] & running_N[tables.index_NK], running_N, sent)
-        present_MK = self.present(number, delivered_NK, running_N)
+            merges_N = running_N if active_M is None or not is_all else running_N & active_M
+            if is_all:  # where rows are shared every message comes
+                flows, unmatched_NK = self.ledger.match(tables, delivered_NK, present_NK)
+                compensation = self.ledger.compensation(sent.keys(), merges_N)
+            self.resynchronised = []
+            if any(self._channels[name].encodes is not None for name in sent):
+                self.resynchronised = self.ledger.note(exchange, exchange % self._phases, tables, present_NK, merges_N)
+        halo = None if is_all else self._halo(number)
+        near_MK = tables.index_NK if halo is None else halo.near_MK
+        self.done()
+        received = self._halo_exchange = None if halo is None else HaloExchange(self._shard.ranks, halo, self._channels, sent)
         reverse_MK = self._shard.local(self.tables.reverse_NK) if self.tables.reverse_NK is not None else None
-        weights_MK, self_weights_M = self._shard.local(tables.weights_NK), self._shard.local(tables.self_weights_N)
 
         def slot(channel: str, k: int, rows: Tensor | slice) -> Tensor:
-            near, single = halo.near_MK[rows, k], self._channels[channel].per_edge
-            if single:
+            near = near_MK[rows, k]
+            if self._channels[channel].per_edge:
                 assert reverse_MK is not None
                 theirs = sent[channel][near, reverse_MK[rows, k]]
             else:
                 theirs = sent[channel].index_select(0, near)
-            far = (halo.single_far_MK if single else halo.far_MK)[rows, k]
-            away = (far >= 0).nonzero().squeeze(-1)
-            if len(away):
-                theirs[away] = received.far(channel)[far[away]]
+            if received is not None:
+                received.fill(theirs, channel, rows, k)
             return theirs
 
         def slot_from(part: slice) -> SlotMessages:
             return lambda channel, k, rows: slot(channel, k, part if rows is None else rows + part.start)
 
+        weights_MK, self_weights_M = self._shard.local(tables.weights_NK), self._shard.local(tables.self_weights_N)
+        present_MK, parts = self._shard.local(present_NK), self._shard.slices
         return [
             (
                 part,
                 self._inboxes.for_rows(
-                    {name: tensor[part] for name, tensor in sent.items()},
+                    sent if len(parts) == 1 else {name: tensor[part] for name, tensor in sent.items()},
                     slot_from(part),
                     weights_NK=weights_MK[part],
                     self_weights_N=self_weights_M[part],
                     present_NK=present_MK[part],
+                    compensation=compensation,
+                    flows=flows,
+                    asked_NK=unmatched_NK,
                 ),
             )
-            for part in self._shard.slices
+            for part in parts
         ]
-
-    def present(self, round: int, delivered_NK: Tensor, running_N: Tensor) -> Tensor:
-        """Messages that count at the rows of this rank, bool (M, K)."""
-        return self._shard.local(delivered_NK & running_N[:, None] & running_N[self.tables.at(round).index_NK])
 
     def mix_in_place(
         self, round: int, x_MP: Tensor, delivered_NK: Tensor, running_N: Tensor, *, threads: int, active_M: Tensor | None, compiled: bool
     ) -> Mixed:
         """Average this rank's rows with their neighbours, in place."""
-        tables, present_MK = self.tables.at(round), self.present(round, delivered_NK, running_N)
+        tables = self.tables.at(round)
+        present_MK = self._shard.local(delivered_NK & running_N[:, None] & running_N[tables.index_NK])
         if self._shard.is_all:
             whole = (x_MP, tables.index_NK, tables.weights_NK, present_MK)
             return mix_in_place(*whole, threads=threads, active_N=active_M, compiled=compiled)
@@ -231,17 +194,3 @@ class Exchange:
         """Nodes that are not paused by the script in a round, bool (N,); None: all."""
         faults = self._faults
         return None if faults is None else torch.tensor([not faults.is_paused(name, round) for name in self._names]).to(self._device)
-
-    def _resynchronise(self, exchange: int, tables: Tables, present_NK: Tensor, merges_N: Tensor, sent: Messages) -> None:
-        is_encoded = any(self._channels[name].encodes is not None for name in sent)
-        phase = exchange % self._phases
-        self.resynchronised = self._resynchronisation.note(exchange, phase, tables, present_NK, merges_N) if is_encoded else []
-
-    def metadata(self) -> dict[str, Any]:
-        """Metadata of a checkpoint."""
-        return {"open": self.ledger.open_edges, **self._resynchronisation.metadata()}
-
-    def restore(self, tensors: Messages, metadata: Mapping[str, Any]) -> None:
-        """Take up the ledger's tensors and the metadata of a checkpoint."""
-        self.ledger.restore(tensors, metadata["open"])
-        self._resynchronisation.restore(metadata["led_to"], metadata["held"])

@@ -1,14 +1,16 @@
-"""The ledger of flows of all rows: flows over edges that one end took in and the other did not are rolled back.
+"""The ledger of all edges: flows that one end took in and the other did not are rolled back, and values that a receiver lacks are noted.
 
 What the edge ledger of the protocol does for one daemon is done here for all edges at once: a flow whose other end was not taken in is open
-until its receiver hears the sender again, and is then compensated.
+until its receiver hears the sender again, and is then compensated. Where an encoded update continues a value that its receiver does not
+hold, daemons would send a full update.
 
 Shapes: N nodes, K neighbour slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ Flows = dict[tuple[int, int], dict[str, Tensor]]
 
 
 class FlowLedger:
-    """Open flows of all edges, and what rows still have to add for those that were rolled back.
+    """Open flows of all edges, what rows still have to add for those that were rolled back, and which updates both ends hold.
 
     Args:
         num_nodes: N.
@@ -31,16 +33,13 @@ class FlowLedger:
         self._num_nodes, self._device = num_nodes, device
         self._open: dict[tuple[int, int], tuple[Flows, int]] = {}  # of (receiver, sender), unmatched: where to find it, and its slot
         self._compensation: dict[str, Tensor] = {}  # (N, ...) by channel
+        self._led_to: dict[tuple[int, int], int] = {}  # by phase and row: the exchange whose update is in its own values
+        self._held: dict[tuple[int, int, int], int] = {}  # by phase, receiver and sender: the exchange whose update is in what it holds
 
     @property
     def is_open(self) -> bool:
         """Whether anything has to be compensated, or may have to be."""
         return bool(self._open or self._compensation)
-
-    @property
-    def open_edges(self) -> list[tuple[int, int]]:
-        """Receivers and senders of open flows."""
-        return sorted(self._open)
 
     def match(self, tables: Tables, delivered_NK: Tensor, present_NK: Tensor) -> tuple[Flows | None, Tensor | None]:
         """Roll back what neighbours that are heard had not taken in, and note what this exchange leaves unmatched.
@@ -90,6 +89,26 @@ class FlowLedger:
                 self._compensation[name] = amount.new_zeros((self._num_nodes, *amount.shape))
             self._compensation[name][i] -= amount
 
+    def note(self, exchange: int, phase: int, tables: Tables, present_NK: Tensor, merges_N: Tensor) -> list[tuple[int, int]]:
+        """Note an exchange of encoded updates; returns receivers and senders where the values before it were not held."""
+        found = []
+        for i, k, j in tables.edges():
+            if present_NK[i, k]:
+                if self._held.get((phase, i, j), -1) != self._led_to.get((phase, j), -1):
+                    found.append((i, j))
+                self._held[phase, i, j] = exchange
+        for j in merges_N.nonzero().flatten().tolist():
+            self._led_to[phase, j] = exchange
+        return found
+
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a checkpoint."""
+        return {
+            "open": sorted(self._open),
+            "led_to": [[*key, exchange] for key, exchange in self._led_to.items()],
+            "held": [[*key, exchange] for key, exchange in self._held.items()],
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """Flows for a checkpoint."""
         found = {f"returns/{name}": amount for name, amount in self._compensation.items()}
@@ -97,9 +116,11 @@ class FlowLedger:
             found |= {f"open/{i}-{j}/{name}": amount for name, amount in flows.get((i, k), {}).items()}
         return found
 
-    def restore(self, tensors: Mapping[str, Tensor], edges: Iterable[tuple[int, int]]) -> None:
-        """Take up the flows and the open edges of a checkpoint."""
-        self._compensation, self._open = {}, {(i, j): ({(i, 0): {}}, 0) for i, j in edges}
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Take up the flows and the metadata of a checkpoint."""
+        self._compensation, self._open = {}, {(i, j): ({(i, 0): {}}, 0) for i, j in metadata["open"]}
+        self._led_to = {(phase, row): exchange for phase, row, exchange in metadata["led_to"]}
+        self._held = {(phase, receiver, sender): exchange for phase, receiver, sender, exchange in metadata["held"]}
         for key, tensor in tensors.items():
             kind, *edge, name = key.split("/", 2)
             if kind == "returns":

@@ -95,9 +95,8 @@ def mix_in_place(
     num_rows, num_columns = x_NP.shape
     width = width or block_columns(num_rows, num_columns, x_NP.element_size())
     loops = load_loops("mixing") if compiled and x_NP.dtype in _COMPILED and x_NP.is_contiguous() else None
-    neighbours = _Neighbours(index_NK, weights_NK, present_NK)
     if loops is not None:
-        return _mixed_by_loops(loops, x_NP, neighbours, threads, active_N, halo, width)
+        return _mixed_by_loops(loops, x_NP, (index_NK, weights_NK, present_NK), threads, active_N, halo, width)
     num_far, inner = (halo.num_rows, halo.num_inner) if halo is not None else (0, num_rows)
     # what the rows were, those of others below them; the next block's come while this one is mixed
     sources = [x_NP.new_empty((num_rows + num_far) * width) for _ in range(1 if halo is None else 2)]
@@ -110,7 +109,7 @@ def mix_in_place(
 
     num_blocks = -(-num_columns // width)
     with ThreadPoolExecutor(threads, thread_name_prefix="mix") as pool:
-        way = _Slots(neighbours, pool, threads)
+        way = _Slots(index_NK, weights_NK, present_NK, pool, threads)
         for number in range(num_blocks):
             block_NW, from_FW = block_and_source(number)
             if halo is not None:
@@ -121,69 +120,43 @@ def mix_in_place(
             from_FW[:num_rows] = block_NW
             mean_W = from_FW[:num_rows].mean(dim=0)
             mean_P[number * width : (number + 1) * width] = mean_W
-            block = _Block(block_NW, from_FW, mean_W)
-            way.mix(block, 0, inner)
+            way.mix(block_NW, from_FW, mean_W, range(inner))
             if halo is not None:
                 halo.arrived()
-                way.mix(block, inner, num_rows)
+                way.mix(block_NW, from_FW, mean_W, range(inner, num_rows))
             if active_N is not None:
                 block_NW[~active_N] = from_FW[:num_rows][~active_N]
     squared_N, norms_N, deviation_N = way.measured
     return Mixed(squared_N=squared_N, squared_norms_N=norms_N, deviation_N=deviation_N, mean_P=mean_P)
 
 
-@dataclass(frozen=True, slots=True)
-class _Neighbours:
-    """Neighbours and weights of every row, as in `mix_in_place`."""
-
-    index_NK: Tensor
-    weights_NK: Tensor
-    present_NK: Tensor
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Arrays for the compiled loops."""
-        return tuple(tensor.contiguous().numpy() for tensor in (self.index_NK, self.weights_NK, self.present_NK))
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Block of columns of all rows."""
-
-    changed_NW: Tensor
-    from_FW: Tensor
-    """Rows before they were mixed."""
-    mean_W: Tensor
-    """Mean of the rows here, (W,)."""
-
-
 class _Slots:
     """Mixing by torch, a neighbour slot after the other, some rows at a time."""
 
-    def __init__(self, neighbours: _Neighbours, pool: ThreadPoolExecutor, threads: int) -> None:
+    def __init__(self, index_NK: Tensor, weights_NK: Tensor, present_NK: Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool, self._threads = pool, threads
-        self._everybody = bool(neighbours.present_NK.all())
-        self._present_NK = neighbours.present_NK
-        self._weights_NK = neighbours.weights_NK if self._everybody else neighbours.weights_NK * neighbours.present_NK
-        self._index_KN = neighbours.index_NK.t().contiguous()
-        self.measured = torch.zeros(3, len(neighbours.index_NK), dtype=torch.float64)
+        self._everybody, self._present_NK = bool(present_NK.all()), present_NK
+        self._weights_NK = weights_NK if self._everybody else weights_NK * present_NK
+        self._index_KN = index_NK.t().contiguous()
+        self.measured = torch.zeros(3, len(index_NK), dtype=torch.float64)
         """Squares of each row's distances from its neighbours, of its norm, of its distance from the mean, (3, N)."""
         self._kept = local()  # by each thread, as a part's numbers are allocated once and not for every neighbour
 
-    def mix(self, block: _Block, first: int, last: int) -> None:
-        """Mix some of the rows of a block."""
-        rows_at_once = max(1, min(last - first, _PART_BYTES // (block.from_FW.shape[1] * block.from_FW.element_size())))
-        parts = [slice(start, min(start + rows_at_once, last)) for start in range(first, last, rows_at_once)]
+    def mix(self, block_NW: Tensor, from_FW: Tensor, mean_W: Tensor, rows: range) -> None:
+        """Mix some of the rows of a block of columns, given what they were before and their mean."""
+        rows_at_once = max(1, min(len(rows), _PART_BYTES // (from_FW.shape[1] * from_FW.element_size())))
+        parts = [slice(start, min(start + rows_at_once, rows.stop)) for start in rows[::rows_at_once]]
         is_small = min(self._threads, len(parts)) == 1  # a thread costs more than a small part
-        list((map if is_small else self._pool.map)(lambda rows: self._mix(block, rows), parts))
+        list((map if is_small else self._pool.map)(lambda part: self._mix(block_NW, from_FW, mean_W, part), parts))
 
-    def _mix(self, block: _Block, rows: slice) -> None:
+    def _mix(self, block_NW: Tensor, from_FW: Tensor, mean_W: Tensor, rows: slice) -> None:
         squared_N, norms_N, deviation_N = self.measured
-        own, total = block.from_FW[rows], block.changed_NW[rows]
+        own, total = from_FW[rows], block_NW[rows]
         flow = self._numbers(own)
         norms_N[rows] += _squared_norms(own)
-        deviation_N[rows] += _squared_norms(torch.sub(own, block.mean_W, out=flow))
+        deviation_N[rows] += _squared_norms(torch.sub(own, mean_W, out=flow))
         for k in range(len(self._index_KN)):
-            torch.index_select(block.from_FW, 0, self._index_KN[k, rows], out=flow).sub_(own)
+            torch.index_select(from_FW, 0, self._index_KN[k, rows], out=flow).sub_(own)
             norms = _squared_norms(flow)
             squared_N[rows] += norms if self._everybody else norms * self._present_NK[rows, k]
             total.add_(flow.mul_(self._weights_NK[rows, k, None]))
@@ -198,7 +171,7 @@ class _Slots:
 def _mixed_by_loops(
     loops: ModuleType,
     x_NP: Tensor,
-    neighbours: _Neighbours,
+    neighbours: tuple[Tensor, Tensor, Tensor],
     threads: int,
     active_N: Tensor | None,
     halo: BlockedExchange | None,
@@ -212,7 +185,7 @@ def _mixed_by_loops(
     width, num_far = (num_columns, 0) if halo is None else (width, halo.num_rows)
     mean_P, measured_TN = x_NP.new_empty(num_columns), np.zeros((threads, 3, num_rows))
     active = active_N.numpy() if active_N is not None else np.ones(num_rows, dtype=np.bool_)
-    arrays = x_NP.numpy(), mean_P.numpy(), neighbours.arrays(), active
+    arrays = x_NP.numpy(), mean_P.numpy(), tuple(tensor.contiguous().numpy() for tensor in neighbours), active
     numbers = [x_NP.new_empty(num_far * width) for _ in range(2)]
 
     def far(start: int) -> Tensor:

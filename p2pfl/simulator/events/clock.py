@@ -130,21 +130,21 @@ class RoundClock:
         sends_N = began_N + np.where(trains_N, self._delays.training(number), 0.0)
         exchange = number * self._phases
         active_N = here_N
-        wait = self._wait(edges, exchange, sends_N, active_N, running_N)
+        over_N, arrival_E = self._wait(edges, exchange, sends_N, active_N, running_N)
         # who begins after all its neighbours are over has no part in this round: its messages would change nothing for anybody
-        known_N = np.where(here_N, wait.over_N, -math.inf)
+        known_N = np.where(here_N, over_N, -math.inf)
         last_N = np.full(len(here_N), -math.inf)
         np.maximum.at(last_N, edges.senders, known_N[edges.receivers])
         out_N = here_N & (last_N > -math.inf) & (began_N > last_N)
         if out_N.any():
             active_N = here_N & ~out_N
-            wait = self._wait(edges, exchange, sends_N, active_N, running_N)
+            over_N, arrival_E = self._wait(edges, exchange, sends_N, active_N, running_N)
         came = []
         for phase in range(self._phases):
             if phase:
-                wait = self._wait(edges, exchange + phase, began_N, active_N, running_N)
-            came.append(self._close(edges, exchange + phase, wait, began_N, active_N, running_N))
-            began_N = np.where(active_N, wait.over_N, began_N)
+                over_N, arrival_E = self._wait(edges, exchange + phase, began_N, active_N, running_N)
+            came.append(self._close(edges, exchange + phase, over_N, arrival_E, began_N, active_N, running_N))
+            began_N = np.where(active_N, over_N, began_N)
         self.ready_N = began_N
         self._was_out_N = running_N & ~active_N
         self.now_s = max(self.now_s, float(self.ready_N[active_N].max(initial=0.0)))
@@ -174,8 +174,8 @@ class RoundClock:
             self.ready_N = np.where(returns_N, np.maximum(self.ready_N, first_N), self.ready_N)
         return here_N
 
-    def _wait(self, edges: Edges, exchange: int, sends_N: Floats, active_N: Bools, running_N: Bools) -> _Wait:
-        """Compute until when each receiver waits in an exchange."""
+    def _wait(self, edges: Edges, exchange: int, sends_N: Floats, active_N: Bools, running_N: Bools) -> tuple[Floats, Floats]:
+        """Compute until when each receiver waits in an exchange, (N,), and when each message is there, (E,); inf: never."""
         begins_E, takes_E = self._delays.message_s(edges, self._bytes_of(exchange))
         lost_E = self._delays.lost(exchange, edges.senders, edges.receivers)
         sent_E = active_N[edges.senders] & ~lost_E
@@ -202,19 +202,21 @@ class RoundClock:
             waited_E = waited_E | again_E
             np.maximum.at(latest_N, edges.receivers[again_E], until_E[again_E])
             someone_N[edges.receivers[again_E]] = True
-        return _Wait(over_N=over_N, arrival_E=arrival_E)
+        return over_N, arrival_E
 
-    def _close(self, edges: Edges, exchange: int, wait: _Wait, began_N: Floats, active_N: Bools, running_N: Bools) -> Bools:
+    def _close(
+        self, edges: Edges, exchange: int, over_N: Floats, arrival_E: Floats, began_N: Floats, active_N: Bools, running_N: Bools
+    ) -> Bools:
         """End an exchange, and remember who came late; returns which messages came, (E,)."""
         receives_E = active_N[edges.receivers]
-        came_E: Bools = receives_E & (wait.arrival_E <= wait.over_N[edges.receivers])
+        came_E: Bools = receives_E & (arrival_E <= over_N[edges.receivers])
         if not self.gives_up:
             return came_E
         num_nodes = len(active_N)
         # who came late has been heard, and how long it would have taken is remembered
         codes = self._late[0].astype(np.int64)
         to_N = codes // num_nodes
-        heard = active_N[to_N] & (self._late[1] <= wait.over_N[to_N])
+        heard = active_N[to_N] & (self._late[1] <= over_N[to_N])
         near = heard & (exchange - self._late[2] <= self._reach)
         for code, waited_s in zip(codes[near].tolist(), self._late[3][near].tolist(), strict=True):
             self._paces.record(np.array([code // num_nodes]), np.array([waited_s]))
@@ -222,13 +224,13 @@ class RoundClock:
         if skipped_E.any() or len(self._missed):
             gone = np.concatenate([edges.codes[came_E], codes[near]])
             self._missed = np.union1d(self._missed[_not_among(self._missed, np.unique(gone))], edges.codes[skipped_E])
-        late_E = skipped_E & np.isfinite(wait.arrival_E)
+        late_E = skipped_E & np.isfinite(arrival_E)
         to_E = edges.receivers[late_E]
-        new = [edges.codes[late_E], wait.arrival_E[late_E], np.full(len(to_E), exchange), wait.arrival_E[late_E] - began_N[to_E]]
+        new = [edges.codes[late_E], arrival_E[late_E], np.full(len(to_E), exchange), arrival_E[late_E] - began_N[to_E]]
         self._late = np.concatenate([self._late[:, ~heard], np.array(new, dtype=np.float64).reshape(4, -1)], axis=1)
         missing_N = np.bincount(edges.receivers[receives_E & ~came_E], minlength=num_nodes) > 0
         in_company = np.flatnonzero(active_N & ~missing_N)
-        self._paces.record(in_company, (wait.over_N - began_N)[in_company])
+        self._paces.record(in_company, (over_N - began_N)[in_company])
         return came_E
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -281,15 +283,6 @@ class RoundPaces:
         share_N = np.take_along_axis(ordered_NW, place_N[:, None], axis=1)[:, 0]
         allowance_N = np.maximum(self._floor_s, self._factor * np.where(known_N > 0, share_N, 0.0))
         return np.minimum(allowance_N, max(CEILING_S, self._floor_s))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Wait:
-    over_N: Floats
-    """Seconds at which each receiver waits no longer."""
-
-    arrival_E: Floats
-    """Seconds at which each message is there; inf: never."""
 
 
 def _not_among(codes: Ints, known: Ints) -> Bools:

@@ -116,6 +116,7 @@ class HaloExchange:
     """
 
     def __init__(self, ranks: Ranks, plan: HaloPlan, channels: Mapping[str, Channel], sent: Mapping[str, Tensor]) -> None:
+        self._plan, self._channels = plan, channels
         self._far: dict[str, Tensor] = {}
         sends: dict[int, list[Tensor]] = {}
         receives: dict[int, list[Tensor]] = {}
@@ -133,10 +134,13 @@ class HaloExchange:
                 receives.setdefault(peer, []).append(self._far[name][place])
         self._transfers = ranks.post(sends, receives)
 
-    def far(self, channel: str) -> Tensor:
-        """Messages of other ranks' rows, (G, ...), once they are here."""
-        self._transfers.arrived()
-        return self._far[channel]
+    def fill(self, theirs: Tensor, channel: str, rows: Tensor | slice, k: int) -> None:
+        """Put what other ranks' rows sent, once it is here, among the messages of some rows' k-th neighbours."""
+        far = (self._plan.single_far_MK if self._channels[channel].per_edge else self._plan.far_MK)[rows, k]
+        away = (far >= 0).nonzero().squeeze(-1)
+        if len(away):
+            self._transfers.arrived()
+            theirs[away] = self._far[channel][far[away]]
 
     def done(self) -> None:
         """Wait until everything has gone and come."""
