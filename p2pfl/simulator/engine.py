@@ -33,7 +33,7 @@ from p2pfl.simulator.agreement import Agreement
 from p2pfl.simulator.compiling import training_is_worth_it
 from p2pfl.simulator.events.clock import RoundClock
 from p2pfl.simulator.exchange import Exchange
-from p2pfl.simulator.mixer import Exchanged, Measures, Mixer
+from p2pfl.simulator.mixer import Measures, Mixer
 from p2pfl.simulator.participation import Participation, participation
 from p2pfl.simulator.sharding.ranks import Ranks
 from p2pfl.simulator.sharding.shard import Shard
@@ -125,11 +125,13 @@ class Simulation:
         )
         losses_M = self.population.train(number, who.trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
-        exchanged = self._mixer.mix(number, local_steps, who)
-        measures = self._mixer.gather(losses_M, exchanged)
-        self.diverged, self.bytes_sent = measures.diverged, self.bytes_sent + int(exchanged.bytes_N.sum())
+        measures = self._mixer.mix(number, local_steps, who, losses_M)
+        self.diverged, self.bytes_sent = measures.diverged, self.bytes_sent + int(measures.bytes_N.sum())
         if self._ranks.is_first:
-            self._append_events(number, exchanged, measures, trained=local_steps > 0)
+            for kind, node, detail in measures.notices:
+                self.folder.append_event(event_row(kind, number, self.plan.names[node], detail))
+            for event in training_rows(number, measures.diverged, measures.without_loss) if local_steps > 0 else ():
+                self.folder.append_event(event)
         heard_NK, skipped_N = who.delivered[-1].cpu().numpy(), np.asarray(who.skipped_NK.any(axis=1))
         index_NK = who.tables.index_NK.cpu().numpy()
         self._agreement.end_round(number, measures.squared_N, measures.moved_N, measures.norms_N, index_NK, heard_NK, skipped_N)
@@ -143,13 +145,7 @@ class Simulation:
             if x_NP is not None:
                 write_models(self.folder.path, self.plan.names, x_NP, self.plan.layout, buffers, number)
         seconds = {"train": train_s, "mix": mix_s, "evaluate": self._stopwatch.lap("evaluate")}
-        return self._record(number, who, exchanged, measures, index_NK, metrics, seconds)
-
-    def _append_events(self, number: int, exchanged: Exchanged, measures: Measures, *, trained: bool) -> None:
-        for kind, node, detail in exchanged.notices:
-            self.folder.append_event(event_row(kind, number, self.plan.names[node], detail))
-        for row in training_rows(number, measures.diverged, measures.without_loss) if trained else ():
-            self.folder.append_event(row)
+        return self._record(number, who, measures, index_NK, metrics, seconds)
 
     def _evaluated(self, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
         """Evaluate models of some nodes on their own test rows."""
@@ -270,14 +266,13 @@ class Simulation:
         self,
         number: int,
         who: Participation,
-        exchanged: Exchanged,
         measures: Measures,
         index_NK: NDArray[np.int64],
         metrics: dict[int, dict[str, float]] | None,
         seconds: dict[str, float],
     ) -> NetworkRow:
         """Record a round of some nodes, and of the network."""
-        compared_N = who.compared(exchanged.phase) if exchanged.phase is not None else None
+        compared_N = who.compared(measures.phase) if measures.phase is not None else None
         skipped_NK, times = who.skipped_NK, who.times
         plan = self.plan
         kind = kind_of_round(number, plan.experiment.rounds)
@@ -292,7 +287,7 @@ class Simulation:
                 skipped=[plan.names[index_NK[i, k]] for k in skipped_NK[i].nonzero()[0]],
                 agreed_for=int(self._agreement.consensus_counter_N[i]),
                 stop_round=self._agreement.stop_round(i),
-                bytes_sent=int(exchanged.bytes_N[i]),
+                bytes_sent=int(measures.bytes_N[i]),
                 seconds=seconds,
                 metrics=metrics[i] if metrics is not None else None,
                 simulated_s=times.ended_N[i] if times is not None else None,
@@ -310,7 +305,7 @@ class Simulation:
             skipped=int(skipped_NK.sum()),
             rms_disagreement=measures.rms_disagreement,
             consensus_distance=measures.consensus_distance,
-            bytes_sent=int(exchanged.bytes_N.sum()),
+            bytes_sent=int(measures.bytes_N.sum()),
             seconds=seconds,
             simulated_s=times.now_s if times is not None else None,
         )

@@ -6,7 +6,7 @@ Shapes: N nodes, M rows of this rank, K neighbour slots, P parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,33 +27,20 @@ from p2pfl.training import Population
 _LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
 
 
-@dataclass(kw_only=True, slots=True)
-class Exchanged:
-    """Measures of the models that one round's exchanges sent, of this rank's rows; zeros where no models are sent."""
-
-    squared_M: Tensor
-    """float64, sum_j ||x_i - x_j||**2."""
-    norms_M: Tensor
-    """float64, ||x_i||**2."""
-    moved_M: Tensor
-    """float64, ||x_i - x_i of the round before||, where the stop rule asks."""
-    bytes_N: NDArray[np.int64]
-    deviation_M: Tensor | None = None
-    """float64, ||x_i - mean||**2."""
-    phase: int | None = None
-    """The phase in which models were sent; None: in no phase."""
-    notices: list[tuple[EventKind | str, int, str]] = field(default_factory=list)
-    """Events to record: kind, node and detail; complete at the first rank."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measures:
-    """Measures of one round, of all nodes."""
+    """Measures of one round, of all nodes; of the models that its exchanges sent, zeros where none were sent."""
 
     losses: list[float | None]
     squared_N: NDArray[np.float64]
+    """sum_j ||x_i - x_j||**2."""
     norms_N: NDArray[np.float64]
+    """||x_i||**2."""
     moved_N: NDArray[np.float64]
+    """||x_i - x_i of the round before||, where the stop rule asks."""
+    bytes_N: NDArray[np.int64]
+    phase: int | None
+    """The phase in which models were sent; None: in no phase."""
     rms_disagreement: float | None
     """Root mean square distance of the models sent from their mean; None where none were sent."""
     consensus_distance: float
@@ -62,6 +49,8 @@ class Measures:
     """Nodes whose last training became non-finite."""
     without_loss: tuple[str, ...]
     """Nodes whose last training gave no finite loss, with finite weights."""
+    notices: list[tuple[EventKind | str, int, str]]
+    """Events to record: kind, node and detail; complete at the first rank."""
 
 
 class Mixer:
@@ -83,14 +72,41 @@ class Mixer:
         self.sent_MP: Tensor | None = None
         """Models sent in the last round, where the graph changes."""
 
-    def mix(self, number: int, local_steps: int, who: Participation) -> Exchanged:
-        """Let the rows of one round exchange their messages and merge them."""
+    def mix(self, number: int, local_steps: int, who: Participation, losses_M: Tensor | None) -> Measures:
+        """Let the rows of one round exchange their messages and merge them; returns the measures of all ranks."""
+        notices: list[tuple[EventKind | str, int, str]] = []
+        phase: int | None = 0
         if self._is_plain and (who.times is None or who.times.is_whole) and not self._exchange.ledger.is_open:
-            return self._mix_plainly(number, local_steps, who)
-        return self._merge(number, local_steps, who)
+            columns, bytes_N = self._mix_plainly(number, local_steps, who)
+        else:
+            columns, bytes_N, phase = self._merge(number, local_steps, who, notices)
+        names, population = self._plan.names, self._population
+        nothing_M = torch.zeros(len(self._shard.mine), dtype=torch.float64)
+        ended_M = nothing_M.clone()
+        if population.diverged or population.without_loss:
+            row_of = {names[node]: row for node, row in self._shard.row_of.items()}
+            ended_M[[row_of[name] for name in population.diverged]] = _LEFT
+            ended_M[[row_of[name] for name in population.without_loss]] = _WITHOUT_LOSS
+        columns = columns or (nothing_M,) * 4
+        mixed_M = self._deviation(self._plan.layout.shared_of(population.estimate()))
+        whole_M = torch.stack([losses_M.double() if losses_M is not None else nothing_M, *columns, ended_M, mixed_M], dim=1)
+        losses_N, squared_N, norms_N, moved_N, deviation_N, ended_N, mixed_N = self._shard.all_gather(whole_M).unbind(dim=1)
+        return Measures(
+            losses=losses_N.tolist() if losses_M is not None else [None] * len(names),
+            squared_N=squared_N.numpy(),
+            norms_N=norms_N.numpy(),
+            moved_N=moved_N.numpy(),
+            bytes_N=bytes_N,
+            phase=phase,
+            rms_disagreement=float(deviation_N.mean().sqrt()) if phase is not None else None,
+            consensus_distance=float(mixed_N.mean().sqrt()),
+            diverged=tuple(names[node] for node in (ended_N == _LEFT).nonzero().flatten().tolist()),
+            without_loss=tuple(names[node] for node in (ended_N == _WITHOUT_LOSS).nonzero().flatten().tolist()),
+            notices=notices,
+        )
 
-    def _mix_plainly(self, number: int, local_steps: int, who: Participation) -> Exchanged:
-        """Average in place."""
+    def _mix_plainly(self, number: int, local_steps: int, who: Participation) -> tuple[tuple[Tensor, ...], NDArray[np.int64]]:
+        """Average in place; returns columns of the measures, squares of distances, of norms, moves, deviations, and bytes."""
         sent = self._population.outgoing(number, 0, local_steps=local_steps)
         bytes_N, threads = self._exchange.bytes_sent(number, sent, who.there_N), self._population.threads
         mixed = self._exchange.mix_in_place(
@@ -101,35 +117,33 @@ class Mixer:
             off_P = mixed.mean_P.double()
             off_P = off_P - self._shard.ranks.all_reduce(off_P * len(deviation_M)) / len(self._plan.names)
             deviation_M = deviation_M + off_P.square().sum()
-        moved_M = torch.zeros_like(deviation_M)
-        return Exchanged(
-            squared_M=mixed.squared_N, norms_M=mixed.squared_norms_N, deviation_M=deviation_M, moved_M=moved_M, bytes_N=bytes_N, phase=0
-        )
+        return (mixed.squared_N, mixed.squared_norms_N, torch.zeros_like(deviation_M), deviation_M), bytes_N
 
-    def _merge(self, number: int, local_steps: int, who: Participation) -> Exchanged:
-        """Go through the algorithm's phases."""
+    def _merge(
+        self, number: int, local_steps: int, who: Participation, notices: list[tuple[EventKind | str, int, str]]
+    ) -> tuple[tuple[Tensor, ...], NDArray[np.int64], int | None]:
+        """Go through the algorithm's phases; returns columns of the measures, bytes, and the phase in which models were sent."""
         algorithm, names = self._plan.recipe.algorithm, self._plan.names
-        nothing_M = torch.zeros(len(self._shard.mine), dtype=torch.float64)
-        found = Exchanged(squared_M=nothing_M, norms_M=nothing_M, moved_M=nothing_M, bytes_N=np.zeros(len(names), dtype=np.int64))
+        measured: tuple[Tensor, ...] = ()
+        model_phase, bytes_N = None, np.zeros(len(names), dtype=np.int64)
         for phase in range(algorithm.phases):
             exchange = number * algorithm.phases + phase
             sent = self._population.outgoing(number, phase, local_steps=local_steps)
             inboxes = self._exchange.inboxes(exchange, who.delivered[phase], who.running_N, sent, who.active_M)
-            notices = self._population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=who.active_M)
+            changes = self._population.merge_in_parts(number, phase, inboxes, local_steps=local_steps, active_N=who.active_M)
             if algorithm.has_notices:
-                found.notices += self._of_all_ranks(number, notices)
-            found.bytes_N += self._exchange.bytes_sent(exchange, sent, who.there_N)
+                notices += self._of_all_ranks(number, changes)
+            bytes_N += self._exchange.bytes_sent(exchange, sent, who.there_N)
             for receiver, sender in self._exchange.resynchronised:
-                found.notices.append((EventKind.RESYNCHRONISED, receiver, f"{names[sender]} at exchange {exchange}"))
+                notices.append((EventKind.RESYNCHRONISED, receiver, f"{names[sender]} at exchange {exchange}"))
             channel = algorithm.model_channel
-            if channel in sent and found.deviation_M is None:
-                found.phase = phase
-                found.squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
-                found.norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
-                found.deviation_M = self._deviation(sent[channel])
-                found.moved_M = self._moved(sent[channel])
+            if channel in sent and model_phase is None:
+                model_phase = phase
+                squared_M = torch.cat([inbox.squared_distances(channel) for _, inbox in inboxes]).cpu()
+                norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
+                measured = squared_M, norms_M, self._moved(sent[channel]), self._deviation(sent[channel])
         self._exchange.done()
-        return found
+        return measured, bytes_N, model_phase
 
     def _of_all_ranks(self, number: int, notices: Sequence[Notice]) -> list[tuple[EventKind | str, int, str]]:
         """Gather what the rule has changed of its own accord, at all ranks."""
@@ -156,35 +170,3 @@ class Mixer:
     def restore(self, sent_MP: Tensor | None) -> None:
         """Take up the models sent last, from a checkpoint."""
         self.sent_MP = sent_MP.to(self._population.device) if sent_MP is not None and self._asks_for_moves else None
-
-    def gather(self, losses_M: Tensor | None, exchanged: Exchanged) -> Measures:
-        """Gather the measures of all ranks."""
-        names, population = self._plan.names, self._population
-        nothing_M = torch.zeros_like(exchanged.squared_M)
-        ended_M = nothing_M.clone()
-        if population.diverged or population.without_loss:
-            row_of = {names[node]: row for node, row in self._shard.row_of.items()}
-            ended_M[[row_of[name] for name in population.diverged]] = _LEFT
-            ended_M[[row_of[name] for name in population.without_loss]] = _WITHOUT_LOSS
-        columns = [
-            losses_M.double() if losses_M is not None else nothing_M,
-            exchanged.squared_M,
-            exchanged.norms_M,
-            exchanged.deviation_M if exchanged.deviation_M is not None else nothing_M,
-            exchanged.moved_M,
-            ended_M,
-            self._deviation(self._plan.layout.shared_of(population.estimate())),
-        ]
-        losses_N, squared_N, norms_N, deviation_N, moved_N, ended_N, mixed_N = self._shard.all_gather(torch.stack(columns, dim=1)).unbind(
-            dim=1
-        )
-        return Measures(
-            losses=losses_N.tolist() if losses_M is not None else [None] * len(names),
-            squared_N=squared_N.numpy(),
-            norms_N=norms_N.numpy(),
-            moved_N=moved_N.numpy(),
-            rms_disagreement=float(deviation_N.mean().sqrt()) if exchanged.deviation_M is not None else None,
-            consensus_distance=float(mixed_N.mean().sqrt()),
-            diverged=tuple(names[node] for node in (ended_N == _LEFT).nonzero().flatten().tolist()),
-            without_loss=tuple(names[node] for node in (ended_N == _WITHOUT_LOSS).nonzero().flatten().tolist()),
-        )
