@@ -32,13 +32,10 @@ class Mixed:
 
     squared_N: Tensor
     """float64, sum_j ||x_i - x_j||**2 over the neighbours that are there."""
-
     squared_norms_N: Tensor
     """float64, ||x_i||**2."""
-
     deviation_N: Tensor
     """float64, ||x_i - mean||**2."""
-
     mean_P: Tensor
     """Mean of all rows, (P,)."""
 

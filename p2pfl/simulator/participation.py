@@ -26,25 +26,18 @@ class Participation:
     tables: Tables
     times: RoundTimes | None
     """Times of the round, where there is a clock."""
-
     running_N: Tensor
     """bool, nodes that have not stopped."""
-
     there_N: Tensor | None
     """bool, nodes that send; None: all."""
-
     active_M: Tensor | None
     """bool, rows that merge; None: all."""
-
     trains_M: Tensor | None
     """bool, rows that train; None: all."""
-
     delivered: list[Tensor]
     """By phase, bool (N, K): whose messages reach their receivers."""
-
     both_NK: Tensor
     """bool, whether neither end of the slot has stopped."""
-
     skipped_NK: NDArray[np.bool_]
     """Neighbours whose message of any phase does not count."""
 

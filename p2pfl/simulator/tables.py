@@ -26,21 +26,16 @@ class Tables:
 
     index_NK: Tensor
     """int64, the neighbour in each slot."""
-
     linked_NK: Tensor
     """bool, whether it sends in this round."""
-
     weights_NK: Tensor
     self_weights_N: Tensor
     both_NK: Tensor
     """bool, whether the edge goes both ways in this round."""
-
     reverse_NK: Tensor
     """int64, the slot in which the neighbour has this node; 0 where the edge goes one way."""
-
     num_messages_N: Tensor
     """int64, to how many each node sends."""
-
     receivers_E: Tensor
     slots_E: Tensor
     """Places of the round's edges, in their order, in these tables."""

@@ -22,7 +22,6 @@ class OptimizerSpec:
     """Optimiser of every node, with its learning rate schedule."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     lr: Annotated[float, Field(gt=0, le=1e6)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

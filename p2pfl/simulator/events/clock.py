@@ -34,16 +34,12 @@ class RoundTimes:
 
     active_N: Bools
     """Nodes that take part: neither away nor so late that all its neighbours were over before it began."""
-
     trains_N: Bools
     """Nodes that take local steps, where the round has any: a node that is back after missed rounds mixes first."""
-
     came: tuple[Bools, ...]
     """By phase, (E,): which messages came in time, in the order of the round's edges."""
-
     ended_N: Floats
     """Seconds since the start; NaN for who took no part."""
-
     now_s: float
     """When the last of them ended this round or one before."""
 

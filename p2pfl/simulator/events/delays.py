@@ -29,13 +29,10 @@ class Edges:
     receivers: Ints
     codes: Ints
     """receiver * N + sender, rising."""
-
     firsts: Ints
     """Where the edges of each receiver that has any begin."""
-
     hears_N: Bools
     """Whether each node receives from anybody, (N,)."""
-
     latency_E: Floats
     seconds_a_byte_E: Floats
     place_E: Ints

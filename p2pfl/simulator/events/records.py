@@ -37,7 +37,6 @@ class EventRecords:
     progress: Progress | None = None
     rounds: int = 0
     """Number of rows of the network so far."""
-
     bytes_sent: int = 0
     _open: dict[int, list[NodeRow]] = field(default_factory=dict)
 

@@ -24,22 +24,16 @@ class HaloPlan:
 
     sends: Mapping[int, Tensor]
     """By rank: the rows here that it needs."""
-
     receives: Mapping[int, slice]
     """By rank: the places of its rows among the G."""
-
     single_sends: Mapping[int, tuple[Tensor, Tensor]]
     """By rank: rows and slots, where each neighbour gets a message of its own."""
-
     single_receives: Mapping[int, slice]
     """By rank: the places of its single messages."""
-
     near_MK: Tensor
     """int64, the row here in each slot; 0 where it is another rank's."""
-
     far_MK: Tensor
     """int64, which of the G rows it is; -1 where it is here."""
-
     single_far_MK: Tensor
     """int64, which of the single messages it is; -1 where it is here."""
 

@@ -37,10 +37,8 @@ class PendingTransfers:
 
     rank: int
     """Rank of this process."""
-
     sends: list[tuple[int | None, Any, Tensor]] = field(default_factory=list)
     """To whom (None: several), the handle, and the buffer, which must live as long."""
-
     receives: list[tuple[int | None, Any]] = field(default_factory=list)
 
     def arrived(self) -> None:

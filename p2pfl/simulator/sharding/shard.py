@@ -30,13 +30,10 @@ class Shard:
     ranks: Ranks
     rank_N: Ints
     """Which rank has each node."""
-
     nodes: tuple[Ints, ...]
     """Nodes of each rank, in the order of its rows: first those that never hear from another rank."""
-
     num_inner: int
     """How many rows of this rank never hear from another rank."""
-
     num_crossing: int
     """Number of edges between ranks."""
 
