@@ -20,11 +20,7 @@ Ints = NDArray[np.int64]
 
 
 class Agreement:
-    """Consensus counters and stop rounds of all nodes.
-
-    Args:
-        plan: of the network.
-    """
+    """Consensus counters and stop rounds of all nodes."""
 
     def __init__(self, plan: Plan) -> None:
         self._rule, self._first_round = plan.stop_rule, plan.experiment.rounds

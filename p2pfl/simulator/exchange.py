@@ -36,10 +36,6 @@ class Exchange:
     """Exchanges of all rows.
 
     Args:
-        plan: of the network.
-        shard: rows that are here.
-        device: where they are.
-        faults: what is lost by script.
         is_lossy: whether messages may stay out also without a script; where rows are shared none does.
     """
 
@@ -68,12 +64,7 @@ class Exchange:
         return HaloPlan.of(self._shard, self._schedule.at(round), self.tables.at(round).index_NK.cpu().numpy(), reverse_NK, self._device)
 
     def delivered(self, round: int, came_E: NDArray[np.bool_] | None = None) -> Tensor:
-        """Find out whose messages reach whom in a round, bool (N, K).
-
-        Args:
-            round: of the run.
-            came_E: of the round's edges; None: all but what the script takes away.
-        """
+        """Find out whose messages reach whom in a round, bool (N, K): those of `came_E`, or all but what the script takes away."""
         tables = self.tables.at(round)
         delivered_NK = tables.linked_NK.clone()
         if came_E is not None:

@@ -22,12 +22,7 @@ Flows = dict[tuple[int, int], dict[str, Tensor]]
 
 
 class FlowLedger:
-    """Open flows of all edges, what rows still have to add for those that were rolled back, and which updates both ends hold.
-
-    Args:
-        num_nodes: N.
-        device: where the rows are.
-    """
+    """Open flows of all edges, what rows still have to add for those that were rolled back, and which updates both ends hold."""
 
     def __init__(self, num_nodes: int, device: torch.device) -> None:
         self._num_nodes, self._device = num_nodes, device

@@ -57,10 +57,6 @@ class Mixer:
     """Mixing of this rank's rows with those of all ranks.
 
     Args:
-        plan: of the network.
-        population: rows of this rank.
-        shard: which rows these are.
-        exchange: how messages travel.
         may_mix_plainly: whether rows may be averaged in place, where the algorithm just averages.
     """
 

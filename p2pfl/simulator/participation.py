@@ -50,16 +50,7 @@ class Participation:
 def participation(
     number: int, *, local_steps: int, phases: int, running: NDArray[np.bool_], exchange: Exchange, clock: RoundClock | None, shard: Shard
 ) -> Participation:
-    """Find out who takes part in the next round.
-
-    Args:
-        number: of the round.
-        local_steps: 0: nobody trains.
-        phases: exchanges in a round.
-        running: nodes that have not stopped, (N,).
-        exchange: knows the graph and the scripted faults.
-        clock: knows who is late; None: nobody is.
-        shard: rows that are here.
+    """Find out who of the `running` nodes takes part in the next round: the exchange knows scripted faults, a clock who is late.
 
     Raises:
         ConfigError: messages come too late, and rows are shared by ranks, which keep no account of what the other side did not take in.

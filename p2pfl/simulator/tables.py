@@ -50,8 +50,6 @@ class NeighbourTables:
     """Neighbours of every row, by round.
 
     Args:
-        plan: of the network.
-        device: where the tables are.
         is_lossy: whether messages may stay out, so that slots are looked up from both ends.
     """
 

@@ -26,11 +26,6 @@ class Evaluation:
     """Measures parameter vectors on test rows.
 
     Args:
-        task: with its metrics.
-        sites: one for each row of the population.
-        model: the architecture, on the device.
-        device: where everything is computed.
-        layout: of the model.
         gradients: of the rows that train, with their buffers; None: none does.
     """
 
@@ -43,13 +38,7 @@ class Evaluation:
         """Each row's buffers, (N, ...); they never travel."""
 
     def of_rows(self, x_NP: Tensor, rows: Sequence[int] | None, round: int | None) -> list[dict[str, float]]:
-        """Each row's model on its own site's test rows, by metric; empty for a site without.
-
-        Args:
-            x_NP: of all rows.
-            rows: which; None: all.
-            round: for a fault's message.
-        """
+        """Each row's model on its own site's test rows, by metric; empty for a site without. `rows` None: all."""
         found = list[dict[str, float]]()
         tests = ((row, self._test_of(row)) for row in (range(len(self._sites)) if rows is None else rows))  # each made once
         for shape, alike in groupby(tests, lambda pair: pair[1][0].shape if pair[1] is not None else None):

@@ -36,8 +36,6 @@ class Replacement:
     """A population's tensors while parts of the rows are replaced.
 
     Args:
-        state: as it is.
-        optimizer_state: as it is.
         first: any part: it says which tensors change.
         covered: that part is all there is.
         in_place: the tensors may be written over.
@@ -69,9 +67,6 @@ class LocalSteps:
     """The K local steps of a round.
 
     Args:
-        recipe: how rows learn.
-        backends: of their model.
-        data: their training rows.
         scale_N: factor on each row's gradient; None: 1.
     """
 
@@ -81,16 +76,7 @@ class LocalSteps:
     def train(
         self, rows: Rows, positions_CKB: Tensor, state: State, optimizer_state: OptimizerState, ctx: Context, *, in_place: bool
     ) -> Trained:
-        """Train some rows: on a copy of them, or where they are if that is allowed.
-
-        Args:
-            rows: numbers in the population.
-            positions_CKB: their examples.
-            state: of all rows.
-            optimizer_state: likewise.
-            ctx: of these rows.
-            in_place: the state's tensors may be written over.
-        """
+        """Train some rows of the population's state: on a copy of them, or where they are if that is allowed."""
         recipe = self._recipe
         state = {name: tensor[rows] for name, tensor in state.items()}
         scale_C = self._scale_N[rows] if self._scale_N is not None else None

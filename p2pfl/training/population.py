@@ -277,11 +277,7 @@ class Population:
         return self.recipe.algorithm.estimate(self.state)
 
     def evaluate(self, rows: Sequence[int] | None = None) -> list[dict[str, float]]:
-        """Measure each row's model on its own site's test rows, by metric; empty for a site without.
-
-        Args:
-            rows: which; None: all.
-        """
+        """Measure each row's model on its own site's test rows, by metric; empty for a site without. `rows` None: all."""
         return self._evaluation.of_rows(self.estimate(), rows, self._round)
 
     def metrics(self, x_P: Tensor, site: Site, row: int = 0) -> dict[str, float]:
@@ -291,15 +287,7 @@ class Population:
     def outputs(
         self, x_P: Tensor, inputs: Tensor, row: int = 0, *, site: str | None = None, buffers: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Compute a model's outputs in evaluation mode, on the CPU.
-
-        Args:
-            x_P: its parameters.
-            inputs: of some rows.
-            row: whose buffers it has.
-            site: whose rows they are.
-            buffers: instead of a row's own.
-        """
+        """Compute a model's outputs in evaluation mode, on the CPU, with a row's own buffers or others; `site` has the inputs."""
         return self._evaluation.outputs(x_P, inputs, row, self._round, site=site, buffers=buffers)
 
     @property

@@ -25,8 +25,6 @@ class TrainingData:
     """All sites' training rows once, one site after the other; batches are drawn by index.
 
     Args:
-        sites: one for each row of the population.
-        recipe: how they learn.
         nodes_N: each row's number in the roster, on the device.
         dtype: of real inputs and targets.
         trains: whether there is a loss; without one no row trains.
@@ -92,10 +90,7 @@ class TrainingData:
     def positions(self, round: int, rows: Rows, *, ahead: bool) -> Tensor:
         """Positions of the examples that rows train on in a round, (C, K, B); of a few rows drawn for several rounds at once.
 
-        Args:
-            round: of training.
-            rows: with batches of as many examples.
-            ahead: these rows will be asked for together in the rounds to come.
+        Rows have batches of as many examples; `ahead`: they will be asked for together in the rounds to come.
         """
         recipe, steps, batch_size = self._recipe, self._recipe.local_steps, self.batch_size(rows)
         if not ahead and not isinstance(rows, slice):

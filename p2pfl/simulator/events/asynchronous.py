@@ -54,11 +54,7 @@ class _SimulatedEdges:
 
 
 class AsynchronousEvents:
-    """Events of nodes that merge their neighbours' newest updates.
-
-    Args:
-        plan: of the network.
-    """
+    """Events of nodes that merge their neighbours' newest updates."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -53,10 +53,7 @@ class RoundClock:
     """Clock of nodes that go round by round. Owned by one simulation, which asks it for one round after the other.
 
     Args:
-        schedule: the graph of each round.
-        delays: how long things take.
         bytes_of: what one message of an exchange has, as counted.
-        phases: exchanges in a round.
         trains_N: bool, who has anything to train on.
         gives_up: whether who is late is left behind; False: it is waited for however long it takes.
     """
@@ -252,13 +249,7 @@ class RoundClock:
 
 
 class RoundPaces:
-    """Deadlines of many nodes at once, as `RoundDurations` keeps them for one.
-
-    Args:
-        num_nodes: N.
-        factor: as there.
-        floor_s: as there.
-    """
+    """Deadlines of many nodes at once, as `RoundDurations` keeps them for one."""
 
     def __init__(self, num_nodes: int, *, factor: float, floor_s: float) -> None:
         self._factor, self._floor_s = factor, floor_s

@@ -57,10 +57,7 @@ class Delays:
     """Delays: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
 
     Args:
-        spec: what the experiment says.
         links: the graph whose file gives latencies and bandwidths; None: there is none.
-        names: of the nodes.
-        seed: of the experiment.
     """
 
     def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:

@@ -19,12 +19,7 @@ Message = Mapping[str, Tensor]
 
 
 class EventNode:
-    """A node that is computed exactly as its daemon computes it.
-
-    Args:
-        plan: of the network.
-        name: of the node.
-    """
+    """A node that is computed exactly as its daemon computes it."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         algorithm = plan.recipe.algorithm
@@ -53,13 +48,7 @@ class EventNode:
         return self.population.outgoing(self.round, 0, local_steps=self._plan.experiment.local_steps_at(self.round))
 
     def merge(self, sent: Mapping[str, Tensor], messages: Mapping[str, Message], weights: Mapping[str, float]) -> None:
-        """Merge messages of neighbours.
-
-        Args:
-            sent: from `outgoing`.
-            messages: by neighbour.
-            weights: w_ij by neighbour.
-        """
+        """Merge messages of neighbours into what was `sent`, with the weight w_ij of each."""
         inbox = self._plan.recipe.inboxes.for_node(
             sent,
             self.slots,

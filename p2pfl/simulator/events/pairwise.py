@@ -89,11 +89,7 @@ class PairwiseNode:
 
 
 class PairwiseEvents:
-    """Events of nodes that exchange in pairs.
-
-    Args:
-        plan: of the network.
-    """
+    """Events of nodes that exchange in pairs."""
 
     may_be_saved = True  # an event leaves nothing half done
 

@@ -71,12 +71,7 @@ def _pairwise_steps(rows: Iterable[Row]) -> deque[_Step]:
 
 
 class AsynchronousReplay:
-    """Events of asynchronous nodes as recorded: a message must have been sent before it is merged.
-
-    Args:
-        plan: of the run; all sites' data are here.
-        recorded: from `recorded_rows`.
-    """
+    """Events of asynchronous nodes as recorded: a message must have been sent before it is merged."""
 
     def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
         self._plan = plan
@@ -119,12 +114,7 @@ class AsynchronousReplay:
 
 
 class PairwiseReplay:
-    """Events of pairwise nodes as recorded, exchange by exchange.
-
-    Args:
-        plan: of the run; all sites' data are here.
-        recorded: from `recorded_rows`.
-    """
+    """Events of pairwise nodes as recorded, exchange by exchange."""
 
     def __init__(self, plan: Plan, recorded: Mapping[str, deque[Row]]) -> None:
         self.steps = {name: _pairwise_steps(rows) for name, rows in recorded.items()}

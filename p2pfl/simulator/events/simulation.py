@@ -50,13 +50,7 @@ def run_events(
 ) -> None:
     """Let events happen until every node has done its rounds, or has no neighbour left; then conclude the run.
 
-    Args:
-        plan: what to run; all sites' data are here.
-        folder: where it writes.
-        events: what happens; owned by this run.
-        progress: called after each round that all nodes have done.
-        stopwatch: goes on from what the run has taken so far.
-        resume: go on from the folder's checkpoint; from the start where it has none.
+    A run to `resume` goes on from its folder's checkpoint, and from the start where it has none.
     """
     records = EventRecords(plan=plan, folder=folder, stopwatch=stopwatch, nodes=events.nodes, progress=progress)
     stopwatch.lap("setup")

@@ -20,9 +20,7 @@ from p2pfl.wire.update import UpdateFormat
 class Timeline:
     """Queue of events in the order of their time, the same on every machine, and the delays of the experiment's clock.
 
-    Args:
-        plan: of the network.
-        kinds: of events, the first comes first among those of one moment.
+    Of the events of one moment, those of the first of its `kinds` come first.
     """
 
     def __init__(self, plan: Plan, *kinds: str) -> None:

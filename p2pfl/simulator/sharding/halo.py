@@ -103,9 +103,6 @@ class HaloExchange:
     """Messages of one exchange that travel between ranks.
 
     Args:
-        ranks: to and from whom.
-        plan: which rows.
-        channels: the algorithm's.
         sent: this rank's rows, (M, ...), by channel.
     """
 
@@ -145,8 +142,6 @@ class BlockedExchange:
     """Exchange of the halo's rows, a block of columns at a time: the next block travels while one is mixed.
 
     Args:
-        ranks: to and from whom.
-        plan: which rows.
         num_inner: how many rows here, the first ones, need none of them.
     """
 

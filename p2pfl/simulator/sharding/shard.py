@@ -39,12 +39,7 @@ class Shard:
 
     @classmethod
     def of(cls, ranks: Ranks, links: Topology) -> Shard:
-        """Shard of this rank, by one partition for all ranks.
-
-        Args:
-            ranks: no more than nodes.
-            links: everybody who ever exchanges with whom.
-        """
+        """Shard of this rank, by one partition of all `links` that are ever used, for no more ranks than nodes."""
         num_nodes = links.num_nodes
         if ranks.count == 1:
             return cls.from_partition(ranks, links, np.zeros(num_nodes, dtype=np.int64))

@@ -66,13 +66,7 @@ def _head_of(loss: Loss, outputs_B: Tensor, targets_B: Tensor) -> Head:
 
 
 class Batched:
-    """A chain of known layers and its loss, for any number of rows at once.
-
-    Args:
-        layers: from the inputs on.
-        loss: (outputs, targets) -> mean over the batch.
-        head: the same with its derivative.
-    """
+    """A chain of known layers from the inputs on, its loss, and that with its derivative, for any number of rows at once."""
 
     def __init__(self, layers: list[Layer], loss: Loss, head: Head) -> None:
         self.layers, self.loss, self._head = tuple(layers), loss, head

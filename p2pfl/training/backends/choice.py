@@ -140,13 +140,6 @@ class Gradients:
 class Backends:
     """The backends of one population: gradients row by row, vectorised or written out, and the fast ones for plain SGD.
 
-    Args:
-        model: the architecture.
-        task: with a loss.
-        names: the sites of all rows.
-        recipe: how they learn.
-        data: their training rows.
-
     Raises:
         TaskError: the model or the loss fails on a sample.
     """
@@ -206,10 +199,7 @@ class Backends:
         return self.compiled is None and self.gradients.batched is None
 
     def compile(self, x_1P: Tensor) -> None:
-        """Compile the steps; they stay as they are where that cannot be done and the recipe does not ask for it.
-
-        Args:
-            x_1P: parameters to try the loops with.
+        """Compile the steps, tried at `x_1P`; they stay as they are where that cannot be done and the recipe does not ask for it.
 
         Raises:
             ConfigError: the recipe asks for compiled loops, and this model, its rows or this machine cannot have them.

@@ -138,16 +138,7 @@ def _fault_of_targets(targets: Tensor, num_out: int, *, of_classes: bool) -> str
 
 
 class Compiled:
-    """Steps of plain SGD on a chain of linear layers.
-
-    Args:
-        loops: `p2pfl.compiled.training_loops`.
-        chain: the model.
-        head: the loss, as there.
-        inputs: of all examples, (M, ...).
-        targets: likewise.
-        dtype: of the parameters.
-    """
+    """Steps of plain SGD on a chain of linear layers by `loops`, which number the losses of its `head`, for all examples (M, ...)."""
 
     def __init__(self, loops: ModuleType, chain: Chain, head: int, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
         self._loops, self._head = loops, head
@@ -161,14 +152,7 @@ class Compiled:
 
     @classmethod
     def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> Compiled | str:
-        """Compile the steps of a batched chain; or say why that cannot be done.
-
-        Args:
-            batched: the chain with its loss.
-            x_1P: parameters to try it with.
-            inputs: of all examples, (M, ...), as the population holds them.
-            targets: likewise.
-        """
+        """Compile the steps of a batched chain on all examples (M, ...), tried at `x_1P`; or say why that cannot be done."""
         if inputs.device.type != "cpu":
             return f"compiled loops run on the CPU, not on {inputs.device.type}"
         chain = _chain_of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
