@@ -189,8 +189,7 @@ class Simulation:
         found = read_checkpoint(self.folder.path / _CHECKPOINT) if self._ranks.is_first else None
         metadata = self._ranks.broadcast_object(found[1] if found is not None else None)
         if metadata is not None:
-            rows, common = _split(found[0]) if found is not None else (None, None)
-            tensors, whole = self._shard.scatter(rows), self._shard.broadcast(common)
+            tensors = self._shard.scatter(found[0] if found is not None else None, whole=("clock/", "exchange/"))
             self.population.restore(tensors)
             self.round, self.bytes_sent = metadata["round"], metadata["bytes_sent"]
             self._agreement.restore(metadata)
@@ -200,8 +199,8 @@ class Simulation:
             here = {self.plan.names[node] for node in self._shard.mine} if self.diverged else set()
             self.population.mark_diverged(name for name in self.diverged if name in here)
             if self._clock is not None:
-                self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", whole).items()})
-                self._exchange.ledger.restore(_under("exchange/", whole), metadata["exchange"])
+                self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", tensors).items()})
+                self._exchange.ledger.restore(_under("exchange/", tensors), metadata["exchange"])
                 if self._exchange.ledger.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
@@ -320,12 +319,6 @@ def spread(num_nodes: int, *, most: int, all_up_to: int) -> list[int]:
     if num_nodes <= all_up_to:
         return list(range(num_nodes))
     return [int(i) for i in np.linspace(0, num_nodes - 1, most)]
-
-
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a checkpoint into tensors of rows and those of the whole network."""
-    common = {name: tensor for name, tensor in tensors.items() if name.startswith(("clock/", "exchange/"))}
-    return {name: tensor for name, tensor in tensors.items() if name not in common}, common
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

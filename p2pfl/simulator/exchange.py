@@ -144,14 +144,11 @@ class Exchange:
         """Average this rank's rows with their neighbours, in place."""
         tables = self.tables.at(round)
         present_MK = self._shard.local(delivered_NK & running_N[:, None] & running_N[tables.index_NK])
-        if self._shard.is_all:
-            whole = (x_MP, tables.index_NK, tables.weights_NK, present_MK)
-            return mix_in_place(*whole, threads=threads, active_N=active_M, compiled=compiled)
-        halo = self._halo(round)
-        columns = BlockedExchange(self._shard.ranks, halo, self._shard.num_inner)
+        halo = None if self._shard.is_all else self._halo(round)
+        columns = None if halo is None else BlockedExchange(self._shard.ranks, halo, self._shard.num_inner)
         mixed = mix_in_place(
             x_MP,
-            torch.where(halo.far_MK >= 0, halo.far_MK + len(x_MP), halo.near_MK),
+            tables.index_NK if halo is None else torch.where(halo.far_MK >= 0, halo.far_MK + len(x_MP), halo.near_MK),
             self._shard.local(tables.weights_NK),
             present_MK,
             threads=threads,
@@ -161,7 +158,8 @@ class Exchange:
             width=block_columns(len(self._names), x_MP.shape[1], x_MP.element_size()),
             compiled=compiled,
         )
-        columns.done()
+        if columns is not None:
+            columns.done()
         return mixed
 
     def done(self) -> None:

@@ -32,35 +32,25 @@ class Trained:
     """bool; the others are as they were."""
 
 
-class Replacement:
-    """A population's tensors while parts of the rows are replaced.
-
-    Args:
-        first: any part: it says which tensors change.
-        covered: that part is all there is.
-        in_place: the tensors may be written over.
-    """
-
-    def __init__(self, state: State, optimizer_state: OptimizerState, first: Trained, *, covered: bool, in_place: bool) -> None:
-        self._covered = covered
-        self.state, self.optimizer_state = dict(state), dict(optimizer_state)
-        if covered:
-            return
-        for tensors, changed in ((self.state, first.state), (self.optimizer_state, first.optimizer_state)):
-            for name, part in changed.items():
-                if name not in tensors:
-                    tensors[name] = part.new_zeros((len(state["x"]), *part.shape[1:]))
-                elif not in_place:
-                    tensors[name] = tensors[name].clone()
-
-    def take(self, rows: Rows, trained: Trained) -> None:
-        """Put a part into its place."""
-        for tensors, changed in ((self.state, trained.state), (self.optimizer_state, trained.optimizer_state)):
-            for name, part in changed.items():
-                if self._covered:
-                    tensors[name] = part
-                else:
-                    tensors[name][rows] = part
+def replace_rows(
+    tensors: dict[str, Tensor],
+    before: Mapping[str, Tensor],
+    changed: Mapping[str, Tensor],
+    rows: Rows | None,
+    num_rows: int,
+    *,
+    in_place: bool,
+) -> None:
+    """Put what has changed of some rows (None: of all) into tensors that begin as those before, which are copied unless `in_place`."""
+    for name, part in changed.items():
+        if rows is None:
+            tensors[name] = part
+            continue
+        if name not in tensors:
+            tensors[name] = part.new_zeros((num_rows, *part.shape[1:]))
+        elif not in_place and tensors[name] is before.get(name):
+            tensors[name] = tensors[name].clone()
+        tensors[name][rows] = part
 
 
 class LocalSteps:

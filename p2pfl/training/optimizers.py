@@ -6,12 +6,21 @@ Shapes: N rows, P parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+
+_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
 
 OptimizerState = dict[str, Tensor]
 """torch.optim's own names ("momentum_buffer", "exp_avg", ...) to tensors (N, P); no step counts, these follow from the round."""
@@ -74,13 +83,9 @@ class StackedOptimizer:
         self._x = nn.Parameter(x_NP.detach().clone())
         # a one-row population must go the same way as N rows: no fused and no multi-tensor kernels
         common: dict[str, Any] = {"lr": lr, "weight_decay": spec.weight_decay, "foreach": False}
-        if spec.name == "sgd":
-            self._optimizer: torch.optim.Optimizer = torch.optim.SGD([self._x], momentum=spec.momentum, **common)
-        elif spec.name == "rmsprop":
-            self._optimizer = torch.optim.RMSprop([self._x], momentum=spec.momentum, **common)
-        else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[spec.name]
-            self._optimizer = kind([self._x], **common)
+        if spec.name in ("sgd", "rmsprop"):
+            common["momentum"] = spec.momentum
+        self._optimizer: torch.optim.Optimizer = _OPTIMIZERS[spec.name]([self._x], **common)
         slot = self._optimizer.state[self._x]
         slot.update({name: tensor.clone() for name, tensor in state.items()})
         if spec.name != "sgd":

@@ -21,7 +21,7 @@ from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.training.backends.choice import Backends
 from p2pfl.training.backends.compiled import one_blas_thread
 from p2pfl.training.evaluation import Evaluation
-from p2pfl.training.local_steps import LocalSteps, Replacement, Trained, column
+from p2pfl.training.local_steps import LocalSteps, Trained, column, replace_rows
 from p2pfl.training.optimizers import OptimizerState
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData
@@ -157,19 +157,18 @@ class Population:
         alone = len({tensor.untyped_storage().data_ptr() for tensor in self.state.values()}) == len(self.state)
         train = partial(self._train_group, round, in_place=in_place and alone, ahead=len(rows) == len(all_rows))
         covered = len(groups) == 1 and len(groups[0]) == 1 and len(rows) == num_rows
-        new: Replacement | None = None
+        state, optimizer_state = dict(self.state), dict(self.optimizer_state)
         left = []
         with one_blas_thread() if self.is_compiled else nullcontext():
             for part, trained in zip(chain.from_iterable(groups), self._trained(train, groups), strict=True):
-                if new is None:
-                    new = Replacement(self.state, self.optimizer_state, trained, covered=covered, in_place=in_place and alone)
-                new.take(part, trained)
+                whole = None if covered else part
+                replace_rows(state, self.state, trained.state, whole, num_rows, in_place=in_place and alone)
+                replace_rows(optimizer_state, self.optimizer_state, trained.optimizer_state, whole, num_rows, in_place=in_place and alone)
                 loss_N[part if isinstance(part, slice) else part.cpu()] = trained.loss_C.cpu()
                 if not trained.finite_C.all():
                     numbers = torch.arange(num_rows)[part] if isinstance(part, slice) else part
                     left += numbers[~trained.finite_C].tolist()
-        assert new is not None
-        self.state, self.optimizer_state = new.state, new.optimizer_state
+        self.state, self.optimizer_state = state, optimizer_state
         self.diverged = tuple(self.sites[row].name for row in sorted(left))
         self.without_loss = self._without_loss(loss_N, rows, left)
         return loss_N
@@ -306,16 +305,17 @@ class Population:
         Raises:
             ValueError: it is without models, or with those of another shape: nobody goes on from the first parameters unawares.
         """
-        group = {
-            prefix: {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)} for prefix in _GROUPS
-        }
-        found, own = group["state/"].get("x"), self.state["x"]
+        state, optimizer_state, buffers = (
+            {name.removeprefix(group): tensor.to(self.device) for name, tensor in tensors.items() if name.startswith(group)}
+            for group in ("state/", "optimizer/", "buffers/")
+        )
+        found, own = state.get("x"), self.state["x"]
         if found is None or (found.shape, found.dtype) != (own.shape, own.dtype):
             given = "none" if found is None else f"{found.dtype} {tuple(found.shape)}"
             raise ValueError(f"models: {given}, expected {own.dtype} {tuple(own.shape)}")
         # what an earlier version did not keep begins as at the start
-        self.state, self.optimizer_state = {**self.state, **group["state/"]}, group["optimizer/"]
-        for name, buffer in group["buffers/"].items():
+        self.state, self.optimizer_state = {**self.state, **state}, optimizer_state
+        for name, buffer in buffers.items():
             self.buffers[name].copy_(buffer)
 
     def take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
@@ -335,6 +335,3 @@ class Population:
                     raise ValueError(f"site {site.name}: start has shape {shape}, the model has {self.layout.size} parameters")
                 x_NP[row] = site.start
         return x_NP
-
-
-_GROUPS = ("state/", "optimizer/", "buffers/")

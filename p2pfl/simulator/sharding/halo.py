@@ -36,6 +36,10 @@ class HaloPlan:
     """int64, which of the G rows it is; -1 where it is here."""
     single_far_MK: Tensor
     """int64, which of the single messages it is; -1 where it is here."""
+    num_rows: int
+    """G, the rows of all other ranks that are needed here."""
+    num_single: int
+    """Number of messages for one neighbour alone that come here."""
 
     @classmethod
     def of(cls, shard: Shard, graph: Topology, index_NK: Ints, reverse_NK: Ints | None, device: torch.device) -> HaloPlan:
@@ -86,17 +90,9 @@ class HaloPlan:
             near_MK=torch.from_numpy(np.where(rank_N[index_MK] == here, place_N[index_MK], 0)).to(device),
             far_MK=torch.from_numpy(far_MK).to(device),
             single_far_MK=torch.from_numpy(single_far_NK[shard.mine]).to(device),
+            num_rows=num_far,
+            num_single=num_single,
         )
-
-    @property
-    def num_rows(self) -> int:
-        """G, the rows of all other ranks that are needed here."""
-        return max((place.stop for place in self.receives.values()), default=0)
-
-    @property
-    def num_single(self) -> int:
-        """Number of messages for one neighbour alone that come here."""
-        return max((place.stop for place in self.single_receives.values()), default=0)
 
 
 class HaloExchange:

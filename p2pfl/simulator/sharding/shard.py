@@ -106,30 +106,21 @@ class Shard:
         parts = self.ranks.gather(values_M, self.sizes)
         return self._in_order(parts) if parts is not None else None
 
-    def scatter(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Give each rank its rows of tensors of all nodes that the first rank has; the others pass None."""
+    def scatter(self, tensors: Mapping[str, Tensor] | None, whole: tuple[str, ...]) -> dict[str, Tensor]:
+        """Give each rank its rows of the first rank's tensors of all nodes, and all of those whose names begin as one in `whole`.
+
+        The other ranks pass None.
+        """
         if self.is_all:
             return dict(tensors or {})
-        found = {}
-        for name, dtype, shape in self._kinds(tensors):
-            parts = [tensors[name][nodes] for nodes in self.nodes] if tensors is not None else None
-            found[name] = self.ranks.scatter(parts, torch.empty((len(self.mine), *shape[1:]), dtype=dtype))
-        return found
-
-    def broadcast(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Give every rank all tensors that the first rank has; the others pass None."""
-        if self.is_all:
-            return dict(tensors or {})
-        found = {}
-        for name, dtype, shape in self._kinds(tensors):
-            parts = [tensors[name]] * self.ranks.count if tensors is not None else None
-            found[name] = self.ranks.scatter(parts, torch.empty(shape, dtype=dtype))
-        return found
-
-    def _kinds(self, tensors: Mapping[str, Tensor] | None) -> list[tuple[str, torch.dtype, list[int]]]:
-        """Names, dtypes and shapes of the first rank's tensors."""
         told = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()] if tensors is not None else None
-        return [(name, getattr(torch, dtype.removeprefix("torch.")), shape) for name, dtype, shape in self.ranks.broadcast_object(told)]
+        found = {}
+        for name, dtype, shape in self.ranks.broadcast_object(told):
+            is_whole = name.startswith(whole)
+            parts = [tensors[name] if is_whole else tensors[name][nodes] for nodes in self.nodes] if tensors is not None else None
+            own = torch.empty(shape if is_whole else [len(self.mine), *shape[1:]], dtype=getattr(torch, dtype.removeprefix("torch.")))
+            found[name] = self.ranks.scatter(parts, own)
+        return found
 
     def record(self) -> dict[str, Any]:
         """Sizes of the shards, as topology.json holds them."""
