@@ -30,9 +30,9 @@ from p2pfl.runs.rows import NetworkRow, NodeRow, kind_of_round, network_row
 from p2pfl.runs.stopwatch import Stopwatch, peak_rss_bytes
 from p2pfl.runs.text import Row
 from p2pfl.simulator.agreement import Agreement
-from p2pfl.simulator.compiling import training_is_worth_it
 from p2pfl.simulator.events.clock import RoundClock
 from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.forecast import training_is_worth_it
 from p2pfl.simulator.mixer import Measures, Mixer
 from p2pfl.simulator.participation import Participation, participation
 from p2pfl.simulator.sharding.ranks import Ranks

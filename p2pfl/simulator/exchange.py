@@ -33,11 +33,7 @@ _SIMULATED = (FaultKind.PAUSE, FaultKind.CUT, FaultKind.LOSS)
 
 
 class Exchange:
-    """Exchanges of all rows.
-
-    Args:
-        is_lossy: whether messages may stay out also without a script; where rows are shared none does.
-    """
+    """Exchanges of all rows; lossy ones may lose messages also without a script of faults, but none where ranks share the rows."""
 
     def __init__(self, plan: Plan, shard: Shard, device: torch.device, faults: FaultScript | None, *, is_lossy: bool) -> None:
         algorithm, schedule = plan.recipe.algorithm, plan.schedule

@@ -1,4 +1,4 @@
-"""Forecast of a simulation's cost: memory by counting, seconds by trying a few rows.
+"""Forecast of a simulation's cost: memory by counting, seconds by trying a few rows, and whether compiled loops are worth their loading.
 
 Shapes: N nodes, P parameters.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.stopwatch import rss_bytes
-from p2pfl.simulator.compiling import mixing_is_worth_it, training_is_worth_it
 from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
 from p2pfl.tasks import SiteTable
 from p2pfl.training import Population
@@ -24,6 +23,8 @@ from p2pfl.training import Population
 _SAMPLE_BYTES = 32 * 1024**2  # of parameters that are tried
 _RESERVE_BYTES = 256 * 1024**2  # for the interpreter's own, records and chunks at work
 _MEMINFO = Path("/proc/meminfo")
+_WORTH = 10**9  # numbers; loading compiled loops takes a second
+_LARGE = 2000  # parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +111,21 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     experiment = plan.experiment
     mixing_only = experiment.last_possible_round - experiment.rounds
     return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + mixing_only * spent["mix"])
+
+
+def mixing_is_worth_it(plan: Plan) -> bool:
+    """Whether compiled mixing is faster, by the numbers that pass over edges in all rounds; it gives the same bits as torch."""
+    return (
+        plan.experiment.compiled != "off" and len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round >= _WORTH
+    )
+
+
+def training_is_worth_it(plan: Plan) -> bool:
+    """Whether compiled training is faster, by the parameters of all steps of a run that an earlier version began."""
+    if plan.experiment.schema != 1 or plan.experiment.compiled != "auto":
+        return False
+    num_steps = len(plan.names) * plan.recipe.local_steps * plan.experiment.rounds
+    return plan.layout.size >= _LARGE and num_steps * plan.layout.size >= _WORTH
 
 
 def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> None:

@@ -17,8 +17,8 @@ from p2pfl.algorithms import Notice
 from p2pfl.evaluation.mean_model import squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
-from p2pfl.simulator.compiling import mixing_is_worth_it
 from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.forecast import mixing_is_worth_it
 from p2pfl.simulator.mixing import is_plain, load_compiled
 from p2pfl.simulator.participation import Participation
 from p2pfl.simulator.sharding.shard import Shard
@@ -54,11 +54,7 @@ class Measures:
 
 
 class Mixer:
-    """Mixing of this rank's rows with those of all ranks.
-
-    Args:
-        may_mix_plainly: whether rows may be averaged in place, where the algorithm just averages.
-    """
+    """Mixing of this rank's rows with those of all ranks, plainly in place where that is allowed and the algorithm just averages."""
 
     def __init__(self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, may_mix_plainly: bool) -> None:
         self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange

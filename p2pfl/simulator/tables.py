@@ -47,11 +47,7 @@ class Tables:
 
 
 class NeighbourTables:
-    """Neighbours of every row, by round.
-
-    Args:
-        is_lossy: whether messages may stay out, so that slots are looked up from both ends.
-    """
+    """Neighbours of every row, by round; lossy ones, whose messages may stay out, are looked up from both ends."""
 
     def __init__(self, plan: Plan, device: torch.device, *, is_lossy: bool) -> None:
         schedule, algorithm = plan.schedule, plan.recipe.algorithm

@@ -23,11 +23,7 @@ from p2pfl.training.training_data import of_dtype
 
 
 class Evaluation:
-    """Measures parameter vectors on test rows.
-
-    Args:
-        gradients: of the rows that train, with their buffers; None: none does.
-    """
+    """Measures parameter vectors on test rows, with the buffers that come with the gradients of rows that train."""
 
     def __init__(
         self, task: Task, sites: Sequence[Site], model: nn.Module, device: torch.device, layout: Layout, gradients: Gradients | None

@@ -54,11 +54,7 @@ def replace_rows(
 
 
 class LocalSteps:
-    """The K local steps of a round.
-
-    Args:
-        scale_N: factor on each row's gradient; None: 1.
-    """
+    """The K local steps of a round, with a factor on each row's gradient (None: 1)."""
 
     def __init__(self, recipe: Recipe, backends: Backends, data: TrainingData, scale_N: Tensor | None) -> None:
         self._recipe, self._backends, self._data, self._scale_N = recipe, backends, data, scale_N

@@ -72,10 +72,8 @@ class StackedOptimizer:
     """One round's optimiser over all rows.
 
     Args:
-        spec: which optimiser.
         x_NP: where the rows start; not changed.
         state: as `OptimizerSpec.init` or the last round's `state` gave it; not changed.
-        lr: of this round.
         first_step: round * K, the steps counted before this round.
     """
 
@@ -103,12 +101,7 @@ class StackedOptimizer:
         return {name: tensor for name, tensor in slot.items() if name != "step"}
 
     def step(self, gradient_NP: Tensor, unused: Tensor | None = None) -> None:
-        """Move every row by one step.
-
-        Args:
-            gradient_NP: of each row.
-            unused: bool, broadcastable to (N, P): where there is no gradient, so that neither x nor the state changes; None: nowhere.
-        """
+        """Move every row by one step; where `unused`, broadcastable to (N, P), there is no gradient, neither x nor the state changes."""
         before = None if unused is None else (self.x.clone(), {name: tensor.clone() for name, tensor in self.state.items()})
         self._x.grad = gradient_NP
         self._optimizer.step()

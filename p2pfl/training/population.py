@@ -31,13 +31,10 @@ class Population:
     """The rows that live in this process.
 
     Args:
-        task: model, loss and metrics.
         sites: one for each row.
         nodes: each row's number in the roster.
         model: architecture and common start, of the population's dtype.
-        recipe: how they learn.
         loss_scale: factor on each row's loss, for `weighting: samples`.
-        device: where everything is computed.
         slots_NK: each row's neighbours, for algorithms that require fixed slots; see Context.
     """
 

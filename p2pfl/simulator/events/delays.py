@@ -54,11 +54,7 @@ class Edges:
 
 
 class Delays:
-    """Delays: training by speed and chance, messages by latency and bandwidth of their edge and by their sender's uplink.
-
-    Args:
-        links: the graph whose file gives latencies and bandwidths; None: there is none.
-    """
+    """Delays: training by speed and chance, messages by their sender's uplink and by latency and bandwidth of their edge among `links`."""
 
     def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:
         self.spec, self._links, self._seed = spec, links, seed

@@ -14,8 +14,7 @@ from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
 from p2pfl.paces.pairwise import HALF, Pairwise, Request
 from p2pfl.simulator.events.node import EventNode, Message, message_of
-from p2pfl.simulator.events.records import EventRecords
-from p2pfl.simulator.events.simulation import Groups
+from p2pfl.simulator.events.simulation import EventRecords, Groups
 from p2pfl.simulator.events.timeline import Timeline
 
 

@@ -20,7 +20,7 @@ from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.simulator.events.asynchronous import merge_newest
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.pairwise import PairwiseNode
-from p2pfl.simulator.events.records import EventRecords
+from p2pfl.simulator.events.simulation import EventRecords
 
 Row = Mapping[str, Any]
 

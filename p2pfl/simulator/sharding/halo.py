@@ -96,11 +96,7 @@ class HaloPlan:
 
 
 class HaloExchange:
-    """Messages of one exchange that travel between ranks.
-
-    Args:
-        sent: this rank's rows, (M, ...), by channel.
-    """
+    """Messages of one exchange that travel between ranks: what this rank's rows have sent, (M, ...), by channel."""
 
     def __init__(self, ranks: Ranks, plan: HaloPlan, channels: Mapping[str, Channel], sent: Mapping[str, Tensor]) -> None:
         self._plan, self._channels = plan, channels
@@ -137,8 +133,7 @@ class HaloExchange:
 class BlockedExchange:
     """Exchange of the halo's rows, a block of columns at a time: the next block travels while one is mixed.
 
-    Args:
-        num_inner: how many rows here, the first ones, need none of them.
+    The first `num_inner` of the rows here need none of them.
     """
 
     def __init__(self, ranks: Ranks, plan: HaloPlan, num_inner: int) -> None:

@@ -78,17 +78,8 @@ class Gradients:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
 
-        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere.
-
-        Args:
-            x_NP: where the gradients are taken.
-            inputs_NB: each row's batch.
-            targets_NB: likewise.
-            seed: of the experiment.
-            nodes_N: the rows' numbers in the roster, for their keys.
-            rows_N: which of the population's rows these are, for their buffers.
-            round: with `step` the key of what the model draws.
-            step: within the round.
+        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere. Rows
+        have the buffers of `rows_N` in the population; seed, round, step and `nodes_N` in the roster are the key of what the model draws.
 
         Raises:
             TaskError: the model or the loss fails at a row; of several, the first.

@@ -28,12 +28,7 @@ RETURN_AT_ONCE_BYTES = 16 * 2**20
 class ModelGradients:
     """Gradients of one model's loss: of one row, of rows one after the other, and of all rows in one vectorised call.
 
-    Args:
-        model: the architecture, in training mode; its own parameters are not used and not changed.
-        loss: (outputs, targets) -> mean over the batch.
-        num_rows: N.
-        task: name under which a fault in model or loss is reported.
-        sites: names of the rows, likewise.
+    Arguments are those of `choice.Gradients`; the model is in training mode.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, num_rows: int, task: str, sites: Sequence[str] | None) -> None:

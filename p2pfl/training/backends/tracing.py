@@ -42,19 +42,11 @@ def _flattened(start: int, end: int, shape: torch.Size) -> tuple[int, ...]:
     return (*shape[:start], -1, *shape[end + 1 :])
 
 
-def _linear(module: nn.Linear, places: dict[str, slice]) -> Layer:
-    return Linear(places["weight"], tuple(module.weight.shape), places.get("bias"))
-
-
 def _conv2d(module: nn.Conv2d, places: dict[str, slice]) -> Layer | None:
     if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     shape = tuple(module.weight.shape)
     return Conv2d(places["weight"], shape, places.get("bias"), _pair(module.stride), _pair(module.padding), _pair(module.dilation))
-
-
-def _layer_norm(module: nn.LayerNorm, places: dict[str, slice]) -> Layer:
-    return LayerNorm(tuple(module.normalized_shape), module.eps, places.get("weight"), places.get("bias"))
 
 
 def _embedding(module: nn.Embedding, places: dict[str, slice]) -> Layer | None:
@@ -75,9 +67,9 @@ def _avg_pool2d(module: nn.AvgPool2d, _: dict[str, slice]) -> Layer | None:
 
 
 MODULES: dict[type[nn.Module], Callable[[Any, dict[str, slice]], Layer | None]] = {
-    nn.Linear: _linear,
+    nn.Linear: lambda module, places: Linear(places["weight"], tuple(module.weight.shape), places.get("bias")),
     nn.Conv2d: _conv2d,
-    nn.LayerNorm: _layer_norm,
+    nn.LayerNorm: lambda module, places: LayerNorm(tuple(module.normalized_shape), module.eps, places.get("weight"), places.get("bias")),
     nn.Embedding: _embedding,
     nn.MaxPool2d: _max_pool2d,
     nn.AvgPool2d: _avg_pool2d,
@@ -100,10 +92,9 @@ FUNCTIONS: dict[Any, Layer] = {
 
 
 def chain_or_fault(model: nn.Module) -> list[Layer] | str:  # noqa: PLR0911
-    """A model's layers in their order, or what in it is no known one.
+    """The layers of a model in training mode, in their order, or what in it is no known one.
 
-    Args:
-        model: in training mode; one with parameters that do not lie in the flat vector, or that are used in several places, is no chain.
+    One with parameters that do not lie in the flat vector, or that are used in several places, is no chain.
     """
     places = {spec.name: place for spec, place in Layout.of(model).slices()}
     if any(True for _ in model.buffers()):
