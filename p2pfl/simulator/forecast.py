@@ -18,7 +18,6 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.runs.stopwatch import rss_bytes
 from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
 from p2pfl.tasks import SiteTable
-from p2pfl.training import Population
 
 _SAMPLE_BYTES = 32 * 1024**2  # of parameters that are tried
 _RESERVE_BYTES = 256 * 1024**2  # for the interpreter's own, records and chunks at work
@@ -60,7 +59,7 @@ def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Fore
         ranks_here: so many of them on this machine, and each can have that part of its memory.
     """
     num_nodes = -(-len(plan.names) // num_ranks)
-    sample = _sample(plan, 2)
+    sample = plan.population(plan.names[:2])
     state_bytes = num_nodes * _bytes_a_row(sample.state)
     optimizer_bytes = num_nodes * _bytes_a_row(sample.optimizer_state)
     model_bytes = num_nodes * plan.layout.size_bytes
@@ -95,7 +94,7 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     """Forecast the seconds of training and mixing in all rounds, from one round of some rows."""
     num_nodes = len(plan.names)
     rows = min(num_nodes, max(2, 16 * threads, min(_SAMPLE_BYTES // plan.layout.size_bytes, 4096 * threads)))
-    sample = _sample(plan, rows)
+    sample = plan.population(plan.names[:rows])
     sample.use_threads(threads)
     if plan.recipe.compiled or training_is_worth_it(plan):
         sample.compile()
@@ -148,11 +147,6 @@ def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1
 
 def _gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:,.1f}"
-
-
-def _sample(plan: Plan, rows: int) -> Population:
-    """Make a population of the first rows, as the simulation would have them."""
-    return plan.population(plan.names[:rows])
 
 
 def _bytes_a_row(tensors: dict[str, Tensor]) -> int:

@@ -53,13 +53,12 @@ class NeighbourTables:
         schedule, algorithm = plan.schedule, plan.recipe.algorithm
         self._schedule, self._dtype, self._device = schedule, plan.layout.dtype, device
         self._splits_mass, self._is_lossy = algorithm.splits_mass, is_lossy
-        self._slots: tuple[Ints, NDArray[np.bool_]] | None = None  # index (N, K) and what is padding, the same in every round
+        self._fixed_index_NK: Ints | None = None  # the same in every round
         self.reverse_NK: Tensor | None = None
         """int64, in fixed slots: the slot in which the neighbour has this node."""
         if "fixed slots" in algorithm.requires:
             links = plan.topology.undirected()
-            index_NK, _, linked_NK = links.with_weights(0.0).padded()
-            self._slots = index_NK, linked_NK
+            self._fixed_index_NK = index_NK = links.with_weights(0.0).padded()[0]
             self.reverse_NK = torch.from_numpy(_slot_of(links, index_NK, np.arange(len(index_NK))[:, None])).to(device)
         self._cached = lru_cache(maxsize=schedule.period or 4)(self._make)
 
@@ -70,12 +69,12 @@ class NeighbourTables:
     def _make(self, round: int) -> Tables:
         graph = self._schedule.at(round)
         assert graph.weights is not None
-        if self._slots is None:
+        if self._fixed_index_NK is None:
             index_NK, weights_NK, linked_NK = graph.padded()
             slots_E = linked_NK.nonzero()[1]
         else:
-            index_NK, (num_nodes, num_slots) = self._slots[0], self._slots[0].shape
-            weights_NK, linked_NK = np.zeros((num_nodes, num_slots)), np.zeros((num_nodes, num_slots), dtype=np.bool_)
+            index_NK = self._fixed_index_NK
+            weights_NK, linked_NK = np.zeros(index_NK.shape), np.zeros(index_NK.shape, dtype=np.bool_)
             slots_E = (index_NK[graph.receivers] == graph.senders[:, None]).argmax(axis=1)
             weights_NK[graph.receivers, slots_E], linked_NK[graph.receivers, slots_E] = graph.weights, True
         codes = graph.receivers * graph.num_nodes + graph.senders

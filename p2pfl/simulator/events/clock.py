@@ -59,14 +59,7 @@ class RoundClock:
     """
 
     def __init__(
-        self,
-        schedule: Schedule,
-        delays: Delays,
-        *,
-        bytes_of: Callable[[int], int],
-        phases: int,
-        trains_N: Bools,
-        gives_up: bool = True,
+        self, schedule: Schedule, delays: Delays, *, bytes_of: Callable[[int], int], phases: int, trains_N: Bools, gives_up: bool = True
     ) -> None:
         num_nodes = schedule.num_nodes
         self._schedule, self._delays, self._bytes_of, self._phases = schedule, delays, bytes_of, phases

@@ -49,14 +49,8 @@ class EventNode:
 
     def merge(self, sent: Mapping[str, Tensor], messages: Mapping[str, Message], weights: Mapping[str, float]) -> None:
         """Merge messages of neighbours into what was `sent`, with the weight w_ij of each."""
-        inbox = self._plan.recipe.inboxes.for_node(
-            sent,
-            self.slots,
-            messages,
-            weights,
-            self_weight=self.neighbourhood.self_weight,
-            dtype=self._plan.layout.dtype,
-        )
+        self_weight, dtype = self.neighbourhood.self_weight, self._plan.layout.dtype
+        inbox = self._plan.recipe.inboxes.for_node(sent, self.slots, messages, weights, self_weight=self_weight, dtype=dtype)
         self.population.merge(self.round, 0, inbox, local_steps=self._plan.experiment.local_steps_at(self.round))
         if self._model_channel is not None:
             if inbox.present_NK.any():

@@ -140,9 +140,7 @@ def partition_record(links: Topology, num_ranks: int) -> dict[str, Any]:
         ConfigError: there are more ranks than nodes.
     """
     check_enough(links.num_nodes, num_ranks)
-    rank_N = partition(links, num_ranks)
-    sizes = np.bincount(rank_N, minlength=num_ranks).tolist()
-    return {"ranks": num_ranks, "nodes": sizes, "crossing": num_crossing(links, rank_N)}
+    return Shard.from_partition(Ranks(count=num_ranks), links, partition(links, num_ranks)).record()
 
 
 def check_enough(num_nodes: int, num_ranks: int) -> None:

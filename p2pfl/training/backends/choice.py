@@ -65,16 +65,7 @@ class Gradients:
         """Why the model cannot be vectorised over rows; None where it can."""
 
     def __call__(
-        self,
-        x_NP: Tensor,
-        inputs_NB: Tensor,
-        targets_NB: Tensor,
-        *,
-        seed: int,
-        nodes_N: Tensor,
-        rows_N: Tensor,
-        round: int,
-        step: int,
+        self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor, *, seed: int, nodes_N: Tensor, rows_N: Tensor, round: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
 

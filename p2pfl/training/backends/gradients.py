@@ -68,14 +68,7 @@ class ModelGradients:
         return self._loss(outputs, targets_B)
 
     def alone(
-        self,
-        x_P: Tensor,
-        inputs_B: Tensor,
-        targets_B: Tensor,
-        buffers: Mapping[str, Tensor],
-        *,
-        site: str | None = None,
-        round: int | None = None,
+        self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor, buffers: Mapping[str, Tensor], *, site: str | None, round: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradient (P,) and loss of one row, and where there is no gradient (P,); None: there is one everywhere."""
         views = {name: view.detach().requires_grad_() for name, view in self._layout.views(x_P.detach()).items()}
