@@ -31,15 +31,10 @@ _SGEMM, _DGEMM = (types.ExternalFunction(name, types.void(*[types.voidptr] * 13)
 
 
 def _gemm(turned: Any, sizes: Any, factors: Any, a: Any, b: Any, out: Any) -> None:
-    """BLAS's product, which takes matrices by columns: to out^T, factors[1] out^T + factors[0] b^T a^T.
+    """BLAS's product, which takes matrices by columns: to out^T, factors[1] out^T + factors[0] b^T a^T; all of them lie in C order.
 
-    Args:
-        turned: uint8, b"N" or b"T" for b and for a.
-        sizes: int32, columns and rows of out, the length of a sum; row lengths of b, a and out as they lie.
-        factors: two, of the matrices' dtype.
-        a: in C order.
-        b: likewise.
-        out: likewise.
+    `turned` is uint8, b"N" or b"T" for b and for a; `sizes` int32: columns and rows of out, the length of a sum, then the row lengths of b,
+    a and out as they lie.
     """
     raise NotImplementedError  # only in compiled code
 

@@ -51,8 +51,6 @@ class Simulation:
     Args:
         plan: what to run; all sites' data are here.
         folder: where it writes; only the first rank does.
-        device: where it computes.
-        faults: what goes wrong by script.
         threads: train so many parts of the rows at the same time, each with one of torch's own threads.
         shard: which rows are computed here; None: all.
         stopwatch: goes on from what the run has taken so far; None: begins here.

@@ -7,12 +7,4 @@ from p2pfl.training.optimizers import OptimizerSpec, StackedOptimizer, clipped
 from p2pfl.training.population import Population
 from p2pfl.training.recipe import Recipe, build_model
 
-__all__ = [
-    "OptimizerSpec",
-    "Population",
-    "Recipe",
-    "StackedOptimizer",
-    "build_model",
-    "clipped",
-    "dry_run",
-]
+__all__ = ["OptimizerSpec", "Population", "Recipe", "StackedOptimizer", "build_model", "clipped", "dry_run"]

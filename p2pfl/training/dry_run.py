@@ -43,11 +43,7 @@ _BUILT_IN = frozenset(CLASSIFICATION.values())
 def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> None:
     """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
-    Args:
-        task: what to try; a task without rows here passes.
-        model: as `build_model` made it; not changed.
-        batch_size: of training.
-        repeating: as in `batch_sizes`.
+    The model, as `build_model` made it, is not changed; a task without rows here passes.
 
     Raises:
         ConfigError: a site's start does not fit the model; a function fails, or returns what it must not; targets are none that a metric

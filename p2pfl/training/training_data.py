@@ -26,7 +26,6 @@ class TrainingData:
 
     Args:
         nodes_N: each row's number in the roster, on the device.
-        dtype: of real inputs and targets.
         trains: whether there is a loss; without one no row trains.
     """
 

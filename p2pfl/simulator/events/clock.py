@@ -101,13 +101,7 @@ class RoundClock:
         )
 
     def round(self, number: int, *, local_steps: int, running_N: Bools) -> RoundTimes:
-        """Compute the times of the next round.
-
-        Args:
-            number: one more than the last one asked for.
-            local_steps: 0: nobody trains.
-            running_N: who has not stopped; who has is not waited for, and its news of that comes.
-        """
+        """Compute the times of the round after the last one asked for; who has stopped is not waited for, and its news of that comes."""
         edges = self._edges_at(number % self._schedule.period if self._schedule.period else number)
         here_N = self._here(number, edges) & running_N
         joins_N = self._was_out_N & here_N

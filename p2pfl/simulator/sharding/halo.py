@@ -43,14 +43,9 @@ class HaloPlan:
 
     @classmethod
     def of(cls, shard: Shard, graph: Topology, index_NK: Ints, reverse_NK: Ints | None, device: torch.device) -> HaloPlan:
-        """Plan of one round.
+        """Plan of one round, from the neighbour in each slot (the own number in padding) and in which of its slots the node itself stands.
 
-        Args:
-            shard: whose rows are where.
-            graph: of the round.
-            index_NK: the neighbour in each slot, the own number in padding.
-            reverse_NK: in which slot of that neighbour the node itself stands; None: nobody has messages of its own for anybody.
-            device: for what is gathered by.
+        `reverse_NK` is None where nobody has messages of its own for anybody.
         """
         rank_N, place_N, here = shard.rank_N, shard.place_of_node, shard.ranks.rank
         from_E, to_E = rank_N[graph.senders], rank_N[graph.receivers]

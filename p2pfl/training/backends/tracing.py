@@ -81,13 +81,9 @@ MODULES: dict[type[nn.Module], Callable[[Any, dict[str, slice]], Layer | None]] 
 """Makes the layer of a module, by its type; None where one of its options is not done here."""
 
 FUNCTIONS: dict[Any, Layer] = {
-    F.relu: RELU,
-    torch.relu: RELU,
-    "relu": RELU,
-    torch.tanh: TANH,
-    "tanh": TANH,
-    torch.sigmoid: SIGMOID,
-    "sigmoid": SIGMOID,
+    **dict.fromkeys([F.relu, torch.relu, "relu"], RELU),
+    **dict.fromkeys([torch.tanh, "tanh"], TANH),
+    **dict.fromkeys([torch.sigmoid, "sigmoid"], SIGMOID),
 }
 
 
