@@ -67,9 +67,8 @@ class LocalSteps:
         state = {name: tensor[rows] for name, tensor in state.items()}
         scale_C = self._scale_N[rows] if self._scale_N is not None else None
         if self._backends.has_plain_steps:
-            with suppress(
-                *((Exception, SystemExit) if self._backends.calls_users_loss else ())
-            ):  # what comes below finds whose fault it is
+            failures = () if self._backends.compiled is not None else (Exception, SystemExit)  # a loss of the user's own
+            with suppress(*failures):  # what comes below finds whose fault it is
                 return self._plain(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         momenta = {name: tensor[rows] for name, tensor in optimizer_state.items()}
         if recipe.algorithm.resets_optimizer:

@@ -144,11 +144,6 @@ class Backends:
         is_written_out = self.gradients.batched is not None and self.gradients.row_by_row is None
         return self.compiled is not None or (is_written_out and why_not_plain_sgd(self._recipe) is None)
 
-    @property
-    def calls_users_loss(self) -> bool:
-        """Whether `sgd_steps` runs a loss of the user's own: where that fails, step by step shows whose fault it is."""
-        return self.compiled is None
-
     def sgd_steps(
         self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, before_CP: Tensor | None
     ) -> tuple[Tensor, Tensor]:
