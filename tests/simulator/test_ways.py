@@ -10,7 +10,7 @@ from p2pfl.experiment.loading import resolve
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.runs.folder import RunFolder
-from p2pfl.simulator import Simulation
+from p2pfl.simulator import Simulation, simulate
 from p2pfl.yaml_files import dump_yaml
 from simulations import QUICK, plan_of
 from ways import way
@@ -18,6 +18,7 @@ from ways import way
 LEARNING = {"task": {"name": "synthetic-logistic"}, "nodes": 4, "rounds": 3, **QUICK, "evaluate_every": 1}
 MOST_STAYS = 24
 MOST_CLIMBS = 4
+MOST_STAYS_FROM_A_FILE = 90
 
 
 @pytest.mark.parametrize("algorithm", ["dpsgd", "gradient-tracking", "choco", "push-sum"])
@@ -30,6 +31,26 @@ def test_a_round_passes_through_few_files(algorithm, tmp_path):
         simulation.step()
 
     assert len(taken.stays()) <= MOST_STAYS
+    assert len(taken.climbs()) <= MOST_CLIMBS
+
+
+@pytest.mark.parametrize("algorithm", ["dpsgd", "choco"])
+def test_an_experiment_gets_to_its_first_row_with_few_climbs(algorithm, tmp_path, monkeypatch):
+    class FirstRow(Exception):
+        pass
+
+    def stop(folder, row):
+        raise FirstRow
+
+    file = tmp_path / "experiment.yaml"
+    file.write_text(dump_yaml({**LEARNING, "algorithm": {"name": algorithm}}), encoding="utf-8")
+    simulate(file, out=tmp_path / "before")  # compiled loops are loaded once
+    monkeypatch.setattr(RunFolder, "append_round", stop)
+
+    with way() as taken, pytest.raises(FirstRow):
+        simulate(file, out=tmp_path / "run")
+
+    assert len(taken.stays()) <= MOST_STAYS_FROM_A_FILE
     assert len(taken.climbs()) <= MOST_CLIMBS
 
 
