@@ -18,7 +18,7 @@ from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.statistics.moments import Moments
 from p2pfl.tasks.base import Task
-from p2pfl.tasks.tables import Preparation, Table, column_targets, logistic_regression, partitioned_sites, site_of
+from p2pfl.tasks.tables import Preparation, column_targets, logistic_regression, partitioned_sites, site_of
 from p2pfl.yaml_files import check
 
 DIRICHLET: Mapping[str, Any] = MappingProxyType({"name": "dirichlet", "alpha": 0.5})
@@ -60,7 +60,8 @@ def breast_cancer(
     columns = tuple(map(str, bunch.feature_names))
     reference = Preparation.fitted(bunch.data, columns=columns)
     sites = partitioned_sites(
-        Table(raw=bunch.data, classes=bunch.target),
+        bunch.data,
+        bunch.target,
         5 if nodes is None else nodes,
         DIRICHLET if partition is None else partition,
         seed,
@@ -115,42 +116,45 @@ def heart_disease(
     tables = {name: _heart_table(contents[file]) for name, file in files.items()}
     prepared = partial(Preparation.by, columns=_HEART_COLUMNS, encode=_heart_inputs)
     if nodes is None:
-        parts = {name: _flamby_split(table.classes) for name, table in tables.items()}
-        moments = {name: Moments.of(_heart_inputs(table.raw[parts[name][0]])) for name, table in tables.items()}
+        parts = {name: _flamby_split(classes_M) for name, (_, classes_M) in tables.items()}
+        moments = {name: Moments.of(_heart_inputs(raw_MF[parts[name][0]])) for name, (raw_MF, _) in tables.items()}
         agreed = None
         if standardise == "pooled":
             agreed = check(Moments, scale, "task.scale") if scale is not None else Moments.merged(moments.values())
             if len(agreed.means) != _HEART_WIDTH:
                 raise ConfigError(f"task.scale has {len(agreed.means)} means: expected {_HEART_WIDTH}")
         sites = [
-            site_of(name, table, *parts[name], prepared(agreed or moments[name]), column_targets, moments[name])
-            for name, table in tables.items()
+            site_of(name, *tables[name], *parts[name], prepared(agreed or moments[name]), column_targets, _heart_groups, moments[name])
+            for name in tables
         ]
     else:
-        table = Table(
-            raw=np.concatenate([table.raw for table in tables.values()]),
-            classes=np.concatenate([table.classes for table in tables.values()]),
-            groups={key: np.concatenate([table.groups[key] for table in tables.values()]) for key in ("sex", "age")},
+        raw_MF, classes_M = (np.concatenate(column) for column in zip(*tables.values(), strict=True))
+        sites = partitioned_sites(
+            raw_MF,
+            classes_M,
+            nodes,
+            DIRICHLET if partition is None else partition,
+            seed,
+            test_share=0.34,
+            prefix="hospital",
+            fit=partial(Preparation.fitted, columns=_HEART_COLUMNS, encode=_heart_inputs),
+            targets_of=column_targets,
+            groups_of=_heart_groups,
         )
-        fit = partial(Preparation.fitted, columns=_HEART_COLUMNS, encode=_heart_inputs)
-        rule = DIRICHLET if partition is None else partition
-        sites = partitioned_sites(table, nodes, rule, seed, test_share=0.34, prefix="hospital", fit=fit, targets_of=column_targets)
     return logistic_regression("heart-disease", sites, _HEART_COLUMNS, num_inputs=_HEART_WIDTH)
 
 
-def _heart_table(content: bytes) -> Table:
-    """Rows without a missing value, in the file's order. Cholesterol 0 means missing, too, but the protocol keeps it."""
+def _heart_table(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Rows without a missing value and their classes, in the file's order; cholesterol 0 means missing, too, but the protocol keeps it."""
     kept = [*range(len(_HEART_COLUMNS)), _HEART_LABEL]
     lines = [[line[column] for column in kept] for line in csv.reader(io.StringIO(content.decode("ascii"))) if line]
     values = np.array([line for line in lines if "?" not in line], dtype=np.float64)
-    raw_MF = values[:, :-1]
-    ages_M = raw_MF[:, 0]
+    return values[:, :-1], (values[:, -1] > 0).astype(np.int64)
+
+
+def _heart_groups(raw_MF: np.ndarray) -> dict[str, np.ndarray]:
     bands = np.array(["under 45", "45 to 54", "55 to 64", "65 and over"])
-    return Table(
-        raw=raw_MF,
-        classes=(values[:, -1] > 0).astype(np.int64),
-        groups={"sex": np.where(raw_MF[:, 1] == 1, "male", "female"), "age": bands[np.digitize(ages_M, [45, 55, 65])]},
-    )
+    return {"sex": np.where(raw_MF[:, 1] == 1, "male", "female"), "age": bands[np.digitize(raw_MF[:, 0], [45, 55, 65])]}
 
 
 def _heart_inputs(raw_MF: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Shapes: M rows, F raw columns, D model inputs a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,20 +20,6 @@ from p2pfl.statistics.moments import Moments
 from p2pfl.tasks.base import Site, Task
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
 from p2pfl.tasks.partition import missing_classes, node_names, split_rows
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
-    """Rows with their classes, before any preparation."""
-
-    raw: np.ndarray
-    """(M, F) float64."""
-
-    classes: np.ndarray
-    """(M,) int64."""
-
-    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Attributes of the rows, (M,) each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,28 +67,35 @@ class Preparation:
         return _floating((self.encode(raw_MF) - self.centre) / self.scale)
 
 
+def _no_groups(_: np.ndarray) -> dict[str, np.ndarray]:
+    return {}
+
+
 def site_of(
     name: str,
-    table: Table,
+    raw_MF: np.ndarray,
+    classes_M: np.ndarray,
     train: np.ndarray,
     test: np.ndarray,
     prepare: Preparation,
     targets_of: Callable[[np.ndarray], Tensor],
+    groups_of: Callable[[np.ndarray], Mapping[str, np.ndarray]] = _no_groups,
     moments: Moments | None = None,
 ) -> Site:
-    """A site from row numbers of a table; `moments` as in Site."""
+    """A site from row numbers of a table; its groups follow from raw rows, and `moments` are as in Site."""
     return Site(
         name=name,
-        train=(prepare(table.raw[train]), targets_of(table.classes[train])),
-        test=(prepare(table.raw[test]), targets_of(table.classes[test])),
-        groups={key: values[test].tolist() for key, values in table.groups.items()},
+        train=(prepare(raw_MF[train]), targets_of(classes_M[train])),
+        test=(prepare(raw_MF[test]), targets_of(classes_M[test])),
+        groups={key: values.tolist() for key, values in groups_of(raw_MF[test]).items()},
         prepare=prepare,
         moments=moments,
     )
 
 
 def partitioned_sites(
-    table: Table,
+    raw_MF: np.ndarray,
+    classes_M: np.ndarray,
     num_nodes: int,
     rule: Mapping[str, Any],
     seed: int,
@@ -111,13 +104,14 @@ def partitioned_sites(
     prefix: str,
     fit: Callable[[np.ndarray], Preparation],
     targets_of: Callable[[np.ndarray], Tensor],
+    groups_of: Callable[[np.ndarray], Mapping[str, np.ndarray]] = _no_groups,
 ) -> list[Site]:
     """A table shared out among nodes, each with the preparation that *fit* makes of its raw training rows."""
     if not 0 < test_share < 1:
         raise ConfigError(f"task.test_share = {test_share}: expected a number above 0 and below 1")
-    parts = split_rows(table.classes, num_nodes, rule, seed, test_share=test_share)
+    parts = split_rows(classes_M, num_nodes, rule, seed, test_share=test_share)
     return [
-        site_of(name, table, train, test, fit(table.raw[train]), targets_of)
+        site_of(name, raw_MF, classes_M, train, test, fit(raw_MF[train]), targets_of, groups_of)
         for name, (train, test) in zip(node_names(prefix, num_nodes), parts, strict=True)
     ]
 

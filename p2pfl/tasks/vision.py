@@ -19,7 +19,7 @@ from p2pfl.errors import ConfigError, DataError
 from p2pfl.tasks.base import Rows, Site, Task
 from p2pfl.tasks.medical import DIRICHLET
 from p2pfl.tasks.partition import dealt, drawn, node_names, split_rows
-from p2pfl.tasks.tables import Preparation, Table, class_targets, classification, partitioned_sites
+from p2pfl.tasks.tables import Preparation, class_targets, classification, partitioned_sites
 
 _LARGEST_PIXEL = 16.0  # of digits
 
@@ -55,7 +55,8 @@ def digits(
     num_pixels, num_classes = len(columns), len(bunch.target_names)
     pixels_to_unit = Preparation(columns=columns, centre=np.zeros(num_pixels), scale=np.full(num_pixels, _LARGEST_PIXEL))
     sites = partitioned_sites(
-        Table(raw=bunch.data, classes=bunch.target),
+        bunch.data,
+        bunch.target,
         10 if nodes is None else nodes,
         DIRICHLET if partition is None else partition,
         seed,
