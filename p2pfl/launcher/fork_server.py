@@ -56,12 +56,7 @@ Program = Callable[[Sequence[str]], None]
 
 
 def serve(program: Program, *, shared: Sequence[str] = SHARED) -> None:
-    """Serve standard input until it ends and every process has.
-
-    Args:
-        program: what each process runs.
-        shared: modules to import before the first fork.
-    """
+    """Serve standard input until it ends and every process has; *shared* are modules to import before the first fork."""
     _show(["node", "fork-server"])
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an import prints is no answer

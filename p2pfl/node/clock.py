@@ -19,17 +19,13 @@ class LoopClock:
 
     def __init__(self) -> None:
         self._woken = asyncio.Event()
-        self._stopped_why: str | None = None
+        self.stopped_why: str | None = None
+        """Reason why the loops are to leave, empty where none was given; None: they are not to."""
 
     @property
     def is_stopping(self) -> bool:
         """Whether the loops are to leave."""
-        return self._stopped_why is not None
-
-    @property
-    def stopped_why(self) -> str:
-        """Reason that was given for it."""
-        return self._stopped_why or ""
+        return self.stopped_why is not None
 
     def now_s(self) -> float:
         """Seconds on the machine's monotonic clock."""
@@ -41,7 +37,7 @@ class LoopClock:
 
     def stop(self, why: str) -> None:
         """Ask the loops to leave after what is in hand."""
-        self._stopped_why = why
+        self.stopped_why = why
         self.wake()
 
     async def wait(self, until_s: float) -> None:

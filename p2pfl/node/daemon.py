@@ -126,7 +126,8 @@ class Daemon:
         if node.place.finished:
             await node.sending.say_goodbye("finished")
             return outcome_of(node, reason)
-        node.log.event(EventKind.PAUSED, "for a decision: its state went back" if self.protocol.states.own else self.clock.stopped_why)
+        why = "for a decision: its state went back" if self.protocol.states.own else self.clock.stopped_why
+        node.log.event(EventKind.PAUSED, why or "")
         await node.sending.say_goodbye("pausing")
         if not self.protocol.states.own:
             return "paused"

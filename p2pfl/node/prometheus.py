@@ -64,12 +64,8 @@ class _Families:
         return self._by_name.values()
 
 
-def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
-    """Write a node's status, as it was at a time in seconds since 1970 or is now, in Prometheus's text format.
-
-    Raises:
-        MissingExtraError: prometheus-client is not installed.
-    """
+def exposition(status: Mapping[str, Any]) -> bytes:
+    """Write what a node's status is now in Prometheus's text format; MissingExtraError where prometheus-client is not installed."""
     try:
         from prometheus_client import CollectorRegistry, generate_latest  # an extra
     except ImportError as error:
@@ -77,7 +73,7 @@ def exposition(status: Mapping[str, Any], now_s: float | None = None) -> bytes:
     families, registry = _Families(str(status.get("member", ""))), CollectorRegistry(auto_describe=False)
     _add_node(families, status)
     for neighbour, facts in (status.get("neighbours") or {}).items():
-        _add_neighbour(families, neighbour, facts, time.time() if now_s is None else now_s)
+        _add_neighbour(families, neighbour, facts, time.time())
     registry.register(families)
     written: bytes = generate_latest(registry)
     return written

@@ -92,7 +92,7 @@ class RoundLog:
 
     def gather(self) -> Callable[[], dict[str, Any]] | None:
         """Take what the node knows of the run now; the function returned gathers it by the names of `RunRecords`, in any thread."""
-        if self._view is None or not self._log.is_open:
+        if self._view is None:
             return None
         return self._view.document(self._log.folder, self._clock.now_s(), self._paused())
 

@@ -35,11 +35,6 @@ class RunLog:
         """Why nothing can be written; None where it can."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether the folder has been opened."""
-        return self._folder is not None
-
-    @property
     def folder(self) -> RunFolder:
         """The run folder, once it has been opened."""
         assert self._folder is not None

@@ -50,7 +50,7 @@ def start(
     only_these_tasks: bool = False,
     accept_differences: Sequence[str] = (),
 ) -> str:
-    """Run the node of a site until its network stops or somebody stops it.
+    """Run the node of a site until its network stops or somebody stops it; returns the stop reason.
 
     Args:
         site_path: its site.yaml.
@@ -61,9 +61,6 @@ def start(
         allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
         only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
         accept_differences: kinds of differences from the study's result contract, beside those in the file.
-
-    Returns:
-        The stop reason.
 
     Raises:
         ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data are not there.
