@@ -6,6 +6,7 @@ Shapes: N rows, C of them, K local steps, B examples in a batch, P parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,7 @@ from p2pfl.tasks import Task
 from p2pfl.tasks.calling import users_code
 from p2pfl.training.backends.batched import Batched, Loss
 from p2pfl.training.backends.compiled import Compiled
-from p2pfl.training.backends.examples import ExampleGradients
+from p2pfl.training.backends.examples import GradientCall, example_gradients
 from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, ModelGradients, returns_parts
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData
@@ -130,12 +131,12 @@ class Backends:
         assert task.loss is not None
         self._recipe, self._data, self._layout = recipe, data, Layout.of(model)
         self.gradients = Gradients(model, task.loss, data.sample(), len(names), task=task.name, sites=names)
-        self.step_gradients: Gradients | ExampleGradients = self.gradients
+        self.step_gradients: GradientCall = self.gradients
         """Gradients of a local step, which a mechanism makes where there is one."""
         if recipe.mechanism is not None:
             if self.gradients.row_by_row is not None:
                 raise ConfigError(f"privacy: needs gradients of single examples, and {self.gradients.row_by_row}; take another model")
-            self.step_gradients = ExampleGradients(self.gradients, recipe.mechanism)
+            self.step_gradients = partial(example_gradients, self.gradients, recipe.mechanism)
         self.compiled: Compiled | None = None
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,23 +63,6 @@ GradientUse = StoreGradient | SgdStep
 
 def _matrix_at(x_CP: Tensor, place: slice, shape: tuple[int, ...]) -> Tensor:
     return x_CP[:, place].view(x_CP.shape[0], shape[0], -1)
-
-
-class Layer(Protocol):
-    """One step of a chain."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether it has parameters."""
-        ...
-
-    def forward(self, x_CP: Tensor, inputs_CB: Tensor) -> tuple[Tensor, Saved]:
-        """Compute the outputs for each row's examples, and keep what `backward` needs."""
-        ...
-
-    def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:
-        """The gradient at its inputs, where it `goes_on`; its own parameters' goes into the use."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +317,13 @@ class Reshape:
     def backward(self, x_CP: Tensor, saved: Saved, gradient_CB: Tensor, use: GradientUse, *, goes_on: bool) -> Tensor | None:  # noqa: ARG002
         """Give the gradient the shape of the inputs."""
         return gradient_CB.reshape(saved[0])
+
+
+Layer = Linear | Conv2d | LayerNorm | Embedding | Pointwise | MaxPool2d | AvgPool2d | Reshape
+"""One step of a chain.
+
+`forward` gives the outputs for each row's examples and what `backward` needs; that gives the gradient at the inputs where it `goes_on`,
+and hands the gradient of the step's own parameters, where it `learns`, to the use."""
 
 
 def _to_rows(values_CN: Tensor, like: Tensor) -> Tensor:
