@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 from p2pfl.faults.script import FaultScript
-from p2pfl.inspector.report import write_report
+from p2pfl.inspector.report import report
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
@@ -43,7 +43,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         run = simulate(EXPERIMENT, out=Path(place) / "run", faults=FaultScript.in_rounds(cut={BAD_LINK: frozenset(range(5, 60, 2))}))
         page = Path(place) / "page.html"
-        write_report(read_run(run.path), page)
+        page.write_text(report(read_run(run.path)), encoding="utf-8")
         _photograph(browser, page.as_uri(), PICTURES / "page.png")
         _of_the_dashboard(browser, _in_progress(run.path, Path(place) / "in-progress"))
         browser.close()

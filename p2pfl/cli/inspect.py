@@ -146,9 +146,10 @@ def _written(
 ) -> Iterator[Path]:
     """Write the files that were asked for, and give their paths."""
     if page is not None:
-        from p2pfl.inspector.report import write_report
+        from p2pfl.inspector.report import report
+        from p2pfl.runs.text import replace_file
 
-        write_report(records, page)
+        replace_file(page, report(records))
         yield page
     for kind, folder in tables.items():
         if folder is not None:

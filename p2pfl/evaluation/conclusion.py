@@ -53,7 +53,9 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
     if outcome.scope != "gathered":
         write_models(folder.path, tuple(names), x_NP, plan.layout, models.buffers, frozen=frozen_of(plan.model))
     outcome.book("write")
-    mean = _mean_model(plan, outcome, models)
+    mean: MeanModel | str = "this node has one model"
+    if outcome.scope != "node":
+        mean = f"{', '.join(outcome.lost)} did not finish" if outcome.lost else mean_model_of(plan, x_NP, models.buffers)
     reason = mean if isinstance(mean, str) and outcome.scope != "node" else None
     parts = {"mean_model": mean_model_metrics(plan, mean, population), "mean_model_reason": reason or why_no_mean_model(plan)}
     rows = {name: row for row, name in enumerate(names) if name in outcome.metrics}
@@ -70,12 +72,6 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
     folder.write_gains(outcome.gains if outcome.gains is not None else gains_over_local(plan, population, x_NP, names, alone))
     outcome.book("baselines")
     return {**parts, "baselines": baselines}
-
-
-def _mean_model(plan: Plan, outcome: Outcome, models: FinalModels) -> MeanModel | str:
-    if outcome.scope == "node":
-        return "this node has one model"
-    return f"{', '.join(outcome.lost)} did not finish" if outcome.lost else mean_model_of(plan, models.x_NP, models.buffers)
 
 
 def _on_test_rows(

@@ -32,7 +32,9 @@ def log_chart(
         return []
     reference_xs, reference_ys = _points(rounds, reference)
     inner = width - _LABEL_WIDTH - 1
-    low, high = _decades(np.concatenate([ys, reference_ys[reference_ys > ys.min() - 1]]))
+    logs = np.concatenate([ys, reference_ys[reference_ys > ys.min() - 1]])
+    low = math.floor(logs.min())
+    high = max(math.ceil(logs.max()), low + 1)  # whole decades, at least one
     across, down = (1, 1) if ascii_only else (2, 4)
 
     def rows_of(points_x: NDArray[np.float64], points_y: NDArray[np.float64], columns: int, rows: int) -> list[tuple[int, int]]:
@@ -70,12 +72,6 @@ def _points(rounds: Sequence[int], curve: Curve) -> tuple[NDArray[np.float64], N
     pairs = [(t, math.log10(value)) for t, value in zip(rounds, curve, strict=True) if value is not None and value > 0]
     array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
-
-
-def _decades(logs: NDArray[np.float64]) -> tuple[float, float]:
-    """The powers of ten that hold all of it, at least one decade."""
-    low, high = math.floor(float(logs.min())), math.ceil(float(logs.max()))
-    return float(low), float(max(high, low + 1))
 
 
 def _labels(low: float, high: float, height: int) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def convergence(run: RunRecords) -> Convergence:
     basis, distance = _distances(rows)
     mixing = _only_mixing(rows)
     first = next((t for t, mixes in enumerate(mixing) if mixes and distance[t]), None)
-    predicted = _predicted_rate(graph)
+    predicted = max((abs(value) for value in (graph.get("lambda_2"), graph.get("lambda_min")) if value is not None), default=None)
     scales = _resolutions(run, rows)
     points = [(row["round"], d) for row, d, mixes, scale in zip(rows, distance, mixing, scales, strict=True) if mixes and d and d > scale]
     fitted, missing = fit_rate(points, any(mixing))
@@ -240,11 +240,6 @@ def _only_mixing(rows: Sequence[Row]) -> list[bool]:
     """Which rounds had no local steps: those that settle, and all of a task that has nothing to train."""
     trains = any(row.get("loss") is not None for row in rows)
     return [row["kind"] == "settle" or not trains for row in rows]
-
-
-def _predicted_rate(graph: Mapping[str, Any]) -> float | None:
-    eigenvalues = [graph.get("lambda_2"), graph.get("lambda_min")]
-    return max((abs(value) for value in eigenvalues if value is not None), default=None)
 
 
 def _resolutions(run: RunRecords, rows: Sequence[Row]) -> list[float]:

@@ -72,7 +72,10 @@ def edge_health(run: RunRecords, nodes: Mapping[str, NodeHealth] | None = None, 
         for other, others in skippers.items()
         for by in others
     }
-    absent = _rounds_away(explained)
+    spent: defaultdict[str, list[str]] = defaultdict(list)
+    for outage in explained.found:
+        spent[outage.node].append(outage.rounds)
+    absent = {node: names_text(texts, _NAMED) + (" times" if len(texts) > _NAMED else "") for node, texts in spent.items()}
     every = "Every message came in time" if is_complete(run) else f"No missed message is recorded in {window}"
     found = {}
     for ends in dict.fromkeys([*_links(run), *ever, *excused]):
@@ -171,11 +174,3 @@ def _by_its_messages(
     if ever:
         return "well", f"{counted}, {ever} in all.{but}"
     return "well", f"{every}{f', {_EXCEPT} {without}' if without else ''}."
-
-
-def _rounds_away(explained: Outages) -> dict[str, str]:
-    """In which rounds each node was away, in words; some of many."""
-    spent: defaultdict[str, list[str]] = defaultdict(list)
-    for outage in explained.found:
-        spent[outage.node].append(outage.rounds)
-    return {node: names_text(texts, _NAMED) + (" times" if len(texts) > _NAMED else "") for node, texts in spent.items()}

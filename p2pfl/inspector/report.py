@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from p2pfl.inspector import figures
 from p2pfl.inspector.convergence import BASES, CONSENSUS, Convergence, convergence
@@ -21,7 +20,7 @@ from p2pfl.inspector.sections import events, facts, node_states, skip_table
 from p2pfl.inspector.verdict import COST_PARTS, SAME, Scores, betterness, gain_sentence, mean_scores, of_rows, round_costs, scores, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import lower_is_better, metric_heading, primary_metric, rows_word
-from p2pfl.runs.text import Row, replace_file
+from p2pfl.runs.text import Row
 from p2pfl.yaml_files import dump_yaml
 
 _MOST_NAMED = 3
@@ -38,16 +37,6 @@ _STYLE = f"""{COLOURS}{STYLE}
 body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
 .figure {{ background: #fff; border: 1px solid var(--line); border-radius: .4rem; margin: 1rem 0; }}
 """
-
-
-def write_report(run: RunRecords, path: Path) -> None:
-    """The page; what is there is replaced.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-        StoreError: the file cannot be written.
-    """
-    replace_file(path, report(run))
 
 
 def report(run: RunRecords) -> str:

@@ -127,7 +127,9 @@ def _since_its_last_record(run: RunRecords, age_s: float) -> RunState:
         return RunState(kind="paused", sentence=f"paused: it was interrupted (last record {duration(age_s)} ago)")
     if run.process in _STILL:
         return RunState(kind="silent", sentence=f"{_STILL[run.process]} (last record {duration(age_s)} ago)")
-    if age_s <= _patience_s(run):
+    recent = (run.rounds or run.nodes)[-_RECENT:]
+    longest_s = max((sum(value for value in (row.get("seconds") or {}).values() if value is not None) for row in recent), default=0.0)
+    if age_s <= max(_SILENT_AFTER_S, _SILENT_ROUNDS * longest_s):
         if run.process is None and member_of(run) is not None:
             return RunState(kind="unknown", sentence=f"last record {duration(age_s)} ago; whether it still runs cannot be seen from here")
         return RunState(kind="running", sentence=f"running (last record {duration(age_s)} ago)")
@@ -182,13 +184,6 @@ def clock_time(moment: str | float | None) -> str:
     except (ValueError, OverflowError, OSError):  # somebody else's text
         return str(moment)
     return at.strftime("%H:%M:%S UTC on %d %b %Y")
-
-
-def _patience_s(run: RunRecords) -> float:
-    """How long a run that goes on may be without a record."""
-    recent = (run.rounds or run.nodes)[-_RECENT:]
-    longest = max((sum(value for value in (row.get("seconds") or {}).values() if value is not None) for row in recent), default=0.0)
-    return max(_SILENT_AFTER_S, _SILENT_ROUNDS * longest)
 
 
 def _halted(run: RunRecords) -> RunState | None:

@@ -69,7 +69,9 @@ def verdict(run: RunRecords, course: Convergence) -> list[str]:
             "It has diverged: at every node the last training became non-finite and was rolled back, so these models are no result.",
             "Lower optimizer.lr or set optimizer.clip_norm, then run it again.",
         ]
-    found = [*departed, *halted, *_started_without(run), *_differing(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
+    absent = (run.summary or {}).get("started_without") or ()
+    began = [f"It began without {', '.join(absent)}, as the study allows."] if absent else []
+    found = [*departed, *halted, *began, *_differing(run), _agreement(run, course), *_diverged(run), *_inexact(run)]
     if run.rounds and (run.summary is None or run.summary.get("stop_reason") != "converged"):
         found += _where_stuck(run, course)
     if run.summary is not None and has_metrics(run.summary):
@@ -167,11 +169,6 @@ def _diverged(run: RunRecords) -> list[str]:
         return []
     where = names_text([f"{node} ({count_text(count, 'round')})" for node, count in times.most_common()])
     return [f"Training became non-finite and was rolled back at {where}: lower optimizer.lr or set optimizer.clip_norm."]
-
-
-def _started_without(run: RunRecords) -> list[str]:
-    names = (run.summary or {}).get("started_without") or ()
-    return [f"It began without {', '.join(names)}, as the study allows."] if names else []
 
 
 def _differing(run: RunRecords) -> list[str]:

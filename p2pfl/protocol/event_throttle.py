@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2pfl.runs.events import EventKind
-from p2pfl.runs.text import Row, row_bytes
+from p2pfl.runs.text import Row, line_of
 
 _ONE_STORY: Mapping[str, str] = {EventKind.LEFT: "presence", EventKind.HANDSHAKE: "presence"}
 """Kinds of which the newest alone tells how a neighbour is: they are held back and written together, or one would belie the other."""
@@ -117,14 +117,14 @@ class EventThrottle:
         while written and now_s - written[0][0] >= SPAN_S:
             written.popleft()
         most = SPAN_BYTES if told.kind == EventKind.LINK_UP else SPAN_BYTES - RESERVED_BYTES
-        if not written or sum(size for _, size in written) + row_bytes(told.row()) <= most:
+        if not written or sum(size for _, size in written) + len(line_of(told.row()).encode()) <= most:
             return True
         told.room_s = written[0][0] + SPAN_S
         return False
 
     def _write(self, told: _Told, member: str, now_s: float, *, is_first: bool) -> Row:
         row = told.row()
-        self._written.setdefault(member, deque()).append((now_s, row_bytes(row)))
+        self._written.setdefault(member, deque()).append((now_s, len(line_of(row).encode())))
         told.held, told.count, told.row_s = None, 0, now_s
         told.rows += 1
         if not is_first and told.rows > 1:

@@ -34,7 +34,7 @@ from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
 from p2pfl.runs.open_files import open_patiently
 from p2pfl.runs.rows import KNOWN, REQUIRED, NetworkRow, NodeRow
 from p2pfl.runs.text import Row, document_of, line_of, plain, read_document, read_lines, replace_file, utc_now
-from p2pfl.runs.writing_process import mark_process, unmark_process
+from p2pfl.runs.writing_process import MARK, mark_process
 from p2pfl.yaml_files import dump_yaml
 
 _DISTRIBUTIONS = ("torch", "numpy", "p2pfl-mesh")
@@ -157,7 +157,7 @@ class RunFolder:
 
     def leave(self) -> None:
         """Say that this process ended cleanly and writes no more."""
-        unmark_process(self.path)
+        (self.path / MARK).unlink(missing_ok=True)
 
     def truncate(self, from_round: int, by_node: Mapping[str, int] | None = None) -> None:
         """Remove rows of rounds >= *from_round* and the summary, so that a resumed run goes on as if never interrupted.

@@ -78,11 +78,6 @@ def _object(text: bytes, path: Path, line: int = 0) -> Row:
     return row
 
 
-def row_bytes(row: Mapping[str, Any]) -> int:
-    """Size in bytes of a row as it is written."""
-    return len(line_of(row).encode())
-
-
 def line_of(row: Mapping[str, Any]) -> str:
     """Write one row as a line of JSON."""
     return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"

@@ -43,11 +43,6 @@ def mark_process(folder: Path) -> None:
         raise StoreError(f"{place}: cannot be written: {error.strerror}") from error
 
 
-def unmark_process(folder: Path) -> None:
-    """Remove the mark of this process at its clean end."""
-    (folder / MARK).unlink(missing_ok=True)
-
-
 def mark_pause(folder: Path) -> None:
     """Mark a folder as paused: its writer was interrupted and left."""
     with suppress(OSError):  # a full disk: the process is gone then, which is true as well
