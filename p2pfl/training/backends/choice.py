@@ -56,13 +56,13 @@ class Gradients:
         task: str = "",
         sites: Sequence[str] | None = None,
     ) -> None:
-        self._torchs = ModelGradients(model.train(), loss, num_rows, task, sites)
-        self.buffers = self._torchs.buffers
+        self._by_torch = ModelGradients(model.train(), loss, num_rows, task, sites)
+        self.buffers = self._by_torch.buffers
         self.batched: Batched | None = None
         """Written-out gradients of a model whose layers are known."""
         self._never_used_P: Tensor | None = None
         site = sites[0] if sites and len(sites) == 1 else None
-        self.row_by_row: str | None = self._why_row_by_row(model, loss, sample, num_rows, task, site)
+        self.row_by_row: str | None = self._why_row_by_row(sample, num_rows, site)
         """Why the model cannot be vectorised over rows; None where it can."""
 
     def __call__(
@@ -79,7 +79,7 @@ class Gradients:
         reason = self.row_by_row
         if reason is None:
             try:
-                together = self.batched.gradients if self.batched is not None else self._torchs.vectorised
+                together = self.batched.gradients if self.batched is not None else self._by_torch.vectorised
                 gradient_NP, loss_N = together(x_NP, inputs_NB, targets_NB)
             except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
                 reason = _why(error)
@@ -87,34 +87,33 @@ class Gradients:
                 never_P = self._never_used_P
                 unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
                 return gradient_NP.detach(), loss_N.detach(), unused_NP
-        found = self._torchs.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
+        found = self._by_torch.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
         self.row_by_row = reason
         return found
 
-    def _why_row_by_row(
-        self, model: nn.Module, loss: Loss, sample: tuple[Tensor, Tensor], num_rows: int, task: str, site: str | None
-    ) -> str | None:
+    def _why_row_by_row(self, sample: tuple[Tensor, Tensor], num_rows: int, site: str | None) -> str | None:
         """Try the backends on a sample, the fastest first."""
-        inputs_B, targets_B = sample
+        by_torch, (inputs_B, targets_B) = self._by_torch, sample
+        model = by_torch.model
         trial = sharing_parameters(model)
         before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
         x_P = parameters_of(model)
         with torch.random.fork_rng(devices=[]):
-            with torch.no_grad(), users_code(task, "model", inputs_B, site=site):
+            with torch.no_grad(), users_code(by_torch.task, "model", inputs_B, site=site):
                 trial(inputs_B)
             copies = {name: buffer.clone() for name, buffer in before.items()}
-            *expected, self._never_used_P = self._torchs.alone(x_P, inputs_B, targets_B, copies, site=site)
+            *expected, self._never_used_P = by_torch.alone(x_P, inputs_B, targets_B, copies, site=site)
         changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
         if changed:
             return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
         if self._never_used_P is None:  # written-out layers know of no gradient that is none
-            self.batched = Batched.of(model, loss, sample, (expected[0], expected[1]), x_P)
+            self.batched = Batched.of(model, by_torch.loss, sample, (expected[0], expected[1]), x_P)
         if self.batched is not None:
             return None
         del expected
         rows = min(num_rows, 2)  # a node alone needs no memory for a second one
         try:
-            self._torchs.vectorised(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
+            by_torch.vectorised(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
             return _why(error)
         return None

@@ -32,7 +32,7 @@ class ModelGradients:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, num_rows: int, task: str, sites: Sequence[str] | None) -> None:
-        self._model, self._loss, self._task, self._sites = model, loss, task, sites
+        self.model, self.loss, self.task, self._sites = model, loss, task, sites
         self._layout = Layout.of(model)
         self.buffers: dict[str, Tensor] = {
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
@@ -64,23 +64,23 @@ class ModelGradients:
         return put_side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
 
     def _row_loss(self, tensors: Mapping[str, Tensor], inputs_B: Tensor, targets_B: Tensor) -> Tensor:
-        outputs: Any = call_with(self._model, tensors, inputs_B)
-        return self._loss(outputs, targets_B)
+        outputs: Any = call_with(self.model, tensors, inputs_B)
+        return self.loss(outputs, targets_B)
 
     def alone(
         self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor, buffers: Mapping[str, Tensor], *, site: str | None, round: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradient (P,) and loss of one row, and where there is no gradient (P,); None: there is one everywhere."""
         views = {name: view.detach().requires_grad_() for name, view in self._layout.views(x_P.detach()).items()}
-        with users_code(self._task, "model", inputs_B, site=site, round=round):
-            outputs: Any = call_with(self._model, {**views, **buffers}, inputs_B)
-        with users_code(self._task, "loss", outputs, targets_B, site=site, round=round):
-            loss: object = self._loss(outputs, targets_B)
+        with users_code(self.task, "model", inputs_B, site=site, round=round):
+            outputs: Any = call_with(self.model, {**views, **buffers}, inputs_B)
+        with users_code(self.task, "loss", outputs, targets_B, site=site, round=round):
+            loss: object = self.loss(outputs, targets_B)
         if fault := _fault_of_loss(loss):
             given = f"it was given {described(outputs)}, {described(targets_B)}"
-            raise TaskError(f"{fault}; {given}", task=self._task, function="loss", site=site, round=round)
+            raise TaskError(f"{fault}; {given}", task=self.task, function="loss", site=site, round=round)
         assert isinstance(loss, Tensor)
-        with users_code(self._task, "gradient of the loss", outputs, targets_B, site=site, round=round):
+        with users_code(self.task, "gradient of the loss", outputs, targets_B, site=site, round=round):
             found = list(torch.autograd.grad(loss, list(views.values()), allow_unused=True))
         unused_P = None
         if any(part is None for part in found):
@@ -97,9 +97,9 @@ class ModelGradients:
         Raises:
             TaskError: the model fails.
         """
-        buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
-        with users_code(self._task, "model", inputs_B, site=site), torch.no_grad():
-            outputs: Any = call_with(self._model, {**self._layout.views(parameters_of(self._model)), **buffers}, inputs_B)
+        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        with users_code(self.task, "model", inputs_B, site=site), torch.no_grad():
+            outputs: Any = call_with(self.model, {**self._layout.views(parameters_of(self.model)), **buffers}, inputs_B)
         return cast("Tensor", outputs)
 
     def try_on(self, sample: tuple[Tensor, Tensor], site: str) -> None:
@@ -108,11 +108,11 @@ class ModelGradients:
         Raises:
             TaskError: one of them fails, or the loss is no number.
         """
-        buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
-        _, loss, _ = self.alone(parameters_of(self._model), *sample, buffers, site=site)
+        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        _, loss, _ = self.alone(parameters_of(self.model), *sample, buffers, site=site)
         if not bool(loss.isfinite()):
             fault = f"it returned {float(loss)} at the start: expected a finite number; it was given targets {described(sample[1])}"
-            raise TaskError(fault, task=self._task, function="loss", site=site)
+            raise TaskError(fault, task=self.task, function="loss", site=site)
 
 
 def returns_parts(gradient_NP: Tensor) -> bool:
