@@ -148,7 +148,7 @@ class Protocol:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
             if isinstance(message, News):
-                self.stopping.check(message)
+                self.stopping.check(message.stop.stop_round)
             if self._push_sum is not None and isinstance(message, PushSum):
                 self._push_sum.hear(neighbour.name, message)
             if isinstance(message, Records):
@@ -192,7 +192,7 @@ class Protocol:
             through = message.report.closed_through  # what only the neighbour has closed will not be met any more
             if through > neighbour.ledger.closed_through:
                 edges.close(neighbour, through)
-        self.stopping.hear(neighbour, message)
+        self.stopping.hear(neighbour, message.stop.stop_round, message.reason if isinstance(message, Closing) else "")
         in_reach = is_believed and (not in_step or message.exchange >= edges.exchange - max(edges.ahead, RETURN_REACH))
         if neighbour.missed and not neighbour.is_faulty and in_reach:
             neighbour.note_return()
@@ -267,7 +267,11 @@ class Protocol:
         if self.edges.closing is not None:
             return  # a stopped node merges nothing more and has left its last exchange behind
         # what is early is looked at in its exchange
-        if self.pace.counts_edges or received.exchange != self.edges.exchange or self.values.continues(neighbour, received):
+        if (
+            self.pace.counts_edges
+            or received.exchange != self.edges.exchange
+            or self.values.continues(neighbour, received.exchange, received.state_digests)
+        ):
             self.pace.receive(neighbour.name, received.exchange, received)
 
     def _forget(self, name: str) -> None:
@@ -302,7 +306,7 @@ class Protocol:
             neighbour = self.neighbours[name]
             neighbour.begin_waiting(now_s)
             is_here = name in early or neighbour.is_flowing(exchange, now_s, self.deadlines.may_rest_s)
-            if name in early and not self.values.continues(neighbour, early[name].update):
+            if name in early and not self.values.continues(neighbour, exchange, early[name].update.state_digests):
                 self.pace.drop(name)
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
                 self.transfers.ask(neighbour, exchange)  # it came too early to be kept

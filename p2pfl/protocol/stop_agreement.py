@@ -10,7 +10,7 @@ from p2pfl.errors import PeerError
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.runs.events import EventKind
-from p2pfl.wire.messages import Closing, Heartbeat, Hello, News, StopNews
+from p2pfl.wire.messages import Closing, Heartbeat, Hello, StopNews
 
 _MORE_KEPT = 16
 """Consensus counters that are kept beyond those that a stop round needs."""
@@ -49,19 +49,18 @@ class StopAgreement:
             return Heartbeat(exchange=self._edges.exchange, report=report, stop=stop)
         return Closing(exchange=self._edges.exchange, report=report, stop=stop, reason=closing)
 
-    def check(self, news: News) -> None:
+    def check(self, stop_round: int | None) -> None:
         """Raise PeerError "implausible_stop" for news of a stop before the network can have agreed."""
-        stop_round = news.stop.stop_round
         if stop_round is not None and (self._earliest is None or stop_round < self._earliest):
             earliest = "this network stops at its cap" if self._earliest is None else f"not before {self._earliest}"
             raise PeerError(f"a stop after round {stop_round}: {earliest}", reason="implausible_stop")
 
-    def hear(self, neighbour: Neighbour, news: News) -> None:
-        """Take up what a neighbour says of stopping."""
+    def hear(self, neighbour: Neighbour, stop_round: int | None, closing: str) -> None:
+        """Take up what a neighbour says of stopping; *closing*: why it has stopped, empty while it runs."""
         self._converged.discard(neighbour.name)
-        if isinstance(news, Closing) and news.reason == "converged":
+        if closing == "converged":
             self._converged.add(neighbour.name)
-        self._hear_stop(neighbour, news.stop.stop_round)
+        self._hear_stop(neighbour, stop_round)
 
     def agree(self, number: int, consensus_counter: int, stop_round: int | None) -> None:
         """Take up this node's own counter and stop round of a round; stop rounds that could not be told to hold are looked at again."""

@@ -288,13 +288,13 @@ class EncodedValues:
         self.resynchronised = 0
         """How often a neighbour's full update came, because something before it is not here."""
 
-    def continues(self, neighbour: Neighbour, received: ReceivedUpdate) -> bool:
-        """Whether the values are here that an update continues; if not they are asked for."""
-        held = self.digests[neighbour.name].get(received.exchange % self._edges.phases, NOTHING_SAID)
-        if received.state_digests is None or received.state_digests[0] in (None, held):
+    def continues(self, neighbour: Neighbour, exchange: int, digests: StateDigests | None) -> bool:
+        """Whether the values are here that an update with these digests continues; if not they are asked for."""
+        held = self.digests[neighbour.name].get(exchange % self._edges.phases, NOTHING_SAID)
+        if digests is None or digests[0] in (None, held):
             return True
         neighbour.note_return()
-        self._transfers.ask_for_full(neighbour, received.exchange)
+        self._transfers.ask_for_full(neighbour, exchange)
         return False
 
     def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
