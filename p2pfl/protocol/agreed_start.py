@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -67,17 +67,6 @@ class Awaited:
     """Neighbours that are both there and have no link with each other, the smaller place first."""
 
 
-@dataclass(kw_only=True, slots=True)
-class _Spoken:
-    """Records that one neighbour has been told and is yet to be told."""
-
-    unacknowledged: dict[int, tuple[bytes, float]] = field(default_factory=dict)
-    """By member the record that there is no receipt for, and when it was last said."""
-    receipts: list[bytes] = field(default_factory=list)
-    tokens: TokenBucket
-    """New records that it may still pass on."""
-
-
 class StartAgreement:
     """One node's part in agreeing to start.
 
@@ -116,7 +105,11 @@ class StartAgreement:
         self._began_ms, self._number = began_ms, 0
         self._newest: dict[int, tuple[ReadyRecord, bytes]] = {}
         per_s, most = 1 + _PER_S_EACH * len(keys), _BURST + _BURST_EACH * len(keys)
-        self._spoken = {name: _Spoken(tokens=TokenBucket(per_s, most)) for name in names}
+        self._allowances = {name: TokenBucket(per_s, most) for name in names}
+        """New records that each neighbour may still pass on."""
+        self._unacknowledged: dict[str, dict[int, tuple[bytes, float]]] = {name: {} for name in names}
+        """By neighbour and member the record that there is no receipt for, and when it was last said."""
+        self._receipts: dict[str, list[bytes]] = {name: [] for name in names}
         self._up: frozenset[str] = frozenset()
         self._published_s = self._news_s = -math.inf
         self._there: frozenset[int] | None = None  # None: to be found out anew
@@ -163,9 +156,8 @@ class StartAgreement:
             BadMessage: one of the records is none, of nobody in the roster, not signed by whom it is of, or more came than anybody needs
                 to say; those before it stand.
         """
-        spoken = self._spoken[peer]
-        got = set(message.receipts)
-        spoken.unacknowledged = {member: said for member, said in spoken.unacknowledged.items() if receipt(said[0]) not in got}
+        got, receipts = set(message.receipts), self._receipts[peer]
+        self._unacknowledged[peer] = {member: said for member, said in self._unacknowledged[peer].items() if receipt(said[0]) not in got}
         for sealed in message.sealed:
             record = unseal(sealed)
             if record.member >= len(self._keys):
@@ -174,7 +166,7 @@ class StartAgreement:
             if held is not None and held[1] != sealed and record.age <= held[0].age:
                 continue  # it is told of the newer one
             if held is None or held[1] != sealed:
-                if not spoken.tokens.take(1, now_s):  # each costs a signature's check and is told to everybody
+                if not self._allowances[peer].take(1, now_s):  # each costs a signature's check and is told to everybody
                     raise BadMessage("more ready records than there can be to say", reason="too_many_records")
                 verify(sealed, self._keys[record.member], self._study)
                 if record.member == self.me:  # of an earlier process, which had a later clock
@@ -182,36 +174,35 @@ class StartAgreement:
                     self._publish(now_s)
                 else:
                     self._take_in(record, sealed, now_s)
-            if record.member in spoken.unacknowledged and spoken.unacknowledged[record.member][0] == sealed:
-                del spoken.unacknowledged[record.member]  # it has it
-            if receipt(sealed) not in spoken.receipts:
-                spoken.receipts.append(receipt(sealed))
+            if self._unacknowledged[peer].get(record.member, (b"", 0.0))[0] == sealed:
+                del self._unacknowledged[peer][record.member]  # it has it
+            if receipt(sealed) not in receipts:
+                receipts.append(receipt(sealed))
 
     def is_due(self, name: str, now_s: float) -> bool:
         """Whether there is something to say to a neighbour now."""
-        spoken = self._spoken[name]
-        return bool(spoken.receipts) or any(now_s - said_s >= RESEND_S for _, said_s in spoken.unacknowledged.values())
+        return bool(self._receipts[name]) or any(now_s - said_s >= RESEND_S for _, said_s in self._unacknowledged[name].values())
 
     def take(self, name: str, now_s: float) -> Ready | None:
         """Take the next message to a neighbour; None: there is none. As long as `is_due` there is more."""
-        spoken = self._spoken[name]
-        due = [member for member, (_, said_s) in spoken.unacknowledged.items() if now_s - said_s >= RESEND_S][:MAX_READY]
-        receipts, spoken.receipts = spoken.receipts[:MAX_READY], spoken.receipts[MAX_READY:]
+        unacknowledged, receipts = self._unacknowledged[name], self._receipts[name]
+        due = [member for member, (_, said_s) in unacknowledged.items() if now_s - said_s >= RESEND_S][:MAX_READY]
+        receipts, self._receipts[name] = receipts[:MAX_READY], receipts[MAX_READY:]
         if not due and not receipts:
             return None
-        sealed = tuple(spoken.unacknowledged[member][0] for member in due)
-        spoken.unacknowledged |= {member: (spoken.unacknowledged[member][0], now_s) for member in due}
+        sealed = tuple(unacknowledged[member][0] for member in due)
+        unacknowledged |= {member: (unacknowledged[member][0], now_s) for member in due}
         return Ready(sealed=sealed, receipts=tuple(receipts))
 
     def say_again(self, name: str) -> None:
         """A neighbour's process is another one: it knows nothing of what was said."""
-        self._spoken[name].unacknowledged = {member: (sealed, -math.inf) for member, (_, sealed) in self._newest.items()}
+        self._unacknowledged[name] = {member: (sealed, -math.inf) for member, (_, sealed) in self._newest.items()}
 
     def _take_in(self, record: ReadyRecord, sealed: bytes, now_s: float) -> None:
         self._newest[record.member] = record, sealed
         self._there, self._news_s = None, now_s
-        for spoken in self._spoken.values():
-            spoken.unacknowledged[record.member] = sealed, -math.inf
+        for unacknowledged in self._unacknowledged.values():
+            unacknowledged[record.member] = sealed, -math.inf
 
     # ---- what it comes to
 

@@ -44,13 +44,10 @@ class DueMerge:
     neighbourhood: Neighbourhood
     came: Mapping[str, ReceivedUpdate]
     """Updates that are here, also those that may not be merged, in the roster's order."""
-
     admitted: Mapping[str, Held[ReceivedUpdate]]
     """Updates that may be merged, in the roster's order."""
-
     values: Mapping[str, Mapping[str, Any]]
     """By neighbour and encoded channel, what its update continues; zeros where there is none."""
-
     compensations: list[Compensation]
 
 

@@ -228,7 +228,7 @@ def test_what_is_lost_is_said_again_and_what_has_a_receipt_is_not():
     assert pair.at(RESEND_S / 2).started == {0: {0, 1}}
     assert pair.at(RESEND_S).started == {0: {0, 1}, 1: {0, 1}}
     pair.at(2 * RESEND_S)
-    assert not pair.agreements[0]._spoken["1"].unacknowledged
+    assert not pair.agreements[0]._unacknowledged["1"]
     assert not pair.agreements[0].is_due("1", 1000.0)
 
 
