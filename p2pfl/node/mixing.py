@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import Algorithm, Inbox, over_an_edge
-from p2pfl.algorithms.guard import norm_of
+from p2pfl.algorithms.guard import DistanceWatch, norm_of
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
 from p2pfl.params import tensor_over
-from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.edges import Compensation, DueMerge, Flow
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.runs.events import EventKind

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import State
+from p2pfl.algorithms.guard import DistanceWatch
 from p2pfl.errors import BadMessage
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.mixing import RoundStatistics, array_of, is_finite
 from p2pfl.paces.pairwise import HALF
 from p2pfl.params import tensor_over
-from p2pfl.protocol.distance_watch import DistanceWatch
 from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.protocol.protocol import Protocol

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from networks import HASTY, Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, Algorithm, Choco, Context, Guard, Inbox, State
-from p2pfl.algorithms.guard import bound, norm_of, refusal_of
+from p2pfl.algorithms.guard import QUIET, DistanceWatch, bound, norm_of, refusal_of
 from p2pfl.node.mixing import Mixing
 from p2pfl.node.pairwise_mixing import PairwiseMixing
-from p2pfl.protocol.distance_watch import QUIET, DistanceWatch
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.topology import Topology, make, weighted
 from p2pfl.training import Population
