@@ -108,12 +108,9 @@ class TaskError(P2PFLError):
     ) -> None:
         self.fault = fault
         self.task, self.function, self.site, self.round = task, function, site, round
-        where = [*([f"task {task!r}"] if task is not None else []), *([function] if function is not None else [])]
-        if site is not None:
-            where.append(f"site {site!r}")
-        if round is not None:
-            where.append(f"round {round}")
-        super().__init__(f"{', '.join(where)}: {fault}" if where else fault)
+        known = {f"task {task!r}": task, str(function): function, f"site {site!r}": site, f"round {round}": round}
+        where = ", ".join(text for text, value in known.items() if value is not None)
+        super().__init__(f"{where}: {fault}" if where else fault)
 
 
 class TransportError(P2PFLError):

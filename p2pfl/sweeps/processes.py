@@ -8,7 +8,7 @@ import select
 import subprocess
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from p2pfl.launcher.processes import PYTHON, own_path
@@ -25,7 +25,6 @@ class _Worker:
     log: Path
     job: Job
     unread: bytes = b""
-    said: list[bytes] = field(default_factory=list)
 
     def give(self, job: Job) -> None:
         """The next job; a process that has died meanwhile says so by the end of its answers."""
@@ -47,8 +46,7 @@ class _Worker:
         """Answers that have come since the last call."""
         content = os.read(self.answers, 65536)
         if not content:
-            code = self.process.wait()
-            return [News(self.job, ended=True, failure=f"its process {self._ending(code)} ({self.log})")]
+            return [News(self.job, ended=True, failure=f"its process {self._ending()} ({self.log})")]
         *lines, self.unread = (self.unread + content).split(b"\n")
         return [News(self.job, **json.loads(line)) for line in lines]
 
@@ -65,9 +63,9 @@ class _Worker:
             self.process.kill()
             self.process.wait()
 
-    def _ending(self, code: int) -> str:
-        """In words; what a killed process said last has nothing to do with it."""
-        if code < 0:
+    def _ending(self) -> str:
+        """Wait for its end, and say it in words; what a killed process said last has nothing to do with it."""
+        if (code := self.process.wait()) < 0:
             return f"was killed by signal {-code}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"ended with exit code {code}{f': {lines[-1]}' if lines else ''}"
