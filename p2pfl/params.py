@@ -28,12 +28,10 @@ class TensorSpec:
 
     name: str
     """As in ``nn.Module.named_parameters``."""
-
     shape: tuple[int, ...]
 
     dtype: str
     """Without torch's prefix: "float32"."""
-
     values: str | None = None
     """SHA-256 of the values of a frozen tensor, where somebody has computed it; None for a tensor that trains."""
 
@@ -55,7 +53,6 @@ class Layout:
 
     frozen: tuple[TensorSpec, ...] = ()
     """Parameters that do not require a gradient: no training moves them, and they never travel."""
-
     personal: tuple[str, ...] = ()
     """Names of tensors in the vector that stay at their node, in the vector's order."""
 

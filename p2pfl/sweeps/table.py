@@ -133,7 +133,6 @@ class Choice:
     """From 1, by the name of each cell all of whose runs have a result; empty while runs are unfinished."""
     no_best: str | None
     """Why no cell is called best; None also where there is only one."""
-
     tied: int = 0
     """How many other cells have exactly the best one's value; fewer rounds, then closer models, decided between them."""
 

@@ -38,25 +38,18 @@ class Site:
 
     name: str
     """As in the roster; nodes are ordered by it."""
-
     train: Rows | None
     """None where there is nothing to train on, as in pure averaging."""
-
     test: Rows | None
     """None where there is nothing to measure on."""
-
     groups: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Attributes of the test rows, one value a row, for reports on subgroups."""
-
     set_aside: Rows | None = None
     """The test rows while validation rows stand in their place: measured once, at the end, and never used for choosing."""
-
     start: Tensor | None = None
     """(P,) where this node starts instead of at the model's own parameters."""
-
     prepare: Callable[[np.ndarray], Tensor] | None = None
     """Raw features (M, F), columns as in ``Task.features``, to model inputs, with this site's own statistics."""
-
     moments: Moments | None = None
     """Moments of the training inputs before they are standardised, for sites that agree on one scale (option ``standardise: pooled``)."""
 
@@ -92,27 +85,20 @@ class Task:
 
     model: Callable[[], nn.Module]
     """Called once under the experiment's seed, so that every node starts from the same parameters."""
-
     loss: Callable[[Tensor, Tensor], Tensor] | None
     """(outputs, targets) -> the mean over the batch, a scalar; None where there is nothing to train."""
-
     metrics: Mapping[str, MetricFunction]
     """By name; a `p2pfl.Metric` also says what it measures."""
-
     sites: Sequence[Site]
 
     features: tuple[str, ...] | None = None
     """The columns that ``Site.prepare`` takes, in order."""
-
     probabilities: Callable[[Tensor], Tensor] | None = None
     """Outputs to probabilities, of the same shape."""
-
     dtype: str = "float32"
     """Dtype of parameters and inputs, where the experiment names none."""
-
     losses: frozenset[str] = frozenset()
     """The metrics of which less is better."""
-
     notes: tuple[str, ...] = ()
     """Notes for readers of the figures about the rows, one sentence each."""
 

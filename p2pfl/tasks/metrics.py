@@ -102,10 +102,8 @@ class Metric:
 
     function: Callable[[Tensor, Tensor], float]
     """(outputs, targets) -> a figure, NaN where it is undefined."""
-
     kind: str = "other"
     """One of KINDS. "mean": the figure of some rows is the mean of the figures of each row alone."""
-
     less_is_better: bool = False
     """Whether it measures what is wrong."""
 

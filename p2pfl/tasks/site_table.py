@@ -26,7 +26,6 @@ class Split:
 
     starts: Tensor
     """(S + 1,) int64, rising from 0: site i has the places starts[i] to starts[i + 1]."""
-
     rows: Tensor | None = None
     """(R,) whole numbers, the table's row at each place; None: place p is row p. A row may be at several places."""
 

@@ -28,13 +28,10 @@ class Preparation:
 
     columns: Sequence[str]
     """The raw columns' names, for messages."""
-
     centre: np.ndarray
     """(D,)."""
-
     scale: np.ndarray
     """(D,), above 0."""
-
     encode: Callable[[np.ndarray], np.ndarray] = np.asarray
     """(M, F) to (M, D); raises DataError where a value cannot be."""
 
