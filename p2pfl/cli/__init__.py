@@ -19,21 +19,21 @@ from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
 _EXIT_CODES = """\b
 Exit codes:
-  0  what was agreed happened; also where a signal has paused a run,
-     which then says how it goes on
-  1  it broke: a disk, a process, a piece of the task
-  2  what was asked is wrong; nothing was run
-  3  it ended, and not as agreed: members missing, rounds missed,
-     state lost, numbers that are not finite, no mixing; summary.json
-     lists them
-  130, 143, 129  Ctrl-C, SIGTERM or SIGHUP ended a command, and there is
-     nothing to go on with
+  0  the command did all that was agreed, or a signal paused a run,
+     which then prints how to continue it
+  1  a disk, a process or the task's code failed
+  2  the command or a file is wrong; nothing was run
+  3  the run ended with departures from what was agreed: members
+     missing, rounds missed, state lost, numbers that are not finite,
+     no mixing; summary.json lists them
+  130, 143, 129  Ctrl-C, SIGTERM or SIGHUP ended a command that cannot
+     be continued
 """
 
 app = typer.Typer(
     name="p2pfl",
     epilog=_EXIT_CODES,
-    help="Peer-to-peer learning for institutions that cannot pool their data: encrypted gossip between neighbours, no server.",
+    help="Train a model among institutions that cannot pool their data. Neighbours exchange encrypted updates, without a server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,8 +47,8 @@ app.command()(dashboard)
 app.command()(predict)
 app.add_typer(topology.app, name="topology", help="List, show and compare graphs, and advise on links.")
 app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its public card.")
-app.add_typer(study.app, name="study", help="Make, check and join a study, on which institutions agree before they start.")
-app.add_typer(node.app, name="node", help="Run one institution's node, and show how it is.")
+app.add_typer(study.app, name="study", help="Make, check and join a study, which all its members confirm.")
+app.add_typer(node.app, name="node", help="Run one institution's node, and show its state.")
 app.add_typer(data.app, name="data", help="List public data sets and download them.")
 
 
@@ -61,7 +61,7 @@ def _say_version(asked: bool) -> None:  # typer's way of calling
 @app.callback()
 def _root(
     *,
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on standard error."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more on standard error: level INFO."),
     version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_say_version, is_eager=True),  # noqa: ARG001
 ) -> None:
     handler = logging.StreamHandler()

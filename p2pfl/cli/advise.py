@@ -23,17 +23,17 @@ def advise(
     source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A graph whose links have latency_ms and bandwidth_mbps.")],
     *,
     parameters: Annotated[int, typer.Option(min=1, help="Number of the model's parameters, four bytes each.")] = 1_000_000,
-    latency_ms: Annotated[float | None, typer.Option(min=0, help="Latency of every link, where the file says nothing.")] = None,
-    bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="Bandwidth of every link, where the file says nothing.")] = None,
-    new_latency_ms: Annotated[float | None, typer.Option(min=0, help="Latency of a new link.  [default: the median]")] = None,
-    new_bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="Bandwidth of a new link.  [default: the median]")] = None,
+    latency_ms: Annotated[float | None, typer.Option(min=0, help="Latency of links in ms, if the graph has none.")] = None,
+    bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="Bandwidth of links in Mbit/s, if the graph has none.")] = None,
+    new_latency_ms: Annotated[float | None, typer.Option(min=0, help="A new link's latency in ms.  [default: median]")] = None,
+    new_bandwidth_mbps: Annotated[float | None, typer.Option(min=1e-6, help="A new link's bandwidth in Mbit/s.  [default: median]")] = None,
     nodes: Nodes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Advise which links to use, with what weights, and which new link would help most, all in seconds.
+    """Advise which links to use, with what weights, and which to add. It compares the seconds until the nodes agree.
 
-    A round lasts until the slowest link in use has delivered a model: latency + size / bandwidth, each link by itself.
+    A round lasts until the slowest link in use has delivered a model, after latency + size / bandwidth. Links do not slow each other.
 
     Example: p2pfl topology advise topologies/swiss-hospitals.yaml --parameters 1000000
     """

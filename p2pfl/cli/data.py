@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="List public data sets and download
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `p2pfl data list` shows.")],
     *,
-    folder: Annotated[Path | None, typer.Option(help="Folder for the files. Default: a folder of p2pfl in the cache.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder for the files. Default: one in ~/.cache/p2pfl.")] = None,
     as_json: Json = False,
 ) -> None:
     """Download a data set and check that its files are the original ones.
@@ -45,7 +45,7 @@ def fetch(
 
 @app.command("list")
 def list_(*, as_json: Json = False) -> None:
-    """The data sets that can be fetched, with licence and citation.
+    """List the data sets that can be fetched, with licence and citation.
 
     Example: p2pfl data list
     """

@@ -18,7 +18,7 @@ DEFAULT_NODES = 16
 Nodes = Annotated[int | None, typer.Option("--nodes", "-n", help=f"Number of nodes of a generated graph.  [default: {DEFAULT_NODES}]")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random graphs.")]
 SOURCE_HELP = (
-    "A name that `list` shows, with options after a colon (random-regular:degree=6), or a file (YAML, GraphML, GML, edge list, JSON)."
+    "A name from `topology list`, with options after a colon (random-regular:degree=6), or a file (YAML, GraphML, GML, edge list, JSON)."
 )
 
 

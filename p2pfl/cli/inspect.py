@@ -24,7 +24,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="RUN|SWEEP|STATUS.URL",
-            help="The folder of a run or a sweep, also while it is in progress, or the state/status.url of a node at work.",
+            help="Folder of a run or a sweep, ended or in progress, or the file state/status.url of a running node.",
         ),
     ],
     *,
@@ -32,21 +32,21 @@ def inspect(
         list[str] | None,
         typer.Option(
             metavar="METRIC=VALUE",
-            help="Say when a metric's mean over the nodes, or relative_consensus, first reached a value; can be repeated.",
+            help="Print when a mean metric, or relative consensus distance (relative_consensus), first reached a value; can be repeated.",
         ),
     ] = None,
-    to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page that needs nothing else.")] = None,
+    to_html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page, which needs no other file.")] = None,
     to_csv: Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Write the records as CSV tables.")] = None,
     to_parquet: Annotated[Path | None, typer.Option("--parquet", metavar="DIR", help="Write the records as Parquet tables.")] = None,
     to_png: Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each figure as a PNG for a paper, 85 mm wide.")] = None,
     to_tensorboard: Annotated[
-        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write every round's numbers for TensorBoard, each node as a run.")
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write each round's metrics for TensorBoard, each node as a run.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Show the page anew every second until the run has ended; Ctrl-C leaves.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Refresh the output every second until the run has ended or Ctrl-C.")] = False,
     allow_task: AllowTask = None,  # noqa: ARG001  # accepted by every command that takes a run; this one reads records only
     as_json: Json = False,
 ) -> None:
-    """Show how a run went: agreement round by round, every node's metrics, who was skipped, what it cost.
+    """Show how a run or a sweep went. For a run it shows disagreement in each round, every node's metrics, skipped neighbours and costs.
 
     Example: p2pfl inspect runs/breast-cancer --reach accuracy=0.9
 
@@ -93,17 +93,17 @@ def dashboard(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|STATUS.URL...", help="Folders of runs, or the state/status.url of a node at work; several are compared."
+            metavar="RUN|STATUS.URL...", help="Folders of runs, or files state/status.url of running nodes; the page compares several."
         ),
     ],
     *,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this user's browser.")] = False,
+    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in your browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help='Print the address as one JSON object, {"url": ...}.')] = False,
 ) -> None:
-    """Show runs on a page in the browser that renews itself: graph, agreement, late and lost nodes, every site. Ctrl-C ends it.
+    """Show runs on a browser page that refreshes itself. The page shows the graph, disagreement, late and lost nodes, and every site.
 
-    It listens on 127.0.0.1 only, and lets in whoever has the token in the address that it prints.
+    It listens on 127.0.0.1 only, until Ctrl-C. The address that it prints holds a token, and opens the page for whoever has it.
 
     Example: p2pfl dashboard runs/breast-cancer
 

@@ -20,22 +20,22 @@ app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and it
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Option(help="Name of this site among the members.")],
+    name: Annotated[str, typer.Option(help="Name of this site in studies.")],
     address: Annotated[
         list[str] | None,
-        typer.Option(help="tcp://host:port where the others reach this site; repeated: the first that works is used; none: it only dials."),
+        typer.Option(help="Address tcp://host:port of this site; can be repeated: the first that works counts. Default: it only dials."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if the others may know it.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if other members may know it.")] = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the private keys. Asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
     ] = False,
     passphrase_file: Annotated[
-        Path | None, typer.Option(help="Encrypt the private keys with the passphrase in this file, mode 0600.")
+        Path | None, typer.Option(help="Encrypt the private keys with the passphrase in this file, which has mode 0600.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("keys"),
+    out: Annotated[Path, typer.Option(help="Folder for both files.")] = Path("keys"),
     as_json: Json = False,
 ) -> None:
-    """Make this site's keys: private.pem, which never leaves it, and card.yaml for the other members.
+    """Make this site's private keys and public card. private.pem never leaves the site; card.yaml is for the other members.
 
     Example: p2pfl keys new --name cleveland --address tcp://node.cleveland.example:7700
     """
@@ -64,7 +64,7 @@ def new(
 def show(
     card: Annotated[Path, typer.Argument(metavar="CARD|DIR", help="A card, or the folder that holds card.yaml.")], as_json: Json = False
 ) -> None:
-    """Check a card's signature and print its fingerprint, to be compared over the telephone.
+    """Check a card's signature and print its fingerprint. Members compare fingerprints over the telephone.
 
     Example: p2pfl keys show keys
     """
@@ -79,16 +79,16 @@ def show(
 
 @app.command()
 def describe(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment that will be trained, a YAML file.")],
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The study's experiment, a YAML file.")],
     keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as task.data=./data.")] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys, which has mode 0600.")] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
-    """Write on this site's card how many training rows it has, and the means and deviations of their inputs; sign it again.
+    """Write statistics of the training rows on this site's card. They are the number of rows, and each input's mean and deviation.
 
-    Studies with `standardise: pooled` or `weighting: samples` need that. Everybody in the study can read it.
+    Studies with `standardise: pooled` or `weighting: samples` need them. All members can read them. The command signs the card again.
 
     Example: p2pfl keys describe heart.yaml --set task.hospitals=[va] --set task.data=./data
     """

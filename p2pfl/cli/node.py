@@ -25,9 +25,9 @@ SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution
 @app.command()
 def start(
     site: SitePath,
-    confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="The study's digest as you confirmed it.")] = None,
+    confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="Digest of the study. Default: `confirmed` in site.yaml.")] = None,
     start_anew: Annotated[
-        bool, typer.Option("--start-anew", help="The node's state is lost: put aside what is there, and go on without it.")
+        bool, typer.Option("--start-anew", help="Put aside the state folder of a node that lost its state, and go on without it.")
     ] = False,
     allow_task: AllowTask = None,
     only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
@@ -35,7 +35,7 @@ def start(
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; a later start goes on where it was.
+    """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; the same command continues.
 
     Example: p2pfl node start site.yaml --confirm "3f1c 88a0 ..."
     """
@@ -78,7 +78,7 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
 
 @app.command()
 def status(site: SitePath, as_json: Json = False) -> None:
-    """Show how this institution's running node is, its links to the neighbours, and what it has heard of the network.
+    """Show the state of this institution's node. It also shows the node's links, and the records that it has from other nodes.
 
     Example: p2pfl node status site.yaml
     """

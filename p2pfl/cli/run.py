@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from p2pfl.evaluation.results import Run
     from p2pfl.governance.result_contract import Kind
 
-ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; it must not exist. Default: runs/NAME.")]
-Resume = Annotated[Path | None, typer.Option("--resume", help="Continue an interrupted run from its folder.")]
+ExperimentFile = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file, see examples/; left out with --resume.")]
+Out = Annotated[Path | None, typer.Option("--out", help="New folder for the run. Default: runs/NAME, by the experiment's name.")]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Folder of an interrupted run to continue.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
 JsonSummary = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 _EVERY_S = 5.0
@@ -44,7 +44,7 @@ def up(
     dry_run: DryRun = False,
     as_json: JsonSummary = False,
 ) -> None:
-    """Run an experiment with real node daemons on this machine: keys, cards, study, N processes, encrypted sockets.
+    """Run an experiment with real node daemons on this machine. Each node is a process with its own keys, and encrypts its links.
 
     Example: p2pfl up examples/breast_cancer.yaml
     """
@@ -89,14 +89,14 @@ def simulate(
     out: Out = None,
     resume: Resume = None,
     replay: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Compute a run of `p2pfl up` at the nodes' own pace again, from its records.")
+        Path | None, typer.Option(metavar="RUN", help="Compute an asynchronous or pairwise run of `p2pfl up` again, from its records.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device that computes: cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
     as_json: JsonSummary = False,
 ) -> None:
-    """Run an experiment in one process, or in several under torchrun, with the weights that daemons would get.
+    """Simulate all nodes of an experiment without a network. Models are those that daemons would get; torchrun divides the work.
 
     Example: p2pfl simulate examples/breast_cancer.yaml --set topology.name=complete
 
@@ -136,12 +136,12 @@ def simulate(
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV file with a header; its columns have the task's names.")],
-    node: Annotated[str, typer.Option(help="Node whose model and standardisation are used.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV file with a header, whose columns are named as the task's inputs.")],
+    node: Annotated[str, typer.Option(help="Name of the node whose model and standardisation are used.")],
     allow_task: AllowTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of lists instead of CSV.")] = False,
 ) -> None:
-    """Apply a node's final model to new rows: one line of probabilities for each.
+    """Apply a node's final model to new rows. It prints one line for each row: probabilities of the classes, or the model's outputs.
 
     Example: p2pfl predict runs/breast-cancer --node hospital-0 patients.csv
     """

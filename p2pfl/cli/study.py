@@ -17,7 +17,7 @@ from p2pfl.errors import ConfigError, some
 if TYPE_CHECKING:
     from p2pfl.governance.study import Study
 
-app = typer.Typer(no_args_is_help=True, help="Make, check and join a study, on which institutions agree before they start.")
+app = typer.Typer(no_args_is_help=True, help="Make, check and join a study, which all its members confirm.")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The file that `p2pfl study new` wrote.")]
 
@@ -55,8 +55,8 @@ confirmed: {confirmed}
 
 @app.command()
 def new(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
-    card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; once for each member.")],
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment, a YAML file; see examples/.")],
+    card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; repeated for each member.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
     allow_task: AllowTask = None,
     as_json: Json = False,
@@ -115,7 +115,7 @@ def new(
 
 @app.command()
 def show(study: StudyFile, as_json: Json = False) -> None:
-    """Check a study and every signature in it; print what it will do, its members, its graph and its digest.
+    """Check a study and its signatures, and print its digest. It also prints what the study will do, its members and its graph.
 
     Example: p2pfl study show study.yaml
     """
@@ -149,12 +149,12 @@ def show(study: StudyFile, as_json: Json = False) -> None:
 def join(
     study: StudyFile,
     keys: Annotated[Path, typer.Option(help="The folder that `p2pfl keys new` made.")],
-    confirm: Annotated[str, typer.Option(metavar="DIGEST", help="The study's digest as the other members read it out.")],
+    confirm: Annotated[str, typer.Option(metavar="DIGEST", help="The study's digest, as another member read it out.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("site.yaml"),
     accept_difference: AcceptDifference = None,
     as_json: Json = False,
 ) -> None:
-    """Say what will be done, and write site.yaml for the member whose keys these are.
+    """Write site.yaml for the member that owns the keys. It also prints what the study will do.
 
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """

@@ -29,25 +29,25 @@ _MOST_LISTED = 20
 
 
 def sweep(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file; see examples/.")],
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment, a YAML file; see examples/.")],
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=V1,V2", help="Values of a key, such as topology.name=ring,torus. Can be repeated: all combinations run."),
+        typer.Option(metavar="KEY=V1,V2", help="Values of a key, such as topology.name=ring,torus; can be repeated: all combinations run."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds of each cell, from the experiment's own on.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of runs of each cell, with the experiment's seed and those after it.")] = 1,
     nodes: Nodes = None,
     rounds: Rounds = None,
     assignments: Set = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of runs at a time.  [default: one a core]")] = None,
-    executor: Annotated[str, typer.Option(help="processes: on this machine; ray: on a Ray cluster.")] = "processes",
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: runs/NAME-sweep.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of runs at a time.  [default: one per core]")] = None,
+    executor: Annotated[str, typer.Option(help="Where runs go: processes, on this machine, or ray, on a Ray cluster.")] = "processes",
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: runs/NAME-sweep, by the experiment's name.")] = None,
     allow_task: AllowTask = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Simulate a grid of experiments in parallel; given again, it goes on where it stopped. Writes table.csv and plot.png.
+    """Simulate a grid of experiments in parallel. It writes table.csv and plot.png; after a stop, the same command continues.
 
-    Cells are ranked on validation rows: a fifth of each site's training rows, unless the experiment says another `validation`.
+    A cell is one combination of values. Validation rows rank cells: a fifth of a site's training rows, or the experiment's `validation`.
 
     Example: p2pfl sweep examples/breast_cancer.yaml --vary topology.name=ring,star,complete --seeds 3
     """

@@ -25,8 +25,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="metropolis, max-degree, lazy, best-constant, fdla, stationary, push-sum or given.  [default: metropolis; if directed given,"
-        " or push-sum where the file has none]",
+        help="Rule for the weights: metropolis, max-degree, lazy, best-constant, fdla, stationary, push-sum or given."
+        "  [default: metropolis; for directed graphs given, or push-sum where the file has no weights]",
     ),
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a picture (.png, .svg, .pdf).")]
@@ -74,7 +74,7 @@ def show(
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Show one graph: its size, its spectrum, and how many rounds of gossip it takes to agree.
+    """Show a graph's size, spectrum and rounds until its nodes agree. Nodes agree when a millionth of their disagreement is left.
 
     Example: p2pfl topology show torus --nodes 64 --plot torus.png
     """
@@ -122,11 +122,11 @@ def compare(
     nodes: Nodes = None,
     weights: Weights = None,
     seed: Seed = 0,
-    parameters: Annotated[int, typer.Option(help="Number of the model's parameters, four bytes each, for the last column.")] = 1_000_000,
+    parameters: Annotated[int, typer.Option(help="Number of the model's parameters, four bytes each, for the column MB.")] = 1_000_000,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Compare graphs, the one that agrees in the fewest rounds first; files and small graphs keep their own number of nodes.
+    """Compare graphs, those that agree in the fewest rounds first. Files and small graphs keep their own number of nodes.
 
     Example: p2pfl topology compare ring torus hypercube base-3 --nodes 64
     """
