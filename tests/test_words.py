@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def names_in(module: Path) -> set[str]:
 
 
 def first_lines(module: Path) -> list[tuple[str, str, bool]]:
-    """Name, first line and whether the name is public, of everything that has a docstring."""
+    """Name, first line and whether it must have `FEWEST_WORDS`, of every docstring and of every text under an attribute or a constant."""
     tree = tree_of(module)
     found = [(str(module), ast.get_docstring(tree), True)]
     found += [
@@ -95,6 +96,10 @@ def first_lines(module: Path) -> list[tuple[str, str, bool]]:
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     ]
+    for before, after in (pair for node in ast.walk(tree) for pair in pairwise(ast.iter_child_nodes(node))):
+        match before, after:
+            case ast.Assign() | ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(text))):
+                found.append((f"{module}:{after.lineno}", text.strip(), False))
     return [(name, said.splitlines()[0], public) for name, said, public in found if said]
 
 

@@ -10,6 +10,6 @@ from p2pfl.paces.lockstep import Lockstep
 from p2pfl.paces.pairwise import Pairwise
 
 PACES: Final[dict[str, type[Pace[Any]]]] = {"synchronous": Lockstep, "asynchronous": Asynchronous, "pairwise": Pairwise}
-"""What an experiment may ask for; each class declares what it needs and what it can do."""
+"""Paces by the name that an experiment gives; each class declares what it needs and what it can do."""
 
 __all__ = ["PACES", "Held", "Pace"]
