@@ -33,7 +33,7 @@ class FlowLedger:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything has to be compensated, or may have to be."""
+        """Whether any flow of an edge has to be compensated, or may have to be later."""
         return bool(self._open or self._compensation)
 
     def match(self, tables: Tables, delivered_NK: Tensor, present_NK: Tensor) -> tuple[Flows | None, Tensor | None]:

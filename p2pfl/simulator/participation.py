@@ -42,7 +42,7 @@ class Participation:
     """Neighbours whose message of any phase does not count."""
 
     def compared(self, phase: int) -> NDArray[np.bool_]:
-        """Whether each node has compared its model with anybody's in a phase."""
+        """Whether each node has compared its model with that of any neighbour in a phase, (N,)."""
         compared_N: NDArray[np.bool_] = (self.tables.linked_NK & self.both_NK & self.delivered[phase]).any(dim=1).cpu().numpy()
         return compared_N
 

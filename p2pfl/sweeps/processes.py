@@ -1,4 +1,4 @@
-"""Runs in processes of this machine, one thread each, a process for many runs."""
+"""Executor of a sweep in processes of this machine: each has one thread and computes one run after the other."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class RoundTimes:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every node took part and every message came."""
+        """Whether every node took part in the round, and every message came in time."""
         return bool(self.active_N.all()) and all(bool(came_E.all()) for came_E in self.came)
 
 

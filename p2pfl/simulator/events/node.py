@@ -59,5 +59,5 @@ class EventNode:
 
 
 def message_of(sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Message of one row, from what it sends."""
+    """Message with the tensors that a population of one row sends, without the axis of rows."""
     return {channel: tensor[0] for channel, tensor in sent.items()}

@@ -52,7 +52,7 @@ class Timeline:
         heapq.heappush(self._events, (time_s, self._ranks[kind], row, self._count, kind, content, message))
 
     def next(self) -> tuple[str, int, tuple[Any, ...], Message | None] | None:
-        """Go on to the next event; returns its kind, row, content and message, None where there is none."""
+        """Advance the clock to the next event, and return its kind, row, content and message; None where no event is left."""
         if not self._events:
             return None
         self.now_s, _, row, _, kind, content, message = heapq.heappop(self._events)
@@ -67,7 +67,7 @@ class Timeline:
         return self._delays.training_through(node.row, node.round)
 
     def arrival_s(self, sender: str, receiver: str, size_bytes: int, *, alone: bool = False) -> float:
-        """Moment at which a message that is sent now is there; `alone`: nothing else leaves the sender now."""
+        """Time of arrival of a message that is sent now; `alone`: the sender sends nothing else at this time."""
         edge = self._places[sender, receiver]
         if size_bytes not in self._seconds:
             self._seconds[size_bytes] = self._delays.message_s(self._edges, size_bytes)[1].tolist()
