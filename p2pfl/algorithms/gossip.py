@@ -124,7 +124,7 @@ class QGDSGDm(ModelAveraging):
         return gradient_NP + self.beta * state["momentum"]
 
     def merge(self, state: State, phase: int, inbox: Inbox, ctx: Context) -> State:
-        """Take the weighted mean, and into the momentum this round's way; without local steps the momentum stays as it is."""
+        """Take the weighted mean, and add the model's change in this round to the momentum, which a mixing-only round preserves."""
         x_NP, momentum_NP = inbox.mix("x"), state["momentum"]
         if ctx.local_steps:
             way_NP = (state["start"] - x_NP) / (ctx.lr * ctx.local_steps)

@@ -39,7 +39,7 @@ class TopK:
     share: Fraction = 0.1
 
     def compress(self, v: Tensor, ctx: Context) -> Parts:
-        """Values (..., S) in the order of their places, and these as int16 or int32 (..., S) or as bits, packed uint8."""
+        """Keep the largest values (..., S) in the order of their places; these are int16 or int32 (..., S), or a bitmap as uint8."""
         size, kept = ctx.layout.size, _kept(self.share, ctx.layout)
         # a rank by magnitude and place, not topk's own choice among equals: that depends on device and shape
         magnitude = v.abs().nan_to_num(nan=math.inf)

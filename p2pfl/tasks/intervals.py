@@ -228,7 +228,7 @@ def interval_of_area(area: Area) -> Interval:
 
 
 def wilson(successes: float, number: int) -> tuple[float, float]:
-    """The interval of a fraction, Wilson (1927)."""
+    """Confidence interval of a fraction, Wilson (1927)."""
     z, fraction = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), successes / number
     centre, scale = fraction + z * z / (2 * number), 1 + z * z / number
     reach = z * math.sqrt(fraction * (1 - fraction) / number + z * z / (4 * number * number))

@@ -26,7 +26,7 @@ _DRAWN_AT_ONCE = 2**20  # numbers
 
 
 class Point(nn.Module):
-    """Parameters x (D,) and nothing else; outputs are scale * x, zero at the start."""
+    """Model whose only parameters are a vector x (D,), zero at the start; its outputs are scale * x."""
 
     def __init__(self, dimension: int, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ _MAX_SEARCHED = 20_000
 
 
 def spectral_gap(topology: Topology) -> float:
-    """1 - max(|lambda_2|, |lambda_min|): what a round of gossip takes off the disagreement at least; 0 or less: it never agrees."""
+    """1 - max(|lambda_2|, |lambda_min|): the fraction by which a round reduces disagreement at least; 0 or less: nodes never agree."""
     return float(min(min(value, 2 - value) for value in _one_minus_w(topology)))
 
 

@@ -1,4 +1,4 @@
-"""K local steps for N rows, evaluation and baselines: used by the daemon with one row and by the simulator with all of them."""
+"""Local steps, evaluation and dry run of a population: the daemon's has one row, the simulator's one for every node."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class TrainingData:
         )
 
     def batch_size(self, rows: Rows) -> int:
-        """Number of examples in a batch, of rows that have as many."""
+        """Number of examples in a batch, for rows whose batches have the same size."""
         return int(self._batch_sizes_N[rows.start if isinstance(rows, slice) else rows[0]])
 
     def with_equal_batches(self, rows: Tensor) -> list[Tensor]:
@@ -118,7 +118,7 @@ class TrainingData:
 
 
 def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Real numbers in the population's dtype; class numbers as they are."""
+    """Convert real numbers to the population's dtype; class numbers keep theirs."""
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
 
 

@@ -32,7 +32,7 @@ class StoreGradient:
         _matrix_at(self.out_CP, place, shape).baddbmm_(outer_CBM.transpose(1, 2), inner_CBN, beta=0)
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
-        """Store the gradient in the vector."""
+        """Store the gradient of the parameters at `place`."""
         self.out_CP[:, place] = values_CN
 
 
@@ -45,12 +45,12 @@ class SgdStep:
     decay: float
 
     def matrix(self, place: slice, shape: tuple[int, ...], outer_CBM: Tensor, inner_CBN: Tensor) -> None:
-        """Take a step along the sum."""
+        """Take a step of SGD for the matrix (M, N) at `place`, along sum_b outer[c, b, m] inner[c, b, n]."""
         kept = 1 - self.lr * self.decay
         _matrix_at(self.x_CP, place, shape).baddbmm_(outer_CBM.transpose(1, 2), inner_CBN, beta=kept, alpha=-self.lr)
 
     def vector(self, place: slice, values_CN: Tensor) -> None:
-        """Take a step along the gradient."""
+        """Take a step of SGD for the parameters at `place`, along their gradient."""
         part = self.x_CP[:, place]
         if self.decay:
             part.mul_(1 - self.lr * self.decay)
