@@ -42,7 +42,7 @@ def terminal_bar(count: str, *, width: int, enabled: bool) -> Iterator[Callable[
 
 @contextmanager
 def pausable(*, hears: bool = False) -> Iterator[None]:
-    """Turn a pause into its sentence and exit code 0; inside of it a run may raise Paused.
+    """Context of a run that may raise Paused, for which the command prints a sentence and exits with code 0.
 
     Where it *hears*, SIGTERM and SIGHUP interrupt as Ctrl-C does, unless somebody has them ignored; else the run hears them itself.
 

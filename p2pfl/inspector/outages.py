@@ -59,7 +59,7 @@ class Outage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outages:
-    """All outages of a run, and what they explain."""
+    """All outages of a run, and the skipped neighbours that they explain."""
 
     found: list[Outage]
     """By first round, then by name."""

@@ -50,7 +50,7 @@ class Tables:
     """One row a site, attribute and group of patients."""
 
     def named(self) -> dict[str, list[FlatRow]]:
-        """All of them, by name."""
+        """All tables of a run, by name."""
         return {table.name: getattr(self, table.name) for table in fields(self)}
 
 

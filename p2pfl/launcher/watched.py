@@ -58,18 +58,18 @@ class WatchedNode:
         return self.folder / "node.log"
 
     def is_away(self) -> bool:
-        """Whether it has died and has not recorded anything since."""
+        """Whether the node has died and has not recorded anything since."""
         if self.process is None:
             return not self.is_finished
         return self.starts > 1 and self.rounds_seen <= self.began_at
 
     def has_not_started(self) -> bool:
-        """Whether it has ended without a round because too few nodes were ready."""
+        """Whether the node has ended without a round because too few nodes were ready."""
         summary = read_summary(self.run_folder)
         return summary is not None and summary["stop_reason"] == "members_missing"
 
     def has_ended_its_rounds(self, last_possible_round: int) -> bool:
-        """Whether it has recorded its last round: the last that there can be, or the one after which the network stops."""
+        """Whether the node has recorded its last round: the last that there can be, or the one after which the network stops."""
         if self.rounds_seen < 0:
             return False
         stop_round = self.rows[self.rounds_seen].get("stop_round")
@@ -77,7 +77,7 @@ class WatchedNode:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has died for good."""
+        """Whether the node has died for good."""
         return bool(self.fate)
 
     @property

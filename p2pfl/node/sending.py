@@ -37,7 +37,7 @@ class Sending:
         self.bytes_sent = self._taken_bytes = bytes_sent
 
     def take_bytes(self) -> int:
-        """Return the bytes since the last call."""
+        """Return the number of bytes of updates sent since the last call."""
         before, self._taken_bytes = self._taken_bytes, self.bytes_sent
         return self.bytes_sent - before
 

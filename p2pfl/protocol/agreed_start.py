@@ -249,7 +249,7 @@ class StartAgreement:
         return frozenset(own[k] for k in unpacked(record.links) if k < len(own))
 
     def awaited(self) -> Awaited:
-        """Members and links that keep this node from starting, were its time not up."""
+        """Members and links for which this node waits before it starts, or would wait if its time were not up."""
         there, heard = self.there(), self._newest.keys()
         unheard = frozenset(range(len(self._keys))) - heard - there
         absent = frozenset(member for member in unheard if any(other in heard for other in self._neighbours[member]))

@@ -1,4 +1,4 @@
-"""How often events about one neighbour are written down: the first ones at once, then ever more rarely, with a count of those between.
+"""Limit on recorded events about one neighbour: the first are written at once, later ones ever more rarely, with a count of those between.
 
 One place for all kinds, so that no neighbour fills the disk whatever it makes happen, and however fast: in any minute and a half its rows
 have so many bytes in all. Nothing is lost but repetitions: what is held back is counted, and the newest of it is written when its time has

@@ -236,7 +236,7 @@ class NetworkViewAdapter:
         return any(says) and (all(says) or not self._is_steady)  # where the graph changes, not everybody waited for it in the last round
 
     def sees_most_end(self, company: Collection[str]) -> bool:
-        """Whether the last records of more than half of those that have started are here: the network has ended, and not its side."""
+        """Whether the last records of more than half of the started members are here, so that the whole network has ended."""
         ended = sum(heard.record.closing and self._plan.names[place] in company for place, heard in self.view.newest.items())
         return 2 * ended > len(company)
 

@@ -267,7 +267,7 @@ class NetworkView:
         return known
 
     def begun_again(self) -> set[int]:
-        """Members of whose run it has come to be known, since the last call, that it began later than it once did: without its state."""
+        """Members that have started again without their state, as records since the last call show."""
         members, self._begun_again = self._begun_again, set()
         return members
 

@@ -195,7 +195,7 @@ class RunFolder:
         return len(self._waiting)
 
     def write_waiting(self) -> None:
-        """Write rows that wait for room on the disk, in their order, as far as there is some.
+        """Write rows that wait for room on the disk, in their order, until the disk is full again.
 
         Raises:
             StoreError: the disk refuses for another reason.

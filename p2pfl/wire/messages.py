@@ -207,7 +207,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Closing:
-    """I have stopped and stay only to close what is open between us."""
+    """I have stopped, and stay connected only until you and I have closed our open exchanges."""
 
     code: ClassVar[int] = 6
     exchange: Exchange
