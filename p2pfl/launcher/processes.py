@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,39 +39,24 @@ def can_fork() -> bool:
     return sys.platform == "linux"
 
 
-@dataclass(frozen=True)
-class PlainProcess:
-    """Process with a Python of its own, not forked."""
-
-    running: subprocess.Popen[bytes]
-
-    def poll(self) -> int | None:
-        """Give the exit code, or minus the number of the signal that ended it; None while it runs."""
-        code = self.running.poll()
-        if code is not None and self.running.stdin is not None:
-            self.running.stdin.close()
-        return code
-
-    def send_signal(self, number: int, /) -> None:
-        """Send the process a signal; one that has ended ignores it."""
-        self.running.send_signal(number)
-
-
-def start_plainly(name: str, arguments: Sequence[str], log: Path) -> PlainProcess:  # noqa: ARG001  # as ForkServer.start has it
+def start_plainly(name: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:  # noqa: ARG001  # as ForkServer.start has it
     """Run p2pfl's command line in a Python and a session of its own, its output added to a file.
 
     It is told by the end of its standard input that whoever started it is gone.
     """
+    lifeline, ours = os.pipe()
     with log.open("ab") as output:
         running = subprocess.Popen(  # noqa: S603  # our own command
             [*PYTHON, "-m", "p2pfl", *arguments],
-            stdin=subprocess.PIPE,
+            stdin=lifeline,
             stdout=output,
             stderr=output,
             env={"OMP_NUM_THREADS": "1", **os.environ, **own_path(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-    return PlainProcess(running)
+    os.close(lifeline)
+    weakref.finalize(running, os.close, ours)  # with us, or once nobody asks for the process any more
+    return running
 
 
 @dataclass
@@ -92,7 +78,7 @@ class ForkedProcess:
             self.server.say(signal=self.name, number=int(number))
 
 
-Process = PlainProcess | ForkedProcess
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from p2pfl.experiment.sites import load_sites
 from p2pfl.experiment.spec import Experiment
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.launcher.founding import found_network
-from p2pfl.launcher.processes import PlainProcess, start_plainly
+from p2pfl.launcher.processes import start_plainly
 from p2pfl.launcher.watched import WatchedNode
 from p2pfl.runs.records import RunRecords, read_run
 from p2pfl.tasks.permission import options_of
@@ -110,7 +111,7 @@ class _Node:
     """One daemon of a rehearsal and the fault that it is in."""
 
     watched: WatchedNode
-    process: PlainProcess | None = None
+    process: subprocess.Popen[bytes] | None = None
     code: int | None = None
     """Exit code of the last process that has ended."""
 
@@ -121,7 +122,7 @@ class _Node:
         """End the process at once, and wait for its end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.running.wait()
+            self.process.wait()
             self.code, self.process = self.process.poll(), None
 
     @property
@@ -223,7 +224,7 @@ class _Rehearsal:
         """Name the node whose process holds a port of this machine, from the system's table of sockets; None: no node, or not a Linux."""
         ours = {int(line.split()[9]) for line in _sockets() if int(line.split()[1].rpartition(":")[2], 16) == port}
         for node in self.nodes:
-            if node.process is not None and ours & _sockets_of(node.process.running.pid):
+            if node.process is not None and ours & _sockets_of(node.process.pid):
                 return node.watched.name
         return None
 
