@@ -61,15 +61,15 @@ def _measured(plan: Plan, folder: RunFolder, outcome: Outcome, models: FinalMode
     rows = {name: row for row, name in enumerate(names) if name in outcome.metrics}
     parts["test"] = _on_test_rows(plan, population, x_NP, models.buffers, rows, mean)
     has_all = outcome.scope != "node" and not outcome.lost
-    folder.write_cross_site(cross_site(plan, population, x_NP) if has_all else outcome.cross_site)
+    folder.write_found("cross_site", cross_site(plan, population, x_NP) if has_all else outcome.cross_site)
     if len(population.sites) == len(names) or not population.buffers:
-        folder.write_subgroups(subgroups(plan, population, x_NP, names, mean))
+        folder.write_found("subgroups", subgroups(plan, population, x_NP, names, mean))
     outcome.book("evaluate")
     if outcome.scope == "node":
         baselines, alone = baselines_of_node(plan, names[0], trains=population.trains)
     else:
         baselines, alone = baselines_of(plan, outcome.local)
-    folder.write_gains(outcome.gains if outcome.gains is not None else gains_over_local(plan, population, x_NP, names, alone))
+    folder.write_found("worth", outcome.gains if outcome.gains is not None else gains_over_local(plan, population, x_NP, names, alone))
     outcome.book("baselines")
     return {**parts, "baselines": baselines}
 

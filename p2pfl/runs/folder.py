@@ -28,7 +28,7 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
 from p2pfl.runs.open_files import open_patiently
@@ -131,20 +131,10 @@ class RunFolder:
         """
         return sorted(read_lines(self.path / "events.jsonl"), key=lambda row: str(row.get("time", "")))
 
-    def write_cross_site(self, found: Mapping[str, Any] | None) -> None:
-        """Write cross_site.json, unless nothing was found."""
-        if found is not None:
-            replace_file(self.path / "cross_site.json", document_of(found))
-
-    def write_subgroups(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write subgroups.json, {"rows": [...]}, unless there are none."""
-        if rows:
-            replace_file(self.path / "subgroups.json", document_of({"rows": list(rows)}))
-
-    def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write gains over local training to worth.json, {"rows": [...]}, unless there are none."""
-        if rows:
-            replace_file(self.path / "worth.json", document_of({"rows": list(rows)}))
+    def write_found(self, name: Literal["cross_site", "subgroups", "worth"], found: Mapping[str, Any] | Sequence[Row] | None) -> None:
+        """Write what was computed at the end to NAME.json, rows as {"rows": [...]}, unless nothing was found."""
+        if found:
+            replace_file(self.path / f"{name}.json", document_of(found if isinstance(found, Mapping) else {"rows": list(found)}))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json as a whole or not at all."""

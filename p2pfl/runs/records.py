@@ -58,6 +58,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
     documents = ("environment", "topology", "cross_site", "subgroups", "worth", "summary")
     environment, topology, cross_site, subgroups, gains, summary = (read_document(folder / f"{name}.json") for name in documents)
     read_experiment = dict(experiment) if experiment is not None else load_yaml(folder / "experiment.yaml")
+    files = [folder / name for name in (*KNOWN, "experiment.yaml")]
     network = {row["round"]: row for row in read_lines(folder / "network.jsonl")}  # a round may be there twice, as after a restart
     return RunRecords(
         experiment=read_experiment,
@@ -71,7 +72,7 @@ def read_run(path: Path | str, *, experiment: Mapping[str, Any] | None = None) -
         subgroups=tuple((subgroups or {}).get("rows") or ()),
         gains=tuple((gains or {}).get("rows") or ()),
         summary=summary,
-        written_s=_written_s(folder),
+        written_s=max((path.stat().st_mtime for path in files if path.exists()), default=None),
         process=process_state(folder) if summary is None else None,
     )
 
@@ -148,9 +149,3 @@ def read_summary(path: Path | str) -> Row | None:
         StoreError: the file is damaged.
     """
     return read_document(Path(path) / "summary.json")
-
-
-def _written_s(folder: Path) -> float | None:
-    """Seconds since 1970 at which the newest row was written, or the folder made."""
-    files = (folder / name for name in (*KNOWN, "experiment.yaml"))
-    return max((path.stat().st_mtime for path in files if path.exists()), default=None)

@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
     events = [{"round": 3, "node": LONG[0], "event": "unsettled", "detail": story}]
     make_run(place / "long", nodes=LONG, summary=summary_of(LONG, stop_reason="rounds"), skips=[(3, LONG[1], LONG[0])], events=events)
     sure = {"metric": "auroc", "gain": 0.01, "low": 0.001, "high": 0.02, "rows": 40, "confidence": 0.95}
-    RunFolder.open(place / "long").write_gains([{"site": name, **sure} for name in LONG])
+    RunFolder.open(place / "long").write_found("worth", [{"site": name, **sure} for name in LONG])
     return place
 
 

@@ -231,7 +231,7 @@ def test_an_undefined_metric_is_null(regression):
 
 def test_a_resumed_run_forgets_it(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"name": "a"})
-    folder.write_gains([row_of("bern", 0.1, 0.0, 0.2)])
+    folder.write_found("worth", [row_of("bern", 0.1, 0.0, 0.2)])
     assert read_run(folder.path).gains == (row_of("bern", 0.1, 0.0, 0.2),)
     assert json.loads((folder.path / "worth.json").read_text()).keys() == {"rows"}
 

@@ -37,15 +37,16 @@ def run_of(path, nodes=FIVE, metric="auroc"):
     edges = [[i, (i + step) % count, 1 / 3] for i in range(count) for step in (1, count - 1)]
     (path / "topology.json").write_text(json.dumps({"nodes": list(nodes), "edges": edges, "lambda_2": 0.5, "laplacian_lambda_2": 1.38}))
     folder = RunFolder.open(path)
-    folder.write_gains(
+    folder.write_found(
+        "worth",
         [
             {"site": node, "metric": metric, "gain": 0.1 * i - 0.1, "low": 0.1 * i - 0.15, "high": 0.1 * i, "rows": 50, "confidence": 0.95}
             for i, node in enumerate(nodes)
-        ]
+        ],
     )
     values = [[round(0.5 + (i + j) / 100, 3) for j in range(count)] for i in range(count + 1)]
     sites = [{"name": node, "rows": 50, "support": None} for node in nodes]
-    folder.write_cross_site({"metric": metric, "models": [*nodes, "mean model"], "sites": sites, "value": values})
+    folder.write_found("cross_site", {"metric": metric, "models": [*nodes, "mean model"], "sites": sites, "value": values})
     return read_run(path)
 
 
