@@ -27,7 +27,7 @@ def new(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if other members may know it.")] = None,
     passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Encrypt the private keys. Asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
+        bool, typer.Option("--passphrase", help="Encrypt the private keys. A prompt asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
     ] = False,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="Encrypt the private keys with the passphrase in this file, which has mode 0600.")
