@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from p2pfl.sweeps import Grid, Sweep
     from p2pfl.sweeps.engine import Progress
     from p2pfl.sweeps.table import CellResult, SeedStatistics
-    from p2pfl.sweeps.work import News
+    from p2pfl.sweeps.work import Job
 
 _WIDEST_NOTE = 34  # what 80 columns leave beside the bar
 _MOST_LISTED = 20
@@ -301,10 +301,10 @@ def _progress(*, enabled: bool) -> Iterator[Progress]:
     """A bar on a terminal, a line for each run that has ended otherwise; nothing where the output is for a machine."""
     with terminal_bar("{task.completed}/{task.total} runs", width=20, enabled=enabled) as show:
 
-        def tell(news: News, row: Mapping[str, Any] | None, done: int, total: int) -> None:
+        def tell(job: Job, row: Mapping[str, Any] | None, done: int, total: int) -> None:
             if show is not None:
-                how_far = str(row["status"]) if row else f"round {news.round} of {news.most}"
-                show(done, total, f"cell {news.job.cell}, seed {news.job.seed}: {how_far}"[:_WIDEST_NOTE])
+                how_far = str(row["status"]) if row else f"round {job.round} of {job.most}"
+                show(done, total, f"cell {job.cell}, seed {job.seed}: {how_far}"[:_WIDEST_NOTE])
             elif enabled and row is not None:
                 sys.stderr.write(f"{done}/{total} {row['cell']}, seed {row['seed']}: {_ending(row)}\n")
 

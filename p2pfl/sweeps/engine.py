@@ -19,12 +19,12 @@ from p2pfl.sweeps.grid import Grid, Vary, as_text, check_tasks, checked, make_gr
 from p2pfl.sweeps.on_ray import import_ray, run_on_ray
 from p2pfl.sweeps.processes import run_in_processes
 from p2pfl.sweeps.table import VALIDATION_PREFIX, CellResult, Choice, choice_of, metric_of, over_seeds, row_of, with_choice, write_table
-from p2pfl.sweeps.work import Executor, Job, News
+from p2pfl.sweeps.work import Executor, Job
 
 EXECUTORS: dict[str, Executor] = {"processes": run_in_processes, "ray": run_on_ray}
 
-Progress = Callable[[News, Row | None, int, int], None]
-"""Called with each news of a run, the run's row once it has ended, how many runs have ended, and how many there are."""
+Progress = Callable[[Job, Row | None, int, int], None]
+"""Called with each run that is farther, its row once it has ended, how many runs have ended, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def sweep(
         out: the sweep's folder; None: runs/NAME-sweep. Where it holds this sweep, runs that have ended are kept and the others go on.
         jobs: at most so many runs at a time; None: as many as there are cores.
         executor: "processes" or "ray".
-        progress: called with each news.
+        progress: called with each run that is farther.
         allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
 
     Raises:
@@ -150,16 +150,16 @@ def _run(
     write_table(folder / "table.csv", with_choice(grid, list(rows.values())))
     if jobs:
         # closed here and now, also where an interruption comes from the progress: no process may be left behind
-        with closing(execute(folder, jobs, workers, lock)) as all_news:
-            for news in all_news:
+        with closing(execute(folder, jobs, workers, lock)) as farther:
+            for job in farther:
                 row = None
-                if news.ended:
-                    row = row_of(grid, folder, grid.cells[news.job.cell], news.job.seed, news.failure)
-                    rows[news.job.cell, news.job.seed] = row
+                if job.ended:
+                    row = row_of(grid, folder, grid.cells[job.cell], job.seed, job.failure)
+                    rows[job.cell, job.seed] = row
                     write_table(folder / "table.csv", with_choice(grid, list(rows.values())))
                     done += 1
                 if progress is not None:
-                    progress(news, row, done, total)
+                    progress(job, row, done, total)
     return _drawn(Sweep(path=folder, grid=grid, rows=with_choice(grid, list(rows.values())), plot=None))
 
 

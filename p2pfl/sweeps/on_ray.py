@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import MissingExtraError
-from p2pfl.sweeps.work import Job, News, run_one
+from p2pfl.sweeps.work import Job, run_one
 
 
-def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:  # noqa: ARG001  # a cluster shares no open files
+def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[Job, None, None]:  # noqa: ARG001  # a cluster shares no open files
     """As `Executor` says; on the cluster that RAY_ADDRESS names or that runs on this machine, else on one that is started here.
 
     Every machine needs p2pfl installed and the sweep's folder under the same path.
@@ -36,7 +37,7 @@ def run_on_ray(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int
                 running[run.remote(str(folder.resolve()), job.cell, job.seed, str(Path.cwd()), sys.path, job.allow_tasks)] = job
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
-                yield News(running.pop(reference), ended=True, failure=_failure(ray, reference))
+                yield replace(running.pop(reference), ended=True, failure=_failure(ray, reference))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -8,11 +8,11 @@ import select
 import subprocess
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from p2pfl.launcher.processes import PYTHON, own_path
-from p2pfl.sweeps.work import Job, News
+from p2pfl.sweeps.work import Job
 
 _STOP_S = 10.0
 
@@ -42,13 +42,13 @@ class _Worker:
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
-    def hear(self) -> list[News]:
-        """Answers that have come since the last call."""
+    def hear(self) -> list[Job]:
+        """The job as each answer since the last call tells it."""
         content = os.read(self.answers, 65536)
         if not content:
-            return [News(self.job, ended=True, failure=f"its process {self._ending()} ({self.log})")]
+            return [replace(self.job, ended=True, failure=f"its process {self._ending()} ({self.log})")]
         *lines, self.unread = (self.unread + content).split(b"\n")
-        return [News(self.job, **json.loads(line)) for line in lines]
+        return [replace(self.job, **json.loads(line)) for line in lines]
 
     def stop(self) -> None:
         """End it, whatever it is at."""
@@ -71,7 +71,7 @@ class _Worker:
         return f"ended with exit code {code}{f': {lines[-1]}' if lines else ''}"
 
 
-def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[News, None, None]:
+def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, lock: int) -> Generator[Job, None, None]:
     """As `Executor` says; without a number of workers, one for each core that this process may use."""
     waiting = deque(jobs)
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,16 +86,16 @@ def run_in_processes(folder: Path, jobs: Sequence[Job], workers: int | None, loc
                 number += 1
             ready, _, _ = select.select([worker.answers for worker in at_work], [], [])
             for worker in [worker for worker in at_work if worker.answers in ready]:
-                for news in worker.hear():
-                    if news.ended and worker.process.returncode is not None:
+                for job in worker.hear():
+                    if job.ended and worker.process.returncode is not None:
                         at_work.remove(worker)
                         worker.stop()
-                    elif news.ended and waiting:
+                    elif job.ended and waiting:
                         worker.give(waiting.popleft())
-                    elif news.ended:
+                    elif job.ended:
                         at_work.remove(worker)
                         worker.stop()
-                    yield news
+                    yield job
     finally:
         for worker in at_work:
             worker.stop()

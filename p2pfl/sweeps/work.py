@@ -16,19 +16,12 @@ from p2pfl.sweeps.folder import place_of, read_grid
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a sweep: a cell's number and a seed."""
+    """One run of a sweep, a cell's number and a seed, and how far it is."""
 
     cell: int
     seed: int
     allow_tasks: tuple[str, ...] = ()
     """Tasks that may run beside the built-in ones; as the person says who runs the sweep, never its folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """How far a run is."""
-
-    job: Job
     round: int = 0
     most: int = 0
     """The last round that there can be."""
@@ -37,8 +30,8 @@ class News:
     """Why it has no result."""
 
 
-Executor = Callable[[Path, Sequence[Job], int | None, int], Generator[News, None, None]]
-"""(folder, jobs, workers, lock) -> news of the jobs, which begin in their order; closed before its end, it leaves none running.
+Executor = Callable[[Path, Sequence[Job], int | None, int], Generator[Job, None, None]]
+"""(folder, jobs, workers, lock) -> each job anew whenever it is farther. Jobs begin in their order; closed before its end, it leaves none.
 
 At most so many workers run at a time; None: as many as there is room for. The lock is the open file that keeps other sweeps out.
 """
