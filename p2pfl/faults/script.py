@@ -26,6 +26,9 @@ class FaultKind(Enum):
     KILL = "kill"
     """The node's process is killed, and started again from its state when the fault is over."""
 
+    SLOW = "slow"
+    """The node's local steps take `factor` times as long."""
+
     CUT = "cut"
     """The edge carries nothing, in either direction."""
 
@@ -46,6 +49,9 @@ class Fault:
     until_s: float = math.inf
     """Seconds since the start; inf: for ever."""
 
+    factor: float = 1.0
+    """How many times as long local steps take; of SLOW alone."""
+
     def holds(self, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether the node or edge fails in this round or at this moment."""
         return round in self.rounds or self.from_s <= elapsed_s < self.until_s
@@ -55,7 +61,7 @@ class Fault:
 class FaultScript:
     """All faults of one run, by round or by seconds since its start.
 
-    A paused or killed process makes no rounds: whoever runs processes asks with the furthest round of all nodes.
+    A paused or killed process makes no rounds: whoever runs processes asks with the furthest round of all nodes; slow ones have their own.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -101,6 +107,17 @@ class FaultScript:
         """Whether a node's process is to be killed, and to be started again afterwards."""
         return self._holds(FaultKind.KILL, (node,), round, elapsed_s)
 
+    def slowness(self, node: str, round: int, elapsed_s: float = NOT_TIMED) -> float:
+        """How many times as long a node's local steps take."""
+        return math.prod(fault.factor for fault in self._by_target.get((FaultKind.SLOW, (node,)), ()) if fault.holds(round, elapsed_s))
+
+    def training_s(self, node: str, round: int, work_s: float, began_s: float) -> float:
+        """Seconds that local steps of `work_s` take which begin at some moment, also where a fault begins or ends meanwhile."""
+        slow, slowness = self._by_target.get((FaultKind.SLOW, (node,)), ()), self.slowness(node, round, began_s)
+        change_s = min((end_s for fault in slow for end_s in (fault.from_s, fault.until_s) if began_s < end_s), default=math.inf)
+        done_s = (change_s - began_s) / slowness
+        return work_s * slowness if done_s >= work_s else change_s - began_s + self.training_s(node, round, work_s - done_s, change_s)
+
     def is_cut(self, sender: str, receiver: str, round: int, elapsed_s: float = NOT_TIMED) -> bool:
         """Whether what one node sends is lost on its way to another, by a cut or a loss."""
         found = [(FaultKind.CUT, (sender, receiver)), (FaultKind.CUT, (receiver, sender)), (FaultKind.LOSS, (sender, receiver))]
@@ -129,6 +146,8 @@ class FaultScript:
             findings += [f"{said}: no node {name}; known: {some(sorted(names))}" for name in fault.nodes if name not in names]
             if fault.kind not in kinds:
                 findings.append(f"{said}: cannot be done here; possible: {', '.join(kind.value for kind in kinds)}")
+            if fault.kind is FaultKind.SLOW and not 1 < fault.factor < math.inf:
+                findings.append(f"{said}: factor = {fault.factor}: expected more than 1, how many times as long local steps take")
             if fault.from_s < math.inf and not in_seconds:
                 findings.append(f"{said}: seconds are not counted here; give rounds")
         if findings:

@@ -76,9 +76,9 @@ class Simulation:
         self.population.use_threads(threads)
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training became non-finite."""
-        self._clock = RoundClock.of(plan) if plan.experiment.clock is not None else None
+        self._clock = RoundClock.of(plan, faults) if plan.experiment.clock is not None else None
         is_lossy = self._clock is not None and self._clock.gives_up
-        self._exchange = Exchange(plan, self._shard, self.population.device, faults, is_lossy=is_lossy)
+        self._exchange = Exchange(plan, self._shard, self.population.device, faults if self._clock is None else None, is_lossy=is_lossy)
         self.round = 0
         self._agreement = Agreement(plan)
         self.bytes_sent = 0
@@ -86,7 +86,7 @@ class Simulation:
         self._recorded = spread(len(plan.names), most=100, all_up_to=STACKED_ABOVE)
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
-        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, may_mix_plainly=faults is None)
+        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, may_mix_plainly=faults is None or self._clock is not None)
         self._stopwatch.lap("setup")
 
     @property

@@ -23,7 +23,7 @@ from p2pfl.experiment.loading import recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, make_plan
 from p2pfl.experiment.sites import load_sites
 from p2pfl.experiment.spec import Experiment
-from p2pfl.faults.script import FaultScript
+from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.runs.checkpoint import changes_told
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.stopwatch import Stopwatch
@@ -41,7 +41,7 @@ from p2pfl.yaml_files import dump_yaml, load_yaml
 
 _Recorded = Mapping[str, deque[Mapping[str, Any]]]
 
-_EVENTS: Mapping[bool, tuple[Callable[[Plan], Events], Callable[[Plan, _Recorded], Replay]]] = {
+_EVENTS: Mapping[bool, tuple[Callable[[Plan, FaultScript | None], Events], Callable[[Plan, _Recorded], Replay]]] = {
     False: (AsynchronousEvents, AsynchronousReplay),
     True: (PairwiseEvents, PairwiseReplay),
 }
@@ -70,7 +70,7 @@ def simulate(
         replay: the folder of a run whose nodes went at their own pace, to compute again in the order that its records tell; `experiment` is
             not looked at.
         device: where to compute.
-        faults: what goes wrong, by script.
+        faults: what goes wrong, by script: slow nodes where there is a clock, as without common rounds; else pauses, cuts and losses.
         progress: called after each round.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
@@ -89,6 +89,8 @@ def simulate(
         if (place / "summary.json").exists():
             return Run(place)
     elif replay is not None:
+        if faults is not None:
+            raise ConfigError("faults: a recorded run has had its own; leave them out")
         resolved = recorded_experiment(load_yaml(Path(replay) / "experiment.yaml"), str(Path(replay) / "experiment.yaml"), overrides)
         place = Path(out) if out is not None else Path("runs") / f"{resolved.name}-replayed"
     else:
@@ -156,7 +158,7 @@ def _run(
         if recorded is not None:
             run_recorded(plan, folder, replayed(plan, recorded), progress, stopwatch)
         else:
-            run_events(plan, folder, drawn(plan), progress, stopwatch, resume=resume)
+            run_events(plan, folder, drawn(plan, faults), progress, stopwatch, resume=resume)
         return Run(place)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several parts of the rows at once are faster than one with several threads
@@ -179,12 +181,12 @@ def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript 
         ConfigError: it does not.
     """
     pace, clock, in_step = experiment.pace.name, experiment.clock, experiment.pace.kind.in_step
-    if clock is not None and faults is not None:
-        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones without a clock")
+    if clock is not None and in_step and faults is not None and {fault.kind for fault in faults.faults} != {FaultKind.SLOW}:
+        raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones but slow without a clock")
     if experiment.compiled == "on" and ranks.device.type != "cpu":
         raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")
-    if not in_step and (faults is not None or ranks.device.type != "cpu"):
-        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU and without scripted faults; take synchronous for these")
+    if not in_step and ranks.device.type != "cpu":
+        raise ConfigError(f"pace.name = {pace!r}: runs on the CPU; take synchronous for another device")
     if ranks.count == 1:
         return
     if not in_step or faults is not None:

@@ -28,12 +28,12 @@ from p2pfl.runs.records import RunRecords, read_run
 from p2pfl.tasks.permission import options_of
 from p2pfl.testing.tcp_proxy import TcpProxy
 
-POSSIBLE = (FaultKind.PAUSE, FaultKind.KILL, FaultKind.CUT)
+POSSIBLE = (FaultKind.PAUSE, FaultKind.KILL, FaultKind.SLOW, FaultKind.CUT)
 SITE: Mapping[str, Any] = {"deadline_floor_s": 2.0, "heartbeat_s": 1, "linger_s": 10.0}
 """Settings of site.yaml for a rehearsal, whose links are fast and whose neighbours answer at once."""
 
 ROUND_AT_LEAST_S = 0.25
-"""Where faults happen in rounds, so that no round goes by between two looks."""
+"""Where faults happen in rounds, so that no round goes by between two looks; not for slow nodes, which would only wait less."""
 
 POLL_S = 0.03
 
@@ -81,8 +81,9 @@ def rehearse(
     Args:
         experiment: its file, a mapping as the file would hold, or an Experiment.
         place: a new folder for keys, study, records and logs.
-        faults: pauses, kills and cuts, in rounds of the furthest node or in seconds since the start. A killed node starts again from its
-            checkpoint when its fault is over; one whose fault has no end stays away.
+        faults: pauses, kills, cuts and slow nodes, in rounds of the furthest node (slow: its own) or in seconds since the start. A killed
+            node starts again from its checkpoint when its fault is over; one whose fault has no end stays away. A slow node is stopped and
+            continued in turns: what it computes takes longer, not what it waits for.
         site: settings for every site.yaml, over those of `SITE`.
         bytes_per_s: capacity of every link in each direction; None: as much as the machine gives.
         latency_s: delay of every link in each direction.
@@ -99,7 +100,8 @@ def rehearse(
     script.check(plan.names, kinds=POSSIBLE)
     if place.exists():
         raise ConfigError("exists already; choose a new folder", str(place))
-    in_rounds = {"round_at_least_s": ROUND_AT_LEAST_S} if any(fault.rounds for fault in script.faults) else {}
+    is_by_rounds = any(fault.rounds for fault in script.faults if fault.kind != FaultKind.SLOW)
+    in_rounds = {"round_at_least_s": ROUND_AT_LEAST_S} if is_by_rounds else {}
     tasks = {"allow_tasks": [*allow_tasks]} if allow_tasks else {}
     rehearsal = _Rehearsal(plan, place, script, {**SITE, **in_rounds, **tasks, **(site or {})}, options_of(allow_tasks))
     asyncio.run(rehearsal.run(bytes_per_s, latency_s, deadline_s))
@@ -115,8 +117,15 @@ class _Node:
     code: int | None = None
     """Exit code of the last process that has ended."""
 
-    is_stopped: bool = False
+    is_paused: bool = False
     is_killed: bool = False
+    is_stopped: bool = False
+    """Whether its process stands still now, paused or for a turn."""
+
+    owed_s: float = 0.0
+    """Seconds for which a slow node has to stand still for those that it ran."""
+
+    looked_s: float = 0.0
 
     def kill(self) -> None:
         """End the process at once, and wait for its end."""
@@ -124,6 +133,15 @@ class _Node:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.code, self.process = self.process.poll(), None
+
+    def rests(self, slowness: float, elapsed_s: float) -> bool:
+        """Whether the process has to stand still until the next look, so that it runs 1 / slowness of the time."""
+        passed_s, self.looked_s = elapsed_s - self.looked_s, elapsed_s
+        if slowness == 1 or self.is_paused or self.process is None:
+            self.owed_s = 0.0
+        else:
+            self.owed_s += -passed_s if self.is_stopped else passed_s * (slowness - 1)
+        return self.owed_s > 0
 
     @property
     def is_over(self) -> bool:
@@ -184,9 +202,9 @@ class _Rehearsal:
         name = node.watched.name
         node.watched.read_new_rows()
         # where nobody else moves, no round would ever end a fault
-        is_moving = any(other.process is not None and not other.is_stopped for other in self.nodes if other is not node)
+        is_moving = any(other.process is not None and not other.is_paused for other in self.nodes if other is not node)
         killed = is_moving and self.script.is_killed(name, furthest, elapsed_s)
-        paused = is_moving and self.script.is_paused(name, furthest, elapsed_s)
+        node.is_paused = is_moving and self.script.is_paused(name, furthest, elapsed_s)
         if killed and node.process is not None:
             node.kill()
             node.is_killed, node.is_stopped = self._comes_back(name), False
@@ -195,9 +213,10 @@ class _Rehearsal:
             self._start(node)
         if node.process is not None and (code := node.process.poll()) is not None:
             node.code, node.process = code, None
-        if node.process is not None and paused != node.is_stopped:
-            node.process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
-            node.is_stopped = paused
+        rests = node.rests(self.script.slowness(name, 1 + node.watched.rounds_seen, elapsed_s), elapsed_s)
+        if node.process is not None and (node.is_paused or rests) != node.is_stopped:
+            node.is_stopped = node.is_paused or rests
+            node.process.send_signal(signal.SIGSTOP if node.is_stopped else signal.SIGCONT)
 
     def _comes_back(self, name: str) -> bool:
         """Whether every kill of a node is over at some time."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from networks import Network, finish, gathered, plan_of
+from p2pfl.errors import ConfigError
 from p2pfl.evaluation.results import Run
+from p2pfl.faults.script import Fault, FaultKind, FaultScript
 from p2pfl.node.clock import Timeouts
 from p2pfl.paces import PACES
 from p2pfl.paces.asynchronous import Asynchronous
@@ -28,6 +30,7 @@ LEARNING = {
     "baselines": [],
     "save_models_every": 1,
 }
+PAIRWISE = {**LEARNING, "algorithm": {"name": "ad-psgd"}, "pace": {"name": "pairwise"}}
 
 
 def models(run: Run, after: int) -> Tensor:
@@ -82,6 +85,49 @@ def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):
         [["node-3", 0, 1]],
         [["node-3", 0, 2]],
     ]
+
+
+def slow(factor: float, **when) -> FaultScript:
+    return FaultScript((Fault(kind=FaultKind.SLOW, nodes=("node-3",), factor=factor, **when),))
+
+
+@pytest.mark.parametrize("experiment", [LEARNING, PAIRWISE], ids=["asynchronous", "pairwise"])
+def test_a_node_that_a_script_slows_makes_fewer_rounds_by_its_factor(experiment, tmp_path):
+    run = simulate(experiment, faults=slow(4, from_s=0), out=tmp_path / "run")
+    ended = {name: [row["simulated_s"] for row in run.node_records if row["node"] == name] for name in run.models}
+
+    assert ended.pop("node-3")[:3] == [4, 8, 12]  # when the others are over
+    assert all(moments == list(range(1, 13)) for moments in ended.values())
+
+
+def test_a_script_and_the_clock_slow_the_same_node_alike(tmp_path):
+    by_clock = simulate(LEARNING, clock={"speeds": {"node-3": 0.125}}, out=tmp_path / "clock")
+    by_script = simulate(LEARNING, faults=slow(8, rounds=frozenset(range(12))), out=tmp_path / "script")
+
+    assert all(torch.equal(model, by_script.models[name]) for name, model in by_clock.models.items())
+
+
+def test_a_slow_node_is_itself_again_when_the_fault_is_over(tmp_path):
+    by_rounds = simulate(LEARNING, faults=slow(4, rounds=frozenset({1})), out=tmp_path / "rounds")
+    by_seconds = simulate(LEARNING, faults=slow(4, from_s=1.5, until_s=5.5), out=tmp_path / "seconds")
+    ended = [[row["simulated_s"] for row in run.node_records if row["node"] == "node-3"] for run in (by_rounds, by_seconds)]
+
+    assert ended[0][:8] == [1, 5, 6, 7, 8, 9, 10, 11]
+    assert ended[1][:8] == [1, 3.5, 6, 7, 8, 9, 10, 11]  # half of a round before, a whole one within, half of one after
+
+
+@pytest.mark.parametrize("experiment", [LEARNING, PAIRWISE], ids=["asynchronous", "pairwise"])
+def test_no_checkpoint_goes_on_without_its_script(experiment, tmp_path):
+    run = simulate(experiment, checkpoint_every=1, faults=slow(4, from_s=0), out=tmp_path / "run")
+
+    assert not (run.path / "checkpoint.safetensors").exists()
+    with pytest.raises(ConfigError, match="faults: a recorded run has had its own"):
+        simulate(experiment, replay=run.path, faults=slow(4, from_s=0), out=tmp_path / "replay")
+
+
+def test_nodes_without_common_rounds_are_slow_and_nothing_else(tmp_path):
+    with pytest.raises(ConfigError, match="faults: pause of node-3: cannot be done here; possible: slow"):
+        simulate(LEARNING, faults=FaultScript.in_rounds(paused={"node-3": {1}}), out=tmp_path / "run")
 
 
 def test_a_model_counts_less_each_time_it_is_merged_again():

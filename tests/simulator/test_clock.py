@@ -13,6 +13,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.spec import ChurnSpec, ClockSpec
+from p2pfl.faults.script import Fault, FaultKind
 from p2pfl.protocol.deadlines import WINDOW, RoundDurations
 from p2pfl.simulator import FaultScript, simulate
 from p2pfl.simulator.events.clock import RoundClock, RoundPaces
@@ -464,6 +465,15 @@ def test_what_does_not_go_with_a_clock_is_a_finding(raw, finding):
         plan_of({**LEARNING, **raw})
 
     assert list(caught.value.findings) == [finding]
+
+
+def test_a_node_that_a_script_slows_holds_up_those_who_wait_for_it(tmp_path):
+    slow = FaultScript((Fault(kind=FaultKind.SLOW, nodes=("node-1",), factor=4, rounds=frozenset({1, 2})),))
+    run = simulate(LEARNING, rounds=5, clock={}, faults=slow, out=tmp_path / "run")
+    plain = simulate(LEARNING, rounds=5, clock={}, out=tmp_path / "plain")
+
+    assert [row["simulated_s"] for row in run.node_records if row["node"] == "node-1"] == [1, 5, 9, 10, 11]
+    assert all(torch.equal(model, plain.models[name]) for name, model in run.models.items())  # everybody was waited for
 
 
 def test_scripted_faults_and_a_clock_are_not_for_one_run(tmp_path):

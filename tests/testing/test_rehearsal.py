@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from statistics import median
 
 import pytest
 import torch
@@ -24,10 +25,12 @@ EXPERIMENT = {
 
 
 LEARNING = {**EXPERIMENT, "task": {"name": "quadratic", "dimension": 3}, "rounds": 30}
+BUSY = {**EXPERIMENT, "task": {"name": "synthetic-logistic"}, "algorithm": {"name": "dpsgd", "local_steps": 500}}
+"""Training takes a good part of a second."""
 
 
-def script(kind: FaultKind, *nodes: str, rounds: range) -> FaultScript:
-    return FaultScript((Fault(kind=kind, nodes=nodes, rounds=frozenset(rounds)),))
+def script(kind: FaultKind, *nodes: str, rounds: range, factor: float = 1.0) -> FaultScript:
+    return FaultScript((Fault(kind=kind, nodes=nodes, rounds=frozenset(rounds), factor=factor),))
 
 
 def test_a_rehearsal_gives_the_weights_of_the_simulator(rehearse, tmp_path):
@@ -73,6 +76,28 @@ def test_a_cut_edge_costs_its_two_ends_and_nobody_else(rehearse):
     assert EventKind.LINK_DOWN in {event["event"] for event in rehearsed.records("node-1").events}
 
 
+@pytest.mark.slow
+def test_a_slow_node_makes_fewer_rounds_than_those_who_do_not_wait_for_it(rehearse):
+    faults = script(FaultKind.SLOW, "node-1", rounds=range(1, 1000), factor=8.0)
+    rehearsed = rehearse(BUSY, faults=faults, pace={"name": "asynchronous"})
+    rows = [row for node in ("node-0", "node-2") for row in rehearsed.records(node).nodes]
+    merged = {name: max(number for row in rows for peer, number, _ in row["merged"] if peer == name) for name in rehearsed.exit_codes}
+
+    assert max(row["round"] for row in rows) == 11
+    assert merged["node-1"] <= 6  # by the time at which the others had done all of theirs
+    assert min(merged["node-0"], merged["node-2"]) > 6
+    assert set(rehearsed.exit_codes.values()) == {0}
+
+
+@pytest.mark.slow
+def test_a_slow_node_trains_as_ever_when_its_rounds_are_over(rehearse):
+    rehearsed = rehearse(BUSY, faults=script(FaultKind.SLOW, "node-1", rounds=range(3, 7), factor=8.0))
+    train_s = [row["seconds"]["train"] for row in rehearsed.records("node-1").nodes]
+
+    assert median(train_s[4:7]) > 3 * median(train_s[8:])
+    assert median(train_s[4:7]) > 3 * median(train_s[:3])
+
+
 def test_a_script_that_cannot_be_carried_out_is_refused_with_all_its_faults(rehearse):
     faults = FaultScript(
         (*script(FaultKind.LOSS, "node-0", "node-1", rounds=range(2)).faults, *script(FaultKind.KILL, "basel", rounds=range(2)).faults)
@@ -81,7 +106,7 @@ def test_a_script_that_cannot_be_carried_out_is_refused_with_all_its_faults(rehe
     with pytest.raises(ConfigError) as refused:
         rehearse(EXPERIMENT, faults=faults)
 
-    assert "loss of node-0 - node-1: cannot be done here; possible: pause, kill, cut" in str(refused.value)
+    assert "loss of node-0 - node-1: cannot be done here; possible: pause, kill, slow, cut" in str(refused.value)
     assert "no node basel" in str(refused.value)
 
 

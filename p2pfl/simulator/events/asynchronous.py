@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
+from p2pfl.faults.script import FaultScript
 from p2pfl.paces import Held, Pace
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.simulation import EventRecords, Groups
@@ -55,31 +56,31 @@ class _SimulatedEdges:
 class AsynchronousEvents:
     """Events of nodes that merge their neighbours' newest updates."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, faults: FaultScript | None) -> None:
         self._plan = plan
         self.nodes = [EventNode(plan, name) for name in plan.names]
-        self.timeline = Timeline(plan, "trained", "arrived", "left", "merge")
+        self.timeline = Timeline(plan, faults, "trained", "arrived", "left", "merge")
         pace = plan.experiment.pace
         self._edges = [_SimulatedEdges(node) for node in self.nodes]
         self._paces: list[Pace[Message]] = [pace.kind.of(edges, edges, max_age=pace.max_age) for edges in self._edges]
         self._sent: list[dict[str, Tensor]] = [{} for _ in self.nodes]
         self._sent_s = [0.0] * len(self.nodes)
         self._waited_s = [0.0] * len(self.nodes)
-        """By row, for how long its merges have waited so far."""
+        """By row, for how long its merges have waited so far, and a script has made its training longer."""
         self._waiting: set[int] = set()
         """Rows that have sent, and whose merge waits for a neighbour."""
         self._over: set[int] = set()
 
     @property
     def may_be_saved(self) -> bool:
-        """Whether no node still has to merge at this moment."""
-        return not self._waiting and not self.timeline.is_at_this_moment("merge")
+        """Whether no node still has to merge at this moment; a script of faults is not kept."""
+        return not self.timeline.is_scripted and not self._waiting and not self.timeline.is_at_this_moment("merge")
 
     def next(self, records: EventRecords) -> bool:
         """Let the next event happen; False where every node is over."""
         if self.timeline.is_empty and not self._over:
             for node in self.nodes:
-                self.timeline.at(self.timeline.training_through_s(node), "trained", node.row)
+                self._begin(node)
         if (event := self.timeline.next()) is None:
             return False
         kind, row, content, message = event
@@ -100,6 +101,10 @@ class AsynchronousEvents:
             self._waiting.remove(row)
             self.timeline.at(self.timeline.now_s, "merge", row)
         return True
+
+    def _begin(self, node: EventNode) -> None:
+        self._waited_s[node.row] += self.timeline.slowed_s(node)  # counted from the start, so that nodes of equal speed stay together
+        self.timeline.at(self._waited_s[node.row] + self.timeline.training_through_s(node), "trained", node.row)
 
     def _send(self, node: EventNode) -> None:
         """Train a node, and send what it has learnt."""
@@ -125,9 +130,9 @@ class AsynchronousEvents:
             self._over.add(node.row)
             for name in sorted(node.neighbourhood.receivers):
                 self.timeline.send(self.timeline.arrival_s(node.name, name, 0), "left", node.name, name)
-        else:  # counted from the start, so that nodes of equal speed stay together
+        else:
             self._waited_s[node.row] += self.timeline.now_s - self._sent_s[node.row]
-            self.timeline.at(self._waited_s[node.row] + self.timeline.training_through_s(node), "trained", node.row)
+            self._begin(node)
         records.close(lambda other: other.row in self._over)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from p2pfl.experiment.graph import link_costs
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import NEEDS_ALL, matches_flows
 from p2pfl.experiment.sites import counts_of
+from p2pfl.faults.script import FaultScript
 from p2pfl.protocol.deadlines import CEILING_S, QUANTILE, WINDOW
 from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
 from p2pfl.topology import Schedule
@@ -80,11 +81,11 @@ class RoundClock:
         self._edges_at = lru_cache(maxsize=schedule.period or 4)(lambda number: delays.edges_of(schedule.at(number)))
 
     @classmethod
-    def of(cls, plan: Plan) -> RoundClock:
+    def of(cls, plan: Plan, faults: FaultScript | None = None) -> RoundClock:
         """Make the clock of a plan whose experiment has one."""
         assert plan.experiment.clock is not None
         algorithm, names = plan.recipe.algorithm, plan.names
-        delays = Delays(plan.experiment.clock, link_costs(plan.experiment, plan.topology, names), names, plan.experiment.seed)
+        delays = Delays(plan.experiment.clock, link_costs(plan.experiment, plan.topology, names), names, plan.experiment.seed, faults)
         sample = plan.population(names[:2])
         formats = []
         for phase in range(algorithm.phases):
@@ -107,7 +108,7 @@ class RoundClock:
         joins_N = self._was_out_N & here_N
         trains_N = here_N & ~joins_N & self._trains_N & (local_steps > 0)
         began_N = self.ready_N
-        sends_N = began_N + np.where(trains_N, self._delays.training(number), 0.0)
+        sends_N = began_N + np.where(trains_N, self._delays.training_from(number, began_N), 0.0)
         exchange = number * self._phases
         active_N = here_N
         over_N, arrival_E = self._wait(edges, exchange, sends_N, active_N, running_N)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from p2pfl.draws import Purpose, chances
 from p2pfl.experiment.spec import ClockSpec
+from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.topology import Topology
 from p2pfl.wire.codec import CHUNK_BYTES
 
@@ -54,9 +55,14 @@ class Edges:
 
 
 class Delays:
-    """Delays: training by speed and chance, messages by their sender's uplink and by latency and bandwidth of their edge among `links`."""
+    """Delays: training by speed, chance and script, messages by their sender's uplink and by what `links` say of their edge."""
 
-    def __init__(self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self, spec: ClockSpec, links: Topology | None, names: tuple[str, ...], seed: int, faults: FaultScript | None = None
+    ) -> None:
+        self._faults = faults or FaultScript()
+        self._faults.check(names, kinds=[FaultKind.SLOW])
+        self._scripted = {names.index(name): name for fault in self._faults.faults for name in fault.nodes}
         self.spec, self._links, self._seed = spec, links, seed
         self._speed_N = np.array([spec.speeds.get(name, 1.0) for name in names]) if spec.speeds else np.ones(len(names))
         self._rows_N = np.arange(len(names))
@@ -72,6 +78,13 @@ class Delays:
     def training(self, round: int) -> Floats:
         """Seconds of each node's training in a round, (N,)."""
         return self.spec.round_s / self._speed_N * self.factors(round)
+
+    def training_from(self, round: int, began_N: Floats) -> Floats:
+        """Seconds of each node's training in a round that began at some moment, with what the script adds, (N,)."""
+        seconds_N = self.training(round)
+        for row, name in self._scripted.items():
+            seconds_N[row] = self._faults.training_s(name, round, seconds_N[row], began_N[row])
+        return seconds_N
 
     def training_through(self, row: int, round: int) -> float:
         """Seconds of a node's training in all rounds up to one, that one included."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import State
 from p2pfl.experiment.plan import Plan
+from p2pfl.faults.script import FaultScript
 from p2pfl.paces.pairwise import HALF, Pairwise, Request
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.simulation import EventRecords, Groups
@@ -90,13 +91,12 @@ class PairwiseNode:
 class PairwiseEvents:
     """Events of nodes that exchange in pairs."""
 
-    may_be_saved = True  # an event leaves nothing half done
-
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, faults: FaultScript | None) -> None:
         self._plan = plan
         self._nodes = [PairwiseNode(plan, name) for name in plan.names]
         self.nodes = [node.steps for node in self._nodes]
-        self.timeline = Timeline(plan, "came", "left", "trained")
+        self.may_be_saved = faults is None  # an event leaves nothing half done
+        self.timeline = Timeline(plan, faults, "came", "left", "trained")
         self._arrival_s: dict[tuple[str, str], float] = {}
         """By sender and receiver, when the last message arrives."""
         self._sent_bytes = [0] * len(self._nodes)

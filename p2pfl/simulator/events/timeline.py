@@ -12,6 +12,7 @@ from torch import Tensor
 from p2pfl.algorithms import over_an_edge
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.spec import ClockSpec
+from p2pfl.faults.script import FaultScript
 from p2pfl.simulator.events.delays import Delays
 from p2pfl.simulator.events.node import EventNode, Message
 from p2pfl.wire.update import UpdateFormat
@@ -23,15 +24,15 @@ class Timeline:
     Of the events of one moment, those of the first of its `kinds` come first.
     """
 
-    def __init__(self, plan: Plan, *kinds: str) -> None:
-        self.now_s = 0.0
+    def __init__(self, plan: Plan, faults: FaultScript | None, *kinds: str) -> None:
+        self.now_s, self.is_scripted = 0.0, faults is not None
         self._events: list[tuple[float, int, int, int, str, tuple[Any, ...], Message | None]] = []
         """A heap of those to come: time, rank of the kind, row, number (which makes the order total), kind, content, message."""
         self._ranks = {kind: rank for rank, kind in enumerate(kinds)}
         self._count = 0
         graph, names = plan.topology, plan.names
         self._rows = {name: row for row, name in enumerate(names)}
-        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed)
+        self._delays = Delays(plan.experiment.clock or ClockSpec(), graph, names, plan.experiment.seed, faults)
         self._edges = self._delays.edges_of(graph)
         self._channels = plan.recipe.algorithm.channels
         self._places = {(names[j], names[i]): e for e, (j, i) in enumerate(zip(graph.senders, graph.receivers, strict=True))}
@@ -59,8 +60,12 @@ class Timeline:
         return kind, row, content, message
 
     def training_s(self, node: EventNode) -> float:
-        """Seconds of a node's training in its round."""
-        return float(self._delays.training(node.round)[node.row])
+        """Seconds of a node's training that begins now, in its round."""
+        return float(self._delays.training_from(node.round, np.full(len(self._rows), self.now_s))[node.row])
+
+    def slowed_s(self, node: EventNode) -> float:
+        """Seconds by which the script makes a node's training longer that begins now."""
+        return self.training_s(node) - float(self._delays.training(node.round)[node.row]) if self.is_scripted else 0.0
 
     def training_through_s(self, node: EventNode) -> float:
         """Seconds of a node's training in all its rounds, the one that it is in included."""
