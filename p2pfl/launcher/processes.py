@@ -44,18 +44,17 @@ def start_plainly(name: str, arguments: Sequence[str], log: Path) -> subprocess.
 
     It is told by the end of its standard input that whoever started it is gone.
     """
-    lifeline, ours = os.pipe()
     with log.open("ab") as output:
         running = subprocess.Popen(  # noqa: S603  # our own command
             [*PYTHON, "-m", "p2pfl", *arguments],
-            stdin=lifeline,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             env={"OMP_NUM_THREADS": "1", **os.environ, **own_path(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-    os.close(lifeline)
-    weakref.finalize(running, os.close, ours)  # with us, or once nobody asks for the process any more
+    assert running.stdin is not None
+    weakref.finalize(running, running.stdin.close)  # with us, or once nobody asks for the process any more
     return running
 
 

@@ -17,7 +17,7 @@ import torch
 import p2pfl
 from networks import DEADLINE_S, finish, plan_of, start_process, starts, until, wait_until
 from p2pfl.launcher.fork_server import ROOM
-from p2pfl.launcher.processes import ForkServer, can_fork
+from p2pfl.launcher.processes import ForkServer, can_fork, start_plainly
 from p2pfl.yaml_files import dump_yaml
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="processes are forked on Linux only")
@@ -422,3 +422,22 @@ def greeted(place: Path) -> int:
         events = [json.loads(line) for line in whole.splitlines()]
         pairs |= {(event["node"], event["detail"].split(" ")[0]) for event in events if event["event"] == "greeted"}
     return len(pairs)
+
+
+def test_a_process_that_cannot_be_started_leaves_no_file_open(tmp_path):
+    num_open = len([*Path("/proc/self/fd").iterdir()])
+    with pytest.raises(ValueError, match="null byte"):
+        start_plainly("node-0", ["node\0start"], tmp_path / "node.log")
+    with pytest.raises(FileNotFoundError):
+        start_plainly("node-0", ["--version"], tmp_path / "nowhere" / "node.log")
+
+    assert num_open == len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_a_process_that_nobody_asks_for_any_more_is_told_by_the_end_of_its_input(tmp_path):
+    running = start_plainly("node-0", ["--version"], tmp_path / "node.log")
+    lifeline = running.stdin
+    running.wait()
+    del running
+
+    assert lifeline.closed
