@@ -7,6 +7,7 @@ study's file can check them.
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ def keep_evidence(state: Path, study: str, name: str, found: Equivocation) -> bo
     row: dict[str, Any] = {"member": name, "round": found.round, "study": study}
     line = json.dumps(row | {"records": [sealed.hex() for sealed in found.sealed]})
     path = state / EVIDENCE
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a+b") as file:
         path.chmod(0o600)
-        file.write(line + "\n")
+        is_torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"  # half a line, of a crash
+        file.write(b"\n" * is_torn + line.encode() + b"\n")
     return True
 
 

@@ -133,6 +133,8 @@ def test_the_file_holds_each_piece_once_and_is_read_again(tmp_path):
     assert evidence_rounds(tmp_path) == {"node-3": [6]}
     row = json.loads((tmp_path / EVIDENCE).read_text().splitlines()[0])
     assert [bytes.fromhex(record) for record in row["records"]] == [said(ONE), said(OTHER)]
+    assert keep_evidence(tmp_path, STUDY, "node-3", replace(found, round=7))
+    assert evidence_rounds(tmp_path) == {"node-3": [6, 7]}
 
 
 # ---- daemons
