@@ -133,12 +133,10 @@ def test_a_listener_that_floods_its_dialler_before_the_handshake_is_shut(links):
             impostor = Endpoint("a", f"tcp://127.0.0.1:{server.getsockname()[1]}", links.endpoint("a").public_key)
             server.setblocking(False)
             async with ZeroMQTransport(links.endpoint("b"), links.keys["b"][1], [impostor]) as b:
-                line, _ = await asyncio.get_running_loop().sock_accept(server)
-                with line:
-                    await send_until_shut(line, unfinished_command(MAX_FRAME_BYTES)[:500_000])
-
-                await until(lambda: b.counters["oversent"])
-                assert b.counters["oversent"] == 1
+                while not b.counters["oversent"]:  # a busy machine may end the handshake before the door has looked
+                    line, _ = await asyncio.get_running_loop().sock_accept(server)
+                    with line:
+                        await send_until_shut(line, unfinished_command(MAX_FRAME_BYTES)[:500_000])
 
     finish(main())
 
