@@ -42,6 +42,8 @@ class EdgeLedger:
     """The neighbour's latest report."""
     anew: int = 0
     """When the neighbour was last started anew without its state, by its own clock; 0: never."""
+    _admitted_before: int = -1
+    """The last exchange that could be merged by what the neighbour said before it was started anew, until the next one is closed."""
     counters: Counter[str] = field(default_factory=Counter)
     """ "lost_history": the neighbour was told more than we remember."""
     _durable: Report = NOTHING_CLOSED
@@ -71,9 +73,9 @@ class EdgeLedger:
         """
         if exchange <= self.closed_through:
             raise ValueError(f"exchange {exchange} is over: closed through {self.closed_through}")
-        if merged and not self.admits(exchange):
+        if merged and not self.admits(exchange) and exchange > self._admitted_before:
             raise ValueError(f"exchange {exchange} merged without a report that closes the one before it: heard {self.heard}")
-        self.closed_through = exchange
+        self.closed_through, self._admitted_before = exchange, -1
         if merged:
             assert self.open_flow is None  # the admitting report has acknowledged what came before
             self.open_flow = exchange
@@ -130,7 +132,8 @@ class EdgeLedger:
         return Remembered(anew=self.anew, report=report)
 
     def begin_anew(self, anew: int) -> None:
-        """The neighbour has begun without its state: what it said before counts no more."""
+        """The neighbour has begun without its state: what it said before counts no more, but for a merge that is under way."""
+        self._admitted_before = -1 if self.heard is None else self.heard.closed_through + 1
         self.anew, self.heard = anew, None
 
     @property

@@ -330,7 +330,7 @@ class Protocol:
         if not self.pace.is_over(now_s):
             return None
         came, admitted, unmatched = self.came(), self.admitted(), self.edges.take_compensations(channels)
-        values = self.values.values
+        values = {name: dict(self.values.values[name]) for name in came}  # a neighbour may begin anew during the merge
         return DueMerge(neighbourhood=self.edges.neighbourhood, came=came, admitted=admitted, values=values, compensations=unmatched)
 
     def came(self) -> dict[str, ReceivedUpdate]:

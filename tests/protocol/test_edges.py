@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from nodes_by_hand import TERMS, Node, alive, greeted, hello, in_step, pair
+from nodes_by_hand import TERMS, Node, alive, carry, greeted, hello, in_step, pair
 
+from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.snapshot import snapshot
 from p2pfl.wire.link import Terms
-from p2pfl.wire.messages import Goodbye, Report
+from p2pfl.wire.messages import NOTHING_CLOSED, Goodbye, Report
 
 
 def test_a_flow_that_the_neighbour_did_not_match_is_taken_back_once():
@@ -122,3 +123,27 @@ def test_the_ledgers_of_a_story_are_those_that_come_back():
     assert (metadata["exchange"], metadata["closing"], metadata["stop_round"]) == (4, None, None)
     assert list(metadata["sent"]) == ["3"]
     assert EdgeLedger.from_dict(metadata["ledgers"]["b"]).report() == a.protocol.neighbours["b"].ledger.report()
+
+
+def test_a_neighbour_that_begins_without_its_state_during_a_merge_ends_nobody():
+    a, b = pair()
+    for _ in range(3):
+        for node in (a, b):
+            node.post()
+        carry(a, b)
+        assert (a.close(), b.close()) == ([], [])
+    for node in (a, b):
+        node.post()
+    carry(a, b)
+    due = a.protocol.due(a.now_s, {"x"})
+    anew = Node("b", "a", incarnation=3, anew=5)
+    greeted(a, anew)
+
+    assert "started_anew" in a.kinds()
+    assert a.protocol.neighbours["b"].ledger.heard == NOTHING_CLOSED
+    merged = {name: Flow(exchange=held.number, amounts=held.update.arrays) for name, held in due.admitted.items()}
+    assert list(merged) == ["b"]
+    assert a.protocol.close(merged, a.now_s) == []
+    assert a.protocol.neighbours["b"].ledger.open_flow == 3
+    a.hear("b", alive(9))
+    assert [flow.exchange for _, flow in a.protocol.edges.take_compensations()] == [3], "it never merged that, so it is rolled back"

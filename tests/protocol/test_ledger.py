@@ -184,3 +184,30 @@ def test_a_neighbour_is_settled_when_it_is_as_far_and_lists_nothing(heard, settl
     assert not ledger.neighbour_is_acknowledged
     ledger.hear(heard)
     assert settled == ledger.neighbour_is_acknowledged
+
+
+def test_a_merge_is_closed_whose_neighbour_begins_without_its_state_meanwhile():
+    ledger = EdgeLedger()
+    ledger.hear(report(3))
+    assert ledger.admits(4)
+
+    ledger.begin_anew(17)
+    assert ledger.hear(NOTHING_CLOSED) is None
+    assert not ledger.admits(4)
+    assert closed(ledger, 4, merged=True) is None
+    assert ledger.open_flow == 4
+    assert ledger.hear(report(8)) == 4, "the neighbour jumped over it, so it is rolled back"
+
+
+@pytest.mark.parametrize("exchange", [5, 6])
+def test_no_merge_is_closed_that_was_not_admitted_before_the_neighbour_began_without_its_state(exchange):
+    ledger = EdgeLedger()
+    ledger.hear(report(3))
+    ledger.begin_anew(17)
+    ledger.hear(NOTHING_CLOSED)
+    with pytest.raises(ValueError, match="without a report"):
+        ledger.close(exchange, merged=True)
+
+    closed(ledger, 4, merged=False)
+    with pytest.raises(ValueError, match="without a report"):
+        ledger.close(5, merged=True)
