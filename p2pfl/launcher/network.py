@@ -199,11 +199,11 @@ class _Network:
             self.ended_by = self.ended_by or signal.SIGINT  # which asyncio.run hears
             raise
         finally:
-            at_work = [(site, site.process) for site in self._sites if site.process in self._running()]
+            at_work = [(site, process) for site in self._sites if (process := site.process) is not None and process.poll() is None]
             await self._stop_all()
             self._take_events()
             number = self.ended_by or signal.SIGTERM
-            for site in [site for site, process in at_work if process is not None and process.poll() == -number]:  # too early to record it
+            for site in [site for site, process in at_work if process.poll() == -number]:  # too early to record it
                 self._folder.append_event(event_row(EventKind.PAUSED, max(site.rounds_seen, 0), site.name, f"by {number.name}"))
         missing = [site for site in self._sites if not site.is_finished]
         if missing and (self._is_pointless() or not all(site.is_lost for site in missing)):

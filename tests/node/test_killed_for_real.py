@@ -36,6 +36,15 @@ def pid_of(site):
     return None
 
 
+def network(num_nodes, place, site):
+    """`p2pfl up` on a ring in a process of its own, whose output goes into a file beside the run."""
+    experiment = {"task": {"name": "breast-cancer"}, "nodes": num_nodes, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
+    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
+    command = [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)]
+    with place.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
 def rounds_without(node, folder):
     """How many rounds the node's outages have had so far."""
     return sum(found.last - found.first + 1 for found in outages(read_source(str(folder))).found if found.node == node)
@@ -44,14 +53,10 @@ def rounds_without(node, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the daemon in /proc")
 def test_a_daemon_that_stands_still_is_lost_in_every_folder_and_well_again_when_it_goes_on(tmp_path):
-    experiment = {"task": {"name": "breast-cancer"}, "nodes": 5, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
-    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
     site = {"round_at_least_s": 0.5, "deadline_floor_s": 2.0, "deadline_factor": 2.0}
     place, still = tmp_path / "run", "hospital-2"
     folders = {name: place / "sites" / name / "state" / "run" for name in ("hospital-0", "hospital-1")}
-    command = [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)]
-    with (tmp_path / "up.log").open("wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    running = network(5, place, site)
     stopped = None
     try:
         wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
@@ -100,18 +105,11 @@ def test_a_killed_simulation_is_not_running_a_moment_later(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_killed_daemon_is_lost_in_its_own_folder_a_moment_later(tmp_path):
-    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
-    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
     place = tmp_path / "run"
     home = place / "sites" / "hospital-2"
     own_run = home / "state" / "run"
     site = {"round_at_least_s": 0.5}
-    running = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = network(4, place, site)
     try:
         wait_until(lambda: (own_run / "nodes.jsonl").exists() or running.poll() is not None, DEADLINE_S)
         wait_until(lambda: node_health(read_source(str(own_run)))["hospital-2"].state == "well", DEADLINE_S)
@@ -140,17 +138,10 @@ def test_a_killed_daemon_is_lost_in_its_own_folder_a_moment_later(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the daemon in /proc")
 def test_a_daemon_that_is_told_to_pause_is_paused_for_its_neighbours(tmp_path):
-    experiment = {"task": {"name": "breast-cancer"}, "nodes": 4, "topology": {"name": "ring"}, "rounds": 1000, "baselines": []}
-    code = "import sys, json, p2pfl; p2pfl.up(json.loads(sys.argv[1]), out=sys.argv[2], site=json.loads(sys.argv[3]))"
     place = tmp_path / "run"
     near = place / "sites" / "hospital-1" / "state"
     site = {"round_at_least_s": 0.5, "deadline_floor_s": 2.0, "deadline_factor": 2.0}
-    running = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(experiment), str(place), json.dumps(site)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = network(4, place, site)
     try:
         wait_until(lambda: (place / "rounds.jsonl").exists() or running.poll() is not None, DEADLINE_S)
         wait_until(lambda: node_health(read_source(str(near / "run")))["hospital-2"].state == "well", DEADLINE_S)
