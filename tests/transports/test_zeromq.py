@@ -321,7 +321,7 @@ def test_a_peer_that_dies_while_its_messages_wait_leaves_them_behind(links):
             await send_when_up(c, "a", [b"up"])
             async with links.member("b", "a", max_queued=4, linger_s=0) as b:
                 await send_when_up(b, "a", [b"up"])
-                taken, why = await send_until_refused(b, "a", bytes(2**20), 0.2)
+                taken, why = await send_until_refused(b, "a", bytes(2**20), 0.2, at_least=8)
             waiting = await receive(a, 2 + 4)  # c's, b's and what certainly came over
 
             assert why == "queue from b to a full for 0.2 s"
@@ -411,6 +411,9 @@ def test_a_killed_or_stopped_process_is_known_and_others_are_served(links, blow)
 
             process.send_signal(blow)
             taken, why = await send_until_refused(a, "c", bytes(2**20), 0.2)
+            if blow == signal.SIGKILL and "full" in why:  # a busy machine tells of the end when the queue is full already
+                await until(lambda: a.counters["disconnected"])
+                _, why = await send_until_refused(a, "c", bytes(2**20), 0.2)
 
             # a stopped process still has its kernel: its link stays, and fills
             assert why == ("no link from a to c" if blow == signal.SIGKILL else "queue from a to c full for 0.2 s")
@@ -506,23 +509,27 @@ def test_port_0_is_told_after_binding(links, listen):
 
 def test_closing_waits_for_a_stuck_link_without_stopping_the_loop(links):
     async def main():
-        async with links.member("a", "b"), asyncio.TaskGroup() as tasks:
-            turns = 0
+        async with links.member("a", "b") as a, asyncio.TaskGroup() as tasks:
+            is_stuck = asyncio.Event()
 
-            async def count_turns():
-                nonlocal turns
-                while True:
-                    await asyncio.sleep(0.01)
-                    turns += 1
+            async def leave():
+                async with links.member("b", "a", linger_s=15.0) as b:
+                    await send_when_up(b, "a", [b"up"])
+                    await send_until_refused(b, "a", bytes(2**20), 0.2)
+                    is_stuck.set()
 
-            async with links.member("b", "a", linger_s=0.5) as b:
-                counting = tasks.create_task(count_turns(), name="counts")
-                await send_when_up(b, "a", [b"up"])
-                await send_until_refused(b, "a", bytes(2**20), 0.2)
-                turns = 0
-            counting.cancel()
+            leaving, turns = tasks.create_task(leave(), name="leaves"), 0
+            await is_stuck.wait()
+            while turns < 10:
+                await asyncio.sleep(0.01)
+                turns += 1
 
             assert turns >= 10
+            assert not leaving.done()
+
+            reading = tasks.create_task(receive(a, 10_000), name="reads what it waits with")
+            await leaving
+            reading.cancel()
 
     finish(main())
 
