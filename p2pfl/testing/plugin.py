@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from p2pfl.testing import rehearsal
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from p2pfl.testing.rehearsal import Rehearsed
+
 
 @pytest.fixture
-def rehearse(tmp_path: Path) -> Callable[..., rehearsal.Rehearsed]:
+def rehearse(tmp_path: Path) -> Callable[..., Rehearsed]:
     """Run an experiment with real daemons in a folder of the test's own; see `p2pfl.testing.rehearse`."""
-    return partial(rehearsal.rehearse, place=tmp_path / "rehearsal")
+    from p2pfl.testing.rehearsal import rehearse as run  # torch is not imported by every process of pytest
+
+    return partial(run, place=tmp_path / "rehearsal")
