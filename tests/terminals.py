@@ -50,19 +50,24 @@ class Terminal:
         columns: of the screen.
         rows: of the screen.
         environment: besides this process's own; None takes a name away.
+        before: code that runs first in the program's process.
     """
 
-    def __init__(self, *arguments: object, columns: int, rows: int = 200, environment: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self, *arguments: object, columns: int, rows: int = 200, environment: Mapping[str, str | None] | None = None, before: str = ""
+    ) -> None:
         self.screen, self.columns = _Screen(columns, rows), columns
         self._stream, self.written = pyte.ByteStream(self.screen), b""
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        wanted = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent.parent), "LANG": "C.UTF-8"}
+        measured_elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+        wanted = {**measured_elsewhere, "TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent.parent), "LANG": "C.UTF-8"}
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CI"):
             wanted.pop(name, None)
         wanted |= {name: value for name, value in (environment or {}).items() if value is not None}
+        program = ["-c", f"from p2pfl.cli import main; {before}; main()"] if before else ["-m", "p2pfl"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "p2pfl", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -24,6 +24,7 @@ from terminals import Terminal
 LONG = ("Inselspital, Universitätsspital Bern", "Hôpitaux universitaires de Genève", "basel", "東京大学医学部附属病院", "zürich")
 COLUMNS = [80, 200]
 DEADLINE_S = 60
+HURRIED = "import sys; sys.modules['p2pfl.cli.inspect'].LIVE_EVERY_S = 0.1"
 TOPOLOGIES = [["torus", "--nodes", "64"], ["one-peer-exponential", "--nodes", "16"], ["karate-club"]]
 
 
@@ -152,7 +153,7 @@ def test_live_a_growing_run_is_followed_to_its_end(tmp_path, columns):
 
     growing = threading.Thread(target=grow)
     growing.start()
-    with Terminal("inspect", place, "--live", columns=columns, rows=24) as terminal:
+    with Terminal("inspect", place, "--live", columns=columns, rows=24, before=HURRIED) as terminal:
         for number in range(2, 6):
             terminal.until(partial(is_followed, number=number))
             seen.append((terminal.screen.is_second, list(terminal.lines)))
@@ -173,6 +174,7 @@ def test_live_a_growing_run_is_followed_to_its_end(tmp_path, columns):
 
 def piped(*arguments, **environment):
     wanted = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR", "TERM", "COLUMNS")}
+    wanted = {name: value for name, value in wanted.items() if not name.startswith("COVERAGE")}  # measured elsewhere, and slower
     done = subprocess.run(
         [sys.executable, "-m", "p2pfl", *map(str, arguments)],
         env={**wanted, **environment},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from commands import run_here
 from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError, ConflictError
 from p2pfl.experiment.graph import build_topology, stop_rule
@@ -19,7 +18,6 @@ from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, Schedule
 from p2pfl.yaml_files import dump_yaml, parse_yaml
 
-DEADLINE_S = 60
 FOUR_HOSPITALS = Path(__file__).parents[2] / "topologies" / "four-hospitals.yaml"
 
 QUADRATIC = {"task": {"name": "quadratic"}}
@@ -120,20 +118,14 @@ def test_five_faults_of_a_file_are_five_findings(tmp_path):
     assert caught.value.place == str(path)
 
 
-def test_five_faults_of_a_file_are_five_lines_of_the_command(tmp_path):
+def test_five_faults_of_a_file_are_five_lines_of_the_command(tmp_path, monkeypatch, capfd):
     path = written(tmp_path, FIVE_FAULTS)
-    done = subprocess.run(
-        [sys.executable, "-m", "p2pfl", "simulate", str(path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    first, *lines = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_here("simulate", path, monkeypatch=monkeypatch, capfd=capfd)
+    first, *lines = err.splitlines()
 
-    assert done.returncode == 2
-    assert done.stdout == ""
+    assert code == 2
+    assert out == ""
     assert first == f"p2pfl: {path}:"
     assert {line.strip() for line in lines} == FIVE_FINDINGS
     assert not (tmp_path / "runs").exists()

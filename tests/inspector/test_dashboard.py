@@ -26,7 +26,7 @@ import pytest
 from test_inspector_report import run_of
 from test_inspector_terminal import FIVE
 
-from commands import start_command
+from commands import run_here, start_command
 from networks import wait_until
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
@@ -232,19 +232,11 @@ def test_a_browser_is_opened_with_a_token_that_is_good_once(tmp_path, monkeypatc
         assert [asked(opened)[0], asked(opened)[0], asked(url)[0]] == [303, 401, 303]
 
 
-def test_a_run_that_does_not_exist_is_said_at_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "p2pfl", "dashboard", str(tmp_path / "nowhere")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
+def test_a_run_that_does_not_exist_is_said_at_once(tmp_path, monkeypatch, capfd):
+    code, out, err = run_here("dashboard", tmp_path / "nowhere", monkeypatch=monkeypatch, capfd=capfd)
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"p2pfl: {tmp_path / 'nowhere'}: no such folder: give the folder of a run, as --out named it (runs/NAME by default)\n"
-    )
+    assert (code, out) == (2, "")
+    assert err == (f"p2pfl: {tmp_path / 'nowhere'}: no such folder: give the folder of a run, as --out named it (runs/NAME by default)\n")
 
 
 @pytest.mark.parametrize("missing", ["nicegui", "plotly"])

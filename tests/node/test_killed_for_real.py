@@ -87,7 +87,7 @@ def test_a_daemon_that_stands_still_is_lost_in_every_folder_and_well_again_when_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_killed_simulation_is_not_running_a_moment_later(tmp_path):
-    code = "import sys, p2pfl; p2pfl.simulate({'task': {'name': 'breast-cancer'}, 'rounds': 10**6, 'stop': None}, out=sys.argv[1])"
+    code = "import sys, p2pfl; p2pfl.simulate({'task': {'name': 'averaging'}, 'rounds': 10**6, 'stop': None}, out=sys.argv[1])"
     place = tmp_path / "run"
     running = subprocess.Popen([sys.executable, "-c", code, str(place)], start_new_session=True)
     try:

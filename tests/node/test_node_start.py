@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from commands import run_here
 from networks import DEADLINE_S, Institutions, averaging, plan_of, start_process, starts, wait_until
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.evaluation.results import read_models
@@ -77,11 +78,11 @@ def test_a_study_that_was_changed_after_it_was_confirmed_is_refused(site):
         start(site)
 
 
-def test_a_refused_digest_is_exit_code_2(site):
-    done = run_p2pfl("node", "start", str(changed(site, confirmed="0" * 64)))
+def test_a_refused_digest_is_exit_code_2(site, monkeypatch, capfd):
+    code, _, err = run_here("node", "start", changed(site, confirmed="0" * 64), monkeypatch=monkeypatch, capfd=capfd)
 
-    assert done.returncode == 2
-    assert "another digest" in done.stderr
+    assert code == 2
+    assert "another digest" in err
 
 
 def test_a_node_does_not_start_with_another_members_keys(site):

@@ -257,7 +257,7 @@ def test_the_command_prints_a_page_of_80_columns_without_escapes(folder, p2pfl_)
 
 
 def test_json_is_all_that_is_printed(folder, p2pfl_):
-    code, out, err = p2pfl_("sweep", "mean.yaml", "--seeds", 3, "--json")
+    code, out, err = p2pfl_("sweep", "mean.yaml", "--seeds", 3, "--jobs", 1, "--json")
     document = json.loads(out)
 
     assert (code, err) == (0, "")
