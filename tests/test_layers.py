@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def row_of(room: str) -> int:
     return next(row for row, rooms in enumerate(ROWS) if room in rooms)
 
 
+@cache
 def imports_of(module: Path, source: str | None = None) -> set[str]:
     """Every module that is imported anywhere in a file, by its full name; also inside functions, and for types only."""
     package = ["p2pfl", *module.parent.parts]

@@ -114,6 +114,7 @@ RULES = {name: rule() for name, rule in ALGORITHMS.items()} | {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("arrives", [1.0, 0.6])
 def test_honest_messages_are_far_below_the_bound_whatever_is_lost(name, arrives):
@@ -242,6 +243,7 @@ def honest(network):
     return [name for name in network.plan.names if name != EVIL]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "experiment",
     [
@@ -279,6 +281,7 @@ def test_an_update_of_1e38_harms_nobody_else_and_is_skipped_at_both_ends(experim
         assert float((models_NP - models_NP.mean(dim=0)).norm()) < 5
 
 
+@pytest.mark.no_cover
 def test_a_model_that_is_suddenly_far_away_is_merged_and_reported(tmp_path, monkeypatch):
     network = beside_poison(tmp_path, monkeypatch, lambda tensor, number: tensor + 20 if number == 25 else tensor)
 
@@ -428,6 +431,7 @@ def diverging(tmp_path, experiment: Mapping[str, Any], lr: float, local_steps: i
     return [row["norm"] for row in run.node_records if row["norm"] is not None]
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # squares of the last models
 @pytest.mark.parametrize(
     ("experiment", "lr", "local_steps", "rounds"),
@@ -466,6 +470,7 @@ def test_a_node_whose_own_training_left_the_finite_numbers_refuses_only_what_is_
     assert [refused(norm, diverged=False) for norm in (1.0, 1e300, math.inf, math.nan)] == [False, True, True, True]
 
 
+@pytest.mark.no_cover
 def test_daemons_whose_training_leaves_the_finite_numbers_refuse_nobody(tmp_path):
     optimizer = {"name": "sgd", "lr": 1e3, "weight_decay": 0.2}
     plan = plan_of(**{**LEARNING, **PERCEPTRON, "optimizer": optimizer, "algorithm": {"name": "dpsgd", "local_steps": 4}, "rounds": 6})
@@ -482,6 +487,7 @@ def test_daemons_whose_training_leaves_the_finite_numbers_refuse_nobody(tmp_path
         assert network.nodes[name].daemon.protocol.edges.refused["too_large"] == 0
 
 
+@pytest.mark.no_cover
 def test_daemons_that_are_killed_and_cut_off_refuse_and_report_nothing(tmp_path):
     plan = plan_of(**{**LEARNING, "topology": {"name": "ring"}, "rounds": 60})
 

@@ -234,6 +234,7 @@ BOTH_WAYS = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", BOTH_WAYS)
 def test_daemons_equal_the_simulator(case, tmp_path):
     task, changes = BOTH_WAYS[case]
@@ -323,6 +324,7 @@ def test_processes_leave_an_encoder_as_it_was(tmp_path, monkeypatch):
     assert all(torch.equal(value, frozen_of(end)[name]) for name, value in frozen_of(start).items())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_run_goes_on_from_its_checkpoint(resumed, tmp_path, monkeypatch):
     """What a rule keeps of personal coordinates is in the checkpoint."""

@@ -176,6 +176,7 @@ def test_seconds_left_are_those_of_the_last_rounds():
 GRAPHS = [({"name": "ring"}, 16), ({"name": "random-regular", "degree": 4}, 32), ({"name": "path"}, 10), ({"name": "star"}, 12)]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("topology", "nodes"), GRAPHS)
 def test_the_forecast_at_half_time_of_pure_averaging_is_within_a_fifth(topology, nodes, tmp_path):
     settings = {"task": {"name": "averaging"}, "nodes": nodes, "topology": topology, "rounds": 300, "stop": {"relative_consensus": 1e-6}}

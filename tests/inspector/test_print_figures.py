@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -50,17 +51,36 @@ def run_of(path, nodes=FIVE, metric="auroc"):
     return read_run(path)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they were saved, by name."""
-    found, save = {}, Figure.savefig
+def remember_saved(found, patched):
+    save = Figure.savefig
 
     def remember(figure, path, **options):
         found[path.stem] = figure
         save(figure, path, **options)
 
-    monkeypatch.setattr(Figure, "savefig", remember)
+    patched.setattr(Figure, "savefig", remember)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they were saved, by name."""
+    found = {}
+    remember_saved(found, monkeypatch)
     return found
+
+
+@pytest.fixture(scope="module")
+def print_once(tmp_path_factory):
+    """Paths and figures of a run with some nodes, which each worker prints once."""
+
+    @cache
+    def print_once(nodes):
+        place, figures = tmp_path_factory.mktemp("printed"), {}
+        with pytest.MonkeyPatch.context() as patched:
+            remember_saved(figures, patched)
+            return write_figures(run_of(place / "run", nodes), place / "figures"), figures
+
+    return print_once
 
 
 def texts(figure):
@@ -75,9 +95,10 @@ def texts(figure):
     return [text for text in found if text.get_visible() and text.get_text().strip()]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("nodes", [FIVE, STRANGE, FIVE[:2], TWENTY], ids=["five", "strange", "two", "twenty"])
-def test_they_are_one_column_wide_without_colour_and_can_be_read(drawn, tmp_path, nodes):
-    written = write_figures(run_of(tmp_path / "run", nodes), tmp_path / "figures")
+def test_they_are_one_column_wide_without_colour_and_can_be_read(print_once, nodes):
+    written, drawn = print_once(nodes)
 
     assert [path.stem for path in written] == list(drawn) == ALL
     for path in written:
@@ -92,9 +113,10 @@ def test_they_are_one_column_wide_without_colour_and_can_be_read(drawn, tmp_path
         assert min(text.get_fontsize() for text in texts(figure)) >= 8
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("nodes", [FIVE, STRANGE, TWENTY], ids=["five", "strange", "twenty"])
-def test_no_letters_lie_on_others_and_none_are_outside(drawn, tmp_path, nodes):
-    write_figures(run_of(tmp_path / "run", nodes), tmp_path)
+def test_no_letters_lie_on_others_and_none_are_outside(print_once, nodes):
+    _, drawn = print_once(nodes)
 
     for name, figure in drawn.items():
         figure.set_dpi(300)  # as it was saved
@@ -138,6 +160,7 @@ def test_a_metrics_name_is_no_formula(drawn, tmp_path):
     assert "$\\frac$" in drawn["worth"].axes[0].get_xlabel()
 
 
+@pytest.mark.no_cover
 def test_darker_is_better_also_where_less_is(drawn, tmp_path):
     write_figures(run_of(tmp_path / "one", metric="auroc"), tmp_path)
     better = drawn["matrix"].axes[0].images[0]

@@ -264,6 +264,7 @@ def details(network: Network, name: str, kind: str) -> list[str]:
     return [event["detail"] for event in read_run(network.states[name] / "run").events if event["event"] == kind]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("how", first_fast(["restored", "deleted"]))
 def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_true_mean(how, tmp_path, caplog):
     plan = averaging({"name": "ring"}, 6, seed=3)
@@ -351,6 +352,7 @@ def rarely_written(every: int):
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", first_fast(range(6)))
 def test_a_kill_at_any_moment_is_not_taken_for_lost_state_and_the_mean_stands_still(seed, tmp_path):
     chance, plan = random.Random(seed), rarely_written(1 + seed % 3 * 3 if seed else 7)

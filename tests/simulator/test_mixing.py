@@ -33,6 +33,7 @@ def compiled(request):
     return request.param
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("name", "options"), [("random-regular", {"degree": 4}), ("star", {}), ("erdos-renyi", {"p": 0.3})])
 def test_the_bits_are_those_of_messages(name, options, threads, compiled, monkeypatch):

@@ -29,6 +29,7 @@ def drawn(generator, rows, apart, other_apart, common):
     return torch.from_numpy(scores), torch.from_numpy(others), torch.from_numpy(positive.astype(np.float32))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("rows", "apart", "other_apart", "common"),
     [(40, 0.8, 0.8, 0.5), (150, 0.8, 1.0, 0.5), (60, 1.5, 1.8, 0.5), (150, 2.0, 2.0, 0.9), (114, 3.0, 3.3, 0.9)],
@@ -42,6 +43,7 @@ def test_aurocs_paired_interval_covers_the_true_difference(rows, apart, other_ap
     assert FEWEST <= covered <= MOST
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("rows", "both", "one", "other"), [(30, 0.7, 0.1, 0.05), (100, 0.85, 0.06, 0.02), (200, 0.6, 0.1, 0.1), (400, 0.6, 0.2, 0.1)]
 )
@@ -57,6 +59,7 @@ def test_accuracys_paired_interval_covers_the_true_difference(rows, both, one, o
     assert FEWEST <= covered / DRAWS <= 0.99  # of 30 rows with few that differ
 
 
+@pytest.mark.no_cover
 def test_a_gain_by_leaving_out_rows_covers_the_true_one():
     generator, covered, trials = np.random.default_rng(2), 0, 300
     for trial in range(trials):
@@ -70,6 +73,7 @@ def test_a_gain_by_leaving_out_rows_covers_the_true_one():
     assert binom.ppf(0.001, trials, 0.94) / trials <= covered / trials <= MOST
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("metric", [balanced_accuracy, log_loss])
 def test_other_paired_intervals_cover_the_true_difference(metric):
     generator, trials = np.random.default_rng(12), 300

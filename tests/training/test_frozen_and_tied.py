@@ -101,6 +101,7 @@ def trained_by_torch(site, node, recipe, rounds, make_model):
     return model, start
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("make_model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("spec", SPECS)
 def test_training_is_torchs_with_weight_decay_and_momentum(spec, make_model):

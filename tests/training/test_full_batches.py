@@ -114,6 +114,7 @@ class Residual(nn.Module):
         return self.last(inputs + self.norm(torch.tanh(self.inner(inputs))))
 
 
+@pytest.mark.no_cover
 def test_a_module_that_computes_itself_is_used_by_one_thread_alone():
     """Two threads would train on each other's parameters: other weights in each run, without a word."""
     task, found = replace(LINEAR, model=Residual), []
