@@ -6,6 +6,7 @@ Every browser test also asserts that nothing was asked of any other machine, and
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from commands import run_here, start_command
 from networks import wait_until
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.inspector.dashboard.board import Board
-from p2pfl.inspector.dashboard.server import listening, serve
+from p2pfl.inspector.dashboard.server import _names_its_tasks, listening, serve
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.simulator import simulate
@@ -70,6 +71,13 @@ def serving(*sources, cwd):
     finally:
         running.kill()
         running.communicate()
+
+
+@pytest.mark.parametrize(("names", "is_told"), [("", False), ("update loop", True)])
+def test_tasks_that_could_not_be_cancelled_are_told_where_there_are_any(names, is_told):
+    record = logging.LogRecord("nicegui", logging.ERROR, "", 0, "Could not cancel %s tasks within timeout: %s", (7, names), None)
+
+    assert _names_its_tasks(record) is is_told
 
 
 def need_chromium():

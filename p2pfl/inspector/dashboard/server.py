@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from p2pfl.inspector.dashboard.guard import Guard
 
 _PATIENCE_S = 60.0
 """For laying out the page of a large run."""
+_ALL_ENDED = re.compile(r"Could not cancel \d+ tasks within timeout: ")
 _GOODBYE_S = 1
 """For open connections when it ends: a page in a browser never closes its own."""
 
@@ -50,11 +53,17 @@ def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], ope
         # uncompressed: nothing leaves the machine
         ui.run_with(app, show_welcome_message=False, tailwind=False, gzip_middleware_factory=None)
         guard = Guard(app=app, port=door.getsockname()[1])
+        logging.getLogger("nicegui").addFilter(_names_its_tasks)
         # the log of requests would hold the token
         options = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GOODBYE_S}
         server = uvicorn.Server(uvicorn.Config(guard, **options))
         say(f"{guard.url}?token={guard.token}")  # the socket listens already: whoever comes before the server has started waits
         asyncio.run(_run(server, door, board, f"{guard.url}?token={guard.ticket()}" if opens else None))
+
+
+def _names_its_tasks(record: logging.LogRecord) -> bool:
+    """Keep out a complaint that a busy machine draws at the end: tasks could not be cancelled, and none is named, as all had ended."""
+    return _ALL_ENDED.fullmatch(record.getMessage()) is None
 
 
 async def _run(server: Any, door: socket.socket, board: Board, opened: str | None) -> None:
