@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from p2pfl.inspector.convergence import Reached
     from p2pfl.runs.records import RunRecords
 
-LIVE_EVERY_S = 1.0
-"""Seconds between two pages of --live."""
-
 
 def inspect(
     run: Annotated[
@@ -78,7 +75,7 @@ def inspect(
         from p2pfl.inspector.terminal import follow, print_page
 
         read = partial(read_source, run)
-        records = follow(read, open_console(highlight=False), every_s=LIVE_EVERY_S, pause=time.sleep) if live else read()
+        records = follow(read, open_console(highlight=False), every_s=1.0, pause=time.sleep) if live else read()
         if to_html or to_csv or to_parquet or to_png or to_tensorboard:
             for path in _written(records, to_html, tables, to_png, to_tensorboard):
                 typer.echo(path)

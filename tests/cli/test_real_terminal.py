@@ -24,7 +24,7 @@ from terminals import Terminal
 LONG = ("Inselspital, Universitätsspital Bern", "Hôpitaux universitaires de Genève", "basel", "東京大学医学部附属病院", "zürich")
 COLUMNS = [80, 200]
 DEADLINE_S = 60
-HURRIED = "import sys; sys.modules['p2pfl.cli.inspect'].LIVE_EVERY_S = 0.1"
+HURRIED = "import time; sleep = time.sleep; time.sleep = lambda pause_s: sleep(pause_s / 10)"
 TOPOLOGIES = [["torus", "--nodes", "64"], ["one-peer-exponential", "--nodes", "16"], ["karate-club"]]
 
 

@@ -46,8 +46,7 @@ class ModelGradients:
         gradients, losses, unused = [], [], []
         for i, (row, node) in enumerate(zip(rows_N.tolist(), nodes_N.tolist(), strict=True)):
             with torch.random.fork_rng(devices=[x_NP.device] if x_NP.is_cuda else []):
-                # torch's own function also tells devices that there are not, with a copy of the stack, at each row and step
-                seed_generator = torch.manual_seed if x_NP.is_cuda else torch.default_generator.manual_seed
+                seed_generator = torch.manual_seed if x_NP.is_cuda else torch.default_generator.manual_seed  # torch's copies the stack
                 seed_generator(torch_seed(seed, Purpose.MODEL, node=node, round=round, step=step))
                 buffers = {name: stacked[row] for name, stacked in self.buffers.items()}
                 site = self._sites[row] if self._sites else None
