@@ -251,6 +251,7 @@ def missing_on_both_sides(graph, rng, share):
     return torch.from_numpy((up | up.T)[np.arange(7)[:, None], index_NK])
 
 
+@pytest.mark.no_cover
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), rounds=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("name", KEEP_THE_MEAN)
@@ -270,6 +271,7 @@ def test_the_mean_stands_still_whatever_messages_are_missing_on_both_sides(name,
     assert float((algorithm.estimate(state).mean(dim=0) - mean_P).abs().max()) < 1e-12
 
 
+@pytest.mark.no_cover
 def test_the_network_agrees_in_rounds_without_local_steps(algorithm):
     graph = graph_for(algorithm)
     state = started(algorithm, graph)

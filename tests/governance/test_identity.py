@@ -31,6 +31,18 @@ from p2pfl.governance.encoding import grouped, z85_encode
 from p2pfl.governance.identity import Identity, find_passphrase
 
 PASSPHRASE = b"correct horse battery staple"
+SCRYPT_N = key_file._N
+
+
+@pytest.fixture(autouse=True)
+def cheap_guesses(monkeypatch):
+    """A passphrase takes a millisecond instead of a third of a second."""
+    monkeypatch.setattr(key_file, "_N", 2**9)
+
+
+@pytest.fixture
+def dear_guesses(cheap_guesses, monkeypatch):
+    monkeypatch.setattr(key_file, "_N", SCRYPT_N)
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +166,7 @@ def test_missing_keys_are_named(folder):
     assert caught.value.place == str(folder / "private.pem")
 
 
-def test_encrypted_keys_need_their_passphrase(folder, tmp_path, monkeypatch):
+def test_encrypted_keys_need_their_passphrase(folder, tmp_path, monkeypatch, dear_guesses):
     identity = Identity.new()
     path = identity.save(folder, PASSPHRASE)
     assert_no_secret(path.read_text(), identity)
@@ -245,7 +257,7 @@ def sealed_text():
 
 
 @pytest.fixture
-def sealed(folder, monkeypatch):
+def sealed(folder, monkeypatch, dear_guesses):
     """Encrypted keys, and their file."""
     monkeypatch.setenv("P2PFL_PASSPHRASE", PASSPHRASE.decode())
     identity, text = sealed_text()

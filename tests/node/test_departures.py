@@ -282,6 +282,7 @@ def test_a_node_that_went_for_good_is_a_departure_near_and_far(tmp_path):
     assert {exit_code_of(summary) for summary in summaries.values()} == {3}
 
 
+@pytest.mark.no_cover
 def test_a_node_that_jumped_over_rounds_says_so_and_the_others_were_there(tmp_path):
     plan = fixed_rounds(4, 80)
 

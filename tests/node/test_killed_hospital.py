@@ -50,6 +50,7 @@ def views(tmp_path):
     }
 
 
+@pytest.mark.no_cover
 def test_nowhere_is_it_called_well(tmp_path):
     pytest.importorskip("plotly")
     for name, run in views(tmp_path).items():

@@ -108,6 +108,7 @@ def test_a_neighbour_that_dies_and_comes_back_is_said_in_log_and_events(tmp_path
     assert "link_up" in events[events.index("link_down") :]
 
 
+@pytest.mark.no_cover
 def test_an_undisturbed_run_has_no_warning(tmp_path, links, caplog):
     caplog.set_level(logging.INFO)
 

@@ -297,6 +297,7 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
     finish(main())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("how", first_fast(["deleted", "restored"]))
 def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighbours(how, tmp_path):
     plan = averaging({"name": "ring"}, 6, seed=3)

@@ -97,6 +97,7 @@ def test_the_records_of_256_members_are_within_the_limits():
     assert allowance.exclusion(now_s) is None
 
 
+@pytest.mark.no_cover
 def test_an_honest_neighbour_with_another_schema_or_study_is_not_excluded():
     allowance = NeighbourAllowance(update_bytes=SMALL)
     for number in range(2 * 86_400):  # two greetings a second, all day

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from members_by_hand import HOUR_S, ROUND_S, Member, signed
 from nodes_by_hand import FLOOR_S, alive
 
@@ -20,6 +21,7 @@ def ladder(node: Member, liar: str = "d", top: int = 300):
     return lie
 
 
+@pytest.mark.no_cover
 def test_lies_cost_no_round_where_honest_neighbours_are_in_step():
     a = Member("a", "b", "c", "d")
     for _ in range(5):
@@ -33,6 +35,7 @@ def test_lies_cost_no_round_where_honest_neighbours_are_in_step():
     assert a.protocol.edges.exchange > 170
 
 
+@pytest.mark.no_cover
 def test_lies_of_the_only_neighbour_cost_no_round():
     """It sends no update any more, so that the node is alone; and it passes on no record of others."""
     a = Member("a", "d")

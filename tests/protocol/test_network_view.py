@@ -140,6 +140,7 @@ def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tm
     assert course.fitted_rate <= course.predicted_rate * (1 + 1e-3)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("topology", "nodes", "diameter"), first_fast([("star", 6, 2), ("complete", 5, 1), ("path", 5, 4), ("hypercube", 8, 3)])
 )
@@ -285,6 +286,7 @@ def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_els
     assert status["network"]["not_heard_of"] == ["node-1"]
 
 
+@pytest.mark.no_cover
 def test_a_nodes_address_tells_an_inspector_of_the_whole_network(tmp_path, monkeypatch):
     plan = averaging({"name": "ring"}, 6, tolerance=1e-9)
     found = {}

@@ -91,6 +91,7 @@ def slow(factor: float, **when) -> FaultScript:
     return FaultScript((Fault(kind=FaultKind.SLOW, nodes=("node-3",), factor=factor, **when),))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("experiment", [LEARNING, PAIRWISE], ids=["asynchronous", "pairwise"])
 def test_a_node_that_a_script_slows_makes_fewer_rounds_by_its_factor(experiment, tmp_path):
     run = simulate(experiment, faults=slow(4, from_s=0), out=tmp_path / "run")
@@ -100,6 +101,7 @@ def test_a_node_that_a_script_slows_makes_fewer_rounds_by_its_factor(experiment,
     assert all(moments == list(range(1, 13)) for moments in ended.values())
 
 
+@pytest.mark.no_cover
 def test_a_script_and_the_clock_slow_the_same_node_alike(tmp_path):
     by_clock = simulate(LEARNING, clock={"speeds": {"node-3": 0.125}}, out=tmp_path / "clock")
     by_script = simulate(LEARNING, faults=slow(8, rounds=frozenset(range(12))), out=tmp_path / "script")
@@ -107,6 +109,7 @@ def test_a_script_and_the_clock_slow_the_same_node_alike(tmp_path):
     assert all(torch.equal(model, by_script.models[name]) for name, model in by_clock.models.items())
 
 
+@pytest.mark.no_cover
 def test_a_slow_node_is_itself_again_when_the_fault_is_over(tmp_path):
     by_rounds = simulate(LEARNING, faults=slow(4, rounds=frozenset({1})), out=tmp_path / "rounds")
     by_seconds = simulate(LEARNING, faults=slow(4, from_s=1.5, until_s=5.5), out=tmp_path / "seconds")
@@ -155,6 +158,7 @@ def test_messages_take_as_long_as_the_graph_says(tmp_path):
     assert merged[:5] == [[], [], [], [["node-1", 0, 0]], [["node-1", 1, 0]]]  # 2.5 s and a little for some bytes at 1 Mbit/s
 
 
+@pytest.mark.no_cover
 def test_push_sum_finds_the_exact_mean_at_any_pace(tmp_path):
     experiment = {
         **LEARNING,
@@ -172,6 +176,7 @@ def test_push_sum_finds_the_exact_mean_at_any_pace(tmp_path):
         torch.testing.assert_close(model, mean, rtol=0, atol=1e-9)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("interrupted_after", first_fast([5, 1]))
 def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     experiment = {**LEARNING, "clock": {"speeds": {"node-1": 0.3, "node-5": 1.7}}}
@@ -194,6 +199,7 @@ def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("algorithm", first_fast(["qg-dsgdm", "dpsgd", "push-sum"]))
 def test_daemons_are_replayed_from_their_records(algorithm, tmp_path):
     weights = "push-sum" if algorithm == "push-sum" else "metropolis"

@@ -36,6 +36,7 @@ def moved(models: Tensor, before: Tensor) -> float:
     return float((models.mean(dim=0) - before.mean(dim=0)).norm() / (before - before.mean(dim=0)).norm())
 
 
+@pytest.mark.no_cover
 def test_meetings_keep_the_mean_and_bring_nodes_together(tmp_path):
     before = starts(plan_of(**AVERAGING))
     after = stacked(simulate(AVERAGING, clock=UNEQUAL, out=tmp_path / "run").models)
@@ -87,6 +88,7 @@ def test_a_slow_node_slows_nobody_on_the_clock(tmp_path):
     assert len(during) > 10  # it is met while it trains
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("interrupted_after", first_fast([7, 1]))
 def test_a_run_that_is_interrupted_goes_on_exactly(interrupted_after, tmp_path):
     experiment = {**LEARNING, "clock": UNEQUAL, "rounds": 12}

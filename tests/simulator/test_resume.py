@@ -110,6 +110,7 @@ def test_a_run_that_has_ended_is_left_as_it_is(uninterrupted):
     assert (uninterrupted.path / "summary.json").read_bytes() == before
 
 
+@pytest.mark.no_cover
 def test_chance_and_buffers_of_a_model_survive_an_interruption(tmp_path):
     """Dropout's keys follow from the round, BatchNorm's statistics are in the checkpoint."""
 

@@ -62,6 +62,7 @@ def pooled_optimum(weighting):
     return torch.linalg.solve(gram, sum(factors[site.name] * site.train[0].T @ site.train[1] for site in SITES)).flatten()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", first_fast(["gradient-tracking", "extra", "exact-diffusion"]))
 @pytest.mark.parametrize(
     ("batch_size", "weighting"), first_fast([("full", "samples"), (64, "uniform"), ("full", "uniform"), (64, "samples")], 2)

@@ -472,6 +472,7 @@ def test_the_given_model_is_never_changed():
     assert torch.equal(parameters_of(model), before)
 
 
+@pytest.mark.no_cover
 def test_weighting_by_samples_moves_the_fixed_point_to_the_sample_weighted_one():
     """f_i = a_i (x - b_i)**2 / 2 scaled by n m_i / M on a complete graph: sum m_i a_i b_i / sum m_i a_i."""
     curvatures, minima, samples = [0.5, 1.0, 2.0], [0.0, 1.0, 5.0], [10, 20, 70]
