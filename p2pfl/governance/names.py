@@ -20,12 +20,8 @@ NEW_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.' or '-'"
 """The rule for new members, for messages. A command takes what starts with '-' for an option."""
 
 _MAX_PORT = 65535
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-
-
-def is_name(text: str) -> bool:
-    """Whether a text may be the name of a member."""
-    return _NAME.fullmatch(text) is not None
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+"""All of a member's name."""
 
 
 def is_task_name(text: str) -> bool:
@@ -45,12 +41,12 @@ def checked_task_name(text: str) -> str:
 
 def is_new_name(text: str) -> bool:
     """Whether a text may be the name of a new member; older studies may hold other names."""
-    return is_name(text) and not text.startswith("-")
+    return NAME.fullmatch(text) is not None and not text.startswith("-")
 
 
 def checked_name(text: str) -> str:
     """Return a member's name that holds to `RULE`; ValueError for any other text."""
-    if not is_name(text):
+    if not NAME.fullmatch(text):
         raise ValueError(f"expected {RULE}")
     return text
 

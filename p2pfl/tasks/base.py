@@ -1,75 +1,21 @@
-"""Tasks, which say what is learnt, and sites, which have the rows.
-
-Shapes: M rows, F features, P parameters.
-"""
+"""Tasks, which say what is learnt, with which model, loss and metrics."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor, nn
 
 from p2pfl.errors import DataError
-from p2pfl.governance.names import RULE, is_name
-from p2pfl.statistics.moments import Moments
+from p2pfl.tasks.sites import Rows, Site, SiteTable, describe
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """(outputs, targets) -> a figure, on detached CPU tensors of one site's test rows; NaN where it is undefined."""
 
-Rows = tuple[Tensor, Tensor]
-"""Inputs (M, ...) and targets (M, ...)."""
-
 DTYPES = ("float32", "float64")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Site:
-    """One institution's rows: a node of the network.
-
-    Raises:
-        DataError: the name is no member's, lengths differ, a table is empty, a number is not finite; the message names the site and the
-            place.
-    """
-
-    name: str
-    """As in the roster; nodes are ordered by it."""
-    train: Rows | None
-    """None where there is nothing to train on, as in pure averaging."""
-    test: Rows | None
-    """None where there is nothing to measure on."""
-    groups: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Attributes of the test rows, one value a row, for reports on subgroups."""
-    set_aside: Rows | None = None
-    """The test rows while validation rows stand in their place: measured once, at the end, and never used for choosing."""
-    start: Tensor | None = None
-    """(P,) where this node starts instead of at the model's own parameters."""
-    prepare: Callable[[np.ndarray], Tensor] | None = None
-    """Raw features (M, F), columns as in ``Task.features``, to model inputs, with this site's own statistics."""
-    moments: Moments | None = None
-    """Moments of the training inputs before they are standardised, for sites that agree on one scale (option ``standardise: pooled``)."""
-
-    def __post_init__(self) -> None:
-        findings = [fault for part in ("train", "test", "set_aside") for fault in _faults_of_rows(part, getattr(self, part))]
-        findings += _faults_of_groups(self.groups, self.test)
-        start: object = self.start
-        if start is not None and (not isinstance(start, Tensor) or start.dim() != 1 or not start.is_floating_point()):
-            given = describe(start) if isinstance(start, Tensor) else type(start).__name__
-            findings.append(f"start is {given}: expected one floating vector (P,)")
-        elif isinstance(start, Tensor) and not bool(start.isfinite().all()):
-            findings.append("start has values that are not finite")
-        prepare: object = self.prepare
-        if prepare is not None and not callable(prepare):
-            findings.append(f"prepare is {type(prepare).__name__}: expected a function, or None")
-        name: object = self.name
-        if not isinstance(name, str) or not is_name(name):
-            findings.append(f"name = {name!r}: expected the member's name in the roster, {RULE}")
-        if findings:
-            raise DataError(findings, place=f"site {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +90,7 @@ def _faults_of_fields(task: Task) -> list[str]:
         ("model", task.model, callable(task.model) and not isinstance(task.model, nn.Module), f"{function} that makes a torch.nn.Module"),
         ("loss", task.loss, task.loss is None or callable(task.loss), f"{function} of outputs and targets, or None"),
         ("metrics", task.metrics, isinstance(task.metrics, Mapping), "expected a mapping of names to functions"),
-        ("sites", task.sites, _is_list_of(Site, task.sites), "expected a list of p2pfl.tasks.Site"),
+        ("sites", task.sites, isinstance(task.sites, SiteTable) or _is_list_of(Site, task.sites), "expected a list of p2pfl.tasks.Site"),
         ("features", task.features, task.features is None or _is_list_of(str, task.features), "expected a tuple of names, or None"),
         ("probabilities", task.probabilities, task.probabilities is None or callable(task.probabilities), f"{function}, or None"),
         ("losses", task.losses, isinstance(task.losses, AbstractSet), "expected a frozenset of metrics' names"),
@@ -174,41 +120,6 @@ def _kind(value: object) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _faults_of_groups(groups: object, test: Rows | None) -> list[str]:
-    if not isinstance(groups, Mapping):
-        return [f"groups is {type(groups).__name__}: expected a mapping of attributes to values of the test rows"]
-    unsized = [name for name, values in groups.items() if not hasattr(values, "__len__")]
-    if unsized:
-        return [f"groups[{name!r}] is {type(groups[name]).__name__}: expected a list, one value for each test row" for name in unsized]
-    is_table = isinstance(test, tuple) and bool(test) and isinstance(test[0], Tensor) and test[0].dim() > 0
-    num_test = len(test[0]) if is_table and test is not None else 0
-    return [
-        f"groups[{name!r}] has {len(values)} values: expected one for each of the {num_test} test rows"
-        for name, values in groups.items()
-        if len(values) != num_test
-    ]
-
-
-def _faults_of_rows(part: str, rows: Rows | None) -> list[str]:
-    if rows is None:
-        return []
-    if not isinstance(rows, tuple) or len(rows) != 2 or not all(isinstance(tensor, Tensor) for tensor in rows):  # noqa: PLR2004
-        return [f"{part} is {type(rows).__name__}: expected a pair of tensors (inputs, targets)"]
-    for name, tensor in zip(("inputs", "targets"), rows, strict=True):
-        if tensor.dim() == 0:
-            return [f"{part} {name} are one number: expected rows along the first axis"]
-    inputs, targets = rows
-    if len(inputs) != len(targets):
-        return [f"{part} has {len(inputs)} rows of inputs and {len(targets)} of targets: expected as many"]
-    if not len(inputs):
-        return [f"{part} has no rows: expected at least one, or None"]
-    return [
-        f"{part} {name}: row {int(bad[0, 0])} has a value that is not finite"
-        for name, tensor in (("inputs", inputs), ("targets", targets))
-        if len(bad := (~tensor.isfinite()).nonzero())
-    ]
-
-
 def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
     """Rows that do not fit together with the first site's."""
     findings: list[str] = []
@@ -224,8 +135,3 @@ def _faults_between_sites(part: str, sites: Sequence[Site]) -> list[str]:
             if mine.shape[1:] != theirs.shape[1:] or mine.dtype != theirs.dtype:
                 findings.append(f"{part} {kind} of site {site.name!r} are {describe(mine)}, of site {first.name!r} {describe(theirs)}")
     return findings
-
-
-def describe(tensor: Tensor) -> str:
-    """Describe a tensor by dtype and shape."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

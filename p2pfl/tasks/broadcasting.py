@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from p2pfl.tasks.base import describe
+from p2pfl.tasks.sites import describe
 
 _OUTPUTS, _TARGETS = 1, 2
 _BY_ROW = frozenset({F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.kl_div, F.soft_margin_loss})

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from p2pfl.errors import P2PFLError, TaskError
-from p2pfl.tasks.base import Task, describe
+from p2pfl.tasks.base import Task
+from p2pfl.tasks.sites import describe
 
 log = logging.getLogger(__name__)
 

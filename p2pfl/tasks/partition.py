@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, ValidationRowsError
-from p2pfl.tasks.base import Site, Task
-from p2pfl.tasks.site_table import SiteTable, Split
+from p2pfl.tasks.base import Task
+from p2pfl.tasks.sites import Site, SiteTable, Split
 from p2pfl.tasks.streams import generator_of, generators_of
 
 log = logging.getLogger(__name__)

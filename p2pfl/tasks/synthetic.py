@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError
-from p2pfl.tasks.base import Site, Task
+from p2pfl.tasks.base import Task
 from p2pfl.tasks.partition import node_names
-from p2pfl.tasks.site_table import SiteTable, Split
+from p2pfl.tasks.sites import Site, SiteTable, Split
 from p2pfl.tasks.streams import generator_of, generators_of
 from p2pfl.tasks.tables import Preparation, logistic_regression
 

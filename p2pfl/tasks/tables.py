@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.statistics.moments import Moments
-from p2pfl.tasks.base import Site, Task
+from p2pfl.tasks.base import Task
 from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
 from p2pfl.tasks.partition import missing_classes, node_names, split_rows
+from p2pfl.tasks.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

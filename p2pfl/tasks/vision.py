@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from p2pfl.data.sources import SOURCES, read
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.tasks.base import Rows, Site, Task
+from p2pfl.tasks.base import Task
 from p2pfl.tasks.medical import DIRICHLET
 from p2pfl.tasks.partition import dealt, drawn, node_names, split_rows
+from p2pfl.tasks.sites import Rows, Site
 from p2pfl.tasks.tables import Preparation, class_targets, classification, partitioned_sites
 
 _LARGEST_PIXEL = 16.0  # of digits
