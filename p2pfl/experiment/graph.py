@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from p2pfl.topology import (
     Schedule,
     Topology,
     base_spec,
+    describe,
     diameter,
     diameter_bounds,
     has_base,
+    is_spectrum_quick,
     laplacian_extremes,
     load_over,
     make,
@@ -30,6 +33,8 @@ from p2pfl.topology import (
 _MOST_CERTIFIED = 512  # nodes
 
 _MOST_NEWS_ROUNDS = 1000
+
+_EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
 
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
@@ -150,6 +155,27 @@ def lambda_2_of(schedule: Schedule, start: int, window: int) -> float:
 def diameter_bound(topology: Topology) -> int:
     """The diameter, or an upper bound on it for very large graphs: rounds that news needs to reach everybody."""
     return diameter(topology) if topology.num_nodes <= _EXACT_DIAMETER_UP_TO else diameter_bounds(topology)[1]
+
+
+def record_of(topology: Topology, names: Sequence[str]) -> dict[str, Any]:
+    """Describe a graph over nodes as the run folder's topology.json holds it."""
+    quick = is_spectrum_quick(topology)
+    lambda_2, lambda_max = laplacian_extremes(topology) if quick else (None, None)
+    spectrum = describe(topology) if quick else {"lambda_2": None, "lambda_min": None}
+    weights = topology.weights
+    assert weights is not None
+    edges = None
+    if len(names) <= _EDGES_LISTED_UP_TO:
+        edges = [[int(i), int(j), float(w)] for i, j, w in zip(topology.senders, topology.receivers, weights, strict=True)]
+    return {
+        "nodes": list(names),
+        "edges": edges,
+        "lambda_2": spectrum["lambda_2"],
+        "lambda_min": spectrum["lambda_min"],
+        "laplacian_lambda_2": lambda_2,
+        "laplacian_lambda_max": lambda_max,
+        "diameter": diameter_bound(topology) if quick else None,
+    }
 
 
 def _named_graph(experiment: Experiment, wanted: Named, names: Sequence[str]) -> Topology:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from p2pfl.algorithms import Guard
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
-from p2pfl.experiment.graph import agreeing_on, build_schedule, diameter_bound, stop_rule
+from p2pfl.experiment.graph import agreeing_on, build_schedule, record_of, stop_rule
 from p2pfl.experiment.requirements import unmet_requirements
 from p2pfl.experiment.rules import build_algorithm, resolve_recipe
 from p2pfl.experiment.sites import counts_of, names_of
@@ -22,10 +22,9 @@ from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
 from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task
-from p2pfl.topology import Schedule, Topology, describe, is_spectrum_quick, laplacian_extremes
+from p2pfl.topology import Schedule, Topology
 from p2pfl.training import Population, Recipe, build_model, dry_run
-
-_EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
+from p2pfl.training.backends.choice import Gradients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +44,8 @@ class Plan:
     model: nn.Module
     """The model in the population's dtype, with the start that all share."""
     recipe: Recipe
+    gradients: Gradients | None
+    """How gradients are computed, as the dry run has decided; None where nothing trains here."""
     stop_rule: StopRule | None
     samples: Mapping[str, int] | None
     """Training rows of every node, for `weighting: samples`; None: uniform."""
@@ -98,8 +99,12 @@ class Plan:
         num_neighbours_N = np.array([len(self.neighbours(name)) for name in names])
         return TimeVaryingBound(window=self.stop_rule.window, num_neighbours_N=num_neighbours_N)
 
-    def population(self, names: Sequence[str], device: torch.device | str = "cpu", *, all_slots: bool = False) -> Population:
-        """Make the population of some nodes, its rows in the order given; *all_slots*: as many fixed slots as any node has at most."""
+    def population(self, names: Sequence[str], device: torch.device | str = "cpu") -> Population:
+        """Make the population of some nodes, its rows in the order given."""
+        return Population(**self.rows(names), device=device)
+
+    def rows(self, names: Sequence[str], *, all_slots: bool = False) -> dict[str, Any]:
+        """Arguments of the population of some nodes but for its device; *all_slots*: as many fixed slots as any node has at most."""
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
         everybody = tuple(names) == self.names
@@ -110,35 +115,30 @@ class Plan:
             sites = self.sites.table if everybody else self.sites.table.take(numbers)
         else:
             sites = [self.sites[name] for name in names]
-        slots_NK = None
-        if "fixed slots" in self.recipe.algorithm.requires:
-            index_NK, _, linked_NK = self.undirected.with_weights(0.0).padded()
-            index_NK, linked_NK = index_NK[list(numbers)], linked_NK[list(numbers)]
-            most = (
-                linked_NK.shape[1] if all_slots else int(linked_NK.sum(axis=1).max())
-            )  # one node's own slots have no padding for others' neighbours
-            slots_NK = torch.from_numpy(np.where(linked_NK, index_NK, -1)[:, :most])
-        return Population(self.task, sites, numbers, self.model, self.recipe, loss_scale=scale, device=device, slots_NK=slots_NK)
+        return {
+            "task": self.task,
+            "sites": sites,
+            "nodes": numbers,
+            "model": self.model,
+            "recipe": self.recipe,
+            "gradients": self.gradients,
+            "loss_scale": scale,
+            "slots_NK": self.slots(numbers, all_slots=all_slots),
+        }
+
+    def slots(self, numbers: Sequence[int], *, all_slots: bool = False) -> Tensor | None:
+        """Neighbours of some nodes for a rule that requires fixed slots; see Context."""
+        if "fixed slots" not in self.recipe.algorithm.requires:
+            return None
+        index_NK, _, linked_NK = self.undirected.with_weights(0.0).padded()
+        index_NK, linked_NK = index_NK[list(numbers)], linked_NK[list(numbers)]
+        # one node's own slots have no padding for others' neighbours
+        most = linked_NK.shape[1] if all_slots else int(linked_NK.sum(axis=1).max())
+        return torch.from_numpy(np.where(linked_NK, index_NK, -1)[:, :most])
 
     def graph_record(self) -> dict[str, Any]:
         """Describe the graph as the run folder's topology.json holds it."""
-        quick = is_spectrum_quick(self.topology)
-        lambda_2, lambda_max = laplacian_extremes(self.topology) if quick else (None, None)
-        spectrum = describe(self.topology) if quick else {"lambda_2": None, "lambda_min": None}
-        weights = self.topology.weights
-        assert weights is not None
-        edges = None
-        if len(self.names) <= _EDGES_LISTED_UP_TO:
-            edges = [[int(i), int(j), float(w)] for i, j, w in zip(self.topology.senders, self.topology.receivers, weights, strict=True)]
-        return {
-            "nodes": list(self.names),
-            "edges": edges,
-            "lambda_2": spectrum["lambda_2"],
-            "lambda_min": spectrum["lambda_min"],
-            "laplacian_lambda_2": lambda_2,
-            "laplacian_lambda_max": lambda_max,
-            "diameter": diameter_bound(self.topology) if quick else None,
-        }
+        return record_of(self.topology, self.names)
 
 
 def make_plan(
@@ -189,8 +189,8 @@ def make_plan(
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
-    dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
-    experiment, recipe = resolve_recipe(experiment, algorithm, task, model)
+    gradients = dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
+    experiment, recipe = resolve_recipe(experiment, algorithm, task, model, gradients)
     return Plan(
         experiment=experiment,
         task=task,
@@ -200,6 +200,7 @@ def make_plan(
         schedule=schedule,
         model=model,
         recipe=recipe,
+        gradients=gradients,
         stop_rule=rule,
         samples=counts if experiment.weighting == "samples" else None,
     )

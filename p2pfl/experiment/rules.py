@@ -7,16 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, DPSGD, Aggregator, Algorithm, PartlyShared
+from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Aggregator, Algorithm, PartlyShared
 from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.errors import ConfigError, ConflictError, MissingExtraError
 from p2pfl.experiment.spec import Experiment
-from p2pfl.params import Layout
+from p2pfl.params import Layout, parameters_of
 from p2pfl.privacy import MECHANISMS, Mechanism
-from p2pfl.tasks import SiteTable, Task
-from p2pfl.training import Population, Recipe
-from p2pfl.training.backends.choice import why_not_plain_sgd
-from p2pfl.training.backends.compiled import why_not_compiled
+from p2pfl.tasks import Site, SiteTable, Task
+from p2pfl.training import Recipe
+from p2pfl.training.backends.choice import Gradients, why_not_plain_sgd
+from p2pfl.training.backends.compiled import Compiled, why_not_compiled
+from p2pfl.training.backends.tracing import chain_or_fault
+from p2pfl.training.training_data import MOST_TRIED, of_dtype
 from p2pfl.yaml_files import check
 
 
@@ -58,7 +60,9 @@ def algorithm_options(name: object) -> set[str]:
     return {f.name for f in fields(rule)} - {"compressor"} if rule else set()
 
 
-def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module) -> tuple[Experiment, Recipe]:
+def resolve_recipe(
+    experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, gradients: Gradients | None = None
+) -> tuple[Experiment, Recipe]:
     """Make the recipe, and write on or off into an experiment that says `compiled: auto`.
 
     What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
@@ -85,27 +89,23 @@ def resolve_recipe(experiment: Experiment, algorithm: Algorithm, task: Task, mod
     if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
         return experiment, recipe
     site = next((site for site in task.sites if site.train is not None), None)
-    reason = why_not_plain_sgd(recipe) or _why_not_compiled(task, model)
+    reason = why_not_plain_sgd(recipe) or _why_not_compiled(task, model, gradients)
     if reason is None and site is None and experiment.compiled == "auto":
         reason = "there are no rows here"
     if reason is None and load_loops("training") is None:
         if experiment.compiled == "on":
             raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
         reason = why_no_loops()
-    compiled = replace(recipe, compiled=True)
     if reason is None and site is not None and recipe.local_steps:
-        try:
-            Population(task, [site], [0], model, replace(compiled, algorithm=DPSGD())).compile()
-        except ConfigError as error:
-            reason = error.findings[0].removeprefix("compiled = 'on': ").removesuffix("; take off")
+        reason = _why_not_tried(task, site, model, recipe, gradients)
     if reason is None:
-        return replace(experiment, compiled="on"), compiled
+        return replace(experiment, compiled="on"), replace(recipe, compiled=True)
     if experiment.compiled == "on":
         raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
     return replace(experiment, compiled="off"), recipe
 
 
-def _why_not_compiled(task: Task, model: nn.Module) -> str | None:
+def _why_not_compiled(task: Task, model: nn.Module, gradients: Gradients | None) -> str | None:
     """Find why a task's model cannot be trained in compiled loops on the rows that are here; None where it can."""
     if task.loss is None:
         return f"the task {task.name} trains nothing"
@@ -117,4 +117,21 @@ def _why_not_compiled(task: Task, model: nn.Module) -> str | None:
     kinds = {inputs.dtype for inputs, _ in rows if not inputs.dtype.is_floating_point} or {dtype}
     if len(kinds) > 1:
         return "some sites have whole numbers as inputs and others none"
-    return why_not_compiled(model, task.loss, dtype, rows, kinds.pop())
+    batched = gradients.batched if gradients is not None else None
+    layers = batched.layers if batched is not None else chain_or_fault(model)
+    return why_not_compiled(layers, task.loss, dtype, rows, kinds.pop())
+
+
+def _why_not_tried(task: Task, site: Site, model: nn.Module, recipe: Recipe, gradients: Gradients | None) -> str | None:
+    """Try compiled loops on a site's rows; returns why they cannot be had. Without gradients the model is tried, too."""
+    assert task.loss is not None
+    assert site.train is not None
+    x_1P = parameters_of(model)[None]
+    inputs, targets = (of_dtype(part, x_1P.dtype) for part in site.train)
+    if gradients is None:
+        most = MOST_TRIED if recipe.batch_size == "full" else recipe.batch_size
+        gradients = Gradients(model, task.loss, (inputs[:most], targets[:most]), 1, task=task.name, sites=[site.name])
+    if gradients.batched is None:
+        return "the model's gradients cannot be written out"
+    found = Compiled.of(gradients.batched, x_1P, inputs, targets)
+    return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""A task's functions tried on every site here before anything is trained, so that a misfit shows at once and not in the first evaluation.
+"""A task's model and functions tried on every site here before anything is trained: a misfit shows at once, not in the first evaluation.
 
 Targets are compared with the classes and probabilities that metrics and loss expect on all rows. Functions are called on some: at most
 256 test rows and one batch of a site, at up to 1,000 sites that are spread over all (32 of a table of sites; fewer where models are large).
@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
-from p2pfl.draws import batch_sizes
+from p2pfl.draws import Purpose, batch_sizes, torch_seed
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
 from p2pfl.tasks.calling import described, evaluate_metric, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes, unwrapped
+from p2pfl.training.backends.choice import Gradients
 from p2pfl.training.backends.gradients import ModelGradients, outputs_of
-from p2pfl.training.training_data import of_dtype
+from p2pfl.training.training_data import MOST_TRIED, of_dtype
 
 _MOST_TEST_ROWS = 256
 _MOST_SITES = 1000
@@ -40,10 +42,41 @@ _OF_PROBABILITIES = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 _BUILT_IN = frozenset(CLASSIFICATION.values())
 
 
-def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> None:
+def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
+    """Make the task's model with the start of every node, under the experiment's seed.
+
+    Raises:
+        TaskError: it cannot be made, or its parameters are none that can be exchanged.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Purpose.START))
+        with users_code(task.name, "model"):
+            model: object = task.model()
+    fault = None
+    if not isinstance(model, nn.Module):
+        fault = f"it returned {described(model)}: expected a torch.nn.Module"
+    elif any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
+        fault = "it has lazy layers: expected layers that are told their input's size"
+    elif complex_ones := [name for name, parameter in model.named_parameters() if parameter.is_complex()]:
+        fault = f"parameter {complex_ones[0]} is complex: expected a floating dtype"
+    else:
+        model = model.to(dtype)
+        try:
+            Layout.of(model)
+        except ValueError as error:
+            fault = str(error)
+        else:
+            return model
+    raise TaskError(fault, task=task.name, function="model")
+
+
+def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> Gradients | None:
     """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
     The model, as `build_model` made it, is not changed; a task without rows here passes.
+
+    Returns:
+        How gradients are computed, decided on the first batch; None where nothing trains here.
 
     Raises:
         ConfigError: a site's start does not fit the model; a function fails, or returns what it must not; targets are none that a metric
@@ -68,6 +101,7 @@ def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, 
         errors = [error]
     if errors:
         raise ConfigError(_shortened(_summed_up(errors))) from errors[0].__cause__
+    return run.chosen
 
 
 def _shortened(findings: Sequence[str]) -> list[str]:
@@ -95,12 +129,14 @@ class _DryRun:
         most = max(1, min(_MOST_OF_A_TABLE if isinstance(task.sites, SiteTable) else _MOST_SITES, _MOST_PARAMETERS // layout.size))
         number = len(task.sites)
         self._places = range(number) if number <= most else sorted({round(at * (number - 1) / max(most - 1, 1)) for at in range(most)})
+        self.chosen: Gradients | None = None
+        """How gradients are computed, once a batch has gone well."""
         self._num_outputs: int | None = None
         """How many outputs the model has for each row, once it has been called."""
         self._is_broken = False
         """Whether the model has failed on the first batch."""
-        self._watched: set[str] = set()
-        """Metrics that were watched with at least two rows."""
+        self._watched = {name for name, metric in task.metrics.items() if any(metric is each for each in _BUILT_IN)}
+        """Metrics that were watched with at least two rows; those of this package never pair rows."""
         self._compared = {name for name, metric in task.metrics.items() if unwrapped(metric) in _BUILT_IN}
         """Metrics whose figure was compared with that for equal shapes; built-in ones need none."""
 
@@ -171,6 +207,9 @@ class _DryRun:
         outputs = gradients.outputs_on(batch[0], site)
         if outputs.dim() == 2 or outputs.dim() == 1:  # noqa: PLR2004
             self._num_outputs = outputs.shape[1] if outputs.dim() == 2 else 1  # noqa: PLR2004
+        most = MOST_TRIED if self._batch_size == "full" else len(batch[0])
+        sample = batch[0][:most], batch[1][:most]
+        self.chosen = Gradients(self._model, task.loss, sample, min(len(task.sites), 2), task=task.name, sites=[site])
         return gradients
 
     def _pairing_in_loss(self, gradients: ModelGradients, batch: tuple[Tensor, Tensor], site: str) -> TaskError | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from p2pfl.algorithms import Context, Inbox, Notice, State
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
-from p2pfl.training.backends.choice import Backends
+from p2pfl.training.backends.choice import Backends, Gradients
 from p2pfl.training.backends.compiled import one_blas_thread
 from p2pfl.training.evaluation import Evaluation
 from p2pfl.training.local_steps import LocalSteps, Trained, column, replace_rows
@@ -34,6 +34,7 @@ class Population:
         sites: one for each row.
         nodes: each row's number in the roster.
         model: architecture and common start, of the population's dtype.
+        gradients: as they were chosen for this model; None: chosen here, where rows train.
         loss_scale: factor on each row's loss, for `weighting: samples`.
         slots_NK: each row's neighbours, for algorithms that require fixed slots; see Context.
     """
@@ -45,6 +46,7 @@ class Population:
         nodes: Sequence[int],
         model: nn.Module,
         recipe: Recipe,
+        gradients: Gradients | None = None,
         *,
         loss_scale: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
@@ -66,10 +68,10 @@ class Population:
         self._backends: Backends | None = None
         if len(self._data.training_rows):
             names = self.sites.names if isinstance(self.sites, SiteTable) else [site.name for site in self.sites]
-            self._backends = Backends(self._model, task, names, recipe, self._data)
+            self._backends = Backends(self._model, task, names, recipe, self._data, gradients)
             self._steps = LocalSteps(recipe, self._backends, self._data, self._scale_N if self._is_scaled else None)
-        gradients = self._backends.gradients if self._backends is not None else None
-        self._evaluation = Evaluation(task, self.sites, self._model, self.device, self.layout, gradients)
+        own = self._backends.gradients if self._backends is not None else None
+        self._evaluation = Evaluation(task, self.sites, self._model, self.device, self.layout, own)
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
         """Sites whose last training became non-finite; they have kept what they had before it."""

@@ -1,22 +1,13 @@
-"""The recipe by which a population learns, and the model that all nodes start from."""
+"""The recipe by which a population learns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-
 from p2pfl.algorithms import Aggregator, Algorithm, InboxFactory
 from p2pfl.algorithms.aggregators import WeightedMean
-from p2pfl.draws import Purpose, batch_sizes, torch_seed
-from p2pfl.errors import TaskError
-from p2pfl.params import Layout
 from p2pfl.privacy import Mechanism
-from p2pfl.tasks import Task
-from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.optimizers import OptimizerSpec
 
 
@@ -50,35 +41,3 @@ class Recipe:
     def mixes_in_place(self) -> bool:
         """Whether an exchange makes of all rows x <- W x and nothing else."""
         return self.algorithm.plain_gossip and self.aggregator.sums_flows
-
-    def batch_sizes(self, sizes_N: Tensor) -> Tensor:
-        """Rows in each site's batches, int64 (N,), from the numbers of its training rows."""
-        return batch_sizes(sizes_N, self.batch_size, repeating=self.repeats_rows)
-
-
-def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
-    """Make the task's model with the start of every node, under the experiment's seed.
-
-    Raises:
-        TaskError: it cannot be made, or its parameters are none that can be exchanged.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, Purpose.START))
-        with users_code(task.name, "model"):
-            model: object = task.model()
-    fault = None
-    if not isinstance(model, nn.Module):
-        fault = f"it returned {described(model)}: expected a torch.nn.Module"
-    elif any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
-        fault = "it has lazy layers: expected layers that are told their input's size"
-    elif complex_ones := [name for name, parameter in model.named_parameters() if parameter.is_complex()]:
-        fault = f"parameter {complex_ones[0]} is complex: expected a floating dtype"
-    else:
-        model = model.to(dtype)
-        try:
-            Layout.of(model)
-        except ValueError as error:
-            fault = str(error)
-        else:
-            return model
-    raise TaskError(fault, task=task.name, function="model")

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from p2pfl.draws import LastEpoch, batch_positions
+from p2pfl.draws import LastEpoch, batch_positions, batch_sizes
 from p2pfl.tasks import Site, SiteTable
 from p2pfl.training.recipe import Recipe
 
 Rows = Tensor | slice
 """Some rows of a population: their numbers, or where they lie side by side."""
 
-_MOST_TRIED = 256  # examples of a batch of all rows
+MOST_TRIED = 256
+"""Examples of a batch of all rows on which a model is tried."""
+
 _DRAWN = 2**14  # examples
 
 
@@ -56,9 +58,9 @@ class TrainingData:
             return
         self.inputs, self.targets = of_dtype(inputs, dtype).to(device), of_dtype(targets, dtype).to(device)
         self.example_bytes = self.inputs[0].nbytes + self.targets[0].nbytes
-        self._batch_sizes_N = recipe.batch_sizes(self._sizes_N)
+        self._batch_sizes_N = batch_sizes(self._sizes_N, recipe.batch_size, repeating=recipe.repeats_rows)
         largest = int(self._batch_sizes_N[self.training_rows].max())
-        self.sample_size = min(largest, _MOST_TRIED) if recipe.batch_size == "full" else largest
+        self.sample_size = min(largest, MOST_TRIED) if recipe.batch_size == "full" else largest
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one batch, to try a model on."""

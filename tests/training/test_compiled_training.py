@@ -22,6 +22,7 @@ from p2pfl.tasks import Site, Task
 from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.compiled import Compiled, why_not_compiled
 from p2pfl.training.backends.layers import SgdStep
+from p2pfl.training.backends.tracing import chain_or_fault
 from simulations import plan_of
 from thorough import first_fast
 
@@ -206,7 +207,7 @@ def unflat(x_1P):
     ],
 )
 def test_the_step_that_is_not_compiled_is_named(prepare, step):
-    reason = why_not_compiled(Prepared(prepare), F.cross_entropy, torch.float32, [], torch.uint8)
+    reason = why_not_compiled(chain_or_fault(Prepared(prepare)), F.cross_entropy, torch.float32, [], torch.uint8)
 
     assert reason.startswith("only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the step ")
     assert f"the step {step} is none of them" in reason

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Inbox
-from p2pfl.draws import batch_positions
+from p2pfl.draws import batch_positions, batch_sizes
 from p2pfl.params import Layout, load_parameters, parameters_of
 from p2pfl.tasks import Site, Task
 from p2pfl.training import OptimizerSpec, Population, Recipe, StackedOptimizer, build_model, clipped
@@ -86,7 +86,7 @@ def trained_by_hand(site, node, recipe, rounds, *, make_model=mlp, scale=1.0, dt
     optimizer = by_torch(recipe.optimizer, model.parameters())
     inputs, targets = (tensor.to(dtype) for tensor in site.train)
     losses, size_1 = [], torch.tensor([len(inputs)])
-    batch_size = int(recipe.batch_sizes(size_1))
+    batch_size = int(batch_sizes(size_1, recipe.batch_size, repeating=recipe.repeats_rows))
     for number in range(rounds):
         optimizer.param_groups[0]["lr"] = recipe.optimizer.lr_at(number, recipe.rounds)
         steps = batch_positions(

@@ -5,6 +5,7 @@ Shapes: N rows, C of them, K local steps, B examples in a batch, P parameters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -56,14 +57,22 @@ class Gradients:
         task: str = "",
         sites: Sequence[str] | None = None,
     ) -> None:
-        self._by_torch = ModelGradients(model.train(), loss, num_rows, task, sites)
-        self.buffers = self._by_torch.buffers
+        self.by_torch = ModelGradients(model.train(), loss, num_rows, task, sites)
+        self.buffers = self.by_torch.buffers
         self.batched: Batched | None = None
         """Written-out gradients of a model whose layers are known."""
         self._never_used_P: Tensor | None = None
+        self.sample_size = len(sample[0])
         site = sites[0] if sites and len(sites) == 1 else None
         self.row_by_row: str | None = self._why_row_by_row(sample, num_rows, site)
         """Why the model cannot be vectorised over rows; None where it can."""
+
+    def of_rows(self, model: nn.Module, sites: Sequence[str]) -> Gradients:
+        """Take the choice over, without trying it again, for other rows with a module as this one and buffers of their own."""
+        found = copy.copy(self)
+        found.by_torch = ModelGradients(model.train(), self.by_torch.loss, len(sites), self.by_torch.task, sites)
+        found.buffers = found.by_torch.buffers
+        return found
 
     def __call__(
         self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor, *, seed: int, nodes_N: Tensor, rows_N: Tensor, round: int, step: int
@@ -79,7 +88,7 @@ class Gradients:
         reason = self.row_by_row
         if reason is None:
             try:
-                together = self.batched.gradients if self.batched is not None else self._by_torch.vectorised
+                together = self.batched.gradients if self.batched is not None else self.by_torch.vectorised
                 gradient_NP, loss_N = together(x_NP, inputs_NB, targets_NB)
             except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
                 reason = _why(error)
@@ -87,13 +96,13 @@ class Gradients:
                 never_P = self._never_used_P
                 unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
                 return gradient_NP.detach(), loss_N.detach(), unused_NP
-        found = self._by_torch.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
+        found = self.by_torch.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
         self.row_by_row = reason
         return found
 
     def _why_row_by_row(self, sample: tuple[Tensor, Tensor], num_rows: int, site: str | None) -> str | None:
         """Try the backends on a sample, the fastest first."""
-        by_torch, (inputs_B, targets_B) = self._by_torch, sample
+        by_torch, (inputs_B, targets_B) = self.by_torch, sample
         model = by_torch.model
         trial = sharing_parameters(model)
         before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
@@ -122,14 +131,21 @@ class Gradients:
 class Backends:
     """The backends of one population: gradients row by row, vectorised or written out, and the fast ones for plain SGD.
 
+    Gradients that were *chosen* for the model, on the CPU and a batch as large, are taken; else they are chosen on the first rows.
+
     Raises:
         TaskError: the model or the loss fails on a sample.
     """
 
-    def __init__(self, model: nn.Module, task: Task, names: Sequence[str], recipe: Recipe, data: TrainingData) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, names: Sequence[str], recipe: Recipe, data: TrainingData, chosen: Gradients | None = None
+    ) -> None:
         assert task.loss is not None
         self._recipe, self._data, self._layout = recipe, data, Layout.of(model)
-        self.gradients = Gradients(model, task.loss, data.sample(), len(names), task=task.name, sites=names)
+        if chosen is not None and chosen.sample_size == data.sample_size and data.inputs.device.type == "cpu":
+            self.gradients = chosen.of_rows(model, names)
+        else:
+            self.gradients = Gradients(model, task.loss, data.sample(), len(names), task=task.name, sites=names)
         self.step_gradients: GradientCall = self.gradients
         """Gradients of a local step, which a mechanism makes where there is one."""
         if recipe.mechanism is not None:

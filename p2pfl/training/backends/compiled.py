@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
-from p2pfl.training.backends.tracing import ARITHMETIC, chain_or_fault
+from p2pfl.training.backends.tracing import ARITHMETIC
 
 _DTYPES = (torch.float32, torch.float64)
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -89,18 +89,21 @@ _ONLY_CHAINS = "only chains of linear layers with ReLU, tanh or sigmoid are comp
 
 
 def why_not_compiled(
-    model: nn.Module, loss: Any, dtype: torch.dtype, rows: Sequence[tuple[Tensor, Tensor]], inputs_dtype: torch.dtype | None = None
+    layers: Sequence[Layer] | str,
+    loss: Any,
+    dtype: torch.dtype,
+    rows: Sequence[tuple[Tensor, Tensor]],
+    inputs_dtype: torch.dtype | None = None,
 ) -> str | None:
     """Why a model is not trained in compiled loops on some rows; None where it can be.
 
     Args:
-        model: of the parameters' dtype, in training mode.
+        layers: of the model, or why they are no chain.
         loss: (outputs, targets) -> mean over the batch.
         dtype: of the parameters.
         rows: inputs and targets of each site; none: the model alone is looked at.
         inputs_dtype: of the rows as they are trained on; None: real numbers.
     """
-    layers = chain_or_fault(model)
     if isinstance(layers, str):
         return f"{_ONLY_CHAINS}, and {layers}"
     if dtype not in _DTYPES:
