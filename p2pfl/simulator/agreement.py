@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl.algorithms.stopping import NEVER
-from p2pfl.experiment.plan import Plan
+from p2pfl.algorithms.stopping import NEVER, StopRule, TimeVaryingBound
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -20,13 +19,12 @@ Ints = NDArray[np.int64]
 
 
 class Agreement:
-    """Consensus counters and stop rounds of all nodes."""
+    """Consensus counters and stop rounds of all nodes; with a rule they are tested from the first mixing-only round on."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._rule, self._first_round = plan.stop_rule, plan.experiment.rounds
-        self._bound = plan.time_varying_bound(plan.names)
-        self.consensus_counter_N = np.zeros(len(plan.names), dtype=np.int64)
-        self.stop_round_N = np.full(len(plan.names), NEVER, dtype=np.int64)
+    def __init__(self, num_nodes: int, rule: StopRule | None, bound: TimeVaryingBound | None, *, first_round: int) -> None:
+        self._rule, self._bound, self._first_round = rule, bound, first_round
+        self.consensus_counter_N = np.zeros(num_nodes, dtype=np.int64)
+        self.stop_round_N = np.full(num_nodes, NEVER, dtype=np.int64)
 
     def is_reached(self, number: int) -> bool:
         """Whether every node has stopped before a round."""

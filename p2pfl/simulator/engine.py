@@ -31,12 +31,12 @@ from p2pfl.runs.stopwatch import Stopwatch, peak_rss_bytes
 from p2pfl.runs.text import Row
 from p2pfl.simulator.agreement import Agreement
 from p2pfl.simulator.events.clock import RoundClock
-from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.exchange import Exchange, Participation
 from p2pfl.simulator.forecast import training_is_worth_it
 from p2pfl.simulator.mixer import Measures, Mixer
-from p2pfl.simulator.participation import Participation, participation
 from p2pfl.simulator.sharding.ranks import Ranks
 from p2pfl.simulator.sharding.shard import Shard
+from p2pfl.training import Population
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -72,7 +72,7 @@ class Simulation:
         self._shard = shard if shard is not None else Shard.of(Ranks(device=torch.device(device)), plan.topology)
         self._ranks = self._shard.ranks
         names = plan.names if self._shard.is_all else [plan.names[node] for node in self._shard.mine]
-        self.population = plan.population(names, device, all_slots=True)
+        self.population = Population(**plan.rows(names, all_slots=True), device=device)
         self.population.use_threads(threads)
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training became non-finite."""
@@ -80,13 +80,15 @@ class Simulation:
         is_lossy = self._clock is not None and self._clock.gives_up
         self._exchange = Exchange(plan, self._shard, self.population.device, faults if self._clock is None else None, is_lossy=is_lossy)
         self.round = 0
-        self._agreement = Agreement(plan)
+        bound = plan.time_varying_bound(plan.names)
+        self._agreement = Agreement(len(plan.names), plan.stop_rule, bound, first_round=plan.experiment.rounds)
         self.bytes_sent = 0
         self._faults = faults
         self._recorded = spread(len(plan.names), most=100, all_up_to=STACKED_ABOVE)
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
-        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, may_mix_plainly=faults is None or self._clock is not None)
+        mixes_plainly = plan.recipe.mixes_in_place and bound is None and (faults is None or self._clock is not None)
+        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, is_plain=mixes_plainly, asks_for_moves=bound is not None)
         self._stopwatch.lap("setup")
 
     @property
@@ -112,15 +114,9 @@ class Simulation:
         """Do one round of every node; returns the network's record of it."""
         experiment, number = self.plan.experiment, self.round
         local_steps = experiment.local_steps_at(number)
-        who = participation(
-            number,
-            local_steps=local_steps,
-            phases=self.plan.recipe.algorithm.phases,
-            running=self._agreement.stop_round_N >= number,
-            exchange=self._exchange,
-            clock=self._clock,
-            shard=self._shard,
-        )
+        running_N = self._agreement.stop_round_N >= number
+        times = self._clock.round(number, local_steps=local_steps, running_N=running_N) if self._clock is not None else None
+        who = self._exchange.participation(number, running_N, times)
         losses_M = self.population.train(number, who.trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
         measures = self._mixer.mix(number, local_steps, who, losses_M)

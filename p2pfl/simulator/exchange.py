@@ -1,4 +1,4 @@
-"""The exchange of rows' messages: a gather over neighbour slots, and what ranks have to send each other for it.
+"""The exchange of rows' messages: who takes part, a gather over neighbour slots, and what ranks have to send each other for it.
 
 Shapes: N nodes, M rows of this rank, K neighbour slots.
 """
@@ -6,6 +6,7 @@ Shapes: N nodes, M rows of this rank, K neighbour slots.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,22 +15,51 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2pfl.algorithms import Inbox, over_an_edge
-from p2pfl.algorithms.base import SlotMessages
+from p2pfl.algorithms.inbox import SlotMessages
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
 from p2pfl.experiment.requirements import matches_flows
 from p2pfl.faults.script import FaultKind, FaultScript
+from p2pfl.simulator.events.clock import RoundTimes
 from p2pfl.simulator.flow_ledger import FlowLedger, Flows
 from p2pfl.simulator.mixing import Mixed, block_columns, mix_in_place
 from p2pfl.simulator.sharding.halo import BlockedExchange, HaloExchange, HaloPlan
 from p2pfl.simulator.sharding.shard import Shard
-from p2pfl.simulator.tables import NeighbourTables
+from p2pfl.simulator.tables import NeighbourTables, Tables
 from p2pfl.wire.update import UpdateFormat
 
 Messages = Mapping[str, Tensor]
 
 _SIMULATED = (FaultKind.PAUSE, FaultKind.CUT, FaultKind.LOSS)
 """Faults that rows of a population can have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Participation:
+    """Nodes that take part in one round, and messages that reach them."""
+
+    tables: Tables
+    times: RoundTimes | None
+    """Times of the round, where there is a clock."""
+    running_N: Tensor
+    """bool, nodes that have not stopped."""
+    there_N: Tensor | None
+    """bool, nodes that send; None: all."""
+    active_M: Tensor | None
+    """bool, rows that merge; None: all."""
+    trains_M: Tensor | None
+    """bool, rows that train; None: all."""
+    delivered: list[Tensor]
+    """By phase, bool (N, K): whose messages reach their receivers."""
+    both_NK: Tensor
+    """bool, whether neither end of the slot has stopped."""
+    skipped_NK: NDArray[np.bool_]
+    """Neighbours whose message of any phase does not count."""
+
+    def compared(self, phase: int) -> NDArray[np.bool_]:
+        """Whether each node has compared its model with that of any neighbour in a phase, (N,)."""
+        compared_N: NDArray[np.bool_] = (self.tables.linked_NK & self.both_NK & self.delivered[phase]).any(dim=1).cpu().numpy()
+        return compared_N
 
 
 class Exchange:
@@ -59,7 +89,7 @@ class Exchange:
         reverse_NK = self.tables.reverse_NK.cpu().numpy() if self.tables.reverse_NK is not None else None
         return HaloPlan.of(self._shard, self._schedule.at(round), self.tables.at(round).index_NK.cpu().numpy(), reverse_NK, self._device)
 
-    def delivered(self, round: int, came_E: NDArray[np.bool_] | None = None) -> Tensor:
+    def _delivered(self, round: int, came_E: NDArray[np.bool_] | None = None) -> Tensor:
         """Find out whose messages reach whom in a round, bool (N, K): those of `came_E`, or all but what the script takes away."""
         tables = self.tables.at(round)
         delivered_NK = tables.linked_NK.clone()
@@ -70,6 +100,42 @@ class Exchange:
                 delivered_NK[i, k] = self._faults.delivers(self._names[j], self._names[i], round)
         return delivered_NK
 
+    def participation(self, number: int, running: NDArray[np.bool_], times: RoundTimes | None) -> Participation:
+        """Find out who of the *running* nodes takes part in a round: a script says who is there, or a clock's *times* who is late.
+
+        Raises:
+            ConfigError: messages come too late, and rows are shared by ranks, which keep no account of what the other side did not take in.
+        """
+        tables, shard = self.tables.at(number), self._shard
+        running_N = torch.from_numpy(running).to(tables.index_NK.device)
+        there_N, trains_N, came = self._active(number), None, None
+        if times is not None and not times.is_whole:
+            there_N, trains_N = (torch.from_numpy(mask_N).to(running_N.device) for mask_N in (times.active_N, times.trains_N))
+            there_N, came = there_N | ~running_N, times.came
+        active_N = there_N
+        if not running.all():
+            active_N = running_N if active_N is None else active_N & running_N
+        delivered = [self._delivered(number, came_E) for came_E in came or (None,) * self._phases]
+        both_NK = running_N[:, None] & running_N[tables.index_NK]
+        skipped_NK = tables.linked_NK & ~(torch.stack(delivered).all(dim=0) & both_NK)
+        if times is not None and not shard.is_all and (num_late := int((skipped_NK & both_NK).sum())):
+            raise ConfigError(
+                f"clock: in round {number} the deadline is over for {num_late} messages, which {shard.ranks.count} ranks cannot take back; "
+                "go on with --resume in one process, without torchrun, or start again with a higher clock.deadline_floor_s"
+            )
+        active_M = shard.local(active_N) if active_N is not None else None
+        return Participation(
+            tables=tables,
+            times=times,
+            running_N=running_N,
+            there_N=there_N,
+            active_M=active_M,
+            trains_M=shard.local(trains_N) if trains_N is not None else active_M,
+            delivered=delivered,
+            both_NK=both_NK,
+            skipped_NK=skipped_NK.cpu().numpy(),
+        )
+
     def inboxes(
         self, exchange: int, delivered_NK: Tensor, running_N: Tensor, sent: Messages, active_M: Tensor | None = None
     ) -> list[tuple[slice, Inbox]]:
@@ -77,7 +143,7 @@ class Exchange:
 
         Args:
             exchange: round * phases + phase.
-            delivered_NK: from `delivered`, of all nodes.
+            delivered_NK: of all nodes, as `participation` has it.
             running_N: bool, of all nodes; one that has stopped still says so, and neither gives nor takes.
             sent: by channel, (M, ...).
             active_M: bool, who takes part; None: all.
@@ -175,7 +241,7 @@ class Exchange:
             bytes_N[sender] += update_format.encoded_bytes(exchange, full=True)
         return bytes_N
 
-    def active(self, round: int) -> Tensor | None:
+    def _active(self, round: int) -> Tensor | None:
         """Nodes that are not paused by the script in a round, bool (N,); None: all."""
         faults = self._faults
         return None if faults is None else torch.tensor([not faults.is_paused(name, round) for name in self._names]).to(self._device)

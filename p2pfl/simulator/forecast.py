@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from p2pfl.algorithms import Context
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
+from p2pfl.params import parameters_of
 from p2pfl.runs.stopwatch import rss_bytes
-from p2pfl.simulator.mixing import block_columns, is_plain, mix_in_place
+from p2pfl.simulator.mixing import block_columns, mix_in_place
 from p2pfl.tasks import SiteTable
 
 _SAMPLE_BYTES = 32 * 1024**2  # of parameters that are tried
@@ -59,16 +62,18 @@ def forecast_memory(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> Fore
         ranks_here: so many of them on this machine, and each can have that part of its memory.
     """
     num_nodes = -(-len(plan.names) // num_ranks)
-    sample = plan.population(plan.names[:2])
-    state_bytes = num_nodes * _bytes_a_row(sample.state)
-    optimizer_bytes = num_nodes * _bytes_a_row(sample.optimizer_state)
+    algorithm, (x_2P, ctx) = plan.recipe.algorithm, _two_rows(plan)
+    state = algorithm.init(x_2P, ctx)
+    state_bytes = num_nodes * _bytes_a_row(state)
+    optimizer_bytes = num_nodes * _bytes_a_row(plan.recipe.optimizer.init(x_2P))
     model_bytes = num_nodes * plan.layout.size_bytes
     clock = plan.experiment.clock
-    if is_plain(plan) and (clock is None or not clock.drops):
+    is_plain = plan.recipe.mixes_in_place and plan.time_varying_bound(plan.names[:1]) is None
+    if is_plain and (clock is None or not clock.drops):
         working_bytes = num_nodes * block_columns(num_nodes, plan.layout.size, plan.layout.dtype.itemsize) * plan.layout.dtype.itemsize
     else:  # what is sent and what is made of it, while the state is still there
-        sent = sample.outgoing(0, 0, local_steps=plan.recipe.local_steps)
-        sent_bytes = num_nodes * _bytes_a_row({name: tensor for name, tensor in sent.items() if tensor is not sample.state.get(name)})
+        sent = algorithm.outgoing(state, 0, ctx)
+        sent_bytes = num_nodes * _bytes_a_row({name: tensor for name, tensor in sent.items() if tensor is not state.get(name)})
         working_bytes = sent_bytes + state_bytes + model_bytes
     if num_ranks > 1:
         # others' rows, at most as many as the own; at the end everybody's models
@@ -149,7 +154,21 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:,.1f}"
 
 
-def _bytes_a_row(tensors: dict[str, Tensor]) -> int:
+def _two_rows(plan: Plan) -> tuple[Tensor, Context]:
+    """Models of two nodes and the context that a rule has in the first round, without the nodes' data."""
+    x_2P, recipe = parameters_of(plan.model).repeat(2, 1), plan.recipe
+    return x_2P, Context(
+        round=0,
+        local_steps=recipe.local_steps,
+        lr=recipe.optimizer.lr_at(0, recipe.rounds),
+        seed=recipe.seed,
+        nodes_N=torch.arange(2),
+        layout=plan.layout,
+        slots_NK=plan.slots(range(2)),
+    )
+
+
+def _bytes_a_row(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes // len(tensor) for tensor in tensors.values())
 
 

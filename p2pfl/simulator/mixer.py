@@ -17,10 +17,9 @@ from p2pfl.algorithms import Notice
 from p2pfl.evaluation.mean_model import squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
-from p2pfl.simulator.exchange import Exchange
+from p2pfl.simulator.exchange import Exchange, Participation
 from p2pfl.simulator.forecast import mixing_is_worth_it
-from p2pfl.simulator.mixing import is_plain, load_compiled
-from p2pfl.simulator.participation import Participation
+from p2pfl.simulator.mixing import load_compiled
 from p2pfl.simulator.sharding.shard import Shard
 from p2pfl.training import Population
 
@@ -54,13 +53,14 @@ class Measures:
 
 
 class Mixer:
-    """Mixing of this rank's rows with those of all ranks, plainly in place where that is allowed and the algorithm just averages."""
+    """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered."""
 
-    def __init__(self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, may_mix_plainly: bool) -> None:
+    def __init__(
+        self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, is_plain: bool, asks_for_moves: bool
+    ) -> None:
         self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange
-        self._is_plain = may_mix_plainly and population.device.type == "cpu" and is_plain(plan)
+        self._is_plain, self._asks_for_moves = is_plain and population.device.type == "cpu", asks_for_moves
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
-        self._asks_for_moves = plan.time_varying_bound(plan.names[:1]) is not None
         self.sent_MP: Tensor | None = None
         """Models sent in the last round, where the graph changes."""
 

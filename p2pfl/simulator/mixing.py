@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from p2pfl.compiled.loader import load_loops
-from p2pfl.experiment.plan import Plan
 from p2pfl.simulator.sharding.halo import BlockedExchange
 from p2pfl.training.backends.choice import split_evenly
 
@@ -43,11 +42,6 @@ class Mixed:
     def distance(self) -> float:
         """Root mean square distance from the mean."""
         return float(self.deviation_N.mean().sqrt())
-
-
-def is_plain(plan: Plan) -> bool:
-    """Whether a plan's rule just averages models, on a graph where nothing of earlier rounds has to be remembered."""
-    return plan.recipe.mixes_in_place and plan.time_varying_bound(plan.names[:1]) is None
 
 
 def block_columns(num_rows: int, num_columns: int, itemsize: int) -> int:

@@ -42,7 +42,8 @@ class Shard:
         """Shard of this rank, by one partition of all `links` that are ever used, for no more ranks than nodes."""
         num_nodes = links.num_nodes
         if ranks.count == 1:
-            return cls.from_partition(ranks, links, np.zeros(num_nodes, dtype=np.int64))
+            everybody_N = np.arange(num_nodes)
+            return cls(ranks=ranks, rank_N=np.zeros_like(everybody_N), nodes=(everybody_N,), num_inner=num_nodes, num_crossing=0)
         decided = torch.from_numpy(partition(links, ranks.count)) if ranks.is_first else None  # once: libraries may differ between machines
         rank_N = ranks.scatter([decided] * ranks.count if decided is not None else None, torch.empty(num_nodes, dtype=torch.int64)).numpy()
         return cls.from_partition(ranks, links, rank_N)
