@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pfl.algorithms.aggregators import Aggregator, WeightedMean, flow
-from p2pfl.algorithms.base import Algorithm, Channel, Compressor, Context, Inbox, Notice, Requirement, State
+from p2pfl.algorithms.base import Algorithm, Compressor, Context, Notice, Requirement, State
 from p2pfl.algorithms.compressed import Choco, PowerGossip
 from p2pfl.algorithms.gossip import ADPSGD, DPSGD, EXTRA, AllReduce, Chebyshev, DFedAvgM, DiLoCo, ExactDiffusion, QGDSGDm
 from p2pfl.algorithms.guard import Guard
-from p2pfl.algorithms.inbox import InboxFactory, over_an_edge
+from p2pfl.algorithms.inbox import Channel, Inbox, InboxFactory, over_an_edge
 from p2pfl.algorithms.personal import PartlyShared
 from p2pfl.algorithms.quantizers import QSGD, BFloat16, Float16, Identity, Int8, Sign
 from p2pfl.algorithms.sparsifiers import LowRank, RandomK, TopK

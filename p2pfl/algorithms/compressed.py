@@ -14,20 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import (
-    PLAIN_STEPS,
-    Algorithm,
-    Channel,
-    Compressor,
-    Context,
-    Inbox,
-    LocalChange,
-    Notice,
-    Requirement,
-    Sender,
-    State,
-)
+from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Compressor, Context, LocalChange, Notice, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
+from p2pfl.algorithms.inbox import Channel, Inbox
 from p2pfl.algorithms.quantizers import PART_NAMES, Identity
 from p2pfl.algorithms.sparsifiers import gaussian_columns
 from p2pfl.errors import ConfigError

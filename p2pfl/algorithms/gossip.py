@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Channel, Context, Inbox, LocalChange, Requirement, State
+from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Context, LocalChange, Requirement, State
+from p2pfl.algorithms.inbox import Channel, Inbox
 
 _SAME_MATRIX_ALWAYS: frozenset[Requirement] = frozenset({"symmetric", "doubly stochastic", "static", "reliable", "synchronous"})
 """Conditions of rules that remember their last rounds: they are exact only where every message of every round arrives."""

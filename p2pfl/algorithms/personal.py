@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Context, Inbox, Notice, Sender, State
-from p2pfl.algorithms.inbox import InboxFactory
+from p2pfl.algorithms.base import Algorithm, Context, Notice, Sender, State
+from p2pfl.algorithms.inbox import Inbox, InboxFactory
 from p2pfl.params import Layout, taken
 
 _PERSONAL = "personal "  # before the names of what the rule keeps for the personal coordinates

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
+from p2pfl.algorithms.base import PLAIN_STEPS, Algorithm, Context, LocalChange, Requirement, Sender, State
 from p2pfl.algorithms.gossip import DPSGD
+from p2pfl.algorithms.inbox import Channel, Inbox
 
 _ROUNDING = 1.01  # push-sum's w is the difference of two running sums
 

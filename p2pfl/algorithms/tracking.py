@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pfl.algorithms.base import Algorithm, Channel, Context, Inbox, LocalChange, Requirement, Sender, State
+from p2pfl.algorithms.base import Algorithm, Context, LocalChange, Requirement, Sender, State
+from p2pfl.algorithms.inbox import Channel, Inbox
 
 
 @dataclass(frozen=True)
