@@ -53,7 +53,7 @@ class Task:
         findings = _faults_of_fields(self)
         if findings:
             raise DataError(findings, place=f"task {self.name!r}")
-        if not self.sites:
+        if not (self.sites.names if isinstance(self.sites, SiteTable) else self.sites):
             findings.append("sites is empty: expected at least one")
         if isinstance(self.sites, list | tuple):  # a table of sites has looked at itself
             findings += _faults_of_sites(self.sites, needs_rows=self.loss is not None)
@@ -108,8 +108,6 @@ def _faults_of_fields(task: Task) -> list[str]:
 
 
 def _is_list_of(kind: type, values: object) -> bool:
-    if isinstance(values, Sequence) and not isinstance(values, str | list | tuple):
-        return not len(values) or isinstance(values[0], kind)  # made when looked at: one tells
     return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(value, kind) for value in values)
 
 
