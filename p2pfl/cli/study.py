@@ -202,7 +202,6 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
     from p2pfl.experiment.loading import recorded_experiment
     from p2pfl.experiment.rules import build_algorithm, resolve_recipe
     from p2pfl.experiment.sites import load_sites
-    from p2pfl.params import Layout
     from p2pfl.training import build_model
 
     experiment = recorded_experiment(study.experiment, str(place))
@@ -212,8 +211,8 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
         model = build_model(task, getattr(torch, experiment.dtype or task.dtype), experiment.seed)
     except (ConfigError, TaskError) as error:
         return None, str(error).splitlines()[0], unknown
-    resolved, _ = resolve_recipe(experiment, build_algorithm(experiment), task, model)
-    return Layout.of(model, personal=experiment.personal, with_values=True).table(), "", resolved.compiled
+    resolved, _, layout = resolve_recipe(experiment, build_algorithm(experiment), task, model)
+    return layout.table(), "", resolved.compiled
 
 
 def _layout_rows(study: Study) -> list[dict[str, Any]] | None:

@@ -31,11 +31,8 @@ from p2pfl.topology import (
 )
 
 _MOST_CERTIFIED = 512  # nodes
-
 _MOST_NEWS_ROUNDS = 1000
-
 _EDGES_LISTED_UP_TO = 1000  # nodes; a larger graph is made again from the experiment where somebody needs it
-
 _EXACT_DIAMETER_UP_TO = 20_000  # nodes; each needs a search through the graph
 
 

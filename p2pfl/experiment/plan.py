@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
 from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task
-from p2pfl.topology import Schedule, Topology
+from p2pfl.topology import Schedule, Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, dry_run
 from p2pfl.training.backends.choice import Gradients
 
@@ -43,6 +43,8 @@ class Plan:
     """The graph of each round."""
     model: nn.Module
     """The model in the population's dtype, with the start that all share."""
+    layout: Layout
+    """The model's flat parameter vector, with digests of the frozen values."""
     recipe: Recipe
     gradients: Gradients | None
     """How gradients are computed, as the dry run has decided; None where nothing trains here."""
@@ -51,19 +53,12 @@ class Plan:
     """Training rows of every node, for `weighting: samples`; None: uniform."""
 
     @cached_property
-    def layout(self) -> Layout:
-        """Describe the flat parameter vector, with digests of the frozen values."""
-        return Layout.of(self.model, personal=self.experiment.personal, with_values=True)
-
-    @cached_property
     def bound_rule(self) -> BoundRule:
         """The rule for when a round's numbers bound the network's disagreement."""
-        return BoundRule.of(
-            self.topology,
-            sends_models=self.recipe.algorithm.model_channel is not None,
-            in_step=self.experiment.pace.kind.in_step,
-            is_constant=self.schedule.period == 1,
-        )
+        in_step, is_constant, graph = self.experiment.pace.kind.in_step, self.schedule.period == 1, self.topology
+        extremes = laplacian_extremes(graph) if is_constant and in_step and is_spectrum_quick(graph) else None
+        sends = self.recipe.algorithm.model_channel is not None
+        return BoundRule(num_nodes=graph.num_nodes, sends_models=sends, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
     @property
     def start_digest(self) -> str:
@@ -101,10 +96,10 @@ class Plan:
 
     def population(self, names: Sequence[str], device: torch.device | str = "cpu") -> Population:
         """Make the population of some nodes, its rows in the order given."""
-        return Population(**self.rows(names), device=device)
+        return self.rows(names)(device=device)
 
-    def rows(self, names: Sequence[str], *, all_slots: bool = False) -> dict[str, Any]:
-        """Arguments of the population of some nodes but for its device; *all_slots*: as many fixed slots as any node has at most."""
+    def rows(self, names: Sequence[str], *, all_slots: bool = False) -> Callable[..., Population]:
+        """Lay out the population of some nodes, to be made on a device; *all_slots*: as many fixed slots as any node has at most."""
         total = sum(self.samples.values()) if self.samples else 0
         scale = [len(self.names) * self.samples[name] / total for name in names] if self.samples else None
         everybody = tuple(names) == self.names
@@ -115,16 +110,8 @@ class Plan:
             sites = self.sites.table if everybody else self.sites.table.take(numbers)
         else:
             sites = [self.sites[name] for name in names]
-        return {
-            "task": self.task,
-            "sites": sites,
-            "nodes": numbers,
-            "model": self.model,
-            "recipe": self.recipe,
-            "gradients": self.gradients,
-            "loss_scale": scale,
-            "slots_NK": self.slots(numbers, all_slots=all_slots),
-        }
+        how = self.model, self.recipe, self.gradients
+        return partial(Population, self.task, sites, numbers, *how, loss_scale=scale, slots_NK=self.slots(numbers, all_slots=all_slots))
 
     def slots(self, numbers: Sequence[int], *, all_slots: bool = False) -> Tensor | None:
         """Neighbours of some nodes for a rule that requires fixed slots; see Context."""
@@ -190,7 +177,7 @@ def make_plan(
     except TaskError as error:
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
     gradients = dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
-    experiment, recipe = resolve_recipe(experiment, algorithm, task, model, gradients)
+    experiment, recipe, layout = resolve_recipe(experiment, algorithm, task, model, gradients)
     return Plan(
         experiment=experiment,
         task=task,
@@ -199,6 +186,7 @@ def make_plan(
         topology=schedule.union(),
         schedule=schedule,
         model=model,
+        layout=layout,
         recipe=recipe,
         gradients=gradients,
         stop_rule=rule,

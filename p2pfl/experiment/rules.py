@@ -62,8 +62,8 @@ def algorithm_options(name: object) -> set[str]:
 
 def resolve_recipe(
     experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, gradients: Gradients | None = None
-) -> tuple[Experiment, Recipe]:
-    """Make the recipe, and write on or off into an experiment that says `compiled: auto`.
+) -> tuple[Experiment, Recipe, Layout]:
+    """Make the recipe and the layout, and write on or off into an experiment that says `compiled: auto`.
 
     What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
 
@@ -72,7 +72,7 @@ def resolve_recipe(
             that trains, or all of them.
     """
     try:
-        layout = Layout.of(model, personal=experiment.personal)
+        layout = Layout.of(model, personal=experiment.personal, with_values=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     recipe = Recipe(
@@ -87,7 +87,7 @@ def resolve_recipe(
         mechanism=build_mechanism(experiment),
     )
     if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
-        return experiment, recipe
+        return experiment, recipe, layout
     site = next((site for site in task.sites if site.train is not None), None)
     reason = why_not_plain_sgd(recipe) or _why_not_compiled(task, model, gradients)
     if reason is None and site is None and experiment.compiled == "auto":
@@ -99,10 +99,10 @@ def resolve_recipe(
     if reason is None and site is not None and recipe.local_steps:
         reason = _why_not_tried(task, site, model, recipe, gradients)
     if reason is None:
-        return replace(experiment, compiled="on"), replace(recipe, compiled=True)
+        return replace(experiment, compiled="on"), replace(recipe, compiled=True), layout
     if experiment.compiled == "on":
         raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
-    return replace(experiment, compiled="off"), recipe
+    return replace(experiment, compiled="off"), recipe, layout
 
 
 def _why_not_compiled(task: Task, model: nn.Module, gradients: Gradients | None) -> str | None:

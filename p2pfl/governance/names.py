@@ -20,8 +20,7 @@ NEW_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, not starting with '.' or '-'"
 """The rule for new members, for messages. A command takes what starts with '-' for an option."""
 
 _MAX_PORT = 65535
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-"""All of a member's name."""
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # all of a member's name
 
 
 def is_task_name(text: str) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from p2pfl.runs.text import Row
-from p2pfl.topology import Topology, is_spectrum_quick, laplacian_extremes
 
 RoundKind = Literal["train", "settle"]
 
@@ -123,12 +122,6 @@ class BoundRule:
     """Whether the graph stays as it is: where it changes, nodes that do not meet in a round may be anywhere."""
     extremes: tuple[float, float] | None
     """lambda_2(L) and lambda_max(L); None where they would take too long."""
-
-    @classmethod
-    def of(cls, topology: Topology, *, sends_models: bool, in_step: bool, is_constant: bool) -> Self:
-        """Make the rule for a network over a graph."""
-        extremes = laplacian_extremes(topology) if is_constant and in_step and is_spectrum_quick(topology) else None
-        return cls(num_nodes=topology.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
     def bounds(self, lowest: float, highest: float, *, is_complete: bool, rounding: float) -> tuple[float | None, float | None]:
         """Compute the bounds for lowest <= S <= highest, the upper one only if S has the distance over every edge.

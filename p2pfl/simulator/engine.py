@@ -36,7 +36,6 @@ from p2pfl.simulator.forecast import training_is_worth_it
 from p2pfl.simulator.mixer import Measures, Mixer
 from p2pfl.simulator.sharding.ranks import Ranks
 from p2pfl.simulator.sharding.shard import Shard
-from p2pfl.training import Population
 
 _CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_S = 2.0  # between two of them: what is lost is computed again, exactly
@@ -72,7 +71,7 @@ class Simulation:
         self._shard = shard if shard is not None else Shard.of(Ranks(device=torch.device(device)), plan.topology)
         self._ranks = self._shard.ranks
         names = plan.names if self._shard.is_all else [plan.names[node] for node in self._shard.mine]
-        self.population = Population(**plan.rows(names, all_slots=True), device=device)
+        self.population = plan.rows(names, all_slots=True)(device=device)
         self.population.use_threads(threads)
         self.diverged: tuple[str, ...] = ()
         """Nodes whose last training became non-finite."""
@@ -88,7 +87,7 @@ class Simulation:
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
         mixes_plainly = plan.recipe.mixes_in_place and bound is None and (faults is None or self._clock is not None)
-        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, is_plain=mixes_plainly, asks_for_moves=bound is not None)
+        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, is_plain=mixes_plainly, moves=bound is not None)
         self._stopwatch.lap("setup")
 
     @property

@@ -108,7 +108,9 @@ class Exchange:
         """
         tables, shard = self.tables.at(number), self._shard
         running_N = torch.from_numpy(running).to(tables.index_NK.device)
-        there_N, trains_N, came = self._active(number), None, None
+        there_N = trains_N = came = None
+        if (script := self._faults) is not None:
+            there_N = torch.tensor([not script.is_paused(name, number) for name in self._names]).to(running_N.device)
         if times is not None and not times.is_whole:
             there_N, trains_N = (torch.from_numpy(mask_N).to(running_N.device) for mask_N in (times.active_N, times.trains_N))
             there_N, came = there_N | ~running_N, times.came
@@ -240,8 +242,3 @@ class Exchange:
         for _, sender in self.resynchronised:
             bytes_N[sender] += update_format.encoded_bytes(exchange, full=True)
         return bytes_N
-
-    def _active(self, round: int) -> Tensor | None:
-        """Nodes that are not paused by the script in a round, bool (N,); None: all."""
-        faults = self._faults
-        return None if faults is None else torch.tensor([not faults.is_paused(name, round) for name in self._names]).to(self._device)

@@ -119,9 +119,8 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
 
 def mixing_is_worth_it(plan: Plan) -> bool:
     """Whether compiled mixing is faster, by the numbers that pass over edges in all rounds; it gives the same bits as torch."""
-    return (
-        plan.experiment.compiled != "off" and len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round >= _WORTH
-    )
+    num_numbers = len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round
+    return plan.experiment.compiled != "off" and num_numbers >= _WORTH
 
 
 def training_is_worth_it(plan: Plan) -> bool:

@@ -55,11 +55,9 @@ class Measures:
 class Mixer:
     """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered."""
 
-    def __init__(
-        self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, is_plain: bool, asks_for_moves: bool
-    ) -> None:
+    def __init__(self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, is_plain: bool, moves: bool) -> None:
         self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange
-        self._is_plain, self._asks_for_moves = is_plain and population.device.type == "cpu", asks_for_moves
+        self._is_plain, self._asks_for_moves = is_plain and population.device.type == "cpu", moves
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
         self.sent_MP: Tensor | None = None
         """Models sent in the last round, where the graph changes."""

@@ -73,10 +73,8 @@ def build_model(task: Task, dtype: torch.dtype, seed: int) -> nn.Module:
 def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, repeating: bool = False) -> Gradients | None:
     """A batch of each site through model, loss and gradient, some of its test rows through model, probabilities and metrics.
 
-    The model, as `build_model` made it, is not changed; a task without rows here passes.
-
-    Returns:
-        How gradients are computed, decided on the first batch; None where nothing trains here.
+    The model, as `build_model` made it, is not changed; a task without rows here passes. Returned is how gradients are computed, which the
+    first batch decides; None where nothing trains here.
 
     Raises:
         ConfigError: a site's start does not fit the model; a function fails, or returns what it must not; targets are none that a metric

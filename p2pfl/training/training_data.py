@@ -17,9 +17,7 @@ from p2pfl.training.recipe import Recipe
 Rows = Tensor | slice
 """Some rows of a population: their numbers, or where they lie side by side."""
 
-MOST_TRIED = 256
-"""Examples of a batch of all rows on which a model is tried."""
-
+MOST_TRIED = 256  # examples of a batch of all rows
 _DRAWN = 2**14  # examples
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from networks import HASTY, PATIENT, Network, finish, until
 from p2pfl.errors import StoreError
 from p2pfl.node.checkpoint import CHECKPOINT
+from p2pfl.params import Layout
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import FaultScript, Simulation
@@ -60,7 +61,7 @@ def averaging(rule, *, rounds, nodes=5, topology="ring", seed=0, **more):
     task = {"name": "averaging", "dimension": 25}
     more = {"topology": {"name": topology}, "checkpoint_every": 1, **rule, **more}
     plan = plan_of({"task": task, "nodes": nodes, "rounds": rounds, "seed": seed, **more})
-    return replace(plan, model=Grid())
+    return replace(plan, model=Grid(), layout=Layout.of(Grid()))
 
 
 def script(plan, rng, rounds, share):

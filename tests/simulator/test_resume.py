@@ -12,6 +12,7 @@ from torch import nn
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.evaluation.results import Run
+from p2pfl.params import Layout
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation, simulate
@@ -118,7 +119,7 @@ def test_chance_and_buffers_of_a_model_survive_an_interruption(tmp_path):
         made = plan_of(LOGISTIC, rounds=4, checkpoint_every=1, evaluate_every=1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
-        return replace(made, model=model, gradients=None)
+        return replace(made, model=model, layout=Layout.of(model), gradients=None)
 
     whole = run_of(plan(), tmp_path / "whole")
     made = plan()

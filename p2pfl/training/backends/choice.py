@@ -70,7 +70,8 @@ class Gradients:
     def of_rows(self, model: nn.Module, sites: Sequence[str]) -> Gradients:
         """Take the choice over, without trying it again, for other rows with a module as this one and buffers of their own."""
         found = copy.copy(self)
-        found.by_torch = ModelGradients(model.train(), self.by_torch.loss, len(sites), self.by_torch.task, sites)
+        before = self.by_torch
+        found.by_torch = ModelGradients(model.train(), before.loss, len(sites), before.task, sites, before.layout)
         found.buffers = found.by_torch.buffers
         return found
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p2pfl.compiled.loader import load_loops, why_no_loops
+from p2pfl.tasks import Rows
 from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
 from p2pfl.training.backends.tracing import ARITHMETIC
@@ -89,11 +90,7 @@ _ONLY_CHAINS = "only chains of linear layers with ReLU, tanh or sigmoid are comp
 
 
 def why_not_compiled(
-    layers: Sequence[Layer] | str,
-    loss: Any,
-    dtype: torch.dtype,
-    rows: Sequence[tuple[Tensor, Tensor]],
-    inputs_dtype: torch.dtype | None = None,
+    layers: Sequence[Layer] | str, loss: Any, dtype: torch.dtype, rows: Sequence[Rows], inputs_dtype: torch.dtype | None = None
 ) -> str | None:
     """Why a model is not trained in compiled loops on some rows; None where it can be.
 

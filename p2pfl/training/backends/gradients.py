@@ -31,9 +31,11 @@ class ModelGradients:
     Arguments are those of `choice.Gradients`; the model is in training mode.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, num_rows: int, task: str, sites: Sequence[str] | None) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, num_rows: int, task: str, sites: Sequence[str] | None, layout: Layout | None = None
+    ) -> None:
         self.model, self.loss, self.task, self._sites = model, loss, task, sites
-        self._layout = Layout.of(model)
+        self.layout = layout if layout is not None else Layout.of(model)
         self.buffers: dict[str, Tensor] = {
             name: buffer.detach().unsqueeze(0).expand(num_rows, *buffer.shape).clone() for name, buffer in model.named_buffers()
         }
@@ -61,8 +63,8 @@ class ModelGradients:
     def vectorised(self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (N, P) and losses (N,) of all rows in one call of torch's."""
         # by tensor: of a slice of one vector torch would make a gradient as long as the vector
-        gradients, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(self._layout.views(x_NP), inputs_NB, targets_NB)
-        return put_side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self._layout.tensors]), loss_N
+        gradients, loss_N = vmap(grad_and_value(self._row_loss), randomness="error")(self.layout.views(x_NP), inputs_NB, targets_NB)
+        return put_side_by_side([gradients.pop(spec.name).reshape(len(x_NP), -1) for spec in self.layout.tensors]), loss_N
 
     def _row_loss(self, tensors: Mapping[str, Tensor], inputs_B: Tensor, targets_B: Tensor) -> Tensor:
         outputs: Any = call_with(self.model, tensors, inputs_B)
@@ -72,7 +74,7 @@ class ModelGradients:
         self, x_P: Tensor, inputs_B: Tensor, targets_B: Tensor, buffers: Mapping[str, Tensor], *, site: str | None, round: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradient (P,) and loss of one row, and where there is no gradient (P,); None: there is one everywhere."""
-        views = {name: view.detach().requires_grad_() for name, view in self._layout.views(x_P.detach()).items()}
+        views = {name: view.detach().requires_grad_() for name, view in self.layout.views(x_P.detach()).items()}
         with users_code(self.task, "model", inputs_B, site=site, round=round):
             outputs: Any = call_with(self.model, {**views, **buffers}, inputs_B)
         with users_code(self.task, "loss", outputs, targets_B, site=site, round=round):
@@ -100,7 +102,7 @@ class ModelGradients:
         """
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         with users_code(self.task, "model", inputs_B, site=site), torch.no_grad():
-            outputs: Any = call_with(self.model, {**self._layout.views(parameters_of(self.model)), **buffers}, inputs_B)
+            outputs: Any = call_with(self.model, {**self.layout.views(parameters_of(self.model)), **buffers}, inputs_B)
         return cast("Tensor", outputs)
 
     def try_on(self, sample: tuple[Tensor, Tensor], site: str) -> None:
