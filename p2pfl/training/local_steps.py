@@ -14,7 +14,7 @@ from torch import Tensor
 
 from p2pfl.algorithms import Context, State
 from p2pfl.training.backends.batched import are_finite
-from p2pfl.training.backends.choice import Backends
+from p2pfl.training.backends.choice import Backends, PlainSteps
 from p2pfl.training.optimizers import OptimizerState, StackedOptimizer, clipped
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData
@@ -66,20 +66,22 @@ class LocalSteps:
         recipe = self._recipe
         state = {name: tensor[rows] for name, tensor in state.items()}
         scale_C = self._scale_N[rows] if self._scale_N is not None else None
-        if self._backends.has_plain_steps:
+        if (steps := self._backends.plain_steps) is not None:
             failures = () if self._backends.compiled is not None else (Exception, SystemExit)  # a loss of the user's own
             with suppress(*failures):  # what comes below finds whose fault it is
-                return self._plain(state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
+                return self._plain(steps, state["x"], positions_CKB, ctx.lr, scale_C, in_place=in_place and isinstance(rows, slice))
         momenta = {name: tensor[rows] for name, tensor in optimizer_state.items()}
         if recipe.algorithm.resets_optimizer:
             momenta = recipe.optimizer.init(state["x"])
         return self._step_by_step(rows, positions_CKB, state, momenta, ctx, scale_C)
 
-    def _plain(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool) -> Trained:
+    def _plain(
+        self, steps: PlainSteps, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, *, in_place: bool
+    ) -> Trained:
         in_place, before_CP = in_place and x_CP.is_contiguous(), None
         if not in_place:
             before_CP, x_CP = x_CP, x_CP.clone(memory_format=torch.contiguous_format)
-        loss_C, finite_C = self._backends.sgd_steps(x_CP, positions_CKB, lr, scale_C, before_CP)
+        loss_C, finite_C = steps(x_CP, positions_CKB, lr, scale_C, before_CP)
         return Trained({} if in_place else {"x": x_CP}, {}, loss_C, finite_C)
 
     def _step_by_step(

@@ -218,7 +218,7 @@ class Population:
         if self._backends is None:
             return 0
         x_NP = self.state["x"]
-        if self._backends.has_plain_steps:
+        if self._backends.plain_steps is not None:
             return x_NP.nbytes // len(self.sites)
         has_changes = "state" in self.recipe.algorithm.local_changes
         changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if has_changes else 0

@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment.loading import experiment_from, recorded_experiment
 from p2pfl.experiment.plan import make_plan
 from p2pfl.experiment.sites import load_sites
+from p2pfl.params import Layout
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import forecast, simulate
 from p2pfl.simulator.engine import Simulation
@@ -207,7 +208,8 @@ def unflat(x_1P):
     ],
 )
 def test_the_step_that_is_not_compiled_is_named(prepare, step):
-    reason = why_not_compiled(chain_or_fault(Prepared(prepare)), F.cross_entropy, torch.float32, [], torch.uint8)
+    model = Prepared(prepare)
+    reason = why_not_compiled(chain_or_fault(model, Layout.of(model)), F.cross_entropy, torch.float32, [], torch.uint8)
 
     assert reason.startswith("only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the step ")
     assert f"the step {step} is none of them" in reason

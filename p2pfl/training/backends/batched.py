@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
-from p2pfl.params import parameters_of
+from p2pfl.params import Layout, parameters_of
 from p2pfl.training.backends.layers import GradientUse, Layer, SgdStep, StoreGradient
 from p2pfl.training.backends.tracing import chain_or_fault
 
@@ -90,7 +90,7 @@ class Batched:
             expected: gradient (P,) and loss on the sample at the model's own parameters; a chain that gives others is none.
             x_P: these parameters, where somebody has them as a vector already.
         """
-        layers = chain_or_fault(model)
+        layers = chain_or_fault(model, Layout.of(model))
         if isinstance(layers, str):
             return None
         inputs_B, targets_B = sample
@@ -153,7 +153,7 @@ class Batched:
         scale_C: Tensor | None,
         before_CP: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Take K steps of plain SGD in place, as `choice.Backends.sgd_steps` says; `batch` gives inputs and targets at some positions."""
+        """Take K steps of plain SGD in place, as `choice.PlainSteps` says; `batch` gives inputs and targets at some positions."""
         is_only_copy = before_CP is None
         before_CP = x_CP.clone(memory_format=torch.contiguous_format) if before_CP is None else before_CP
         total_C, step = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device), SgdStep(x_CP, lr, decay)

@@ -6,7 +6,7 @@ Shapes: N rows, C of them, K local steps, B examples in a batch, P parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -27,6 +27,13 @@ from p2pfl.training.training_data import Rows, TrainingData
 _GROUPED = 32
 CACHE_BYTES = 4 * 1024**2
 """Numbers that a core reads again and again."""
+
+PlainSteps = Callable[[Tensor, Tensor, float, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+"""Takes K steps of plain SGD in place, without a gradient in between; a row that becomes non-finite keeps what it had.
+
+Takes rows (C, P), which are changed, each step's examples (C, K, B), the learning rate, a factor on each row's gradient (None: 1), and a
+tensor that is equal to the rows and not changed (None: there is none). Returns the mean loss over the steps (C,), and whether each row has
+stayed finite (C,)."""
 
 
 class Gradients:
@@ -143,7 +150,8 @@ class Backends:
     ) -> None:
         assert task.loss is not None
         self._recipe, self._data, self._layout = recipe, data, Layout.of(model)
-        if chosen is not None and chosen.sample_size == data.sample_size and data.inputs.device.type == "cpu":
+        self._is_chosen = chosen is not None and chosen.sample_size == data.sample_size and data.inputs.device.type == "cpu"
+        if chosen is not None and self._is_chosen:
             self.gradients = chosen.of_rows(model, names)
         else:
             self.gradients = Gradients(model, task.loss, data.sample(), len(names), task=task.name, sites=names)
@@ -156,31 +164,14 @@ class Backends:
         self.compiled: Compiled | None = None
 
     @property
-    def has_plain_steps(self) -> bool:
-        """Whether `sgd_steps` computes the local steps: they are plain SGD, and the model's layers are known."""
-        is_written_out = self.gradients.batched is not None and self.gradients.row_by_row is None
-        return self.compiled is not None or (is_written_out and why_not_plain_sgd(self._recipe) is None)
-
-    def sgd_steps(
-        self, x_CP: Tensor, positions_CKB: Tensor, lr: float, scale_C: Tensor | None, before_CP: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Take K steps of plain SGD in place, without a gradient in between; a row that becomes non-finite keeps what it had.
-
-        Args:
-            x_CP: changed.
-            positions_CKB: examples of each step.
-            lr: learning rate.
-            scale_C: factor on each row's gradient; None: 1.
-            before_CP: a tensor that is equal to x and not changed; None: there is none.
-
-        Returns:
-            The mean loss over the steps (C,), and whether each row has stayed finite (C,).
-        """
-        decay = self._recipe.optimizer.weight_decay
-        if self.compiled is not None:
-            return self.compiled.sgd_steps(x_CP, positions_CKB, lr, decay, scale_C)
-        assert self.gradients.batched is not None
-        return self.gradients.batched.sgd_steps(x_CP, positions_CKB, self._data.batch, lr, decay, scale_C, before_CP)
+    def plain_steps(self) -> PlainSteps | None:
+        """Takes K steps of plain SGD; None where local steps are more than these, or the model's layers are not known."""
+        decay, compiled, batched, batch = self._recipe.optimizer.weight_decay, self.compiled, self.gradients.batched, self._data.batch
+        if compiled is not None:
+            return lambda x_CP, positions_CKB, lr, scale_C, _: compiled.sgd_steps(x_CP, positions_CKB, lr, decay, scale_C)
+        if batched is None or self.gradients.row_by_row is not None or why_not_plain_sgd(self._recipe) is not None:
+            return None
+        return lambda x_CP, positions_CKB, lr, *others: batched.sgd_steps(x_CP, positions_CKB, batch, lr, decay, *others)
 
     @property
     def vectorises(self) -> bool:
@@ -201,9 +192,10 @@ class Backends:
         if self.compiled is not None:
             return
         found: Compiled | str = why_not_plain_sgd(self._recipe) or "the model's gradients cannot be written out"
-        if self.has_plain_steps:
+        if self.plain_steps is not None:
             assert self.gradients.batched is not None
-            found = Compiled.of(self.gradients.batched, x_1P, self._data.inputs, self._data.targets)
+            is_tried = self._is_chosen and self._recipe.compiled  # by the plan, which chose both
+            found = Compiled.of(self.gradients.batched, x_1P, self._data.inputs, self._data.targets, is_tried=is_tried)
         if isinstance(found, Compiled):
             self.compiled = found
         elif self._recipe.compiled:

@@ -151,8 +151,8 @@ class Compiled:
         self._wanted = np.zeros((0, 0), dtype=kind) if of_classes else targets.flatten(1).contiguous().numpy()
 
     @classmethod
-    def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> Compiled | str:
-        """Compile the steps of a batched chain on all examples (M, ...), tried at `x_1P`; or say why that cannot be done."""
+    def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor, *, is_tried: bool = False) -> Compiled | str:
+        """Compile the steps of a batched chain on all examples (M, ...), tried at `x_1P` unless they are; or say why it cannot be done."""
         if inputs.device.type != "cpu":
             return f"compiled loops run on the CPU, not on {inputs.device.type}"
         chain = _chain_of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
@@ -163,7 +163,8 @@ class Compiled:
         if (loops := load_loops("training")) is None:
             return why_no_loops()
         compiled = cls(loops, chain, _LOSSES[batched.loss], inputs, targets, x_1P.dtype)
-        return compiled if compiled._does_as(batched, x_1P, inputs, targets) else "compiled loops give another step here than torch"
+        does_as_torch = is_tried or compiled._does_as(batched, x_1P, inputs, targets)
+        return compiled if does_as_torch else "compiled loops give another step here than torch"
 
     def _does_as(self, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> bool:
         """Whether a step is that of the chain; loads the loops."""
@@ -179,7 +180,7 @@ class Compiled:
         return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
 
     def sgd_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take K steps of plain SGD in place, as `choice.Backends.sgd_steps` says."""
+        """Take K steps of plain SGD in place, as `choice.PlainSteps` says."""
         x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
         kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
         scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)

@@ -87,12 +87,12 @@ FUNCTIONS: dict[Any, Layer] = {
 }
 
 
-def chain_or_fault(model: nn.Module) -> list[Layer] | str:  # noqa: PLR0911
+def chain_or_fault(model: nn.Module, layout: Layout) -> list[Layer] | str:  # noqa: PLR0911
     """The layers of a model in training mode, in their order, or what in it is no known one.
 
     One with parameters that do not lie in the flat vector, or that are used in several places, is no chain.
     """
-    places = {spec.name: place for spec, place in Layout.of(model).slices()}
+    places = {spec.name: place for spec, place in layout.slices()}
     if any(True for _ in model.buffers()):
         return "the model has buffers"
     if any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
