@@ -16,9 +16,9 @@ from simulations import QUICK, plan_of
 from ways import way
 
 LEARNING = {"task": {"name": "synthetic-logistic"}, "nodes": 4, "rounds": 3, **QUICK, "evaluate_every": 1}
-MOST_STAYS = 24
-MOST_CLIMBS = 4
-MOST_STAYS_FROM_A_FILE = 100
+MOST_STAYS = 17
+MOST_CLIMBS = 3
+MOST_STAYS_FROM_A_FILE = 50
 
 
 @pytest.mark.parametrize("algorithm", ["dpsgd", "gradient-tracking", "choco", "push-sum"])
