@@ -218,11 +218,11 @@ def test_thousands_of_nodes_take_no_time():
     edges = [[i, (i + step) % 5000, 0.1] for i in range(5000) for step in range(1, 11)]
     rows = [row(name, 1, [names[i - 1]]) for i, name in enumerate(names)]
     run = run_of(rows, names=names, edges=edges)
-    began_s = time.perf_counter()
+    began_s = time.process_time()  # this process's own: the machine may be busy
     found = edge_health(run, node_health(run))
 
     assert len(found) == 50_000
-    assert time.perf_counter() - began_s < 10  # a second; by pairs of nodes it would take minutes
+    assert time.process_time() - began_s < 10  # a second; by pairs of nodes it would take minutes
 
 
 @pytest.mark.parametrize("width", [80, 60])
