@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -18,7 +19,9 @@ def compare(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmarks_compare", BENCHMARKS / "compare.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
     yield module
+    torch.set_num_threads(threads)  # a benchmark takes all cores: tests after it would wait for each other's threads at each step
     sys.modules.pop("simulator", None)
 
 
