@@ -24,7 +24,7 @@ from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task
 from p2pfl.topology import Schedule, Topology, is_spectrum_quick, laplacian_extremes
 from p2pfl.training import Population, Recipe, build_model, dry_run
-from p2pfl.training.backends.choice import Gradients
+from p2pfl.training.backends.gradients import Gradients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

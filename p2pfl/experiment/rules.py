@@ -15,9 +15,10 @@ from p2pfl.params import Layout, parameters_of
 from p2pfl.privacy import MECHANISMS, Mechanism
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.training import Recipe
-from p2pfl.training.backends.choice import Gradients, why_not_plain_sgd
 from p2pfl.training.backends.compiled import Compiled, why_not_compiled
+from p2pfl.training.backends.gradients import Gradients
 from p2pfl.training.backends.tracing import chain_or_fault
+from p2pfl.training.local_steps import why_not_plain_sgd
 from p2pfl.training.training_data import MOST_TRIED, of_dtype
 from p2pfl.yaml_files import check
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from p2pfl.compiled.loader import load_loops
 from p2pfl.simulator.sharding.halo import BlockedExchange
-from p2pfl.training.backends.choice import split_evenly
+from p2pfl.training.local_steps import split_evenly
 
 _BLOCK_BYTES = 16 * 1024**2  # of all rows' columns: what the last cache holds
 _NARROWEST = 512

@@ -17,8 +17,8 @@ from p2pfl.params import Layout
 from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.calling import evaluate_metric, users_code
-from p2pfl.training.backends.choice import CACHE_BYTES, Gradients
-from p2pfl.training.backends.gradients import outputs_of
+from p2pfl.training.backends.gradients import Gradients, outputs_of
+from p2pfl.training.local_steps import CACHE_BYTES
 from p2pfl.training.training_data import of_dtype
 
 

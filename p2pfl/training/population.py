@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from p2pfl.algorithms import Context, Inbox, Notice, State
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
-from p2pfl.training.backends.choice import Backends, Gradients
 from p2pfl.training.backends.compiled import one_blas_thread
+from p2pfl.training.backends.gradients import Gradients
 from p2pfl.training.evaluation import Evaluation
 from p2pfl.training.local_steps import LocalSteps, Trained, column, replace_rows
 from p2pfl.training.optimizers import OptimizerState
@@ -60,17 +60,15 @@ class Population:
         # functional_call borrows the module: two threads must not use one
         self._model = sharing_parameters(model).to(self.device)
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
-        self._is_scaled = loss_scale is not None
-        self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=self.layout.dtype, device=self.device).expand(len(sites))
+        self._scale_N = torch.tensor(loss_scale, dtype=self.layout.dtype, device=self.device) if loss_scale is not None else None
         self.threads = 1
         """Number of threads that train parts of the rows; one where the model's own module computes."""
         self._data = TrainingData(self.sites, recipe, self._nodes_N, self.layout.dtype, trains=task.loss is not None)
-        self._backends: Backends | None = None
+        self._steps: LocalSteps | None = None
         if len(self._data.training_rows):
             names = self.sites.names if isinstance(self.sites, SiteTable) else [site.name for site in self.sites]
-            self._backends = Backends(self._model, task, names, recipe, self._data, gradients)
-            self._steps = LocalSteps(recipe, self._backends, self._data, self._scale_N if self._is_scaled else None)
-        own = self._backends.gradients if self._backends is not None else None
+            self._steps = LocalSteps(self._model, task, names, recipe, self._data, self._scale_N, gradients)
+        own = self._steps.gradients if self._steps is not None else None
         self._evaluation = Evaluation(task, self.sites, self._model, self.device, self.layout, own)
         self._round: int | None = None
         self.diverged: tuple[str, ...] = ()
@@ -96,12 +94,12 @@ class Population:
     @property
     def row_by_row(self) -> str | None:
         """Why rows are computed one by one; None where they go together."""
-        return self._backends.gradients.row_by_row if self._backends is not None else None
+        return self._steps.gradients.row_by_row if self._steps is not None else None
 
     @property
     def is_compiled(self) -> bool:
         """Whether it trains in compiled loops."""
-        return self._backends is not None and self._backends.compiled is not None
+        return self._steps is not None and self._steps.compiled is not None
 
     @property
     def all_diverged(self) -> bool:
@@ -111,7 +109,7 @@ class Population:
     @property
     def trains(self) -> bool:
         """Whether any row has something to train on."""
-        return self._backends is not None
+        return self._steps is not None
 
     def context(self, round: int, *, local_steps: int, rows: Rows | None = None) -> Context:
         """Context that the algorithm has in a round, for some rows or for all."""
@@ -145,12 +143,12 @@ class Population:
         all_rows = rows = self._data.training_rows
         if active_N is not None:
             rows = rows[active_N.to(self.device)[rows]]
-        if self._backends is None or recipe.local_steps == 0 or len(rows) == 0:
+        if self._steps is None or recipe.local_steps == 0 or len(rows) == 0:
             return loss_N
         groups = [
             group
             for alike in self._data.with_equal_batches(rows)
-            for group in self._backends.groups(alike, self._data.batch_size(alike), self.threads)
+            for group in self._steps.groups(alike, self._data.batch_size(alike), self.threads)
         ]
         # a rule may hold one tensor under two names: writing x over would change the other as well
         alone = len({tensor.untyped_storage().data_ptr() for tensor in self.state.values()}) == len(self.state)
@@ -181,8 +179,8 @@ class Population:
 
     def _trained(self, train: Callable[[list[Rows]], list[Trained]], groups: Sequence[list[Rows]]) -> Iterator[Trained]:
         """Train each part, in their order; several groups at a time where there are threads."""
-        assert self._backends is not None
-        if self.threads == 1 or len(groups) == 1 or self._backends.borrows_model:
+        assert self._steps is not None
+        if self.threads == 1 or len(groups) == 1 or self._steps.borrows_model:
             yield from chain.from_iterable(map(train, groups))
             return
         with ThreadPoolExecutor(self.threads, thread_name_prefix="train") as pool:
@@ -196,6 +194,7 @@ class Population:
 
     def _train_group(self, round: int, parts: list[Rows], *, in_place: bool, ahead: bool) -> list[Trained]:
         """K local steps of some rows, a part of them after the other."""
+        assert self._steps is not None
         ends = [part.stop - part.start if isinstance(part, slice) else len(part) for part in parts]
         if isinstance(parts[0], slice):
             rows: Rows = slice(parts[0].start, parts[0].start + sum(ends))
@@ -210,19 +209,19 @@ class Population:
     @property
     def vectorises(self) -> bool:
         """Whether torch vectorises the gradients, because they are not written out here."""
-        return self._backends is not None and self._backends.vectorises
+        return self._steps is not None and self._steps.vectorises
 
     @property
     def training_bytes(self) -> int:
         """Bytes that a round of local steps needs for each row beside it: moved parameters, gradients, the optimiser's next state."""
-        if self._backends is None:
+        if self._steps is None:
             return 0
         x_NP = self.state["x"]
-        if self._backends.plain_steps is not None:
+        if self._steps.plain_steps is not None:
             return x_NP.nbytes // len(self.sites)
         has_changes = "state" in self.recipe.algorithm.local_changes
         changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if has_changes else 0
-        steps = self._backends.step_bytes(x_NP, is_scaled=self._is_scaled)
+        steps = self._steps.step_bytes(x_NP)
         moved = x_NP.nbytes + sum(tensor.nbytes for tensor in self.optimizer_state.values())
         return (moved + max(steps, changed)) // len(self.sites)
 
@@ -232,8 +231,8 @@ class Population:
         Raises:
             ConfigError: the recipe asks for them, and this model, its rows or this machine cannot have them.
         """
-        if self._backends is not None:
-            self._backends.compile(self.state["x"][:1])
+        if self._steps is not None:
+            self._steps.compile(self.state["x"][:1])
 
     def outgoing(self, round: int, phase: int, *, local_steps: int) -> dict[str, Tensor]:
         """Messages of each row in an exchange, by channel, (N, ...)."""

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.params import Layout, parameters_of
 from p2pfl.training.backends import gradients as gradients_module
-from p2pfl.training.backends.choice import Gradients
-from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, outputs_of, put_side_by_side
+from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, outputs_of, put_side_by_side
 
 SEED, ROUND, STEP = 11, 4, 2
 NODES = torch.tensor([3, 0, 9])

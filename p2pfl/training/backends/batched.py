@@ -153,7 +153,7 @@ class Batched:
         scale_C: Tensor | None,
         before_CP: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Take K steps of plain SGD in place, as `choice.PlainSteps` says; `batch` gives inputs and targets at some positions."""
+        """Take K steps of plain SGD in place, as `local_steps.PlainSteps` says; `batch` gives inputs and targets at some positions."""
         is_only_copy = before_CP is None
         before_CP = x_CP.clone(memory_format=torch.contiguous_format) if before_CP is None else before_CP
         total_C, step = torch.zeros(len(x_CP), dtype=x_CP.dtype, device=x_CP.device), SgdStep(x_CP, lr, decay)

@@ -180,7 +180,7 @@ class Compiled:
         return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
 
     def sgd_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take K steps of plain SGD in place, as `choice.PlainSteps` says."""
+        """Take K steps of plain SGD in place, as `local_steps.PlainSteps` says."""
         x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
         kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
         scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)

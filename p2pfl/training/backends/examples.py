@@ -15,7 +15,7 @@ from p2pfl.draws import Purpose, torch_seed
 from p2pfl.privacy import Mechanism
 
 GradientCall = Callable[..., tuple[Tensor, Tensor, Tensor | None]]
-"""A call as that of `choice.Gradients`."""
+"""A call as that of `gradients.Gradients`."""
 
 
 def example_gradients(

@@ -1,10 +1,11 @@
-"""Losses and gradients of N models by torch itself, each on its own batch.
+"""Losses and gradients of N models, each on its own batch: written out where the layers are known, else by torch itself.
 
 Shapes: N rows, B examples in a batch, P parameters.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from torch.func import grad_and_value, vmap
 
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.errors import TaskError
-from p2pfl.params import Layout, call_with, parameters_of
+from p2pfl.params import Layout, call_with, parameters_of, sharing_parameters
 from p2pfl.tasks.calling import described, users_code
-from p2pfl.training.backends.batched import Loss
+from p2pfl.training.backends.batched import Batched, Loss
 from p2pfl.training.freed_memory import return_freed_memory
 
 RETURN_FROM_BYTES = 8 * 2**20
@@ -28,7 +29,7 @@ RETURN_AT_ONCE_BYTES = 16 * 2**20
 class ModelGradients:
     """Gradients of one model's loss: of one row, of rows one after the other, and of all rows in one vectorised call.
 
-    Arguments are those of `choice.Gradients`; the model is in training mode.
+    Arguments are those of `Gradients`; the model is in training mode.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ModelGradients:
     def one_by_one(
         self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor, *, seed: int, nodes_N: Tensor, rows_N: Tensor, round: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients (N, P), losses (N,) and where there is no gradient, as `choice.Gradients` gives them; each row under its own key."""
+        """Gradients (N, P), losses (N,) and where there is no gradient, as `Gradients` gives them; each row under its own key."""
         gradients, losses, unused = [], [], []
         for i, (row, node) in enumerate(zip(rows_N.tolist(), nodes_N.tolist(), strict=True)):
             with torch.random.fork_rng(devices=[x_NP.device] if x_NP.is_cuda else []):
@@ -118,6 +119,106 @@ class ModelGradients:
             raise TaskError(fault, task=self.task, function="loss", site=site)
 
 
+class Gradients:
+    """Gradients of one model's loss for N parameter vectors, each on its own batch.
+
+    Written out where the model's layers are known, else in one vectorised call where the model allows it. A model that draws random numbers
+    (dropout), changes its buffers (BatchNorm) or cannot be vectorised goes row by row, each row under its own key and with its own buffers.
+
+    Args:
+        model: the architecture; its own parameters are not used and not changed.
+        loss: (outputs, targets) -> mean over the batch.
+        sample: inputs and targets of one small batch, to try the model on.
+        num_rows: N.
+        task: name under which a fault in model or loss is reported.
+        sites: names of the rows, likewise.
+
+    Raises:
+        TaskError: the model or the loss fails on the sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        sample: tuple[Tensor, Tensor],
+        num_rows: int,
+        *,
+        task: str = "",
+        sites: Sequence[str] | None = None,
+    ) -> None:
+        self.by_torch = ModelGradients(model.train(), loss, num_rows, task, sites)
+        self.buffers = self.by_torch.buffers
+        self.batched: Batched | None = None
+        """Written-out gradients of a model whose layers are known."""
+        self._never_used_P: Tensor | None = None
+        self.sample_size = len(sample[0])
+        site = sites[0] if sites and len(sites) == 1 else None
+        self.row_by_row: str | None = self._why_row_by_row(sample, num_rows, site)
+        """Why the model cannot be vectorised over rows; None where it can."""
+
+    def of_rows(self, model: nn.Module, sites: Sequence[str]) -> Gradients:
+        """Take the choice over, without trying it again, for other rows with a module as this one and buffers of their own."""
+        found = copy.copy(self)
+        before = self.by_torch
+        found.by_torch = ModelGradients(model.train(), before.loss, len(sites), before.task, sites, before.layout)
+        found.buffers = found.by_torch.buffers
+        return found
+
+    def __call__(
+        self, x_NP: Tensor, inputs_NB: Tensor, targets_NB: Tensor, *, seed: int, nodes_N: Tensor, rows_N: Tensor, round: int, step: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients (N, P) and losses (N,) of each row on its own batch, and where there is no gradient.
+
+        The last is bool (N, P), where torch's own gradient is None and an optimiser changes nothing; None: there is one everywhere. Rows
+        have the buffers of `rows_N` in the population; seed, round, step and `nodes_N` in the roster are the key of what the model draws.
+
+        Raises:
+            TaskError: the model or the loss fails at a row; of several, the first.
+        """
+        reason = self.row_by_row
+        if reason is None:
+            try:
+                together = self.batched.gradients if self.batched is not None else self.by_torch.vectorised
+                gradient_NP, loss_N = together(x_NP, inputs_NB, targets_NB)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # row by row finds whose fault it is; if nobody's, the vectorising's
+                reason = _why(error)
+            else:
+                never_P = self._never_used_P
+                unused_NP = None if never_P is None else never_P & (gradient_NP == 0)
+                return gradient_NP.detach(), loss_N.detach(), unused_NP
+        found = self.by_torch.one_by_one(x_NP, inputs_NB, targets_NB, seed=seed, nodes_N=nodes_N, rows_N=rows_N, round=round, step=step)
+        self.row_by_row = reason
+        return found
+
+    def _why_row_by_row(self, sample: tuple[Tensor, Tensor], num_rows: int, site: str | None) -> str | None:
+        """Try the backends on a sample, the fastest first."""
+        by_torch, (inputs_B, targets_B) = self.by_torch, sample
+        model = by_torch.model
+        trial = sharing_parameters(model)
+        before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+        x_P = parameters_of(model)
+        with torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), users_code(by_torch.task, "model", inputs_B, site=site):
+                trial(inputs_B)
+            copies = {name: buffer.clone() for name, buffer in before.items()}
+            *expected, self._never_used_P = by_torch.alone(x_P, inputs_B, targets_B, copies, site=site)
+        changed = [name for name, buffer in trial.named_buffers() if not torch.equal(before[name], buffer)]
+        if changed:
+            return f"the model changes its buffers while it trains ({changed[0]}); they stay at each node"
+        if self._never_used_P is None:  # written-out layers know of no gradient that is none
+            self.batched = Batched.of(model, by_torch.loss, sample, (expected[0], expected[1]), x_P)
+        if self.batched is not None:
+            return None
+        del expected
+        rows = min(num_rows, 2)  # a node alone needs no memory for a second one
+        try:
+            by_torch.vectorised(x_P.expand(rows, -1), inputs_B.expand(rows, *inputs_B.shape), targets_B.expand(rows, *targets_B.shape))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # alone it went well, so the fault is the vectorising's
+            return _why(error)
+        return None
+
+
 def returns_parts(gradient_NP: Tensor) -> bool:
     """Whether the parts of a gradient are given back to the system while they are put together; so many rows at once are not worth it."""
     return gradient_NP.device.type == "cpu" and len(gradient_NP) == 1 and gradient_NP.nbytes >= RETURN_FROM_BYTES
@@ -146,6 +247,13 @@ def _fault_of_loss(loss: object) -> str | None:
     if not loss.requires_grad:
         return "what it returned does not depend on the model's parameters: expected no detach(), item() or no_grad() on the way"
     return None
+
+
+def _why(error: BaseException) -> str:
+    """Why rows cannot go together, from what vectorising them raised."""
+    if isinstance(error, RuntimeError) and "random" in str(error):
+        return "the model draws random numbers while it trains"
+    return f"the model cannot be vectorised: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def outputs_of(model: nn.Module, x_P: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
