@@ -31,7 +31,7 @@ from p2pfl.runs.stopwatch import Stopwatch, peak_rss_bytes
 from p2pfl.runs.text import Row
 from p2pfl.simulator.agreement import Agreement
 from p2pfl.simulator.events.clock import RoundClock
-from p2pfl.simulator.exchange import Exchange, Participation
+from p2pfl.simulator.exchange import Participation
 from p2pfl.simulator.forecast import training_is_worth_it
 from p2pfl.simulator.mixer import Measures, Mixer
 from p2pfl.simulator.sharding.ranks import Ranks
@@ -77,17 +77,15 @@ class Simulation:
         """Nodes whose last training became non-finite."""
         self._clock = RoundClock.of(plan, faults) if plan.experiment.clock is not None else None
         is_lossy = self._clock is not None and self._clock.gives_up
-        self._exchange = Exchange(plan, self._shard, self.population.device, faults if self._clock is None else None, is_lossy=is_lossy)
+        script, bound = faults if self._clock is None else None, plan.time_varying_bound(plan.names)
+        self._mixer = Mixer(plan, self.population, self._shard, script, is_lossy=is_lossy, moves=bound is not None)
         self.round = 0
-        bound = plan.time_varying_bound(plan.names)
         self._agreement = Agreement(len(plan.names), plan.stop_rule, bound, first_round=plan.experiment.rounds)
         self.bytes_sent = 0
         self._faults = faults
         self._recorded = spread(len(plan.names), most=100, all_up_to=STACKED_ABOVE)
         if plan.recipe.compiled or training_is_worth_it(plan):
             self.population.compile()
-        mixes_plainly = plan.recipe.mixes_in_place and bound is None and (faults is None or self._clock is not None)
-        self._mixer = Mixer(plan, self.population, self._shard, self._exchange, is_plain=mixes_plainly, moves=bound is not None)
         self._stopwatch.lap("setup")
 
     @property
@@ -115,7 +113,7 @@ class Simulation:
         local_steps = experiment.local_steps_at(number)
         running_N = self._agreement.stop_round_N >= number
         times = self._clock.round(number, local_steps=local_steps, running_N=running_N) if self._clock is not None else None
-        who = self._exchange.participation(number, running_N, times)
+        who = self._mixer.participation(number, running_N, times)
         losses_M = self.population.train(number, who.trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
         measures = self._mixer.mix(number, local_steps, who, losses_M)
@@ -168,13 +166,13 @@ class Simulation:
         if self._faults is not None:  # a scripted fault's open flows are not kept: such runs are for study and short
             return
         if self._clock is not None:
-            metadata["exchange"] = self._exchange.ledger.metadata()
+            metadata["exchange"] = self._mixer.ledger.metadata()
         whole = {name: self._shard.gather(tensor) for name, tensor in tensors.items()}
         if self._ranks.is_first:
             kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
             if self._clock is not None:  # the same at all ranks
                 kept |= {f"clock/{name}": torch.from_numpy(array) for name, array in self._clock.arrays().items()}
-                kept |= {f"exchange/{name}": tensor for name, tensor in self._exchange.ledger.tensors().items()}
+                kept |= {f"exchange/{name}": tensor for name, tensor in self._mixer.ledger.tensors().items()}
             write_checkpoint(self.folder.path / _CHECKPOINT, kept, metadata)
 
     def restore(self) -> None:
@@ -193,8 +191,8 @@ class Simulation:
             self.population.mark_diverged(name for name in self.diverged if name in here)
             if self._clock is not None:
                 self._clock.restore({name: tensor.numpy() for name, tensor in _under("clock/", tensors).items()})
-                self._exchange.ledger.restore(_under("exchange/", tensors), metadata["exchange"])
-                if self._exchange.ledger.is_open and not self._shard.is_all:
+                self._mixer.ledger.restore(_under("exchange/", tensors), metadata["exchange"])
+                if self._mixer.ledger.is_open and not self._shard.is_all:
                     raise ConfigError(
                         f"{self.folder.path / _CHECKPOINT}: messages were lost, and {self._ranks.count} ranks cannot take them back; "
                         "go on in one process, without torchrun"
@@ -205,13 +203,7 @@ class Simulation:
     def finish(self) -> None:
         """Roll back open flows, evaluate, and conclude the run."""
         plan, population = self.plan, self.population
-        compensation = dict(self._exchange.ledger.close())
-        for phase in range(plan.recipe.algorithm.phases if compensation else 0):
-            num_slots = self._exchange.tables.at(self.round).linked_NK.shape[1]
-            sent = population.outgoing(self.round, phase, local_steps=0)
-            due = {name: compensation.pop(name) for name in compensation.keys() & sent.keys()}  # once, though phases share a channel
-            closing = plan.recipe.inboxes.without_messages(sent, num_slots, plan.layout.dtype, due)
-            population.merge(self.round, phase, closing, local_steps=0)
+        self._mixer.roll_back(self.round)
         measured = spread(len(plan.names), most=_MEASURED, all_up_to=_MEASURED)
         per_node = {plan.names[node]: figures for node, figures in self._evaluated(measured).items()}
         agreed = self._agreement.is_reached(self.round) and plan.stop_rule is not None

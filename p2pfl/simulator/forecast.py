@@ -19,13 +19,13 @@ from p2pfl.errors import ConfigError
 from p2pfl.experiment.plan import Plan
 from p2pfl.params import parameters_of
 from p2pfl.runs.stopwatch import rss_bytes
+from p2pfl.simulator.mixer import WORTH, mixing_is_worth_it
 from p2pfl.simulator.mixing import block_columns, mix_in_place
 from p2pfl.tasks import SiteTable
 
 _SAMPLE_BYTES = 32 * 1024**2  # of parameters that are tried
 _RESERVE_BYTES = 256 * 1024**2  # for the interpreter's own, records and chunks at work
 _MEMINFO = Path("/proc/meminfo")
-_WORTH = 10**9  # numbers; loading compiled loops takes a second
 _LARGE = 2000  # parameters
 
 
@@ -117,18 +117,12 @@ def forecast_seconds(plan: Plan, threads: int) -> float:
     return num_nodes / rows * (experiment.rounds * (spent["train"] + spent["mix"]) + mixing_only * spent["mix"])
 
 
-def mixing_is_worth_it(plan: Plan) -> bool:
-    """Whether compiled mixing is faster, by the numbers that pass over edges in all rounds; it gives the same bits as torch."""
-    num_numbers = len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round
-    return plan.experiment.compiled != "off" and num_numbers >= _WORTH
-
-
 def training_is_worth_it(plan: Plan) -> bool:
     """Whether compiled training is faster, by the parameters of all steps of a run that an earlier version began."""
     if plan.experiment.schema != 1 or plan.experiment.compiled != "auto":
         return False
     num_steps = len(plan.names) * plan.recipe.local_steps * plan.experiment.rounds
-    return plan.layout.size >= _LARGE and num_steps * plan.layout.size >= _WORTH
+    return plan.layout.size >= _LARGE and num_steps * plan.layout.size >= WORTH
 
 
 def refuse_what_does_not_fit(plan: Plan, num_ranks: int = 1, ranks_here: int = 1) -> None:

@@ -16,12 +16,16 @@ from torch import Tensor
 from p2pfl.algorithms import Notice
 from p2pfl.evaluation.mean_model import squared_distances_from_mean
 from p2pfl.experiment.plan import Plan
+from p2pfl.faults.script import FaultScript
 from p2pfl.runs.events import EventKind
+from p2pfl.simulator.events.clock import RoundTimes
 from p2pfl.simulator.exchange import Exchange, Participation
-from p2pfl.simulator.forecast import mixing_is_worth_it
 from p2pfl.simulator.mixing import load_compiled
 from p2pfl.simulator.sharding.shard import Shard
 from p2pfl.training import Population
+
+WORTH = 10**9
+"""Numbers from which on compiled loops are worth their loading, which takes a second."""
 
 _LEFT, _WITHOUT_LOSS = 1, 2  # how a row's training ended, where it did not end well
 
@@ -53,20 +57,37 @@ class Measures:
 
 
 class Mixer:
-    """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered."""
+    """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered.
 
-    def __init__(self, plan: Plan, population: Population, shard: Shard, exchange: Exchange, *, is_plain: bool, moves: bool) -> None:
-        self._plan, self._population, self._shard, self._exchange = plan, population, shard, exchange
-        self._is_plain, self._asks_for_moves = is_plain and population.device.type == "cpu", moves
+    Args:
+        plan: of the run.
+        population: this rank's rows.
+        shard: where the rows of all ranks are.
+        faults: script of what is lost, where no clock says it.
+        is_lossy: whether messages may stay out also without a script.
+        moves: whether the stop rule asks how far models have moved.
+    """
+
+    def __init__(
+        self, plan: Plan, population: Population, shard: Shard, faults: FaultScript | None, *, is_lossy: bool, moves: bool
+    ) -> None:
+        self._plan, self._population, self._shard, self._asks_for_moves = plan, population, shard, moves
+        self._exchange = Exchange(plan, shard, population.device, faults, is_lossy=is_lossy)
+        self.ledger = self._exchange.ledger
+        self._is_plain = plan.recipe.mixes_in_place and not moves and faults is None and population.device.type == "cpu"
         self._compiled = self._is_plain and mixing_is_worth_it(plan) and load_compiled(plan.layout.dtype)
         self.sent_MP: Tensor | None = None
         """Models sent in the last round, where the graph changes."""
+
+    def participation(self, number: int, running_N: NDArray[np.bool_], times: RoundTimes | None) -> Participation:
+        """Find out who of the running nodes takes part in a round, and whose messages come; see `Exchange.participation`."""
+        return self._exchange.participation(number, running_N, times)
 
     def mix(self, number: int, local_steps: int, who: Participation, losses_M: Tensor | None) -> Measures:
         """Let the rows of one round exchange their messages and merge them; returns the measures of all ranks."""
         notices: list[tuple[EventKind | str, int, str]] = []
         phase: int | None = 0
-        if self._is_plain and (who.times is None or who.times.is_whole) and not self._exchange.ledger.is_open:
+        if self._is_plain and (who.times is None or who.times.is_whole) and not self.ledger.is_open:
             columns, bytes_N = self._mix_plainly(number, local_steps, who)
         else:
             columns, bytes_N, phase = self._merge(number, local_steps, who, notices)
@@ -157,6 +178,22 @@ class Mixer:
             self.sent_MP = sent_MP.clone()
         return moved_M
 
+    def roll_back(self, number: int) -> None:
+        """Take back the flows that are open when the run ends, in one closing exchange that carries no messages."""
+        recipe, compensation = self._plan.recipe, dict(self.ledger.close())
+        for phase in range(recipe.algorithm.phases if compensation else 0):
+            num_slots = self._exchange.tables.at(number).linked_NK.shape[1]
+            sent = self._population.outgoing(number, phase, local_steps=0)
+            due = {name: compensation.pop(name) for name in compensation.keys() & sent.keys()}  # once, though phases share a channel
+            closing = recipe.inboxes.without_messages(sent, num_slots, self._plan.layout.dtype, due)
+            self._population.merge(number, phase, closing, local_steps=0)
+
     def restore(self, sent_MP: Tensor | None) -> None:
         """Take up the models sent last, from a checkpoint."""
         self.sent_MP = sent_MP.to(self._population.device) if sent_MP is not None and self._asks_for_moves else None
+
+
+def mixing_is_worth_it(plan: Plan) -> bool:
+    """Whether compiled mixing is faster, by the numbers that pass over edges in all rounds; it gives the same bits as torch."""
+    num_numbers = len(plan.topology.senders) * plan.layout.size * plan.experiment.last_possible_round
+    return plan.experiment.compiled != "off" and num_numbers >= WORTH
