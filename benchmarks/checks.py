@@ -27,8 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.algorithms import Guard
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.link_reports import LinkReports

@@ -29,8 +29,7 @@ from torch import Tensor
 import p2pfl
 from p2pfl.draws import batch_positions
 from p2pfl.experiment.loading import load_experiment, resolve
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import parameters_of
 from p2pfl.tasks import Site

@@ -173,8 +173,7 @@ def node(site: Path) -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Three nodes, each with what it took."""
     from p2pfl.experiment.loading import experiment_from
-    from p2pfl.experiment.plan import make_plan
-    from p2pfl.experiment.sites import load_sites
+    from p2pfl.experiment.plan import load_sites, make_plan
     from p2pfl.governance.identity import Identity
     from p2pfl.governance.study import Study
     from p2pfl.transports import reserve_port

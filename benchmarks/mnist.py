@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import p2pfl
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.params import load_parameters
 from p2pfl.training import build_model
 

@@ -26,8 +26,7 @@ import zmq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node

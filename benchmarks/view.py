@@ -17,8 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.launcher.network import up
 from p2pfl.node.clock import Timeouts
 from p2pfl.node.daemon import Daemon

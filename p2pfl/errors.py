@@ -12,7 +12,7 @@ _STEERS = "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u061c\u200b\u200e\u200f\u2028-\u202
 """Control characters of both sets, marks and overrides of direction, separators of lines, and what has no width."""
 
 _UNSAFE: Final = re.compile(f"[{_STEERS}]")
-_UNSAFE_OR_BREAK: Final = re.compile(f"[\t\n{_STEERS}]")
+UNSAFE_OR_BREAK: Final = re.compile(f"[\t\n{_STEERS}]")
 
 _ALL_SHOWN_UP_TO = 20
 _MOST_SHOWN = 10  # findings, where there are more than can be read at once
@@ -29,7 +29,7 @@ def visible(text: str) -> str:
 
 def on_one_line(text: str) -> str:
     r"""Escape a text as `visible` does, and put it on one line: a line end becomes \u000a."""
-    return _UNSAFE_OR_BREAK.sub(_escape, text)
+    return UNSAFE_OR_BREAK.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:

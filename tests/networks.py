@@ -24,8 +24,7 @@ from links import MemoryLinks, ZeroMQLinks
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.evaluation.results import read_models
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.clock import Timeouts

@@ -12,8 +12,7 @@ import torch
 
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation
 

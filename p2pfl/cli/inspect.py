@@ -147,7 +147,7 @@ def _written(
     """Write the files that were asked for, and give their paths."""
     if page is not None:
         from p2pfl.inspector.report import report
-        from p2pfl.runs.text import replace_file
+        from p2pfl.runs.open_files import replace_file
 
         replace_file(page, report(records))
         yield page

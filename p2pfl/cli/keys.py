@@ -93,10 +93,10 @@ def describe(
     Example: p2pfl keys describe heart.yaml --set task.hospitals=[va] --set task.data=./data
     """
     from p2pfl.experiment.loading import load_experiment, parse_assignment
-    from p2pfl.experiment.sites import load_sites
+    from p2pfl.experiment.plan import load_sites
     from p2pfl.governance.card import Card
     from p2pfl.governance.identity import CARD_FILE, Identity
-    from p2pfl.runs.text import replace_file
+    from p2pfl.runs.open_files import replace_file
 
     path = keys / CARD_FILE
     card, identity = Card.load(path), Identity.load(keys, passphrase_file)

@@ -206,8 +206,7 @@ def _say_plan(
     import torch
 
     from p2pfl.experiment.loading import recorded_experiment, resolve
-    from p2pfl.experiment.plan import make_plan
-    from p2pfl.experiment.sites import load_sites
+    from p2pfl.experiment.plan import load_sites, make_plan
     from p2pfl.topology import describe, is_spectrum_quick
     from p2pfl.yaml_files import dump_yaml, load_yaml
 

@@ -24,8 +24,8 @@ from p2pfl.runs.events import Departure, departure_rows, departures_of_events
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.summary_fields import NOT_FOR_CHOOSING
 from p2pfl.tasks import SitesByName
-from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.training import Population
+from p2pfl.training.evaluation import evaluate_metric
 
 
 def conclude(plan: Plan, folder: RunFolder, outcome: Outcome) -> None:

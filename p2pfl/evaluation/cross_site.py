@@ -22,10 +22,10 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.runs.events import EventKind
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.tasks import Site
-from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, interval_of, left_out_interval, why_not_left_out
 from p2pfl.tasks.metrics import kind_of
 from p2pfl.training import Population
+from p2pfl.training.evaluation import evaluate_metric
 
 MOST_SITES = 32
 """Above this many nodes no matrix is made: its size is their square."""

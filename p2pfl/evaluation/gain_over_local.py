@@ -17,10 +17,10 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.runs.summary_fields import primary_metric
 from p2pfl.runs.text import Row
 from p2pfl.tasks import Site
-from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.tasks.intervals import CONFIDENCE, UNDEFINED, Interval, clipped, interval_of_difference, left_out_interval, why_not_left_out
 from p2pfl.tasks.metrics import kind_of
 from p2pfl.training import Population
+from p2pfl.training.evaluation import evaluate_metric
 
 MOST_SITES = 100
 """In a network with more no gain is told: it would take longer than the run of many small nodes."""

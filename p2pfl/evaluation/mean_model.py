@@ -13,8 +13,8 @@ from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.tasks import SitesByName
-from p2pfl.tasks.calling import evaluate_metric
 from p2pfl.training import Population
+from p2pfl.training.evaluation import evaluate_metric
 from p2pfl.training.running_statistics import recalibrated
 from p2pfl.training.training_data import of_dtype
 

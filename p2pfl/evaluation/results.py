@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from p2pfl.data.columns import read_columns
 from p2pfl.errors import ConfigError, DataError, StoreError, TaskError, TaskNotAllowed, some
 from p2pfl.experiment.loading import recorded_experiment
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, load_parameters
 from p2pfl.runs.checkpoint import write_tensors

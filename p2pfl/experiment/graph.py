@@ -13,6 +13,7 @@ import numpy as np
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.spec import Experiment, Named
+from p2pfl.runs.rows import BoundRule
 from p2pfl.topology import (
     SCHEDULES,
     Schedule,
@@ -108,6 +109,13 @@ def stop_rule(experiment: Experiment, schedule: Schedule) -> StopRule | None:
         return rule(diameter=diameter_bound(graph), lambda_2=float(laplacian_extremes(graph)[0]))
     window, lambda_2 = _certified(experiment, schedule)
     return rule(diameter=window, lambda_2=lambda_2, window=window)
+
+
+def bound_rule(experiment: Experiment, schedule: Schedule, graph: Topology, *, sends_models: bool) -> BoundRule:
+    """The rule for when a round's numbers bound the disagreement of this network; *graph* is the union of all rounds'."""
+    in_step, is_constant = experiment.pace.kind.in_step, schedule.period == 1
+    extremes = laplacian_extremes(graph) if is_constant and in_step and is_spectrum_quick(graph) else None
+    return BoundRule(num_nodes=graph.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
 
 def _certified(experiment: Experiment, schedule: Schedule) -> tuple[int, float]:

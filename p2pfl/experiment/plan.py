@@ -1,9 +1,10 @@
-"""Plan of a run: an experiment made ready, with task, rows, graph, model and rule, the same for every runtime."""
+"""Plan of a run: an experiment made ready, its task loaded, with rows, graph, model and rule, the same for every runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,15 +15,14 @@ from torch import Tensor, nn
 from p2pfl.algorithms import Guard
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
-from p2pfl.experiment.graph import agreeing_on, build_schedule, record_of, stop_rule
+from p2pfl.experiment.graph import agreeing_on, bound_rule, build_schedule, record_of, stop_rule
 from p2pfl.experiment.requirements import unmet_requirements
 from p2pfl.experiment.rules import build_algorithm, resolve_recipe
-from p2pfl.experiment.sites import counts_of, names_of
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
 from p2pfl.runs.rows import BoundRule
-from p2pfl.tasks import Site, SitesByName, SiteTable, Task
-from p2pfl.topology import Schedule, Topology, is_spectrum_quick, laplacian_extremes
+from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
+from p2pfl.topology import Schedule, Topology
 from p2pfl.training import Population, Recipe, build_model, dry_run
 from p2pfl.training.backends.gradients import Gradients
 
@@ -49,16 +49,10 @@ class Plan:
     gradients: Gradients | None
     """How gradients are computed, as the dry run has decided; None where nothing trains here."""
     stop_rule: StopRule | None
+    bound_rule: BoundRule
+    """The rule for when a round's numbers bound the network's disagreement."""
     samples: Mapping[str, int] | None
     """Training rows of every node, for `weighting: samples`; None: uniform."""
-
-    @cached_property
-    def bound_rule(self) -> BoundRule:
-        """The rule for when a round's numbers bound the network's disagreement."""
-        in_step, is_constant, graph = self.experiment.pace.kind.in_step, self.schedule.period == 1, self.topology
-        extremes = laplacian_extremes(graph) if is_constant and in_step and is_spectrum_quick(graph) else None
-        sends = self.recipe.algorithm.model_channel is not None
-        return BoundRule(num_nodes=graph.num_nodes, sends_models=sends, in_step=in_step, is_constant=is_constant, extremes=extremes)
 
     @property
     def start_digest(self) -> str:
@@ -128,6 +122,35 @@ class Plan:
         return record_of(self.topology, self.names)
 
 
+def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = None, *, allow_tasks: Collection[str] = ()) -> Task:
+    """Load the experiment's task with the sites whose data are here, partitioned and held out as it says, sorted by name.
+
+    Args:
+        experiment: what to train on.
+        overrides: a site's own arguments of the task, such as paths.
+        allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
+
+    Raises:
+        TaskNotAllowed: the task is not among them; nothing of it has been imported.
+        ConfigError: the task is unknown or refuses its arguments.
+    """
+    arguments = {**experiment.task.options, **(overrides or {})}
+    function = find_task(experiment.task.name, allow_tasks)
+    accepted = inspect.signature(function).parameters
+    split = {"name": experiment.partition.name, **experiment.partition.options}
+    from_experiment: dict[str, Any] = {"seed": experiment.seed, "nodes": experiment.nodes, "partition": split}
+    for key, value in from_experiment.items():
+        if key in accepted and key not in arguments and value is not None:
+            arguments[key] = value
+    task = make_task(experiment.task.name, function, arguments)
+    if experiment.nodes is not None and "nodes" not in accepted:
+        task = partition(task, experiment.nodes, split, experiment.seed)
+    sites = hold_out_everywhere(task.sites, experiment.validation, experiment.seed) if experiment.validation else task.sites
+    if isinstance(sites, SiteTable):  # sorted, and not to be made one by one
+        return task if sites is task.sites else replace(task, sites=sites)
+    return replace(task, sites=sorted(sites, key=lambda site: site.name))
+
+
 def make_plan(
     experiment: Experiment,
     task: Task,
@@ -178,17 +201,31 @@ def make_plan(
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
     gradients = dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
     experiment, recipe, layout = resolve_recipe(experiment, algorithm, task, model, gradients)
+    graph = schedule.union()
     return Plan(
         experiment=experiment,
         task=task,
         names=every_name,
         sites=here,
-        topology=schedule.union(),
+        topology=graph,
         schedule=schedule,
         model=model,
         layout=layout,
         recipe=recipe,
         gradients=gradients,
         stop_rule=rule,
+        bound_rule=bound_rule(experiment, schedule, graph, sends_models=recipe.algorithm.model_channel is not None),
         samples=counts if experiment.weighting == "samples" else None,
     )
+
+
+def names_of(sites: Sequence[Site]) -> tuple[str, ...]:
+    """Names of all sites, in their order."""
+    return sites.names if isinstance(sites, SiteTable) else tuple(site.name for site in sites)
+
+
+def counts_of(sites: Sequence[Site]) -> dict[str, int]:
+    """Numbers of training rows by site."""
+    if isinstance(sites, SiteTable):
+        return dict(zip(sites.names, sites.train.starts.diff().tolist(), strict=True))
+    return {site.name: len(site.train[0]) if site.train else 0 for site in sites}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from p2pfl.errors import on_one_line
+from p2pfl.errors import UNSAFE_OR_BREAK
 from p2pfl.paces import PACES, Pace
 from p2pfl.privacy import MECHANISMS
 from p2pfl.training import OptimizerSpec
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00
 
 def _folder_name(text: str) -> str:
     """Refuse a run's name that cannot be the name of its folder."""
-    if not _NAME.fullmatch(text) or on_one_line(text) != text:
+    if not _NAME.fullmatch(text) or UNSAFE_OR_BREAK.search(text):
         raise ValueError(
             "it names the run's folder: expected 1 to 100 characters without / and \\ and control characters, not starting with '.', "
             "no space at an end"

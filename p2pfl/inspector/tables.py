@@ -11,9 +11,10 @@ from typing import Any
 
 from p2pfl.errors import MissingExtraError, StoreError, visible
 from p2pfl.inspector.verdict import betterness, scores
+from p2pfl.runs.open_files import replace_file
 from p2pfl.runs.records import RunRecords, read_run
 from p2pfl.runs.summary_fields import rows_word
-from p2pfl.runs.text import Row, replace_file
+from p2pfl.runs.text import Row
 
 Cell = str | int | float | bool | None
 FlatRow = dict[str, Cell]

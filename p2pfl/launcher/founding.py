@@ -14,7 +14,7 @@ from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study
 from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.open_files import replace_file
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 

@@ -22,8 +22,7 @@ from typing import Any
 from p2pfl.errors import MembersMissing, P2PFLError, Paused
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import recorded_experiment, resolve
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.launcher.founding import check_result_contract, found_network
 from p2pfl.launcher.gathering import gather, network_row_of

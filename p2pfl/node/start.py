@@ -17,8 +17,7 @@ import torch
 
 from p2pfl.errors import ConfigError, TaskNotAllowed
 from p2pfl.experiment.loading import load_study, recorded_experiment
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults

@@ -27,9 +27,10 @@ from p2pfl.errors import ConfigError, MissingExtraError, TransportError
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.prometheus import CONTENT_TYPE, exposition
 from p2pfl.runs.checkpoint import mode_in
+from p2pfl.runs.open_files import replace_file
 from p2pfl.runs.records import read_summary
 from p2pfl.runs.status_client import ADDRESS, REQUEST_S, TOKEN, address_in, checked_token, fetch_page, has_ended, token_in
-from p2pfl.runs.text import plain, replace_file
+from p2pfl.runs.text import plain
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from p2pfl.errors import StoreError
-from p2pfl.runs.text import replacing
+from p2pfl.runs.open_files import replacing
 
 _KEY = "p2pfl"
 _REMEDY = "restore it from a backup, or remove it to start again"

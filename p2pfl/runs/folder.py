@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from p2pfl.errors import ConfigError, DiskFull, StoreError, store_error
-from p2pfl.runs.open_files import open_patiently
+from p2pfl.runs.open_files import open_patiently, replace_file
 from p2pfl.runs.rows import KNOWN, REQUIRED, NetworkRow, NodeRow
-from p2pfl.runs.text import Row, document_of, line_of, plain, read_document, read_lines, replace_file, utc_now
+from p2pfl.runs.text import Row, document_of, line_of, plain, read_document, read_lines, utc_now
 from p2pfl.runs.writing_process import MARK, mark_process
 from p2pfl.yaml_files import dump_yaml
 

@@ -1,4 +1,7 @@
-"""Limit of open files: where it is reached, connections of unknown peers are closed so that records can be written."""
+"""Files of records, opened and replaced whatever else goes on: a reader never meets half a file.
+
+Where the limit of open files is reached, connections of unknown peers are closed so that records can be written.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from p2pfl.errors import store_error
 
 try:
     import resource
@@ -72,6 +78,41 @@ def open_patiently(open_file: Callable[[], T]) -> T:
             if until_s is None and _keeps_spare and len(_spare) < SPARE_FILES:
                 _take_spare()
             return opened
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replace a file atomically: a reader, or a crash, meets the old one or the new one.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path, temporary, lambda: temporary.open("w", encoding="utf-8")) as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path, open_file: Callable[[], IO[Any]]) -> Iterator[IO[Any]]:
+    """Write a temporary file that takes the place of another one: fsync, rename, fsync of the folder.
+
+    Raises:
+        StoreError: the disk refuses; the file that was there is untouched.
+    """
+    try:
+        with open_patiently(open_file) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
+        try:
+            os.fsync(folder)  # the new name itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file only takes room
+        raise store_error(path, error) from error
 
 
 def _take_spare() -> None:

@@ -1,57 +1,19 @@
-"""Rows and documents as JSON text, written so that a reader never meets half a file."""
+"""Rows and documents as JSON text: written, and read from files in which the last line may be torn."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from p2pfl.errors import StoreError, store_error
-from p2pfl.runs.open_files import open_patiently
+from p2pfl.errors import StoreError
 
 Row = dict[str, Any]
 """One record, as it stands in a line of JSON."""
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader, or a crash, meets the old one or the new one.
-
-    Raises:
-        StoreError: the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with replacing(path, temporary, lambda: temporary.open("w", encoding="utf-8")) as file:
-        file.write(text)
-
-
-@contextmanager
-def replacing(path: Path, temporary: Path, open_file: Callable[[], IO[Any]]) -> Iterator[IO[Any]]:
-    """Write a temporary file that takes the place of another one: fsync, rename, fsync of the folder.
-
-    Raises:
-        StoreError: the disk refuses; the file that was there is untouched.
-    """
-    try:
-        with open_patiently(open_file) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
-        try:
-            os.fsync(folder)  # the new name itself must survive a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # half a file only takes room
-        raise store_error(path, error) from error
 
 
 def read_lines(path: Path) -> list[Row]:

@@ -20,8 +20,7 @@ from p2pfl.errors import ConfigError, Paused
 from p2pfl.evaluation.progress import Progress
 from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import recorded_experiment, resolve
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.runs.checkpoint import changes_told

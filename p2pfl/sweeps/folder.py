@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.open_files import replace_file
 from p2pfl.sweeps.grid import Cell, Grid
 from p2pfl.yaml_files import check, dump_yaml, load_yaml, shown
 

@@ -16,8 +16,7 @@ from pydantic import Field
 
 from p2pfl.errors import ConfigError, ConflictError, TopologyError, ValidationRowsError, summed_up
 from p2pfl.experiment.loading import overridden, raw_experiment, recorded_experiment, with_files_found
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.runs.summary_fields import validation_fraction
 from p2pfl.tasks import check_may_run

@@ -13,9 +13,10 @@ from typing import Any
 from p2pfl.errors import visible
 from p2pfl.inspector.tables import FlatRow
 from p2pfl.runs.events import departures_in
+from p2pfl.runs.open_files import replace_file
 from p2pfl.runs.records import read_summary
 from p2pfl.runs.summary_fields import lower_is_better, primary_metric
-from p2pfl.runs.text import Row, replace_file
+from p2pfl.runs.text import Row
 from p2pfl.sweeps.folder import place_of
 from p2pfl.sweeps.grid import Cell, Grid, as_text
 

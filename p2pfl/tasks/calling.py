@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import sys
 import sysconfig
 import traceback
@@ -45,24 +44,6 @@ def users_code(task: str, function: str, *given: object, site: str | None = None
         raise TaskError(fault, task=task, function=function, site=site, round=round) from error
 
 
-def evaluate_metric(
-    task: Task, metric: str, outputs: Tensor, targets: Tensor, *, site: str | None = None, round: int | None = None
-) -> float:
-    """Evaluate one of the task's metrics on a site's outputs and targets.
-
-    Raises:
-        TaskError: it raised something, or returned something else than a number.
-    """
-    function = f"metric {metric!r}"
-    with users_code(task.name, function, outputs, targets, site=site, round=round):
-        found: object = task.metrics[metric](outputs, targets)
-        number = _one_of(found)
-        if isinstance(number, numbers.Real):
-            return float(number)
-    fault = f"it returned {described(found)}: expected one number; it was given {described(outputs)}, {described(targets)}"
-    raise TaskError(fault, task=task.name, function=function, site=site, round=round)
-
-
 def probabilities_of(task: Task, outputs: Tensor, *, site: str) -> Tensor:
     """The task's probabilities of outputs.
 
@@ -76,12 +57,6 @@ def probabilities_of(task: Task, outputs: Tensor, *, site: str) -> Tensor:
         fault = f"it returned {described(found)} for {described(outputs)}: expected the same shape"
         raise TaskError(fault, task=task.name, function="probabilities", site=site)
     return found
-
-
-def _one_of(value: object) -> object:
-    """The number that a tensor or an array of one holds; anything else as it is."""
-    num_values = value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray | np.generic) else 0
-    return value.item() if num_values == 1 and isinstance(value, Tensor | np.ndarray | np.generic) else value
 
 
 def described(value: object) -> str:

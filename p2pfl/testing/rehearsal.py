@@ -17,8 +17,7 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 from p2pfl.evaluation.results import read_models
 from p2pfl.experiment.loading import resolve
-from p2pfl.experiment.plan import Plan, make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.launcher.founding import found_network

@@ -25,9 +25,10 @@ from p2pfl.errors import ConfigError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
-from p2pfl.tasks.calling import described, evaluate_metric, probabilities_of, users_code
+from p2pfl.tasks.calling import described, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes, unwrapped
 from p2pfl.training.backends.gradients import Gradients, ModelGradients, outputs_of
+from p2pfl.training.evaluation import evaluate_metric
 from p2pfl.training.training_data import MOST_TRIED, of_dtype
 
 _MOST_TEST_ROWS = 256

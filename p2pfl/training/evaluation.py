@@ -6,17 +6,20 @@ Shapes: N rows, C of them, B examples, P parameters.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby, islice, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from p2pfl.errors import TaskError
 from p2pfl.params import Layout
 from p2pfl.tasks import Rows as Examples
 from p2pfl.tasks import Site, SiteTable, Task
-from p2pfl.tasks.calling import evaluate_metric, users_code
+from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.backends.gradients import Gradients, outputs_of
 from p2pfl.training.local_steps import CACHE_BYTES
 from p2pfl.training.training_data import of_dtype
@@ -98,3 +101,27 @@ def _some_of(x_NP: Tensor, rows: Sequence[int]) -> Tensor:
     """Some rows; a view where they lie side by side."""
     side_by_side = rows[-1] - rows[0] == len(rows) - 1 and all(after - before == 1 for before, after in pairwise(rows))
     return x_NP[rows[0] : rows[-1] + 1] if side_by_side else x_NP[list(rows)]
+
+
+def evaluate_metric(
+    task: Task, metric: str, outputs: Tensor, targets: Tensor, *, site: str | None = None, round: int | None = None
+) -> float:
+    """Evaluate one of the task's metrics on a site's outputs and targets.
+
+    Raises:
+        TaskError: it raised something, or returned something else than a number.
+    """
+    function = f"metric {metric!r}"
+    with users_code(task.name, function, outputs, targets, site=site, round=round):
+        found: object = task.metrics[metric](outputs, targets)
+        number = _one_of(found)
+        if isinstance(number, numbers.Real):
+            return float(number)
+    fault = f"it returned {described(found)}: expected one number; it was given {described(outputs)}, {described(targets)}"
+    raise TaskError(fault, task=task.name, function=function, site=site, round=round)
+
+
+def _one_of(value: object) -> object:
+    """The number that a tensor or an array of one holds; anything else as it is."""
+    num_values = value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray | np.generic) else 0
+    return value.item() if num_values == 1 and isinstance(value, Tensor | np.ndarray | np.generic) else value

@@ -102,7 +102,7 @@ def test_a_study_has_its_models_tensors_and_shows_them_without_the_task(sites, m
         raise AssertionError("a task was looked for")
 
     monkeypatch.setattr("p2pfl.tasks.loading.find_task", no_task)
-    monkeypatch.setattr("p2pfl.experiment.sites.find_task", no_task)
+    monkeypatch.setattr("p2pfl.experiment.plan.find_task", no_task)
     assert said["layout"] == TABLE
     assert json.loads(invoke("show", sites / "study.yaml", "--json").output)["layout"] == TABLE
     text = invoke("show", sites / "study.yaml").output

@@ -15,7 +15,7 @@ import p2pfl
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.evaluation import cross_site
 from p2pfl.evaluation.gain_over_local import gains_over_local
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.inspector.report import report
 from p2pfl.runs.records import read_run
 from simulations import LOGISTIC, plan_of

@@ -17,8 +17,7 @@ import p2pfl
 from p2pfl.draws import Purpose, torch_seed
 from p2pfl.evaluation.baselines import trained_alone
 from p2pfl.evaluation.gain_over_local import gains_over_local
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report
 from p2pfl.inspector.tables import read, tables_of

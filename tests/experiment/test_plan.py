@@ -13,8 +13,7 @@ import torch
 from p2pfl.algorithms import ALGORITHMS, DPSGD, Channel
 from p2pfl.errors import ConfigError, ConflictError, TopologyError
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import digest_of, parameters_of
 from p2pfl.topology import make, weighted
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import p2pfl.experiment
 from p2pfl.experiment.loading import load_experiment
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 
 ROOM = Path(p2pfl.experiment.__file__).parent
 

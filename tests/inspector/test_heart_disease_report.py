@@ -24,8 +24,7 @@ import p2pfl
 from p2pfl.cli import app
 from p2pfl.draws import batch_positions
 from p2pfl.experiment.loading import load_experiment
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.runs.summary_fields import metric_heading
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch
 from networks import Network, finish, plan_of
 from p2pfl.evaluation.results import build_loaded, read_buffers
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.inspector import read
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.report import report

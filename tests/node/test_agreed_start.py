@@ -17,8 +17,7 @@ from networks import PATIENT, Institutions, Network, averaging, finish, until, w
 from p2pfl.cli import app
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.outages import incidents
 from p2pfl.inspector.verdict import verdict

@@ -13,13 +13,13 @@ import torch
 from p2pfl.errors import StoreError
 from p2pfl.runs import open_files
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.open_files import replace_file
 
 STARVED = """
 import os, resource, sys
 from pathlib import Path
 from p2pfl.runs import open_files
-from p2pfl.runs.text import replace_file
+from p2pfl.runs.open_files import replace_file
 
 place = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 64))

@@ -22,7 +22,7 @@ MEASURE = """
 import json, sys
 from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.simulator import simulate
 from p2pfl.simulator.forecast import forecast_memory
 

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from p2pfl.experiment.loading import resolve
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import Simulation, simulate
 from p2pfl.yaml_files import dump_yaml

@@ -17,7 +17,7 @@ import p2pfl
 from p2pfl.cli import app, main
 from p2pfl.errors import ConfigError, TaskNotAllowed
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites
 from p2pfl.governance.identity import CARD_FILE, Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.site import SiteFile

@@ -18,8 +18,7 @@ from p2pfl.cli import main
 from p2pfl.errors import ConfigError, DataError, P2PFLError, TaskError
 from p2pfl.evaluation.results import predict_file
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.governance.names import checked_name
 from p2pfl.simulator import simulate
 from p2pfl.tasks import Site, Task, load_task

@@ -16,9 +16,8 @@ from networks import Network, finish
 from p2pfl.algorithms import ALGORITHMS, DPSGD
 from p2pfl.errors import ConfigError, MissingExtraError, TopologyError
 from p2pfl.experiment.loading import experiment_from, load_study
-from p2pfl.experiment.plan import make_plan
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.experiment.requirements import negative_weights
-from p2pfl.experiment.sites import load_sites
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.simulator import simulate

@@ -15,8 +15,7 @@ from p2pfl.cli.study import _without_folders
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import experiment_from, load_experiment
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.launcher import up
 from p2pfl.simulator import simulate
 from p2pfl.topology import SMALL_GRAPHS, TOPOLOGIES, Topology, describe, make, make_schedule, schedule, schedule_faults, weighted

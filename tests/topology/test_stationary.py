@@ -19,8 +19,7 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import experiment_from, load_study
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.simulator import FaultScript

@@ -13,8 +13,7 @@ from networks import Network, finish
 from p2pfl.compiled import loader
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.experiment.loading import experiment_from, recorded_experiment
-from p2pfl.experiment.plan import make_plan
-from p2pfl.experiment.sites import load_sites
+from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import Layout
 from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import forecast, simulate

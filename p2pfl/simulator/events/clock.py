@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from p2pfl.algorithms import over_an_edge
 from p2pfl.experiment.graph import link_costs
-from p2pfl.experiment.plan import Plan
+from p2pfl.experiment.plan import Plan, counts_of
 from p2pfl.experiment.requirements import NEEDS_ALL, matches_flows
-from p2pfl.experiment.sites import counts_of
 from p2pfl.faults.script import FaultScript
 from p2pfl.protocol.deadlines import CEILING_S, QUANTILE, WINDOW
 from p2pfl.simulator.events.delays import Bools, Delays, Edges, Floats, Ints
