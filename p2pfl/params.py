@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -147,12 +148,10 @@ class Layout:
         canonical = json.dumps(content, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def slices(self) -> Iterator[tuple[TensorSpec, slice]]:
+    def slices(self) -> list[tuple[TensorSpec, slice]]:
         """Each tensor with its place in the flat vector."""
-        start = 0
-        for spec in self.tensors:
-            yield spec, slice(start, start + spec.size)
-            start += spec.size
+        stops = accumulate(spec.size for spec in self.tensors)
+        return [(spec, slice(stop - spec.size, stop)) for spec, stop in zip(self.tensors, stops, strict=True)]
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """The named tensors inside a flat vector (..., P): views, not copies, each (..., *shape)."""

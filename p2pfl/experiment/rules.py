@@ -119,7 +119,7 @@ def _why_not_compiled(task: Task, model: nn.Module, gradients: Gradients | None)
     if len(kinds) > 1:
         return "some sites have whole numbers as inputs and others none"
     batched = gradients.batched if gradients is not None else None
-    layers = batched.layers if batched is not None else chain_or_fault(model, Layout.of(model))
+    layers = batched.layers if batched is not None else chain_or_fault(model, Layout.of(model).slices())
     return why_not_compiled(layers, task.loss, dtype, rows, kinds.pop())
 
 

@@ -208,7 +208,7 @@ def unflat(x_1P):
 )
 def test_the_step_that_is_not_compiled_is_named(prepare, step):
     model = Prepared(prepare)
-    reason = why_not_compiled(chain_or_fault(model, Layout.of(model)), F.cross_entropy, torch.float32, [], torch.uint8)
+    reason = why_not_compiled(chain_or_fault(model, Layout.of(model).slices()), F.cross_entropy, torch.float32, [], torch.uint8)
 
     assert reason.startswith("only chains of linear layers with ReLU, tanh or sigmoid are compiled, and the step ")
     assert f"the step {step} is none of them" in reason

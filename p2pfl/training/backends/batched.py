@@ -90,7 +90,7 @@ class Batched:
             expected: gradient (P,) and loss on the sample at the model's own parameters; a chain that gives others is none.
             x_P: these parameters, where somebody has them as a vector already.
         """
-        layers = chain_or_fault(model, Layout.of(model))
+        layers = chain_or_fault(model, Layout.of(model).slices())
         if isinstance(layers, str):
             return None
         inputs_B, targets_B = sample

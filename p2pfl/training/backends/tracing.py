@@ -6,7 +6,7 @@ A model counts as a chain when each step takes what the one before gave and noth
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from p2pfl.params import Layout
+from p2pfl.params import TensorSpec
 from p2pfl.training.backends.layers import (
     RELU,
     SIGMOID,
@@ -87,12 +87,12 @@ FUNCTIONS: dict[Any, Layer] = {
 }
 
 
-def chain_or_fault(model: nn.Module, layout: Layout) -> list[Layer] | str:  # noqa: PLR0911
-    """The layers of a model in training mode, in their order, or what in it is no known one.
+def chain_or_fault(model: nn.Module, slices: Iterable[tuple[TensorSpec, slice]]) -> list[Layer] | str:  # noqa: PLR0911
+    """The layers of a model in training mode, in their order, or what in it is no known one; *slices* are those of its layout.
 
     One with parameters that do not lie in the flat vector, or that are used in several places, is no chain.
     """
-    places = {spec.name: place for spec, place in layout.slices()}
+    places = {spec.name: place for spec, place in slices}
     if any(True for _ in model.buffers()):
         return "the model has buffers"
     if any(name not in places for name, _ in model.named_parameters(remove_duplicate=False)):
