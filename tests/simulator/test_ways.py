@@ -15,9 +15,9 @@ from simulations import QUICK, plan_of
 from ways import way
 
 LEARNING = {"task": {"name": "synthetic-logistic"}, "nodes": 4, "rounds": 3, **QUICK, "evaluate_every": 1}
-MOST_STAYS = 17
+MOST_STAYS = 14
 MOST_CLIMBS = 3
-MOST_STAYS_FROM_A_FILE = 50
+MOST_STAYS_FROM_A_FILE = {"dpsgd": 34, "choco": 38}
 
 
 @pytest.mark.parametrize("algorithm", ["dpsgd", "gradient-tracking", "choco", "push-sum"])
@@ -33,7 +33,7 @@ def test_a_round_passes_through_few_files(algorithm, tmp_path):
     assert len(taken.climbs()) <= MOST_CLIMBS
 
 
-@pytest.mark.parametrize("algorithm", ["dpsgd", "choco"])
+@pytest.mark.parametrize("algorithm", MOST_STAYS_FROM_A_FILE)
 def test_an_experiment_gets_to_its_first_row_with_few_climbs(algorithm, tmp_path, monkeypatch):
     class FirstRow(Exception):
         pass
@@ -49,7 +49,7 @@ def test_an_experiment_gets_to_its_first_row_with_few_climbs(algorithm, tmp_path
     with way() as taken, pytest.raises(FirstRow):
         simulate(file, out=tmp_path / "run")
 
-    assert len(taken.stays()) <= MOST_STAYS_FROM_A_FILE
+    assert len(taken.stays()) <= MOST_STAYS_FROM_A_FILE[algorithm]
     assert len(taken.climbs()) <= MOST_CLIMBS
 
 
@@ -62,5 +62,6 @@ def test_every_file_of_an_experiment_is_entered_once_on_the_way_to_its_plan(tmp_
         make_plan(experiment, load_sites(experiment))
 
     entered = Counter(stay[-1] for stay in taken.stays())
-    assert [entered[f"experiment/{name}.py"] for name in ("spec", "loading", "findings", "graph", "requirements", "plan")] == [1] * 6
+    assert [entered[f"experiment/{name}.py"] for name in ("loading", "findings", "graph", "requirements", "plan")] == [1] * 5
+    assert entered["experiment/spec.py"] == 0  # a look-up
     assert len(taken.climbs()) <= 1  # the reader of YAML makes what it was given a type of
