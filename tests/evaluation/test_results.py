@@ -69,7 +69,8 @@ def test_a_loaded_model_is_ready_to_use(run):
 def test_a_loaded_model_has_its_nodes_own_statistics(tmp_path):
     made = plan_of(LOGISTIC, rounds=2)
     torch.manual_seed(0)
-    made = replace(made, model=batch_norm(), task=replace(made.task, model=batch_norm))
+    model = batch_norm()
+    made = replace(made, model=model, layout=Layout.of(model), gradients=None, task=replace(made.task, model=batch_norm))
     run = run_of(made, tmp_path / "run")
     for name in made.names:
         model = build_loaded(made.task, made.experiment, run.models[name], read_buffers(run.path, name))
