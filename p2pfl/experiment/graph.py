@@ -13,7 +13,6 @@ import numpy as np
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.spec import Experiment, Named
-from p2pfl.runs.rows import BoundRule
 from p2pfl.topology import (
     SCHEDULES,
     Schedule,
@@ -111,11 +110,10 @@ def stop_rule(experiment: Experiment, schedule: Schedule) -> StopRule | None:
     return rule(diameter=window, lambda_2=lambda_2, window=window)
 
 
-def bound_rule(experiment: Experiment, schedule: Schedule, graph: Topology, *, sends_models: bool) -> BoundRule:
-    """The rule for when a round's numbers bound the disagreement of this network; *graph* is the union of all rounds'."""
-    in_step, is_constant = experiment.pace.kind.in_step, schedule.period == 1
-    extremes = laplacian_extremes(graph) if is_constant and in_step and is_spectrum_quick(graph) else None
-    return BoundRule(num_nodes=graph.num_nodes, sends_models=sends_models, in_step=in_step, is_constant=is_constant, extremes=extremes)
+def extremes_for_bounds(experiment: Experiment, schedule: Schedule) -> tuple[float, float] | None:
+    """The extremes of the Laplacian by which a round's numbers bound the disagreement; None where they bound nothing, or take too long."""
+    is_constant = experiment.pace.kind.in_step and schedule.period == 1
+    return laplacian_extremes(graph) if is_constant and is_spectrum_quick(graph := schedule.union()) else None
 
 
 def _certified(experiment: Experiment, schedule: Schedule) -> tuple[int, float]:

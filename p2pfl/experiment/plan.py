@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from p2pfl.algorithms import Guard
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
-from p2pfl.experiment.graph import agreeing_on, bound_rule, build_schedule, record_of, stop_rule
+from p2pfl.experiment.graph import agreeing_on, build_schedule, extremes_for_bounds, record_of, stop_rule
 from p2pfl.experiment.requirements import unmet_requirements
 from p2pfl.experiment.rules import build_algorithm, resolve_recipe
 from p2pfl.experiment.spec import Experiment
@@ -184,6 +184,7 @@ def make_plan(
         rule = stop_rule(experiment, schedule)
     except ConflictError as error:
         endless += error.findings
+    extremes = extremes_for_bounds(experiment, schedule)
     algorithm = build_algorithm(experiment)
     faults, conflicts = unmet_requirements(experiment, algorithm, schedule, every_name)
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
@@ -214,7 +215,13 @@ def make_plan(
         recipe=recipe,
         gradients=gradients,
         stop_rule=rule,
-        bound_rule=bound_rule(experiment, schedule, graph, sends_models=recipe.algorithm.model_channel is not None),
+        bound_rule=BoundRule(
+            num_nodes=graph.num_nodes,
+            sends_models=recipe.algorithm.model_channel is not None,
+            in_step=experiment.pace.kind.in_step,
+            is_constant=schedule.period == 1,
+            extremes=extremes,
+        ),
         samples=counts if experiment.weighting == "samples" else None,
     )
 

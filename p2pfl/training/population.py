@@ -60,14 +60,15 @@ class Population:
         # functional_call borrows the module: two threads must not use one
         self._model = sharing_parameters(model).to(self.device)
         self._nodes_N = torch.tensor(list(nodes), dtype=torch.int64, device=self.device)
-        self._scale_N = torch.tensor(loss_scale, dtype=self.layout.dtype, device=self.device) if loss_scale is not None else None
+        self._scale_N = torch.tensor(list(loss_scale or [1.0]), dtype=self.layout.dtype, device=self.device).expand(len(sites))
         self.threads = 1
         """Number of threads that train parts of the rows; one where the model's own module computes."""
         self._data = TrainingData(self.sites, recipe, self._nodes_N, self.layout.dtype, trains=task.loss is not None)
         self._steps: LocalSteps | None = None
         if len(self._data.training_rows):
             names = self.sites.names if isinstance(self.sites, SiteTable) else [site.name for site in self.sites]
-            self._steps = LocalSteps(self._model, task, names, recipe, self._data, self._scale_N, gradients)
+            scale_N = self._scale_N if loss_scale is not None else None
+            self._steps = LocalSteps(self._model, task, names, recipe, self._data, scale_N, gradients)
         own = self._steps.gradients if self._steps is not None else None
         self._evaluation = Evaluation(task, self.sites, self._model, self.device, self.layout, own)
         self._round: int | None = None

@@ -17,7 +17,7 @@ from p2pfl.evaluation import conclusion
 from p2pfl.runs import stopwatch
 from p2pfl.runs.records import read_summary
 from p2pfl.runs.stopwatch import Stopwatch, process_age_s, with_rest
-from p2pfl.simulator import engine, start
+from p2pfl.simulator import engine, mixer, start
 from p2pfl.yaml_files import dump_yaml
 from simulations import LOGISTIC, QUICK
 
@@ -49,7 +49,7 @@ def slow_simulation(clock):
     clock.slow(start, "make_plan", 2)
     clock.slow(start, "refuse_what_does_not_fit", 4)
     clock.slow(start.RunFolder, "create", 8)
-    clock.slow(engine.Exchange, "active", 16)
+    clock.slow(mixer.Mixer, "participation", 16)
     clock.slow(engine.Agreement, "end_round", 2048)
     clock.slow(engine.Simulation, "_evaluated", 32)  # of the last round, and at the end
     clock.slow(engine.Simulation, "_record", 64)

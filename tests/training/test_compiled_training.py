@@ -16,7 +16,7 @@ from p2pfl.experiment.loading import experiment_from, recorded_experiment
 from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.params import Layout
 from p2pfl.runs.folder import RunFolder
-from p2pfl.simulator import forecast, simulate
+from p2pfl.simulator import forecast, mixer, simulate
 from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task
 from p2pfl.training.backends.batched import Batched
@@ -237,7 +237,7 @@ LOGISTIC = {
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_is_the_same_with_and_without(threads, tmp_path, monkeypatch):
     rounds = {}
-    monkeypatch.setattr(forecast, "_WORTH", 0)
+    monkeypatch.setattr(mixer, "WORTH", 0)
     for compiled in ("off", "on"):
         simulation = Simulation(plan_of({**LOGISTIC, "compiled": compiled}), RunFolder.create(tmp_path / compiled, {}), threads=threads)
         rounds[compiled] = []
@@ -374,7 +374,7 @@ def test_daemons_take_the_same_loops_as_the_simulator(tmp_path):
 
 @pytest.mark.parametrize("worth", [0, 10**30])
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(worth, tmp_path, monkeypatch):
-    monkeypatch.setattr(forecast, "_WORTH", worth)
+    monkeypatch.setattr(forecast, "WORTH", worth)
     monkeypatch.setattr(forecast, "_LARGE", 0)
     old = recorded_experiment({**LOGISTIC, "stop": None, "baselines": []}, "experiment.yaml")
     plan = make_plan(old, load_sites(old))
