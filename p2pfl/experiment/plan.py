@@ -202,7 +202,9 @@ def make_plan(
         raise ConfigError(f"{error} (tried before the first round)") from error.__cause__
     gradients = dry_run(task, model, experiment.algorithm.batch_size, repeating=experiment.schema == 1)
     experiment, recipe, layout = resolve_recipe(experiment, algorithm, task, model, gradients)
-    graph = schedule.union()
+    graph, sends, in_step = schedule.union(), recipe.algorithm.model_channel is not None, experiment.pace.kind.in_step
+    is_constant = schedule.period == 1
+    bounds = BoundRule(num_nodes=graph.num_nodes, sends_models=sends, in_step=in_step, is_constant=is_constant, extremes=extremes)
     return Plan(
         experiment=experiment,
         task=task,
@@ -215,13 +217,7 @@ def make_plan(
         recipe=recipe,
         gradients=gradients,
         stop_rule=rule,
-        bound_rule=BoundRule(
-            num_nodes=graph.num_nodes,
-            sends_models=recipe.algorithm.model_channel is not None,
-            in_step=experiment.pace.kind.in_step,
-            is_constant=schedule.period == 1,
-            extremes=extremes,
-        ),
+        bound_rule=bounds,
         samples=counts if experiment.weighting == "samples" else None,
     )
 

@@ -60,9 +60,6 @@ class Mixer:
     """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered.
 
     Args:
-        plan: of the run.
-        population: this rank's rows.
-        shard: where the rows of all ranks are.
         faults: script of what is lost, where no clock says it.
         is_lossy: whether messages may stay out also without a script.
         moves: whether the stop rule asks how far models have moved.
