@@ -243,7 +243,6 @@ def honest(network):
     return [name for name in network.plan.names if name != EVIL]
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "experiment",
     [
