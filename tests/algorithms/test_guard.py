@@ -214,24 +214,33 @@ EVIL = "node-3"
 
 
 def beside_poison(place, monkeypatch, poison, **experiment):
-    """A whole run, one of whose daemons sends what *poison* makes of its tensors and their rounds; the network and what it ended with."""
+    """A whole run, one of whose daemons sends what *poison* makes of its tensors and their rounds; the network and what it ended with.
+
+    It poisons until every honest node has refused an update of it.
+    """
     pack, meet = Mixing.pack, PairwiseMixing.outgoing
+    running = []
+
+    def still_lies(me):
+        (network,) = running
+        return me == EVIL and not all(network.nodes[name].daemon.protocol.edges.refused["too_large"] for name in honest(network))
 
     def poisoned(self, outgoing, phase):
         number = self._protocol.edges.exchange // self._protocol.edges.phases
-        lies = self._protocol.edges.me == EVIL
+        lies = still_lies(self._protocol.edges.me)
         sent = {name: poison(t, number) if t.is_floating_point() else t for name, t in outgoing.items()} if lies else outgoing
         return pack(self, sent, phase)
 
     def poisoned_pair(self, number):
         outgoing = meet(self, number)
-        return {name: poison(tensor, number) for name, tensor in outgoing.items()} if self._protocol.edges.me == EVIL else outgoing
+        return {name: poison(tensor, number) for name, tensor in outgoing.items()} if still_lies(self._protocol.edges.me) else outgoing
 
     monkeypatch.setattr(Mixing, "pack", poisoned)
     monkeypatch.setattr(PairwiseMixing, "outgoing", poisoned_pair)
 
     async def main():
         async with Network(plan_of(**{**LEARNING, **experiment}), place) as network:
+            running.append(network)
             network.start()
             await network.ended()
             return network
