@@ -1,4 +1,4 @@
-"""A task's model and functions tried on every site here before anything is trained: a misfit shows at once, not in the first evaluation.
+"""A task's model, made and tried with its functions on every site here before anything is trained: a misfit shows at once.
 
 Targets are compared with the classes and probabilities that metrics and loss expect on all rows. Functions are called on some: at most
 256 test rows and one batch of a site, at up to 1,000 sites that are spread over all (32 of a table of sites; fewer where models are large).
