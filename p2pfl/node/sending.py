@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 1.0
 """How long a message waits for room in its link before it is asked whether it is still of use. A link that is down says so at once."""
-FLUSH_S = 0.3
+FLUSH_S = 2.0
+"""How long the last messages have to get into their links. A link that is down says so at once; a full one is not waited for any longer."""
 
 
 class Sending:
@@ -28,6 +29,8 @@ class Sending:
     def __init__(self, protocol: Protocol, transport: Transport, agreement: StartAgreement, clock: LoopClock) -> None:
         self._protocol, self._transport, self._agreement, self._clock = protocol, transport, agreement, clock
         self._filled = {name: asyncio.Event() for name in protocol.neighbours}
+        self._in_hand: set[str] = set()
+        """Neighbours whose message has left the outbox and is not in its link yet."""
         self.bytes_sent = 0
         """Bytes of updates, by this process and earlier ones; repetitions are left out."""
         self._taken_bytes = 0
@@ -50,6 +53,7 @@ class Sending:
     async def run(self, neighbour: Neighbour) -> None:
         """Send to one neighbour until cancelled."""
         while True:
+            self._in_hand.add(neighbour.name)
             while neighbour.outbox:
                 item = neighbour.outbox.popleft()
                 try:
@@ -60,6 +64,7 @@ class Sending:
                 except TransportError as error:
                     log.debug("to %s: %s", neighbour.name, error)
                 self._protocol.transfers.note_sending(neighbour.name, None)
+            self._in_hand.discard(neighbour.name)
             self._clock.wake()
             self._filled[neighbour.name].clear()
             if not neighbour.outbox:
@@ -72,8 +77,12 @@ class Sending:
                 neighbour.queue(Goodbye(reason=reason))
         self.wake()
         deadline_s = self._clock.now_s() + FLUSH_S
-        while any(n.outbox for n in self._protocol.neighbours.values()) and self._clock.now_s() < deadline_s:
+        while self._is_busy() and self._clock.now_s() < deadline_s:
             await self._clock.wait(deadline_s)
+
+    def _is_busy(self) -> bool:
+        """Whether a message lies in an outbox or is on its way into a link."""
+        return bool(self._in_hand) or any(neighbour.outbox for neighbour in self._protocol.neighbours.values())
 
     async def _send_update(self, neighbour: Neighbour, item: SendUpdate) -> None:
         self._protocol.transfers.note_sending(neighbour.name, item)

@@ -13,6 +13,8 @@ from links import MemoryLinks, ZeroMQLinks
 from networks import Institutions, Network, averaging, finish, plan_of, until, wait_until
 from p2pfl.node import daemon
 from p2pfl.protocol.network_view import ViewPolicy
+from p2pfl.wire.codec import decode
+from p2pfl.wire.messages import Goodbye
 from thorough import first_fast
 
 LEARNING = {"task": {"name": "breast-cancer"}, "nodes": 5, "topology": {"name": "ring"}, "rounds": 4, "stop": None}
@@ -80,6 +82,36 @@ def test_an_undisturbed_run_logs_no_warning(plan, links, latency_s, tmp_path, ca
     assert departures == [[]] * len(order)
     assert alarms(caplog) == []
     assert sum(record.getMessage().startswith("started") for record in caplog.records) == len(order)
+
+
+def test_a_last_word_on_its_way_into_its_link_is_waited_for(tmp_path):
+    plan = averaging({"name": "path"}, 2)
+
+    async def run():
+        async with Network(plan, tmp_path) as network:
+            network.start()
+            for running in network.nodes.values():
+                hold_last_words(running)
+            return await network.ended(), [network.summary(name)["departures"] for name in plan.names], map(network.events, plan.names)
+
+    reasons, departures, events = finish(run())
+
+    assert (set(reasons), departures) == ({"converged"}, [[], []])
+    assert any("left" in each for each in events)  # who ends first has been heard by the other
+
+
+def hold_last_words(running):
+    """Let a node's last word take its time, while others wake the node."""
+    send, clock = running.line.send, running.daemon.clock
+
+    async def send_late(peer, frames, timeout_s):
+        if isinstance(decode(frames)[0], Goodbye):
+            for _ in range(20):
+                clock.wake()
+                await asyncio.sleep(0)
+        await send(peer, frames, timeout_s)
+
+    running.line.send = send_late
 
 
 def test_a_round_that_waits_says_for_whom(tmp_path, caplog, monkeypatch):
