@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -44,6 +45,17 @@ async def send_until_refused(sender: Transport, peer: str, payload: bytes, timeo
         except TransportError as error:
             if number >= at_least:
                 return number, str(error)
+
+
+async def arrives(sender: Transport, receiver: Transport, name: str, frames: Sequence[bytes]) -> None:
+    """Send to a receiver of this name until it arrives: a connection that is ending takes messages still, and loses them."""
+    while True:
+        await send_when_up(sender, name, frames)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while [bytes(frame) for frame in (await receiver.receive()).frames] != list(frames):
+                    pass
+                return
 
 
 async def receive(receiver: Transport, num_messages: int) -> list[tuple[str, list[bytes]]]:

@@ -162,7 +162,8 @@ class LinkStates:
             self.note(peer, LinkCondition.UP)
 
     def note_received_if_up(self, peer: str, *, is_sign_of_life: bool) -> None:
-        """Something came over a link that is known: a late word of a connection that is over says nothing."""
+        """Something came over a connection that may be over, or about to be known: it is heard, and makes no link."""
+        self._heard_s[peer] = self._now_s()
         if self.state(peer).is_up:
             self.note_received(peer)
             if is_sign_of_life:

@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from links import ZeroMQLinks, finish, receive, send_when_up, until
+from links import ZeroMQLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import Endpoint, LinkCondition, ZeroMQTransport, dialler, reserve_port, resolver, sockets, zeromq
@@ -154,9 +154,7 @@ def test_a_resolver_that_hangs_delays_no_other_link_and_not_the_end(links):
         async with b:
             for _ in range(3):
                 async with links.member("a", "d") as a:
-                    await send_when_up(b, "a", [b"there"])
-
-                    assert await receive(a, 1) == [("d", [b"there"])]
+                    await arrives(b, a, "a", [b"there"])
 
             assert b.link("c").state == LinkCondition.RESOLVING
             assert [thread.name for thread in threading.enumerate() if "hangs" in thread.name] == ["looks up hangs.example"]
@@ -394,6 +392,10 @@ def test_a_state_is_dated_from_its_beginning():
     states.begin("a", LinkCondition.CONNECTING)
 
     assert (states.state("a").state, states.state("a").detail, states.state("a").since_s) == (LinkCondition.REFUSED, "y", 2.0)
+
+    states.note_received_if_up("a", is_sign_of_life=False)
+
+    assert (states.state("a").state, states.state("a").heard_s) == (LinkCondition.REFUSED, 3.0)
 
     clock[0] = 4.0
     states.note_received("a")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from links import Links, finish, receive, send_until_refused, send_when_up, until
+from links import Links, arrives, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
@@ -326,8 +326,7 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             await send_when_up(c, excludes, [b"still here"])
             assert await receive(ours, 1) == [("c", [b"still here"])]
 
-            await send_when_up(theirs, excludes, [b"after"])
-            assert await receive(ours, 1) == [(excluded, [b"after"])]
+            await arrives(theirs, ours, excludes, [b"after"])
             assert time.monotonic() - began_s >= 1.0
             assert ours.link(excluded).is_up
             await until(lambda: ours.link_counters[excluded]["connected"] == 2)

@@ -17,7 +17,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from links import ZeroMQLinks, finish, receive, send_until_refused, send_when_up, until
+from links import ZeroMQLinks, arrives, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import ConfigError, TransportError
 from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import MAX_FRAME_BYTES, Endpoint, LinkCondition, ZeroMQTransport, reserve_port
@@ -201,9 +201,7 @@ def test_a_frame_above_the_limit_cuts_the_link_which_recovers(links, sender, rec
             await ours.send(receiver, [bytes(2**16 + 1)], 1.0)
             await until(lambda: theirs.counters["disconnected"] == 1)
             await until(lambda: theirs.counters["connected"] == 2)
-            await send_when_up(ours, receiver, [b"small again"])
-
-            assert await receive(theirs, 1) == [(sender, [b"small again"])]
+            await arrives(ours, theirs, receiver, [b"small again"])
 
     finish(main())
 
@@ -284,9 +282,7 @@ def test_a_bit_changed_on_the_way_is_never_delivered_and_the_link_recovers(links
                     cable.flip()
                     await sender.send(receiver.me.name, [b"weights"], 1.0)
                     await until(lambda: receiver.counters["disconnected"] > ended)  # noqa: B023 - awaited here
-                    await send_when_up(sender, receiver.me.name, [b"next"])
-
-                    assert await receive(receiver, 1) == [(sender.me.name, [b"next"])]
+                    await arrives(sender, receiver, receiver.me.name, [b"next"])
 
     finish(main())
 
