@@ -141,8 +141,8 @@ class Mixing:
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
             self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
         inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
-        before = self._population.state
-        notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
+        before, ctx = self._population.state, self._population.context(number, local_steps=local_steps)
+        merged = await asyncio.to_thread(self._algorithm.merge, before, phase, inbox, ctx)
         for name, received in came.items():
             message = messages[name]
             values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
@@ -155,16 +155,16 @@ class Mixing:
             statistics.squared = squared if inbox.present_NK.any() else None
             statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
             statistics.met = self._tested(squared, sent_P)
-        if all(is_finite(tensor) for tensor in self._population.state.values()):
+        if all(is_finite(tensor) for tensor in merged.values()):
+            self._population.replace_state(merged, number)
             protocol.values.advance()
             self._look_at_distances(inbox, outgoing, came)
             self._taken_in |= {name: came[name].exchange for name in flows}
-            for notice in notices:
+            for notice in self._algorithm.notices(before, merged) if self._algorithm.has_notices else []:
                 log.warning("round %d: %s", number, notice.detail)
                 protocol.edges.on_event(notice.event, f"round {number}: {notice.detail}")
         else:
             protocol.edges.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
-            self._population.replace_state(before)
             flows = {}
             protocol.edges.put_back(due.compensations)
         statistics.skipped.update(protocol.close(flows, self._clock.now_s()))
