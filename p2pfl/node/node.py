@@ -52,6 +52,7 @@ class Node:
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
         spill_mb: memory that neighbours' updates may take; beyond it all of them lie in files. None: they always lie in memory.
+        send_mbit_s: megabits of updates that are sent in a second, to all neighbours together; None: as many as the links take.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Node:
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
         spill_mb: float | None = None,
+        send_mbit_s: float | None = None,
     ) -> None:
         self.seconds, self.clock, self.place = RunSeconds(), LoopClock(), Progress()
         self.plan, self.me, self.transport, self.state, self.timeouts = plan, me, transport, state, timeouts
@@ -101,7 +103,7 @@ class Node:
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock, self.room)
         is_pairwise = plan.experiment.pace.kind.counts_edges
         self.pairwise = PairwiseMixing(plan, self.population, protocol, self.formats[0]) if is_pairwise else None
-        self.sending = Sending(protocol, transport, agreed.agreement, self.clock)
+        self.sending = Sending(protocol, transport, agreed.agreement, self.clock, send_mbit_s=send_mbit_s)
         self.links = LinkReports(protocol, transport, self.log, self.clock)
         self.rounds = RoundLog(plan, protocol, self.view, self.log, self.clock, state, study_digest)
 
