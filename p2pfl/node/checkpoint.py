@@ -77,8 +77,8 @@ def take_up(node: Node, found: Found | None) -> None:
 
 def _restore(node: Node, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     place = {name: metadata[name] for name in ("round", "phase", "loss", "joined", "finished")}
-    if node.spills:
-        tensors = {name: node.room.keep(tensor) if name.startswith(FLOWS) else tensor for name, tensor in tensors.items()}
+    if node.room.spills:
+        tensors = {**tensors, **node.room.copy({name: tensor for name, tensor in tensors.items() if name.startswith(FLOWS)})}
     node.population.restore(tensors)
     # before there was an agreed start a checkpoint was written after the first exchange
     company = metadata.get("started", node.agreed.members)

@@ -150,7 +150,7 @@ class Mixing:
         is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
             heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
-            self._last_heard = await asyncio.to_thread(lambda: {name: self._room.keep(model) for name, model in heard.items()})
+            self._last_heard = await asyncio.to_thread(self._room.copy, heard)  # flows take the places of what came
         inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
         before, ctx = self._population.state, self._population.context(number, local_steps=local_steps)
         merged = await asyncio.to_thread(self._algorithm.merge, before, phase, inbox, ctx)

@@ -85,8 +85,8 @@ class Node:
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.spill_mb = spill_mb
-        self.spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
-        self.room = UpdateRoom(state if self.spills else None, self.log.event)
+        spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
+        self.room = UpdateRoom(state, spills=spills, on_event=self.log.event)
         self.protocol = protocol = own_edges(
             plan,
             me,

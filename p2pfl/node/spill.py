@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from p2pfl.params import tensor_over
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import in_memory
 
+_COPIES_IN_MEMORY_BYTES = 64 * 10**6
 _FREE_AT_LEAST_BYTES = 64 * 2**20
 """Room that stays on the disk for records and other things of the node."""
 
@@ -29,22 +30,35 @@ def is_spilled(update_bytes: int, num_neighbours: int, spill_mb: float | None) -
     return spill_mb is not None and num_neighbours * update_bytes > spill_mb * 1e6
 
 
+def is_kept_in_files(num_bytes: int) -> bool:
+    """Tell whether copies of so many bytes in all, which are read once, lie in files wherever updates lie."""
+    return num_bytes > _COPIES_IN_MEMORY_BYTES
+
+
 class UpdateRoom:
-    """Room for updates, made anew for each.
+    """Room for updates and for copies of models, made anew for each.
 
     Args:
-        folder: of the files; None: updates lie in memory.
+        folder: of the files.
+        spills: whether updates lie in files.
         on_event: takes the kind of an event and a sentence about it.
     """
 
-    def __init__(self, folder: Path | None, on_event: Callable[[EventKind, str], None]) -> None:
-        self._folder, self._on_event = folder, on_event
+    def __init__(self, folder: Path, *, spills: bool, on_event: Callable[[EventKind, str], None]) -> None:
+        self._folder, self.spills, self._on_event = folder, spills, on_event
         self._failed = False
 
     def make(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Make room for so many bytes, to be written to. Where the disk gives none, it lies in memory, and an event says so once."""
-        if self._folder is None:
-            return in_memory(size_bytes)
+        """Make room for an update of so many bytes, to be written to."""
+        return self._in_file(size_bytes) if self.spills else in_memory(size_bytes)
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy tensors, into files where updates lie there or where the copies are large."""
+        large = self.spills or is_kept_in_files(sum(tensor.nbytes for tensor in tensors.values()))
+        return {name: _copied(tensor, (self._in_file if large else in_memory)(tensor.nbytes)) for name, tensor in tensors.items()}
+
+    def _in_file(self, size_bytes: int) -> NDArray[np.uint8]:
+        """Make room in a file; where the disk gives none, it lies in memory, and an event says so once."""
         try:
             room = _file_of(self._folder, size_bytes)
         except OSError as error:
@@ -56,11 +70,12 @@ class UpdateRoom:
         self._failed = False
         return room
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor into room of its own."""
-        array = self.make(tensor.nbytes).view(tensor.numpy().dtype).reshape(tuple(tensor.shape))
-        np.copyto(array, tensor.numpy())
-        return tensor_over(array)
+
+def _copied(tensor: Tensor, room: NDArray[np.uint8]) -> Tensor:
+    """Copy a tensor into room of its size."""
+    array = room.view(tensor.numpy().dtype).reshape(tuple(tensor.shape))
+    np.copyto(array, tensor.numpy())
+    return tensor_over(array)
 
 
 def _file_of(folder: Path, size_bytes: int) -> NDArray[np.uint8]:

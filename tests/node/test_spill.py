@@ -52,7 +52,7 @@ def names_in(folder):
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("algorithm", ["dpsgd", "choco", "gradient-tracking", "push-sum"])
+@pytest.mark.parametrize("algorithm", ["dpsgd", "choco", "push-sum"])
 def test_updates_in_files_give_the_weights_of_the_simulator_and_leave_nothing(algorithm, tmp_path):
     weights = {"weights": "push-sum"} if algorithm == "push-sum" else {}
     raw = {**LEARNING, "algorithm": {"name": algorithm}, "baselines": [], **weights}
@@ -62,7 +62,7 @@ def test_updates_in_files_give_the_weights_of_the_simulator_and_leave_nothing(al
         async with Network(plan, place, spill_mb=spill_mb) as network:
             network.start()
             await network.ended()
-            return network.models(), names_in(network.states[plan.names[0]]), network.nodes[plan.names[0]].daemon.node.spills
+            return network.models(), names_in(network.states[plan.names[0]]), network.nodes[plan.names[0]].daemon.node.room.spills
 
     in_files, left, spills = finish(main(tmp_path / "files", 0))
     in_memory, left_of_memory, _ = finish(main(tmp_path / "memory", None))
@@ -100,7 +100,7 @@ def test_open_flows_lie_in_files_after_a_kill_as_before_it(tmp_path):
     torch.testing.assert_close(found["models"], starts(plan).mean(dim=0).expand_as(found["models"]), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EIO])
 def test_a_disk_that_gives_no_room_costs_memory_and_is_said_once(code, tmp_path, monkeypatch):
     plan = averaging({"name": "complete"}, 3)
     failing = plan.names[0]
@@ -127,7 +127,7 @@ def test_a_disk_that_gives_no_room_costs_memory_and_is_said_once(code, tmp_path,
 @needs_linux
 def test_a_file_is_not_begun_where_too_little_of_the_disk_is_free(tmp_path):
     said = []
-    room = spill.UpdateRoom(tmp_path, lambda kind, detail: said.append((kind, detail)))
+    room = spill.UpdateRoom(tmp_path, spills=True, on_event=lambda kind, detail: said.append((kind, detail)))
 
     array = room.make(2**20)
 
@@ -154,8 +154,8 @@ def test_models_in_memory_are_counted_without_those_in_files(neighbours, spill_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spill", "most"), [(["--spill-mb", "0"], 5), ([], 11)])
-def test_a_node_with_four_neighbours_needs_at_most_five_models_beside_its_files(spill, most):
+@pytest.mark.parametrize(("spill", "most"), [(["--spill-mb", "0"], 5), ([], 9)])
+def test_a_node_with_four_neighbours_needs_five_models_beside_its_files_and_nine_without(spill, most):
     command = [sys.executable, str(BENCHMARK), "--parameters", "25000000", "--rounds", "3", "--neighbours", "4", *spill]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     found = json.loads(done.stdout)["nodes"]
@@ -163,4 +163,4 @@ def test_a_node_with_four_neighbours_needs_at_most_five_models_beside_its_files(
     assert len(found) == 5
     for node in found:
         assert node["models"] <= most, node
-        assert node["models"] <= 1.1 * node["foretold"], node
+        assert node["models"] == pytest.approx(node["foretold"], rel=0.1), node
