@@ -249,9 +249,10 @@ def _say_plan(
         said.append(f"about {seconds:,.1f} s of training and mixing, {memory.peak_bytes / 2**30:,.2f}{there} of memory")
     else:
         from p2pfl.node.memory import forecast_node
+        from p2pfl.node.site import SPILL_MB
 
         busiest = max(plan.names, key=lambda name: len(plan.neighbours(name)))
-        node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)))
+        node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)), spill_mb=SPILL_MB)
         facts["memory"] = {**asdict(node), "peak_bytes": node.peak_bytes, "models": node.models}
         said.append(f"memory of a node: {node.text}")
     content = plan.experiment.as_dict()

@@ -43,6 +43,8 @@ confirmed: {confirmed}
 # state: state              # checkpoints and records
 # passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
 # threads: 1
+# spill_mb: 256             # memory that the neighbours' updates may take; beyond it they lie in files; null: always in memory
+# send_mbit_s: null         # megabits of updates that are sent in a second, to all neighbours together; null: as many as go
 # state_group: null         # a group of this machine that may read it, models and all, such as a backup's; null: nobody else
 # status_listen: null       # address:port of the status page; null: 127.0.0.1, and a port that is free
 # linger_s: 30              # how long a stopped node answers the others

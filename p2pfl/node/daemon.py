@@ -244,7 +244,7 @@ class Daemon:
 
     def memory(self) -> NodeMemory:
         """Foretell the memory that this node will need at most."""
-        return forecast_node(self.node.plan, self.node.population, len(self.protocol.neighbours))
+        return forecast_node(self.node.plan, self.node.population, len(self.protocol.neighbours), spill_mb=self.node.spill_mb)
 
     def is_ready(self) -> bool:
         """Whether it takes part: it waits for members, trains, or answers them; not once it is leaving, or its state went back."""

@@ -23,6 +23,7 @@ from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
+from p2pfl.node.spill import UpdateRoom
 from p2pfl.params import tensor_over
 from p2pfl.protocol.edges import Compensation, DueMerge, Flow
 from p2pfl.protocol.protocol import Protocol
@@ -62,8 +63,17 @@ def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateF
 class Mixing:
     """Exchanges of one row with its neighbours, in tensors, at the exchange of its edges; each merge changes its population."""
 
-    def __init__(self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], clock: LoopClock) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        population: Population,
+        protocol: Protocol,
+        formats: Sequence[UpdateFormat],
+        clock: LoopClock,
+        room: UpdateRoom,
+    ) -> None:
         self._plan, self._population, self._protocol, self._formats, self._clock = plan, population, protocol, formats, clock
+        self._room = room
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self.model_channel = algorithm.model_channel
@@ -139,7 +149,8 @@ class Mixing:
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
-            self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
+            heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
+            self._last_heard = await asyncio.to_thread(self._room.copy, heard)  # flows take the places of what came
         inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
         before, ctx = self._population.state, self._population.context(number, local_steps=local_steps)
         merged = await asyncio.to_thread(self._algorithm.merge, before, phase, inbox, ctx)
@@ -221,8 +232,8 @@ class Mixing:
             dtype=self._plan.layout.dtype,
             compensation=_negated(due.compensations),
             flows={},
-            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
-            writes_over=self._algorithm.reads_once and protocol.pace.balances and not self._last_heard,
+            # what came is this exchange's alone, but for the newest updates, which are merged again
+            writes_over=self._algorithm.reads_once and protocol.pace.balances,
         )
 
     def _flows(self, inbox: Inbox) -> dict[str, Flow]:

@@ -17,6 +17,9 @@ from p2pfl.governance.result_contract import Kind
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
+SPILL_MB = 256.0
+"""Memory that neighbours' updates may take where site.yaml says nothing."""
+
 _LAST_PORT = 65535
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -88,6 +91,12 @@ class SiteFile:
 
     passphrase_file: Path | None = None
     """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""
+
+    spill_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = SPILL_MB
+    """Memory that neighbours' updates may take, in MB; beyond it all of them lie in files of the state folder. null: always in memory."""
+
+    send_mbit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Megabits of updates that this site sends in a second, to all neighbours together; null: as many as the links take."""
 
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads to compute with."""

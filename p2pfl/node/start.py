@@ -117,6 +117,8 @@ def start(
             signing=Signing(keys=keys, sign=identity.signing.sign),
             start_anew=start_anew,
             accepted_differences=differs,
+            spill_mb=site.spill_mb,
+            send_mbit_s=site.send_mbit_s,
             view=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
         )
         host, port = site.status_address

@@ -80,6 +80,8 @@ class EventKind(StrEnum):
     STATE_RESTORED = "state_restored"
     DISK_FULL = "disk_full", None, "", "alarming"
     DISK_FREE = "disk_free"
+    NOT_SPILLED = "not_spilled", None, "", "alarming"
+    """There was no room on the disk for neighbours' updates, which then take memory."""
 
     DIVERGED = "diverged", "non_finite", "training became non-finite and was rolled back"
     NO_LOSS = "no_loss", "non_finite", "the training loss was infinite or no number, while the weights stayed finite"
