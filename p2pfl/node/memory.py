@@ -8,10 +8,10 @@ layers and algorithm dpsgd a node with K neighbours holds
     while it mixes      K received models, whose places the flows take, and the mean                        (1 + K) M
     in the last round   K copies of received models, to be measured, K flows, and the mean                  (1 + 2 K) M
 
-so that the most is 3 + 2 K models where neighbours' models are measured at the end. It is 4 + K where they are not, and where the copies are
-large, for then these lie in files. Other algorithms and optimisers add what they carry; gradients of layers that are not written out are
-there twice for a moment. A neighbour's next update may begin to come in before this node has mixed its last one; the flow to that neighbour
-has then been settled, so that nothing is added.
+so that the most is 3 + 2 K models where neighbours' models are measured at the end. It is 4 + K where they are not, and where the copies
+are large, for then these lie in files. Other algorithms and optimisers add what they carry; gradients of layers that are not written out
+are there twice for a moment. A neighbour's next update may begin to come in before this node has mixed its last one; the flow to that
+neighbour has then been settled, so that nothing is added.
 
 Where updates lie in files (`spill_mb`), so do the flows that take their places and the models to be measured: K counts as 0 above, and the
 most is 4 models. The files then take K models, K more for each exchange that a neighbour may be ahead, and K more in the last round.
