@@ -178,14 +178,16 @@ def _described(tasks: set[asyncio.Task[Any]]) -> str:
     return "; ".join(said)
 
 
-def run_virtually(test: Coroutine[Any, Any, Any], *, seed: int, at_most_s: float = math.inf) -> Any:
-    """Run a test in virtual time, which it ends within; work in threads takes 5 to 50 ms.
+def run_virtually(
+    test: Coroutine[Any, Any, Any], *, seed: int, at_most_s: float = math.inf, work_s: tuple[float, float] = (0.005, 0.05)
+) -> Any:
+    """Run a test in virtual time, which it ends within; each piece of work in a thread takes between these seconds.
 
     Raises:
         HangError: time does not go on, or no end comes within the virtual seconds that are allowed; the message names the tasks.
     """
     chance = np.random.default_rng([seed, 1])
-    loop = VirtualLoop(lambda: float(chance.uniform(0.005, 0.05)))
+    loop = VirtualLoop(lambda: float(chance.uniform(*work_s)))
 
     def wall_s() -> float:
         process = _PROCESS.get()

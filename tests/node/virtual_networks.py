@@ -223,11 +223,12 @@ def run_script(
     *,
     seed: int,
     at_most_s: float = 3600.0,
+    work_s: tuple[float, float] = (0.005, 0.05),
     timeouts: Timeouts = TIMEOUTS,
     view: ViewPolicy | None = None,
 ) -> VirtualNetwork:
     """Run a plan under a script in virtual time, to its end."""
     network = VirtualNetwork(plan, place, script, seed=seed, timeouts=timeouts, view=view)
     with patch.object(os, "fsync", lambda _: None):  # no power fails here, and a disk takes its time
-        run_virtually(network.run(), seed=seed, at_most_s=at_most_s)
+        run_virtually(network.run(), seed=seed, at_most_s=at_most_s, work_s=work_s)
     return network
