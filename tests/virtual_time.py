@@ -1,8 +1,8 @@
 """Virtual time for whole networks in one process: an event loop whose clock moves on only when nobody has anything to do.
 
-Work in threads is done in the loop and takes virtual seconds. Each task belongs to a process, as its context says; a process can stand still
-as by SIGSTOP, or be killed, and has a wall clock of its own. A loop that turns without time going on is a hang, and so is one that waits for
-nothing: both end with the names of the tasks.
+Work in threads is done in the loop and takes virtual seconds. Each task belongs to a process, as its context says; a process can stand
+still as by SIGSTOP, or be killed, and has a wall clock of its own. A loop that turns without time going on is a hang, and so is one that
+waits for nothing: both end with the names of the tasks.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class FaultPlan:
             if not fault.rounds and fault.until_s < math.inf:
                 when["until_s"] = fault.until_s
             option = {_OPTIONS[fault.kind]: getattr(fault, _OPTIONS[fault.kind])} if fault.kind in _OPTIONS else {}
-            planned.append(PlannedFault(kind=fault.kind.value, **where, **when, **option))  # type: ignore[arg-type]
+            planned.append(PlannedFault(kind=fault.kind.value, **where, **when, **option))
         return cls(seed=script.seed, repeats_every=len(neighbours), faults=planned)
 
     def script(self, neighbours: Neighbours, place: str = "faults") -> FaultScript:
