@@ -81,14 +81,18 @@ def _unexplained(plan: Plan, name: str, site: WatchedNode) -> Tensor:
     population = plan.population([name])
     x_P = population.estimate()[0].clone()
     trained_P, first_P = torch.zeros(plan.layout.size, dtype=torch.float64), x_P.double()
-    if _trains(plan):
-        for row in sorted(read_run(site.run_folder).nodes, key=lambda row: int(row["round"])):
-            number = int(row["round"])
-            if number >= plan.experiment.rounds:
-                break
-            if row["loss"] is not None:
-                population.replace_state({**population.state, "x": x_P[None].clone()})
-                population.train(number)
-                trained_P += population.estimate()[0].double() - x_P.double()
+    rows = {int(row["round"]): row for row in read_run(site.run_folder).nodes} if _trains(plan) else {}
+    was_there = True
+    for number in range(plan.experiment.rounds if rows else 0):
+        row = rows.get(number)
+        # who jumps away from a round has trained it, and has no row of it
+        if row["loss"] is not None if row is not None else was_there:
+            population.replace_state({**population.state, "x": x_P[None].clone()})
+            population.train(number)
+            trained_x_P = population.estimate()[0].clone()
+            trained_P += trained_x_P.double() - x_P.double()
+            x_P = trained_x_P
+        if row is not None:
             x_P = read_models(site.run_folder, number)[name]
+        was_there = row is not None
     return read_models(site.run_folder)[name].double() - first_P - trained_P
