@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +34,8 @@ from virtual_time import VirtualProcess, run_virtually
 
 LOOK_S = 0.05
 """How often the script is looked at."""
+
+MEMORY = Path("/dev/shm")
 
 TIMEOUTS = Timeouts(deadline_floor_s=2.0, linger_s=30.0, start_within_s=60.0)
 
@@ -214,6 +218,13 @@ class VirtualNetwork:
         for state in self.place.glob("*/*"):
             if (state / CHECKPOINT).exists():
                 read_checkpoint(state / CHECKPOINT)
+
+
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """A folder for states, in memory where the system has such a place: a disk takes milliseconds for each checkpoint."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as place:
+        yield Path(place)
 
 
 def run_script(
