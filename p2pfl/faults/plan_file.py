@@ -60,7 +60,7 @@ class PlannedFault:
 
     @property
     def fault_kind(self) -> FaultKind:
-        """The kind."""
+        """Kind of the fault as scripts have it."""
         return FaultKind(self.kind)
 
     def faults_in_form(self) -> list[str]:
@@ -105,7 +105,7 @@ class FaultPlan:
 
     @classmethod
     def load(cls, path: Path) -> FaultPlan:
-        """Read a file.
+        """Read the faults of a file.
 
         Raises:
             ConfigError: all that is wrong with it, a sentence each.

@@ -101,7 +101,7 @@ class ChaosReport:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For chaos.json."""
+        """Content of the file chaos.json."""
         return {
             "schema": 1,
             "agreed_round": self.agreed_round,
@@ -130,7 +130,7 @@ def draw_plan(experiment: Experiment, neighbours: Mapping[str, Sequence[str]], k
 
 
 def neighbours_of(plan: Plan) -> dict[str, list[str]]:
-    """Every node's neighbours."""
+    """Give the neighbours of every node."""
     return {name: plan.neighbours(name) for name in plan.names}
 
 

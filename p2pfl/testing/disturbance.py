@@ -22,7 +22,7 @@ DOMAIN = ".rehearsal.localhost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class Conditions:
     """What one process of a rehearsal meets."""
 
     clock_offset_s: float = 0.0
@@ -30,7 +30,7 @@ class Surroundings:
     """Host names that have no address."""
 
 
-def write_surroundings(path: Path, *, clock_offset_s: float, unknown_hosts: Collection[str]) -> None:
+def write_conditions(path: Path, *, clock_offset_s: float, unknown_hosts: Collection[str]) -> None:
     """Tell a process what it meets from now on."""
     replace_file(path, json.dumps({"clock_offset_s": clock_offset_s, "unknown_hosts": sorted(unknown_hosts)}))
 
@@ -58,17 +58,17 @@ class _Watch:
     """The content of a file, read again when it has changed."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._read, self._known = path, (0, 0), Surroundings()
+        self._path, self._read, self._known = path, (0, 0), Conditions()
 
-    def now(self) -> Surroundings:
+    def now(self) -> Conditions:
         """What the file says; undisturbed where there is none."""
         try:
             stat = os.stat(self._path)  # noqa: PTH116  # asked often
             if (stat.st_mtime_ns, stat.st_ino) != self._read:
                 content = json.loads(self._path.read_bytes())
                 hosts = tuple(content["unknown_hosts"])
-                self._known = Surroundings(clock_offset_s=float(content["clock_offset_s"]), unknown_hosts=hosts)
+                self._known = Conditions(clock_offset_s=float(content["clock_offset_s"]), unknown_hosts=hosts)
                 self._read = (stat.st_mtime_ns, stat.st_ino)
         except FileNotFoundError:
-            return Surroundings()
+            return Conditions()
         return self._known

@@ -17,7 +17,7 @@ from p2pfl.launcher.founding import found_network
 from p2pfl.launcher.processes import ForkServer, Process, start_plainly
 from p2pfl.launcher.watched import WatchedNode
 from p2pfl.testing.diallers import dialler_at
-from p2pfl.testing.disturbance import DOMAIN, write_surroundings
+from p2pfl.testing.disturbance import DOMAIN, write_conditions
 from p2pfl.testing.tcp_proxy import Disturbance, TcpProxy
 from p2pfl.transports.base import dials
 
@@ -26,7 +26,7 @@ END_S = 20.0
 """For a process that was killed to be gone."""
 
 _OF_CABLES = OF_EDGES | {FaultKind.PARTITION, FaultKind.DNS}
-_OF_SURROUNDINGS = frozenset({FaultKind.CLOCK, FaultKind.DNS})
+_OF_CONDITIONS = frozenset({FaultKind.CLOCK, FaultKind.DNS})
 
 Progress = Callable[[int, int], None]
 
@@ -210,7 +210,7 @@ class Stage:
     def _start(self, node: StagedNode) -> None:
         arguments = ["--verbose", "node", "start", str(node.watched.folder / "site.yaml"), "--until-stdin-closes", "--only-these-tasks"]
         if self._tells:
-            arguments += ["--disturbed-by", str(self._surroundings(node.watched.name))]
+            arguments += ["--disturbed-by", str(self._conditions_file(node.watched.name))]
         start = start_plainly if self.fork is None else self.fork.start
         node.watched.starts += 1
         node.process = start(node.watched.name, [*arguments, *self.options], node.watched.log)
@@ -258,10 +258,10 @@ class Stage:
 
     @property
     def _tells(self) -> bool:
-        return any(fault.kind in _OF_SURROUNDINGS for fault in self.script.faults)
+        return any(fault.kind in _OF_CONDITIONS for fault in self.script.faults)
 
-    def _surroundings(self, name: str) -> Path:
-        return self.place / "sites" / name / "surroundings.json"
+    def _conditions_file(self, name: str) -> Path:
+        return self.place / "sites" / name / "conditions.json"
 
     def _tell(self, furthest: int, elapsed_s: float) -> None:
         """Tell every process how far its clock is off, and which names have no address."""
@@ -273,7 +273,7 @@ class Stage:
             now = (self.script.clock_offset_s(name, furthest, elapsed_s), hosts)
             before = self._told.get(name)
             if before != now:
-                write_surroundings(self._surroundings(name), clock_offset_s=now[0], unknown_hosts=hosts)
+                write_conditions(self._conditions_file(name), clock_offset_s=now[0], unknown_hosts=hosts)
                 self._told[name] = now
             if before is not None and (host := self._hosts.get(name)) in hosts - before[1] and host is not None:
                 self._cables[name].reset()  # whoever is connected need not look the name up

@@ -48,7 +48,7 @@ def test_a_test_without_end_is_a_hang():
         while True:  # noqa: ASYNC110 - it waits for nothing
             await asyncio.sleep(1)
 
-    with pytest.raises(HangError, match="no end within 100 virtual seconds: .*test in wait_for_ever"):
+    with pytest.raises(HangError, match=r"no end within 100 virtual seconds: .*test in wait_for_ever"):
         run_virtually(wait_for_ever(), seed=0, at_most_s=100)
 
 
