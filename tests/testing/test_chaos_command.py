@@ -74,7 +74,7 @@ def test_a_plan_is_written_and_drawn_again_from_the_same_seed(run, experiment, t
 
 
 def test_a_written_plan_is_simulated_with_a_thousand_nodes(run, experiment, tmp_path, caplog):
-    run("chaos", experiment, "--plan", "kill,partition,throttle", "--seed", 1, "--write-plan", tmp_path / "faults.yaml")
+    run("chaos", experiment, "--plan", "kill,partition,throttle", "--seed", 2, "--write-plan", tmp_path / "faults.yaml")
     options = ["--nodes", 1000, "--set", "evaluate_every=100", "--set", "task.name=averaging"]
     code, _, _ = run("simulate", experiment, *options, "--faults", tmp_path / "faults.yaml", "--out", tmp_path / "run", "--json")
     rows = read_run(tmp_path / "run").nodes

@@ -65,9 +65,8 @@ def test_two_hundred_seeds_with_eight_daemons(part, forks, tmp_path):
     for seed in range(part, SEEDS, PARTS):
         found = run_chaos(plan, draw_plan(plan.experiment, neighbours_of(plan), KINDS, seed), place=tmp_path / str(seed), fork=forks)
         recovered = [fault.recovered_s for fault in found.faults if fault.recovered_s is not None]
-        sys.stdout.write(
-            f"seed {seed}: {len(found.faults)} faults, drift {found.drift.value}, recovered in {max(recovered, default=0):.1f} s at most\n"
-        )
+        longest_s = max(recovered, default=0.0)
+        sys.stdout.write(f"seed {seed}: {len(found.faults)} faults, drift {found.drift.value}, recovered in {longest_s:.1f} s at most\n")
 
         assert found.findings == [], f"seed {seed}"
         assert {node.exit_code for node in found.nodes} <= {0, 3}
