@@ -11,6 +11,7 @@ import typer
 
 import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
+from p2pfl.cli.chaos import chaos
 from p2pfl.cli.inspect import dashboard, inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.streams import OneLineFormatter, guard_streams
@@ -45,6 +46,7 @@ app.command()(sweep)
 app.command()(inspect)
 app.command()(dashboard)
 app.command()(predict)
+app.command()(chaos)
 app.add_typer(topology.app, name="topology", help="List, show and compare graphs, and advise on links.")
 app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its public card.")
 app.add_typer(study.app, name="study", help="Make, check and join a study, which all its members confirm.")

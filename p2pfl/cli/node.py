@@ -34,6 +34,7 @@ def start(
     accept_difference: AcceptDifference = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option(hidden=True)] = None,
+    disturbed_by: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; the same command continues.
 
@@ -45,6 +46,10 @@ def start(
     from p2pfl.runs.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
+    if disturbed_by is not None:
+        from p2pfl.testing.disturbance import disturb
+
+        disturb(disturbed_by)
     reason = run(
         site,
         confirmed=confirm,

@@ -91,6 +91,12 @@ def simulate(
     replay: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Compute an asynchronous or pairwise run of `p2pfl up` again, from its records.")
     ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Faults of nodes and edges, as p2pfl chaos --write-plan writes them; what cannot be simulated is said."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
@@ -104,6 +110,8 @@ def simulate(
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started; the others have the same to say
     overrides = overrides_from(nodes, rounds, assignments)
+    if faults is not None and (replay is not None or resume is not None):
+        raise ConfigError("--faults belongs to a new run: leave out --resume and --replay")
     if replay is not None:
         if experiment is not None or resume is not None or overrides:
             raise ConfigError("--replay takes everything from the run: leave out EXPERIMENT, --resume, --nodes, --rounds and --set")
@@ -115,6 +123,7 @@ def simulate(
             _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment.loading import resolve
+    from p2pfl.faults.plan_file import FaultPlan
     from p2pfl.runs.stopwatch import process_age_s
     from p2pfl.simulator import simulate as run_simulation
 
@@ -126,6 +135,7 @@ def simulate(
             resume=resume,
             replay=replay,
             device=device,
+            faults=FaultPlan.load(faults) if faults is not None else None,
             progress=progress,
             waited_s=process_age_s(),
             allow_tasks=allow_task or (),

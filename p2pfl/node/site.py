@@ -120,7 +120,7 @@ class SiteFile:
     """A round waits so many times as long as recent rounds took."""
 
     round_at_least_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """For rehearsals: a round's training takes at least so long here."""
+    """For rehearsals: a round's training takes at least so long here, and each round where nothing is trained at all."""
 
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
     """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""

@@ -119,11 +119,11 @@ class LinkState:
 class LinkStates:
     """The states of the links to all neighbours of one transport, by its clock."""
 
-    def __init__(self, peers: Iterable[str], now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, peers: Iterable[str], now_s: Callable[[], float] | None = None) -> None:
         self.counters: dict[str, Counter[str]] = {peer: Counter() for peer in peers}
         """Numbers of events of each link, by name, over the object's life."""
-        self._now_s = now_s
-        self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=now_s()) for peer in self.counters}
+        self._now_s = now_s or (lambda: time.monotonic())  # noqa: PLW0108  # looked up when called: time may be virtual
+        self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=self._now_s()) for peer in self.counters}
         self._heard_s: dict[str, float] = {}
         self._excluded_until_s: dict[str, float] = {}
         self._beating: set[str] = set()  # neighbours that send signs of life over the link that they have
