@@ -20,6 +20,7 @@ from p2pfl.node.run_log import RunLog
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
+from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
 
@@ -49,6 +50,7 @@ class Node:
         view: what it says of itself to the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
+        beginning: for the record of its first start: how it begins, in a study that continues another one.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class Node:
         view: ViewPolicy | None = None,
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
+        beginning: tuple[EventKind, str] | None = None,
     ) -> None:
         self.seconds, self.clock, self.place = RunSeconds(), LoopClock(), Progress()
         self.plan, self.me, self.transport, self.state, self.timeouts = plan, me, transport, state, timeouts
         self.accepted_differences = [f"{found.kind}: {found.detail}" for found in accepted_differences]
+        self.beginning = beginning
         self.population = plan.population([me])
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
