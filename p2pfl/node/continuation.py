@@ -125,6 +125,8 @@ def read_old_model(state: Path, continues: Continuation, was: str, plan: Plan, *
         StoreError: its checkpoint cannot be read.
     """
     path = state / CHECKPOINT
+    if not state.is_dir():
+        raise ConfigError(f"no such folder: write where the state in the older study is, or: {WITHOUT}", str(state))
     try:
         with unused_state(state, group), changes_told(path):
             found = read_checkpoint(path)
@@ -164,6 +166,8 @@ def _check(state: Path, terms: Mapping[str, Any], continues: Continuation, was: 
 def _estimate_of(run: Path, tensors: Mapping[str, Tensor], plan: Plan) -> Tensor:
     """Compute the parameters that the older study's rule would evaluate, (P,), from its checkpoint."""
     place = run / "experiment.yaml"
+    if not place.is_file():
+        raise ConfigError(f"no such file, and it says by which rule the model was made: restore the folder, or: {WITHOUT}", str(place))
     algorithm = build_algorithm(recorded_experiment(load_yaml(place), str(place)))
     rule = PartlyShared(algorithm, plan.layout) if plan.layout.personal else algorithm
     state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
