@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.governance.continuation import Continuation, changed_experiment, faults_of_rows, is_divided_anew
+from p2pfl.governance.continuation import Continuation, changed_experiment, faults_of_rows, is_divided_anew, kept_scale
 from p2pfl.yaml_files import dump_yaml, shown
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ def continuation_of(
         raise ConfigError([*error.findings, *faults], str(path)) from error
     if faults:
         raise ConfigError(faults, str(path))
-    task, before = content["task"], old.experiment.get("task")
-    if task.get("standardise") == "pooled" and "scale" not in task and isinstance(before, Mapping) and "scale" in before:
-        content["task"] = {**task, "scale": before["scale"]}
+    if (scale := kept_scale(old.experiment, content)) is not None:
+        content["task"] = {**content["task"], "scale": scale}
     return old, continuation
 
 

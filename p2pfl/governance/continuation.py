@@ -114,6 +114,14 @@ def faults_of_rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def kept_scale(old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
+    """Find the scale by which the older models' inputs were standardised, where a new experiment asks for one; None: there is none."""
+    before, now = old.get("task"), new.get("task")
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return None
+    return before.get("scale") if now.get("standardise") == "pooled" and "scale" not in now else None
+
+
 def is_divided_anew(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Tell whether the rows of one machine are divided otherwise than before, as only in a rehearsal."""
     return any(old.get(key) is not None and old.get(key) != new.get(key) for key in _DIVIDED_BY)

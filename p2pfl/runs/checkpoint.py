@@ -22,6 +22,8 @@ from torch import Tensor
 from p2pfl.errors import StoreError
 from p2pfl.runs.open_files import replacing
 
+NODE_CHECKPOINT = "checkpoint.safetensors"
+"""Name of a node's checkpoint in its state folder."""
 _KEY = "p2pfl"
 _REMEDY = "restore it from a backup, or remove it to start again"
 
