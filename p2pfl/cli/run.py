@@ -40,7 +40,8 @@ def up(
     out: Out = None,
     resume: Resume = None,
     continues: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="An earlier run of `p2pfl up`: nodes of the same names go on from their models of it.")
+        Path | None,
+        typer.Option(metavar="RUN", help="An earlier run of `p2pfl up`: nodes of the same names go on from their models of it."),
     ] = None,
     allow_task: AllowTask = None,
     accept_difference: AcceptDifference = None,

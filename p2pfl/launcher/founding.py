@@ -44,7 +44,7 @@ def found_network(
     Raises:
         ConfigError: the earlier run cannot be continued with this plan.
     """
-    old = older_study(continues, plan) if continues is not None else None
+    old = older_study(continues, plan)
     cards, listens = [], {}
     (place / "cards").mkdir()
     (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
@@ -74,12 +74,14 @@ def found_network(
     return study
 
 
-def older_study(run: Path, plan: Plan | None = None) -> Study:
-    """Read the study of an earlier run of `p2pfl up`, and compare its models with those of a plan.
+def older_study(run: Path | None, plan: Plan | None = None) -> Study | None:
+    """Read the study of an earlier run of `p2pfl up`, and compare its models with those of a plan; None without such a run.
 
     Raises:
         ConfigError: there is none, its models are others, or it held out other rows.
     """
+    if run is None:
+        return None
     if not (run / "study.yaml").is_file():
         raise ConfigError("holds no study.yaml: --continues takes the folder of an earlier run of `p2pfl up`", str(run))
     study = Study.read(run / "study.yaml")

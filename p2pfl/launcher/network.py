@@ -102,8 +102,7 @@ def up(
     if resume is None:
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
-        if continues is not None:
-            resolved = _after(Path(continues), resolved)
+        resolved = _after(continues, resolved)
     else:
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
@@ -122,8 +121,7 @@ def up(
             folder = RunFolder.open(place)
         else:
             earlier = Path(continues) if continues is not None else None
-            if earlier is not None:
-                older_study(earlier, plan)  # before there is a folder
+            older_study(earlier, plan)  # before there is a folder
             folder = RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
             settings = {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})}
             found_network(plan, place, stack, settings, continues=earlier)
@@ -140,9 +138,12 @@ def up(
     return Run(place)
 
 
-def _after(earlier: Path, resolved: Experiment) -> Experiment:
-    """Let an experiment keep the scale that the models of an earlier run have learnt with."""
-    old = older_study(earlier).experiment
+def _after(earlier: Path | str | None, resolved: Experiment) -> Experiment:
+    """Let an experiment keep the scale that the models of an earlier run, where there is one, have learnt with."""
+    study = older_study(Path(earlier)) if earlier is not None else None
+    if study is None:
+        return resolved
+    old = study.experiment
     if is_divided_anew(old, resolved.as_dict()):
         log.warning("the rows are divided otherwise than in %s: a model may have trained on what are test rows now", earlier)
     scale = kept_scale(old, resolved.as_dict())
