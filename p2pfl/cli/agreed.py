@@ -22,12 +22,13 @@ _SHOWN_ABOVE |= {"pace", "weights", "weighting"}
 
 def say_agreement(study: Study, differences: Sequence[Difference] = ()) -> None:
     """Print what will be done: task and options, algorithm, rounds, graph, tensors, and how this machine differs from the contract."""
-    _say_table("what will be done", _plan_rows(study))
+    say_table("what will be done", _plan_rows(study))
     say_layout(study)
-    _say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))
+    say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))
 
 
-def _say_table(title: str, rows: Iterator[tuple[str, str]]) -> None:
+def say_table(title: str, rows: Iterator[tuple[str, str]]) -> None:
+    """Print two columns, keys and values, under a title."""
     from rich.table import Table
 
     table = Table(title=title, show_header=False)

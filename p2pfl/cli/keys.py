@@ -14,6 +14,7 @@ from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
+    from p2pfl.governance.identity import Identity
 
 app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and its public card.")
 
@@ -78,6 +79,34 @@ def show(
 
 
 @app.command()
+def card(
+    address: Annotated[
+        list[str] | None, typer.Option(help="The new address tcp://host:port; can be repeated: the first that works counts.")
+    ] = None,
+    dials_out: Annotated[
+        bool, typer.Option("--dials-out", help="Take the address off the card: this site only dials from now on.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="The site's new name in studies.")] = None,
+    keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys, which has mode 0600.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write another address or name on this site's card, and sign it with the same keys. A study that continues another needs it then.
+
+    Example: p2pfl keys card --address tcp://node2.cleveland.example:7700
+    """
+    from p2pfl.governance.names import NEW_RULE, is_new_name
+
+    if bool(address) + dials_out + (name is not None) == 0 or (address and dials_out):
+        raise ConfigError("give --address, or --dials-out, or --name; not both of the first two")
+    if name is not None and not is_new_name(name):
+        raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
+    path, found, identity = _own_card(keys, passphrase_file)
+    given = None if dials_out else (address[0] if len(address) == 1 else address) if address else found.address
+    _replace(path, identity.card(name or found.name, given, found.samples, found.moments), as_json=as_json)
+
+
+@app.command()
 def describe(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The study's experiment, a YAML file.")],
     keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
@@ -94,14 +123,8 @@ def describe(
     """
     from p2pfl.experiment.loading import load_experiment, parse_assignment
     from p2pfl.experiment.plan import load_sites
-    from p2pfl.governance.card import Card
-    from p2pfl.governance.identity import CARD_FILE, Identity
-    from p2pfl.runs.open_files import replace_file
 
-    path = keys / CARD_FILE
-    card, identity = Card.load(path), Identity.load(keys, passphrase_file)
-    if not identity.owns(card):
-        raise ConfigError("is not of the keys beside it", str(path))
+    path, card, identity = _own_card(keys, passphrase_file)
     wanted = load_experiment(experiment, dict(map(parse_assignment, set_ or ())))
     alone = {"standardise": "site"} if wanted.task.options.get("standardise") == "pooled" else {}  # the others' moments are not here yet
     with of_file(experiment):
@@ -112,12 +135,31 @@ def describe(
     if alone and site.moments is None:
         raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
     new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments)
-    replace_file(path, new_card.text)
+    _replace(path, new_card, as_json=as_json)
+
+
+def _own_card(keys: Path, passphrase_file: Path | None) -> tuple[Path, Card, Identity]:
+    """Read a site's card and the keys that sign it; ConfigError where they do not belong together."""
+    from p2pfl.governance.card import Card
+    from p2pfl.governance.identity import CARD_FILE, Identity
+
+    path = keys / CARD_FILE
+    card, identity = Card.load(path), Identity.load(keys, passphrase_file)
+    if not identity.owns(card):
+        raise ConfigError("is not of the keys beside it", str(path))
+    return path, card, identity
+
+
+def _replace(path: Path, card: Card, *, as_json: bool) -> None:
+    """Write a card in the place of the one before, and print it."""
+    from p2pfl.runs.open_files import replace_file
+
+    replace_file(path, card.text)
     if as_json:
-        typer.echo(json.dumps({"card": str(path), **_shown(new_card)}))
+        typer.echo(json.dumps({"card": str(path), **_shown(card)}))
         return
     typer.echo(f"{path}   public: send it to the other members")
-    _say(new_card)
+    _say(card)
 
 
 def _shown(card: Card) -> dict[str, Any]:

@@ -29,6 +29,9 @@ def start(
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="Put aside the state folder of a node that lost its state, and go on without it.")
     ] = False,
+    without_old_state: Annotated[
+        bool, typer.Option("--without-old-state", help="Begin without the model of the study that this one continues: it is lost.")
+    ] = False,
     allow_task: AllowTask = None,
     only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
     accept_difference: AcceptDifference = None,
@@ -59,6 +62,7 @@ def start(
         allow_tasks=allow_task or (),
         only_these_tasks=only_these_tasks,
         accept_differences=checked_kinds(accept_difference),
+        without_old_state=without_old_state,
     )
     if reason == "diverged":
         sys.stderr.write("p2pfl: diverged: the last training became non-finite and was rolled back; the study needs a lower optimizer.lr\n")

@@ -39,6 +39,10 @@ def up(
     assignments: Set = None,
     out: Out = None,
     resume: Resume = None,
+    continues: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="An earlier run of `p2pfl up`: nodes of the same names go on from their models of it."),
+    ] = None,
     allow_task: AllowTask = None,
     accept_difference: AcceptDifference = None,
     dry_run: DryRun = False,
@@ -50,6 +54,8 @@ def up(
     """
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
+    if resume is not None and continues is not None:
+        raise ConfigError("--continues begins a new run with the models of another one: leave it out where --resume continues a run")
     kinds = checked_kinds(accept_difference)
     if dry_run:
         _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
@@ -71,6 +77,7 @@ def up(
             overrides=overrides,
             out=out,
             resume=resume,
+            continues=continues,
             accept_differences=kinds,
             progress=progress,
             fork=fork,

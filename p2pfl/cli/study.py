@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +13,10 @@ import typer
 from p2pfl.cli.options import AcceptDifference, AllowTask, Json
 from p2pfl.cli.run import checked_kinds
 from p2pfl.errors import ConfigError, some
+from p2pfl.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
+    from p2pfl.governance.card import Card
     from p2pfl.governance.study import Study
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and join a study, which all its members confirm.")
@@ -30,7 +32,7 @@ study: {study}
 keys: {keys}
 # The study's digest as you compared it with the other members.
 confirmed: {confirmed}
-{accepted}
+{accepted}{state}
 # Where this site's own data are; these replace arguments of the experiment's task:
 # task: {{data: ./data}}
 
@@ -60,30 +62,30 @@ def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment, a YAML file; see examples/.")],
     card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; repeated for each member.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
+    continues: Annotated[
+        Path | None, typer.Option(metavar="STUDY", help="An older study: members of both go on from their models of it.")
+    ] = None,
+    new_key: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Go on with a member whose new key you have asked it about; can be repeated.")
+    ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
     """Make a study from an experiment and the members' cards. The topology's nodes are the members in the order of their names.
 
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
+
+    Example: p2pfl study new experiment.yaml --card cleveland.yaml --card basel.yaml --continues study.yaml --out study-2.yaml
     """
     from p2pfl.cli.agreed import say_layout
+    from p2pfl.cli.continued import check_layouts, continuation_of, say_continuation
     from p2pfl.experiment.graph import agreeing_on, build_schedule
     from p2pfl.experiment.loading import load_experiment
     from p2pfl.experiment.requirements import faults_of_members
-    from p2pfl.governance.card import Card
     from p2pfl.governance.study import Study
     from p2pfl.node.own_contract import contract_here
 
-    faults: list[str] = []
-    cards: list[Card] = []
-    for path in card:
-        try:
-            cards.append(Card.load(path))
-        except ConfigError as error:
-            faults += [f"{error.place}: {finding}" for finding in error.findings]
-    if faults:
-        raise ConfigError(faults)
+    cards = _cards_in(card)
     resolved = load_experiment(experiment)
     if faults := faults_of_members(resolved.require, len(cards)):
         raise ConfigError(faults, str(experiment))
@@ -91,6 +93,7 @@ def new(
     schedule = build_schedule(resolved, sorted(samples), samples=samples)
     content = agreeing_on(resolved, schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
+    older = continuation_of(continues, cards, content, new_key or ())
     study = Study.create(content, cards, schedule.union())
     table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
@@ -103,6 +106,9 @@ def new(
         study = study.with_layout(table)
     else:
         typer.echo(f"without a table of the model's tensors, which cannot be made here: {reason}", err=True)
+    if older is not None:
+        check_layouts(older[0], study, experiment)
+        study = study.with_continuation(older[1])
     try:
         study.save(out)
     except OSError as error:
@@ -112,7 +118,24 @@ def new(
         return
     typer.echo(f"{out}   public: send it to every member")
     say_layout(study)
+    say_continuation(study, older[0] if older is not None else None)
     _say_digest(study)
+
+
+def _cards_in(paths: Sequence[Path]) -> list[Card]:
+    """Load the members' cards; ConfigError with the faults of all of them."""
+    from p2pfl.governance.card import Card
+
+    faults: list[str] = []
+    cards: list[Card] = []
+    for path in paths:
+        try:
+            cards.append(Card.load(path))
+        except ConfigError as error:
+            faults += [f"{error.place}: {finding}" for finding in error.findings]
+    if faults:
+        raise ConfigError(faults)
+    return cards
 
 
 @app.command()
@@ -130,11 +153,13 @@ def show(study: StudyFile, as_json: Json = False) -> None:
     from rich.table import Table
 
     from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.continued import say_continuation
     from p2pfl.cli.terminal import open_console
     from p2pfl.errors import on_one_line
     from p2pfl.node.own_contract import differences_here
 
     say_agreement(found, differences_here(found.result_contract, found.task_name))
+    say_continuation(found)
     table = Table(title=on_one_line(f"{found.experiment.get('name')}: {found.graph.name}"))
     for column in ("member", "address", "samples", "exchanges with (weight)"):
         table.add_column(column, overflow="fold")
@@ -153,6 +178,10 @@ def join(
     keys: Annotated[Path, typer.Option(help="The folder that `p2pfl keys new` made.")],
     confirm: Annotated[str, typer.Option(metavar="DIGEST", help="The study's digest, as another member read it out.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("site.yaml"),
+    old_state: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="This site's state in the study that this one continues. Default: found beside OUT."),
+    ] = None,
     accept_difference: AcceptDifference = None,
     as_json: Json = False,
 ) -> None:
@@ -161,13 +190,13 @@ def join(
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """
     from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.continued import say_continuation, state_lines
     from p2pfl.experiment.loading import load_study
     from p2pfl.governance.card import Card
     from p2pfl.governance.encoding import grouped
     from p2pfl.governance.result_contract import accepted
     from p2pfl.governance.study import confirms
     from p2pfl.node.own_contract import differences_here
-    from p2pfl.yaml_files import dump_yaml
 
     found = load_study(study)
     if not confirms(found, confirm):
@@ -183,6 +212,7 @@ def join(
     folder = out.absolute().parent
     said = {"member": member.name, "study": os.path.relpath(study, folder), "keys": os.path.relpath(keys, folder)}
     values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}
+    values["state"] = state_lines(found, member.name, folder, old_state)
     agreed = f"{_ACCEPTED}accept_differences: [{', '.join(kinds)}]\n" if kinds else ""
     try:
         with out.open("x", encoding="utf-8") as file:
@@ -193,6 +223,7 @@ def join(
         typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return
     say_agreement(found, differs)
+    say_continuation(found)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
@@ -253,6 +284,7 @@ def _shown(study: Study) -> dict[str, Any]:
         "members": members,
         "layout": _layout_rows(study),
         "resolved": study.experiment,
+        "continues": None if study.continues is None else study.continues.as_dict(),
         "result_contract": None if study.result_contract is None else study.result_contract.as_dict(),
         "digest": study.digest,
         "digest_groups": grouped(study.digest),

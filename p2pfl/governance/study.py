@@ -17,6 +17,7 @@ from pydantic import Field
 
 from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.governance.card import Card
+from p2pfl.governance.continuation import Continuation
 from p2pfl.governance.encoding import canonical, plain_digest, unencodable
 from p2pfl.governance.names import NEW_RULE, is_loopback, is_new_name
 from p2pfl.governance.result_contract import ResultContract
@@ -81,6 +82,8 @@ class Study:
     """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
     result_contract: ResultContract | None = None
     """The contract that each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
+    continues: Continuation | None = None
+    """The study whose models its members go on from; None: all begin as the experiment says."""
 
     @classmethod
     def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
@@ -137,6 +140,10 @@ class Study:
         """Add a result contract to the study."""
         return Study.from_mapping({**self.as_dict(), "schema": 3, "result_contract": contract.as_dict()}, "the new study")
 
+    def with_continuation(self, continuation: Continuation) -> Study:
+        """Add to the study which one it continues."""
+        return Study.from_mapping({**self.as_dict(), "continues": continuation.as_dict()}, "the new study")
+
     def save(self, path: Path) -> None:
         """Write the study to a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
@@ -156,6 +163,8 @@ class Study:
             content["layout"] = [row.as_dict() for row in self.layout]
         if self.result_contract is not None:
             content["result_contract"] = self.result_contract.as_dict()
+        if self.continues is not None:
+            content["continues"] = self.continues.as_dict()
         return content
 
     @property
@@ -201,6 +210,8 @@ class Study:
         if not self.members:
             yield "members = []: a study has members"
         yield from self._faults_of_layout()
+        if self.continues is not None:
+            yield from self.continues.faults(self.names)
         yield from (f"members: {fault}" for card in self.members if (fault := card.fault()))
         for field in ("name", "address", "identity", "curve"):
             values = {id(card): card.addresses if field == "address" else (getattr(card, field),) for card in self.members}

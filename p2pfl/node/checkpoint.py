@@ -15,9 +15,9 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 from p2pfl.node.node import Node
 from p2pfl.protocol.snapshot import FLOWS, restore, snapshot
-from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint, write_checkpoint
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = NODE_CHECKPOINT
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and metadata of a checkpoint on the disk."""

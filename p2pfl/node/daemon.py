@@ -88,6 +88,8 @@ class Daemon:
         take_up(node, found)
         if found is None:
             node.log.event(EventKind.STARTED, "")
+            if node.beginning is not None:
+                node.log.event(*node.beginning)
         else:
             node.log.event(EventKind.RESUMED, f"from the checkpoint before round {node.place.round}")
 

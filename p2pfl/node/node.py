@@ -21,6 +21,7 @@ from p2pfl.node.sending import Sending
 from p2pfl.node.spill import UpdateRoom, is_spilled
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
+from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
 from p2pfl.wire.update import largest_update_bytes
@@ -53,6 +54,7 @@ class Node:
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
         spill_mb: memory that neighbours' updates may take; beyond it all of them lie in files. None: they always lie in memory.
         send_mbit_s: megabits of updates that are sent in a second, to all neighbours together; None: as many as the links take.
+        beginning: for the record of its first start: how it begins, in a study that continues another one.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Node:
         accepted_differences: Sequence[Difference] = (),
         spill_mb: float | None = None,
         send_mbit_s: float | None = None,
+        beginning: tuple[EventKind, str] | None = None,
     ) -> None:
         self.seconds, self.clock, self.place = RunSeconds(), LoopClock(), Progress()
         self.plan, self.me, self.transport, self.state, self.timeouts = plan, me, transport, state, timeouts
         self.accepted_differences = [f"{found.kind}: {found.detail}" for found in accepted_differences]
+        self.beginning = beginning
         self.population = plan.population([me])
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for

@@ -80,6 +80,9 @@ class SiteFile:
     state: Path = Path("state")
     """The folder of checkpoints and records."""
 
+    old_state: Path | None = None
+    """The folder of this site's state in the study that this one continues; it is read once and never changed. None: there is none."""
+
     state_group: str | Annotated[int, Field(ge=0)] | None = None
     """The group of this machine that may read the state, models and all, such as a backup's; None: only the node's own account."""
 
@@ -142,7 +145,8 @@ class SiteFile:
         """Read the settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
-        given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
+        given: dict[str, Path | None] = {"study": site.study, "keys": site.keys, "state": site.state, "old_state": site.old_state}
+        given |= {"passphrase_file": site.passphrase_file}
         given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
         strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
         if strange:
@@ -156,6 +160,7 @@ class SiteFile:
             study=_beside(folder, site.study),
             keys=_beside(folder, site.keys),
             state=_beside(folder, site.state),
+            old_state=site.old_state and _beside(folder, site.old_state),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )

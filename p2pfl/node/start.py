@@ -23,6 +23,7 @@ from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.clock import Timeouts
+from p2pfl.node.continuation import continued_plan
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
@@ -48,6 +49,7 @@ def start(
     allow_tasks: Collection[str] = (),
     only_these_tasks: bool = False,
     accept_differences: Sequence[str] = (),
+    without_old_state: bool = False,
 ) -> str:
     """Run the node of a site until its network stops or somebody stops it; returns the stop reason.
 
@@ -60,9 +62,10 @@ def start(
         allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
         only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
         accept_differences: kinds of differences from the study's result contract, beside those in the file.
+        without_old_state: begin as the study says, where the study goes on from a model that is no longer here.
 
     Raises:
-        ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data are not there.
+        ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data or its old state are not there.
         StoreError: the disk failed.
         MembersMissing: fewer members than the study requires were there in time; nobody has trained.
     """
@@ -90,6 +93,7 @@ def start(
     with held_state(site.state, site.state_group):
         if start_anew:
             _put_aside(site.state)
+        plan, beginning = continued_plan(plan, study.continues, site, site_path, without_old_state=without_old_state)
         transport = TRANSPORTS[site.transport](
             Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
             identity.curve_secret,
@@ -119,6 +123,7 @@ def start(
             accepted_differences=differs,
             spill_mb=site.spill_mb,
             send_mbit_s=site.send_mbit_s,
+            beginning=beginning,
             view=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
         )
         host, port = site.status_address

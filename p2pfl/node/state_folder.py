@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from p2pfl.errors import ConfigError
 from p2pfl.runs.status_client import LOCK
@@ -49,6 +50,32 @@ def held_state(state: Path, group: str | int | None = None) -> Iterator[None]:
             yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def unused_state(state: Path, group: str | int | None = None) -> Iterator[None]:
+    """Check the state folder that a node has left behind, and keep nodes off it while it is read; nothing in it is changed.
+
+    Args:
+        state: the folder.
+        group: as in `held_state`.
+
+    Raises:
+        ConfigError: there is none, others may enter it, it belongs to another account, or a node is at work on it.
+    """
+    if not state.is_dir():
+        raise ConfigError("no such folder", str(state))
+    _check(state, group)
+    try:
+        descriptor = os.open(state / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # a copy, on which no node has run
+        yield
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot be opened: {error.strerror}", str(state / LOCK)) from error
+    with os.fdopen(descriptor, "rb") as file:
+        _lock(file, fcntl.LOCK_SH, state)
+        yield
 
 
 def _make(state: Path, group: str | int | None) -> None:
@@ -114,17 +141,23 @@ def _only_one(state: Path) -> Iterator[None]:
         raise ConfigError(f"cannot be opened: {error.strerror}", str(state / LOCK)) from error
     with os.fdopen(descriptor, "r+b") as file:
         os.fchmod(file.fileno(), 0o600)  # of an earlier version
-        until_s = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= until_s:
-                    holder = _holder(file.fileno())
-                    raise ConfigError(f"another node is running on this state folder{holder}: stop it first", str(state)) from error
-            time.sleep(_POLL_S)
+        _lock(file, fcntl.LOCK_EX, state)
         yield
+
+
+def _lock(file: IO[bytes], kind: int, state: Path) -> None:
+    """Take a lock of a state folder; ConfigError where somebody else keeps it."""
+    until_s = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() >= until_s:
+                holder = _holder(file.fileno())
+                raise ConfigError(f"another node is running on this state folder{holder}: stop it first", str(state)) from error
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def _holder(descriptor: int) -> str:

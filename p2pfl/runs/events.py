@@ -42,6 +42,10 @@ class EventKind(StrEnum):
 
     STARTED = "started"
     RESUMED = "resumed"
+    CONTINUED = "continued"
+    """This node begins in a study that continues another one: with its model of that study, or as a new member."""
+    CONTINUED_WITHOUT = "continued_without", "state_lost", "", "alarming"
+    """This node should go on from its model of the older study, and begins without it."""
     STARTED_ANEW = "started_anew", "state_lost", "", "alarming"
     START_AGREED = "start_agreed"
     STARTED_WITHOUT = "started_without"
