@@ -44,7 +44,7 @@ class PlannedFault:
     kind: Literal["pause", "kill", "slow", "cut", "loss", "partition", "throttle", "corrupt", "clock", "dns"]
     node: Who | None = None
     edge: tuple[Who, Who] | None = None
-    """Of a loss: from the first to the second."""
+    """Two ends; a loss is from the first to the second."""
     nodes: list[Who] | None = None
     """One side of a partition."""
     rounds: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
@@ -84,7 +84,7 @@ class PlannedFault:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """What is given, as a file has it."""
+        """Keys that are given, as a file has them."""
         names = ("kind", "node", "edge", "nodes", "rounds", "from_s", "until_s", *_OPTIONS.values())
         values = ((name, getattr(self, name)) for name in names)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values if value is not None}
@@ -98,7 +98,7 @@ class FaultPlan:
 
     schema: Literal[1] = 1
     seed: int = 0
-    """Of messages that are lost with some probability."""
+    """Seed of messages that are lost with some probability."""
     repeats_every: Annotated[int, Field(ge=2)] | None = None
     """So many nodes have the same faults as the next so many; None: places are single nodes."""
     faults: list[PlannedFault] = field(default_factory=list)

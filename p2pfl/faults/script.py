@@ -78,7 +78,7 @@ class Fault:
     """How likely each message is lost; of LOSS alone."""
 
     bytes_per_s: float = math.inf
-    """What the edge carries in each direction; of THROTTLE alone."""
+    """Most that the edge carries in each direction; of THROTTLE alone."""
 
     offset_s: float = 0.0
     """By how much the clock is ahead; of CLOCK alone."""
@@ -113,7 +113,7 @@ class FaultScript:
 
     faults: tuple[Fault, ...] = ()
     seed: int = 0
-    """Of the messages that are lost with some probability."""
+    """Seed of the messages that are lost with some probability."""
 
     @classmethod
     def in_rounds(

@@ -70,7 +70,7 @@ class FaultOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChaosReport:
-    """What a script of faults cost a run."""
+    """Report of what a script of faults cost a run."""
 
     nodes: Sequence[NodeOutcome]
     faults: Sequence[FaultOutcome]

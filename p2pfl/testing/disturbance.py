@@ -23,7 +23,7 @@ DOMAIN = ".rehearsal.localhost"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
-    """What one process of a rehearsal meets."""
+    """Clock and names that one process of a rehearsal meets."""
 
     clock_offset_s: float = 0.0
     unknown_hosts: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class _Watch:
         self._path, self._read, self._known = path, (0, 0), Conditions()
 
     def now(self) -> Conditions:
-        """What the file says; undisturbed where there is none."""
+        """Conditions in the file; undisturbed where there is none."""
         try:
             stat = os.stat(self._path)  # noqa: PTH116  # asked often
             if (stat.st_mtime_ns, stat.st_ino) != self._read:

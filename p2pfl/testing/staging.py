@@ -112,7 +112,7 @@ class Stage:
     """Listener and dialling side."""
     _times: dict[int, FaultTimes] = field(default_factory=dict)
     _told: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
-    """What each process was last told of its clock and its resolver."""
+    """Clock and names that each process was last told."""
     _hosts: dict[str, str] = field(default_factory=dict)
 
     @property
