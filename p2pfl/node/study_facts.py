@@ -5,7 +5,7 @@ Nothing here is agreed on beside the study: all of it is computed, by the functi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from p2pfl.node.site import SiteFile
 from p2pfl.params import parameters_of
 from p2pfl.protocol.agreed_start import GRACE_S, RESEND_S, longest_way
 from p2pfl.protocol.protocol import HELLO_EVERY_S
+from p2pfl.tasks import Task
 from p2pfl.topology import Schedule
 from p2pfl.topology.schedule import neighbourhoods_of
 from p2pfl.transports.base import dials
@@ -39,14 +40,22 @@ class StudyFacts:
     """Facts that follow from one study, as plain values for JSON, and the first parameters."""
 
     values: dict[str, Any]
+    formats: Sequence[UpdateFormat]
+    """Formats of updates by phase; empty where the task cannot be made here."""
     start: Tensor | None
     """The first parameters of all members, (P,); None where the task cannot be made here."""
     unknown: str = ""
     """Why the model's part is not known here; empty where it is."""
 
 
-def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = ()) -> StudyFacts:
+def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = (), overrides: Mapping[str, Any] | None = None) -> StudyFacts:
     """Derive all that follows from a study; what needs the task's code is None where that cannot be made here.
+
+    Args:
+        study: checked.
+        place: of its file, for errors.
+        allow_tasks: tasks that may run here beside the built-in ones.
+        overrides: a site's own arguments of the task, such as paths.
 
     Raises:
         ConfigError: the experiment or its graph cannot be.
@@ -59,9 +68,11 @@ def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = ()) -> 
     unknown, plan = "", None
     try:
         # how the steps are computed changes neither the layout nor what is sent
-        plan = _plan(replace(experiment, compiled="off"), study, samples, allow_tasks)
+        task = load_sites(experiment, overrides, allow_tasks=allow_tasks)
+        plan = _plan(replace(experiment, compiled="off"), study, samples, task)
     except (ConfigError, TaskError) as error:
         unknown = str(error).splitlines()[0]
+    formats = [] if plan is None else update_formats(plan.recipe.algorithm, plan.population(study.names[:1]))
     values = {
         "schema": SCHEMA,
         **_graph(study, schedule),
@@ -69,16 +80,16 @@ def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = ()) -> 
         "pace": experiment.pace.name,
         **_rounds(experiment, schedule, algorithm.phases),
         "stop_rule": _stop_rule(experiment, schedule),
-        **_model(study, plan),
+        **_model(plan, formats),
         "not_known": unknown or None,
         **_times(experiment, schedule, len(study.members), algorithm.phases),
     }
-    return StudyFacts(values=values, start=None if plan is None else parameters_of(plan.model), unknown=unknown)
+    start = None if plan is None else parameters_of(plan.model)
+    return StudyFacts(values=values, formats=formats, start=start, unknown=unknown)
 
 
-def _plan(experiment: Experiment, study: Study, samples: dict[str, int] | None, allow_tasks: Collection[str]) -> Plan:
+def _plan(experiment: Experiment, study: Study, samples: dict[str, int] | None, task: Task) -> Plan:
     """Plan a run on one site, which stands for any: what follows from the study is the same at all members."""
-    task = load_sites(experiment, allow_tasks=allow_tasks)
     if not len(task.sites):
         raise ConfigError(f"task {task.name}: no site's data are here")
     task = replace(task, sites=[replace(task.sites[0], name=study.names[0])])
@@ -95,6 +106,7 @@ def _graph(study: Study, schedule: Schedule) -> dict[str, Any]:
     pairs = sorted({(min(a, b), max(a, b)) for a, b, _ in study.graph.edges})
     return {
         "roster": list(study.names),
+        "keys": {card.name: {"identity": card.identity, "curve": card.curve} for card in study.members},
         "directed": study.graph.directed,
         "edges": [{"members": [one, other], "dials": dialler(one, other)} for one, other in pairs],
         "diameter": diameter_bound(schedule.union()),
@@ -146,11 +158,10 @@ def _stop_rule(experiment: Experiment, schedule: Schedule) -> dict[str, Any] | N
     }
 
 
-def _model(study: Study, plan: Plan | None) -> dict[str, Any]:
+def _model(plan: Plan | None, formats: Sequence[UpdateFormat]) -> dict[str, Any]:
     """Layout, start and messages of the model; None each where its task cannot be made here."""
     if plan is None:
         return {"parameters": None, "start": None, "channels": None, "model_channel": None, "largest_norm": None}
-    population = plan.population(study.names[:1])
     places = [
         {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype, "count": spec.size, "offset": place.start}
         for spec, place in plan.layout.slices()
@@ -176,7 +187,7 @@ def _model(study: Study, plan: Plan | None) -> dict[str, Any]:
     return {
         "parameters": layout,
         "start": start,
-        "channels": [_phase(number, fmt) for number, fmt in enumerate(update_formats(algorithm, population))],
+        "channels": [_phase(number, fmt) for number, fmt in enumerate(formats)],
         "model_channel": algorithm.model_channel,
         "largest_norm": {"times": TOO_LARGE, "first_norm": plan.guard.first_norm},
     }
