@@ -103,6 +103,7 @@ class Node {
       Object.assign(this.neighbours.get(name), { ledger: new Ledger(edge.ledger), flow: numbers(edge.flow), missed: edge.missed })
     }
     const previous = saved.previous && { ...saved.previous, payload: Buffer.from(saved.previous.payload, 'hex') }
+    if (previous) previous.digest = sha256(previous.payload)
     Object.assign(this, saved, { x: numbers(saved.x), owed: numbers(saved.owed), previous })
     delete this.edges
     this.event('resumed', '')

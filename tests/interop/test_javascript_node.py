@@ -27,7 +27,7 @@ def plan(topology: str):
         nodes=3,
         topology={"name": topology},
         rounds=20,
-        stop={"relative_consensus": 1e-9, "patience": 120, "settle": 2000},
+        stop={"relative_consensus": 1e-9, "patience": 60, "settle": 2000},
     )
 
 
