@@ -230,10 +230,15 @@ def digest_of(*parts: Tensor) -> str:
     """SHA-256 of the bytes of one vector in any number of parts, little-endian, as 64 hexadecimal digits; nothing is copied."""
     found = hashlib.sha256()
     for part in parts:
-        there = part.detach().cpu().contiguous().reshape(-1)
-        array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
-        found.update(array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8).data)
+        found.update(bytes_of(part))
     return found.hexdigest()
+
+
+def bytes_of(vector: Tensor) -> memoryview:
+    """The bytes of a vector's numbers, little-endian, one behind the other; without a copy where it lies in one piece on the CPU."""
+    there = vector.detach().cpu().contiguous().reshape(-1)
+    array = (there.view(torch.int16) if there.dtype is torch.bfloat16 else there).numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
 
 
 def _spec(name: str, parameter: Tensor) -> TensorSpec:

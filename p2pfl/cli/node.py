@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,12 @@ from p2pfl.cli.run import checked_kinds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from p2pfl.node.probe_site import ProbeReport
+
 app = typer.Typer(no_args_is_help=True)
+
+_WIDTH = 80
+_PROBE_COLUMNS = 43
 
 SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml.")]
 
@@ -132,6 +138,57 @@ def status(site: SitePath, as_json: Json = False) -> None:
             console.print(f"{name}: {neighbour['link_detail']}", markup=False, soft_wrap=True)
     if (network := found.get("network")) and found.get("started_with", []) is not None:  # before the start nobody has told of anything
         _network_status(console, network, state, str(found["member"]))
+
+
+@app.command()
+def probe(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where the node is, as on its card: tcp://host:port. Or its name.")],
+    site: Annotated[Path, typer.Option(help="This institution's site.yaml, in whose name the probe speaks.")] = Path("site.yaml"),
+    neighbour: Annotated[str | None, typer.Option(metavar="NAME", help="Whose node it is, where the address is on no card.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="State folder of the probed node, if it is on this machine: its counters say more."),
+    ] = None,
+    faulty: Annotated[
+        bool,
+        typer.Option("--faulty", help="Also send messages that must be refused. For a rehearsal: the node stops waiting for the member."),
+    ] = False,
+    allow_task: AllowTask = None,
+    as_json: Json = False,
+) -> None:
+    """Greet a neighbour's running node, send one message of each kind, and print what it takes and what it refuses.
+
+    The probe speaks with this site's keys and from the state that this site's node has left. So stop that one first. To the probed node
+    it is a restart of the member that pauses at once: it waits for the member as for one that is restarted, and nothing is merged. Only
+    before the first round it may take the probe for the member and start. Exit code 3: something is not as the protocol says.
+
+    Example: p2pfl node probe tcp://node.hospital.example:7700 --site site.yaml
+    """
+    from p2pfl.node.probe_site import probe_node
+    from p2pfl.runs.events import DEPARTED
+
+    report = probe_node(address, site, neighbour=neighbour, state=state, faulty=faulty, allow_tasks=allow_task or ())
+    if as_json:
+        sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
+    else:
+        for line in _probe_lines(report):
+            sys.stdout.write(line + "\n")
+    if not report.is_as_expected:
+        raise typer.Exit(DEPARTED)
+
+
+def _probe_lines(report: ProbeReport) -> Iterator[str]:
+    """A table of a probe's findings, at most 80 columns wide."""
+    where = f" at {report.address}" if report.address else ", which dialled this site"
+    yield from wrap(f"{report.member} greets {report.neighbour}{where}", _WIDTH)
+    for found in report.findings:
+        mark = "" if found.as_expected else "NOT AS EXPECTED: "
+        answers = f"answered by {', '.join(found.answers)}" if found.answers else ""
+        detail = mark + "; ".join(part for part in (found.reason, answers, found.detail) if part)
+        first, *others = wrap(detail, _WIDTH - _PROBE_COLUMNS) or [""]
+        yield f"  {found.message:<28} {found.outcome:<10}  {first}".rstrip()
+        yield from (" " * _PROBE_COLUMNS + line for line in others)
+    yield "as the protocol says, as far as it shows" if report.is_as_expected else "not as the protocol says"
 
 
 def _standing(found: dict[str, Any]) -> Iterator[str]:

@@ -139,16 +139,26 @@ def _cards_in(paths: Sequence[Path]) -> list[Card]:
 
 
 @app.command()
-def show(study: StudyFile, as_json: Json = False) -> None:
+def show(
+    study: StudyFile,
+    start_file: Annotated[
+        Path | None, typer.Option("--start", metavar="FILE", help="Write the first parameters to this new file: flat, little-endian.")
+    ] = None,
+    allow_task: AllowTask = None,
+    as_json: Json = False,
+) -> None:
     """Check a study and its signatures, and print its digest. It also prints what the study will do, its members and its graph.
+
+    With --json it also prints all that a node derives from the study: who dials, weights, tensors, channels, rounds, the stop rule.
 
     Example: p2pfl study show study.yaml
     """
     from p2pfl.experiment.loading import load_study
 
     found = load_study(study)
+    derived = _derived(found, study, allow_task or (), start_file) if as_json or start_file is not None else {}
     if as_json:
-        typer.echo(json.dumps({"study": str(study), **_shown(found)}))
+        typer.echo(json.dumps({"study": str(study), **_shown(found), "derived": derived}))
         return
     from rich.table import Table
 
@@ -225,6 +235,23 @@ def join(
     say_agreement(found, differs)
     say_continuation(found)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
+
+
+def _derived(study: Study, place: Path, allow_tasks: Collection[str], start_file: Path | None) -> dict[str, Any]:
+    """All that follows from a study; the first parameters go into a file where one is named."""
+    from p2pfl.node.study_facts import facts_of
+    from p2pfl.params import bytes_of
+
+    facts = facts_of(study, str(place), allow_tasks=allow_tasks)
+    if start_file is not None:
+        if facts.start is None:
+            raise ConfigError(f"--start = {str(start_file)!r}: the first parameters are not known here: {facts.unknown}", str(place))
+        try:
+            with start_file.open("xb") as file:
+                file.write(bytes_of(facts.start))
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", str(start_file)) from error
+    return facts.values
 
 
 def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[list[dict[str, Any]] | None, str, str]:

@@ -72,7 +72,7 @@ def start(
     raise_file_limit()
     site = SiteFile.load(site_path)
     study = load_study(site.study)
-    _check_confirmed(site, study, confirmed, site_path)
+    check_confirmed(site, study, confirmed, site_path)
     identity = Identity.load(site.keys, site.passphrase_file)
     card = study.member(site.member)
     if not identity.owns(card):
@@ -160,7 +160,8 @@ def _put_aside(state: Path) -> None:
         log.info("what was in %s has been put aside in %s", state, aside.name)
 
 
-def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
+def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
+    """Pass where a site's administrator has confirmed the study's digest; ConfigError where not, or where it is another one."""
     given = confirmed if confirmed is not None else site.confirmed
     if given is None:
         raise ConfigError(

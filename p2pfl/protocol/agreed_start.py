@@ -21,7 +21,7 @@ from p2pfl.experiment.graph import diameter_bound
 from p2pfl.experiment.plan import Plan
 from p2pfl.protocol.allowance import TokenBucket
 from p2pfl.protocol.link_watch import LinkReport
-from p2pfl.topology import is_spectrum_quick
+from p2pfl.topology import Topology, is_spectrum_quick
 from p2pfl.wire.messages import MAX_READY, Ready
 from p2pfl.wire.ready_record import ReadyRecord, packed, receipt, seal, unpacked, unseal, verify
 from p2pfl.wire.round_record import Sign
@@ -265,7 +265,7 @@ class AgreedStart:
         self._neighbours = [plan.undirected.neighbours(place).tolist() for place in range(len(plan.names))]
         require = plan.experiment.require
         self.within_s = require.within_s if within_s is None else within_s
-        self.way = diameter_bound(plan.topology) if is_spectrum_quick(plan.topology) else _LONG_WAY
+        self.way = longest_way(plan.topology)
         """The most links that news cross."""
         self.agreement = StartAgreement(
             me=places[me],
@@ -357,6 +357,11 @@ class AgreedStart:
     def _list(self, places: Collection[int]) -> str:
         names = [self.members[place] for place in sorted(places)]
         return ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+
+
+def longest_way(topology: Topology) -> int:
+    """The most links that news cross in a graph, or a guess where it is too large to look."""
+    return diameter_bound(topology) if is_spectrum_quick(topology) else _LONG_WAY
 
 
 def _state_of(report: LinkReport) -> str:
