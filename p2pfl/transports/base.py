@@ -81,6 +81,8 @@ class LinkCondition(StrEnum):
     """Its address is silent: a firewall, or the machine is off."""
     REFUSED = "refused"
     """Its machine answers, and nobody listens at the port."""
+    PROXY = "proxy failed"
+    """This site's proxy is not reached, or does not make the connection."""
     HANDSHAKE_FAILED = "handshake failed"
     """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
     WRONG_KEY = "wrong key"
