@@ -14,6 +14,7 @@ from p2pfl.governance.card import Card
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
+from p2pfl.node.dialling import ProxySettings
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
@@ -116,6 +117,9 @@ class SiteFile:
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
     """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
 
+    proxy: ProxySettings | None = None
+    """How this site dials out: through a proxy; None: directly."""
+
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
 
@@ -134,12 +138,15 @@ class SiteFile:
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
         given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
+        given |= {"proxy.password_file": site.proxy.password_file if site.proxy else None}
         given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
         strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
         if strange:
             raise ConfigError(
                 [f"{key} = {shown(str(of))}: no account has this home folder; write the folder" for key, of in strange.items()], str(path)
             )
+        if site.proxy is not None and (faults := site.proxy.faults()):
+            raise ConfigError(faults, str(path))
         if site.status_port is not None and site.status_listen is not None:
             raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
         return replace(
@@ -148,6 +155,7 @@ class SiteFile:
             keys=_beside(folder, site.keys),
             state=_beside(folder, site.state),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
+            proxy=site.proxy and replace(site.proxy, password_file=site.proxy.password_file and _beside(folder, site.proxy.password_file)),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )
 

@@ -33,6 +33,7 @@ from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
 from p2pfl.transports import TRANSPORTS, Endpoint
+from p2pfl.transports.proxies import ProxyWay
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def start(
     for difference in differs:
         log.warning("this site has accepted: %s", difference.detail)
     plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    way_out = None if site.proxy is None else ProxyWay(site.proxy.proxy(), heartbeat_s=site.heartbeat_s)
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -99,6 +101,7 @@ def start(
             ],
             listen=site.listens_at(card),
             heartbeat_s=site.heartbeat_s,
+            way_out=way_out,
         )
         node = Node(
             plan,

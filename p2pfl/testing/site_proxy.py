@@ -5,41 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from p2pfl.transports.streams import splice
+from p2pfl.transports.streams import SocketStream, splice
 
-_SOCKS, _NAME = 5, 3
-_READ_BYTES = 65536
-
-
-class WriterStream:
-    """A connection of asyncio as a stream."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        writer.transport.set_write_buffer_limits(high=_READ_BYTES)
-
-    async def receive(self) -> bytes:
-        """Wait for bytes; see Stream.receive."""
-        return await self._reader.read(_READ_BYTES)
-
-    async def send(self, data: bytes | memoryview) -> None:
-        """Send all of some bytes; see Stream.send."""
-        self._writer.write(bytes(data))
-        await self._writer.drain()
-
-    def end(self) -> None:
-        """Send no more; see Stream.end."""
-        with suppress(OSError, RuntimeError):  # it has broken
-            self._writer.write_eof()
-
-    def close(self) -> None:
-        """Close the connection; see Stream.close."""
-        self._writer.close()
+_SOCKS, _IPV4, _NAME = 5, 1, 3
+_BUFFER_BYTES = 65536
+_FIRST_WORD_S = 0.2
 
 
 class SiteProxy:
@@ -69,93 +45,125 @@ class SiteProxy:
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = _small(socket.create_server(("127.0.0.1", self.port)))
+        self.port = self._listener.getsockname()[1]
+        self._keep(self._group.create_task(self._accept(), name="proxy"))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._server.close()
         self.cut()
         cancelled = isinstance(error, asyncio.CancelledError)
         await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
-        await self._server.wait_closed()
 
     def cut(self) -> None:
-        """End every connection."""
+        """End every connection and take no more until it is opened again."""
+        self._listener.close()
         for task in self._tasks:
             task.cancel()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = self._group.create_task(self._serve(reader, writer), name="proxied connection")
+    def cut_connections(self) -> None:
+        """End every connection that there is now."""
+        for task in self._tasks:
+            if task.get_name() != "proxy":
+                task.cancel()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                place = await (self._socks5 if self.kind == "socks5" else self._http)(reader, writer)
-                if place is not None:
-                    await self._join(place, reader, writer)
-        finally:
-            writer.close()
+    async def _accept(self) -> None:
+        while True:
+            near, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            near.setblocking(False)
+            task = self._group.create_task(self._serve(near), name="proxied connection")
+            task.add_done_callback(lambda _, near=near: near.close())  # type: ignore[misc]  # mypy: a default in a lambda
+            self._keep(task)
 
-    async def _join(self, place: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, near: socket.socket) -> None:
+        with suppress(OSError, EOFError):
+            place = await (self._socks5 if self.kind == "socks5" else self._http)(near)
+            if place is not None:
+                await self._join(place, near)
+
+    async def _join(self, place: tuple[str, int], near: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         self.targets.append(place)
-        host, port = place
-        try:
-            far_reader, far_writer = await asyncio.open_connection(self.names.get(host, host), port)
-        except OSError:
-            writer.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n" if self.kind == "http" else b"\x05\x05\x00\x01" + bytes(6))
-            return
-        # in one piece with what the target says first, as a proxy on a slow link does
-        said = b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n" if self.kind == "http" else b"\x05\x00\x00\x01" + bytes(6)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                said += await far_reader.read(1024)
-        writer.write(said)
-        await splice(WriterStream(reader, writer), WriterStream(far_reader, far_writer))
+        host = self.names.get(place[0], place[0])
+        with _small(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as far:
+            try:
+                await loop.sock_connect(far, (host, place[1]))
+            except OSError:
+                await loop.sock_sendall(
+                    near, b"HTTP/1.1 502 Bad Gateway\r\n\r\n" if self.kind == "http" else b"\x05\x05\x00\x01" + bytes(6)
+                )
+                return
+            said = b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n" if self.kind == "http" else b"\x05\x00\x00\x01" + bytes(6)
+            with suppress(TimeoutError):  # in one piece with what the target says first, as on a slow link
+                async with asyncio.timeout(_FIRST_WORD_S):
+                    said += await loop.sock_recv(far, 1024)
+            await loop.sock_sendall(near, said)
+            await splice(SocketStream(near), SocketStream(far))
 
-    async def _http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int] | None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    async def _http(self, near: socket.socket) -> tuple[str, int] | None:
+        head = ""
+        while not head.endswith("\r\n\r\n"):
+            head += (await _exactly(near, 1)).decode("latin-1")
         method, target, _ = head.split(" ", 2)
+        answer = None
         if self.refuses is not None:
-            writer.write(f"HTTP/1.1 {self.refuses} Refused\r\nContent-Length: 0\r\n\r\n".encode())
-            return None
-        if self.login is not None:
+            answer = f"{self.refuses} Refused"
+        elif self.login is not None:
             wanted = base64.b64encode(":".join(self.login).encode()).decode()
             if f"Proxy-Authorization: Basic {wanted}\r\n" not in head:
-                writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=x\r\n\r\n")
-                return None
+                answer = "407 Proxy Authentication Required"
         if method != "CONNECT":
-            writer.write(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n")
+            answer = "405 Method Not Allowed"
+        if answer is not None:
+            await asyncio.get_running_loop().sock_sendall(near, f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
             return None
         host, _, port = target.rpartition(":")
         return host.strip("[]"), int(port)
 
-    async def _socks5(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int] | None:
-        version, num_methods = await reader.readexactly(2)
-        methods = await reader.readexactly(num_methods)
+    async def _socks5(self, near: socket.socket) -> tuple[str, int] | None:
+        loop = asyncio.get_running_loop()
+        version, num_methods = await _exactly(near, 2)
+        methods = await _exactly(near, num_methods)
         method = 0 if self.login is None else 2
         if version != _SOCKS or method not in methods:
-            writer.write(b"\x05\xff")
+            await loop.sock_sendall(near, b"\x05\xff")
             return None
-        writer.write(bytes([_SOCKS, method]))
+        await loop.sock_sendall(near, bytes([_SOCKS, method]))
         if self.login is not None:
-            given = []
-            await reader.readexactly(1)
-            for _ in range(2):
-                given.append(await reader.readexactly((await reader.readexactly(1))[0]))
-            is_right = tuple(each.decode() for each in given) == self.login
-            writer.write(b"\x01\x00" if is_right else b"\x01\x01")
-            if not is_right:
+            await _exactly(near, 1)
+            given = tuple([(await _exactly(near, (await _exactly(near, 1))[0])).decode() for _ in range(2)])
+            await loop.sock_sendall(near, b"\x01\x00" if given == self.login else b"\x01\x01")
+            if given != self.login:
                 return None
-        _, _, _, kind = await reader.readexactly(4)
-        if kind != _NAME:
-            host = str(ipaddress.ip_address(await reader.readexactly(4 if kind == 1 else 16)))
+        kind = (await _exactly(near, 4))[3]
+        if kind == _NAME:
+            host = (await _exactly(near, (await _exactly(near, 1))[0])).decode()
         else:
-            host = (await reader.readexactly((await reader.readexactly(1))[0])).decode()
-        port = int.from_bytes(await reader.readexactly(2), "big")
+            host = str(ipaddress.ip_address(await _exactly(near, 4 if kind == _IPV4 else 16)))
+        port = int.from_bytes(await _exactly(near, 2), "big")
         if self.refuses is not None:
-            writer.write(bytes([_SOCKS, self.refuses, 0, 1]) + bytes(6))
+            await loop.sock_sendall(near, bytes([_SOCKS, self.refuses, 0, 1]) + bytes(6))
             return None
         return host, port
+
+
+async def _exactly(connection: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        more = await asyncio.get_running_loop().sock_recv(connection, size - len(found))
+        if not more:
+            raise EOFError
+        found += more
+    return found
+
+
+def _small(connection: socket.socket) -> socket.socket:
+    """Give a socket small buffers: the queues of a link are not this proxy's. Those that are accepted have the listener's."""
+    connection.setblocking(False)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+    return connection

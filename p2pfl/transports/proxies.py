@@ -141,15 +141,7 @@ async def ask_http(connection: socket.socket, host: str, port: int, proxy: Proxy
         lines.append(f"Proxy-Authorization: Basic {login}")
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, "\r\n".join([*lines, "", ""]).encode())
-    head = bytearray()
-    while not head.endswith((b"\r\n\r\n", b"\n\n")):
-        if len(head) > MAX_REPLY_BYTES:
-            raise _RefusedError("it answers with too much; is it an HTTP proxy?")
-        byte = await loop.sock_recv(connection, 1)  # one by one: what follows the head is not the proxy's
-        if not byte:
-            raise _RefusedError("it ended the connection without an answer; is it an HTTP proxy, and does it allow CONNECT?")
-        head += byte
-    found = _STATUS.match(head)
+    found = _STATUS.match(await _head(connection))
     if found is None:
         raise _RefusedError("it does not answer as an HTTP proxy does; is proxy.address in site.yaml right?")
     status = int(found[1])
@@ -159,14 +151,24 @@ async def ask_http(connection: socket.socket, host: str, port: int, proxy: Proxy
     if status == _LOGIN_WANTED and proxy.user is None:
         raise _RefusedError(f"it wants a password ({said}): write proxy.user and proxy.password_file in site.yaml")
     if status == _LOGIN_WANTED:
-        raise _RefusedError(
-            f"it does not take the password of {proxy.user!r} ({said}): correct proxy.user or the password; it must take Basic"
-        )
+        raise _RefusedError(f"it does not take the password of {proxy.user!r} ({said}): correct proxy.user or the password")
     if status == _FORBIDDEN:
         raise _RefusedError(f"it does not let this site connect to {target} ({said}): ask its administrator to allow CONNECT there")
     if status in _FAR_AWAY:
         raise _RefusedError(f"it does not reach {target} ({said}): is the neighbour running, and is its address right?")
     raise _RefusedError(f"it does not connect to {target} ({said}): ask its administrator")
+
+
+async def _head(connection: socket.socket) -> bytes:
+    head = bytearray()
+    while not head.endswith((b"\r\n\r\n", b"\n\n")):
+        if len(head) > MAX_REPLY_BYTES:
+            raise _RefusedError("it answers with too much; is it an HTTP proxy?")
+        byte = await asyncio.get_running_loop().sock_recv(connection, 1)  # one by one: what follows the head is not the proxy's
+        if not byte:
+            raise _RefusedError("it ended the connection without an answer; is it an HTTP proxy, and does it allow CONNECT?")
+        head += byte
+    return bytes(head)
 
 
 async def ask_socks5(connection: socket.socket, host: str, port: int, proxy: Proxy) -> None:
@@ -233,4 +235,6 @@ def _printable(said: bytes) -> str:
 
 
 def _why(error: OSError) -> str:
-    return {errno.ECONNREFUSED: "connection refused", errno.ECONNRESET: "connection reset"}.get(error.errno or 0, error.strerror or str(error))
+    return {errno.ECONNREFUSED: "connection refused", errno.ECONNRESET: "connection reset"}.get(
+        error.errno or 0, error.strerror or str(error)
+    )

@@ -67,6 +67,7 @@ class Offer:
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Wait for the connection in a task of its own."""
         self._task = group.create_task(self._carry(), name=f"tunnel at {self.address}")
+        self._task.add_done_callback(lambda _: self._close())  # also where it was cancelled before it began
         return self._task
 
     def withdraw(self) -> None:
@@ -75,17 +76,11 @@ class Offer:
             self._task.cancel()
 
     async def _carry(self) -> None:
-        try:
+        with suppress(OSError):  # such as no more open files: libzmq notices that nobody took its connection
             near = await self._awaited()
-        except BaseException as error:
-            self._stream.close()
-            if isinstance(error, OSError):  # such as no more open files: libzmq notices that nobody took its connection
-                return
-            raise
-        finally:
-            self._close()
-        self._is_taken = True
-        await splice(SocketStream(near), self._stream)
+            self._is_taken = True
+            self._close_ports()
+            await splice(SocketStream(near), self._stream)
 
     async def _awaited(self) -> socket.socket:
         while True:
@@ -94,9 +89,13 @@ class Offer:
                 return near
             near.close()
 
-    def _close(self) -> None:
+    def _close_ports(self) -> None:
         self._listener.close()
         self._source.close()
+
+    def _close(self) -> None:
+        self._close_ports()
+        self._stream.close()
 
 
 class Tunnels:
@@ -118,7 +117,9 @@ class Tunnels:
 
     def bring(self, stream: Stream, port: int, expect: Callable[[int], None]) -> None:
         """Connect a stream with the port of this machine at which libzmq listens; *expect* is first told the port that it comes from."""
-        self._keep(self._group.create_task(_bring(stream, port, expect), name=f"tunnel to {port}"))
+        task = self._group.create_task(_bring(stream, port, expect), name=f"tunnel to {port}")
+        task.add_done_callback(lambda _: stream.close())
+        self._keep(task)
 
     async def close(self, linger_s: float) -> None:
         """Wait for so long until the tunnels have passed on what libzmq gave them, and end them."""
@@ -134,17 +135,14 @@ class Tunnels:
 
 async def _bring(stream: Stream, port: int, expect: Callable[[int], None]) -> None:
     near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        near.setblocking(False)
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
-        near.bind((LOOPBACK, 0))
-        expect(near.getsockname()[1])
-        await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, port))
-    except BaseException as error:
-        near.close()
-        stream.close()
-        if isinstance(error, OSError):  # the listener is just closing
-            return
-        raise
-    with suppress(OSError):
+    with suppress(OSError):  # the listener is just closing
+        try:
+            near.setblocking(False)
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
+            near.bind((LOOPBACK, 0))
+            expect(near.getsockname()[1])
+            await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, port))
+        except BaseException:
+            near.close()
+            raise
         await splice(SocketStream(near), stream)
