@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import zmq
@@ -16,6 +17,7 @@ from p2pfl.errors import TransportError
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
+from p2pfl.transports.relay_service import RelayService
 
 DEADLINE_S = 20.0
 
@@ -162,6 +164,25 @@ class ProxiedLinks(Links):
         proxy = Proxy(kind=self.proxy.kind, host="127.0.0.1", port=self.proxy.port, user=user, password=password)
         listen = f"tcp://127.0.0.1:{self.endpoint(name) and self.ports[name].port}"
         return super().member(name, neighbours, listen=listen, way_out=ProxyWay(proxy), **options)
+
+    def close(self) -> None:
+        super().close()
+        self.beside.close()
+
+
+class RelayedLinks(Links):
+    """Members without a listener, that meet at a relay; every pair of a to d is relayed."""
+
+    def __init__(self, max_queued: int = 32, **options: Any) -> None:
+        super().__init__("relay", max_queued, hidden="abcd")
+        self.beside = Beside()
+        self.relay = super().endpoint("relay")
+        pairs = list(combinations(map(self.endpoint, "abcd"), 2))
+        service = {"listen": self.ports["relay"].address, "mbit_s": 100_000, "heartbeat_s": 1, **options}
+        self.service = self.beside.open(RelayService(self.relay, self.keys["relay"][1], pairs, **service))
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
+        return super().member(name, neighbours, relays=dict.fromkeys(neighbours, self.relay), **options)
 
     def close(self) -> None:
         super().close()

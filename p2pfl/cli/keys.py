@@ -25,6 +25,10 @@ def new(
         list[str] | None,
         typer.Option(help="Address tcp://host:port of this site; can be repeated: the first that works counts. Default: it only dials."),
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="Address tcp://host:port where this site relays links of members that cannot dial each other; can be repeated."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if other members may know it.")] = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the private keys. A prompt asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
@@ -45,7 +49,7 @@ def new(
     if not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     identity = Identity.new()
-    card = identity.card(name, address[0] if address is not None and len(address) == 1 else address or None, samples)
+    card = identity.card(name, _one_or_many(address), samples, relay=_one_or_many(relay))
     path = out / CARD_FILE
     if path.exists():
         raise ConfigError("is there already and is never overwritten; choose another --out", str(path))
@@ -111,7 +115,7 @@ def describe(
         raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))
     if alone and site.moments is None:
         raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
-    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments)
+    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments, card.relay)
     replace_file(path, new_card.text)
     if as_json:
         typer.echo(json.dumps({"card": str(path), **_shown(new_card)}))
@@ -120,10 +124,15 @@ def describe(
     _say(new_card)
 
 
+def _one_or_many(addresses: list[str] | None) -> str | list[str] | None:
+    return addresses[0] if addresses is not None and len(addresses) == 1 else addresses or None
+
+
 def _shown(card: Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "address": card.address,
+        **({"relay": card.relay} if card.relay is not None else {}),
         "samples": card.samples,
         "moments": card.moments.as_dict() if card.moments else None,
         "fingerprint": card.fingerprint,
@@ -135,6 +144,8 @@ def _say(card: Card) -> None:
 
     typer.echo(f"name         {card.name}")
     typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")
+    if card.relay is not None:
+        typer.echo(f"relays at    {', '.join(card.relay_addresses)}")
     if card.samples is not None:
         typer.echo(f"samples      {card.samples}")
     if card.moments is not None:

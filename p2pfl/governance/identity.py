@@ -111,7 +111,12 @@ class Identity:
         return path
 
     def card(
-        self, name: str, address: str | Sequence[str] | None = None, samples: int | None = None, moments: Moments | None = None
+        self,
+        name: str,
+        address: str | Sequence[str] | None = None,
+        samples: int | None = None,
+        moments: Moments | None = None,
+        relay: str | Sequence[str] | None = None,
     ) -> Card:
         """Make a signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content: dict[str, Any] = {
@@ -122,6 +127,8 @@ class Identity:
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,
         }
+        if relay is not None:
+            content["relay"] = relay if isinstance(relay, str) else list(relay)
         if moments is not None:
             content["moments"] = moments.as_dict()
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")

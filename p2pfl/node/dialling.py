@@ -1,4 +1,4 @@
-"""The proxy by which a site dials out, as its site.yaml has it."""
+"""Settings of a site's links in its site.yaml: the proxy by which it dials out, and the relay that it offers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.identity import read_private
@@ -32,6 +32,19 @@ def _checked_user(text: str) -> str:
     if not text or ":" in text or not text.isprintable() or len(text.encode()) > MOST_SOCKS_BYTES:
         raise ValueError(f"expected 1 to {MOST_SOCKS_BYTES} bytes without a colon")
     return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaySettings:
+    """The settings of a relay that a site offers to others."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    mbit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """At most so many megabits a second are passed on in all, both directions together."""
+
+    listen: str | None = None
+    """tcp://address:port to bind; None: the port of the relay's address on the card, on all interfaces."""
 
 
 @dataclass(frozen=True, kw_only=True)

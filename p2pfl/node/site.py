@@ -11,10 +11,11 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
+from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
-from p2pfl.node.dialling import ProxySettings
+from p2pfl.node.dialling import ProxySettings, RelaySettings
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
@@ -46,8 +47,9 @@ def _checked_status(text: str) -> str:
 
 
 def _checked_transport(name: str) -> str:
-    if name not in TRANSPORTS:
-        raise ValueError(f"expected one of {', '.join(sorted(TRANSPORTS))}")
+    allowed = {DIRECT, *(TRANSPORTS.keys() - EDGE_KINDS.keys())}  # the others are the study's, edge by edge
+    if name not in allowed:
+        raise ValueError(f"expected one of {', '.join(sorted(allowed))}")
     return name
 
 
@@ -115,10 +117,13 @@ class SiteFile:
     """For rehearsals: a round's training takes at least so long here."""
 
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
-    """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
+    """zeromq: each link goes as the study says; memory: all links stay within this process."""
 
     proxy: ProxySettings | None = None
     """How this site dials out: through a proxy; None: directly."""
+
+    relay: RelaySettings | None = None
+    """How much of others' links this site relays, where its card offers that; None: nothing."""
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""

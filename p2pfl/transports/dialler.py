@@ -35,6 +35,7 @@ _TELLING = (
     LinkCondition.WRONG_KEY,
     LinkCondition.HANDSHAKE_FAILED,
     LinkCondition.PROXY,
+    LinkCondition.RELAY,
     LinkCondition.REFUSED,
     LinkCondition.NO_ANSWER,
     LinkCondition.NO_ROUTE,

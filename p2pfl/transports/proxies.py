@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import ipaddress
 import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from p2pfl.errors import TransportError
 from p2pfl.transports.base import Endpoint, LinkCondition
+from p2pfl.transports.direct import connect, split, why
 from p2pfl.transports.resolver import Lookup, Resolver, is_numeric
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, keep_alive
@@ -100,36 +100,8 @@ class ProxyWay:
         except TransportError as error:
             fault = f"{at}: {error}"
         except OSError as error:
-            fault = f"{_why(error)} at {at}: correct proxy.address in site.yaml, or ask for the proxy to be started"
+            fault = f"{why(error)} at {at}: correct proxy.address in site.yaml, or ask for the proxy to be started"
         raise UnreachableError(LinkCondition.PROXY, fault)
-
-
-async def connect(resolver: Resolver, host: str, port: int, patience_s: float) -> socket.socket:
-    """Make a TCP connection to the first address of a host that takes one; OSError, or TransportError for a name that is not known."""
-    fault: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
-    found = await resolver.resolve(host, patience_s)
-    for numeric in found:
-        connection = socket.socket(socket.AF_INET6 if ":" in numeric else socket.AF_INET, socket.SOCK_STREAM)
-        place: Any = (numeric, port)
-        try:
-            connection.setblocking(False)
-            async with asyncio.timeout(patience_s / len(found)):  # one that is silent leaves time for the others
-                await asyncio.get_running_loop().sock_connect(connection, place)
-        except OSError as error:
-            connection.close()
-            fault = error
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            return connection
-    raise fault
-
-
-def split(address: str) -> tuple[str, int]:
-    """Split tcp://host:port into the host without brackets and the port."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 async def ask_http(connection: socket.socket, host: str, port: int, proxy: Proxy) -> None:
@@ -232,9 +204,3 @@ def _bracketed(host: str) -> str:
 def _printable(said: bytes) -> str:
     """The words of a proxy as they may stand in a log."""
     return "".join(letter for letter in said.decode("latin-1") if letter.isascii() and letter.isprintable())[:_SHOWN]
-
-
-def _why(error: OSError) -> str:
-    return {errno.ECONNREFUSED: "connection refused", errno.ECONNRESET: "connection reset"}.get(
-        error.errno or 0, error.strerror or str(error)
-    )

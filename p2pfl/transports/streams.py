@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import Protocol
 
 PIECE_BYTES = 2**18
+BUFFER_BYTES = 2**18
+"""Enough for 20 Mbit/s at 100 ms; the kernel takes twice as much."""
 DRAIN_S = 5.0
 """After one direction has ended, the other has so long for what is still under way."""
 
@@ -35,16 +37,26 @@ class Stream(Protocol):
 class SocketStream:
     """A connected TCP socket as a stream; takes the socket over."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, piece_bytes: int = PIECE_BYTES) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
-        self._piece = memoryview(bytearray(PIECE_BYTES))
+        self._piece = memoryview(bytearray(piece_bytes))
 
     async def receive(self) -> memoryview:
         """Wait for bytes; see Stream.receive."""
         size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
         return self._piece[:size]
+
+    async def exactly(self, size_bytes: int) -> bytes:
+        """Wait for so many bytes and take no more; EOFError where the stream ends before."""
+        found = bytearray()
+        while len(found) < size_bytes:
+            more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
+            if not more:
+                raise EOFError
+            found += more
+        return bytes(found)
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of some bytes; see Stream.send."""
@@ -71,6 +83,12 @@ def keep_alive(connection: socket.socket, heartbeat_s: int, missed: int) -> None
     ):
         if hasattr(socket, name):  # not every system has all of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), setting)
+
+
+def hold_little(connection: socket.socket) -> None:
+    """Bound a connection's buffers in the kernel: a link's queues are at its ends. Those that are accepted have the listener's."""
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
 
 
 async def splice(near: Stream, far: Stream) -> None:

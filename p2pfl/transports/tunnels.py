@@ -43,6 +43,16 @@ class WayOut(Protocol):
         ...
 
 
+class SocketWay(Protocol):
+    """A way out whose streams are TCP connections."""
+
+    through: str
+
+    async def open(self, peer: Endpoint, address: str, patience_s: float) -> SocketStream:
+        """Make a stream to an address; see WayOut.open."""
+        ...
+
+
 class Offer:
     """A port that waits for one connection of libzmq, which is then passed on over a stream."""
 

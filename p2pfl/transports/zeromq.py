@@ -80,6 +80,7 @@ class ZeroMQTransport:
             the dialler, what it has not read when the connection ends is lost, so an important last word wants an answer.
         lookup: how host names are resolved; None: by the system.
         way_out: how neighbours are dialled; None: libzmq connects to their addresses itself.
+        relayed: where all that comes is relayed, the member by the local port that its connection comes from; see `Door`.
 
     Raises:
         ConfigError: two neighbours of which none has an address.
@@ -99,6 +100,7 @@ class ZeroMQTransport:
         linger_s: float = 2.0,
         lookup: Lookup | None = None,
         way_out: WayOut | None = None,
+        relayed: Mapping[int, str] | None = None,
     ) -> None:
         self.me = me
         self.neighbours = {peer.name: peer for peer in neighbours}
@@ -113,7 +115,7 @@ class ZeroMQTransport:
             raise ValueError(f"public keys of {me.name} and its neighbours: two members have the same")
         self._secret_key = secret_key
         self._listen = listen or next(iter(me.addresses), None)
-        self._lookup, self._way_out = lookup, way_out
+        self._lookup, self._way_out, self._relayed = lookup, way_out, relayed
         self._links = LinkStates(sorted(self.neighbours))
         self._max_frame_bytes = max_frame_bytes
         self._max_queued = max_queued
@@ -136,7 +138,7 @@ class ZeroMQTransport:
         self._resolver = Resolver(self._lookup)
         messages = min(self._max_queued, MAX_RECEIVED) + MESSAGES_HELD
         admission = Admission(member_bytes=messages * MAX_FRAMES * (self._max_frame_bytes + WRAPPING_BYTES))
-        self._door = Door(admission, asyncio.get_running_loop(), self._shut)
+        self._door = Door(admission, asyncio.get_running_loop(), self._shut, self._relayed)
         self._group = await asyncio.TaskGroup().__aenter__()
         self._tunnels = Tunnels(self._group)
         self._readers: list[asyncio.Task[None]] = []

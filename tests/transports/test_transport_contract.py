@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from links import Links, ProxiedLinks, arrives, finish, receive, send_until_refused, send_when_up, until
+from links import Links, ProxiedLinks, RelayedLinks, arrives, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
@@ -16,11 +16,11 @@ MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
 
-WAYS = {"connect": partial(ProxiedLinks, "http"), "socks": partial(ProxiedLinks, "socks5")}
-"""Transports with another way out, by name."""
+WAYS = {"connect": partial(ProxiedLinks, "http"), "socks": partial(ProxiedLinks, "socks5"), "relay": RelayedLinks}
+"""Links that something else carries, by name."""
 
 
-@pytest.fixture(params=sorted([*TRANSPORTS, *WAYS]))
+@pytest.fixture(params=sorted({*TRANSPORTS, *WAYS}))
 def links(request):
     links = WAYS.get(request.param, partial(Links, request.param))(max_queued=MAX_QUEUED)
     yield links
