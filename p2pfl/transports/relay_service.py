@@ -40,12 +40,14 @@ class Rate:
         self.bytes_per_s = bytes_per_s
         self._free_s = 0.0
 
+    def wait_s(self, size_bytes: int, now_s: float) -> float:
+        """Take the next turn for so many bytes; how long that waits from now."""
+        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
+        return self._free_s - now_s
+
     async def take(self, size_bytes: int) -> None:
         """Wait until so many bytes more may pass."""
-        now_s = time.monotonic()
-        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
-        if self._free_s > now_s:
-            await asyncio.sleep(self._free_s - now_s)
+        await asyncio.sleep(self.wait_s(size_bytes, time.monotonic()))
 
 
 class RatedStream:

@@ -1,0 +1,111 @@
+"""Daemons whose edge is relayed by a member that is nobody's neighbour there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from links import Beside
+from networks import PATIENT, Institutions, Network, averaging, finish, wait_until
+from p2pfl.errors import ConfigError
+from p2pfl.governance.identity import Identity
+from p2pfl.governance.study import Study
+from p2pfl.node.dialling import RelaySettings
+from p2pfl.node.own_links import own_links
+from p2pfl.node.site import SiteFile
+from p2pfl.transports import LinksByKind, ZeroMQTransport, reserve_port
+from recorder import Recorder
+
+HIDDEN = ("node-1", "node-2")
+RELAY = "node-4"
+
+
+@pytest.fixture
+def wire():
+    """A wire to the relay's port that keeps a copy of what passes."""
+    beside = Beside()
+    with reserve_port() as port:
+        yield beside.open(_made(beside, port.port)), port
+    beside.close()
+
+
+def _made(beside, port):
+    async def make():
+        return Recorder(port)
+
+    return beside.call(make())
+
+
+@pytest.mark.slow
+def test_a_relayed_edge_gives_the_same_weights_and_shows_the_relay_nothing(tmp_path, wire):
+    plan = averaging({"name": "ring"}, 5)
+    recorder, port = wire
+
+    async def direct():
+        async with Network(plan, tmp_path / "direct", timeouts=PATIENT) as network:
+            network.start()
+            await network.ended()
+            return network.models()
+
+    expected = finish(direct(), 120)
+    relays = {RELAY: (recorder.address, {"mbit_s": 20, "listen": port.address})}
+    with Institutions(plan, tmp_path, via=lambda name, own: None if name in HIDDEN else own, relays=relays) as institutions:
+        kinds = institutions.study.edge_kinds()
+
+        assert {ends: found.relay for ends, found in kinds.items() if found.relay is not None} == {HIDDEN: RELAY}
+        assert not set(HIDDEN) & set(institutions.study.neighbours(RELAY))
+
+        institutions.start()
+        wait_until(institutions.is_over)
+
+        assert [institutions.exit_code(name) for name in plan.names] == [0] * 5
+        assert not any(row["skipped"] for name in plan.names for row in institutions.rows(name))
+        assert torch.equal(institutions.models(), expected)
+        secrets = [*plan.names, institutions.study.digest, "averaging", "schema", "exchange"]
+        models = [row.numpy().tobytes()[:8] for row in institutions.models()]
+    heard = b"\0".join(recorder.heard)
+
+    assert len(heard) > 10_000
+    assert [said for said in secrets if said.encode() in heard] == []
+    assert bytes.fromhex(institutions.study.digest)[:16] not in heard
+    assert [model for model in models if model in heard] == []
+
+
+def members(hidden=(), relays=()):
+    identities = {f"node-{i}": Identity.new() for i in range(5)}
+    cards = [
+        identity.card(
+            name,
+            None if name in hidden else f"tcp://127.0.0.1:{7700 + i}",
+            relay=f"tcp://127.0.0.1:{7800 + i}" if name in relays else None,
+        )
+        for i, (name, identity) in enumerate(identities.items())
+    ]
+    return identities, cards
+
+
+def links_of(name, study, identities, tmp_path, **settings):
+    site = SiteFile(member=name, study=tmp_path / "study.yaml", **settings)
+    return own_links(site, study, study.member(name), identities[name].curve_secret)
+
+
+def test_each_node_gets_the_links_that_the_study_has_for_it(tmp_path):
+    plan = averaging({"name": "ring"}, 5)
+    identities, cards = members(HIDDEN, [RELAY])
+    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    assert isinstance(links_of("node-0", study, identities, tmp_path), ZeroMQTransport)
+    assert isinstance(links_of("node-1", study, identities, tmp_path), LinksByKind)
+    offered = links_of(RELAY, study, identities, tmp_path, relay=RelaySettings(mbit_s=20))
+    assert isinstance(offered, LinksByKind)
+    assert offered.counters["relayed"] == 0
+    with pytest.raises(ConfigError, match=r"the study needs it for node-1 - node-2; write how much, such as relay: \{mbit_s: 20\}"):
+        links_of(RELAY, study, identities, tmp_path)
+
+
+def test_an_offer_to_relay_stands_on_the_card_and_in_the_site_file(tmp_path):
+    plan = averaging({"name": "ring"}, 5)
+    identities, cards = members()
+    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+
+    with pytest.raises(ConfigError, match="relay: this site offers it here and not on its card"):
+        links_of(RELAY, study, identities, tmp_path, relay=RelaySettings(mbit_s=20))
