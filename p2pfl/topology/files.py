@@ -161,7 +161,7 @@ def _read_edges(edges: Sequence[Any], faults: list[str]) -> tuple[list[Edge], di
         transport = values.pop(_TRANSPORT, None)
         if transport is not None and not isinstance(transport, str):
             faults.append(f"{place}.{_TRANSPORT} = {shown(transport)}: expected the name of a transport, such as relay")
-        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', _TRANSPORT, *VALUES])}" for key in values if key not in VALUES]
+        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *VALUES, _TRANSPORT])}" for key in values if key not in VALUES]
         if isinstance(pair, list) and len(pair) == 2 and all(is_label(end) for end in pair):  # noqa: PLR2004
             rows.append(Edge(place, pair[0], pair[1], values))
             if isinstance(transport, str):

@@ -8,7 +8,7 @@ from p2pfl.transports.memory import MemoryNetwork, join_process
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay import RelayTransport
-from p2pfl.transports.relay_service import RelayService
+from p2pfl.transports.relay_service import RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
 TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "relay": RelayTransport, "memory": join_process}
@@ -16,6 +16,7 @@ TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "relay": R
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "RELAYING",
     "TRANSPORTS",
     "UNREADABLE",
     "Endpoint",

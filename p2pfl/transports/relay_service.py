@@ -27,6 +27,8 @@ from p2pfl.transports.streams import SocketStream, Stream, hold_little, keep_ali
 
 log = logging.getLogger(__name__)
 
+RELAYING = "relaying"
+"""Counter of the links that are relayed now; it falls, too."""
 REQUEST_S = 10.0
 RELAYED_PIECE_BYTES = 2**16
 RETRY_ACCEPT_S = 0.2
@@ -75,7 +77,7 @@ class _Waiting:
 class RelayService:
     """Relays links between pairs of members, inside `async with`.
 
-    Counters: "relayed" (links joined), "relayed_bytes", "relay_refused" (requests that were no member's, or for no link that is relayed
+    Counters: "relaying" (links that are joined now), "relayed" (all that were), "relayed_bytes", "relay_refused" (requests that were no member's, or for no link that is relayed
     here), "evicted" and "replaced" as at any listener.
 
     Args:
@@ -227,8 +229,11 @@ class RelayService:
             other.wanted.set()
             await other.ready.wait()
             await stream.send(GO)
-            self.counters["relayed"] += 1
+            self.counters.update(("relayed", RELAYING))
             log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
-            await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+            try:
+                await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+            finally:
+                self.counters[RELAYING] -= 1
         finally:
             other.done.set()

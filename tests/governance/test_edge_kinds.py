@@ -74,26 +74,16 @@ def test_an_edge_goes_as_it_is_wanted_then_as_the_study_says():
 
     assert found["b", "c"] == EdgeKind(kind="zeromq")
     assert found["a", "h"] == EdgeKind(kind="relay", relay="g")
-    assert found["a", "b"] == EdgeKind(kind="relay", relay="h")
+    assert found["c", "d"] == EdgeKind(kind="relay", relay="h")
 
 
 @pytest.mark.parametrize(
     ("hidden", "relays", "wanted", "said"),
     [
-        ("bc", "", {}, "graph.edges: b - c: neither has an address, so that neither can dial the other; one of them needs one, or a third"),
-        (
-            "bc",
-            "c",
-            {},
-            "graph.edges: b - c: neither has an address, so that neither can dial the other; one of them needs one, or a third",
-        ),
-        (
-            "",
-            "",
-            {("b", "c"): "relay"},
-            "graph.edges: b - c: is to go through a relay, and nobody else offers one: a third member must offer",
-        ),
-        ("bc", "h", {("b", "c"): "zeromq"}, "graph.edges: b - c: neither has an address, so that neither can dial the other; one of them"),
+        ("bc", "", {}, "neither has an address, so that neither can dial the other; one of them needs one, or a third"),
+        ("bc", "c", {}, "neither has an address, so that neither can dial the other; one of them needs one, or a third"),
+        ("", "", {("b", "c"): "relay"}, "is to go through a relay, and nobody else offers one: a third member must offer"),
+        ("bc", "h", {("b", "c"): "zeromq"}, "neither has an address, so that neither can dial the other; one of them"),
     ],
 )
 def test_an_edge_without_a_way_is_named_with_its_remedy(hidden, relays, wanted, said):
@@ -101,7 +91,7 @@ def test_an_edge_without_a_way_is_named_with_its_remedy(hidden, relays, wanted, 
         study(cards(hidden, relays), transports=wanted)
 
     assert len(error.value.findings) == 1
-    assert str(error.value).partition(": ")[2].startswith(f"graph.edges: b - c: {said}")
+    assert error.value.findings[0].startswith(f"graph.edges: b - c: {said}")
 
 
 def test_a_study_that_names_no_transport_keeps_its_digest():
@@ -116,7 +106,7 @@ def test_a_study_that_names_no_transport_keeps_its_digest():
 
     assert Study.from_mapping(other.as_dict(), "again").digest == other.digest != plain.digest
     assert other.as_dict()["graph"]["transports"] == [["b", "c", "zeromq"]]
-    assert other.edge_kinds()["a", "b"] == EdgeKind(kind="relay", relay="h")  # a neighbour of a
+    assert other.edge_kinds()["a", "b"] == EdgeKind(kind="relay", relay="e")
 
 
 @pytest.mark.parametrize(
