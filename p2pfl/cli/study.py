@@ -49,8 +49,8 @@ confirmed: {confirmed}
 # deadline_floor_s: 30      # a round waits at least so long for a neighbour,
 # deadline_factor: 5        # or so many times as long as recent rounds took
 # heartbeat_s: 2
-# proxy: null               # {address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}
-# transport: zeromq         # what moves the messages; the same for all members
+# proxy: null               # {{address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}}
+# relay: null               # {{mbit_s: 20}}: so much of others' links passes here, where the card offers to relay
 """
 
 

@@ -21,7 +21,7 @@ from p2pfl.errors import TransportError
 from p2pfl.transports.admission import Account, Admission, source_of
 from p2pfl.transports.base import Endpoint
 from p2pfl.transports.direct import split
-from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_greeting, relay_proof
+from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, Stream, hold_little, keep_alive, splice
 
@@ -77,7 +77,8 @@ class _Waiting:
 class RelayService:
     """Relays links between pairs of members, inside `async with`.
 
-    Counters: "relaying" (links that are joined now), "relayed" (all that were), "relayed_bytes", "relay_refused" (requests that were no member's, or for no link that is relayed
+    Counters: "relaying" (links that are joined now), "relayed" (all that were), "relayed_bytes",
+    "relay_refused" (requests that were no member's, or for no link that is relayed
     here), "evicted" and "replaced" as at any listener.
 
     Args:
@@ -188,15 +189,15 @@ class RelayService:
 
     async def _let_in(self, stream: SocketStream) -> tuple[str, str] | None:
         """Names of the member at a connection and of the neighbour that it wants to meet; None: it is not let in."""
-        greeting = new_greeting()
-        await stream.send(greeting)
+        challenge = new_challenge()
+        await stream.send(challenge)
         asked = Request.read(await stream.exactly(REQUEST_BYTES))
         pair = self._pairs.get((asked.member, asked.neighbour))
-        if pair is None or not is_members(asked, greeting, self._secret_key):
+        if pair is None or not is_members(asked, challenge, self._secret_key):
             self.counters["relay_refused"] += 1
             await stream.send(bytes([Answer.REFUSED]))
             return None
-        await stream.send(bytes([Answer.TAKEN]) + relay_proof(asked, greeting, self._secret_key, asked.member))
+        await stream.send(bytes([Answer.TAKEN]) + relay_proof(asked, challenge, self._secret_key, asked.member))
         return pair
 
     async def _wait(self, pair: tuple[str, str], stream: SocketStream) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from links import Beside
-from networks import PATIENT, Institutions, Network, averaging, finish, wait_until
+from links import Beside, ZeroMQLinks
+from networks import HASTY, PATIENT, Institutions, Network, averaging, finish, until, wait_until
 from p2pfl.errors import ConfigError
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.dialling import RelaySettings
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
-from p2pfl.transports import LinksByKind, ZeroMQTransport, reserve_port
+from p2pfl.transports import LinksByKind, RelayService, ZeroMQTransport, reserve_port
+from p2pfl.transports.relay import RelayTransport
 from recorder import Recorder
 
 HIDDEN = ("node-1", "node-2")
@@ -109,3 +110,52 @@ def test_an_offer_to_relay_stands_on_the_card_and_in_the_site_file(tmp_path):
 
     with pytest.raises(ConfigError, match="relay: this site offers it here and not on its card"):
         links_of(RELAY, study, identities, tmp_path, relay=RelaySettings(mbit_s=20))
+
+
+def test_the_end_of_a_relay_costs_its_edge_and_no_node(tmp_path):
+    plan = averaging({"name": "ring"}, 3, tolerance=1e-300)
+    links = RelayedPair(plan.names[0], plan.names[1])
+    a, b, _ = plan.names
+
+    async def main():
+        async with Network(plan, tmp_path, links=links, timeouts=HASTY) as network:
+            async with links.service():
+                network.start()
+                await network.reached(2)
+                await until(lambda: network.nodes[a].daemon.node.transport.link(b).is_up)
+            await until(lambda: network.rows(a) and network.rows(a)[-1]["skipped"] == [b])
+            began = network.round(a)
+            await network.reached(began + 3)
+            async with links.service():
+                await until(lambda: network.nodes[a].daemon.node.transport.link(b).is_up)
+                began = network.round(a)
+                await until(lambda: any(row["skipped"] == [] for row in network.rows(a) if row["round"] > began))
+
+    try:
+        finish(main(), 60)
+    finally:
+        links.close()
+
+
+class RelayedPair(ZeroMQLinks):
+    """Links over ZeroMQ, of which one is relayed by a third party."""
+
+    def __init__(self, one, other):
+        super().__init__()
+        self.pair = (one, other)
+        self.relay = self.endpoint("relay")
+
+    def service(self):
+        pairs = [tuple(map(self.endpoint, self.pair))]
+        return RelayService(self.relay, self.keys["relay"][1], pairs, listen=self.ports["relay"].address, mbit_s=100)
+
+    def member(self, name, neighbours, **options):
+        relayed = [peer for peer in neighbours if {name, peer} == set(self.pair)]
+        direct = super().member(name, [peer for peer in neighbours if peer not in relayed], **options)
+        made = dict.fromkeys(neighbours, direct)
+        if relayed:
+            ends = map(self.endpoint, relayed)
+            secret = self.keys[name][1]
+            through = RelayTransport(self.endpoint(name), secret, ends, relays=dict.fromkeys(relayed, self.relay), **options)
+            made |= dict.fromkeys(relayed, through)
+        return LinksByKind(name, made)

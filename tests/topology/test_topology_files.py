@@ -300,7 +300,10 @@ def test_a_missing_file(tmp_path):
 def test_the_transports_that_edges_name_go_by_the_names_of_the_run(tmp_path):
     named = written(
         tmp_path,
-        "nodes: [va, basel, rome]\nedges: [{between: [va, basel], transport: relay}, [basel, rome], {between: [rome, va], transport: zeromq}]",
+        """
+        nodes: [va, basel, rome]
+        edges: [{between: [va, basel], transport: relay}, [basel, rome], {between: [rome, va], transport: zeromq}]
+        """,
     )
 
     assert transports_over(named, ["basel", "rome", "va"]) == {("basel", "va"): "relay", ("rome", "va"): "zeromq"}

@@ -12,7 +12,7 @@ from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.relay_service import Rate
-from p2pfl.transports.relay_words import GREETING_BYTES, Answer, Request, is_members, new_greeting, request
+from p2pfl.transports.relay_words import CHALLENGE_BYTES, Answer, Request, is_members, new_challenge, request
 from recorder import Recorder
 
 
@@ -108,31 +108,31 @@ def test_somebody_else_behind_the_relays_address_is_found_out(links):
 
 
 def test_only_the_holder_of_a_key_is_let_in_and_only_once(links):
-    """A request is good for one greeting, one relay and one neighbour."""
+    """A request is good for one challenge, one relay and one neighbour."""
     a, b, other = (zmq.curve_keypair() for _ in range(3))
     relay = zmq.curve_keypair()
-    greeting = new_greeting()
-    asked = request(greeting, a, b[0], relay[0])
+    challenge = new_challenge()
+    asked = request(challenge, a, b[0], relay[0])
 
-    assert is_members(asked, greeting, relay[1])
+    assert is_members(asked, challenge, relay[1])
     assert Request.read(asked.raw) == asked
-    assert not is_members(asked, new_greeting(), relay[1])
-    assert not is_members(replace(asked, neighbour=other[0]), greeting, relay[1])
-    assert not is_members(replace(asked, member=other[0]), greeting, relay[1])
-    assert not is_members(asked, greeting, other[1])
-    assert not is_members(request(greeting, (a[0], other[1]), b[0], relay[0]), greeting, relay[1])
+    assert not is_members(asked, new_challenge(), relay[1])
+    assert not is_members(replace(asked, neighbour=other[0]), challenge, relay[1])
+    assert not is_members(replace(asked, member=other[0]), challenge, relay[1])
+    assert not is_members(asked, challenge, other[1])
+    assert not is_members(request(challenge, (a[0], other[1]), b[0], relay[0]), challenge, relay[1])
 
 
 def test_a_recorded_request_is_refused(links):
     async def main():
         port = links.ports["relay"].port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        recorded = request(await reader.readexactly(GREETING_BYTES), links.keys["a"], links.keys["b"][0], links.relay.public_key).raw
+        recorded = request(await reader.readexactly(CHALLENGE_BYTES), links.keys["a"], links.keys["b"][0], links.relay.public_key).raw
         writer.write(recorded)
         assert await reader.readexactly(1) == bytes([Answer.TAKEN])
         writer.close()
         reader, again = await asyncio.open_connection("127.0.0.1", port)
-        await reader.readexactly(GREETING_BYTES)
+        await reader.readexactly(CHALLENGE_BYTES)
         again.write(recorded)
 
         assert await reader.read() == bytes([Answer.REFUSED])
