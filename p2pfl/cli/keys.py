@@ -26,6 +26,10 @@ def new(
         list[str] | None,
         typer.Option(help="Address tcp://host:port of this site; can be repeated: the first that works counts. Default: it only dials."),
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="Address tcp://host:port where this site relays links of members that cannot dial each other; can be repeated."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if other members may know it.")] = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the private keys. A prompt asks for a passphrase, unless P2PFL_PASSPHRASE is set.")
@@ -46,7 +50,7 @@ def new(
     if not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     identity = Identity.new()
-    card = identity.card(name, address[0] if address is not None and len(address) == 1 else address or None, samples)
+    card = identity.card(name, _one_or_many(address), samples, relay=_one_or_many(relay))
     path = out / CARD_FILE
     if path.exists():
         raise ConfigError("is there already and is never overwritten; choose another --out", str(path))
@@ -87,6 +91,10 @@ def card(
         bool, typer.Option("--dials-out", help="Take the address off the card: this site only dials from now on.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The site's new name in studies.")] = None,
+    relay: Annotated[
+        list[str] | None, typer.Option(help="Offer to relay links of other members, at tcp://host:port; can be repeated.")
+    ] = None,
+    no_relay: Annotated[bool, typer.Option("--no-relay", help="Take that offer off the card.")] = False,
     keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
     passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys, which has mode 0600.")] = None,
     as_json: Json = False,
@@ -97,13 +105,15 @@ def card(
     """
     from p2pfl.governance.names import NEW_RULE, is_new_name
 
-    if bool(address) + dials_out + (name is not None) == 0 or (address and dials_out):
-        raise ConfigError("give --address, or --dials-out, or --name; not both of the first two")
+    asked = bool(address), dials_out, name is not None, bool(relay), no_relay
+    if not any(asked) or (address and dials_out) or (relay and no_relay):
+        raise ConfigError("give --address or --dials-out, --relay or --no-relay, or --name; of each pair one at most")
     if name is not None and not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     path, found, identity = _own_card(keys, passphrase_file)
-    given = None if dials_out else (address[0] if len(address) == 1 else address) if address else found.address
-    _replace(path, identity.card(name or found.name, given, found.samples, found.moments), as_json=as_json)
+    given = None if dials_out else _one_or_many(address) or found.address
+    relays_at = None if no_relay else _one_or_many(relay) or found.relay
+    _replace(path, identity.card(name or found.name, given, found.samples, found.moments, relays_at), as_json=as_json)
 
 
 @app.command()
@@ -134,7 +144,7 @@ def describe(
         raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))
     if alone and site.moments is None:
         raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
-    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments)
+    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments, card.relay)
     _replace(path, new_card, as_json=as_json)
 
 
@@ -162,10 +172,15 @@ def _replace(path: Path, card: Card, *, as_json: bool) -> None:
     _say(card)
 
 
+def _one_or_many(addresses: list[str] | None) -> str | list[str] | None:
+    return addresses[0] if addresses is not None and len(addresses) == 1 else addresses or None
+
+
 def _shown(card: Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "address": card.address,
+        **({"relay": card.relay} if card.relay is not None else {}),
         "samples": card.samples,
         "moments": card.moments.as_dict() if card.moments else None,
         "fingerprint": card.fingerprint,
@@ -177,6 +192,8 @@ def _say(card: Card) -> None:
 
     typer.echo(f"name         {card.name}")
     typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")
+    if card.relay is not None:
+        typer.echo(f"relays at    {', '.join(card.relay_addresses)}")
     if card.samples is not None:
         typer.echo(f"samples      {card.samples}")
     if card.moments is not None:

@@ -11,9 +11,11 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
+from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
+from p2pfl.node.dialling import ProxySettings, RelaySettings
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
@@ -48,8 +50,9 @@ def _checked_status(text: str) -> str:
 
 
 def _checked_transport(name: str) -> str:
-    if name not in TRANSPORTS:
-        raise ValueError(f"expected one of {', '.join(sorted(TRANSPORTS))}")
+    allowed = {DIRECT, *(TRANSPORTS.keys() - EDGE_KINDS.keys())}  # the others are the study's, edge by edge
+    if name not in allowed:
+        raise ValueError(f"expected one of {', '.join(sorted(allowed))}")
     return name
 
 
@@ -126,7 +129,13 @@ class SiteFile:
     """For rehearsals: a round's training takes at least so long here, and each round where nothing is trained at all."""
 
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
-    """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
+    """zeromq: each link goes as the study says; memory: all links stay within this process."""
+
+    proxy: ProxySettings | None = None
+    """How this site dials out: through a proxy; None: directly."""
+
+    relay: RelaySettings | None = None
+    """How much of others' links this site relays, where its card offers that; None: nothing."""
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
@@ -147,12 +156,15 @@ class SiteFile:
         site = check(cls, load_yaml(path), str(path))
         given: dict[str, Path | None] = {"study": site.study, "keys": site.keys, "state": site.state, "old_state": site.old_state}
         given |= {"passphrase_file": site.passphrase_file}
+        given |= {"proxy.password_file": site.proxy.password_file if site.proxy else None}
         given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
         strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
         if strange:
             raise ConfigError(
                 [f"{key} = {shown(str(of))}: no account has this home folder; write the folder" for key, of in strange.items()], str(path)
             )
+        if site.proxy is not None and (faults := site.proxy.faults()):
+            raise ConfigError(faults, str(path))
         if site.status_port is not None and site.status_listen is not None:
             raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
         return replace(
@@ -162,6 +174,7 @@ class SiteFile:
             state=_beside(folder, site.state),
             old_state=site.old_state and _beside(folder, site.old_state),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
+            proxy=site.proxy and replace(site.proxy, password_file=site.proxy.password_file and _beside(folder, site.proxy.password_file)),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )
 

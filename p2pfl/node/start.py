@@ -27,13 +27,13 @@ from p2pfl.node.continuation import continued_plan
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
+from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
-from p2pfl.transports import TRANSPORTS, Endpoint
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def start(
     for difference in differs:
         log.warning("this site has accepted: %s", difference.detail)
     plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    links = own_links(site, study, card, identity.curve_secret)
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -94,20 +95,10 @@ def start(
         if start_anew:
             _put_aside(site.state)
         plan, beginning = continued_plan(plan, study.continues, site, site_path, without_old_state=without_old_state)
-        transport = TRANSPORTS[site.transport](
-            Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
-            identity.curve_secret,
-            [
-                Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode())
-                for n in study.neighbours(card.name)
-            ],
-            listen=site.listens_at(card),
-            heartbeat_s=site.heartbeat_s,
-        )
         node = Node(
             plan,
             card.name,
-            transport,
+            links,
             study_digest=study.digest,
             state=site.state,
             timeouts=Timeouts(

@@ -81,6 +81,10 @@ class LinkCondition(StrEnum):
     """Its address is silent: a firewall, or the machine is off."""
     REFUSED = "refused"
     """Its machine answers, and nobody listens at the port."""
+    PROXY = "proxy failed"
+    """This site's proxy is not reached, or does not make the connection."""
+    RELAY = "relay failed"
+    """The member that relays the link is not reached, or does not relay it."""
     HANDSHAKE_FAILED = "handshake failed"
     """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
     WRONG_KEY = "wrong key"
@@ -186,8 +190,10 @@ class LinkStates:
 class Transport(Protocol):
     """Links to neighbours, open inside `async with`. Messages of one task to one peer arrive in the order sent, or not at all."""
 
-    counters: Counter[str]
-    """Numbers of events of links and of frames that were not delivered, by name, over the object's life."""
+    @property
+    def counters(self) -> Counter[str]:
+        """Numbers of events of links and of frames that were not delivered, by name, over the object's life."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 
@@ -221,6 +227,17 @@ class Transport(Protocol):
     def link(self, peer: str) -> LinkState:
         """How the link to a neighbour is now, also of a transport that is not open; ValueError for somebody who is no neighbour."""
         ...
+
+
+class Service(Protocol):
+    """Something that a member runs for others as long as its links are open."""
+
+    counters: Counter[str]
+    """Numbers of its events, by name."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
 
 TransportFactory = Callable[..., Transport]
