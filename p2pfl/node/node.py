@@ -14,6 +14,7 @@ from p2pfl.node.clock import LoopClock, RunSeconds, Timeouts
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
+from p2pfl.node.own_probes import own_probes
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
@@ -79,7 +80,17 @@ class Node:
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.protocol = protocol = own_edges(
-            plan, me, self.terms, incarnation, self.formats, timeouts, agreed, self.view, start_anew=start_anew, on_event=self.log.event
+            plan,
+            me,
+            self.terms,
+            incarnation,
+            self.formats,
+            timeouts,
+            agreed,
+            self.view,
+            start_anew=start_anew,
+            on_event=self.log.event,
+            probes=own_probes(plan, me, study_digest),
         )
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock)
         is_pairwise = plan.experiment.pace.kind.counts_edges

@@ -32,7 +32,8 @@ from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
-from p2pfl.transports import TRANSPORTS, Endpoint
+from p2pfl.transports import TRANSPORTS, Endpoint, Transport
+from p2pfl.wire.negotiation import announcing
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def start(
     raise_file_limit()
     site = SiteFile.load(site_path)
     study = load_study(site.study)
-    _check_confirmed(site, study, confirmed, site_path)
+    check_confirmed(site, study, confirmed, site_path)
     identity = Identity.load(site.keys, site.passphrase_file)
     card = study.member(site.member)
     if not identity.owns(card):
@@ -79,7 +80,7 @@ def start(
     differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs
     for difference in differs:
         log.warning("this site has accepted: %s", difference.detail)
-    plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    plan = own_plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -90,16 +91,7 @@ def start(
     with held_state(site.state, site.state_group):
         if start_anew:
             _put_aside(site.state)
-        transport = TRANSPORTS[site.transport](
-            Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
-            identity.curve_secret,
-            [
-                Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode())
-                for n in study.neighbours(card.name)
-            ],
-            listen=site.listens_at(card),
-            heartbeat_s=site.heartbeat_s,
-        )
+        transport = own_transport(site, study, identity)
         node = Node(
             plan,
             card.name,
@@ -113,7 +105,7 @@ def start(
                 linger_s=site.linger_s,
                 round_at_least_s=site.round_at_least_s,
             ),
-            incarnation=secrets.randbelow(2**63 - 1) + 1,
+            incarnation=announcing(secrets.randbits(64)),
             signing=Signing(keys=keys, sign=identity.signing.sign),
             start_anew=start_anew,
             accepted_differences=differs,
@@ -124,6 +116,16 @@ def start(
         return_freed_memory()
         log.info("memory: %s", daemon.memory().text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
+
+
+def own_transport(site: SiteFile, study: Study, identity: Identity) -> Transport:
+    """Make a site's closed transport to its neighbours in a study."""
+    cards = {name: study.member(name) for name in (site.member, *study.neighbours(site.member))}
+    ends = {name: Endpoint(name=name, address=card.address, public_key=card.curve.encode()) for name, card in cards.items()}
+    me = ends.pop(site.member)
+    return TRANSPORTS[site.transport](
+        me, identity.curve_secret, list(ends.values()), listen=site.listens_at(cards[me.name]), heartbeat_s=site.heartbeat_s
+    )
 
 
 async def _run(daemon: Daemon, *, until_stdin_closes: bool) -> str:
@@ -153,7 +155,8 @@ def _put_aside(state: Path) -> None:
         log.info("what was in %s has been put aside in %s", state, aside.name)
 
 
-def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
+def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
+    """Refuse a study whose digest was not confirmed, or is another than the one that was."""
     given = confirmed if confirmed is not None else site.confirmed
     if given is None:
         raise ConfigError(
@@ -168,7 +171,8 @@ def _check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place:
         )
 
 
-def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+def own_plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+    """Make the plan of a study with the rows that are at this site; ConfigError where they, or the model, are not what the study says."""
     experiment = recorded_experiment(study.experiment, str(site.study))
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")
