@@ -24,6 +24,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 _MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
 _MAX_MAPS = 8  # in one header; the longest legal one has five, and each costs a call of ours
+_SCHEMAS = frozenset(SCHEMA_OF.values())
 _ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(kind)) for code, kind in MESSAGES.items()}
 
 
@@ -51,10 +52,10 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
     version, code = fields.pop("v", None), fields.pop("t", None)
     if type(version) is not int:
         raise BadMessage("a header without a schema version")
-    of_code = SCHEMA_OF.get(code) if type(code) is int else None  # not isinstance: True is not a code
-    if version != (of_code or SCHEMA):
-        raise BadMessage(f"schema version {version}: expected {of_code or SCHEMA}", reason="wrong_schema")
-    if of_code is None or type(code) is not int:
+    of_code = SCHEMA_OF.get(code, SCHEMA) if type(code) is int else version  # not isinstance: True is not a code
+    if version != of_code or version not in _SCHEMAS:
+        raise BadMessage(f"schema version {version}: expected {of_code if of_code in _SCHEMAS else SCHEMA}", reason="wrong_schema")
+    if type(code) is not int or code not in _ADAPTERS:
         raise BadMessage(f"an unknown type code: expected one of {sorted(_ADAPTERS)}")
     kind = MESSAGES[code].__name__
     try:

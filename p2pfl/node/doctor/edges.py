@@ -13,9 +13,8 @@ from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, fin
 from p2pfl.node.doctor.measuring import EdgeMeasurement, measure_edges
 from p2pfl.node.own_probes import first_outputs, own_probes
 from p2pfl.node.start import own_transport
-from p2pfl.transports import LinkCondition
+from p2pfl.transports import LinkCondition, resolver
 from p2pfl.transports.base import dials
-from p2pfl.transports.resolver import is_numeric, look_up
 
 CLOCK_S = 30.0
 """Clocks that are further apart than this make records and logs of two sites hard to compare, and card and token dates wrong."""
@@ -42,11 +41,11 @@ def check_names(exam: Examination) -> Noted:
     for peer, addresses in _dialled(exam).items():
         for address in addresses:
             host = split_address(address)[0].strip("[]")
-            if not is_numeric(host):
+            if not resolver.is_numeric(host):
                 names[host] = peer
     for host, peer in names.items():
         try:
-            found = look_up(host)
+            found = resolver.look_up(host)
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, socket.gaierror) else str(error)
             yield Finding(

@@ -17,7 +17,7 @@ from p2pfl.node.site import SiteFile
 from p2pfl.training import Population
 
 _REMEDY = re.compile(
-    r"; (?=(?:ask|call|choose|compare|find|give|install|make|mend|name|remove|restore|run|say|set|start|stop|take|use|write)\b)"
+    r"; (?=(?:ask|call|choose|compare|find|give|install|make|mend|name|remove|restore|run|say|set|start|stop|take|unset|use|write)\b)"
 )
 """The place in an error's sentence where what to do begins."""
 

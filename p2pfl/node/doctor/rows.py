@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from p2pfl.errors import MissingExtraError, P2PFLError
+from p2pfl.errors import P2PFLError
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of, unknown
 from p2pfl.node.memory import forecast_node
 from p2pfl.node.mixing import update_formats
@@ -15,7 +15,7 @@ from p2pfl.node.start import own_plan
 
 _DATA = "mend the data, or what `task` in site.yaml says of where they are, and run doctor again"
 _LAYOUT = "take the task's code and options with which the study was made"
-_EXTRA = "install it on this machine, and run doctor again"
+_EXTRA = "install that extra on this machine, and run doctor again"
 
 MEMINFO, SELF_STATUS, CGROUP = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
 """Where Linux says how much memory is left, what this process has, and what a container may have."""
@@ -28,13 +28,10 @@ def check_rows(exam: Examination) -> Noted:
     torch.set_num_threads(exam.site.threads)
     try:
         exam.plan = own_plan(exam.site, exam.study, exam.path, (*exam.allow_tasks, *exam.site.allow_tasks))
-    except MissingExtraError as error:
-        yield from findings_of(error, _EXTRA)
-        return
     except P2PFLError as error:
         for found in findings_of(error, _DATA):
-            is_layout = "layout: " in found.fault and found.remedy == _DATA
-            yield Finding(fault=found.fault, remedy=_LAYOUT) if is_layout else found
+            kind = _LAYOUT if "layout: " in found.fault else _EXTRA if "p2pfl-mesh[" in found.fault else found.remedy
+            yield Finding(fault=found.fault, remedy=kind if found.remedy == _DATA else found.remedy)
         return
     mine = exam.plan.sites[exam.site.member]
     trains, tests = (0 if rows is None else len(rows[0]) for rows in (mine.train, mine.test))
@@ -56,9 +53,6 @@ def check_memory(exam: Examination) -> Noted:
         exam.population = exam.plan.population([exam.site.member])
         if exam.plan.recipe.compiled:
             exam.population.compile()
-    except MissingExtraError as error:
-        yield from findings_of(error, _EXTRA)
-        return
     except P2PFLError as error:
         yield from findings_of(error, "change `compiled` in the study, with the other members")
         return
