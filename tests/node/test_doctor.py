@@ -586,7 +586,7 @@ def test_real_nodes_are_examined_before_they_run_and_while_they_do(clinics, monk
         assert [fact.what for _, fact in before.facts if not fact.is_known] == []
         assert read_status(clinics.place / LISTENS / "state")["round"] == 0  # a doctor starts nobody
 
-        nodes.append(start_process("node", "start", str(clinics.site(DIALS)), log=clinics.place / "b.log"))
+        nodes.append(start_process("node", "start", str(clinics.site(DIALS)), "--log-format", "json", log=clinics.place / "b.log"))
         wait_until(lambda: _round(clinics, DIALS) >= 3)
         during = examined(clinics.site(DIALS), wait_s=1.0)
         facts = {fact.what: fact for _, fact in during.facts}
@@ -598,6 +598,9 @@ def test_real_nodes_are_examined_before_they_run_and_while_they_do(clinics, monk
             node.send_signal(signal.SIGTERM)
         for node in nodes:
             assert node.wait(DEADLINE_S) == 0
+    *lines, last = (clinics.place / "b.log").read_text().splitlines()
+    assert last == "stopped: paused"
+    assert all(json.loads(line)["time"].endswith("Z") for line in lines)
 
 
 def _round(clinics: Clinics, name: str) -> int:

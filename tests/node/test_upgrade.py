@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ EXPERIMENT = {
     "nodes": 4,
     "partition": {"name": "iid"},
     "topology": {"name": "ring"},
-    "rounds": 60,
+    "rounds": 40,
     "stop": {"settle": 200},
     "require": {"within_s": 120},
 }
@@ -93,6 +94,6 @@ def test_a_ring_is_upgraded_while_it_runs(tmp_path):
         summary = read_run(institutions.state(name) / "run").summary
         assert summary is not None
         assert (summary["stop_reason"], summary["departures"]) == ("converged", [])
-        assert "refused" not in logs[name]
+        assert not re.search(r"wrong_schema|refused from|Traceback", logs[name])
     assert float((models - models.mean(dim=0)).norm() / models.norm()) < 1e-4
     assert torch.isfinite(models).all()
