@@ -11,6 +11,7 @@ from typing import Any
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.clock import LoopClock, RunSeconds, Timeouts
+from p2pfl.node.edge_probing import EdgeProbing
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
@@ -79,6 +80,7 @@ class Node:
         self.view = NetworkViewAdapter(plan, me, signing, view, study_digest) if view is not None else None
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
+        self.probing = EdgeProbing()
         self.protocol = protocol = own_edges(
             plan,
             me,
@@ -90,7 +92,7 @@ class Node:
             self.view,
             start_anew=start_anew,
             on_event=self.log.event,
-            probes=own_probes(plan, me, study_digest),
+            probes=own_probes(plan, me, study_digest, self.probing.take),
         )
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock)
         is_pairwise = plan.experiment.pace.kind.counts_edges

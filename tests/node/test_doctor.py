@@ -31,7 +31,7 @@ from p2pfl.experiment.loading import experiment_from
 from p2pfl.experiment.plan import load_sites, make_plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
-from p2pfl.node.doctor import machine, measuring, rows
+from p2pfl.node.doctor import interview, machine, measuring, rows
 from p2pfl.node.doctor.checks import CHECKS, Report, examine
 from p2pfl.node.doctor.examination import Examination, findings_of
 from p2pfl.node.doctor.measuring import measure_edges
@@ -492,7 +492,8 @@ class BlackHole:
 
 
 def test_a_way_that_swallows_large_packets_is_found(clinics, monkeypatch):
-    monkeypatch.setattr(measuring, "LARGE_WITHIN_S", 1.0)
+    monkeypatch.setattr(interview, "LARGE_WITHIN_S", 1.0)
+    monkeypatch.setattr(interview, "PING_WITHIN_S", 1.0)
     listens = clinics.study.member(LISTENS).address
     assert isinstance(listens, str)
     with BlackHole(listens, lets_through=8192) as hole:
@@ -592,7 +593,10 @@ def test_real_nodes_are_examined_before_they_run_and_while_they_do(clinics, monk
         facts = {fact.what: fact for _, fact in during.facts}
         assert [found.text for _, found in during.findings] == []
         assert facts["state"].figures["running"]
+        assert [what for what, fact in facts.items() if not fact.is_known] == []
         assert facts[f"edge to {LISTENS}"].figures["schema"] == 5
+        assert facts[f"edge to {LISTENS}"].figures["mbit_s"] > 0
+        assert facts[f"forward pass at {LISTENS}"].figures["same"]
     finally:
         for node in nodes:
             node.send_signal(signal.SIGTERM)

@@ -10,9 +10,11 @@ from p2pfl.errors import P2PFLError
 from p2pfl.governance.card import Card
 from p2pfl.governance.names import split_address
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of, unknown
-from p2pfl.node.doctor.measuring import EdgeMeasurement, measure_edges
+from p2pfl.node.doctor.interview import EdgeMeasurement
+from p2pfl.node.doctor.measuring import measure_edges
 from p2pfl.node.own_probes import first_outputs, own_probes
 from p2pfl.node.start import own_transport
+from p2pfl.node.status import read_edges
 from p2pfl.transports import LinkCondition, resolver
 from p2pfl.transports.base import dials
 
@@ -103,7 +105,7 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
         return
     if edge.loses_large:
         yield Finding(
-            fault=f"small messages reach {edge.peer} and large ones do not: large packets vanish on the way (MTU black hole)",
+            fault=f"messages to {edge.peer} stop coming through once one is large: large packets vanish on the way (MTU black hole)",
             remedy="lower the MTU of this machine's interface (ip link set dev NAME mtu 1280), or let ICMP 'fragmentation needed' in",
         )
         return
@@ -121,20 +123,31 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
 
 
 def _edges_of_running(exam: Examination) -> Noted:
-    """Say what the node that runs knows of its links; this doctor has none of its own beside them."""
+    """Have the node that runs measure its links, and say what it knows of them; this doctor has none of its own beside them."""
     assert exam.status is not None
+    assert exam.site is not None
+    dialled, exam.edges = _dialled(exam), {}
+    try:
+        measured = read_edges(exam.site.state)
+    except P2PFLError as error:
+        yield unknown("edges", f"the node does not tell: {error}")
+        return
     for name, link in exam.status["neighbours"].items():
-        figures = {"link": link.get("link"), "schema": link.get("schema"), "exchange": link.get("exchange")}
-        state = link.get("link", "unknown")
-        if state in ("up", "left"):
-            ago = "" if link.get("last_seen_s_ago") is None else f", last heard {link['last_seen_s_ago']:.1f} s ago"
-            yield Fact(what=f"edge to {name}", said=f"{state} for {link['link_for_s']:,.0f} s{ago}", figures=figures)
+        state, detail = link.get("link", "unknown"), link.get("link_detail") or ""
+        condition = next((each for each in LinkCondition if each.value == state), LinkCondition.DOWN)
+        edge = EdgeMeasurement(peer=name, is_dialled=name in dialled, condition=condition, detail=detail, schema=link.get("schema"))
+        if name in measured:
+            edge.take_up(measured[name])
+        exam.edges[name] = edge
+        if condition == LinkCondition.UP:
+            yield from _edge(edge, dialled.get(name, ()))
+        elif state == "left":
+            yield Fact(what=f"edge to {name}", said="it has finished", figures={"link": state})
         elif state in ("awaited", "greeting", "connecting", "resolving", "paused", "unknown"):
-            yield unknown(f"edge to {name}", f"{state}: {link.get('link_detail') or 'the node has not heard of it yet'}", **figures)
+            yield unknown(f"edge to {name}", f"{state}: {detail or 'the node has not heard of it yet'}", link=state)
         else:
-            condition = next((each for each in LinkCondition if each.value == state), LinkCondition.DOWN)
             remedy = "take the same study at both ends" if state == "other study" else _REMEDIES.get(condition, "see p2pfl node status")
-            yield Finding(fault=f"the node has no link with {name}: {link.get('link_detail') or state}", remedy=remedy.format(peer=name))
+            yield Finding(fault=f"the node has no link with {name}: {detail or state}", remedy=remedy.format(peer=name))
 
 
 def check_clocks(exam: Examination) -> Noted:

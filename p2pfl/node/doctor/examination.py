@@ -12,7 +12,7 @@ from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
-from p2pfl.node.doctor.measuring import EdgeMeasurement
+from p2pfl.node.doctor.interview import EdgeMeasurement
 from p2pfl.node.site import SiteFile
 from p2pfl.training import Population
 
