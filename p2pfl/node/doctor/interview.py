@@ -53,7 +53,7 @@ class EdgeMeasurement:
         return self.hello is not None or self.answer is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """What the questions have shown, as JSON holds it."""
+        """Give all that the questions have shown, as JSON holds it."""
         answer = None if self.answer is None else {name: _plain(value) for name, value in asdict(self.answer).items() if name != "pad"}
         return {"answer": answer} | {name: getattr(self, name) for name in _MEASURED}
 
