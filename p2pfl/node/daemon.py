@@ -105,7 +105,15 @@ class Daemon:
             background += [group.create_task(node.sending.run(n), name=f"send to {n.name}") for n in protocol.neighbours.values()]
             host, port = self._status_at
             if port is not None:
-                page = serve_status(self.status, node.state, records=node.rounds.gather, is_ready=self.is_ready, host=host, port=port)
+                page = serve_status(
+                    self.status,
+                    node.state,
+                    records=node.rounds.gather,
+                    is_ready=self.is_ready,
+                    edges=self.measure_edges,
+                    host=host,
+                    port=port,
+                )
                 background.append(group.create_task(page, name="status"))
             reason = await self._take_part()
             for task in background:
@@ -252,6 +260,10 @@ class Daemon:
     def is_ready(self) -> bool:
         """Whether it takes part: it waits for members, trains, or answers them; not once it is leaving, or its state went back."""
         return not (self.clock.is_stopping or self.protocol.states.own)
+
+    async def measure_edges(self) -> dict[str, Any]:
+        """Measure the edges to neighbours that are there, for a doctor at this site."""
+        return await self.node.probing.measure(self.protocol, self.node.sending)
 
     def status(self) -> dict[str, Any]:
         """State of the node for the status page."""

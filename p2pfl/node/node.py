@@ -11,9 +11,11 @@ from typing import Any
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.clock import LoopClock, RunSeconds, Timeouts
+from p2pfl.node.edge_probing import EdgeProbing
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
+from p2pfl.node.own_probes import own_probes
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
@@ -91,6 +93,7 @@ class Node:
         self.spill_mb = spill_mb
         spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
         self.room = UpdateRoom(state, spills=spills, on_event=self.log.event)
+        self.probing = EdgeProbing()
         self.protocol = protocol = own_edges(
             plan,
             me,
@@ -103,6 +106,7 @@ class Node:
             start_anew=start_anew,
             make_room=self.room.make,
             on_event=self.log.event,
+            probes=own_probes(plan, me, study_digest, self.probing.take),
         )
         self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock, self.room)
         is_pairwise = plan.experiment.pace.kind.counts_edges

@@ -14,6 +14,7 @@ from p2pfl.protocol.deadlines import WINDOW, Deadlines, RoundDurations
 from p2pfl.protocol.edges import Edges, OnEvent
 from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.protocol.network_view import NetworkViewAdapter
+from p2pfl.protocol.probes import Probes
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.topology import steps_from
 from p2pfl.topology.schedule import neighbourhoods_of
@@ -45,6 +46,7 @@ def own_edges(
     start_anew: bool,
     make_room: MakeRoom,
     on_event: OnEvent,
+    probes: Probes | None = None,
 ) -> Protocol:
     """Make a node's side of all its edges; *start_anew*: it begins without the state that it had."""
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
@@ -91,4 +93,5 @@ def own_edges(
         earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
         push_sum=view.push_sum if view is not None else None,
         start=start.agreement,
+        probes=probes,
     )

@@ -34,6 +34,7 @@ from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
+from p2pfl.wire.negotiation import announcing
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def start(
     differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs
     for difference in differs:
         log.warning("this site has accepted: %s", difference.detail)
-    plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    plan = own_plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
     links = own_links(site, study, card, identity.curve_secret)
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
@@ -108,7 +109,7 @@ def start(
                 linger_s=site.linger_s,
                 round_at_least_s=site.round_at_least_s,
             ),
-            incarnation=secrets.randbelow(2**63 - 1) + 1,
+            incarnation=announcing(secrets.randbits(64)),
             signing=Signing(keys=keys, sign=identity.signing.sign),
             start_anew=start_anew,
             accepted_differences=differs,
@@ -152,7 +153,7 @@ def _put_aside(state: Path) -> None:
 
 
 def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
-    """Pass where a site's administrator has confirmed the study's digest; ConfigError where not, or where it is another one."""
+    """Refuse a study whose digest was not confirmed, or is another than the one that was."""
     given = confirmed if confirmed is not None else site.confirmed
     if given is None:
         raise ConfigError(
@@ -167,7 +168,8 @@ def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: 
         )
 
 
-def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+def own_plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+    """Make the plan of a study with the rows that are at this site; ConfigError where they, or the model, are not what the study says."""
     experiment = recorded_experiment(study.experiment, str(site.study))
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")

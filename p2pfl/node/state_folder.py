@@ -45,7 +45,7 @@ def held_state(state: Path, group: str | int | None = None) -> Iterator[None]:
     before = os.umask(_NOBODY_ELSE if group is None else _GROUP_READS)
     try:
         _make(state, group)
-        _check(state, group)
+        check_state_folder(state, group)
         with _only_one(state):
             yield
     finally:
@@ -65,7 +65,7 @@ def unused_state(state: Path, group: str | int | None = None) -> Iterator[None]:
     """
     if not state.is_dir():
         raise ConfigError("no such folder", str(state))
-    _check(state, group)
+    check_state_folder(state, group)
     try:
         descriptor = os.open(state / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # a copy, on which no node has run
@@ -92,7 +92,7 @@ def _make(state: Path, group: str | int | None) -> None:
         raise ConfigError(f"cannot be made: {error.strerror}", str(state)) from error
 
 
-def _check(state: Path, group: str | int | None) -> None:
+def check_state_folder(state: Path, group: str | int | None) -> None:
     """Refuse a folder that others may enter, with the command that mends it."""
     place, found = shlex.quote(str(state)), state.stat()
     mode, own = stat.S_IMODE(found.st_mode), os.geteuid()
@@ -153,14 +153,14 @@ def _lock(file: IO[bytes], kind: int, state: Path) -> None:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:
             if time.monotonic() >= until_s:
-                holder = _holder(file.fileno())
+                holder = holder_of(file.fileno())
                 raise ConfigError(f"another node is running on this state folder{holder}: stop it first", str(state)) from error
             time.sleep(_POLL_S)
         else:
             return
 
 
-def _holder(descriptor: int) -> str:
+def holder_of(descriptor: int) -> str:
     """Process that holds the lock, in brackets; empty where the system does not say."""
     found = os.fstat(descriptor)
     inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"

@@ -18,6 +18,7 @@ from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour, Others, SendNew
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
+from p2pfl.protocol.probes import Probes, hear_probe
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.state_check import STATE_LOST, StateCheck
 from p2pfl.protocol.stop_agreement import StopAgreement
@@ -61,6 +62,7 @@ class Protocol:
         stop_rule: by which the network agrees to stop; None: it does not, or this node cannot tell whether a stop round holds.
         earliest_stop: the first round after which the network can have agreed to stop; None: it stops at its cap.
         push_sum: its part in a sum over all nodes, where these are too many to hear of each.
+        probes: the facts that it tells neighbours' doctors; None: it answers none.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Protocol:
         earliest_stop: int | None = None,
         push_sum: PushSumConversation | None = None,
         start: StartAgreement | None = None,
+        probes: Probes | None = None,
     ) -> None:
+        self._probes = probes
         self.edges, self.deadlines, self.neighbours = edges, deadlines, edges.neighbours
         self.pace: Pace[ReceivedUpdate] = PACES[pace].of(edges, deadlines, max_age=max_age)
         others = others if others is not None else Others(edges.neighbours)
@@ -143,10 +147,12 @@ class Protocol:
         return found
 
     def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> ReceivedMessage | None:
-        """A message that is in order, with what it says of the start and of others taken up; None: it was refused and counted."""
+        """A message that is in order, with what it says of the start and of others taken up; None: it is done with, or refused."""
         try:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
+            if hear_probe(self._probes, neighbour, message):
+                return None
             if isinstance(message, News):
                 self.stopping.check(message.stop.stop_round)
             if self._push_sum is not None and isinstance(message, PushSum):

@@ -10,7 +10,22 @@ from typing import Final
 
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
-from p2pfl.wire.messages import NOTHING_REMEMBERED, Chunk, Goodbye, Hello, Message, Remembered, Report, ResendRequest, StopNews, Update
+from p2pfl.wire.messages import (
+    NEWEST_SCHEMA,
+    NOTHING_REMEMBERED,
+    Chunk,
+    Goodbye,
+    Hello,
+    Message,
+    Probe,
+    ProbeAnswer,
+    Remembered,
+    Report,
+    ResendRequest,
+    StopNews,
+    Update,
+)
+from p2pfl.wire.negotiation import announced_schema
 from p2pfl.wire.update import Assembly, MakeRoom, ReceivedUpdate, Unpacked, UpdateFormat, in_memory
 
 
@@ -132,6 +147,11 @@ class LinkSession:
         return self.state is LinkState.OPEN
 
     @property
+    def schema(self) -> int:
+        """The lower of both ends' newest schemas, which both speak; the oldest one as long as the neighbour has not said Hello."""
+        return min(NEWEST_SCHEMA, announced_schema(self._peer_incarnation))
+
+    @property
     def progress(self) -> tuple[int, int] | None:
         """Exchange and bytes so far of the update that is coming in; None between updates. While it grows there is nothing to ask for."""
         update = self._assembly.update
@@ -202,6 +222,8 @@ class LinkSession:
         message, payload = decode(frames)
         if isinstance(message, Hello):
             return self._hear_hello(message)
+        if isinstance(message, Probe | ProbeAnswer):  # in any state: a doctor never says Hello
+            return ReceivedMessage(message=message)
         self._step(HandshakeEvent.GOODBYE if isinstance(message, Goodbye) else HandshakeEvent.MESSAGE)
         match message:
             case Update():
