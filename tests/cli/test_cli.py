@@ -80,6 +80,7 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_manual():
     assert sorted(COMMANDS) == [
+        "chaos",
         "dashboard",
         "data fetch",
         "data list",

@@ -139,7 +139,7 @@ def test_the_command_ends_with_a_report_in_its_folder(run, experiment, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_twenty_seeds_with_real_daemons_end_at_one_agreed_round_with_the_mean_where_it_was(part, forks, tmp_path):
-    plan = plan_of(resolve(EXPERIMENT, {}), ())
+    plan = plan_of(resolve(EXPERIMENT, {"nodes": 3, "rounds": 12}), ())
     for seed in range(part, SEEDS, PARTS):
         found = run_chaos(plan, draw_plan(plan.experiment, neighbours_of(plan), KINDS, seed), place=tmp_path / str(seed), fork=forks)
 
