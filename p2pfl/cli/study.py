@@ -13,7 +13,6 @@ import typer
 from p2pfl.cli.options import AcceptDifference, AllowTask, Json
 from p2pfl.cli.run import checked_kinds
 from p2pfl.errors import ConfigError, some
-from p2pfl.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
@@ -213,6 +212,7 @@ def join(
     from p2pfl.governance.result_contract import accepted
     from p2pfl.governance.study import confirms
     from p2pfl.node.own_contract import differences_here
+    from p2pfl.yaml_files import dump_yaml
 
     found = load_study(study)
     if not confirms(found, confirm):

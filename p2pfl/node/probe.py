@@ -193,7 +193,7 @@ class Probe:
         return Finding(message="Hello", outcome="no answer", reason=counted, detail=f"nothing came within {GREET_S:g} s", as_expected=False)
 
     def _differs(self) -> str:
-        """What this member holds beside what the node holds, by their Hellos."""
+        """Compare what this member holds with what the node holds, by their Hellos."""
         if self.heard.hello is None:
             return "the node has not said what it holds"
         mine, theirs = self._hello(), self.heard.hello
