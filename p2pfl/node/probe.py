@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from p2pfl.errors import PeerError, TransportError
-from p2pfl.node.probe_messages import FARTHEST, Standing, Trial, faulty_trials, harmless_trials
+from p2pfl.node.probe_messages import FARTHEST, Attempt, Standing, faulty_attempts, harmless_attempts
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession
@@ -23,7 +23,7 @@ from p2pfl.wire.messages import Goodbye, Hello, Message, News, Ready, Records, R
 
 LINK_S = 20.0
 """How long the link may take to come up."""
-GREET_S = 10.0
+HANDSHAKE_S = 10.0
 ANSWER_S = 3.0
 """How long the answer to one message may take."""
 HELLO_EVERY_S = 0.5
@@ -51,7 +51,7 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class Heard:
+class NodeStatements:
     """Everything that a node has said to a probe."""
 
     exchange: int = 0
@@ -90,7 +90,7 @@ class Probe:
     ) -> None:
         self._transport, self._session, self._standing, self._peer = transport, session, standing, session.peer
         self._anew, self._remembered, self._counts = anew, remembered, counts
-        self.heard = Heard()
+        self.heard = NodeStatements()
         self._came: asyncio.Queue[Message] = asyncio.Queue()
         self._has_left = False
 
@@ -104,11 +104,11 @@ class Probe:
             reading = group.create_task(self._read(), name="reads what the node says")
             try:
                 await self._connect()
-                findings = [await self._greet()]
+                findings = [await self._handshake()]
                 if self._session.is_open:
-                    findings += [await self._try(trial) for trial in harmless_trials(self._now)]
+                    findings += [await self._try(attempt) for attempt in harmless_attempts(self._now)]
                     if faulty:
-                        findings += [await self._try(trial) for trial in faulty_trials(self._now(), self._hello())]
+                        findings += [await self._try(attempt) for attempt in faulty_attempts(self._now(), self._hello())]
                     findings.append(await self._leave())
             finally:
                 reading.cancel()
@@ -167,9 +167,9 @@ class Probe:
                 raise TransportError(f"no link to {self._peer} within {LINK_S:g} s: {why}")
             await asyncio.sleep(0.02)
 
-    async def _greet(self) -> Finding:
+    async def _handshake(self) -> Finding:
         before = self._refusals()
-        until_s = time.monotonic() + GREET_S
+        until_s = time.monotonic() + HANDSHAKE_S
         self.heard.forget_refusals()
         while not self._session.is_open and self.heard.goodbye is None and time.monotonic() < until_s:
             await self._send(encode(self._hello()))
@@ -190,7 +190,9 @@ class Probe:
         if self.heard.fault is not None:
             return Finding(message="Hello", outcome="no answer", detail=f"its own Hello: {self.heard.fault}", as_expected=False)
         counted = self._new_refusals(before)
-        return Finding(message="Hello", outcome="no answer", reason=counted, detail=f"nothing came within {GREET_S:g} s", as_expected=False)
+        return Finding(
+            message="Hello", outcome="no answer", reason=counted, detail=f"nothing came within {HANDSHAKE_S:g} s", as_expected=False
+        )
 
     def _differs(self) -> str:
         """Compare what this member holds with what the node holds, by their Hellos."""
@@ -206,42 +208,44 @@ class Probe:
             found.append(f"the node remembers this member at {theirs.remembered}")
         return "; ".join(found)
 
-    async def _try(self, trial: Trial) -> Finding:
+    async def _try(self, attempt: Attempt) -> Finding:
         """Send one message, ask whether the link is still open, and conclude."""
-        if not trial.frames:
-            return Finding(message=trial.name, outcome="not sent", detail=trial.why_not)
+        if not attempt.frames:
+            return Finding(message=attempt.name, outcome="not sent", detail=attempt.why_not)
         before = self._refusals()
         self._drain()
         self.heard.forget_refusals()
-        await self._send(trial.frames)
+        await self._send(attempt.frames)
         await self._send(encode(ResendRequest(exchange=FARTHEST, whole=False, lost=False, offset=0, digest=None)))
         answers = await self._answers()
         counted = self._new_refusals(before)
         reason = self.heard.goodbye or counted
-        found = self._finding(trial, answers, reason)
-        if trial.ends_link:
+        found = self._finding(attempt, answers, reason)
+        if attempt.ends_link:
             self._session.refuse()
-            await self._greet()
+            await self._handshake()
         return found
 
-    def _finding(self, trial: Trial, answers: tuple[str, ...], reason: str | None) -> Finding:
-        shown = tuple(dict.fromkeys(name for name in answers if name in trial.answered_by or name == "Goodbye"))
+    def _finding(self, attempt: Attempt, answers: tuple[str, ...], reason: str | None) -> Finding:
+        shown = tuple(dict.fromkeys(name for name in answers if name in attempt.answered_by or name == "Goodbye"))
         is_answered = bool({"Heartbeat", "Closing", "Goodbye"} & set(answers))
         knows = self._counts is not None or self.heard.goodbye is not None
         if reason is not None:
-            outcome = "left alone" if reason in trial.may_be else "refused"
-            is_right = reason in trial.may_be or reason in trial.refused_as
-            return Finding(message=trial.name, outcome=outcome, reason=reason, answers=shown, as_expected=is_right)
+            outcome = "left alone" if reason in attempt.may_be else "refused"
+            is_right = reason in attempt.may_be or reason in attempt.refused_as
+            return Finding(message=attempt.name, outcome=outcome, reason=reason, answers=shown, as_expected=is_right)
         if not is_answered:
             detail = "the question after it was not answered: the link is not open any more"
-            return Finding(message=trial.name, outcome="no answer", detail=detail, answers=shown, as_expected=False)
-        if trial.refused_as:
-            named = " or ".join(sorted(trial.refused_as))
+            return Finding(message=attempt.name, outcome="no answer", detail=detail, answers=shown, as_expected=False)
+        if attempt.refused_as:
+            named = " or ".join(sorted(attempt.refused_as))
             if knows:
                 detail = f"expected {named}, and nothing was counted"
-                return Finding(message=trial.name, outcome="taken", detail=detail, answers=shown, as_expected=False)
-            return Finding(message=trial.name, outcome="unknown", detail=f"to be refused as {named}; the node does not say", answers=shown)
-        return Finding(message=trial.name, outcome="taken", answers=shown)
+                return Finding(message=attempt.name, outcome="taken", detail=detail, answers=shown, as_expected=False)
+            return Finding(
+                message=attempt.name, outcome="unknown", detail=f"to be refused as {named}; the node does not say", answers=shown
+            )
+        return Finding(message=attempt.name, outcome="taken", answers=shown)
 
     async def _leave(self) -> Finding:
         self._has_left = True  # a Hello after it would take it back

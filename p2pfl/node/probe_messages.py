@@ -36,7 +36,7 @@ _TRIFLES = frozenset({"stale_round", "far_round", "duplicate", "contradiction", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Attempt:
     """One message that is sent, and how a node that keeps to the protocol takes it."""
 
     name: str
@@ -57,7 +57,7 @@ class Standing:
     """State of the member in whose name a probe speaks, and what it has heard of the node."""
 
     ledger: EdgeLedger
-    """Of the edge, as the member's checkpoint has it."""
+    """Ledger of the edge, as the member's checkpoint has it."""
     exchange: int
     """Where the member is."""
     stop: StopNews
@@ -77,57 +77,57 @@ class Standing:
         return found.full or found
 
 
-def harmless_trials(now: Callable[[], Standing]) -> Iterator[Trial]:
+def harmless_attempts(now: Callable[[], Standing]) -> Iterator[Attempt]:
     """One message of each kind but Hello and Goodbye, as the member could send them after a restart; *now*: what is known by then."""
     of = now()
     report, stop = of.ledger.report(), of.stop
-    yield Trial(name="Heartbeat", frames=encode(Heartbeat(exchange=of.exchange, report=report, stop=stop)))
+    yield Attempt(name="Heartbeat", frames=encode(Heartbeat(exchange=of.exchange, report=report, stop=stop)))
     request = ResendRequest(exchange=of.their_exchange, whole=False, lost=False, offset=0, digest=None)
-    yield Trial(name="ResendRequest", frames=encode(request), answered_by=frozenset({"Update", "Sent", "Heartbeat", "Closing"}))
+    yield Attempt(name="ResendRequest", frames=encode(request), answered_by=frozenset({"Update", "Sent", "Heartbeat", "Closing"}))
     chunk = encode(Chunk(exchange=of.their_exchange, offset=CHUNK_BYTES), memoryview(b"\0"))
-    yield Trial(name="Chunk", frames=chunk, may_be=_TRIFLES, answered_by=frozenset({"ResendRequest"}))
+    yield Attempt(name="Chunk", frames=chunk, may_be=_TRIFLES, answered_by=frozenset({"ResendRequest"}))
     sent = Sent(exchange=of.their_exchange, whole=False)
-    yield Trial(name="Sent", frames=encode(sent), answered_by=frozenset({"ResendRequest"}))
+    yield Attempt(name="Sent", frames=encode(sent), answered_by=frozenset({"ResendRequest"}))
     yield _own_update(of)
-    yield Trial(name="Busy", frames=encode(Busy(exchange=FARTHEST)))
-    yield Trial(name="ProofRequest", frames=encode(ProofRequest(relayed=True)), answered_by=frozenset({"Records"}))
+    yield Attempt(name="Busy", frames=encode(Busy(exchange=FARTHEST)))
+    yield Attempt(name="ProofRequest", frames=encode(ProofRequest(relayed=True)), answered_by=frozenset({"Records"}))
     of = now()
     if of.records:
-        yield Trial(name="Records", frames=encode(Records(sealed=tuple(of.records[:8]))))
+        yield Attempt(name="Records", frames=encode(Records(sealed=tuple(of.records[:8]))))
     else:
-        yield Trial(name="Records", why_not="the node has said no record that could be said back, and a new one would be a statement")
+        yield Attempt(name="Records", why_not="the node has said no record that could be said back, and a new one would be a statement")
     ready = Ready(sealed=tuple(of.ready[:8]), receipts=tuple(map(receipt, of.ready[:8])))
     question = encode(Probe(number=1, pad=b""))
-    yield Trial(name="Probe", frames=question, may_be=frozenset({"wrong_schema"}), answered_by=frozenset({"ProbeAnswer"}))
-    yield Trial(name="Ready", frames=encode(ready), answered_by=frozenset({"Ready"}))
+    yield Attempt(name="Probe", frames=question, may_be=frozenset({"wrong_schema"}), answered_by=frozenset({"ProbeAnswer"}))
+    yield Attempt(name="Ready", frames=encode(ready), answered_by=frozenset({"Ready"}))
     nothing = PushSum(round=FARTHEST, step=0, sum=0.0, weight=0.0, low=None, high=None, outage=0, hops=0, void=False)
-    yield Trial(name="PushSum", frames=encode(nothing))
+    yield Attempt(name="PushSum", frames=encode(nothing))
     closing = Closing(exchange=of.exchange, report=report, stop=stop, reason="rounds")
-    yield Trial(name="Closing", frames=encode(closing), answered_by=frozenset({"Heartbeat", "Closing"}))
+    yield Attempt(name="Closing", frames=encode(closing), answered_by=frozenset({"Heartbeat", "Closing"}))
 
 
-def _own_update(of: Standing) -> Trial:
+def _own_update(of: Standing) -> Attempt:
     """The member's last update once more: the same bytes, so that whatever becomes of them is right."""
     if of.sent is None:
-        return Trial(name="Update", why_not="the member has sent none that could be sent again, and a new one would be merged")
+        return Attempt(name="Update", why_not="the member has sent none that could be sent again, and a new one would be merged")
     if of.ledger.report().closed_through < of.sent.exchange - 1:
-        return Trial(name="Update", why_not="the member's checkpoint does not go with its last update")
+        return Attempt(name="Update", why_not="the member's checkpoint does not go with its last update")
     frames = next(iter(of.sent.messages(of.ledger.report(), of.stop)))
-    return Trial(name="Update", frames=frames, may_be=_TRIFLES)
+    return Attempt(name="Update", frames=frames, may_be=_TRIFLES)
 
 
-def faulty_trials(of: Standing, hello: Hello) -> Iterator[Trial]:
+def faulty_attempts(of: Standing, hello: Hello) -> Iterator[Attempt]:
     """Messages that no node may take, one for each reason that a single message can show."""
     busy = encode(Busy(exchange=0))[0]
     assert isinstance(busy, bytes)
-    yield Trial(name="another schema", frames=[busy.replace(b"\xa1v\x04", b"\xa1v\x03", 1)], refused_as=frozenset({"wrong_schema"}))
-    yield Trial(name="a byte behind the header", frames=[busy + b"\0"], refused_as=frozenset({"bad_message"}))
-    yield Trial(name="a payload where there is none", frames=[busy, b"\0"], refused_as=frozenset({"bad_message"}))
+    yield Attempt(name="another schema", frames=[busy.replace(b"\xa1v\x04", b"\xa1v\x03", 1)], refused_as=frozenset({"wrong_schema"}))
+    yield Attempt(name="a byte behind the header", frames=[busy + b"\0"], refused_as=frozenset({"bad_message"}))
+    yield Attempt(name="a payload where there is none", frames=[busy, b"\0"], refused_as=frozenset({"bad_message"}))
     early = StopNews(agreed_for=0, stop_round=0)
     at_once = Heartbeat(exchange=of.exchange, report=of.ledger.report(), stop=early)
-    yield Trial(name="a stop at round 0", frames=encode(at_once), refused_as=frozenset({"implausible_stop"}))
+    yield Attempt(name="a stop at round 0", frames=encode(at_once), refused_as=frozenset({"implausible_stop"}))
     no_record = encode(Ready(sealed=(bytes(65),), receipts=()))
-    yield Trial(name="a record that is none", frames=no_record, refused_as=frozenset({"bad_record"}))
+    yield Attempt(name="a record that is none", frames=no_record, refused_as=frozenset({"bad_record"}))
     yield from _faulty_updates(of)
     for name, changes in {
         "wrong_name": {"member": "nobody-of-this-name"},
@@ -136,10 +136,10 @@ def faulty_trials(of: Standing, hello: Hello) -> Iterator[Trial]:
         "wrong_start": {"start": bytes(32)},
     }.items():
         wrong = encode(replace(hello, **changes))  # type: ignore[arg-type]  # each is a field of its own type
-        yield Trial(name=f"Hello, {name.removeprefix('wrong_')}", frames=wrong, refused_as=frozenset({name}), ends_link=True)
+        yield Attempt(name=f"Hello, {name.removeprefix('wrong_')}", frames=wrong, refused_as=frozenset({name}), ends_link=True)
 
 
-def _faulty_updates(of: Standing) -> Iterator[Trial]:
+def _faulty_updates(of: Standing) -> Iterator[Attempt]:
     """Updates of the node's own exchange that it must refuse; it then waits for the member no more until a sound one comes."""
     fmt, exchange = of.format, of.their_exchange
     is_encoded = of.formats[exchange % len(of.formats)].full is not None
@@ -161,11 +161,11 @@ def _faulty_updates(of: Standing) -> Iterator[Trial]:
     if exchange:
         behind = replace(of.ledger.report(), closed_through=exchange - 2, merged=(), confirmed=-1, settled=-1)
         report = encode(replace(update, report=behind), first)
-        yield Trial(name="Update, report that is behind", frames=report, refused_as=frozenset({"wrong_report"}))
+        yield Attempt(name="Update, report that is behind", frames=report, refused_as=frozenset({"wrong_report"}))
     size = encode(replace(update, size_bytes=update.size_bytes + 1), first)
-    yield Trial(name="Update, another size", frames=size, refused_as=late | {"wrong_size"})
+    yield Attempt(name="Update, another size", frames=size, refused_as=late | {"wrong_size"})
     (name, dtype, count), *others = update.channels
     renamed = encode(replace(update, channels=((name + "x", dtype, count), *others)), first)
-    yield Trial(name="Update, another channel", frames=renamed, refused_as=late | {"wrong_format"})
+    yield Attempt(name="Update, another channel", frames=renamed, refused_as=late | {"wrong_format"})
     if good.payload.nbytes <= CHUNK_BYTES:
-        yield Trial(name="Update, another digest", frames=encode(update, first), refused_as=late | {"wrong_digest"})
+        yield Attempt(name="Update, another digest", frames=encode(update, first), refused_as=late | {"wrong_digest"})

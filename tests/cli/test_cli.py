@@ -88,6 +88,7 @@ def test_the_commands_are_those_of_the_manual():
         "keys describe",
         "keys new",
         "keys show",
+        "node probe",
         "node start",
         "node status",
         "predict",
