@@ -148,7 +148,7 @@ def messages() -> dict[str, Any]:
         ProofRequest(relayed=False),
         ProofRequest(relayed=True),
         Probe(number=0, pad=b""),
-        Probe(number=MOST, pad=bytes(60_000)),
+        Probe(number=MOST, pad=bytes(300)),
         replace(answer, forward=None, outputs=()),
         answer,
     )
