@@ -206,6 +206,7 @@ class RelayTransport:
                 self._faults.pop(peer.name, None)
                 self._bring(peer.name, stream)
                 pause_s = RECONNECT_S
+                await asyncio.sleep(pause_s)  # a relay that lies must not have this end run in a circle
                 break
             else:
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
