@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
-from p2pfl.errors import P2PFLError
+from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.governance.card import Card
 from p2pfl.governance.names import split_address
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of, unknown
@@ -15,8 +14,10 @@ from p2pfl.node.doctor.measuring import measure_edges
 from p2pfl.node.own_links import own_links
 from p2pfl.node.own_probes import first_outputs, own_probes
 from p2pfl.node.status import read_edges
-from p2pfl.transports import LinkCondition, resolver
+from p2pfl.transports import LinkCondition
 from p2pfl.transports.base import dials
+from p2pfl.transports.dialler import RESOLVE_S
+from p2pfl.transports.resolver import Resolver, is_numeric
 
 CLOCK_S = 30.0
 """Clocks that are further apart than this make records and logs of two sites hard to compare, and card and token dates wrong."""
@@ -43,19 +44,18 @@ def check_names(exam: Examination) -> Noted:
     for peer, addresses in _dialled(exam).items():
         for address in addresses:
             host = split_address(address)[0].strip("[]")
-            if not resolver.is_numeric(host):
+            if not is_numeric(host):
                 names[host] = peer
     for host, peer in names.items():
         try:
-            found = resolver.look_up(host)
-        except (OSError, UnicodeError) as error:
-            why = error.strerror if isinstance(error, socket.gaierror) else str(error)
+            found = asyncio.run(Resolver().resolve(host, RESOLVE_S))
+        except TransportError as error:
             yield Finding(
-                fault=f"the name {host} on the card of {peer} cannot be resolved here ({why})",
+                fault=f"{error}, and it is on the card of {peer}",
                 remedy=f"ask {peer} whether it is right, or enter it in this site's DNS or /etc/hosts",
             )
             continue
-        yield Fact(what=f"name {host}", said=f"is {', '.join(found)}", figures={"addresses": found})
+        yield Fact(what=f"name {host}", said=f"is {', '.join(found)}", figures={"addresses": list(found)})
 
 
 def check_edges(exam: Examination) -> Noted:
@@ -91,7 +91,7 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
         if edge.detail:
             yield Finding(
                 fault=f"{edge.detail} while {edge.peer} was awaited",
-                remedy=f"ask {edge.peer} whether it holds this study, with these digits of its card",
+                remedy=f"ask {edge.peer} whether it holds this study, and dials with the keys of its card",
             )
         else:
             yield unknown(what, f"{who}, and has not yet; ask it to start its node or its doctor now", **figures)
@@ -193,7 +193,7 @@ def check_agreement(exam: Examination) -> Noted:
         yield Fact(what=f"agreement with {edge.peer}", said="the same study, layout and first parameters", figures=theirs)
         contract = exam.study.result_contract
         if edge.answer is None or contract is None:
-            yield unknown(f"versions of {edge.peer}", "they are unknown")
+            yield unknown(f"versions of {edge.peer}", "it does not answer a doctor")
             continue
         there = {"torch": edge.answer.torch, "arithmetic": edge.answer.arithmetic}
         agreed = {"torch": contract.torch, "arithmetic": contract.arithmetic}
