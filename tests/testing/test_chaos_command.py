@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from commands import run_here
+from p2pfl.evaluation.results import read_models, write_models
 from p2pfl.experiment.loading import resolve
 from p2pfl.faults.drawing import KINDS
 from p2pfl.faults.plan_file import FaultPlan
 from p2pfl.launcher.processes import ForkServer
+from p2pfl.launcher.watched import WatchedNode
 from p2pfl.runs.records import read_run
 from p2pfl.testing.chaos import MOST_DRIFT, ChaosReport, FaultOutcome, NodeOutcome, draw_plan, neighbours_of, plan_of, run_chaos
-from p2pfl.testing.mean_drift import Drift
+from p2pfl.testing.mean_drift import Drift, measure_drift
 
 EXPERIMENT = {
     "task": {"name": "quadratic", "dimension": 3},
@@ -133,6 +135,13 @@ def test_the_command_ends_with_a_report_in_its_folder(run, experiment, tmp_path)
     assert any(fault["recovered_s"] is not None for fault in document["faults"])
     assert (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "undisturbed" / "summary.json").exists()
+
+    plan = plan_of(resolve(experiment, {}), ())
+    watched = {name: WatchedNode(name=name, folder=tmp_path / "run" / "sites" / name) for name in plan.names}
+    place, x_P = watched["node-0"].run_folder, read_models(watched["node-0"].run_folder)["node-0"]
+    write_models(place, ("node-0",), x_P[None] + 0.04, plan.layout, {})
+
+    assert measure_drift(plan, watched).value == pytest.approx(0.01, abs=1e-5)  # a quarter of what one of four models was moved by
 
 
 @LINUX
