@@ -178,6 +178,8 @@ class Daemon:
             if due is None:
                 return
             node.spend("wait", began_s)
+            if protocol.pace.in_step:
+                mixing.statistics.note_lateness(phase, protocol.arrivals.lateness(protocol.edges.exchange, due.came))
             began_s = self.clock.now_s()
             heard = [held.update.stop.agreed_for for held in due.admitted.values()]
             await mixing.merge(due, outgoing, number, phase, local_steps=local_steps)
@@ -200,6 +202,7 @@ class Daemon:
             updates, full, digest = await asyncio.to_thread(node.mixing.pack, outgoing, node.place.phase)
             protocol.send(updates, clock.now_s(), full=full, state_digest=digest)
             node.rounds.note_sent(updates)
+            node.sending.begin()
             node.sending.wake()
         began_s, say_after_s = clock.now_s(), SAY_AWAITED_S
         while not protocol.claims.is_behind():

@@ -52,6 +52,16 @@ class RoundStatistics:
 
     skipped: set[str] = field(default_factory=set)
 
+    lateness: dict[str, float] | None = None
+    """Seconds by which the updates of neighbours came later than the own one was sent, of all exchanges so far; None: not all are known."""
+
+    def note_lateness(self, phase: int, found: Mapping[str, float]) -> None:
+        """Add the lateness of an exchange; a neighbour counts that has come to all of them."""
+        if phase == 0:
+            self.lateness = dict(found)
+        elif self.lateness is not None:
+            self.lateness = {name: late + found[name] for name, late in self.lateness.items() if name in found}
+
 
 def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateFormat]:
     """Formats of the updates by phase; the population is at its start."""

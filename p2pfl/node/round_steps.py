@@ -16,6 +16,8 @@ from p2pfl.training.freed_memory import return_freed_memory
 TRIM_FROM_BYTES = 8 * 2**20
 """Size of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 
+_DIGITS = 6  # of a second: more say nothing
+
 
 async def train(node: Node, local_steps: int) -> None:
     """Take the local steps of a node's round, if there are any."""
@@ -65,6 +67,8 @@ async def end_round(node: Node, seen: RoundStatistics, merged: list[Any] | None)
             seconds=node.seconds.end_round(),
             merged=merged,
             metrics=metrics,
+            sending_s=node.sending.take_seconds(),
+            lateness={name: round(late, _DIGITS) for name, late in seen.lateness.items()} if seen.lateness else None,
         )
     )
     node.sending.wake()

@@ -24,6 +24,8 @@ LOOK_AGAIN_S = 1.0
 FLUSH_S = 2.0
 """How long the last messages have to get into their links. A link that is down says so at once; a full one is not waited for any longer."""
 
+_DIGITS = 6  # of a second: more say nothing
+
 
 class Sending:
     """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
@@ -42,6 +44,21 @@ class Sending:
         self.bytes_sent = 0
         """Bytes of updates, by this process and earlier ones; repetitions are left out."""
         self._taken_bytes = 0
+        self._began_s: float | None = None
+        self._seconds = 0.0
+        """Of the exchanges of this round before the one at hand."""
+        self._last_s = 0.0
+        """Of the exchange at hand, until now."""
+
+    def begin(self) -> None:
+        """Measure from now on how long the updates of an exchange take into their links."""
+        self._seconds, self._last_s, self._began_s = self._seconds + self._last_s, 0.0, self._clock.now_s()
+
+    def take_seconds(self) -> float | None:
+        """Return the seconds that this round's updates took into their links, and count from nothing; None where there were none."""
+        total, began_s = self._seconds + self._last_s, self._began_s
+        self._seconds, self._last_s, self._began_s = 0.0, 0.0, None
+        return None if began_s is None else round(total, _DIGITS)
 
     def restore(self, bytes_sent: int) -> None:
         """Go on counting where an earlier process was."""
@@ -114,6 +131,8 @@ class Sending:
             if not item.again:
                 self.bytes_sent += _size_of(frames)
         self._protocol.transfers.note_handed_over(neighbour.name, item)
+        if self._began_s is not None and not item.again and item.exchange == self._protocol.edges.exchange:
+            self._last_s = self._clock.now_s() - self._began_s
 
     async def _send_shorts_until(self, neighbour: Neighbour, until_s: float) -> None:
         """Send the short messages that are there, and those that come until the next chunk may go."""
