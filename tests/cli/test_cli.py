@@ -86,6 +86,7 @@ def test_the_commands_are_those_of_the_manual():
         "data list",
         "doctor",
         "inspect",
+        "keys card",
         "keys describe",
         "keys new",
         "keys show",
