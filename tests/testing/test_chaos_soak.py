@@ -10,7 +10,6 @@ import pytest
 
 from p2pfl.experiment.loading import resolve
 from p2pfl.faults.drawing import KINDS, Pace, draw_faults
-from p2pfl.faults.plan_file import FaultPlan
 from p2pfl.faults.script import Fault, FaultKind, FaultScript
 from p2pfl.launcher.processes import ForkServer
 from p2pfl.launcher.watched import WatchedNode
@@ -74,9 +73,8 @@ def test_two_hundred_seeds_with_eight_daemons(part, forks, tmp_path):
 
 def test_an_hour_with_a_fault_every_other_second(forks, tmp_path):
     plan = plan_of(resolve(EIGHT, {"rounds": int(HOUR_S / ROUND_S)}), ())
-    neighbours = neighbours_of(plan)
     pace = Pace(begins=(5.0, HOUR_S - 60.0), every=(0.5, 2.0), lasts=(0.5, 8.0), in_rounds=False)
-    script = FaultPlan.of(draw_faults(KINDS, seed=7, neighbours=neighbours, pace=pace), neighbours).script(neighbours)
+    script = draw_faults(KINDS, seed=7, neighbours=neighbours_of(plan), pace=pace)
     rehearsed = rehearse_plan(plan, place=tmp_path, script=script, site={"round_at_least_s": ROUND_S}, deadline_s=4 * HOUR_S, fork=forks)
     drift = measure_drift(plan, rehearsed.watched)
     stall_s = longest_stall_s(rehearsed)
