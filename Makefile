@@ -73,6 +73,6 @@ dist: $(INSTALLED) ## What is released, in dist/: source, wheel, the list of sof
 	@cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
 clean: ## Remove .venv, runs and what tools left behind
-	rm -rf .venv runs build dist htmlcov *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build dist htmlcov tests/interop/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ import numpy as np
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
 from p2pfl.wire.messages import (
+    SCHEMA,
     Busy,
     Chunk,
     Closing,
@@ -120,9 +121,10 @@ def faulty_attempts(of: Standing, hello: Hello) -> Iterator[Attempt]:
     """Messages that no node may take, one for each reason that a single message can show."""
     busy = encode(Busy(exchange=0))[0]
     assert isinstance(busy, bytes)
-    yield Attempt(name="another schema", frames=[busy.replace(b"\xa1v\x04", b"\xa1v\x03", 1)], refused_as=frozenset({"wrong_schema"}))
+    older = busy.replace(b"\xa1v" + bytes([SCHEMA]), b"\xa1v" + bytes([SCHEMA - 1]), 1)
+    yield Attempt(name="another schema", frames=[older], refused_as=frozenset({"wrong_schema"}))
     yield Attempt(name="a byte behind the header", frames=[busy + b"\0"], refused_as=frozenset({"bad_message"}))
-    yield Attempt(name="a payload where there is none", frames=[busy, b"\0"], refused_as=frozenset({"bad_message"}))
+    yield Attempt(name="a payload where none is", frames=[busy, b"\0"], refused_as=frozenset({"bad_message"}))
     early = StopNews(agreed_for=0, stop_round=0)
     at_once = Heartbeat(exchange=of.exchange, report=of.ledger.report(), stop=early)
     yield Attempt(name="a stop at round 0", frames=encode(at_once), refused_as=frozenset({"implausible_stop"}))
@@ -161,7 +163,7 @@ def _faulty_updates(of: Standing) -> Iterator[Attempt]:
     if exchange:
         behind = replace(of.ledger.report(), closed_through=exchange - 2, merged=(), confirmed=-1, settled=-1)
         report = encode(replace(update, report=behind), first)
-        yield Attempt(name="Update, report that is behind", frames=report, refused_as=frozenset({"wrong_report"}))
+        yield Attempt(name="Update, report behind", frames=report, refused_as=frozenset({"wrong_report"}))
     size = encode(replace(update, size_bytes=update.size_bytes + 1), first)
     yield Attempt(name="Update, another size", frames=size, refused_as=late | {"wrong_size"})
     (name, dtype, count), *others = update.channels

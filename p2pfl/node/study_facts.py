@@ -22,7 +22,7 @@ from p2pfl.governance.study import Study
 from p2pfl.node.mixing import update_formats
 from p2pfl.node.own_edges import AHEAD
 from p2pfl.node.site import SiteFile
-from p2pfl.params import parameters_of
+from p2pfl.params import Layout, TensorSpec, parameters_of
 from p2pfl.protocol.agreed_start import GRACE_S, RESEND_S, longest_way
 from p2pfl.protocol.protocol import HELLO_EVERY_S
 from p2pfl.tasks import Task
@@ -80,7 +80,7 @@ def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = (), ove
         "pace": experiment.pace.name,
         **_rounds(experiment, schedule, algorithm.phases),
         "stop_rule": _stop_rule(experiment, schedule),
-        **_model(plan, formats),
+        **_model(study, plan, formats),
         "not_known": unknown or None,
         **_times(experiment, schedule, len(study.members), algorithm.phases),
     }
@@ -158,22 +158,39 @@ def _stop_rule(experiment: Experiment, schedule: Schedule) -> dict[str, Any] | N
     }
 
 
-def _model(plan: Plan | None, formats: Sequence[UpdateFormat]) -> dict[str, Any]:
-    """Layout, start and messages of the model; None each where its task cannot be made here."""
-    if plan is None:
-        return {"parameters": None, "start": None, "channels": None, "model_channel": None, "largest_norm": None}
+def _described(layout: Layout) -> dict[str, Any]:
+    """Tensors of a model with their places in its flat vector, and what of them does not travel."""
     places = [
         {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype, "count": spec.size, "offset": place.start}
-        for spec, place in plan.layout.slices()
+        for spec, place in layout.slices()
     ]
-    layout = {
-        "digest": plan.layout.digest,
+    return {
+        "digest": layout.digest,
         "tensors": places,
-        "personal": list(plan.layout.personal),
-        "frozen": [spec.name for spec in plan.layout.frozen],
-        "count": plan.layout.size,
-        "size_bytes": plan.layout.size_bytes,
+        "personal": list(layout.personal),
+        "frozen": [spec.name for spec in layout.frozen],
+        "count": layout.size,
+        "size_bytes": layout.size_bytes,
     }
+
+
+def _layout_in(study: Study) -> Layout | None:
+    """Layout that a study's own table gives; None where it has none."""
+    if study.layout is None:
+        return None
+    return Layout(
+        tensors=tuple(TensorSpec(row.name, row.shape, row.dtype) for row in study.layout if row.trains),
+        frozen=tuple(TensorSpec(row.name, row.shape, row.dtype, row.values) for row in study.layout if not row.trains),
+        personal=tuple(row.name for row in study.layout if row.trains and not row.travels),
+    )
+
+
+def _model(study: Study, plan: Plan | None, formats: Sequence[UpdateFormat]) -> dict[str, Any]:
+    """Layout, start and messages of the model; where its task cannot be made here, what the study's own table says of the layout."""
+    if plan is None:
+        layout = _layout_in(study)
+        nothing = dict.fromkeys(("start", "channels", "model_channel", "largest_norm"))
+        return {"parameters": None if layout is None else _described(layout), **nothing}
     starts_elsewhere = any(site.start is not None for site in plan.sites.values())
     start = {
         "digest": plan.start_digest,
@@ -185,7 +202,7 @@ def _model(plan: Plan | None, formats: Sequence[UpdateFormat]) -> dict[str, Any]
     }
     algorithm = plan.recipe.algorithm
     return {
-        "parameters": layout,
+        "parameters": _described(plan.layout),
         "start": start,
         "channels": [_phase(number, fmt) for number, fmt in enumerate(formats)],
         "model_channel": algorithm.model_channel,

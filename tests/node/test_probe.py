@@ -96,7 +96,7 @@ def test_faulty_messages_are_refused_each_for_its_reason(tmp_path):
             assert {name: finding.reason for name, finding in found.items() if finding.outcome == "refused"} == {
                 "another schema": "wrong_schema",
                 "a byte behind the header": "bad_message",
-                "a payload where there is none": "bad_message",
+                "a payload where none is": "bad_message",
                 "a stop at round 0": "implausible_stop",
                 "a record that is none": "bad_record",
                 "Update, another size": "wrong_size",

@@ -129,6 +129,17 @@ def test_what_needs_a_task_that_is_not_here_is_unknown_and_the_rest_is_there():
     assert found.values["diameter"] == 2
 
 
+def test_the_layout_of_a_task_that_is_not_here_is_that_of_the_studys_table():
+    plan = plan_of(task={"name": "synthetic-logistic", "features": 3}, nodes=3, personal=["bias"], rounds=2, stop=None)
+    here = study_of(plan).with_layout(plan.layout.table())
+    elsewhere = study_of(plan, task={"name": "nowhere:task"}).with_layout(plan.layout.table())
+
+    found = facts_of(elsewhere, "study.yaml").values
+
+    assert found["parameters"] == facts_of(here, "study.yaml").values["parameters"]
+    assert (found["parameters"]["digest"], found["parameters"]["personal"], found["start"]) == (plan.layout.digest, ["bias"], None)
+
+
 def test_study_show_prints_them_and_writes_the_first_parameters(tmp_path):
     plan = plan_of(task={"name": "synthetic-logistic", "features": 3}, nodes=3, rounds=2, stop=None)
     study_of(plan).save(tmp_path / "study.yaml")
