@@ -299,8 +299,8 @@ def _other_graph(run: RunRecords, times: _Times, place: int, now_s: float) -> It
         kind="graph",
         gain=1 - after_s / before_s,
         sentence=(
-            f"Without this link a round would take {_changed(now_s, without_s)}. Agreement to 1e-6 would take {rounds[1]} rounds instead of "
-            f"{rounds[0]}, which is {_changed(before_s, after_s)} of mixing. Its weight goes to the self-weights of its ends."
+            f"Without this link a round would take {_changed(now_s, without_s)}. Agreement to 1e-6 would take {rounds[1]} rounds instead "
+            f"of {rounds[0]}, which is {_changed(before_s, after_s)} of mixing. Its weight goes to the self-weights of its ends."
         ),
     )
 

@@ -313,7 +313,7 @@ def _cost(run: RunRecords) -> list[RenderableType]:
 
 
 def _where_time_goes(run: RunRecords) -> list[RenderableType]:
-    """What fraction of a round each node trained, waited, mixed and wrote; and who costs most, where anybody does."""
+    """Fractions of a round in which each node trained, waited, mixed and wrote; and who costs most, where anybody does."""
     found = busiest_first(utilisation(run))
     if not found:
         return []

@@ -24,7 +24,7 @@ class Utilisation:
     round_s: float
     """Mean seconds of one."""
     fractions: Mapping[str, float]
-    """Of its rounds, by `COST_PARTS`; they sum to 1."""
+    """Fractions of its rounds, by `COST_PARTS`; they sum to 1."""
     sending: float | None
     """Fraction in which its updates were on their way into its links, which is while it waits; None: not measured."""
 

@@ -46,9 +46,9 @@ class Sending:
         self._taken_bytes = 0
         self._began_s: float | None = None
         self._seconds = 0.0
-        """Of the exchanges of this round before the one at hand."""
+        """Seconds of this round's exchanges before the one at hand."""
         self._last_s = 0.0
-        """Of the exchange at hand, until now."""
+        """Seconds of the exchange at hand, until now."""
 
     def begin(self) -> None:
         """Measure from now on how long the updates of an exchange take into their links."""
