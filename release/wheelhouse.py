@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def pip(*arguments: object) -> None:
 
 
 def own_wheel(folder: Path) -> Path:
-    """Build the wheel of this checkout."""
+    """Build the wheel of this checkout; what an earlier build left would be in it, too, and goes first."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
     return next(folder.glob("p2pfl_mesh-*.whl"))
 

@@ -40,9 +40,10 @@ from p2pfl.node.own_probes import own_probes
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import own_plan
 from p2pfl.node.status import read_status
-from p2pfl.protocol.probes import Forward, Probes
+from p2pfl.protocol.probes import Probes
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port, resolver
 from p2pfl.yaml_files import dump_yaml, load_yaml
+from wire_samples import HELLO
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASK = "custom_task:stroke"
@@ -399,41 +400,66 @@ def test_a_clock_that_is_off_by_an_hour_is_found(clinics):
     assert "NTP" in text
 
 
-@pytest.mark.parametrize(
-    ("field", "words"), [("study", "another study"), ("layout", "another layout"), ("start", "other first parameters")]
-)
-def test_a_neighbour_that_holds_something_else_is_found(clinics, field, words):
-    with neighbour(clinics, LISTENS, lambda probes: replace(probes, **{field: bytes.fromhex(OTHER)})):
+def test_a_neighbour_that_holds_another_study_is_found(clinics):
+    with neighbour(clinics, LISTENS, lambda probes: replace(probes, study=bytes.fromhex(OTHER))):
         text = one_finding(examined(clinics.site(DIALS), wait_s=DEADLINE_S), "agreement")
 
-    assert f"hospital-a holds {words}" in text
+    assert "hospital-a holds another study" in text
 
 
-def test_a_neighbour_that_breaks_the_contract_is_found(clinics):
-    with neighbour(clinics, LISTENS, lambda probes: replace(probes, torch="1.99")):
-        text = one_finding(examined(clinics.site(DIALS), wait_s=DEADLINE_S), "agreement")
+OF_NEIGHBOURS = [check for check in CHECKS if check.name in ("clocks", "agreement", "forward pass")]
+
+
+@pytest.fixture(scope="module")
+def measured(original, tmp_path_factory) -> Examination:
+    """An examination of two healthy sites, for tests that change what the neighbour has answered."""
+    place = tmp_path_factory.mktemp("measured") / "two"
+    shutil.copytree(original.place, place)
+    exam = Examination(path=Clinics(place).site(DIALS), wait_s=DEADLINE_S)
+    with neighbour(Clinics(place), LISTENS):
+        assert examine(exam).findings == []
+    return exam
+
+
+def answered(measured: Examination, **changes: Any) -> Report:
+    """What is found where a neighbour answers something else."""
+    assert measured.edges is not None
+    edge = measured.edges[LISTENS]
+    assert edge.answer is not None
+    other = replace(edge, answer=replace(edge.answer, **changes))
+    return examine(replace(measured, edges={LISTENS: other}), OF_NEIGHBOURS)
+
+
+@pytest.mark.parametrize(("field", "words"), [("layout", "another layout"), ("start", "other first parameters")])
+def test_a_neighbour_that_holds_something_else_is_found(measured, field, words):
+    assert f"hospital-a holds {words}" in one_finding(answered(measured, **{field: bytes.fromhex(OTHER)}), "agreement")
+
+
+def test_a_neighbour_that_breaks_the_contract_is_found(measured):
+    text = one_finding(answered(measured, torch="1.99"), "agreement")
 
     assert "hospital-a does not keep the result contract: torch 1.99 there" in text
 
 
-def test_a_model_that_computes_otherwise_at_the_neighbour_is_found(clinics):
-    with neighbour(clinics, LISTENS, lambda probes: replace(probes, forward=lambda: Forward(digest=bytes(32), outputs=(9.0,)))):
-        text = one_finding(examined(clinics.site(DIALS), wait_s=DEADLINE_S), "forward pass")
+def test_a_model_that_computes_otherwise_at_the_neighbour_is_found(measured):
+    text = one_finding(answered(measured, forward=bytes(32), outputs=(9.0,)), "forward pass")
 
     assert "gives other numbers at hospital-a" in text
 
 
-def test_a_difference_in_rounding_is_no_finding(clinics):
-    def rounded(probes: Probes) -> Probes:
-        found = probes.forward()
-        assert found is not None
-        return replace(probes, forward=lambda: Forward(digest=bytes(32), outputs=tuple(value * (1 + 1e-7) for value in found.outputs)))
-
-    with neighbour(clinics, LISTENS, rounded):
-        report = examined(clinics.site(DIALS), wait_s=DEADLINE_S)
+def test_a_difference_in_rounding_is_no_finding(measured):
+    report = answered(measured, forward=bytes(32), outputs=tuple(value * (1 + 1e-7) for value in measured.edges[LISTENS].answer.outputs))
 
     assert report.findings == []
     assert any("but for rounding" in fact.said for _, fact in report.facts)
+
+
+def test_what_a_neighbour_of_an_earlier_version_does_not_tell_is_unknown(measured):
+    silent = replace(measured.edges[LISTENS], hello=HELLO, answer=None, clock_ahead_s=None)
+    report = examine(replace(measured, edges={LISTENS: silent}), OF_NEIGHBOURS[:1])
+
+    assert report.findings == []
+    assert [fact.is_known for _, fact in report.facts] == [False]
 
 
 def test_a_refused_key_is_found_at_both_ends(clinics):

@@ -13,7 +13,6 @@ from p2pfl.node.egress import egress_of
 from p2pfl.protocol.network_view import ViewPolicy
 
 ALGORITHMS = [
-    {"algorithm": {"name": "dpsgd"}},
     {"algorithm": {"name": "gradient-tracking"}},
     {"algorithm": {"name": "choco"}, "compressor": {"name": "top-k", "share": 0.25}},
 ]
@@ -64,7 +63,7 @@ def test_tensors_are_named_with_their_shapes():
 
 
 def test_a_full_update_goes_on_request_only():
-    found = listed(plan_with(**ALGORITHMS[2]), "hospital-0")
+    found = listed(plan_with(**ALGORITHMS[1]), "hospital-0")
 
     always, on_request = ({one.channel for one in found.tensors if one.on_request == asked} for asked in (False, True))
     assert "xhat" in on_request - always
