@@ -61,7 +61,7 @@ class LinkReports:
     def exclude(self, name: str) -> None:
         """Disconnect a neighbour that sends too much."""
         is_due = self._protocol.neighbours[name].allowance.broken
-        if is_due and (found := self._protocol.exclusion(name, self._clock.now_s())) is not None:
+        if is_due and (found := self._protocol.edges.exclusion(name, self._clock.now_s())) is not None:
             self._transport.disconnect(name, *found)
 
     def log_awaited(self, number: int, waited_s: float) -> None:

@@ -170,6 +170,16 @@ class Edges:
             neighbour.note_refusal(str(error).removeprefix(f"{error.reason}: "))
             neighbour.queue(Goodbye(reason=error.reason))
 
+    def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
+        """How long a neighbour is to be disconnected from now on, because it sends too much, and why; None: not at all."""
+        neighbour = self.neighbours[peer]
+        found = neighbour.allowance.exclusion(now_s)
+        if found is not None:
+            neighbour.note_fault()  # nobody waits for it until it sends an update
+            for_s, why = found
+            self.on_event(EventKind.EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
+        return found
+
     # ---- checkpoints
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.wire.messages import Message, Probe, ProbeAnswer
+from p2pfl.wire.messages import Probe, ProbeAnswer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,14 +55,11 @@ class Probes:
         )
 
 
-def hear_probe(probes: Probes | None, neighbour: Neighbour, message: Message) -> bool:
-    """Take a message that is part of probing, and answer it; whether it was one."""
+def hear_probe(probes: Probes | None, neighbour: Neighbour, message: Probe | ProbeAnswer) -> None:
+    """Answer a neighbour's question, or take its answer; None: this node does neither."""
+    if probes is None:
+        return
     if isinstance(message, Probe):
-        if probes is not None:
-            neighbour.queue(probes.answer(message))
-        return True
-    if isinstance(message, ProbeAnswer):
-        if probes is not None:
-            probes.take(neighbour.name, message)
-        return True
-    return False
+        neighbour.queue(probes.answer(message))
+    else:
+        probes.take(neighbour.name, message)

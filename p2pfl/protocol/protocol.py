@@ -35,6 +35,8 @@ from p2pfl.wire.messages import (
     Heartbeat,
     Hello,
     News,
+    Probe,
+    ProbeAnswer,
     ProofRequest,
     PushSum,
     Ready,
@@ -138,22 +140,13 @@ class Protocol:
             self._hear_update(neighbour, heard.received, now_s)
         return True
 
-    def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
-        """How long a neighbour is to be disconnected from now on, because it sends too much, and why; None: not at all."""
-        neighbour = self.neighbours[peer]
-        found = neighbour.allowance.exclusion(now_s)
-        if found is not None:
-            neighbour.note_fault()  # nobody waits for it until it sends an update
-            for_s, why = found
-            self.edges.on_event(EventKind.EXCLUDED, f"{peer} is disconnected for {for_s:g} s: it sends {why}", peer)
-        return found
-
     def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> ReceivedMessage | None:
         """A message that is in order, with what it says of the start and of others taken up; None: it is done with, or refused."""
         try:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
-            if hear_probe(self._probes, neighbour, message):
+            if isinstance(message, Probe | ProbeAnswer):
+                hear_probe(self._probes, neighbour, message)
                 return None
             if isinstance(message, News):
                 self.stopping.check(message.stop.stop_round)

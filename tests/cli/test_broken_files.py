@@ -202,7 +202,7 @@ TOPOLOGIES = {
     "a list as a key": ("nodes: 2\nedges: [{[a]: 1}]\n", ["line 2, column 10: a list as a key: expected a text"]),
     "a number as a key": (
         "nodes: 2\nedges: [{1: 2, between: [0, 1]}]\n",
-        ["edges[0].1 = 2: unknown key, one of between, weight, latency_ms, bandwidth_mbps"],
+        ["edges[0].1 = 2: unknown key, one of between, weight, latency_ms, bandwidth_mbps, transport"],
     ),
     "a weight too large for a float": (
         f"nodes: 2\nedges: [{{between: [0, 1], weight: {'9' * 400}}}]\n",

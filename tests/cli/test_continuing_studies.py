@@ -59,8 +59,8 @@ def test_a_site_moves_and_keeps_its_keys(older):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((), "give --address, or --dials-out, or --name"),
-        (("--address", "tcp://a.example:1", "--dials-out"), "not both of the first two"),
+        ((), "give --address or --dials-out"),
+        (("--address", "tcp://a.example:1", "--dials-out"), "of each pair one at most"),
         (("--name", "-rf"), "--name = '-rf': expected"),
         (("--address", "a.example:1"), "tcp://"),
     ],

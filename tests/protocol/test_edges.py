@@ -99,8 +99,8 @@ def test_who_sends_nonsense_is_disconnected_and_not_waited_for():
     for _ in range(33):
         a.protocol.hear("b", (memoryview(b"\xc1"),), a.now_s)
 
-    assert a.protocol.exclusion("c", a.now_s) is None
-    assert a.protocol.exclusion("b", a.now_s) == (10.0, "messages that no member sends (bad_message)")
+    assert a.protocol.edges.exclusion("c", a.now_s) is None
+    assert a.protocol.edges.exclusion("b", a.now_s) == (10.0, "messages that no member sends (bad_message)")
     assert a.events[-1] == ("excluded", "b is disconnected for 10 s: it sends messages that no member sends (bad_message)")
     assert a.protocol.pace.is_over(a.now_s)
 

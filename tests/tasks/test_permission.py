@@ -224,13 +224,25 @@ TAKES_NO_FILE = {
 }
 
 LINES = {
-    "up": [["sent.yaml", "--out", "fresh"], ["sent.yaml", "--dry-run"], ["--resume", "interrupted"], ["--resume", "run"]],
+    "up": [
+        ["sent.yaml", "--out", "fresh"],
+        ["sent.yaml", "--dry-run"],
+        ["sent.yaml", "--continues", "run", "--out", "fresh"],
+        ["--resume", "interrupted"],
+        ["--resume", "run"],
+    ],
+    "chaos": [
+        ["sent.yaml", "--plan", "kill", "--out", "fresh"],
+        ["sent.yaml", "--faults", "faults.yaml", "--out", "fresh"],
+        ["sent.yaml", "--plan", "kill", "--write-plan", "fresh.faults.yaml"],
+    ],
     "simulate": [
         ["sent.yaml", "--out", "fresh"],
         ["sent.yaml", "--dry-run"],
         ["--resume", "interrupted"],
         ["--resume", "interrupted", "--dry-run"],
         ["--replay", "run", "--out", "fresh"],
+        ["sent.yaml", "--faults", "faults.yaml", "--out", "fresh"],
     ],
     "sweep": [
         ["sent.yaml", "--seeds", 2, "--out", "fresh"],
@@ -244,16 +256,27 @@ LINES = {
     "topology compare": [["sent.yaml", "ring"]],
     "topology advise": [["sent.yaml"]],
     "keys show": [["keys"]],
+    "keys card": [["--keys", "keys", "--address", "tcp://127.0.0.1:7704"]],
     "keys describe": [["sent.yaml", "--keys", "keys"]],
-    "study new": [["sent.yaml", "--card", "keys/card.yaml", "--card", "other/card.yaml", "--out", "fresh.study.yaml"]],
+    "study new": [
+        ["sent.yaml", "--card", "keys/card.yaml", "--card", "other/card.yaml", "--out", "fresh.study.yaml"],
+        ["sent.yaml", "--card", "keys/card.yaml", "--card", "other/card.yaml", "--out", "fresh.study.yaml", "--continues", "study.yaml"],
+    ],
     "study show": [["study.yaml"]],
     "study join": [["study.yaml", "--keys", "keys", "--confirm", "{digest}", "--out", "fresh.site.yaml"]],
     "node start": [["site.yaml"], ["site.yaml", "--start-anew"], ["site.yaml", "--confirm", "{digest}"]],
     "node status": [["site.yaml"]],
+    "node egress": [["site.yaml"]],
+    "node probe": [["tcp://127.0.0.1:7705", "--site", "site.yaml"]],
+    "doctor": [["site.yaml"]],
 }
 """What each command can be given that somebody sent."""
 
-NEEDS_THE_TASK = {"up", "simulate", "sweep", "predict", "keys describe", "node start"}
+NEEDS_THE_TASK = {"up", "chaos", "node egress", "simulate", "sweep", "predict", "keys describe", "node start"}
+
+
+NOTHING_TO_DO = (["--resume", "run"], ["sent.yaml", "--continues", "run", "--out", "fresh"])
+"""Lines that are over before the task is asked for: the run has ended, or is none of daemons."""
 
 
 def test_every_command_that_takes_a_file_is_attacked_here():
@@ -284,6 +307,7 @@ def send(lab, honest, task):
     (lab.folder / "interrupted" / "summary.json").unlink()
     raw = {**EXPERIMENT, "nodes": 2, "task": task}
     (lab.folder / "sent.yaml").write_text(dump_yaml(raw))
+    (lab.folder / "faults.yaml").write_text(dump_yaml({"schema": 1, "faults": []}))
     (lab.folder / "sweep").mkdir()
     grid = {"experiment": {"schema": content["schema"], **raw}, "vary": {}, "seeds": [0, 1]}
     (lab.folder / "sweep" / "sweep.yaml").write_text(dump_yaml(grid))
@@ -312,7 +336,7 @@ def test_no_command_runs_what_a_file_asks_for(lab, honest, command, attack):
 
                 lab.assert_untouched(f"{attack}: {words} {line}: {said}")
                 assert not [path for path in (lab.folder / "fresh", lab.folder / "state" / "run") if path.exists()]
-                if words in NEEDS_THE_TASK and line != ["--resume", "run"]:  # which has ended: there is nothing to do
+                if words in NEEDS_THE_TASK and line not in NOTHING_TO_DO:
                     assert (code, f"task.name = {task['name']!r}" in said or "task.name = " in said) == (2, True), f"{words} {line}: {said}"
                 for made in lab.folder.glob("fresh*"):
                     shutil.rmtree(made) if made.is_dir() else made.unlink()
