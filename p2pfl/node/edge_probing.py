@@ -9,7 +9,7 @@ from typing import Any
 from p2pfl.node.doctor.interview import EdgeMeasurement, Interview
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.wire.messages import SCHEMA_OF, Probe, ProbeAnswer
+from p2pfl.wire.messages import Probe, ProbeAnswer
 
 WITHIN_S = 4.0
 """Whoever asks the status page waits for five seconds."""
@@ -42,7 +42,7 @@ class EdgeProbing:
             self._measured = {
                 name: EdgeMeasurement(peer=name, is_dialled=False, schema=neighbour.session.schema)
                 for name, neighbour in protocol.neighbours.items()
-                if neighbour.session.is_open and neighbour.session.schema >= SCHEMA_OF[Probe.code]
+                if neighbour.session.is_open and neighbour.session.understands(Probe)
             }
             self._interviews = {name: Interview(ask) for name in self._measured}
             asking = [asyncio.ensure_future(self._interviews[name].examine(edge)) for name, edge in self._measured.items()]

@@ -13,6 +13,7 @@ from p2pfl.wire.codec import Frame, decode
 from p2pfl.wire.messages import (
     NEWEST_SCHEMA,
     NOTHING_REMEMBERED,
+    SCHEMA_OF,
     Chunk,
     Goodbye,
     Hello,
@@ -150,6 +151,10 @@ class LinkSession:
     def schema(self) -> int:
         """The lower of both ends' newest schemas, which both speak; the oldest one as long as the neighbour has not said Hello."""
         return min(NEWEST_SCHEMA, announced_schema(self._peer_incarnation))
+
+    def understands(self, kind: type[Message]) -> bool:
+        """Whether a message of a kind may be sent: it is of a schema that the neighbour has announced."""
+        return SCHEMA_OF[kind.code] <= self.schema
 
     @property
     def progress(self) -> tuple[int, int] | None:

@@ -361,5 +361,8 @@ News = Hello | Update | Heartbeat | Closing
 MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in get_args(Message)}
 """By type code. A code is never used for anything else again."""
 
-SCHEMA_OF: Final[dict[int, int]] = {code: 5 if kind in (Probe, ProbeAnswer) else SCHEMA for code, kind in MESSAGES.items()}
+SINCE: Final[dict[type[Message], int]] = {Probe: 5, ProbeAnswer: 5}
+"""Schemas of the messages that were added after the oldest one; only neighbours that announce it get them."""
+
+SCHEMA_OF: Final[dict[int, int]] = {code: SINCE.get(kind, SCHEMA) for code, kind in MESSAGES.items()}
 """By type code, the schema that a message is of: the number in its header."""

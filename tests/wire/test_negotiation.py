@@ -67,6 +67,8 @@ def test_the_lower_of_the_two_is_used(theirs, used):
     link.receive(encode(replace(HELLO, incarnation=incarnation)), exchange=7)
 
     assert (SCHEMA, used) == (before, link.schema)
+    assert link.understands(Probe) == (used >= SCHEMA_OF[Probe.code])
+    assert link.understands(Hello)
     assert link.state is LinkState.OPEN
 
 

@@ -58,6 +58,8 @@ def check_memory(exam: Examination) -> Noted:
         return
     needed = forecast_node(exam.plan, exam.population, len(exam.plan.neighbours(exam.site.member))).peak_bytes
     left = available_bytes()
+    if left is not None and left < needed:
+        exam.population = None  # nothing is trained for trial that might end other programs
     if exam.status is not None:
         yield Fact(what="memory", said=f"the node that runs has what it needs, at most {_mb(needed)}", figures={"needed_bytes": needed})
     elif left is None:
