@@ -126,6 +126,7 @@ class RelayTransport:
         linger_s: float = 2.0,
     ) -> None:
         self._way = RelayWay(me, secret_key, relays, way_out or DirectWay(heartbeat_s=heartbeat_s), heartbeat_s=heartbeat_s)
+        self._relays = relays
         self._peers = {peer.name: replace(peer, address=relays[peer.name].address) for peer in neighbours}
         self._coming: dict[int, str] = {}  # members by the local port that their connection to the own listener comes from
         self._faults: dict[str, UnreachableError] = {}
@@ -191,7 +192,11 @@ class RelayTransport:
     def link(self, peer: str) -> LinkState:
         """State of a link; see Transport.link."""
         link, fault = self._links.link(peer), self._faults.get(peer)
-        return link if fault is None or link.state not in _BEFORE else replace(link, state=fault.state, detail=str(fault))
+        if fault is not None and link.state in _BEFORE:
+            return replace(link, state=fault.state, detail=str(fault))
+        if link.state == LinkCondition.AWAITED:
+            return replace(link, detail=f"it has not come to its relay {self._relays[peer].name} yet")
+        return link
 
     async def _await_at_relay(self, peer: Endpoint) -> None:
         """Keep a connection with a relay, over which a neighbour that would dial comes, and another one when it has come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,34 @@ def test_a_relay_that_dies_costs_the_link_until_it_is_back(links, first):
 
     finish(main(), 60)
     links.beside = type("Closed", (), {"close": lambda self: None})()
+
+
+def test_who_is_waited_for_at_a_relay_is_said_at_both_ends(links, monkeypatch):
+    monkeypatch.setattr("p2pfl.transports.sockets.HANDSHAKE_S", 0.3)
+
+    async def main():
+        async with links.member("a", "b") as a:
+            assert (a.link("b").state, a.link("b").detail) == (LinkCondition.AWAITED, "it has not come to its relay relay yet")
+        async with links.member("b", "a") as b:
+            await until(lambda: b.link("a").state == LinkCondition.NO_ANSWER)
+            assert b.link("a").detail == "a has not come to its relay relay: it is not running, or does not reach relay"
+
+    finish(main())
+
+
+def test_a_crowd_of_strangers_does_not_keep_members_out_of_a_relay(links):
+    async def main():
+        crowd = [socket.create_connection(("127.0.0.1", links.ports["relay"].port)) for _ in range(60)]
+        try:
+            async with links.member("a", "b") as a, links.member("b", "a") as b:
+                await meet(a, b)
+        finally:
+            for stranger in crowd:
+                stranger.close()
+
+        assert links.service.counters["evicted"] > 0
+
+    finish(main())
 
 
 def test_a_link_that_the_relay_does_not_know_is_refused_and_said(links):
