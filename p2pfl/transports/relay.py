@@ -81,6 +81,9 @@ class RelayWay:
         except (OSError, EOFError) as error:
             stream.close()
             raise UnreachableError(LinkCondition.RELAY, f"{at} at {address} has ended the connection, or is silent") from error
+        except ValueError as error:  # nobody has made such a key honestly
+            stream.close()
+            raise UnreachableError(LinkCondition.RELAY, f"{at} has a key on its card that is none") from error
         except BaseException:
             stream.close()
             raise
@@ -209,18 +212,11 @@ class RelayTransport:
                     self._faults[peer.name] = fault
                     continue
                 self._faults.pop(peer.name, None)
-                self._bring(peer.name, stream)
+                _, _, port = str(self._links.bound_address).rpartition(":")
+                self._tunnels.bring(stream, int(port), self._coming, peer.name)
                 pause_s = RECONNECT_S
                 await asyncio.sleep(pause_s)  # a relay that lies must not have this end run in a circle
                 break
             else:
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
                 await asyncio.sleep(pause_s)
-
-    def _bring(self, peer: str, stream: SocketStream) -> None:
-        _, _, port = str(self._links.bound_address).rpartition(":")
-
-        def expect(local_port: int) -> None:
-            self._coming[local_port] = peer
-
-        self._tunnels.bring(stream, int(port), expect)

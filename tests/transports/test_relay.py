@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import zmq
+from zmq.utils import z85
 
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.testing.site_proxy import SiteProxy
@@ -241,5 +242,18 @@ def test_links_of_several_kinds_are_one_transport(links):
                 b.link("z")
             with pytest.raises(ValueError, match="'z' is no neighbour of 'b'"):
                 await b.send("z", [b"x"], 1.0)
+
+    finish(main())
+
+
+def test_a_relays_key_that_nobody_made_honestly_costs_the_link_only(links):
+    """X25519 refuses points of low order, such as zero."""
+
+    async def main():
+        links.relay = replace(links.relay, public_key=z85.encode(bytes(32)))
+        async with links.member("a", "b") as a:
+            await until(lambda: a.link("b").state == LinkCondition.RELAY)
+
+            assert a.link("b").detail == "the relay relay has a key on its card that is none"
 
     finish(main())
