@@ -84,6 +84,7 @@ def test_the_commands_are_those_of_the_manual():
         "data fetch",
         "data list",
         "inspect",
+        "keys card",
         "keys describe",
         "keys new",
         "keys show",
