@@ -110,7 +110,7 @@ def faults_of_rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         f"{key} = {new.get(key)!r}: {old.get(key)!r} in the study that is continued; the rows that are held out follow from it, so that "
         f"models would be measured on rows that they have trained on; take {old.get(key)!r}"
         for key in _HELD_OUT_BY
-        if old.get(key) != new.get(key)
+        if (old.get(key) or 0) != (new.get(key) or 0)  # an older study may not have it, which is as none
     ]
 
 

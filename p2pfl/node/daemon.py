@@ -179,7 +179,7 @@ class Daemon:
                 return
             node.spend("wait", began_s)
             if protocol.pace.in_step:
-                mixing.statistics.note_lateness(phase, protocol.arrivals.lateness(protocol.edges.exchange, list(due.came)))
+                mixing.statistics.note_lateness(phase, protocol.arrivals.lateness(protocol.edges.exchange, set(due.came)))
             began_s = self.clock.now_s()
             heard = [held.update.stop.agreed_for for held in due.admitted.values()]
             await mixing.merge(due, outgoing, number, phase, local_steps=local_steps)

@@ -118,4 +118,5 @@ def test_what_is_different_from_the_older_experiment_is_found():
 def test_rows_that_a_model_has_trained_on_are_not_held_out_later(key):
     (finding,) = faults_of_rows({**EXPERIMENT, key: 0.25}, {**EXPERIMENT, key: 0.5})
 
+    assert faults_of_rows(EXPERIMENT, {**EXPERIMENT, key: 0}) == []
     assert finding.startswith(f"{key} = 0.5: 0.25 in the study that is continued; the rows that are held out follow from it")

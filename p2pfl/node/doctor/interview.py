@@ -15,6 +15,8 @@ from p2pfl.transports import LinkCondition
 from p2pfl.wire.messages import MAX_PROBE_BYTES, Hello, Probe, ProbeAnswer
 
 PINGS, PING_WITHIN_S = 5, 3.0
+UNANSWERED = 2
+"""So many first questions go without an answer before a neighbour counts as one that gives none."""
 LARGE_WITHIN_S = 6.0
 AT_ONCE, MOST_LARGE, LONG_ENOUGH_S = 16, 48, 0.3
 """Large questions on their way at once, and in all; fewer where they take so long."""
@@ -104,13 +106,13 @@ class Interview:
 
     async def examine(self, edge: EdgeMeasurement) -> None:
         """Measure round trip, clock and capacity of an edge whose neighbour answers."""
-        for _ in range(PINGS):
+        for asked in range(1, PINGS + 1):
             with suppress(TimeoutError, TransportError):
                 answer, took_s = await self.question(edge.peer, 0, PING_WITHIN_S)
                 if edge.round_trip_s is None or took_s < edge.round_trip_s:
                     edge.answer, edge.round_trip_s = answer, took_s
                     edge.clock_ahead_s = answer.clock / 1000 + took_s / 2 - time.time()
-            if edge.answer is None:
+            if edge.answer is None and asked == UNANSWERED:
                 return  # nobody here who answers
         try:
             _, took_s = await self.question(edge.peer, MAX_PROBE_BYTES, LARGE_WITHIN_S)
