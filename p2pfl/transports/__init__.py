@@ -13,7 +13,12 @@ from p2pfl.transports.relay import RelayTransport
 from p2pfl.transports.relay_service import RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
-TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "relay": RelayTransport, "mqtt": MqttTransport, "memory": join_process}
+TRANSPORTS: dict[str, TransportFactory] = {
+    "zeromq": ZeroMQTransport,
+    "relay": RelayTransport,
+    "mqtt": MqttTransport,
+    "memory": join_process,
+}
 """By name, what makes a member's end of its links of one kind; both ends of a link must use the same."""
 
 __all__ = [

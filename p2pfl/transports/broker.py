@@ -37,6 +37,7 @@ MOST_PACKET_BYTES = 2**18
 LEAST_PACKET_BYTES = 2**10
 ANSWER_S = 10.0
 _REFUSES_VERSION, _REFUSES_LOGIN, _FAILURE = 132, (134, 135), 128
+_NO_TLS = "correct mqtt.port, or write mqtt.tls: false where it has none"
 _REASONS = {136: "it is not available now", 137: "it is busy", 138: "it has banned this site"}
 
 
@@ -214,12 +215,11 @@ def _client(broker: Broker, place: Path, will: tuple[str, bytes], most_waiting: 
 
 async def _line_to(broker: Broker, context: ssl.SSLContext | None, way_out: SocketWay) -> tuple[Stream, socket.socket]:
     """Make the stream to a broker, with TLS where that is wanted."""
+    at = f"the broker {broker}"
     try:
         stream = await way_out.open(Endpoint("the broker", None, b""), broker.address, ANSWER_S)
-    except UnreachableError as fault:
-        raise Broken(
-            f"the broker {broker}: {fault}; is it running, and are mqtt.host and mqtt.port in site.yaml right?"
-        ) from fault
+    except UnreachableError as error:
+        raise Broken(f"{at}: {error}; is it running, and are mqtt.host and mqtt.port in site.yaml right?") from error
     if context is None:
         return stream, stream.socket
     try:
@@ -227,17 +227,15 @@ async def _line_to(broker: Broker, context: ssl.SSLContext | None, way_out: Sock
             connected = await asyncio.open_connection(sock=stream.socket, ssl=context, server_hostname=broker.host)
             return AsyncioStream(*connected), stream.socket
     except TimeoutError:
-        fault = "does not answer with TLS: correct mqtt.port, or write mqtt.tls: false where it has none"
+        said = f"does not answer with TLS: {_NO_TLS}"
     except ssl.SSLCertVerificationError as error:
-        fault = (
-            f"shows a certificate that this site does not trust ({error.verify_message}): write the certificate of its authority "
-            "as mqtt.ca_file, or correct mqtt.host"
-        )
+        why = error.verify_message
+        said = f"shows a certificate that this site does not trust ({why}): write its authority's as mqtt.ca_file, or correct mqtt.host"
     except OSError as error:  # ssl.SSLError is one
-        said = getattr(error, "reason", None) or error.strerror or "the connection has ended"
-        fault = f"does not answer with TLS ({said}): correct mqtt.port, or write mqtt.tls: false where it has none"
+        why = getattr(error, "reason", None) or error.strerror or "the connection has ended"
+        said = f"does not answer with TLS ({why}): {_NO_TLS}"
     stream.close()
-    raise Broken(f"the broker {broker} {fault}")
+    raise Broken(f"{at} {said}")
 
 
 class AsyncioStream:
@@ -332,7 +330,7 @@ async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asy
     elif code is None:
         said = f"does not answer: is it a broker for MQTT {broker.version}?"
     else:
-        said = f"refuses this client: {_REASONS.get(code, fault)}; ask its administrator"
+        said = f"refuses this client: {_REASONS.get(int(code), str(fault))}; ask its administrator"
     raise Broken(f"the broker {broker} {said}")
 
 

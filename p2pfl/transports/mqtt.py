@@ -1,7 +1,8 @@
 """Links over an MQTT broker, for members that can reach a broker and not each other. Needs aiomqtt (extra `mqtt`).
 
 Each edge has two topics under the study's digest, one a direction, and each end its own client at the broker. What the broker passes on
-are the bytes of a connection that CURVE has encrypted from end to end: authentication, forward secrecy and protection against replay are CURVE's.
+are the bytes of a connection that CURVE has encrypted from end to end: authentication, forward secrecy and protection against replay are
+CURVE's.
 """
 
 from __future__ import annotations

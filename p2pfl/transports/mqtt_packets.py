@@ -82,7 +82,7 @@ class PacketFilter:
         properties = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
         try:
             properties.unpack(rest[2:])  # type: ignore[no-untyped-call]  # flags and reason come first
-        except Exception as error:  # noqa: BLE001 - the library raises whatever comes of wrong bytes
+        except Exception as error:  # the library raises whatever comes of wrong bytes
             raise ValueError("answers with what is not MQTT 5") from error
         self.announced_bytes = getattr(properties, "MaximumPacketSize", None)
 

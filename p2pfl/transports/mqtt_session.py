@@ -76,9 +76,9 @@ class BrokerSession:
             self._session = int.from_bytes(secrets.token_bytes(NONCE_BYTES), "big")
             will = self._words.outbox, self._words.write(Packet(kind=Kind.GONE, number=self._session))
             broker, context = self._broker
-            place = {"topic": self._words.inbox, "will": will, "most_waiting": MOST_WAITING}
+            place = at_broker(broker, context, self._way_out, topic=self._words.inbox, will=will, most_waiting=MOST_WAITING)
             try:
-                async with at_broker(broker, context, self._way_out, **place) as connection, asyncio.TaskGroup() as group:
+                async with place as connection, asyncio.TaskGroup() as group:
                     pause_s = RECONNECT_S
                     self._connection, self._group, self.fault = connection, group, None
                     self._changed.set()

@@ -2,7 +2,8 @@
 
 Every topic lies under the study's digest and ends in a keyed hash, which the two ends of an edge can make and nobody else. Every packet
 begins with such a hash of itself and of its topic: what a third party publishes is told apart and dropped. The key is the one that X25519
-makes of the two ends' CURVE keys. It lets packets in and seals none: CURVE itself runs between the two ends, in the bytes that packets carry.
+makes of the two ends' CURVE keys. It lets packets in and seals none: CURVE itself runs between the two ends, in the bytes that packets
+carry.
 """
 
 from __future__ import annotations
