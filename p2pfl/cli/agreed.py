@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfl.cli.terminal import open_console
 from p2pfl.errors import on_one_line
+from p2pfl.governance.edge_kinds import DIRECT
 from p2pfl.governance.result_contract import KINDS, AgreedTask, Difference, ResultContract
 from p2pfl.node.own_contract import contract_here
 
@@ -60,6 +61,11 @@ def _plan_rows(study: Study) -> Iterator[tuple[str, str]]:
     yield "graph", f"{graph.name}: {len(study.members)} members, {len(graph.edges)} links{one_way}"
     if isinstance(topology := said.get("topology"), Mapping):
         yield from ((f"  {option}", _written(given)) for option, given in topology.items() if option != "name")
+    yield from (
+        (f"{a} - {b}", f"relayed by {found.relay}" if found.relay is not None else found.kind)
+        for (a, b), found in study.edge_kinds().items()
+        if found.kind != DIRECT
+    )
     yield "weights", f"{said.get('weights')}, weighting {said.get('weighting')}"
     for key, value in said.items():
         if key not in _SHOWN_ABOVE:

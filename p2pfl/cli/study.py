@@ -49,8 +49,8 @@ confirmed: {confirmed}
 # deadline_floor_s: 30      # a round waits at least so long for a neighbour,
 # deadline_factor: 5        # or so many times as long as recent rounds took
 # heartbeat_s: 2
-# proxy: null               # {address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}
-# transport: zeromq         # what moves the messages; the same for all members
+# proxy: null               # {{address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}}
+# relay: null               # {{mbit_s: 20}}: so much of others' links passes here, where the card offers to relay
 """
 
 
@@ -59,6 +59,10 @@ def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment, a YAML file; see examples/.")],
     card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; repeated for each member.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
+    transport: Annotated[
+        str | None,
+        typer.Option(help="How links go that the topology's file does not say: zeromq or relay. Default: as the members' addresses allow."),
+    ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +71,7 @@ def new(
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
     """
     from p2pfl.cli.agreed import say_layout
-    from p2pfl.experiment.graph import agreeing_on, build_schedule
+    from p2pfl.experiment.graph import agreeing_on, build_schedule, edge_transports
     from p2pfl.experiment.loading import load_experiment
     from p2pfl.experiment.requirements import faults_of_members
     from p2pfl.governance.card import Card
@@ -90,10 +94,11 @@ def new(
     schedule = build_schedule(resolved, sorted(samples), samples=samples)
     content = agreeing_on(resolved, schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
-    study = Study.create(content, cards, schedule.union())
+    kinds: dict[str, Any] = {"transport": transport, "transports": edge_transports(resolved, sorted(samples))}
+    study = Study.create(content, cards, schedule.union(), **kinds)
     table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
-        study = Study.create({**content, "compiled": compiled}, cards, schedule.union())
+        study = Study.create({**content, "compiled": compiled}, cards, schedule.union(), **kinds)
     contract = contract_here(study.task_name)
     study = study.with_result_contract(contract)
     if contract.task is not None and contract.task.source is None:
@@ -246,10 +251,12 @@ def _shown(study: Study) -> dict[str, Any]:
         }
         for card in study.members
     ]
+    relays = [{"between": list(ends), "relay": found.relay} for ends, found in study.edge_kinds().items() if found.relay is not None]
     return {
         "experiment": study.experiment.get("name"),
         "topology": study.graph.name,
         "members": members,
+        "relays": relays,
         "layout": _layout_rows(study),
         "resolved": study.experiment,
         "result_contract": None if study.result_contract is None else study.result_contract.as_dict(),

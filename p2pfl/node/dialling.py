@@ -57,7 +57,7 @@ class ProxySettings:
     """http://host:port (a proxy that allows CONNECT) or socks5://host:port."""
 
     user: Annotated[str, AfterValidator(_checked_user)] | None = None
-    """Who logs in; None: nobody has to."""
+    """Name to log in with; None: nobody has to."""
 
     password_file: Path | None = None
     """Holds the user's password; None: P2PFL_PROXY_PASSWORD."""

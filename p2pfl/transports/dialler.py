@@ -18,6 +18,7 @@ from p2pfl.transports import sockets
 from p2pfl.transports.base import Endpoint, LinkCondition, LinkStates
 from p2pfl.transports.resolver import Resolver, connection_fault
 from p2pfl.transports.sockets import LinkSocket
+from p2pfl.transports.streams import BUFFER_BYTES
 from p2pfl.transports.tunnels import Tunnels, UnreachableError, WayOut
 from p2pfl.transports.zap import NOT_NOW
 
@@ -82,6 +83,8 @@ class Dialler:
         self._links = links
         self._resolver = resolver
         self._way_out = way_out
+        if way_out is not None:  # a hop within this machine needs little
+            dealer.set({zmq.SNDBUF: BUFFER_BYTES, zmq.RCVBUF: BUFFER_BYTES})
 
     async def run(self) -> None:
         """Keep the connection up."""

@@ -59,7 +59,7 @@ class Proxy:
     """Name or numeric address, an IPv6 one without brackets."""
     port: int
     user: str | None = None
-    """Who logs in; None: nobody has to."""
+    """Name to log in with; None: nobody has to."""
     password: str = field(default="", repr=False)
     """Said to the proxy and to nobody else, in the clear as these protocols do."""
 

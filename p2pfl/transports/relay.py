@@ -18,7 +18,7 @@ from typing import Self
 from p2pfl.transports.base import MAX_QUEUED, Endpoint, LinkCondition, LinkState, Received, dials
 from p2pfl.transports.dialler import RECONNECT_MAX_S, RECONNECT_S
 from p2pfl.transports.direct import DirectWay
-from p2pfl.transports.relay_words import GO, GREETING, GREETING_BYTES, PROOF_BYTES, WAIT, Answer, relay_proof, request
+from p2pfl.transports.relay_words import CHALLENGE_BYTES, GO, OPENING, PROOF_BYTES, WAIT, Answer, relay_proof, request
 from p2pfl.transports.sockets import HANDSHAKE_S, MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, hold_little
 from p2pfl.transports.tunnels import LOOPBACK, SocketWay, Tunnels, UnreachableError
@@ -86,17 +86,17 @@ class RelayWay:
             raise
 
     async def _come_in(self, stream: SocketStream, peer: Endpoint, relay: Endpoint) -> None:
-        greeting = await stream.exactly(GREETING_BYTES)
-        if not greeting.startswith(GREETING):
+        challenge = await stream.exactly(CHALLENGE_BYTES)
+        if not challenge.startswith(OPENING):
             raise UnreachableError(LinkCondition.RELAY, f"the relay {relay.name} does not speak as a relay: another program has its port")
-        asked = request(greeting, self._keys, peer.public_key, relay.public_key)
+        asked = request(challenge, self._keys, peer.public_key, relay.public_key)
         await stream.send(asked.raw)
         if (await stream.exactly(1))[0] != Answer.TAKEN:
             raise UnreachableError(
                 LinkCondition.RELAY,
                 f"the relay {relay.name} does not relay between {self._me} and {peer.name}: it holds another study or another card",
             )
-        if await stream.exactly(PROOF_BYTES) != relay_proof(asked, greeting, self._keys[1], relay.public_key):
+        if await stream.exactly(PROOF_BYTES) != relay_proof(asked, challenge, self._keys[1], relay.public_key):
             raise UnreachableError(LinkCondition.RELAY, f"the relay {relay.name} has another key than on its card")
 
 

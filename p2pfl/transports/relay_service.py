@@ -21,12 +21,14 @@ from p2pfl.errors import TransportError
 from p2pfl.transports.admission import Account, Admission, source_of
 from p2pfl.transports.base import Endpoint
 from p2pfl.transports.direct import split
-from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_greeting, relay_proof
+from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, Stream, hold_little, keep_alive, splice
 
 log = logging.getLogger(__name__)
 
+RELAYING = "relaying"
+"""Counter of the links that are relayed now; it falls, too."""
 REQUEST_S = 10.0
 RELAYED_PIECE_BYTES = 2**16
 RETRY_ACCEPT_S = 0.2
@@ -40,12 +42,14 @@ class Rate:
         self.bytes_per_s = bytes_per_s
         self._free_s = 0.0
 
+    def wait_s(self, size_bytes: int, now_s: float) -> float:
+        """Take the next turn for so many bytes; how long that waits from now."""
+        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
+        return self._free_s - now_s
+
     async def take(self, size_bytes: int) -> None:
         """Wait until so many bytes more may pass."""
-        now_s = time.monotonic()
-        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
-        if self._free_s > now_s:
-            await asyncio.sleep(self._free_s - now_s)
+        await asyncio.sleep(self.wait_s(size_bytes, time.monotonic()))
 
 
 class RatedStream:
@@ -73,7 +77,8 @@ class _Waiting:
 class RelayService:
     """Relays links between pairs of members, inside `async with`.
 
-    Counters: "relayed" (links joined), "relayed_bytes", "relay_refused" (requests that were no member's, or for no link that is relayed
+    Counters: "relaying" (links that are joined now), "relayed" (all that were), "relayed_bytes",
+    "relay_refused" (requests that were no member's, or for no link that is relayed
     here), "evicted" and "replaced" as at any listener.
 
     Args:
@@ -184,15 +189,15 @@ class RelayService:
 
     async def _let_in(self, stream: SocketStream) -> tuple[str, str] | None:
         """Names of the member at a connection and of the neighbour that it wants to meet; None: it is not let in."""
-        greeting = new_greeting()
-        await stream.send(greeting)
+        challenge = new_challenge()
+        await stream.send(challenge)
         asked = Request.read(await stream.exactly(REQUEST_BYTES))
         pair = self._pairs.get((asked.member, asked.neighbour))
-        if pair is None or not is_members(asked, greeting, self._secret_key):
+        if pair is None or not is_members(asked, challenge, self._secret_key):
             self.counters["relay_refused"] += 1
             await stream.send(bytes([Answer.REFUSED]))
             return None
-        await stream.send(bytes([Answer.TAKEN]) + relay_proof(asked, greeting, self._secret_key, asked.member))
+        await stream.send(bytes([Answer.TAKEN]) + relay_proof(asked, challenge, self._secret_key, asked.member))
         return pair
 
     async def _wait(self, pair: tuple[str, str], stream: SocketStream) -> None:
@@ -225,8 +230,11 @@ class RelayService:
             other.wanted.set()
             await other.ready.wait()
             await stream.send(GO)
-            self.counters["relayed"] += 1
+            self.counters.update(("relayed", RELAYING))
             log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
-            await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+            try:
+                await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+            finally:
+                self.counters[RELAYING] -= 1
         finally:
             other.done.set()

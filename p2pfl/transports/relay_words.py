@@ -1,9 +1,9 @@
 """The few words between a relay and the two members that meet at it, as bytes, without input or output.
 
-The relay greets with a number that it never uses again. A member answers with its key, its neighbour's key, a number of its own, and a
-proof: a keyed hash of all of these, under the key that X25519 makes of the member's and the relay's CURVE keys. So only the holder of the
-member's private key can answer, and an answer that was recorded is worth nothing. The relay proves itself in the same way. This only lets
-members in: between the two ends runs CURVE itself, of which the relay has no key.
+The relay begins with a number that it never uses again, its challenge. A member answers with its key, its neighbour's key, a number of its
+own, and a proof: a keyed hash of all of these, under the key that X25519 makes of the member's and the relay's CURVE keys. So only the
+holder of the member's private key can answer, and an answer that was recorded is worth nothing. The relay proves itself in the same way.
+This only lets members in: between the two ends runs CURVE itself, of which the relay has no key.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hashlib import sha256
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from zmq.utils import z85
 
-GREETING = b"p2pfl relay 1\n"
+OPENING = b"p2pfl relay 1\n"
 NONCE_BYTES = KEY_BYTES = PROOF_BYTES = 32
-GREETING_BYTES = len(GREETING) + NONCE_BYTES
+CHALLENGE_BYTES = len(OPENING) + NONCE_BYTES
 REQUEST_BYTES = 2 * KEY_BYTES + NONCE_BYTES + PROOF_BYTES
 WAIT, GO = b".", b"!"
 """Bytes after the answer: the other end has not come yet; from here on it speaks."""
@@ -59,30 +59,30 @@ class Request:
         return z85.decode(self.member) + z85.decode(self.neighbour) + self.nonce + self.proof
 
 
-def new_greeting() -> bytes:
+def new_challenge() -> bytes:
     """Make a relay's first words, which nobody has heard before."""
-    return GREETING + secrets.token_bytes(NONCE_BYTES)
+    return OPENING + secrets.token_bytes(NONCE_BYTES)
 
 
-def request(greeting: bytes, keys: tuple[bytes, bytes], neighbour: bytes, relay: bytes) -> Request:
+def request(challenge: bytes, keys: tuple[bytes, bytes], neighbour: bytes, relay: bytes) -> Request:
     """Make a member's request; *keys* are its public and private key, all keys z85."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    proof = _proof(keys[1], relay, b"member", greeting, keys[0], neighbour, nonce)
+    proof = _proof(keys[1], relay, b"member", challenge, keys[0], neighbour, nonce)
     return Request(member=keys[0], neighbour=neighbour, nonce=nonce, proof=proof)
 
 
-def is_members(asked: Request, greeting: bytes, secret_key: bytes) -> bool:
+def is_members(asked: Request, challenge: bytes, secret_key: bytes) -> bool:
     """Whether the member whose key a request names has made it, as its relay finds out."""
     try:
-        expected = _proof(secret_key, asked.member, b"member", greeting, asked.member, asked.neighbour, asked.nonce)
+        expected = _proof(secret_key, asked.member, b"member", challenge, asked.member, asked.neighbour, asked.nonce)
     except ValueError:  # a key of low order, which nobody has made honestly
         return False
     return hmac.compare_digest(expected, asked.proof)
 
 
-def relay_proof(asked: Request, greeting: bytes, secret_key: bytes, other: bytes) -> bytes:
+def relay_proof(asked: Request, challenge: bytes, secret_key: bytes, other: bytes) -> bytes:
     """The proof with which a relay answers a request; the member computes the same with its own private key and the relay's public one."""
-    return _proof(secret_key, other, b"relay", greeting, asked.member, asked.neighbour, asked.nonce)
+    return _proof(secret_key, other, b"relay", challenge, asked.member, asked.neighbour, asked.nonce)
 
 
 def _proof(secret_key: bytes, other: bytes, *said: bytes) -> bytes:

@@ -15,7 +15,7 @@ from typing import Protocol
 from p2pfl.errors import TransportError
 from p2pfl.transports.base import Endpoint, LinkCondition
 from p2pfl.transports.ports import reserve_port
-from p2pfl.transports.streams import PIECE_BYTES, SocketStream, Stream, splice
+from p2pfl.transports.streams import SocketStream, Stream, hold_little, splice
 
 LOOPBACK = "127.0.0.1"
 
@@ -61,8 +61,7 @@ class Offer:
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._source = reserve_port(LOOPBACK)
         try:
-            # before it is connected: the window is agreed on then. The queues of a link are libzmq's, not the kernel's of this hop
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
+            hold_little(self._listener)  # before it is connected: the window is agreed on then
             self._listener.bind((LOOPBACK, 0))
             self._listener.listen()
             self._listener.setblocking(False)
@@ -148,7 +147,7 @@ async def _bring(stream: Stream, port: int, expect: Callable[[int], None]) -> No
     with suppress(OSError):  # the listener is just closing
         try:
             near.setblocking(False)
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
+            hold_little(near)
             near.bind((LOOPBACK, 0))
             expect(near.getsockname()[1])
             await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, port))

@@ -20,7 +20,10 @@ WAYS = {"connect": partial(ProxiedLinks, "http"), "socks": partial(ProxiedLinks,
 """Links that something else carries, by name."""
 
 
-@pytest.fixture(params=sorted({*TRANSPORTS, *WAYS}))
+LONG = {"connect", "socks"}  # test_proxies.py has what is theirs alone
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in sorted({*TRANSPORTS, *WAYS})])
 def links(request):
     links = WAYS.get(request.param, partial(Links, request.param))(max_queued=MAX_QUEUED)
     yield links
