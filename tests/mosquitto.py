@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import socket
@@ -26,6 +28,18 @@ def program() -> str:
         assert os.environ.get("P2PFL_NEED_MOSQUITTO") != "1", "mosquitto is not installed: apt-get install mosquitto"
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")
     return found
+
+
+def passwords(folder: Path, **of: str) -> Path:
+    """A file of users and their passwords as mosquitto reads it: PBKDF2 with SHA-512, 101 rounds."""
+    lines = []
+    for user, password in of.items():
+        salt = os.urandom(12)
+        digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
+        lines.append(f"{user}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}\n")
+    file = folder / "broker-passwords"
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
 
 
 class Mosquitto:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,12 @@ class Broker:
         except OSError as error:  # ssl.SSLError is one
             why = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
             raise ConfigError(f"mqtt.ca_file = {str(self.ca_file)!r}: {why}") from error
+
+
+def check_library() -> None:
+    """Raise MissingExtraError where aiomqtt is not installed."""
+    if find_spec("aiomqtt") is None:
+        raise MissingExtraError("links over an MQTT broker need aiomqtt: pip install 'p2pfl-mesh[mqtt]'")
 
 
 class Connection:
@@ -185,10 +192,7 @@ def _first(faults: BaseExceptionGroup[BaseException]) -> UnreachableError | None
 
 
 def _client(broker: Broker, place: Path, will: tuple[str, bytes], most_waiting: int) -> aiomqtt.Client:
-    try:
-        import aiomqtt  # an extra
-    except ImportError as error:
-        raise MissingExtraError("links over an MQTT broker need aiomqtt: pip install 'p2pfl-mesh[mqtt]'") from error
+    import aiomqtt
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
 
@@ -320,7 +324,7 @@ async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asy
     fault = entering.result()
     if fault is None:
         return
-    code = getattr(fault.rc, "value", fault.rc) if isinstance(fault, aiomqtt.MqttCodeError) else None
+    code: Any = getattr(fault.rc, "value", fault.rc) if isinstance(fault, aiomqtt.MqttCodeError) else None
     if code == _REFUSES_VERSION:
         said = f"does not speak MQTT {broker.version}: write mqtt.version: {'3.1.1' if broker.version == '5' else '5'}"
     elif code in _REFUSES_LOGIN and broker.username is None:
@@ -330,7 +334,7 @@ async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asy
     elif code is None:
         said = f"does not answer: is it a broker for MQTT {broker.version}?"
     else:
-        said = f"refuses this client: {_REASONS.get(int(code), str(fault))}; ask its administrator"
+        said = f"refuses this client: {_REASONS.get(code, str(fault))}; ask its administrator"
     raise Broken(f"the broker {broker} {said}")
 
 

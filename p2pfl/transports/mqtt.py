@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from p2pfl.transports.base import MAX_QUEUED, Endpoint
-from p2pfl.transports.broker import Broker
+from p2pfl.transports.broker import Broker, check_library
 from p2pfl.transports.carried import CarriedLinks
 from p2pfl.transports.direct import DirectWay
 from p2pfl.transports.mqtt_session import BrokerSession
@@ -100,6 +100,7 @@ class MqttTransport(CarriedLinks):
 
     Raises:
         ConfigError: the certificates of the broker's authority cannot be read.
+        MissingExtraError: aiomqtt is not installed.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class MqttTransport(CarriedLinks):
         max_queued: int = MAX_QUEUED,
         linger_s: float = 2.0,
     ) -> None:
+        check_library()
         peers = list(neighbours)
         carrier = BrokerCarrier(
             me,
