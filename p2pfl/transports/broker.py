@@ -37,7 +37,8 @@ MOST_PACKET_BYTES = 2**18
 """The largest packet that a site may send, and that is taken from a broker."""
 LEAST_PACKET_BYTES = 2**10
 ANSWER_S = 10.0
-_REFUSES_VERSION, _REFUSES_LOGIN, _FAILURE = 132, (134, 135), 128
+LOG_OUT_S = 1.0
+_REFUSES_VERSION, _REFUSES_LOGIN, _TOO_LARGE, _FAILURE = 132, (134, 135), 149, 128
 _NO_TLS = "correct mqtt.port, or write mqtt.tls: false where it has none"
 _REASONS = {136: "it is not available now", 137: "it is busy", 138: "it has banned this site"}
 
@@ -97,10 +98,12 @@ def check_library() -> None:
 class Connection:
     """A client that the broker has let in, and that listens to one topic."""
 
-    def __init__(self, client: aiomqtt.Client, packet_bytes: int) -> None:
-        self.data_bytes = packet_bytes - AROUND_BYTES
-        """Room for a stream's bytes in one packet."""
-        self._client = client
+    def __init__(self, client: aiomqtt.Client, broker: Broker, announced_bytes: int | None, group: asyncio.TaskGroup) -> None:
+        self.group = group
+        """Tasks that last as long as the connection; an UnreachableError of one ends it."""
+        self.data_bytes = min(broker.packet_bytes, announced_bytes or MOST_PACKET_BYTES) - AROUND_BYTES
+        """Room for a stream's bytes in one packet; less than 1 where the broker takes none that is large enough."""
+        self._client, self._broker = client, broker
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Have the broker pass a payload on at least once; UnreachableError where the connection has ended."""
@@ -109,7 +112,7 @@ class Connection:
         try:
             await self._client.publish(topic, payload, qos=1, timeout=float("inf"))
         except aiomqtt.MqttError as error:
-            raise UnreachableError(LinkCondition.BROKER, f"the connection with the broker has ended: {error}") from error
+            raise self._ended(error) from error
 
     async def payloads(self, topic: str) -> AsyncIterator[bytes]:
         """Payloads that are published to a topic from now on; UnreachableError where the connection ends."""
@@ -120,8 +123,18 @@ class Connection:
                 if message.topic.value == topic and not message.retain and isinstance(message.payload, bytes):
                     yield message.payload
         except aiomqtt.MqttError as error:
-            cause = error.__cause__ or error
-            raise UnreachableError(LinkCondition.BROKER, f"the connection with the broker has ended: {cause}") from error
+            raise self._ended(error.__cause__ or error) from error
+
+    def _ended(self, error: BaseException) -> Broken:
+        if _code(error) == _TOO_LARGE:
+            return Broken(f"the broker {self._broker} takes no packet of {self._broker.packet_bytes} bytes: lower mqtt.packet_bytes")
+        return Broken(f"the connection with the broker {self._broker} has ended ({error})")
+
+
+def _code(error: BaseException) -> Any:
+    """The reason that a broker gives, a number; None: it gives none."""
+    rc = getattr(error, "rc", None)
+    return getattr(rc, "value", rc)
 
 
 class Broken(UnreachableError):
@@ -165,7 +178,13 @@ async def at_broker(
                 await _log_in(group, client, passing, broker)
                 try:
                     await _listen(client, topic, broker)
-                    yield Connection(client, min(broker.packet_bytes, line.announced_bytes or MOST_PACKET_BYTES))
+                    connection = Connection(client, broker, line.announced_bytes, group)
+                    if connection.data_bytes < 1:
+                        raise Broken(
+                            f"the broker {broker} takes packets of at most {line.announced_bytes} bytes, which is too little: at least "
+                            f"{LEAST_PACKET_BYTES} are needed; ask its administrator to raise the limit"
+                        )
+                    yield connection
                 finally:
                     await _log_out(client)
                     passing.cancel()
@@ -311,8 +330,6 @@ async def _pass_on(listener: socket.socket, far: Stream) -> None:
 
 
 async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asyncio.Task[None], broker: Broker) -> None:
-    import aiomqtt
-
     entering = group.create_task(_enter(client), name="logs in at the broker")
     await asyncio.wait((entering, passing), return_when=asyncio.FIRST_COMPLETED)
     if not entering.done():
@@ -324,7 +341,7 @@ async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asy
     fault = entering.result()
     if fault is None:
         return
-    code: Any = getattr(fault.rc, "value", fault.rc) if isinstance(fault, aiomqtt.MqttCodeError) else None
+    code = _code(fault)
     if code == _REFUSES_VERSION:
         said = f"does not speak MQTT {broker.version}: write mqtt.version: {'3.1.1' if broker.version == '5' else '5'}"
     elif code in _REFUSES_LOGIN and broker.username is None:
@@ -363,5 +380,6 @@ async def _listen(client: aiomqtt.Client, topic: str, broker: Broker) -> None:
 async def _log_out(client: aiomqtt.Client) -> None:
     import aiomqtt
 
-    with suppress(aiomqtt.MqttError):
-        await client.__aexit__(None, None, None)
+    with suppress(aiomqtt.MqttError, TimeoutError):
+        async with asyncio.timeout(LOG_OUT_S):
+            await client.__aexit__(None, None, None)

@@ -27,11 +27,16 @@ class PacketFilter:
         """Packets that were passed on without their payload."""
         self._most_bytes, self._is_v5 = most_bytes, is_v5
         self._held = bytearray()
+        self._is_let_in = False
         self._skipped = 0  # bytes of a packet that are still to come, and not passed on
 
     def pass_on(self, data: bytes | memoryview) -> bytes:
         """Take more bytes, and give what may be passed on; ValueError where they cannot be MQTT, or a packet is too large."""
         self._held += data
+        if self._held and not self._is_let_in:
+            self._is_let_in = self._held[0] == _CONNACK << _KIND_SHIFT
+            if not self._is_let_in:
+                raise ValueError("answers with what is not MQTT")
         passed = bytearray()
         while True:
             skipped = min(self._skipped, len(self._held))

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from contextlib import suppress
 
 from p2pfl.transports.base import LinkCondition
-from p2pfl.transports.broker import Broker, Connection, at_broker
+from p2pfl.transports.broker import LEAST_PACKET_BYTES, Broker, Connection, at_broker
 from p2pfl.transports.dialler import RECONNECT_MAX_S, RECONNECT_S
 from p2pfl.transports.mqtt_stream import EARLY_PACKETS, MqttStream
 from p2pfl.transports.mqtt_words import NONCE_BYTES, Kind, Packet, Words
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 ASK_S = 1.0
 LOOK_S = 1.0
+LASTED_S = 10.0
+"""After a connection that lasted so long, the next one is made at once."""
 MOST_PENDING = 8
 MOST_WAITING = 2 * EARLY_PACKETS
 """Messages of the broker that wait to be read here."""
@@ -57,7 +59,6 @@ class BrokerSession:
         self._words, self._broker, self._way_out, self._counters, self._patience_s = words, broker, way_out, counters, patience_s
         self._changed = asyncio.Event()
         self._connection: Connection | None = None
-        self._group: asyncio.TaskGroup | None = None
         self._session = 0
         self._under_way: set[asyncio.Task[None]] = set()
         self._asked: bytes | None = None  # the first half of the stream that this end asks for
@@ -71,18 +72,18 @@ class BrokerSession:
     async def run(self) -> None:
         """Keep a connection with the broker."""
         self._is_closed, self.fault, self._came = False, None, None
-        pause_s = RECONNECT_S
+        loop, pause_s = asyncio.get_running_loop(), RECONNECT_S
         while not self._is_closed:
+            began_s = loop.time()
             self._session = int.from_bytes(secrets.token_bytes(NONCE_BYTES), "big")
             will = self._words.outbox, self._words.write(Packet(kind=Kind.GONE, number=self._session))
             broker, context = self._broker
             place = at_broker(broker, context, self._way_out, topic=self._words.inbox, will=will, most_waiting=MOST_WAITING)
             try:
-                async with place as connection, asyncio.TaskGroup() as group:
-                    pause_s = RECONNECT_S
-                    self._connection, self._group, self.fault = connection, group, None
+                async with place as connection:
+                    self._connection, self.fault = connection, None
                     self._changed.set()
-                    looking = group.create_task(self._look_at_stream(), name=f"{self._me} looks at its stream to {self._peer}")
+                    looking = connection.group.create_task(self._look_at_stream(), name=f"{self._me} looks at its stream to {self._peer}")
                     self._post(Packet(kind=Kind.HELLO))
                     try:
                         async for payload in connection.payloads(self._words.inbox):
@@ -90,20 +91,15 @@ class BrokerSession:
                     finally:
                         looking.cancel()
             except UnreachableError as fault:
-                self.fault = fault
-            except BaseExceptionGroup as faults:
-                ours, others = faults.split(UnreachableError)
-                if others is not None or ours is None:
-                    raise
-                self.fault = _first(ours)
+                self.fault = self._with_hint(fault)
             finally:
-                self._connection = self._group = None
+                self._connection = None
                 self._pending.clear()
                 if self._stream is not None:
                     self._stream.break_off("the connection with the broker has ended")
                 self._changed.set()
+            pause_s = RECONNECT_S if loop.time() - began_s > LASTED_S else min(2 * pause_s, RECONNECT_MAX_S)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
     async def close(self, linger_s: float) -> None:
         """Wait for so long until what was said has come to the broker; `run` must be cancelled then."""
@@ -169,10 +165,10 @@ class BrokerSession:
 
     def _post(self, packet: Packet) -> None:
         """Have a packet published; it is dropped where there is no connection."""
-        if self._connection is None or self._group is None:
+        if self._connection is None:
             return
         publishing = self._connection.publish(self._words.outbox, self._words.write(packet))
-        task = self._group.create_task(publishing, name=f"{self._me} publishes to {self._peer}")
+        task = self._connection.group.create_task(publishing, name=f"{self._me} publishes to {self._peer}")
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -222,13 +218,21 @@ class BrokerSession:
         """End a stream whose packets the broker does not pass on."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._stream is not None:
-                self._stream.end_if_stuck(self._patience_s)
+            if self._stream is not None and self._stream.end_if_stuck(self._patience_s):
+                self._counters["stuck"] += 1
+                log.warning(
+                    "%s: what was sent to %s over the broker %s has got no answer for %g s. %s",
+                    self._me, self._peer, self._broker[0], self._patience_s, self._about_packets(),
+                )  # fmt: skip
 
+    def _with_hint(self, fault: UnreachableError) -> UnreachableError:
+        """A fault, with what it may mean where much was under way."""
+        if self._connection is None or self._stream is None or not self._stream.has_unanswered:
+            return fault
+        return UnreachableError(fault.state, f"{fault}. {self._about_packets()}")
 
-def _first(faults: BaseExceptionGroup[UnreachableError]) -> UnreachableError:
-    found: BaseException = faults
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, UnreachableError)
-    return found
+    def _about_packets(self) -> str:
+        return (
+            f"If that happens again and again, the broker may take or pass on no packets of mqtt.packet_bytes = "
+            f"{self._broker[0].packet_bytes}: write fewer, such as {LEAST_PACKET_BYTES}"
+        )

@@ -56,6 +56,11 @@ class MqttStream:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
+    def has_unanswered(self) -> bool:
+        """Whether the other end has not said of all that was sent that it came."""
+        return bool(self._unanswered)
+
+    @property
     def _received(self) -> int:
         return self._read + len(self._buffer)
 
@@ -126,11 +131,12 @@ class MqttStream:
         elif packet.kind == Kind.RESET:
             self.break_off("the other end has given it up")
 
-    def end_if_stuck(self, patience_s: float) -> None:
-        """Give the stream up where what was sent has got no answer for so long."""
-        if self._unanswered and asyncio.get_running_loop().time() - self._progress_s > patience_s:
-            self.close()
-            self.fault = f"what was sent has got no answer for {patience_s:g} s"
+    def end_if_stuck(self, patience_s: float) -> bool:
+        """Give the stream up where what was sent has got no answer for so long, and tell whether it was."""
+        if self.is_over or not self._unanswered or asyncio.get_running_loop().time() - self._progress_s <= patience_s:
+            return False
+        self.close()
+        return True
 
     def _check(self) -> None:
         if self.is_over:
