@@ -60,7 +60,7 @@ class BrokerSession:
         self._changed = asyncio.Event()
         self._connection: Connection | None = None
         self._session = 0
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()  # the windows of streams bound it
         self._asked: bytes | None = None  # the first half of the stream that this end asks for
         self._answer: tuple[bytes, int] | None = None
         self._pending: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # streams that the neighbour asked for, and its sessions
@@ -81,8 +81,9 @@ class BrokerSession:
             place = at_broker(broker, context, self._way_out, topic=self._words.inbox, will=will, most_waiting=MOST_WAITING)
             try:
                 async with place as connection:
-                    self._connection, self.fault = connection, None
+                    self._connection, self.fault, self._outgoing = connection, None, asyncio.Queue()
                     self._changed.set()
+                    publishing = connection.group.create_task(self._publish(connection), name=f"{self._me} publishes to {self._peer}")
                     looking = connection.group.create_task(self._look_at_stream(), name=f"{self._me} looks at its stream to {self._peer}")
                     self._post(Packet(kind=Kind.HELLO))
                     try:
@@ -90,6 +91,7 @@ class BrokerSession:
                             self._take(payload)
                     finally:
                         looking.cancel()
+                        publishing.cancel()
             except UnreachableError as fault:
                 self.fault = self._with_hint(fault)
             finally:
@@ -104,8 +106,10 @@ class BrokerSession:
     async def close(self, linger_s: float) -> None:
         """Wait for so long until what was said has come to the broker; `run` must be cancelled then."""
         self._is_closed = True
-        if self._under_way:
-            await asyncio.wait(tuple(self._under_way), timeout=linger_s)
+        if self._connection is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(linger_s):
+                    await self._outgoing.join()
 
     async def open(self, patience_s: float) -> MqttStream:
         """Ask the neighbour for a stream.
@@ -165,12 +169,16 @@ class BrokerSession:
 
     def _post(self, packet: Packet) -> None:
         """Have a packet published; it is dropped where there is no connection."""
-        if self._connection is None:
-            return
-        publishing = self._connection.publish(self._words.outbox, self._words.write(packet))
-        task = self._connection.group.create_task(publishing, name=f"{self._me} publishes to {self._peer}")
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        if self._connection is not None:
+            self._outgoing.put_nowait(self._words.write(packet))
+
+    async def _publish(self, connection: Connection) -> None:
+        """Publish packets in their order, without waiting for what the broker says of each."""
+        outgoing, name = self._outgoing, f"{self._me} publishes a packet"
+        while True:
+            payload = await outgoing.get()
+            task = connection.group.create_task(connection.publish(self._words.outbox, payload), name=name)
+            task.add_done_callback(lambda _: outgoing.task_done())
 
     def _take(self, payload: bytes) -> None:
         packet = self._words.read(payload)

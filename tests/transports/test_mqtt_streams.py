@@ -10,7 +10,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from links import STUDY, finish
+from links import STUDY, finish, until
 from p2pfl.transports.mqtt_packets import PacketFilter
 from p2pfl.transports.mqtt_stream import EARLY_PACKETS, WINDOW_BYTES, WINDOW_PACKETS, MqttStream
 from p2pfl.transports.mqtt_words import HEAD_BYTES, Kind, Packet, Words
@@ -109,8 +109,7 @@ def test_packets_that_come_twice_and_in_another_order_give_the_bytes_once_and_in
                 group.create_task(say(i))
 
         assert [task.result() for task in heard] == [said[1], said[0]]
-        while not all(end.is_over for end in broker.ends):
-            await asyncio.sleep(0)
+        await until(lambda: all(end.is_over for end in broker.ends))
         assert [end.fault for end in broker.ends] == [None, None]
 
     finish(main())
@@ -122,8 +121,7 @@ def test_a_reader_that_stands_still_stops_the_sender_and_loses_nothing():
         said = random.Random(1).randbytes(3 * WINDOW_BYTES)
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(broker.ends[0].send(said))
-            while len(broker.passed[1]) * 2**16 < WINDOW_BYTES:
-                await asyncio.sleep(0)
+            await until(lambda: len(broker.passed[1]) * 2**16 >= WINDOW_BYTES)
             for _ in range(100):
                 await asyncio.sleep(0.001)
 
@@ -154,8 +152,7 @@ def test_a_stream_whose_packets_are_lost_ends():
     async def main():
         broker = Broker(lost=lambda packet: packet.kind == Kind.DATA and packet.number == 1000)
         await broker.ends[0].send(bytes(3000))
-        while not any(packet.kind == Kind.ACK for packet in broker.passed[0]):
-            await asyncio.sleep(0.001)
+        await until(lambda: any(packet.kind == Kind.ACK for packet in broker.passed[0]))
 
         assert not broker.ends[0].end_if_stuck(60.0)
         await asyncio.sleep(0.01)
@@ -258,5 +255,5 @@ def test_what_a_broker_announces_is_heard():
     ],
 )
 def test_what_is_no_mqtt_ends_the_connection(came, is_v5):
-    with pytest.raises(ValueError, match="MQTT|at most 200"):
+    with pytest.raises(ValueError, match=r"MQTT|at most 200"):
         PacketFilter(200, is_v5=is_v5).pass_on(came if came[0] in b"S\x20" else b"\x20\3\0\0\0" + came)
