@@ -105,12 +105,12 @@ def read_password(of: str, user: str, file: Path | None, variable: str) -> str:
     else:
         place = str(file)
         if not file.exists():
-            raise ConfigError(f"{of}.password_file = {place!r}: no such file; write the {of}'s password into it, and run: chmod 600")
+            raise ConfigError(f"{of}.password_file = {place!r}: no such file; write the password into it, and run: chmod 600")
         raw = read_private(file).rstrip(b"\r\n")
     try:
         password = raw.decode()
     except UnicodeDecodeError:
         password = ""
     if not password or not password.isprintable() or len(raw) > MOST_SOCKS_BYTES:
-        raise ConfigError(f"the password of the {of}: expected one line of 1 to {MOST_SOCKS_BYTES} bytes in UTF-8", place)
+        raise ConfigError(f"the password of {of}: expected one line of 1 to {MOST_SOCKS_BYTES} bytes in UTF-8", place)
     return password
