@@ -132,8 +132,14 @@ class CarriedLinks:
     def link(self, peer: str) -> LinkState:
         """State of a link; see Transport.link."""
         link = self._links.link(peer)
-        fault = self._carrier.fault(peer) if link.state in _BEFORE and peer in self._awaited else None
-        return link if fault is None else replace(link, state=fault.state, detail=str(fault))
+        if link.state not in _BEFORE or peer not in self._awaited:
+            return link
+        fault = self._carrier.fault(peer)
+        if fault is not None:
+            return replace(link, state=fault.state, detail=str(fault))
+        if link.state == LinkCondition.AWAITED:
+            return replace(link, detail=f"it has not dialled this node {self._carrier.through} yet")
+        return link
 
     async def _await(self, peer: str) -> None:
         """Bring each stream of a neighbour that would dial to the own listener."""
@@ -146,12 +152,5 @@ class CarriedLinks:
                 await asyncio.sleep(pause_s)
             else:
                 pause_s = RECONNECT_S
-                self._bring(peer, stream)
-
-    def _bring(self, peer: str, stream: Stream) -> None:
-        _, _, port = str(self._links.bound_address).rpartition(":")
-
-        def expect(local_port: int) -> None:
-            self._coming[local_port] = peer
-
-        self._tunnels.bring(stream, int(port), expect)
+                _, _, port = str(self._links.bound_address).rpartition(":")
+                self._tunnels.bring(stream, int(port), self._coming, peer)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from p2pfl.transports.base import MAX_QUEUED, Endpoint
+from p2pfl.transports.base import MAX_QUEUED, Endpoint, LinkCondition
 from p2pfl.transports.broker import Broker, check_library
 from p2pfl.transports.carried import CarriedLinks
 from p2pfl.transports.direct import DirectWay
@@ -45,17 +45,16 @@ class BrokerCarrier:
         self.counters: Counter[str] = Counter()
         self._linger_s = linger_s
         place = broker, broker.tls_context()
-        self._sessions = {
-            peer.name: BrokerSession(
-                (me.name, peer.name),
-                Words(secret_key, me.public_key, peer.public_key, study),
-                place,
-                way_out,
-                self.counters,
-                patience_s=patience_s,
-            )
-            for peer in peers
-        }
+        self._sessions: dict[str, BrokerSession] = {}
+        self._no_keys: dict[str, UnreachableError] = {}
+        for peer in peers:
+            try:
+                words = Words(secret_key, me.public_key, peer.public_key, study)
+            except ValueError:  # nobody has made such a key honestly
+                self._no_keys[peer.name] = UnreachableError(LinkCondition.WRONG_KEY, f"{peer.name} has a key on its card that is none")
+                continue
+            names = me.name, peer.name
+            self._sessions[peer.name] = BrokerSession(names, words, place, way_out, self.counters, patience_s=patience_s)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -73,15 +72,21 @@ class BrokerCarrier:
 
     async def open(self, peer: Endpoint, _address: str, patience_s: float) -> MqttStream:
         """Ask a neighbour for a stream; see WayOut.open."""
+        self._check(peer.name)
         return await self._sessions[peer.name].open(patience_s)
 
     async def next_stream(self, peer: str) -> MqttStream:
         """Wait for a neighbour's stream; see Carrier.next_stream."""
+        self._check(peer)
         return await self._sessions[peer].next_stream()
 
     def fault(self, peer: str) -> UnreachableError | None:
         """Tell why there is no connection with the broker; see Carrier.fault."""
-        return self._sessions[peer].fault
+        return self._no_keys[peer] if peer in self._no_keys else self._sessions[peer].fault
+
+    def _check(self, peer: str) -> None:
+        if peer in self._no_keys:
+            raise self._no_keys[peer]
 
 
 class MqttTransport(CarriedLinks):

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import shutil
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiomqtt
 import pytest
@@ -15,12 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from zmq.utils import z85
 
 from links import STUDY, BrokerLinks, arrives, finish, receive, send_when_up, until
 from mosquitto import Mosquitto, passwords
 from p2pfl.errors import ConfigError
 from p2pfl.testing.site_proxy import SiteProxy
-from p2pfl.transports import LinkCondition, Proxy, ProxyWay
+from p2pfl.transports import LinkCondition, MqttTransport, Proxy, ProxyWay
 
 PASSWORD = "open-sesame"
 
@@ -435,3 +437,20 @@ def test_a_place_that_gives_no_socket_is_told_of(links, tmp_path, monkeypatch):
 
     finish(main())
     shutil.rmtree(long)
+
+
+@pytest.mark.parametrize("honest", ["a", "z"])
+def test_a_neighbour_whose_key_is_none_costs_no_other_link(links, honest):
+    """A key of low order, with which everybody has the same secret; from the end that waits and from the one that dials."""
+    bad = replace(links.endpoint("c"), public_key=z85.encode(bytes(32)))
+
+    async def main():
+        me, peers = links.endpoint(honest), [bad, links.endpoint("b")]
+        made = MqttTransport(me, links.keys[honest][1], peers, broker=links.broker, study=STUDY)
+        async with made as ours, links.member("b", honest) as b:
+            await arrives(b, ours, honest, [b"there"])
+            await until(lambda: ours.link("c").state == LinkCondition.WRONG_KEY)
+
+            assert ours.link("c").detail == "c has a key on its card that is none"
+
+    finish(main())
