@@ -250,6 +250,7 @@ class Institutions:
         place: one folder a member is made in it, and the public files.
         via: addresses that the others are told instead of a member's own; None: the member only dials out.
         relays: by member, the address on its card where it relays, and what its site.yaml says of that.
+        transports: by the ends of an edge, how its link goes.
         settings: for every site.yaml.
     """
 
@@ -260,6 +261,7 @@ class Institutions:
         *,
         via: Callable[[str, str], str | None] | None = None,
         relays: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+        transports: Mapping[tuple[str, str], str] | None = None,
         **settings: Any,
     ) -> None:
         self.plan, self.place, relays = plan, place, relays or {}
@@ -277,7 +279,7 @@ class Institutions:
             cards.append(identity.card(name, address, len(train[0]) if train else None, relay=relay))
             if address is None:
                 listens[name] = None
-        self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+        self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology, transports=transports)
         self.study.save(place / "study.yaml")
         for name in plan.names:
             site = {"member": name, "study": "../study.yaml", "confirmed": self.study.digest, "listen": listens[name], "heartbeat_s": 1}
