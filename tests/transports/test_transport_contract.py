@@ -24,6 +24,8 @@ from links import (
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
+AWAY_S = 2.5
+"""Long enough to be looked at on a machine with much else to do."""
 MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
@@ -180,8 +182,8 @@ def test_a_peer_that_does_not_read_stops_its_sender_only_and_loses_nothing(links
             taken, why = await send_until_refused(ours, receiver, bytes(2**20), 0.2)
 
             assert why == f"queue from {sender} to {receiver} full for 0.2 s"
-            # the queues at both ends, the receiver's own, and 1 MB each in what libzmq and the kernel hold on the way
-            assert MAX_QUEUED <= taken <= 3 * MAX_QUEUED + 16
+            # the queues at both ends, the receiver's own, and 1 MB each in what libzmq and the kernel hold on the way, which grows
+            assert MAX_QUEUED <= taken <= 3 * MAX_QUEUED + 32
 
             for i in range(50):  # others are served meanwhile
                 await send_when_up(ours, "c", [b"%d" % i])
@@ -342,10 +344,10 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             await send_when_up(c, excludes, [b"here"])
             await receive(ours, 2)
             began_s = time.monotonic()
-            ours.disconnect(excluded, 1.0, "too much")
+            ours.disconnect(excluded, AWAY_S, "too much")
 
             assert not ours.link(excluded).is_up
-            assert ours.link(excluded).detail == "this node has ended the connection for 1 s: too much"
+            assert ours.link(excluded).detail == "this node has ended the connection for 2.5 s: too much"
             await until(lambda: not theirs.link(excludes).is_up)
             with pytest.raises(TransportError, match=f"no link from {excludes} to {excluded}"):
                 await ours.send(excluded, [b"anybody?"], 1.0)
@@ -353,7 +355,7 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             assert await receive(ours, 1) == [("c", [b"still here"])]
 
             await arrives(theirs, ours, excludes, [b"after"])
-            assert time.monotonic() - began_s >= 1.0
+            assert time.monotonic() - began_s >= AWAY_S
             assert ours.link(excluded).is_up
             await until(lambda: ours.link_counters[excluded]["connected"] == 2)
             assert ours.link_counters[excluded]["connected"] == 2
