@@ -13,7 +13,7 @@ from p2pfl.faults.script import Fault, FaultKind, FaultScript
 from p2pfl.protocol.network_view import ViewPolicy
 
 NODES = 8
-DEADLINES = 15
+DEADLINES = 10
 FROM_S = 3.0
 UNTIL_S = FROM_S + DEADLINES * TIMEOUTS.deadline_floor_s
 AWAY = 1e-6
@@ -35,7 +35,7 @@ def heals(without, *, whole, topology="ring", nodes=NODES):
         lost = [direction for a, b in ends for direction in ((a, b), (b, a))]
         faults = [Fault(kind=FaultKind.LOSS, nodes=nodes, from_s=FROM_S, until_s=UNTIL_S) for nodes in lost]
     with quick_folder() as place:
-        network = run_script(plan, place, FaultScript(tuple(faults)), seed=len(without), view=ViewPolicy(), work_s=(0.2, 0.5))
+        network = run_script(plan, place, FaultScript(tuple(faults)), seed=len(without), view=ViewPolicy(), work_s=(0.1, 0.25))
         network.check_checkpoints()
         away = float((network.models() - starts(plan).mean(0)).abs().max())
 
@@ -64,4 +64,4 @@ def test_two_halves_without_a_packet_between_them_meet_at_the_true_mean(half):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SUBSETS)))
 def test_any_nodes_without_any_packet_go_on_by_themselves_once_they_come(number):
-    heals(SUBSETS[number], whole=False)
+    heals(SUBSETS[number], whole=False, topology="hypercube")
