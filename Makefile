@@ -40,9 +40,10 @@ slow: $(INSTALLED) ## The slow tests alone; those that measure attacks have the 
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone"
 	@$(BIN)/python -m pytest -m alone
 
-soak: $(INSTALLED) ## Tests that take many minutes each: large models over slow links, and the attacks of the slow tests in full
+soak: $(INSTALLED) ## Tests that take many minutes each: large models over slow links, the attacks of the slow tests in full, hours of chaos
 	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/node/test_slow_links.py
 	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s -m slow tests/transports/test_door.py tests/node/test_floods.py tests/node/test_lying_members.py
+	@P2PFL_SOAK=1 $(BIN)/python -m pytest -s tests/testing/test_chaos_soak.py
 
 lint: $(INSTALLED) ## Format, style, types
 	@$(BIN)/ruff format --check .

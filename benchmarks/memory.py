@@ -1,6 +1,7 @@
-"""Memory that a node takes: three daemons on a ring, each with two neighbours, over encrypted links on loopback. Prints JSON.
+"""Memory that a node takes: daemons that are all neighbours of each other, over encrypted links on loopback. Prints JSON.
 
-    python benchmarks/memory.py                                      # 25 million float32 parameters, plain SGD
+    python benchmarks/memory.py                                      # 25 million float32 parameters, plain SGD, two neighbours
+    python benchmarks/memory.py --neighbours 4 --spill-mb 0          # their updates lie in files
     python benchmarks/memory.py --parameters 4000000 --optimizer adam --model residual
 
 Each node is a process of its own, as `p2pfl node start` runs it. Looked at every two milliseconds is RssAnon of /proc: memory that belongs
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 from p2pfl.tasks import Site, Task, task
 
 TASK = "memory:network"
-NAMES = ("node-0", "node-1", "node-2")
+MOST_NODES = 16
 CLASSES = 10
 LOOK_S = 0.002
 DEADLINE_S = 600.0
@@ -62,13 +63,18 @@ def model_of(kind: str, parameters: int) -> nn.Module:
     return nn.Sequential(*inner, nn.Linear(width, CLASSES))
 
 
+def names_of(nodes: int) -> list[str]:
+    """Names of so many nodes."""
+    return [f"node-{i:02d}" for i in range(nodes)]
+
+
 @task
-def network(parameters: int, kind: str) -> Task:
+def network(parameters: int, kind: str, nodes: int) -> Task:
     """A few random rows at each node, of ten classes."""
     width = 1 if kind == "point" else next(iter(model_of(kind, parameters).parameters())).shape[1]
     generator = torch.Generator().manual_seed(0)
     sites = []
-    for name in NAMES:
+    for name in names_of(nodes):
         inputs, classes = torch.randn(40, width, generator=generator), torch.randint(0, CLASSES, (40,), generator=generator)
         train, test = (inputs[:32], classes[:32]), (inputs[32:], classes[32:])
         sites.append(Site(name=name, train=None if kind == "point" else train, test=None if kind == "point" else test))
@@ -136,7 +142,7 @@ def node(site: Path) -> None:
         return model
 
     plans.build_model = watched
-    for name in ("train", "merge", "evaluate"):
+    for name in ("train", "evaluate"):
         setattr(Population, name, watch.during(name, getattr(Population, name)))
     checkpoint.write_checkpoint = watch.during("checkpoint", checkpoint.write_checkpoint)
     for owner, name, stage in ((conclusion, "write_result", "finish"), (Mixing, "pack", "send"), (Mixing, "_unpack", "merge")):
@@ -145,6 +151,8 @@ def node(site: Path) -> None:
 
     async def running(self: daemon.Daemon) -> str:
         watch.stage = "wait"
+        algorithm = type(self.node.plan.recipe.algorithm)
+        algorithm.merge = watch.during("merge", algorithm.merge)
         return await run(self)
 
     daemon.Daemon.run = running
@@ -171,7 +179,7 @@ def node(site: Path) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Three nodes, each with what it took."""
+    """Each node with what it took."""
     from p2pfl.experiment.loading import experiment_from
     from p2pfl.experiment.plan import load_sites, make_plan
     from p2pfl.governance.identity import Identity
@@ -181,8 +189,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     small = experiment_from(
         {
-            "task": {"name": TASK, "parameters": arguments.parameters, "kind": arguments.model},
-            "topology": {"name": "ring"},
+            "task": {"name": TASK, "parameters": arguments.parameters, "kind": arguments.model, "nodes": arguments.neighbours + 1},
+            "topology": {"name": "complete"},
             "algorithm": {"name": arguments.algorithm, "local_steps": 2, "batch_size": 8},
             "optimizer": {"name": arguments.optimizer},
             "rounds": 0 if arguments.model == "point" else arguments.rounds,
@@ -194,7 +202,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ports:
         place = Path(folder)
         cards, addresses = [], {}
-        for name in NAMES:
+        names = names_of(arguments.neighbours + 1)
+        for name in names:
             addresses[name] = ports.enter_context(reserve_port()).address
             identity = Identity.new()
             identity.save(place / name / "keys")
@@ -203,13 +212,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
         study.save(place / "study.yaml")
         processes = []
-        for name in NAMES:
+        for name in names:
             site = {
                 "member": name,
                 "study": "../study.yaml",
                 "confirmed": study.digest,
                 "listen": addresses[name],
                 "linger_s": 5,
+                "spill_mb": arguments.spill_mb,
                 "allow_tasks": [TASK],
             }
             path = place / name / "site.yaml"
@@ -227,6 +237,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["chain", "one", "residual", "point"], default="chain", help="24 layers, one, or blocks")
     parser.add_argument("--algorithm", default="dpsgd")
     parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--neighbours", type=int, default=2, choices=range(1, MOST_NODES))
+    parser.add_argument("--spill-mb", type=float, help="memory that neighbours' updates may take; default: all that they want")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--node", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -24,6 +24,8 @@ from p2pfl.wire.messages import (
     Heartbeat,
     Hello,
     Message,
+    Probe,
+    ProbeAnswer,
     ProofRequest,
     PushSum,
     Ready,
@@ -94,6 +96,19 @@ def messages() -> dict[str, Any]:
     widest = replace(HELLO, member="ä" * 128, incarnation=2**63 - 1, echo=2**63 - 1, anew=MOST, exchange=MOST, **FULL_NEWS)
     widest = replace(widest, remembered=Remembered(anew=MOST, report=FULL_NEWS["report"]))
     largest = 3e38
+    answer = ProbeAnswer(
+        number=MOST,
+        clock=1_790_000_000_000,
+        version="0.1.0",
+        torch="2.13",
+        arithmetic=1,
+        study=b"\xaa" * 32,
+        layout=b"\xbb" * 32,
+        start=b"\xcc" * 32,
+        forward=b"\xdd" * 32,
+        outputs=(0.5, -1.25, *[largest] * 6),
+        pad=b"\0\0",
+    )
     kinds: Sequence[Message] = (
         first,
         HELLO,
@@ -132,6 +147,10 @@ def messages() -> dict[str, Any]:
         Ready(sealed=(b"\1" * 65,) * 16, receipts=(b"receipt.",) * 16),
         ProofRequest(relayed=False),
         ProofRequest(relayed=True),
+        Probe(number=0, pad=b""),
+        Probe(number=MOST, pad=bytes(300)),
+        replace(answer, forward=None, outputs=()),
+        answer,
     )
     listed = [_shown(message) for message in kinds]
     return {"each": listed, "other_encodings": _other_encodings(), "large": _large()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections import Counter
 from functools import cache
@@ -26,6 +27,10 @@ os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 # a process of p2pfl makes its commands once, and so do all the calls of a test process together
 typer.main.get_command = cache(typer.main.get_command)
+
+# under nohup, and in a shell's background, they are ignored, here and in every process that a test starts
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # what is imported and collected stays to the end: it is not searched for garbage again and again
 gc.disable()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import zmq
 
 from p2pfl.errors import TransportError
+from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
+from p2pfl.transports.proxies import Proxy, ProxyWay
+from p2pfl.transports.relay_service import RelayService
 
 DEADLINE_S = 20.0
 
@@ -101,6 +108,85 @@ class Links:
     def close(self) -> None:
         for port in self.ports.values():
             port.close()
+
+
+class Beside:
+    """Things that are open in a thread's loop of their own, beside the loop of the test."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="beside the test", daemon=True)
+        self.thread.start()
+        self.opened: list[tuple[asyncio.Event, Future[None]]] = []
+
+    def call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
+
+    def open(self, thing: Any) -> Any:
+        """Enter a context in the other loop, and leave it there when all are closed."""
+        is_open, end = threading.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            try:
+                async with thing:
+                    is_open.set()
+                    await end.wait()
+            finally:
+                is_open.set()
+
+        self.opened.append((end, asyncio.run_coroutine_threadsafe(hold(), self.loop)))
+        assert is_open.wait(DEADLINE_S)
+        return thing
+
+    def close(self) -> None:
+        for end, held in reversed(self.opened):
+            self.loop.call_soon_threadsafe(end.set)
+            held.result(DEADLINE_S)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(DEADLINE_S)
+        self.loop.close()
+
+
+class ProxiedLinks(Links):
+    """Members that dial through a proxy, which alone knows the neighbours' host."""
+
+    def __init__(self, kind: str, max_queued: int = 32) -> None:
+        super().__init__("zeromq", max_queued)
+        self.beside = Beside()
+        self.proxy = self.beside.open(SiteProxy(kind, login=("site", "p:assword"), names={"node.hospital.test": "127.0.0.1"}))
+
+    def endpoint(self, name: str) -> Endpoint:
+        end = super().endpoint(name)
+        return replace(end, address=f"tcp://node.hospital.test:{self.ports[name].port}")
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
+        user, password = self.proxy.login
+        proxy = Proxy(kind=self.proxy.kind, host="127.0.0.1", port=self.proxy.port, user=user, password=password)
+        listen = f"tcp://127.0.0.1:{self.endpoint(name) and self.ports[name].port}"
+        return super().member(name, neighbours, listen=listen, way_out=ProxyWay(proxy), **options)
+
+    def close(self) -> None:
+        super().close()
+        self.beside.close()
+
+
+class RelayedLinks(Links):
+    """Members without a listener, that meet at a relay; every pair of a to d is relayed."""
+
+    def __init__(self, max_queued: int = 32, **options: Any) -> None:
+        super().__init__("relay", max_queued, hidden="abcd")
+        self.beside = Beside()
+        self.relay = super().endpoint("relay")
+        pairs = list(combinations(map(self.endpoint, "abcd"), 2))
+        service = {"listen": self.ports["relay"].address, "mbit_s": 100_000, "heartbeat_s": 1, **options}
+        self.service = self.beside.open(RelayService(self.relay, self.keys["relay"][1], pairs, **service))
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
+        return super().member(name, neighbours, relays=dict.fromkeys(neighbours, self.relay), **options)
+
+    def close(self) -> None:
+        super().close()
+        self.beside.close()
 
 
 class ZeroMQLinks(Links):

@@ -248,26 +248,40 @@ class Institutions:
     Args:
         plan: of all.
         place: one folder a member is made in it, and the public files.
-        via: addresses that the others are told instead of a member's own.
+        via: addresses that the others are told instead of a member's own; None: the member only dials out.
+        relays: by member, the address on its card where it relays, and what its site.yaml says of that.
         settings: for every site.yaml.
     """
 
-    def __init__(self, plan: Plan, place: Path, *, via: Callable[[str, str], str] | None = None, **settings: Any) -> None:
-        self.plan, self.place = plan, place
+    def __init__(
+        self,
+        plan: Plan,
+        place: Path,
+        *,
+        via: Callable[[str, str], str | None] | None = None,
+        relays: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.plan, self.place, relays = plan, place, relays or {}
         self._held = ExitStack()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        cards, listens = [], {}
+        cards: list[Any] = []
+        listens: dict[str, str | None] = {}
         for name in plan.names:
-            listens[name] = self._held.enter_context(reserve_port()).address
+            listens[name] = own = self._held.enter_context(reserve_port()).address
             identity = Identity.new()
             identity.save(place / name / "keys")
             train = plan.sites[name].train
-            address = via(name, listens[name]) if via is not None else listens[name]
-            cards.append(identity.card(name, address, len(train[0]) if train else None))
+            address = via(name, own) if via is not None else own
+            relay = relays[name][0] if name in relays else None
+            cards.append(identity.card(name, address, len(train[0]) if train else None, relay=relay))
+            if address is None:
+                listens[name] = None
         self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
         self.study.save(place / "study.yaml")
         for name in plan.names:
             site = {"member": name, "study": "../study.yaml", "confirmed": self.study.digest, "listen": listens[name], "heartbeat_s": 1}
+            site |= {"relay": dict(relays[name][1])} if name in relays else {}
             (place / name / "site.yaml").write_text(dump_yaml({**site, **settings}), encoding="utf-8")
 
     def __enter__(self) -> Self:

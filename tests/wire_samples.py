@@ -14,6 +14,8 @@ from p2pfl.wire.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Probe,
+    ProbeAnswer,
     ProofRequest,
     PushSum,
     Ready,
@@ -94,6 +96,20 @@ EVERY_MESSAGE = (
     Sent(exchange=7, whole=False),
     Ready(sealed=(seal_ready(READY_RECORD, KEY.sign, b"\xaa" * 32),), receipts=(b"receipt.",)),
     ProofRequest(relayed=False),
+    Probe(number=1, pad=b"\0\0"),
+    ProbeAnswer(
+        number=1,
+        clock=1_790_000_000_000,
+        version="0.1.0",
+        torch="2.13",
+        arithmetic=1,
+        study=b"\xaa" * 32,
+        layout=b"\xbb" * 32,
+        start=b"\xcc" * 32,
+        forward=b"\xdd" * 32,
+        outputs=(0.5, -1.25),
+        pad=b"\0\0",
+    ),
 )
 
 

@@ -11,6 +11,8 @@ import typer
 
 import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
+from p2pfl.cli.chaos import chaos
+from p2pfl.cli.doctor import doctor
 from p2pfl.cli.inspect import dashboard, inspect
 from p2pfl.cli.run import predict, simulate, up
 from p2pfl.cli.streams import OneLineFormatter, guard_streams
@@ -22,7 +24,8 @@ Exit codes:
   0  the command did all that was agreed, or a signal paused a run,
      which then prints how to continue it
   1  a disk, a process or the task's code failed
-  2  the command or a file is wrong; nothing was run
+  2  the command or a file is wrong; nothing was run, or `doctor`
+     has found something to mend
   3  the run ended with departures from what was agreed: members
      missing, rounds missed, state lost, numbers that are not finite,
      no mixing; summary.json lists them
@@ -45,6 +48,8 @@ app.command()(sweep)
 app.command()(inspect)
 app.command()(dashboard)
 app.command()(predict)
+app.command()(chaos)
+app.command()(doctor)
 app.add_typer(topology.app, name="topology", help="List, show and compare graphs, and advise on links.")
 app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its public card.")
 app.add_typer(study.app, name="study", help="Make, check and join a study, which all its members confirm.")

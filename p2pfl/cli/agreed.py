@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfl.cli.terminal import open_console
 from p2pfl.errors import on_one_line
+from p2pfl.governance.edge_kinds import DIRECT
 from p2pfl.governance.result_contract import KINDS, AgreedTask, Difference, ResultContract
 from p2pfl.node.own_contract import contract_here
 
@@ -22,12 +23,13 @@ _SHOWN_ABOVE |= {"pace", "weights", "weighting"}
 
 def say_agreement(study: Study, differences: Sequence[Difference] = ()) -> None:
     """Print what will be done: task and options, algorithm, rounds, graph, tensors, and how this machine differs from the contract."""
-    _say_table("what will be done", _plan_rows(study))
+    say_table("what will be done", _plan_rows(study))
     say_layout(study)
-    _say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))
+    say_table("the result contract", _contract_rows(study.result_contract, contract_here(study.task_name), differences))
 
 
-def _say_table(title: str, rows: Iterator[tuple[str, str]]) -> None:
+def say_table(title: str, rows: Iterator[tuple[str, str]]) -> None:
+    """Print two columns, keys and values, under a title."""
     from rich.table import Table
 
     table = Table(title=title, show_header=False)
@@ -60,6 +62,11 @@ def _plan_rows(study: Study) -> Iterator[tuple[str, str]]:
     yield "graph", f"{graph.name}: {len(study.members)} members, {len(graph.edges)} links{one_way}"
     if isinstance(topology := said.get("topology"), Mapping):
         yield from ((f"  {option}", _written(given)) for option, given in topology.items() if option != "name")
+    yield from (
+        (f"{a} - {b}", f"relayed by {found.relay}" if found.relay is not None else found.kind)
+        for (a, b), found in study.edge_kinds().items()
+        if found.kind != DIRECT
+    )
     yield "weights", f"{said.get('weights')}, weighting {said.get('weighting')}"
     for key, value in said.items():
         if key not in _SHOWN_ABOVE:

@@ -122,9 +122,11 @@ def dashboard(
 
 def _document(records: RunRecords, goals: list[Reached]) -> dict[str, Any]:
     """A run as one JSON object; a state for each node has room where one value for each has in a summary."""
+    from p2pfl.inspector.bottleneck import bottleneck
     from p2pfl.inspector.convergence import convergence
     from p2pfl.inspector.health import node_health
     from p2pfl.inspector.run_state import run_state
+    from p2pfl.inspector.utilisation import utilisation
     from p2pfl.runs.summary_fields import MAX_PER_NODE
 
     course = convergence(records)
@@ -135,6 +137,8 @@ def _document(records: RunRecords, goals: list[Reached]) -> dict[str, Any]:
         "nodes": {name: asdict(health) for name, health in node_health(records).items()} if is_small else None,
         "engine": (records.summary or {}).get("engine") or records.environment.get("engine"),
         "rounds": records.rounds,
+        "utilisation": {name: asdict(own) for name, own in utilisation(records).items()} if is_small else None,
+        "bottleneck": asdict(costs) if (costs := bottleneck(records)) is not None else None,
         "convergence": asdict(course) | {"slowest": [slow.as_row() for slow in course.slowest]},
         "reached": [asdict(goal) for goal in goals],
         "summary": records.summary,

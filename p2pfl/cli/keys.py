@@ -14,6 +14,7 @@ from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
+    from p2pfl.governance.identity import Identity
 
 app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and its public card.")
 
@@ -24,6 +25,10 @@ def new(
     address: Annotated[
         list[str] | None,
         typer.Option(help="Address tcp://host:port of this site; can be repeated: the first that works counts. Default: it only dials."),
+    ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="Address tcp://host:port where this site relays links of members that cannot dial each other; can be repeated."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of training rows at this site, if other members may know it.")] = None,
     passphrase: Annotated[
@@ -45,7 +50,7 @@ def new(
     if not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     identity = Identity.new()
-    card = identity.card(name, address[0] if address is not None and len(address) == 1 else address or None, samples)
+    card = identity.card(name, _one_or_many(address), samples, relay=_one_or_many(relay))
     path = out / CARD_FILE
     if path.exists():
         raise ConfigError("is there already and is never overwritten; choose another --out", str(path))
@@ -78,6 +83,40 @@ def show(
 
 
 @app.command()
+def card(
+    address: Annotated[
+        list[str] | None, typer.Option(help="The new address tcp://host:port; can be repeated: the first that works counts.")
+    ] = None,
+    dials_out: Annotated[
+        bool, typer.Option("--dials-out", help="Take the address off the card: this site only dials from now on.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="The site's new name in studies.")] = None,
+    relay: Annotated[
+        list[str] | None, typer.Option(help="Offer to relay links of other members, at tcp://host:port; can be repeated.")
+    ] = None,
+    no_relay: Annotated[bool, typer.Option("--no-relay", help="Take that offer off the card.")] = False,
+    keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys, which has mode 0600.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write another address or name on this site's card, and sign it with the same keys. A study that continues another needs it then.
+
+    Example: p2pfl keys card --address tcp://node2.cleveland.example:7700
+    """
+    from p2pfl.governance.names import NEW_RULE, is_new_name
+
+    asked = bool(address), dials_out, name is not None, bool(relay), no_relay
+    if not any(asked) or (address and dials_out) or (relay and no_relay):
+        raise ConfigError("give --address or --dials-out, --relay or --no-relay, or --name; of each pair one at most")
+    if name is not None and not is_new_name(name):
+        raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
+    path, found, identity = _own_card(keys, passphrase_file)
+    given = None if dials_out else _one_or_many(address) or found.address
+    relays_at = None if no_relay else _one_or_many(relay) or found.relay
+    _replace(path, identity.card(name or found.name, given, found.samples, found.moments, relays_at), as_json=as_json)
+
+
+@app.command()
 def describe(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The study's experiment, a YAML file.")],
     keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
@@ -94,14 +133,8 @@ def describe(
     """
     from p2pfl.experiment.loading import load_experiment, parse_assignment
     from p2pfl.experiment.plan import load_sites
-    from p2pfl.governance.card import Card
-    from p2pfl.governance.identity import CARD_FILE, Identity
-    from p2pfl.runs.open_files import replace_file
 
-    path = keys / CARD_FILE
-    card, identity = Card.load(path), Identity.load(keys, passphrase_file)
-    if not identity.owns(card):
-        raise ConfigError("is not of the keys beside it", str(path))
+    path, card, identity = _own_card(keys, passphrase_file)
     wanted = load_experiment(experiment, dict(map(parse_assignment, set_ or ())))
     alone = {"standardise": "site"} if wanted.task.options.get("standardise") == "pooled" else {}  # the others' moments are not here yet
     with of_file(experiment):
@@ -111,19 +144,43 @@ def describe(
         raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))
     if alone and site.moments is None:
         raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
-    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments)
-    replace_file(path, new_card.text)
+    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments, card.relay)
+    _replace(path, new_card, as_json=as_json)
+
+
+def _own_card(keys: Path, passphrase_file: Path | None) -> tuple[Path, Card, Identity]:
+    """Read a site's card and the keys that sign it; ConfigError where they do not belong together."""
+    from p2pfl.governance.card import Card
+    from p2pfl.governance.identity import CARD_FILE, Identity
+
+    path = keys / CARD_FILE
+    card, identity = Card.load(path), Identity.load(keys, passphrase_file)
+    if not identity.owns(card):
+        raise ConfigError("is not of the keys beside it", str(path))
+    return path, card, identity
+
+
+def _replace(path: Path, card: Card, *, as_json: bool) -> None:
+    """Write a card in the place of the one before, and print it."""
+    from p2pfl.runs.open_files import replace_file
+
+    replace_file(path, card.text)
     if as_json:
-        typer.echo(json.dumps({"card": str(path), **_shown(new_card)}))
+        typer.echo(json.dumps({"card": str(path), **_shown(card)}))
         return
     typer.echo(f"{path}   public: send it to the other members")
-    _say(new_card)
+    _say(card)
+
+
+def _one_or_many(addresses: list[str] | None) -> str | list[str] | None:
+    return addresses[0] if addresses is not None and len(addresses) == 1 else addresses or None
 
 
 def _shown(card: Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "address": card.address,
+        **({"relay": card.relay} if card.relay is not None else {}),
         "samples": card.samples,
         "moments": card.moments.as_dict() if card.moments else None,
         "fingerprint": card.fingerprint,
@@ -135,6 +192,8 @@ def _say(card: Card) -> None:
 
     typer.echo(f"name         {card.name}")
     typer.echo(f"address      {', '.join(card.addresses) or 'none: this site only dials out'}")
+    if card.relay is not None:
+        typer.echo(f"relays at    {', '.join(card.relay_addresses)}")
     if card.samples is not None:
         typer.echo(f"samples      {card.samples}")
     if card.moments is not None:

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from p2pfl.cli.options import AcceptDifference, AllowTask, Json
 from p2pfl.cli.run import checked_kinds
+from p2pfl.cli.streams import log_as_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True)
 _WIDTH = 80
 _PROBE_COLUMNS = 43
 
+LogFormat = Literal["text", "json"]
 SitePath = Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml.")]
 
 
@@ -35,11 +37,18 @@ def start(
     start_anew: Annotated[
         bool, typer.Option("--start-anew", help="Put aside the state folder of a node that lost its state, and go on without it.")
     ] = False,
+    without_old_state: Annotated[
+        bool, typer.Option("--without-old-state", help="Begin without the model of the study that this one continues: it is lost.")
+    ] = False,
     allow_task: AllowTask = None,
     only_these_tasks: Annotated[bool, typer.Option("--only-these-tasks", hidden=True)] = False,
     accept_difference: AcceptDifference = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option(hidden=True)] = None,
+    disturbed_by: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Form of the log on standard error: text, or JSON lines with times in UTC.")
+    ] = "text",
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; the same command continues.
 
@@ -51,6 +60,12 @@ def start(
     from p2pfl.runs.records import read_summary
 
     logging.getLogger("p2pfl").setLevel(logging.INFO)  # a daemon says one line a round
+    if disturbed_by is not None:
+        from p2pfl.testing.disturbance import disturb
+
+        disturb(disturbed_by)
+    if log_format == "json":
+        log_as_json()
     reason = run(
         site,
         confirmed=confirm,
@@ -60,6 +75,7 @@ def start(
         allow_tasks=allow_task or (),
         only_these_tasks=only_these_tasks,
         accept_differences=checked_kinds(accept_difference),
+        without_old_state=without_old_state,
     )
     if reason == "diverged":
         sys.stderr.write("p2pfl: diverged: the last training became non-finite and was rolled back; the study needs a lower optimizer.lr\n")
@@ -180,6 +196,53 @@ def _probe_lines(report: ProbeReport) -> Iterator[str]:
         yield f"  {found.message:<28} {found.outcome:<10}  {first}".rstrip()
         yield from (" " * _PROBE_COLUMNS + line for line in others)
     yield "as the protocol says, as far as it shows" if report.is_as_expected else "not as the protocol says"
+
+
+@app.command()
+def egress(
+    site: SitePath,
+    confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="Digest of the study. Default: `confirmed` in site.yaml.")] = None,
+    allow_task: AllowTask = None,
+    as_json: Json = False,
+) -> None:
+    """List everything that will leave this institution: to whom, in which tensors, and how many bytes a round. Nothing is sent.
+
+    Example: p2pfl node egress site.yaml
+    """
+    from p2pfl.experiment.loading import load_study
+    from p2pfl.node.egress import egress_of
+    from p2pfl.node.site import SiteFile
+    from p2pfl.node.start import check_confirmed, own_plan
+    from p2pfl.protocol.network_view import ViewPolicy
+
+    own = SiteFile.load(site)
+    study = load_study(own.study)
+    check_confirmed(own, study, confirm, site)
+    card = study.member(own.member)
+    policy = ViewPolicy(bytes_per_s=own.view_bytes_per_s, metrics=own.view_metrics, counts=own.view_counts)
+    plan = own_plan(own, study, site, (*(allow_task or ()), *own.allow_tasks))
+    found = egress_of(plan, card, policy, heartbeat_s=own.heartbeat_s)
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
+        return
+    from rich.table import Table
+
+    from p2pfl.cli.terminal import open_console
+
+    console = open_console(markup=False, highlight=False)
+    console.print(f"{found.member} sends updates to {', '.join(found.receivers) or 'nobody'}, to each of them in a round:", soft_wrap=True)
+    table = Table("phase", "channel", "dtype", "shape", "bytes", "when")
+    for one in found.tensors:
+        shape = " x ".join(map(str, one.shape))
+        table.add_row(str(one.phase), one.channel, one.dtype, shape, f"{one.size_bytes:,}", "on request" if one.on_request else "always")
+    console.print(table)
+    total = f"{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
+    console.print(f"{total}; what is lost on the way is sent again", soft_wrap=True)
+    for message in found.messages:
+        most = "" if message.most_bytes is None else f", at most {message.most_bytes:,} bytes"
+        console.print(f"{message.what}, to {message.to}, {message.when}{most}: {message.holds}", soft_wrap=True)
+    stays = f"rows, labels, groups{''.join(f', {name}' for name in found.stays)}"
+    console.print(f"What stays: {stays}, private keys, the optimiser's state", soft_wrap=True)
 
 
 def _standing(found: dict[str, Any]) -> Iterator[str]:

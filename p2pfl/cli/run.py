@@ -39,6 +39,10 @@ def up(
     assignments: Set = None,
     out: Out = None,
     resume: Resume = None,
+    continues: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="An earlier run of `p2pfl up`: nodes of the same names go on from their models of it."),
+    ] = None,
     allow_task: AllowTask = None,
     accept_difference: AcceptDifference = None,
     dry_run: DryRun = False,
@@ -50,6 +54,8 @@ def up(
     """
     overrides = overrides_from(nodes, rounds, assignments)
     given = _given(experiment, resume, changed=bool(overrides or out))
+    if resume is not None and continues is not None:
+        raise ConfigError("--continues begins a new run with the models of another one: leave it out where --resume continues a run")
     kinds = checked_kinds(accept_difference)
     if dry_run:
         _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=False, recorded=experiment is None)
@@ -71,6 +77,7 @@ def up(
             overrides=overrides,
             out=out,
             resume=resume,
+            continues=continues,
             accept_differences=kinds,
             progress=progress,
             fork=fork,
@@ -91,6 +98,12 @@ def simulate(
     replay: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Compute an asynchronous or pairwise run of `p2pfl up` again, from its records.")
     ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Faults of nodes and edges, as p2pfl chaos --write-plan writes them; what cannot be simulated is said."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ...")] = "cpu",
     allow_task: AllowTask = None,
     dry_run: DryRun = False,
@@ -104,6 +117,8 @@ def simulate(
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started; the others have the same to say
     overrides = overrides_from(nodes, rounds, assignments)
+    if faults is not None and (replay is not None or resume is not None):
+        raise ConfigError("--faults belongs to a new run: leave out --resume and --replay")
     if replay is not None:
         if experiment is not None or resume is not None or overrides:
             raise ConfigError("--replay takes everything from the run: leave out EXPERIMENT, --resume, --nodes, --rounds and --set")
@@ -115,6 +130,7 @@ def simulate(
             _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment.loading import resolve
+    from p2pfl.faults.plan_file import FaultPlan
     from p2pfl.runs.stopwatch import process_age_s
     from p2pfl.simulator import simulate as run_simulation
 
@@ -126,6 +142,7 @@ def simulate(
             resume=resume,
             replay=replay,
             device=device,
+            faults=FaultPlan.load(faults) if faults is not None else None,
             progress=progress,
             waited_s=process_age_s(),
             allow_tasks=allow_task or (),
@@ -249,9 +266,10 @@ def _say_plan(
         said.append(f"about {seconds:,.1f} s of training and mixing, {memory.peak_bytes / 2**30:,.2f}{there} of memory")
     else:
         from p2pfl.node.memory import forecast_node
+        from p2pfl.node.site import SPILL_MB
 
         busiest = max(plan.names, key=lambda name: len(plan.neighbours(name)))
-        node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)))
+        node = forecast_node(plan, plan.population([busiest]), len(plan.neighbours(busiest)), spill_mb=SPILL_MB)
         facts["memory"] = {**asdict(node), "peak_bytes": node.peak_bytes, "models": node.models}
         said.append(f"memory of a node: {node.text}")
     content = plan.experiment.as_dict()

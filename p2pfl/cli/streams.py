@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import TextIO
 
 from p2pfl.errors import on_one_line, visible
@@ -56,6 +58,24 @@ class OneLineFormatter(logging.Formatter):
         """The line without what follows it, such as a traceback."""
         record.message = on_one_line(record.message)
         return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log's lines as JSON objects, one a line: time in UTC, level, logger, message, and the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record; letters outside ASCII are escaped, and with them all that could steer a terminal."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_as_json() -> None:
+    """Write what is logged from now on as JSON lines."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter())
 
 
 def guard_streams() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from p2pfl.cli.run import checked_kinds
 from p2pfl.errors import ConfigError, some
 
 if TYPE_CHECKING:
+    from p2pfl.governance.card import Card
     from p2pfl.governance.study import Study
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and join a study, which all its members confirm.")
@@ -30,7 +31,7 @@ study: {study}
 keys: {keys}
 # The study's digest as you compared it with the other members.
 confirmed: {confirmed}
-{accepted}
+{accepted}{state}
 # Where this site's own data are; these replace arguments of the experiment's task:
 # task: {{data: ./data}}
 
@@ -43,13 +44,16 @@ confirmed: {confirmed}
 # state: state              # checkpoints and records
 # passphrase_file: null     # null: P2PFL_PASSPHRASE, or it is asked for
 # threads: 1
+# spill_mb: 256             # memory that the neighbours' updates may take; beyond it they lie in files; null: always in memory
+# send_mbit_s: null         # megabits of updates that are sent in a second, to all neighbours together; null: as many as go
 # state_group: null         # a group of this machine that may read it, models and all, such as a backup's; null: nobody else
 # status_listen: null       # address:port of the status page; null: 127.0.0.1, and a port that is free
 # linger_s: 30              # how long a stopped node answers the others
 # deadline_floor_s: 30      # a round waits at least so long for a neighbour,
 # deadline_factor: 5        # or so many times as long as recent rounds took
 # heartbeat_s: 2
-# transport: zeromq         # what moves the messages; the same for all members
+# proxy: null               # {{address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}}
+# relay: null               # {{mbit_s: 20}}: so much of others' links passes here, where the card offers to relay
 """
 
 
@@ -58,30 +62,34 @@ def new(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment, a YAML file; see examples/.")],
     card: Annotated[list[Path], typer.Option(metavar="CARD", help="A member's card.yaml; repeated for each member.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
+    continues: Annotated[
+        Path | None, typer.Option(metavar="STUDY", help="An older study: members of both go on from their models of it.")
+    ] = None,
+    new_key: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Go on with a member whose new key you have asked it about; can be repeated.")
+    ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(help="How links go that the topology's file does not say: zeromq or relay. Default: as the members' addresses allow."),
+    ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
     """Make a study from an experiment and the members' cards. The topology's nodes are the members in the order of their names.
 
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
+
+    Example: p2pfl study new experiment.yaml --card cleveland.yaml --card basel.yaml --continues study.yaml --out study-2.yaml
     """
     from p2pfl.cli.agreed import say_layout
-    from p2pfl.experiment.graph import agreeing_on, build_schedule
+    from p2pfl.cli.continued import check_layouts, continuation_of, say_continuation
+    from p2pfl.experiment.graph import agreeing_on, build_schedule, edge_transports
     from p2pfl.experiment.loading import load_experiment
     from p2pfl.experiment.requirements import faults_of_members
-    from p2pfl.governance.card import Card
     from p2pfl.governance.study import Study
     from p2pfl.node.own_contract import contract_here
 
-    faults: list[str] = []
-    cards: list[Card] = []
-    for path in card:
-        try:
-            cards.append(Card.load(path))
-        except ConfigError as error:
-            faults += [f"{error.place}: {finding}" for finding in error.findings]
-    if faults:
-        raise ConfigError(faults)
+    cards = _cards_in(card)
     resolved = load_experiment(experiment)
     if faults := faults_of_members(resolved.require, len(cards)):
         raise ConfigError(faults, str(experiment))
@@ -89,10 +97,12 @@ def new(
     schedule = build_schedule(resolved, sorted(samples), samples=samples)
     content = agreeing_on(resolved, schedule).as_dict()
     content["topology"] = _without_folders(content["topology"])
-    study = Study.create(content, cards, schedule.union())
+    older = continuation_of(continues, cards, content, new_key or ())
+    kinds: dict[str, Any] = {"transport": transport, "transports": edge_transports(resolved, sorted(samples))}
+    study = Study.create(content, cards, schedule.union(), **kinds)
     table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
-        study = Study.create({**content, "compiled": compiled}, cards, schedule.union())
+        study = Study.create({**content, "compiled": compiled}, cards, schedule.union(), **kinds)
     contract = contract_here(study.task_name)
     study = study.with_result_contract(contract)
     if contract.task is not None and contract.task.source is None:
@@ -101,6 +111,9 @@ def new(
         study = study.with_layout(table)
     else:
         typer.echo(f"without a table of the model's tensors, which cannot be made here: {reason}", err=True)
+    if older is not None:
+        check_layouts(older[0], study, experiment)
+        study = study.with_continuation(older[1])
     try:
         study.save(out)
     except OSError as error:
@@ -110,7 +123,24 @@ def new(
         return
     typer.echo(f"{out}   public: send it to every member")
     say_layout(study)
+    say_continuation(study, older[0] if older is not None else None)
     _say_digest(study)
+
+
+def _cards_in(paths: Sequence[Path]) -> list[Card]:
+    """Load the members' cards; ConfigError with the faults of all of them."""
+    from p2pfl.governance.card import Card
+
+    faults: list[str] = []
+    cards: list[Card] = []
+    for path in paths:
+        try:
+            cards.append(Card.load(path))
+        except ConfigError as error:
+            faults += [f"{error.place}: {finding}" for finding in error.findings]
+    if faults:
+        raise ConfigError(faults)
+    return cards
 
 
 @app.command()
@@ -138,11 +168,13 @@ def show(
     from rich.table import Table
 
     from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.continued import say_continuation
     from p2pfl.cli.terminal import open_console
     from p2pfl.errors import on_one_line
     from p2pfl.node.own_contract import differences_here
 
     say_agreement(found, differences_here(found.result_contract, found.task_name))
+    say_continuation(found)
     table = Table(title=on_one_line(f"{found.experiment.get('name')}: {found.graph.name}"))
     for column in ("member", "address", "samples", "exchanges with (weight)"):
         table.add_column(column, overflow="fold")
@@ -161,6 +193,10 @@ def join(
     keys: Annotated[Path, typer.Option(help="The folder that `p2pfl keys new` made.")],
     confirm: Annotated[str, typer.Option(metavar="DIGEST", help="The study's digest, as another member read it out.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("site.yaml"),
+    old_state: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="This site's state in the study that this one continues. Default: found beside OUT."),
+    ] = None,
     accept_difference: AcceptDifference = None,
     as_json: Json = False,
 ) -> None:
@@ -169,6 +205,7 @@ def join(
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """
     from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.continued import say_continuation, state_lines
     from p2pfl.experiment.loading import load_study
     from p2pfl.governance.card import Card
     from p2pfl.governance.encoding import grouped
@@ -191,6 +228,7 @@ def join(
     folder = out.absolute().parent
     said = {"member": member.name, "study": os.path.relpath(study, folder), "keys": os.path.relpath(keys, folder)}
     values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}
+    values["state"] = state_lines(found, member.name, folder, old_state)
     agreed = f"{_ACCEPTED}accept_differences: [{', '.join(kinds)}]\n" if kinds else ""
     try:
         with out.open("x", encoding="utf-8") as file:
@@ -201,6 +239,7 @@ def join(
         typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return
     say_agreement(found, differs)
+    say_continuation(found)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
 
@@ -272,12 +311,15 @@ def _shown(study: Study) -> dict[str, Any]:
         }
         for card in study.members
     ]
+    relays = [{"between": list(ends), "relay": found.relay} for ends, found in study.edge_kinds().items() if found.relay is not None]
     return {
         "experiment": study.experiment.get("name"),
         "topology": study.graph.name,
         "members": members,
+        "relays": relays,
         "layout": _layout_rows(study),
         "resolved": study.experiment,
+        "continues": None if study.continues is None else study.continues.as_dict(),
         "result_contract": None if study.result_contract is None else study.result_contract.as_dict(),
         "digest": study.digest,
         "digest_groups": grouped(study.digest),

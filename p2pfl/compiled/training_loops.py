@@ -254,6 +254,7 @@ def _backward(x_P: Any, layers: Any, flat: Any, ends: Any, batch: Any, slopes: A
 @_compiled  # type: ignore[untyped-decorator]
 def sgd_steps(
     x_CP: Any,
+    before_CP: Any,
     inputs_MD: Any,
     kinds: Any,
     operands: Any,
@@ -272,6 +273,7 @@ def sgd_steps(
 
     Args:
         x_CP: changed.
+        before_CP: equal to it and not changed, or without rows: there is no such copy.
         inputs_MD: of its dtype, or whole numbers.
         kinds: int64, what is done to each input first: plus, minus, times, over a number.
         operands: the numbers, of x's dtype.
@@ -294,10 +296,12 @@ def sgd_steps(
     flat, slopes = np.empty(ends[-1], dtype=x_CP.dtype), np.empty((2, ends[-1]), dtype=x_CP.dtype)
     slope_BO = slopes[0][: batch * num_out].reshape(batch, num_out)
     first_BD, out_BO = flat[: ends[1]].reshape(batch, layers[0, _IN]), flat[ends[num_layers] :].reshape(batch, num_out)
-    before_P = np.empty(x_CP.shape[1], dtype=x_CP.dtype)
+    is_kept = len(before_CP) > 0
+    before_P = np.empty(0 if is_kept else x_CP.shape[1], dtype=x_CP.dtype)
     for i in range(len(x_CP)):
         x_P = x_CP[i]
-        _copy(x_P, before_P)
+        if not is_kept:
+            _copy(x_P, before_P)
         loss_C[i] = 0
         for k in range(positions_CKB.shape[1]):
             rows_B = positions_CKB[i, k]
@@ -318,4 +322,4 @@ def sgd_steps(
         loss_C[i] /= positions_CKB.shape[1]
         finite_C[i] = _times_nothing(x_P) == 0
         if not finite_C[i]:
-            _copy(before_P, x_P)
+            _copy(before_CP[i] if is_kept else before_P, x_P)

@@ -27,6 +27,7 @@ from p2pfl.topology import (
     load_over,
     make,
     make_schedule,
+    transports_over,
     weighted,
 )
 
@@ -91,6 +92,15 @@ def link_costs(experiment: Experiment, topology: Topology, names: Sequence[str])
     """The run's graph, or the one from which changing rounds choose, where it has latencies or bandwidths of links."""
     graph = _base(experiment, names) if has_base(experiment.topology.name) else topology
     return graph if graph.latency_ms is not None or graph.bandwidth_mbps is not None else None
+
+
+def edge_transports(experiment: Experiment, names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """The transports that a topology's file names for edges, by their ends in the order of the names; empty where none are named."""
+    wanted = experiment.topology
+    if has_base(wanted.name):
+        spec = base_spec(wanted.options.get("base", "ring"))
+        wanted = Named(name=spec.pop("name", "file"), options=spec)
+    return transports_over(Path(wanted.options["file"]), names) if wanted.name == "file" else {}
 
 
 def stop_rule(experiment: Experiment, schedule: Schedule) -> StopRule | None:

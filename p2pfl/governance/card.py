@@ -73,6 +73,8 @@ class Card:
     """Name of the member, unique in a study."""
     address: Annotated[str | list[str], AfterValidator(_checked_address)] | None = None
     """tcp://host:port where the others reach it, or a list of such, of which they use the first that works; None: it only dials out."""
+    relay: Annotated[str | list[str], AfterValidator(_checked_address)] | None = None
+    """Where this member relays links of others, tcp://host:port or a list of such; None: it does not offer that."""
     identity: Annotated[str, _checked_hex(_KEY_BYTES)]
     """Public Ed25519 key, hex."""
     curve: Annotated[str, AfterValidator(_checked_curve)]
@@ -104,9 +106,18 @@ class Card:
             return ()
         return (self.address,) if isinstance(self.address, str) else tuple(self.address)
 
+    @property
+    def relay_addresses(self) -> tuple[str, ...]:
+        """Every address of the relay that this member offers; empty where it offers none."""
+        if self.relay is None:
+            return ()
+        return (self.relay,) if isinstance(self.relay, str) else tuple(self.relay)
+
     def as_dict(self) -> dict[str, Any]:
         """The content of the card's file."""
         content = asdict(self)
+        if self.relay is None:  # so that cards of before there were relays keep their signature and studies their digest
+            del content["relay"]
         if self.moments is None:  # so that cards of before there were moments keep their signature and studies their digest
             del content["moments"]
         else:

@@ -64,7 +64,7 @@ class Identity:
             ConfigError: there are none, others can read them, the passphrase is wrong or missing, or the file is not what `save` writes.
         """
         path = folder / PRIVATE_FILE
-        text = _read_private(path)
+        text = read_private(path)
         if key_file.BEGIN in text:
             return cls._from_blocks(_unsealed(text, find_passphrase(passphrase_file), path), None, path)
         password = find_passphrase(passphrase_file) if _ENCRYPTED in text else None
@@ -111,7 +111,12 @@ class Identity:
         return path
 
     def card(
-        self, name: str, address: str | Sequence[str] | None = None, samples: int | None = None, moments: Moments | None = None
+        self,
+        name: str,
+        address: str | Sequence[str] | None = None,
+        samples: int | None = None,
+        moments: Moments | None = None,
+        relay: str | Sequence[str] | None = None,
     ) -> Card:
         """Make a signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content: dict[str, Any] = {
@@ -122,6 +127,8 @@ class Identity:
             "curve": self.curve_public.decode("ascii"),
             "samples": samples,
         }
+        if relay is not None:
+            content["relay"] = relay if isinstance(relay, str) else list(relay)
         if moments is not None:
             content["moments"] = moments.as_dict()
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")
@@ -151,7 +158,7 @@ class Identity:
 def find_passphrase(file: Path | None = None, *, new: bool = False) -> bytes:
     """Read the passphrase from a file if one is named, else from P2PFL_PASSPHRASE, else from the terminal (twice for new keys)."""
     if file is not None:
-        passphrase = _read_private(file).rstrip(b"\r\n")
+        passphrase = read_private(file).rstrip(b"\r\n")
         if not passphrase:
             raise ConfigError("is empty; expected a passphrase", str(file))
         return passphrase
@@ -206,7 +213,7 @@ def _rewrite(path: Path, before: bytes, blocks: bytes, passphrase: bytes) -> Non
         log.info("%s has been encrypted anew: a guess at its passphrase takes longer now", path)
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
     """Read a file that only its owner can read; ConfigError where others can."""
     try:
         with path.open("rb") as file:

@@ -75,4 +75,4 @@ def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host in ("localhost", "ip6-localhost")
+        return host in ("localhost", "ip6-localhost") or host.endswith(".localhost")  # RFC 6761

@@ -13,10 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError, TopologyError, some
 from p2pfl.governance.card import Card
+from p2pfl.governance.continuation import Continuation
+from p2pfl.governance.edge_kinds import EdgeKind, checked_kind, edge_kinds
 from p2pfl.governance.encoding import canonical, plain_digest, unencodable
 from p2pfl.governance.names import NEW_RULE, is_loopback, is_new_name
 from p2pfl.governance.result_contract import ResultContract
@@ -37,6 +39,14 @@ class Graph:
     edges: tuple[tuple[str, str, Annotated[float, Field(allow_inf_nan=False)]], ...]
     """Two members and w_ij = w_ji, each edge once; in a directed graph the receiver i, the sender j and w_ij."""
     directed: bool = False
+    transports: tuple[tuple[str, str, Annotated[str, AfterValidator(checked_kind)]], ...] = ()
+    """Edges whose kind of transport is agreed on, each with it; the others go as the study says, or as addresses allow."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The graph as the study's file holds it."""
+        content: dict[str, Any] = {"name": self.name, "edges": [list(edge) for edge in self.edges]}
+        content |= {"directed": True} if self.directed else {}
+        return content | ({"transports": [list(edge) for edge in self.transports]} if self.transports else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,14 +87,29 @@ class Study:
     """Sorted by name."""
     graph: Graph
     """Edges sorted, the smaller name first."""
+    transport: Annotated[str, AfterValidator(checked_kind)] | None = None
+    """Kind of transport of all edges that say none themselves; None: as their addresses allow."""
     layout: tuple[TensorRow, ...] | None = None
     """Tensors of the model, in the order of its flat vector, the frozen ones behind; None: not known when the study was made."""
     result_contract: ResultContract | None = None
     """The contract that each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
+    continues: Continuation | None = None
+    """The study whose models its members go on from; None: all begin as the experiment says."""
 
     @classmethod
-    def create(cls, experiment: Mapping[str, Any], cards: Sequence[Card], topology: Topology) -> Study:
-        """Make a study of these members on a weighted topology whose names are theirs; ConfigError with everything that cannot be."""
+    def create(
+        cls,
+        experiment: Mapping[str, Any],
+        cards: Sequence[Card],
+        topology: Topology,
+        *,
+        transport: str | None = None,
+        transports: Mapping[tuple[str, str], str] | None = None,
+    ) -> Study:
+        """Make a study of these members on a weighted topology whose names are theirs; ConfigError with everything that cannot be.
+
+        *transport* is the kind of all edges, *transports* that of single ones; None: as addresses allow.
+        """
         if topology.weights is None or topology.names is None:
             raise ValueError("the topology of a study has weights and names")
         names = topology.names
@@ -104,12 +129,14 @@ class Study:
         if faults:
             raise ConfigError(faults)
         edges = [[a, b, weight] for (a, b), weight in weights.items() if a < b or topology.directed]
-        graph = {"name": topology.name, "edges": edges} | ({"directed": True} if topology.directed else {})
+        graph: dict[str, Any] = {"name": topology.name, "edges": edges} | ({"directed": True} if topology.directed else {})
+        graph |= {"transports": [[a, b, kind] for (a, b), kind in transports.items()]} if transports else {}
         members = [card.as_dict() for card in cards]
         content, task = dict(experiment), experiment.get("task")
         if isinstance(task, Mapping) and task.get("standardise") == "pooled" and "scale" not in task:
             content["task"] = {**task, "scale": _agreed_scale(cards)}
-        return cls.from_mapping({"experiment": content, "members": members, "graph": graph}, "the new study")
+        said = {"transport": transport} if transport is not None else {}
+        return cls.from_mapping({"experiment": content, "members": members, "graph": graph, **said}, "the new study")
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any], place: str) -> Study:
@@ -118,7 +145,8 @@ class Study:
         directed = read.graph.directed
         edges = sorted((a, b, weight) if directed else (min(a, b), max(a, b), weight) for a, b, weight in read.graph.edges)
         members = tuple(sorted(read.members, key=lambda card: card.name))
-        study = replace(read, members=members, graph=replace(read.graph, edges=tuple(edges)))
+        kinds = tuple(sorted((min(a, b), max(a, b), kind) for a, b, kind in read.graph.transports))
+        study = replace(read, members=members, graph=replace(read.graph, edges=tuple(edges), transports=kinds))
         if faults := list(study.faults()):
             raise ConfigError(faults, place)
         return study
@@ -137,6 +165,10 @@ class Study:
         """Add a result contract to the study."""
         return Study.from_mapping({**self.as_dict(), "schema": 3, "result_contract": contract.as_dict()}, "the new study")
 
+    def with_continuation(self, continuation: Continuation) -> Study:
+        """Add to the study which one it continues."""
+        return Study.from_mapping({**self.as_dict(), "continues": continuation.as_dict()}, "the new study")
+
     def save(self, path: Path) -> None:
         """Write the study to a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
@@ -149,13 +181,16 @@ class Study:
             "schema": self.schema,
             "experiment": self.experiment,
             "members": [card.as_dict() for card in self.members],
-            "graph": {"name": self.graph.name, "edges": [list(edge) for edge in self.graph.edges]}
-            | ({"directed": True} if self.graph.directed else {}),
+            "graph": self.graph.as_dict(),
         }
+        if self.transport is not None:
+            content["transport"] = self.transport
         if self.layout is not None:  # what was not there keeps the digest that it had without
             content["layout"] = [row.as_dict() for row in self.layout]
         if self.result_contract is not None:
             content["result_contract"] = self.result_contract.as_dict()
+        if self.continues is not None:
+            content["continues"] = self.continues.as_dict()
         return content
 
     @property
@@ -186,6 +221,11 @@ class Study:
         self.member(name)
         return tuple(sorted({b if a == name else a for a, b, _ in self.graph.edges if name in (a, b)}))
 
+    def edge_kinds(self) -> dict[tuple[str, str], EdgeKind]:
+        """How each edge is carried, by its ends in the order of their names: the same at every member."""
+        wanted = {(a, b): kind for a, b, kind in self.graph.transports}
+        return edge_kinds(self.members, [(a, b) for a, b, _ in self.graph.edges], wanted, self.transport)
+
     def topology(self) -> Topology:
         """The graph with its weights, bit for bit; row i is the i-th member."""
         row = {name: i for i, name in enumerate(self.names)}
@@ -201,9 +241,12 @@ class Study:
         if not self.members:
             yield "members = []: a study has members"
         yield from self._faults_of_layout()
+        if self.continues is not None:
+            yield from self.continues.faults(self.names)
         yield from (f"members: {fault}" for card in self.members if (fault := card.fault()))
         for field in ("name", "address", "identity", "curve"):
-            values = {id(card): card.addresses if field == "address" else (getattr(card, field),) for card in self.members}
+            addresses = {id(card): (*card.addresses, *card.relay_addresses) for card in self.members}
+            values = addresses if field == "address" else {id(card): (getattr(card, field),) for card in self.members}
             counts = Counter(value for card in self.members for value in values[id(card)])
             for value, count in counts.items():
                 if count > 1:
@@ -239,6 +282,7 @@ class Study:
 
     def _graph_faults(self) -> list[str]:
         addresses = {card.name: card.address for card in self.members}
+        edges = {(min(a, b), max(a, b)) for a, b, _ in self.graph.edges}
         found = [
             f"graph.edges: {name!r} has no card"
             for name in sorted({name for a, b, _ in self.graph.edges for name in (a, b)} - set(addresses))
@@ -246,11 +290,16 @@ class Study:
         for (a, b), count in Counter((a, b) for a, b, _ in self.graph.edges).items():
             if a == b:
                 found.append(f"graph.edges: {a} is joined to itself")
-            elif addresses.get(a, "") is None and addresses.get(b, "") is None:
-                found.append(f"graph.edges: {a} - {b}: neither has an address, so that neither can dial the other; one of them needs one")
             if count > 1:
                 found.append(f"graph.edges: {a} - {b} is given {count} times; expected once")
+        for (a, b), count in Counter((a, b) for a, b, _ in self.graph.transports).items():
+            if (a, b) not in edges or count > 1:
+                found.append(f"graph.transports: {a} - {b} is given {count} times; expected once, and an edge of the graph")
         if self.members and len(addresses) == len(self.members) and not found:
+            try:
+                self.edge_kinds()
+            except ConfigError as error:
+                found += error.findings
             try:
                 check_connected(self.topology())
             except TopologyError as error:

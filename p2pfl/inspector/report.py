@@ -16,7 +16,7 @@ from p2pfl.inspector.health import node_health
 from p2pfl.inspector.link_health import edge_health, in_need, links_in_order, slowest_link_sentence
 from p2pfl.inspector.markup import COLOURS, MAX_ROWS, STYLE, Cell, escaped, listed, note, table, value_text
 from p2pfl.inspector.run_state import banner, has_metrics, run_state
-from p2pfl.inspector.sections import events, facts, node_states, skip_table
+from p2pfl.inspector.sections import events, facts, node_states, skip_table, time_spent
 from p2pfl.inspector.verdict import COST_PARTS, SAME, Scores, betterness, gain_sentence, mean_scores, of_rows, round_costs, scores, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import lower_is_better, metric_heading, primary_metric, rows_word
@@ -60,6 +60,7 @@ def report(run: RunRecords) -> str:
         ("Messages that were waited for in vain, in all rounds recorded here", skipped),
         ("Events", events(run)),
         ("Cost of a round", _cost(run)),
+        ("Where the time goes", time_spent(run)),
         ("The experiment", _experiment(run)),
     ]
     body = "".join(f"<section><h2>{escaped(title)}</h2>{content}</section>\n" for title, content in sections if content)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from p2pfl.inspector.bottleneck import bottleneck
+from p2pfl.inspector.cells import seconds_text
 from p2pfl.inspector.health import NodeHealth
 from p2pfl.inspector.link_health import WINDOW, EdgeHealth, Ends, in_need, link_name, links_in_order, slowest_link_sentence
-from p2pfl.inspector.markup import MAX_ROWS, Cell, note, table
+from p2pfl.inspector.markup import MAX_ROWS, Cell, listed, note, table
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
 from p2pfl.inspector.run_state import clock_time, is_complete, member_of, run_state
+from p2pfl.inspector.utilisation import UTILISATION_PARTS, busiest_first, utilisation
 from p2pfl.inspector.verdict import mean_scores, percent
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
@@ -49,6 +52,21 @@ def events(run: RunRecords) -> str:
     own = member_of(run)
     whose = note(f"As {own} has recorded and heard. Events of other sites are kept there.") if own is not None else ""
     return table(["time (UTC)", "round", "event", "node", "detail"], rows, about="events") + whose
+
+
+def time_spent(run: RunRecords) -> str:
+    """Tell what fraction of a round each node trained, waited, mixed and wrote; and who costs most, where anybody does."""
+    found = busiest_first(utilisation(run))
+    if not found:
+        return ""
+    rows: list[list[Cell]] = [
+        [name, (seconds_text(own.round_s), "number"), *(("-" if each is None else percent(each), "number") for each in own.cells())]
+        for name, own in found[:MAX_ROWS]
+    ]
+    costs = bottleneck(run)
+    told = listed(costs.sentences) if costs is not None else ""
+    about = note(f"Fractions of the newest {WINDOW} rounds. Sending is part of waiting. Who waits least stands first.")
+    return told + table(["node", "a round", *UTILISATION_PARTS], rows, about="fractions of a round") + about
 
 
 def node_states(nodes: Mapping[str, NodeHealth]) -> str:

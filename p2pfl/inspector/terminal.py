@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pfl.errors import TransportError
+from p2pfl.inspector.bottleneck import bottleneck
 from p2pfl.inspector.cells import MAX_NODES, bytes_text, hospital_table, name_cell, number_text, ranges_text, seconds_text, table_of
 from p2pfl.inspector.chart import log_chart
 from p2pfl.inspector.convergence import BASES, CONSENSUS, DISAGREEMENT, Convergence, Reached, convergence, course_of
@@ -25,6 +26,7 @@ from p2pfl.inspector.health import NodeHealth, node_health
 from p2pfl.inspector.link_health import WINDOW, edge_health, in_need, link_name, links_in_order, slowest_link_sentence
 from p2pfl.inspector.outages import incidents, no_incidents, time_column
 from p2pfl.inspector.run_state import banner, clock_text, count_text, duration, has_metrics, member_of, names_text, printable, run_state
+from p2pfl.inspector.utilisation import UTILISATION_PARTS, busiest_first, utilisation
 from p2pfl.inspector.verdict import COST_PARTS, percent, round_costs, verdict
 from p2pfl.runs.records import RunRecords
 from p2pfl.runs.summary_fields import primary_metric
@@ -94,6 +96,7 @@ def page(
         *_section("Skipped neighbours, in all rounds recorded here", _skipped(course)),
         *_section("Events", _events(run)),
         *_section("Cost of a round", _cost(run)),
+        *_section("Where the time goes", _where_time_goes(run)),
         *(() if is_live else in_short),
     ]
     return Group(*parts)
@@ -307,6 +310,20 @@ def _cost(run: RunRecords) -> list[RenderableType]:
     sent = (run.summary or {}).get("bytes_sent")
     total = sent if sent is not None else sum(row.get("bytes_sent") or 0 for row in run.rounds)
     return [table, Text(f"{bytes_text(total)} sent in all", style="dim")]
+
+
+def _where_time_goes(run: RunRecords) -> list[RenderableType]:
+    """Fractions of a round in which each node trained, waited, mixed and wrote; and who costs most, where anybody does."""
+    found = busiest_first(utilisation(run))
+    if not found:
+        return []
+    table = table_of("node", "a round", *UTILISATION_PARTS)
+    for name, own in found[:_MAX_ROWS]:
+        table.add_row(name_cell(name), seconds_text(own.round_s), *(percent(each) if each is not None else "-" for each in own.cells()))
+    costs = bottleneck(run)
+    told = [Text(printable(sentence)) for sentence in costs.sentences] if costs is not None else []
+    note = Text(f"fractions of the newest {WINDOW} rounds; sending is part of waiting", style="dim")
+    return [table, *_more(len(found) - _MAX_ROWS, "nodes in nodes.jsonl"), note, *told]
 
 
 def _section(title: str, parts: Sequence[RenderableType]) -> list[RenderableType]:

@@ -7,20 +7,29 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import load_study
 from p2pfl.experiment.plan import Plan
+from p2pfl.governance.continuation import Continuation, faults_of_rows
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study
 from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, read_metadata
 from p2pfl.runs.open_files import replace_file
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 
 def found_network(
-    plan: Plan, place: Path, stack: ExitStack, settings: Mapping[str, Any], *, via: Callable[[str, str], str] | None = None
+    plan: Plan,
+    place: Path,
+    stack: ExitStack,
+    settings: Mapping[str, Any],
+    *,
+    via: Callable[[str, str], str] | None = None,
+    continues: Path | None = None,
 ) -> Study:
     """Make keys, cards, a study and a site file for each node, as institutions would one after the other.
 
@@ -30,7 +39,12 @@ def found_network(
         stack: holds the ports until they are bound.
         settings: for every site.yaml.
         via: gives the address that a node's card names, by the node's name and the address at which it listens; None: the latter.
+        continues: folder of an earlier run of `p2pfl up`, whose nodes keep their keys and go on from their models; None: there is none.
+
+    Raises:
+        ConfigError: the earlier run cannot be continued with this plan.
     """
+    old = older_study(continues, plan)
     cards, listens = [], {}
     (place / "cards").mkdir()
     (place / "sites").mkdir(mode=0o700)  # keys, states and logs: its owner's alone, unlike the figures of the run
@@ -39,18 +53,47 @@ def found_network(
         address = listens[name] if via is None else via(name, listens[name])
         train = plan.sites[name].train
         home = place / "sites" / name
-        identity = Identity.new()
+        former = continues / "sites" / name / "keys" if continues is not None else None
+        identity = Identity.load(former) if former is not None and former.is_dir() else Identity.new()
         identity.save(home / "keys")
         card = identity.card(name=name, address=address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
         card.save(place / "cards" / f"{name}.yaml")
         cards.append(card)
     study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
     study = study.with_result_contract(contract_here(plan.experiment.task.name))
+    if old is not None:
+        study = study.with_continuation(Continuation.of(old.digest, old.members, cards))
     study.save(place / "study.yaml")
+    goes_on = study.continues.members if study.continues is not None else {}
     for name in plan.names:
         site = {"member": name, "study": "../../study.yaml", "keys": "keys", "confirmed": study.digest, "state": "state"}
+        if continues is not None and name in goes_on:
+            site["old_state"] = str((continues / "sites" / goes_on[name] / "state").absolute())
         content = dump_yaml({**site, "listen": listens[name], **settings})
         (place / "sites" / name / "site.yaml").write_text(content, encoding="utf-8")
+    return study
+
+
+def older_study(run: Path | None, plan: Plan | None = None) -> Study | None:
+    """Read the study of an earlier run of `p2pfl up`, and compare its models with those of a plan; None without such a run.
+
+    Raises:
+        ConfigError: there is none, its models are others, or it held out other rows.
+    """
+    if run is None:
+        return None
+    if not (run / "study.yaml").is_file():
+        raise ConfigError("holds no study.yaml: --continues takes the folder of an earlier run of `p2pfl up`", str(run))
+    study = Study.read(run / "study.yaml")
+    if plan is None:
+        return study
+    faults = faults_of_rows(study.experiment, plan.experiment.as_dict())
+    for name in study.names:
+        terms = (read_metadata(run / "sites" / name / "state" / NODE_CHECKPOINT) or {}).get("terms")
+        if isinstance(terms, Mapping) and terms.get("layout") != plan.layout.digest:
+            faults.append(f"{name}: its model has another layout than this experiment's: take the same task, model and dtype")
+    if faults:
+        raise ConfigError(faults, str(run))
     return study
 
 

@@ -24,7 +24,8 @@ from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
-from p2pfl.launcher.founding import check_result_contract, found_network
+from p2pfl.governance.continuation import is_divided_anew, kept_scale
+from p2pfl.launcher.founding import check_result_contract, found_network, older_study
 from p2pfl.launcher.gathering import gather, network_row_of
 from p2pfl.launcher.processes import ForkServer, Process, can_fork, start_plainly
 from p2pfl.launcher.watched import WatchedNode
@@ -62,6 +63,7 @@ def up(
     overrides: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
     resume: Path | str | None = None,
+    continues: Path | str | None = None,
     site: Mapping[str, Any] | None = None,
     accept_differences: Sequence[str] = (),
     progress: Progress | None = None,
@@ -78,6 +80,7 @@ def up(
         overrides: dotted keys to values.
         out: the run's folder, which must not exist; None: runs/NAME.
         resume: the folder of an interrupted run; its daemons go on from their checkpoints.
+        continues: the folder of an earlier run; nodes of the same names go on from their models of it, which stays as it is.
         site: settings for every site.yaml, such as deadline_floor_s.
         accept_differences: in what this machine may differ from the result contract of a run that is resumed; every site.yaml says so then.
         progress: called after each round with the round, the last possible one and the network's record.
@@ -99,6 +102,7 @@ def up(
     if resume is None:
         resolved = resolve(experiment, {**(overrides or {}), **more})
         place = Path(out) if out is not None else Path("runs") / resolved.name
+        resolved = _after(continues, resolved)
     else:
         place = Path(resume)
         resolved = recorded_experiment(load_yaml(place / "experiment.yaml"), str(place / "experiment.yaml"))
@@ -116,8 +120,11 @@ def up(
         if resume is not None:
             folder = RunFolder.open(place)
         else:
+            earlier = Path(continues) if continues is not None else None
+            older_study(earlier, plan)  # before there is a folder
             folder = RunFolder.create(place, plan.experiment.as_dict(), topology=plan.graph_record(), engine="daemons")
-            found_network(plan, place, stack, {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})})
+            settings = {**({"allow_tasks": [*allow_tasks]} if allow_tasks else {}), **(site or {})}
+            found_network(plan, place, stack, settings, continues=earlier)
         network = _Network(plan, place, folder, progress, forks, allow_tasks)
         if (number := _complete(network, stopwatch)) is not None:
             network.write_interruption(number)
@@ -129,6 +136,18 @@ def up(
                 raise KeyboardInterrupt  # it has been told
             signal.raise_signal(number)  # nobody hears it any more: it ends this process
     return Run(place)
+
+
+def _after(earlier: Path | str | None, resolved: Experiment) -> Experiment:
+    """Let an experiment keep the scale that the models of an earlier run, where there is one, have learnt with."""
+    study = older_study(Path(earlier)) if earlier is not None else None
+    if study is None:
+        return resolved
+    old = study.experiment
+    if is_divided_anew(old, resolved.as_dict()):
+        log.warning("the rows are divided otherwise than in %s: a model may have trained on what are test rows now", earlier)
+    scale = kept_scale(old, resolved.as_dict())
+    return resolve(resolved, {"task.scale": scale}) if scale is not None else resolved
 
 
 def _complete(network: _Network, stopwatch: Stopwatch) -> signal.Signals | None:

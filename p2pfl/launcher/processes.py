@@ -65,6 +65,8 @@ class ForkedProcess:
     name: str
     server: ForkServer
     code: int | None = None
+    pid: int | None = None
+    """Its number, once the fork server has said it."""
 
     def poll(self) -> int | None:
         """Give the exit code, or minus the number of the signal that ended it; None while it runs."""
@@ -161,6 +163,8 @@ class ForkServer:
         match answer:
             case {"ready": _, "unfit": unfit}:
                 self._is_ready, self.unfit = True, unfit
+            case {"started": name, "pid": pid}:
+                self._forked[name].pid = pid
             case {"ended": name, "code": code}:
                 self._forked[name].code = code
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.node.node import Node
-from p2pfl.protocol.snapshot import restore, snapshot
-from p2pfl.runs.checkpoint import changes_told, read_checkpoint, write_checkpoint
+from p2pfl.protocol.snapshot import FLOWS, restore, snapshot
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint, write_checkpoint
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = NODE_CHECKPOINT
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and metadata of a checkpoint on the disk."""
@@ -77,6 +77,8 @@ def take_up(node: Node, found: Found | None) -> None:
 
 def _restore(node: Node, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     place = {name: metadata[name] for name in ("round", "phase", "loss", "joined", "finished")}
+    if node.room.spills:
+        tensors = {**tensors, **node.room.copy({name: tensor for name, tensor in tensors.items() if name.startswith(FLOWS)})}
     node.population.restore(tensors)
     # before there was an agreed start a checkpoint was written after the first exchange
     company = metadata.get("started", node.agreed.members)

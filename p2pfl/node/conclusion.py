@@ -12,6 +12,7 @@ from p2pfl.node.checkpoint import keep
 from p2pfl.node.node import Node
 from p2pfl.runs.events import Departure, EventKind, event_row
 from p2pfl.runs.records import read_run
+from p2pfl.transports import RELAYING
 
 LAST_RECORDS_S = 5.0
 _SPANS = 5
@@ -51,6 +52,13 @@ async def close(node: Node, reason: str) -> None:
     while protocol.is_spreading() and clock.now_s() < deadline_s and not clock.is_stopping:
         await clock.wait(deadline_s)
     _note_others(node, outcome)
+
+
+async def relay_on(node: Node) -> None:
+    """Stay a while for others' links that this node relays: their ends have their last words still to say."""
+    deadline_s = node.clock.now_s() + node.timeouts.linger_s
+    while node.transport.counters[RELAYING] and node.clock.now_s() < deadline_s and not node.clock.is_stopping:
+        await node.clock.wait(deadline_s)
 
 
 def outcome_of(node: Node, reason: str) -> str:

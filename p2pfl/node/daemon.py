@@ -11,7 +11,7 @@ from torch import Tensor
 import p2pfl
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 from p2pfl.node.checkpoint import CHECKPOINT, keep, read, take_up
-from p2pfl.node.conclusion import close, note_differences, outcome_of, write_without_result, write_without_start
+from p2pfl.node.conclusion import close, note_differences, outcome_of, relay_on, write_without_result, write_without_start
 from p2pfl.node.evidence import evidence_rounds
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.node import Node
@@ -88,6 +88,8 @@ class Daemon:
         take_up(node, found)
         if found is None:
             node.log.event(EventKind.STARTED, "")
+            if node.beginning is not None:
+                node.log.event(*node.beginning)
         else:
             node.log.event(EventKind.RESUMED, f"from the checkpoint before round {node.place.round}")
 
@@ -103,7 +105,15 @@ class Daemon:
             background += [group.create_task(node.sending.run(n), name=f"send to {n.name}") for n in protocol.neighbours.values()]
             host, port = self._status_at
             if port is not None:
-                page = serve_status(self.status, node.state, records=node.rounds.gather, is_ready=self.is_ready, host=host, port=port)
+                page = serve_status(
+                    self.status,
+                    node.state,
+                    records=node.rounds.gather,
+                    is_ready=self.is_ready,
+                    edges=self.measure_edges,
+                    host=host,
+                    port=port,
+                )
                 background.append(group.create_task(page, name="status"))
             reason = await self._take_part()
             for task in background:
@@ -125,6 +135,7 @@ class Daemon:
             await close(node, reason)
         if node.place.finished:
             await node.sending.say_goodbye("finished")
+            await relay_on(node)
             return outcome_of(node, reason)
         why = "for a decision: its state went back" if self.protocol.states.own else self.clock.stopped_why
         node.log.event(EventKind.PAUSED, why or "")
@@ -167,6 +178,8 @@ class Daemon:
             if due is None:
                 return
             node.spend("wait", began_s)
+            if protocol.pace.in_step:
+                mixing.statistics.note_lateness(phase, protocol.arrivals.lateness(protocol.edges.exchange, due.came))
             began_s = self.clock.now_s()
             heard = [held.update.stop.agreed_for for held in due.admitted.values()]
             await mixing.merge(due, outgoing, number, phase, local_steps=local_steps)
@@ -189,6 +202,7 @@ class Daemon:
             updates, full, digest = await asyncio.to_thread(node.mixing.pack, outgoing, node.place.phase)
             protocol.send(updates, clock.now_s(), full=full, state_digest=digest)
             node.rounds.note_sent(updates)
+            node.sending.begin()
             node.sending.wake()
         began_s, say_after_s = clock.now_s(), SAY_AWAITED_S
         while not protocol.claims.is_behind():
@@ -244,11 +258,15 @@ class Daemon:
 
     def memory(self) -> NodeMemory:
         """Foretell the memory that this node will need at most."""
-        return forecast_node(self.node.plan, self.node.population, len(self.protocol.neighbours))
+        return forecast_node(self.node.plan, self.node.population, len(self.protocol.neighbours), spill_mb=self.node.spill_mb)
 
     def is_ready(self) -> bool:
         """Whether it takes part: it waits for members, trains, or answers them; not once it is leaving, or its state went back."""
         return not (self.clock.is_stopping or self.protocol.states.own)
+
+    async def measure_edges(self) -> dict[str, Any]:
+        """Measure the edges to neighbours that are there, for a doctor at this site."""
+        return await self.node.probing.measure(self.protocol, self.node.sending)
 
     def status(self) -> dict[str, Any]:
         """State of the node for the status page."""

@@ -85,6 +85,7 @@ class LinkReports:
                 "link_for_s": round(time.monotonic() - reports[name].since_s, 3),
                 "link_events": dict(self._transport.link_counters[name]),
                 "greeted": n.session.is_open and self._transport.link(name).is_up,
+                "schema": n.session.schema if n.incarnation else None,
                 "last_seen_s_ago": self._last_heard_s_ago(name),
                 "exchange": None if n.heard_exchange < 0 else n.heard_exchange,
                 "skipped": n.missed,

@@ -6,11 +6,15 @@ layers and algorithm dpsgd a node with K neighbours holds
     always              the model that the task made, and the parameters as they are now                    2 M
     while it trains     what it sent last, K flows that may have to be rolled back, the parameters moved    (2 + K) M
     while it mixes      K received models, whose places the flows take, and the mean                        (1 + K) M
-    in the last round   K received models, to be measured, K flows, and the mean                            (1 + 2 K) M
+    in the last round   K copies of received models, to be measured, K flows, and the mean                  (1 + 2 K) M
 
-so that the most is 3 + 2 K models where neighbours' models are measured at the end, and 4 + K where not. Other algorithms and optimisers
-add what they carry; gradients of layers that are not written out are there twice for a moment. A neighbour's next update may begin to come
-in before this node has mixed its last one; the flow to that neighbour has then been settled, so that nothing is added.
+so that the most is 3 + 2 K models where neighbours' models are measured at the end. It is 4 + K where they are not, and where the copies
+are large, for then these lie in files. Other algorithms and optimisers add what they carry; gradients of layers that are not written out
+are there twice for a moment. A neighbour's next update may begin to come in before this node has mixed its last one; the flow to that
+neighbour has then been settled, so that nothing is added.
+
+Where updates lie in files (`spill_mb`), so do the flows that take their places and the models to be measured: K counts as 0 above, and the
+most is 4 models. The files then take K models, K more for each exchange that a neighbour may be ahead, and K more in the last round.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from torch import Tensor
 from p2pfl.algorithms import over_an_edge
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
+from p2pfl.node.own_edges import exchanges_ahead
+from p2pfl.node.spill import is_kept_in_files, is_spilled
 from p2pfl.training import Population
 
 _OVERHEAD_BYTES = 32 * 2**20
@@ -56,6 +62,9 @@ class NodeMemory:
     library_bytes: int = 0
     """Code that is loaded only for a model of this kind."""
 
+    spilled_bytes: int = 0
+    """Beside all that in files, where neighbours' updates lie there."""
+
     @property
     def peak_bytes(self) -> int:
         """Bytes at the moment when it needs most."""
@@ -70,11 +79,12 @@ class NodeMemory:
     def text(self) -> str:
         """Sentence for the log."""
         times = f", {self.models:.1f} times the {_mb(self.model_bytes)} MB of one" if self.model_bytes >= _WORTH_SAYING_BYTES else ""
-        return f"models need at most {_mb(self.peak_bytes)} MB{times}; what the process and its rows take comes on top"
+        files = f" and {_mb(self.spilled_bytes)} MB of files" if self.spilled_bytes else ""
+        return f"models need at most {_mb(self.peak_bytes)} MB{times}{files}; what the process and its rows take comes on top"
 
 
-def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> NodeMemory:
-    """Count what a node with one row needs; the population is that row, at its start."""
+def forecast_node(plan: Plan, population: Population, num_neighbours: int, *, spill_mb: float | None = None) -> NodeMemory:
+    """Count what a node with one row needs; the population is that row, at its start, and *spill_mb* is as in site.yaml."""
     algorithm, steps = plan.recipe.algorithm, plan.recipe.local_steps
     model_bytes, rounds = plan.layout.size_bytes, plan.experiment.rounds
     made_bytes = sum(tensor.nbytes for tensor in (*plan.model.parameters(), *plan.model.buffers()))
@@ -99,6 +109,12 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> No
         fresh_bytes = max(fresh_bytes, _bytes_of(fresh) + (update_bytes if len(travels) > 1 else 0))
     held_bytes += num_neighbours * value_bytes
 
+    measured_bytes = num_neighbours * model_bytes if measures_neighbours(plan, population) else 0
+    spilled_bytes = measured_bytes if is_kept_in_files(measured_bytes) else 0
+    if is_spilled(received_bytes, num_neighbours, spill_mb):
+        ahead = exchanges_ahead(plan) if plan.experiment.pace.kind.in_step else 1
+        spilled_bytes = num_neighbours * received_bytes * (1 + ahead) + measured_bytes
+        flow_bytes, received_bytes = 0 if algorithm.reads_once else flow_bytes, 0
     open_bytes = num_neighbours * max(flow_bytes, received_bytes)
     trains = bool(rounds and steps and population.trains)
     training_bytes = posted_bytes + open_bytes + (population.training_bytes if trains else 0)
@@ -106,7 +122,7 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> No
     decoded_bytes = num_neighbours * value_bytes
     beside_bytes = 0 if algorithm.reads_once else num_neighbours * flow_bytes
     mixing_bytes = fresh_bytes + num_neighbours * received_bytes + decoded_bytes + _bytes_of(state.values()) + beside_bytes
-    ending_bytes = mixing_bytes - beside_bytes + (num_neighbours * flow_bytes if measures_neighbours(plan, population) else beside_bytes)
+    ending_bytes = mixing_bytes + (0 if spilled_bytes else measured_bytes)
     return NodeMemory(
         model_bytes=model_bytes,
         held_bytes=held_bytes,
@@ -114,6 +130,7 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int) -> No
         mixing_bytes=mixing_bytes,
         ending_bytes=ending_bytes,
         library_bytes=_VECTORISING_BYTES if trains and population.vectorises else 0,
+        spilled_bytes=spilled_bytes,
     )
 
 

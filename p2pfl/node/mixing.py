@@ -23,6 +23,7 @@ from p2pfl.errors import BadMessage
 from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
+from p2pfl.node.spill import UpdateRoom
 from p2pfl.params import tensor_over
 from p2pfl.protocol.edges import Compensation, DueMerge, Flow
 from p2pfl.protocol.protocol import Protocol
@@ -51,6 +52,16 @@ class RoundStatistics:
 
     skipped: set[str] = field(default_factory=set)
 
+    lateness: dict[str, float] | None = None
+    """Seconds by which the updates of neighbours came later than the own one was sent, of all exchanges so far; None: not all are known."""
+
+    def note_lateness(self, phase: int, found: Mapping[str, float]) -> None:
+        """Add the lateness of an exchange; a neighbour counts that has come to all of them."""
+        if phase == 0:
+            self.lateness = dict(found)
+        elif self.lateness is not None:
+            self.lateness = {name: late + found[name] for name, late in self.lateness.items() if name in found}
+
 
 def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateFormat]:
     """Formats of the updates by phase; the population is at its start."""
@@ -62,8 +73,17 @@ def update_formats(algorithm: Algorithm, population: Population) -> list[UpdateF
 class Mixing:
     """Exchanges of one row with its neighbours, in tensors, at the exchange of its edges; each merge changes its population."""
 
-    def __init__(self, plan: Plan, population: Population, protocol: Protocol, formats: Sequence[UpdateFormat], clock: LoopClock) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        population: Population,
+        protocol: Protocol,
+        formats: Sequence[UpdateFormat],
+        clock: LoopClock,
+        room: UpdateRoom,
+    ) -> None:
         self._plan, self._population, self._protocol, self._formats, self._clock = plan, population, protocol, formats, clock
+        self._room = room
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self.model_channel = algorithm.model_channel
@@ -139,10 +159,11 @@ class Mixing:
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
-            self._last_heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
+            heard = {name: m[self.model_channel] for name, m in taken.items() if self.model_channel in m}
+            self._last_heard = await asyncio.to_thread(self._room.copy, heard)  # flows take the places of what came
         inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
-        before = self._population.state
-        notices = await asyncio.to_thread(self._population.merge, number, phase, inbox, local_steps=local_steps)
+        before, ctx = self._population.state, self._population.context(number, local_steps=local_steps)
+        merged = await asyncio.to_thread(self._algorithm.merge, before, phase, inbox, ctx)
         for name, received in came.items():
             message = messages[name]
             values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}
@@ -155,16 +176,16 @@ class Mixing:
             statistics.squared = squared if inbox.present_NK.any() else None
             statistics.norm = float(torch.linalg.vector_norm(sent_P).double())
             statistics.met = self._tested(squared, sent_P)
-        if all(is_finite(tensor) for tensor in self._population.state.values()):
+        if all(is_finite(tensor) for tensor in merged.values()):
+            self._population.replace_state(merged, number)
             protocol.values.advance()
             self._look_at_distances(inbox, outgoing, came)
             self._taken_in |= {name: came[name].exchange for name in flows}
-            for notice in notices:
+            for notice in self._algorithm.notices(before, merged) if self._algorithm.has_notices else []:
                 log.warning("round %d: %s", number, notice.detail)
                 protocol.edges.on_event(notice.event, f"round {number}: {notice.detail}")
         else:
             protocol.edges.on_event(EventKind.OVERFLOW, f"round {number}: the sum of what came is not finite; nothing of it was taken in")
-            self._population.replace_state(before)
             flows = {}
             protocol.edges.put_back(due.compensations)
         statistics.skipped.update(protocol.close(flows, self._clock.now_s()))
@@ -221,8 +242,8 @@ class Mixing:
             dtype=self._plan.layout.dtype,
             compensation=_negated(due.compensations),
             flows={},
-            # what came is this exchange's alone, but for the newest updates, which are merged again, and for the models of the last round
-            writes_over=self._algorithm.reads_once and protocol.pace.balances and not self._last_heard,
+            # what came is this exchange's alone, but for the newest updates, which are merged again
+            writes_over=self._algorithm.reads_once and protocol.pace.balances,
         )
 
     def _flows(self, inbox: Inbox) -> dict[str, Flow]:

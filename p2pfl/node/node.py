@@ -11,17 +11,22 @@ from typing import Any
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.result_contract import Difference
 from p2pfl.node.clock import LoopClock, RunSeconds, Timeouts
+from p2pfl.node.edge_probing import EdgeProbing
 from p2pfl.node.link_reports import LinkReports
 from p2pfl.node.mixing import Mixing, update_formats
 from p2pfl.node.own_edges import own_edges
+from p2pfl.node.own_probes import own_probes
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
 from p2pfl.node.sending import Sending
+from p2pfl.node.spill import UpdateRoom, is_spilled
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
+from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
+from p2pfl.wire.update import largest_update_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +54,9 @@ class Node:
         view: what it says of itself to the whole network; None: it takes no part in that.
         start_anew: its state was lost, and whoever is responsible for it agrees to go on without.
         accepted_differences: from the study's result contract, as this site has accepted them; they go on record.
+        spill_mb: memory that neighbours' updates may take; beyond it all of them lie in files. None: they always lie in memory.
+        send_mbit_s: megabits of updates that are sent in a second, to all neighbours together; None: as many as the links take.
+        beginning: for the record of its first start: how it begins, in a study that continues another one.
     """
 
     def __init__(
@@ -65,10 +73,14 @@ class Node:
         view: ViewPolicy | None = None,
         start_anew: bool = False,
         accepted_differences: Sequence[Difference] = (),
+        spill_mb: float | None = None,
+        send_mbit_s: float | None = None,
+        beginning: tuple[EventKind, str] | None = None,
     ) -> None:
         self.seconds, self.clock, self.place = RunSeconds(), LoopClock(), Progress()
         self.plan, self.me, self.transport, self.state, self.timeouts = plan, me, transport, state, timeouts
         self.accepted_differences = [f"{found.kind}: {found.detail}" for found in accepted_differences]
+        self.beginning = beginning
         self.population = plan.population([me])
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
@@ -78,13 +90,28 @@ class Node:
         self.view = NetworkViewAdapter(plan, me, signing, view, study_digest) if view is not None else None
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
+        self.spill_mb = spill_mb
+        spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
+        self.room = UpdateRoom(state, spills=spills, on_event=self.log.event)
+        self.probing = EdgeProbing()
         self.protocol = protocol = own_edges(
-            plan, me, self.terms, incarnation, self.formats, timeouts, agreed, self.view, start_anew=start_anew, on_event=self.log.event
+            plan,
+            me,
+            self.terms,
+            incarnation,
+            self.formats,
+            timeouts,
+            agreed,
+            self.view,
+            start_anew=start_anew,
+            make_room=self.room.make,
+            on_event=self.log.event,
+            probes=own_probes(plan, me, study_digest, self.probing.take),
         )
-        self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock)
+        self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock, self.room)
         is_pairwise = plan.experiment.pace.kind.counts_edges
         self.pairwise = PairwiseMixing(plan, self.population, protocol, self.formats[0]) if is_pairwise else None
-        self.sending = Sending(protocol, transport, agreed.agreement, self.clock)
+        self.sending = Sending(protocol, transport, agreed.agreement, self.clock, send_mbit_s=send_mbit_s)
         self.links = LinkReports(protocol, transport, self.log, self.clock)
         self.rounds = RoundLog(plan, protocol, self.view, self.log, self.clock, state, study_digest)
 

@@ -14,15 +14,23 @@ from p2pfl.protocol.deadlines import WINDOW, Deadlines, RoundDurations
 from p2pfl.protocol.edges import Edges, OnEvent
 from p2pfl.protocol.neighbour import Neighbour, Others
 from p2pfl.protocol.network_view import NetworkViewAdapter
+from p2pfl.protocol.probes import Probes
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.topology import steps_from
 from p2pfl.topology.schedule import neighbourhoods_of
 from p2pfl.wire.link import LinkSession, Terms
-from p2pfl.wire.update import UpdateFormat
+from p2pfl.wire.update import MakeRoom, UpdateFormat, largest_update_bytes
 
 AHEAD = 8
 """Exchanges that are kept where the graph is directed or changes: a node may be as far ahead of one that it does not wait for as news need
 from that one to it."""
+
+
+def exchanges_ahead(plan: Plan) -> int:
+    """Count the exchanges that a neighbour may be ahead and is heard."""
+    if not plan.experiment.pace.kind.in_step:
+        return plan.experiment.last_possible_round
+    return 1 if plan.schedule.is_steady else AHEAD
 
 
 def own_edges(
@@ -36,18 +44,19 @@ def own_edges(
     view: NetworkViewAdapter | None,
     *,
     start_anew: bool,
+    make_room: MakeRoom,
     on_event: OnEvent,
+    probes: Probes | None = None,
 ) -> Protocol:
     """Make a node's side of all its edges; *start_anew*: it begins without the state that it had."""
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
     in_step = pace.kind.in_step
-    ahead = 1 if plan.schedule.is_steady else AHEAD
-    if not in_step:
-        ahead = plan.experiment.last_possible_round
-    session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=formats, ahead=ahead)
-    update_bytes = max((full or travels).size_bytes for travels in formats for full in (None, travels.full))
+    ahead = exchanges_ahead(plan)
+    session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=formats, ahead=ahead, make_room=make_room)
     neighbours = {
-        name: Neighbour(name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=update_bytes))
+        name: Neighbour(
+            name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=largest_update_bytes(formats))
+        )
         for name in plan.neighbours(me)
     }
     edges = Edges(
@@ -84,4 +93,5 @@ def own_edges(
         earliest_stop=plan.stop_rule.earliest(plan.experiment.rounds) if plan.stop_rule else None,
         push_sum=view.push_sum if view is not None else None,
         start=start.agreement,
+        probes=probes,
     )

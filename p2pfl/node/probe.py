@@ -195,7 +195,7 @@ class Probe:
         )
 
     def _differs(self) -> str:
-        """Terms of this member beside those of the node, by their Hellos, where they differ."""
+        """Compare what this member holds with what the node holds, by their Hellos."""
         if self.heard.hello is None:
             return "the node has not said what it holds"
         mine, theirs = self._hello(), self.heard.hello

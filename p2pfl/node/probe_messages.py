@@ -16,6 +16,7 @@ from p2pfl.wire.messages import (
     Closing,
     Heartbeat,
     Hello,
+    Probe,
     ProofRequest,
     PushSum,
     Ready,
@@ -41,7 +42,7 @@ class Attempt:
 
     name: str
     frames: Sequence[Frame] = ()
-    """Empty: it cannot be sent, see *why_not*."""
+    """Frames of the message; empty: it cannot be sent, see *why_not*."""
     why_not: str = ""
     refused_as: frozenset[str] = frozenset()
     """Reasons of which one must be given; empty: it must be taken, or left alone for a reason in *may_be*."""
@@ -97,6 +98,8 @@ def harmless_attempts(now: Callable[[], Standing]) -> Iterator[Attempt]:
     else:
         yield Attempt(name="Records", why_not="the node has said no record that could be said back, and a new one would be a statement")
     ready = Ready(sealed=tuple(of.ready[:8]), receipts=tuple(map(receipt, of.ready[:8])))
+    question = encode(Probe(number=1, pad=b""))
+    yield Attempt(name="Probe", frames=question, may_be=frozenset({"wrong_schema"}), answered_by=frozenset({"ProbeAnswer"}))
     yield Attempt(name="Ready", frames=encode(ready), answered_by=frozenset({"Ready"}))
     nothing = PushSum(round=FARTHEST, step=0, sum=0.0, weight=0.0, low=None, high=None, outage=0, hops=0, void=False)
     yield Attempt(name="PushSum", frames=encode(nothing))

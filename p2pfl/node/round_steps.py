@@ -16,19 +16,22 @@ from p2pfl.training.freed_memory import return_freed_memory
 TRIM_FROM_BYTES = 8 * 2**20
 """Size of a model from which on freed memory is given back after training; it takes less than a millisecond."""
 
+_DIGITS = 6  # of a second: more say nothing
+
 
 async def train(node: Node, local_steps: int) -> None:
     """Take the local steps of a node's round, if there are any."""
     population, clock = node.population, node.clock
+    began_s, number = clock.now_s(), node.place.round
     if not local_steps or not population.trains:
         node.move(loss=None)
+        if not population.trains:  # rehearsals of pure averaging, too, take their time
+            await _rest(node, began_s)
         return
-    began_s, number = clock.now_s(), node.place.round
     loss = float((await asyncio.to_thread(population.train, number))[0])
     if node.plan.layout.size_bytes >= TRIM_FROM_BYTES:
         return_freed_memory()  # of gradients, before anything else comes in
-    while clock.now_s() < (until_s := began_s + node.timeouts.round_at_least_s) and not clock.is_stopping:
-        await clock.wait(until_s)
+    await _rest(node, began_s)
     node.spend("train", began_s)
     if population.diverged:
         detail = f"round {number}: training became non-finite and was rolled back; lower optimizer.lr or set clip_norm"
@@ -36,6 +39,13 @@ async def train(node: Node, local_steps: int) -> None:
     if population.without_loss:
         node.log.event(EventKind.NO_LOSS, f"round {number}")
     node.move(loss=loss)
+
+
+async def _rest(node: Node, began_s: float) -> None:
+    """Wait until a round has taken as long as the site asks for."""
+    clock = node.clock
+    while clock.now_s() < (until_s := began_s + node.timeouts.round_at_least_s) and not clock.is_stopping:
+        await clock.wait(until_s)
 
 
 async def end_round(node: Node, seen: RoundStatistics, merged: list[Any] | None) -> None:
@@ -57,6 +67,8 @@ async def end_round(node: Node, seen: RoundStatistics, merged: list[Any] | None)
             seconds=node.seconds.end_round(),
             merged=merged,
             metrics=metrics,
+            sending_s=node.sending.take_seconds(),
+            lateness={name: round(late, _DIGITS) for name, late in seen.lateness.items()} if seen.lateness else None,
         )
     )
     node.sending.wake()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from p2pfl.errors import QueueFull, TransportError
+from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.node.clock import LoopClock
 from p2pfl.protocol.agreed_start import StartAgreement
 from p2pfl.protocol.neighbour import Neighbour, SendNew, SendUpdate
@@ -22,18 +24,41 @@ LOOK_AGAIN_S = 1.0
 FLUSH_S = 2.0
 """How long the last messages have to get into their links. A link that is down says so at once; a full one is not waited for any longer."""
 
+_DIGITS = 6  # of a second: more say nothing
+
 
 class Sending:
-    """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it."""
+    """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
 
-    def __init__(self, protocol: Protocol, transport: Transport, agreement: StartAgreement, clock: LoopClock) -> None:
+    Short messages go between the chunks of an update, and only updates wait for the cap.
+    """
+
+    def __init__(
+        self, protocol: Protocol, transport: Transport, agreement: StartAgreement, clock: LoopClock, *, send_mbit_s: float | None = None
+    ) -> None:
         self._protocol, self._transport, self._agreement, self._clock = protocol, transport, agreement, clock
+        self._cap = BandwidthCap(send_mbit_s)
         self._filled = {name: asyncio.Event() for name in protocol.neighbours}
         self._in_hand: set[str] = set()
         """Neighbours whose message has left the outbox and is not in its link yet."""
         self.bytes_sent = 0
         """Bytes of updates, by this process and earlier ones; repetitions are left out."""
         self._taken_bytes = 0
+        self._began_s: float | None = None
+        self._seconds = 0.0
+        """Seconds of this round's exchanges before the one at hand."""
+        self._last_s = 0.0
+        """Seconds of the exchange at hand, until now."""
+
+    def begin(self) -> None:
+        """Measure from now on how long the updates of an exchange take into their links."""
+        self._seconds, self._last_s, self._began_s = self._seconds + self._last_s, 0.0, self._clock.now_s()
+
+    def take_seconds(self) -> float | None:
+        """Return the seconds that this round's updates took into their links, and count from nothing; None where there were none."""
+        total, began_s = self._seconds + self._last_s, self._began_s
+        self._seconds, self._last_s, self._began_s = 0.0, 0.0, None
+        return None if began_s is None else round(total, _DIGITS)
 
     def restore(self, bytes_sent: int) -> None:
         """Go on counting where an earlier process was."""
@@ -96,14 +121,32 @@ class Sending:
 
         begun = False
         for number, frames in enumerate(self._protocol.transfers.frames_of(neighbour, item)):
-            while number and (short := neighbour.next_short()) is not None:
-                await self._send_short(neighbour, short)
+            now_s = self._clock.now_s()
+            goes_s = self._cap.reserve(_size_of(frames), now_s)
+            if number or goes_s > now_s:
+                await self._send_shorts_until(neighbour, goes_s)
             if not await self._send_patiently(neighbour, frames, is_wanted):
                 return
             begun = True
             if not item.again:
-                self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+                self.bytes_sent += _size_of(frames)
         self._protocol.transfers.note_handed_over(neighbour.name, item)
+        if self._began_s is not None and not item.again and item.exchange == self._protocol.edges.exchange:
+            self._last_s = self._clock.now_s() - self._began_s
+
+    async def _send_shorts_until(self, neighbour: Neighbour, until_s: float) -> None:
+        """Send the short messages that are there, and those that come until the next chunk may go."""
+        while True:
+            while (short := neighbour.next_short()) is not None:
+                await self._send_short(neighbour, short)
+            left_s = until_s - self._clock.now_s()
+            if left_s <= 0:
+                return
+            filled = self._filled[neighbour.name]
+            filled.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LOOK_AGAIN_S)):
+                    await filled.wait()
 
     async def _send_short(self, neighbour: Neighbour, item: Message | SendNew) -> None:
         if item is SendNew.RECORDS:
@@ -131,3 +174,7 @@ class Sending:
                 continue
             return True
         return False
+
+
+def _size_of(frames: Sequence[bytes | memoryview]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)

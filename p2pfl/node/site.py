@@ -11,25 +11,20 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
+from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
+from p2pfl.node.dialling import ProxySettings, RelaySettings, checked_listen
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
+
+SPILL_MB = 256.0
+"""Memory that neighbours' updates may take where site.yaml says nothing."""
 
 _LAST_PORT = 65535
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _checked_listen(text: str) -> str:
-    if not text.startswith("tcp://"):
-        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    split_address(f"tcp://listens.here:{port}")  # the port; a host may be a wildcard here
-    if not host:
-        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
-    return text
 
 
 def _checked_status(text: str) -> str:
@@ -45,8 +40,9 @@ def _checked_status(text: str) -> str:
 
 
 def _checked_transport(name: str) -> str:
-    if name not in TRANSPORTS:
-        raise ValueError(f"expected one of {', '.join(sorted(TRANSPORTS))}")
+    allowed = {DIRECT, *(TRANSPORTS.keys() - EDGE_KINDS.keys())}  # the others are the study's, edge by edge
+    if name not in allowed:
+        raise ValueError(f"expected one of {', '.join(sorted(allowed))}")
     return name
 
 
@@ -71,11 +67,14 @@ class SiteFile:
     accept_differences: tuple[Kind, ...] = ()
     """In what this site may differ from the study's result contract; events.jsonl and summary.json say so."""
 
-    listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
+    listen: Annotated[str, AfterValidator(checked_listen)] | None = None
     """tcp://address:port to bind; None: the card's port on all interfaces, IPv4 and IPv6, or nothing if the card has no address."""
 
     state: Path = Path("state")
     """The folder of checkpoints and records."""
+
+    old_state: Path | None = None
+    """The folder of this site's state in the study that this one continues; it is read once and never changed. None: there is none."""
 
     state_group: str | Annotated[int, Field(ge=0)] | None = None
     """The group of this machine that may read the state, models and all, such as a backup's; None: only the node's own account."""
@@ -88,6 +87,12 @@ class SiteFile:
 
     passphrase_file: Path | None = None
     """Holds the passphrase of private.pem; None: P2PFL_PASSPHRASE, or it is asked for."""
+
+    spill_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = SPILL_MB
+    """Memory that neighbours' updates may take, in MB; beyond it all of them lie in files of the state folder. null: always in memory."""
+
+    send_mbit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Megabits of updates that this site sends in a second, to all neighbours together; null: as many as the links take."""
 
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads to compute with."""
@@ -111,10 +116,16 @@ class SiteFile:
     """A round waits so many times as long as recent rounds took."""
 
     round_at_least_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """For rehearsals: a round's training takes at least so long here."""
+    """For rehearsals: a round's training takes at least so long here, and each round where nothing is trained at all."""
 
     transport: Annotated[str, AfterValidator(_checked_transport)] = "zeromq"
-    """Transport to and from the neighbours, by its name in `p2pfl.transports.TRANSPORTS`; all members' must be the same."""
+    """zeromq: each link goes as the study says; memory: all links stay within this process."""
+
+    proxy: ProxySettings | None = None
+    """How this site dials out: through a proxy; None: directly."""
+
+    relay: RelaySettings | None = None
+    """How much of others' links this site relays, where its card offers that; None: nothing."""
 
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
@@ -133,13 +144,17 @@ class SiteFile:
         """Read the settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
         site = check(cls, load_yaml(path), str(path))
-        given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
+        given: dict[str, Path | None] = {"study": site.study, "keys": site.keys, "state": site.state, "old_state": site.old_state}
+        given |= {"passphrase_file": site.passphrase_file}
+        given |= {"proxy.password_file": site.proxy.password_file if site.proxy else None}
         given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
         strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
         if strange:
             raise ConfigError(
                 [f"{key} = {shown(str(of))}: no account has this home folder; write the folder" for key, of in strange.items()], str(path)
             )
+        if site.proxy is not None and (faults := site.proxy.faults()):
+            raise ConfigError(faults, str(path))
         if site.status_port is not None and site.status_listen is not None:
             raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
         return replace(
@@ -147,7 +162,9 @@ class SiteFile:
             study=_beside(folder, site.study),
             keys=_beside(folder, site.keys),
             state=_beside(folder, site.state),
+            old_state=site.old_state and _beside(folder, site.old_state),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
+            proxy=site.proxy and replace(site.proxy, password_file=site.proxy.password_file and _beside(folder, site.proxy.password_file)),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )
 

@@ -23,16 +23,18 @@ from p2pfl.governance.result_contract import accepted
 from p2pfl.governance.study import Study, TensorRow, confirms, layout_faults
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.clock import Timeouts
+from p2pfl.node.continuation import continued_plan
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
+from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
 from p2pfl.training.freed_memory import return_freed_memory
-from p2pfl.transports import TRANSPORTS, Endpoint
+from p2pfl.wire.negotiation import announcing
 from p2pfl.yaml_files import check
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def start(
     allow_tasks: Collection[str] = (),
     only_these_tasks: bool = False,
     accept_differences: Sequence[str] = (),
+    without_old_state: bool = False,
 ) -> str:
     """Run the node of a site until its network stops or somebody stops it; returns the stop reason.
 
@@ -60,9 +63,10 @@ def start(
         allow_tasks: tasks that may run here beside the built-in ones and those that site.yaml allows.
         only_these_tasks: leave out those of site.yaml, for a parent whose folders may have come from somebody else.
         accept_differences: kinds of differences from the study's result contract, beside those in the file.
+        without_old_state: begin as the study says, where the study goes on from a model that is no longer here.
 
     Raises:
-        ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data are not there.
+        ConfigError: a file is wrong, the digest was not confirmed or is another, the site's data or its old state are not there.
         StoreError: the disk failed.
         MembersMissing: fewer members than the study requires were there in time; nobody has trained.
     """
@@ -79,7 +83,8 @@ def start(
     differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs
     for difference in differs:
         log.warning("this site has accepted: %s", difference.detail)
-    plan = _plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    plan = own_plan(site, study, site_path, (*allow_tasks, *(() if only_these_tasks else site.allow_tasks)))
+    links = own_links(site, study, card, identity.curve_secret)
     waits_s = [plan.experiment.require.within_s]
     if site.greet_timeout_s is not None:
         log.warning("greet_timeout_s in %s will go with the next version: it is require.within_s in the experiment now", site_path)
@@ -90,20 +95,11 @@ def start(
     with held_state(site.state, site.state_group):
         if start_anew:
             _put_aside(site.state)
-        transport = TRANSPORTS[site.transport](
-            Endpoint(name=card.name, address=card.address, public_key=card.curve.encode()),
-            identity.curve_secret,
-            [
-                Endpoint(name=n, address=study.member(n).address, public_key=study.member(n).curve.encode())
-                for n in study.neighbours(card.name)
-            ],
-            listen=site.listens_at(card),
-            heartbeat_s=site.heartbeat_s,
-        )
+        plan, beginning = continued_plan(plan, study.continues, site, site_path, without_old_state=without_old_state)
         node = Node(
             plan,
             card.name,
-            transport,
+            links,
             study_digest=study.digest,
             state=site.state,
             timeouts=Timeouts(
@@ -113,10 +109,13 @@ def start(
                 linger_s=site.linger_s,
                 round_at_least_s=site.round_at_least_s,
             ),
-            incarnation=secrets.randbelow(2**63 - 1) + 1,
+            incarnation=announcing(secrets.randbits(64)),
             signing=Signing(keys=keys, sign=identity.signing.sign),
             start_anew=start_anew,
             accepted_differences=differs,
+            spill_mb=site.spill_mb,
+            send_mbit_s=site.send_mbit_s,
+            beginning=beginning,
             view=ViewPolicy(bytes_per_s=site.view_bytes_per_s, metrics=site.view_metrics, counts=site.view_counts),
         )
         host, port = site.status_address
@@ -154,7 +153,7 @@ def _put_aside(state: Path) -> None:
 
 
 def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: Path) -> None:
-    """Pass where a site's administrator has confirmed the study's digest; ConfigError where not, or where it is another one."""
+    """Refuse a study whose digest was not confirmed, or is another than the one that was."""
     given = confirmed if confirmed is not None else site.confirmed
     if given is None:
         raise ConfigError(
@@ -169,7 +168,8 @@ def check_confirmed(site: SiteFile, study: Study, confirmed: str | None, place: 
         )
 
 
-def _plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+def own_plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[str]) -> Plan:
+    """Make the plan of a study with the rows that are at this site; ConfigError where they, or the model, are not what the study says."""
     experiment = recorded_experiment(study.experiment, str(site.study))
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from p2pfl.errors import ConfigError
 from p2pfl.runs.status_client import LOCK
@@ -44,11 +45,37 @@ def held_state(state: Path, group: str | int | None = None) -> Iterator[None]:
     before = os.umask(_NOBODY_ELSE if group is None else _GROUP_READS)
     try:
         _make(state, group)
-        _check(state, group)
+        check_state_folder(state, group)
         with _only_one(state):
             yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def unused_state(state: Path, group: str | int | None = None) -> Iterator[None]:
+    """Check the state folder that a node has left behind, and keep nodes off it while it is read; nothing in it is changed.
+
+    Args:
+        state: the folder.
+        group: as in `held_state`.
+
+    Raises:
+        ConfigError: there is none, others may enter it, it belongs to another account, or a node is at work on it.
+    """
+    if not state.is_dir():
+        raise ConfigError("no such folder", str(state))
+    check_state_folder(state, group)
+    try:
+        descriptor = os.open(state / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # a copy, on which no node has run
+        yield
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot be opened: {error.strerror}", str(state / LOCK)) from error
+    with os.fdopen(descriptor, "rb") as file:
+        _lock(file, fcntl.LOCK_SH, state)
+        yield
 
 
 def _make(state: Path, group: str | int | None) -> None:
@@ -65,7 +92,7 @@ def _make(state: Path, group: str | int | None) -> None:
         raise ConfigError(f"cannot be made: {error.strerror}", str(state)) from error
 
 
-def _check(state: Path, group: str | int | None) -> None:
+def check_state_folder(state: Path, group: str | int | None) -> None:
     """Refuse a folder that others may enter, with the command that mends it."""
     place, found = shlex.quote(str(state)), state.stat()
     mode, own = stat.S_IMODE(found.st_mode), os.geteuid()
@@ -114,20 +141,26 @@ def _only_one(state: Path) -> Iterator[None]:
         raise ConfigError(f"cannot be opened: {error.strerror}", str(state / LOCK)) from error
     with os.fdopen(descriptor, "r+b") as file:
         os.fchmod(file.fileno(), 0o600)  # of an earlier version
-        until_s = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= until_s:
-                    holder = _holder(file.fileno())
-                    raise ConfigError(f"another node is running on this state folder{holder}: stop it first", str(state)) from error
-            time.sleep(_POLL_S)
+        _lock(file, fcntl.LOCK_EX, state)
         yield
 
 
-def _holder(descriptor: int) -> str:
+def _lock(file: IO[bytes], kind: int, state: Path) -> None:
+    """Take a lock of a state folder; ConfigError where somebody else keeps it."""
+    until_s = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() >= until_s:
+                holder = holder_of(file.fileno())
+                raise ConfigError(f"another node is running on this state folder{holder}: stop it first", str(state)) from error
+            time.sleep(_POLL_S)
+        else:
+            return
+
+
+def holder_of(descriptor: int) -> str:
     """Process that holds the lock, in brackets; empty where the system does not say."""
     found = os.fstat(descriptor)
     inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"

@@ -16,7 +16,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+import urllib.error
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -44,7 +45,7 @@ _MOST_AT_ONCE = 8
 _JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
 _OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PAGES = ("/", "/status", "/run", "/metrics")
+_PAGES = ("/", "/status", "/run", "/metrics", "/edges")
 _WORDS = ("/live", "/ready")
 _WORDS_OF_A_REQUEST = 3
 _ONCE = ("host", "authorization", "origin", "sec-fetch-site")
@@ -56,6 +57,11 @@ _HEADERS = (
 
 Status = Callable[[], Mapping[str, Any]]
 Records = Callable[[], Callable[[], Mapping[str, Any]] | None]
+Measure = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+async def _no_edges() -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ class _Page:
     status: Status
     records: Records
     is_ready: Callable[[], bool]
+    edges: Measure
     silent: dict[asyncio.StreamWriter, None] = field(default_factory=dict)
     """Connections that have not asked yet, the oldest first."""
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_AT_ONCE))
@@ -125,7 +132,7 @@ class _Page:
             if gather is None:
                 return _refusal(404, "this node takes no part in the view of the network")
             return Answer(200, await asyncio.to_thread(lambda: _document(gather())))
-        return Answer(200, _document(self.status()))
+        return Answer(200, _document(await self.edges() if path == "/edges" else self.status()))
 
     def _metrics(self) -> Answer:
         """Figures of a node in Prometheus's format."""
@@ -141,6 +148,7 @@ async def serve_status(
     *,
     records: Records = lambda: None,
     is_ready: Callable[[], bool] = lambda: True,
+    edges: Measure = _no_edges,
     host: str = LOOPBACK,
     port: int = 0,
 ) -> None:
@@ -154,13 +162,14 @@ async def serve_status(
         state: the node's folder.
         records: of the whole run, for /run: a function that gathers them, in any thread; None where it has none.
         is_ready: whether the node takes part.
+        edges: measures the edges, for /edges; what it sends for that changes nothing at either end.
         host: an address of this machine, or 0.0.0.0 or :: for all of them.
         port: 0: chosen by the system.
 
     Raises:
         ConfigError: status.token in the state folder is not its owner's alone, or is damaged.
     """
-    servers = await _listen(_Page(_own_token(state), status, records, is_ready), state, host, port)
+    servers = await _listen(_Page(_own_token(state), status, records, is_ready, edges), state, host, port)
     if not servers:
         return
     place = state / ADDRESS
@@ -233,13 +242,32 @@ def read_status(state: Path) -> dict[str, Any]:
         ConfigError: no node runs there, or this account may not ask it.
         TransportError: it does not answer.
     """
+    return _ask(state, "/status")
+
+
+def read_edges(state: Path) -> dict[str, Any]:
+    """Ask the node with this state folder to measure its edges; empty where it is of a version that does not.
+
+    Raises:
+        ConfigError: no node runs there, or this account may not ask it.
+        TransportError: it does not answer.
+    """
+    try:
+        return _ask(state, "/edges")
+    except TransportError as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError):
+            return {}
+        raise
+
+
+def _ask(state: Path, page: str) -> dict[str, Any]:
     url = address_in(state)
     if url is None:
         raise ConfigError(f"no node is running here: {_last_words(state)}", str(state))
     if has_ended(state):
         raise TransportError(f"{url}: the node has ended; it may have been killed, or its machine restarted: {_last_words(state)}")
     try:
-        found = json.loads(fetch_page(url, "/status", token_in(state)))
+        found = json.loads(fetch_page(url, page, token_in(state)))
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise TransportError(
             f"{url}: the node does not answer ({error}); it may have been killed, or its machine restarted: {_last_words(state)}"

@@ -11,7 +11,7 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import Goodbye, Message
+from p2pfl.wire.messages import Goodbye, Message, Probe, ProbeAnswer
 
 ASK_AFTER_S = 0.5
 """How long a node waits for a message before it asks for it once more; doubled with each asking."""
@@ -104,7 +104,7 @@ class Neighbour:
             if waiting_update is not None:
                 self.outbox[self.outbox.index(waiting_update)] = item  # it knows better from where on
                 return
-        else:
+        elif not isinstance(item, Probe | ProbeAnswer):
             # only the newest of a kind says anything
             for waiting in [waiting for waiting in self.outbox if _kind(waiting) is _kind(item)]:
                 self.outbox.remove(waiting)

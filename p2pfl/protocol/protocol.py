@@ -13,11 +13,13 @@ from p2pfl.errors import BadMessage, PeerError
 from p2pfl.paces import PACES, Held, Pace
 from p2pfl.paces.pairwise import Pairwise
 from p2pfl.protocol.agreed_start import StartAgreement
+from p2pfl.protocol.arrivals import Arrivals
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour, Others, SendNew
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
+from p2pfl.protocol.probes import Probes, hear_probe
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.state_check import STATE_LOST, StateCheck
 from p2pfl.protocol.stop_agreement import StopAgreement
@@ -61,6 +63,7 @@ class Protocol:
         stop_rule: by which the network agrees to stop; None: it does not, or this node cannot tell whether a stop round holds.
         earliest_stop: the first round after which the network can have agreed to stop; None: it stops at its cap.
         push_sum: its part in a sum over all nodes, where these are too many to hear of each.
+        probes: the facts that it tells neighbours' doctors; None: it answers none.
     """
 
     def __init__(
@@ -76,12 +79,15 @@ class Protocol:
         earliest_stop: int | None = None,
         push_sum: PushSumConversation | None = None,
         start: StartAgreement | None = None,
+        probes: Probes | None = None,
     ) -> None:
+        self._probes = probes
         self.edges, self.deadlines, self.neighbours = edges, deadlines, edges.neighbours
         self.pace: Pace[ReceivedUpdate] = PACES[pace].of(edges, deadlines, max_age=max_age)
         others = others if others is not None else Others(edges.neighbours)
         self.view, self._push_sum, self._start, self._num_exchanges = others.view, push_sum, start, num_exchanges
         self.stopping = StopAgreement(edges, others, rule=stop_rule, earliest=earliest_stop)
+        self.arrivals = Arrivals()
         self.transfers = Transfers(edges, self.pace, self.stopping)
         self.values = EncodedValues(edges, self.transfers)
         self.states = StateCheck(edges, self.stopping, forget=self._forget, counts_edges=self.pace.counts_edges)
@@ -129,7 +135,7 @@ class Protocol:
             self.transfers.ask_for_lost(neighbour, message.exchange, full=False)
         if heard.received is not None:
             self.deadlines.note_update(now_s)
-            self._hear_update(neighbour, heard.received)
+            self._hear_update(neighbour, heard.received, now_s)
         return True
 
     def exclusion(self, peer: str, now_s: float) -> tuple[float, str] | None:
@@ -143,10 +149,12 @@ class Protocol:
         return found
 
     def _read(self, neighbour: Neighbour, frames: tuple[Frame, ...], now_s: float) -> ReceivedMessage | None:
-        """A message that is in order, with what it says of the start and of others taken up; None: it was refused and counted."""
+        """A message that is in order, with what it says of the start and of others taken up; None: it is done with, or refused."""
         try:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
+            if hear_probe(self._probes, neighbour, message):
+                return None
             if isinstance(message, News):
                 self.stopping.check(message.stop.stop_round)
             if self._push_sum is not None and isinstance(message, PushSum):
@@ -262,8 +270,9 @@ class Protocol:
             neighbour.note_refusal(neighbour.refusal or f"it refuses this node: {message.reason}")
             on_event(EventKind.REFUSED, f"{neighbour.name} does not talk to this node: {message.reason}", neighbour.name)
 
-    def _hear_update(self, neighbour: Neighbour, received: ReceivedUpdate) -> None:
+    def _hear_update(self, neighbour: Neighbour, received: ReceivedUpdate, now_s: float) -> None:
         neighbour.note_return(is_sound=True)
+        self.arrivals.note_came(neighbour.name, received.exchange, now_s)
         if self.edges.closing is not None:
             return  # a stopped node merges nothing more and has left its last exchange behind
         # what is early is looked at in its exchange
@@ -296,6 +305,7 @@ class Protocol:
         self.deadlines.begin(now_s)
         self.edges.enter(exchange)
         self.pace.begin(exchange)
+        self.arrivals.begin(exchange)
         for neighbour in self.neighbours.values():
             neighbour.allowance.earn()
         if not self.pace.in_step:
@@ -321,6 +331,7 @@ class Protocol:
     ) -> None:
         """Send this exchange's updates, by receiver, and wait for those of the neighbours until the deadline."""
         self.deadlines.start_waiting(now_s)
+        self.arrivals.note_sent(now_s)
         for neighbour in self.neighbours.values():
             neighbour.begin_waiting(now_s)
         self.transfers.send(updates, full or {}, state_digest)

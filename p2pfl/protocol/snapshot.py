@@ -19,6 +19,9 @@ from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
 from p2pfl.wire.update import ReceivedUpdate, UpdateFormat
 
+FLOWS = ("flow/", "back/")
+"""Beginnings of the names of what edges have open."""
+
 
 def snapshot(protocol: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather metadata and tensors of all parts."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,8 @@ from torch import Tensor
 from p2pfl.errors import StoreError
 from p2pfl.runs.open_files import replacing
 
+NODE_CHECKPOINT = "checkpoint.safetensors"
+"""Name of a node's checkpoint in its state folder."""
 _KEY = "p2pfl"
 _REMEDY = "restore it from a backup, or remove it to start again"
 
@@ -94,6 +96,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     Raises:
         StoreError: there is one and it cannot be read.
     """
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a dict
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Read the metadata of a checkpoint alone; None where there is no checkpoint.
+
+    Raises:
+        StoreError: there is one and it cannot be read.
+    """
+    found = _read(path, lambda _: {})
+    return found[1] if found is not None else None
+
+
+def _read(path: Path, tensors_of: Callable[[Any], dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
@@ -101,7 +117,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
             metadata = json.loads((file.metadata() or {})[_KEY])
             if not isinstance(metadata, dict):
                 raise TypeError(f"{_KEY} is a {type(metadata).__name__}, expected a mapping")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # not a dict
+            return tensors_of(file), metadata
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
 

@@ -42,6 +42,10 @@ class EventKind(StrEnum):
 
     STARTED = "started"
     RESUMED = "resumed"
+    CONTINUED = "continued"
+    """This node begins in a study that continues another one: with its model of that study, or as a new member."""
+    CONTINUED_WITHOUT = "continued_without", "state_lost", "", "alarming"
+    """This node should go on from its model of the older study, and begins without it."""
     STARTED_ANEW = "started_anew", "state_lost", "", "alarming"
     START_AGREED = "start_agreed"
     STARTED_WITHOUT = "started_without"
@@ -80,6 +84,8 @@ class EventKind(StrEnum):
     STATE_RESTORED = "state_restored"
     DISK_FULL = "disk_full", None, "", "alarming"
     DISK_FREE = "disk_free"
+    NOT_SPILLED = "not_spilled", None, "", "alarming"
+    """There was no room on the disk for neighbours' updates, which then take memory."""
 
     DIVERGED = "diverged", "non_finite", "training became non-finite and was rolled back"
     NO_LOSS = "no_loss", "non_finite", "the training loss was infinite or no number, while the weights stayed finite"

@@ -41,6 +41,11 @@ class NodeRow:
     metrics: Mapping[str, float] | None = None
     simulated_s: float | None = None
     """On the network's virtual clock; None: there is none, NaN: it is not known."""
+    sending_s: float | None = None
+    """Seconds from when a node's updates were ready until they had gone into its links, which is while it waits; None: not measured."""
+    lateness: Mapping[str, float] | None = None
+    """Seconds from when a node's update was ready until each neighbour's came, by neighbour: negative where it came before; of all
+    exchanges of the round together. None: not measured."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:

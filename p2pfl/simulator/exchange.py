@@ -32,8 +32,8 @@ from p2pfl.wire.update import UpdateFormat
 Ints = NDArray[np.int64]
 Messages = Mapping[str, Tensor]
 
-_SIMULATED = (FaultKind.PAUSE, FaultKind.CUT, FaultKind.LOSS)
-"""Faults that rows of a population can have."""
+SIMULATED = (FaultKind.PAUSE, FaultKind.KILL, FaultKind.CUT, FaultKind.LOSS, FaultKind.PARTITION)
+"""Faults that rows of a population can have; a killed node comes back with its state, and so is as a paused one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +129,7 @@ class Exchange:
         self._schedule, self._channels, self._phases = schedule, algorithm.channels, algorithm.phases
         self._is_lossy = is_lossy or faults is not None
         if faults is not None:
-            faults.check(self._names, kinds=_SIMULATED, in_seconds=False)
+            faults.check(self._names, kinds=SIMULATED, in_seconds=False)
         self.tables = NeighbourTables(plan, device, is_lossy=self._is_lossy)
         self.ledger = FlowLedger(len(self._names), device)
         self.resynchronised: list[tuple[int, int]] = []
@@ -166,7 +166,7 @@ class Exchange:
         running_N = torch.from_numpy(running).to(tables.index_NK.device)
         there_N = trains_N = came = None
         if (script := self._faults) is not None:
-            there_N = torch.tensor([not script.is_paused(name, number) for name in self._names]).to(running_N.device)
+            there_N = torch.tensor([not script.is_away(name, number) for name in self._names]).to(running_N.device)
         if times is not None and not times.is_whole:
             there_N, trains_N = (torch.from_numpy(mask_N).to(running_N.device) for mask_N in (times.active_N, times.trains_N))
             there_N, came = there_N | ~running_N, times.came

@@ -6,8 +6,9 @@ One process, or each of several ranks, does so.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shlex
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,9 +23,11 @@ from p2pfl.evaluation.results import Run
 from p2pfl.experiment.loading import recorded_experiment, resolve
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
+from p2pfl.faults.plan_file import FaultPlan
 from p2pfl.faults.script import FaultKind, FaultScript
 from p2pfl.runs.checkpoint import changes_told
 from p2pfl.runs.folder import RunFolder
+from p2pfl.runs.open_files import replace_file
 from p2pfl.runs.stopwatch import Stopwatch
 from p2pfl.runs.writing_process import mark_pause
 from p2pfl.simulator.engine import Simulation
@@ -32,11 +35,14 @@ from p2pfl.simulator.events.asynchronous import AsynchronousEvents
 from p2pfl.simulator.events.pairwise import PairwiseEvents
 from p2pfl.simulator.events.replay import AsynchronousReplay, PairwiseReplay, Replay, recorded_rows, run_recorded
 from p2pfl.simulator.events.simulation import CHECKPOINT, Events, run_events
+from p2pfl.simulator.exchange import SIMULATED
 from p2pfl.simulator.forecast import refuse_what_does_not_fit
 from p2pfl.simulator.sharding.ranks import Ranks, joined, ranks_here
 from p2pfl.simulator.sharding.shard import Shard, check_enough
 from p2pfl.tasks.permission import options_of
 from p2pfl.yaml_files import dump_yaml, load_yaml
+
+log = logging.getLogger(__name__)
 
 _Recorded = Mapping[str, deque[Mapping[str, Any]]]
 
@@ -54,7 +60,7 @@ def simulate(
     resume: Path | str | None = None,
     replay: Path | str | None = None,
     device: torch.device | str = "cpu",
-    faults: FaultScript | None = None,
+    faults: FaultScript | FaultPlan | None = None,
     progress: Progress | None = None,
     waited_s: float = 0.0,
     allow_tasks: Collection[str] = (),
@@ -69,7 +75,8 @@ def simulate(
         replay: the folder of a run whose nodes went at their own pace, to compute again in the order that its records tell; `experiment` is
             not looked at.
         device: where to compute.
-        faults: what goes wrong, by script: slow nodes where there is a clock, as without common rounds; else pauses, cuts and losses.
+        faults: what goes wrong, by script: slow nodes where there is a clock, as without common rounds; else pauses, kills, cuts, losses
+            and partitions. Of a file's plan, what cannot be simulated is left out, and a warning says so.
         progress: called after each round.
         waited_s: for how long somebody waits for this run already; the summary's `seconds` have it as `start`.
         allow_tasks: tasks that may run beside the built-in ones, as distribution:entry or module:function.
@@ -123,7 +130,7 @@ def _run(
     experiment: Experiment,
     place: Path,
     ranks: Ranks,
-    faults: FaultScript | None,
+    given: FaultScript | FaultPlan | None,
     progress: Progress | None,
     *,
     resume: bool,
@@ -133,7 +140,7 @@ def _run(
 ) -> Run:
     """Run a resolved experiment at one rank."""
     pace, device = experiment.pace.kind, ranks.device
-    _check_it_can_run(experiment, ranks, faults)
+    _check_it_can_run(experiment, ranks, given)
     if device.type != "cpu" and experiment.compiled == "auto" and experiment.schema != 1:
         experiment = replace(experiment, compiled="off")
     task = load_sites(experiment, allow_tasks=allow_tasks)
@@ -141,6 +148,7 @@ def _run(
     plan = make_plan(experiment, task)
     if ranks.count > 1:
         _check_the_same_everywhere(plan, ranks)
+    faults = _simulated_part(given, plan) if isinstance(given, FaultPlan) else given
     refuse_what_does_not_fit(plan, ranks.count, ranks_here())
     recorded = recorded_rows(replay, plan) if replay is not None else None
     shard = Shard.of(ranks, plan.topology)
@@ -151,6 +159,8 @@ def _run(
         folder = RunFolder.create(place, plan.experiment.as_dict(), topology=topology, engine="simulator" if shard.is_all else "sharded")
     else:
         folder = RunFolder(place)
+    if isinstance(given, FaultPlan):
+        replace_file(place / "faults.yaml", given.text)
     stopwatch.lap("plan")
     if not pace.in_step:
         drawn, replayed = _EVENTS[pace.counts_edges]
@@ -173,14 +183,35 @@ def _run(
     return Run(place)
 
 
-def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript | None) -> None:
+def _simulated_part(given: FaultPlan, plan: Plan) -> FaultScript:
+    """Take from a file's plan what means something to rows of a population, and say what does not.
+
+    Raises:
+        ConfigError: it names nodes or edges that the run does not have.
+    """
+    script = given.script({name: plan.neighbours(name) for name in plan.names})
+    has_clock = plan.experiment.clock is not None or not plan.experiment.pace.kind.in_step
+    kept = script.only((FaultKind.SLOW,), in_seconds=True) if has_clock else script.only(SIMULATED, in_seconds=False)
+    left_out = Counter(fault.kind.value for fault in script.faults if fault not in set(kept.faults))
+    if left_out:
+        why = (
+            "of faults, a run with a clock simulates slow nodes alone"
+            if has_clock
+            else "rounds have no seconds, bytes, names or clocks here"
+        )
+        named = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        log.warning("%d of %d faults are left out of the simulation (%s): %s", left_out.total(), len(script.faults), named, why)
+    return kept
+
+
+def _check_it_can_run(experiment: Experiment, ranks: Ranks, faults: FaultScript | FaultPlan | None) -> None:
     """Refuse what cannot go together here.
 
     Raises:
         ConfigError: it does not.
     """
     pace, clock, in_step = experiment.pace.name, experiment.clock, experiment.pace.kind.in_step
-    if clock is not None and in_step and faults is not None and {fault.kind for fault in faults.faults} != {FaultKind.SLOW}:
+    if clock is not None and in_step and isinstance(faults, FaultScript) and {fault.kind for fault in faults.faults} != {FaultKind.SLOW}:
         raise ConfigError("clock: has faults of its own (loss, churn, stragglers); run scripted ones but slow without a clock")
     if experiment.compiled == "on" and ranks.device.type != "cpu":
         raise ConfigError(f"compiled = 'on': compiled loops run on the CPU, not on {ranks.device.type}; take off, or auto")

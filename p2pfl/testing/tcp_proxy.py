@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 PIECE_BYTES = 65536
+RESENT_S = 0.2
+"""A packet that is lost is sent again after so long, then after twice as long, and so on, as TCP does."""
+RESENT_AT_MOST_S = 1.6
+SLICES_PER_S = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disturbance:
+    """How bad the connections of one dialling side are."""
+
+    bytes_per_s: float = math.inf
+    """At most so many pass in each direction."""
+
+    loss: tuple[float, float] = (0.0, 0.0)
+    """How likely a piece is lost and sent again, from the dialling side to the target and back; 1: nothing passes."""
+
+    corrupts: bool = False
+    """Whether a bit of every other piece is changed, in both directions."""
+
+
+UNDISTURBED = Disturbance()
 
 
 class TcpProxy:
@@ -34,6 +58,8 @@ class TcpProxy:
         self._bytes_per_s, self._latency_s, self._dialler_at = bytes_per_s, latency_s, dialler_at
         self._cut_off: set[str] = set()
         self._ends_of: dict[str, set[asyncio.StreamWriter]] = {}
+        self._disturbances: Mapping[str, Disturbance] = {}
+        self._chance = random.Random(0)  # noqa: S311  # nothing is secret here
         self.passed_bytes = [0, 0]
         """Bytes forwarded from the dialling side to the target, and back."""
         self.received_bytes = [0, 0]
@@ -83,6 +109,14 @@ class TcpProxy:
         """Let a dialling side in again that was cut off."""
         self._cut_off.discard(dialler)
 
+    def disturb(self, disturbances: Mapping[str, Disturbance]) -> None:
+        """From now on, the connections of these dialling sides are so bad, and those of all others as they should be."""
+        self._disturbances = dict(disturbances)
+
+    def reset(self) -> None:
+        """End every connection; new ones are let in."""
+        _abort(self._ends)
+
     async def cut_for(self, seconds: float) -> None:
         """Close every connection and refuse new ones for some seconds."""
         self.cut()
@@ -110,11 +144,11 @@ class TcpProxy:
         if dialler is not None:
             self._ends_of.setdefault(dialler, set()).add(writer)
         self.accepted += 1
-        task = self._group.create_task(self._connect(reader, writer), name=f"proxied connection {self.accepted}")
+        task = self._group.create_task(self._connect(reader, writer, dialler), name=f"proxied connection {self.accepted}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialler: str | None) -> None:
         ends = {writer}
         self._ends.add(writer)
         try:
@@ -124,15 +158,17 @@ class TcpProxy:
             if not self._whole:  # cut while connecting
                 return
             async with asyncio.TaskGroup() as both_ways:
-                both_ways.create_task(self._pump(reader, far_writer, ends, 0), name="there")
-                both_ways.create_task(self._pump(far_reader, writer, ends, 1), name="back")
+                both_ways.create_task(self._pump(reader, far_writer, ends, 0, dialler), name="there")
+                both_ways.create_task(self._pump(far_reader, writer, ends, 1, dialler), name="back")
         except OSError:
             pass
         finally:
             self._ends -= ends
             _abort(ends)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter], way: int) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter], way: int, dialler: str | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=0 if self._latency_s else 1)
         writer.transport.set_write_buffer_limits(high=PIECE_BYTES)
@@ -149,6 +185,8 @@ class TcpProxy:
                     if self._bytes_per_s is not None:
                         free_s = max(free_s, loop.time()) + len(chunk) / self._bytes_per_s
                         await asyncio.sleep(free_s - loop.time())
+                    if dialler is not None and dialler in self._disturbances:
+                        chunk = await self._disturbed(chunk, way, dialler)
                     await line.put((loop.time() + self._latency_s, chunk))
                     if far_end.done():
                         break
@@ -157,6 +195,21 @@ class TcpProxy:
         await self._flowing.wait()
         for end in ends:  # one direction ended: so does the connection
             end.close()
+
+    async def _disturbed(self, chunk: bytes, way: int, dialler: str) -> bytes:
+        """Hold a piece for as long as its connection needs for it now, and change it where bits change."""
+        left, lost = len(chunk), 0
+        while left > 0 and (now := self._disturbances.get(dialler, UNDISTURBED)).bytes_per_s < math.inf:
+            slice_s = 1 / SLICES_PER_S  # in slices, so that the end of the fault is noticed
+            await asyncio.sleep(min(slice_s, left / now.bytes_per_s))
+            left -= max(1, int(now.bytes_per_s * slice_s))
+        while self._chance.random() < self._disturbances.get(dialler, UNDISTURBED).loss[way]:
+            await asyncio.sleep(min(RESENT_S * 2**lost, RESENT_AT_MOST_S))
+            lost += 1
+        if self._disturbances.get(dialler, UNDISTURBED).corrupts and self._chance.random() < 1 / 2:
+            place = int(self._chance.random() * len(chunk))
+            chunk = chunk[:place] + bytes([chunk[place] ^ 1 << int(self._chance.random() * 8)]) + chunk[place + 1 :]
+        return chunk
 
     async def _come_out(self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, way: int) -> None:
         with suppress(ConnectionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl.topology.files import load, load_over
+from p2pfl.topology.files import load, load_over, transports_over
 from p2pfl.topology.generators import SMALL_GRAPHS, TOPOLOGIES, make, option_faults, options_of
 from p2pfl.topology.graph import Topology, check_connected
 from p2pfl.topology.partitioning import num_crossing, partition
@@ -48,5 +48,6 @@ __all__ = [
     "schedule_faults",
     "spectral_gap",
     "steps_from",
+    "transports_over",
     "weighted",
 ]

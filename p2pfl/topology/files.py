@@ -8,8 +8,9 @@ The YAML form::
       - {between: [hungary, switzerland], latency_ms: 12}
     directed: false                               # true: between is [sender, receiver]
 
-An edge may carry weight (what an end multiplies the other's message with), latency_ms (one way) and bandwidth_mbps, a node its mass (how
-much it counts with ``weights: stationary``); each of them is on all edges, or nodes, or on none.
+Any edge may name its transport, such as ``transport: relay``; see `transports_over`. An edge may carry weight (what an end multiplies the
+other's message with), latency_ms (one way) and bandwidth_mbps, a node its mass (how much it counts with ``weights: stationary``); each of
+them is on all edges, or nodes, or on none.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from p2pfl.topology.sketch import VALUES, Edge, Sketch, build, is_label
 from p2pfl.yaml_files import load_yaml, read_text, shown, unknown_key
 
 _MAX_NODES = 10**6
+_TRANSPORT = "transport"
 
 
 def load(path: Path | str) -> Topology:
@@ -54,7 +56,7 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
         TopologyError: as `load`.
         ConflictError: the file has other nodes than the run; the message names both differences.
     """
-    graph, counted = _load(Path(path))
+    graph, counted, _ = _load(Path(path))
     labels = [graph.label(i) for i in range(graph.num_nodes)]
     if set(labels) == set(names):
         return graph.renamed(labels)
@@ -72,6 +74,14 @@ def load_over(path: Path | str, names: Sequence[str]) -> Topology:
     raise ConflictError(f"{fault}; nodes are matched by name", "topology")
 
 
+def transports_over(path: Path | str, names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """The transports that a file names for edges, by their ends in the order of the names; nodes are matched as by `load_over`."""
+    graph, counted, transports = _load(Path(path))
+    order = list(names) if graph.names is not None else _by_number(names, counted=counted) or []
+    name = {graph.label(i): graph.label(i) if graph.names is not None else order[i] for i in range(graph.num_nodes)}
+    return {(min(name[a], name[b]), max(name[a], name[b])): kind for (a, b), kind in transports.items()}
+
+
 def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:
     """The names of the run, sorted, that nodes 0 ... N - 1 of a file stand for, which may only count them; None: that is not certain."""
     if any(name.isdecimal() for name in names):
@@ -86,8 +96,8 @@ def _by_number(names: Sequence[str], *, counted: bool) -> Sequence[str] | None:
     return names if counted and in_order == list(names) else None
 
 
-def _load(path: Path) -> tuple[Topology, bool]:
-    """The graph of a file, and whether the file gives only the number of nodes."""
+def _load(path: Path) -> tuple[Topology, bool, Mapping[tuple[str, str], str]]:
+    """The graph of a file, whether the file gives only the number of nodes, and the transports that it names for edges."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise TopologyError(f"a file ending in {path.suffix!r}: expected one of {', '.join(_READERS)}", str(path))
@@ -110,7 +120,7 @@ def _load(path: Path) -> tuple[Topology, bool]:
         known_faults: dict[type, str] = {RecursionError: "nested too deeply", KeyError: f"{error} is missing"}
         fault = known_faults.get(type(error), " ".join(str(error).split()))
         raise TopologyError(f"cannot be read as {path.suffix}: {fault}", str(path)) from error
-    return topology, sketch.counted
+    return topology, sketch.counted, sketch.transports
 
 
 def _read_yaml(path: Path) -> Sketch:
@@ -136,17 +146,29 @@ def _read_yaml(path: Path) -> Sketch:
             faults += [f"nodes[{i}].{unknown_key(str(key), node[key], ['name', 'mass'])}" for key in node if key not in ("name", "mass")]
             masses |= {i: node["mass"]} if "mass" in node else {}
     nodes = [node.get("name") if isinstance(node, dict) else node for node in nodes]
-    rows = []
+    rows, transports = _read_edges(edges, faults)
+    return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted, transports=transports)
+
+
+def _read_edges(edges: Sequence[Any], faults: list[str]) -> tuple[list[Edge], dict[tuple[str, str], str]]:
+    """Read the edges of a YAML file, and the transports that they name by their ends; takes findings."""
+    rows: list[Edge] = []
+    transports: dict[tuple[str, str], str] = {}
     for i, edge in enumerate(edges):
         place = f"edges[{i}]"
         values = {key: value for key, value in edge.items() if key != "between"} if isinstance(edge, dict) else {}
         pair = edge.get("between") if isinstance(edge, dict) else edge
-        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *VALUES])}" for key in values if key not in VALUES]
+        transport = values.pop(_TRANSPORT, None)
+        if transport is not None and not isinstance(transport, str):
+            faults.append(f"{place}.{_TRANSPORT} = {shown(transport)}: expected the name of a transport, such as relay")
+        faults += [f"{place}.{unknown_key(str(key), values[key], ['between', *VALUES, _TRANSPORT])}" for key in values if key not in VALUES]
         if isinstance(pair, list) and len(pair) == 2 and all(is_label(end) for end in pair):  # noqa: PLR2004
             rows.append(Edge(place, pair[0], pair[1], values))
+            if isinstance(transport, str):
+                transports[str(pair[0]), str(pair[1])] = transport
         else:
             faults.append(f"{place} = {shown(edge)}: expected two nodes, [a, b] or {{between: [a, b], ...}}")
-    return Sketch(nodes=nodes, edges=rows, directed=directed is True, masses=masses, faults=faults, counted=counted)
+    return rows, transports
 
 
 _READERS: Mapping[str, Callable[[Path], Sketch]] = {

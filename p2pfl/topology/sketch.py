@@ -58,6 +58,9 @@ class Sketch:
     faults: Sequence[str] = field(default_factory=list)
     """Findings of the file's reader."""
 
+    transports: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Names of the transports of edges, by their ends as the file writes them."""
+
     counted: bool = False
     """Whether the file gives only the number of nodes, and no names."""
 

@@ -113,7 +113,7 @@ class LocalSteps:
         """Takes K steps of plain SGD; None where local steps are more than these, or the model's layers are not known."""
         decay, compiled, batched, batch = self._recipe.optimizer.weight_decay, self.compiled, self.gradients.batched, self._data.batch
         if compiled is not None:
-            return lambda x_CP, positions_CKB, lr, scale_C, _: compiled.sgd_steps(x_CP, positions_CKB, lr, decay, scale_C)
+            return lambda x_CP, positions_CKB, lr, *others: compiled.sgd_steps(x_CP, positions_CKB, lr, decay, *others)
         if batched is None or self.gradients.row_by_row is not None or why_not_plain_sgd(self._recipe) is not None:
             return None
         return lambda x_CP, positions_CKB, lr, *others: batched.sgd_steps(x_CP, positions_CKB, batch, lr, decay, *others)

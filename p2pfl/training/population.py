@@ -80,9 +80,10 @@ class Population:
         self.state: State = recipe.algorithm.init(x_NP, self.context(0, local_steps=recipe.local_steps))
         self.optimizer_state: OptimizerState = recipe.optimizer.init(x_NP)
 
-    def replace_state(self, state: State) -> None:
-        """Go on with a state that a runtime has made of this one."""
+    def replace_state(self, state: State, round: int | None = None) -> None:
+        """Go on with a state that a runtime has made of this one in a round; None: in the round that it is in."""
         self.state = state
+        self._round = self._round if round is None else round
 
     def mark_diverged(self, names: Iterable[str]) -> None:
         """Take over which sites diverged in the last training, as a checkpoint says."""

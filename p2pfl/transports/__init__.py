@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from p2pfl.transports.base import MAX_FRAME_BYTES, UNREADABLE, Endpoint, LinkCondition, LinkState, Received, Transport, TransportFactory
+from p2pfl.transports.by_kind import LinksByKind
 from p2pfl.transports.memory import MemoryNetwork, join_process
 from p2pfl.transports.ports import ReservedPort, reserve_port
+from p2pfl.transports.proxies import Proxy, ProxyWay
+from p2pfl.transports.relay import RelayTransport
+from p2pfl.transports.relay_service import RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
-TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "memory": join_process}
-"""By name, what makes a member's end of its links; a study's members must all use the same."""
+TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "relay": RelayTransport, "memory": join_process}
+"""By name, what makes a member's end of its links of one kind; both ends of a link must use the same."""
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "RELAYING",
     "TRANSPORTS",
     "UNREADABLE",
     "Endpoint",
     "LinkCondition",
     "LinkState",
+    "LinksByKind",
     "MemoryNetwork",
+    "Proxy",
+    "ProxyWay",
     "Received",
+    "RelayService",
     "ReservedPort",
     "Transport",
     "ZeroMQTransport",

@@ -81,6 +81,10 @@ class LinkCondition(StrEnum):
     """Its address is silent: a firewall, or the machine is off."""
     REFUSED = "refused"
     """Its machine answers, and nobody listens at the port."""
+    PROXY = "proxy failed"
+    """This site's proxy is not reached, or does not make the connection."""
+    RELAY = "relay failed"
+    """The member that relays the link is not reached, or does not relay it."""
     HANDSHAKE_FAILED = "handshake failed"
     """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
     WRONG_KEY = "wrong key"
@@ -119,11 +123,11 @@ class LinkState:
 class LinkStates:
     """The states of the links to all neighbours of one transport, by its clock."""
 
-    def __init__(self, peers: Iterable[str], now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, peers: Iterable[str], now_s: Callable[[], float] | None = None) -> None:
         self.counters: dict[str, Counter[str]] = {peer: Counter() for peer in peers}
         """Numbers of events of each link, by name, over the object's life."""
-        self._now_s = now_s
-        self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=now_s()) for peer in self.counters}
+        self._now_s = now_s or (lambda: time.monotonic())  # noqa: PLW0108  # looked up when called: time may be virtual
+        self._states = {peer: LinkState(state=LinkCondition.CLOSED, since_s=self._now_s()) for peer in self.counters}
         self._heard_s: dict[str, float] = {}
         self._excluded_until_s: dict[str, float] = {}
         self._beating: set[str] = set()  # neighbours that send signs of life over the link that they have
@@ -186,8 +190,10 @@ class LinkStates:
 class Transport(Protocol):
     """Links to neighbours, open inside `async with`. Messages of one task to one peer arrive in the order sent, or not at all."""
 
-    counters: Counter[str]
-    """Numbers of events of links and of frames that were not delivered, by name, over the object's life."""
+    @property
+    def counters(self) -> Counter[str]:
+        """Numbers of events of links and of frames that were not delivered, by name, over the object's life."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 
@@ -221,6 +227,17 @@ class Transport(Protocol):
     def link(self, peer: str) -> LinkState:
         """How the link to a neighbour is now, also of a transport that is not open; ValueError for somebody who is no neighbour."""
         ...
+
+
+class Service(Protocol):
+    """Something that a member runs for others as long as its links are open."""
+
+    counters: Counter[str]
+    """Numbers of its events, by name."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
 
 TransportFactory = Callable[..., Transport]

@@ -24,7 +24,7 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +84,9 @@ class _Line:
     twin: socket.socket
     """The door's own descriptor."""
     source: str
+    """The party that it is counted with: an address, or the member that a relay has let in."""
+    host: str
+    """Its address; see `source_of`."""
     events: zmq.Socket[bytes]
     """Where libzmq tells what happens to the connection's socket."""
     peer: str | None
@@ -98,15 +101,26 @@ class _Line:
 
 
 class Door:
-    """Watches the sockets of one transport from `start` to `stop`, and tells *refuse* in the loop which connections it shut, and why."""
+    """Watches the sockets of one transport from `start` to `stop`, and tells *refuse* in the loop which connections it shut, and why.
 
-    def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop, refuse: Callable[[str, str], None]) -> None:
+    Where all that comes is relayed, *relayed* has the member by the local port that its connection comes from, before it comes: each is
+    then a party of its own, and any other connection is shut.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        loop: asyncio.AbstractEventLoop,
+        refuse: Callable[[str, str], None],
+        relayed: Mapping[int, str] | None = None,
+    ) -> None:
         self.accounts: dict[str, Account] = {}
         """Delivered bytes of the connection that each neighbour has now which this node dials."""
         self._port = 0
         self.has_remains = False
         """Whether unread messages of ended connections may exist."""
         self._admission = admission
+        self._relayed = relayed
         self._loop = loop
         self._refuse = refuse
         # by the socket that tells of it, whom a watched socket dials, and who is told
@@ -261,9 +275,10 @@ class Door:
                 self._turn_away(fd, peer)
             return
         try:
-            inode, source, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
+            inode, host, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
+            relayed = self._relayed.get(twin.getpeername()[1]) if self._relayed is not None else None
         except (OSError, IndexError, TypeError, ValueError):  # or another socket's
-            inode, source, port = 0, "", -1
+            inode, host, port, relayed = 0, "", -1, None
         before = self._numbers.get(fd)
         is_known = before is not None and self._lines[before].inode == inode
         if port < 0 or is_known or (peer is None and port != self._port):
@@ -273,9 +288,12 @@ class Door:
             self._forget(before)
         self._count += 1
         number = self._count
-        self._lines[number] = _Line(fd, inode, twin, source, events, peer)
+        source = host if relayed is None else f"relayed {relayed}"
+        self._lines[number] = _Line(fd, inode, twin, source, host, events, peer)
         self._numbers[fd] = number
-        if peer is None:
+        if peer is None and self._relayed is not None and relayed is None:
+            self._shut({number: "evicted"})
+        elif peer is None:
             self._learn()
             self._shut(self._admission.arrive(number, source, time.monotonic()))
         else:
@@ -312,7 +330,7 @@ class Door:
     def _is_promoted(self, fd: int, source: str, peer: str, account: Account) -> bool:
         number = self._numbers.get(fd)
         # the number may be another connection's by now: only one whose handshake is over, from the same address, can be the one
-        if number is None or self._lines[number].source != source:
+        if number is None or self._lines[number].host != source:
             return False
         counts = self._bytes_of(self._lines[number])
         if counts is not None and not counts[1]:

@@ -179,6 +179,11 @@ class ReturnRoutes:
         return bool(routes)
 
 
+def is_sign_of_life(frames: Sequence[zmq.Frame]) -> bool:
+    """Whether a message is a single empty frame, which only shows the way back."""
+    return len(frames) == 1 and len(frames[0]) == 0
+
+
 def _families(listen: str) -> tuple[int, ...]:
     """Values of libzmq's option IPV6 that are tried in turn: on all interfaces both families, where the machine has both."""
     host = listen.removeprefix("tcp://").rpartition(":")[0]

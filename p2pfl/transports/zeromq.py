@@ -42,7 +42,8 @@ from p2pfl.transports.base import (
 from p2pfl.transports.dialler import LOOK_AFTER_S, Dialler
 from p2pfl.transports.door import BROKEN, WRAPPING_BYTES, Door, Events
 from p2pfl.transports.resolver import Lookup, Resolver
-from p2pfl.transports.sockets import EVENTS, MISSED_HEARTBEATS, ROUTE_BYTES, LinkSocket, ReturnRoutes
+from p2pfl.transports.sockets import EVENTS, MISSED_HEARTBEATS, ROUTE_BYTES, LinkSocket, ReturnRoutes, is_sign_of_life
+from p2pfl.transports.tunnels import Tunnels, WayOut
 from p2pfl.transports.zap import ZAP_ADDRESS, answer_for_keys
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class ZeroMQTransport:
         linger_s: how long closing waits for messages that are still on their way out. They then are with the peer's libzmq; if the peer is
             the dialler, what it has not read when the connection ends is lost, so an important last word wants an answer.
         lookup: how host names are resolved; None: by the system.
+        way_out: how neighbours are dialled; None: libzmq connects to their addresses itself.
+        relayed: where all that comes is relayed, the member by the local port that its connection comes from; see `Door`.
 
     Raises:
         ConfigError: two neighbours of which none has an address.
@@ -96,6 +99,8 @@ class ZeroMQTransport:
         heartbeat_s: int = 5,
         linger_s: float = 2.0,
         lookup: Lookup | None = None,
+        way_out: WayOut | None = None,
+        relayed: Mapping[int, str] | None = None,
     ) -> None:
         self.me = me
         self.neighbours = {peer.name: peer for peer in neighbours}
@@ -110,7 +115,7 @@ class ZeroMQTransport:
             raise ValueError(f"public keys of {me.name} and its neighbours: two members have the same")
         self._secret_key = secret_key
         self._listen = listen or next(iter(me.addresses), None)
-        self._lookup = lookup
+        self._lookup, self._way_out, self._relayed = lookup, way_out, relayed
         self._links = LinkStates(sorted(self.neighbours))
         self._max_frame_bytes = max_frame_bytes
         self._max_queued = max_queued
@@ -133,8 +138,9 @@ class ZeroMQTransport:
         self._resolver = Resolver(self._lookup)
         messages = min(self._max_queued, MAX_RECEIVED) + MESSAGES_HELD
         admission = Admission(member_bytes=messages * MAX_FRAMES * (self._max_frame_bytes + WRAPPING_BYTES))
-        self._door = Door(admission, asyncio.get_running_loop(), self._shut)
+        self._door = Door(admission, asyncio.get_running_loop(), self._shut, self._relayed)
         self._group = await asyncio.TaskGroup().__aenter__()
+        self._tunnels = Tunnels(self._group)
         self._readers: list[asyncio.Task[None]] = []
         self._monitors: list[asyncio.Task[None]] = []
         try:
@@ -257,7 +263,8 @@ class ZeroMQTransport:
     def _start_dialling(self, peer: Endpoint) -> None:
         name = peer.name
         dealer = self._link_socket(zmq.DEALER, name)
-        self._diallers[name] = dialler = Dialler(self.me.name, peer, dealer, self._links, self._resolver)
+        way_out = None if self._way_out is None else (self._way_out, self._tunnels)
+        self._diallers[name] = dialler = Dialler(self.me.name, peer, dealer, self._links, self._resolver, way_out)
         # IMMEDIATE: nothing queues for a link that is not up
         dealer.set({zmq.CURVE_SERVERKEY: peer.public_key, zmq.IMMEDIATE: 1, zmq.PROBE_ROUTER: 1})
         self._links.note(name, LinkCondition.CONNECTING)
@@ -363,7 +370,7 @@ class ZeroMQTransport:
                 self._links.counters[peer]["connected"] += 1
                 self._links.note_received(peer)
             else:
-                self._links.note_received_if_up(peer, is_sign_of_life=_is_sign_of_life(frames))
+                self._links.note_received_if_up(peer, is_sign_of_life=is_sign_of_life(frames))
             self._book(self._routes.account(route.bytes), None, frames)
             await self._deliver(peer, frames)
 
@@ -404,7 +411,7 @@ class ZeroMQTransport:
             frames = await dealer.receive()
             if self._links.is_excluded(peer):
                 continue
-            self._links.note_received_if_up(peer, is_sign_of_life=_is_sign_of_life(frames))
+            self._links.note_received_if_up(peer, is_sign_of_life=is_sign_of_life(frames))
             self._book(self._door.accounts.get(peer), peer, frames)
             await self._deliver(peer, frames)
 
@@ -413,7 +420,7 @@ class ZeroMQTransport:
         if len(frames) > MAX_FRAMES:
             self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
             self._links.counters[peer]["frame_count"] += 1
-        elif not _is_sign_of_life(frames):
+        elif not is_sign_of_life(frames):
             await self._inbox.put(Received(peer, tuple(frame.buffer.toreadonly() for frame in frames)))
 
     def _refuse(self, reason: str, detail: str) -> None:
@@ -433,6 +440,7 @@ class ZeroMQTransport:
             # a socket's last event comes when nothing of it is left to send: waiting for it keeps term(), which would stop the loop, short
             if self._monitors and self._door.is_watching:
                 await asyncio.wait(self._monitors, timeout=linger_s + 1)
+            await self._tunnels.close(linger_s)
         finally:
             for monitor in self._monitors:
                 monitor.cancel()
@@ -440,8 +448,3 @@ class ZeroMQTransport:
             for own in self._own_sockets:
                 own.close(linger=0)
             self._context.term()
-
-
-def _is_sign_of_life(frames: Sequence[zmq.Frame]) -> bool:
-    """Whether a message is a single empty frame, which only shows the way back."""
-    return len(frames) == 1 and len(frames[0]) == 0

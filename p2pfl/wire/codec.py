@@ -14,7 +14,7 @@ import msgpack
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.messages import MESSAGES, SCHEMA, Chunk, Message, Update
+from p2pfl.wire.messages import MESSAGES, SCHEMA, SCHEMA_OF, Chunk, Message, Update
 
 Frame = bytes | memoryview
 
@@ -24,12 +24,13 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 _MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
 _MAX_MAPS = 8  # in one header; the longest legal one has five, and each costs a call of ours
+_SCHEMAS = frozenset(SCHEMA_OF.values())
 _ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(kind)) for code, kind in MESSAGES.items()}
 
 
 def encode(message: Message, payload: memoryview | None = None) -> list[Frame]:
     """The one or two frames of a message; the payload is not copied, and a ValueError says that it is missing, too long or too much."""
-    header = msgpack.packb({"v": SCHEMA, "t": message.code, **asdict(message)})
+    header = msgpack.packb({"v": SCHEMA_OF[message.code], "t": message.code, **asdict(message)})
     if not isinstance(message, Update | Chunk):
         if payload is not None:
             raise ValueError(f"{type(message).__name__} has no payload")
@@ -51,9 +52,10 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
     version, code = fields.pop("v", None), fields.pop("t", None)
     if type(version) is not int:
         raise BadMessage("a header without a schema version")
-    if version != SCHEMA:
-        raise BadMessage(f"schema version {version}: expected {SCHEMA}", reason="wrong_schema")
-    if type(code) is not int or code not in _ADAPTERS:  # not isinstance: True is not a code
+    of_code = SCHEMA_OF.get(code, SCHEMA) if type(code) is int else version  # not isinstance: True is not a code
+    if version != of_code or version not in _SCHEMAS:
+        raise BadMessage(f"schema version {version}: expected {of_code if of_code in _SCHEMAS else SCHEMA}", reason="wrong_schema")
+    if type(code) is not int or code not in _ADAPTERS:
         raise BadMessage(f"an unknown type code: expected one of {sorted(_ADAPTERS)}")
     kind = MESSAGES[code].__name__
     try:

@@ -10,8 +10,23 @@ from typing import Final
 
 from p2pfl.errors import BadMessage, PeerError, Unauthorized
 from p2pfl.wire.codec import Frame, decode
-from p2pfl.wire.messages import NOTHING_REMEMBERED, Chunk, Goodbye, Hello, Message, Remembered, Report, ResendRequest, StopNews, Update
-from p2pfl.wire.update import Assembly, ReceivedUpdate, Unpacked, UpdateFormat
+from p2pfl.wire.messages import (
+    NEWEST_SCHEMA,
+    NOTHING_REMEMBERED,
+    Chunk,
+    Goodbye,
+    Hello,
+    Message,
+    Probe,
+    ProbeAnswer,
+    Remembered,
+    Report,
+    ResendRequest,
+    StopNews,
+    Update,
+)
+from p2pfl.wire.negotiation import announced_schema
+from p2pfl.wire.update import Assembly, MakeRoom, ReceivedUpdate, Unpacked, UpdateFormat, in_memory
 
 
 class LinkState(Enum):
@@ -100,9 +115,20 @@ class LinkSession:
         incarnation: drawn at random in [1, 2**63) when this process started.
         formats: of the updates of our study, one for each phase of a round.
         ahead: how many exchanges after the current one an update may be of and is kept.
+        make_room: where an update lies.
     """
 
-    def __init__(self, *, peer: str, member: str, terms: Terms, incarnation: int, formats: Sequence[UpdateFormat], ahead: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        peer: str,
+        member: str,
+        terms: Terms,
+        incarnation: int,
+        formats: Sequence[UpdateFormat],
+        ahead: int = 1,
+        make_room: MakeRoom = in_memory,
+    ) -> None:
         self.peer = peer
         self.state = LinkState.UNKNOWN
         self.counters: Counter[str] = Counter()
@@ -111,7 +137,7 @@ class LinkSession:
         self._terms = terms
         self._incarnation = incarnation
         self._peer_incarnation = 0
-        self._assembly = Assembly(*formats)
+        self._assembly = Assembly(*formats, make_room=make_room)
         self._ahead = ahead
         self._complete: dict[tuple[int, bool], bytes] = {}  # digests of those handed out, of the current exchange and those ahead
 
@@ -119,6 +145,11 @@ class LinkSession:
     def is_open(self) -> bool:
         """Whether anything but a Hello may be said."""
         return self.state is LinkState.OPEN
+
+    @property
+    def schema(self) -> int:
+        """The lower of both ends' newest schemas, which both speak; the oldest one as long as the neighbour has not said Hello."""
+        return min(NEWEST_SCHEMA, announced_schema(self._peer_incarnation))
 
     @property
     def progress(self) -> tuple[int, int] | None:
@@ -191,6 +222,8 @@ class LinkSession:
         message, payload = decode(frames)
         if isinstance(message, Hello):
             return self._hear_hello(message)
+        if isinstance(message, Probe | ProbeAnswer):  # in any state: a doctor never says Hello
+            return ReceivedMessage(message=message)
         self._step(HandshakeEvent.GOODBYE if isinstance(message, Goodbye) else HandshakeEvent.MESSAGE)
         match message:
             case Update():

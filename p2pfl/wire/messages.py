@@ -1,4 +1,4 @@
-"""The thirteen messages of neighbours, and the two pieces of news that ride in most of them.
+"""The fifteen messages of neighbours, and the two pieces of news that ride in most of them.
 
 The protocol's clock is the exchange number, round * phases + phase. The dataclasses are the schema: `codec` checks what comes from the wire
 against exactly these types and ranges.
@@ -13,7 +13,10 @@ from typing import Annotated, ClassVar, Final, get_args
 from pydantic import Field, Strict
 
 SCHEMA: Final = 4
-"""Version of this schema; in every header. Another number is refused as "wrong_schema"."""
+"""The schema that every member speaks; in the headers of its messages. A number that is not known is refused as "wrong_schema"."""
+
+NEWEST_SCHEMA: Final = 5
+"""The newest schema that is spoken here. It adds messages to the older one, which neighbours that announce it get; see `negotiation`."""
 
 MAX_MERGED: Final = 16
 """Entries in a report. Nodes that keep the rules never have more than three."""
@@ -29,6 +32,9 @@ MAX_READY: Final = 16
 
 MAX_READY_BYTES: Final = 2048
 RECEIPT_BYTES: Final = 8
+
+MAX_PROBE_BYTES: Final = 60_000
+MAX_OUTPUTS: Final = 8
 
 _LARGEST = 2**53 - 1  # exact in a float64 too, and far from overflowing an int64 when rounds are added
 _LARGEST_63 = 2**63 - 1
@@ -58,6 +64,9 @@ Padding = Annotated[bytes, Strict(), Field(max_length=255)]
 Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
 Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
 """Lower case words joined by underscores: safe to print and to count by."""
+
+ProbePadding = Annotated[bytes, Strict(), Field(max_length=MAX_PROBE_BYTES)]
+Output = Annotated[float, Strict(), Field(ge=-LARGEST_AMOUNT, le=LARGEST_AMOUNT)]
 
 SealedRecord = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_RECORD_BYTES)]
 
@@ -295,9 +304,62 @@ class ProofRequest:
     """The sender asks for a neighbour of its own: answer with your own newest record, and ask nobody else."""
 
 
-Message = Hello | Update | Chunk | ResendRequest | Heartbeat | Closing | Goodbye | Busy | Records | PushSum | Sent | Ready | ProofRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Question of a doctor that changes nothing: what do you hold, what does your clock say, and how fast is the way between us?"""
+
+    code: ClassVar[int] = 14
+    number: Natural
+    """Comes back with the answer."""
+    pad: ProbePadding
+    """Makes the message large; the answer is made as large."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeAnswer:
+    """Answer to a Probe, in any state of the link."""
+
+    code: ClassVar[int] = 15
+    number: Natural
+    clock: Exchange
+    """Milliseconds since 1970 by my clock."""
+    version: Name
+    torch: Name
+    """Versions of p2pfl and of torch, the latter as major.minor."""
+    arithmetic: Natural
+    """My arithmetic revision."""
+    study: Digest
+    layout: Digest
+    start: Digest
+    forward: Digest | None
+    """SHA-256 of what my first model makes of the agreed numbers; None where it was not computed."""
+    outputs: Annotated[tuple[Output, ...], Strict(), Field(max_length=MAX_OUTPUTS)]
+    """The first of those numbers, by which a difference in rounding is told from another model."""
+    pad: ProbePadding
+
+
+Message = (
+    Hello
+    | Update
+    | Chunk
+    | ResendRequest
+    | Heartbeat
+    | Closing
+    | Goodbye
+    | Busy
+    | Records
+    | PushSum
+    | Sent
+    | Ready
+    | ProofRequest
+    | Probe
+    | ProbeAnswer
+)
 News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
 
 MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in get_args(Message)}
 """By type code. A code is never used for anything else again."""
+
+SCHEMA_OF: Final[dict[int, int]] = {code: 5 if kind in (Probe, ProbeAnswer) else SCHEMA for code, kind in MESSAGES.items()}
+"""By type code, the schema that a message is of: the number in its header."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -16,6 +16,8 @@ from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
 from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Report, StateDigests, StopNews, Update
 
+MakeRoom = Callable[[int], NDArray[np.uint8]]
+"""Makes room for so many bytes of an update, to be written to."""
 Arrays = Mapping[str, NDArray[Any]]
 Unpacked = tuple[Arrays, Mapping[str, float]]
 """Read-only arrays by channel, and the norms of those of them whose squares do not overflow; none of integers and of half precision."""
@@ -121,6 +123,11 @@ class UpdateFormat:
             arrays[name] = array
             start = end
         return arrays, norms
+
+
+def largest_update_bytes(formats: Iterable[UpdateFormat]) -> int:
+    """Size in bytes of the largest update of a study, full ones included."""
+    return max((full or travels).size_bytes for travels in formats for full in (None, travels.full))
 
 
 def _norm(numbers: NDArray[Any]) -> float | None:
@@ -246,6 +253,11 @@ class ReceivedUpdate:
     """SHA-256 of its payload; empty where it comes from a checkpoint."""
 
 
+def in_memory(size_bytes: int) -> NDArray[np.uint8]:
+    """Make room for so many bytes in memory."""
+    return np.empty(size_bytes, dtype=np.uint8)
+
+
 class Assembly:
     """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.
 
@@ -253,10 +265,10 @@ class Assembly:
     There is one format for each phase of a round.
     """
 
-    __slots__ = ("_buffer", "_format", "_formats", "_hash", "received_bytes", "update")
+    __slots__ = ("_buffer", "_format", "_formats", "_hash", "_make_room", "received_bytes", "update")
 
-    def __init__(self, *formats: UpdateFormat) -> None:
-        self._formats = formats
+    def __init__(self, *formats: UpdateFormat, make_room: MakeRoom = in_memory) -> None:
+        self._formats, self._make_room = formats, make_room
         self._format = formats[0]
         self._buffer: NDArray[np.uint8] | None = None
         self._hash = hashlib.sha256()
@@ -276,7 +288,8 @@ class Assembly:
         if update.channels != self._format.entries:
             raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
         if self._buffer is None or self._buffer.size != self._format.size_bytes:
-            self._buffer = np.empty(self._format.size_bytes, dtype=np.uint8)
+            self._buffer = None  # the old room is given up before there is a new one
+            self._buffer = self._make_room(self._format.size_bytes)
         self.update = update
         return self._take(payload)
 

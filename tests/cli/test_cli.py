@@ -80,13 +80,17 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_manual():
     assert sorted(COMMANDS) == [
+        "chaos",
         "dashboard",
         "data fetch",
         "data list",
+        "doctor",
         "inspect",
+        "keys card",
         "keys describe",
         "keys new",
         "keys show",
+        "node egress",
         "node probe",
         "node start",
         "node status",

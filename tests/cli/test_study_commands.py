@@ -355,3 +355,23 @@ def test_study_show_gives_each_direction_its_own_weight(sites):
 
     assert weights["cleveland"] == {"hungary": 0.5, "switzerland": 0.5, "va": 0.5}
     assert weights["va"] == {"cleveland": 0.25}
+
+
+def test_a_study_shows_who_relays_for_whom(sites):
+    new = ["new", "--name", "va", "--address", "tcp://127.0.0.1:7703", "--relay", "tcp://127.0.0.1:7803", "--out", str(sites / "again")]
+    assert "relays at    tcp://127.0.0.1:7803" in CliRunner().invoke(keys_app, new).output
+    (sites / "again" / "card.yaml").replace(sites / "va" / "keys" / "card.yaml")
+    graph = "nodes: [cleveland, hungary, switzerland, va]\nedges:\n  - {between: [cleveland, hungary], transport: relay}\n"
+    (sites / "net.yaml").write_text(graph + "  - [hungary, switzerland]\n  - [switzerland, va]\n  - [va, cleveland]\n")
+    said = json.loads(make_study(sites, HEART + f"topology: {{file: {sites / 'net.yaml'}}}\n", "--json").output)
+
+    assert said["relays"] == [{"between": ["cleveland", "hungary"], "relay": "va"}]
+    text = invoke("show", sites / "study.yaml").output
+    assert "relayed by va" in next(line for line in text.splitlines() if "cleveland - hungary" in line)
+
+
+def test_a_study_whose_links_all_need_a_relay_is_refused_where_nobody_offers_one(sites):
+    refused = make_study(sites, HEART, "--transport", "relay")
+
+    assert isinstance(refused.exception, ConfigError)
+    assert "graph.edges: hungary - switzerland: is to go through a relay, and nobody else offers one" in str(refused.exception)

@@ -76,13 +76,13 @@ def test_time_is_the_clocks_without_which_nobody_is_slow(tmp_path):
     with pytest.raises(ConfigError) as refused:
         simulate(AVERAGING, faults=script, out=tmp_path / "run")
 
-    assert list(refused.value.findings) == ["faults: slow of node-1: cannot be done here; possible: pause, cut, loss"]
+    assert list(refused.value.findings) == ["faults: slow of node-1: cannot be done here; possible: pause, kill, cut, loss, partition"]
 
 
 def test_the_simulator_names_what_it_cannot_do(tmp_path):
     script = FaultScript(
         (
-            Fault(kind=FaultKind.KILL, nodes=("node-1",), rounds=frozenset({1})),
+            Fault(kind=FaultKind.CORRUPT, nodes=("node-0", "node-1"), rounds=frozenset({1})),
             Fault(kind=FaultKind.CUT, nodes=("node-0", "nobody"), rounds=frozenset({1})),
             Fault(kind=FaultKind.PAUSE, nodes=("node-2",), from_s=3),
         )
@@ -92,7 +92,7 @@ def test_the_simulator_names_what_it_cannot_do(tmp_path):
         simulate(AVERAGING, faults=script, out=tmp_path / "run")
 
     assert list(refused.value.findings) == [
-        "faults: kill of node-1: cannot be done here; possible: pause, cut, loss",
+        "faults: corrupt of node-0 - node-1: cannot be done here; possible: pause, kill, cut, loss, partition",
         "faults: cut of node-0 - nobody: no node nobody; known: node-0, node-1, node-2, node-3",
         "faults: pause of node-2: seconds are not counted here; give rounds",
     ]

@@ -198,6 +198,7 @@ def test_lists_of_addresses_that_cannot_be(addresses, said):
         ("tcp://127.0.0.1:1", True),
         ("tcp://127.8.8.8:1", True),
         ("tcp://localhost:1", True),
+        ("tcp://node.localhost:1", True),
         ("tcp://[::1]:1", True),
         ("tcp://10.0.0.1:1", False),
         ("tcp://localhost.example:1", False),

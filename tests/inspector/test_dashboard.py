@@ -334,6 +334,7 @@ def test_the_page_shows_a_run_in_light_and_dark_and_at_200_percent(dashboard, vi
         "Who exchanges with whom",
         "Agreement",
         "One site",
+        "Where the time goes",
         "Events",
     ]
     shown(page, "It has converged: the nodes agreed to stop after 14 rounds")
@@ -388,6 +389,7 @@ def test_the_keyboard_alone_is_enough_and_everything_has_a_name(dashboard, visit
         "div how every node is",
         "select Site",
         "div who went on without whom",
+        "div fractions of a round",
         "div events",
     ]
     assert outlines == {"solid 3px"}

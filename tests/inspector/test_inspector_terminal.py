@@ -368,7 +368,18 @@ def test_json_is_one_object_and_nothing_else(tmp_path, command):
     path = make_run(tmp_path / "run")
     document = json.loads(command(path, "--json").stdout)
 
-    assert list(document) == ["experiment", "state", "nodes", "engine", "rounds", "convergence", "reached", "summary"]
+    assert list(document) == [
+        "experiment",
+        "state",
+        "nodes",
+        "engine",
+        "rounds",
+        "utilisation",
+        "bottleneck",
+        "convergence",
+        "reached",
+        "summary",
+    ]
     assert (document["experiment"], document["engine"], document["summary"]) == ("breast-cancer", "daemons", None)
     assert len(document["rounds"]) == 14
     assert document["convergence"]["fitted_rate"] == pytest.approx(RATE, abs=1e-9)

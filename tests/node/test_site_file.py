@@ -181,3 +181,51 @@ def test_a_site_listens_at_its_cards_port_unless_told_otherwise(site):
         site(LEAST).listens_at(IDENTITY.card("hungary", ["tcp://a.example:7800", "tcp://b.example:7700"]))
     with pytest.raises(ConfigError, match="the card of hungary has no address"):
         site(LEAST + "listen: tcp://10.1.2.3:9\n").listens_at(dialling)
+
+
+def test_a_proxy_with_its_password_from_a_file_or_a_variable(site, tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("open sesame\n")
+    (tmp_path / "password").chmod(0o600)
+    given = site(LEAST + "proxy: {address: 'http://proxy.hospital.example:3128', user: site, password_file: password}\n").proxy
+    assert given is not None
+
+    found = given.proxy()
+
+    assert (found.kind, found.host, found.port, found.user, found.password) == (
+        "http",
+        "proxy.hospital.example",
+        3128,
+        "site",
+        "open sesame",
+    )
+    assert "sesame" not in repr(found) + repr(given) + str(found)
+
+    monkeypatch.setenv("P2PFL_PROXY_PASSWORD", "from there")
+    named = site(LEAST + "proxy: {address: 'socks5://[2001:db8::7]:1080', user: site}\n").proxy
+
+    assert named is not None
+    assert (named.proxy().host, named.proxy().password) == ("2001:db8::7", "from there")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("{address: 'proxy:3128'}", "proxy.address = 'proxy:3128': expected http://host:port or socks5://host:port"),
+        ("{address: 'http://site:sesame@proxy:3128'}", "proxy.address: no user and no password belong into it"),
+        ("{address: 'http://proxy:3128', user: 'a:b'}", "proxy.user = 'a:b': expected 1 to 255 bytes without a colon"),
+        ("{address: 'http://proxy:3128', user: site}", "proxy.user = 'site': no password; write proxy.password_file"),
+        ("{address: 'http://proxy:3128', password_file: password}", "whose password is it? Write proxy.user, too"),
+        ("{address: 'http://proxy:3128', user: site, password_file: nowhere}", "no such file"),
+        ("{address: 'http://proxy:3128', user: site, password_file: open}", "mode 0644, others may use it; run: chmod 600"),
+        ("{address: 'http://proxy:3128', user: site, password_file: empty}", "expected one line of 1 to 255 bytes"),
+    ],
+)
+def test_faults_of_a_proxy_are_named_and_no_password_is_shown(site, tmp_path, proxy, said):
+    for name, text, mode in (("open", "sesame", 0o644), ("empty", "\n", 0o600), ("password", "sesame", 0o600)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    with pytest.raises(ConfigError) as error:
+        site(f"{LEAST}proxy: {proxy}\n").proxy.proxy()
+
+    assert said in str(error.value)
+    assert "sesame" not in str(error.value)

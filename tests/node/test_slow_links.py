@@ -14,7 +14,8 @@ from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import Endpoint
 
 MB = 1_000_000
-ROUNDS = 3
+MBIT_20 = 2.5 * MB
+"""20 Mbit/s, in bytes."""
 SOAK = pytest.mark.skipif("P2PFL_SOAK" not in os.environ, reason="takes ten minutes: P2PFL_SOAK is not set (make soak)")
 
 
@@ -35,20 +36,20 @@ class SlowLinks(ZeroMQLinks):
         return transport
 
 
-def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[float]:
-    """What went over each edge and direction in three rounds, in models; everybody must have come to every round."""
+def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place, *, nodes: int = 3, rounds: int = 3) -> list[float]:
+    """What went over each edge and direction in some rounds, in models; everybody must have come to every round."""
     plan = plan_of(
         task={"name": "averaging", "dimension": model_bytes // 8},
-        nodes=3,
+        nodes=nodes,
         topology={"name": "ring"},
         rounds=0,
-        stop={"relative_consensus": 1e-300, "settle": ROUNDS},
+        stop={"relative_consensus": 1e-300, "settle": rounds},
     )
 
     async def main() -> list[float]:
         async with AsyncExitStack() as stack:
             names = plan.names
-            pairs = [frozenset((names[i], names[j])) for i in range(3) for j in range(i)]
+            pairs = [frozenset((names[i], names[j])) for i in range(nodes) for j in range(i)]
             cables = {pair: await stack.enter_async_context(TcpProxy(bytes_per_s=bytes_per_s)) for pair in pairs}
             links = SlowLinks(cables)
             stack.callback(links.close)
@@ -57,21 +58,32 @@ def passed(model_bytes: int, bytes_per_s: float, cut_s: float, place) -> list[fl
             network.start()
             cable = cables[pairs[0]]
             if cut_s:
-                await until(lambda: max(cable.passed_bytes) > 1.5 * model_bytes)
+                await until(lambda: max(cable.passed_bytes) > (rounds // 2 + 0.5) * model_bytes)
                 await cable.cut_for(cut_s)
             await network.ended()
-            assert [row["skipped"] for name in names for row in network.rows(name)] == [[]] * 3 * ROUNDS
-            models = [way / model_bytes / ROUNDS for each in cables.values() for way in each.received_bytes]
+            assert [row["skipped"] for name in names for row in network.rows(name)] == [[]] * nodes * rounds
+            models = [way / model_bytes / rounds for each in cables.values() for way in each.received_bytes]
             print(f"models a round, by edge and direction: {[round(each, 3) for each in models]}")  # noqa: T201  # the figure of make soak
             return models
 
-    return finish(main(), 60.0 + 60 * model_bytes / bytes_per_s + 10 * cut_s)
+    return finish(main(), 60.0 + 20 * rounds * model_bytes / bytes_per_s + 10 * cut_s)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cut_s", "most"), [(0.0, 1.05), (3.0, 1.1)])
 def test_each_byte_of_a_model_goes_once_over_a_slow_link(cut_s, most, tmp_path):
     assert max(passed(8 * MB, 2.4 * MB, cut_s, tmp_path)) <= most
+
+
+@pytest.mark.slow
+def test_two_hundredths_of_100_mb_at_most_go_twice_over_20_mbit_s_that_are_cut(tmp_path):
+    assert max(passed(50 * MB, MBIT_20, 6.0, tmp_path, nodes=2, rounds=2)) <= 1.02
+
+
+@SOAK
+@pytest.mark.slow
+def test_two_hundredths_of_500_mb_at_most_go_twice_over_20_mbit_s_that_are_cut_for_a_minute(tmp_path):
+    assert max(passed(500 * MB, MBIT_20, 60.0, tmp_path, nodes=2, rounds=1)) <= 1.02
 
 
 @SOAK

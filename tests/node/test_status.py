@@ -373,6 +373,7 @@ def test_a_running_node_says_where_it_is_whom_it_hears_and_what_it_refused(tmp_p
     assert (before["member"], before["round"], before["rounds"], before["disagreement"]) == (middle, 0, 24, None)
     assert 0 <= before["neighbours"][last].pop("link_for_s") < 60
     assert before["neighbours"][last] == {
+        "schema": None,
         "patience": 1.0,
         "held": 0,
         "unconfirmed": False,

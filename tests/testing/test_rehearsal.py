@@ -99,14 +99,13 @@ def test_a_slow_node_trains_as_ever_when_its_rounds_are_over(rehearse):
 
 
 def test_a_script_that_cannot_be_carried_out_is_refused_with_all_its_faults(rehearse):
-    faults = FaultScript(
-        (*script(FaultKind.LOSS, "node-0", "node-1", rounds=range(2)).faults, *script(FaultKind.KILL, "basel", rounds=range(2)).faults)
-    )
+    throttle = Fault(kind=FaultKind.THROTTLE, nodes=("node-0", "node-1"), rounds=frozenset({2}))
+    faults = FaultScript((throttle, *script(FaultKind.KILL, "basel", rounds=range(2)).faults))
 
     with pytest.raises(ConfigError) as refused:
         rehearse(EXPERIMENT, faults=faults)
 
-    assert "loss of node-0 - node-1: cannot be done here; possible: pause, kill, slow, cut" in str(refused.value)
+    assert "throttle of node-0 - node-1: bytes_per_s = inf: expected a number above 0" in str(refused.value)
     assert "no node basel" in str(refused.value)
 
 

@@ -5,7 +5,7 @@ import networkx as nx
 import pytest
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology import describe, load, weighted
+from p2pfl.topology import describe, load, transports_over, weighted
 
 SHIPPED = Path(__file__).parents[2] / "topologies"
 
@@ -112,7 +112,7 @@ def test_all_faults_of_a_yaml_file_at_once(tmp_path):
     assert findings(written(tmp_path, text)) == [
         "links = []: unknown key, one of nodes, edges, directed",
         "edges[4] = ['rome']: expected two nodes, [a, b] or {between: [a, b], ...}",
-        "edges[5].wieght = 3: unknown key, did you mean weight? one of between, weight, latency_ms, bandwidth_mbps",
+        "edges[5].wieght = 3: unknown key, did you mean weight? one of between, weight, latency_ms, bandwidth_mbps, transport",
         "edges[6] = {'latency_ms': 3}: expected two nodes, [a, b] or {between: [a, b], ...}",
         "nodes[1] = false: expected a text; put it in quotes",
         "nodes: 'oslo' is there 2 times",
@@ -295,3 +295,21 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_a_missing_file(tmp_path):
     assert findings(tmp_path / "none.yaml") == ["no such file"]
+
+
+def test_the_transports_that_edges_name_go_by_the_names_of_the_run(tmp_path):
+    named = written(
+        tmp_path,
+        """
+        nodes: [va, basel, rome]
+        edges: [{between: [va, basel], transport: relay}, [basel, rome], {between: [rome, va], transport: zeromq}]
+        """,
+    )
+
+    assert transports_over(named, ["basel", "rome", "va"]) == {("basel", "va"): "relay", ("rome", "va"): "zeromq"}
+
+    numbered = written(tmp_path, "nodes: 3\nedges: [{between: [0, 2], transport: relay}, [1, 2]]")
+
+    assert transports_over(numbered, ["a-0", "a-1", "a-2"]) == {("a-0", "a-2"): "relay"}
+    with pytest.raises(TopologyError, match=r"edges\[0\]\.transport = 3: expected the name of a transport, such as relay"):
+        load(written(tmp_path, "nodes: 2\nedges: [{between: [0, 1], transport: 3}]"))

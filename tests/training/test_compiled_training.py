@@ -85,13 +85,14 @@ def test_steps_are_those_of_torch(name, kind, dtype):
     assert finite_C.all()
 
 
-def test_a_row_that_leaves_the_finite_numbers_is_as_it_was_and_the_others_go_on():
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_row_that_leaves_the_finite_numbers_is_as_it_was_and_the_others_go_on(is_kept):
     torch.manual_seed(0)
     _, compiled, x_1P, _, _ = both(MODELS["wide"](), *classes(40))
     x_CP = x_1P.repeat(3, 1)
     x_CP[1] = 3e38
     before = x_CP.clone()
-    _, finite_C = compiled.sgd_steps(x_CP, torch.randint(0, 40, (3, 4, 8)), 0.1, 0.0, None)
+    _, finite_C = compiled.sgd_steps(x_CP, torch.randint(0, 40, (3, 4, 8)), 0.1, 0.0, None, before if is_kept else None)
 
     assert finite_C.tolist() == [True, False, True]
     assert torch.equal(x_CP[1], before[1])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
-from links import Links, arrives, finish, receive, send_until_refused, send_when_up, until
+from links import Links, ProxiedLinks, RelayedLinks, arrives, finish, receive, send_until_refused, send_when_up, until
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
@@ -15,9 +16,16 @@ MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
+WAYS = {"connect": partial(ProxiedLinks, "http"), "socks": partial(ProxiedLinks, "socks5"), "relay": RelayedLinks}
+"""Links that something else carries, by name."""
+
+
+LONG = {"connect", "socks"}  # test_proxies.py has what is theirs alone
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in sorted({*TRANSPORTS, *WAYS})])
 def links(request):
-    links = Links(request.param, max_queued=MAX_QUEUED)
+    links = WAYS.get(request.param, partial(Links, request.param))(max_queued=MAX_QUEUED)
     yield links
     links.close()
 

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from p2pfl.errors import BadMessage, Unauthorized
 from p2pfl.wire.codec import CHUNK_BYTES, encode
 from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkSession, LinkState, Terms
-from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED, Closing, Goodbye, Heartbeat, Hello, Remembered, Report, ResendRequest, Update
+from p2pfl.wire.messages import (
+    NO_STOP,
+    NOTHING_CLOSED,
+    Closing,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Probe,
+    ProbeAnswer,
+    Remembered,
+    Report,
+    ResendRequest,
+    Update,
+)
 from p2pfl.wire.update import UpdateFormat
 from wire_samples import (
     CHUNK,
@@ -108,7 +121,9 @@ def test_a_greeting_that_differs_is_refused_by_name_and_ends_what_was_open(wrong
     assert not link.is_open
 
 
-@pytest.mark.parametrize("message", [m for m in EVERY_MESSAGE if not isinstance(m, Hello | Goodbye)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message", [m for m in EVERY_MESSAGE if not isinstance(m, Hello | Goodbye | Probe | ProbeAnswer)], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("greeted", [False, True])
 def test_before_the_greeting_nothing_else_is_heard(message, greeted):
     link = session()

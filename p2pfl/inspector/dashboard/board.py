@@ -41,6 +41,7 @@ class View:
     course: Convergence
     title: str
     short: str
+    time: str
     nodes: str
     links: str
     events: str
@@ -162,6 +163,7 @@ def _view(run: RunRecords) -> View:
         course=course,
         title=str(run.experiment.get("name", "run")),
         short=listed([*verdict(run, course), certificate(run, course)]),
+        time=sections.time_spent(run),
         nodes=sections.node_states(nodes),
         links=sections.link_states(run, edges),
         events=sections.events(run),

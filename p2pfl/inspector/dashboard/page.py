@@ -96,6 +96,8 @@ class Page:
                 with ui.element("div").classes("sites"):
                     self._pictures = {what: _picture(what) for what in _SITE_PICTURES}
                 self._went_without = _region("who went on without whom")
+            with _section("Where the time goes"):
+                self._time = _region("fractions of a round")
             with _section("Events"):
                 self._events = _region("events")
         await self._refresh()
@@ -140,6 +142,7 @@ class Page:
         self._links.set_content(view.links)
         self._nodes.set_content(view.nodes)
         self._events.set_content(view.events)
+        self._time.set_content(view.time or note("No record here tells how long the nodes took for what."))
         self._offer_sites(view.sites, self._site)
 
     async def _choose_run(self, label: str) -> None:

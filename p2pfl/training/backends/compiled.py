@@ -173,20 +173,39 @@ class Compiled:
         expected_1P.neg_().add_(x_1P)
         moved_1P = x_1P.clone(memory_format=torch.contiguous_format)
         with one_blas_thread():
-            loss_1, _ = self.sgd_steps(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None)
+            loss_1, _ = self.sgd_steps(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None, x_1P)
         eps = torch.finfo(x_1P.dtype).eps ** 0.5
         parts = zip(torch.split(moved_1P, _COMPARED, dim=1), torch.split(expected_1P, _COMPARED, dim=1), strict=True)
         close = all(torch.allclose(moved, expected, rtol=eps, atol=eps) for moved, expected in parts)
         return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
 
-    def sgd_steps(self, x_CP: Tensor, positions_CKB: Tensor, lr: float, decay: float, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sgd_steps(
+        self,
+        x_CP: Tensor,
+        positions_CKB: Tensor,
+        lr: float,
+        decay: float,
+        scale_C: Tensor | None,
+        before_CP: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Take K steps of plain SGD in place, as `local_steps.PlainSteps` says."""
+        before = before_CP if before_CP is not None and before_CP.is_contiguous() else x_CP.new_empty((0, x_CP.shape[1]))
         x, positions = x_CP.numpy(), positions_CKB.contiguous().numpy()
         kind, loss_C, finite_C = x.dtype.type, np.empty(len(x)), np.empty(len(x), dtype=np.bool_)
         scale = scale_C.numpy() if scale_C is not None else np.ones(len(x), dtype=x.dtype)
         data = self._inputs, *self._first, self._classes, self._wanted
         self._loops.sgd_steps(
-            x, *data, positions, self._layers, self._head, kind(lr), kind(1 - lr * decay), np.ascontiguousarray(scale), loss_C, finite_C
+            x,
+            before.numpy(),
+            *data,
+            positions,
+            self._layers,
+            self._head,
+            kind(lr),
+            kind(1 - lr * decay),
+            np.ascontiguousarray(scale),
+            loss_C,
+            finite_C,
         )
         return torch.from_numpy(loss_C).to(x_CP.dtype), torch.from_numpy(finite_C)
 

@@ -1,0 +1,113 @@
+"""Measurement of a site's edges from its own end, over the links that its node would use.
+
+Nothing here says Hello: a neighbour's node that waits for its members, or trains, takes no notice of a doctor but for an answer to its
+questions. A node of an earlier version says Hello itself, which tells what it holds, and is asked nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+
+from p2pfl.errors import PeerError, TransportError
+from p2pfl.node.doctor.interview import EdgeMeasurement, Interview
+from p2pfl.node.doctor.loss import repeated_fraction
+from p2pfl.protocol.probes import Probes
+from p2pfl.transports import LinkCondition, Transport
+from p2pfl.wire.codec import decode, encode
+from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA_OF, Hello, Message, Probe, ProbeAnswer
+from p2pfl.wire.negotiation import announced_schema
+
+HELLO_WITHIN_S = 1.5
+"""A node says Hello twice a second over a link that is up; who says nothing is a doctor, too."""
+DIAL_WITHIN_S = 12.0
+"""A dialled address that is silent is given up by the transport after ten seconds, and only then is it known why."""
+LOOK_S = 0.05
+QUIET_S = 1.0
+"""A neighbour that has asked nothing for so long has measured its own end."""
+SEND_WITHIN_S = 1.0
+
+_DIALLING = frozenset({LinkCondition.CONNECTING, LinkCondition.RESOLVING})
+
+
+async def measure_edges(
+    transport: Transport, dialled: Mapping[str, Collection[str]], neighbours: Sequence[str], probes: Probes, wait_s: float
+) -> dict[str, EdgeMeasurement]:
+    """Open a site's links as its node would, and measure those that come up; answers neighbours' doctors meanwhile.
+
+    Args:
+        transport: not yet entered.
+        dialled: the addresses of the neighbours that this site dials, by name.
+        neighbours: names of all.
+        probes: the facts that this end tells.
+        wait_s: how long a neighbour has to be there.
+    """
+    edges = {name: EdgeMeasurement(peer=name, is_dialled=name in dialled) for name in neighbours}
+    async with transport:
+        measuring = _Measuring(transport, edges, dialled, probes)
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(measuring.read(), name="reads")
+            await asyncio.gather(*(measuring.measure(edge, wait_s) for edge in edges.values()))
+            await measuring.linger()
+            reader.cancel()
+        unknown_keys = transport.counters["unauthorized"]
+    for edge in edges.values():
+        if unknown_keys and edge.condition == LinkCondition.AWAITED:
+            edge.detail = f"{unknown_keys} connections with a key that is no neighbour's were refused"
+    return edges
+
+
+class _Measuring:
+    def __init__(
+        self, transport: Transport, edges: Mapping[str, EdgeMeasurement], dialled: Mapping[str, Collection[str]], probes: Probes
+    ) -> None:
+        self._transport, self._edges, self._dialled, self._probes = transport, edges, dialled, probes
+        self._interview = Interview(self._send)
+        self._asked_s: defaultdict[str, float] = defaultdict(lambda: float("-inf"))
+
+    async def _send(self, peer: str, message: Message) -> None:
+        await self._transport.send(peer, encode(message), SEND_WITHIN_S)
+
+    async def read(self) -> None:
+        while True:
+            received = await self._transport.receive()
+            try:
+                message, _ = decode(received.frames)
+            except PeerError:
+                continue  # of a schema that is not known here
+            if isinstance(message, Hello):
+                self._edges[received.peer].hello = message
+            elif isinstance(message, ProbeAnswer):
+                self._interview.take(message)
+            elif isinstance(message, Probe):
+                self._asked_s[received.peer] = time.monotonic()
+                with suppress(TransportError):
+                    await self._send(received.peer, self._probes.answer(message))
+
+    async def measure(self, edge: EdgeMeasurement, wait_s: float) -> None:
+        began_s = time.monotonic()
+        while not (link := self._transport.link(edge.peer)).is_up:
+            edge.condition, edge.detail = link.state, link.detail
+            if time.monotonic() - began_s >= (max(wait_s, DIAL_WITHIN_S) if link.state in _DIALLING else wait_s):
+                return
+            await asyncio.sleep(LOOK_S)
+        edge.condition, edge.detail = link.state, link.detail
+        until_s = time.monotonic() + HELLO_WITHIN_S
+        while edge.hello is None and time.monotonic() < until_s and edge.peer not in self._asked_s:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+        announced = NEWEST_SCHEMA if edge.hello is None else announced_schema(edge.hello.incarnation)
+        edge.schema = min(NEWEST_SCHEMA, announced)
+        if edge.schema >= SCHEMA_OF[Probe.code]:
+            await self._interview.examine(edge)
+            if edge.answer is None and edge.peer in self._asked_s:  # it asks, and does not get what is sent to it
+                edge.loses_large = True
+        if edge.is_dialled:  # an accepted connection has no port by which it could be told from others
+            edge.loss = repeated_fraction(self._dialled[edge.peer])
+
+    async def linger(self) -> None:
+        """Answer until no neighbour's doctor asks any more."""
+        while time.monotonic() - max(self._asked_s.values(), default=float("-inf")) < QUIET_S:  # noqa: ASYNC110  # until time has passed
+            await asyncio.sleep(LOOK_S)

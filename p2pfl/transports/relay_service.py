@@ -1,0 +1,240 @@
+"""The relay that a member offers to others: it joins two streams that come to it, within its rate, and keeps nothing of them.
+
+Two members that cannot dial each other both dial the relay. Each proves who it is and names the other; when both are there, bytes pass.
+They are the two members' own CURVE connection, handshake included. What passes is in the kernel's buffers and in one piece for each
+direction; a receiver that does not read stops its sender, through the relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from p2pfl.errors import TransportError
+from p2pfl.transports.admission import Account, Admission, source_of
+from p2pfl.transports.base import Endpoint
+from p2pfl.transports.direct import split
+from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
+from p2pfl.transports.sockets import MISSED_HEARTBEATS
+from p2pfl.transports.streams import SocketStream, Stream, hold_little, keep_alive, splice
+
+log = logging.getLogger(__name__)
+
+RELAYING = "relaying"
+"""Counter of the links that are relayed now; it falls, too."""
+REQUEST_S = 10.0
+RELAYED_PIECE_BYTES = 2**16
+RETRY_ACCEPT_S = 0.2
+_BITS_PER_MBIT = 1_000_000
+
+
+class Rate:
+    """A rate in bytes a second that several senders share, each in its turn."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._free_s = 0.0
+
+    def wait_s(self, size_bytes: int, now_s: float) -> float:
+        """Take the next turn for so many bytes; how long that waits from now."""
+        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
+        return self._free_s - now_s
+
+    async def take(self, size_bytes: int) -> None:
+        """Wait until so many bytes more may pass."""
+        await asyncio.sleep(self.wait_s(size_bytes, time.monotonic()))
+
+
+class RatedStream:
+    """A stream that is sent to no faster than a rate allows, and that counts what was sent."""
+
+    def __init__(self, stream: Stream, rate: Rate, counters: Counter[str]) -> None:
+        self._stream, self._rate, self._counters = stream, rate, counters
+        self.receive, self.end, self.close = stream.receive, stream.end, stream.close
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send all of some bytes; see Stream.send."""
+        await self._rate.take(len(data))
+        await self._stream.send(data)
+        self._counters["relayed_bytes"] += len(data)
+
+
+class _Waiting:
+    """A member that waits at the relay for its neighbour."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self.stream = stream
+        self.wanted, self.ready, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
+class RelayService:
+    """Relays links between pairs of members, inside `async with`.
+
+    Counters: "relaying" (links that are joined now), "relayed" (all that were), "relayed_bytes",
+    "relay_refused" (requests that were no member's, or for no link that is relayed
+    here), "evicted" and "replaced" as at any listener.
+
+    Args:
+        me: this member, by whose name and key the others know the relay.
+        secret_key: CURVE, z85, belonging to me.public_key.
+        pairs: the links to relay.
+        listen: where to bind, such as tcp://*:7701; port 0: see `port`.
+        mbit_s: at most so many megabits a second pass in all, both directions together.
+        heartbeat_s: how often a member that waits is told so.
+    """
+
+    def __init__(
+        self,
+        me: Endpoint,
+        secret_key: bytes,
+        pairs: Iterable[tuple[Endpoint, Endpoint]],
+        *,
+        listen: str,
+        mbit_s: float,
+        heartbeat_s: int = 2,
+    ) -> None:
+        self.me = me
+        self.counters: Counter[str] = Counter()
+        self.port = 0
+        self._secret_key, self._listen, self._heartbeat_s = secret_key, listen, heartbeat_s
+        self._rate = Rate(mbit_s * _BITS_PER_MBIT / 8)
+        self._pairs: dict[tuple[bytes, bytes], tuple[str, str]] = {}
+        for a, b in pairs:
+            self._pairs[a.public_key, b.public_key] = (a.name, b.name)
+            self._pairs[b.public_key, a.public_key] = (b.name, a.name)
+
+    async def __aenter__(self) -> Self:
+        self._admission = Admission(member_bytes=0)
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._listener = self._bound()
+        self.port = self._listener.getsockname()[1]
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._accepting = self._group.create_task(self._accept(), name=f"{self.me.name} relays")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._accepting.cancel()
+        for task in tuple(self._tasks.values()):
+            task.cancel()
+        cancelled = isinstance(error, asyncio.CancelledError)
+        try:
+            await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
+        finally:
+            self._listener.close()
+
+    def _bound(self) -> socket.socket:
+        host, port = split(self._listen)
+        place: Any = ("" if host == "*" else host, port)
+        try:
+            both = host == "*" and socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+            listener = socket.create_server(place, family=family, dualstack_ipv6=both)
+        except OSError as error:
+            raise TransportError(f"relay.listen = {self._listen!r}: {error.strerror}") from error
+        listener.setblocking(False)
+        hold_little(listener)
+        return listener
+
+    async def _accept(self) -> None:
+        number = 0
+        while True:
+            try:
+                connection, place = await asyncio.get_running_loop().sock_accept(self._listener)
+            except OSError:  # such as no more open files
+                await asyncio.sleep(RETRY_ACCEPT_S)
+                continue
+            number += 1
+            try:
+                keep_alive(connection, self._heartbeat_s, MISSED_HEARTBEATS)
+                stream = SocketStream(connection, RELAYED_PIECE_BYTES)
+            except OSError:  # it has ended already
+                connection.close()
+                continue
+            task = self._group.create_task(self._serve(number, stream), name=f"relay's connection {number}")
+            self._tasks[number] = task
+            task.add_done_callback(lambda _, number=number, stream=stream: self._forget(number, stream))  # type: ignore[misc]
+            self._shut(self._admission.arrive(number, source_of(place[0]), time.monotonic()))
+
+    def _forget(self, number: int, stream: SocketStream) -> None:
+        stream.close()
+        self._tasks.pop(number, None)
+        self._admission.leave(number)
+
+    def _shut(self, reasons: dict[int, str]) -> None:
+        for number, reason in reasons.items():
+            self.counters[reason] += 1
+            if number in self._tasks:
+                self._tasks[number].cancel()
+
+    async def _serve(self, number: int, stream: SocketStream) -> None:
+        with suppress(OSError, EOFError):
+            async with asyncio.timeout(REQUEST_S):
+                pair = await self._let_in(stream)
+            if pair is None:
+                return
+            self._shut(self._admission.authenticate(number, ">".join(pair), Account()))
+            other = self._waiting.pop((pair[1], pair[0]), None)
+            if other is None:
+                await self._wait(pair, stream)
+            else:
+                await self._join(pair, stream, other)
+
+    async def _let_in(self, stream: SocketStream) -> tuple[str, str] | None:
+        """Names of the member at a connection and of the neighbour that it wants to meet; None: it is not let in."""
+        challenge = new_challenge()
+        await stream.send(challenge)
+        asked = Request.read(await stream.exactly(REQUEST_BYTES))
+        pair = self._pairs.get((asked.member, asked.neighbour))
+        if pair is None or not is_members(asked, challenge, self._secret_key):
+            self.counters["relay_refused"] += 1
+            await stream.send(bytes([Answer.REFUSED]))
+            return None
+        await stream.send(bytes([Answer.TAKEN]) + relay_proof(asked, challenge, self._secret_key, asked.member))
+        return pair
+
+    async def _wait(self, pair: tuple[str, str], stream: SocketStream) -> None:
+        """Keep a member's connection until its neighbour comes, or the member goes away."""
+        waiting = self._waiting[pair] = _Waiting(stream)
+        try:
+            async with asyncio.TaskGroup() as group:
+                gone = group.create_task(stream.exactly(1), name="goes away")  # it has nothing to say before its neighbour is there
+                wanted = group.create_task(waiting.wanted.wait(), name="is wanted")
+                while not wanted.done() and not gone.done():
+                    await asyncio.wait((gone, wanted), timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+                    if not wanted.done() and not gone.done():
+                        await stream.send(WAIT)
+                for task in (gone, wanted):
+                    task.cancel()
+            if waiting.wanted.is_set():  # else it has spoken out of turn
+                await stream.send(GO)
+                waiting.ready.set()
+                await waiting.done.wait()
+        except* (OSError, EOFError):
+            pass
+        finally:
+            waiting.ready.set()
+            if self._waiting.get(pair) is waiting:
+                del self._waiting[pair]
+
+    async def _join(self, pair: tuple[str, str], stream: SocketStream, other: _Waiting) -> None:
+        """Join two members, until one of them goes away."""
+        try:
+            other.wanted.set()
+            await other.ready.wait()
+            await stream.send(GO)
+            self.counters.update(("relayed", RELAYING))
+            log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
+            try:
+                await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+            finally:
+                self.counters[RELAYING] -= 1
+        finally:
+            other.done.set()

@@ -1,0 +1,122 @@
+"""Byte streams that carry a connection which libzmq does not make itself, and the splicing of two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import Protocol
+
+PIECE_BYTES = 2**18
+BUFFER_BYTES = 2**18
+"""Enough for 20 Mbit/s at 100 ms; the kernel takes twice as much."""
+DRAIN_S = 5.0
+"""After one direction has ended, the other has so long for what is still under way."""
+
+
+class Stream(Protocol):
+    """Two directions of bytes, each of which ends by itself."""
+
+    async def receive(self) -> bytes | memoryview:
+        """Wait for bytes, which are valid until the next call; none at the end. OSError where the stream broke."""
+        ...
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send all of some bytes, and wait while there is no room; OSError where the stream broke."""
+        ...
+
+    def end(self) -> None:
+        """Tell the other end that no more will be sent."""
+        ...
+
+    def close(self) -> None:
+        """Give up both directions."""
+        ...
+
+
+class SocketStream:
+    """A connected TCP socket as a stream; takes the socket over."""
+
+    def __init__(self, connection: socket.socket, piece_bytes: int = PIECE_BYTES) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = connection
+        self._piece = memoryview(bytearray(piece_bytes))
+
+    async def receive(self) -> memoryview:
+        """Wait for bytes; see Stream.receive."""
+        size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
+        return self._piece[:size]
+
+    async def exactly(self, size_bytes: int) -> bytes:
+        """Wait for so many bytes and take no more; EOFError where the stream ends before."""
+        found = bytearray()
+        while len(found) < size_bytes:
+            more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
+            if not more:
+                raise EOFError
+            found += more
+        return bytes(found)
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send all of some bytes; see Stream.send."""
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    def end(self) -> None:
+        """Send no more; see Stream.end."""
+        with suppress(OSError):  # it has broken
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket; see Stream.close."""
+        self.socket.close()
+
+
+def keep_alive(connection: socket.socket, heartbeat_s: int, missed: int) -> None:
+    """Have the kernel try a silent connection so often, and end it when so many in a row get no answer."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, setting in (
+        ("TCP_KEEPIDLE", heartbeat_s),
+        ("TCP_KEEPINTVL", heartbeat_s),
+        ("TCP_KEEPCNT", missed - 1),
+        ("TCP_USER_TIMEOUT", 1000 * missed * heartbeat_s),
+    ):
+        if hasattr(socket, name):  # not every system has all of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), setting)
+
+
+def hold_little(connection: socket.socket) -> None:
+    """Bound a connection's buffers in the kernel: a link's queues are at its ends. Those that are accepted have the listener's."""
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+
+
+async def splice(near: Stream, far: Stream) -> None:
+    """Pass on what comes from either stream to the other, until both directions have ended; closes both.
+
+    A direction that ends is ended at the other side, too, so that what was sent last arrives. One that cannot be written to any more is
+    read on: closing it with bytes unread would reset it, and what goes the other way would be lost.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            ways = {group.create_task(_pass_on(a, b), name="passes on") for a, b in ((near, far), (far, near))}
+            _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                await asyncio.wait(pending, timeout=DRAIN_S)
+            for way in pending:
+                way.cancel()
+    finally:
+        near.close()
+        far.close()
+
+
+async def _pass_on(source: Stream, sink: Stream) -> None:
+    is_taken = True
+    with suppress(OSError):
+        while data := await source.receive():
+            try:
+                if is_taken:
+                    await sink.send(data)
+            except OSError:
+                is_taken = False
+    sink.end()

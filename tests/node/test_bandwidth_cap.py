@@ -1,0 +1,91 @@
+"""A cap on what a node sends of models: kept by all links together, and never waited for by a short message."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from networks import Network, finish, plan_of
+from p2pfl.node.bandwidth_cap import BandwidthCap
+from p2pfl.wire.codec import decode
+from p2pfl.wire.messages import Chunk, Update
+
+MBIT_S = 40.0
+BYTES_PER_S = MBIT_S * 1e6 / 8
+MODEL = plan_of(
+    task={"name": "averaging", "dimension": 400_000},
+    nodes=3,
+    topology={"name": "complete"},
+    rounds=0,
+    stop={"relative_consensus": 1e-300, "settle": 2},
+)
+
+
+def test_times_are_handed_out_one_after_the_other():
+    cap = BandwidthCap(8.0)
+
+    assert [cap.reserve(10**6, 5.0) for _ in range(3)] == [5.0, 6.0, 7.0]
+    assert cap.reserve(10**6, 20.0) == 20.0
+    assert [BandwidthCap(None).reserve(10**9, 5.0) for _ in range(2)] == [5.0, 5.0]
+
+
+def test_a_node_sends_no_faster_than_its_cap_and_short_messages_do_not_wait(tmp_path):
+    first = MODEL.names[0]
+    sent: list[tuple[float, int, bool]] = []
+
+    async def main():
+        async with Network(MODEL, tmp_path) as network:
+            for name in MODEL.names:
+                network.start(name, send_mbit_s=MBIT_S if name == first else None)
+            transport = network.nodes[first].line
+            send = transport.send
+
+            async def noted(peer, frames, timeout_s):
+                await send(peer, frames, timeout_s)
+                is_bulk = isinstance(decode([memoryview(frame) for frame in frames])[0], Update | Chunk)
+                sent.append((time.monotonic(), sum(memoryview(frame).nbytes for frame in frames), is_bulk))
+
+            transport.send = noted
+            await network.ended()
+
+    finish(main())
+
+    bulk = [(at_s, size) for at_s, size, is_bulk in sent if is_bulk]
+    total = sum(size for _, size in bulk)
+    assert total > 4 * 400_000 * 8
+    # the last chunk goes when the time of all those before it has passed
+    assert bulk[-1][0] - bulk[0][0] >= 0.99 * (total - bulk[0][1] - bulk[-1][1]) / BYTES_PER_S
+    begun, ended = bulk[0][0], bulk[-1][0]
+    assert any(begun < at_s < ended for at_s, _, is_bulk in sent if not is_bulk)
+
+
+def test_a_short_message_that_comes_meanwhile_goes_before_the_next_chunk(tmp_path):
+    first, second, _ = MODEL.names
+    order: list[str] = []
+
+    async def main():
+        async with Network(MODEL, tmp_path) as network:
+            network.start(first, send_mbit_s=0.5)  # a chunk in 17 seconds
+            network.start(*MODEL.names[1:])
+            node, line = network.nodes[first].daemon, network.nodes[first].line
+            send, begun, done = line.send, asyncio.Event(), asyncio.Event()
+
+            async def noted(peer, frames, timeout_s):
+                await send(peer, frames, timeout_s)
+                kind = type(decode([memoryview(frame) for frame in frames])[0]).__name__
+                if kind == "Update":
+                    begun.set()
+                elif begun.is_set():
+                    order.append(kind)
+                    done.set()
+
+            line.send = noted
+            await begun.wait()
+            neighbour = node.protocol.neighbours[second]
+            neighbour.queue(neighbour.session.resend_request(0, full=False, lost=False))
+            node.node.sending.wake()
+            await done.wait()
+
+    finish(main())
+
+    assert order[0] not in {"Chunk", "Update"}

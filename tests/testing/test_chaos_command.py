@@ -1,0 +1,157 @@
+"""`p2pfl chaos`: real daemons under a plan of faults, and the report of what these cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+
+import pytest
+import yaml
+
+from commands import run_here
+from p2pfl.evaluation.results import read_models, write_models
+from p2pfl.experiment.loading import resolve
+from p2pfl.faults.drawing import KINDS
+from p2pfl.faults.plan_file import FaultPlan
+from p2pfl.launcher.processes import ForkServer
+from p2pfl.launcher.watched import WatchedNode
+from p2pfl.runs.records import read_run
+from p2pfl.testing.chaos import MOST_DRIFT, ChaosReport, FaultOutcome, NodeOutcome, draw_plan, neighbours_of, plan_of, run_chaos
+from p2pfl.testing.mean_drift import Drift, measure_drift
+
+EXPERIMENT = {
+    "task": {"name": "quadratic", "dimension": 3},
+    "nodes": 4,
+    "topology": {"name": "ring"},
+    "rounds": 20,
+    "stop": None,
+    "baselines": [],
+}
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell whose connection it is")
+SEEDS, PARTS = 20, 4
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """One fork server for all runs: what daemons need is imported once."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    return lambda *arguments: run_here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
+
+
+def report(**changed):
+    node = {"name": "node-0", "lost": 0, "alone": 0, "starts": 1, "exit_code": 0, "stop_reason": "rounds", "is_disturbed": True}
+    rounds = changed.pop("rounds", (20, 20))
+    fault = FaultOutcome(what="partition of hospital-0, hospital-1, hospital-3", began_round=2, began_s=1.0, ended_s=None, recovered_s=None)
+    given = {
+        "nodes": [NodeOutcome(**node, rounds=number) for number in rounds],
+        "faults": [fault],
+        "drift": Drift(value=1e-9),
+        "metrics": {"auroc": (0.9, None)},
+        "seconds": 12.0,
+    }
+    return ChaosReport(**(given | changed))
+
+
+def test_a_plan_is_written_and_drawn_again_from_the_same_seed(run, experiment, tmp_path):
+    code, said, _ = run("chaos", experiment, "--seed", 7, "--write-plan", tmp_path / "faults.yaml")
+    plan = plan_of(resolve(experiment, {}), ())
+
+    assert code == 0
+    assert said.startswith(f"{len(FaultPlan.load(tmp_path / 'faults.yaml').faults)} faults of 4 nodes are in ")
+    assert FaultPlan.load(tmp_path / "faults.yaml") == draw_plan(plan.experiment, neighbours_of(plan), KINDS, 7)
+    assert run("chaos", experiment, "--write-plan", tmp_path / "faults.yaml")[0] == 2  # nothing is written over
+
+
+def test_a_written_plan_is_simulated_with_a_thousand_nodes(run, experiment, tmp_path, caplog):
+    run("chaos", experiment, "--plan", "kill,partition,throttle", "--seed", 2, "--write-plan", tmp_path / "faults.yaml")
+    options = ["--nodes", 1000, "--set", "evaluate_every=100", "--set", "task.name=averaging"]
+    code, _, _ = run("simulate", experiment, *options, "--faults", tmp_path / "faults.yaml", "--out", tmp_path / "run", "--json")
+    rows = read_run(tmp_path / "run").nodes
+
+    assert code == 0
+    assert "are left out of the simulation" in caplog.text
+    assert any(row["skipped"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--plan", "kill,earthquake"), "--plan: 'earthquake': no kind of fault; known: pause, kill"),
+        (("--faults", "nowhere.yaml"), "nowhere.yaml"),
+        (("--faults", "f.yaml", "--seed", 3), "--faults has its own kinds and its own seed: leave out --plan and --seed"),
+        (("--rounds", 1, "--write-plan", "new.yaml"), "rounds = 1: faults need 3 rounds at least"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_before_anything_runs(run, experiment, options, said):
+    code, _, error = run("chaos", experiment, *options)
+
+    assert code == 2
+    assert said in error
+
+
+def test_a_report_says_what_did_not_hold():
+    assert report().findings == []
+    assert report(rounds=(20, 19)).findings == ["the nodes ended after different rounds: 19, 20"]
+    assert report(rounds=(20, None)).findings == ["no result of node-0"]
+    assert report(rounds=(20, 19)).agreed_round is None
+    assert report(drift=Drift(value=2e-6)).findings == [f"the mean has drifted by 2e-06, expected less than {MOST_DRIFT:g}"]
+    assert report(drift=Drift(value=float("nan"))).findings == [f"the mean has drifted by nan, expected less than {MOST_DRIFT:g}"]
+    assert report(drift=Drift(value=None, why="it has no mean")).findings == ["the drift of the mean is unknown: it has no mean"]
+
+
+def test_the_report_fits_on_eighty_columns(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    import_module("p2pfl.cli.chaos")._say(report(), tmp_path)
+    table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┏┃┡│└"]
+
+    assert max(map(len, table)) <= 80
+    assert any("partition" in line for line in table)
+
+
+@LINUX
+@pytest.mark.slow
+def test_the_command_ends_with_a_report_in_its_folder(run, experiment, tmp_path):
+    code, said, error = run("chaos", experiment, "--plan", "kill,partition,corrupt", "--seed", 3, "--out", tmp_path / "run", "--json")
+    document = json.loads(said)
+
+    assert (code, document["findings"]) == (0, []), error
+    assert document == json.loads((tmp_path / "run" / "chaos.json").read_text())
+    assert document["agreed_round"] == 20
+    assert document["drift"] < MOST_DRIFT
+    assert sum(node["lost"] + node["alone"] for node in document["nodes"]) > 0
+    assert any(fault["recovered_s"] is not None for fault in document["faults"])
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "undisturbed" / "summary.json").exists()
+
+    plan = plan_of(resolve(experiment, {}), ())
+    watched = {name: WatchedNode(name=name, folder=tmp_path / "run" / "sites" / name) for name in plan.names}
+    place, x_P = watched["node-0"].run_folder, read_models(watched["node-0"].run_folder)["node-0"]
+    write_models(place, ("node-0",), x_P[None] + 0.04, plan.layout, {})
+
+    assert measure_drift(plan, watched).value == pytest.approx(0.01, abs=1e-5)  # a quarter of what one of four models was moved by
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_twenty_seeds_with_real_daemons_end_at_one_agreed_round_with_the_mean_where_it_was(part, forks, tmp_path):
+    plan = plan_of(resolve(EXPERIMENT, {"nodes": 3, "rounds": 12}), ())
+    for seed in range(part, SEEDS, PARTS):
+        found = run_chaos(plan, draw_plan(plan.experiment, neighbours_of(plan), KINDS, seed), place=tmp_path / str(seed), fork=forks)
+
+        assert found.findings == [], f"seed {seed}"
+        assert {node.exit_code for node in found.nodes if not node.is_disturbed} <= {0, 3}
+        assert {node.exit_code for node in found.nodes} <= {0, 3}

@@ -1,0 +1,216 @@
+"""Links through a member that relays: who is let in, what it sees, and what becomes of a link when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import zmq
+
+from links import RelayedLinks, arrives, finish, receive, send_when_up, until
+from p2pfl.testing.site_proxy import SiteProxy
+from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
+from p2pfl.transports.relay_service import Rate
+from p2pfl.transports.relay_words import CHALLENGE_BYTES, Answer, Request, is_members, new_challenge, request
+from recorder import Recorder
+
+
+@pytest.fixture
+def links():
+    links = RelayedLinks()
+    yield links
+    links.close()
+
+
+def service(links, **options):
+    """Another life of the relay, in the loop of the test."""
+    pairs = [(links.endpoint("a"), links.endpoint("b"))]
+    settings = {"listen": links.ports["relay"].address, "mbit_s": 1000, "heartbeat_s": 1, **options}
+    return RelayService(links.relay, links.keys["relay"][1], pairs, **settings)
+
+
+async def meet(a, b):
+    await arrives(b, a, "a", [b"there"])
+    await arrives(a, b, "b", [b"back"])
+
+
+def test_what_the_relay_forwards_holds_no_plaintext(links):
+    said = b"a model of patients, and its header"
+
+    async def main():
+        async with Recorder(links.ports["relay"].port) as wire:
+            links.relay = replace(links.relay, address=wire.address)
+            async with links.member("a", "b") as a, links.member("b", "a") as b:
+                await send_when_up(b, "a", [said, said * 100])
+
+                assert await receive(a, 1) == [("b", [said, said * 100])]
+        heard = b"\0".join(wire.heard)
+
+        assert len(heard) > 100 * len(said)
+        assert said[:16] not in heard
+        assert b"CURVE" in heard  # it did run through there
+        for name in "ab":
+            assert links.keys[name][1] not in heard
+
+    finish(main())
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_relay_that_dies_costs_the_link_until_it_is_back(links, first):
+    links.beside.close()
+
+    async def main():
+        async with links.member("a", "b") as a, links.member("b", "a") as b:
+            for life in range(2):
+                await until(lambda: {a.link("b").state, b.link("a").state} <= {LinkCondition.RELAY, LinkCondition.DOWN})
+                said = a.link("b") if first == "a" else b.link("a")
+                assert life or said.detail.startswith("the relay relay: connection refused at tcp://127.0.0.1:")
+                async with service(links) as relay:
+                    await meet(a, b)
+
+                    assert relay.counters["relayed"] == 1
+                await until(lambda: not a.link("b").is_up and not b.link("a").is_up)
+
+    finish(main(), 60)
+    links.beside = type("Closed", (), {"close": lambda self: None})()
+
+
+def test_a_link_that_the_relay_does_not_know_is_refused_and_said(links):
+    async def main():
+        async with links.member("a", "z") as a:
+            await until(lambda: a.link("z").state == LinkCondition.RELAY)
+
+            assert a.link("z").detail == "the relay relay does not relay between a and z: it holds another study or another card"
+
+    finish(main())
+
+
+def test_somebody_else_behind_the_relays_address_is_found_out(links):
+    stranger = zmq.curve_keypair()
+
+    async def main():
+        relay = links.relay
+        links.relay = Endpoint("relay", relay.address, stranger[0])
+        async with links.member("a", "b") as a:
+            await until(lambda: a.link("b").state == LinkCondition.RELAY)
+
+            # the true relay cannot check what was made for another key
+            assert a.link("b").detail.startswith("the relay relay does not relay between a and b")
+        async with await asyncio.start_server(lambda _, writer: writer.write(b"SSH-2.0-" + bytes(99)), "127.0.0.1", 0) as server:
+            links.relay = replace(relay, address=f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            async with links.member("a", "b") as a:
+                await until(lambda: a.link("b").state == LinkCondition.RELAY)
+
+                assert a.link("b").detail == "the relay relay does not speak as a relay: another program has its port"
+
+    finish(main())
+
+
+def test_only_the_holder_of_a_key_is_let_in_and_only_once(links):
+    """A request is good for one challenge, one relay and one neighbour."""
+    a, b, other = (zmq.curve_keypair() for _ in range(3))
+    relay = zmq.curve_keypair()
+    challenge = new_challenge()
+    asked = request(challenge, a, b[0], relay[0])
+
+    assert is_members(asked, challenge, relay[1])
+    assert Request.read(asked.raw) == asked
+    assert not is_members(asked, new_challenge(), relay[1])
+    assert not is_members(replace(asked, neighbour=other[0]), challenge, relay[1])
+    assert not is_members(replace(asked, member=other[0]), challenge, relay[1])
+    assert not is_members(asked, challenge, other[1])
+    assert not is_members(request(challenge, (a[0], other[1]), b[0], relay[0]), challenge, relay[1])
+
+
+def test_a_recorded_request_is_refused(links):
+    async def main():
+        port = links.ports["relay"].port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        recorded = request(await reader.readexactly(CHALLENGE_BYTES), links.keys["a"], links.keys["b"][0], links.relay.public_key).raw
+        writer.write(recorded)
+        assert await reader.readexactly(1) == bytes([Answer.TAKEN])
+        writer.close()
+        reader, again = await asyncio.open_connection("127.0.0.1", port)
+        await reader.readexactly(CHALLENGE_BYTES)
+        again.write(recorded)
+
+        assert await reader.read() == bytes([Answer.REFUSED])
+        assert links.service.counters["relay_refused"] == 1
+        again.close()
+        await asyncio.gather(writer.wait_closed(), again.wait_closed(), return_exceptions=True)
+
+    finish(main())
+
+
+def test_the_rate_is_shared_by_all_that_pass():
+    rate = Rate(1000.0)
+
+    assert [rate.wait_s(500, now_s=10.0), rate.wait_s(250, now_s=10.0), rate.wait_s(250, now_s=10.25)] == [0.5, 0.75, 0.75]
+    assert rate.wait_s(100, now_s=20.0) == pytest.approx(0.1)  # what was not used is not saved up
+
+
+def test_another_program_of_the_machine_does_not_reach_the_listener_of_relayed_links(links):
+    async def main():
+        async with links.member("a", "b") as a:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(a._links.bound_address.rpartition(":")[2]))
+            try:
+                await reader.read()
+                await until(lambda: a.counters["evicted"])
+            finally:
+                writer.close()
+
+            assert a.counters["evicted"] == 1
+
+    finish(main())
+
+
+def test_an_end_behind_a_proxy_reaches_the_relay(links):
+    async def main():
+        async with SiteProxy("http") as proxy, links.member("a", "b") as a:
+            way = ProxyWay(Proxy(kind="http", host="127.0.0.1", port=proxy.port))
+            async with links.member("b", "a", way_out=way) as b:
+                await meet(a, b)
+
+                assert proxy.targets == [("127.0.0.1", links.ports["relay"].port)]
+                proxy.cut()
+                await until(lambda: b.link("a").state == LinkCondition.RELAY)
+                assert b.link("a").detail.startswith("the relay relay: connection refused at the proxy http://127.0.0.1:")
+
+    finish(main())
+
+
+def test_links_of_several_kinds_are_one_transport(links):
+    plain = {}
+
+    def member(name, peers_direct, peers_relayed, services=()):
+        made = {}
+        ends = {peer: Endpoint(peer, plain[peer].address, links.endpoint(peer).public_key) for peer in peers_direct}
+        me = Endpoint(name, plain[name].address if name in plain else None, links.endpoint(name).public_key)
+        if ends:
+            made |= dict.fromkeys(ends, TRANSPORTS["zeromq"](me, links.keys[name][1], ends.values()))
+        if peers_relayed:
+            made |= dict.fromkeys(peers_relayed, links.member(name, peers_relayed))
+        return LinksByKind(name, made, services)
+
+    for name in "abc":
+        links.endpoint(name)
+        plain[name] = links.ports[name]
+
+    async def main():
+        async with member("a", "b", ""), member("b", "a", "c") as b, member("c", "", "b") as c:
+            await arrives(c, b, "b", [b"from c"])
+            await arrives(b, c, "c", [b"to c"])
+            assert b.link("c").state == LinkCondition.UP
+            assert b.link_counters["c"]["connected"] == 1
+            await until(lambda: b.link("a").is_up)
+            assert b.counters["connected"] == 2
+            b.disconnect("c", 0.2, "too much")
+            assert b.link("c").state == LinkCondition.DOWN
+            assert b.link("a").is_up
+            with pytest.raises(ValueError, match="'z' is no neighbour"):
+                b.link("z")
+            with pytest.raises(ValueError, match="'z' is no neighbour of 'b'"):
+                await b.send("z", [b"x"], 1.0)
+
+    finish(main())
