@@ -40,6 +40,19 @@ def own_links(site: SiteFile, study: Study, card: Card, curve_secret: bytes) -> 
     return LinksByKind(card.name, links, services)
 
 
+def link_to(site: SiteFile, study: Study, card: Card, curve_secret: bytes, peer: Endpoint) -> Transport:
+    """Make the link of a site to one neighbour alone, closed at first; the neighbour may be dialled elsewhere than its card says.
+
+    Raises:
+        ConfigError: as `own_links`.
+    """
+    if site.transport != DIRECT:
+        return TRANSPORTS[site.transport](endpoint(card), curve_secret, [peer])
+    kind = study.edge_kinds()[_pair(card.name, peer.name)].kind
+    options = _OPTIONS[kind](site, study, card, [peer])
+    return TRANSPORTS[kind](endpoint(card), curve_secret, [peer], heartbeat_s=site.heartbeat_s, **options)
+
+
 def endpoint(card: Card) -> Endpoint:
     """A member as transports know it."""
     return Endpoint(name=card.name, address=card.address, public_key=card.curve.encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.checkpoint import CHECKPOINT
+from p2pfl.node.own_links import endpoint, link_to
 from p2pfl.node.probe import Counts, Finding, Probe, new_incarnation
 from p2pfl.node.probe_messages import Standing
 from p2pfl.node.site import SiteFile
@@ -22,7 +23,6 @@ from p2pfl.node.status import read_status
 from p2pfl.node.study_facts import facts_of
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint
-from p2pfl.transports import TRANSPORTS, Endpoint
 from p2pfl.wire.link import LinkSession, Terms
 from p2pfl.wire.messages import NO_STOP, StopNews
 from p2pfl.wire.update import EncodedUpdate, UpdateFormat
@@ -36,7 +36,7 @@ class ProbeReport:
     """In whose name it spoke."""
     neighbour: str
     address: str | None
-    """Where the node was dialled; None: it dialled this site."""
+    """Where the node was dialled; None: it dialled this site, or the two meet at a relay."""
     exchange: int
     """Where the node was."""
     findings: list[Finding]
@@ -97,14 +97,9 @@ def probe_node(
     with held_state(site.state, site.state_group):
         standing, anew = standing_of(site.state, name, facts.formats)
         session = LinkSession(peer=name, member=site.member, terms=terms, incarnation=new_incarnation(), formats=facts.formats)
-        there = study.member(name)
-        transport = TRANSPORTS[site.transport](
-            Endpoint(name=site.member, address=None if dials else card.address, public_key=card.curve.encode()),
-            identity.curve_secret,
-            [Endpoint(name=name, address=dialled if dials else None, public_key=there.curve.encode())],
-            listen=None if dials else site.listens_at(card),
-            heartbeat_s=site.heartbeat_s,
-        )
+        there = endpoint(study.member(name))
+        peer = replace(there, address=dialled) if dials else there
+        transport = link_to(site, study, card, identity.curve_secret, peer)
         counts = _counts_in(state, name, site.member) if state is not None else None
         probe = Probe(transport, session, standing, anew=anew, remembered=standing.ledger.remembered(), counts=counts)
         try:

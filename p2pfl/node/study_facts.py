@@ -18,6 +18,7 @@ from p2pfl.experiment.loading import recorded_experiment
 from p2pfl.experiment.plan import Plan, load_sites, make_plan
 from p2pfl.experiment.rules import build_algorithm
 from p2pfl.experiment.spec import Experiment
+from p2pfl.governance.edge_kinds import DIRECT, EdgeKind
 from p2pfl.governance.study import Study
 from p2pfl.node.mixing import update_formats
 from p2pfl.node.own_edges import AHEAD
@@ -97,18 +98,20 @@ def _plan(experiment: Experiment, study: Study, samples: dict[str, int] | None, 
 
 
 def _graph(study: Study, schedule: Schedule) -> dict[str, Any]:
-    """The roster, the edges with who dials whom, and how far news goes."""
+    """The roster, the edges with how each is carried and who dials, and how far news goes."""
     addresses = {card.name: card.address for card in study.members}
 
-    def dialler(one: str, other: str) -> str:
-        return one if dials(one, addresses[one], other, addresses[other]) else other
+    def edge(one: str, other: str, found: EdgeKind) -> dict[str, Any]:
+        if found.kind != DIRECT:
+            return {"members": [one, other], "kind": found.kind, "dials": None, "relay": found.relay}
+        dialler = one if dials(one, addresses[one], other, addresses[other]) else other
+        return {"members": [one, other], "kind": found.kind, "dials": dialler, "relay": None}
 
-    pairs = sorted({(min(a, b), max(a, b)) for a, b, _ in study.graph.edges})
     return {
         "roster": list(study.names),
         "keys": {card.name: {"identity": card.identity, "curve": card.curve} for card in study.members},
         "directed": study.graph.directed,
-        "edges": [{"members": [one, other], "dials": dialler(one, other)} for one, other in pairs],
+        "edges": [edge(one, other, found) for (one, other), found in sorted(study.edge_kinds().items())],
         "diameter": diameter_bound(schedule.union()),
         "schedule": {"steady": schedule.is_steady, "period": schedule.period},
     }

@@ -16,6 +16,9 @@ from networks import DEADLINE_S, Institutions, plan_of, starts, wait_until
 from p2pfl.evaluation.results import read_models
 
 LIMIT = 1e-12
+PATIENT = {"deadline_floor_s": 120.0, "linger_s": 20.0}
+"""Nobody is given up, however busy the machine is."""
+HASTY = {"deadline_floor_s": 2.0, "deadline_factor": 2.0, "linger_s": 20.0}
 ENDED = 0
 DEPARTED = 3
 
@@ -62,7 +65,7 @@ def all_agree(institutions: Institutions, other: JavaScriptNode) -> list[str]:
 def test_it_averages_on_a_path_through_a_kill_of_its_own(tmp_path):
     """It is the one in the middle: it dials one neighbour, listens for the other, and passes on what both say of the start."""
     program, plan_ = need_node(), plan("path")
-    with Institutions(plan_, tmp_path, linger_s=20.0) as institutions, JavaScriptNode(program, institutions, "node-1") as other:
+    with Institutions(plan_, tmp_path, **PATIENT) as institutions, JavaScriptNode(program, institutions, "node-1", deadline_s=120) as other:
         institutions.start("node-0", "node-2")
         wait_until(lambda: other.exchange() >= 40)
         other.kill()
@@ -78,7 +81,7 @@ def test_it_averages_on_a_path_through_a_kill_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_it_averages_on_a_ring_through_a_kill_of_a_daemon(tmp_path):
     program, plan_ = need_node(), plan("ring")
-    with Institutions(plan_, tmp_path, linger_s=20.0) as institutions, JavaScriptNode(program, institutions, "node-2") as other:
+    with Institutions(plan_, tmp_path, **PATIENT) as institutions, JavaScriptNode(program, institutions, "node-2", deadline_s=120) as other:
         institutions.start("node-0", "node-1")
         wait_until(lambda: other.exchange() >= 40)
         institutions.end("node-0", signal.SIGKILL)
@@ -94,8 +97,7 @@ def test_it_averages_on_a_ring_through_a_kill_of_a_daemon(tmp_path):
 def test_it_falls_behind_jumps_and_is_waited_for_again(tmp_path):
     """The others go on without it: what only one side merged is rolled back, and all end at the mean of all three."""
     program, plan_ = need_node(), plan("ring")
-    hasty = {"deadline_floor_s": 0.5, "deadline_factor": 1.0, "linger_s": 20.0}
-    with Institutions(plan_, tmp_path, **hasty) as institutions, JavaScriptNode(program, institutions, "node-2") as other:
+    with Institutions(plan_, tmp_path, **HASTY) as institutions, JavaScriptNode(program, institutions, "node-2") as other:
         institutions.start("node-0", "node-1")
         wait_until(lambda: other.exchange() >= 40)
         other.kill()

@@ -5,7 +5,6 @@ import { Float, Malformed, pack, unpack } from './msgpack.mjs'
 
 export const CHUNK_BYTES = 1048576
 const MAX_HEADER_BYTES = 65536
-const SCHEMA = 4n
 const MOST = 2n ** 53n - 1n
 const MOST_63 = 2n ** 63n - 1n
 
@@ -79,11 +78,17 @@ export const MESSAGES = {
   Sent: [11, { exchange, whole: flag }],
   Ready: [12, { sealed: list(0, 16, bin(65, 2048)), receipts: list(0, 16, bin(8, 8)) }],
   ProofRequest: [13, { relayed: flag }],
+  Probe: [14, { number: range(0n, MOST_63), pad: bin(0, 60000) }],
+  ProbeAnswer: [15, {
+    number: range(0n, MOST_63), clock: exchange, version: text, torch: text, arithmetic: range(0n, MOST_63), study: digest, layout: digest,
+    start: digest, forward: orNil(digest), outputs: list(0, 8, (value) => check(value instanceof Float, value).value), pad: bin(0, 60000),
+  }],
 }
 const BY_CODE = new Map(Object.entries(MESSAGES).map(([kind, [code, fields]]) => [BigInt(code), [kind, map(fields)]]))
+const schemaOf = (code) => (code === 14n || code === 15n ? 5n : 4n)
 
 export function encode(kind, fields, payload = null) {
-  const header = pack({ v: 4, t: MESSAGES[kind][0], ...fields })
+  const header = pack({ v: schemaOf(BigInt(MESSAGES[kind][0])), t: MESSAGES[kind][0], ...fields })
   return payload === null ? [header] : [header, payload]
 }
 
@@ -95,7 +100,7 @@ export function decode(frames) {
     check(header !== null && typeof header === 'object' && Object.getPrototypeOf(header) === Object.prototype, header)
     const { v, t, ...fields } = header
     check(typeof v === 'bigint', v)
-    if (v !== SCHEMA) throw new Refused('wrong_schema', `schema ${v}`)
+    if (typeof t === 'bigint' ? v !== schemaOf(t) : v !== 4n && v !== 5n) throw new Refused('wrong_schema', `schema ${v}`)
     const [kind, read] = check(BY_CODE.has(t), t) && BY_CODE.get(t)
     const message = read(fields)
     const wants = kind === 'Update' || kind === 'Chunk'

@@ -33,7 +33,11 @@ def test_who_dials_and_weights_follow_from_the_graph():
     found = facts(averaging(PATH, 3))
 
     assert found["roster"] == ["node-0", "node-1", "node-2"]
-    assert found["edges"] == [{"members": ["node-0", "node-1"], "dials": "node-1"}, {"members": ["node-1", "node-2"], "dials": "node-2"}]
+    direct = {"kind": "zeromq", "relay": None}
+    assert found["edges"] == [
+        {"members": ["node-0", "node-1"], "dials": "node-1", **direct},
+        {"members": ["node-1", "node-2"], "dials": "node-2", **direct},
+    ]
     (row,) = found["weights"]
     assert row["node-1"] == {
         "self": pytest.approx(1 / 3),
@@ -48,6 +52,21 @@ def test_who_has_no_address_dials():
     study = Study.create(plan.experiment.as_dict(), hidden, plan.topology)
 
     assert [edge["dials"] for edge in facts_of(study, "study.yaml").values["edges"]] == ["node-0", "node-2"]
+
+
+def test_an_edge_whose_ends_have_no_address_is_relayed_and_neither_dials():
+    plan = averaging(PATH, 3)
+    cards = [
+        Identity.new().card("node-0"),
+        Identity.new().card("node-1"),
+        Identity.new().card("node-2", "tcp://127.0.0.1:7702", relay="tcp://127.0.0.1:7802"),
+    ]
+    found = facts_of(Study.create(plan.experiment.as_dict(), cards, plan.topology), "study.yaml").values
+
+    assert found["edges"] == [
+        {"members": ["node-0", "node-1"], "kind": "relay", "dials": None, "relay": "node-2"},
+        {"members": ["node-1", "node-2"], "kind": "zeromq", "dials": "node-1", "relay": None},
+    ]
 
 
 def test_the_last_exchange_and_the_stop_rule_are_those_of_the_document():
