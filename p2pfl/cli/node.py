@@ -236,7 +236,9 @@ def egress(
         shape = " x ".join(map(str, one.shape))
         table.add_row(str(one.phase), one.channel, one.dtype, shape, f"{one.size_bytes:,}", "on request" if one.on_request else "always")
     console.print(table)
-    total = f"{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
+    console.print(f"made of the model's {', '.join(found.travels)}", soft_wrap=True)
+    most = "at most " if found.is_most else ""
+    total = f"{most}{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
     console.print(f"{total}; what is lost on the way is sent again", soft_wrap=True)
     for message in found.messages:
         most = "" if message.most_bytes is None else f", at most {message.most_bytes:,} bytes"

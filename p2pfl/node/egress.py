@@ -11,14 +11,12 @@ from p2pfl.experiment.plan import Plan
 from p2pfl.governance.card import Card
 from p2pfl.node.mixing import update_formats
 from p2pfl.protocol.network_view import ViewPolicy
-from p2pfl.wire.messages import MAX_RECORD_BYTES
+from p2pfl.wire.codec import encode
+from p2pfl.wire.messages import MAX_RECORD_BYTES, Hello, Remembered, Report, StopNews
 from p2pfl.wire.round_record import MAX_METRICS
 from p2pfl.wire.update import DTYPES, UpdateFormat
 
-HELLO_BYTES = 600
-"""Size of a Hello with long names and numbers, about."""
-HEARTBEAT_BYTES = 1
-"""A sign of life is one empty frame; libzmq and CURVE add what they add to every frame."""
+_LARGEST = 2**53 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +55,10 @@ class Egress:
     tensors: tuple[Tensor, ...]
     update_bytes: int
     """One round's updates for one neighbour as they travel, with their headers."""
+    travels: tuple[str, ...]
+    """Tensors of the model that the channels are made of, with shape and dtype."""
+    is_most: bool
+    """Whether the graph changes, so that not every neighbour gets an update in every round."""
     stays: tuple[str, ...]
     """Tensors of the model that never leave: frozen, personal, and statistics of layers."""
     messages: tuple[Message, ...]
@@ -81,6 +83,7 @@ def egress_of(plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int) -
     graph = plan.topology
     receivers = tuple(sorted({plan.names[i] for i in graph.receivers[graph.senders == me]}))
     table = plan.layout.table()
+    travels = [f"{row['name']} {row['dtype']} {' x '.join(map(str, row['shape'])) or '1'}" for row in table if row["travels"]]
     stays = [f"{row['name']} ({'personal' if row['trains'] else 'frozen'})" for row in table if not row["travels"]]
     stays += [f"{name} (statistics of a layer)" for name in population.buffers]
     return Egress(
@@ -88,6 +91,8 @@ def egress_of(plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int) -
         receivers=receivers,
         tensors=tuple(tensors),
         update_bytes=sum(one.encoded_bytes(phase) for phase, one in enumerate(formats)),
+        travels=tuple(travels),
+        is_most=not plan.schedule.is_steady,
         stays=tuple(stays),
         messages=tuple(_messages(plan, card, policy, heartbeat_s)),
     )
@@ -145,21 +150,21 @@ def _messages(plan: Plan, card: Card, policy: ViewPolicy, heartbeat_s: int) -> S
             to="each neighbour",
             holds="name, digests of study, layout and first parameters, a random number, what was merged of the neighbour's updates",
             when="twice a second until a link is open",
-            most_bytes=HELLO_BYTES,
+            most_bytes=_hello_bytes(card.name),
         ),
         Message(
             what="requests and reports",
             to="each neighbour",
             holds="numbers of exchanges: what is missing, what was merged, when to stop",
             when="while a neighbour is waited for, and at the end",
-            most_bytes=HELLO_BYTES,
+            most_bytes=_hello_bytes(card.name),
         ),
         Message(
             what="sign of life",
             to="each neighbour",
-            holds="nothing",
+            holds="nothing: an empty frame",
             when=f"every {heartbeat_s} s",
-            most_bytes=HEARTBEAT_BYTES,
+            most_bytes=None,
         ),
         Message(
             what="answer to a doctor",
@@ -169,3 +174,22 @@ def _messages(plan: Plan, card: Card, policy: ViewPolicy, heartbeat_s: int) -> S
             most_bytes=None,
         ),
     ]
+
+
+def _hello_bytes(name: str) -> int:
+    """Size of the longest Hello that a node which keeps the rules sends."""
+    report = Report(closed_through=_LARGEST, merged=(_LARGEST - 2, _LARGEST - 1, _LARGEST), confirmed=_LARGEST - 3, settled=_LARGEST)
+    digests = dict.fromkeys(("study", "layout", "start"), bytes(32))
+    largest = Hello(
+        member=name,
+        **digests,
+        incarnation=2**63 - 1,
+        echo=2**63 - 1,
+        is_open=True,
+        anew=_LARGEST,
+        remembered=Remembered(anew=_LARGEST, report=report),
+        exchange=_LARGEST,
+        report=report,
+        stop=StopNews(agreed_for=_LARGEST, stop_round=_LARGEST),
+    )
+    return len(encode(largest)[0])

@@ -345,6 +345,8 @@ def neighbour(
     thread = threading.Thread(target=lambda: loop.run_until_complete(attend()))
     thread.start()
     try:
+        if name == LISTENS:
+            wait_until(lambda: transport.bound_address is not None)
         yield
     finally:
         loop.call_soon_threadsafe(is_over.set)

@@ -11,6 +11,7 @@ from networks import Institutions, Network, finish, plan_of
 from p2pfl.governance.identity import Identity
 from p2pfl.node.egress import egress_of
 from p2pfl.protocol.network_view import ViewPolicy
+from p2pfl.wire.codec import encode
 
 ALGORITHMS = [
     {"algorithm": {"name": "gradient-tracking"}},
@@ -59,7 +60,22 @@ def test_tensors_are_named_with_their_shapes():
     found = listed(plan_with(), "hospital-1")
 
     assert [(one.channel, one.dtype, one.shape, one.size_bytes) for one in found.tensors] == [("x", "float32", (31,), 124)]
-    assert found.stays == ()
+    assert found.travels == ("weight float32 1 x 30", "bias float32 1")
+    assert (found.stays, found.is_most) == ((), False)
+
+
+def test_no_handshake_of_a_run_is_longer_than_listed(tmp_path):
+    plan = plan_with()
+    longest = next(one.most_bytes for one in listed(plan, "hospital-0").messages if one.what == "handshake")
+    network = Network(plan, tmp_path)
+
+    async def start() -> int:
+        async with network:
+            network.start("hospital-0")
+            protocol = network.nodes["hospital-0"].daemon.protocol
+            return max(len(encode(protocol.stopping.hello(each))[0]) for each in protocol.neighbours.values())
+
+    assert 0.5 * longest < finish(start()) <= longest
 
 
 def test_a_full_update_goes_on_request_only():
@@ -91,6 +107,7 @@ def test_the_command_lists_it_for_people_and_for_machines(tmp_path, monkeypatch,
         code, said, _ = run_here("node", "egress", site, monkeypatch=monkeypatch, capfd=capfd)
         assert code == 0
         assert "hospital-1 sends updates to hospital-0, hospital-2" in said
+        assert "made of the model's weight float32 1 x 30, bias float32 1" in said
         assert "What stays: rows, labels, groups, private keys" in said
 
         code, said, _ = run_here("node", "egress", site, "--json", monkeypatch=monkeypatch, capfd=capfd)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
@@ -28,6 +27,8 @@ DIAL_WITHIN_S = 12.0
 LOOK_S = 0.05
 QUIET_S = 1.0
 """A neighbour that has asked nothing for so long has measured its own end."""
+LINGER_S = 15.0
+"""A neighbour's doctor that has not begun by then will not."""
 SEND_WITHIN_S = 1.0
 
 _DIALLING = frozenset({LinkCondition.CONNECTING, LinkCondition.RESOLVING})
@@ -66,7 +67,8 @@ class _Measuring:
     ) -> None:
         self._transport, self._edges, self._dialled, self._probes = transport, edges, dialled, probes
         self._interview = Interview(self._send)
-        self._asked_s: defaultdict[str, float] = defaultdict(lambda: float("-inf"))
+        self._asked_s: dict[str, float] = {}
+        """By neighbour, when its doctor asked last."""
 
     async def _send(self, peer: str, message: Message) -> None:
         await self._transport.send(peer, encode(message), SEND_WITHIN_S)
@@ -108,6 +110,13 @@ class _Measuring:
             edge.loss = repeated_fraction(self._dialled[edge.peer])
 
     async def linger(self) -> None:
-        """Answer until no neighbour's doctor asks any more."""
-        while time.monotonic() - max(self._asked_s.values(), default=float("-inf")) < QUIET_S:  # noqa: ASYNC110  # until time has passed
+        """Answer until each neighbour's doctor has measured its own end, and asks no more."""
+        until_s = time.monotonic() + LINGER_S
+        while time.monotonic() < until_s and not all(map(self._is_content, self._edges.values())):  # noqa: ASYNC110  # or time has passed
             await asyncio.sleep(LOOK_S)
+
+    def _is_content(self, edge: EdgeMeasurement) -> bool:
+        asked_s = self._asked_s.get(edge.peer)
+        if asked_s is None:
+            return edge.answer is None or edge.hello is not None  # nobody is there, or a node, which asks nothing
+        return time.monotonic() - asked_s >= QUIET_S
