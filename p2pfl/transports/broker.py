@@ -71,7 +71,7 @@ class Broker:
 
     @property
     def address(self) -> str:
-        """tcp://host:port."""
+        """Its address as tcp://host:port, for whatever connects to it."""
         return f"tcp://{self._place}"
 
     def tls_context(self) -> ssl.SSLContext | None:
