@@ -32,6 +32,8 @@ class SiteProxy:
         self, kind: str, *, login: tuple[str, str] | None = None, names: Mapping[str, str] | None = None, refuses: int | None = None
     ) -> None:
         self.kind, self.login, self.names, self.refuses = kind, login, dict(names or {}), refuses
+        self.schemes = ["Basic realm=x"]
+        """Ways to log in that an HTTP proxy says it takes."""
         self.port = 0
         """Where it listens; a proxy that is opened again listens there again."""
         self.targets: list[tuple[str, int]] = []
@@ -109,17 +111,18 @@ class SiteProxy:
         while not head.endswith("\r\n\r\n"):
             head += (await _exactly(near, 1)).decode("latin-1")
         method, target, _ = head.split(" ", 2)
-        answer = None
+        answer, more = None, ""
         if self.refuses is not None:
             answer = f"{self.refuses} Refused"
         elif self.login is not None:
             wanted = base64.b64encode(":".join(self.login).encode()).decode()
             if f"Proxy-Authorization: Basic {wanted}\r\n" not in head:
                 answer = "407 Proxy Authentication Required"
+                more = "".join(f"Proxy-Authenticate: {scheme}\r\n" for scheme in self.schemes)
         if method != "CONNECT":
             answer = "405 Method Not Allowed"
         if answer is not None:
-            await asyncio.get_running_loop().sock_sendall(near, f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
+            await asyncio.get_running_loop().sock_sendall(near, f"HTTP/1.1 {answer}\r\n{more}Content-Length: 0\r\n\r\n".encode())
             return None
         host, _, port = target.rpartition(":")
         return host.strip("[]"), int(port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import zmq
 from zmq.utils import z85
 
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
+from p2pfl.errors import TransportError
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.relay_service import Rate
@@ -255,5 +257,28 @@ def test_a_relays_key_that_nobody_made_honestly_costs_the_link_only(links):
             await until(lambda: a.link("b").state == LinkCondition.RELAY)
 
             assert a.link("b").detail == "the relay relay has a key on its card that is none"
+
+    finish(main())
+
+
+def test_a_port_that_is_taken_is_named(links):
+    async def main():
+        for listen in (links.ports["relay"].address, f"tcp://*:{links.ports['relay'].port}"):
+            with pytest.raises(TransportError, match=rf"relay\.listen = '{re.escape(listen)}': Address already in use"):
+                async with service(links, listen=listen):
+                    pass
+
+    finish(main())
+
+
+def test_a_relay_listens_on_all_interfaces(links):
+    async def main():
+        async with service(links, listen="tcp://*:0") as relay:
+            reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+            try:
+                assert (await reader.readexactly(CHALLENGE_BYTES)).startswith(b"p2pfl relay 1\n")
+            finally:
+                writer.close()
+                await writer.wait_closed()
 
     finish(main())
