@@ -55,7 +55,7 @@ class BrokerSettings:
     """Certificates, in PEM, of the authorities that may vouch for it; None: those of this machine."""
 
     username: Annotated[str, AfterValidator(_checked_username)] | None = None
-    """Who logs in; None: nobody has to."""
+    """The user that logs in; None: nobody has to."""
 
     password_file: Path | None = None
     """Holds the user's password; None: P2PFL_MQTT_PASSWORD."""

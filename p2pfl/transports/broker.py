@@ -56,7 +56,7 @@ class Broker:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     version: str = "5"
-    """Of the protocol: 5 or 3.1.1."""
+    """Version of the protocol: 5 or 3.1.1."""
     keepalive_s: int = 20
     """The broker declares this client dead when it was silent for one and a half times as long."""
     packet_bytes: int = 2**16
@@ -71,7 +71,7 @@ class Broker:
 
     @property
     def address(self) -> str:
-        """tcp://host:port."""
+        """Its address as tcp://host:port, for whatever connects to it."""
         return f"tcp://{self._place}"
 
     def tls_context(self) -> ssl.SSLContext | None:
@@ -294,7 +294,7 @@ class _Filtered:
 
     def __init__(self, stream: Stream, connection: socket.socket, line: PacketFilter) -> None:
         self.fault: str | None = None
-        """What the broker has sent that cannot be taken."""
+        """Words for what the broker has sent and cannot be taken."""
         self._stream, self._connection, self._line = stream, connection, line
         self.send, self.end, self.close = stream.send, stream.end, stream.close
 

@@ -22,7 +22,7 @@ NONCE_BYTES = 8
 STREAM_BYTES = 2 * NONCE_BYTES
 _HEAD = struct.Struct(f">B{STREAM_BYTES}sQ")
 HEAD_BYTES = HASH_BYTES + _HEAD.size
-"""Of a packet, before its data."""
+"""Size of a packet before its data."""
 AROUND_BYTES = HEAD_BYTES + 160
 """Room that a packet's head, its topic and what MQTT puts around them take."""
 _DOMAIN = b"p2pfl mqtt 1"
@@ -60,7 +60,7 @@ class Packet:
 
 
 class Words:
-    """What one end of an edge reads and writes at a broker.
+    """Topics and packets of one end of an edge at a broker.
 
     Args:
         secret_key: CURVE, z85, of this end.

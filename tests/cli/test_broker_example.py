@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from commands import run_here
 from mosquitto import Mosquitto
+from networks import start_process
+from p2pfl.runs.records import read_run
 from p2pfl.transports import reserve_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mqtt"
 DEADLINE_S = 120
 COMMAND = re.compile(r"^    (terminal \d)?\$ (.*)$", re.MULTILINE)
+DIGEST = re.compile(r"^digest +((?:[0-9a-f]{4}\s+){16})", re.MULTILINE)
 LINE_OF_SITE = re.compile(r"^    (mqtt: .*)$", re.MULTILINE)
-NODES = ("centre", "north", "south")
+NODES = ("hospital-0", "hospital-1", "hospital-2")
 
 
 def words(command):
-    """A command as an argument list: p2pfl of this Python."""
-    found = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
-    assert found[0] == "p2pfl", command
-    return [sys.executable, "-m", *found]
+    """The arguments that a command gives p2pfl."""
+    program, *found = shlex.split(command)
+    assert program == "p2pfl"
+    return found
 
 
 @pytest.mark.slow
-def test_the_walk_through_ends_as_it_says(tmp_path):
+def test_the_walk_through_ends_as_it_says(tmp_path, monkeypatch, capfd):
     with ExitStack() as held:
         broker = Mosquitto()
         held.callback(broker.close)
@@ -39,42 +40,34 @@ def test_the_walk_through_ends_as_it_says(tmp_path):
         for file in EXAMPLE.iterdir():
             shutil.copy(file, tmp_path)
         text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
-        assert all(text.count(port) >= 1 for port in ports)
-        configuration = (EXAMPLE / "mosquitto.conf").read_text(encoding="utf-8") + "user root\n"
+        configuration = (EXAMPLE / "mosquitto.conf").read_text(encoding="utf-8")
+        assert all(port in text for port in ports)
         for given, chosen in ports.items():
             text, configuration = text.replace(given, chosen), configuration.replace(given, chosen)
-        broker.configuration.write_text(configuration, encoding="utf-8")
+        broker.configuration.write_text(configuration + "user root\n", encoding="utf-8")
         broker.start()
-        settings = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLE.parents[1])}, "text": True}
-
-        def run(command):
-            done = subprocess.run(
-                words(command), timeout=DEADLINE_S, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings
-            )
-            assert done.returncode == 0, done.stdout
-            return done.stdout
-
-        commands = [(bool(terminal), command) for terminal, command in COMMAND.findall(text)]
+        monkeypatch.chdir(tmp_path)
         shown = digest = ""
-        for waits, command in commands:
-            if not waits:
-                shown += run(command.replace("DIGEST", digest))
-                if "study new" in command:
-                    digest = json.loads(run("p2pfl study show study.yaml --json"))["digest"]
-        assert re.search(r"north - south +mqtt\b", shown), shown
+        for terminal, command in COMMAND.findall(text):
+            if not terminal:
+                code, said, faults = run_here(*words(command.replace("DIGEST", digest)), monkeypatch=monkeypatch, capfd=capfd)
+                assert code == 0, faults
+                shown += said
+                digest = " ".join(DIGEST.findall(shown)[-1].split()) if "study new" in command else digest
+        assert re.search(r"hospital-1 - hospital-2 +│ mqtt\b", shown), shown
         (line,) = LINE_OF_SITE.findall(text)
-        for name in ("north", "south"):
+        for name in ("hospital-1", "hospital-2"):
             with (tmp_path / name / "site.yaml").open("a", encoding="utf-8") as site:
                 site.write(f"{line}\n")
-        starts = [command for waits, command in commands if waits and "node start" in command]
-        assert [command.split()[-1] for command in starts] == [f"{name}/site.yaml" for name in NODES]
-        logs = [held.enter_context((tmp_path / f"{name}.log").open("w+")) for name in NODES]
-        nodes = [subprocess.Popen(words(command), stdout=log, stderr=log, **settings) for command, log in zip(starts, logs, strict=True)]
-        for node in nodes:
+        starts = [command for terminal, command in COMMAND.findall(text) if terminal and "node start" in command]
+        assert [words(command)[-1] for command in starts] == [f"{name}/site.yaml" for name in NODES]
+        nodes = {name: start_process(*words(command), log=tmp_path / f"{name}.log") for name, command in zip(NODES, starts, strict=True)}
+        for node in nodes.values():
             held.callback(node.wait)
             held.callback(node.kill)
-        codes = [node.wait(DEADLINE_S) for node in nodes]
+        codes = [node.wait(DEADLINE_S) for node in nodes.values()]
         said = [(tmp_path / f"{name}.log").read_text(encoding="utf-8") for name in NODES]
 
         assert codes == [0, 0, 0], said
         assert all(text.rstrip().endswith("stopped: rounds") for text in said), said
+        assert [read_run(tmp_path / name / "state" / "run").summary["stop_reason"] for name in NODES] == ["rounds"] * 3
