@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -242,6 +242,17 @@ def gathered(network: Network, place: Path, experiment: dict[str, Any]) -> None:
     folder.write_summary({"rounds": 0})
 
 
+class Process(Protocol):
+    """As much of a process as tests of nodes need; see `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, number: signal.Signals) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Institutions:
     """The daemons of one plan as processes, each with what its institution would have. Used inside `with`, which ends what still runs.
 
@@ -250,6 +261,8 @@ class Institutions:
         place: one folder a member is made in it, and the public files.
         via: addresses that the others are told instead of a member's own; None: the member only dials out.
         relays: by member, the address on its card where it relays, and what its site.yaml says of that.
+        transports: kinds of single edges, by their ends in the order of the names.
+        settings_of: for single site.yaml files, over all else.
         settings: for every site.yaml.
     """
 
@@ -260,11 +273,13 @@ class Institutions:
         *,
         via: Callable[[str, str], str | None] | None = None,
         relays: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+        transports: Mapping[tuple[str, str], str] | None = None,
+        settings_of: Mapping[str, Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> None:
-        self.plan, self.place, relays = plan, place, relays or {}
+        self.plan, self.place, relays, settings_of = plan, place, relays or {}, settings_of or {}
         self._held = ExitStack()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         cards: list[Any] = []
         listens: dict[str, str | None] = {}
         for name in plan.names:
@@ -277,12 +292,12 @@ class Institutions:
             cards.append(identity.card(name, address, len(train[0]) if train else None, relay=relay))
             if address is None:
                 listens[name] = None
-        self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+        self.study = Study.create(plan.experiment.as_dict(), cards, plan.topology, transports=transports)
         self.study.save(place / "study.yaml")
         for name in plan.names:
             site = {"member": name, "study": "../study.yaml", "confirmed": self.study.digest, "listen": listens[name], "heartbeat_s": 1}
             site |= {"relay": dict(relays[name][1])} if name in relays else {}
-            (place / name / "site.yaml").write_text(dump_yaml({**site, **settings}), encoding="utf-8")
+            (place / name / "site.yaml").write_text(dump_yaml({**site, **settings, **settings_of.get(name, {})}), encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -304,7 +319,11 @@ class Institutions:
         """Start some nodes, or all."""
         for name in names or self.plan.names:
             arguments = ("--verbose", "node", "start", str(self.site(name)), *options)
-            self._processes[name] = start_process(*arguments, log=self.place / name / "node.log")
+            self._processes[name] = self.start_one(name, *arguments, log=self.place / name / "node.log")
+
+    def start_one(self, _name: str, *arguments: str, log: Path) -> Process:
+        """Start the process of a node; see `start_process`."""
+        return start_process(*arguments, log=log)
 
     def wait(self, name: str) -> int:
         """The exit code of a process that is about to end."""
