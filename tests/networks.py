@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -242,6 +242,17 @@ def gathered(network: Network, place: Path, experiment: dict[str, Any]) -> None:
     folder.write_summary({"rounds": 0})
 
 
+class Process(Protocol):
+    """As much of a process as tests of nodes need; see `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, number: signal.Signals) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Institutions:
     """The daemons of one plan as processes, each with what its institution would have. Used inside `with`, which ends what still runs.
 
@@ -251,6 +262,7 @@ class Institutions:
         via: addresses that the others are told instead of a member's own; None: the member only dials out.
         relays: by member, the address on its card where it relays, and what its site.yaml says of that.
         transports: by the ends of an edge, how its link goes.
+        settings_of: for single site.yaml files, over all else.
         settings: for every site.yaml.
     """
 
@@ -262,11 +274,12 @@ class Institutions:
         via: Callable[[str, str], str | None] | None = None,
         relays: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
         transports: Mapping[tuple[str, str], str] | None = None,
+        settings_of: Mapping[str, Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> None:
-        self.plan, self.place, relays = plan, place, relays or {}
+        self.plan, self.place, relays, settings_of = plan, place, relays or {}, settings_of or {}
         self._held = ExitStack()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         cards: list[Any] = []
         listens: dict[str, str | None] = {}
         for name in plan.names:
@@ -284,7 +297,7 @@ class Institutions:
         for name in plan.names:
             site = {"member": name, "study": "../study.yaml", "confirmed": self.study.digest, "listen": listens[name], "heartbeat_s": 1}
             site |= {"relay": dict(relays[name][1])} if name in relays else {}
-            (place / name / "site.yaml").write_text(dump_yaml({**site, **settings}), encoding="utf-8")
+            (place / name / "site.yaml").write_text(dump_yaml({**site, **settings, **settings_of.get(name, {})}), encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -306,7 +319,11 @@ class Institutions:
         """Start some nodes, or all."""
         for name in names or self.plan.names:
             arguments = ("--verbose", "node", "start", str(self.site(name)), *options)
-            self._processes[name] = start_process(*arguments, log=self.place / name / "node.log")
+            self._processes[name] = self.start_one(name, *arguments, log=self.place / name / "node.log")
+
+    def start_one(self, _name: str, *arguments: str, log: Path) -> Process:
+        """Start the process of a node; see `start_process`."""
+        return start_process(*arguments, log=log)
 
     def wait(self, name: str) -> int:
         """The exit code of a process that is about to end."""

@@ -19,19 +19,26 @@ _FIRST_WORD_S = 0.2
 
 
 class SiteProxy:
-    """A proxy at a port of 127.0.0.1, chosen by the system, inside `async with`.
+    """A proxy at a port of this machine, chosen by the system, inside `async with`.
 
     Args:
         kind: "http" (CONNECT) or "socks5".
         login: user and password that it wants; None: nobody has to log in.
         names: hosts that only the proxy knows, with the numeric address of each.
         refuses: status or reply with which it refuses every connection; None: it connects.
+        host: numeric address where it listens.
     """
 
     def __init__(
-        self, kind: str, *, login: tuple[str, str] | None = None, names: Mapping[str, str] | None = None, refuses: int | None = None
+        self,
+        kind: str,
+        *,
+        login: tuple[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
+        refuses: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.kind, self.login, self.names, self.refuses = kind, login, dict(names or {}), refuses
+        self.kind, self.login, self.names, self.refuses, self.host = kind, login, dict(names or {}), refuses, host
         self.schemes = ["Basic realm=x"]
         """Ways to log in that an HTTP proxy says it takes."""
         self.port = 0
@@ -42,12 +49,12 @@ class SiteProxy:
     @property
     def address(self) -> str:
         """Where it is, as site.yaml has it."""
-        return f"{self.kind}://127.0.0.1:{self.port}"
+        return f"{self.kind}://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener = _small(socket.create_server(("127.0.0.1", self.port)))
+        self._listener = _small(socket.create_server((self.host, self.port)))
         self.port = self._listener.getsockname()[1]
         self._keep(self._group.create_task(self._accept(), name="proxy"))
         return self

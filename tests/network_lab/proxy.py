@@ -1,0 +1,19 @@
+"""A CONNECT proxy as a process: proxy.py PORT."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from p2pfl.testing.site_proxy import SiteProxy
+
+
+async def main(port: int) -> None:
+    proxy = SiteProxy("http", host="0.0.0.0")
+    proxy.port = port
+    async with proxy:
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))
