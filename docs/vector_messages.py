@@ -239,14 +239,17 @@ def refused() -> dict[str, Any]:
 
     busy = {"v": 4, "t": 8, "exchange": 7}
     heartbeat = {"v": 4, "t": 5, "exchange": 7, "report": asdict(NEWS["report"]), "stop": asdict(NEWS["stop"])}
-    add("another schema version", header(**busy | {"v": 3}))
-    add("another schema version, whatever else is there", header(v=6, anything=[1]))
-    add("no type code, whatever else is there", header(v=5, anything=[1]))
-    add("a later schema for an unknown code", header(**busy | {"v": 5, "t": 99}))
-    add("a later schema for a code of this one", header(**busy | {"v": 5}))
-    add("no schema version", header(t=8, exchange=7))
-    add("a version that is a bool", header(**busy | {"v": True}))
-    add("an unknown type code", header(**busy | {"t": 14}))
+    for name, fields in {
+        "another schema version": busy | {"v": 3},
+        "another schema version, whatever else is there": {"v": 6, "anything": [1]},
+        "no type code, whatever else is there": {"v": 5, "anything": [1]},
+        "a later schema for an unknown code": busy | {"v": 5, "t": 99},
+        "a later schema for a code of this one": busy | {"v": 5},
+        "no schema version": {"t": 8, "exchange": 7},
+        "a version that is a bool": busy | {"v": True},
+        "an unknown type code": busy | {"t": 14},
+    }.items():
+        add(name, header(**fields))
     add("a bool for an int", header(**busy | {"exchange": True}))
     add("a float for an int", header(**busy | {"exchange": 7.0}))
     add("bytes for text", header(v=4, t=7, reason=b"pausing"))
