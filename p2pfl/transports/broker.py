@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 MOST_PACKET_BYTES = 2**18
 """The largest packet that a site may send, and that is taken from a broker."""
 LEAST_PACKET_BYTES = 2**10
+AT_ONCE = 8
+"""The most messages that the broker has not confirmed; the library does not know that a broker for MQTT 5 may take fewer than 20."""
 ANSWER_S = 10.0
 LOG_OUT_S = 1.0
 _REFUSES_VERSION, _REFUSES_LOGIN, _TOO_LARGE, _FAILURE = 132, (134, 135), 149, 128
@@ -111,7 +113,7 @@ class Connection:
 
         try:
             await self._client.publish(topic, payload, qos=1, timeout=float("inf"))
-        except aiomqtt.MqttError as error:
+        except (aiomqtt.MqttError, RuntimeError) as error:  # of a broker that has never confirmed one of the last 65,535
             raise self._ended(error) from error
 
     async def payloads(self, topic: str) -> AsyncIterator[bytes]:
@@ -178,13 +180,8 @@ async def at_broker(
                 await _log_in(group, client, passing, broker)
                 try:
                     await _listen(client, topic, broker)
-                    connection = Connection(client, broker, line.announced_bytes, group)
-                    if connection.data_bytes < 1:
-                        raise Broken(
-                            f"the broker {broker} takes packets of at most {line.announced_bytes} bytes, which is too little: at least "
-                            f"{LEAST_PACKET_BYTES} are needed; ask its administrator to raise the limit"
-                        )
-                    yield connection
+                    _check_limits(broker, line)
+                    yield Connection(client, broker, line.announced_bytes, group)
                 finally:
                     await _log_out(client)
                     passing.cancel()
@@ -192,10 +189,25 @@ async def at_broker(
         found = _first(faults)
         if found is None:
             raise
+        if (task := asyncio.current_task()) is not None and task.cancelling():  # which the group has put aside for the fault
+            raise asyncio.CancelledError from None
         raise (found if far.fault is None else Broken(f"the broker {broker} {far.fault}")) from None
     finally:
         far.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_limits(broker: Broker, line: PacketFilter) -> None:
+    if line.announced_bytes is not None and line.announced_bytes < LEAST_PACKET_BYTES:
+        raise Broken(
+            f"the broker {broker} takes packets of at most {line.announced_bytes} bytes, which is too little: at least "
+            f"{LEAST_PACKET_BYTES} are needed; ask its administrator to raise the limit"
+        )
+    if line.announced_messages is not None and line.announced_messages < AT_ONCE:
+        raise Broken(
+            f"the broker {broker} takes only {line.announced_messages} messages at once, which is too little: at least {AT_ONCE} are "
+            "needed; write mqtt.version: 3.1.1, where there is no such limit, or ask its administrator to raise it"
+        )
 
 
 def _first(faults: BaseExceptionGroup[BaseException]) -> UnreachableError | None:
@@ -229,6 +241,7 @@ def _client(broker: Broker, place: Path, will: tuple[str, bytes], most_waiting: 
         will=aiomqtt.Will(*will, qos=1),
         keepalive=broker.keepalive_s,
         max_queued_incoming_messages=most_waiting,
+        max_inflight_messages=AT_ONCE,
         timeout=ANSWER_S,
         **options,
     )
@@ -254,8 +267,8 @@ async def _line_to(broker: Broker, context: ssl.SSLContext | None, way_out: Sock
     except ssl.SSLCertVerificationError as error:
         why = error.verify_message
         said = f"shows a certificate that this site does not trust ({why}): write its authority's as mqtt.ca_file, or correct mqtt.host"
-    except OSError as error:  # ssl.SSLError is one
-        why = getattr(error, "reason", None) or error.strerror or "the connection has ended"
+    except (OSError, ValueError) as error:  # ssl.SSLError is one; no certificate can be for some names
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "the connection has ended"
         said = f"does not answer with TLS ({why}): {_NO_TLS}"
     stream.close()
     raise Broken(f"{at} {said}")
@@ -355,12 +368,12 @@ async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asy
     raise Broken(f"the broker {broker} {said}")
 
 
-async def _enter(client: aiomqtt.Client) -> aiomqtt.MqttError | None:
+async def _enter(client: aiomqtt.Client) -> Exception | None:
     import aiomqtt
 
     try:
         await client.__aenter__()
-    except aiomqtt.MqttError as error:
+    except (aiomqtt.MqttError, OSError, ValueError) as error:
         return error
     return None
 

@@ -25,6 +25,9 @@ _BEFORE = frozenset({LinkCondition.AWAITED, LinkCondition.DOWN})
 class Carrier(WayOut, Protocol):
     """Carries connections in both directions; used inside `async with`."""
 
+    counters: Counter[str]
+    """Numbers of its events, by name."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
@@ -109,8 +112,8 @@ class CarriedLinks:
 
     @property
     def counters(self) -> Counter[str]:
-        """Count events; see Transport.counters."""
-        return self._links.counters
+        """Count events, those of the carrier as well; see Transport.counters."""
+        return self._links.counters + self._carrier.counters
 
     async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
         """Send a message; see Transport.send."""

@@ -23,6 +23,8 @@ class PacketFilter:
     def __init__(self, most_bytes: int, *, is_v5: bool) -> None:
         self.announced_bytes: int | None = None
         """The largest packet that the broker takes, as it said when it let this client in; None: it said nothing of that."""
+        self.announced_messages: int | None = None
+        """The most messages that the broker takes without having confirmed them, likewise."""
         self.num_cut = 0
         """Packets that were passed on without their payload."""
         self._most_bytes, self._is_v5 = most_bytes, is_v5
@@ -90,6 +92,7 @@ class PacketFilter:
         except Exception as error:  # the library raises whatever comes of wrong bytes
             raise ValueError("answers with what is not MQTT 5") from error
         self.announced_bytes = getattr(properties, "MaximumPacketSize", None)
+        self.announced_messages = getattr(properties, "ReceiveMaximum", None)
 
 
 def _head(held: bytearray) -> tuple[int, int] | None:

@@ -27,6 +27,8 @@ LOOK_S = 1.0
 LASTED_S = 10.0
 """After a connection that lasted so long, the next one is made at once."""
 MOST_PENDING = 8
+MOST_UNDER_WAY = 256
+"""Packets that wait for the broker, above which answers are left out: they answer what anybody can repeat."""
 MOST_WAITING = 2 * EARLY_PACKETS
 """Messages of the broker that wait to be read here."""
 
@@ -67,13 +69,13 @@ class BrokerSession:
         self._stream: MqttStream | None = None
         self._stream_session = 0
         self._came: MqttStream | None = None
-        self._is_closed = False
+        self._num_under_way = 0
 
     async def run(self) -> None:
         """Keep a connection with the broker."""
-        self._is_closed, self.fault, self._came = False, None, None
+        self.fault = self._came = None
         loop, pause_s = asyncio.get_running_loop(), RECONNECT_S
-        while not self._is_closed:
+        while True:
             began_s = loop.time()
             self._session = int.from_bytes(secrets.token_bytes(NONCE_BYTES), "big")
             will = self._words.outbox, self._words.write(Packet(kind=Kind.GONE, number=self._session))
@@ -82,6 +84,7 @@ class BrokerSession:
             try:
                 async with place as connection:
                     self._connection, self.fault, self._outgoing = connection, None, asyncio.Queue()
+                    self._num_under_way = 0
                     self._changed.set()
                     publishing = connection.group.create_task(self._publish(connection), name=f"{self._me} publishes to {self._peer}")
                     looking = connection.group.create_task(self._look_at_stream(), name=f"{self._me} looks at its stream to {self._peer}")
@@ -104,8 +107,7 @@ class BrokerSession:
             await asyncio.sleep(pause_s)
 
     async def close(self, linger_s: float) -> None:
-        """Wait for so long until what was said has come to the broker; `run` must be cancelled then."""
-        self._is_closed = True
+        """Wait for so long until what was said has come to the broker."""
         if self._connection is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(linger_s):
@@ -168,8 +170,10 @@ class BrokerSession:
         return self._stream
 
     def _post(self, packet: Packet) -> None:
-        """Have a packet published; it is dropped where there is no connection."""
-        if self._connection is not None:
+        """Have a packet published; it is dropped where there is no connection, or where somebody makes this end say too much."""
+        is_bounded = packet.kind in (Kind.DATA, Kind.END)  # by the stream's window
+        if self._connection is not None and (is_bounded or self._num_under_way < MOST_UNDER_WAY):
+            self._num_under_way += 1
             self._outgoing.put_nowait(self._words.write(packet))
 
     async def _publish(self, connection: Connection) -> None:
@@ -178,7 +182,12 @@ class BrokerSession:
         while True:
             payload = await outgoing.get()
             task = connection.group.create_task(connection.publish(self._words.outbox, payload), name=name)
-            task.add_done_callback(lambda _: outgoing.task_done())
+            task.add_done_callback(lambda _: self._note_published(outgoing))
+
+    def _note_published(self, outgoing: asyncio.Queue[bytes]) -> None:
+        outgoing.task_done()
+        if outgoing is self._outgoing:
+            self._num_under_way -= 1
 
     def _take(self, payload: bytes) -> None:
         packet = self._words.read(payload)

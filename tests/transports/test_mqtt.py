@@ -23,6 +23,8 @@ from mosquitto import Mosquitto, passwords
 from p2pfl.errors import ConfigError
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinkCondition, MqttTransport, Proxy, ProxyWay
+from p2pfl.transports.mqtt_session import MOST_UNDER_WAY
+from p2pfl.transports.mqtt_words import Kind, Packet
 
 PASSWORD = "open-sesame"
 
@@ -95,7 +97,7 @@ def test_what_others_publish_and_publish_again_changes_nothing(meeting, caplog):
 
                 assert await receive(a, 1) == [("b", [b"%d" % i, bytes([i]) * 3000])]
 
-            await until(lambda: a._carrier.counters["forged"] > 30 and len(heard) > 60)
+            await until(lambda: a.counters["forged"] > 30 and len(heard) > 60)
             disturbing.cancel()
 
             assert a.link("b").is_up
@@ -114,7 +116,7 @@ def test_a_publish_that_is_too_large_costs_neither_memory_nor_the_link(meeting):
             inbox = a._carrier._sessions["b"]._words.inbox
             for retained in (False, True):
                 await other.publish(inbox, bytes(3_000_000), qos=1, retain=retained, timeout=10)
-            await until(lambda: a._carrier.counters["forged"] >= 2)
+            await until(lambda: a.counters["forged"] >= 2)
             await meet(a, b)
 
             assert a.link_counters["b"]["disconnected"] == 0
@@ -138,6 +140,25 @@ def test_a_recorded_packet_of_an_older_stream_ends_nothing(links):
                 await meet(a, b)
 
                 assert a.link_counters["b"]["connected"] == 2
+
+    finish(main())
+
+
+def test_what_is_repeated_again_and_again_makes_no_end_say_ever_more(links):
+    async def main():
+        async with links.member("a", "b") as a, links.member("b", "a") as b:
+            await meet(a, b)
+            session, other = a._carrier._sessions["b"], b._carrier._sessions["a"]
+            wanted = other._words.write(Packet(kind=Kind.OPEN, stream=bytes(16)))
+            unknown = other._words.write(Packet(kind=Kind.ACK, stream=b"\1" * 16, data=bytes(8)))
+            for _ in range(5000):
+                session._take(wanted)
+                session._take(unknown)
+
+            assert session._outgoing.qsize() == MOST_UNDER_WAY
+            await until(lambda: session._outgoing.empty() and session._num_under_way == 0)
+            await meet(a, b)
+            assert a.link_counters["b"] == {"connected": 1}
 
     finish(main())
 
@@ -204,6 +225,38 @@ def test_packets_are_as_small_as_the_broker_wants_them(meeting, everywhere, sett
     finish(main())
 
 
+def test_a_broker_whose_limit_is_too_small_is_told_of(meeting):
+    links = meeting(everywhere=["max_packet_size 900"])
+
+    async def main():
+        async with links.member("a", "b") as a:
+            assert await failed(a) == (
+                f"the broker {links.broker} takes packets of at most 900 bytes, which is too little: at least 1024 are needed; "
+                "ask its administrator to raise the limit"
+            )
+
+    finish(main())
+
+
+def test_a_broker_that_takes_too_few_messages_at_once_is_told_of(meeting):
+    links = meeting(everywhere=["max_inflight_messages 3"])
+
+    async def main():
+        async with links.member("a", "b") as a:
+            assert await failed(a) == (
+                f"the broker {links.broker} takes only 3 messages at once, which is too little: at least 8 are needed; "
+                "write mqtt.version: 3.1.1, where there is no such limit, or ask its administrator to raise it"
+            )
+        old = replace(links.broker, version="3.1.1")
+        async with links.member("a", "b", broker=old) as a, links.member("b", "a", broker=old) as b:
+            await meet(a, b)
+            await b.send("a", [b"large", bytes(2**20)], 5.0)
+
+            assert await receive(a, 1) == [("b", [b"large", bytes(2**20)])]
+
+    finish(main())
+
+
 def test_a_broker_that_takes_no_large_packet_is_named(meeting):
     links = meeting(everywhere=["max_packet_size 3000"], version="3.1.1")
 
@@ -228,7 +281,7 @@ def test_a_broker_that_drops_large_packets_is_told_of(meeting, caplog):
                     session._patience_s = 0.2
             await meet(a, b)
             await a.send("b", [bytes(2**18)], 1.0)
-            await until(lambda: a._carrier.counters["stuck"])
+            await until(lambda: a.counters["stuck"])
 
     finish(main())
     assert "has got no answer for 0.2 s. If that happens again and again, the broker may take or pass on no packets" in caplog.text
