@@ -94,7 +94,7 @@ class Undisturbed:
                 headers |= set(words(msgpack.unpackb(frame)))
             except (ValueError, msgpack.UnpackException):
                 payloads |= {frame[at : at + 8] for at in range(0, len(frame) - 7, 8)}
-        assert len(payloads) > 1000
+        assert len(payloads) > 500
         assert b"exchange" in headers
         return {secret for secret in headers | payloads if len(set(secret)) > 4}  # such as zeros are no secret
 
