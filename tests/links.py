@@ -15,7 +15,7 @@ import zmq
 
 from p2pfl.errors import TransportError
 from p2pfl.testing.site_proxy import SiteProxy
-from p2pfl.transports import TRANSPORTS, Endpoint, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
+from p2pfl.transports import TRANSPORTS, Endpoint, LinksByKind, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay_service import RelayService
 
@@ -187,6 +187,16 @@ class RelayedLinks(Links):
     def close(self) -> None:
         super().close()
         self.beside.close()
+
+
+class KindLinks(Links):
+    """Members whose links are one transport over the transports of their kinds, of which there is one here."""
+
+    def __init__(self, max_queued: int = 32) -> None:
+        super().__init__("memory", max_queued)
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
+        return LinksByKind(name, dict.fromkeys(neighbours, super().member(name, neighbours, **options)))
 
 
 class ZeroMQLinks(Links):

@@ -12,11 +12,23 @@ from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.identity import read_private
+from p2pfl.governance.names import split_address
 from p2pfl.transports.proxies import MOST_SOCKS_BYTES, Proxy
 
 PASSWORD_VARIABLE = "P2PFL_PROXY_PASSWORD"  # noqa: S105 - the name of a variable
 _ADDRESS = re.compile(r"(http|socks5)://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9][A-Za-z0-9._-]*)):([0-9]{1,5})/?")
 _LAST_PORT = 65535
+
+
+def checked_listen(text: str) -> str:
+    """Return a place to listen at, tcp://address:port; ValueError for any other text."""
+    if not text.startswith("tcp://"):
+        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    split_address(f"tcp://listens.here:{port}")  # the port; a host may be a wildcard here
+    if not host:
+        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
+    return text
 
 
 def _checked_address(text: str) -> str:
@@ -43,7 +55,7 @@ class RelaySettings:
     mbit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """At most so many megabits a second are passed on in all, both directions together."""
 
-    listen: str | None = None
+    listen: Annotated[str, AfterValidator(checked_listen)] | None = None
     """tcp://address:port to bind; None: the port of the relay's address on the card, on all interfaces."""
 
 

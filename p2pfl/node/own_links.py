@@ -26,7 +26,8 @@ def own_links(site: SiteFile, study: Study, card: Card, curve_secret: bytes) -> 
     me, peers = endpoint(card), [endpoint(study.member(name)) for name in study.neighbours(card.name)]
     if site.transport != DIRECT:
         return TRANSPORTS[site.transport](me, curve_secret, peers)
-    kinds = {peer.name: study.edge_kinds()[_pair(card.name, peer.name)].kind for peer in peers}
+    edges = study.edge_kinds()
+    kinds = {peer.name: edges[_pair(card.name, peer.name)].kind for peer in peers}
     links: dict[str, Transport] = {}
     for kind in sorted(set(kinds.values())):
         of_kind = [peer for peer in peers if kinds[peer.name] == kind]
@@ -77,9 +78,9 @@ def _direct(site: SiteFile, _study: Study, card: Card, _peers: Sequence[Endpoint
 
 
 def _relayed(site: SiteFile, study: Study, card: Card, peers: Sequence[Endpoint]) -> dict[str, Any]:
-    relays = {}
+    relays, edges = {}, study.edge_kinds()
     for peer in peers:
-        relay = study.member(str(study.edge_kinds()[_pair(card.name, peer.name)].relay))
+        relay = study.member(str(edges[_pair(card.name, peer.name)].relay))
         relays[peer.name] = Endpoint(name=relay.name, address=relay.relay, public_key=relay.curve.encode())
     return {"relays": relays, "way_out": _way_out(site)}
 

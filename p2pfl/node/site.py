@@ -15,23 +15,13 @@ from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
-from p2pfl.node.dialling import ProxySettings, RelaySettings
+from p2pfl.node.dialling import ProxySettings, RelaySettings, checked_listen
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
 
 _LAST_PORT = 65535
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _checked_listen(text: str) -> str:
-    if not text.startswith("tcp://"):
-        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    split_address(f"tcp://listens.here:{port}")  # the port; a host may be a wildcard here
-    if not host:
-        raise ValueError("expected tcp://address:port, such as tcp://0.0.0.0:7700")
-    return text
 
 
 def _checked_status(text: str) -> str:
@@ -74,7 +64,7 @@ class SiteFile:
     accept_differences: tuple[Kind, ...] = ()
     """In what this site may differ from the study's result contract; events.jsonl and summary.json say so."""
 
-    listen: Annotated[str, AfterValidator(_checked_listen)] | None = None
+    listen: Annotated[str, AfterValidator(checked_listen)] | None = None
     """tcp://address:port to bind; None: the card's port on all interfaces, IPv4 and IPv6, or nothing if the card has no address."""
 
     state: Path = Path("state")

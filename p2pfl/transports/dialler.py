@@ -140,6 +140,8 @@ class Dialler:
             return [(fault.state, str(fault))]
         try:
             happened = await self._attempt(offer.address, patience_s, is_ipv6=False)
+        except zmq.ZMQError as error:
+            return [(LinkCondition.NO_ROUTE, f"{error.strerror} at {address} {way_out.through}")]
         finally:
             offer.withdraw()
         failure = self._failure(happened, f"{address} {way_out.through}")

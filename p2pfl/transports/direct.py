@@ -28,6 +28,12 @@ class DirectWay:
         host, port = split(address)
         try:
             connection = await connect(self._resolver, host, port, patience_s)
+            try:
+                keep_alive(connection, self._heartbeat_s, MISSED_HEARTBEATS)
+                return SocketStream(connection)
+            except OSError:  # it has ended already
+                connection.close()
+                raise
         except TimeoutError as error:
             raise UnreachableError(LinkCondition.NO_ANSWER, f"no answer at {address} (a firewall, or the machine is off)") from error
         except TransportError as error:
@@ -35,8 +41,6 @@ class DirectWay:
         except OSError as error:
             state = LinkCondition.REFUSED if error.errno == errno.ECONNREFUSED else LinkCondition.NO_ROUTE
             raise UnreachableError(state, f"{why(error)} at {address}") from error
-        keep_alive(connection, self._heartbeat_s, MISSED_HEARTBEATS)
-        return SocketStream(connection)
 
 
 async def connect(resolver: Resolver, host: str, port: int, patience_s: float) -> socket.socket:

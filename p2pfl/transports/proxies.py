@@ -30,6 +30,7 @@ MOST_SOCKS_BYTES = 255
 """The longest name, user and password in SOCKS5."""
 _SHOWN = 80
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
+_OFFERED = re.compile(rb"^proxy-authenticate:[ \t]*([A-Za-z0-9-]{1,20})", re.IGNORECASE | re.MULTILINE)
 _LOGIN_WANTED, _FORBIDDEN = 407, 403
 _OK = range(200, 300)
 _FAR_AWAY = (502, 503, 504)
@@ -113,13 +114,17 @@ async def ask_http(connection: socket.socket, host: str, port: int, proxy: Proxy
         lines.append(f"Proxy-Authorization: Basic {login}")
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, "\r\n".join([*lines, "", ""]).encode())
-    found = _STATUS.match(await _head(connection))
+    head = await _head(connection)
+    found = _STATUS.match(head)
     if found is None:
         raise _RefusedError("it does not answer as an HTTP proxy does; is proxy.address in site.yaml right?")
     status = int(found[1])
     said = f"{status} {_printable(found[2] or b'')}".strip()
     if status in _OK:
         return
+    offered = sorted({scheme.decode() for scheme in _OFFERED.findall(head)})
+    if status == _LOGIN_WANTED and offered and "basic" not in {scheme.lower() for scheme in offered}:
+        raise _RefusedError(f"it takes no Basic login, only {', '.join(offered)} ({said}): ask its administrator for Basic")
     if status == _LOGIN_WANTED and proxy.user is None:
         raise _RefusedError(f"it wants a password ({said}): write proxy.user and proxy.password_file in site.yaml")
     if status == _LOGIN_WANTED:

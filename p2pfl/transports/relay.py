@@ -81,6 +81,9 @@ class RelayWay:
         except (OSError, EOFError) as error:
             stream.close()
             raise UnreachableError(LinkCondition.RELAY, f"{at} at {address} has ended the connection, or is silent") from error
+        except ValueError as error:  # nobody has made such a key honestly
+            stream.close()
+            raise UnreachableError(LinkCondition.RELAY, f"{at} has a key on its card that is none") from error
         except BaseException:
             stream.close()
             raise
@@ -126,6 +129,7 @@ class RelayTransport:
         linger_s: float = 2.0,
     ) -> None:
         self._way = RelayWay(me, secret_key, relays, way_out or DirectWay(heartbeat_s=heartbeat_s), heartbeat_s=heartbeat_s)
+        self._relays = relays
         self._peers = {peer.name: replace(peer, address=relays[peer.name].address) for peer in neighbours}
         self._coming: dict[int, str] = {}  # members by the local port that their connection to the own listener comes from
         self._faults: dict[str, UnreachableError] = {}
@@ -191,7 +195,11 @@ class RelayTransport:
     def link(self, peer: str) -> LinkState:
         """State of a link; see Transport.link."""
         link, fault = self._links.link(peer), self._faults.get(peer)
-        return link if fault is None or link.state not in _BEFORE else replace(link, state=fault.state, detail=str(fault))
+        if fault is not None and link.state in _BEFORE:
+            return replace(link, state=fault.state, detail=str(fault))
+        if link.state == LinkCondition.AWAITED:
+            return replace(link, detail=f"it has not come to its relay {self._relays[peer].name} yet")
+        return link
 
     async def _await_at_relay(self, peer: Endpoint) -> None:
         """Keep a connection with a relay, over which a neighbour that would dial comes, and another one when it has come."""
@@ -204,17 +212,11 @@ class RelayTransport:
                     self._faults[peer.name] = fault
                     continue
                 self._faults.pop(peer.name, None)
-                self._bring(peer.name, stream)
+                _, _, port = str(self._links.bound_address).rpartition(":")
+                self._tunnels.bring(stream, int(port), self._coming, peer.name)
                 pause_s = RECONNECT_S
+                await asyncio.sleep(pause_s)  # a relay that lies must not have this end run in a circle
                 break
             else:
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
                 await asyncio.sleep(pause_s)
-
-    def _bring(self, peer: str, stream: SocketStream) -> None:
-        _, _, port = str(self._links.bound_address).rpartition(":")
-
-        def expect(local_port: int) -> None:
-            self._coming[local_port] = peer
-
-        self._tunnels.bring(stream, int(port), expect)

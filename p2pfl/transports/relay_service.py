@@ -8,6 +8,7 @@ direction; a receiver that does not read stops its sender, through the relay.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -133,12 +134,16 @@ class RelayService:
     def _bound(self) -> socket.socket:
         host, port = split(self._listen)
         place: Any = ("" if host == "*" else host, port)
-        try:
-            both = host == "*" and socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-            listener = socket.create_server(place, family=family, dualstack_ipv6=both)
-        except OSError as error:
-            raise TransportError(f"relay.listen = {self._listen!r}: {error.strerror}") from error
+        families = [socket.AF_INET6, socket.AF_INET] if host == "*" and socket.has_dualstack_ipv6() else [socket.AF_INET]
+        for family in [socket.AF_INET6] if ":" in host else families:
+            try:
+                listener = socket.create_server(place, family=family, dualstack_ipv6=len(families) > 1 and family == socket.AF_INET6)
+                break
+            except OSError as error:
+                # a machine may know IPv6 and have no address of it
+                if family == socket.AF_INET6 and len(families) > 1 and error.errno != errno.EADDRINUSE:
+                    continue
+                raise TransportError(f"relay.listen = {self._listen!r}: {error.strerror}") from error
         listener.setblocking(False)
         hold_little(listener)
         return listener

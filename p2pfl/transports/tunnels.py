@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -58,8 +58,12 @@ class Offer:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._source = reserve_port(LOOPBACK)
+        try:
+            self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError:
+            self._source.close()
+            raise
         try:
             hold_little(self._listener)  # before it is connected: the window is agreed on then
             self._listener.bind((LOOPBACK, 0))
@@ -124,9 +128,12 @@ class Tunnels:
         self._keep(offer.start(self._group))
         return offer
 
-    def bring(self, stream: Stream, port: int, expect: Callable[[int], None]) -> None:
-        """Connect a stream with the port of this machine at which libzmq listens; *expect* is first told the port that it comes from."""
-        task = self._group.create_task(_bring(stream, port, expect), name=f"tunnel to {port}")
+    def bring(self, stream: Stream, port: int, expected: MutableMapping[int, str], member: str) -> None:
+        """Connect a stream with the port of this machine at which libzmq listens.
+
+        As long as it lasts, *expected* has the member by the port that the connection comes from.
+        """
+        task = self._group.create_task(_bring(stream, port, expected, member), name=f"tunnel to {port}")
         task.add_done_callback(lambda _: stream.close())
         self._keep(task)
 
@@ -142,16 +149,15 @@ class Tunnels:
         task.add_done_callback(self._running.discard)
 
 
-async def _bring(stream: Stream, port: int, expect: Callable[[int], None]) -> None:
-    near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    with suppress(OSError):  # the listener is just closing
+async def _bring(stream: Stream, port: int, expected: MutableMapping[int, str], member: str) -> None:
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as near:  # no more files, or the listener is just closing
+        near.setblocking(False)
+        hold_little(near)
+        near.bind((LOOPBACK, 0))
+        own_port = near.getsockname()[1]
+        expected[own_port] = member
         try:
-            near.setblocking(False)
-            hold_little(near)
-            near.bind((LOOPBACK, 0))
-            expect(near.getsockname()[1])
             await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, port))
-        except BaseException:
-            near.close()
-            raise
-        await splice(SocketStream(near), stream)
+            await splice(SocketStream(near), stream)
+        finally:
+            del expected[own_port]

@@ -46,7 +46,7 @@ def test_only_an_edge_whose_ends_have_no_address_is_relayed():
 
 
 def test_a_common_neighbour_comes_first_then_the_least_load_then_the_name():
-    assert relayed("bc", "dh", [*RING, ("b", "d")]) == {"bc": "d"}
+    assert relayed("bc", "ah", [*RING, ("b", "h"), ("c", "h")]) == {"bc": "h"}
     assert relayed("bcfg", "ad") == {"bc": "a", "fg": "d"}
     assert relayed("bcdfg", "ah") == {"bc": "a", "cd": "h", "fg": "a"}
     assert relayed("bc", "hd") == {"bc": "d"}

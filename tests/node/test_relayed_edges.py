@@ -13,21 +13,27 @@ from p2pfl.governance.study import Study
 from p2pfl.node.dialling import RelaySettings
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
+from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinksByKind, RelayService, ZeroMQTransport, reserve_port
 from p2pfl.transports.relay import RelayTransport
 from recorder import Recorder
 
 HIDDEN = ("node-1", "node-2")
 RELAY = "node-4"
+PASSWORD = "open-sesame"
 
 
 @pytest.fixture
 def wire():
-    """A wire to the relay's port that keeps a copy of what passes."""
+    """A wire to the relay's port that keeps a copy of what passes, that port, and a proxy that wants a password."""
     beside = Beside()
     with reserve_port() as port:
-        yield beside.open(_made(beside, port.port)), port
+        yield beside.open(_made(beside, port.port)), port, beside.open(SiteProxy("http", login=("site", PASSWORD)))
     beside.close()
+
+
+def port_of(address):
+    return int(address.rpartition(":")[2])
 
 
 def _made(beside, port):
@@ -40,7 +46,7 @@ def _made(beside, port):
 @pytest.mark.slow
 def test_a_relayed_edge_gives_the_same_weights_and_shows_the_relay_nothing(tmp_path, wire):
     plan = averaging({"name": "ring"}, 5)
-    recorder, port = wire
+    recorder, port, proxy = wire
 
     async def direct():
         async with Network(plan, tmp_path / "direct", timeouts=PATIENT) as network:
@@ -56,6 +62,10 @@ def test_a_relayed_edge_gives_the_same_weights_and_shows_the_relay_nothing(tmp_p
         assert {ends: found.relay for ends, found in kinds.items() if found.relay is not None} == {HIDDEN: RELAY}
         assert not set(HIDDEN) & set(institutions.study.neighbours(RELAY))
 
+        behind = institutions.site(HIDDEN[1])
+        behind.write_text(behind.read_text() + f"proxy: {{address: '{proxy.address}', user: site, password_file: password}}\n")
+        (behind.parent / "password").write_text(PASSWORD)
+        (behind.parent / "password").chmod(0o600)
         institutions.start()
         wait_until(institutions.is_over)
 
@@ -63,6 +73,8 @@ def test_a_relayed_edge_gives_the_same_weights_and_shows_the_relay_nothing(tmp_p
         assert not any(row["skipped"] for name in plan.names for row in institutions.rows(name))
         assert torch.equal(institutions.models(), expected)
         secrets = [*plan.names, institutions.study.digest, "averaging", "schema", "exchange"]
+        assert {place for _, place in proxy.targets} == {port_of(recorder.address), port_of(institutions.study.member("node-3").address)}
+        assert PASSWORD not in (behind.parent / "node.log").read_text()
         models = [row.numpy().tobytes()[:8] for row in institutions.models()]
     heard = b"\0".join(recorder.heard)
 

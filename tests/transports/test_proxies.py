@@ -131,6 +131,17 @@ def test_a_refusal_is_said_with_its_cause_and_its_remedy(links, case, caplog):
     assert "guessed" not in repr(Proxy(kind="http", host="x", port=1, user="site", password="guessed"))
 
 
+def test_a_proxy_that_takes_no_basic_login_is_told_from_a_wrong_password(links):
+    async def main():
+        async with SiteProxy("http", login=("site", PASSWORD)) as proxy:
+            proxy.schemes = ["NTLM", "Negotiate"]
+            async with dialling(links, proxy, login=("site", "guessed")) as b:
+                said = "it takes no Basic login, only NTLM, Negotiate (407 Proxy Authentication Required)"
+                assert said in (await failed(b)).detail
+
+    finish(main())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_proxy_that_is_not_there_is_named(links, kind):
     async def main():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 from dataclasses import replace
 
 import pytest
 import zmq
+from zmq.utils import z85
 
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
+from p2pfl.errors import TransportError
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.relay_service import Rate
@@ -74,6 +78,34 @@ def test_a_relay_that_dies_costs_the_link_until_it_is_back(links, first):
 
     finish(main(), 60)
     links.beside = type("Closed", (), {"close": lambda self: None})()
+
+
+def test_who_is_waited_for_at_a_relay_is_said_at_both_ends(links, monkeypatch):
+    monkeypatch.setattr("p2pfl.transports.sockets.HANDSHAKE_S", 0.3)
+
+    async def main():
+        async with links.member("a", "b") as a:
+            assert (a.link("b").state, a.link("b").detail) == (LinkCondition.AWAITED, "it has not come to its relay relay yet")
+        async with links.member("b", "a") as b:
+            await until(lambda: b.link("a").state == LinkCondition.NO_ANSWER)
+            assert b.link("a").detail == "a has not come to its relay relay: it is not running, or does not reach relay"
+
+    finish(main())
+
+
+def test_a_crowd_of_strangers_does_not_keep_members_out_of_a_relay(links):
+    async def main():
+        crowd = [socket.create_connection(("127.0.0.1", links.ports["relay"].port)) for _ in range(60)]
+        try:
+            async with links.member("a", "b") as a, links.member("b", "a") as b:
+                await meet(a, b)
+        finally:
+            for stranger in crowd:
+                stranger.close()
+
+        assert links.service.counters["evicted"] > 0
+
+    finish(main())
 
 
 def test_a_link_that_the_relay_does_not_know_is_refused_and_said(links):
@@ -212,5 +244,41 @@ def test_links_of_several_kinds_are_one_transport(links):
                 b.link("z")
             with pytest.raises(ValueError, match="'z' is no neighbour of 'b'"):
                 await b.send("z", [b"x"], 1.0)
+
+    finish(main())
+
+
+def test_a_relays_key_that_nobody_made_honestly_costs_the_link_only(links):
+    """X25519 refuses points of low order, such as zero."""
+
+    async def main():
+        links.relay = replace(links.relay, public_key=z85.encode(bytes(32)))
+        async with links.member("a", "b") as a:
+            await until(lambda: a.link("b").state == LinkCondition.RELAY)
+
+            assert a.link("b").detail == "the relay relay has a key on its card that is none"
+
+    finish(main())
+
+
+def test_a_port_that_is_taken_is_named(links):
+    async def main():
+        for listen in (links.ports["relay"].address, f"tcp://*:{links.ports['relay'].port}"):
+            with pytest.raises(TransportError, match=rf"relay\.listen = '{re.escape(listen)}': Address already in use"):
+                async with service(links, listen=listen):
+                    pass
+
+    finish(main())
+
+
+def test_a_relay_listens_on_all_interfaces(links):
+    async def main():
+        async with service(links, listen="tcp://*:0") as relay:
+            reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+            try:
+                assert (await reader.readexactly(CHALLENGE_BYTES)).startswith(b"p2pfl relay 1\n")
+            finally:
+                writer.close()
+                await writer.wait_closed()
 
     finish(main())
