@@ -13,6 +13,7 @@ from typing import Any
 
 import zmq
 
+from mosquitto import Mosquitto
 from p2pfl.errors import TransportError
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinksByKind, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
@@ -20,6 +21,7 @@ from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay_service import RelayService
 
 DEADLINE_S = 20.0
+STUDY = "5" * 64
 
 
 def finish(test: Coroutine[Any, Any, None], deadline_s: float = DEADLINE_S) -> None:
@@ -187,6 +189,22 @@ class RelayedLinks(Links):
     def close(self) -> None:
         super().close()
         self.beside.close()
+
+
+class BrokerLinks(Links):
+    """Members without a listener, that meet at a broker."""
+
+    def __init__(self, max_queued: int = 32, **settings: Any) -> None:
+        super().__init__("mqtt", max_queued, hidden="abcd")
+        self.mosquitto = Mosquitto().start()
+        self.broker = self.mosquitto.broker(**settings)
+
+    def member(self, name: str, neighbours: Iterable[str], **options: Any) -> Any:
+        return super().member(name, neighbours, **{"broker": self.broker, "study": STUDY, **options})
+
+    def close(self) -> None:
+        super().close()
+        self.mosquitto.close()
 
 
 class KindLinks(Links):

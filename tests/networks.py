@@ -261,7 +261,7 @@ class Institutions:
         place: one folder a member is made in it, and the public files.
         via: addresses that the others are told instead of a member's own; None: the member only dials out.
         relays: by member, the address on its card where it relays, and what its site.yaml says of that.
-        transports: kinds of single edges, by their ends in the order of the names.
+        transports: by the ends of an edge, how its link goes.
         settings_of: for single site.yaml files, over all else.
         settings: for every site.yaml.
     """

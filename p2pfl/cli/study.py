@@ -51,6 +51,7 @@ confirmed: {confirmed}
 # heartbeat_s: 2
 # proxy: null               # {{address: "http://host:port" or "socks5://host:port", user: NAME, password_file: FILE}}
 # relay: null               # {{mbit_s: 20}}: so much of others' links passes here, where the card offers to relay
+# mqtt: null                # {{host: NAME, username: NAME, password_file: FILE}}: the broker, where the study has links go over one
 """
 
 
@@ -61,7 +62,9 @@ def new(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("study.yaml"),
     transport: Annotated[
         str | None,
-        typer.Option(help="How links go that the topology's file does not say: zeromq or relay. Default: as the members' addresses allow."),
+        typer.Option(
+            help="How links go that the topology's file does not say: zeromq, relay or mqtt. Default: as the members' addresses allow."
+        ),
     ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,

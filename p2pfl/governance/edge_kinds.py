@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
 
-DIRECT, RELAY = "zeromq", "relay"
-EDGE_KINDS: Mapping[str, str] = {DIRECT: "one end dials the other", RELAY: "through a member that relays"}
+DIRECT, RELAY, BROKER = "zeromq", "relay", "mqtt"
+EDGE_KINDS: Mapping[str, str] = {
+    DIRECT: "one end dials the other",
+    RELAY: "through a member that relays",
+    BROKER: "over an MQTT broker that both reach",
+}
 """Kinds of transport that a study can name for an edge, as the registry of transports has them."""
 
 

@@ -95,22 +95,34 @@ class ProxySettings:
             if self.password_file is not None:
                 raise ConfigError(f"proxy.password_file = {str(self.password_file)!r}: whose password is it? Write proxy.user, too")
             return ""
-        if self.password_file is None:
-            place, raw = PASSWORD_VARIABLE, os.fsencode(os.environ.get(PASSWORD_VARIABLE, ""))
-            if not raw:
-                raise ConfigError(
-                    f"proxy.user = {self.user!r}: no password; write proxy.password_file, a file that only this account can read, "
-                    f"or set {PASSWORD_VARIABLE}"
-                )
-        else:
-            place = str(self.password_file)
-            if not self.password_file.exists():
-                raise ConfigError(f"proxy.password_file = {place!r}: no such file; write the proxy's password into it, and run: chmod 600")
-            raw = read_private(self.password_file).rstrip(b"\r\n")
-        try:
-            password = raw.decode()
-        except UnicodeDecodeError:
-            password = ""
-        if not password or not password.isprintable() or len(raw) > MOST_SOCKS_BYTES:
-            raise ConfigError(f"the password of the proxy: expected one line of 1 to {MOST_SOCKS_BYTES} bytes in UTF-8", place)
-        return password
+        return read_password("proxy", f"proxy.user = {self.user!r}", self.password_file, PASSWORD_VARIABLE)
+
+
+def read_password(of: str, user: str, file: Path | None, variable: str) -> str:
+    """Read the password of a proxy or a broker from its file, or from a variable of the environment.
+
+    Args:
+        of: key of site.yaml to which it belongs.
+        user: whose it is, as site.yaml says it.
+        file: holds it; None: the variable does.
+        variable: of the environment.
+
+    Raises:
+        ConfigError: there is none; others can read the file; or it is no password.
+    """
+    if file is None:
+        place, raw = variable, os.fsencode(os.environ.get(variable, ""))
+        if not raw:
+            raise ConfigError(f"{user}: no password; write {of}.password_file, a file that only this account can read, or set {variable}")
+    else:
+        place = str(file)
+        if not file.exists():
+            raise ConfigError(f"{of}.password_file = {place!r}: no such file; write the password into it, and run: chmod 600")
+        raw = read_private(file).rstrip(b"\r\n")
+    try:
+        password = raw.decode()
+    except UnicodeDecodeError:
+        password = ""
+    if not password or not password.isprintable() or len(raw) > MOST_SOCKS_BYTES:
+        raise ConfigError(f"the password of {of}: expected one line of 1 to {MOST_SOCKS_BYTES} bytes in UTF-8", place)
+    return password

@@ -10,9 +10,10 @@ from typing import Any
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
-from p2pfl.governance.edge_kinds import DIRECT, RELAY
+from p2pfl.governance.edge_kinds import BROKER, DIRECT, RELAY
 from p2pfl.governance.names import split_address
 from p2pfl.governance.study import Study
+from p2pfl.node.broker import broker_of
 from p2pfl.node.site import SiteFile
 from p2pfl.transports import TRANSPORTS, Endpoint, LinksByKind, ProxyWay, RelayService, Transport
 
@@ -85,7 +86,15 @@ def _relayed(site: SiteFile, study: Study, card: Card, peers: Sequence[Endpoint]
     return {"relays": relays, "way_out": _way_out(site)}
 
 
-_OPTIONS: Mapping[str, Callable[[SiteFile, Study, Card, Sequence[Endpoint]], dict[str, Any]]] = {DIRECT: _direct, RELAY: _relayed}
+def _over_broker(site: SiteFile, study: Study, _card: Card, peers: Sequence[Endpoint]) -> dict[str, Any]:
+    return {"broker": broker_of(site.mqtt, [peer.name for peer in peers]), "study": study.digest, "way_out": _way_out(site)}
+
+
+_OPTIONS: Mapping[str, Callable[[SiteFile, Study, Card, Sequence[Endpoint]], dict[str, Any]]] = {
+    DIRECT: _direct,
+    RELAY: _relayed,
+    BROKER: _over_broker,
+}
 
 
 def _pair(a: str, b: str) -> tuple[str, str]:

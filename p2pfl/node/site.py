@@ -15,6 +15,7 @@ from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
 from p2pfl.governance.encoding import plain_digest
 from p2pfl.governance.names import Name, checked_task_name, split_address
 from p2pfl.governance.result_contract import Kind
+from p2pfl.node.broker import BrokerSettings
 from p2pfl.node.dialling import ProxySettings, RelaySettings, checked_listen
 from p2pfl.transports import TRANSPORTS
 from p2pfl.yaml_files import check, load_yaml, shown
@@ -115,6 +116,9 @@ class SiteFile:
     relay: RelaySettings | None = None
     """How much of others' links this site relays, where its card offers that; None: nothing."""
 
+    mqtt: BrokerSettings | None = None
+    """How this site reaches the MQTT broker over which the study has some of its links go; None: it reaches none."""
+
     heartbeat_s: Annotated[int, Field(ge=1)] = 2
     """Whole seconds between two signs of life on an idle link."""
 
@@ -134,13 +138,15 @@ class SiteFile:
         site = check(cls, load_yaml(path), str(path))
         given = {"study": site.study, "keys": site.keys, "state": site.state, "passphrase_file": site.passphrase_file}
         given |= {"proxy.password_file": site.proxy.password_file if site.proxy else None}
+        given |= {f"mqtt.{key}": getattr(site.mqtt, key) for key in ("ca_file", "password_file") if site.mqtt}
         given |= {f"task.{key}": Path(value) for key, value in site.task.items() if _is_path(value)}
         strange = {key: written for key, written in given.items() if written is not None and _homeless(written)}
         if strange:
             raise ConfigError(
                 [f"{key} = {shown(str(of))}: no account has this home folder; write the folder" for key, of in strange.items()], str(path)
             )
-        if site.proxy is not None and (faults := site.proxy.faults()):
+        faults = [*(site.proxy.faults() if site.proxy else ()), *(site.mqtt.faults() if site.mqtt else ())]
+        if faults:
             raise ConfigError(faults, str(path))
         if site.status_port is not None and site.status_listen is not None:
             raise ConfigError("status_port and status_listen: both say where the status page is; keep one of them", str(path))
@@ -151,6 +157,12 @@ class SiteFile:
             state=_beside(folder, site.state),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
             proxy=site.proxy and replace(site.proxy, password_file=site.proxy.password_file and _beside(folder, site.proxy.password_file)),
+            mqtt=site.mqtt
+            and replace(
+                site.mqtt,
+                ca_file=site.mqtt.ca_file and _beside(folder, site.mqtt.ca_file),
+                password_file=site.mqtt.password_file and _beside(folder, site.mqtt.password_file),
+            ),
             task={key: str(_beside(folder, Path(value))) if _is_path(value) else value for key, value in site.task.items()},
         )
 

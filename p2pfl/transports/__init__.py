@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from p2pfl.transports.base import MAX_FRAME_BYTES, UNREADABLE, Endpoint, LinkCondition, LinkState, Received, Transport, TransportFactory
+from p2pfl.transports.broker import Broker
 from p2pfl.transports.by_kind import LinksByKind
 from p2pfl.transports.memory import MemoryNetwork, join_process
+from p2pfl.transports.mqtt import MqttTransport
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay import RelayTransport
 from p2pfl.transports.relay_service import RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
-TRANSPORTS: dict[str, TransportFactory] = {"zeromq": ZeroMQTransport, "relay": RelayTransport, "memory": join_process}
+TRANSPORTS: dict[str, TransportFactory] = {
+    "zeromq": ZeroMQTransport,
+    "relay": RelayTransport,
+    "mqtt": MqttTransport,
+    "memory": join_process,
+}
 """By name, what makes a member's end of its links of one kind; both ends of a link must use the same."""
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "RELAYING",
     "TRANSPORTS",
     "UNREADABLE",
+    "Broker",
     "Endpoint",
     "LinkCondition",
     "LinkState",

@@ -85,6 +85,8 @@ class LinkCondition(StrEnum):
     """This site's proxy is not reached, or does not make the connection."""
     RELAY = "relay failed"
     """The member that relays the link is not reached, or does not relay it."""
+    BROKER = "broker failed"
+    """The MQTT broker of the link is not reached, or does not let this site in."""
     HANDSHAKE_FAILED = "handshake failed"
     """Somebody listens, and the connection ended before it was encrypted: another key than on the card, or another program."""
     WRONG_KEY = "wrong key"

@@ -37,6 +37,7 @@ _TELLING = (
     LinkCondition.HANDSHAKE_FAILED,
     LinkCondition.PROXY,
     LinkCondition.RELAY,
+    LinkCondition.BROKER,
     LinkCondition.REFUSED,
     LinkCondition.NO_ANSWER,
     LinkCondition.NO_ROUTE,

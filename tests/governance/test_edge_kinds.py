@@ -112,7 +112,7 @@ def test_a_study_that_names_no_transport_keeps_its_digest():
 @pytest.mark.parametrize(
     ("kinds", "said"),
     [
-        ({"transport": "pigeon"}, "transport = 'pigeon': expected one of relay, zeromq"),
+        ({"transport": "pigeon"}, "transport = 'pigeon': expected one of mqtt, relay, zeromq"),
         ({"transports": {("a", "c"): "zeromq"}}, "graph.transports: a - c is given 1 times; expected once, and an edge of the graph"),
     ],
 )
@@ -128,3 +128,9 @@ def test_an_address_of_a_relay_is_nobody_elses():
     members[0] = IDENTITIES["a"].card("a", "tcp://h.example:7701")
     with pytest.raises(ConfigError, match="stands in 2 cards"):
         study(members)
+
+
+def test_an_edge_over_a_broker_needs_no_address_at_either_end():
+    found = study(cards("ab"), transports={("a", "b"): "mqtt"})
+
+    assert found.edge_kinds()["a", "b"] == EdgeKind(kind="mqtt")

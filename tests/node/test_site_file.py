@@ -229,3 +229,47 @@ def test_faults_of_a_proxy_are_named_and_no_password_is_shown(site, tmp_path, pr
 
     assert said in str(error.value)
     assert "sesame" not in str(error.value)
+
+
+def test_a_broker_with_its_password_from_a_file_or_a_variable(site, tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("open sesame\n")
+    (tmp_path / "password").chmod(0o600)
+    given = site(LEAST + "mqtt: {host: broker.example, username: site, password_file: password, ca_file: ca.pem}\n").mqtt
+    found = given.broker()
+
+    assert (found.address, str(found)) == ("tcp://broker.example:8883", "mqtts://broker.example:8883")
+    assert (found.username, found.password, found.version, found.keepalive_s) == ("site", "open sesame", "5", 20)
+    assert found.ca_file == tmp_path / "ca.pem"
+    assert "sesame" not in repr(found)
+
+    monkeypatch.setenv("P2PFL_MQTT_PASSWORD", "from there")
+    plain = site(LEAST + "mqtt: {host: '2001:db8::7', tls: false, username: site, version: 3.1.1, keepalive: 5}\n").mqtt.broker()
+
+    assert (plain.address, plain.password, plain.version, plain.keepalive_s) == ("tcp://[2001:db8::7]:1883", "from there", "3.1.1", 5)
+    assert site(LEAST + "mqtt: {host: broker, version: 5}\n").mqtt.broker().version == "5"
+    assert site(LEAST + "mqtt: {host: broker}\n").mqtt.broker().password is None
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "said"),
+    [
+        ("{host: 'tcp://broker:1883'}", "mqtt.host = 'tcp://broker:1883': expected a host's name or its numeric address"),
+        ("{host: broker, port: 0}", "mqtt.port = 0"),
+        ("{host: broker, version: 3.1}", "mqtt.version = 3.1"),
+        ("{host: broker, packet_bytes: 100}", "mqtt.packet_bytes = 100"),
+        ("{host: broker, passwort: x}", "mqtt.passwort"),
+        ("{host: broker, password_file: password}", "whose password is it? Write mqtt.username, too"),
+        ("{host: broker, ca_file: ca.pem, tls: false}", "is for TLS, and mqtt.tls is false; leave one of them out"),
+        ("{host: broker, username: site}", "mqtt.username = 'site': no password; write mqtt.password_file"),
+        ("{host: broker, username: site, password_file: nowhere}", "no such file; write the password into it, and run: chmod 600"),
+        ("{host: broker, username: site, password_file: open}", "mode 0644, others may use it; run: chmod 600"),
+    ],
+)
+def test_faults_of_a_broker_are_named_and_no_password_is_shown(site, tmp_path, mqtt, said):
+    (tmp_path / "open").write_text("sesame")
+    (tmp_path / "open").chmod(0o644)
+    with pytest.raises(ConfigError) as told:
+        site(f"{LEAST}mqtt: {mqtt}\n").mqtt.broker()
+
+    assert said in str(told.value)
+    assert "sesame" not in str(told.value)

@@ -8,7 +8,19 @@ from functools import partial
 
 import pytest
 
-from links import KindLinks, Links, ProxiedLinks, RelayedLinks, arrives, finish, receive, send_until_refused, send_when_up, until
+from links import (
+    BrokerLinks,
+    KindLinks,
+    Links,
+    ProxiedLinks,
+    RelayedLinks,
+    arrives,
+    finish,
+    receive,
+    send_until_refused,
+    send_when_up,
+    until,
+)
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 
@@ -16,7 +28,13 @@ MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
 
-WAYS = {"connect": partial(ProxiedLinks, "http"), "socks": partial(ProxiedLinks, "socks5"), "relay": RelayedLinks, "by kind": KindLinks}
+WAYS = {
+    "connect": partial(ProxiedLinks, "http"),
+    "socks": partial(ProxiedLinks, "socks5"),
+    "relay": RelayedLinks,
+    "mqtt": BrokerLinks,
+    "by kind": KindLinks,
+}
 """Links that something else carries, by name."""
 
 
