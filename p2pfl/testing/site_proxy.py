@@ -19,30 +19,25 @@ _FIRST_WORD_S = 0.2
 
 
 class SiteProxy:
-    """A proxy at a port of this machine, chosen by the system, inside `async with`.
+    """A proxy at a port of 127.0.0.1, chosen by the system, inside `async with`.
 
     Args:
         kind: "http" (CONNECT) or "socks5".
         login: user and password that it wants; None: nobody has to log in.
         names: hosts that only the proxy knows, with the numeric address of each.
         refuses: status or reply with which it refuses every connection; None: it connects.
-        host: numeric address where it listens.
     """
 
     def __init__(
-        self,
-        kind: str,
-        *,
-        login: tuple[str, str] | None = None,
-        names: Mapping[str, str] | None = None,
-        refuses: int | None = None,
-        host: str = "127.0.0.1",
+        self, kind: str, *, login: tuple[str, str] | None = None, names: Mapping[str, str] | None = None, refuses: int | None = None
     ) -> None:
-        self.kind, self.login, self.names, self.refuses, self.host = kind, login, dict(names or {}), refuses, host
+        self.kind, self.login, self.names, self.refuses = kind, login, dict(names or {}), refuses
         self.schemes = ["Basic realm=x"]
         """Ways to log in that an HTTP proxy says it takes."""
         self.port = 0
         """Where it listens; a proxy that is opened again listens there again."""
+        self.host = "127.0.0.1"
+        """The numeric address where it listens."""
         self.targets: list[tuple[str, int]] = []
         """Hosts and ports that it was asked for, as they were written."""
 

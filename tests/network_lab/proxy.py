@@ -9,8 +9,8 @@ from p2pfl.testing.site_proxy import SiteProxy
 
 
 async def main(port: int) -> None:
-    proxy = SiteProxy("http", host="0.0.0.0")
-    proxy.port = port
+    proxy = SiteProxy("http")
+    proxy.host, proxy.port = "0.0.0.0", port
     async with proxy:
         await asyncio.Event().wait()
 

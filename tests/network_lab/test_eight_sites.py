@@ -15,18 +15,20 @@ from lab import LabProcess, NetworkLab
 from packets import Flow
 
 from links import MemoryLinks
+from mosquitto import program
 from networks import PATIENT, Institutions, Network, finish, plan_of, wait_until
-from p2pfl.governance.edge_kinds import RELAY, EdgeKind
+from p2pfl.governance.edge_kinds import BROKER as OVER_BROKER
+from p2pfl.governance.edge_kinds import RELAY
 
-PORT, RELAY_PORT, PROXY_PORT = 7700, 7701, 3128
+PORT, RELAY_PORT, PROXY_PORT, BROKER_PORT = 7700, 7701, 3128, 1883
 SITES = tuple(f"hospital-{number}" for number in range(8))
 HIDDEN = (SITES[2], SITES[3])
 """Neighbours that let nobody in."""
 RELAYING = SITES[6]
 BEHIND_PROXY = SITES[5]
 APART = (SITES[0], SITES[7])
-"""Neighbours whose packets never reach each other."""
-PROXY = "proxy"
+"""Neighbours whose packets never reach each other: they share a broker."""
+PROXY, BROKER = "proxy", "broker"
 LINES = {"delay_s": 0.040, "jitter_s": 0.010, "loss": 0.01, "bytes_per_s": 20e6 / 8}
 
 EXPERIMENT = {
@@ -50,13 +52,14 @@ class Hospitals(Institutions):
         for_all = {"listen": f"tcp://*:{PORT}", "heartbeat_s": 2, "linger_s": 20.0}
         only_dial = {name: {"listen": None} for name in (*HIDDEN, BEHIND_PROXY)}
         only_dial[BEHIND_PROXY] |= {"proxy": {"address": f"http://{lab.addresses[PROXY]}:{PROXY_PORT}"}}
+        broker = {"mqtt": {"host": lab.addresses[BROKER], "port": BROKER_PORT, "tls": False}}
         super().__init__(
             plan,
             place,
             via=lambda name, _: None if name in only_dial else f"tcp://{lab.addresses[name]}:{PORT}",
             relays={RELAYING: (f"tcp://{lab.addresses[RELAYING]}:{RELAY_PORT}", {"mbit_s": 20})},
-            transports={APART: RELAY},
-            settings_of=only_dial,
+            transports={APART: OVER_BROKER},
+            settings_of={**only_dial, **dict.fromkeys(APART, broker)},
             **for_all,
         )
 
@@ -94,7 +97,7 @@ class Undisturbed:
                 headers |= set(words(msgpack.unpackb(frame)))
             except (ValueError, msgpack.UnpackException):
                 payloads |= {frame[at : at + 8] for at in range(0, len(frame) - 7, 8)}
-        assert len(payloads) > 1000
+        assert len(payloads) > 500
         assert b"exchange" in headers
         return {secret for secret in headers | payloads if len(set(secret)) > 4}  # such as zeros are no secret
 
@@ -113,6 +116,14 @@ def auroc(summary, name):
     return summary["metrics"].get("auroc", {"per_node": {}})["per_node"].get(name)
 
 
+def ran_to_their_ends(hospitals: Hospitals, deadline_s: float) -> None:
+    try:
+        wait_until(hospitals.is_over, deadline_s)
+    except AssertionError:
+        logs = {name: (hospitals.place / name / "node.log").read_text().splitlines()[-4:] for name in SITES}
+        pytest.fail("\n".join(f"{name}: {line}" for name in SITES if hospitals.exit_code(name) is None for line in logs[name]))
+
+
 def said(streams: dict[Flow, list[bytes]], *hosts: str) -> bytes:
     """What passed between two hosts, or to and from one, or between all."""
     ends = set(hosts)
@@ -127,12 +138,16 @@ def test_eight_sites_behind_firewalls_come_to_the_undisturbed_result(task, tmp_p
     expected = Undisturbed(plan, tmp_path / "undisturbed")
     rules = {"closed": (*HIDDEN, BEHIND_PROXY), "only_to": {BEHIND_PROXY: [PROXY]}, "apart": [APART]}
 
-    with NetworkLab([*SITES, PROXY], tmp_path, **rules, **LINES) as lab, Hospitals(plan, tmp_path, lab) as hospitals:
-        relayed = {ends: found for ends, found in hospitals.study.edge_kinds().items() if found.kind == RELAY}
-        assert relayed == dict.fromkeys((APART, HIDDEN), EdgeKind(kind=RELAY, relay=RELAYING))
+    mosquitto = program()
+    with NetworkLab([*SITES, PROXY, BROKER], tmp_path, **rules, **LINES) as lab, Hospitals(plan, tmp_path, lab) as hospitals:
+        kinds = hospitals.study.edge_kinds()
+        assert {ends: found.relay for ends, found in kinds.items() if found.kind == RELAY} == {HIDDEN: RELAYING}
         assert not set(HIDDEN) & set(hospitals.study.neighbours(RELAYING))
         proxy = Path(__file__).with_name("proxy.py")
         lab.start(PROXY, PROXY, sys.executable, str(proxy), str(PROXY_PORT), log=tmp_path / "proxy.log")
+        settings = f"user root\npersistence false\nlistener {BROKER_PORT} 0.0.0.0\nallow_anonymous true\n"
+        (tmp_path / "mosquitto.conf").write_text(settings)
+        lab.start(BROKER, BROKER, mosquitto, "-c", str(tmp_path / "mosquitto.conf"), log=tmp_path / "broker.log")
         hospitals.start()
         wait_until(hospitals.is_over, 120)
 
@@ -150,10 +165,15 @@ def test_eight_sites_behind_firewalls_come_to_the_undisturbed_result(task, tmp_p
         assert said(streams, *hidden) == b""
     assert {b for a, _, b, _ in streams if a == BEHIND_PROXY} == {PROXY}
     assert f"CONNECT {lab.addresses[SITES[4]]}:{PORT}".encode() in said(streams, BEHIND_PROXY)  # what is plain is found
-    assert len(said(streams, HIDDEN[0], RELAYING)) > 10_000
+    digest = hospitals.study.digest
+    assert f"p2pfl/{digest}/".encode() in said(streams, APART[0], BROKER)
+    for pair in ((HIDDEN[0], RELAYING), (APART[1], BROKER)):
+        assert len(said(streams, *pair)) > 10_000
+        assert b"CURVE" in said(streams, *pair)
 
-    digest = bytes.fromhex(hospitals.study.digest)
     everything = said(streams)
-    secrets = {*expected.secrets(), digest[:16], digest.hex().encode(), task.encode(), *(name.encode() for name in SITES)}
+    secrets = {*expected.secrets(), task.encode(), *(name.encode() for name in SITES)} - {digest.encode()}
 
     assert [secret for secret in secrets if secret in everything] == []
+    but_brokers = said({flow: pieces for flow, pieces in streams.items() if BROKER not in flow})
+    assert [word for word in (digest.encode(), bytes.fromhex(digest)) if word in but_brokers] == []
