@@ -208,7 +208,7 @@ class FarLink(Line):
         await super().send(peer, frames, timeout_s)
 
 
-@pytest.mark.parametrize("planted", ["node", "link"])
+@pytest.mark.parametrize("planted", [pytest.param("node", marks=pytest.mark.slow), "link"])
 def test_real_nodes_record_who_was_slow(tmp_path, monkeypatch, planted):
     """Daemons in this process, of which one trains for long, or two have a link that is far."""
     training = {"task": {"name": "synthetic-logistic", "features": 3, "samples": 12}, "nodes": 4, "topology": {"name": "ring"}}

@@ -71,7 +71,7 @@ def files_of(place):
     return {path: sha256(path.read_bytes()).hexdigest() for path in sorted(place.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("pause_at", [None, 2])
+@pytest.mark.parametrize("pause_at", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_a_ring_of_eight_goes_on_with_one_member_more(tmp_path, pause_at):
     async def main():
         rounds = 3 if pause_at is None else 10**6

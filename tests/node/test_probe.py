@@ -64,6 +64,7 @@ def test_a_probe_of_a_node_that_waits_for_its_start_has_every_message_taken(tmp_
     finish(scenario())
 
 
+@pytest.mark.slow
 def test_a_probe_of_a_running_node_is_no_more_than_a_restart_of_the_member(tmp_path):
     async def scenario():
         plan = long_run()

@@ -75,6 +75,7 @@ def test_a_plan_is_written_and_drawn_again_from_the_same_seed(run, experiment, t
     assert run("chaos", experiment, "--write-plan", tmp_path / "faults.yaml")[0] == 2  # nothing is written over
 
 
+@pytest.mark.slow
 def test_a_written_plan_is_simulated_with_a_thousand_nodes(run, experiment, tmp_path, caplog):
     run("chaos", experiment, "--plan", "kill,partition,throttle", "--seed", 2, "--write-plan", tmp_path / "faults.yaml")
     options = ["--nodes", 1000, "--set", "evaluate_every=100", "--set", "task.name=averaging"]

@@ -40,10 +40,12 @@ WAYS = {
 """Links that something else carries, by name."""
 
 
-LONG = {"connect", "socks"}  # test_proxies.py has what is theirs alone
+LONG = frozenset(WAYS)  # what is theirs alone is in test_proxies.py, test_relay.py and test_mqtt.py
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in sorted({*TRANSPORTS, *WAYS})])
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in LONG | {"relay", "mqtt"} else ()) for name in sorted({*TRANSPORTS, *WAYS})]
+)
 def links(request):
     links = WAYS.get(request.param, partial(Links, request.param))(max_queued=MAX_QUEUED)
     yield links
