@@ -147,6 +147,28 @@ def test_the_command_ends_with_a_report_in_its_folder(run, experiment, tmp_path)
 
 @LINUX
 @pytest.mark.slow
+def test_a_clock_and_a_name_fail_as_a_file_says(forks, tmp_path):
+    path = tmp_path / "faults.yaml"
+    path.write_text(
+        "faults:\n  - {kind: clock, node: 0, rounds: [2, 6], offset_s: 86400}\n  - {kind: dns, node: 1, rounds: [4, 9]}\n"
+        "  - {kind: corrupt, edge: [node-0, node-2], rounds: [10, 11]}\n",
+        encoding="utf-8",
+    )
+    plan = plan_of(resolve(EXPERIMENT, {"nodes": 3, "rounds": 18}), ())
+    found = run_chaos(plan, FaultPlan.load(path), place=tmp_path / "run", fork=forks)
+
+    def log(name):
+        return (tmp_path / "run" / "sites" / name / "node.log").read_text()
+
+    days = {line.split(" ", 1)[0] for line in log("node-0").splitlines() if " round " in line}
+
+    assert found.findings == []
+    assert len(days) >= 2
+    assert "name not known: node-1.rehearsal.localhost" in log("node-2")
+
+
+@LINUX
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_twenty_seeds_with_real_daemons_end_at_one_agreed_round_with_the_mean_where_it_was(part, forks, tmp_path):
     plan = plan_of(resolve(EXPERIMENT, {"nodes": 3, "rounds": 12}), ())
