@@ -18,7 +18,8 @@ from p2pfl.governance.study import Study
 from p2pfl.node.broker import BrokerSettings
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
-from p2pfl.transports import LinksByKind, MqttTransport, ZeroMQTransport
+from p2pfl.transports import LinksByKind, ZeroMQTransport
+from p2pfl.transports.carried import CarriedLinks
 
 HIDDEN = ("node-1", "node-2")
 PASSWORD = "open-sesame"
@@ -127,7 +128,7 @@ def test_each_node_gets_the_links_that_the_study_has_over_a_broker(members):
 
     assert isinstance(members("node-0", None), ZeroMQTransport)
     assert isinstance(members("node-1", reached), LinksByKind)
-    assert isinstance(members("node-0", reached, transport="mqtt"), MqttTransport)
+    assert isinstance(members("node-0", reached, transport="mqtt"), CarriedLinks)
 
 
 def test_a_site_that_does_not_say_its_broker_is_told_what_to_write(members):
