@@ -131,7 +131,7 @@ def states() -> dict[str, bytes]:
             await asyncio.gather(*(node.run() for node in nodes))
 
         asyncio.run(run())
-        found = read_checkpoint(nodes[0].state / CHECKPOINT)
+        found = read_checkpoint(nodes[0].node.state / CHECKPOINT)
     assert found is not None
     return {"daemon": json.dumps(found[1] | {"finished": False}).encode()}
 

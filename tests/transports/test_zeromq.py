@@ -36,8 +36,7 @@ def links():
 def raw_socket(kind, address, **options):
     """A socket of somebody who does not use our transport."""
     with zmq.asyncio.Context() as context, context.socket(kind) as client:
-        client.linger = 0
-        for option, setting in options.items():
+        for option, setting in {"linger": 0, **options}.items():
             setattr(client, option, setting)
         client.connect(address)
         yield client
@@ -56,8 +55,7 @@ def curve(links, name, server):
 async def linked_pair(links, **options):
     """a, which listens, and b, which dials it, with the link up."""
     async with links.member("a", "b", **options) as a, links.member("b", "a", **options) as b:
-        await send_when_up(b, "a", [b"up"])
-        await receive(a, 1)
+        await arrives(b, a, "a", [b"up"])
         yield a, b
 
 
