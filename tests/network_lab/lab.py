@@ -72,6 +72,7 @@ class LabProcess:
     """A process at a host; as much of `subprocess.Popen` as tests need."""
 
     def __init__(self, lines: Lines, key: str) -> None:
+        assert not any(words.get("started") == key for words in lines.said), f"{key} was started before"
         self._lines, self._key = lines, key
         self.pid: int = lines.answer(lambda words: words.get("started") == key)["pid"]
 
@@ -151,7 +152,7 @@ class NetworkLab:
         self.counters = next((words["counters"] for words in self._router.said if "counters" in words), {})
 
     def start(self, host: str, key: str, *command: str, log: Path) -> LabProcess:
-        """Start a process at a host; *key* is its name here."""
+        """Start a process at a host; *key* is its name here, and no other's."""
         self._router.order(start=key, host=host, command=command, log=str(log))
         return LabProcess(self._router, key)
 

@@ -81,7 +81,7 @@ class Undisturbed:
                 network.start()
                 await network.ended()
 
-        finish(run(), 60)
+        finish(run())
         self.models = network.models()
         self.auroc = {name: auroc(network.summary(name), name) for name in plan.names}
 
