@@ -9,13 +9,13 @@ from p2pfl.transports.memory import MemoryNetwork, join_process
 from p2pfl.transports.mqtt import join_broker
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
-from p2pfl.transports.relay import RelayTransport
+from p2pfl.transports.relay import join_relays
 from p2pfl.transports.relay_service import RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
 TRANSPORTS: dict[str, TransportFactory] = {
     "zeromq": ZeroMQTransport,
-    "relay": RelayTransport,
+    "relay": join_relays,
     "mqtt": join_broker,
     "memory": join_process,
 }

@@ -75,10 +75,14 @@ class BrokerCarrier:
         self._check(peer.name)
         return await self._sessions[peer.name].open(patience_s)
 
-    async def next_stream(self, peer: str) -> MqttStream:
+    async def next_stream(self, peer: Endpoint) -> MqttStream:
         """Wait for a neighbour's stream; see Carrier.next_stream."""
-        self._check(peer)
-        return await self._sessions[peer].next_stream()
+        self._check(peer.name)
+        return await self._sessions[peer.name].next_stream()
+
+    def awaited(self, _peer: str) -> str:
+        """Words for a neighbour that has not come; see Carrier.awaited."""
+        return f"it has not dialled this node {self.through} yet"
 
     def fault(self, peer: str) -> UnreachableError | None:
         """Tell why there is no connection with the broker; see Carrier.fault."""
@@ -130,5 +134,13 @@ def join_broker(
         patience_s=max(STUCK_AT_LEAST_S, MISSED_HEARTBEATS * heartbeat_s),
         linger_s=linger_s,
     )
-    rest = {"heartbeat_s": heartbeat_s, "max_queued": max_queued}
-    return CarriedLinks(me, secret_key, peers, carrier=carrier, address=broker.address, linger_s=linger_s, **rest)
+    return CarriedLinks(
+        me,
+        secret_key,
+        peers,
+        carrier=carrier,
+        addresses={peer.name: broker.address for peer in peers},
+        heartbeat_s=heartbeat_s,
+        max_queued=max_queued,
+        linger_s=linger_s,
+    )
