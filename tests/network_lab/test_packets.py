@@ -88,11 +88,11 @@ def test_streams_are_put_together_whatever_came_twice_late_or_not_at_all():
         packet(sequence=1, content=b"efgh"),
         packet(sequence=20, content=b"xyz"),
         packet("b", "a", (2, 1), sequence=5, content=b"other"),
-        packet(flags=SYN, sequence=100),
-        packet(sequence=101, content=b"again"),
+        packet(flags=SYN, sequence=last - 1),
+        packet(sequence=last, content=b"anew"),
     ]
 
-    assert streams(sent) == {("a", 1, "b", 2): [b"abcdefghi", b"xyz", b"again"], ("b", 2, "a", 1): [b"other"]}
+    assert streams(sent) == {("a", 1, "b", 2): [b"abcdefghi", b"xyz", b"anew"], ("b", 2, "a", 1): [b"other"]}
 
 
 SERVER = """
