@@ -6,17 +6,17 @@ from p2pfl.transports.base import MAX_FRAME_BYTES, UNREADABLE, Endpoint, LinkCon
 from p2pfl.transports.broker import Broker
 from p2pfl.transports.by_kind import LinksByKind
 from p2pfl.transports.memory import MemoryNetwork, join_process
-from p2pfl.transports.mqtt import MqttTransport
+from p2pfl.transports.mqtt import join_broker
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
-from p2pfl.transports.relay import RelayTransport
+from p2pfl.transports.relay import join_relays
 from p2pfl.transports.relay_service import RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
 TRANSPORTS: dict[str, TransportFactory] = {
     "zeromq": ZeroMQTransport,
-    "relay": RelayTransport,
-    "mqtt": MqttTransport,
+    "relay": join_relays,
+    "mqtt": join_broker,
     "memory": join_process,
 }
 """By name, what makes a member's end of its links of one kind; both ends of a link must use the same."""

@@ -122,7 +122,7 @@ class Connection:
 
         try:
             async for message in self._client.messages:
-                if message.topic.value == topic and not message.retain and isinstance(message.payload, bytes):
+                if message.topic.value == topic and isinstance(message.payload, bytes):
                     yield message.payload
         except aiomqtt.MqttError as error:
             raise self._ended(error.__cause__ or error) from error

@@ -32,8 +32,12 @@ class Carrier(WayOut, Protocol):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
-    async def next_stream(self, peer: str) -> Stream:
+    async def next_stream(self, peer: Endpoint) -> Stream:
         """Wait for the next stream that a neighbour asks for; UnreachableError where it cannot come now."""
+        ...
+
+    def awaited(self, peer: str) -> str:
+        """Words for a neighbour that may come and has not done so yet."""
         ...
 
     def fault(self, peer: str) -> UnreachableError | None:
@@ -49,7 +53,7 @@ class CarriedLinks:
         secret_key: CURVE, z85, belonging to me.public_key.
         neighbours: the members at the other ends; their addresses do not matter.
         carrier: what carries the connections.
-        address: of the carrier, for messages.
+        addresses: by neighbour, where the carrier is reached for it.
         heartbeat_s, max_queued, linger_s: as for `ZeroMQTransport`.
     """
 
@@ -60,17 +64,18 @@ class CarriedLinks:
         neighbours: Iterable[Endpoint],
         *,
         carrier: Carrier,
-        address: str,
+        addresses: Mapping[str, str | Sequence[str] | None],
         heartbeat_s: int = 5,
         max_queued: int = MAX_QUEUED,
         linger_s: float = 2.0,
     ) -> None:
-        peers = [replace(peer, address=address) for peer in neighbours]
+        peers = [replace(peer, address=addresses[peer.name]) for peer in neighbours]
+        own = replace(me, address=peers[0].address if peers else None)
         self._carrier, self._linger_s = carrier, linger_s
         self._coming: dict[int, str] = {}  # members by the local port that their connection to the own listener comes from
-        self._awaited = [peer.name for peer in peers if not dials(me.name, address, peer.name, address)]
+        self._awaited = {peer.name: peer for peer in peers if not dials(own.name, own.address, peer.name, peer.address)}
         self._links = ZeroMQTransport(
-            replace(me, address=address),
+            own,
             secret_key,
             peers,
             listen=f"tcp://{LOOPBACK}:0",
@@ -94,7 +99,7 @@ class CarriedLinks:
         except BaseException:
             await self._group.__aexit__(None, None, None)
             raise
-        self._tasks = [self._group.create_task(self._await(peer), name=f"awaits {peer}") for peer in self._awaited]
+        self._tasks = [self._group.create_task(self._await(peer), name=f"awaits {peer.name}") for peer in self._awaited.values()]
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -141,10 +146,10 @@ class CarriedLinks:
         if fault is not None:
             return replace(link, state=fault.state, detail=str(fault))
         if link.state == LinkCondition.AWAITED:
-            return replace(link, detail=f"it has not dialled this node {self._carrier.through} yet")
+            return replace(link, detail=self._carrier.awaited(peer))
         return link
 
-    async def _await(self, peer: str) -> None:
+    async def _await(self, peer: Endpoint) -> None:
         """Bring each stream of a neighbour that would dial to the own listener."""
         pause_s = RECONNECT_S
         while True:
@@ -152,8 +157,8 @@ class CarriedLinks:
                 stream = await self._carrier.next_stream(peer)
             except UnreachableError:
                 pause_s = min(2 * pause_s, RECONNECT_MAX_S)
-                await asyncio.sleep(pause_s)
             else:
-                pause_s = RECONNECT_S
                 _, _, port = str(self._links.bound_address).rpartition(":")
-                self._tunnels.bring(stream, int(port), self._coming, peer)
+                self._tunnels.bring(stream, int(port), self._coming, peer.name)
+                pause_s = RECONNECT_S
+            await asyncio.sleep(pause_s)  # after a stream, too: a carrier that lies must not have this end run in a circle

@@ -75,10 +75,14 @@ class BrokerCarrier:
         self._check(peer.name)
         return await self._sessions[peer.name].open(patience_s)
 
-    async def next_stream(self, peer: str) -> MqttStream:
+    async def next_stream(self, peer: Endpoint) -> MqttStream:
         """Wait for a neighbour's stream; see Carrier.next_stream."""
-        self._check(peer)
-        return await self._sessions[peer].next_stream()
+        self._check(peer.name)
+        return await self._sessions[peer.name].next_stream()
+
+    def awaited(self, _peer: str) -> str:
+        """Words for a neighbour that has not come; see Carrier.awaited."""
+        return f"it has not dialled this node {self.through} yet"
 
     def fault(self, peer: str) -> UnreachableError | None:
         """Tell why there is no connection with the broker; see Carrier.fault."""
@@ -89,8 +93,19 @@ class BrokerCarrier:
             raise self._no_keys[peer]
 
 
-class MqttTransport(CarriedLinks):
-    """A member's links over a broker; see Transport.
+def join_broker(
+    me: Endpoint,
+    secret_key: bytes,
+    neighbours: Iterable[Endpoint],
+    *,
+    broker: Broker,
+    study: str,
+    way_out: SocketWay | None = None,
+    heartbeat_s: int = 5,
+    max_queued: int = MAX_QUEUED,
+    linger_s: float = 2.0,
+) -> CarriedLinks:
+    """Make a member's links over a broker.
 
     Args:
         me: this member.
@@ -107,39 +122,25 @@ class MqttTransport(CarriedLinks):
         ConfigError: the certificates of the broker's authority cannot be read.
         MissingExtraError: aiomqtt is not installed.
     """
-
-    def __init__(
-        self,
-        me: Endpoint,
-        secret_key: bytes,
-        neighbours: Iterable[Endpoint],
-        *,
-        broker: Broker,
-        study: str,
-        way_out: SocketWay | None = None,
-        heartbeat_s: int = 5,
-        max_queued: int = MAX_QUEUED,
-        linger_s: float = 2.0,
-    ) -> None:
-        check_library()
-        peers = list(neighbours)
-        carrier = BrokerCarrier(
-            me,
-            secret_key,
-            peers,
-            broker=broker,
-            study=study,
-            way_out=way_out or DirectWay(heartbeat_s=heartbeat_s),
-            patience_s=max(STUCK_AT_LEAST_S, MISSED_HEARTBEATS * heartbeat_s),
-            linger_s=linger_s,
-        )
-        super().__init__(
-            me,
-            secret_key,
-            peers,
-            carrier=carrier,
-            address=broker.address,
-            heartbeat_s=heartbeat_s,
-            max_queued=max_queued,
-            linger_s=linger_s,
-        )
+    check_library()
+    peers = list(neighbours)
+    carrier = BrokerCarrier(
+        me,
+        secret_key,
+        peers,
+        broker=broker,
+        study=study,
+        way_out=way_out or DirectWay(heartbeat_s=heartbeat_s),
+        patience_s=max(STUCK_AT_LEAST_S, MISSED_HEARTBEATS * heartbeat_s),
+        linger_s=linger_s,
+    )
+    return CarriedLinks(
+        me,
+        secret_key,
+        peers,
+        carrier=carrier,
+        addresses={peer.name: broker.address for peer in peers},
+        heartbeat_s=heartbeat_s,
+        max_queued=max_queued,
+        linger_s=linger_s,
+    )

@@ -8,30 +8,24 @@ holds here: authentication by the members' keys, forward secrecy, protection aga
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from p2pfl.transports.base import MAX_QUEUED, Endpoint, LinkCondition, LinkState, Received, dials
-from p2pfl.transports.dialler import RECONNECT_MAX_S, RECONNECT_S
+from p2pfl.transports.base import MAX_QUEUED, Endpoint, LinkCondition
+from p2pfl.transports.carried import CarriedLinks
 from p2pfl.transports.direct import DirectWay
 from p2pfl.transports.relay_words import CHALLENGE_BYTES, GO, OPENING, PROOF_BYTES, WAIT, Answer, relay_proof, request
 from p2pfl.transports.sockets import HANDSHAKE_S, MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, hold_little
-from p2pfl.transports.tunnels import LOOPBACK, SocketWay, Tunnels, UnreachableError
-from p2pfl.transports.zeromq import ZeroMQTransport
-
-log = logging.getLogger(__name__)
+from p2pfl.transports.tunnels import SocketWay, UnreachableError
 
 ALIVE_AT_LEAST_S = 10.0
-_BEFORE = frozenset({LinkCondition.AWAITED, LinkCondition.DOWN, LinkCondition.RELAY})
 
 
 class RelayWay:
-    """Opens streams to neighbours through their relays; see WayOut."""
+    """Carries connections with neighbours through their relays; see Carrier."""
 
     through = "through a relay"
 
@@ -42,7 +36,35 @@ class RelayWay:
         self._me = me.name
         self._relays = relays
         self._way_out = way_out
+        self._faults: dict[str, UnreachableError] = {}
+        self.counters: Counter[str] = Counter()
         self._silence_s = max(ALIVE_AT_LEAST_S, MISSED_HEARTBEATS * heartbeat_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Leave what is open to the streams."""
+
+    async def next_stream(self, peer: Endpoint) -> SocketStream:
+        """Wait at a neighbour's relay until it comes; see Carrier.next_stream."""
+        for address in peer.addresses:
+            try:
+                stream = await self.meet(peer, address, HANDSHAKE_S)
+            except UnreachableError as fault:
+                self._faults[peer.name] = fault
+            else:
+                self._faults.pop(peer.name, None)
+                return stream
+        raise self._faults[peer.name]
+
+    def awaited(self, peer: str) -> str:
+        """Words for a neighbour that has not come; see Carrier.awaited."""
+        return f"it has not come to its relay {self._relays[peer].name} yet"
+
+    def fault(self, peer: str) -> UnreachableError | None:
+        """Tell why a neighbour was not met at its relay; see Carrier.fault."""
+        return self._faults.get(peer)
 
     async def open(self, peer: Endpoint, address: str, patience_s: float) -> SocketStream:
         """Meet a neighbour at its relay; see WayOut.open."""
@@ -103,8 +125,18 @@ class RelayWay:
             raise UnreachableError(LinkCondition.RELAY, f"the relay {relay.name} has another key than on its card")
 
 
-class RelayTransport:
-    """A member's links through relays; see Transport.
+def join_relays(
+    me: Endpoint,
+    secret_key: bytes,
+    neighbours: Iterable[Endpoint],
+    *,
+    relays: Mapping[str, Endpoint],
+    way_out: SocketWay | None = None,
+    heartbeat_s: int = 5,
+    max_queued: int = MAX_QUEUED,
+    linger_s: float = 2.0,
+) -> CarriedLinks:
+    """Make a member's links through relays.
 
     Args:
         me: this member; its address does not matter.
@@ -113,110 +145,16 @@ class RelayTransport:
         relays: by neighbour, the member that relays, with the addresses and the key of its relay.
         way_out: how relays are dialled; None: directly.
         heartbeat_s: as for `ZeroMQTransport`.
-        options: more of `ZeroMQTransport`, but for listen and lookup.
+        max_queued: as for `ZeroMQTransport`.
+        linger_s: as for `ZeroMQTransport`.
     """
-
-    def __init__(
-        self,
-        me: Endpoint,
-        secret_key: bytes,
-        neighbours: Iterable[Endpoint],
-        *,
-        relays: Mapping[str, Endpoint],
-        way_out: SocketWay | None = None,
-        heartbeat_s: int = 5,
-        max_queued: int = MAX_QUEUED,
-        linger_s: float = 2.0,
-    ) -> None:
-        self._way = RelayWay(me, secret_key, relays, way_out or DirectWay(heartbeat_s=heartbeat_s), heartbeat_s=heartbeat_s)
-        self._relays = relays
-        self._peers = {peer.name: replace(peer, address=relays[peer.name].address) for peer in neighbours}
-        self._coming: dict[int, str] = {}  # members by the local port that their connection to the own listener comes from
-        self._faults: dict[str, UnreachableError] = {}
-        self._linger_s = linger_s
-        own = replace(me, address=next(iter(self._peers.values())).address if self._peers else None)
-        self._awaited = [peer for peer in self._peers.values() if not dials(own.name, own.address, peer.name, peer.address)]
-        self._links = ZeroMQTransport(
-            own,
-            secret_key,
-            self._peers.values(),
-            listen=f"tcp://{LOOPBACK}:0",
-            heartbeat_s=heartbeat_s,
-            max_queued=max_queued,
-            linger_s=linger_s,
-            way_out=self._way,
-            relayed=self._coming,
-        )
-
-    async def __aenter__(self) -> Self:
-        self._group = await asyncio.TaskGroup().__aenter__()
-        self._tunnels = Tunnels(self._group)
-        self._tasks: list[asyncio.Task[None]] = []
-        try:
-            await self._links.__aenter__()
-        except BaseException:
-            await self._group.__aexit__(None, None, None)
-            raise
-        self._tasks += [self._group.create_task(self._await_at_relay(peer), name=f"awaits {peer.name}") for peer in self._awaited]
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for task in self._tasks:
-            task.cancel()
-        try:
-            await self._links.__aexit__(kind, error, traceback)
-        finally:
-            await self._tunnels.close(self._linger_s)
-            cancelled = isinstance(error, asyncio.CancelledError)
-            await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, traceback)
-
-    @property
-    def counters(self) -> Counter[str]:
-        """Count events; see Transport.counters."""
-        return self._links.counters
-
-    async def send(self, peer: str, frames: Sequence[bytes | memoryview], timeout_s: float) -> None:
-        """Send a message; see Transport.send."""
-        await self._links.send(peer, frames, timeout_s)
-
-    async def receive(self) -> Received:
-        """Wait for a message; see Transport.receive."""
-        return await self._links.receive()
-
-    @property
-    def link_counters(self) -> Mapping[str, Counter[str]]:
-        """Count events by link; see Transport.link_counters."""
-        return self._links.link_counters
-
-    def disconnect(self, peer: str, for_s: float, why: str) -> None:
-        """End a link for a while; see Transport.disconnect."""
-        self._links.disconnect(peer, for_s, why)
-
-    def link(self, peer: str) -> LinkState:
-        """State of a link; see Transport.link."""
-        link, fault = self._links.link(peer), self._faults.get(peer)
-        if fault is not None and link.state in _BEFORE:
-            return replace(link, state=fault.state, detail=str(fault))
-        if link.state == LinkCondition.AWAITED:
-            return replace(link, detail=f"it has not come to its relay {self._relays[peer].name} yet")
-        return link
-
-    async def _await_at_relay(self, peer: Endpoint) -> None:
-        """Keep a connection with a relay, over which a neighbour that would dial comes, and another one when it has come."""
-        pause_s = RECONNECT_S
-        while True:
-            for address in peer.addresses:
-                try:
-                    stream = await self._way.meet(peer, address, HANDSHAKE_S)
-                except UnreachableError as fault:
-                    self._faults[peer.name] = fault
-                    continue
-                self._faults.pop(peer.name, None)
-                _, _, port = str(self._links.bound_address).rpartition(":")
-                self._tunnels.bring(stream, int(port), self._coming, peer.name)
-                pause_s = RECONNECT_S
-                await asyncio.sleep(pause_s)  # a relay that lies must not have this end run in a circle
-                break
-            else:
-                pause_s = min(2 * pause_s, RECONNECT_MAX_S)
-                await asyncio.sleep(pause_s)
+    return CarriedLinks(
+        me,
+        secret_key,
+        neighbours,
+        carrier=RelayWay(me, secret_key, relays, way_out or DirectWay(heartbeat_s=heartbeat_s), heartbeat_s=heartbeat_s),
+        addresses={name: relay.address for name, relay in relays.items()},
+        heartbeat_s=heartbeat_s,
+        max_queued=max_queued,
+        linger_s=linger_s,
+    )

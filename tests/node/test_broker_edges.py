@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 
+import aiomqtt
 import pytest
 import torch
 
 from links import Beside
-from mosquitto import Mosquitto
+from mosquitto import Mosquitto, passwords
 from networks import PATIENT, Institutions, Network, averaging, finish, wait_until
 from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.governance.identity import Identity
@@ -18,7 +20,8 @@ from p2pfl.governance.study import Study
 from p2pfl.node.broker import BrokerSettings
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
-from p2pfl.transports import LinksByKind, MqttTransport, ZeroMQTransport
+from p2pfl.transports import LinksByKind, ZeroMQTransport
+from p2pfl.transports.carried import CarriedLinks
 
 HIDDEN = ("node-1", "node-2")
 PASSWORD = "open-sesame"
@@ -32,8 +35,6 @@ class Subscriber:
         self._port, self._options = port, options
 
     async def __aenter__(self):
-        import aiomqtt
-
         self.client = aiomqtt.Client("127.0.0.1", self._port, **self._options)
         await self.client.__aenter__()
         await self.client.subscribe("#", qos=1)
@@ -41,8 +42,9 @@ class Subscriber:
         return self
 
     async def _listen(self):
-        async for message in self.client.messages:
-            self.heard.append((message.topic.value, message.payload))
+        with suppress(aiomqtt.MqttError):  # the broker has ended
+            async for message in self.client.messages:
+                self.heard.append((message.topic.value, message.payload))
 
     async def __aexit__(self, *error):
         self._listening.cancel()
@@ -51,8 +53,6 @@ class Subscriber:
 
 @pytest.fixture
 def mosquitto(tmp_path):
-    from mosquitto import passwords
-
     broker = Mosquitto(["allow_anonymous false", f"password_file {passwords(tmp_path, site=PASSWORD)}"]).start()
     yield broker
     broker.close()
@@ -85,8 +85,12 @@ def test_an_edge_over_a_broker_gives_the_same_weights_and_shows_the_broker_nothi
     file.chmod(0o600)
     reached = {"host": "127.0.0.1", "port": mosquitto.port, "tls": False, "username": "site", "password_file": str(file)}
     options = {"via": lambda name, own: None if name in HIDDEN else own, "transports": {HIDDEN: "mqtt"}}
-    with Institutions(plan, tmp_path, mqtt=reached, **options) as institutions:
+    with Institutions(plan, tmp_path, mqtt=reached, round_at_least_s=0.05, **options) as institutions:
         institutions.start()
+        wait_until(lambda: institutions.round(HIDDEN[0]) >= 3)
+        mosquitto.stop()
+        wait_until(lambda: not institutions.status(HIDDEN[0])["neighbours"][HIDDEN[1]]["link"].startswith("up"))
+        mosquitto.start()
         wait_until(institutions.is_over)
 
         assert [institutions.exit_code(name) for name in plan.names] == [0] * 5
@@ -127,7 +131,7 @@ def test_each_node_gets_the_links_that_the_study_has_over_a_broker(members):
 
     assert isinstance(members("node-0", None), ZeroMQTransport)
     assert isinstance(members("node-1", reached), LinksByKind)
-    assert isinstance(members("node-0", reached, transport="mqtt"), MqttTransport)
+    assert isinstance(members("node-0", reached, transport="mqtt"), CarriedLinks)
 
 
 def test_a_site_that_does_not_say_its_broker_is_told_what_to_write(members):

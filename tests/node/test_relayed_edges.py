@@ -15,7 +15,7 @@ from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinksByKind, RelayService, ZeroMQTransport, reserve_port
-from p2pfl.transports.relay import RelayTransport
+from p2pfl.transports.relay import join_relays
 from recorder import Recorder
 
 HIDDEN = ("node-1", "node-2")
@@ -168,6 +168,6 @@ class RelayedPair(ZeroMQLinks):
         if relayed:
             ends = map(self.endpoint, relayed)
             secret = self.keys[name][1]
-            through = RelayTransport(self.endpoint(name), secret, ends, relays=dict.fromkeys(relayed, self.relay), **options)
+            through = join_relays(self.endpoint(name), secret, ends, relays=dict.fromkeys(relayed, self.relay), **options)
             made |= dict.fromkeys(relayed, through)
         return LinksByKind(name, made)

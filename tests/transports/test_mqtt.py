@@ -22,7 +22,8 @@ from links import STUDY, BrokerLinks, arrives, finish, receive, send_when_up, un
 from mosquitto import Mosquitto, passwords
 from p2pfl.errors import ConfigError
 from p2pfl.testing.site_proxy import SiteProxy
-from p2pfl.transports import LinkCondition, MqttTransport, Proxy, ProxyWay
+from p2pfl.transports import LinkCondition, Proxy, ProxyWay
+from p2pfl.transports.mqtt import join_broker
 from p2pfl.transports.mqtt_session import MOST_UNDER_WAY
 from p2pfl.transports.mqtt_words import Kind, Packet
 
@@ -75,6 +76,7 @@ async def failed(a):
 # ---- what others at the broker can do
 
 
+@pytest.mark.slow
 def test_what_others_publish_and_publish_again_changes_nothing(meeting, caplog):
     links = meeting(everywhere=["set_tcp_nodelay true"])
 
@@ -166,7 +168,7 @@ def test_what_is_repeated_again_and_again_makes_no_end_say_ever_more(links):
 # ---- ends
 
 
-@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize("version", ["5", pytest.param("3.1.1", marks=pytest.mark.slow)])
 def test_links_come_back_when_the_broker_was_restarted(meeting, version):
     links = meeting(version=version)
 
@@ -271,6 +273,7 @@ def test_a_broker_that_takes_no_large_packet_is_named(meeting):
     finish(main())
 
 
+@pytest.mark.slow
 def test_a_broker_that_drops_large_packets_is_told_of(meeting, caplog):
     links = meeting(everywhere=["message_size_limit 3000"], version="3.1.1")
 
@@ -499,7 +502,7 @@ def test_a_neighbour_whose_key_is_none_costs_no_other_link(links, honest):
 
     async def main():
         me, peers = links.endpoint(honest), [bad, links.endpoint("b")]
-        made = MqttTransport(me, links.keys[honest][1], peers, broker=links.broker, study=STUDY)
+        made = join_broker(me, links.keys[honest][1], peers, broker=links.broker, study=STUDY)
         async with made as ours, links.member("b", honest) as b:
             await arrives(b, ours, honest, [b"there"])
             await until(lambda: ours.link("c").state == LinkCondition.WRONG_KEY)

@@ -206,6 +206,18 @@ def test_packets_before_their_turn_are_bounded_in_number():
     finish(main())
 
 
+def test_packets_that_have_come_already_take_no_place():
+    async def main():
+        broker = Broker()
+        for number in [*range(100), *range(100)]:
+            broker.ends[0].take(packet(Kind.DATA, number, b"x"))
+
+        assert broker.ends[0]._early == {}
+        assert await broker.ends[0].receive() == b"x" * 100
+
+    finish(main())
+
+
 # ---- packets of a broker
 
 

@@ -177,7 +177,7 @@ def test_a_peer_that_does_not_read_stops_its_sender_only_and_loses_nothing(links
         async with links.member(sender, [receiver, "c"]) as ours, links.member(receiver, sender) as theirs, links.member("c", sender) as c:
             await send_when_up(ours, receiver, [b"up"])
             await receive(theirs, 1)
-            taken, why = await send_until_refused(ours, receiver, bytes(2**20), 0.2)
+            taken, why = await send_until_refused(ours, receiver, bytes(2**20), 0.2, MAX_QUEUED)
 
             assert why == f"queue from {sender} to {receiver} full for 0.2 s"
             # the queues at both ends, the receiver's own, and 1 MB each in what libzmq and the kernel hold on the way
