@@ -24,7 +24,7 @@ class Lines:
     """A process that is told what to do in lines of JSON, and answers in such lines."""
 
     def __init__(self, *command: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
         self.pid = self._process.pid
         self.said: list[dict[str, Any]] = []

@@ -22,8 +22,8 @@ import json
 import os
 import select
 import signal
+import socket
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -36,8 +36,9 @@ from packets import Firewall, Packet, Wires
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
+SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFMTU, IFF_UP = 0x8914, 0x8916, 0x891C, 0x8922, 1  # linux/sockios.h, if.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-DEVICE, MTU = "wan", 1500
+DEVICE, MTU, NETMASK = "wan", 1500, "255.255.255.0"
 LOOK_S = 0.05
 AT_ONCE = 64
 
@@ -79,14 +80,16 @@ def new_host(address: str) -> tuple[int, int]:
         fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), IFF_TUN | IFF_NO_PI))
     except OSError as error:
         raise RefusedError(f"/dev/net/tun: {error.strerror}") from error
-    commands = ["link set lo up", f"address add {address}/32 dev {DEVICE}", f"link set {DEVICE} mtu {MTU} txqueuelen 1000 up"]
-    commands.append(f"route add default dev {DEVICE}")
-    try:
-        made = subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, capture_output=True, check=False)
-    except FileNotFoundError as error:
-        raise RefusedError("the command ip is missing (Debian: apt-get install iproute2)") from error
-    if made.returncode:
-        raise RefusedError(f"ip: {made.stderr.strip()}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+
+        def set_up(request: int, name: str, value: bytes) -> None:
+            fcntl.ioctl(any_socket, request, struct.pack("16s24s", name.encode(), value))
+
+        for request, numeric in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, NETMASK)):
+            set_up(request, DEVICE, struct.pack("HH4s", socket.AF_INET, 0, socket.inet_aton(numeric)))
+        set_up(SIOCSIFMTU, DEVICE, struct.pack("i", MTU))
+        for name in ("lo", DEVICE):
+            set_up(SIOCSIFFLAGS, name, struct.pack("H", IFF_UP))
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), device
 
 

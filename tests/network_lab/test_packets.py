@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from lab import NetworkLab
@@ -85,11 +88,11 @@ def test_streams_are_put_together_whatever_came_twice_late_or_not_at_all():
         packet(sequence=1, content=b"efgh"),
         packet(sequence=20, content=b"xyz"),
         packet("b", "a", (2, 1), sequence=5, content=b"other"),
-        packet(flags=SYN, sequence=100),
-        packet(sequence=101, content=b"again"),
+        packet(flags=SYN, sequence=last - 1),
+        packet(sequence=last, content=b"anew"),
     ]
 
-    assert streams(sent) == {("a", 1, "b", 2): [b"abcdefghi", b"xyz", b"again"], ("b", 2, "a", 1): [b"other"]}
+    assert streams(sent) == {("a", 1, "b", 2): [b"abcdefghi", b"xyz", b"anew"], ("b", 2, "a", 1): [b"other"]}
 
 
 SERVER = """
@@ -132,6 +135,39 @@ def test_hosts_reach_each_other_through_the_router_and_its_firewall_alone(tmp_pa
     assert [said for flow, said in lab.streams().items() if flow[2] == "b"] == [[b"HELLO"]]
     with pytest.raises(ProcessLookupError):
         os.kill(stays.pid, 0)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from lab import NetworkLab
+place = Path(sys.argv[1])
+with NetworkLab(["a"], place) as lab:
+    print(lab.start("a", "stays", "sleep", "600", log=place / "log").pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_where_the_tests_are_killed(tmp_path):
+    with NetworkLab(["a"], tmp_path):
+        pass  # else it is skipped, saying why
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, env=environment) as tests:
+        stays = Path(f"/proc/{int(tests.stdout.readline())}")
+        namespace = (stays / "ns" / "net").readlink()
+        assert namespace != Path("/proc/self/ns/net").readlink()
+        tests.kill()
+    wait_until(lambda: not stays.exists() and namespace not in in_use())
+
+
+def in_use():
+    """The network namespaces that processes are in."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*/ns/net"):
+        with suppress(OSError):  # it has just ended, or is another account's
+            found.add(process.readlink())
+    return found
 
 
 def test_an_account_that_may_not_make_namespaces_is_told_why(tmp_path, monkeypatch):
