@@ -50,8 +50,8 @@ def serve(places: Sequence[str], *, port: int, say: Callable[[str], object], ope
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         ui.page("/", title="p2pfl dashboard", language="en-US", response_timeout=_PATIENCE_S)(lambda: Page(board).build())
         # without Tailwind: it is compiled anew in the browser at each visit, and the page has a style sheet of its own;
-        # uncompressed: nothing leaves the machine
-        ui.run_with(app, show_welcome_message=False, tailwind=False, gzip_middleware_factory=None)
+        # uncompressed: nothing leaves the machine; patient: a browser that is slow for a moment finds its page as it was
+        ui.run_with(app, show_welcome_message=False, tailwind=False, gzip_middleware_factory=None, reconnect_timeout=_PATIENCE_S)
         guard = Guard(app=app, port=door.getsockname()[1])
         logging.getLogger("nicegui").addFilter(_names_its_tasks)
         # the log of requests would hold the token
