@@ -25,7 +25,7 @@ from p2pfl.errors import ConfigError, MissingExtraError
 from p2pfl.transports.base import Endpoint, LinkCondition
 from p2pfl.transports.mqtt_packets import PacketFilter
 from p2pfl.transports.mqtt_words import AROUND_BYTES
-from p2pfl.transports.streams import PIECE_BYTES, Stream, splice
+from p2pfl.transports.streams import PIECE_BYTES, Stream, accepted, splice
 from p2pfl.transports.tunnels import SocketWay, UnreachableError
 
 if TYPE_CHECKING:
@@ -333,7 +333,8 @@ class _Filtered:
 
 async def _pass_on(listener: socket.socket, far: Stream) -> None:
     """Pass on what the client and the broker say."""
-    near, _ = await asyncio.get_running_loop().sock_accept(listener)
+    near, _ = await accepted(listener)
+    near.setblocking(False)
     try:
         stream = AsyncioStream(*await asyncio.open_connection(sock=near))
     except BaseException:
@@ -344,7 +345,13 @@ async def _pass_on(listener: socket.socket, far: Stream) -> None:
 
 async def _log_in(group: asyncio.TaskGroup, client: aiomqtt.Client, passing: asyncio.Task[None], broker: Broker) -> None:
     entering = group.create_task(_enter(client), name="logs in at the broker")
-    await asyncio.wait((entering, passing), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait((entering, passing), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # the library closes its socket only when it is let in or refused
+        await asyncio.wait((entering,), timeout=LOG_OUT_S)
+        if entering.done() and entering.result() is None:
+            await _log_out(client)
+        raise
     if not entering.done():
         entering.cancel()
         raise Broken(

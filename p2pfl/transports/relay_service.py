@@ -24,7 +24,7 @@ from p2pfl.transports.base import Endpoint
 from p2pfl.transports.direct import split
 from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
-from p2pfl.transports.streams import SocketStream, Stream, hold_little, keep_alive, splice
+from p2pfl.transports.streams import SocketStream, Stream, accepted, hold_little, keep_alive, splice
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class RelayService:
         number = 0
         while True:
             try:
-                connection, place = await asyncio.get_running_loop().sock_accept(self._listener)
+                connection, place = await accepted(self._listener)
             except OSError:  # such as no more open files
                 await asyncio.sleep(RETRY_ACCEPT_S)
                 continue

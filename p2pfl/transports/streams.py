@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 PIECE_BYTES = 2**18
 BUFFER_BYTES = 2**18
@@ -89,6 +89,24 @@ def hold_little(connection: socket.socket) -> None:
     """Bound a connection's buffers in the kernel: a link's queues are at its ends. Those that are accepted have the listener's."""
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         connection.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+
+
+async def accepted(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """Wait for the next connection to a listener that does not block, and take it with its address; OSError where there is none.
+
+    A connection is taken only by whoever still waits: asyncio's own sock_accept loses one that comes as it is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(0)  # many who come at once must not hold the loop
+        with suppress(BlockingIOError):
+            return listener.accept()
+        came = asyncio.Event()
+        loop.add_reader(listener, came.set)
+        try:
+            await came.wait()
+        finally:
+            loop.remove_reader(listener)
 
 
 async def splice(near: Stream, far: Stream) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from p2pfl.errors import TransportError
 from p2pfl.transports.base import Endpoint, LinkCondition
 from p2pfl.transports.ports import reserve_port
-from p2pfl.transports.streams import SocketStream, Stream, hold_little, splice
+from p2pfl.transports.streams import SocketStream, Stream, accepted, hold_little, splice
 
 LOOPBACK = "127.0.0.1"
 
@@ -97,7 +97,7 @@ class Offer:
 
     async def _awaited(self) -> socket.socket:
         while True:
-            near, (_, port) = await asyncio.get_running_loop().sock_accept(self._listener)
+            near, (_, port) = await accepted(self._listener)
             if port == self._source.port:
                 return near
             near.close()
