@@ -153,7 +153,12 @@ def _check(state: Path, terms: Mapping[str, Any], continues: Continuation, was: 
             str(state),
         )
     member = (read_document(state / "run" / "environment.json") or {}).get("member")
-    if member is not None and member != was:
+    if member is None:  # members of one study begin with the same model, so that nothing else tells their states apart
+        raise ConfigError(
+            f"no member is named, and only the state of {was} can be taken over here: restore the folder with this file, or: {WITHOUT}",
+            str(state / "run" / "environment.json"),
+        )
+    if member != was:
         raise ConfigError(f"is the state of {member}, and {was} is who goes on here: give the folder of {was}, or: {WITHOUT}", str(state))
     if terms["layout"] != plan.layout.digest:
         raise ConfigError(

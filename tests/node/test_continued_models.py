@@ -217,7 +217,9 @@ WITHOUT = "--without-old-state begins as the study says"
     [
         (shutil.rmtree, "no such folder"),
         (removed(CHECKPOINT), "holds no checkpoint.safetensors"),
-        (removed("run"), "experiment.yaml: no such file"),
+        (removed("run"), "environment.json: no member is named"),
+        (removed("run/environment.json"), "environment.json: no member is named, and only the state of node-0 can be taken over"),
+        (removed("run/experiment.yaml"), "experiment.yaml: no such file"),
         (damaged, "not a readable checkpoint"),
         (lambda old: old.chmod(0o755), "mode 0755, other accounts may enter"),
         (rewritten(lambda _, told: told["terms"].update(study="ef" * 32)), f"is the state of study {grouped('ef' * 32)}, and this study"),
