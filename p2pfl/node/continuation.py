@@ -105,9 +105,10 @@ def continued_plan(
             str(place),
         )
     old = read_old_model(site.old_state, continues, was, plan, group=site.state_group)
+    first = plan.first_buffers or {name: buffer.clone() for name, buffer in plan.model.named_buffers()}
     plan.model.load_state_dict(dict(old.buffers), strict=False)  # of this plan alone; every population copies them
     begins = replace(plan.sites[site.member], start=old.x_P)
-    return replace(plan, sites={**plan.sites, site.member: begins}), (EventKind.CONTINUED, old.text)
+    return replace(plan, sites={**plan.sites, site.member: begins}, first_buffers=first), (EventKind.CONTINUED, old.text)
 
 
 def read_old_model(state: Path, continues: Continuation, was: str, plan: Plan, *, group: str | int | None = None) -> OldModel:

@@ -21,6 +21,7 @@ from p2pfl.governance.continuation import Continuation
 from p2pfl.governance.encoding import grouped
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.continuation import continued_plan
+from p2pfl.node.own_probes import first_outputs
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
 from p2pfl.node.state_folder import held_state
@@ -156,6 +157,16 @@ def test_running_statistics_are_taken_over_and_the_local_baseline_begins_at_the_
         assert {"1.running_mean", "1.running_var"} < population.buffers.keys()
         assert all(torch.equal(buffer, tensors[f"buffers/{name}"]) for name, buffer in population.buffers.items())
     assert plan.start_digest == learning(2, rounds=1).start_digest  # which all members compare
+
+
+def test_a_neighbours_doctor_is_told_of_the_model_that_all_start_from(old):
+    plan, _ = taken_over(old)
+    fresh = learning(2, rounds=1)
+
+    assert not torch.equal(plan.model.get_buffer("1.running_mean"), fresh.model.get_buffer("1.running_mean"))
+    assert first_outputs(fresh, "node-1") is not None
+    assert first_outputs(plan, "node-0") == first_outputs(fresh, "node-1")
+    assert not torch.equal(plan.model.get_buffer("1.running_mean"), fresh.model.get_buffer("1.running_mean"))
 
 
 def test_the_model_of_a_running_sum_is_its_quotient(old):
