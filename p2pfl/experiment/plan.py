@@ -53,6 +53,8 @@ class Plan:
     """The rule for when a round's numbers bound the network's disagreement."""
     samples: Mapping[str, int] | None
     """Training rows of every node, for `weighting: samples`; None: uniform."""
+    first_buffers: Mapping[str, Tensor] | None = None
+    """Buffers of the model at the start that all share, where this site's own have taken their place; None: the model's."""
 
     @property
     def start_digest(self) -> str:

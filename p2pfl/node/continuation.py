@@ -105,9 +105,10 @@ def continued_plan(
             str(place),
         )
     old = read_old_model(site.old_state, continues, was, plan, group=site.state_group)
+    first = plan.first_buffers or {name: buffer.clone() for name, buffer in plan.model.named_buffers()}
     plan.model.load_state_dict(dict(old.buffers), strict=False)  # of this plan alone; every population copies them
     begins = replace(plan.sites[site.member], start=old.x_P)
-    return replace(plan, sites={**plan.sites, site.member: begins}), (EventKind.CONTINUED, old.text)
+    return replace(plan, sites={**plan.sites, site.member: begins}, first_buffers=first), (EventKind.CONTINUED, old.text)
 
 
 def read_old_model(state: Path, continues: Continuation, was: str, plan: Plan, *, group: str | int | None = None) -> OldModel:
@@ -153,7 +154,12 @@ def _check(state: Path, terms: Mapping[str, Any], continues: Continuation, was: 
             str(state),
         )
     member = (read_document(state / "run" / "environment.json") or {}).get("member")
-    if member is not None and member != was:
+    if member is None:  # members of one study begin with the same model, so that nothing else tells their states apart
+        raise ConfigError(
+            f"no member is named, and only the state of {was} can be taken over here: restore the folder with this file, or: {WITHOUT}",
+            str(state / "run" / "environment.json"),
+        )
+    if member != was:
         raise ConfigError(f"is the state of {member}, and {was} is who goes on here: give the folder of {was}, or: {WITHOUT}", str(state))
     if terms["layout"] != plan.layout.digest:
         raise ConfigError(

@@ -30,7 +30,7 @@ _DIGITS = 6  # of a second: more say nothing
 class Sending:
     """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
 
-    Short messages go between the chunks of an update, and only updates wait for the cap.
+    Short messages go between the chunks of an update, and only updates wait for the cap; none of them does once the node is leaving.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Sending:
         """Seconds of this round's exchanges before the one at hand."""
         self._last_s = 0.0
         """Seconds of the exchange at hand, until now."""
+        self._is_leaving = False
 
     def begin(self) -> None:
         """Measure from now on how long the updates of an exchange take into their links."""
@@ -96,7 +97,8 @@ class Sending:
                 await self._filled[neighbour.name].wait()
 
     async def say_goodbye(self, reason: str) -> None:
-        """Tell every neighbour why nothing more will come, and give the links a moment for that."""
+        """Tell every neighbour why nothing more will come, and give the links a moment; updates that wait for the cap are given up."""
+        self._is_leaving = True
         for neighbour in self._protocol.neighbours.values():
             if neighbour.session.is_open and not neighbour.left:
                 neighbour.queue(Goodbye(reason=reason))
@@ -125,6 +127,8 @@ class Sending:
             goes_s = self._cap.reserve(_size_of(frames), now_s)
             if number or goes_s > now_s:
                 await self._send_shorts_until(neighbour, goes_s)
+            if self._is_leaving and goes_s > self._clock.now_s():  # or the last word behind it would come too late
+                return
             if not await self._send_patiently(neighbour, frames, is_wanted):
                 return
             begun = True
@@ -140,7 +144,7 @@ class Sending:
             while (short := neighbour.next_short()) is not None:
                 await self._send_short(neighbour, short)
             left_s = until_s - self._clock.now_s()
-            if left_s <= 0:
+            if left_s <= 0 or self._is_leaving:
                 return
             filled = self._filled[neighbour.name]
             filled.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from p2pfl.wire.update import in_memory
 _COPIES_IN_MEMORY_BYTES = 64 * 10**6
 _FREE_AT_LEAST_BYTES = 64 * 2**20
 """Room that stays on the disk for records and other things of the node."""
+
+_SAID_AGAIN_AFTER_S = 600.0
+_ALIGNED_BYTES = 64  # where a tensor begins in the file of a copy
 
 
 def is_spilled(update_bytes: int, num_neighbours: int, spill_mb: float | None) -> bool:
@@ -46,28 +50,39 @@ class UpdateRoom:
 
     def __init__(self, folder: Path, *, spills: bool, on_event: Callable[[EventKind, str], None]) -> None:
         self._folder, self.spills, self._on_event = folder, spills, on_event
-        self._failed = False
+        self._said_s = float("-inf")
+        self._has_worked = True
 
     def make(self, size_bytes: int) -> NDArray[np.uint8]:
         """Make room for an update of so many bytes, to be written to."""
         return self._in_file(size_bytes) if self.spills else in_memory(size_bytes)
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copy tensors, into files where updates lie there or where the copies are large."""
-        large = self.spills or is_kept_in_files(sum(tensor.nbytes for tensor in tensors.values()))
-        return {name: _copied(tensor, (self._in_file if large else in_memory)(tensor.nbytes)) for name, tensor in tensors.items()}
+        """Copy tensors, into one file where updates lie in files or where the copies are large."""
+        if not (self.spills or is_kept_in_files(sum(tensor.nbytes for tensor in tensors.values()))):
+            return {name: _copied(tensor, in_memory(tensor.nbytes)) for name, tensor in tensors.items()}
+        begins, end = {}, 0
+        for name, tensor in tensors.items():
+            begins[name] = end
+            end += -(-tensor.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        room = self._in_file(end)
+        return {name: _copied(tensor, room[begins[name] : begins[name] + tensor.nbytes]) for name, tensor in tensors.items()}
 
     def _in_file(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Make room in a file; where the disk gives none, it lies in memory, and an event says so once."""
+        """Make room in a file; where the disk gives none, it lies in memory, and an event says so, seldom and not twice in a row."""
+        if size_bytes == 0:  # of which no file can be mapped
+            return in_memory(0)
         try:
             room = _file_of(self._folder, size_bytes)
         except OSError as error:
-            if not self._failed:
+            now_s = time.monotonic()
+            if self._has_worked and now_s - self._said_s >= _SAID_AGAIN_AFTER_S:
                 why = f"{self._folder}: {error.strerror or error}; updates of neighbours lie in memory until there is room again"
                 self._on_event(EventKind.NOT_SPILLED, why)
-            self._failed = True
+                self._said_s = now_s
+                self._has_worked = False
             return in_memory(size_bytes)
-        self._failed = False
+        self._has_worked = True
         return room
 
 

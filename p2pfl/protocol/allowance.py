@@ -33,6 +33,12 @@ UPDATES_AT_ONCE = 10
 UPDATES_PER_EXCHANGE = 2
 """In each exchange of this node: the update, and the full one or one that is sent again."""
 
+PROBES_PER_S, PROBES_AT_ONCE = 10.0, 100.0
+"""Questions of a doctor that are answered: each asks 64 at most, and does so again after ten seconds at the earliest."""
+
+PROBE_BYTES_PER_S, PROBE_BYTES_AT_ONCE = 0.4e6, 4e6
+"""And their bytes, as many as their answers have: no cap on updates holds those up."""
+
 DROPPED_FRACTION = 0.25
 """A neighbour may go on above its limits at this fraction of them, without being disconnected: all of that is dropped."""
 
@@ -113,6 +119,8 @@ class NeighbourAllowance:
         self._dropped_messages = TokenBucket(DROPPED_FRACTION * MESSAGES_PER_S, messages_at_once)
         self._dropped_bytes = TokenBucket(DROPPED_FRACTION * bytes_per_s, bytes_at_once)
         self._nonsense = TokenBucket(NONSENSE_PER_S, NONSENSE_AT_ONCE)
+        self._probes = TokenBucket(PROBES_PER_S, PROBES_AT_ONCE)
+        self._probe_bytes = TokenBucket(PROBE_BYTES_PER_S, PROBE_BYTES_AT_ONCE)
 
     def earn(self) -> None:
         """Note that this node has begun an exchange, for which the neighbour sends an update, however fast that comes."""
@@ -132,6 +140,12 @@ class NeighbourAllowance:
         elif not self._dropped_bytes.take(size_bytes, now_s):
             self.broken = "more bytes than any round needs"
         return False
+
+    def answers(self, size_bytes: int, now_s: float) -> bool:
+        """Whether a doctor's question of this size is answered; nobody is disconnected for one that is not."""
+        if self._probe_bytes.refill(now_s) < size_bytes or not self._probes.take(1, now_s):
+            return False
+        return self._probe_bytes.take(size_bytes, now_s)
 
     def refused(self, reason: str, now_s: float, *, times: int = 1) -> None:
         """Note that what came was no message that may count."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.wire.messages import Probe, ProbeAnswer
 
+ANSWERS_WAITING = 16
+"""Answers that lie in a neighbour's outbox at most: a doctor waits for so many at once."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forward:
@@ -55,11 +58,15 @@ class Probes:
         )
 
 
-def hear_probe(probes: Probes | None, neighbour: Neighbour, message: Probe | ProbeAnswer) -> None:
-    """Answer a neighbour's question, or take its answer; None: this node does neither."""
+def hear_probe(probes: Probes | None, neighbour: Neighbour, message: Probe | ProbeAnswer, now_s: float) -> bool:
+    """Answer a neighbour's question, or take its answer; False: it asks more than a doctor does. None: this node does neither."""
     if probes is None:
-        return
-    if isinstance(message, Probe):
-        neighbour.queue(probes.answer(message))
-    else:
+        return True
+    if not isinstance(message, Probe):
         probes.take(neighbour.name, message)
+        return True
+    waiting = sum(isinstance(item, ProbeAnswer) for item in neighbour.outbox)
+    if waiting >= ANSWERS_WAITING or not neighbour.allowance.answers(len(message.pad), now_s):
+        return False
+    neighbour.queue(probes.answer(message))
+    return True

@@ -146,7 +146,8 @@ class Protocol:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
             if isinstance(message, Probe | ProbeAnswer):
-                hear_probe(self._probes, neighbour, message)
+                if not hear_probe(self._probes, neighbour, message, now_s):
+                    self.edges.refused["too_many_probes"] += 1
                 return None
             if isinstance(message, News):
                 self.stopping.check(message.stop.stop_round)

@@ -8,7 +8,7 @@ import time
 from networks import Network, finish, plan_of
 from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.wire.codec import decode
-from p2pfl.wire.messages import Chunk, Update
+from p2pfl.wire.messages import Chunk, Goodbye, Update
 
 MBIT_S = 40.0
 BYTES_PER_S = MBIT_S * 1e6 / 8
@@ -89,3 +89,31 @@ def test_a_short_message_that_comes_meanwhile_goes_before_the_next_chunk(tmp_pat
     finish(main())
 
     assert order[0] not in {"Chunk", "Update"}
+
+
+def test_the_last_word_does_not_lie_behind_an_update_that_waits_for_the_cap(tmp_path):
+    first, *others = MODEL.names
+    last: dict[str, str] = {}
+
+    async def main():
+        async with Network(MODEL, tmp_path) as network:
+            network.start(first, send_mbit_s=0.5)  # a chunk in 17 seconds
+            network.start(*others)
+            node, line = network.nodes[first].daemon, network.nodes[first].line
+            send, begun = line.send, asyncio.Event()
+
+            async def noted(peer, frames, timeout_s):
+                await send(peer, frames, timeout_s)
+                message = decode([memoryview(frame) for frame in frames])[0]
+                if isinstance(message, Update):
+                    begun.set()
+                last[peer] = message.reason if isinstance(message, Goodbye) else type(message).__name__
+
+            line.send = noted
+            await begun.wait()
+            node.stop("by SIGTERM")
+            await network.nodes[first].task
+
+    finish(main())
+
+    assert last == dict.fromkeys(others, "pausing")

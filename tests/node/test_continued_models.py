@@ -21,6 +21,7 @@ from p2pfl.governance.continuation import Continuation
 from p2pfl.governance.encoding import grouped
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.continuation import continued_plan
+from p2pfl.node.own_probes import first_outputs
 from p2pfl.node.site import SiteFile
 from p2pfl.node.start import start
 from p2pfl.node.state_folder import held_state
@@ -158,6 +159,16 @@ def test_running_statistics_are_taken_over_and_the_local_baseline_begins_at_the_
     assert plan.start_digest == learning(2, rounds=1).start_digest  # which all members compare
 
 
+def test_a_neighbours_doctor_is_told_of_the_model_that_all_start_from(old):
+    plan, _ = taken_over(old)
+    fresh = learning(2, rounds=1)
+
+    assert not torch.equal(plan.model.get_buffer("1.running_mean"), fresh.model.get_buffer("1.running_mean"))
+    assert first_outputs(fresh, "node-1") is not None
+    assert first_outputs(plan, "node-0") == first_outputs(fresh, "node-1")
+    assert not torch.equal(plan.model.get_buffer("1.running_mean"), fresh.model.get_buffer("1.running_mean"))
+
+
 def test_the_model_of_a_running_sum_is_its_quotient(old):
     rewritten(lambda tensors, _: tensors.update({"state/w": torch.tensor([[0.25]])}))(old)
     path = old / "run" / "experiment.yaml"
@@ -217,7 +228,9 @@ WITHOUT = "--without-old-state begins as the study says"
     [
         (shutil.rmtree, "no such folder"),
         (removed(CHECKPOINT), "holds no checkpoint.safetensors"),
-        (removed("run"), "experiment.yaml: no such file"),
+        (removed("run"), "environment.json: no member is named"),
+        (removed("run/environment.json"), "environment.json: no member is named, and only the state of node-0 can be taken over"),
+        (removed("run/experiment.yaml"), "experiment.yaml: no such file"),
         (damaged, "not a readable checkpoint"),
         (lambda old: old.chmod(0o755), "mode 0755, other accounts may enter"),
         (rewritten(lambda _, told: told["terms"].update(study="ef" * 32)), f"is the state of study {grouped('ef' * 32)}, and this study"),

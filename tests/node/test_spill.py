@@ -141,6 +141,46 @@ def test_a_file_is_not_begun_where_too_little_of_the_disk_is_free(tmp_path):
     assert names_in(tmp_path) == set()
 
 
+@needs_linux
+def test_a_copy_lies_in_one_file_and_a_tensor_without_numbers_is_no_fault(tmp_path):
+    said = []
+    room = spill.UpdateRoom(tmp_path, spills=True, on_event=lambda kind, detail: said.append((kind, detail)))
+    tensors = {f"t{size}": torch.arange(size, dtype=torch.float64) for size in (3, 0, 100, 1)} | {
+        "number": torch.tensor(7, dtype=torch.int8)
+    }
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    copies = room.copy(tensors)
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    assert copies.keys() == tensors.keys()
+    assert all(copies[name].dtype == tensors[name].dtype and torch.equal(copies[name], tensors[name]) for name in tensors)
+    copies["t3"][:] = -1
+    assert torch.equal(copies["t100"], tensors["t100"])
+    assert torch.equal(tensors["t3"], torch.arange(3, dtype=torch.float64))
+    assert room.make(0).nbytes == 0
+    assert room.copy({"none": torch.zeros(0)})["none"].shape == (0,)
+    assert said == []
+
+
+def test_a_disk_that_fails_on_and_off_is_said_once_in_ten_minutes(tmp_path, monkeypatch):
+    said, now_s, failing = [], [0.0], [True]
+    make = spill._file_of
+
+    def refuse_at_times(folder, size_bytes):
+        if failing[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return make(folder, size_bytes)
+
+    monkeypatch.setattr(spill, "_file_of", refuse_at_times)
+    monkeypatch.setattr(spill.time, "monotonic", lambda: now_s[0])
+    room = spill.UpdateRoom(tmp_path, spills=True, on_event=lambda kind, detail: said.append(now_s[0]))
+    for now_s[0], failing[0] in [(0, True), (700, True), (701, False), (702, True), (703, False), (704, True), (1310, False), (1311, True)]:
+        room.make(8)
+
+    assert said == [0, 702, 1311]
+
+
 @pytest.mark.parametrize(("neighbours", "spill_mb", "models"), [(2, None, 7), (2, 0, 4), (4, 0, 4), (4, 10**6, 11)])
 def test_models_in_memory_are_counted_without_those_in_files(neighbours, spill_mb, models):
     plan = plan_of(task={"name": "digits"}, nodes=neighbours + 1, topology={"name": "complete"})

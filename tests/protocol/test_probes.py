@@ -82,6 +82,33 @@ def test_too_many_questions_are_dropped_before_they_are_read():
     assert node.protocol.neighbours["b"].allowance.num_dropped > 0
 
 
+def answered(node, count, size):
+    """Ask so many questions, each after the answer to the one before it; how many are answered."""
+    before = 0
+    for number in range(count):
+        node.hear("b", Probe(number=number, pad=bytes(size)))
+        before += len(node.said_to("b"))
+    return before
+
+
+def test_no_more_is_answered_than_a_doctor_asks():
+    node = Node("a", "b", probes=probes())
+
+    assert answered(node, 150, 0) == 100
+    assert node.protocol.edges.refused["too_many_probes"] == 50
+    node.now_s += 10
+    assert answered(node, 150, MAX_PROBE_BYTES) == 4 * 10**6 // MAX_PROBE_BYTES
+    assert node.protocol.neighbours["b"].allowance.exclusion(node.now_s) is None
+
+
+def test_answers_that_cannot_be_sent_do_not_fill_the_outbox():
+    node = Node("a", "b", probes=probes())
+    node.hear("b", *(Probe(number=number, pad=b"") for number in range(60)))
+
+    assert [answer.number for answer in node.said_to("b")] == list(range(16))
+    assert node.protocol.edges.refused["too_many_probes"] == 44
+
+
 def test_a_measurement_comes_through_the_status_page_as_it_was():
     edge = EdgeMeasurement(
         peer="b", is_dialled=True, condition=LinkCondition.UP, schema=5, round_trip_s=0.25, mbit_s=7.5, clock_ahead_s=-1.0

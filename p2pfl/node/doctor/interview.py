@@ -18,6 +18,8 @@ PINGS, PING_WITHIN_S = 5, 3.0
 UNANSWERED = 2
 """So many first questions go without an answer before a neighbour counts as one that gives none."""
 LARGE_WITHIN_S = 6.0
+LATE_PINGS, LATE_PING_EVERY_S = 10, 0.1
+"""Further questions to a neighbour that has not yet computed its forward pass."""
 AT_ONCE, MOST_LARGE, LONG_ENOUGH_S = 16, 48, 0.3
 """Large questions on their way at once, and in all; fewer where they take so long."""
 
@@ -53,6 +55,11 @@ class EdgeMeasurement:
     def was_heard(self) -> bool:
         """Whether the neighbour has said anything."""
         return self.hello is not None or self.answer is not None
+
+    def note(self, answer: ProbeAnswer) -> None:
+        """Keep what a neighbour holds: a later answer may have the forward pass that an earlier one had not."""
+        if self.answer is None or (self.answer.forward is None and answer.forward is not None):
+            self.answer = answer
 
     def as_dict(self) -> dict[str, Any]:
         """Give all that the questions have shown, as JSON holds it."""
@@ -109,8 +116,9 @@ class Interview:
         for asked in range(1, PINGS + 1):
             with suppress(TimeoutError, TransportError):
                 answer, took_s = await self.question(edge.peer, 0, PING_WITHIN_S)
+                edge.note(answer)
                 if edge.round_trip_s is None or took_s < edge.round_trip_s:
-                    edge.answer, edge.round_trip_s = answer, took_s
+                    edge.round_trip_s = took_s
                     edge.clock_ahead_s = answer.clock / 1000 + took_s / 2 - time.time()
             if edge.answer is None and asked == UNANSWERED:
                 return  # nobody here who answers
@@ -125,6 +133,16 @@ class Interview:
         if took_s < LONG_ENOUGH_S:
             with suppress(TimeoutError, TransportError):
                 edge.mbit_s = await self._capacity(edge)
+        await self._wait_for_forward(edge)
+
+    async def _wait_for_forward(self, edge: EdgeMeasurement) -> None:
+        """Ask on for a moment where the forward pass is still being computed; some neighbours have none."""
+        for _ in range(LATE_PINGS):
+            if edge.answer is None or edge.answer.forward is not None:
+                return
+            await asyncio.sleep(LATE_PING_EVERY_S)
+            with suppress(TimeoutError, TransportError):
+                edge.note((await self.question(edge.peer, 0, PING_WITHIN_S))[0])
 
     async def _capacity(self, edge: EdgeMeasurement) -> float:
         """Megabits a second that go each way while the link is kept full."""
