@@ -45,7 +45,7 @@ def chaos(
 ) -> None:
     """Run an experiment with real daemons on this machine while faults happen, and report what they cost.
 
-    The exit code is 0 if all nodes ended at one agreed round and the mean of their models has drifted by less than 1e-6, else 3.
+    The exit code is 0 if faults began, all nodes ended at one agreed round and the mean of models has drifted by less than 1e-6, else 3.
 
     Example: p2pfl chaos examples/breast_cancer.yaml --plan kill,partition --seed 7
     """
@@ -56,17 +56,22 @@ def chaos(
 
     if faults is not None and (plan is not None or seed):
         raise ConfigError("--faults has its own kinds and its own seed: leave out --plan and --seed")
-    kinds = kinds_of(plan or _KINDS)
+    kinds = kinds_of(_KINDS if plan is None else plan)
     given = FaultPlan.load(faults) if faults is not None else None
     resolved = resolve(experiment, overrides_from(nodes, rounds, assignments))
     with of_file(experiment), ForkServer() if can_fork() and write_plan is None else nullcontext() as fork, pausable(hears=True):
         from p2pfl.testing.chaos import draw_plan, neighbours_of, plan_of, run_chaos
 
         made = plan_of(resolved, allow_task or ())
+        if given is not None:
+            given.script(neighbours_of(made), str(faults))
         drawn = given if given is not None else draw_plan(made.experiment, neighbours_of(made), kinds, seed)
         if write_plan is not None:
             _write(write_plan, drawn.text)
-            sys.stdout.write(f"{len(drawn.faults)} faults of {len(made.names)} nodes are in {write_plan}\n")
+            if as_json:
+                sys.stdout.write(json.dumps({"faults": len(drawn.faults), "nodes": len(made.names), "file": str(write_plan)}) + "\n")
+            else:
+                sys.stdout.write(f"{len(drawn.faults)} faults of {len(made.names)} nodes are in {write_plan}\n")
             return
         place = out if out is not None else Path("runs") / f"{resolved.name}-chaos"
         try:
@@ -84,6 +89,8 @@ def chaos(
         sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
     else:
         _say(report, place)
+    if report.never_began and not report.findings:
+        sys.stderr.write(f"p2pfl: {report.never_began} of {len(report.faults)} faults never began\n")
     for sentence in report.findings:
         sys.stderr.write(f"p2pfl: not as agreed: {sentence}\n")
     if report.findings:

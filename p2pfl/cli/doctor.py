@@ -45,8 +45,10 @@ def doctor(
 
 
 def _document(report: Report) -> dict[str, Any]:
+    is_unseen = any(not fact.is_known for name, fact in report.facts if name == "edges")
     return {
-        "healthy": not report.findings,
+        "healthy": False if report.findings else None if is_unseen else True,
+        "unknown": sum(not fact.is_known for _, fact in report.facts),
         "findings": [{"check": name, "fault": found.fault, "remedy": found.remedy} for name, found in report.findings],
         "facts": [
             {"check": name, "what": fact.what, "known": fact.is_known, "said": fact.said, "figures": dict(fact.figures)}

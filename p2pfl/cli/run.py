@@ -115,6 +115,8 @@ def simulate(
 
     Example: torchrun --nproc-per-node 2 -m p2pfl simulate examples/breast_cancer.yaml
     """
+    from p2pfl.faults.plan_file import FaultPlan
+
     is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started; the others have the same to say
     overrides = overrides_from(nodes, rounds, assignments)
     if faults is not None and (replay is not None or resume is not None):
@@ -125,16 +127,16 @@ def simulate(
         given = replay / "experiment.yaml"
     else:
         given = _given(experiment, resume, changed=bool(overrides or out))
+    planned = FaultPlan.load(faults) if faults is not None else None
     if dry_run:
         if is_first:
             _say_plan(given, overrides, allow_task or (), as_json=as_json, simulated=True, recorded=experiment is None)
         return
     from p2pfl.experiment.loading import resolve
-    from p2pfl.faults.plan_file import FaultPlan
     from p2pfl.runs.stopwatch import process_age_s
     from p2pfl.simulator import simulate as run_simulation
 
-    with of_file(given), pausable(hears=True), _progress(enabled=is_first and not as_json) as progress:
+    with of_file(given), _of_faults(faults), pausable(hears=True), _progress(enabled=is_first and not as_json) as progress:
         resolved = resolve(given, overrides)
         run = run_simulation(
             resolved,
@@ -142,7 +144,7 @@ def simulate(
             resume=resume,
             replay=replay,
             device=device,
-            faults=FaultPlan.load(faults) if faults is not None else None,
+            faults=planned,
             progress=progress,
             waited_s=process_age_s(),
             allow_tasks=allow_task or (),
@@ -201,6 +203,17 @@ def of_file(path: Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         if error.place is not None:
+            raise
+        raise ConfigError(error.findings, str(path)) from error
+
+
+@contextmanager
+def _of_faults(path: Path | None) -> Iterator[None]:
+    """Name the file of the faults in errors on what it says."""
+    try:
+        yield
+    except ConfigError as error:
+        if path is None or error.place != "faults":
             raise
         raise ConfigError(error.findings, str(path)) from error
 

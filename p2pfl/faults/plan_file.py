@@ -163,7 +163,10 @@ class FaultPlan:
         if found:
             raise ConfigError(found, place)
         script = FaultScript(tuple(made), self.seed)
-        script.check(names)
+        try:
+            script.check(names)
+        except ConfigError as error:
+            raise ConfigError([finding.removeprefix("faults: ") for finding in error.findings], place) from error
         return script
 
     def _fault(self, planned: PlannedFault, nodes: tuple[str, ...]) -> Fault:

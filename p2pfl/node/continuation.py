@@ -24,7 +24,7 @@ from p2pfl.governance.continuation import Continuation
 from p2pfl.governance.encoding import grouped
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.site import SiteFile
-from p2pfl.node.state_folder import unused_state
+from p2pfl.node.state_folder import has_folder, unused_state
 from p2pfl.params import digest_of
 from p2pfl.runs.checkpoint import changes_told, read_checkpoint, read_metadata
 from p2pfl.runs.events import EventKind
@@ -126,7 +126,7 @@ def read_old_model(state: Path, continues: Continuation, was: str, plan: Plan, *
         StoreError: its checkpoint cannot be read.
     """
     path = state / CHECKPOINT
-    if not state.is_dir():
+    if not has_folder(state):
         raise ConfigError(f"no such folder: write where the state in the older study is, or: {WITHOUT}", str(state))
     try:
         with unused_state(state, group), changes_told(path):

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _NOBODY_ELSE, _GROUP_READS = 0o077, 0o027
 """Mode bits that files and folders are made without: everything for others, and for the group all or only writing."""
+_ELSEWHERE = "name another folder in site.yaml"
+"""What to do about a place that cannot be one, for messages."""
 _WAIT_S, _POLL_S = 1.0, 0.05
 """For the lock: a status command that looks whether a node runs holds it for a moment."""
 
@@ -63,7 +65,7 @@ def unused_state(state: Path, group: str | int | None = None) -> Iterator[None]:
     Raises:
         ConfigError: there is none, others may enter it, it belongs to another account, or a node is at work on it.
     """
-    if not state.is_dir():
+    if not has_folder(state):
         raise ConfigError("no such folder", str(state))
     check_state_folder(state, group)
     try:
@@ -80,7 +82,7 @@ def unused_state(state: Path, group: str | int | None = None) -> Iterator[None]:
 
 def _make(state: Path, group: str | int | None) -> None:
     """Make the folder, where it is not there."""
-    if state.is_dir():
+    if has_folder(state):
         return
     number = _group_id(group) if group is not None else None
     try:
@@ -89,7 +91,29 @@ def _make(state: Path, group: str | int | None) -> None:
             os.chown(state, -1, number)
             state.chmod(0o2750)  # what is made in it belongs to the same group
     except OSError as error:
-        raise ConfigError(f"cannot be made: {error.strerror}", str(state)) from error
+        raise ConfigError(f"cannot be made: {error.strerror}; {_ELSEWHERE}", str(state)) from error
+
+
+def has_folder(state: Path) -> bool:
+    """Whether a state's folder is there.
+
+    Raises:
+        ConfigError: something else is in its place, or this account cannot see whether anything is.
+    """
+    try:
+        found = state.stat()
+    except FileNotFoundError:
+        return False
+    except PermissionError as error:
+        account = os.geteuid()
+        raise ConfigError(
+            f"account {account} may not enter a folder above it; {_ELSEWHERE}, or let the account enter", str(state)
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be a folder: {error.strerror}; {_ELSEWHERE}", str(state)) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"is a file, and a folder is needed; {_ELSEWHERE}, or move the file away", str(state))
+    return True
 
 
 def check_state_folder(state: Path, group: str | int | None) -> None:

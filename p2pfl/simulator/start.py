@@ -193,6 +193,9 @@ def _simulated_part(given: FaultPlan, plan: Plan) -> FaultScript:
     has_clock = plan.experiment.clock is not None or not plan.experiment.pace.kind.in_step
     kept = script.only((FaultKind.SLOW,), in_seconds=True) if has_clock else script.only(SIMULATED, in_seconds=False)
     left_out = Counter(fault.kind.value for fault in script.faults if fault not in set(kept.faults))
+    last = plan.experiment.last_possible_round
+    if late := sum(bool(fault.rounds) and min(fault.rounds) >= last for fault in kept.faults):
+        log.warning("%d of %d faults never begin: the run has %d rounds at most", late, len(script.faults), last)
     if left_out:
         why = (
             "of faults, a run with a clock simulates slow nodes alone"

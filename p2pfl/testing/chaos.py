@@ -86,9 +86,16 @@ class ChaosReport:
         return next(iter(rounds)) if len(rounds) == 1 else None
 
     @property
+    def never_began(self) -> int:
+        """The number of faults that were not carried out, as the run had ended or their nodes did not run."""
+        return sum(fault.began_s is None for fault in self.faults)
+
+    @property
     def findings(self) -> list[str]:
-        """Sentences on what did not hold; none: all ended at one agreed round, and the mean is where it should be."""
+        """Sentences on what did not hold; none: faults began, all ended at one agreed round, and the mean is where it should be."""
         found = []
+        if self.faults and self.never_began == len(self.faults):
+            found.append(f"{self.never_began} of {len(self.faults)} faults never began: the run was not disturbed")
         if without := [node.name for node in self.nodes if node.rounds is None]:
             found.append(f"no result of {', '.join(without)}")
         ended = sorted({node.rounds for node in self.nodes if node.rounds is not None})
@@ -108,6 +115,7 @@ class ChaosReport:
             "drift": self.drift.value,
             "drift_unknown": self.drift.why or None,
             "seconds": round(self.seconds, 2),
+            "never_began": self.never_began,
             "findings": self.findings,
             "nodes": [asdict(node) for node in self.nodes],
             "faults": [asdict(fault) for fault in self.faults],

@@ -114,6 +114,8 @@ class Stage:
     _told: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
     """Clock and names that each process was last told."""
     _hosts: dict[str, str] = field(default_factory=dict)
+    _struck: set[str] = field(default_factory=set)
+    """Nodes whose process was killed by a fault that still holds."""
 
     @property
     def times(self) -> list[FaultTimes]:
@@ -196,7 +198,10 @@ class Stage:
         is_moving = any(other.process is not None and not other.is_paused for other in self.nodes if other is not node)
         killed = is_moving and self.script.is_killed(name, furthest, elapsed_s)
         node.is_paused = is_moving and self.script.is_paused(name, furthest, elapsed_s)
+        if not killed:
+            self._struck.discard(name)
         if killed and node.process is not None:
+            self._struck.add(name)
             node.is_killed = all(f.has_end for f in self.script.faults if f.kind is FaultKind.KILL and f.nodes == (name,))
             node.process.send_signal(signal.SIGKILL)
         elif node.is_killed and not killed and node.process is None:
@@ -281,12 +286,26 @@ class Stage:
     # ---- times
 
     def _note_times(self, furthest: int, elapsed_s: float) -> None:
+        own = {node.watched.name: 1 + node.watched.rounds_seen for node in self.nodes}
         for number, fault in enumerate(self.script.faults):
-            holds, known = fault.holds(furthest, elapsed_s), self._times.get(number)
-            if holds and known is None:
+            at = own[fault.nodes[0]] if fault.kind is FaultKind.SLOW else furthest
+            holds, known = fault.holds(at, elapsed_s), self._times.get(number)
+            if holds and known is None and self._is_done(fault):
                 self._times[number] = FaultTimes(fault=fault, began_s=elapsed_s, began_round=furthest)
             elif not holds and known is not None and math.isnan(known.ended_s):
                 self._times[number] = FaultTimes(fault=fault, began_s=known.began_s, began_round=known.began_round, ended_s=elapsed_s)
+
+    def _is_done(self, fault: Fault) -> bool:
+        """Whether a fault that holds is carried out: on a process that runs, or on an edge between two of them."""
+        running = {node.watched.name: node for node in self.nodes if node.process is not None}
+        if fault.kind in OF_EDGES or fault.kind is FaultKind.PARTITION:
+            return any(fault.is_on(a, b) and a in running and b in running for a in self.plan.names for b in self.plan.neighbours(a))
+        (name,) = fault.nodes
+        if fault.kind is FaultKind.KILL:
+            return name in self._struck
+        if fault.kind is FaultKind.DNS:
+            return any(other in running for other in self.plan.neighbours(name))
+        return name in running and (fault.kind is not FaultKind.PAUSE or running[name].is_paused)
 
 
 def _loss(faults: Sequence[Fault]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,11 +15,13 @@ from p2pfl.evaluation.results import read_models, write_models
 from p2pfl.experiment.loading import resolve
 from p2pfl.faults.drawing import KINDS
 from p2pfl.faults.plan_file import FaultPlan
+from p2pfl.faults.script import Fault, FaultKind, FaultScript
 from p2pfl.launcher.processes import ForkServer
 from p2pfl.launcher.watched import WatchedNode
 from p2pfl.runs.records import read_run
 from p2pfl.testing.chaos import MOST_DRIFT, ChaosReport, FaultOutcome, NodeOutcome, draw_plan, neighbours_of, plan_of, run_chaos
 from p2pfl.testing.mean_drift import Drift, measure_drift
+from p2pfl.testing.staging import Stage, StagedNode
 
 EXPERIMENT = {
     "task": {"name": "quadratic", "dimension": 3},
@@ -90,6 +93,7 @@ def test_a_written_plan_is_simulated_with_a_thousand_nodes(run, experiment, tmp_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--plan", ""), "no kind of fault; known: pause, kill"),
         (("--plan", "kill,earthquake"), "--plan: 'earthquake': no kind of fault; known: pause, kill"),
         (("--faults", "nowhere.yaml"), "nowhere.yaml"),
         (("--faults", "f.yaml", "--seed", 3), "--faults has its own kinds and its own seed: leave out --plan and --seed"),
@@ -111,6 +115,59 @@ def test_a_report_says_what_did_not_hold():
     assert report(drift=Drift(value=2e-6)).findings == [f"the mean has drifted by 2e-06, expected less than {MOST_DRIFT:g}"]
     assert report(drift=Drift(value=float("nan"))).findings == [f"the mean has drifted by nan, expected less than {MOST_DRIFT:g}"]
     assert report(drift=Drift(value=None, why="it has no mean")).findings == ["the drift of the mean is unknown: it has no mean"]
+
+
+def test_a_run_in_which_no_fault_began_is_not_as_agreed():
+    never = FaultOutcome(what="kill of node-0", began_round=None, began_s=None, ended_s=None, recovered_s=None)
+    one = replace(never, began_round=2, began_s=1.0)
+
+    assert report(faults=[never, never]).findings == ["2 of 2 faults never began: the run was not disturbed"]
+    assert report(faults=[one, never]).findings == []
+    assert report(faults=[one, never]).as_dict()["never_began"] == 1
+
+
+def test_only_faults_of_what_runs_count_as_begun(experiment, tmp_path):
+    plan = plan_of(resolve(experiment, {}), ())
+    kinds = (FaultKind.KILL, FaultKind.PAUSE, FaultKind.CLOCK)
+    script = FaultScript(tuple(Fault(kind=kind, nodes=("node-0",), rounds=frozenset({3})) for kind in kinds))
+    stage = Stage(plan=plan, place=tmp_path, script=script, settings={}, options=())
+    stage.nodes = [StagedNode(watched=WatchedNode(name=name, folder=tmp_path / name)) for name in plan.names]
+    stage._note_times(3, 1.0)
+
+    assert [times.began_round for times in stage.times] == [-1, -1, -1]  # node-0 has ended
+
+
+def test_faults_after_the_last_round_are_said(run, experiment, tmp_path, caplog):
+    path = tmp_path / "faults.yaml"
+    path.write_text("faults:\n  - {kind: cut, edge: [node-0, node-1], rounds: [100, 101]}\n", encoding="utf-8")
+    code, _, _ = run("simulate", experiment, "--faults", path, "--out", tmp_path / "run", "--json")
+
+    assert code == 0
+    assert "1 of 1 faults never begin: the run has 20 rounds at most" in caplog.text
+
+
+def test_a_file_of_faults_is_named_where_it_names_what_is_not_there(run, experiment, tmp_path):
+    path = tmp_path / "faults.yaml"
+    path.write_text("faults:\n  - {kind: kill, node: basel, rounds: [3, 4]}\n", encoding="utf-8")
+    for command in ("chaos", "simulate"):
+        code, _, error = run(command, experiment, "--faults", path, "--out", tmp_path / "run")
+
+        assert code == 2
+        assert f"{path}: faults.0: kill: no node basel" in error.replace("\n", "")
+
+
+def test_a_written_plan_is_told_in_json(run, experiment, tmp_path):
+    code, said, _ = run("chaos", experiment, "--write-plan", tmp_path / "faults.yaml", "--json")
+    faults = len(FaultPlan.load(tmp_path / "faults.yaml").faults)
+
+    assert (code, json.loads(said)) == (0, {"faults": faults, "nodes": 4, "file": str(tmp_path / "faults.yaml")})
+
+
+def test_a_dry_run_reads_the_file_of_faults(run, experiment):
+    code, _, error = run("simulate", experiment, "--faults", "nowhere.yaml", "--dry-run")
+
+    assert code == 2
+    assert "nowhere.yaml" in error
 
 
 def test_the_report_fits_on_eighty_columns(monkeypatch, capsys, tmp_path):

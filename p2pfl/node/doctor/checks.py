@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from p2pfl.node.doctor.edges import check_agreement, check_clocks, check_edges, check_forward, check_names
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, unknown
 from p2pfl.node.doctor.machine import check_disk, check_ports, check_state
-from p2pfl.node.doctor.own_files import check_contract, check_keys, check_site_file, check_study
+from p2pfl.node.doctor.own_files import check_contract, check_keys, check_old_state, check_site_file, check_study
 from p2pfl.node.doctor.rows import check_memory, check_round, check_rows, check_training
 
 
@@ -29,7 +29,8 @@ CHECKS: tuple[Check, ...] = (
     Check("result contract", check_contract, ("study",)),
     Check("rows and model", check_rows, ("study", "contract_kept")),
     Check("memory", check_memory, ("plan",)),
-    Check("disk", check_disk, ("site",)),
+    Check("old state", check_old_state, ("plan", "state_usable")),
+    Check("disk", check_disk, ("state_usable",)),
     Check("ports", check_ports, ("study",)),
     Check("training", check_training, ("population",)),
     Check("names", check_names, ("study",)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.governance.card import Card
+from p2pfl.governance.edge_kinds import DIRECT, RELAY, EdgeKind
 from p2pfl.governance.names import split_address
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of, unknown
 from p2pfl.node.doctor.interview import EdgeMeasurement
@@ -25,6 +26,8 @@ LOSS = 0.05
 CLOSE = 1e-3
 """Outputs of the same model on different machines differ in their last bits, by far less than this."""
 
+_UNHEARD = "nothing was heard over this edge"
+
 _REMEDIES = {
     LinkCondition.REFUSED: "ask {peer} to start its node or its doctor, and to open this port",
     LinkCondition.NO_ANSWER: "ask {peer} whether its firewall lets this site in, and this site's whether it lets the node out",
@@ -33,7 +36,12 @@ _REMEDIES = {
     LinkCondition.HANDSHAKE_FAILED: "ask {peer} to start its node with the keys of its card, or mend the address on its card",
     LinkCondition.SILENT: "ask {peer} whether its node hangs",
     LinkCondition.DOWN: "ask {peer} whether its node has just ended",
+    LinkCondition.PROXY: "mend proxy in site.yaml, or ask whoever runs the proxy to let this node out",
+    LinkCondition.RELAY: "ask {relay} whether its node runs with relay in its site.yaml, and whether its firewall lets this site in",
+    LinkCondition.BROKER: "mend mqtt in site.yaml, or ask whoever runs the broker whether it runs and lets this site in",
 }
+_NOT_THERE = "ask {peer} to start its node or its doctor, and whether it reaches what carries this edge"
+"""The remedy where both ends have to come to a third place."""
 
 
 def check_names(exam: Examination) -> Noted:
@@ -41,6 +49,9 @@ def check_names(exam: Examination) -> Noted:
     assert exam.study is not None
     assert exam.site is not None
     names = {}
+    if exam.site.proxy is not None:
+        yield Fact(what="names", said="the proxy looks them up, and not this machine")
+        return
     for peer, addresses in _dialled(exam).items():
         for address in addresses:
             host = split_address(address)[0].strip("[]")
@@ -76,14 +87,18 @@ def check_edges(exam: Examination) -> Noted:
     except P2PFLError as error:
         yield from findings_of(error, "mend listen in site.yaml")
         return
+    carried = _carried(exam)
     for edge in exam.edges.values():
-        yield from _edge(edge, dialled.get(edge.peer, ()))
+        yield from _edge(edge, dialled.get(edge.peer, ()), carried.get(edge.peer))
 
 
-def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
+def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...], carried: EdgeKind | None) -> Noted:
     who = f"this site dials {edge.peer} at {', '.join(addresses)}" if edge.is_dialled else f"{edge.peer} dials this site"
     what = f"edge to {edge.peer}"
     figures: dict[str, Any] = {"dials": edge.is_dialled, "link": edge.condition.value}
+    if carried is not None:
+        who = f"relayed by {carried.relay}" if carried.kind == RELAY else "over the broker"
+        figures |= {"dials": None, "carried": carried.kind, "relay": carried.relay}
     if edge.condition == LinkCondition.UNKNOWN_NAME:
         yield unknown(what, f"{who}; it was not reached: {edge.detail}", **figures)  # said of the name
         return
@@ -94,14 +109,12 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
                 remedy=f"ask {edge.peer} whether it holds this study, and dials with the keys of its card",
             )
         else:
-            yield unknown(what, f"{who}, and has not yet; ask it to start its node or its doctor now", **figures)
+            has_not = f"{who}, and has not yet" if carried is None else f"{who}; {edge.peer} has not come yet"
+            yield unknown(what, f"{has_not}; ask it to start its node or its doctor now", **figures)
         return
     if edge.condition != LinkCondition.UP:
-        remedy = _REMEDIES.get(edge.condition, "ask {peer} whether its node runs, and whether its firewall lets this site in")
-        yield Finding(
-            fault=f"{who}, and has no link: {edge.detail or edge.condition.value}",
-            remedy=remedy.format(peer=edge.peer),
-        )
+        fault = f"{who}, and has no link" if carried is None else f"the edge to {edge.peer}, {who}, has no link"
+        yield Finding(fault=f"{fault}: {edge.detail or edge.condition.value}", remedy=_remedy(edge.condition, edge.peer, carried))
         return
     if edge.loses_large:
         yield Finding(
@@ -122,11 +135,19 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...]) -> Noted:
     yield Fact(what=what, said=said, is_known=edge.answer is not None, figures=figures)
 
 
+def _remedy(condition: LinkCondition, peer: str, carried: EdgeKind | None) -> str:
+    """What to do about a link that is not up."""
+    said = _REMEDIES.get(condition, "ask {peer} whether its node runs, and whether its firewall lets this site in")
+    if carried is not None and condition == LinkCondition.NO_ANSWER:
+        said = _NOT_THERE
+    return said.format(peer=peer, relay=carried.relay if carried is not None else None)
+
+
 def _edges_of_running(exam: Examination) -> Noted:
     """Have the node that runs measure its links, and say what it knows of them; this doctor has none of its own beside them."""
     assert exam.status is not None
     assert exam.site is not None
-    dialled, exam.edges = _dialled(exam), {}
+    dialled, carried, exam.edges = _dialled(exam), _carried(exam), {}
     try:
         measured = read_edges(exam.site.state)
     except P2PFLError as error:
@@ -140,23 +161,22 @@ def _edges_of_running(exam: Examination) -> Noted:
             edge.take_up(measured[name])
         exam.edges[name] = edge
         if condition == LinkCondition.UP:
-            yield from _edge(edge, dialled.get(name, ()))
+            yield from _edge(edge, dialled.get(name, ()), carried.get(name))
         elif state == "left":
             yield Fact(what=f"edge to {name}", said="it has finished", figures={"link": state})
         elif state in ("awaited", "greeting", "connecting", "resolving", "paused", "unknown"):
             yield unknown(f"edge to {name}", f"{state}: {detail or 'the node has not heard of it yet'}", link=state)
         else:
-            remedy = "take the same study at both ends" if state == "other study" else _REMEDIES.get(condition, "see p2pfl node status")
-            yield Finding(fault=f"the node has no link with {name}: {detail or state}", remedy=remedy.format(peer=name))
+            remedy = "take the same study at both ends" if state == "other study" else _remedy(condition, name, carried.get(name))
+            yield Finding(fault=f"the node has no link with {name}: {detail or state}", remedy=remedy)
 
 
 def check_clocks(exam: Examination) -> Noted:
     """Compare this machine's clock with the neighbours'."""
     for edge in (exam.edges or {}).values():
-        if edge.loses_large or not edge.was_heard:
-            continue
-        if edge.clock_ahead_s is None:
-            yield unknown(f"clock of {edge.peer}", "it does not tell its time", ahead_s=None)
+        if edge.loses_large or edge.clock_ahead_s is None:
+            why = "it does not tell its time" if edge.was_heard and not edge.loses_large else _UNHEARD
+            yield unknown(f"clock of {edge.peer}", why, ahead_s=None)
         elif abs(edge.clock_ahead_s) > CLOCK_S:
             direction = "ahead of" if edge.clock_ahead_s > 0 else "behind"
             yield Finding(
@@ -182,6 +202,7 @@ def check_agreement(exam: Examination) -> Noted:
     for edge in (exam.edges or {}).values():
         said = edge.hello or edge.answer
         if said is None or edge.loses_large:
+            yield unknown(f"agreement with {edge.peer}", _UNHEARD, **dict.fromkeys(own))
             continue
         theirs = {name: getattr(said, name).hex() for name in own}
         wrong = next((name for name in own if theirs[name] != own[name]), None)
@@ -215,7 +236,8 @@ def check_forward(exam: Examination) -> Noted:
     own = first_outputs(exam.plan, exam.site.member)
     for edge in (exam.edges or {}).values():
         what = f"forward pass at {edge.peer}"
-        if edge.loses_large or not edge.was_heard or (edge.hello or edge.answer) is None:
+        if edge.loses_large or not edge.was_heard:
+            yield unknown(what, _UNHEARD, same=None)
             continue
         if own is None or edge.answer is None or edge.answer.forward is None:
             yield unknown(what, "it was not computed at both ends", same=None)
@@ -238,6 +260,15 @@ def _dialled(exam: Examination) -> dict[str, tuple[str, ...]]:
     """Addresses of the neighbours that the site dials, by name."""
     assert exam.study is not None
     assert exam.site is not None
-    me = exam.study.member(exam.site.member)
-    cards: list[Card] = [exam.study.member(name) for name in exam.study.neighbours(me.name)]
+    me, carried = exam.study.member(exam.site.member), _carried(exam)
+    cards: list[Card] = [exam.study.member(name) for name in exam.study.neighbours(me.name) if name not in carried]
     return {card.name: card.addresses for card in cards if dials(me.name, me.address, card.name, card.address)}
+
+
+def _carried(exam: Examination) -> dict[str, EdgeKind]:
+    """The edges that a relay or a broker carries, by neighbour."""
+    assert exam.study is not None
+    assert exam.site is not None
+    me = exam.site.member
+    own = {(a if b == me else b): found for (a, b), found in exam.study.edge_kinds().items() if me in (a, b)}
+    return {name: found for name, found in own.items() if found.kind != DIRECT}

@@ -87,6 +87,8 @@ class Examination:
     """Status of the site's own node, where it runs."""
     state_holder: str | None = None
     """The process that holds the state folder; None: nobody does."""
+    state_usable: bool | None = None
+    """Whether a node could use the state folder; None: it could not."""
     edges: Mapping[str, EdgeMeasurement] | None = None
     """Measurements of the edges, by neighbour."""
 

@@ -15,7 +15,7 @@ from statistics import median
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of
 from p2pfl.node.memory import forecast_node
-from p2pfl.node.state_folder import check_state_folder, holder_of
+from p2pfl.node.state_folder import check_state_folder, has_folder, holder_of
 from p2pfl.node.status import read_status
 from p2pfl.runs.status_client import LOCK
 
@@ -35,15 +35,13 @@ def check_state(exam: Examination) -> Noted:
     """See who may enter the state folder, whether it can be written to, and whether a node is at work on it."""
     assert exam.site is not None
     state, group = exam.site.state, exam.site.state_group
-    if not state.is_dir():
-        parent = next(folder for folder in state.parents if folder.is_dir())
-        if not _is_writable(parent):
-            yield Finding(
-                fault=f"{state} is not there, and nothing can be written to {parent}",
-                remedy="make it, or name another `state` in site.yaml",
-            )
-            return
-        yield Fact(what="state", said=f"{state} will be made when the node starts")
+    try:
+        is_there = has_folder(state)
+    except ConfigError as error:
+        yield from findings_of(error, "name another `state` in site.yaml")
+        return
+    if not is_there:
+        yield from _unmade(exam)
         return
     try:
         check_state_folder(state, group)
@@ -53,6 +51,7 @@ def check_state(exam: Examination) -> Noted:
     if not _is_writable(state):
         yield Finding(fault=f"nothing can be written to {state}", remedy="mount its disk for writing, or name another `state` in site.yaml")
         return
+    exam.state_usable = True
     exam.state_holder = _held(state)
     if exam.state_holder is None:
         yield Fact(what="state", said=f"{state} can be written to, and no node is at work on it", figures={"running": False})
@@ -69,15 +68,29 @@ def check_state(exam: Examination) -> Noted:
     yield Fact(what="state", said=said, figures={"running": True, "round": exam.status["round"]})
 
 
+def _unmade(exam: Examination) -> Noted:
+    """See whether a state folder that is not there can be made."""
+    assert exam.site is not None
+    state = exam.site.state
+    parent = next(folder for folder in state.parents if folder.is_dir())
+    if not _is_writable(parent):
+        yield Finding(
+            fault=f"{state} is not there, and nothing can be written to {parent}", remedy="make it, or name another `state` in site.yaml"
+        )
+        return
+    exam.state_usable = True
+    yield Fact(what="state", said=f"{state} will be made when the node starts")
+
+
 def check_disk(exam: Examination) -> Noted:
     """Compare the room on the state's disk with what the node will write, and measure how long an fsync takes."""
     assert exam.site is not None
     folder = exam.site.state if exam.site.state.is_dir() else next(each for each in exam.site.state.parents if each.is_dir())
-    if not _is_writable(folder):
-        return  # said of the state
     free, needed = shutil.disk_usage(folder).free, ROOM_BYTES
     if exam.plan is not None and exam.population is not None:
-        memory = forecast_node(exam.plan, exam.population, len(exam.plan.neighbours(exam.site.member)))
+        neighbours, spill_mb = len(exam.plan.neighbours(exam.site.member)), exam.site.spill_mb
+        memory = forecast_node(exam.plan, exam.population, neighbours, spill_mb=spill_mb)
+        needed += memory.spilled_bytes
         needed += CHECKPOINTS * (memory.held_bytes + memory.training_bytes) + RECORD_BYTES * exam.plan.experiment.last_possible_round
     if free < needed:
         yield Finding(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from p2pfl.errors import ConfigError
+from copy import deepcopy
+from dataclasses import replace
+
+from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.identity import Identity
+from p2pfl.node.continuation import WITHOUT, continued_plan
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of
 from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
@@ -80,7 +84,8 @@ def check_contract(exam: Examination) -> Noted:
     assert exam.site is not None
     assert exam.study is not None
     study = exam.study
-    refused = [d for d in differences_here(study.result_contract, study.task_name) if d.kind not in exam.site.accept_differences]
+    differs = differences_here(study.result_contract, study.task_name)
+    refused = [found for found in differs if found.kind not in exam.site.accept_differences]
     for found in refused:
         accept = f"or accept it on record with accept_differences: [{found.kind}] in site.yaml"
         yield Finding(fault=f"{found.detail}", remedy=f"{found.remedy}, {accept}")
@@ -92,6 +97,29 @@ def check_contract(exam: Examination) -> Noted:
     if study.result_contract is None:
         yield Fact(what="result contract", said="the study has none: versions and the task's code are not compared")
         return
+    if differs:
+        said = f"not kept, and this site has accepted that on record: {'; '.join(found.detail for found in differs)}"
+        yield Fact(what="result contract", said=said, figures={"accepted": sorted({found.kind for found in differs})})
+        return
     here = contract_here(study.task_name)
     said = f"p2pfl {here.p2pfl}, torch {here.torch}, arithmetic revision {here.arithmetic}"
     yield Fact(what="result contract", said=f"kept: {said}", figures={"p2pfl": here.p2pfl, "torch": here.torch})
+
+
+def check_old_state(exam: Examination) -> Noted:
+    """Read the model of the older study, where this one continues another, as the node would when it starts; nothing is changed."""
+    assert exam.site is not None
+    assert exam.study is not None
+    assert exam.plan is not None
+    tried = replace(exam.plan, model=deepcopy(exam.plan.model))  # the buffers of the old model are loaded into it
+    try:
+        _, beginning = continued_plan(tried, exam.study.continues, exam.site, exam.path, without_old_state=False)
+    except P2PFLError as error:
+        yield from findings_of(error, f"write old_state in site.yaml; {WITHOUT}")
+        return
+    if exam.study.continues is None:
+        yield Fact(what="old state", said="none is needed: the study continues no other one")
+    elif beginning is None:
+        yield Fact(what="old state", said="none is needed: the node goes on from its own checkpoint")
+    else:
+        yield Fact(what="old state", said=f"the node begins {beginning[1]}")

@@ -56,7 +56,8 @@ def check_memory(exam: Examination) -> Noted:
     except P2PFLError as error:
         yield from findings_of(error, "change `compiled` in the study, with the other members")
         return
-    needed = forecast_node(exam.plan, exam.population, len(exam.plan.neighbours(exam.site.member))).peak_bytes
+    neighbours, spill_mb = len(exam.plan.neighbours(exam.site.member)), exam.site.spill_mb
+    needed = forecast_node(exam.plan, exam.population, neighbours, spill_mb=spill_mb).peak_bytes
     left = available_bytes()
     if left is not None and left < needed:
         exam.population = None  # nothing is trained for trial that might end other programs
@@ -84,7 +85,7 @@ def check_training(exam: Examination) -> Noted:
         return
     try:
         began_s = time.perf_counter()
-        loss = float(population.train(0)[0])
+        population.train(0)
         exam.step_seconds = time.perf_counter() - began_s
     except P2PFLError as error:
         yield from findings_of(error, "mend the task's code")
@@ -97,10 +98,16 @@ def check_training(exam: Examination) -> Noted:
             remedy="agree with the members on a lower optimizer.lr or a clip_norm, and make the study again",
         )
         return
+    if population.without_loss:
+        yield Finding(
+            fault="one round of training on the site's rows had no finite loss, although the parameters stayed finite",
+            remedy="mend the loss of the task's code, or the rows for which it is no number",
+        )
+        return
     yield Fact(
         what="training",
         said=f"one round on the site's rows takes {exam.step_seconds:.3g} s, with finite loss",
-        figures={"seconds": exam.step_seconds, "loss_is_finite": loss == loss},  # noqa: PLR0124  # a loss that is no number
+        figures={"seconds": exam.step_seconds, "loss_is_finite": True},
     )
 
 
