@@ -73,6 +73,8 @@ class _Waiting:
     def __init__(self, stream: SocketStream) -> None:
         self.stream = stream
         self.wanted, self.ready, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.joining: asyncio.Task[Any] | None = None
+        """What joins it with its neighbour."""
 
 
 class RelayService:
@@ -226,11 +228,14 @@ class RelayService:
             pass
         finally:
             waiting.ready.set()
+            if waiting.joining is not None and not waiting.done.is_set():  # its neighbour must notice, so that it comes again
+                waiting.joining.cancel()
             if self._waiting.get(pair) is waiting:
                 del self._waiting[pair]
 
     async def _join(self, pair: tuple[str, str], stream: SocketStream, other: _Waiting) -> None:
         """Join two members, until one of them goes away."""
+        other.joining = asyncio.current_task()
         try:
             other.wanted.set()
             await other.ready.wait()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 PIECE_BYTES = 2**18
@@ -42,17 +45,21 @@ class SocketStream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
         self._piece = memoryview(bytearray(piece_bytes))
+        self._num_waiting = 0
+        self._is_closed = False
 
     async def receive(self) -> memoryview:
         """Wait for bytes; see Stream.receive."""
-        size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
+        with self._waits():
+            size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
         return self._piece[:size]
 
     async def exactly(self, size_bytes: int) -> bytes:
         """Wait for so many bytes and take no more; EOFError where the stream ends before."""
         found = bytearray()
         while len(found) < size_bytes:
-            more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
+            with self._waits():
+                more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
             if not more:
                 raise EOFError
             found += more
@@ -60,7 +67,8 @@ class SocketStream:
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of some bytes; see Stream.send."""
-        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+        with self._waits():
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     def end(self) -> None:
         """Send no more; see Stream.end."""
@@ -68,8 +76,30 @@ class SocketStream:
             self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close the socket; see Stream.close."""
-        self.socket.close()
+        """Close the socket, once whoever waits at it has been woken; see Stream.close.
+
+        The loop would keep a descriptor that is closed while somebody waits at it: he would wait for good, and the next one to be given its
+        number could not wait at all.
+        """
+        self._is_closed = True
+        if not self._num_waiting:
+            self.socket.close()
+            return
+        with suppress(OSError):  # it has broken, which wakes them, too
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def _waits(self) -> Iterator[None]:
+        is_closed = self._is_closed  # it may change meanwhile
+        if is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._num_waiting += 1
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            if self._is_closed and not self._num_waiting:
+                self.socket.close()
 
 
 def keep_alive(connection: socket.socket, heartbeat_s: int, missed: int) -> None:
