@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
@@ -14,7 +15,10 @@ PIECE_BYTES = 2**18
 BUFFER_BYTES = 2**18
 """Enough for 20 Mbit/s at 100 ms; the kernel takes twice as much."""
 DRAIN_S = 5.0
-"""After one direction has ended, the other has so long for what is still under way."""
+"""After one direction has ended, the other ends when nothing has moved in it for so long."""
+
+Turn = Callable[[int], Awaitable[None]]
+"""Waits until so many bytes may pass."""
 
 
 class Stream(Protocol):
@@ -88,6 +92,15 @@ class SocketStream:
         with suppress(OSError):  # it has broken, which wakes them, too
             self.socket.shutdown(socket.SHUT_RDWR)
 
+    def abandon(self) -> None:
+        """Close the socket at once; whoever waits at it must be cancelled, for nothing else ends his waiting."""
+        self._is_closed = True
+        if self.socket.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.socket)
+            loop.remove_writer(self.socket)
+            self.socket.close()
+
     @contextmanager
     def _waits(self) -> Iterator[None]:
         is_closed = self._is_closed  # it may change meanwhile
@@ -121,32 +134,59 @@ def hold_little(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
 
 
-async def splice(near: Stream, far: Stream) -> None:
+async def splice(near: Stream, far: Stream, turn: Turn | None = None) -> None:
     """Pass on what comes from either stream to the other, until both directions have ended; closes both.
 
     A direction that ends is ended at the other side, too, so that what was sent last arrives. One that cannot be written to any more is
     read on: closing it with bytes unread would reset it, and what goes the other way would be lost.
+
+    Args:
+        near: one stream.
+        far: the other.
+        turn: waited for before so many bytes are passed on; None: they never wait.
     """
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.TaskGroup() as group:
-            ways = {group.create_task(_pass_on(a, b), name="passes on") for a, b in ((near, far), (far, near))}
-            _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if pending:
-                await asyncio.wait(pending, timeout=DRAIN_S)
-            for way in pending:
-                way.cancel()
+            ways = [_Way(near, far, turn), _Way(far, near, turn)]
+            passing = {group.create_task(way.pass_on(), name="passes on"): way for way in ways}
+            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+            ended_s = loop.time()
+            while pending := [task for task in passing if not task.done()]:
+                left_s = max(ended_s, *(passing[task].moved_s for task in pending)) + DRAIN_S - loop.time()
+                if left_s <= 0:
+                    break
+                await asyncio.wait(pending, timeout=min(left_s, DRAIN_S))
+            for task in pending:
+                task.cancel()
     finally:
         near.close()
         far.close()
 
 
-async def _pass_on(source: Stream, sink: Stream) -> None:
-    is_taken = True
-    with suppress(OSError):
-        while data := await source.receive():
-            try:
-                if is_taken:
-                    await sink.send(data)
-            except OSError:
-                is_taken = False
-    sink.end()
+class _Way:
+    """One direction of two spliced streams."""
+
+    def __init__(self, source: Stream, sink: Stream, turn: Turn | None) -> None:
+        self._source, self._sink, self._turn = source, sink, turn
+        self.moved_s = 0.0
+        """When bytes were passed on last; inf: they wait for their turn, which is nobody's silence."""
+
+    async def pass_on(self) -> None:
+        """Pass on what comes, until it ends."""
+        loop, is_taken = asyncio.get_running_loop(), True
+        with suppress(OSError):
+            while data := await self._source.receive():
+                if not is_taken:
+                    continue
+                if self._turn is not None:
+                    self.moved_s = math.inf
+                    await self._turn(len(data))
+                self.moved_s = loop.time()
+                try:
+                    await self._sink.send(data)
+                except OSError:
+                    is_taken = False
+                else:
+                    self.moved_s = loop.time()
+        self._sink.end()

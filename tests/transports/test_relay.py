@@ -13,6 +13,7 @@ from zmq.utils import z85
 
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.errors import TransportError
+from p2pfl.runs.open_files import when_out_of_files
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.relay_service import Rate
@@ -212,6 +213,38 @@ def test_an_end_that_comes_back_before_its_loss_is_noticed_has_the_other_end_com
             await asyncio.wait_for(joined(more[-1][0]), 20)
             for _, writer in (*first.values(), *more):
                 writer.close()
+
+    finish(main(), 60)
+
+
+@pytest.mark.parametrize("thread", ["the relay's", "another"])
+def test_a_relay_gives_a_strangers_connection_up_where_files_run_out(links, thread):
+    before = tuple(when_out_of_files)  # the other relay's
+
+    async def main():
+        async with service(links, listen="tcp://127.0.0.1:0") as relay:
+            member = await come(links, relay, "a", "b")
+            with socket.create_connection(("127.0.0.1", relay.port)) as stranger:
+                await until(lambda: len(relay._streams) == 2)
+                connection = relay._streams[max(relay._streams)].socket
+                (free_one,) = set(when_out_of_files) - set(before)
+                if thread == "another":
+                    await asyncio.to_thread(free_one)
+                else:
+                    free_one()
+                    free_one()  # there is no other stranger
+
+                    assert connection.fileno() < 0
+                await until(lambda: len(relay._streams) == 1)
+
+                assert connection.fileno() < 0
+                assert len(stranger.recv(1000)) in (0, CHALLENGE_BYTES)
+            assert relay.counters["evicted"] == 1
+            neighbour = await come(links, relay, "b", "a")
+            for reader, writer in (member, neighbour):
+                await asyncio.wait_for(joined(reader), 20)
+                writer.close()
+        assert tuple(when_out_of_files) == before
 
     finish(main(), 60)
 

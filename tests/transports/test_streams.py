@@ -9,7 +9,8 @@ import socket
 import pytest
 
 from links import finish, until
-from p2pfl.transports.streams import SocketStream
+from p2pfl.transports.streams import DRAIN_S, SocketStream, splice
+from virtual_time import run_virtually
 
 
 def joined():
@@ -59,3 +60,46 @@ def test_closing_a_stream_wakes_whoever_waits_at_it_and_spoils_no_later_descript
         far.close()
 
     finish(main())
+
+
+class Pieces:
+    """A stream that says some pieces and ends; each that it is sent takes some seconds."""
+
+    def __init__(self, *pieces, send_s=0.0, ends=True):
+        self._pieces, self._send_s, self._ends, self.heard = list(pieces), send_s, ends, []
+
+    async def receive(self):
+        if not self._pieces and not self._ends:
+            await asyncio.Event().wait()
+        return self._pieces.pop(0) if self._pieces else b""
+
+    async def send(self, data):
+        await asyncio.sleep(self._send_s)
+        self.heard.append(bytes(data))
+
+    def end(self):
+        self.heard.append(b"the end")
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("slow", ["the other end", "the turn"])
+def test_what_was_sent_last_arrives_however_long_that_takes(slow):
+    said = [b"%d" % i for i in range(8)]
+    near, far = Pieces(*said), Pieces(send_s=DRAIN_S / 2 if slow == "the other end" else 0)
+
+    async def turn(size_bytes):
+        await asyncio.sleep(3 * DRAIN_S * size_bytes)
+
+    run_virtually(splice(near, far, turn if slow == "the turn" else None), seed=0, at_most_s=1000)
+
+    assert far.heard == [*said, b"the end"]
+
+
+def test_a_direction_in_which_nothing_moves_ends_with_the_other():
+    async def main():
+        await splice(Pieces(ends=False), Pieces(b"last"))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main(), seed=0, at_most_s=1000) == pytest.approx(DRAIN_S, abs=0.01)
