@@ -72,7 +72,7 @@ class CarriedLinks:
         peers = [replace(peer, address=addresses[peer.name]) for peer in neighbours]
         own = replace(me, address=peers[0].address if peers else None)
         self._carrier, self._linger_s = carrier, linger_s
-        self._coming: dict[int, str] = {}  # members by the local port that their connection to the own listener comes from
+        self._coming: dict[tuple[str, int], str] = {}  # members by the place that their connection to the own listener comes from
         self._awaited = {peer.name: peer for peer in peers if not dials(own.name, own.address, peer.name, peer.address)}
         self._links = ZeroMQTransport(
             own,

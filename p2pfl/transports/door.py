@@ -103,8 +103,8 @@ class _Line:
 class Door:
     """Watches the sockets of one transport from `start` to `stop`, and tells *refuse* in the loop which connections it shut, and why.
 
-    Where all that comes is relayed, *relayed* has the member by the local port that its connection comes from, before it comes: each is
-    then a party of its own, and any other connection is shut.
+    Where all that comes is relayed, *relayed* has the member by the address and port that its connection comes from, before it comes: each
+    is then a party of its own, and any other connection is shut.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Door:
         admission: Admission,
         loop: asyncio.AbstractEventLoop,
         refuse: Callable[[str, str], None],
-        relayed: Mapping[int, str] | None = None,
+        relayed: Mapping[tuple[str, int], str] | None = None,
     ) -> None:
         self.accounts: dict[str, Account] = {}
         """Delivered bytes of the connection that each neighbour has now which this node dials."""
@@ -276,7 +276,8 @@ class Door:
             return
         try:
             inode, host, port = os.fstat(twin.fileno()).st_ino, source_of(twin.getpeername()[0]), twin.getsockname()[1]
-            relayed = self._relayed.get(twin.getpeername()[1]) if self._relayed is not None else None
+            # the port alone is not enough: this machine has other addresses, where another program can have the same one
+            relayed = self._relayed.get((host, twin.getpeername()[1])) if self._relayed is not None else None
         except (OSError, IndexError, TypeError, ValueError):  # or another socket's
             inode, host, port, relayed = 0, "", -1, None
         before = self._numbers.get(fd)

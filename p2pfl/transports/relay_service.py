@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -19,12 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from p2pfl.errors import TransportError
+from p2pfl.runs.open_files import NO_MORE_FILES, when_out_of_files
 from p2pfl.transports.admission import Account, Admission, source_of
 from p2pfl.transports.base import Endpoint
 from p2pfl.transports.direct import split
 from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
-from p2pfl.transports.streams import SocketStream, Stream, accepted, hold_little, keep_alive, splice
+from p2pfl.transports.streams import SocketStream, accepted, hold_little, keep_alive, splice
 
 log = logging.getLogger(__name__)
 
@@ -53,26 +55,14 @@ class Rate:
         await asyncio.sleep(self.wait_s(size_bytes, time.monotonic()))
 
 
-class RatedStream:
-    """A stream that is sent to no faster than a rate allows, and that counts what was sent."""
-
-    def __init__(self, stream: Stream, rate: Rate, counters: Counter[str]) -> None:
-        self._stream, self._rate, self._counters = stream, rate, counters
-        self.receive, self.end, self.close = stream.receive, stream.end, stream.close
-
-    async def send(self, data: bytes | memoryview) -> None:
-        """Send all of some bytes; see Stream.send."""
-        await self._rate.take(len(data))
-        await self._stream.send(data)
-        self._counters["relayed_bytes"] += len(data)
-
-
 class _Waiting:
     """A member that waits at the relay for its neighbour."""
 
     def __init__(self, stream: SocketStream) -> None:
         self.stream = stream
         self.wanted, self.ready, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.joining: asyncio.Task[Any] | None = None
+        """What joins it with its neighbour."""
 
 
 class RelayService:
@@ -115,13 +105,17 @@ class RelayService:
         self._admission = Admission(member_bytes=0)
         self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._streams: dict[int, SocketStream] = {}
+        self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
         self._listener = self._bound()
         self.port = self._listener.getsockname()[1]
         self._group = await asyncio.TaskGroup().__aenter__()
         self._accepting = self._group.create_task(self._accept(), name=f"{self.me.name} relays")
+        when_out_of_files.append(self._make_room)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        when_out_of_files.remove(self._make_room)
         self._accepting.cancel()
         for task in tuple(self._tasks.values()):
             task.cancel()
@@ -153,7 +147,9 @@ class RelayService:
         while True:
             try:
                 connection, place = await accepted(self._listener)
-            except OSError:  # such as no more open files
+            except OSError as error:
+                if error.errno in NO_MORE_FILES:
+                    self._give_one_up()
                 await asyncio.sleep(RETRY_ACCEPT_S)
                 continue
             number += 1
@@ -164,13 +160,14 @@ class RelayService:
                 connection.close()
                 continue
             task = self._group.create_task(self._serve(number, stream), name=f"relay's connection {number}")
-            self._tasks[number] = task
+            self._tasks[number], self._streams[number] = task, stream
             task.add_done_callback(lambda _, number=number, stream=stream: self._forget(number, stream))  # type: ignore[misc]
             self._shut(self._admission.arrive(number, source_of(place[0]), time.monotonic()))
 
     def _forget(self, number: int, stream: SocketStream) -> None:
         stream.close()
         self._tasks.pop(number, None)
+        self._streams.pop(number, None)
         self._admission.leave(number)
 
     def _shut(self, reasons: dict[int, str]) -> None:
@@ -178,6 +175,24 @@ class RelayService:
             self.counters[reason] += 1
             if number in self._tasks:
                 self._tasks[number].cancel()
+
+    def _make_room(self) -> None:
+        """Give up a stranger's newest connection; called in any thread.
+
+        In the loop's own, which may be held up until there is room, it is closed at once.
+        """
+        if self._loop_thread == threading.get_ident():
+            self._give_one_up()
+        else:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._give_one_up)
+
+    def _give_one_up(self) -> None:
+        number = self._admission.newest_unknown_peer()
+        if number is not None and number in self._streams:
+            self._shut({number: "evicted"})
+            self._admission.leave(number)
+            self._streams[number].abandon()
 
     async def _serve(self, number: int, stream: SocketStream) -> None:
         with suppress(OSError, EOFError):
@@ -226,11 +241,14 @@ class RelayService:
             pass
         finally:
             waiting.ready.set()
+            if waiting.joining is not None and not waiting.done.is_set():  # its neighbour must notice, so that it comes again
+                waiting.joining.cancel()
             if self._waiting.get(pair) is waiting:
                 del self._waiting[pair]
 
     async def _join(self, pair: tuple[str, str], stream: SocketStream, other: _Waiting) -> None:
         """Join two members, until one of them goes away."""
+        other.joining = asyncio.current_task()
         try:
             other.wanted.set()
             await other.ready.wait()
@@ -238,8 +256,12 @@ class RelayService:
             self.counters.update(("relayed", RELAYING))
             log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
             try:
-                await splice(RatedStream(stream, self._rate, self.counters), RatedStream(other.stream, self._rate, self.counters))
+                await splice(stream, other.stream, self._turn)
             finally:
                 self.counters[RELAYING] -= 1
         finally:
             other.done.set()
+
+    async def _turn(self, size_bytes: int) -> None:
+        await self._rate.take(size_bytes)
+        self.counters["relayed_bytes"] += size_bytes

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
+import os
 import socket
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 PIECE_BYTES = 2**18
 BUFFER_BYTES = 2**18
 """Enough for 20 Mbit/s at 100 ms; the kernel takes twice as much."""
 DRAIN_S = 5.0
-"""After one direction has ended, the other has so long for what is still under way."""
+"""After one direction has ended, the other ends when nothing has moved in it for so long."""
+
+Turn = Callable[[int], Awaitable[None]]
+"""Waits until so many bytes may pass."""
 
 
 class Stream(Protocol):
@@ -42,17 +49,21 @@ class SocketStream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
         self._piece = memoryview(bytearray(piece_bytes))
+        self._num_waiting = 0
+        self._is_closed = False
 
     async def receive(self) -> memoryview:
         """Wait for bytes; see Stream.receive."""
-        size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
+        with self._waits():
+            size = await asyncio.get_running_loop().sock_recv_into(self.socket, self._piece)
         return self._piece[:size]
 
     async def exactly(self, size_bytes: int) -> bytes:
         """Wait for so many bytes and take no more; EOFError where the stream ends before."""
         found = bytearray()
         while len(found) < size_bytes:
-            more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
+            with self._waits():
+                more = await asyncio.get_running_loop().sock_recv(self.socket, size_bytes - len(found))
             if not more:
                 raise EOFError
             found += more
@@ -60,7 +71,8 @@ class SocketStream:
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of some bytes; see Stream.send."""
-        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+        with self._waits():
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     def end(self) -> None:
         """Send no more; see Stream.end."""
@@ -68,8 +80,39 @@ class SocketStream:
             self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close the socket; see Stream.close."""
-        self.socket.close()
+        """Close the socket, once whoever waits at it has been woken; see Stream.close.
+
+        The loop would keep a descriptor that is closed while somebody waits at it: he would wait for good, and the next one to be given its
+        number could not wait at all.
+        """
+        self._is_closed = True
+        if not self._num_waiting:
+            self.socket.close()
+            return
+        with suppress(OSError):  # it has broken, which wakes them, too
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        """Close the socket at once; whoever waits at it must be cancelled, for nothing else ends his waiting."""
+        self._is_closed = True
+        if self.socket.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.socket)
+            loop.remove_writer(self.socket)
+            self.socket.close()
+
+    @contextmanager
+    def _waits(self) -> Iterator[None]:
+        is_closed = self._is_closed  # it may change meanwhile
+        if is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._num_waiting += 1
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            if self._is_closed and not self._num_waiting:
+                self.socket.close()
 
 
 def keep_alive(connection: socket.socket, heartbeat_s: int, missed: int) -> None:
@@ -109,32 +152,59 @@ async def accepted(listener: socket.socket) -> tuple[socket.socket, Any]:
             loop.remove_reader(listener)
 
 
-async def splice(near: Stream, far: Stream) -> None:
+async def splice(near: Stream, far: Stream, turn: Turn | None = None) -> None:
     """Pass on what comes from either stream to the other, until both directions have ended; closes both.
 
     A direction that ends is ended at the other side, too, so that what was sent last arrives. One that cannot be written to any more is
     read on: closing it with bytes unread would reset it, and what goes the other way would be lost.
+
+    Args:
+        near: one stream.
+        far: the other.
+        turn: waited for before so many bytes are passed on; None: they never wait.
     """
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.TaskGroup() as group:
-            ways = {group.create_task(_pass_on(a, b), name="passes on") for a, b in ((near, far), (far, near))}
-            _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if pending:
-                await asyncio.wait(pending, timeout=DRAIN_S)
-            for way in pending:
-                way.cancel()
+            ways = [_Way(near, far, turn), _Way(far, near, turn)]
+            passing = {group.create_task(way.pass_on(), name="passes on"): way for way in ways}
+            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+            ended_s = loop.time()
+            while pending := [task for task in passing if not task.done()]:
+                left_s = max(ended_s, *(passing[task].moved_s for task in pending)) + DRAIN_S - loop.time()
+                if left_s <= 0:
+                    break
+                await asyncio.wait(pending, timeout=min(left_s, DRAIN_S))
+            for task in pending:
+                task.cancel()
     finally:
         near.close()
         far.close()
 
 
-async def _pass_on(source: Stream, sink: Stream) -> None:
-    is_taken = True
-    with suppress(OSError):
-        while data := await source.receive():
-            try:
-                if is_taken:
-                    await sink.send(data)
-            except OSError:
-                is_taken = False
-    sink.end()
+class _Way:
+    """One direction of two spliced streams."""
+
+    def __init__(self, source: Stream, sink: Stream, turn: Turn | None) -> None:
+        self._source, self._sink, self._turn = source, sink, turn
+        self.moved_s = 0.0
+        """When bytes were passed on last; inf: they wait for their turn, which is nobody's silence."""
+
+    async def pass_on(self) -> None:
+        """Pass on what comes, until it ends."""
+        loop, is_taken = asyncio.get_running_loop(), True
+        with suppress(OSError):
+            while data := await self._source.receive():
+                if not is_taken:
+                    continue
+                if self._turn is not None:
+                    self.moved_s = math.inf
+                    await self._turn(len(data))
+                self.moved_s = loop.time()
+                try:
+                    await self._sink.send(data)
+                except OSError:
+                    is_taken = False
+                else:
+                    self.moved_s = loop.time()
+        self._sink.end()

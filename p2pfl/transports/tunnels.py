@@ -1,7 +1,8 @@
 """Connections of libzmq that something else carries: each comes to a port of this machine, and is passed on over a stream.
 
 libzmq connects to such a port, or listens at one, as to any neighbour's; CURVE stays between the two members. A port is there for one
-connection only, and takes only the one that comes from the port that was said: no other program of this machine gets into a tunnel.
+connection only, and takes only the one that comes from the address and port that were said: no other program of this machine gets into a
+tunnel.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class Offer:
 
     async def _awaited(self) -> socket.socket:
         while True:
-            near, (_, port) = await accepted(self._listener)
-            if port == self._source.port:
+            near, place = await accepted(self._listener)
+            if place == (LOOPBACK, self._source.port):  # 127.0.0.2 has the same port once more
                 return near
             near.close()
 
@@ -128,10 +129,10 @@ class Tunnels:
         self._keep(offer.start(self._group))
         return offer
 
-    def bring(self, stream: Stream, port: int, expected: MutableMapping[int, str], member: str) -> None:
+    def bring(self, stream: Stream, port: int, expected: MutableMapping[tuple[str, int], str], member: str) -> None:
         """Connect a stream with the port of this machine at which libzmq listens.
 
-        As long as it lasts, *expected* has the member by the port that the connection comes from.
+        As long as it lasts, *expected* has the member by the address and port that the connection comes from.
         """
         task = self._group.create_task(_bring(stream, port, expected, member), name=f"tunnel to {port}")
         task.add_done_callback(lambda _: stream.close())
@@ -149,15 +150,15 @@ class Tunnels:
         task.add_done_callback(self._running.discard)
 
 
-async def _bring(stream: Stream, port: int, expected: MutableMapping[int, str], member: str) -> None:
+async def _bring(stream: Stream, port: int, expected: MutableMapping[tuple[str, int], str], member: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as near:  # no more files, or the listener is just closing
         near.setblocking(False)
         hold_little(near)
         near.bind((LOOPBACK, 0))
-        own_port = near.getsockname()[1]
-        expected[own_port] = member
+        own_place = near.getsockname()
+        expected[own_place] = member
         try:
             await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, port))
             await splice(SocketStream(near), stream)
         finally:
-            del expected[own_port]
+            del expected[own_place]

@@ -80,7 +80,7 @@ class ZeroMQTransport:
             the dialler, what it has not read when the connection ends is lost, so an important last word wants an answer.
         lookup: how host names are resolved; None: by the system.
         way_out: how neighbours are dialled; None: libzmq connects to their addresses itself.
-        relayed: where all that comes is relayed, the member by the local port that its connection comes from; see `Door`.
+        relayed: where all that comes is relayed, the member by the address and port that its connection comes from; see `Door`.
 
     Raises:
         ConfigError: two neighbours of which none has an address.
@@ -100,7 +100,7 @@ class ZeroMQTransport:
         linger_s: float = 2.0,
         lookup: Lookup | None = None,
         way_out: WayOut | None = None,
-        relayed: Mapping[int, str] | None = None,
+        relayed: Mapping[tuple[str, int], str] | None = None,
     ) -> None:
         self.me = me
         self.neighbours = {peer.name: peer for peer in neighbours}

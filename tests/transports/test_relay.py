@@ -13,10 +13,12 @@ from zmq.utils import z85
 
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.errors import TransportError
+from p2pfl.runs.open_files import when_out_of_files
 from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.relay_service import Rate
-from p2pfl.transports.relay_words import CHALLENGE_BYTES, Answer, Request, is_members, new_challenge, request
+from p2pfl.transports.relay_words import CHALLENGE_BYTES, GO, PROOF_BYTES, Answer, Request, is_members, new_challenge, request
+from p2pfl.transports.tunnels import Tunnels
 from recorder import Recorder
 
 
@@ -175,6 +177,78 @@ def test_a_recorded_request_is_refused(links):
     finish(main())
 
 
+async def come(links, relay, me, other):
+    """A connection of a member that the relay has let in, and that waits for its neighbour there."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    challenge = await reader.readexactly(CHALLENGE_BYTES)
+    writer.write(request(challenge, links.keys[me], links.keys[other][0], links.relay.public_key).raw)
+    assert await reader.readexactly(1) == bytes([Answer.TAKEN])
+    await reader.readexactly(PROOF_BYTES)
+    return reader, writer
+
+
+async def joined(reader):
+    while await reader.readexactly(1) != GO:
+        pass
+
+
+@pytest.mark.parametrize("again", ["a", "b"])
+def test_an_end_that_comes_back_before_its_loss_is_noticed_has_the_other_end_come_again(links, again):
+    """A router that forgets connections tells neither the relay nor the other end."""
+
+    async def main():
+        async with service(links, listen="tcp://127.0.0.1:0") as relay:
+            first = {"a": await come(links, relay, "a", "b")}
+            await until(lambda: relay._waiting)
+            first["b"] = await come(links, relay, "b", "a")
+            for reader, _ in first.values():
+                await joined(reader)
+            other = "b" if again == "a" else "a"
+            more = [await come(links, relay, again, other) for _ in range(2)]
+
+            assert await asyncio.wait_for(first[other][0].read(), 20) == b""
+            await until(lambda: not relay.counters["relaying"])
+            assert relay.counters["replaced"] == 1
+            more.append(await come(links, relay, other, again))
+            await asyncio.wait_for(joined(more[-1][0]), 20)
+            for _, writer in (*first.values(), *more):
+                writer.close()
+
+    finish(main(), 60)
+
+
+@pytest.mark.parametrize("thread", ["the relay's", "another"])
+def test_a_relay_gives_a_strangers_connection_up_where_files_run_out(links, thread):
+    before = tuple(when_out_of_files)  # the other relay's
+
+    async def main():
+        async with service(links, listen="tcp://127.0.0.1:0") as relay:
+            member = await come(links, relay, "a", "b")
+            with socket.create_connection(("127.0.0.1", relay.port)) as stranger:
+                await until(lambda: len(relay._streams) == 2)
+                connection = relay._streams[max(relay._streams)].socket
+                (free_one,) = set(when_out_of_files) - set(before)
+                if thread == "another":
+                    await asyncio.to_thread(free_one)
+                else:
+                    free_one()
+                    free_one()  # there is no other stranger
+
+                    assert connection.fileno() < 0
+                await until(lambda: len(relay._streams) == 1)
+
+                assert connection.fileno() < 0
+                assert len(stranger.recv(1000)) in (0, CHALLENGE_BYTES)
+            assert relay.counters["evicted"] == 1
+            neighbour = await come(links, relay, "b", "a")
+            for reader, writer in (member, neighbour):
+                await asyncio.wait_for(joined(reader), 20)
+                writer.close()
+        assert tuple(when_out_of_files) == before
+
+    finish(main(), 60)
+
+
 def test_the_rate_is_shared_by_all_that_pass():
     rate = Rate(1000.0)
 
@@ -182,19 +256,67 @@ def test_the_rate_is_shared_by_all_that_pass():
     assert rate.wait_s(100, now_s=20.0) == pytest.approx(0.1)  # what was not used is not saved up
 
 
+async def is_shut(place, address):
+    """Whether a connection from one address and port to another is shut."""
+    with socket.socket() as intruder:
+        intruder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        intruder.bind(place)
+        intruder.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(20):
+                await loop.sock_connect(intruder, address)
+                while await loop.sock_recv(intruder, 100):
+                    pass
+        except TimeoutError:
+            return False
+        except OSError:  # at once
+            return True
+        return True
+
+
 def test_another_program_of_the_machine_does_not_reach_the_listener_of_relayed_links(links):
     async def main():
-        async with links.member("a", "b") as a:
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(a._links.bound_address.rpartition(":")[2]))
-            try:
-                await reader.read()
-                await until(lambda: a.counters["evicted"])
-            finally:
-                writer.close()
+        async with links.member("a", "b") as a, links.member("b", "a") as b:
+            await meet(a, b)
+            awaiting = a if a._coming else b
+            (_, port), *_ = awaiting._coming
+            address = ("127.0.0.1", int(awaiting._links.bound_address.rpartition(":")[2]))
 
-            assert a.counters["evicted"] == 1
+            assert await is_shut(("127.0.0.1", 0), address)
+            assert await is_shut(("127.0.0.2", port), address)  # by the port that the neighbour's has at another address
+            await until(lambda: awaiting.counters["evicted"] == 2)
+            assert a.link("b").is_up
 
-    finish(main())
+    finish(main(), 60)
+
+
+def test_another_program_of_the_machine_does_not_get_into_a_tunnel():
+    class Silent:
+        said = b""
+
+        async def receive(self):
+            await asyncio.Event().wait()
+
+        async def send(self, data):
+            self.said += bytes(data)
+
+        def end(self):
+            pass
+
+        close = end
+
+    async def main():
+        async with asyncio.TaskGroup() as group:
+            tunnels, stream = Tunnels(group), Silent()
+            offer = tunnels.offer(stream)
+            source, port = (int(place.rpartition(":")[2]) for place in offer.address.split(";"))
+
+            assert await is_shut(("127.0.0.1", 0), ("127.0.0.1", port))
+            assert await is_shut(("127.0.0.2", source), ("127.0.0.1", port))
+            await tunnels.close(0)
+
+    finish(main(), 60)
 
 
 def test_an_end_behind_a_proxy_reaches_the_relay(links):
