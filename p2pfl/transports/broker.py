@@ -14,6 +14,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -222,6 +223,28 @@ def _first(faults: BaseExceptionGroup[BaseException]) -> UnreachableError | None
     return found
 
 
+class _Sparing(logging.Filter):
+    """Passes the 1st, 2nd, 4th, ... of each warning only: anybody who may publish at a broker can cause as many as he likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._times: Counter[object] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a warning is passed on, and say in it how many there were."""
+        self._times[record.msg] += 1
+        times = self._times[record.msg]
+        record.msg = f"{record.msg} ({times} so far)"
+        return times & (times - 1) == 0
+
+
+def _sparing_logger() -> logging.Logger:
+    logger = logging.Logger(log.name, logging.WARNING)  # noqa: LOG001 - each connection counts for itself
+    logger.parent = log
+    logger.addFilter(_Sparing())
+    return logger
+
+
 def _client(broker: Broker, place: Path, will: tuple[str, bytes], most_waiting: int) -> aiomqtt.Client:
     import aiomqtt
     from paho.mqtt.packettypes import PacketTypes
@@ -243,6 +266,7 @@ def _client(broker: Broker, place: Path, will: tuple[str, bytes], most_waiting: 
         max_queued_incoming_messages=most_waiting,
         max_inflight_messages=AT_ONCE,
         timeout=ANSWER_S,
+        logger=_sparing_logger(),
         **options,
     )
     client.pending_calls_threshold = 1000  # many are under way at once

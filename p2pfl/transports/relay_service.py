@@ -62,7 +62,7 @@ class _Waiting:
         self.stream = stream
         self.wanted, self.ready, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.joining: asyncio.Task[Any] | None = None
-        """What joins it with its neighbour."""
+        """Runs as long as the member and its neighbour are joined."""
 
 
 class RelayService:

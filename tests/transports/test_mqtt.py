@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from paho.mqtt.client import MQTTMessage
 from zmq.utils import z85
 
 from links import STUDY, BrokerLinks, arrives, finish, receive, send_when_up, until
@@ -124,6 +125,27 @@ def test_a_publish_that_is_too_large_costs_neither_memory_nor_the_link(meeting):
             assert a.link_counters["b"]["disconnected"] == 0
 
     finish(main())
+
+
+def test_messages_that_nobody_has_room_for_do_not_fill_the_log(links, caplog, monkeypatch):
+    monkeypatch.setattr("p2pfl.transports.mqtt_session.MOST_WAITING", 2)
+
+    async def main():
+        async with stranger(links) as other, links.member("a", "b") as a:
+            session = a._carrier._sessions["b"]
+            await until(lambda: session._connection is not None)
+            client = session._connection._client
+            for _ in range(500):
+                client._on_message(None, None, MQTTMessage(topic=session._words.inbox.encode()))
+            await other.publish(session._words.inbox, b"heard", qos=1)
+            await until(lambda: a.counters["forged"])
+
+    finish(main())
+    full = [record for record in caplog.records if "Message queue is full" in record.getMessage()]
+
+    assert len(full) == 9  # of 498, the 1st, 2nd, 4th, ... 256th
+    assert "(256 so far)" in full[-1].getMessage()
+    assert {record.name for record in full} == {"p2pfl.transports.broker"}
 
 
 def test_a_recorded_packet_of_an_older_stream_ends_nothing(links):
