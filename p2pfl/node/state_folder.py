@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _NOBODY_ELSE, _GROUP_READS = 0o077, 0o027
 """Mode bits that files and folders are made without: everything for others, and for the group all or only writing."""
 _ELSEWHERE = "name another folder in site.yaml"
-"""What to do about a place that cannot be one, for messages."""
+"""Remedy for a place that cannot be a state folder, for messages."""
 _WAIT_S, _POLL_S = 1.0, 0.05
 """For the lock: a status command that looks whether a node runs holds it for a moment."""
 

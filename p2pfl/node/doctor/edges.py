@@ -136,7 +136,7 @@ def _edge(edge: EdgeMeasurement, addresses: tuple[str, ...], carried: EdgeKind |
 
 
 def _remedy(condition: LinkCondition, peer: str, carried: EdgeKind | None) -> str:
-    """What to do about a link that is not up."""
+    """Choose what to do about a link that is not up."""
     said = _REMEDIES.get(condition, "ask {peer} whether its node runs, and whether its firewall lets this site in")
     if carried is not None and condition == LinkCondition.NO_ANSWER:
         said = _NOT_THERE
