@@ -56,9 +56,9 @@ class Plan:
     first_buffers: Mapping[str, Tensor] | None = None
     """Buffers of the model at the start that all share, where this site's own have taken their place; None: the model's."""
 
-    @property
+    @cached_property
     def start_digest(self) -> str:
-        """SHA-256 of the parameters that all nodes start from."""
+        """SHA-256 of the parameters that all nodes start from, computed once: a large model takes seconds."""
         return digest_of(*(p for p in self.model.parameters() if p.requires_grad))
 
     @cached_property
