@@ -266,7 +266,8 @@ class Protocol:
 
     def _hear_update(self, neighbour: Neighbour, received: ReceivedUpdate, now_s: float) -> None:
         neighbour.note_return(is_sound=True)
-        self.arrivals.note_came(neighbour.name, received.exchange, now_s)
+        if self.pace.in_step:  # else nobody asks, and numbers of single edges are never past
+            self.arrivals.note_came(neighbour.name, received.exchange, now_s)
         if self.edges.closing is not None:
             return  # a stopped node merges nothing more and has left its last exchange behind
         # what is early is looked at in its exchange
