@@ -27,10 +27,10 @@ LOOK_S = 1.0
 LASTED_S = 10.0
 """After a connection that lasted so long, the next one is made at once."""
 MOST_PENDING = 8
-MOST_UNDER_WAY = 256
+MOST_UNDER_WAY = EARLY_PACKETS
 """Packets that wait for the broker, above which answers are left out: they answer what anybody can repeat."""
 MOST_WAITING = 2 * EARLY_PACKETS
-"""Messages of the broker that wait to be read here."""
+"""Messages of the broker that wait to be read here: all that the other end has under way, and a window of its stream."""
 
 
 class BrokerSession:
