@@ -172,9 +172,9 @@ class Network:
         for name in names or self.plan.names:
             line = Line(self.links.member(name, self.neighbours(name)))
             timeouts = self.timeouts_of.get(name, self.timeouts)
-            given = {"signing": self.signing[name], **self.options, **options}
+            given = {"signing": self.signing[name], "incarnation": next(self._starts), **self.options, **options}
             page = {key: given.pop(key) for key in ("status_port", "status_host") if key in given}
-            node = Node(self.plan, name, line, state=self.states[name], timeouts=timeouts, incarnation=next(self._starts), **given)
+            node = Node(self.plan, name, line, state=self.states[name], timeouts=timeouts, **given)
             daemon = Daemon(node, **page)
             self.nodes[name] = Running(daemon, line, asyncio.create_task(daemon.run(), name=name))
 

@@ -1,7 +1,8 @@
 """Probe of a running node: greet it as a member, send one message of each kind, and note what it takes and what it refuses.
 
 The node says little of what it refuses: only a Hello is answered by Goodbye with the reason. So each message is followed by a question
-that every node answers over an open link; and where the node's own state folder can be read, its counters tell the reason.
+that every node answers over an open link; and where the node's own state folder can be read, its counters tell the reason. A heartbeat
+that comes by itself looks like that answer. So a numbered question follows, where the node knows it: its answer ends the wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ from p2pfl.node.probe_messages import FARTHEST, Attempt, Standing, faulty_attemp
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import Goodbye, Hello, Message, News, Ready, Records, Remembered, ResendRequest
+from p2pfl.wire.messages import Goodbye, Hello, Message, News, ProbeAnswer, Ready, Records, Remembered, ResendRequest
+from p2pfl.wire.messages import Probe as Question
+from p2pfl.wire.negotiation import announcing
 
 LINK_S = 20.0
 """How long the link may take to come up."""
@@ -27,6 +30,9 @@ HANDSHAKE_S = 10.0
 ANSWER_S = 3.0
 """How long the answer to one message may take."""
 HELLO_EVERY_S = 0.5
+
+_LIFE = frozenset({"Heartbeat", "Closing", "Goodbye"})
+"""Kinds of messages of which a node sends one in answer to a request for an update that is over."""
 
 Counts = Callable[[], Mapping[str, int]]
 """Reads how often the node has refused messages of this member, by reason."""
@@ -93,6 +99,8 @@ class Probe:
         self.heard = NodeStatements()
         self._came: asyncio.Queue[Message] = asyncio.Queue()
         self._has_left = False
+        self._asked = 1_000_000
+        """Number of the last question; far from those of the attempts."""
 
     async def run(self, *, faulty: bool) -> list[Finding]:
         """Greet the node, try all messages, and say Goodbye as a member that pauses.
@@ -217,9 +225,14 @@ class Probe:
         self.heard.forget_refusals()
         await self._send(attempt.frames)
         await self._send(encode(ResendRequest(exchange=FARTHEST, whole=False, lost=False, offset=0, digest=None)))
+        if self._session.understands(Question):
+            self._asked += 1
+            await self._send(encode(Question(number=self._asked, pad=b"")))
         answers = await self._answers()
-        counted = self._new_refusals(before)
-        reason = self.heard.goodbye or counted
+        if attempt.refused_as and self._counts is not None and not self._session.understands(Question):
+            # an older node may have spoken before it read the message
+            await self._until(lambda: self.heard.goodbye or self._new_refusals(before, attempt.refused_as) in attempt.refused_as, ANSWER_S)
+        reason = self.heard.goodbye or self._new_refusals(before, attempt.refused_as)
         found = self._finding(attempt, answers, reason)
         if attempt.ends_link:
             self._session.refuse()
@@ -228,7 +241,7 @@ class Probe:
 
     def _finding(self, attempt: Attempt, answers: tuple[str, ...], reason: str | None) -> Finding:
         shown = tuple(dict.fromkeys(name for name in answers if name in attempt.answered_by or name == "Goodbye"))
-        is_answered = bool({"Heartbeat", "Closing", "Goodbye"} & set(answers))
+        is_answered = bool(_LIFE & set(answers))
         knows = self._counts is not None or self.heard.goodbye is not None
         if reason is not None:
             outcome = "left alone" if reason in attempt.may_be else "refused"
@@ -256,16 +269,18 @@ class Probe:
     # ---- waiting
 
     async def _answers(self) -> tuple[str, ...]:
-        """Kinds of messages that come until the question is answered."""
+        """Kinds of messages that come until the questions are answered."""
         found: list[str] = []
         until_s = time.monotonic() + ANSWER_S
-        while not {"Heartbeat", "Closing", "Goodbye"} & set(found[-1:]):
+        is_last = not self._session.understands(Question)
+        while not (is_last and _LIFE & set(found)):
             try:
                 async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
                     message = await self._came.get()
             except TimeoutError:
                 break
             found.append(type(message).__name__)
+            is_last = is_last or (isinstance(message, ProbeAnswer) and message.number == self._asked)
         return tuple(found)
 
     def _drain(self) -> None:
@@ -280,13 +295,13 @@ class Probe:
     def _refusals(self) -> Counter[str]:
         return Counter(self._counts()) if self._counts is not None else Counter()
 
-    def _new_refusals(self, before: Counter[str]) -> str | None:
-        """The reason that the node has counted since; not that for messages of the process before."""
+    def _new_refusals(self, before: Counter[str], expected: Collection[str] = ()) -> str | None:
+        """The reason that the node has counted since, an expected one first; not that for messages of the process before."""
         new = self._refusals() - before
         new.pop("not_greeted", None)
-        return next(iter(sorted(new)), None)
+        return min(new, key=lambda reason: (reason not in expected, reason), default=None)
 
 
 def new_incarnation() -> int:
-    """A random number for a process, as a Hello bears it."""
-    return secrets.randbelow(2**63 - 1) + 1
+    """Draw a number for a process, as a Hello bears it; it announces the newest schema."""
+    return announcing(secrets.randbits(64))

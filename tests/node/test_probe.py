@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 
@@ -12,9 +13,11 @@ from networks import HASTY, STUDY, Institutions, Network, averaging, finish, pla
 from p2pfl.cli.node import app
 from p2pfl.errors import ConfigError
 from p2pfl.node.mixing import update_formats
-from p2pfl.node.probe import Probe
+from p2pfl.node.probe import Probe, new_incarnation
 from p2pfl.node.probe_site import standing_of
 from p2pfl.wire.link import LinkSession, Terms
+from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA
+from p2pfl.wire.negotiation import announcing
 
 PATH = {"name": "path"}
 
@@ -35,7 +38,7 @@ async def probed(network: Network, me: str, peer: str, *, faulty: bool = False, 
     formats = update_formats(plan.recipe.algorithm, plan.population([me]))
     standing, anew = standing_of(network.states[me], peer, formats)
     held = Terms(**{"study": STUDY, "layout": plan.layout.digest, "start": plan.start_digest} | terms)
-    session = LinkSession(peer=peer, member=me, terms=held, incarnation=10**6, formats=formats)
+    session = LinkSession(peer=peer, member=me, terms=held, incarnation=new_incarnation(), formats=formats)
     counters = network.nodes[peer].daemon.protocol
 
     def counts():
@@ -108,6 +111,39 @@ def test_faulty_messages_are_refused_each_for_its_reason(tmp_path):
                 "Hello, layout": "wrong_layout",
                 "Hello, start": "wrong_start",
             }
+
+    finish(scenario())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", [SCHEMA, NEWEST_SCHEMA])
+def test_a_sign_of_life_is_no_answer_to_a_question(tmp_path, schema):
+    async def scenario():
+        async with Network(averaging(PATH, 3), tmp_path, timeouts=HASTY) as network:
+            network.start("node-0", incarnation=announcing(1, schema))
+            daemon = network.nodes["node-0"].daemon
+            neighbour = daemon.protocol.neighbours["node-1"]
+            receive = daemon.node.transport.receive
+
+            async def receive_late():
+                received = await receive()
+                for _ in range(20):  # signs of life go out meanwhile
+                    await asyncio.sleep(0)
+                return received
+
+            async def speak_unasked():
+                while True:
+                    if neighbour.session.is_open:
+                        neighbour.queue(daemon.protocol.stopping.where_it_is(neighbour))
+                        daemon.node.sending.wake()
+                    await asyncio.sleep(0)
+
+            daemon.node.transport.receive = receive_late
+            speaking = asyncio.create_task(speak_unasked())
+            found = await probed(network, "node-1", "node-0", faulty=True)
+            speaking.cancel()
+
+            assert [name for name, finding in found.items() if not finding.as_expected] == []
 
     finish(scenario())
 
