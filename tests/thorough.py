@@ -19,9 +19,9 @@ def long_or_short(long: T, short: T) -> T:
     return long if LONG else short
 
 
-def first_fast(cases: Iterable[Any], fast: int = 1) -> list[Any]:
-    """Parameters of a test, all but the first few marked slow."""
+def first_fast(cases: Iterable[Any], fast: int = 1, *, alone: bool = False) -> list[Any]:
+    """Parameters of a test, all but the first few marked slow; alone: each case is one parameter, though it may be a tuple."""
     return [
-        case if number < fast else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        pytest.param(*(case if isinstance(case, tuple) and not alone else (case,)), marks=[pytest.mark.slow] if number >= fast else [])
         for number, case in enumerate(cases)
     ]

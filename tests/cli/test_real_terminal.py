@@ -16,6 +16,7 @@ from test_inspector_terminal import FIVE, RATE, make_run, summary_of
 
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
+from thorough import first_fast
 
 pytest.importorskip("pyte")
 
@@ -186,7 +187,7 @@ def piped(*arguments, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "xterm-256color"}, {"TERM": "dumb"}], ids=str)
+@pytest.mark.parametrize("environment", first_fast([{}, {"NO_COLOR": "1"}, {"TERM": "xterm-256color"}, {"TERM": "dumb"}]), ids=str)
 def test_in_a_pipe_there_is_text_and_nothing_else(runs, environment):
     others = [["inspect", runs / "five", "--live"], ["topology", "show", "ring", "--nodes", "5"]]
     for arguments in (["inspect", runs / "long"], *(others if not environment else [])):

@@ -371,6 +371,7 @@ NAMELESS = """() => [...document.querySelectorAll("main :is([role=img], [role=re
   .filter((e) => !(e.getAttribute("aria-label") || (e.labels && e.labels.length) || e.innerText.trim())).map((e) => e.outerHTML)"""
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_is_enough_and_everything_has_a_name(dashboard, visit):
     page = visit(dashboard)
     drawn(page)

@@ -20,6 +20,7 @@ from p2pfl.inspector.convergence import convergence
 from p2pfl.inspector.print_figures import write_figures
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
+from thorough import first_fast
 
 pytest.importorskip("matplotlib")
 
@@ -96,7 +97,7 @@ def texts(figure):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("nodes", [FIVE, STRANGE, FIVE[:2], TWENTY], ids=["five", "strange", "two", "twenty"])
+@pytest.mark.parametrize("nodes", first_fast([FIVE, STRANGE, FIVE[:2], TWENTY], 2, alone=True), ids=["five", "strange", "two", "twenty"])
 def test_they_are_one_column_wide_without_colour_and_can_be_read(print_once, nodes):
     written, drawn = print_once(nodes)
 

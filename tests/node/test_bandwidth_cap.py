@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from networks import Network, finish, plan_of
 from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.wire.codec import decode
@@ -29,6 +31,7 @@ def test_times_are_handed_out_one_after_the_other():
     assert [BandwidthCap(None).reserve(10**9, 5.0) for _ in range(2)] == [5.0, 5.0]
 
 
+@pytest.mark.slow
 def test_a_node_sends_no_faster_than_its_cap_and_short_messages_do_not_wait(tmp_path):
     first = MODEL.names[0]
     sent: list[tuple[float, int, bool]] = []

@@ -35,6 +35,7 @@ from p2pfl.node.site import SiteFile
 from p2pfl.node.status import read_status
 from p2pfl.transports import resolver
 from p2pfl.yaml_files import dump_yaml, load_yaml
+from thorough import first_fast
 from wire_samples import HELLO
 
 
@@ -311,7 +312,7 @@ def answered(measured: Examination, **changes: Any) -> Report:
     return examine(replace(measured, edges={LISTENS: other}), OF_NEIGHBOURS)
 
 
-@pytest.mark.parametrize(("field", "words"), [("layout", "another layout"), ("start", "other first parameters")])
+@pytest.mark.parametrize(("field", "words"), first_fast([("layout", "another layout"), ("start", "other first parameters")]))
 def test_a_neighbour_that_holds_something_else_is_found(measured, field, words):
     assert f"hospital-a holds {words}" in one_finding(answered(measured, **{field: bytes.fromhex(OTHER)}), "agreement")
 
@@ -352,6 +353,7 @@ def test_a_refused_key_is_found_at_both_ends(clinics):
     assert "ask hospital-a to take the study" in text
 
 
+@pytest.mark.slow
 def test_a_way_that_swallows_large_packets_is_found(clinics, monkeypatch):
     monkeypatch.setattr(interview, "LARGE_WITHIN_S", 1.0)
     monkeypatch.setattr(interview, "PING_WITHIN_S", 1.0)

@@ -297,6 +297,7 @@ def test_a_node_that_lost_its_state_stops_and_goes_on_with_the_newest_to_the_tru
     finish(main())
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("how", first_fast(["deleted", "restored"]))
 def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighbours(how, tmp_path):
@@ -353,6 +354,7 @@ def rarely_written(every: int):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("seed", first_fast(range(6)))
 def test_a_kill_at_any_moment_is_not_taken_for_lost_state_and_the_mean_stands_still(seed, tmp_path):

@@ -379,6 +379,7 @@ def hold_to_the_promise(network: Network, least: float = 1.0) -> None:
         assert node.trained >= least * quiet
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_an_hour_of_lies_costs_nobody_more_than_a_round_of_training():
     hold_to_the_promise(lied_to_for_an_hour("path", all_of_it, train_s=20.0, lie_every_s=4.0))

@@ -140,6 +140,7 @@ def test_pure_averaging_is_certified_until_it_stops_and_foreseen_at_half_time(tm
     assert course.fitted_rate <= course.predicted_rate * (1 + 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("topology", "nodes", "diameter"), first_fast([("star", 6, 2), ("complete", 5, 1), ("path", 5, 4), ("hypercube", 8, 3)])

@@ -262,6 +262,7 @@ def test_what_is_to_be_taken_back_survives_a_kill_after_a_jump(tmp_path):
     finish(main())
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_any_moment_and_the_others_never_stop(tmp_path):
     chance = random.Random(20)
     plan = averaging({"name": "ring"}, 5, tolerance=1e-9)

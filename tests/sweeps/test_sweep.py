@@ -152,6 +152,7 @@ def swept(tmp_path_factory):
     return p2pfl.sweep(QUADRATIC, vary=vary, seeds=2, out=place, jobs=1)
 
 
+@pytest.mark.slow
 def test_the_table_says_exactly_what_the_runs_themselves_say(swept):
     rows = rows_of(swept.path / "table.csv")
 

@@ -33,6 +33,7 @@ def script(kind: FaultKind, *nodes: str, rounds: range, factor: float = 1.0) -> 
     return FaultScript((Fault(kind=kind, nodes=nodes, rounds=frozenset(rounds), factor=factor),))
 
 
+@pytest.mark.slow
 def test_a_rehearsal_gives_the_weights_of_the_simulator(rehearse, tmp_path):
     simulated = simulate(EXPERIMENT, out=tmp_path / "simulated").models
 

@@ -144,6 +144,7 @@ def test_nobody_is_evicted_before_its_time_and_then_somebody_at_random():
     assert len(evicted) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("handshake_s", "most"), [(0.02, 15), (0.5, 60)], ids=["near", "far"])
 def test_an_honest_dialler_comes_through_a_flood_from_its_own_address(handshake_s, most):

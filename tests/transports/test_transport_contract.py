@@ -23,6 +23,7 @@ from links import (
 )
 from p2pfl.errors import TransportError
 from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
+from thorough import first_fast
 
 AWAY_S = 2.5
 """Long enough to be looked at on a machine with much else to do."""
@@ -334,7 +335,7 @@ def test_a_waiting_receiver_can_be_cancelled_and_nothing_is_lost(links):
     finish(main())
 
 
-@pytest.mark.parametrize(("excludes", "excluded"), BOTH_ENDS)
+@pytest.mark.parametrize(("excludes", "excluded"), first_fast(BOTH_ENDS))
 def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itself(links, excludes, excluded):
     async def main():
         async with (
