@@ -8,7 +8,7 @@ Shapes: N nodes, E epochs of a node's data stream, M rows at the largest site.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 _BLOCK = 2**14  # keys at a time
+_SMALL = 2**14  # words up to which numpy is quicker than torch
 
 Words = NDArray[np.uint64]
 Whole = NDArray[np.int64]
@@ -54,8 +55,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
     Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    zeros = counter[0] * 0 + counter[1] * 0 + counter[2] * 0 + counter[3] * 0
-    word_0, word_1, word_2, word_3 = (word + zeros for word in counter)
+    words: list[Any] = list(counter)
+    if is_small := sum(word.numel() for word in words) <= _SMALL and all(word.device.type == "cpu" for word in words):
+        words = [np.atleast_1d(word.numpy()) for word in words]  # one dimension at least, as numpy's scalars do not wrap
+    zeros = words[0] * 0 + words[1] * 0 + words[2] * 0 + words[3] * 0
+    word_0, word_1, word_2, word_3 = (word + zeros for word in words)
     key_0, key_1 = key
     for _ in range(_NUM_ROUNDS):
         # int64 products wrap modulo 2**64, which keeps exactly the bits that an unsigned product has
@@ -69,6 +73,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
         )
         key_0 = (key_0 + _WEYL[0]) & _MASK
         key_1 = (key_1 + _WEYL[1]) & _MASK
+    if is_small:
+        shape = np.broadcast_shapes(*(tuple(word.shape) for word in counter))
+        word_0, word_1, word_2, word_3 = (torch.from_numpy(word).reshape(shape) for word in (word_0, word_1, word_2, word_3))
     return word_0, word_1, word_2, word_3
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pfl import draws
 from p2pfl.draws import LastEpoch, Purpose, batch_positions, batch_sizes, epoch_orders, philox, sort_keys, torch_seed
 
 ALL_ONES = 0xFFFFFFFF
@@ -201,3 +202,16 @@ def test_what_was_drawn_last_is_not_drawn_again_and_changes_nothing(sizes, first
 
         assert torch.equal(continued, batch_positions(3, nodes, sizes_N, first_step, num_steps, batch_size, repeating=True))
         first_step += num_steps
+
+
+@pytest.mark.parametrize("shapes", [((), (), (), ()), ((5, 1), (1, 7), (), (5, 7)), ((0,), (1,), (), ())], ids=str)
+def test_few_words_have_the_bits_of_many(shapes, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    counter = tuple(torch.randint(0, 2**32, shape, generator=generator) for shape in shapes)
+    few = philox(counter, (2**32 - 1, 5))
+    monkeypatch.setattr(draws, "_SMALL", -1)
+    many = philox(counter, (2**32 - 1, 5))
+
+    for one, other in zip(few, many, strict=True):
+        assert (one.dtype, one.shape) == (torch.int64, other.shape)
+        assert torch.equal(one, other)
