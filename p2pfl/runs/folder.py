@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -243,6 +244,7 @@ def _environment(engine: str | None) -> Row:
     }
 
 
+@cache
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)
