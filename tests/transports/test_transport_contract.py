@@ -351,12 +351,13 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             assert not ours.link(excluded).is_up
             assert ours.link(excluded).detail == "this node has ended the connection for 1 s: too much"
             await until(lambda: theirs.link_counters[excludes]["disconnected"])
+            said = ""
             try:
                 await ours.send(excluded, [b"anybody?"], 1.0)
             except TransportError as error:
-                assert f"no link from {excludes} to {excluded}" in str(error)
-            else:  # a busy machine came so far only when the time was over
-                assert time.monotonic() - began_s >= AWAY_S
+                said = str(error)
+            # a busy machine may come so far only when the time is over
+            assert f"no link from {excludes} to {excluded}" in said or time.monotonic() - began_s >= AWAY_S
             await send_when_up(c, excludes, [b"still here"])
             assert await receive(ours, 1) == [("c", [b"still here"])]
 
