@@ -15,7 +15,7 @@ from p2pfl.cli.chaos import chaos
 from p2pfl.cli.doctor import doctor
 from p2pfl.cli.inspect import dashboard, inspect
 from p2pfl.cli.run import predict, simulate, up
-from p2pfl.cli.streams import OneLineFormatter, guard_streams
+from p2pfl.cli.streams import asks_for_json, guard_streams, log_handler, print_json_lines
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
@@ -69,15 +69,15 @@ def _root(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more on standard error: level INFO."),
     version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_say_version, is_eager=True),  # noqa: ARG001
 ) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[log_handler()])
     logging.getLogger("p2pfl.evaluation.progress").setLevel(logging.INFO)  # what takes long says so
 
 
 def main() -> NoReturn:
     """Run the command line, and exit with its code."""
     guard_streams()
+    if asks_for_json(sys.argv):
+        print_json_lines()
     try:
         app()
     except P2PFLError as error:
