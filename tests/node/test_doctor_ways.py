@@ -17,10 +17,10 @@ from p2pfl.node.doctor.checks import CHECKS, examine
 from p2pfl.node.doctor.examination import Examination
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.topology import Topology
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
+from site_proxy import SiteProxy
 
 RELAY = "hospital-c"
 

@@ -15,12 +15,12 @@ from zmq.utils import z85
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.errors import TransportError
 from p2pfl.runs.open_files import when_out_of_files
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
 from p2pfl.transports.fair_rate import FairQueue, FairRate
 from p2pfl.transports.relay_words import CHALLENGE_BYTES, GO, PROOF_BYTES, Answer, Request, is_members, new_challenge, request
 from p2pfl.transports.tunnels import Tunnels
 from recorder import Recorder
+from site_proxy import SiteProxy
 
 
 @pytest.fixture
